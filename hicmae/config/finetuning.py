@@ -1,0 +1,157 @@
+"""Settings of fine-tuning: classifier, augmentation, loss and testing."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hicmae.config.common import check_not_negative, check_positive, check_share
+from hicmae.config.flags import option
+
+CLASSIFICATION_METRICS = ("uar", "war", "acc1", "weighted_f1", "macro_f1", "micro_f1")
+REGRESSION_METRICS = ("ccc", "pcc", "acc", "mae", "mse", "rmse")
+LOWER_IS_BETTER = ("mae", "mse", "rmse")
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Classifier."""
+
+    task: str = option(
+        "classification", "kind of labels", choices=("classification", "regression")
+    )
+    nb_classes: int = option(0, "number of classes, or of regression outputs", metavar="K")
+    modality: str = option(
+        "av", "streams to read: audio-visual, audio, video", choices=("av", "a", "v")
+    )
+    model: str = option("avit_dim512_patch16_160_a256", "registered model name", metavar="NAME")
+    depth: int = option(10, "blocks of the video encoder", aliases=("encoder_depth",))
+    depth_audio: int = option(10, "blocks of the audio encoder", aliases=("encoder_depth_audio",))
+    fusion_depth: int = option(
+        2, "layers of the cross-modal fusion encoder", aliases=("encoder_fusion_depth",)
+    )
+    drop_path: float = option(0.1, "stochastic depth of the last block")
+    init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale")
+    head_activation: str | None = option(
+        None, "function after the head (regression)", choices=("sigmoid", "relu", "tanh")
+    )
+    finetune: str = option("", "pre-training checkpoint to start from", metavar="FILE")
+    layer_decay: float = option(0.75, "learning-rate factor from one layer to the one below")
+
+    def __post_init__(self) -> None:
+        if self.nb_classes < 1:
+            raise ValueError("--nb_classes is missing; give the number of classes or outputs")
+        if self.task == "classification" and self.nb_classes < 2:
+            raise ValueError(f"--nb_classes must be at least 2, got {self.nb_classes}")
+        if self.task == "classification" and self.head_activation:
+            raise ValueError("--head_activation is for --task regression only; leave it out")
+        check_share(self, "drop_path", upper_open=True)
+        check_not_negative(self, "init_values")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"--layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+
+    def model_options(self) -> dict[str, Any]:
+        """Return the settings under the names of the model builder."""
+        return {
+            "num_classes": self.nb_classes,
+            "depth": self.depth,
+            "depth_audio": self.depth_audio,
+            "fusion_depth": self.fusion_depth,
+            "drop_path_rate": self.drop_path,
+            "head_activation": self.head_activation,
+            "init_values": self.init_values,
+            "modality": self.modality,
+        }
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of labelled clips."""
+
+    aa: str = option(
+        "rand-m7-n4-mstd0.5-inc1", "RandAugment policy of timm; none: off", metavar="POLICY"
+    )
+    reprob: float = option(0.25, "probability of random erasing")
+    remode: str = option("pixel", "filling of erased boxes", choices=("pixel", "rand", "const"))
+    recount: int = option(1, "erased boxes a clip")
+    crop_scale: tuple[float, ...] = option(
+        (0.08, 1.0), "smallest and largest area of the random resized crop", metavar="SHARE"
+    )
+    flip: float = option(0.5, "probability of a horizontal flip")
+    mixup: float | None = option(None, "mixup alpha; 0: off (default: 0.8, in regression 0)")
+    cutmix: float | None = option(None, "cutmix alpha; 0: off (default: 1.0, in regression 0)")
+    mixup_prob: float = option(1.0, "probability that a batch is mixed")
+    mixup_switch_prob: float = option(0.5, "probability of cutmix where both are on")
+    mixup_audio: bool = option(False, "mix the audio too (the original mixes video and targets)")
+    smoothing: float = option(0.1, "label smoothing")
+
+    def __post_init__(self) -> None:
+        check_share(self, "reprob", "flip", "mixup_prob", "mixup_switch_prob")
+        check_share(self, "smoothing", upper_open=True)
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) is not None:
+                check_not_negative(self, name)
+        check_positive(self, "recount")
+        low_high = self.crop_scale
+        if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= 1:
+            raise ValueError(
+                f"--crop_scale takes two shares, 0 < smallest <= largest <= 1, got {low_high}"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed at all."""
+        return bool(self.mixup or self.cutmix)
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Loss, validation and testing."""
+
+    loss: str = option(
+        "",
+        "ce for classes (default); mse (default), mae, ccc, pcc for regression",
+        choices=("ce", "mse", "mae", "ccc", "pcc"),
+    )
+    val_metric: str = option(
+        "",
+        "metric that picks the best epoch (default: war, or ccc for regression)",
+        choices=(*CLASSIFICATION_METRICS, *REGRESSION_METRICS),
+    )
+    val_path: str = option(
+        "", "validation list; default: val.csv in data_path, else test.csv", metavar="FILE"
+    )
+    test_num_segment: int = option(2, "temporal views of a test clip")
+    test_num_crop: int = option(2, "spatial views of a test clip")
+    dist_eval: bool = option(True, "share testing among the GPUs")
+    eval: bool = option(False, "only test the newest or the --resume checkpoint")
+    skip_bad_test_clips: bool = option(False, "leave unreadable test clips out and report them")
+
+    def __post_init__(self) -> None:
+        check_positive(self, "test_num_segment", "test_num_crop")
+
+
+def complete(
+    classifier: ClassifierConfig, score: ScoreConfig, augment: AugmentConfig
+) -> tuple[ScoreConfig, AugmentConfig]:
+    """Fill in the task's default loss, metric and mixing; refuse those of the other task.
+
+    Raises:
+        ValueError: a loss or metric of the other task, or mixing in regression.
+    """
+    regression = classifier.task == "regression"
+    losses = ("mse", "mae", "ccc", "pcc") if regression else ("ce",)
+    metrics = REGRESSION_METRICS if regression else CLASSIFICATION_METRICS
+    loss, metric = score.loss or losses[0], score.val_metric or ("ccc" if regression else "war")
+    _one_of("loss", loss, losses, classifier.task)
+    _one_of("val_metric", metric, metrics, classifier.task)
+    if regression and augment.mixes:
+        raise ValueError("--mixup and --cutmix are for classification; leave them out or set 0")
+    defaults = {"mixup": 0.0, "cutmix": 0.0} if regression else {"mixup": 0.8, "cutmix": 1.0}
+    mixing = {n: v for n, v in defaults.items() if getattr(augment, n) is None}
+    score = replace(score, loss=loss, val_metric="war" if metric == "acc1" else metric)
+    return score, replace(augment, **mixing)
+
+
+def _one_of(flag: str, value: str, allowed: Iterable[str], task: str) -> None:
+    if value not in allowed:
+        raise ValueError(f"--{flag} {value} does not fit --task {task}; use {', '.join(allowed)}")

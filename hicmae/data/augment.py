@@ -1,0 +1,189 @@
+"""Random transforms of a labelled clip, and mixup / cutmix of a labelled batch."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.mixup import cutmix_bbox_and_lam, mixup_target
+from timm.data.random_erasing import RandomErasing
+from torch.nn.functional import interpolate
+from torchvision.transforms import RandomResizedCrop
+
+from hicmae.data.video import normalise, to_tensor
+
+if TYPE_CHECKING:
+    from hicmae.data.dataset import LabelledBatch
+
+ERASING_MODES = ("const", "rand", "pixel")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Strength of the training transforms of a labelled clip.
+
+    Attributes:
+        aa: timm's name of a RandAugment, such as "rand-m7-n4-mstd0.5-inc1"; None leaves it out.
+        reprob: probability of random erasing.
+        remode: what is put in the erased box: "const", "rand" or "pixel".
+        recount: largest number of boxes.
+        scale: smallest and largest share of the area in the random resized crop.
+        ratio: smallest and largest width / height of it.
+        flip: probability of the horizontal flip.
+    """
+
+    aa: str | None = "rand-m7-n4-mstd0.5-inc1"
+    reprob: float = 0.25
+    remode: str = "pixel"
+    recount: int = 1
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check what timm would only assert."""
+        if self.aa and self.aa.split("-")[0] != "rand":
+            raise ValueError(
+                f"--aa must name a RandAugment such as 'rand-m7-n4-mstd0.5-inc1', got {self.aa!r}"
+            )
+        if self.remode not in ERASING_MODES:
+            raise ValueError(
+                f"--remode must be one of {', '.join(ERASING_MODES)}, got {self.remode!r}"
+            )
+
+
+@contextmanager
+def seeded_globals(seed: int) -> Iterator[None]:
+    """Seed the global generators of `random`, numpy and torch (CPU), and put their states back after."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class ClipTransform:
+    """RandAugment, normalisation, random resized crop, flip and erasing of one clip, in this order."""
+
+    def __init__(self, augment: Augment, input_size: int) -> None:
+        self.augment, self.input_size = augment, input_size
+        # Translations in shares of the image and bicubic warps, as the original.
+        hparams = {
+            "translate_const": int(0.45 * input_size),
+            "interpolation": Image.Resampling.BICUBIC,
+        }
+        self.rand_augment = rand_augment_transform(augment.aa, hparams) if augment.aa else None
+        self.erase = RandomErasing(
+            augment.reprob, mode=augment.remode, max_count=augment.recount, device="cpu"
+        )
+
+    def __call__(self, images: Sequence[Image.Image], rng: np.random.Generator) -> torch.Tensor:
+        """Transform T RGB images of input_size x input_size to (3, T, H, W) float32, normalised."""
+        frame_seed, clip_seed = (int(seed) for seed in rng.integers(2**32, size=2))
+        if self.rand_augment is not None:
+            images = self._rand_augment(images, frame_seed)
+        video = normalise(to_tensor(images))
+        with seeded_globals(clip_seed):
+            return self._crop_flip_erase(video)
+
+    def _rand_augment(self, images: Sequence[Image.Image], seed: int) -> list[Image.Image]:
+        augmented: dict[
+            int, Image.Image
+        ] = {}  # a repeated last frame is one object: transform it once
+        for image in images:
+            if id(image) not in augmented:
+                with seeded_globals(seed):  # the same draw for every frame
+                    augmented[id(image)] = self.rand_augment(image)
+        return [augmented[id(image)] for image in images]
+
+    def _crop_flip_erase(self, video: torch.Tensor) -> torch.Tensor:
+        augment, size = self.augment, (self.input_size, self.input_size)
+        top, left, height, width = RandomResizedCrop.get_params(
+            video, list(augment.scale), list(augment.ratio)
+        )
+        crop = video[..., top : top + height, left : left + width].flatten(0, 1)  # (3 * T, h, w)
+        frames = interpolate(crop[None], size, mode="bilinear", align_corners=False)[0]
+        if random.random() < augment.flip:
+            frames = frames.flip(-1)
+        return self.erase(frames).view(
+            3, -1, *size
+        )  # one image of 3 * T channels: one box for all frames
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Mixup and cutmix of a whole batch with its reverse; the arguments are those of timm's Mixup.
+
+    timm's own class cannot carry the draw over to the audio. The draws come from numpy's global
+    generator, in timm's order, so that the same seed mixes the video as timm does.
+
+    Attributes:
+        num_classes: K.
+        mixup_alpha: of the beta distribution; 0 leaves mixup out.
+        cutmix_alpha: of the beta distribution; 0 leaves cutmix out.
+        prob: probability that a batch is mixed.
+        switch_prob: probability of cutmix where both are on.
+        label_smoothing: share of a target that is spread over all classes.
+    """
+
+    num_classes: int
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    label_smoothing: float = 0.1
+
+    def draw(self) -> tuple[float, bool]:
+        """Draw lambda, the share of a clip that stays its own, and whether to cut rather than blend."""
+        if np.random.rand() >= self.prob or (self.mixup_alpha <= 0 and self.cutmix_alpha <= 0):
+            return 1.0, False
+        if self.mixup_alpha > 0 and self.cutmix_alpha > 0:
+            cut = bool(np.random.rand() < self.switch_prob)
+        else:
+            cut = self.cutmix_alpha > 0
+        alpha = self.cutmix_alpha if cut else self.mixup_alpha
+        return float(np.random.beta(alpha, alpha)), cut
+
+
+def mix_batch(batch: "LabelledBatch", mixup: Mixup, mix_audio: bool = False) -> "LabelledBatch":
+    """Mix each clip of a batch with its mirror in the batch, and smooth and mix the targets.
+
+    Args:
+        batch: video (B, 3, T, H, W) float, normalised, target (B,) int64.
+        mixup: what to draw.
+        mix_audio: blend the audio with the same share; the original leaves it as it is. Audio without
+            any video is always blended, as the targets are.
+
+    Returns:
+        The batch with new tensors and target (B, K) float32.
+    """
+    if batch.target.is_floating_point():
+        raise ValueError(
+            "mixup needs class indices as targets, got numbers; set --mixup 0 --cutmix 0"
+        )
+    share, cut = mixup.draw()
+    video, audio = batch.video, batch.audio
+    if video is not None and cut:
+        (top, bottom, left, right), share = cutmix_bbox_and_lam(video.shape, share)
+        mirror, video = video.flip(0), video.clone()
+        video[..., top:bottom, left:right] = mirror[..., top:bottom, left:right]
+    elif video is not None:
+        video = _blend(video, share)
+    if audio is not None and (mix_audio or video is None):
+        audio = _blend(audio, share)
+    target = mixup_target(batch.target, mixup.num_classes, share, mixup.label_smoothing)
+    return batch._replace(video=video, audio=audio, target=target)
+
+
+def _blend(stream: torch.Tensor, share: float) -> torch.Tensor:
+    return stream if share == 1 else stream * share + stream.flip(0) * (1 - share)

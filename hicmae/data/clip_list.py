@@ -1,0 +1,188 @@
+"""Clip records and the space-separated lists they are kept in.
+
+A list is what the `csv` module calls delimiter " ", quote character '"', minimal quoting, one clip
+a line and no header, so that names with spaces, quotes or line breaks survive. Bytes of a name that
+are not UTF-8 survive as well (surrogateescape, as `os` does).
+"""
+
+import csv
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+_PRETRAIN_LINE = "'<video.mp4> <int>' or '<video.mp4> <audio.wav> <int>'"
+_CLASSIFICATION_LINE = "'<video> <audio.wav> <class index>'"
+_REGRESSION_LINE = "'<video> <audio.wav> <number> ...'"
+
+# VoxCeleb2 as its authors ship it keeps the sound in a tree of its own.
+_VOXCELEB_VIDEO, _VOXCELEB_AUDIO = "video/file~/dev/mp4", "audio/file~/dev/aac"
+
+
+class Clip(NamedTuple):
+    """One line of a list.
+
+    `video` is an mp4 file or a folder of frames, `audio` a wav file. `label` is a class index, a
+    tuple of regression targets, or None where there is none (pre-training).
+    """
+
+    video: str
+    audio: str | None
+    label: int | tuple[float, ...] | None
+
+
+class UnreadableClip(RuntimeError):
+    """A clip's file is missing or broken; the message is one line that names it."""
+
+
+def one_line(error: Exception) -> str:
+    """Return a library's error message on one line, short enough for a log."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def read_pretrain_list(path: str | Path, data_root: str = "") -> list[Clip]:
+    """Read lines `<video.mp4> <int>`, or `<video.mp4> <audio.wav> <int>`; the integer is ignored.
+
+    Without a second name the wav stands beside the video under the same name, except for VoxCeleb2,
+    where `video/file~/dev/mp4` becomes `audio/file~/dev/aac`.
+
+    Args:
+        path: list file.
+        data_root: folder that relative names are joined to.
+    """
+
+    def parse(fields: list[str]) -> Clip:
+        if len(fields) not in (2, 3):
+            raise ValueError(f"got {len(fields)} fields")
+        _integer(fields[-1])
+        video = os.path.join(data_root, fields[0])
+        audio = os.path.join(data_root, fields[1]) if len(fields) == 3 else wav_of(video)
+        return Clip(video, audio, None)
+
+    return _read(path, parse, _PRETRAIN_LINE)
+
+
+def read_labelled_list(
+    path: str | Path,
+    task: str = "classification",
+    num_classes: int | None = None,
+    data_root: str = "",
+) -> list[Clip]:
+    """Read lines `<video> <audio.wav> <label>`, or several numbers as label for regression.
+
+    Args:
+        path: list file.
+        task: "classification" or "regression".
+        num_classes: upper bound of the class indices; for regression the number of targets.
+        data_root: folder that relative names are joined to.
+    """
+    if task not in ("classification", "regression"):
+        raise ValueError(f"task must be 'classification' or 'regression', got {task!r}")
+    num_targets = num_classes  # of a regression: fixed by the first line when it is not given
+
+    def parse(fields: list[str]) -> Clip:
+        nonlocal num_targets
+        exact = task == "classification"
+        if len(fields) < 3 or (exact and len(fields) > 3):
+            raise ValueError(f"got {len(fields)} fields")
+        if exact:
+            label: int | tuple[float, ...] = _class_index(fields[2], num_classes)
+        else:
+            label = tuple(_number(field) for field in fields[2:])
+            num_targets = num_targets or len(label)
+            if len(label) != num_targets:
+                raise ValueError(f"got {len(label)} targets instead of {num_targets}")
+        return Clip(os.path.join(data_root, fields[0]), os.path.join(data_root, fields[1]), label)
+
+    expected = _CLASSIFICATION_LINE if task == "classification" else _REGRESSION_LINE
+    return _read(path, parse, expected)
+
+
+def write_list(path: str | Path, clips: Iterable[Clip]) -> None:
+    """Write a list so that a reader sees the old file or the whole new one; clips without label get 0."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file, delimiter=" ", lineterminator="\n")
+            writer.writerows(_fields(clip) for clip in clips)
+        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the list from colleagues
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def wav_of(video: str) -> str:
+    """Return the name of the wav that belongs to a pre-training video."""
+    return os.path.splitext(video.replace(_VOXCELEB_VIDEO, _VOXCELEB_AUDIO))[0] + ".wav"
+
+
+def _fields(clip: Clip) -> list[str]:
+    label = clip.label
+    labels: Sequence[object] = (
+        label if isinstance(label, tuple) else (0 if label is None else label,)
+    )
+    names = [clip.video] if clip.audio is None else [clip.video, clip.audio]
+    return names + [str(value) for value in labels]
+
+
+def _read(path: str | Path, parse: Callable[[list[str]], Clip], expected: str) -> list[Clip]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"list '{path}' does not exist; check --data_path")
+    clips: list[Clip] = []
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.reader(file, delimiter=" ")
+        try:
+            for fields in filter(None, reader):  # blank lines are passed over
+                clips.append(_parsed(parse, fields, expected, f"{path}:{reader.line_num}"))
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}:{reader.line_num}: expected {expected}, got: {error}"
+            ) from None
+    if not clips:
+        raise ValueError(f"{path}:1: expected at least one line {expected}, got an empty list")
+    return clips
+
+
+def _parsed(
+    parse: Callable[[list[str]], Clip], fields: list[str], expected: str, where: str
+) -> Clip:
+    try:
+        return parse(fields)
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: expected {expected}, {error}: {' '.join(fields)[:200]!r}"
+        ) from None
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"got {text!r} where an integer belongs") from None
+
+
+def _class_index(text: str, num_classes: int | None) -> int:
+    label = _integer(text)
+    if label < 0 or (num_classes is not None and label >= num_classes):
+        bound = (
+            "0 or more"
+            if num_classes is None
+            else f"0..{num_classes - 1} (--nb_classes {num_classes})"
+        )
+        raise ValueError(f"got class {label}, which is not {bound}")
+    return label
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"got {text!r} where a finite number belongs")
+    return value

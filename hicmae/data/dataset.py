@@ -1,0 +1,392 @@
+"""Clips as tensors: for pre-training, for training and validation with labels, and as test views.
+
+An item of each data set is already a batch, of one clip: `num_samples` samples or several views of
+it, none where it was skipped. `collate` joins items to a larger batch of the same type.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hicmae.data import audio as wav
+from hicmae.data import video as film
+from hicmae.data.augment import Augment, ClipTransform
+from hicmae.data.clip_list import Clip, UnreadableClip
+from hicmae.data.loading import (
+    ClipIndex,
+    LabelledBatch,
+    PretrainBatch,
+    SkippedClip,
+    ViewBatch,
+    item_generator,
+    joined,
+    read_or_replace,
+)
+from hicmae.data.masking import random_mask, tube_mask
+
+PATCH_SIZE = 16
+FRAME_RATE = 25  # frames a second that are assumed where only the audio is read
+MODALITIES = ("av", "a", "v")
+
+
+class PretrainClips(Dataset[PretrainBatch]):
+    """Random windows of unlabelled clips with the masks of their tokens.
+
+    Args:
+        clips: of `read_pretrain_list`.
+        num_frames: T of the video.
+        sampling_rate: distance of neighbouring frames.
+        input_size: H = W in pixels.
+        input_size_audio: (T, F) of the spectrogram.
+        tubelet_size: frames in a token.
+        mask_ratio: share of masked video tokens.
+        mask_ratio_audio: share of masked audio tokens.
+        roll_mag_aug: vary the magnitude of the audio.
+        num_samples: windows, crops and masks taken from each clip that is opened.
+        seed: of all draws, together with epoch and index.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        *,
+        num_frames: int = 16,
+        sampling_rate: int = 4,
+        input_size: int = 160,
+        input_size_audio: tuple[int, int] = (256, 128),
+        tubelet_size: int = 2,
+        mask_ratio: float = 0.9,
+        mask_ratio_audio: float = 0.8,
+        roll_mag_aug: bool = False,
+        num_samples: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.clips, self.seed, self.num_samples = clips, seed, num_samples
+        self.num_frames, self.sampling_rate, self.input_size = num_frames, sampling_rate, input_size
+        self.input_size_audio, self.roll_mag_aug = input_size_audio, roll_mag_aug
+        self.mask_ratio, self.mask_ratio_audio = mask_ratio, mask_ratio_audio
+        side = _parts("input_size", input_size, PATCH_SIZE)
+        self.grid = (_parts("num_frames", num_frames, tubelet_size), side, side)
+        steps, mel_bins = (
+            _parts("input_size_audio", size, PATCH_SIZE) for size in input_size_audio
+        )
+        self.num_audio_tokens = steps * mel_bins
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, item: ClipIndex) -> PretrainBatch:
+        """Return `num_samples` samples of the clip, or of another one if it cannot be read."""
+        rng = item_generator(self.seed, item)
+        batch, skipped = read_or_replace(self.clips, item.index, self._read, rng)
+        return batch._replace(skipped=skipped)
+
+    @staticmethod
+    def collate(items: Sequence[PretrainBatch]) -> PretrainBatch:
+        """Join items to one batch."""
+        return joined(items)
+
+    def _read(self, clip: Clip, rng: np.random.Generator) -> PretrainBatch:
+        video = film.open_video(clip.video)
+        free = len(video) - self.num_frames * self.sampling_rate
+        starts = [int(rng.integers(free + 1)) if free > 0 else 0 for _ in range(self.num_samples)]
+        windows = [
+            film.pretrain_frames(len(video), start, self.num_frames, self.sampling_rate)
+            for start in starts
+        ]
+        audio = torch.stack([self._audio(clip, video, window, rng) for window in windows])
+        images = film.read_frames(video, windows)
+        masks = [tube_mask(self.grid, self.mask_ratio, rng) for _ in windows]
+        audio_masks = [
+            random_mask(self.num_audio_tokens, self.mask_ratio_audio, rng) for _ in windows
+        ]
+        return PretrainBatch(
+            video=torch.stack(
+                [self._crop([images[int(k)] for k in window], rng) for window in windows]
+            ),
+            video_mask=torch.from_numpy(np.stack(masks)),
+            audio=audio,
+            audio_mask=torch.from_numpy(np.stack(audio_masks)),
+            names=(clip.video,) * self.num_samples,
+            skipped=(),
+        )
+
+    def _audio(
+        self, clip: Clip, video: film.Video, window: np.ndarray, rng: np.random.Generator
+    ) -> Tensor:
+        first, last = int(window[0]), min(int(window[-1]) + self.sampling_rate, len(video) - 1)
+        start, stop = (int(time * wav.SAMPLE_RATE) for time in video.times(first, last))
+        gain = wav.draw_gain(rng) if self.roll_mag_aug else 1.0
+        return wav.span_features(clip.audio, start, stop, self.input_size_audio, gain)
+
+    def _crop(self, images: list[film.Image.Image], rng: np.random.Generator) -> Tensor:
+        left, top, right, bottom = film.face_box(*images[0].size)
+        box = film.draw_crop(right - left, bottom - top, rng)
+        box = (box[0] + left, box[1] + top, box[2] + left, box[3] + top)
+        size = (self.input_size, self.input_size)
+        return film.to_tensor([film.resize(image, size, box) for image in images])
+
+
+class LabelledClips(Dataset[LabelledBatch]):
+    """One window of each labelled clip: random and augmented for training, the centre for validation.
+
+    Args:
+        clips: of `read_labelled_list`.
+        train: draw window, augmentation and gain, and replace unreadable clips; otherwise take the
+            centre window as it is.
+        task: "classification" or "regression".
+        num_frames: T of the video.
+        sampling_rate: mean distance of neighbouring frames.
+        input_size: H = W in pixels.
+        input_size_audio: (T, F) of the spectrogram.
+        augment: transforms of the video in training, None for none.
+        roll_mag_aug: vary the magnitude of the audio in training.
+        num_samples: windows taken from each clip that is opened in training.
+        modality: "av", or "a" / "v" to read one stream only. Without video, frames are counted at 25 fps.
+        allow_skip: validation: leave unreadable clips out instead of stopping.
+        seed: of all draws, together with epoch and index.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        *,
+        train: bool,
+        task: str = "classification",
+        num_frames: int = 16,
+        sampling_rate: int = 4,
+        input_size: int = 160,
+        input_size_audio: tuple[int, int] = (256, 128),
+        augment: Augment | None = None,
+        roll_mag_aug: bool = False,
+        num_samples: int = 1,
+        modality: str = "av",
+        allow_skip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.clips, self.task, self.seed = clips, task, seed
+        self.modality = _checked_modality(modality)
+        self.num_frames, self.sampling_rate = num_frames, sampling_rate
+        self.input_size, self.input_size_audio = input_size, input_size_audio
+        self.train, self.allow_skip = train, allow_skip
+        self.num_samples = num_samples if train else 1
+        self.roll_mag_aug = roll_mag_aug and train
+        self.transform = (
+            ClipTransform(augment, input_size) if augment is not None and train else None
+        )
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, item: ClipIndex) -> LabelledBatch:
+        """Return the samples of a clip; in validation none if it cannot be read and may be skipped."""
+        rng = item_generator(self.seed, item)
+        if self.train:
+            batch, skipped = read_or_replace(self.clips, item.index, self._read, rng)
+            return batch._replace(skipped=skipped)
+        clip = self.clips[item.index]
+        try:
+            return self._read(clip, rng)
+        except UnreadableClip as error:
+            skipped = _skip(clip, error, self.allow_skip)
+        video, audio = _nothing(
+            self.modality, self.num_frames, self.input_size, self.input_size_audio
+        )
+        return LabelledBatch(video, audio, _target(clip, self.task)[:0], (), skipped)
+
+    @staticmethod
+    def collate(items: Sequence[LabelledBatch]) -> LabelledBatch:
+        """Join items to one batch."""
+        return joined(items)
+
+    def _read(self, clip: Clip, rng: np.random.Generator) -> LabelledBatch:
+        streams = _open(clip, self.modality)
+        windows = [self._window(streams.total_frames, rng) for _ in range(self.num_samples)]
+        audio = video = None
+        if streams.audio is not None:
+            audio = torch.stack([self._features(streams, window, rng) for window in windows])
+        if streams.video is not None:
+            size = (self.input_size, self.input_size)
+            images = {
+                k: film.resize(image, size)
+                for k, image in film.read_frames(streams.video, windows).items()
+            }
+            video = torch.stack(
+                [self._pixels([images[int(k)] for k in window], rng) for window in windows]
+            )
+        target = _target(clip, self.task).repeat_interleave(self.num_samples, dim=0)
+        return LabelledBatch(video, audio, target, (clip.video,) * self.num_samples, ())
+
+    def _window(self, total_frames: int, rng: np.random.Generator) -> np.ndarray:
+        span = self.num_frames * self.sampling_rate
+        end = int(rng.integers(span, total_frames)) if self.train and total_frames > span else None
+        return film.train_frames(total_frames, end, self.num_frames, self.sampling_rate)
+
+    def _features(
+        self, streams: "_Streams", window: np.ndarray, rng: np.random.Generator
+    ) -> Tensor:
+        span = self.num_frames * self.sampling_rate
+        gain = wav.draw_gain(rng) if self.roll_mag_aug else 1.0
+        return streams.features(int(window[0]), span, self.input_size_audio, gain)
+
+    def _pixels(self, images: list[film.Image.Image], rng: np.random.Generator) -> Tensor:
+        return film.to_tensor(images) if self.transform is None else self.transform(images, rng)
+
+
+class TestClips(Dataset[ViewBatch]):
+    """The distinct views of each clip: windows in time, crops along the longer side.
+
+    Args:
+        clips: of `read_labelled_list`.
+        task: "classification" or "regression".
+        num_segments: windows spread over the clip.
+        num_crops: crops spread over a frame; square frames have one.
+        num_frames: T of the video.
+        sampling_rate: distance of neighbouring frames.
+        input_size: H = W in pixels.
+        input_size_audio: (T, F) of the spectrogram.
+        modality: "av", or "a" / "v" to read one stream only. Without video, frames are counted at 25 fps.
+        allow_skip: leave unreadable clips out instead of stopping.
+    """
+
+    __test__ = False  # not a test, whatever pytest makes of its name
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        *,
+        task: str = "classification",
+        num_segments: int = 2,
+        num_crops: int = 2,
+        num_frames: int = 16,
+        sampling_rate: int = 4,
+        input_size: int = 160,
+        input_size_audio: tuple[int, int] = (256, 128),
+        modality: str = "av",
+        allow_skip: bool = False,
+    ) -> None:
+        self.clips, self.task, self.allow_skip = clips, task, allow_skip
+        self.modality = _checked_modality(modality)
+        self.num_segments, self.num_crops = num_segments, num_crops
+        self.num_frames, self.sampling_rate = num_frames, sampling_rate
+        self.input_size, self.input_size_audio = input_size, input_size_audio
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, item: ClipIndex) -> ViewBatch:
+        """Return the views of a clip, none if it cannot be read and may be skipped."""
+        clip = self.clips[item.index]
+        target, index = _target(clip, self.task), torch.tensor([item.index])
+        try:
+            video, audio = self._read(clip)
+        except UnreadableClip as error:
+            skipped = _skip(clip, error, self.allow_skip)
+            video, audio = _nothing(
+                self.modality, self.num_frames, self.input_size, self.input_size_audio
+            )
+            return ViewBatch(video, audio, index[:0], index[:0], target[:0], (), skipped)
+        num_views = len(audio if video is None else video)
+        return ViewBatch(
+            video, audio, torch.zeros(num_views).long(), index, target, (clip.video,), ()
+        )
+
+    @staticmethod
+    def collate(items: Sequence[ViewBatch]) -> ViewBatch:
+        """Join items to one batch, with `view_clip` counted through it."""
+        first_clips = itertools.accumulate((len(item.clip_index) for item in items), initial=0)
+        view_clip = [item.view_clip + first for item, first in zip(items, first_clips)]
+        return joined(items)._replace(view_clip=torch.cat(view_clip))
+
+    def _read(self, clip: Clip) -> tuple[Tensor | None, Tensor | None]:
+        streams = _open(clip, self.modality)
+        windows = film.test_windows(
+            streams.total_frames, self.num_segments, self.num_frames, self.sampling_rate
+        )
+        video = audio = None
+        num_crops = 1
+        if streams.video is not None:
+            video, num_crops = self._views(film.read_frames(streams.video, windows), windows)
+        if streams.audio is not None:
+            span = self.num_frames * self.sampling_rate
+            features = [streams.features(int(w[0]), span, self.input_size_audio) for w in windows]
+            audio = torch.stack(features).repeat_interleave(num_crops, dim=0)
+        return video, audio
+
+    def _views(
+        self, images: dict[int, film.Image.Image], windows: list[np.ndarray]
+    ) -> tuple[Tensor, int]:
+        size, boxes = film.view_crops(
+            *next(iter(images.values())).size, self.input_size, self.num_crops
+        )
+        images = {k: film.resize(image, size) for k, image in images.items()}
+        views = []
+        for window in windows:
+            frames = film.to_tensor([images[int(k)] for k in window])
+            views += [frames[..., top:bottom, left:right] for left, top, right, bottom in boxes]
+        return torch.stack(views), len(boxes)
+
+
+class _Streams(NamedTuple):
+    """The opened streams of a clip; the one that the modality leaves out is None."""
+
+    video: film.Video | None
+    audio: str | None
+    total_frames: int
+
+    def features(self, first: int, span: int, size: tuple[int, int], gain: float = 1.0) -> Tensor:
+        """Return the (1, T, F) spectrogram of the audio from frame `first` to `span` frames later."""
+        last, total_samples = min(first + span, self.total_frames - 1), wav.length_of(self.audio)
+        start, stop = wav.frames_to_samples(first, last, self.total_frames, total_samples)
+        return wav.span_features(self.audio, start, stop, size, gain)
+
+
+def _open(clip: Clip, modality: str) -> _Streams:
+    total_samples = wav.length_of(clip.audio) if "a" in modality else 0
+    video = film.open_video(clip.video) if "v" in modality else None
+    if video is None:
+        return _Streams(
+            None, clip.audio, max(round(total_samples * FRAME_RATE / wav.SAMPLE_RATE), 1)
+        )
+    return _Streams(video, clip.audio if "a" in modality else None, len(video))
+
+
+def _nothing(
+    modality: str, frames: int, side: int, spectrogram: tuple[int, int]
+) -> list[Tensor | None]:
+    """Return what a skipped clip adds to a batch: no samples, of the usual shape."""
+    video = torch.zeros(0, 3, frames, side, side, dtype=torch.uint8) if "v" in modality else None
+    return [video, torch.zeros(0, 1, *spectrogram) if "a" in modality else None]
+
+
+def _skip(clip: Clip, error: UnreadableClip, allow_skip: bool) -> tuple[SkippedClip]:
+    if not allow_skip:
+        raise RuntimeError(
+            f"evaluation clip '{clip.video}' cannot be read: {error}; mend it or leave such clips out "
+            "with --skip_bad_test_clips"
+        ) from error
+    return (SkippedClip(clip.video, str(error)),)
+
+
+def _target(clip: Clip, task: str) -> Tensor:
+    """Return the label as a batch of one: (1,) int64 or (1, K) float32; without a label -1 or K = 0."""
+    if task == "classification":
+        return torch.tensor([-1 if clip.label is None else clip.label])
+    return torch.tensor([() if clip.label is None else clip.label], dtype=torch.float32)
+
+
+def _checked_modality(modality: str) -> str:
+    if modality not in MODALITIES:
+        raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, got {modality!r}")
+    return modality
+
+
+def _parts(name: str, size: int, part: int) -> int:
+    if size <= 0 or size % part:
+        raise ValueError(f"{name} must be a multiple of {part}, got {size}")
+    return size // part

@@ -1,0 +1,278 @@
+"""What turns a data set into batches: order, seeding, replacement of unreadable clips, the loader."""
+
+import csv
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hicmae.data.clip_list import Clip, UnreadableClip
+from hicmae.data.video import normalise
+
+logger = logging.getLogger(__name__)
+
+MAX_TRIES = 20  # unreadable clips in a row before an item gives up
+
+# First word of the seeds, so that the order of an epoch shares no random numbers with its items.
+_ORDER, _ITEM = 1, 2
+
+T = TypeVar("T")
+
+
+class ClipIndex(NamedTuple):
+    """What a sampler yields: a position in the list, and the epoch, as an item's draws depend on both."""
+
+    epoch: int
+    index: int
+
+
+class SkippedClip(NamedTuple):
+    """A clip that could not be read: its video's name and the reason on one line."""
+
+    video: str
+    reason: str
+
+
+class PretrainBatch(NamedTuple):
+    """Masked clips.
+
+    video (B, 3, T, H, W) uint8, after `to` float32 and normalised; video_mask (B, N) bool, True where
+    masked; audio (B, 1, T, F) float32; audio_mask (B, N) bool; names of the B videos; skipped clips.
+    """
+
+    video: Tensor
+    video_mask: Tensor
+    audio: Tensor
+    audio_mask: Tensor
+    names: tuple[str, ...]
+    skipped: tuple[SkippedClip, ...]
+
+    def to(self, device: torch.device | str) -> "PretrainBatch":
+        """Move the tensors, and normalise the pixels there."""
+        return _moved(self, device)
+
+
+class LabelledBatch(NamedTuple):
+    """Clips with labels.
+
+    video (B, 3, T, H, W) or None, uint8 where nothing was augmented, after `to` always float32 and
+    normalised; audio (B, 1, T, F) float32 or None; target (B,) int64, -1 without a label, or (B, K)
+    float32; names of the B videos; skipped clips.
+    """
+
+    video: Tensor | None
+    audio: Tensor | None
+    target: Tensor
+    names: tuple[str, ...]
+    skipped: tuple[SkippedClip, ...]
+
+    def to(self, device: torch.device | str) -> "LabelledBatch":
+        """Move the tensors, and normalise the pixels there."""
+        return _moved(self, device)
+
+
+class ViewBatch(NamedTuple):
+    """All views of B clips, V in total.
+
+    video (V, 3, T, H, W) or None, uint8, after `to` float32 and normalised; audio (V, 1, T, F) float32
+    or None; view_clip (V,) int64, position in the batch of the clip a view shows; clip_index (B,)
+    int64, position in the list; target, names, skipped as in LabelledBatch. B is 0 where all were skipped.
+    """
+
+    video: Tensor | None
+    audio: Tensor | None
+    view_clip: Tensor
+    clip_index: Tensor
+    target: Tensor
+    names: tuple[str, ...]
+    skipped: tuple[SkippedClip, ...]
+
+    def to(self, device: torch.device | str) -> "ViewBatch":
+        """Move the tensors, and normalise the pixels there."""
+        return _moved(self, device)
+
+
+Batch = TypeVar("Batch", PretrainBatch, LabelledBatch, ViewBatch)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Join batches along their first axis: tensors and tuples are concatenated, None stays None."""
+    return type(batches[0])(*(_joined_field(values) for values in zip(*batches, strict=True)))
+
+
+def _joined_field(values: Sequence[Any]) -> Any:
+    if values[0] is None:
+        return None
+    if isinstance(values[0], Tensor):
+        return torch.cat(values)
+    return tuple(itertools.chain.from_iterable(values))
+
+
+def _moved(batch: Batch, device: torch.device | str) -> Batch:
+    moved = batch._make(
+        value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for value in batch
+    )
+    if moved.video is None or moved.video.is_floating_point():
+        return moved
+    return moved._replace(video=normalise(moved.video))
+
+
+def item_generator(seed: int, item: ClipIndex) -> np.random.Generator:
+    """Return the generator of one item: its draws depend on neither workers nor resumption."""
+    return np.random.default_rng((_ITEM, seed, *item))
+
+
+def read_or_replace(
+    clips: Sequence[Clip],
+    index: int,
+    read: Callable[[Clip, np.random.Generator], T],
+    rng: np.random.Generator,
+) -> tuple[T, tuple[SkippedClip, ...]]:
+    """Read clip `index`; while that fails, read another clip drawn from the list instead.
+
+    Returns:
+        What `read` returned, and the clips that failed before.
+    """
+    skipped: dict[int, SkippedClip] = {}
+    while len(skipped) < min(MAX_TRIES, len(clips)):
+        clip = clips[index]
+        try:
+            return read(clip, rng), tuple(skipped.values())
+        except UnreadableClip as error:
+            skipped[index] = SkippedClip(clip.video, str(error))
+        while index in skipped and len(skipped) < len(clips):
+            index = int(rng.integers(len(clips)))
+    raise RuntimeError(
+        f"{len(skipped)} clips in a row cannot be read, expected at most {MAX_TRIES - 1}; "
+        f"check --data_root and the list; the last: {skipped.popitem()[1].reason}"
+    )
+
+
+class ClipSampler(Sampler[ClipIndex]):
+    """This process' share of the clips, in the order of one epoch.
+
+    Args:
+        num_clips: clips in the list.
+        shuffle: draw a new order from (seed, epoch) for each epoch.
+        seed: non-negative.
+        rank: of this process.
+        world_size: number of processes.
+        pad: training: repeat the first clips of the order until all shares are equal. Evaluation
+            leaves the shares unequal instead, so that no clip counts twice.
+    """
+
+    def __init__(
+        self,
+        num_clips: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pad: bool,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
+        self.num_clips, self.shuffle, self.seed = num_clips, shuffle, seed
+        self.rank, self.world_size, self.pad = rank, world_size, pad
+        self.epoch, self.start = 0, 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch, and how many samples of this process to jump over when a run resumes."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        """Return the samples of a whole epoch, also while a resumed one is shorter."""
+        extra = self.world_size - 1 if self.pad else self.world_size - 1 - self.rank
+        return (self.num_clips + extra) // self.world_size
+
+    def __iter__(self) -> Iterator[ClipIndex]:
+        order = np.arange(self.num_clips)
+        if self.shuffle:
+            np.random.default_rng((_ORDER, self.seed, self.epoch)).shuffle(order)
+        if self.pad:
+            order = np.resize(order, len(self) * self.world_size)
+        share = order[self.rank :: self.world_size]
+        return (ClipIndex(self.epoch, int(index)) for index in share[self.start :])
+
+
+def make_loader(
+    dataset: Dataset[Any],
+    sampler: ClipSampler,
+    batch_size: int,
+    num_workers: int,
+    drop_last: bool,
+    device_type: str = "cpu",
+) -> DataLoader[Any]:
+    """Return a loader of the data set's own batches.
+
+    Args:
+        dataset: one with a `collate` method.
+        sampler: order; its `set_epoch` reaches persistent workers, as every index carries its epoch.
+        batch_size: clips a batch.
+        num_workers: processes that decode; 0 decodes in this one.
+        drop_last: leave out a last smaller batch (training).
+        device_type: "cuda" pins the batches' memory.
+    """
+    if drop_last and len(sampler) < batch_size:
+        raise ValueError(
+            f"the training list gives {len(sampler)} clips per process, expected at least one batch of "
+            f"{batch_size}; lower --batch_size"
+        )
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=dataset.collate,  # type: ignore[attr-defined]
+        pin_memory=device_type == "cuda",
+        drop_last=drop_last,
+        persistent_workers=num_workers > 0,
+    )
+
+
+class SkippedClips:
+    """The record of unreadable clips: a warning and a line of a csv file for each, once.
+
+    Args:
+        path: csv file with the columns video, reason; what an earlier run wrote there still counts.
+        num_clips: clips in the list.
+        max_bad_share: share of the list, in [0, 1], above which `record` raises.
+    """
+
+    def __init__(self, path: str | Path, num_clips: int, max_bad_share: float) -> None:
+        self.path, self.num_clips, self.max_bad_share = Path(path), num_clips, max_bad_share
+        self.videos: set[str] = set()
+        if self.path.is_file():
+            with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+                self.videos = {row["video"] for row in csv.DictReader(file) if row.get("video")}
+
+    def record(self, skipped: Iterable[SkippedClip]) -> None:
+        """Name the clips that are new; RuntimeError when too many of the list are unreadable."""
+        new = {clip.video: clip for clip in skipped if clip.video not in self.videos}
+        if new:
+            self._append(list(new.values()))
+            self.videos.update(new)
+        share = len(self.videos) / max(self.num_clips, 1)
+        if share > self.max_bad_share:
+            raise RuntimeError(
+                f"{len(self.videos)} of {self.num_clips} clips ({share:.2%}) cannot be read, expected at most "
+                f"{self.max_bad_share:.2%}; see '{self.path}', mend the clips or raise --max_bad_clips"
+            )
+
+    def _append(self, clips: list[SkippedClip]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            if file.tell() == 0:
+                writer.writerow(SkippedClip._fields)
+            for clip in clips:
+                logger.warning("skipped a clip: %s", clip.reason)
+                writer.writerow(clip)

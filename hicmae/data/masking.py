@@ -1,0 +1,42 @@
+"""Masks of the tokens that the pre-training encoders do not see; True = masked."""
+
+import numpy as np
+
+
+def tube_mask(
+    grid: tuple[int, int, int], mask_ratio: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Mask the same random cells in every row of tubelets.
+
+    Args:
+        grid: tokens along (time, height, width), (8, 10, 10) for the published model.
+        mask_ratio: share of the height x width cells to mask, rounded down.
+        rng: where the cells are drawn from.
+
+    Returns:
+        (N,) bool, N = time * height * width, token order time, height, width (width fastest).
+    """
+    depth, height, width = grid
+    cells = _mask(height * width, mask_ratio, rng, f"patches in a {height}x{width} grid")
+    return np.tile(cells, depth)
+
+
+def random_mask(num_tokens: int, mask_ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """Mask `int(mask_ratio * num_tokens)` tokens drawn at random.
+
+    Returns:
+        (N,) bool, N = `num_tokens`.
+    """
+    return _mask(num_tokens, mask_ratio, rng, "tokens")
+
+
+def _mask(num_cells: int, mask_ratio: float, rng: np.random.Generator, cells: str) -> np.ndarray:
+    num_masked = int(mask_ratio * num_cells)
+    if not 0 < num_masked < num_cells:
+        raise ValueError(
+            f"mask_ratio {mask_ratio} hides {num_masked} of {num_cells} {cells}; "
+            "at least one patch must stay visible and one masked"
+        )
+    mask = np.zeros(num_cells, dtype=bool)
+    mask[rng.permutation(num_cells)[:num_masked]] = True
+    return mask

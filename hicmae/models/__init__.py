@@ -1,0 +1,1 @@
+"""The networks: layers -> modality encoders and fusion -> pre-training model and classifier."""

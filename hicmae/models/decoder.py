@@ -1,0 +1,62 @@
+"""The light decoder that rebuilds masked patches, reading encoder levels through skip connections."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from hicmae.models.layers import Block, CSBlock, LayerNorm, drop_path_rates, sincos_positions
+
+
+class SkipDecoder(nn.Module):
+    """Block 0 sees the fused tokens only; block i >= 1 also reads encoder level number -i.
+
+    So the deepest kept level enters block 1 and the shallowest the last one (paper, section 3.3).
+
+    Args:
+        num_tokens: N of the whole clip, for the position table.
+        embed_dim: decoder width.
+        depth: number of blocks, one more than the number of skip connections.
+        num_heads: attention heads of a block.
+        patch_values: P, values to predict for one masked patch.
+        drop_path: stochastic-depth rate of the last block.
+        init_values: start of the layer-scale gammas, 0 leaves them out.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        patch_values: int,
+        drop_path: float = 0.0,
+        init_values: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            (CSBlock if index else Block)(
+                embed_dim, num_heads, drop_path=rate, init_values=init_values
+            )
+            for index, rate in enumerate(drop_path_rates(drop_path, depth))
+        )
+        self.norm = LayerNorm(embed_dim)
+        self.head = nn.Linear(embed_dim, patch_values)
+        self.register_buffer(
+            "positions", sincos_positions(num_tokens, embed_dim), persistent=False
+        )
+
+    def forward(self, tokens: Tensor, skips: Sequence[Tensor], num_masked: int) -> Tensor:
+        """Predict the masked patches.
+
+        Args:
+            tokens: (B, V + M, decoder width), the M mask tokens last, positions added.
+            skips: (B, V, decoder width) each, shallow first, positions added.
+            num_masked: M.
+
+        Returns:
+            (B, M, P), in the order of the mask tokens.
+        """
+        tokens = self.blocks[0](tokens)
+        for block, skip in zip(self.blocks[1:], reversed(skips), strict=True):
+            tokens = block(tokens, skip)
+        return self.head(self.norm(tokens[:, -num_masked:]))

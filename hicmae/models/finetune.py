@@ -1,0 +1,180 @@
+"""The classifier (or regressor) for labelled clips and its sizes."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from timm.models import register_model
+from torch import Tensor, nn
+
+from hicmae.models.encoder import (
+    CrossModalFusion,
+    as_pair,
+    audio_encoder,
+    check_depths,
+    video_encoder,
+)
+from hicmae.models.layers import LayerNorm, init_trunc_normal, init_xavier
+from hicmae.models.registry import model_options
+
+ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
+    None: lambda scores: scores,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+}
+MODALITIES = ("av", "a", "v")
+
+
+class HiCMAEClassifier(nn.Module):
+    """Encoders and fusion of the pre-trained model, hierarchical feature fusion, linear head.
+
+    Every block's output is normed and averaged over its tokens; a softmax over learned layer
+    weights mixes the L averages to one feature a modality. The last layer's tokens also go through
+    the fusion encoder (paper, section 3.4). With one modality the fusion is left out.
+
+    Args:
+        embed_dim: encoder width D.
+        num_heads: attention heads.
+        num_classes: K classes, or outputs of a regression.
+        depth: blocks of the video encoder.
+        depth_audio: blocks of the audio encoder.
+        fusion_depth: layers of the fusion encoder.
+        drop_path_rate: stochastic depth of the last block of every stack.
+        head_activation: None, "sigmoid", "relu" or "tanh" after the head (regression).
+        init_values: start of the layer-scale gammas, 0 leaves them out.
+        modality: "av", "a" (audio only) or "v" (video only).
+        num_frames, img_size, img_size_audio, tubelet_size: clip geometry, see `HiCMAE`.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 512,
+        num_heads: int = 8,
+        num_classes: int = 6,
+        depth: int = 10,
+        depth_audio: int = 10,
+        fusion_depth: int = 2,
+        drop_path_rate: float = 0.0,
+        head_activation: str | None = None,
+        init_values: float = 0.0,
+        modality: str = "av",
+        num_frames: int = 16,
+        img_size: int | Sequence[int] = 160,
+        img_size_audio: Sequence[int] = (256, 128),
+        tubelet_size: int = 2,
+    ) -> None:
+        super().__init__()
+        _check_choices(num_classes=num_classes, head_activation=head_activation, modality=modality)
+        check_depths(depth=depth, depth_audio=depth_audio, fusion_depth=fusion_depth)
+        self.modality = modality
+        self.head_activation = head_activation
+        stack = {
+            "embed_dim": embed_dim,
+            "num_heads": num_heads,
+            "drop_path": drop_path_rate,
+            "init_values": init_values,
+        }
+        if "v" in modality:
+            self.encoder = video_encoder(
+                num_frames, as_pair(img_size), tubelet_size, depth=depth, **stack
+            )
+            self.video_layer_weights = nn.Parameter(torch.full((depth,), 1.0 / depth))
+            self.encoder.apply(init_trunc_normal)
+        if "a" in modality:
+            self.encoder_audio = audio_encoder(img_size_audio, depth=depth_audio, **stack)
+            self.audio_layer_weights = nn.Parameter(torch.full((depth_audio,), 1.0 / depth_audio))
+            self.encoder_audio.apply(init_trunc_normal)
+        if modality == "av":
+            self.encoder_fusion = CrossModalFusion(depth=fusion_depth, **stack)
+            self.encoder_fusion.apply(init_xavier)
+        self.num_features = 2 * len(modality) * embed_dim
+        self.fc_norm = LayerNorm(self.num_features)
+        self.head = nn.Linear(self.num_features, num_classes)
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters of two and more dimensions that weight decay must not touch."""
+        return set()
+
+    def forward(self, video: Tensor | None, audio: Tensor | None) -> Tensor:
+        """Score clips.
+
+        Args:
+            video: (B, 3, T, H, W), ImageNet-normalised; unused with modality "a".
+            audio: (B, 1, T, F), normalised log-mel spectrogram; unused with modality "v".
+
+        Returns:
+            (B, K), logits or regression outputs.
+        """
+        scores = self.head(self.forward_features(video, audio))
+        return ACTIVATIONS[self.head_activation](scores)
+
+    def forward_features(self, video: Tensor | None, audio: Tensor | None) -> Tensor:
+        """Return what the head reads, after `fc_norm`.
+
+        Returns:
+            (B, 4D): layer-weighted video and audio features, then the means of the fused video and
+            audio tokens. With one modality (B, 2D): its layer-weighted feature and its last
+            layer's mean.
+        """
+        weighted, last = [], []
+        if "v" in self.modality:
+            tokens, levels = self._encode(self.encoder, video, "video")
+            weighted.append(_mix_layers(levels, self.video_layer_weights))
+            last.append(tokens)
+        if "a" in self.modality:
+            tokens, levels = self._encode(self.encoder_audio, audio, "audio")
+            weighted.append(_mix_layers(levels, self.audio_layer_weights))
+            last.append(tokens)
+        if self.modality == "av":
+            last = list(self.encoder_fusion(*last))
+        means = [tokens.mean(dim=1) for tokens in last]
+        return self.fc_norm(torch.cat(weighted + means, dim=-1))
+
+    def _encode(
+        self, encoder: nn.Module, clip: Tensor | None, name: str
+    ) -> tuple[Tensor, list[Tensor]]:
+        if clip is None:
+            raise ValueError(
+                f"{name} is None, but a model of modality '{self.modality}' reads it; "
+                "create the model with another modality or pass the clip"
+            )
+        return encoder(clip, None, range(len(encoder.blocks)), pool=True)
+
+
+def _mix_layers(levels: list[Tensor], layer_weights: Tensor) -> Tensor:
+    """Average L pooled levels (B, D) with the softmax of their weights (L,)."""
+    return torch.einsum("lbd,l->bd", torch.stack(levels), layer_weights.softmax(dim=0))
+
+
+def _check_choices(num_classes: int, head_activation: str | None, modality: str) -> None:
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if head_activation not in ACTIVATIONS:
+        choices = ", ".join(repr(name) for name in ACTIVATIONS)
+        raise ValueError(f"head_activation is {head_activation!r}, expected one of {choices}")
+    if modality not in MODALITIES:
+        raise ValueError(f"modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
+
+
+@register_model
+def avit_dim128_patch16_160_a256(pretrained: bool = False, **kwargs: object) -> HiCMAEClassifier:
+    """Build a very small classifier for demonstrations and tests."""
+    return HiCMAEClassifier(128, 4, **model_options(pretrained, kwargs))
+
+
+@register_model
+def avit_dim256_patch16_160_a256(pretrained: bool = False, **kwargs: object) -> HiCMAEClassifier:
+    """Build the classifier of HiCMAE-T."""
+    return HiCMAEClassifier(256, 4, **model_options(pretrained, kwargs))
+
+
+@register_model
+def avit_dim384_patch16_160_a256(pretrained: bool = False, **kwargs: object) -> HiCMAEClassifier:
+    """Build the classifier of HiCMAE-S."""
+    return HiCMAEClassifier(384, 6, **model_options(pretrained, kwargs))
+
+
+@register_model
+def avit_dim512_patch16_160_a256(pretrained: bool = False, **kwargs: object) -> HiCMAEClassifier:
+    """Build the classifier of HiCMAE-B."""
+    return HiCMAEClassifier(512, 8, **model_options(pretrained, kwargs))

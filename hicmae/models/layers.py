@@ -1,0 +1,201 @@
+"""Transformer layers: attention, cross-attention, pre-norm blocks, fixed positions.
+
+Parameter names are those of the released checkpoints (``q_bias``, ``v_bias``, ``qkv.weight``, ...).
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+def sincos_positions(num_tokens: int, dim: int) -> Tensor:
+    """Make the fixed sine-cosine position table of "Attention is all you need", section 3.5.
+
+    Args:
+        num_tokens: rows; all axes of the token grid are flattened to one position.
+        dim: width; even columns hold sines, odd columns cosines.
+
+    Returns:
+        (num_tokens, dim) float32, computed in float64.
+    """
+    column = torch.arange(dim, dtype=torch.float64)
+    rate = torch.pow(10000.0, -2.0 * torch.div(column, 2, rounding_mode="floor") / dim)
+    angle = torch.arange(num_tokens, dtype=torch.float64)[:, None] * rate
+    angle[:, 0::2] = angle[:, 0::2].sin()
+    angle[:, 1::2] = angle[:, 1::2].cos()
+    return angle.float()
+
+
+def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    batch, length, width = tokens.shape
+    return tokens.view(batch, length, num_heads, width // num_heads).transpose(1, 2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """Multi-head scaled dot-product attention, (B, N, D) in and out; scale head_dim ** -0.5."""
+    heads = (_split_heads(tokens, num_heads) for tokens in (query, key, value))
+    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
+
+def _check_heads(dim: int, num_heads: int) -> None:
+    if dim % num_heads:
+        raise ValueError(f"embed dim {dim} is not divisible by {num_heads} attention heads")
+
+
+class Attention(nn.Module):
+    """Self-attention whose query and value have a bias and whose key has none."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        _check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Let every token read every token.
+
+        Args:
+            tokens: (B, N, D).
+
+        Returns:
+            (B, N, D).
+        """
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        query, key, value = F.linear(tokens, self.qkv.weight, bias).chunk(3, dim=-1)
+        return self.proj(_attend(query, key, value, self.num_heads))
+
+
+class CrossAttention(nn.Module):
+    """Attention whose queries come from one set of tokens, keys and values from another."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        _check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Let every token read every context token.
+
+        Args:
+            tokens: (B, N, D).
+            context: (B, any length, D).
+
+        Returns:
+            (B, N, D).
+        """
+        query = F.linear(tokens, self.q.weight, self.q_bias)
+        bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
+        key, value = F.linear(context, self.kv.weight, bias).chunk(2, dim=-1)
+        return self.proj(_attend(query, key, value, self.num_heads))
+
+
+def _layer_scale(dim: int, init_values: float) -> nn.Parameter | None:
+    return nn.Parameter(init_values * torch.ones(dim)) if init_values > 0 else None
+
+
+def _residual(drop_path: nn.Module, branch: Tensor, gamma: Tensor | None) -> Tensor:
+    return drop_path(branch if gamma is None else gamma * branch)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: self-attention, then MLP.
+
+    Args:
+        dim: token width D.
+        num_heads: attention heads; D must be divisible by it.
+        mlp_ratio: hidden width of the MLP over D.
+        drop_path: probability that a residual branch of a clip is dropped (stochastic depth).
+        init_values: start value of the layer-scale gammas; 0 leaves them out.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        init_values: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.gamma_1 = _layer_scale(dim, init_values)
+        self.gamma_2 = _layer_scale(dim, init_values)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Transform tokens (B, N, D) to (B, N, D)."""
+        tokens = tokens + _residual(self.drop_path, self.attn(self.norm1(tokens)), self.gamma_1)
+        return tokens + _residual(self.drop_path, self.mlp(self.norm2(tokens)), self.gamma_2)
+
+
+class CSBlock(nn.Module):
+    """Cross-attention to a context, then self-attention, then MLP, all pre-norm.
+
+    It mixes the modalities in the fusion encoder and reads the skip connections in the decoders.
+    The arguments are those of `Block`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        init_values: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.cross_norm1 = LayerNorm(dim)
+        self.cross_norm2 = LayerNorm(dim)
+        self.cross_attn = CrossAttention(dim, num_heads)
+        self.norm1 = LayerNorm(dim)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.gamma_0 = _layer_scale(dim, init_values)
+        self.gamma_1 = _layer_scale(dim, init_values)
+        self.gamma_2 = _layer_scale(dim, init_values)
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Transform tokens (B, N, D), reading context (B, any length, D), to (B, N, D)."""
+        cross = self.cross_attn(self.cross_norm1(tokens), self.cross_norm2(context))
+        tokens = tokens + _residual(self.drop_path, cross, self.gamma_0)
+        tokens = tokens + _residual(self.drop_path, self.attn(self.norm1(tokens)), self.gamma_1)
+        return tokens + _residual(self.drop_path, self.mlp(self.norm2(tokens)), self.gamma_2)
+
+
+def drop_path_rates(drop_path: float, depth: int) -> list[float]:
+    """Stochastic-depth rates that rise linearly from 0 to `drop_path` over `depth` blocks."""
+    return torch.linspace(0, drop_path, depth, dtype=torch.float64).tolist()
+
+
+def init_xavier(module: nn.Module) -> None:
+    """Initialise linear layers Xavier-uniform with zero bias (for `Module.apply`)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_trunc_normal(module: nn.Module) -> None:
+    """Initialise linear layers truncated normal, std 0.02, with zero bias (for `Module.apply`)."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

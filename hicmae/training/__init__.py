@@ -1,0 +1,1 @@
+"""Training: losses, optimiser, the loop, metrics, checkpoints, logs and processes."""

@@ -1,0 +1,262 @@
+"""Targets and losses of pre-training (paper, sections 3.3 and 3.4) and of regression.
+
+Pure functions: they read a model's output and the clips, never the model.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hicmae.models.encoder import PATCH_SIZE
+from hicmae.models.patches import TokenSplit, cut_patches, join_patches, split_tokens
+from hicmae.models.pretrain import HiCMAEOutput
+from hicmae.training.distributed import gather_with_grad, rank
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+TARGET_EPS = 1e-6  # added to the standard deviation of a patch
+
+
+class PretrainLoss(NamedTuple):
+    """The pre-training loss and its parts, all scalars."""
+
+    total: Tensor  # video + audio + loss_weight * contrast
+    video: Tensor
+    audio: Tensor
+    contrast: Tensor  # unweighted sum over levels
+
+
+def pretrain_loss(
+    output: HiCMAEOutput,
+    video: Tensor,
+    video_mask: Tensor | TokenSplit,
+    audio: Tensor,
+    audio_mask: Tensor | TokenSplit,
+    loss_weight: float = 0.0025,
+    temperature: float = 0.07,
+    frame_diff: bool = True,
+    frame_diff_group_size: int = 2,
+    target_diff_weight: float | None = None,
+    normalize_target: bool = True,
+    normalize_target_audio: bool = True,
+    gather: bool = False,
+) -> PretrainLoss:
+    """Compare predictions with the masked patches and contrast the modalities at every level.
+
+    Args:
+        output: what the model returned for these clips and masks.
+        video: (B, 3, T, H, W), ImageNet-normalised, as the model saw it.
+        video_mask: (B, Nv) bool, True = masked, or its `TokenSplit`.
+        audio: (B, 1, T, F), as the model saw it.
+        audio_mask: (B, Na) bool or its `TokenSplit`.
+        loss_weight: weight of the contrast.
+        temperature: of the InfoNCE softmax.
+        frame_diff: predict differences to the first frame of each group instead of later frames.
+        frame_diff_group_size: frames of such a group.
+        target_diff_weight: weight w of each tubelet's later frames, 1 - w for its first; None
+            averages over all values.
+        normalize_target: normalise each video patch and channel to mean 0, deviation 1.
+        normalize_target_audio: the same for each spectrogram patch.
+        gather: contrast with the clips of all ranks instead of this rank's own batch.
+    """
+    tubelet_size = output.video.shape[-1] // (video.shape[1] * PATCH_SIZE**2)
+    num_tokens = video[0, 0].numel() // (tubelet_size * PATCH_SIZE**2)
+    num_tokens_audio = audio[0, 0].numel() // PATCH_SIZE**2
+    masked = split_tokens(video_mask, num_tokens, "video_mask").masked
+    masked_audio = split_tokens(audio_mask, num_tokens_audio, "audio_mask").masked
+    group_size = frame_diff_group_size if frame_diff else None
+    with torch.no_grad():
+        target = video_target(video, masked, tubelet_size, normalize_target, group_size)
+        target_audio = audio_target(audio, masked_audio, normalize_target_audio)
+    loss_video = video_mse(_precise(output.video), target, tubelet_size, target_diff_weight)
+    loss_audio = F.mse_loss(_precise(output.audio), target_audio)
+    contrast = contrastive_loss(output.video_levels, output.audio_levels, temperature, gather)
+    total = loss_video + loss_audio + loss_weight * contrast
+    return PretrainLoss(total, loss_video, loss_audio, contrast)
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """Lift half-precision activations to float32; leave float32 and float64 alone."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def unnormalize(video: Tensor) -> Tensor:
+    """Undo the ImageNet normalisation: (B, 3, T, H, W) back to pixel values in [0, 1]."""
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(IMAGENET_MEAN, dtype=video.dtype, device=video.device).view(shape)
+    std = torch.tensor(IMAGENET_STD, dtype=video.dtype, device=video.device).view(shape)
+    return video * std + mean
+
+
+def _standardize(values: Tensor) -> Tensor:
+    """Subtract the mean over the last axis and divide by the unbiased deviation plus epsilon."""
+    std, mean = torch.std_mean(values, dim=-1, keepdim=True)
+    return (values - mean) / (std + TARGET_EPS)
+
+
+def video_target(
+    video: Tensor,
+    masked: Tensor,
+    tubelet_size: int = 2,
+    normalize: bool = True,
+    frame_diff_group_size: int | None = 2,
+) -> Tensor:
+    """Make the values the video decoder has to predict.
+
+    Args:
+        video: (B, 3, T, H, W), ImageNet-normalised.
+        masked: (B, M) positions of the masked tubelets.
+        tubelet_size: frames of a tubelet.
+        normalize: standardise each patch and channel over its pixels.
+        frame_diff_group_size: group in which later frames become differences to the first one,
+            after normalising; None keeps all frames.
+
+    Returns:
+        (B, M, tubelet_size * 16 * 16 * 3) in (frame, y, x, channel) order.
+    """
+    patch_size = (tubelet_size, PATCH_SIZE, PATCH_SIZE)
+    pixels = unnormalize(_precise(video))
+    if frame_diff_group_size in (None, tubelet_size):
+        # Groups coincide with tubelets: the masked ones are all that is ever needed.
+        patches = _standardized_patches(cut_patches(pixels, patch_size, masked), normalize)
+        if frame_diff_group_size is not None:
+            patches = frame_differences(patches, frame_diff_group_size, time_axis=3)
+    else:
+        frames = video.shape[2]
+        if frames % frame_diff_group_size:
+            raise ValueError(
+                f"frame_diff_group_size {frame_diff_group_size} does not divide the {frames} frames "
+                "of a clip; choose a divisor"
+            )
+        grid = [size // patch for size, patch in zip(video.shape[2:], patch_size, strict=True)]
+        patches = _standardized_patches(cut_patches(pixels, patch_size), normalize)
+        clip = frame_differences(join_patches(patches, grid), frame_diff_group_size, time_axis=2)
+        patches = cut_patches(clip, patch_size, masked)
+    return patches.movedim(2, -1).flatten(2)  # (B, M, C, t, y, x) -> (B, M, t * y * x * C)
+
+
+def _standardized_patches(patches: Tensor, normalize: bool) -> Tensor:
+    """Standardise (B, n, C, t, y, x) patches per channel over t, y, x."""
+    return _standardize(patches.flatten(3)).view_as(patches) if normalize else patches
+
+
+def frame_differences(clip: Tensor, group_size: int, time_axis: int) -> Tensor:
+    """Replace all but the first frame of each group by their difference to that first frame."""
+    groups = clip.unflatten(time_axis, (-1, group_size))
+    first = groups.narrow(time_axis + 1, 0, 1)
+    later = groups.narrow(time_axis + 1, 1, group_size - 1) - first
+    return torch.cat((first, later), dim=time_axis + 1).flatten(time_axis, time_axis + 1)
+
+
+def audio_target(audio: Tensor, masked: Tensor, normalize: bool = True) -> Tensor:
+    """Make the values the audio decoder has to predict.
+
+    Args:
+        audio: (B, 1, T, F).
+        masked: (B, M) positions of the masked patches.
+        normalize: standardise each patch.
+
+    Returns:
+        (B, M, 256) in (time, frequency) order.
+    """
+    patches = cut_patches(_precise(audio), (PATCH_SIZE, PATCH_SIZE), masked).flatten(2)
+    return _standardize(patches) if normalize else patches
+
+
+def video_mse(
+    predicted: Tensor, target: Tensor, tubelet_size: int, target_diff_weight: float | None = None
+) -> Tensor:
+    """Mean squared error over masked patches, optionally weighting first and later frames apart.
+
+    Args:
+        predicted: (B, M, P).
+        target: (B, M, P), frame slowest.
+        tubelet_size: frames of a tubelet.
+        target_diff_weight: w; the loss is (1 - w) * mse(first frames) + w * mse(later frames).
+    """
+    if target_diff_weight is None:
+        return F.mse_loss(predicted, target)
+    split = predicted.shape[-1] // tubelet_size
+    first = F.mse_loss(predicted[..., :split], target[..., :split])
+    later = F.mse_loss(predicted[..., split:], target[..., split:])
+    return (1 - target_diff_weight) * first + target_diff_weight * later
+
+
+def contrastive_loss(
+    video_levels: Sequence[Tensor],
+    audio_levels: Sequence[Tensor],
+    temperature: float = 0.07,
+    gather: bool = False,
+) -> Tensor:
+    """Sum the symmetric InfoNCE loss over levels.
+
+    Args:
+        video_levels: (B, D) unit-length features, one a level.
+        audio_levels: the same clips' audio features.
+        temperature: of the softmax.
+        gather: compare with the clips of all ranks (with their gradients), not only this rank's.
+    """
+    losses = [
+        info_nce(video, audio, temperature, gather)
+        for video, audio in zip(video_levels, audio_levels, strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
+def info_nce(video: Tensor, audio: Tensor, temperature: float, gather: bool = False) -> Tensor:
+    """Average the video-to-audio and audio-to-video InfoNCE losses of paired features (B, D)."""
+    video, audio = _precise(video), _precise(audio)
+    all_video = gather_with_grad(video) if gather else video
+    all_audio = gather_with_grad(audio) if gather else audio
+    offset = len(video) * rank() if gather else 0
+    pair = torch.arange(len(video), device=video.device) + offset
+    video_to_audio = F.cross_entropy(video @ all_audio.T / temperature, pair)
+    audio_to_video = F.cross_entropy(audio @ all_video.T / temperature, pair)
+    return 0.5 * (video_to_audio + audio_to_video)
+
+
+@torch.no_grad()
+def contrastive_accuracy(
+    video_levels: Sequence[Tensor], audio_levels: Sequence[Tensor]
+) -> list[Tensor]:
+    """Share of clips whose own audio is the nearest of the batch to the video, one scalar a level."""
+    accuracies = []
+    for video, audio in zip(video_levels, audio_levels, strict=True):
+        nearest = (video @ audio.T).argmax(dim=1)
+        pair = torch.arange(len(video), device=video.device)
+        accuracies.append((nearest == pair).float().mean())
+    return accuracies
+
+
+def _moments(prediction: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """Biased means, variances and covariance over the batch, (K,) each."""
+    mean_p, mean_t = prediction.mean(dim=0), target.mean(dim=0)
+    var_p = prediction.var(dim=0, correction=0)
+    var_t = target.var(dim=0, correction=0)
+    covariance = ((prediction - mean_p) * (target - mean_t)).mean(dim=0)
+    return mean_p, mean_t, var_p, var_t, covariance
+
+
+def ccc_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """1 - concordance correlation coefficient over the batch, averaged over outputs; (B, K) each."""
+    mean_p, mean_t, var_p, var_t, covariance = _moments(prediction, target)
+    spread = var_p + var_t + (mean_p - mean_t) ** 2
+    return (1 - 2 * covariance / spread.clamp_min(1e-8)).mean()
+
+
+def pcc_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """1 - Pearson correlation over the batch, averaged over outputs; (B, K) each."""
+    _, _, var_p, var_t, covariance = _moments(prediction, target)
+    return (1 - covariance / (var_p * var_t).clamp_min(1e-16).sqrt()).mean()
+
+
+REGRESSION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    "ccc": ccc_loss,
+    "pcc": pcc_loss,
+}
+

@@ -1,0 +1,50 @@
+#!/bin/sh
+# Pre-train HiCMAE-B on VoxCeleb2 (published: 4 GPUs x 40 clips, 100 epochs).
+#
+# Needs   saved/data/voxceleb2/train.csv   one line a clip: <video.mp4> 0
+#         The wav of .../video/file/dev/mp4/<id>.mp4 is .../audio/file/dev/aac/<id>.wav, of any other
+#         <name>.mp4 it is <name>.wav. Mono, 16 kHz.
+# Writes  saved/model/pretraining/voxceleb2/audio_visual/hicmae_pretrain_base/
+#         checkpoint-99.pth is what the fine-tuning scripts beside this one start from.
+# Start   sh scripts/voxceleb2/audio_visual/hicmae_pretrain_base/pretrain_base.sh [more flags]
+#         Started again, it goes on from the newest checkpoint. Settings: scripts/lib/common.sh.
+set -eu
+SCRIPT_DIR=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+SCRIPT=$SCRIPT_DIR/$(basename -- "$0")
+# shellcheck source=scripts/lib/common.sh
+. "$SCRIPT_DIR/../../../lib/common.sh"
+find_root
+
+DATA_PATH=$(absolute "${DATA_PATH:-$ROOT/saved/data/voxceleb2/train.csv}")
+OUTPUT_DIR=$(absolute "${OUTPUT_DIR:-$ROOT/saved/model/pretraining/voxceleb2/audio_visual/hicmae_pretrain_base}")
+LOG_FILE=$OUTPUT_DIR/console-node${NODE_RANK:-0}.log
+EPOCHS=${EPOCHS:-100}
+
+if [ -d "$DATA_PATH" ]; then DATA_PATH=$DATA_PATH/train.csv; fi
+need_list "$DATA_PATH"
+need_number EPOCHS "$EPOCHS"
+prepare 160 40 "4 GPUs x 40" 1
+if [ "$BATCH_SIZE" -ne 40 ]; then
+    say "the contrastive loss compares the $BATCH_SIZE clips of one GPU and pass; the published run compared 40"
+fi
+detach_if_asked "$@"
+
+enter_root
+set -f # EXTRA_ARGS is split into words, but * in it stays as it is
+# shellcheck disable=SC2086
+train run_pretraining.py \
+    --model pretrain_hicmae_dim512_patch16_160_a256 \
+    --data_path "$DATA_PATH" ${DATA_ROOT:+--data_root "$(absolute "$DATA_ROOT")"} \
+    --output_dir "$OUTPUT_DIR" \
+    --device "$DEVICE" --precision "$PRECISION" \
+    --batch_size "$BATCH_SIZE" --accum_iter "$ACCUM" \
+    --epochs "$EPOCHS" --warmup_epochs "${WARMUP_EPOCHS:-5}" --save_ckpt_freq 10 \
+    --lr 3e-4 --min_lr 1e-5 --opt_betas 0.9 0.95 --weight_decay 0.05 --drop_path 0 \
+    --encoder_depth 10 --encoder_depth_audio 10 --encoder_fusion_depth 2 \
+    --decoder_depth 4 --decoder_depth_audio 4 --return_intermediate_features 3 6 9 \
+    --num_frames 16 --sampling_rate 4 --input_size 160 --input_size_audio 256 128 \
+    --mask_ratio 0.9 --mask_ratio_audio 0.8 --roll_mag_aug \
+    --use_frame_diff_as_target --frame_diff_group_size 2 \
+    --normalize_target --normalize_target_audio \
+    --loss_weight 0.0025 --inter_contrastive_temperature 0.07 \
+    --num_workers "${NUM_WORKERS:-16}" ${EXTRA_ARGS:-} "$@"
