@@ -1,6 +1,6 @@
 """Fine-tune and test HiCMAE on labelled clips.
 
-``python run_finetuning.py --data_path FOLDER --nb_classes K --finetune CHECKPOINT --output_dir DIR``
+``python run_finetuning.py --data_path FOLDER --nb_classes K --finetune FILE --output_dir DIR``
 
 Several GPUs: ``torchrun --nproc_per_node=4 run_finetuning.py ...``; ``--help`` lists every flag.
 """

@@ -1,4 +1,6 @@
-"""Pre-train HiCMAE on unlabelled clips: ``python run_pretraining.py --data_path LIST --output_dir DIR``.
+"""Pre-train HiCMAE on unlabelled clips.
+
+``python run_pretraining.py --data_path LIST --output_dir DIR``
 
 Several GPUs: ``torchrun --nproc_per_node=4 run_pretraining.py ...``; ``--help`` lists every flag.
 """
@@ -18,8 +20,14 @@ from hicmae.config.common import ClipConfig, DataConfig, OptimConfig, RunConfig
 from hicmae.config.flags import add_arguments, as_dict, new_parser, parse_configs
 from hicmae.config.pretraining import MaskConfig, PretrainLossConfig, PretrainModelConfig
 from hicmae.data.clip_list import read_pretrain_list
-from hicmae.data.dataset import PretrainBatch, PretrainClips, collate_pretrain
-from hicmae.data.loading import ClipIndex, ClipSampler, SkippedClips, make_loader
+from hicmae.data.dataset import PretrainClips
+from hicmae.data.loading import (
+    ClipIndex,
+    ClipSampler,
+    PretrainBatch,
+    SkippedClips,
+    make_loader,
+)
 from hicmae.models.patches import split_tokens
 from hicmae.training import checkpoint, distributed
 from hicmae.training.engine import ComputeLoss, LossParts, train_one_epoch
@@ -191,7 +199,7 @@ def log_images(
 ) -> None:
     """Show what the model makes of the first clips of the list, always with the same masks."""
     samples = [dataset[ClipIndex(0, index)] for index in range(min(2, len(dataset)))]
-    batch = collate_pretrain(samples).to(session.device)
+    batch = dataset.collate(samples).to(session.device)
     loss = configs["loss"]
     rebuilt = reconstruct(
         model,

@@ -307,9 +307,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"error: {error}\n")
     if args.chance and not report.is_regression:
         report = report._replace(references={"chance": 100.0 / len(report.names), **references})
-    sys.stdout.write(as_text(report))
     written = ", ".join(str(path) for path in write(report))
-    sys.stdout.write(f"\nwritten: {written}\n")
+    sys.stdout.write(f"{as_text(report)}\nwritten: {written}\n")
 
 
 if __name__ == "__main__":

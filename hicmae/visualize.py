@@ -18,8 +18,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from hicmae.folds import natural_key, pool, read_predictions
@@ -28,7 +29,7 @@ from hicmae.training.logger import read_lines
 
 DPI = 200
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -42,7 +43,7 @@ STYLE = {
 }
 HOP_SECONDS = 0.01  # between two spectrogram steps
 # What log.txt holds beside curves worth drawing.
-NOT_CURVES = ("epoch", "n_parameters", "step", "seconds", "memory_mib", "weight_decay", "min_lr")
+NOT_CURVES = ("epoch", "n_parameters", "step", "count", "clips", "memory_mib", "weight_decay")
 
 
 def reconstruction_figure(
@@ -82,9 +83,8 @@ def reconstruction_figure(
         widths = [1.0] * len(frames) + [2.0]
         size = (1.05 * sum(widths) + 1.0, 3.55 + 0.25 * bool(title))
         figure, grid = plt.subplots(
-            3, len(widths), figsize=size, width_ratios=widths, layout="constrained"
+            3, len(widths), figsize=size, width_ratios=widths, layout=_tight()
         )
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
         for row, name in enumerate(("original", "masked", "rebuilt")):
             _draw_frames(grid[row, :-1], videos[row], frames, heading=row == 0)
             grid[row, 0].set_ylabel(name)
@@ -92,6 +92,10 @@ def reconstruction_figure(
         if title:
             figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _tight() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
 
 
 def _to_array(value: Any) -> np.ndarray:
@@ -115,8 +119,7 @@ def _draw_frames(
 
 def _draw_spectrograms(figure: Figure, column: Sequence[Axes], audios: list[np.ndarray]) -> None:
     low, high = np.nanpercentile(audios[0], (1, 99))
-    colours = plt.get_cmap("viridis").copy()
-    colours.set_bad("#808080")
+    colours = plt.get_cmap("viridis").with_extremes(bad="#808080")
     extent = (0.0, len(audios[0]) * HOP_SECONDS, 0.0, float(audios[0].shape[1]))
     for axes, audio in zip(column, audios, strict=True):
         image = axes.imshow(
@@ -207,7 +210,7 @@ def _draw_panel(
                 markersize=3,
             )
     axes.set_title(quantity.upper() if quantity in ("uar", "war") else quantity.replace("_", " "))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     if "lr" in quantity.split("_"):
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     if len(keys) > 1:
@@ -215,7 +218,7 @@ def _draw_panel(
         axes.legend(lines, [key.split("_")[0] for key in keys], fontsize=8)
 
 
-def _dashes(key: str, keys: list[str]) -> str:
+def _dashes(key: str, keys: list[str]) -> Any:
     """Tell splits of one quantity apart; a single one needs no dashes."""
     return {"val": "--", "test": ":"}.get(key.split("_")[0], "-") if len(keys) > 1 else "-"
 

@@ -137,7 +137,7 @@ class OptimConfig:
     lr: float = option(3e-4, "learning rate for a total batch of 256; scales with the total batch")
     min_lr: float = option(1e-5, "learning rate at the end, for a total batch of 256")
     weight_decay: float = option(0.05, "AdamW weight decay")
-    weight_decay_end: float | None = option(None, "weight decay at the end (cosine); none: constant")
+    weight_decay_end: float | None = option(None, "weight decay at the end; none: constant")
     opt_betas: tuple[float, ...] = option((0.9, 0.95), "AdamW betas", metavar="BETA")
     opt_eps: float = option(1e-8, "AdamW epsilon")
     clip_grad: float | None = option(None, "largest gradient norm; none: no clipping")

@@ -1,6 +1,7 @@
 """Waveform spans (mono, 16 kHz) and their log-mel filter bank."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import soundfile
@@ -81,7 +82,7 @@ def read_span(path: str, start: int, stop: int) -> np.ndarray:
 
 
 def frames_to_samples(first: int, last: int, num_frames: int, num_samples: int) -> tuple[int, int]:
-    """Return the samples from frame `first` to frame `last`, with frame k at k / (num_frames - 1) of the wav.
+    """Return the samples between two frames, frame k being at k / (num_frames - 1) of the wav.
 
     Integers, so that no rounding of a quotient can shift the span by a sample.
     """
@@ -93,7 +94,7 @@ def frames_to_samples(first: int, last: int, num_frames: int, num_samples: int) 
 def span_or_whole(
     path: str, start: int, stop: int, num_samples: int, target_length: int = 256
 ) -> tuple[int, int]:
-    """Return the span cut to the wav; for 1024 samples or fewer, the whole wav if it is a short one.
+    """Return the span cut to the wav; for 1024 samples or fewer, the whole of a short wav.
 
     Args:
         path: the wav, for the message.
@@ -107,8 +108,9 @@ def span_or_whole(
         return start, stop
     if num_samples >= target_length * HOP:
         raise UnreadableClip(
-            f"audio '{path}' has {num_samples} samples but only {max(stop - start, 0)} belong to the chosen "
-            f"frames, expected more than {SHORTEST_SPAN}; check that video and audio are of the same clip"
+            f"audio '{path}' has {num_samples} samples but only {max(stop - start, 0)} belong to "
+            f"the chosen frames, expected more than {SHORTEST_SPAN}; check that it is the sound of "
+            "this video"
         )
     return 0, num_samples
 
@@ -131,6 +133,37 @@ def span_features(
     steps, mel_bins = size
     start, stop = span_or_whole(path, start, stop, length_of(path), steps)
     return fbank(read_span(path, start, stop), SAMPLE_RATE, mel_bins, steps, gain)
+
+
+def window_features(
+    path: str,
+    windows: Sequence[np.ndarray],
+    span: int,
+    total_frames: int,
+    size: tuple[int, int] = (256, 128),
+    gains: Sequence[float] | None = None,
+) -> torch.Tensor:
+    """Return the filter banks of the audio of several windows of a labelled clip.
+
+    Args:
+        path: mono 16 kHz wav, as long as the video.
+        windows: frames of each window; only where it begins matters.
+        span: frames from there to the end of the audio, at most to the last frame.
+        total_frames: frames of the video.
+        size: (T, F).
+        gains: factor of the waveform for each window, 1 by default.
+
+    Returns:
+        (len(windows), 1, T, F) float32.
+    """
+    total_samples = length_of(path)
+    features = []
+    for window, gain in zip(windows, gains or [1.0] * len(windows), strict=True):
+        first = int(window[0])
+        last = min(first + span, total_frames - 1)
+        start, stop = frames_to_samples(first, last, total_frames, total_samples)
+        features.append(span_features(path, start, stop, size, gain))
+    return torch.stack(features)
 
 
 def _open(path: str | None) -> soundfile.SoundFile:

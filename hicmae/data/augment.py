@@ -59,7 +59,7 @@ class Augment:
 
 @contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
-    """Seed the global generators of `random`, numpy and torch (CPU), and put their states back after."""
+    """Seed the generators of `random`, numpy and torch (CPU); put their states back after."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -73,7 +73,7 @@ def seeded_globals(seed: int) -> Iterator[None]:
 
 
 class ClipTransform:
-    """RandAugment, normalisation, random resized crop, flip and erasing of one clip, in this order."""
+    """RandAugment, normalisation, random resized crop, flip, erasing of a clip, in this order."""
 
     def __init__(self, augment: Augment, input_size: int) -> None:
         self.augment, self.input_size = augment, input_size
@@ -144,7 +144,7 @@ class Mixup:
     label_smoothing: float = 0.1
 
     def draw(self) -> tuple[float, bool]:
-        """Draw lambda, the share of a clip that stays its own, and whether to cut rather than blend."""
+        """Draw the share of a clip that stays its own, and whether to cut rather than blend."""
         if np.random.rand() >= self.prob or (self.mixup_alpha <= 0 and self.cutmix_alpha <= 0):
             return 1.0, False
         if self.mixup_alpha > 0 and self.cutmix_alpha > 0:
@@ -161,8 +161,8 @@ def mix_batch(batch: "LabelledBatch", mixup: Mixup, mix_audio: bool = False) -> 
     Args:
         batch: video (B, 3, T, H, W) float, normalised, target (B,) int64.
         mixup: what to draw.
-        mix_audio: blend the audio with the same share; the original leaves it as it is. Audio without
-            any video is always blended, as the targets are.
+        mix_audio: blend the audio with the same share; the original leaves it as it is. Audio
+            without any video is always blended, as the targets are.
 
     Returns:
         The batch with new tensors and target (B, K) float32.

@@ -101,7 +101,7 @@ def read_labelled_list(
 
 
 def write_list(path: str | Path, clips: Iterable[Clip]) -> None:
-    """Write a list so that a reader sees the old file or the whole new one; clips without label get 0."""
+    """Write a list; a reader sees the old file or the whole new one. Clips without label get 0."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -135,14 +135,15 @@ def _read(path: str | Path, parse: Callable[[list[str]], Clip], expected: str) -
         raise FileNotFoundError(f"list '{path}' does not exist; check --data_path")
     clips: list[Clip] = []
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file, delimiter=" ")
+        reader = csv.reader(file, delimiter=" ", strict=True)
+        line = 0  # where the row before ended: a quote left open swallows all lines after it
         try:
-            for fields in filter(None, reader):  # blank lines are passed over
-                clips.append(_parsed(parse, fields, expected, f"{path}:{reader.line_num}"))
+            for fields in reader:
+                if fields:
+                    clips.append(_parsed(parse, fields, expected, f"{path}:{reader.line_num}"))
+                line = reader.line_num
         except csv.Error as error:
-            raise ValueError(
-                f"{path}:{reader.line_num}: expected {expected}, got: {error}"
-            ) from None
+            raise ValueError(f"{path}:{line + 1}: expected {expected}, got: {error}") from None
     if not clips:
         raise ValueError(f"{path}:1: expected at least one line {expected}, got an empty list")
     return clips

@@ -6,7 +6,6 @@ it, none where it was skipped. `collate` joins items to a larger batch of the sa
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,16 +15,16 @@ from torch.utils.data import Dataset
 from hicmae.data import audio as wav
 from hicmae.data import video as film
 from hicmae.data.augment import Augment, ClipTransform
-from hicmae.data.clip_list import Clip, UnreadableClip
+from hicmae.data.clip_list import Clip
 from hicmae.data.loading import (
     ClipIndex,
     LabelledBatch,
     PretrainBatch,
-    SkippedClip,
     ViewBatch,
     item_generator,
     joined,
     read_or_replace,
+    read_or_skip,
 )
 from hicmae.data.masking import random_mask, tube_mask
 
@@ -50,6 +49,8 @@ class PretrainClips(Dataset[PretrainBatch]):
         num_samples: windows, crops and masks taken from each clip that is opened.
         seed: of all draws, together with epoch and index.
     """
+
+    collate = staticmethod(joined)
 
     def __init__(
         self,
@@ -86,29 +87,20 @@ class PretrainClips(Dataset[PretrainBatch]):
         batch, skipped = read_or_replace(self.clips, item.index, self._read, rng)
         return batch._replace(skipped=skipped)
 
-    @staticmethod
-    def collate(items: Sequence[PretrainBatch]) -> PretrainBatch:
-        """Join items to one batch."""
-        return joined(items)
-
     def _read(self, clip: Clip, rng: np.random.Generator) -> PretrainBatch:
         video = film.open_video(clip.video)
         free = len(video) - self.num_frames * self.sampling_rate
         starts = [int(rng.integers(free + 1)) if free > 0 else 0 for _ in range(self.num_samples)]
-        windows = [
-            film.pretrain_frames(len(video), start, self.num_frames, self.sampling_rate)
-            for start in starts
-        ]
+        sampling = (self.num_frames, self.sampling_rate)
+        windows = [film.pretrain_frames(len(video), start, *sampling) for start in starts]
         audio = torch.stack([self._audio(clip, video, window, rng) for window in windows])
         images = film.read_frames(video, windows)
         masks = [tube_mask(self.grid, self.mask_ratio, rng) for _ in windows]
-        audio_masks = [
-            random_mask(self.num_audio_tokens, self.mask_ratio_audio, rng) for _ in windows
-        ]
+        ratio, num_tokens = self.mask_ratio_audio, self.num_audio_tokens
+        audio_masks = [random_mask(num_tokens, ratio, rng) for _ in windows]
+        pixels = [self._crop([images[k] for k in window], rng) for window in windows]
         return PretrainBatch(
-            video=torch.stack(
-                [self._crop([images[int(k)] for k in window], rng) for window in windows]
-            ),
+            video=torch.stack(pixels),
             video_mask=torch.from_numpy(np.stack(masks)),
             audio=audio,
             audio_mask=torch.from_numpy(np.stack(audio_masks)),
@@ -125,15 +117,13 @@ class PretrainClips(Dataset[PretrainBatch]):
         return wav.span_features(clip.audio, start, stop, self.input_size_audio, gain)
 
     def _crop(self, images: list[film.Image.Image], rng: np.random.Generator) -> Tensor:
-        left, top, right, bottom = film.face_box(*images[0].size)
-        box = film.draw_crop(right - left, bottom - top, rng)
-        box = (box[0] + left, box[1] + top, box[2] + left, box[3] + top)
+        box = film.draw_crop(film.face_box(*images[0].size), rng)
         size = (self.input_size, self.input_size)
         return film.to_tensor([film.resize(image, size, box) for image in images])
 
 
 class LabelledClips(Dataset[LabelledBatch]):
-    """One window of each labelled clip: random and augmented for training, the centre for validation.
+    """One window of each labelled clip: random for training, the centre for validation.
 
     Args:
         clips: of `read_labelled_list`.
@@ -147,10 +137,13 @@ class LabelledClips(Dataset[LabelledBatch]):
         augment: transforms of the video in training, None for none.
         roll_mag_aug: vary the magnitude of the audio in training.
         num_samples: windows taken from each clip that is opened in training.
-        modality: "av", or "a" / "v" to read one stream only. Without video, frames are counted at 25 fps.
+        modality: "av", or "a" / "v" to read one stream only; frames of an unread video are counted
+            at 25 a second of the audio.
         allow_skip: validation: leave unreadable clips out instead of stopping.
         seed: of all draws, together with epoch and index.
     """
+
+    collate = staticmethod(joined)
 
     def __init__(
         self,
@@ -176,63 +169,47 @@ class LabelledClips(Dataset[LabelledBatch]):
         self.train, self.allow_skip = train, allow_skip
         self.num_samples = num_samples if train else 1
         self.roll_mag_aug = roll_mag_aug and train
-        self.transform = (
-            ClipTransform(augment, input_size) if augment is not None and train else None
-        )
+        self.transform = ClipTransform(augment, input_size) if augment and train else None
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, item: ClipIndex) -> LabelledBatch:
-        """Return the samples of a clip; in validation none if it cannot be read and may be skipped."""
+        """Return the samples of a clip; none for an unreadable one that validation may skip."""
         rng = item_generator(self.seed, item)
         if self.train:
             batch, skipped = read_or_replace(self.clips, item.index, self._read, rng)
             return batch._replace(skipped=skipped)
         clip = self.clips[item.index]
-        try:
-            return self._read(clip, rng)
-        except UnreadableClip as error:
-            skipped = _skip(clip, error, self.allow_skip)
-        video, audio = _nothing(
-            self.modality, self.num_frames, self.input_size, self.input_size_audio
-        )
+        batch, skipped = read_or_skip(clip, lambda clip: self._read(clip, rng), self.allow_skip)
+        if batch is not None:
+            return batch
+        video, audio = _nothing(self)
         return LabelledBatch(video, audio, _target(clip, self.task)[:0], (), skipped)
 
-    @staticmethod
-    def collate(items: Sequence[LabelledBatch]) -> LabelledBatch:
-        """Join items to one batch."""
-        return joined(items)
-
     def _read(self, clip: Clip, rng: np.random.Generator) -> LabelledBatch:
-        streams = _open(clip, self.modality)
-        windows = [self._window(streams.total_frames, rng) for _ in range(self.num_samples)]
-        audio = video = None
-        if streams.audio is not None:
-            audio = torch.stack([self._features(streams, window, rng) for window in windows])
-        if streams.video is not None:
-            size = (self.input_size, self.input_size)
-            images = {
-                k: film.resize(image, size)
-                for k, image in film.read_frames(streams.video, windows).items()
-            }
-            video = torch.stack(
-                [self._pixels([images[int(k)] for k in window], rng) for window in windows]
+        video, total_frames = _open(clip, self.modality)
+        windows = [self._window(total_frames, rng) for _ in range(self.num_samples)]
+        pixels = features = None
+        if "a" in self.modality:
+            span = self.num_frames * self.sampling_rate
+            gains = [wav.draw_gain(rng) if self.roll_mag_aug else 1.0 for _ in windows]
+            features = wav.window_features(
+                clip.audio, windows, span, total_frames, self.input_size_audio, gains
             )
+        if video is not None:
+            size = (self.input_size, self.input_size)
+            images = film.read_frames(video, windows)
+            images = {k: film.resize(image, size) for k, image in images.items()}
+            clips = [self._pixels([images[k] for k in window], rng) for window in windows]
+            pixels = torch.stack(clips)
         target = _target(clip, self.task).repeat_interleave(self.num_samples, dim=0)
-        return LabelledBatch(video, audio, target, (clip.video,) * self.num_samples, ())
+        return LabelledBatch(pixels, features, target, (clip.video,) * self.num_samples, ())
 
     def _window(self, total_frames: int, rng: np.random.Generator) -> np.ndarray:
         span = self.num_frames * self.sampling_rate
         end = int(rng.integers(span, total_frames)) if self.train and total_frames > span else None
         return film.train_frames(total_frames, end, self.num_frames, self.sampling_rate)
-
-    def _features(
-        self, streams: "_Streams", window: np.ndarray, rng: np.random.Generator
-    ) -> Tensor:
-        span = self.num_frames * self.sampling_rate
-        gain = wav.draw_gain(rng) if self.roll_mag_aug else 1.0
-        return streams.features(int(window[0]), span, self.input_size_audio, gain)
 
     def _pixels(self, images: list[film.Image.Image], rng: np.random.Generator) -> Tensor:
         return film.to_tensor(images) if self.transform is None else self.transform(images, rng)
@@ -242,15 +219,11 @@ class TestClips(Dataset[ViewBatch]):
     """The distinct views of each clip: windows in time, crops along the longer side.
 
     Args:
-        clips: of `read_labelled_list`.
-        task: "classification" or "regression".
+        clips, task, num_frames, sampling_rate, input_size, input_size_audio, modality: as in
+            LabelledClips.
         num_segments: windows spread over the clip.
         num_crops: crops spread over a frame; square frames have one.
-        num_frames: T of the video.
-        sampling_rate: distance of neighbouring frames.
-        input_size: H = W in pixels.
-        input_size_audio: (T, F) of the spectrogram.
-        modality: "av", or "a" / "v" to read one stream only. Without video, frames are counted at 25 fps.
+        centre: give the one view of validation instead, as LabelledClips without `train`.
         allow_skip: leave unreadable clips out instead of stopping.
     """
 
@@ -263,6 +236,7 @@ class TestClips(Dataset[ViewBatch]):
         task: str = "classification",
         num_segments: int = 2,
         num_crops: int = 2,
+        centre: bool = False,
         num_frames: int = 16,
         sampling_rate: int = 4,
         input_size: int = 160,
@@ -272,7 +246,7 @@ class TestClips(Dataset[ViewBatch]):
     ) -> None:
         self.clips, self.task, self.allow_skip = clips, task, allow_skip
         self.modality = _checked_modality(modality)
-        self.num_segments, self.num_crops = num_segments, num_crops
+        self.num_segments, self.num_crops, self.centre = num_segments, num_crops, centre
         self.num_frames, self.sampling_rate = num_frames, sampling_rate
         self.input_size, self.input_size_audio = input_size, input_size_audio
 
@@ -283,14 +257,11 @@ class TestClips(Dataset[ViewBatch]):
         """Return the views of a clip, none if it cannot be read and may be skipped."""
         clip = self.clips[item.index]
         target, index = _target(clip, self.task), torch.tensor([item.index])
-        try:
-            video, audio = self._read(clip)
-        except UnreadableClip as error:
-            skipped = _skip(clip, error, self.allow_skip)
-            video, audio = _nothing(
-                self.modality, self.num_frames, self.input_size, self.input_size_audio
-            )
+        streams, skipped = read_or_skip(clip, self._read, self.allow_skip)
+        if streams is None:
+            video, audio = _nothing(self)
             return ViewBatch(video, audio, index[:0], index[:0], target[:0], (), skipped)
+        video, audio = streams
         num_views = len(audio if video is None else video)
         return ViewBatch(
             video, audio, torch.zeros(num_views).long(), index, target, (clip.video,), ()
@@ -300,81 +271,66 @@ class TestClips(Dataset[ViewBatch]):
     def collate(items: Sequence[ViewBatch]) -> ViewBatch:
         """Join items to one batch, with `view_clip` counted through it."""
         first_clips = itertools.accumulate((len(item.clip_index) for item in items), initial=0)
-        view_clip = [item.view_clip + first for item, first in zip(items, first_clips)]
+        view_clip = [
+            item.view_clip + first for item, first in zip(items, first_clips, strict=False)
+        ]
         return joined(items)._replace(view_clip=torch.cat(view_clip))
 
     def _read(self, clip: Clip) -> tuple[Tensor | None, Tensor | None]:
-        streams = _open(clip, self.modality)
-        windows = film.test_windows(
-            streams.total_frames, self.num_segments, self.num_frames, self.sampling_rate
-        )
-        video = audio = None
-        num_crops = 1
-        if streams.video is not None:
-            video, num_crops = self._views(film.read_frames(streams.video, windows), windows)
-        if streams.audio is not None:
+        video, total_frames = _open(clip, self.modality)
+        sampling = (self.num_frames, self.sampling_rate)
+        if self.centre:
+            windows = [film.train_frames(total_frames, None, *sampling)]
+        else:
+            windows = film.test_windows(total_frames, self.num_segments, *sampling)
+        pixels, features, num_crops = None, None, 1
+        if video is not None:
+            pixels, num_crops = self._views(film.read_frames(video, windows), windows)
+        if "a" in self.modality:
             span = self.num_frames * self.sampling_rate
-            features = [streams.features(int(w[0]), span, self.input_size_audio) for w in windows]
-            audio = torch.stack(features).repeat_interleave(num_crops, dim=0)
-        return video, audio
+            features = wav.window_features(
+                clip.audio, windows, span, total_frames, self.input_size_audio
+            ).repeat_interleave(num_crops, dim=0)
+        return pixels, features
 
     def _views(
         self, images: dict[int, film.Image.Image], windows: list[np.ndarray]
     ) -> tuple[Tensor, int]:
-        size, boxes = film.view_crops(
-            *next(iter(images.values())).size, self.input_size, self.num_crops
-        )
+        side, (width, height) = self.input_size, next(iter(images.values())).size
+        size, boxes = (side, side), [(0, 0, side, side)]
+        if not self.centre:
+            size, boxes = film.view_crops(width, height, side, self.num_crops)
         images = {k: film.resize(image, size) for k, image in images.items()}
         views = []
         for window in windows:
-            frames = film.to_tensor([images[int(k)] for k in window])
+            frames = film.to_tensor([images[k] for k in window])
             views += [frames[..., top:bottom, left:right] for left, top, right, bottom in boxes]
         return torch.stack(views), len(boxes)
 
 
-class _Streams(NamedTuple):
-    """The opened streams of a clip; the one that the modality leaves out is None."""
-
-    video: film.Video | None
-    audio: str | None
-    total_frames: int
-
-    def features(self, first: int, span: int, size: tuple[int, int], gain: float = 1.0) -> Tensor:
-        """Return the (1, T, F) spectrogram of the audio from frame `first` to `span` frames later."""
-        last, total_samples = min(first + span, self.total_frames - 1), wav.length_of(self.audio)
-        start, stop = wav.frames_to_samples(first, last, self.total_frames, total_samples)
-        return wav.span_features(self.audio, start, stop, size, gain)
+def _open(clip: Clip, modality: str) -> tuple[film.Video | None, int]:
+    """Check the streams that a modality reads; return the video and the number of its frames."""
+    num_samples = wav.length_of(clip.audio) if "a" in modality else 0
+    if "v" not in modality:
+        return None, max(round(num_samples * FRAME_RATE / wav.SAMPLE_RATE), 1)
+    video = film.open_video(clip.video)
+    return video, len(video)
 
 
-def _open(clip: Clip, modality: str) -> _Streams:
-    total_samples = wav.length_of(clip.audio) if "a" in modality else 0
-    video = film.open_video(clip.video) if "v" in modality else None
-    if video is None:
-        return _Streams(
-            None, clip.audio, max(round(total_samples * FRAME_RATE / wav.SAMPLE_RATE), 1)
-        )
-    return _Streams(video, clip.audio if "a" in modality else None, len(video))
-
-
-def _nothing(
-    modality: str, frames: int, side: int, spectrogram: tuple[int, int]
-) -> list[Tensor | None]:
-    """Return what a skipped clip adds to a batch: no samples, of the usual shape."""
-    video = torch.zeros(0, 3, frames, side, side, dtype=torch.uint8) if "v" in modality else None
-    return [video, torch.zeros(0, 1, *spectrogram) if "a" in modality else None]
-
-
-def _skip(clip: Clip, error: UnreadableClip, allow_skip: bool) -> tuple[SkippedClip]:
-    if not allow_skip:
-        raise RuntimeError(
-            f"evaluation clip '{clip.video}' cannot be read: {error}; mend it or leave such clips out "
-            "with --skip_bad_test_clips"
-        ) from error
-    return (SkippedClip(clip.video, str(error)),)
+def _nothing(clips: LabelledClips | TestClips) -> tuple[Tensor | None, Tensor | None]:
+    """Return what a skipped clip adds to a batch: no video and no audio, of the usual shapes."""
+    video, audio = (
+        (0, 3, clips.num_frames, *(clips.input_size,) * 2),
+        (0, 1, *clips.input_size_audio),
+    )
+    return (
+        torch.zeros(video, dtype=torch.uint8) if "v" in clips.modality else None,
+        torch.zeros(audio) if "a" in clips.modality else None,
+    )
 
 
 def _target(clip: Clip, task: str) -> Tensor:
-    """Return the label as a batch of one: (1,) int64 or (1, K) float32; without a label -1 or K = 0."""
+    """Return the label as (1,) int64 or (1, K) float32; without a label -1 or K = 0."""
     if task == "classification":
         return torch.tensor([-1 if clip.label is None else clip.label])
     return torch.tensor([() if clip.label is None else clip.label], dtype=torch.float32)

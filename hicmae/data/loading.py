@@ -1,4 +1,4 @@
-"""What turns a data set into batches: order, seeding, replacement of unreadable clips, the loader."""
+"""Batches, and what leads to them: order, seeding, unreadable clips, the loader."""
 
 import csv
 import itertools
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class ClipIndex(NamedTuple):
-    """What a sampler yields: a position in the list, and the epoch, as an item's draws depend on both."""
+    """What a sampler yields: a place in the list, and the epoch, as draws depend on both."""
 
     epoch: int
     index: int
@@ -42,8 +42,9 @@ class SkippedClip(NamedTuple):
 class PretrainBatch(NamedTuple):
     """Masked clips.
 
-    video (B, 3, T, H, W) uint8, after `to` float32 and normalised; video_mask (B, N) bool, True where
-    masked; audio (B, 1, T, F) float32; audio_mask (B, N) bool; names of the B videos; skipped clips.
+    video (B, 3, T, H, W) uint8, after `to` float32 and normalised; video_mask (B, N) bool, True
+    where masked; audio (B, 1, T, F) float32; audio_mask (B, N) bool; names of the B videos;
+    skipped clips.
     """
 
     video: Tensor
@@ -80,9 +81,10 @@ class LabelledBatch(NamedTuple):
 class ViewBatch(NamedTuple):
     """All views of B clips, V in total.
 
-    video (V, 3, T, H, W) or None, uint8, after `to` float32 and normalised; audio (V, 1, T, F) float32
-    or None; view_clip (V,) int64, position in the batch of the clip a view shows; clip_index (B,)
-    int64, position in the list; target, names, skipped as in LabelledBatch. B is 0 where all were skipped.
+    video (V, 3, T, H, W) or None, uint8, after `to` float32 and normalised; audio (V, 1, T, F)
+    float32 or None; view_clip (V,) int64, position in the batch of the clip a view shows;
+    clip_index (B,) int64, position in the list; target, names, skipped as in LabelledBatch.
+    B is 0 where all clips were skipped.
     """
 
     video: Tensor | None
@@ -155,6 +157,25 @@ def read_or_replace(
     )
 
 
+def read_or_skip(
+    clip: Clip, read: Callable[[Clip], T], allow_skip: bool
+) -> tuple[T | None, tuple[SkippedClip, ...]]:
+    """Read a clip for evaluation, where no other can stand in for it.
+
+    Returns:
+        What `read` returned and (), or None and the clip where it failed and may be skipped.
+    """
+    try:
+        return read(clip), ()
+    except UnreadableClip as error:
+        if allow_skip:
+            return None, (SkippedClip(clip.video, str(error)),)
+        raise RuntimeError(
+            f"evaluation clip '{clip.video}' cannot be read: {error}; mend it or leave such clips "
+            "out with --skip_bad_test_clips"
+        ) from error
+
+
 class ClipSampler(Sampler[ClipIndex]):
     """This process' share of the clips, in the order of one epoch.
 
@@ -185,7 +206,7 @@ class ClipSampler(Sampler[ClipIndex]):
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and how many samples of this process to jump over when a run resumes."""
+        """Choose the epoch, and how many samples of this process a resumed run jumps over."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
@@ -215,7 +236,7 @@ def make_loader(
 
     Args:
         dataset: one with a `collate` method.
-        sampler: order; its `set_epoch` reaches persistent workers, as every index carries its epoch.
+        sampler: order; its `set_epoch` reaches persistent workers, as an index carries its epoch.
         batch_size: clips a batch.
         num_workers: processes that decode; 0 decodes in this one.
         drop_last: leave out a last smaller batch (training).
@@ -223,8 +244,8 @@ def make_loader(
     """
     if drop_last and len(sampler) < batch_size:
         raise ValueError(
-            f"the training list gives {len(sampler)} clips per process, expected at least one batch of "
-            f"{batch_size}; lower --batch_size"
+            f"the training list gives {len(sampler)} clips per process, expected at least one "
+            f"batch of {batch_size}; lower --batch_size"
         )
     return DataLoader(
         dataset,
@@ -263,14 +284,15 @@ class SkippedClips:
         share = len(self.videos) / max(self.num_clips, 1)
         if share > self.max_bad_share:
             raise RuntimeError(
-                f"{len(self.videos)} of {self.num_clips} clips ({share:.2%}) cannot be read, expected at most "
-                f"{self.max_bad_share:.2%}; see '{self.path}', mend the clips or raise --max_bad_clips"
+                f"{len(self.videos)} of {self.num_clips} clips ({share:.2%}) cannot be read, "
+                f"expected at most {self.max_bad_share:.2%}; see '{self.path}', mend the clips "
+                "or raise --max_bad_clips"
             )
 
     def _append(self, clips: list[SkippedClip]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if file.tell() == 0:
                 writer.writerow(SkippedClip._fields)
             for clip in clips:

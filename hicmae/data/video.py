@@ -55,8 +55,8 @@ def train_frames(
 
     Args:
         total_frames: frames of the video.
-        end: in [span, total_frames), span = num_frames * sampling_rate; None takes the centre, as in
-            validation. Videos of no more than a span are taken from their start, whatever `end`.
+        end: in [span, total_frames), span = num_frames * sampling_rate; None takes the centre, as
+            in validation. Videos of no more than a span are taken from their start.
         num_frames: T.
         sampling_rate: mean distance of neighbouring frames.
 
@@ -118,7 +118,7 @@ class FrameFolder:
         )
         if not self.names:
             raise UnreadableClip(
-                f"video folder '{path}' holds no frame, expected files {', '.join(FRAME_EXTENSIONS)}"
+                f"video folder '{path}' holds no frame, expected {' '.join(FRAME_EXTENSIONS)} files"
             )
 
     def __len__(self) -> int:
@@ -131,7 +131,7 @@ class FrameFolder:
     def times(self, first: int, last: int) -> tuple[float, float]:
         """Raise UnreadableClip: images carry no times."""
         raise UnreadableClip(
-            f"video folder '{self.path}' has no frame times, which pre-training needs; use a video file"
+            f"video folder '{self.path}' has no frame times, expected a video file in pre-training"
         )
 
     @staticmethod
@@ -178,19 +178,19 @@ class DecordVideo:
 class PyAVVideo:
     """A video file read with PyAV, for machines without decord.
 
-    Frames are counted in decoding order rather than sought: seeking is off by one in some containers.
+    Frames are counted in order rather than sought: seeking is off by one in some containers.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            with av.open(os.path.abspath(path)) as container:
+            with av.open(os.path.abspath(path), metadata_errors="replace") as container:
                 stream = next(iter(container.streams.video), None)
                 packets = [] if stream is None else list(container.demux(stream))
                 self.packet_times = sorted(
                     (
                         float(packet.pts * packet.time_base),
-                        float((packet.pts + packet.duration) * packet.time_base),
+                        float((packet.pts + (packet.duration or 0)) * packet.time_base),
                     )
                     for packet in packets
                     if packet.pts is not None
@@ -207,7 +207,7 @@ class PyAVVideo:
         """Return the RGB frames at `indices`, which ascend without repetition."""
         wanted, images = set(indices), []
         try:
-            with av.open(os.path.abspath(self.path)) as container:
+            with av.open(os.path.abspath(self.path), metadata_errors="replace") as container:
                 decoded = itertools.islice(container.decode(video=0), max(wanted) + 1)
                 images = [
                     frame.to_image() for index, frame in enumerate(decoded) if index in wanted
@@ -247,19 +247,6 @@ def read_frames(video: Video, windows: Iterable[np.ndarray]) -> dict[int, Image.
     return dict(zip(wanted, video.read(wanted), strict=True))
 
 
-def read_mp4(path: str, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return frames of a video file and their times.
-
-    Returns:
-        frames: (T, H, W, 3) uint8.
-        times: (T, 2) float64, begin and end of each frame in seconds.
-    """
-    video = open_video(path)
-    images = read_frames(video, [np.asarray(indices)])
-    times = [video.times(int(index), int(index)) for index in indices]
-    return np.stack([np.asarray(images[int(index)]) for index in indices]), np.array(times)
-
-
 # Geometry and pixels
 
 
@@ -284,18 +271,22 @@ def crop_offsets(
     return [(i * x, j * y) for i, j in corners_and_edges + quarters]
 
 
-def draw_crop(width: int, height: int, rng: np.random.Generator) -> Box:
-    """Draw one multi-scale crop of a width x height image."""
+def draw_crop(region: Box, rng: np.random.Generator) -> Box:
+    """Draw one multi-scale crop of a region of an image."""
+    left, top, right, bottom = region
+    width, height = right - left, bottom - top
     sizes = crop_sizes(width, height)
     crop_width, crop_height = sizes[rng.integers(len(sizes))]
     offsets = crop_offsets(width, height, crop_width, crop_height)
     x, y = offsets[rng.integers(len(offsets))]
-    return x, y, x + crop_width, y + crop_height
+    return left + x, top + y, left + x + crop_width, top + y + crop_height
 
 
 def resize(image: Image.Image, size: tuple[int, int], box: Box | None = None) -> Image.Image:
-    """Resize an image, or the part of it in `box`, to (width, height) with Pillow's bilinear filter."""
-    return image.resize(size, Image.Resampling.BILINEAR, box=box)
+    """Resize an image, or its part in `box`, to (width, height), bilinear as Pillow does it."""
+    if box is not None:  # not resize's own box, which blends in pixels from around it
+        image = image.crop(box)
+    return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def view_crops(
@@ -334,7 +325,7 @@ def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
 
 
 def normalise(video: torch.Tensor) -> torch.Tensor:
-    """Scale (..., 3, T, H, W) uint8 pixels to [0, 1] and then to ImageNet's mean and deviation, float32."""
+    """Map (..., 3, T, H, W) uint8 pixels to float32, normalised by ImageNet's mean and std."""
     mean = torch.tensor(IMAGENET_MEAN, device=video.device).view(3, 1, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=video.device).view(3, 1, 1, 1)
     return (video.float().div_(255) - mean).div_(std)

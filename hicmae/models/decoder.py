@@ -1,4 +1,4 @@
-"""The light decoder that rebuilds masked patches, reading encoder levels through skip connections."""
+"""The light decoder: rebuilds masked patches, reading encoder levels through skip connections."""
 
 from collections.abc import Sequence
 

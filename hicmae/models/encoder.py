@@ -66,8 +66,9 @@ class PatchEmbed(nn.Module):
         """
         if tuple(clip.shape[1:]) != self.clip_shape:
             raise ValueError(
-                f"{self.name} has shape {tuple(clip.shape)}, expected (B, {', '.join(map(str, self.clip_shape))}); "
-                "create the model with num_frames, img_size or img_size_audio of the clips"
+                f"{self.name} has shape {tuple(clip.shape)}, expected "
+                f"(B, {', '.join(map(str, self.clip_shape))}); create the model with the num_frames, "
+                "img_size or img_size_audio of the clips"
             )
         patches = cut_patches(clip, self.patch_size, index).flatten(2)  # (B, V, P)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
@@ -149,7 +150,7 @@ def audio_encoder(img_size_audio: Sequence[int], **block_options: float) -> Moda
 
 
 class CrossModalFusion(nn.Module):
-    """Layers in which both modalities read each other's input to that layer, then update together."""
+    """Layers in which both modalities read each other's input, then update together."""
 
     def __init__(
         self,

@@ -53,14 +53,15 @@ def split_tokens(mask: Tensor | TokenSplit, num_tokens: int, name: str) -> Token
         )
     if bool((counts != num_masked).any()):
         raise ValueError(
-            f"{name} masks {counts.tolist()} tokens a clip; all clips of a batch must mask equally many"
+            f"{name} masks {counts.tolist()} tokens a clip; "
+            "all clips of a batch must mask equally many"
         )
     order = mask.byte().argsort(dim=1, stable=True)  # visible (0) first, each in position order
     return TokenSplit(order[:, : num_tokens - num_masked], order[:, num_tokens - num_masked :])
 
 
 def token_grid(size: Sequence[int], patch_size: Sequence[int], name: str) -> tuple[int, ...]:
-    """Return the number of patches along each axis, e.g. (16, 160, 160) / (2, 16, 16) -> (8, 10, 10).
+    """Count the patches along each axis, e.g. (16, 160, 160) by (2, 16, 16) -> (8, 10, 10).
 
     Raises:
         ValueError: an axis is not a positive multiple of the patch.

@@ -83,8 +83,8 @@ class HiCMAE(nn.Module):
         for name, depth in (("", decoder_depth), ("_audio", decoder_depth_audio)):
             if depth != len(self.level_blocks) + 1:
                 raise ValueError(
-                    f"decoder_depth{name} is {depth}, expected {len(self.level_blocks) + 1}: one block "
-                    f"and one more for each kept level {self.level_blocks}"
+                    f"decoder_depth{name} is {depth}, expected {len(self.level_blocks) + 1}: "
+                    f"one block and one more for each kept level {self.level_blocks}"
                 )
 
         stack = {"drop_path": drop_path_rate, "init_values": init_values}
@@ -188,7 +188,7 @@ def _rebuild(
     levels: list[Tensor],
     split: TokenSplit,
 ) -> Tensor:
-    """Predict one modality's masked patches (B, M, P) from its fused tokens and levels (B, V, D)."""
+    """Predict one modality's masked patches (B, M, P) from fused tokens and levels (B, V, D)."""
     visible_positions = decoder.positions[split.visible]
     masked = mask_token + decoder.positions[split.masked]
     visible = project(fused) + visible_positions

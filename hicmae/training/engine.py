@@ -88,16 +88,14 @@ def train_one_epoch(
         RuntimeError: the loss is not finite.
     """
     model.train()
-    progress = Progress(
-        steps, f"epoch {epoch}/{epochs}", every=print_freq, main=distributed.is_main()
-    )
+    progress = Progress(steps, f"epoch {epoch}/{epochs}", every=print_freq)
     window = _Window(logger, optimization, epoch)
     groups = _groups(loader, optimization.accum_iter, steps)
     for step, (batches, data_time) in enumerate(groups, start=epoch * steps):
         seed_step(seed, step, distributed.rank())
-        set_learning_rate(
-            optimization.optimizer, optimization.lr[step], optimization.weight_decay[step]
-        )
+        # Plain floats: numpy's would end up in the checkpoint and be refused when it is loaded.
+        lr, weight_decay = float(optimization.lr[step]), float(optimization.weight_decay[step])
+        set_learning_rate(optimization.optimizer, lr, weight_decay)
         names = []
         for batch in batches:
             skipped.record(batch.skipped)
@@ -105,7 +103,9 @@ def train_one_epoch(
         parts = _forward_backward(model, batches, compute_loss, optimization)
         parts["grad_norm"] = _optimizer_step(model, optimization)
         window.add(StepRecord(step, parts, names), data_time)
-        progress.update(window.flush() if progress.due() else None)
+        done = step + 1 - epoch * steps
+        looks = done % print_freq == 0 or done == steps
+        progress.update(1, window.flush() if looks else None)
     progress.close()
     return distributed.all_mean(window.epoch_means())
 

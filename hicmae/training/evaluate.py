@@ -44,8 +44,7 @@ def predict(
     model.eval()
     rows: list[tuple[int, str, np.ndarray, np.ndarray]] = []
     skipped: list[Any] = []
-    main = distributed.is_main()
-    progress = Progress(len(loader), description, every=50, main=main)  # type: ignore[arg-type]
+    progress = Progress(len(loader), description, every=50)  # type: ignore[arg-type]
     for batch in loader:
         skipped += batch.skipped
         if batch.names:
@@ -81,7 +80,7 @@ def score(predictions: Predictions, task: str) -> dict[str, Any]:
     else:
         metrics = regression_metrics(predictions.targets, predictions.scores)
     metrics["clips"] = len(predictions.names)
-    metrics["skipped"] = [f"{clip.path}: {clip.reason}" for clip in predictions.skipped]
+    metrics["skipped"] = [f"{clip.video}: {clip.reason}" for clip in predictions.skipped]
     return metrics
 
 

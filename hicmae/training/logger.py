@@ -125,7 +125,13 @@ class RunLogger:
             _JsonLines(folder / "steps.jsonl"),
             _JsonLines(folder / "log.txt"),
         )
-        self._board = SummaryWriter(str(log_dir or folder), purge_step=resume_step, flush_secs=10)
+        # Names go by the second: without a suffix a quick restart would overwrite the old file.
+        self._board = SummaryWriter(
+            str(log_dir or folder),
+            purge_step=resume_step,
+            flush_secs=10,
+            filename_suffix=f".{time.time_ns()}",
+        )
 
     def __enter__(self) -> "RunLogger":
         return self
@@ -138,7 +144,7 @@ class RunLogger:
         if not self.main:
             return
         for name, value in values.items():
-            value = value.item() if hasattr(value, "item") and np.size(value) == 1 else value
+            value = value.item() if getattr(value, "ndim", None) == 0 else value
             if isinstance(value, (int, float)):
                 self._board.add_scalar(f"{prefix}/{name}" if prefix else name, value, step)
 

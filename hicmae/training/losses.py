@@ -128,8 +128,8 @@ def video_target(
         frames = video.shape[2]
         if frames % frame_diff_group_size:
             raise ValueError(
-                f"frame_diff_group_size {frame_diff_group_size} does not divide the {frames} frames "
-                "of a clip; choose a divisor"
+                f"frame_diff_group_size {frame_diff_group_size} does not divide the {frames} "
+                "frames of a clip; choose a divisor"
             )
         grid = [size // patch for size, patch in zip(video.shape[2:], patch_size, strict=True)]
         patches = _standardized_patches(cut_patches(pixels, patch_size), normalize)
@@ -222,7 +222,7 @@ def info_nce(video: Tensor, audio: Tensor, temperature: float, gather: bool = Fa
 def contrastive_accuracy(
     video_levels: Sequence[Tensor], audio_levels: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Share of clips whose own audio is the nearest of the batch to the video, one scalar a level."""
+    """Count clips whose own audio is the batch's nearest to their video: a share for each level."""
     accuracies = []
     for video, audio in zip(video_levels, audio_levels, strict=True):
         nearest = (video @ audio.T).argmax(dim=1)
@@ -241,16 +241,17 @@ def _moments(prediction: Tensor, target: Tensor) -> tuple[Tensor, ...]:
 
 
 def ccc_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 - concordance correlation coefficient over the batch, averaged over outputs; (B, K) each."""
+    """Average 1 - concordance correlation over the outputs of a batch; (B, K) each."""
     mean_p, mean_t, var_p, var_t, covariance = _moments(prediction, target)
     spread = var_p + var_t + (mean_p - mean_t) ** 2
     return (1 - 2 * covariance / spread.clamp_min(1e-8)).mean()
 
 
 def pcc_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 - Pearson correlation over the batch, averaged over outputs; (B, K) each."""
+    """Average 1 - Pearson correlation over the outputs of a batch; (B, K) each."""
     _, _, var_p, var_t, covariance = _moments(prediction, target)
-    return (1 - covariance / (var_p * var_t).clamp_min(1e-16).sqrt()).mean()
+    spread = (var_p * var_t).clamp_min(1e-16).sqrt() + 1e-6  # epsilon of the original
+    return (1 - covariance / spread).mean()
 
 
 REGRESSION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -34,7 +34,8 @@ def parameter_groups(
     if not trainable:
         raise ValueError("the model has no trainable parameter, so there is nothing to optimise")
     depths = block_counts(name for name, _ in model.named_parameters())
-    listed = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    own_list = getattr(model, "no_weight_decay", None)
+    listed = set(own_list()) if callable(own_list) else set()
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in trainable:
         decay = 0.0 if _is_undecayed(name, parameter, listed) else weight_decay

@@ -161,8 +161,8 @@ def resume_training(
     missing = {"model", "optimizer", "epoch"} - state.keys()
     if missing or not isinstance(state["epoch"], int):
         raise ValueError(
-            f"checkpoint '{path}' cannot be resumed: it lacks {sorted(missing) or 'an epoch number'}; "
-            "use --finetune for released weights"
+            f"checkpoint '{path}' cannot be resumed: it lacks "
+            f"{sorted(missing) or 'an epoch number'}; use --finetune for released weights"
         )
     try:
         model.load_state_dict(state["model"])

@@ -53,10 +53,10 @@ class LoadReport(NamedTuple):
 
     def check(self, allow_partial: bool = False, require_all: bool = False) -> None:
         """Raise ValueError in one line when the checkpoint does not fit the model."""
-        if not self.loaded:
+        if not self.loaded and not self.mismatched:
             raise ValueError(
                 f"no weight of {self.source} fits the model: the checkpoint has "
-                f"{_folded(self.unused + self.mismatched, 6)}; the model has "
+                f"{_folded(self.unused, 6)}; the model has "
                 f"{_folded(self.new, 6)}; is it a HiCMAE checkpoint of this --model?"
             )
         if self.problems and not allow_partial:
@@ -65,9 +65,10 @@ class LoadReport(NamedTuple):
                 "choose the --model and depths of the checkpoint, or allow a partial load"
             )
         if self.share < MIN_SHARE:
+            loaded = _folded(self.loaded, 6) or "nothing"
             raise ValueError(
                 f"only {self.share:.0%} of the model's encoder weights are in {self.source}, "
-                f"expected at least {MIN_SHARE:.0%}: loaded {_folded(self.loaded, 6)}; "
+                f"expected at least {MIN_SHARE:.0%}: loaded {loaded}; "
                 "choose the --model and depths of the checkpoint"
             )
         if require_all and (self.new or self.mismatched):

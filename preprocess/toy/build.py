@@ -15,7 +15,14 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from preprocess.toy.clips import CLASS_STREAM, CLASSES, PRETRAIN_SPEAKERS_FROM, ClipKey, clip_row, plan_clip
+from preprocess.toy.clips import (
+    CLASS_STREAM,
+    CLASSES,
+    PRETRAIN_SPEAKERS_FROM,
+    ClipKey,
+    clip_row,
+    plan_clip,
+)
 from preprocess.toy.media import ClipFiles, files_of, write_clip
 
 LOGGER = logging.getLogger(__name__)
@@ -45,7 +52,9 @@ class Recipe:
         if not 32 <= self.face_size <= 512:
             raise ValueError(f"--face_size must be 32..512 pixels, got {self.face_size}")
         if self.speakers and not 2 <= self.folds <= self.speakers:
-            raise ValueError(f"--folds must be 2..{self.speakers} (the number of --speakers), got {self.folds}")
+            raise ValueError(
+                f"--folds must be 2..{self.speakers} (the number of --speakers), got {self.folds}"
+            )
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class Job:
 
 
 def list_jobs(recipe: Recipe, folder: Path) -> list[Job]:
-    """All clips: labelled ones with every class equally often per speaker, then pre-training ones."""
+    """All clips: labelled ones, every class equally often per speaker, then unlabelled ones."""
     clips = range(recipe.clips_per_class * len(CLASSES))
     keys = [
         (ClipKey(recipe.seed, speaker, clip), clip % len(CLASSES))
@@ -78,7 +87,12 @@ def build(recipe: Recipe, folder: Path, num_workers: int, relative: bool) -> Non
     missing = [job for job in jobs if not job.files.complete()]
     if len(missing) < len(jobs):
         LOGGER.info("%d of %d clips are there already", len(jobs) - len(missing), len(jobs))
-    bar = tqdm(run_jobs(missing, num_workers), total=len(jobs), initial=len(jobs) - len(missing), unit="clip")
+    bar = tqdm(
+        run_jobs(missing, num_workers),
+        total=len(jobs),
+        initial=len(jobs) - len(missing),
+        unit="clip",
+    )
     for _ in bar:
         pass
     write_table(jobs, folder / "meta.csv")
@@ -92,7 +106,11 @@ def check_recipe(recipe: Recipe, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        changed = [f"{name} {found.get(name)} -> {value}" for name, value in asdict(recipe).items() if found.get(name) != value]
+        changed = [
+            f"{name} {found.get(name)} -> {value}"
+            for name, value in asdict(recipe).items()
+            if found.get(name) != value
+        ]
         if changed:
             raise ValueError(
                 f"{folder} holds a toy data set with other settings ({', '.join(changed)}); "
@@ -107,7 +125,9 @@ def run_jobs(jobs: list[Job], num_workers: int) -> Iterator[str]:
         yield from map(make, jobs)
         return
     context = multiprocessing.get_context("spawn")  # safe whatever threads the caller has started
-    with context.Pool(min(num_workers, len(jobs)), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with context.Pool(
+        min(num_workers, len(jobs)), initializer=cv2.setNumThreads, initargs=(1,)
+    ) as pool:
         yield from pool.imap_unordered(make, jobs, chunksize=2)
 
 
@@ -154,7 +174,13 @@ def write_lists(jobs: list[Job], folds: int, folder: Path, relative: bool) -> No
         write_list(folder / "pretrain.csv", unlabelled)
     for fold in range(1, folds + 1 if labelled else 1):
         for part in ("train", "test"):
-            chosen = [job for job in labelled if (fold_of(job.key.speaker, folds) == fold) == (part == "test")]
-            clips = [Clip(name(job.files.aligned), name(job.files.audio), job.label) for job in chosen]
+            chosen = [
+                job
+                for job in labelled
+                if (fold_of(job.key.speaker, folds) == fold) == (part == "test")
+            ]
+            clips = [
+                Clip(name(job.files.aligned), name(job.files.audio), job.label) for job in chosen
+            ]
             (folder / f"fold{fold}").mkdir(exist_ok=True)
             write_list(folder / f"fold{fold}" / f"{part}.csv", clips)

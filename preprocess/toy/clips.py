@@ -1,7 +1,7 @@
 """One clip: its class, and everything that is drawn for it, each part from its own generator.
 
-The class enters at exactly two places: `draw_expression` reads the valence, `draw_delivery` reads the
-arousal. Both draw the same random numbers whatever the class, and no other part sees the class at all.
+The class enters at exactly two places: `draw_expression` reads the valence, `draw_delivery` reads
+the arousal. Both draw the same random numbers whatever the class; no other part sees the class.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ClipKey:
 
 @dataclass(frozen=True)
 class Expression:
-    """What the face shows; offsets from the speaker's resting face in face units, up is positive."""
+    """What the face shows: offsets from the resting face in face units, up is positive."""
 
     corner: float  # mouth corners
     stretch: float  # mouth width
@@ -188,7 +188,7 @@ def draw_scene(speaker: Speaker, rng: np.random.Generator) -> Scene:
     return Scene(
         light=float(np.clip(speaker.face.light + rng.normal(0, 0.25), -1.2, 1.2)),
         brightness=float(rng.uniform(0.88, 1.08)),
-        warmth=float(rng.uniform(-0.05, 0.05)),
+        warmth=float(rng.uniform(-0.02, 0.04)),
         zoom=float(rng.uniform(0.97, 1.03)),
         noise=float(rng.uniform(-42, -30)),
         colour=float(rng.uniform(-0.7, 0.7)),
@@ -214,7 +214,7 @@ class Tracks:
 
 
 def make_tracks(clip: Clip) -> Tracks:
-    """Make the motion of one clip from its speech plan and its motion settings (never from its class)."""
+    """Make the motion of a clip from its speech plan and motion settings, never from its class."""
     rng = clip.key.rng(MOTION_STREAM + 100)
     face, motion, speech = clip.speaker.face, clip.motion, clip.speech
     count = speech.frames
@@ -234,7 +234,9 @@ def make_tracks(clip: Clip) -> Tracks:
         gaze_x=np.clip(1.3 * slow_noise(count, 0.15, 0.8, rng), -2.2, 2.2),
         gaze_y=np.clip(0.5 * slow_noise(count, 0.15, 0.8, rng), -1.0, 1.0),
         yaw=np.clip(motion.turn + drift(motion.yaw * live), -0.3, 0.3),
-        pitch=np.clip(drift(motion.pitch * live) + motion.nod * live * (loud - loud.mean()), -0.15, 0.15),
+        pitch=np.clip(
+            drift(motion.pitch * live) + motion.nod * live * (loud - loud.mean()), -0.15, 0.15
+        ),
         roll=np.clip(motion.tilt + drift(motion.roll * live), -0.16, 0.16),
         x=np.clip(face.centre_x + shift_x, 104, 120),
         y=np.clip(face.centre_y + shift_y, 69, 77),

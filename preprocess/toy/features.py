@@ -1,4 +1,4 @@
-"""The parts of a face that move: eyes, brows, folds and mouth, drawn onto a copy of the head texture."""
+"""The parts of a face that move: eyes, brows, folds and mouth, drawn onto the head texture."""
 
 from __future__ import annotations
 
@@ -7,8 +7,19 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from preprocess.toy.canvas import (
+    ORIGIN,
+    SUBPIXEL,
+    TEXTURE_SCALE,
+    band,
+    blend,
+    box_of,
+    curve,
+    fill,
+    line,
+)
 from preprocess.toy.clips import Expression
-from preprocess.toy.portrait import ORIGIN, SUBPIXEL, TEXTURE_SCALE, Portrait, fill, to_texture
+from preprocess.toy.portrait import Portrait
 from preprocess.toy.speakers import FaceTraits
 
 ALONG = np.linspace(-1, 1, 17)  # across an eye or the mouth, left to right
@@ -25,7 +36,9 @@ GUMS = np.array([38.0, 24.0, 66.0])
 TONGUE = np.array([92.0, 84.0, 172.0])
 FRAMES = np.array([40.0, 34.0, 34.0])
 TURN = np.linspace(0, 2 * np.pi, 28)
-LENS = np.stack([np.sign(wave) * np.abs(wave) ** 0.7 for wave in (np.cos(TURN), np.sin(TURN))], axis=1)
+LENS = np.stack(
+    [np.sign(wave) * np.abs(wave) ** 0.7 for wave in (np.cos(TURN), np.sin(TURN))], axis=1
+)
 
 
 @dataclass(frozen=True)
@@ -38,44 +51,6 @@ class Pose:
     eyelids: float
     gaze_x: float
     gaze_y: float
-
-
-def curve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Two (n,) coordinates as one line (n, 2)."""
-    points = np.empty((len(x), 2))
-    points[:, 0], points[:, 1] = x, y
-    return points
-
-
-def band(x: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """The polygon between two curves over the same x: (2n, 2)."""
-    count = len(x)
-    points = np.empty((2 * count, 2))
-    points[:count, 0], points[:count, 1] = x, upper
-    points[count:, 0], points[count:, 1] = x[::-1], lower[::-1]
-    return points
-
-
-def line(image: np.ndarray, points: np.ndarray, colour: np.ndarray, thickness: int) -> None:
-    """An anti-aliased line through points in face units."""
-    cv2.polylines(image, [to_texture(points)], False, colour.tolist(), thickness, cv2.LINE_AA, SUBPIXEL)
-
-
-def box_of(x: float, y: float, half_width: float, half_height: float) -> tuple[slice, slice]:
-    """Rows and columns of the texture around a point in face units."""
-    left, top = np.rint(np.array([x - half_width, y - half_height]) * TEXTURE_SCALE + ORIGIN).astype(int)
-    wide, high = int(2 * half_width * TEXTURE_SCALE), int(2 * half_height * TEXTURE_SCALE)
-    return slice(top, top + high), slice(left, left + wide)
-
-
-def blend(image: np.ndarray, box: tuple[slice, slice], shape: np.ndarray, opacity: int, paint: np.ndarray) -> None:
-    """Lay `paint`, a colour or an image of the box, over `image` within a polygon with a soft edge."""
-    part = image[box]
-    mask = np.zeros(part.shape[:2], np.uint8)
-    corner = np.array([box[1].start, box[0].start]) * (1 << SUBPIXEL)
-    cv2.fillPoly(mask, [to_texture(shape) - corner], opacity, cv2.LINE_AA, SUBPIXEL)
-    share = cv2.GaussianBlur(mask, (3, 3), 0)[..., None] * np.float32(1 / 255)
-    part[:] = part + share * (paint - part)
 
 
 class FeaturePainter:
@@ -102,9 +77,16 @@ class FeaturePainter:
         column, row = np.rint(np.array([x, y]) * TEXTURE_SCALE + ORIGIN).astype(int)
         return float(self.shade[row, column])
 
+    def colour_at(self, x: float, y: float) -> np.ndarray:
+        """The colour of the still texture (skin or beard) at a point in face units."""
+        column, row = np.rint(np.array([x, y]) * TEXTURE_SCALE + ORIGIN).astype(int)
+        return self.texture[row, column].astype(float)
+
     def brow_colour(self, eye: float) -> np.ndarray:
         """Hair colour, darkened, and never lighter than the skin around it."""
-        colour = (0.62 * np.array(self.face.hair) + 0.12 * self.skin) * (0.4 + 0.6 * self.light(eye, self.face.brow_y))
+        colour = (0.62 * np.array(self.face.hair) + 0.12 * self.skin) * (
+            0.4 + 0.6 * self.light(eye, self.face.brow_y)
+        )
         return np.minimum(colour, 0.72 * self.eye_skin[eye]).astype(np.float32)
 
     def draw(self, pose: Pose) -> np.ndarray:
@@ -137,7 +119,12 @@ class FeaturePainter:
         line(image, curve(x, low + 0.4), 0.62 * tint, 1)
         line(image, curve(x, upper - 0.3), self.lash, 2)
         if raised > 0.8:  # the lower lid pushed up makes a soft pouch
-            line(image, curve(x, low + 3.0 + 0.6 * ARCH)[3:-3], (0.94 - 0.06 * min(raised, 2)) * tint, 1)
+            line(
+                image,
+                curve(x, low + 3.0 + 0.6 * ARCH)[3:-3],
+                (0.94 - 0.06 * min(raised, 2)) * tint,
+                1,
+            )
 
     def eyeball_at(self, eye: float, pose: Pose) -> np.ndarray:
         """The eyeball moved by the gaze, cut to the eye's box: float32."""
@@ -168,7 +155,7 @@ class FeaturePainter:
         across = start + (reach - start) * FOLD**0.8
         down = face.nose_length - 1 + (face.mouth_y - corner - face.nose_length - 2) * FOLD
         for side in (-1, 1):
-            tint = self.skin * self.light(side * reach, face.mouth_y - 8)
+            tint = self.colour_at(side * across[5], down[5])
             line(image, curve(side * across, down), (1 - 0.1 * depth) * tint, 3)
             line(image, curve(side * across, down), (1 - 0.22 * depth) * tint, 1)
 
@@ -178,13 +165,13 @@ class FeaturePainter:
         corner = face.rest_corner + show.corner * pose.intensity
         width = face.mouth_width + show.stretch * pose.intensity
         width *= 1 - 0.13 * max(pose.rounding, 0) - 0.05 * min(pose.rounding, 0)
-        gap = 15.0 * pose.opening * (1 - 0.15 * abs(pose.rounding))
+        gap = 14.0 * pose.opening * (1 - 0.15 * abs(pose.rounding))
         x = width * ALONG
         middle = face.mouth_y + 0.25 * corner - corner * np.abs(ALONG) ** 1.7
         inner_top = middle - 0.28 * gap * ARCH
         inner_low = middle + 0.72 * gap * ARCH**0.8
-        top = inner_top - face.lip_upper * LIP_UPPER_SHAPE - 0.2
-        low = inner_low + face.lip_lower * ARCH**0.7 * (1 - 0.12 * pose.opening) + 0.2
+        top = inner_top - face.lip_upper * LIP_UPPER_SHAPE - 0.3
+        low = inner_low + face.lip_lower * ARCH**0.7 * (1 - 0.1 * pose.opening) + 0.3
         lower = self.lips * min(1.1 * light, 1.25)
         fill(image, band(x, top, inner_top), self.lips * light * 0.84)
         fill(image, band(x, inner_low, low), lower)
@@ -200,14 +187,16 @@ class FeaturePainter:
         box = box_of(0, face.mouth_y + 4, 32, 20)
         image[box] = cv2.GaussianBlur(image[box], (3, 3), 0)
 
-    def draw_inside(self, image: np.ndarray, x: np.ndarray, top: np.ndarray, low: np.ndarray) -> None:
+    def draw_inside(
+        self, image: np.ndarray, x: np.ndarray, top: np.ndarray, low: np.ndarray
+    ) -> None:
         """The dark of the mouth between the lips, tongue below, teeth above."""
         gap = low - top
         fill(image, band(x, top, low), GUMS)
         tongue = 0.8 * self.mouth_light * TONGUE
         fill(image, band(0.72 * x, low - np.minimum(0.42 * gap, 5), low), tongue)
         teeth = min(self.mouth_light, 1.05) * TEETH
-        fill(image, band(0.86 * x, top, top + np.minimum(0.45 * gap, 4.2)), teeth)
+        fill(image, band(0.86 * x, top, top + np.clip(0.5 * gap - 0.8, 0, 3.4)), teeth)
 
     def draw_glasses(self, image: np.ndarray) -> None:
         """Thin dark frames."""
@@ -228,8 +217,21 @@ def draw_eyeball(face: FaceTraits) -> np.ndarray:
     middle = (columns * 8, rows * 8)
     iris = np.array(face.iris)
     radius = int(5.0 * TEXTURE_SCALE * 16)
-    for size, colour in ((1.0, 0.45 * iris), (0.86, iris), (0.6, 1.2 * iris), (0.45, np.full(3, 14.0))):
-        cv2.circle(ball, middle, int(size * radius), tuple(np.minimum(colour, 250)), -1, cv2.LINE_AA, SUBPIXEL)
+    for size, colour in (
+        (1.0, 0.45 * iris),
+        (0.86, iris),
+        (0.6, 1.2 * iris),
+        (0.45, np.full(3, 14.0)),
+    ):
+        cv2.circle(
+            ball,
+            middle,
+            int(size * radius),
+            tuple(np.minimum(colour, 250)),
+            -1,
+            cv2.LINE_AA,
+            SUBPIXEL,
+        )
     shine = (middle[0] + int(np.sign(face.light) * 0.3 * radius), middle[1] - int(0.35 * radius))
     cv2.circle(ball, shine, int(0.2 * radius), (245, 248, 250), -1, cv2.LINE_AA, SUBPIXEL)
     shadow = np.linspace(0.62, 1.1, rows, dtype=np.float32).clip(0, 1)[:, None, None]

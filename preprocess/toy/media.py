@@ -41,7 +41,9 @@ def files_of(folder: Path, key: ClipKey) -> ClipFiles:
         stem = folder / "pretrain" / speaker / key.name
         return ClipFiles(stem.with_suffix(".mp4"), stem.with_suffix(".wav"), None)
     stem = folder / "labelled" / speaker / key.name
-    return ClipFiles(stem.with_suffix(".mp4"), stem.with_suffix(".wav"), folder / "aligned" / key.name)
+    return ClipFiles(
+        stem.with_suffix(".mp4"), stem.with_suffix(".wav"), folder / "aligned" / key.name
+    )
 
 
 def write_clip(clip: Clip, files: ClipFiles, face_size: int) -> None:
@@ -64,13 +66,17 @@ def write_clip(clip: Clip, files: ClipFiles, face_size: int) -> None:
     video.replace(files.video)
 
 
-def write_video(clip: Clip, sound: np.ndarray, path: Path, aligned: Path | None, face_size: int) -> None:
+def write_video(
+    clip: Clip, sound: np.ndarray, path: Path, aligned: Path | None, face_size: int
+) -> None:
     """Write H.264 + AAC to `path` and, if `aligned` is a folder, the jpg faces into it."""
     with av.open(str(path), "w", format="mp4") as container:
         picture = container.add_stream("libx264", rate=FRAME_RATE, options=VIDEO_OPTIONS)
         picture.width = picture.height = FRAME_SIZE
         picture.pix_fmt = "yuv420p"
-        voice = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", options={"aac_coder": "fast"})
+        voice = container.add_stream(
+            "aac", rate=SAMPLE_RATE, layout="mono", options={"aac_coder": "fast"}
+        )
         voice.bit_rate = 64000
         for number, (frame, transform) in enumerate(draw_frames(clip), start=1):
             planes = cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420)
@@ -78,7 +84,9 @@ def write_video(clip: Clip, sound: np.ndarray, path: Path, aligned: Path | None,
             packed.pts, packed.time_base = number - 1, Fraction(1, FRAME_RATE)
             container.mux(picture.encode(packed))
             if aligned:
-                write_jpeg(aligned / f"frame_det_00_{number:06d}.jpg", align(frame, transform, face_size))
+                write_jpeg(
+                    aligned / f"frame_det_00_{number:06d}.jpg", align(frame, transform, face_size)
+                )
         container.mux(picture.encode(None))
         samples = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
         samples.sample_rate, samples.pts = SAMPLE_RATE, 0

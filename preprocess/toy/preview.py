@@ -10,15 +10,17 @@ import numpy as np
 from preprocess.toy.clips import AROUSALS, CLASSES, VALENCES, ClipKey, make_tracks, plan_clip
 from preprocess.toy.render import align, draw_frames
 
-SHEET_CLIP = 900  # a clip number that no data set uses: the sheet shows speakers, not training clips
+SHEET_CLIP = (
+    900  # a clip number that no data set uses: the sheet shows speakers, not training clips
+)
 MARGIN = 26
 INK = (40, 40, 40)
 
 
 def write_preview(path: Path, seed: int, speakers: int, face_size: int) -> None:
-    """Write a contact sheet: per speaker and valence a frame with the mouth shut, one with it open, one aligned.
+    """Write a contact sheet: per speaker and valence the mouth shut, open, and the aligned face.
 
-    The same speech and motion is used in every column, so only the expression differs.
+    Speech and motion are the same in every column, so only the expression differs.
     """
     rows = [sheet_row(seed, speaker, face_size) for speaker in range(speakers)]
     sheet = np.vstack([header(rows[0].shape[1], len(VALENCES)), *rows])
@@ -39,7 +41,11 @@ def sheet_row(seed: int, speaker: int, face_size: int) -> np.ndarray:
         moments = [int(np.argmin(tracks.opening + ~awake)), int(np.argmax(tracks.opening * awake))]
         frames = list(draw_frames(clip))
         parts += [frames[moment][0] for moment in moments]
-        parts.append(cv2.resize(align(*frames[moments[0]], face_size), (224, 224), interpolation=cv2.INTER_CUBIC))
+        parts.append(
+            cv2.resize(
+                align(*frames[moments[0]], face_size), (224, 224), interpolation=cv2.INTER_CUBIC
+            )
+        )
     return np.hstack(parts)
 
 

@@ -1,4 +1,4 @@
-"""Frames of one clip: features on the head texture, turned and moved into the picture, and aligned faces."""
+"""Frames of one clip: the head, turned and moved into the picture, and the aligned faces."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
+from preprocess.toy.canvas import ORIGIN, TEXTURE_SCALE
 from preprocess.toy.clips import Clip, Tracks, make_tracks
 from preprocess.toy.features import EYES, FeaturePainter, Pose
-from preprocess.toy.portrait import FRAME_SIZE, ORIGIN, TEXTURE_SCALE, make_portrait
+from preprocess.toy.portrait import FRAME_SIZE, make_portrait
 from preprocess.toy.speakers import FaceTraits
 
 CELL = 8  # frame pixels between the points where the head's turn is computed
@@ -45,7 +46,7 @@ def draw_frames(clip: Clip) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def cells_with_head(maps: np.ndarray, alpha: np.ndarray) -> tuple[slice, slice]:
-    """The block of coarse cells that the head ever touches; the rest of the picture stands still."""
+    """The block of coarse cells that the head ever touches; the rest stands still."""
     near = cv2.dilate((alpha > 0).astype(np.uint8), np.ones((25, 25), np.uint8))
     looked_at = np.rint(maps).astype(int)
     x, y = (np.clip(looked_at[..., k], 0, alpha.shape[1 - k] - 1) for k in (0, 1))
@@ -67,7 +68,7 @@ def pose_at(tracks: Tracks, index: int) -> Pose:
 
 
 def depth(x: np.ndarray, y: np.ndarray, face: FaceTraits) -> np.ndarray:
-    """How far the face stands out at (x, y), face units: an ellipsoid with a nose, 0 at the outline."""
+    """How far the face stands out at (x, y), face units: an ellipsoid with a nose."""
     inside = np.clip(1 - (x / face.face_width) ** 2 - ((y - 10) / 78) ** 2, 0, 1)
     nose = 9 * np.exp(-0.5 * ((x / 7) ** 2 + ((y - face.nose_length + 4) / 9) ** 2))
     return 46 * inside**0.8 + nose
@@ -83,10 +84,18 @@ def warp_maps(face: FaceTraits, tracks: Tracks) -> np.ndarray:
     across, down = np.meshgrid(middles, middles)
     column = (slice(None), None, None)
     x, y = across - tracks.x[column], down - tracks.y[column]
-    cos, sin = np.cos(tracks.roll)[column] / tracks.zoom[column], np.sin(tracks.roll)[column] / tracks.zoom[column]
+    cos, sin = (
+        np.cos(tracks.roll)[column] / tracks.zoom[column],
+        np.sin(tracks.roll)[column] / tracks.zoom[column],
+    )
     x, y = cos * x + sin * y, cos * y - sin * x
     stands_out = depth(x, y, face)
-    jaw = 4.0 * tracks.opening[column] * np.clip((y - face.mouth_y) / 22, 0, 1) * np.clip(1.4 - np.abs(x) / 50, 0, 1)
+    jaw = (
+        4.0
+        * tracks.opening[column]
+        * np.clip((y - face.mouth_y) / 22, 0, 1)
+        * np.clip(1.4 - np.abs(x) / 50, 0, 1)
+    )
     source_x = x - tracks.yaw[column] * stands_out
     source_y = y - tracks.pitch[column] * stands_out - jaw
     maps = np.stack([source_x, source_y], axis=-1) * TEXTURE_SCALE + ORIGIN
@@ -101,13 +110,17 @@ def alignments(clip: Clip, tracks: Tracks) -> np.ndarray:
     """
     face = clip.speaker.face
     width = face.eye_width
-    points = [(eye + side * width, 0.0) for eye in EYES for side in (-1, 1)] + [(0.0, face.nose_length)]
+    points = [(eye + side * width, 0.0) for eye in EYES for side in (-1, 1)] + [
+        (0.0, face.nose_length)
+    ]
     mean_face = [(eye + side * 12.2, 0.0) for eye in EYES for side in (-1, 1)] + [(0.0, 28.0)]
     seen = project(np.array(points), face, tracks)
     rng = clip.key.rng(31)
     noise = rng.standard_normal((len(seen) + 4, *seen.shape[1:]))
     noise = sum(noise[k : k + len(seen)] for k in range(5)) / np.sqrt(5)
-    return similarity(seen + DETECTOR_JITTER * noise, np.array(mean_face) * ALIGNED_SCALE + ALIGNED_ORIGIN)
+    return similarity(
+        seen + DETECTOR_JITTER * noise, np.array(mean_face) * ALIGNED_SCALE + ALIGNED_ORIGIN
+    )
 
 
 def project(points: np.ndarray, face: FaceTraits, tracks: Tracks) -> np.ndarray:
@@ -118,7 +131,11 @@ def project(points: np.ndarray, face: FaceTraits, tracks: Tracks) -> np.ndarray:
     cos, sin = np.cos(tracks.roll)[:, None], np.sin(tracks.roll)[:, None]
     zoom = tracks.zoom[:, None]
     return np.stack(
-        [zoom * (cos * x - sin * y) + tracks.x[:, None], zoom * (sin * x + cos * y) + tracks.y[:, None]], axis=-1
+        [
+            zoom * (cos * x - sin * y) + tracks.x[:, None],
+            zoom * (sin * x + cos * y) + tracks.y[:, None],
+        ],
+        axis=-1,
     )
 
 
@@ -139,4 +156,6 @@ def align(frame: np.ndarray, transform: np.ndarray, size: int = ALIGNED_SIZE) ->
     scale = size / ALIGNED_SIZE
     matrix = transform * scale
     matrix[:, 2] += 0.5 * (scale - 1)  # pixel centres
-    return cv2.warpAffine(frame, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(
+        frame, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )

@@ -9,10 +9,25 @@ import numpy as np
 SPEAKER_STREAM = 11
 HAIR_STYLES = ("bald", "short", "parted", "fringe", "curly", "bob", "long")
 SKIN_RGB = np.array(
-    [(246, 214, 190), (236, 193, 160), (222, 172, 134), (194, 139, 102), (152, 103, 72), (108, 71, 50)]
+    [
+        (246, 214, 190),
+        (236, 193, 160),
+        (222, 172, 134),
+        (194, 139, 102),
+        (152, 103, 72),
+        (108, 71, 50),
+    ]
 )
 HAIR_RGB = np.array(
-    [(28, 24, 24), (58, 38, 28), (104, 68, 40), (164, 116, 62), (214, 182, 122), (142, 62, 32), (168, 166, 164)]
+    [
+        (28, 24, 24),
+        (58, 38, 28),
+        (104, 68, 40),
+        (164, 116, 62),
+        (214, 182, 122),
+        (142, 62, 32),
+        (168, 166, 164),
+    ]
 )
 IRIS_RGB = np.array([(70, 44, 26), (112, 76, 40), (96, 112, 62), (84, 122, 158), (104, 116, 124)])
 
@@ -98,7 +113,7 @@ def draw_speaker(seed: int, number: int) -> Speaker:
 
 
 def draw_voice(build: float, rng: np.random.Generator) -> VoiceTraits:
-    """Draw a voice; `build` (-1 small .. 1 large) shifts pitch by half an octave at most each way."""
+    """Draw a voice; `build` (-1 small .. 1 large) shifts the pitch by up to half an octave."""
     return VoiceTraits(
         f0=float(np.clip(148 * 2 ** ((-5.5 * build + 1.8 * rng.standard_normal()) / 12), 92, 235)),
         tract=float(np.clip(1.06 - 0.09 * build + 0.025 * rng.standard_normal(), 0.9, 1.22)),
@@ -123,8 +138,17 @@ def draw_face(build: float, rng: np.random.Generator) -> FaceTraits:
 
     width = near(51 + 1.5 * build, 2.6)
     style = draw_style(build, rng)
-    skin = blend_colours(SKIN_RGB, rng.uniform(0, len(SKIN_RGB) - 1), rng, 6)
-    hair = blend_colours(HAIR_RGB[[rng.integers(len(HAIR_RGB))]], 0, rng, 10)
+    tone = rng.uniform(0, len(SKIN_RGB) - 1)
+    skin = blend_colours(SKIN_RGB, tone, rng, 6)
+    fair = max(0.05, 1 - tone / 3)  # light hair and eyes are rarer with dark skin
+    hair_odds = np.array([1.3, 1.2, 1.0, fair, fair, 0.8 * fair, 0.5])
+    hair = blend_colours(
+        HAIR_RGB[[rng.choice(len(HAIR_RGB), p=hair_odds / hair_odds.sum())]], 0, rng, 10
+    )
+    iris_odds = np.array([1.5, 1.0, 0.8 * fair, fair, 0.6 * fair])
+    iris = blend_colours(
+        IRIS_RGB[[rng.choice(len(IRIS_RGB), p=iris_odds / iris_odds.sum())]], 0, rng, 8
+    )
     lips = 0.62 * skin + 0.38 * np.array([78.0, 60.0, 190.0]) * (0.5 + skin.mean() / 400)
     return FaceTraits(
         face_width=width,
@@ -145,8 +169,8 @@ def draw_face(build: float, rng: np.random.Generator) -> FaceTraits:
         nose_width=near(9.5 + 0.8 * build, 1.2),
         mouth_y=near(52, 1.8),
         mouth_width=near(20, 1.5),
-        lip_upper=near(3.8 - 0.5 * build, 0.7),
-        lip_lower=near(5.4 - 0.5 * build, 0.8),
+        lip_upper=near(4.4 - 0.6 * build, 0.6),
+        lip_lower=near(5.8 - 0.6 * build, 0.7),
         rest_corner=near(0, 0.8),
         rest_lid=near(0, 0.25),
         beard=float(rng.uniform(0.3, 0.8)) if build > 0 and rng.random() < 0.4 else 0.0,
@@ -154,14 +178,14 @@ def draw_face(build: float, rng: np.random.Generator) -> FaceTraits:
         freckles=float(rng.uniform(0.3, 1)) if rng.random() < 0.2 else 0.0,
         hair_volume=near(0.13, 0.025),
         hair_line=near(-40, 2.5),
-        hair_part=float(rng.uniform(-0.6, 0.6)),
+        hair_part=float(rng.uniform(-0.42, 0.42)),
         hair_style=style,
         skin=as_colour(skin),
         hair=as_colour(hair),
-        iris=as_colour(blend_colours(IRIS_RGB[[rng.integers(len(IRIS_RGB))]], 0, rng, 8)),
+        iris=as_colour(iris),
         lips=as_colour(lips),
         clothes=as_colour(rng.uniform(25, 210) + rng.uniform(-30, 30, 3)),
-        wall=as_colour(rng.uniform(60, 205) + rng.uniform(-32, 32, 3)),
+        wall=as_colour(rng.uniform(60, 205) + rng.uniform(-24, 24, 3)),
         light=float(rng.uniform(-1.0, 1.0)),
         size=near(0.90, 0.03),
         centre_x=near(112, 2.0),
@@ -173,12 +197,16 @@ def draw_face(build: float, rng: np.random.Generator) -> FaceTraits:
 
 def draw_style(build: float, rng: np.random.Generator) -> str:
     """Draw one of HAIR_STYLES; long hair more often with a small build."""
-    weights = np.array([0.8, 2.2, 2.0, 0.7, 0.9, 0.2, 0.4] if build > 0 else [0, 0.4, 0.8, 1.0, 0.9, 1.6, 2.2])
+    weights = np.array(
+        [0.8, 2.2, 2.0, 0.7, 0.9, 0.2, 0.4] if build > 0 else [0, 0.4, 0.8, 1.0, 0.9, 1.6, 2.2]
+    )
     return HAIR_STYLES[rng.choice(len(HAIR_STYLES), p=weights / weights.sum())]
 
 
-def blend_colours(palette_rgb: np.ndarray, at: float, rng: np.random.Generator, spread: float) -> np.ndarray:
-    """Interpolate in a palette (n, 3) at position 0..n-1, add a little colour noise; BGR float (3,)."""
+def blend_colours(
+    palette_rgb: np.ndarray, at: float, rng: np.random.Generator, spread: float
+) -> np.ndarray:
+    """The colour at position 0..n-1 of a palette (n, 3), a little changed; BGR float (3,)."""
     low = min(int(at), max(len(palette_rgb) - 2, 0))
     high = min(low + 1, len(palette_rgb) - 1)
     colour = palette_rgb[low] + (at - low) * (palette_rgb[high].astype(float) - palette_rgb[low])

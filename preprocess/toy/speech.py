@@ -1,7 +1,7 @@
 """What is said: random syllables with pauses, their loudness envelope, formants and mouth shape.
 
-A plan knows neither valence nor arousal. Mouth and sound both follow it, so everything that they share
-(tempo, pauses, loudness, envelope) is the same in every class.
+A plan knows neither valence nor arousal. Mouth and sound both follow it, so everything that they
+share (tempo, pauses, loudness, envelope) is the same in every class.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class SpeechPlan:
-    """Control curves of one utterance, each (K,) at CONTROL_RATE, K = frames * CONTROLS_PER_FRAME."""
+    """Control curves of one utterance: (K,) at CONTROL_RATE, K = frames * CONTROLS_PER_FRAME."""
 
     frames: int
     tempo: float  # syllables a second within phrases
@@ -110,14 +110,18 @@ def plan_speech(traits: VoiceTraits, rng: np.random.Generator) -> SpeechPlan:
     at = steps[which].T  # (9, count)
     silent = at[3] == 0
     opening = smooth(at[7] * (0.55 + 0.45 * gain), 0.11)
-    level = smooth(at[3] * gain, 0.045)
+    within = (np.arange(count) - np.concatenate([[0], edges])[which]) / np.diff(edges, prepend=0)[
+        which
+    ]
+    swell = 1 - (at[3] > 0.7) * 0.45 * (within - 0.4) ** 2 / 0.36  # vowels rise, then die away
+    level = smooth(at[3] * gain * swell, 0.06)
     return SpeechPlan(
         frames=frames,
         tempo=tempo,
         loudness=loudness,
         pause_share=float(silent.mean()),
         level=(level / np.sqrt(np.mean(level**2))).astype(np.float32),
-        formants=np.stack([smooth(curve, 0.07) for curve in at[:3]]),
+        formants=np.stack([smooth(curve * wander(count, rng), 0.07) for curve in at[:3]]),
         voiced=smooth(at[4], 0.02),
         noise=smooth((at[5] > 0) * (at[4] < 1), 0.015),
         noise_hz=at[5],
@@ -132,14 +136,15 @@ def draw_segments(seconds: float, tempo: float, rng: np.random.Generator) -> lis
     """Draw syllables in phrases of 3 to 7, pauses between them, silence before and after."""
     segments = [Segment(SILENCE, float(rng.uniform(0.05, 0.2)), 0.0, 0.0)]
     length = segments[0].seconds
-    left = int(rng.integers(3, 8))
+    left = phrase = int(rng.integers(3, 8))
     end = seconds - float(rng.uniform(0.08, 0.2))
     while length < end:
         if left == 0:
             new = [Segment(SILENCE, float(rng.uniform(0.16, 0.42)), 0.0, 0.0)]
             left = int(rng.integers(3, 8))
+            phrase = left
         else:
-            new = draw_syllable(1 / tempo, rng)
+            new = draw_syllable(1 / tempo, 0.5 * (2 * left / phrase - 1), rng)
             left -= 1
         segments += new
         length += sum(segment.seconds for segment in new)
@@ -148,11 +153,11 @@ def draw_segments(seconds: float, tempo: float, rng: np.random.Generator) -> lis
     return [*segments, Segment(SILENCE, 1e3, 0.0, 0.0)]
 
 
-def draw_syllable(seconds: float, rng: np.random.Generator) -> list[Segment]:
-    """Draw consonant + vowel (+ consonant) that last about `seconds`."""
+def draw_syllable(seconds: float, tone: float, rng: np.random.Generator) -> list[Segment]:
+    """Draw consonant + vowel (+ consonant) of about `seconds`, with an accent around `tone`."""
     seconds *= float(rng.uniform(0.75, 1.3))
     loudness = float(rng.uniform(0.55, 1.0))
-    accent = float(rng.normal(0, 0.6))
+    accent = float(rng.normal(tone, 0.5))
     kind = rng.choice(4, p=[0.3, 0.25, 0.3, 0.15])
     vowel = VOWELS[rng.integers(len(VOWELS))]
     onset: list[Segment] = []
@@ -166,13 +171,23 @@ def draw_syllable(seconds: float, rng: np.random.Generator) -> list[Segment]:
             onset.append(Segment(burst, 0.018, loudness, accent))
     rest = seconds - sum(segment.seconds for segment in onset)
     if rng.random() < 0.25:
-        coda = GLIDES[rng.integers(2, len(GLIDES))] if rng.random() < 0.5 else FRICATIVES[rng.integers(4)]
+        coda = (
+            GLIDES[rng.integers(2, len(GLIDES))]
+            if rng.random() < 0.5
+            else FRICATIVES[rng.integers(4)]
+        )
         return [
             *onset,
             Segment(vowel, rest * 0.72, loudness, accent),
             Segment(coda, rest * 0.28, loudness, accent),
         ]
     return [*onset, Segment(vowel, rest, loudness, accent)]
+
+
+def wander(count: int, rng: np.random.Generator) -> np.ndarray:
+    """A factor of a few percent that drifts, since no vowel is spoken twice the same."""
+    knots = 1 + 0.04 * np.clip(rng.standard_normal(count // 20 + 2), -2, 2)
+    return np.interp(np.arange(count) / 20, np.arange(len(knots)), knots)
 
 
 def smooth(curve: np.ndarray, seconds: float) -> np.ndarray:

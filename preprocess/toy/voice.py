@@ -1,4 +1,4 @@
-"""The sound of one clip: glottal pulses and breath through moving formants, on the planned envelope."""
+"""The sound of one clip: glottal pulses and breath through formants, on the planned envelope."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PEAK = 0.95
 
 
 def synthesise(clip: Clip) -> np.ndarray:
-    """Make the sound: (frames * 640,) float32 in -1..1 at 16 kHz, as long as the video to the sample."""
+    """Make the sound: (frames * 640,) float32 in -1..1 at 16 kHz, exactly as long as the video."""
     rng = clip.key.rng(SOUND_STREAM)
     speech = clip.speech
     count = speech.frames * SAMPLES_PER_FRAME
@@ -64,7 +64,9 @@ def glottal_pulses(
     hertz = np.interp(moments, np.arange(len(pitch)), pitch)
     rate = SAMPLE_RATE * OVERSAMPLING
     cycle = np.floor(np.cumsum(hertz) / rate).astype(int)
-    jitter, shimmer = 1 + np.array([[delivery.jitter], [delivery.shimmer]]) * rng.standard_normal((2, cycle[-1] + 2))
+    jitter, shimmer = 1 + np.array([[delivery.jitter], [delivery.shimmer]]) * rng.standard_normal(
+        (2, cycle[-1] + 2)
+    )
     phase = np.cumsum(hertz * jitter[cycle]) / rate
     number = np.floor(phase).astype(int)
     phase -= number
@@ -74,14 +76,16 @@ def glottal_pulses(
     up = np.pi * phase / peak
     down = 0.5 * np.pi * (phase - peak) / (close - peak)
     flow = np.where(rising, 0.5 - 0.5 * np.cos(up), np.where(falling, np.cos(down), 0))
-    change = np.where(rising, 0.5 / peak * np.sin(up), np.where(falling, -0.5 / (close - peak) * np.sin(down), 0))
+    change = np.where(
+        rising, 0.5 / peak * np.sin(up), np.where(falling, -0.5 / (close - peak) * np.sin(down), 0)
+    )
     change *= shimmer[np.minimum(number, shimmer.size - 1)]
     change = resample_poly(change - change.mean(), 1, OVERSAMPLING)
     return change / np.sqrt(np.mean(change**2)), flow[::OVERSAMPLING]
 
 
 def vocal_tract(source: np.ndarray, frication: np.ndarray, clip: Clip) -> np.ndarray:
-    """Filter window by window (overlap-add): source through formants, noise through its own band."""
+    """Filter window by window (overlap-add): source by formants, noise by its own band."""
     speech = clip.speech
     step = WINDOW // 2
     padded = np.pad(np.stack([source, frication]), ((0, 0), (step, WINDOW)))
@@ -142,5 +146,7 @@ def impose_envelope(sound: np.ndarray, level: np.ndarray) -> np.ndarray:
 def coloured_noise(count: int, rng: np.random.Generator) -> np.ndarray:
     """Room noise: (count,) with rms 1 and less power the higher the frequency."""
     spectrum = np.fft.rfft(rng.standard_normal(count))
-    noise = np.fft.irfft(spectrum / np.sqrt(1 + np.fft.rfftfreq(count, 1 / SAMPLE_RATE) / 300), count)
+    noise = np.fft.irfft(
+        spectrum / np.sqrt(1 + np.fft.rfftfreq(count, 1 / SAMPLE_RATE) / 300), count
+    )
     return noise / np.sqrt(np.mean(noise**2))

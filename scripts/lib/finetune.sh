@@ -28,7 +28,7 @@ run_folds() {
     set -f # EXTRA_ARGS is split into words, but * in it stays as it is
     for fold in $FOLDS; do
         folder=$OUTPUT_DIR/split0$fold
-        if [ "${DRY_RUN:-0}" != 1 ] && [ -s "$folder/metrics.json" ]; then
+        if [ "${DRY_RUN:-0}" != 1 ] && [ -s "$folder/metrics_best.json" ]; then
             say "fold $fold is finished; delete '$folder' or set OUTPUT_DIR to train it again"
             continue
         fi

@@ -128,7 +128,8 @@ def test_swapped_streams_are_refused():
 def test_one_modality_needs_only_its_own_stream(modality, width):
     model = classifier(modality=modality).eval()
     video, _, audio, _ = clips()
-    given = {"video": video if "v" in modality else None, "audio": audio if "a" in modality else None}
+    streams = {"video": video if "v" in modality else None, "audio": None}
+    given = {**streams, "audio": audio if "a" in modality else None}
     assert model(**given).shape == (2, 5)
     assert model.forward_features(**given).shape == (2, width * 128)
     streams = {n.split(".")[0] for n, _ in model.named_parameters()}

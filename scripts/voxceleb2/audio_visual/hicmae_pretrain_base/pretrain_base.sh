@@ -47,4 +47,4 @@ train run_pretraining.py \
     --use_frame_diff_as_target --frame_diff_group_size 2 \
     --normalize_target --normalize_target_audio \
     --loss_weight 0.0025 --inter_contrastive_temperature 0.07 \
-    --num_workers "${NUM_WORKERS:-16}" ${EXTRA_ARGS:-} "$@"
+    --num_workers "${NUM_WORKERS:-16}" "$@" ${EXTRA_ARGS:-}

@@ -1,0 +1,137 @@
+"""Small real media: mp4 by PyAV, wav by soundfile, frames by Pillow."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from hicmae.data.clip_list import Clip
+
+
+def frame(index: int, width: int, height: int) -> np.ndarray:
+    """Return a (height, width, 3) picture: grey tells its index, colours tell the sides apart."""
+    picture = np.full((height, width, 3), (index * 3) % 240, np.uint8)
+    picture[: height // 3, :, 0] = 200
+    picture[:, : width // 3, 1] = 160
+    return picture
+
+
+def tone(num_samples: int, frequency: float = 440.0, rate: int = 16000) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * frequency * np.arange(num_samples) / rate)).astype(np.float32)
+
+
+def _encode_video(
+    container: av.container.OutputContainer, pictures: list[np.ndarray], fps: int
+) -> None:
+    stream = container.add_stream("libx264", rate=fps)
+    stream.height, stream.width = pictures[0].shape[:2]
+    stream.pix_fmt = "yuv420p"
+    stream.options = {"preset": "ultrafast", "g": "20"}
+    for picture in pictures:
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+    container.mux(stream.encode(None))
+
+
+def _encode_audio(container: av.container.OutputContainer, samples: np.ndarray) -> None:
+    stream = container.add_stream("aac", rate=16000)
+    stream.layout = "mono"
+    block = av.AudioFrame.from_ndarray((samples * 32767).astype(np.int16)[None], "s16", "mono")
+    block.sample_rate, block.pts = 16000, 0
+    container.mux(stream.encode(block))
+    container.mux(stream.encode(None))
+
+
+@pytest.fixture
+def write_mp4(tmp_path: Path) -> Callable[..., str]:
+    def write(
+        name: str = "clip.mp4",
+        frames: int = 80,
+        size: tuple[int, int] = (64, 48),
+        fps: int = 25,
+        pictures: list[np.ndarray] | None = None,
+    ) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            _encode_video(
+                container, pictures or [frame(index, *size) for index in range(frames)], fps
+            )
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def write_wav(tmp_path: Path) -> Callable[..., str]:
+    def write(name: str = "clip.wav", samples: int | np.ndarray = 51200, rate: int = 16000) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        waveform = tone(samples, rate=rate) if isinstance(samples, int) else samples
+        soundfile.write(path, waveform, rate, subtype="PCM_16")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def write_frames(tmp_path: Path) -> Callable[..., str]:
+    def write(
+        name: str = "clip", frames: int = 70, size: tuple[int, int] = (40, 40), kind: str = "jpg"
+    ) -> str:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        for index in range(frames):
+            Image.fromarray(frame(index, *size)).save(
+                folder / f"frame_{index:03d}.{kind}", quality=95
+            )
+        return str(folder)
+
+    return write
+
+
+@pytest.fixture
+def pretrain_clips(write_mp4: Callable[..., str], write_wav: Callable[..., str]) -> list[Clip]:
+    """Return five readable clips of different lengths."""
+    return [
+        Clip(write_mp4(f"v{k}.mp4", frames), write_wav(f"v{k}.wav", frames * 640), None)
+        for k, frames in enumerate([66, 72, 80, 90, 100])
+    ]
+
+
+@pytest.fixture
+def labelled_clips(write_frames: Callable[..., str], write_wav: Callable[..., str]) -> list[Clip]:
+    """Return four readable clips of different lengths, labels 0..3."""
+    return [
+        Clip(write_frames(f"c{k}", frames), write_wav(f"c{k}.wav", frames * 640), k)
+        for k, frames in enumerate([12, 64, 70, 90])
+    ]
+
+
+@pytest.fixture
+def broken_mp4(tmp_path: Path, write_mp4: Callable[..., str]) -> Callable[[str], str]:
+    """Return a maker of broken video files by kind."""
+
+    def make(kind: str) -> str:
+        path = tmp_path / f"{kind}.mp4"
+        if kind == "audio_only":
+            with av.open(str(path), "w") as container:
+                _encode_audio(container, tone(16000))
+        elif kind == "text":
+            path.write_text("not a film\n" * 200)
+        elif kind == "empty":
+            path.touch()
+        elif kind in ("truncated", "corrupt"):
+            data = bytearray(Path(write_mp4("whole.mp4")).read_bytes())
+            if kind == "truncated":
+                data = data[: len(data) // 2]
+            else:  # the index stays whole: the file opens, and fails at its late frames
+                start = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2
+                data[start : start + 800] = np.random.default_rng(0).bytes(800)
+            path.write_bytes(data)
+        return str(path)
+
+    return make

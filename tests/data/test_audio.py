@@ -1,0 +1,203 @@
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from hicmae.data.audio import (
+    draw_gain,
+    fbank,
+    frames_to_samples,
+    length_of,
+    read_span,
+    span_features,
+    span_or_whole,
+    window_features,
+)
+from hicmae.data.clip_list import UnreadableClip
+from hicmae.data.video import test_windows
+from tests.data.conftest import tone
+from tests.golden_inputs import golden
+
+GOLDEN = golden("golden_data")
+FBANKS = [key for key in GOLDEN if key.startswith("fbank")]
+VIEWS = [(key, segments) for key in GOLDEN["eval_views"] for segments in (2, 5)]
+
+
+def wave(num_samples: int, seed: int) -> np.ndarray:
+    """Return the waveform of golden/README.md."""
+    t = np.arange(num_samples) / 16000
+    tone = 0.3 * np.sin(2 * np.pi * (220 + 80 * np.sin(2 * np.pi * 1.5 * t)) * t)
+    beep = 0.1 * np.sin(2 * np.pi * 1333 * t) * (np.mod(t, 0.5) < 0.25)
+    noise = 0.02 * np.random.RandomState(seed).standard_normal(num_samples)
+    return (tone + beep + noise + 0.01).astype(np.float32)
+
+
+@pytest.mark.parametrize("key", FBANKS)
+def test_fbank_equals_the_original(key):
+    expected = GOLDEN[key]
+    features = fbank(wave(expected["n_samples"], 7))
+    assert features.shape == (1, *expected["shape"]) and features.dtype == torch.float32
+    features = features[0].double().numpy()
+    np.testing.assert_allclose(features[::37, ::13], expected["sample"], atol=2e-5)
+    assert features.sum() == pytest.approx(expected["sum"], abs=0.02)
+    assert np.abs(features).sum() == pytest.approx(expected["abs"], abs=0.02)
+
+
+@pytest.mark.parametrize("key, segments", VIEWS)
+def test_audio_of_test_windows_equals_the_original(key, segments):
+    total_frames, num_samples = map(int, key.split("x"))
+    spans = []
+    for window in test_windows(total_frames, segments):
+        first, last = int(window[0]), min(int(window[0]) + 64, total_frames - 1)
+        start, stop = frames_to_samples(first, last, total_frames, num_samples)
+        spans.append(span_or_whole("a.wav", start, stop, num_samples))
+    golden_spans = [
+        tuple(view["audio"]) for view in GOLDEN["eval_views"][key] if view["segments"] == segments
+    ]
+    assert spans == list(dict.fromkeys(golden_spans))
+
+
+def test_fbank_takes_another_length_and_number_of_bins():
+    assert fbank(tone(8000), num_mel_bins=64, target_length=96).shape == (1, 96, 64)
+
+
+def test_gain_shifts_the_log_energies_and_not_the_padding():
+    plain, louder = fbank(tone(8000)), fbank(tone(8000), gain=1.4)
+    shift = 2 * np.log(1.4) / (2 * 4.5689974)
+    # only bins well above the floor of the logarithm follow the gain
+    loud = plain[0, :40] > 0.5
+    torch.testing.assert_close(
+        (louder - plain)[0, :40][loud].mean().item(), shift, atol=1e-3, rtol=0
+    )
+    assert torch.equal(louder[0, 60:], plain[0, 60:])
+
+
+def test_drawn_gains_stay_around_one():
+    rng = np.random.default_rng(0)
+    gains = [draw_gain(rng) for _ in range(500)]
+    assert 0.5 < min(gains) < 0.8 and 1.2 < max(gains) < 1.5
+    assert np.mean(gains) == pytest.approx(1, abs=0.03)
+
+
+def test_span_is_read_exactly(write_wav):
+    samples = (np.arange(5000) - 2500) / 32768
+    path = write_wav(samples=samples.astype(np.float32))
+    assert length_of(path) == 5000
+    np.testing.assert_array_equal(
+        read_span(path, 1234, 3000), samples[1234:3000].astype(np.float32)
+    )
+
+
+def test_short_span_becomes_the_whole_of_a_short_wav():
+    assert span_or_whole("a.wav", 100, 1124, 40959) == (0, 40959)
+    assert span_or_whole("a.wav", 100, 1125, 40959) == (100, 1125)
+
+
+def test_short_span_of_a_long_wav_is_refused():
+    with pytest.raises(
+        UnreadableClip, match="audio 'a.wav' has 40960 samples but only 1024 belong"
+    ):
+        span_or_whole("a.wav", 100, 1124, 40960)
+    with pytest.raises(
+        UnreadableClip, match="only 0 belong to the chosen frames, expected more than 1024"
+    ):
+        span_or_whole("a.wav", 90000, 95000, 50000)
+
+
+def test_span_beyond_the_end_is_cut():
+    assert span_or_whole("a.wav", 40000, 99999, 50000) == (40000, 50000)
+
+
+def test_features_of_a_span_are_those_of_its_samples(write_wav):
+    samples = wave(60000, 3)
+    path = write_wav(samples=samples)
+    expected = fbank(soundfile.read(path, dtype="float32")[0][8000:48960])
+    torch.testing.assert_close(span_features(path, 8000, 48960), expected)
+
+
+def test_features_of_windows_follow_their_frames(write_wav):
+    path = write_wav(samples=wave(64000, 4))
+    windows = test_windows(101, 2, 16, 4)
+    features = window_features(path, windows, 64, 101, (256, 128))
+    assert features.shape == (2, 1, 256, 128)
+    torch.testing.assert_close(features[0], span_features(path, 0, 64 * 640))
+    torch.testing.assert_close(features[1], span_features(path, int(windows[1][0]) * 640, 64000))
+
+
+def test_other_rate_is_refused_with_what_to_do(write_wav):
+    path = write_wav(rate=44100)
+    with pytest.raises(
+        UnreadableClip,
+        match="clip.wav' has sample rate 44100 Hz, expected 16000; convert it with: ffmpeg",
+    ):
+        length_of(path)
+
+
+def test_stereo_is_refused(write_wav):
+    path = write_wav(samples=np.stack([tone(4000), tone(4000)], axis=1))
+    with pytest.raises(UnreadableClip, match="clip.wav' has 2 channels, expected 1; convert it"):
+        length_of(path)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.25])
+def test_silent_wav_is_refused(write_wav, level):
+    path = write_wav(samples=np.full(50000, level, np.float32))
+    with pytest.raises(UnreadableClip, match=f"clip.wav' is silent: all its samples are {level:g}"):
+        read_span(path, 100, 5000)
+
+
+def test_silent_span_of_a_wav_with_sound_is_accepted(write_wav):
+    path = write_wav(samples=np.concatenate([np.zeros(30000, np.float32), tone(20000)]))
+    assert not read_span(path, 0, 20000).any()
+    assert torch.isfinite(span_features(path, 0, 20000)).all()
+
+
+@pytest.mark.parametrize("num_samples", [0, 399])
+def test_wav_shorter_than_a_window_is_refused(write_wav, num_samples):
+    path = write_wav(samples=num_samples)
+    with pytest.raises(
+        UnreadableClip, match=f"has {num_samples} samples, expected at least the 400 of one 25 ms"
+    ):
+        length_of(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not sound\n" * 50, b"RIFF\x24\x00\x00\x00WAVEfmt "])
+def test_file_that_is_no_wav_is_refused(tmp_path, content):
+    path = tmp_path / "broken.wav"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableClip, match="broken.wav' cannot be opened: "):
+        length_of(str(path))
+
+
+def test_raw_samples_without_header_are_refused(tmp_path):
+    path = tmp_path / "sound.raw"
+    path.write_bytes(bytes(4000))
+    with pytest.raises(UnreadableClip, match="sound.raw' cannot be opened: "):
+        length_of(str(path))
+
+
+def test_truncated_wav_gives_what_is_there(write_wav, tmp_path):
+    data = open(write_wav(samples=20000), "rb").read()
+    path = tmp_path / "cut.wav"
+    path.write_bytes(data[: 44 + 2 * 9000])
+    assert length_of(str(path)) == 9000
+    with pytest.raises(
+        UnreadableClip, match="cut.wav' is cut off: got 1000 of 3000 samples from 8000"
+    ):
+        read_span(str(path), 8000, 11000)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    samples = tone(5000)
+    samples[700] = np.nan
+    path = str(tmp_path / "nan.wav")
+    soundfile.write(path, samples, 16000, subtype="FLOAT")
+    with pytest.raises(UnreadableClip, match="nan.wav' holds values that are not finite"):
+        read_span(path, 0, 5000)
+
+
+def test_missing_wav_is_named(tmp_path):
+    with pytest.raises(UnreadableClip, match="none.wav' does not exist"):
+        length_of(str(tmp_path / "none.wav"))
+    with pytest.raises(UnreadableClip, match="audio 'None' does not exist"):
+        length_of(None)

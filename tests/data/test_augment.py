@@ -1,0 +1,178 @@
+import random
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+from PIL import Image
+
+from hicmae.data.augment import Augment, ClipTransform, Mixup, mix_batch, seeded_globals
+from hicmae.data.loading import LabelledBatch
+from hicmae.data.video import normalise, to_tensor
+from tests.data.conftest import frame
+
+SIZE = 36
+NOTHING = Augment(aa=None, reprob=0, scale=(1, 1), ratio=(1, 1), flip=0)
+PICTURE = Image.fromarray(frame(20, SIZE, SIZE))
+TARGET = torch.tensor([3, 0, 1, 1])
+
+
+def transformed(augment: Augment, seed: int = 0, frames: int = 5) -> torch.Tensor:
+    """Return (3, T, H, W) of a still film: T copies of one picture, each an image of its own."""
+    images = [PICTURE.copy() for _ in range(frames)]
+    return ClipTransform(augment, SIZE)(images, np.random.default_rng(seed))
+
+
+def batch(size: int = 4) -> LabelledBatch:
+    generator = torch.Generator().manual_seed(size)
+    video = torch.randn(size, 3, 2, 10, 14, generator=generator)
+    audio = torch.randn(size, 1, 6, 5, generator=generator)
+    return LabelledBatch(video, audio, TARGET[:size], tuple("abcd"[:size]), ())
+
+
+def test_without_transforms_the_clip_is_only_normalised():
+    expected = normalise(to_tensor([PICTURE] * 5))
+    assert torch.equal(transformed(NOTHING), expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_still_film_stays_still(seed):
+    video = transformed(Augment(reprob=0), seed)
+    assert video.shape == (3, 5, SIZE, SIZE) and video.dtype == torch.float32
+    # the last digit depends on where a value falls in the interpolation's vector registers
+    torch.testing.assert_close(video, video[:, :1].expand_as(video), atol=1e-6, rtol=0)
+
+
+def test_rand_augment_changes_the_picture_and_its_draws_differ():
+    only = Augment(aa="rand-m7-n4-mstd0.5-inc1", reprob=0, scale=(1, 1), ratio=(1, 1), flip=0)
+    clips = [transformed(only, seed) for seed in range(8)]
+    different = {clip.numpy().tobytes() for clip in [*clips, transformed(NOTHING)]}
+    assert len(different) >= 7
+
+
+def test_a_repeated_frame_object_is_transformed_as_its_copies_are():
+    transform = ClipTransform(Augment(), SIZE)
+    shared = transform([PICTURE] * 5, np.random.default_rng(1))
+    assert torch.equal(shared, transformed(Augment(), 1))
+
+
+def test_the_generator_decides_everything_and_global_state_is_left_alone():
+    random.seed(5), np.random.seed(6), torch.manual_seed(7)
+    expected = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(5), np.random.seed(6), torch.manual_seed(7)
+    first = transformed(Augment(reprob=1), 3)
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+    assert torch.equal(first, transformed(Augment(reprob=1), 3))
+    assert not torch.equal(first, transformed(Augment(reprob=1), 4))
+
+
+def test_global_state_is_put_back_after_an_error():
+    random.seed(1)
+    expected = random.random()
+    random.seed(1)
+    with pytest.raises(KeyError), seeded_globals(9):
+        raise KeyError
+    assert random.random() == expected
+
+
+def test_flip_mirrors_columns():
+    always = Augment(aa=None, reprob=0, scale=(1, 1), ratio=(1, 1), flip=1)
+    assert torch.equal(transformed(always), transformed(NOTHING).flip(-1))
+
+
+@pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
+def test_erasing_takes_one_box_in_all_frames(mode):
+    augment = Augment(aa=None, reprob=1, remode=mode, scale=(1, 1), ratio=(1, 1), flip=0)
+    erased = transformed(augment) != transformed(NOTHING)  # (3, T, H, W)
+    box = erased.any(0)
+    assert (box == box[0]).all()
+    rows, columns = box[0].any(1).sum(), box[0].any(0).sum()
+    assert 0 < rows * columns < SIZE * SIZE and box[0].sum() == rows * columns
+
+
+def test_random_resized_crop_is_bilinear_without_antialias():
+    augment = Augment(aa=None, reprob=0, scale=(0.3, 0.3), ratio=(1, 1), flip=0)
+    video, whole = transformed(augment, 2), transformed(NOTHING)
+    side = round((0.3 * SIZE * SIZE) ** 0.5)
+    candidates = (
+        torch.nn.functional.interpolate(
+            whole[:, 0, top : top + side, left : left + side][None], (SIZE, SIZE), mode="bilinear"
+        )[0]
+        for top in range(SIZE - side + 1)
+        for left in range(SIZE - side + 1)
+    )
+    assert min((video[:, 0] - candidate).abs().max() for candidate in candidates) < 1e-6
+
+
+def test_unknown_policy_and_erasing_mode_are_refused():
+    with pytest.raises(
+        ValueError, match="--aa must name a RandAugment such as 'rand-m7.*', got 'augmix-m3'"
+    ):
+        Augment(aa="augmix-m3")
+    with pytest.raises(ValueError, match="--remode must be one of const, rand, pixel, got 'noise'"):
+        Augment(remode="noise")
+
+
+@pytest.mark.parametrize("alphas", [(0.8, 1.0), (0.8, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_seed_mixes_the_video_as_timm_does(alphas, seed):
+    plain = batch()
+    np.random.seed(seed)
+    mixed = mix_batch(plain, Mixup(5, *alphas, prob=0.9))
+    np.random.seed(seed)
+    mixer = timm.data.Mixup(*alphas, prob=0.9, switch_prob=0.5, label_smoothing=0.1, num_classes=5)
+    video, target = mixer(plain.video.clone().flatten(1, 2), TARGET)
+    torch.testing.assert_close(mixed.video.flatten(1, 2), video)
+    torch.testing.assert_close(mixed.target, target)
+    assert torch.equal(mixed.audio, plain.audio)
+    assert torch.equal(plain.video, batch().video)  # the plain batch is left as it was
+
+
+@pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0)])
+def test_audio_is_blended_with_the_share_of_the_targets(alphas):
+    plain = batch()
+    np.random.seed(3)
+    mixed = mix_batch(plain, Mixup(5, *alphas, label_smoothing=0), mix_audio=True)
+    share = mixed.target[0, 3].item()
+    assert 0 < share < 1
+    torch.testing.assert_close(mixed.audio, share * plain.audio + (1 - share) * plain.audio.flip(0))
+
+
+def test_audio_alone_is_blended_as_its_targets_are():
+    plain = batch()._replace(video=None)
+    np.random.seed(4)
+    mixed = mix_batch(plain, Mixup(5, label_smoothing=0))
+    assert mixed.video is None
+    share = mixed.target[0, 3].item()
+    torch.testing.assert_close(mixed.audio, share * plain.audio + (1 - share) * plain.audio.flip(0))
+
+
+def test_video_alone_is_mixed():
+    plain = batch()._replace(audio=None)
+    np.random.seed(1)
+    mixed = mix_batch(plain, Mixup(5), mix_audio=True)
+    assert mixed.audio is None and not torch.equal(mixed.video, plain.video)
+
+
+def test_an_odd_batch_mixes_its_middle_with_itself():
+    plain = batch(3)
+    np.random.seed(2)
+    mixed = mix_batch(plain, Mixup(5, cutmix_alpha=0, label_smoothing=0), mix_audio=True)
+    torch.testing.assert_close(mixed.video[1], plain.video[1])
+    assert mixed.target[1].tolist() == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("mixup", [Mixup(4, prob=0), Mixup(4, mixup_alpha=0, cutmix_alpha=0)])
+def test_without_mixing_only_the_targets_are_smoothed(mixup):
+    mixed = mix_batch(batch(), mixup, mix_audio=True)
+    assert torch.equal(mixed.video, batch().video) and torch.equal(mixed.audio, batch().audio)
+    expected = torch.full((4, 4), 0.025)
+    expected[range(4), TARGET] = 0.925
+    torch.testing.assert_close(mixed.target, expected)
+
+
+def test_numbers_as_targets_cannot_be_mixed():
+    with pytest.raises(
+        ValueError, match="mixup needs class indices as targets, got numbers; set --mixup 0"
+    ):
+        mix_batch(batch()._replace(target=torch.rand(4, 2)), Mixup(2))

@@ -1,0 +1,403 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hicmae.data.audio as wav
+import hicmae.data.video as film
+from hicmae.data.augment import Augment
+from hicmae.data.clip_list import Clip
+from hicmae.data.dataset import LabelledClips, PretrainClips, TestClips
+from hicmae.data.loading import ClipIndex, ClipSampler, PretrainBatch, make_loader
+
+SMALL = {"input_size": 32, "input_size_audio": (256, 128)}
+
+
+def item(index: int, epoch: int = 0) -> ClipIndex:
+    return ClipIndex(epoch, index)
+
+
+def same(first, second) -> bool:
+    return all(
+        torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        for one, other in zip(first, second, strict=True)
+    )
+
+
+def batches(dataset, num_workers: int, batch_size: int = 2, **settings) -> list:
+    sampler = ClipSampler(len(dataset), shuffle=True, seed=1, pad=True)
+    loader = make_loader(dataset, sampler, batch_size, num_workers, drop_last=True)
+    result = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        result += list(loader)
+    return result
+
+
+# pre-training
+
+
+def test_pretrain_item_has_the_published_shapes(pretrain_clips):
+    sample = PretrainClips(pretrain_clips)[item(1)]
+    assert sample.video.shape == (1, 3, 16, 160, 160) and sample.video.dtype == torch.uint8
+    assert sample.audio.shape == (1, 1, 256, 128) and sample.audio.dtype == torch.float32
+    assert sample.video_mask.shape == (1, 800) and sample.video_mask.sum() == 720
+    assert sample.audio_mask.shape == (1, 128) and sample.audio_mask.sum() == 102
+    tubes = sample.video_mask.view(8, 100)
+    assert (tubes == tubes[0]).all()
+    assert sample.names == (pretrain_clips[1].video,) and sample.skipped == ()
+
+
+def test_pretrain_audio_belongs_to_the_frames(write_mp4, write_wav):
+    # the frequency tells the time: 100 Hz more each 0.64 s
+    pieces = [np.sin(2 * np.pi * (300 + 400 * k) * np.arange(10240) / 16000) / 3 for k in range(8)]
+    samples = np.concatenate(pieces).astype(np.float32)
+    clip = Clip(write_mp4(frames=128, size=(40, 40)), write_wav(samples=samples), None)
+    dataset = PretrainClips([clip], input_size=32)
+    starts = set()
+    for epoch in range(12):
+        sample = dataset[item(0, epoch)]
+        first = round(sample.video[0, :, 0, -1, -1].float().mean().item() / 3)  # value = 3 * index
+        first = min(range(65), key=lambda k: abs(k - first))
+        starts.add(first)
+        candidates = range(max(first - 2, 0), min(first + 3, 65))
+        spans = [wav.fbank(samples[k * 640 : (k + 64) * 640 + 640]) for k in candidates]
+        assert min((sample.audio[0] - span).abs().mean() for span in spans) < 0.02
+    assert len(starts) > 6
+
+
+def test_pretrain_audio_of_a_short_clip_is_all_of_it(write_mp4, write_wav):
+    clip = Clip(write_mp4(frames=30), write_wav(samples=19200), None)
+    sample = PretrainClips([clip], input_size=32)[item(0)]
+    expected = wav.fbank(wav.read_span(clip.audio, 0, 19200))
+    torch.testing.assert_close(sample.audio[0], expected)
+    last = sample.video[0, :, 7:]
+    assert (last == last[:, :1]).all()
+    assert not torch.equal(sample.video[0, :, 6], sample.video[0, :, 7])
+
+
+def test_only_needed_frames_and_samples_are_read(pretrain_clips, monkeypatch):
+    read, spans = [], []
+    original, read_span = film.read_frames, wav.read_span
+
+    def frames(video, windows):
+        images = original(video, windows)
+        read.extend(images)
+        return images
+
+    monkeypatch.setattr(film, "read_frames", frames)
+    monkeypatch.setattr(
+        wav, "read_span", lambda p, a, b: spans.append((a, b)) or read_span(p, a, b)
+    )
+    PretrainClips(pretrain_clips, input_size=32)[item(4)]
+    assert len(read) == 16 and np.diff(read).tolist() == [4] * 15
+    (start, stop) = spans[0]
+    assert (
+        len(spans) == 1
+        and stop - start <= 65 * 640 + 1
+        and start == pytest.approx(read[0] * 640, abs=1)
+    )
+
+
+def test_voxceleb_frames_are_cut_to_the_face(write_mp4, write_wav):
+    picture = np.zeros((224, 224, 3), np.uint8)
+    picture[0:160, 32:192] = 200  # the face is bright, everything around it black
+    clip = Clip(write_mp4(pictures=[picture] * 6), write_wav(samples=9000), None)
+    dataset = PretrainClips([clip], num_frames=2, sampling_rate=1, tubelet_size=2)
+    for epoch in range(10):
+        assert dataset[item(0, epoch)].video.min() > 150  # the encoder smears the edge a little
+
+
+def test_several_samples_of_a_clip_have_their_own_window_crop_and_masks(pretrain_clips):
+    dataset = PretrainClips(pretrain_clips, num_samples=3, roll_mag_aug=True, input_size=64)
+    sample = dataset[item(4)]
+    assert (
+        sample.video.shape == (3, 3, 16, 64, 64) and sample.names == (pretrain_clips[4].video,) * 3
+    )
+    for stream in (sample.video, sample.video_mask, sample.audio, sample.audio_mask):
+        assert len(stream) == 3
+        assert not torch.equal(stream[0], stream[1]) and not torch.equal(stream[1], stream[2])
+
+
+def test_pretrain_draws_depend_on_epoch_and_index_only(pretrain_clips):
+    dataset = PretrainClips(pretrain_clips, **SMALL, mask_ratio=0.5, roll_mag_aug=True)
+    assert same(dataset[item(2, 3)], dataset[item(2, 3)])
+    first, second = dataset[item(2, 3)], dataset[item(2, 4)]
+    assert not torch.equal(first.video_mask, second.video_mask)
+    assert not torch.equal(first.audio, second.audio)
+
+
+def test_pretrain_batches_are_the_same_with_workers_and_without(pretrain_clips):
+    dataset = PretrainClips(pretrain_clips, num_samples=2, **SMALL, mask_ratio=0.5)
+    alone, workers = batches(dataset, 0), batches(dataset, 2)
+    assert len(alone) == len(workers) == 4 and alone[0].video.shape == (4, 3, 16, 32, 32)
+    for one, other in zip(alone, workers, strict=True):
+        assert same(one[:5], other[:5])
+
+
+def test_moving_a_batch_normalises_its_pixels_once(pretrain_clips):
+    batch = PretrainClips(pretrain_clips, **SMALL, mask_ratio=0.5)[item(0)]
+    moved = batch.to("cpu")
+    assert isinstance(moved, PretrainBatch)
+    assert torch.equal(moved.video, film.normalise(batch.video))
+    assert torch.equal(moved.to(torch.device("cpu")).video, moved.video)
+    assert moved.names == batch.names and torch.equal(moved.audio_mask, batch.audio_mask)
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "corrupt", "text", "audio_only", "empty"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_video_is_replaced_and_named(pretrain_clips, broken_mp4, kind, num_workers):
+    bad = Clip(broken_mp4(kind), pretrain_clips[0].audio, None)
+    dataset = PretrainClips([bad, *pretrain_clips[:3]], **SMALL, mask_ratio=0.5)
+    result = batches(dataset, num_workers)
+    assert all(
+        batch.video.shape == (2, 3, 16, 32, 32) and bad.video not in batch.names for batch in result
+    )
+    skipped = [clip for batch in result for clip in batch.skipped]
+    assert {clip.video for clip in skipped} == {bad.video}
+    assert all(bad.video in clip.reason and "\n" not in clip.reason for clip in skipped)
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ({"rate": 44100}, "sample rate 44100"),
+        ({"samples": np.full((50000, 2), 0.1, np.float32)}, "2 channels"),
+        ({"samples": np.zeros(50000, np.float32)}, "is silent"),
+        ({"samples": 0}, "has 0 samples"),
+    ],
+)
+def test_clip_with_unusable_sound_is_replaced_and_named(pretrain_clips, write_wav, content, reason):
+    bad = pretrain_clips[2]._replace(audio=write_wav("bad.wav", **content))
+    sample = PretrainClips([*pretrain_clips[:2], bad], **SMALL, mask_ratio=0.5)[item(2)]
+    assert sample.names[0] != bad.video
+    assert sample.skipped[0].video == bad.video and reason in sample.skipped[0].reason
+
+
+def test_list_of_unreadable_clips_stops_and_names_one(broken_mp4):
+    dataset = PretrainClips([Clip(broken_mp4("text"), None, None)] * 3, **SMALL, mask_ratio=0.5)
+    with pytest.raises(
+        RuntimeError, match="3 clips in a row cannot be read, .*text.mp4' cannot be opened"
+    ):
+        batches(dataset, 0)
+
+
+def test_folder_cannot_be_used_for_pretraining(pretrain_clips, write_frames):
+    bad = pretrain_clips[0]._replace(video=write_frames(frames=3))
+    sample = PretrainClips([bad, pretrain_clips[1]], **SMALL, mask_ratio=0.5)[item(0)]
+    assert "has no frame times" in sample.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"num_frames": 15}, "num_frames must be a multiple of 2, got 15"),
+        ({"input_size": 100}, "input_size must be a multiple of 16, got 100"),
+        ({"input_size_audio": (250, 128)}, "input_size_audio must be a multiple of 16, got 250"),
+        ({"input_size": 0}, "input_size must be a multiple of 16, got 0"),
+    ],
+)
+def test_sizes_that_patches_do_not_fill_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PretrainClips([], **settings)
+
+
+# labelled clips
+
+
+def test_training_item_is_augmented_and_normalised(labelled_clips):
+    dataset = LabelledClips(
+        labelled_clips, train=True, augment=Augment(), roll_mag_aug=True, **SMALL
+    )
+    sample = dataset[item(3)]
+    assert sample.video.shape == (1, 3, 16, 32, 32) and sample.video.dtype == torch.float32
+    assert sample.video.min() < -0.5
+    assert sample.audio.shape == (1, 1, 256, 128)
+    assert sample.target.tolist() == [3] and sample.target.dtype == torch.int64
+    assert same(sample, dataset[item(3)])
+    assert not torch.equal(sample.video, dataset[item(3, 1)].video)
+    assert not torch.equal(sample.audio, dataset[item(3, 1)].audio)
+
+
+def test_training_takes_random_windows_and_validation_the_centre(labelled_clips):
+    train = LabelledClips(labelled_clips, train=True, **SMALL)
+    videos = [train[item(3, epoch)].video for epoch in range(8)]
+    assert len({video.numpy().tobytes() for video in videos}) > 4
+    valid = LabelledClips(
+        labelled_clips, train=False, augment=Augment(), roll_mag_aug=True, **SMALL
+    )
+    first, second = valid[item(3)], valid[item(3, 5)]
+    assert same(first, second)
+    folder = film.open_video(labelled_clips[3].video)
+    images = [film.resize(image, (32, 32)) for image in folder.read(film.train_frames(90))]
+    assert torch.equal(first.video[0], film.to_tensor(images))
+    torch.testing.assert_close(
+        first.audio[0],
+        wav.span_features(labelled_clips[3].audio, 13 * 57600 // 89, 77 * 57600 // 89),
+    )
+
+
+def test_several_samples_of_a_labelled_clip_have_their_own_window_and_transforms(labelled_clips):
+    dataset = LabelledClips(
+        labelled_clips, train=True, augment=Augment(), roll_mag_aug=True, num_samples=2, **SMALL
+    )
+    sample = dataset[item(3)]
+    assert sample.target.tolist() == [3, 3] and len(sample.names) == 2
+    assert not torch.equal(sample.video[0], sample.video[1])
+    assert not torch.equal(sample.audio[0], sample.audio[1])
+
+
+def test_training_batches_are_the_same_with_workers_and_without(labelled_clips):
+    dataset = LabelledClips(
+        labelled_clips, train=True, augment=Augment(reprob=1), roll_mag_aug=True, **SMALL
+    )
+    alone, workers = batches(dataset, 0), batches(dataset, 2)
+    assert all(same(one[:4], other[:4]) for one, other in zip(alone, workers, strict=True))
+    assert sorted(alone[0].target.tolist() + alone[1].target.tolist()) == [0, 1, 2, 3]
+
+
+def test_regression_targets_are_rows_of_numbers(labelled_clips):
+    clips = [clip._replace(label=(0.25 * k, -1.0, 3.0)) for k, clip in enumerate(labelled_clips)]
+    dataset = LabelledClips(clips, train=True, task="regression", **SMALL)
+    batch = LabelledClips.collate([dataset[item(1)], dataset[item(2)]])
+    assert batch.target.dtype == torch.float32
+    assert batch.target.tolist() == [[0.25, -1, 3], [0.5, -1, 3]]
+
+
+@pytest.mark.parametrize("task, shape", [("classification", (1,)), ("regression", (1, 0))])
+def test_clip_without_label_can_be_read(labelled_clips, task, shape):
+    dataset = TestClips([labelled_clips[0]._replace(label=None)], task=task, **SMALL)
+    assert dataset[item(0)].target.shape == shape
+
+
+@pytest.mark.parametrize("kind", [LabelledClips, TestClips])
+def test_audio_alone_needs_no_video(labelled_clips, kind):
+    shutil.rmtree(labelled_clips[3].video)
+    settings = {"train": True} if kind is LabelledClips else {}
+    sample = kind(labelled_clips, modality="a", **settings, **SMALL)[item(3)]
+    assert sample.video is None and sample.audio.shape[1:] == (1, 256, 128)
+    assert kind.collate([sample, sample]).to("cpu").video is None
+
+
+@pytest.mark.parametrize("kind", [LabelledClips, TestClips])
+def test_video_alone_needs_no_audio(labelled_clips, kind):
+    clips = [clip._replace(audio=None) for clip in labelled_clips]
+    settings = {"train": False} if kind is LabelledClips else {}
+    sample = kind(clips, modality="v", **settings, **SMALL)[item(3)]
+    assert sample.audio is None and sample.video.shape[1:] == (3, 16, 32, 32)
+
+
+def test_audio_alone_takes_windows_as_of_a_film_at_25_frames_a_second(labelled_clips):
+    both, alone = (
+        TestClips(labelled_clips, modality=modality, **SMALL) for modality in ("av", "a")
+    )
+    for index in range(4):
+        assert torch.equal(both[item(index)].audio, alone[item(index)].audio)
+
+
+@pytest.mark.parametrize("kind", [LabelledClips, TestClips])
+def test_unknown_modality_is_refused(kind):
+    settings = {"train": True} if kind is LabelledClips else {}
+    with pytest.raises(ValueError, match="modality must be one of av, a, v, got 'va'"):
+        kind([], modality="va", **settings)
+
+
+@pytest.mark.parametrize("kind", ["folder", "images"])
+def test_clip_without_frames_is_replaced_in_training(labelled_clips, tmp_path, kind):
+    (tmp_path / "bad").mkdir()
+    if kind == "images":
+        (tmp_path / "bad" / "readme.txt").write_text("nothing to see")
+    bad = labelled_clips[0]._replace(video=str(tmp_path / "bad"))
+    sample = LabelledClips([bad, *labelled_clips[1:]], train=True, **SMALL)[item(0)]
+    assert sample.target.item() in (1, 2, 3)
+    assert sample.skipped[0].video == bad.video and "holds no frame" in sample.skipped[0].reason
+
+
+def test_frame_of_another_size_is_no_obstacle(labelled_clips):
+    Image.new("RGB", (23, 55)).save(f"{labelled_clips[1].video}/frame_000.jpg")
+    assert LabelledClips(labelled_clips, train=False, **SMALL)[item(1)].video.shape[2:] == (
+        16,
+        32,
+        32,
+    )
+    assert TestClips(labelled_clips, **SMALL)[item(1)].video.shape[2:] == (16, 32, 32)
+
+
+@pytest.mark.parametrize("kind", [LabelledClips, TestClips])
+def test_evaluation_stops_at_a_truncated_frame_or_skips_its_clip(labelled_clips, kind):
+    path = f"{labelled_clips[1].video}/frame_004.jpg"
+    data = open(path, "rb").read()
+    with open(path, "wb") as file:
+        file.write(data[: len(data) // 2])
+    settings = {"train": False} if kind is LabelledClips else {}
+    with pytest.raises(
+        RuntimeError, match="evaluation clip .*c1' cannot be read: frame .*frame_004.jpg"
+    ):
+        kind(labelled_clips, **settings, **SMALL)[item(1)]
+    dataset = kind(labelled_clips, allow_skip=True, **settings, **SMALL)
+    batch = kind.collate([dataset[item(index)] for index in range(4)]).to("cpu")
+    assert batch.target.tolist() == [0, 2, 3] and len(batch.names) == 3
+    assert [clip.video for clip in batch.skipped] == [labelled_clips[1].video]
+    alone = kind.collate([dataset[item(1)]]).to("cpu")
+    assert alone.video.shape == (0, 3, 16, 32, 32) and alone.audio.shape == (0, 1, 256, 128)
+    assert len(alone.target) == 0 and len(alone.skipped) == 1
+
+
+# test views
+
+
+def test_views_are_distinct_windows_of_square_frames(labelled_clips):
+    dataset = TestClips(labelled_clips, **SMALL)
+    batch = dataset.collate([dataset[item(index)] for index in (3, 0, 2)])
+    assert batch.view_clip.tolist() == [0, 0, 1, 2, 2]
+    assert batch.clip_index.tolist() == [3, 0, 2] and batch.target.tolist() == [3, 0, 2]
+    assert batch.video.shape == (5, 3, 16, 32, 32) and batch.audio.shape == (5, 1, 256, 128)
+    folder = film.open_video(labelled_clips[3].video)
+    images = [film.resize(image, (32, 32)) for image in folder.read(range(28, 90, 4))]
+    assert torch.equal(batch.video[1], film.to_tensor(images))
+    expected = wav.span_features(labelled_clips[3].audio, 28 * 57600 // 89, 57600)
+    torch.testing.assert_close(batch.audio[1], expected)
+
+
+def test_more_segments_give_more_views_and_one_segment_one(labelled_clips):
+    for segments, views in {1: 1, 2: 2, 5: 5}.items():
+        sample = TestClips(labelled_clips, num_segments=segments, **SMALL)[item(3)]
+        assert len(sample.video) == len(sample.audio) == len(sample.view_clip) == views
+
+
+def test_centre_view_is_the_validation_clip(labelled_clips, write_frames):
+    clips = [
+        *labelled_clips,
+        labelled_clips[3]._replace(video=write_frames("oblong", 90, (60, 40))),
+    ]
+    views = TestClips(clips, num_segments=5, centre=True, **SMALL)
+    valid = LabelledClips(clips, train=False, **SMALL)
+    for index in (0, 2, 4):
+        view, clip = views[item(index)], valid[item(index)]
+        assert torch.equal(view.video, clip.video) and torch.equal(view.audio, clip.audio)
+        assert view.view_clip.tolist() == [0]
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 60)])
+def test_crops_of_oblong_frames_run_along_the_longer_side(write_frames, write_wav, size):
+    clip = Clip(write_frames(frames=90, size=size), write_wav(samples=57600), 0)
+    sample = TestClips([clip], num_crops=3, **SMALL)[item(0)]
+    assert len(sample.video) == len(sample.audio) == 6
+    assert torch.equal(sample.audio[0], sample.audio[2]) and not torch.equal(
+        sample.audio[2], sample.audio[3]
+    )
+    wide = film.resize(
+        film.open_video(clip.video).read([0])[0], (48, 32) if size[0] > 40 else (32, 48)
+    )
+    pixels = film.to_tensor([wide])[:, 0]
+    for view, start in enumerate((0, 8, 16)):
+        crop = pixels[:, :, start : start + 32] if size[0] > 40 else pixels[:, start : start + 32]
+        assert torch.equal(sample.video[view, :, 0], crop)
+
+
+def test_views_of_an_mp4_are_read_too(write_mp4, write_wav):
+    clip = Clip(write_mp4(frames=80, size=(40, 40)), write_wav(), 2)
+    assert TestClips([clip], **SMALL)[item(0)].video.shape == (2, 3, 16, 32, 32)
+    assert LabelledClips([clip], train=True, **SMALL)[item(0)].video.shape == (1, 3, 16, 32, 32)

@@ -1,0 +1,504 @@
+"""The shell scripts: what they would run, what they refuse, and that they run it as promised."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FAMILY = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base"
+PRETRAIN = FAMILY / "pretrain_base.sh"
+FINETUNE = {name: FAMILY / name / "finetune_170.sh" for name in ("cream-d", "mafw", "werewolf-xl")}
+EXPERIMENTS = [PRETRAIN, *FINETUNE.values()]
+SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
+SETTINGS = re.compile(
+    "GPUS|NPROC|DEVICE|BATCH_SIZE|TOTAL_BATCH|EPOCHS|WARMUP_EPOCHS|PRECISION|DATA_.*|CHECKPOINT|"
+    "OUTPUT_DIR|NUM_WORKERS|EXTRA_ARGS|NNODES|NODE_RANK|MASTER_.*|BACKGROUND|DRY_RUN|PYTHON|FOLDS|"
+    "MODALITY|SEED|CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS"
+)
+
+FAKE_PYTHON = """#!/bin/sh
+case "$1" in -c) exit 0 ;; esac
+echo "args: $*"
+echo "to the error stream" >&2
+if [ -n "${FAKE_SLEEP:-}" ]; then
+    trap 'echo saved; exit 0' TERM
+    : >"$FAKE_SLEEP"
+    while :; do sleep 0.1; done
+fi
+case "$*" in *"${FAKE_FAIL:-nothing}"*) exit 7 ;; esac
+"""
+
+
+def write_program(path, text):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path):
+    """Put a fake nvidia-smi first in PATH; returns a function that sets its GPUs."""
+
+    def set_gpus(count, capability="8.0"):
+        listing = "".join(f"echo 'GPU {i}: Fake (UUID: GPU-{i})'\n" for i in range(count))
+        query = "".join(f"echo {capability}\n" for _ in range(count))
+        text = f'#!/bin/sh\ncase "$1" in -L)\n:\n{listing};; *)\n:\n{query};; esac\n'
+        write_program(tmp_path / "bin" / "nvidia-smi", text)
+
+    set_gpus(0)
+    return set_gpus
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """Lists and a checkpoint in a folder with a blank in its name; returns their settings."""
+    folder = tmp_path / "my data"
+    for fold in range(1, 6):
+        (folder / f"split0{fold}").mkdir(parents=True)
+        for part in ("train", "test"):
+            (folder / f"split0{fold}" / f"{part}.csv").write_text("faces/a a.wav 0\n")
+    (folder / "train.csv").write_text("a.mp4 0\n")
+    (folder / "checkpoint-99.pth").write_bytes(b"weights")
+    return {
+        "DATA_PATH": str(folder),
+        "CHECKPOINT": str(folder / "checkpoint-99.pth"),
+        "OUTPUT_DIR": str(tmp_path / "out put"),
+    }
+
+
+def environment(tmp_path, settings):
+    env = {name: value for name, value in os.environ.items() if not SETTINGS.fullmatch(name)}
+    env["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{env['PATH']}"
+    return env | {"PYTHON": sys.executable} | {name: str(v) for name, v in settings.items()}
+
+
+def start(script, tmp_path, *flags, shell="sh", **settings):
+    """Run a script from a folder that is not the repository."""
+    return subprocess.run(
+        [shell, str(script), *flags],
+        cwd=tmp_path,
+        env=environment(tmp_path, settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def commands(result):
+    """Return the argument lists of the Python scripts that a dry run printed."""
+    assert result.returncode == 0, result.stderr
+    lines = [shlex.split(line) for line in result.stdout.splitlines()]
+    return [line for line in lines if any(re.search(r"run_\w+\.py$", word) for word in line)]
+
+
+def flags_of(command):
+    position = next(i for i, word in enumerate(command) if word.endswith(".py") and "run_" in word)
+    return command[position + 1 :]
+
+
+def value(command, flag):
+    return command[command.index(flag) + 1]
+
+
+def processes(command):
+    return int(value(command, "--nproc_per_node")) if "--nproc_per_node" in command else 1
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+def test_total_batch_is_the_published_one(script, gpus, shell, inputs, nvidia_smi, tmp_path):
+    nvidia_smi(gpus)
+    total = {PRETRAIN: 160, FINETUNE["werewolf-xl"]: 128}.get(script, 56)
+    result = start(script, tmp_path, shell=shell, DRY_RUN=1, **inputs)
+    for command in commands(result):
+        batch, accum = int(value(command, "--batch_size")), int(value(command, "--accum_iter"))
+        assert batch * accum * processes(command) == total
+    assert f"total batch {total} = " in result.stderr
+
+
+def test_one_gpu_accumulates_four_published_batches(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    (command,) = commands(start(PRETRAIN, tmp_path, DRY_RUN=1, **inputs))
+    assert (value(command, "--batch_size"), value(command, "--accum_iter")) == ("40", "4")
+    assert "torch.distributed.run" not in command
+
+
+def test_more_gpus_than_published_take_smaller_batches_and_it_is_said(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(8)
+    result = start(PRETRAIN, tmp_path, DRY_RUN=1, **inputs)
+    (command,) = commands(result)
+    assert (value(command, "--batch_size"), value(command, "--accum_iter")) == ("20", "1")
+    assert "compares the 20 clips of one GPU" in result.stderr
+
+
+def test_gpus_that_cannot_share_the_batch_stay_idle_and_it_is_said(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(3)
+    result = start(PRETRAIN, tmp_path, DRY_RUN=1, **inputs)
+    assert processes(commands(result)[0]) == 2
+    assert "3 GPU(s) cannot share a total batch of 160 clips" in result.stderr
+    assert "using 2 of them" in result.stderr
+
+
+def test_gpus_asked_for_that_cannot_share_the_batch_are_refused(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(3)
+    result = start(PRETRAIN, tmp_path, DRY_RUN=1, GPUS=3, **inputs)
+    assert result.returncode == 2
+    assert "use 2 (GPUS=2), or set TOTAL_BATCH=162" in result.stderr
+    accepted = start(PRETRAIN, tmp_path, DRY_RUN=1, GPUS=3, TOTAL_BATCH=162, **inputs)
+    assert value(commands(accepted)[0], "--batch_size") == "27"
+
+
+def test_mixup_batches_stay_even(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(8)
+    result = start(FINETUNE["mafw"], tmp_path, DRY_RUN=1, **inputs)
+    assert processes(commands(result)[0]) == 7
+    assert value(commands(result)[0], "--batch_size") == "8"
+    refused = start(FINETUNE["mafw"], tmp_path, DRY_RUN=1, GPUS=8, **inputs)
+    assert "in equal even passes near 14" in refused.stderr
+
+
+def test_a_smaller_batch_is_lowered_to_one_that_is_exact(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    result = start(PRETRAIN, tmp_path, DRY_RUN=1, BATCH_SIZE=30, **inputs)
+    (command,) = commands(result)
+    assert (value(command, "--batch_size"), value(command, "--accum_iter")) == ("20", "8")
+    assert "lowered from 30 to 20" in result.stderr
+
+
+@pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda path: path.parent.name)
+def test_every_flag_is_known_to_the_entry_script(script, inputs, nvidia_smi, tmp_path):
+    nvidia_smi(4)
+    result = start(script, tmp_path, DRY_RUN=1, DATA_ROOT=tmp_path, **inputs)
+    parser = entry_parser("run_pretraining" if script == PRETRAIN else "run_finetuning")
+    for command in commands(result):
+        parser.parse_args(flags_of(command))
+
+
+def test_every_flag_of_the_demo_is_known(tmp_path):
+    result = start(ROOT / "scripts/demo.sh", tmp_path, shell="bash", DRY_RUN=1)
+    runs = commands(result)
+    assert len(runs) == 3
+    for command in runs:
+        name = next(Path(word).stem for word in command if word.endswith(".py"))
+        entry_parser(name).parse_args(flags_of(command))
+
+
+def entry_parser(name):
+    import importlib
+
+    return importlib.import_module(name).build_parser()
+
+
+PUBLISHED = {
+    "pretrain": {"--epochs": "100", "--lr": "3e-4", "--min_lr": "1e-5", "--drop_path": "0"},
+    "cream-d": {"--epochs": "50", "--nb_classes": "6", "--sampling_rate": "4", "--mixup": "0.8"},
+    "mafw": {"--epochs": "100", "--nb_classes": "11", "--sampling_rate": "4", "--cutmix": "1.0"},
+    "werewolf-xl": {"--epochs": "30", "--nb_classes": "3", "--sampling_rate": "3", "--mixup": "0"},
+}
+FINETUNE_FLAGS = {"--lr": "1e-3", "--min_lr": "1e-6", "--layer_decay": "0.75", "--drop_path": "0.1"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_hyper_parameters_are_the_published_ones(name, inputs, nvidia_smi, tmp_path):
+    nvidia_smi(4)
+    result = start(FINETUNE.get(name, PRETRAIN), tmp_path, DRY_RUN=1, **inputs)
+    expected = {"--weight_decay": "0.05", "--warmup_epochs": "5", "--num_frames": "16"}
+    expected |= PUBLISHED[name] | (FINETUNE_FLAGS if name in FINETUNE else {})
+    for command in commands(result):
+        assert {flag: value(command, flag) for flag in expected} == expected
+        betas = command[command.index("--opt_betas") + 1 :][:2]
+        assert betas == (["0.9", "0.999"] if name in FINETUNE else ["0.9", "0.95"])
+
+
+def test_folds_have_their_own_lists_and_the_table_comes_last(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(4)
+    result = start(FINETUNE["cream-d"], tmp_path, DRY_RUN=1, **inputs)
+    lists = [value(command, "--data_path") for command in commands(result)]
+    assert lists == [f"{inputs['DATA_PATH']}/split0{fold}" for fold in range(1, 6)]
+    last = shlex.split(result.stdout.splitlines()[-1])
+    assert last[1:] == ["-m", "hicmae.report", inputs["OUTPUT_DIR"]]
+
+
+def test_extra_flags_come_last_so_that_they_win(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    result = start(PRETRAIN, tmp_path, "--seed", "3", DRY_RUN=1, EXTRA_ARGS="--lr 1e-4", **inputs)
+    assert commands(result)[0][-4:] == ["--seed", "3", "--lr", "1e-4"]
+    result = start(
+        FINETUNE["mafw"], tmp_path, "--seed", "3", DRY_RUN=1, EXTRA_ARGS="--lr 1e-4", **inputs
+    )
+    assert commands(result)[0][-4:] == ["--seed", "3", "--lr", "1e-4"]
+
+
+def test_relative_settings_start_from_the_callers_folder(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    settings = inputs | {"DATA_PATH": "my data", "OUTPUT_DIR": "there"}
+    (command,) = commands(start(PRETRAIN, tmp_path, DRY_RUN=1, **settings))
+    assert value(command, "--data_path") == f"{tmp_path}/my data/train.csv"
+    assert value(command, "--output_dir") == f"{tmp_path}/there"
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [("7.0", "fp16"), ("8.0", "bf16"), ("12.0", "bf16")],
+)
+def test_precision_follows_the_gpu(capability, precision, inputs, nvidia_smi, tmp_path):
+    nvidia_smi(2, capability)
+    (command,) = commands(start(PRETRAIN, tmp_path, DRY_RUN=1, **inputs))
+    assert value(command, "--precision") == precision
+    (command,) = commands(start(PRETRAIN, tmp_path, DRY_RUN=1, PRECISION="fp32", **inputs))
+    assert value(command, "--precision") == "fp32"
+
+
+def test_two_machines_share_the_batch(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(4)
+    settings = inputs | {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "node0", "MASTER_PORT": 29400}
+    (command,) = commands(start(PRETRAIN, tmp_path, DRY_RUN=1, **settings))
+    assert value(command, "--nnodes") == "2" and value(command, "--node_rank") == "1"
+    assert value(command, "--master_addr") == "node0"
+    assert (value(command, "--batch_size"), value(command, "--accum_iter")) == ("20", "1")
+
+
+def test_cuda_visible_devices_limits_the_gpus(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(8)
+    result = start(PRETRAIN, tmp_path, DRY_RUN=1, CUDA_VISIBLE_DEVICES="6,7", **inputs)
+    assert processes(commands(result)[0]) == 2
+
+
+def test_cpu_runs_one_process_when_asked(inputs, nvidia_smi, tmp_path):
+    (command,) = commands(start(PRETRAIN, tmp_path, DRY_RUN=1, DEVICE="cpu", **inputs))
+    assert command[1].endswith("run_pretraining.py")
+    assert value(command, "--device") == "cpu" and value(command, "--precision") == "fp32"
+
+
+REFUSED = [
+    ({"DATA_PATH": "nowhere"}, "no clip list at '.*nowhere.*'; write it .* or set DATA_PATH"),
+    ({"GPUS": "4"}, "GPUS=4 asked, but this machine shows 2; set GPUS to 2 or less"),
+    ({"GPUS": "two"}, "GPUS must be a whole number above 0, got 'two'"),
+    ({"EPOCHS": "0"}, "EPOCHS must be a whole number above 0, got '0'"),
+    ({"DEVICE": "tpu"}, "DEVICE must be auto, cuda or cpu, got 'tpu'"),
+    ({"DEVICE": "cpu", "NNODES": "2"}, "DEVICE=cpu runs one process; leave NNODES out"),
+    ({"CUDA_VISIBLE_DEVICES": ""}, "no GPU found on this machine; set DEVICE=cpu"),
+    ({"PYTHON": "/no/python"}, "no Python at '/no/python'; run 'bash scripts/test.sh' once"),
+]
+REFUSED_FOLDS = [
+    ({"CHECKPOINT": "nowhere.pth"}, "no pre-training checkpoint at '.*nowhere.pth'; run .* first"),
+    ({"FOLDS": "1 x"}, "each of FOLDS must be a whole number above 0, got 'x'"),
+    ({"FOLDS": "1 6"}, "no clip list at '.*split06/train.csv'"),
+    ({"BATCH_SIZE": "1"}, "BATCH_SIZE must be at least 2, got 1"),
+]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("script", "settings", "match"),
+    [(script, *case) for script in (PRETRAIN, FINETUNE["mafw"]) for case in REFUSED]
+    + [(FINETUNE["mafw"], *case) for case in REFUSED_FOLDS],
+)
+def test_bad_input_is_refused_in_one_line(
+    script, settings, match, shell, inputs, nvidia_smi, tmp_path
+):
+    nvidia_smi(2)
+    result = start(script, tmp_path, shell=shell, **inputs | settings)
+    assert result.returncode == 2
+    assert re.search("error: " + match, result.stderr.splitlines()[-1]), result.stderr
+    assert result.stdout == "" and not Path(inputs["OUTPUT_DIR"]).exists()
+
+
+def test_empty_list_is_refused(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    Path(inputs["DATA_PATH"], "split05", "test.csv").write_text("")
+    result = start(FINETUNE["cream-d"], tmp_path, **inputs)
+    assert re.search("clip list '.*split05/test.csv' is empty", result.stderr)
+
+
+def test_missing_packages_are_named_before_anything_starts(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    python = write_program(tmp_path / "bin" / "bare", "#!/bin/sh\nexit 1\n")
+    result = start(PRETRAIN, tmp_path, **inputs | {"PYTHON": python})
+    assert result.returncode == 2 and "lacks the packages of requirements.txt" in result.stderr
+
+
+def fake_run(inputs, tmp_path):
+    return inputs | {"PYTHON": write_program(tmp_path / "bin" / "fake_python", FAKE_PYTHON)}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_output_goes_to_the_terminal_and_to_the_log(shell, inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    result = start(FINETUNE["mafw"], tmp_path, shell=shell, **fake_run(inputs, tmp_path))
+    assert result.returncode == 0, result.stderr
+    log = Path(inputs["OUTPUT_DIR"], "console-node0.log").read_text()
+    for text in (result.stdout, log):
+        assert len(re.findall(r"^args: .*run_finetuning\.py", text, re.M)) == 5
+        assert "to the error stream" in text
+        assert re.search(r"^args: -m hicmae.report", text, re.M)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_failing_fold_stops_the_script_with_its_exit_status(shell, inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    settings = fake_run(inputs, tmp_path) | {"FAKE_FAIL": "split02"}
+    result = start(FINETUNE["mafw"], tmp_path, shell=shell, **settings)
+    assert result.returncode == 7
+    assert "split02" in result.stdout and "split03" not in result.stdout
+
+
+def test_finished_folds_are_skipped(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    done = Path(inputs["OUTPUT_DIR"], "split01")
+    done.mkdir(parents=True)
+    (done / "metrics_best.json").write_text("{}")
+    settings = fake_run(inputs, tmp_path) | {"FOLDS": "1 2"}
+    result = start(FINETUNE["mafw"], tmp_path, **settings)
+    assert "fold 1 is finished" in result.stderr
+    assert "split01" not in result.stdout and "split02" in result.stdout
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_signal_reaches_the_run_and_its_last_lines_are_kept(shell, inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    started = tmp_path / "started"
+    settings = fake_run(inputs, tmp_path) | {"FAKE_SLEEP": started}
+    script = subprocess.Popen(
+        [shell, str(PRETRAIN)],
+        env=environment(tmp_path, settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(started.exists)
+    script.send_signal(signal.SIGTERM)
+    output, _ = script.communicate(timeout=20)
+    assert script.returncode == 143
+    assert output.endswith("saved\n")
+    assert Path(inputs["OUTPUT_DIR"], "console-node0.log").read_text().endswith("saved\n")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_background_run_detaches_and_keeps_its_log(shell, inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    settings = fake_run(inputs, tmp_path) | {"BACKGROUND": 1}
+    result = start(FINETUNE["mafw"], tmp_path, "--seed", "3", shell=shell, **settings)
+    assert result.returncode == 0 and result.stdout == ""
+    assert "started in the background as process" in result.stderr
+    log = Path(inputs["OUTPUT_DIR"], "console-node0.log")
+    wait_for(lambda: log.exists() and "args: -m hicmae.report" in log.read_text())
+    assert "--seed 3" in log.read_text()
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.05)
+
+
+DEMO_PYTHON = """#!/bin/sh
+case "$1 $2" in -c* | "-m pip") exit 0 ;; "--version "*) echo Python 3.11.0; exit 0 ;; esac
+echo "run: $*"
+case "$*" in *"${FAKE_FAIL:-nothing}"*) exit 7 ;; esac
+for word in "$@"; do
+    case $before in --output_dir | --out) out=$word ;; --epochs) epochs=$word ;; esac
+    before=$word
+done
+case "$*" in
+*visualize*) : >"$out" ;;
+*run_pretraining.py* | *run_finetuning.py*)
+    mkdir -p "$out"
+    : >"$out/metrics_best.json"
+    : >"$out/checkpoint-$((epochs - 1)).pth"
+    ;;
+*toy_av.py*) mkdir -p "$out"; : >"$out/pretrain.csv" ;;
+esac
+"""
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """A copy of the scripts beside an environment whose Python only notes what it is asked."""
+    folder = tmp_path / "a copy"
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    for name in ("requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / ".venv").mkdir()
+    write_program(folder / ".venv" / "bin" / "python", DEMO_PYTHON)
+    return folder / "scripts" / "demo.sh"
+
+
+def runs_of(result):
+    assert result.returncode == 0, result.stderr
+    return [
+        line for line in result.stdout.splitlines() if re.search(r"run_\w+\.py|toy_av\.py", line)
+    ]
+
+
+def test_demo_run_again_does_nothing_but_print_the_table(demo, tmp_path):
+    first = start(demo, tmp_path, shell="bash")
+    assert len(runs_of(first)) == 4
+    second = start(demo, tmp_path, shell="bash")
+    assert runs_of(second) == []
+    assert "-m hicmae.report" in second.stdout
+    assert "finished before" in second.stderr and "installing" not in second.stderr
+
+
+def test_demo_goes_on_where_it_was_stopped(demo, tmp_path):
+    stopped = start(demo, tmp_path, shell="bash", FAKE_FAIL="fold2")
+    assert stopped.returncode == 7
+    (again,) = runs_of(start(demo, tmp_path, shell="bash"))
+    assert "fold2" in again
+
+
+def test_demo_with_other_settings_repeats_only_what_depends_on_them(demo, tmp_path):
+    start(demo, tmp_path, shell="bash")
+    stale = demo.parents[1] / "saved/demo/folds/fold1/stale"
+    stale.touch()
+    text = demo.read_text()
+    demo.write_text(re.sub(r"^FINETUNE_EPOCHS=.*", "FINETUNE_EPOCHS=3", text, flags=re.M))
+    result = start(demo, tmp_path, shell="bash")
+    assert [re.search(r"run_\w+(?=\.py)", line)[0] for line in runs_of(result)] == [
+        "run_finetuning"
+    ] * 2
+    assert "settings have changed, starting over" in result.stderr and not stale.exists()
+
+
+def test_test_script_passes_its_arguments_on(demo, tmp_path):
+    result = start(demo.with_name("test.sh"), tmp_path, "-k", "a b", shell="bash")
+    assert result.stdout.splitlines() == ["run: -m pytest -q -n 2 -k a b"]
+
+
+def test_unsupported_python_is_refused(demo, tmp_path):
+    shutil.rmtree(demo.parents[1] / ".venv")
+    old = write_program(tmp_path / "bin" / "old_python", "#!/bin/sh\nexit 1\n")
+    result = start(demo, tmp_path, shell="bash", PYTHON=old)
+    assert result.returncode == 1
+    assert re.search("error: no Python 3.10, 3.11 or 3.12 found", result.stderr)
+
+
+def shell_files():
+    return sorted(str(path) for path in (ROOT / "scripts").rglob("*.sh")) + [str(ROOT / ".ci/run")]
+
+
+def test_shellcheck_finds_nothing():
+    beside_python = Path(sys.executable).with_name("shellcheck")
+    shellcheck = str(beside_python) if beside_python.exists() else shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    result = subprocess.run(
+        [shellcheck, "-x", *shell_files()], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda path: path.parent.name)
+def test_experiment_scripts_are_posix(script):
+    assert script.read_text().startswith("#!/bin/sh\n")

@@ -1,0 +1,174 @@
+"""Process group: one process is a no-op, two gloo processes equal the one-process answer."""
+
+import socket
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn import functional
+
+from hicmae.training import distributed
+
+WIDTH, BATCH, WORLD = 5, 3, 2
+
+
+def clips(rank):
+    generator = torch.Generator().manual_seed(rank)
+    return [torch.randn(BATCH, WIDTH, dtype=torch.float64, generator=generator) for _ in range(2)]
+
+
+def start_weight():
+    return torch.linspace(-1, 1, WIDTH * 4, dtype=torch.float64).reshape(4, WIDTH)
+
+
+def info_nce(video, audio):
+    """Symmetric InfoNCE of all pairs."""
+    logits = functional.normalize(video, dim=1) @ functional.normalize(audio, dim=1).T / 0.07
+    target = torch.arange(len(logits))
+    return 0.5 * (
+        functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
+    )
+
+
+def joined_loss(weight, video, audio):
+    gather = distributed.gather_with_grad
+    return info_nce(gather(video @ weight.T), gather(audio @ weight.T))
+
+
+def one_of_two(rank, port, folder):
+    """Run by each process: store what the tests look at."""
+    import os
+
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(WORLD),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    device = distributed.start("cpu", timeout=timedelta(seconds=60))
+    weight = start_weight().requires_grad_()
+    loss = joined_loss(weight, *clips(rank))
+    loss.backward()
+    row = torch.full((2, 3), float(rank))
+    seen = {
+        "device": str(device),
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "is_main": distributed.is_main(),
+        "backend": dist.get_backend(),
+        "loss": loss.item(),
+        "grad": weight.grad,
+        "gathered": distributed.gather_with_grad(row),
+        "objects": distributed.gather_objects([("clip", i) for i in range(3 * rank)]),
+        "mean": distributed.all_mean({"b": 1.0 + rank, "a": 10.0 * rank}),
+    }
+    distributed.barrier()
+    distributed.stop()
+    seen["initialised_after_stop"] = dist.is_initialized()
+    torch.save(seen, f"{folder}/{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(one_of_two, args=(port, str(folder)), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+def test_gathered_info_nce_and_its_gradient_equal_the_one_process_answer(two):
+    weight = start_weight().requires_grad_()
+    video, audio = (torch.cat(parts) for parts in zip(clips(0), clips(1), strict=True))
+    loss = info_nce(video @ weight.T, audio @ weight.T)
+    loss.backward()
+    averaged = (two[0]["grad"] + two[1]["grad"]) / WORLD  # what DDP does
+    assert [seen["loss"] for seen in two] == pytest.approx([loss.item()] * 2, rel=1e-12)
+    torch.testing.assert_close(averaged, weight.grad, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(two[0]["grad"], two[1]["grad"])
+
+
+def test_gather_joins_in_rank_order(two):
+    expected = torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 3)
+    assert all(torch.equal(seen["gathered"], expected) for seen in two)
+
+
+def test_objects_of_ranks_with_different_counts_reach_every_rank(two):
+    assert two[0]["objects"] == two[1]["objects"] == [("clip", 0), ("clip", 1), ("clip", 2)]
+
+
+def test_means_over_ranks_keep_the_keys_and_their_order(two):
+    for seen in two:
+        assert list(seen["mean"].items()) == [("b", 1.5), ("a", 5.0)]
+
+
+def test_start_takes_rank_and_backend_from_the_environment_and_stop_leaves_the_group(two):
+    assert [seen["rank"] for seen in two] == [0, 1]
+    assert [seen["is_main"] for seen in two] == [True, False]
+    assert {seen["world_size"] for seen in two} == {2}
+    assert {(seen["backend"], seen["device"]) for seen in two} == {("gloo", "cpu")}
+    assert not any(seen["initialised_after_stop"] for seen in two)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_single_process_needs_no_group(alone):
+    assert distributed.start("cpu") == torch.device("cpu")
+    assert not dist.is_initialized()
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    tensor, items = torch.ones(2, requires_grad=True), [1, 2]
+    assert distributed.gather_with_grad(tensor) is tensor
+    assert distributed.gather_objects(items) == items
+    assert distributed.all_mean({"loss": 2.0}) == {"loss": 2.0}
+    distributed.barrier()
+    distributed.stop()
+
+
+def test_group_gets_the_timeout_and_the_cpu_backend(alone):
+    calls = []
+    alone.setattr(dist, "init_process_group", lambda *a, **k: calls.append((a, k)))
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        alone.setenv(name, "1")
+    alone.setenv("MASTER_ADDR", "127.0.0.1")
+    alone.setenv("WORLD_SIZE", "2")
+    distributed.start("cpu", timeout=timedelta(seconds=7))
+    assert calls == [(("gloo",), {"timeout": timedelta(seconds=7), "device_id": None})]
+
+
+def test_half_a_torchrun_environment_is_refused(alone):
+    alone.setenv("WORLD_SIZE", "2")
+    alone.setenv("RANK", "0")
+    with pytest.raises(
+        RuntimeError, match="LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set; start"
+    ):
+        distributed.start("cpu")
+    alone.setenv("WORLD_SIZE", "two")
+    with pytest.raises(RuntimeError, match="WORLD_SIZE must be a number of at least 0, got 'two'"):
+        distributed.start("cpu")
+
+
+def test_devices_that_are_not_there_are_refused(alone):
+    with pytest.raises(ValueError, match="--device must be auto, cuda or cpu, got 'tpu'"):
+        distributed.start("tpu")
+    alone.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="--device cuda, but torch sees no GPU"):
+        distributed.start("cuda")
+    assert distributed.start("auto").type == "cpu"
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(alone):
+    alone.setattr(torch.cuda, "is_available", lambda: True)
+    alone.setattr(torch.cuda, "device_count", lambda: 2)
+    alone.setenv("LOCAL_RANK", "2")
+    with pytest.raises(RuntimeError, match="process 2 .* torch sees 2; start .*nproc_per_node=2"):
+        distributed.start("cuda")

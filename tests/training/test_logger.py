@@ -1,0 +1,262 @@
+"""Run logs: valid JSON, robust to a kill, no step twice after a resume."""
+
+import io
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hicmae.training.logger import (
+    Progress,
+    RunLogger,
+    drop_lines_from,
+    format_values,
+    read_lines,
+    setup_logging,
+    to_json,
+)
+
+
+def strict(line):
+    """Parse a line as JSON proper, which knows no NaN."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+@pytest.fixture
+def root_logger():
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield root
+    for handler in [h for h in root.handlers if h not in handlers]:
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+
+
+def test_numbers_of_any_kind_become_valid_json(tmp_path):
+    values = {
+        "step": 3,
+        "loss": torch.tensor(0.5),
+        "nan": float("nan"),
+        "inf": np.float32("inf"),
+        "count": np.int64(7),
+        "levels": torch.tensor([1.0, float("nan")]),
+        "nested": {"name": "a b", "none": None, "flag": True, "path": tmp_path},
+    }
+    with RunLogger(tmp_path) as log:
+        log.step(values)
+    line = strict((tmp_path / "steps.jsonl").read_text())
+    assert line["loss"] == 0.5 and line["count"] == 7
+    assert line["nan"] is None and line["inf"] is None and line["levels"] == [1.0, None]
+    assert line["nested"] == {"name": "a b", "none": None, "flag": True, "path": str(tmp_path)}
+    assert to_json(True) is True
+
+
+def write_until_killed(folder):
+    log = RunLogger(folder)
+    for step in range(5):
+        log.step({"step": step})
+    log.epoch({"epoch": 0})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_lines_written_before_a_kill_are_on_disk(tmp_path):
+    child = multiprocessing.get_context("fork").Process(target=write_until_killed, args=(tmp_path,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert [line["step"] for line in read_lines(tmp_path / "steps.jsonl")] == [0, 1, 2, 3, 4]
+    assert read_lines(tmp_path / "log.txt") == [{"epoch": 0}]
+
+
+def test_resume_writes_no_step_and_no_epoch_twice(tmp_path):
+    with RunLogger(tmp_path) as log:
+        for step in range(10):
+            log.step({"step": step, "loss": 1.0})
+        for epoch in range(3):
+            log.epoch({"epoch": epoch, "run": 1})
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write('{"step": 10, "lo')  # cut short by a kill
+    with RunLogger(tmp_path, resume_step=6, resume_epoch=2) as log:
+        for step in range(6, 12):
+            log.step({"step": step, "loss": 2.0})
+        log.epoch({"epoch": 2, "run": 2})
+    steps = [strict(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps] == list(range(12))
+    assert [line["loss"] for line in steps] == [1.0] * 6 + [2.0] * 6
+    assert [(e["epoch"], e["run"]) for e in read_lines(tmp_path / "log.txt")] == [
+        (0, 1),
+        (1, 1),
+        (2, 2),
+    ]
+    assert sorted(p.name for p in tmp_path.glob("*.tmp")) == []
+
+
+def test_without_a_resume_step_lines_are_appended_and_zero_starts_over(tmp_path):
+    for options, expected in (({}, 1), ({}, 2), ({"resume_step": 0}, 1)):
+        with RunLogger(tmp_path, **options) as log:
+            log.step({"step": 0})
+        assert len(read_lines(tmp_path / "steps.jsonl")) == expected
+
+
+def test_lines_that_are_no_record_of_a_step_are_dropped_on_resume(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    path.write_text('{"step": 0}\n{"step": null}\n[1]\n\n{"other": 1}\n{"step": 5}\n')
+    drop_lines_from(path, "step", 5)
+    assert path.read_text() == '{"step": 0}\n'
+    drop_lines_from(tmp_path / "missing.jsonl", "step", 5)
+    assert not (tmp_path / "missing.jsonl").exists()
+
+
+class FullDisk(io.StringIO):
+    def __init__(self, sound):
+        super().__init__()
+        self.sound, self.full = sound, True
+
+    def write(self, text):
+        if self.full:
+            self.sound.write(text[:4])  # part of a line still fits
+            raise OSError(28, "No space left on device")
+        return self.sound.write(text)
+
+    def flush(self):
+        self.sound.flush()
+
+
+def test_full_disk_warns_once_and_the_lines_after_it_are_whole(tmp_path, caplog):
+    log = RunLogger(tmp_path)
+    log.step({"step": 0})
+    disk = log._steps.file = FullDisk(log._steps.file)
+    log.step({"step": 1})
+    log.step({"step": 2})
+    disk.full = False
+    log.step({"step": 3})
+    log.step({"step": 4})
+    disk.sound.close()
+    log.close()
+    assert [line["step"] for line in read_lines(tmp_path / "steps.jsonl")] == [0, 3, 4]
+    assert caplog.text.count("training goes on") == 1
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    with RunLogger(tmp_path / "out", main=False) as log:
+        log.step({"step": 0})
+        log.epoch({"epoch": 0})
+        log.scalars(0, {"loss": 1.0})
+        log.image("a", np.zeros((2, 3, 3)), 0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensorboard_gets_scalars_and_forgets_steps_after_the_resume(tmp_path):
+    with RunLogger(tmp_path / "out", tmp_path / "board") as log:
+        for step in range(4):
+            log.scalars(step, {"loss": torch.tensor(float(step)), "note": "text"}, prefix="train")
+    with RunLogger(tmp_path / "out", tmp_path / "board", resume_step=2) as log:
+        log.scalars(2, {"loss": 20.0}, prefix="train")
+        log.scalars(2, {"lr": 0.5})
+    events = EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(0, 0), (1, 1), (2, 20)]
+    assert set(events.Tags()["scalars"]) == {"train/loss", "lr"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.txt", "steps.jsonl"]
+
+
+def test_images_reach_tensorboard_in_their_shape(tmp_path):
+    with RunLogger(tmp_path) as log:
+        log.image("rebuilt", np.zeros((5, 7, 3), np.uint8), 2)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (shown,) = events.Images("rebuilt")
+    assert (shown.step, shown.height, shown.width) == (2, 5, 7)
+
+
+def test_closing_twice_and_writing_after_it_is_harmless(tmp_path):
+    log = RunLogger(tmp_path)
+    log.close()
+    log.close()
+    log.step({"step": 0})
+    assert read_lines(tmp_path / "steps.jsonl") == []
+
+
+def test_records_go_to_console_and_file_once_even_when_set_up_twice(tmp_path, capsys, root_logger):
+    setup_logging(tmp_path / "a")
+    setup_logging(tmp_path / "b")
+    logging.getLogger("hicmae.test").info("hello %d", 7)
+    assert capsys.readouterr().out.count("INFO hello 7") == 1
+    assert "hello 7" not in (tmp_path / "a" / "run.log").read_text()
+    assert (tmp_path / "b" / "run.log").read_text().count("INFO hello 7\n") == 1
+
+
+def test_other_ranks_print_warnings_only_and_keep_no_file(tmp_path, capsys, root_logger):
+    setup_logging(tmp_path / "out", main=False)
+    logging.getLogger("hicmae.test").info("quiet")
+    logging.getLogger("hicmae.test").warning("loud")
+    shown = capsys.readouterr().out
+    assert "loud" in shown and "quiet" not in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_are_shown_with_their_units():
+    values = {
+        "loss": 1.23456,
+        "lr": 2.9e-4,
+        "data_s": 0.0123,
+        "clips_per_s": 41.26,
+        "memory_mib": 5123.4,
+        "grad_norm": float("nan"),
+    }
+    assert format_values(values) == (
+        "loss 1.235  lr 2.90e-04  data 0.012 s  clips 41.3/s  memory 5123 MiB  grad_norm nan"
+    )
+
+
+def test_progress_away_from_a_terminal_logs_every_few_steps_with_the_remaining_time(
+    caplog, monkeypatch
+):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    now = iter([0.0, 80.0, 160.0, 200.0])
+    with caplog.at_level(logging.INFO), Progress(110, "epoch 3/9", 4, 100, clock=now.__next__) as p:
+        for _ in range(10):
+            p.update(1, {"loss": 0.5})
+    assert [record.getMessage() for record in caplog.records] == [
+        "epoch 3/9 [104/110] eta 0:02:00  loss 0.5",
+        "epoch 3/9 [108/110] eta 0:00:40  loss 0.5",
+        "epoch 3/9 [110/110] eta 0:00:00  loss 0.5",
+    ]
+
+
+def test_progress_counts_several_steps_at_once(caplog, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with caplog.at_level(logging.INFO):
+        progress = Progress(7, "test", every=3)
+        for count in (2, 3, 2):
+            progress.update(count)
+    assert [m.split("]")[0] for m in caplog.messages] == ["test [5/7", "test [7/7"]
+
+
+def test_progress_on_a_terminal_is_a_bar_and_silent_on_other_ranks(caplog, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with caplog.at_level(logging.INFO):
+        with Progress(3, "hidden", main=False) as other:
+            other.update()
+        assert terminal.getvalue() == ""
+        with Progress(3, "epoch 1/2") as progress:
+            time.sleep(0.15)  # the bar is redrawn at most every tenth of a second
+            progress.update(2, {"loss": 0.25})
+    assert "epoch 1/2" in terminal.getvalue()
+    assert "2/3" in terminal.getvalue() and "loss 0.25" in terminal.getvalue()
+    assert caplog.records == []

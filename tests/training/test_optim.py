@@ -1,0 +1,174 @@
+"""Parameter groups and schedule against the golden values of the original."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import hicmae  # noqa: F401  (registers the models)
+from hicmae.training.optim import (
+    block_counts,
+    cosine_schedule,
+    layer_id,
+    layer_scale,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def by_name(groups):
+    return {n: (g["lr_scale"], g["weight_decay"]) for g in groups for n in g["names"]}
+
+
+def classifier(**changes):
+    options = {"num_classes": 6, "depth": 3, "depth_audio": 3, "fusion_depth": 2} | changes
+    return timm.create_model("avit_dim128_patch16_160_a256", **options)
+
+
+def test_classifier_groups_equal_the_golden_scales_and_decays():
+    golden = json.loads((GOLDEN / "golden_optim.json").read_text())
+    expected = golden["finetune_dim256_depth3_fusion2_decay0.75_wd0.05"]
+    model = timm.create_model(
+        "avit_dim256_patch16_160_a256", num_classes=6, depth=3, depth_audio=3, fusion_depth=2
+    )
+    ours = by_name(parameter_groups(model, 0.05, layer_decay=0.75))
+    assert ours.keys() == expected.keys()
+    assert all(ours[name] == pytest.approx(tuple(expected[name]), abs=1e-15) for name in ours)
+
+
+def test_pretraining_groups_differ_from_the_original_only_in_the_audio_mask_token():
+    golden = json.loads((GOLDEN / "golden_optim.json").read_text())["pretrain_dim384_small_wd0.05"]
+    model = timm.create_model(
+        "pretrain_hicmae_dim384_patch16_160_a256",
+        encoder_depth=4,
+        encoder_depth_audio=4,
+        decoder_depth=3,
+        decoder_depth_audio=3,
+        encoder_fusion_depth=1,
+        return_intermediate_features=(1, 3),
+    )
+    ours = by_name(parameter_groups(model, 0.05))
+    assert ours.keys() == golden.keys()
+    different = {name for name in ours if ours[name] != tuple(golden[name])}
+    assert different == {"mask_token_audio"}
+    assert ours["mask_token_audio"] == (1.0, 0.0)
+
+
+def test_groups_of_equal_scale_and_decay_are_merged_and_hold_every_parameter_once():
+    model = classifier()
+    groups = parameter_groups(model, 0.05, layer_decay=0.5)
+    pairs = [(group["lr_scale"], group["weight_decay"]) for group in groups]
+    assert len(pairs) == len(set(pairs)) == 2 * 7  # ids 0..6, each with and without decay
+    named = dict(model.named_parameters())
+    assert sorted(n for g in groups for n in g["names"]) == sorted(named)
+    assert all(named[n] is p for g in groups for n, p in zip(g["names"], g["params"], strict=True))
+
+
+def test_frozen_parameters_are_left_out():
+    model = classifier()
+    model.encoder.requires_grad_(False)
+    names = by_name(parameter_groups(model, 0.05, 0.75))
+    assert not any(name.startswith("encoder.") for name in names)
+    assert "encoder_audio.norm.weight" in names
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        parameter_groups(model, 0.05)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("encoder.patch_embed.proj.weight", 0),
+        ("encoder_audio.blocks.1.attn.qkv.weight", 2),
+        ("encoder.blocks.4.norm1.bias", 5),
+        ("encoder_fusion.blocks_audio.1.mlp.fc1.weight", 7),  # deeper encoder has 5 blocks
+        ("encoder.norm.weight", 8),
+        ("head.weight", 8),
+    ],
+)
+def test_layer_ids_count_from_the_deeper_encoder(name, expected):
+    assert layer_id(name, {"encoder": 5, "encoder_audio": 2, "encoder_fusion": 2}) == expected
+
+
+def test_a_model_of_one_stream_counts_its_own_blocks_only():
+    names = ["encoder_audio.patch_embed.proj.weight"]
+    names += [f"encoder_audio.blocks.{i}.norm1.weight" for i in range(4)]
+    depths = block_counts([*names, "head.weight"])
+    assert depths == {"encoder": 0, "encoder_audio": 4, "encoder_fusion": 0}
+    scales = [layer_scale(name, depths, 0.5) for name in [*names, "head.weight"]]
+    assert scales == [0.5**5, 0.5**4, 0.5**3, 0.5**2, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("layer_decay", [0.0, 1.5, -0.1])
+def test_a_layer_decay_out_of_range_is_refused(layer_decay):
+    with pytest.raises(ValueError, match=r"layer_decay must be in \(0, 1\]"):
+        parameter_groups(nn.Linear(2, 3), 0.05, layer_decay)
+
+
+def test_schedule_equals_the_golden_values():
+    golden = json.loads((GOLDEN / "golden_data.json").read_text())["schedule"]
+    values = cosine_schedule(**golden["args"])
+    assert values.dtype == np.float64
+    np.testing.assert_allclose(values, golden["values"], rtol=1e-12, atol=0)
+
+
+def test_warmup_steps_replace_warmup_epochs():
+    by_steps = cosine_schedule(1.0, 0.1, 4, 5, warmup_epochs=3, warmup_steps=5)
+    by_epochs = cosine_schedule(1.0, 0.1, 4, 5, warmup_epochs=1)
+    np.testing.assert_array_equal(by_steps, by_epochs)
+    assert cosine_schedule(1.0, 0.1, 4, 5, warmup_epochs=1, start_warmup=0.5)[0] == 0.5
+
+
+def test_a_schedule_of_warmup_only_or_none_has_one_value_a_step():
+    assert cosine_schedule(1.0, 0.1, 2, 3, warmup_epochs=2).tolist() == pytest.approx(
+        np.linspace(0, 1, 6)
+    )
+    constant = cosine_schedule(0.05, 0.05, 2, 3)
+    assert constant.tolist() == [0.05] * 6
+
+
+def test_impossible_schedules_are_refused():
+    with pytest.raises(ValueError, match="warm-up of 15 steps is longer than the training of 10"):
+        cosine_schedule(1.0, 0.1, 2, 5, warmup_epochs=3)
+    with pytest.raises(ValueError, match="at least one step, got 2 epochs of 0 steps"):
+        cosine_schedule(1.0, 0.1, 2, 0)
+
+
+def test_learning_rate_is_scaled_by_group_and_decay_changes_only_where_there_is_some():
+    optimizer = make_optimizer(parameter_groups(classifier(), 0.05, 0.75), lr=1e-3)
+    assert all(g["lr"] == pytest.approx(1e-3 * g["lr_scale"]) for g in optimizer.param_groups)
+    set_learning_rate(optimizer, 2e-4, weight_decay=0.2)
+    assert all(g["lr"] == pytest.approx(2e-4 * g["lr_scale"]) for g in optimizer.param_groups)
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0, 0.2}
+
+
+def test_adamw_step_follows_the_textbook_update():
+    weight = nn.Parameter(torch.tensor([[1.0, -2.0]], dtype=torch.float64))
+    group = {"params": [weight], "weight_decay": 0.1, "lr_scale": 0.5, "names": ["weight"]}
+    optimizer = make_optimizer([group], lr=0.02, betas=(0.9, 0.95), eps=1e-8)
+    weight.grad = torch.tensor([[3.0, 0.5]], dtype=torch.float64)
+    optimizer.step()
+    # First step: bias-corrected moments are g and g^2, so the update is the sign of g.
+    expected = [[1.0 * (1 - 0.01 * 0.1) - 0.01, -2.0 * (1 - 0.01 * 0.1) - 0.01]]
+    torch.testing.assert_close(weight.data, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_optimizer_state_comes_back_into_a_fresh_optimizer():
+    model = classifier()
+    optimizer = make_optimizer(parameter_groups(model, 0.05, 0.75), lr=1e-3)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    other = make_optimizer(parameter_groups(model, 0.05, 0.75), lr=5e-4)
+    other.load_state_dict(optimizer.state_dict())
+    first, second = optimizer.param_groups[3], other.param_groups[3]
+    assert first["names"] == second["names"] and first["lr"] == second["lr"]
+    moments = [o.state[o.param_groups[3]["params"][0]]["exp_avg"] for o in (optimizer, other)]
+    assert torch.equal(*moments) and moments[0].abs().sum() > 0

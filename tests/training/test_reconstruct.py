@@ -1,0 +1,51 @@
+"""Rebuilt clips: perfect predictions must give back the clip, whatever the target is."""
+
+import pytest
+import torch
+
+from hicmae.models.patches import split_tokens
+from hicmae.training import losses
+from hicmae.training.reconstruct import rebuild_audio, rebuild_video, undo_frame_differences
+
+
+def masked(rows, length):
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for row, positions in zip(mask, rows, strict=True):
+        row[positions] = True
+    return split_tokens(mask, length, "mask")
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("group", [None, 2, 4])
+def test_perfect_video_predictions_give_back_the_clip(normalize, group):
+    torch.manual_seed(0)
+    video = torch.randn(2, 3, 4, 32, 48, dtype=torch.float64)
+    tubes = [[0, 2, 3, 6, 8, 9], [1, 4, 5, 7, 10, 11]]  # the same cells in both tubelet rows
+    split = masked(tubes, 12)
+    target = losses.video_target(video, split.masked, 2, normalize, group)
+    rebuilt = rebuild_video(target, video, split, 2, group, normalize)
+    torch.testing.assert_close(rebuilt, losses.unnormalize(video))
+
+
+def test_wrong_predictions_change_masked_pixels_only():
+    video = torch.randn(1, 3, 4, 32, 48, dtype=torch.float64)
+    split = masked([[0, 6]], 12)
+    rebuilt = rebuild_video(torch.zeros(1, 2, 1536).double(), video, split)
+    changed = (rebuilt - losses.unnormalize(video)).abs() > 1e-9
+    assert changed[..., :16, :16].any()
+    assert not changed[..., 16:, :].any() and not changed[..., 16:].any()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_perfect_audio_predictions_give_back_the_spectrogram(normalize):
+    audio = torch.randn(2, 1, 64, 32, dtype=torch.float64)
+    split = masked([[0, 3, 4], [1, 2, 7]], 8)
+    target = losses.audio_target(audio, split.masked, normalize)
+    torch.testing.assert_close(rebuild_audio(target, audio, split, normalize), audio)
+
+
+def test_frame_differences_are_undone():
+    clip = torch.randn(2, 3, 6, 5, 4, dtype=torch.float64)
+    differences = losses.frame_differences(clip, 3, time_axis=2)
+    torch.testing.assert_close(differences[:, :, 4], clip[:, :, 4] - clip[:, :, 3])
+    torch.testing.assert_close(undo_frame_differences(differences, 3), clip)
