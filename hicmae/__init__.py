@@ -3,8 +3,11 @@
 The folders are the data flow:
 
 - ``hicmae.data``: clip lists, decoding, masks, augmentation -> batches of tensors.
-- ``hicmae.models``: encoders, cross-modal fusion, skip decoders -> the pre-training model and the classifier.
+- ``hicmae.models``: encoders, fusion, skip decoders -> pre-training model and classifier.
 - ``hicmae.training``: losses, optimiser, the training loop, metrics, checkpoints, logs.
+
+Beside them ``hicmae.config`` holds the settings, ``hicmae.report`` tables of finished folds and
+``hicmae.visualize`` pictures.
 
 Importing the package registers the model sizes with timm, so
 ``timm.create_model("pretrain_hicmae_dim512_patch16_160_a256")`` works afterwards.

@@ -9,7 +9,12 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from hicmae import visualize
+from hicmae.training.logger import read_lines
+from hicmae.visualize.__main__ import main
+from hicmae.visualize.confusion import confusion, confusion_figure
+from hicmae.visualize.curves import curves, curves_figure
+from hicmae.visualize.reconstruction import reconstruction_figure
+from hicmae.visualize.style import figure_to_image
 
 T, H, W, STEPS, BINS = 4, 32, 48, 64, 24
 
@@ -48,7 +53,7 @@ def write_pred(path, labels, predictions, num_classes=3):
 
 
 def test_reconstruction_shows_the_chosen_frames_in_three_rows_and_three_spectrograms():
-    figure = visualize.reconstruction_figure(*clip(), frames=(0, 3), title="step 7")
+    figure = reconstruction_figure(*clip(), frames=(0, 3), title="step 7")
     images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert [image.shape for image in images if image.shape[-1] == 3] == [(H, W, 3)] * 6
     assert [image.shape for image in images if image.shape == (BINS, STEPS)] == [(BINS, STEPS)] * 3
@@ -64,7 +69,7 @@ def test_reconstruction_shows_the_chosen_frames_in_three_rows_and_three_spectrog
 
 def test_reconstruction_draws_pixels_in_place_clipped_and_hidden_ones_grey():
     video, *_ = parts = clip()
-    figure = visualize.reconstruction_figure(*parts, frames=(1,))
+    figure = reconstruction_figure(*parts, frames=(1,))
     frames = [a.images[0].get_array() for a in figure.axes if a.images][::2][:3]
     np.testing.assert_allclose(frames[0][5, 40], video[:, 1, 5, 40], rtol=1e-6)
     assert (frames[1][20, 3] == 0.5).all() and not (frames[1][20, 30] == 0.5).any()
@@ -74,7 +79,7 @@ def test_reconstruction_draws_pixels_in_place_clipped_and_hidden_ones_grey():
 
 def test_reconstruction_takes_tensors_and_becomes_an_image_for_tensorboard():
     tensors = [torch.tensor(part).to(torch.bfloat16) for part in clip()]
-    image = visualize.figure_to_image(visualize.reconstruction_figure(*tensors))
+    image = figure_to_image(reconstruction_figure(*tensors))
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     assert 200 < image.shape[0] < image.shape[1] and image.std() > 10
 
@@ -83,15 +88,15 @@ def test_reconstruction_of_arrays_that_differ_in_shape_is_refused():
     parts = clip()
     parts[1] = parts[1][:, :2]
     with pytest.raises(ValueError, match=r"must have one shape, .*\(3, 2, 32, 48\)"):
-        visualize.reconstruction_figure(*parts)
+        reconstruction_figure(*parts)
 
 
 def test_curves_have_one_panel_a_quantity_and_one_colour_a_run(tmp_path):
     series = {"train_loss": [3, 2, 1], "val_loss": [3.1, 2.5, 2], "val_uar": [0.2, 0.5, 0.6]}
     write_log(tmp_path / "fold1", 3, **series, n_parameters=[5, 5, 5], note=["a"] * 3)
     write_log(tmp_path / "fold2", 3, **series)
-    logs = {f"fold{k}": visualize.read_lines(tmp_path / f"fold{k}" / "log.txt") for k in (1, 2)}
-    figure = visualize.curves_figure(logs)
+    logs = {f"fold{k}": read_lines(tmp_path / f"fold{k}" / "log.txt") for k in (1, 2)}
+    figure = curves_figure(logs)
     panels = {axes.get_title(): axes for axes in figure.axes if axes.lines}
     assert list(panels) == ["loss", "UAR"]
     lines = panels["loss"].lines
@@ -105,7 +110,7 @@ def test_curves_have_one_panel_a_quantity_and_one_colour_a_run(tmp_path):
 
 def test_curves_skip_epochs_without_a_number(tmp_path):
     write_log(tmp_path / "run", 3, train_loss=[3.0, None, 1.0])
-    figure = visualize.curves_figure({"run": visualize.read_lines(tmp_path / "run" / "log.txt")})
+    figure = curves_figure({"run": read_lines(tmp_path / "run" / "log.txt")})
     assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 2]
     plt.close(figure)
 
@@ -114,7 +119,7 @@ def test_curves_command_writes_a_200_dpi_picture_of_runs_in_natural_order(tmp_pa
     for k in (10, 2):
         write_log(tmp_path / f"fold{k}", 2, train_loss=[2.0, 1.0], train_lr=[1e-4, 1e-5])
     out = tmp_path / "pictures" / "curves.png"
-    visualize.main(["curves", str(tmp_path / "fold10"), str(tmp_path / "fold2"), "--out", str(out)])
+    main(["curves", str(tmp_path / "fold10"), str(tmp_path / "fold2"), "--out", str(out)])
     assert capsys.readouterr().out == f"written: {out}\n"
     with Image.open(out) as picture:
         assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
@@ -123,7 +128,7 @@ def test_curves_command_writes_a_200_dpi_picture_of_runs_in_natural_order(tmp_pa
 
 def test_one_finished_epoch_is_enough_for_curves(tmp_path):
     write_log(tmp_path / "run", 1, train_loss=[2.0])
-    visualize.curves([tmp_path / "run"], tmp_path / "one.pdf")
+    curves([tmp_path / "run"], tmp_path / "one.pdf")
     assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -131,8 +136,10 @@ def test_confusion_is_pooled_over_the_files_and_normalised_by_row(tmp_path, monk
     write_pred(tmp_path / "a.csv", [0, 0, 0, 1], [0, 0, 1, 1])
     write_pred(tmp_path / "b.csv", [0, 2, 2], [0, 2, 2])
     drawn = []
-    monkeypatch.setattr(visualize, "save_figure", lambda figure, path: drawn.append(figure))
-    visualize.confusion([tmp_path / "a.csv", tmp_path / "b.csv"], "x.png", ["anger", "joy", "fear"])
+    monkeypatch.setattr(
+        "hicmae.visualize.confusion.save_figure", lambda figure, path: drawn.append(figure)
+    )
+    confusion([tmp_path / "a.csv", tmp_path / "b.csv"], "x.png", ["anger", "joy", "fear"])
     axes = drawn[0].axes[0]
     expected = [[0.75, 0.25, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     np.testing.assert_allclose(axes.images[0].get_array(), expected)
@@ -145,7 +152,7 @@ def test_confusion_is_pooled_over_the_files_and_normalised_by_row(tmp_path, monk
 
 def test_absent_class_has_an_empty_row_not_a_division_by_zero():
     with np.errstate(all="raise"):
-        figure = visualize.confusion_figure([[2, 0], [0, 0]], ["a", "b"])
+        figure = confusion_figure([[2, 0], [0, 0]], ["a", "b"])
     assert figure.axes[0].images[0].get_array().tolist() == [[1.0, 0.0], [0.0, 0.0]]
     plt.close(figure)
 
@@ -154,7 +161,7 @@ def test_confusion_command_writes_the_picture(tmp_path, capsys):
     write_pred(tmp_path / "pred.csv", [0, 1, 2], [0, 1, 1])
     (tmp_path / "classes.txt").write_text("anger\njoy\nfear\n")
     out = tmp_path / "confusion.png"
-    visualize.main(
+    main(
         ["confusion", str(tmp_path / "pred.csv"), "--out", str(out)]
         + ["--classes", str(tmp_path / "classes.txt")]
     )
@@ -165,18 +172,18 @@ def test_confusion_command_writes_the_picture(tmp_path, capsys):
 def test_pictures_of_nothing_are_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     with pytest.raises(SystemExit) as stopped:
-        visualize.main(["curves", str(tmp_path / "run"), "--out", str(tmp_path / "a.png")])
+        main(["curves", str(tmp_path / "run"), "--out", str(tmp_path / "a.png")])
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1
     assert "holds no finished epoch yet" in error
     with pytest.raises(ValueError, match="hold no numbers to draw"):
-        visualize.curves_figure({"run": [{"epoch": 0, "note": "a"}]})
+        curves_figure({"run": [{"epoch": 0, "note": "a"}]})
     write_pred(tmp_path / "pred.csv", [0, 1], [0, 1])
     with pytest.raises(ValueError, match="got 2 class names for 3 classes"):
-        visualize.confusion([tmp_path / "pred.csv"], tmp_path / "a.png", ["a", "b"])
+        confusion([tmp_path / "pred.csv"], tmp_path / "a.png", ["a", "b"])
     (tmp_path / "r.csv").write_text("clip,label0,prediction0\na,0.5,0.6\nb,0.1,0.2\n")
     with pytest.raises(ValueError, match="is of a regression; it has no confusion matrix"):
-        visualize.confusion([tmp_path / "r.csv"], tmp_path / "a.png")
+        confusion([tmp_path / "r.csv"], tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"2 class names for a confusion matrix of \(3, 3\)"):
-        visualize.confusion_figure(np.eye(3), ["a", "b"])
+        confusion_figure(np.eye(3), ["a", "b"])
     assert not (tmp_path / "a.png").exists()

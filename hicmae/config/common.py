@@ -87,9 +87,7 @@ class ClipConfig:
         )
         for flag, value, divisor_name, divisor in multiples:
             if value % divisor:
-                raise ValueError(
-                    f"--{flag} {value} is not a multiple of {divisor_name}, {divisor}"
-                )
+                raise ValueError(f"--{flag} {value} is not a multiple of {divisor_name}, {divisor}")
 
     def model_options(self) -> dict[str, Any]:
         """Return the geometry under the names of the model builders."""

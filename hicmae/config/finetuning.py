@@ -16,9 +16,7 @@ LOWER_IS_BETTER = ("mae", "mse", "rmse")
 class ClassifierConfig:
     """Classifier."""
 
-    task: str = option(
-        "classification", "kind of labels", choices=("classification", "regression")
-    )
+    task: str = option("classification", "kind of labels", choices=("classification", "regression"))
     nb_classes: int = option(0, "number of classes, or of regression outputs", metavar="K")
     modality: str = option(
         "av", "streams to read: audio-visual, audio, video", choices=("av", "a", "v")

@@ -5,9 +5,10 @@ import dataclasses
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 Config = TypeVar("Config")
+Configs = TypeVar("Configs", bound=NamedTuple)
 
 
 def option(
@@ -108,20 +109,25 @@ def from_args(args: argparse.Namespace, config: type[Config]) -> Config:
 
 
 def parse_configs(
-    parser: argparse.ArgumentParser, configs: dict[str, type], argv: Sequence[str] | None
-) -> dict[str, Any]:
-    """Parse the command line to one dataclass a name; a setting that fails its check ends the run.
+    parser: argparse.ArgumentParser, configs: type[Configs], argv: Sequence[str] | None
+) -> Configs:
+    """Parse the command line; a setting that fails its dataclass's check ends the run.
+
+    Args:
+        parser: knows the flags of all the dataclasses.
+        configs: NamedTuple whose fields are annotated with the dataclasses.
+        argv: replaces the command line.
 
     Raises:
         SystemExit: code 2 after one line that says what is wrong.
     """
     args = parser.parse_args(argv)
     try:
-        return {name: from_args(args, config) for name, config in configs.items()}
+        return configs(**{n: from_args(args, c) for n, c in configs.__annotations__.items()})
     except ValueError as error:
         parser.error(str(error))
 
 
-def as_dict(configs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the settings as plain dicts and lists, for JSON and for checkpoints."""
-    return {name: dataclasses.asdict(config) for name, config in configs.items()}
+def as_dict(configs: NamedTuple) -> dict[str, dict[str, Any]]:
+    """Return the settings as plain dicts, for JSON and for checkpoints."""
+    return {name: dataclasses.asdict(config) for name, config in configs._asdict().items()}

@@ -123,23 +123,20 @@ class PretrainClips(Dataset[PretrainBatch]):
 
 
 class LabelledClips(Dataset[LabelledBatch]):
-    """One window of each labelled clip: random for training, the centre for validation.
+    """Random, augmented windows of labelled clips, for training.
 
     Args:
         clips: of `read_labelled_list`.
-        train: draw window, augmentation and gain, and replace unreadable clips; otherwise take the
-            centre window as it is.
         task: "classification" or "regression".
         num_frames: T of the video.
         sampling_rate: mean distance of neighbouring frames.
         input_size: H = W in pixels.
         input_size_audio: (T, F) of the spectrogram.
-        augment: transforms of the video in training, None for none.
-        roll_mag_aug: vary the magnitude of the audio in training.
-        num_samples: windows taken from each clip that is opened in training.
+        augment: transforms of the video, None for none.
+        roll_mag_aug: vary the magnitude of the audio.
+        num_samples: windows taken from each clip that is opened.
         modality: "av", or "a" / "v" to read one stream only; frames of an unread video are counted
             at 25 a second of the audio.
-        allow_skip: validation: leave unreadable clips out instead of stopping.
         seed: of all draws, together with epoch and index.
     """
 
@@ -149,7 +146,6 @@ class LabelledClips(Dataset[LabelledBatch]):
         self,
         clips: Sequence[Clip],
         *,
-        train: bool,
         task: str = "classification",
         num_frames: int = 16,
         sampling_rate: int = 4,
@@ -159,33 +155,23 @@ class LabelledClips(Dataset[LabelledBatch]):
         roll_mag_aug: bool = False,
         num_samples: int = 1,
         modality: str = "av",
-        allow_skip: bool = False,
         seed: int = 0,
     ) -> None:
         self.clips, self.task, self.seed = clips, task, seed
         self.modality = _checked_modality(modality)
         self.num_frames, self.sampling_rate = num_frames, sampling_rate
         self.input_size, self.input_size_audio = input_size, input_size_audio
-        self.train, self.allow_skip = train, allow_skip
-        self.num_samples = num_samples if train else 1
-        self.roll_mag_aug = roll_mag_aug and train
-        self.transform = ClipTransform(augment, input_size) if augment and train else None
+        self.num_samples, self.roll_mag_aug = num_samples, roll_mag_aug
+        self.transform = ClipTransform(augment, input_size) if augment else None
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, item: ClipIndex) -> LabelledBatch:
-        """Return the samples of a clip; none for an unreadable one that validation may skip."""
+        """Return `num_samples` samples of the clip, or of another one if it cannot be read."""
         rng = item_generator(self.seed, item)
-        if self.train:
-            batch, skipped = read_or_replace(self.clips, item.index, self._read, rng)
-            return batch._replace(skipped=skipped)
-        clip = self.clips[item.index]
-        batch, skipped = read_or_skip(clip, lambda clip: self._read(clip, rng), self.allow_skip)
-        if batch is not None:
-            return batch
-        video, audio = _nothing(self)
-        return LabelledBatch(video, audio, _target(clip, self.task)[:0], (), skipped)
+        batch, skipped = read_or_replace(self.clips, item.index, self._read, rng)
+        return batch._replace(skipped=skipped)
 
     def _read(self, clip: Clip, rng: np.random.Generator) -> LabelledBatch:
         video, total_frames = _open(clip, self.modality)
@@ -208,7 +194,7 @@ class LabelledClips(Dataset[LabelledBatch]):
 
     def _window(self, total_frames: int, rng: np.random.Generator) -> np.ndarray:
         span = self.num_frames * self.sampling_rate
-        end = int(rng.integers(span, total_frames)) if self.train and total_frames > span else None
+        end = int(rng.integers(span, total_frames)) if total_frames > span else None
         return film.train_frames(total_frames, end, self.num_frames, self.sampling_rate)
 
     def _pixels(self, images: list[film.Image.Image], rng: np.random.Generator) -> Tensor:
@@ -223,7 +209,8 @@ class TestClips(Dataset[ViewBatch]):
             LabelledClips.
         num_segments: windows spread over the clip.
         num_crops: crops spread over a frame; square frames have one.
-        centre: give the one view of validation instead, as LabelledClips without `train`.
+        centre: give one view instead, for validation: the window that training would draw from the
+            middle, resized to a square.
         allow_skip: leave unreadable clips out instead of stopping.
     """
 

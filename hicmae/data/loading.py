@@ -55,7 +55,10 @@ class PretrainBatch(NamedTuple):
     skipped: tuple[SkippedClip, ...]
 
     def to(self, device: torch.device | str) -> "PretrainBatch":
-        """Move the tensors, and normalise the pixels there."""
+        """Move the clips, and normalise the pixels there; the masks stay on the CPU.
+
+        Reading a mask on the host, as splitting tokens by it does, then never waits for a GPU.
+        """
         return _moved(self, device)
 
 
@@ -117,8 +120,11 @@ def _joined_field(values: Sequence[Any]) -> Any:
 
 
 def _moved(batch: Batch, device: torch.device | str) -> Batch:
+    """Move all tensors but masks, and normalise uint8 pixels on the device."""
     moved = batch._make(
-        value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        value.to(device, non_blocking=True)
+        if isinstance(value, Tensor) and value.dtype != torch.bool
+        else value
         for value in batch
     )
     if moved.video is None or moved.video.is_floating_point():

@@ -163,10 +163,9 @@ class DecordVideo:
         """Return the RGB frames at `indices`, which ascend without repetition."""
         try:
             frames = self.reader.get_batch(list(indices)).asnumpy()  # (T, H, W, 3) uint8
-        except (decord.DECORDError, RuntimeError) as error:
-            raise UnreadableClip(
-                f"video '{self.path}' cannot be decoded: {one_line(error)}"
-            ) from None
+        except (decord.DECORDError, RuntimeError):
+            # decord also fails on some sound files, e.g. all of width 48.
+            return PyAVVideo(self.path).read(indices)
         return [Image.fromarray(frame) for frame in frames]
 
     def times(self, first: int, last: int) -> tuple[float, float]:

@@ -41,9 +41,7 @@ class SkipDecoder(nn.Module):
         )
         self.norm = LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, patch_values)
-        self.register_buffer(
-            "positions", sincos_positions(num_tokens, embed_dim), persistent=False
-        )
+        self.register_buffer("positions", sincos_positions(num_tokens, embed_dim), persistent=False)
 
     def forward(self, tokens: Tensor, skips: Sequence[Tensor], num_masked: int) -> Tensor:
         """Predict the masked patches.

@@ -67,8 +67,8 @@ class PatchEmbed(nn.Module):
         if tuple(clip.shape[1:]) != self.clip_shape:
             raise ValueError(
                 f"{self.name} has shape {tuple(clip.shape)}, expected "
-                f"(B, {', '.join(map(str, self.clip_shape))}); create the model with the num_frames, "
-                "img_size or img_size_audio of the clips"
+                f"(B, {', '.join(map(str, self.clip_shape))}); create the model with the "
+                "num_frames, img_size or img_size_audio of the clips"
             )
         patches = cut_patches(clip, self.patch_size, index).flatten(2)  # (B, V, P)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
@@ -206,4 +206,3 @@ def check_depths(**depths: int) -> None:
     for name, depth in depths.items():
         if depth < 1:
             raise ValueError(f"{name} must be at least 1, got {depth}")
-

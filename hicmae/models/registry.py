@@ -11,7 +11,7 @@ def model_options(pretrained: bool, kwargs: dict[str, object]) -> dict[str, obje
     """
     if pretrained:
         raise ValueError(
-            "pretrained=True: no weights are hosted for HiCMAE; create the model without it and load "
-            "a checkpoint file with hicmae.training.checkpoint.load_pretrained (scripts: --finetune)"
+            "pretrained=True: no weights are hosted for HiCMAE; create the model without it and "
+            "load a file with hicmae.training.checkpoint.load_pretrained (scripts: --finetune)"
         )
     return {name: value for name, value in kwargs.items() if name not in TIMM_EXTRAS}

@@ -110,9 +110,7 @@ def train_one_epoch(
     return distributed.all_mean(window.epoch_means())
 
 
-def _groups(
-    loader: Iterable, accum_iter: int, steps: int
-) -> Iterator[tuple[list[Any], float]]:
+def _groups(loader: Iterable, accum_iter: int, steps: int) -> Iterator[tuple[list[Any], float]]:
     """Yield the batches of each step and the seconds spent waiting for them."""
     batches = iter(loader)
     for _ in range(steps):

@@ -260,4 +260,3 @@ REGRESSION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ccc": ccc_loss,
     "pcc": pcc_loss,
 }
-

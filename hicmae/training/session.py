@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 
 from hicmae.config.common import OptimConfig, RunConfig
+from hicmae.data.loading import ClipSampler, make_loader
 from hicmae.training import checkpoint, distributed
 from hicmae.training.engine import Optimization
 from hicmae.training.logger import setup_logging
@@ -129,6 +131,21 @@ def steps_per_epoch(batches: int, accum_iter: int) -> int:
             "lower --accum_iter or --batch_size"
         )
     return batches // accum_iter
+
+
+def training_loader(
+    session: Session, dataset: Dataset, batch_size: int, run: RunConfig
+) -> DataLoader:
+    """Build the loader of this rank's share of the training clips, shuffled anew each epoch."""
+    sampler = ClipSampler(
+        len(dataset),  # type: ignore[arg-type]
+        shuffle=True,
+        seed=run.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pad=True,
+    )
+    return make_loader(dataset, sampler, batch_size, run.num_workers, True, session.device.type)
 
 
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:

@@ -135,20 +135,20 @@ def plan_clip(key: ClipKey, label: int) -> Clip:
 
 def draw_expression(valence: int, rng: np.random.Generator) -> Expression:
     """Draw the expression of one clip; valence 0 negative, 1 neutral, 2 positive."""
-    strength = rng.uniform(0.85, 1.2)
+    strength = rng.uniform(0.9, 1.15)
     noise = np.clip(rng.standard_normal(8), -2, 2)
-    wander = rng.uniform(0.05, 0.2)
+    wander = rng.uniform(0.05, 0.15)
     signed = (valence - 1) * strength
     up, down = max(signed, 0.0), max(-signed, 0.0)
     return Expression(
-        corner=float(4.2 * signed + 0.4 * noise[0]),
-        stretch=float(1.6 * up - 0.4 * down + 0.5 * noise[1]),
-        brow_inner=float(1.0 * up - 3.0 * down + 0.4 * noise[2]),
-        brow_outer=float(1.2 * up + 1.0 * down + 0.4 * noise[3]),
-        knit=float(2.0 * down + 0.3 * noise[4]),
-        lower_lid=float(1.5 * up + 0.2 * down + 0.15 * noise[5]),
+        corner=float(4.8 * up - 4.4 * down + 0.35 * noise[0]),
+        stretch=float(2.2 * up - 0.6 * down + 0.4 * noise[1]),
+        brow_inner=float(1.6 * up - 3.2 * down + 0.35 * noise[2]),
+        brow_outer=float(1.8 * up + 0.8 * down + 0.35 * noise[3]),
+        knit=float(2.2 * down + 0.3 * noise[4]),
+        lower_lid=float(1.9 * up + 0.2 * down + 0.15 * noise[5]),
         upper_lid=float(-0.06 * up - 0.10 * down + 0.03 * noise[6]),
-        fold=float(np.clip(0.25 + 0.35 * up + 0.1 * down + 0.06 * noise[7], 0, 1)),
+        fold=float(np.clip(0.22 + 0.5 * up + 0.1 * down + 0.05 * noise[7], 0, 1)),
         wander=float(wander),
     )
 

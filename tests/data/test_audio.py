@@ -15,7 +15,7 @@ from hicmae.data.audio import (
 )
 from hicmae.data.clip_list import UnreadableClip
 from hicmae.data.video import test_windows
-from tests.data.conftest import tone
+from tests.conftest import tone
 from tests.golden_inputs import golden
 
 GOLDEN = golden("golden_data")

@@ -9,7 +9,7 @@ from PIL import Image
 from hicmae.data.augment import Augment, ClipTransform, Mixup, mix_batch, seeded_globals
 from hicmae.data.loading import LabelledBatch
 from hicmae.data.video import normalise, to_tensor
-from tests.data.conftest import frame
+from tests.conftest import frame
 
 SIZE = 36
 NOTHING = Augment(aa=None, reprob=0, scale=(1, 1), ratio=(1, 1), flip=0)

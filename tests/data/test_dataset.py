@@ -26,7 +26,7 @@ def same(first, second) -> bool:
     )
 
 
-def batches(dataset, num_workers: int, batch_size: int = 2, **settings) -> list:
+def batches(dataset, num_workers: int, batch_size: int = 2) -> list:
     sampler = ClipSampler(len(dataset), shuffle=True, seed=1, pad=True)
     loader = make_loader(dataset, sampler, batch_size, num_workers, drop_last=True)
     result = []
@@ -208,9 +208,7 @@ def test_sizes_that_patches_do_not_fill_are_refused(settings, message):
 
 
 def test_training_item_is_augmented_and_normalised(labelled_clips):
-    dataset = LabelledClips(
-        labelled_clips, train=True, augment=Augment(), roll_mag_aug=True, **SMALL
-    )
+    dataset = LabelledClips(labelled_clips, augment=Augment(), roll_mag_aug=True, **SMALL)
     sample = dataset[item(3)]
     assert sample.video.shape == (1, 3, 16, 32, 32) and sample.video.dtype == torch.float32
     assert sample.video.min() < -0.5
@@ -222,12 +220,10 @@ def test_training_item_is_augmented_and_normalised(labelled_clips):
 
 
 def test_training_takes_random_windows_and_validation_the_centre(labelled_clips):
-    train = LabelledClips(labelled_clips, train=True, **SMALL)
+    train = LabelledClips(labelled_clips, **SMALL)
     videos = [train[item(3, epoch)].video for epoch in range(8)]
     assert len({video.numpy().tobytes() for video in videos}) > 4
-    valid = LabelledClips(
-        labelled_clips, train=False, augment=Augment(), roll_mag_aug=True, **SMALL
-    )
+    valid = TestClips(labelled_clips, num_segments=5, centre=True, **SMALL)
     first, second = valid[item(3)], valid[item(3, 5)]
     assert same(first, second)
     folder = film.open_video(labelled_clips[3].video)
@@ -241,7 +237,7 @@ def test_training_takes_random_windows_and_validation_the_centre(labelled_clips)
 
 def test_several_samples_of_a_labelled_clip_have_their_own_window_and_transforms(labelled_clips):
     dataset = LabelledClips(
-        labelled_clips, train=True, augment=Augment(), roll_mag_aug=True, num_samples=2, **SMALL
+        labelled_clips, augment=Augment(), roll_mag_aug=True, num_samples=2, **SMALL
     )
     sample = dataset[item(3)]
     assert sample.target.tolist() == [3, 3] and len(sample.names) == 2
@@ -250,9 +246,7 @@ def test_several_samples_of_a_labelled_clip_have_their_own_window_and_transforms
 
 
 def test_training_batches_are_the_same_with_workers_and_without(labelled_clips):
-    dataset = LabelledClips(
-        labelled_clips, train=True, augment=Augment(reprob=1), roll_mag_aug=True, **SMALL
-    )
+    dataset = LabelledClips(labelled_clips, augment=Augment(reprob=1), roll_mag_aug=True, **SMALL)
     alone, workers = batches(dataset, 0), batches(dataset, 2)
     assert all(same(one[:4], other[:4]) for one, other in zip(alone, workers, strict=True))
     assert sorted(alone[0].target.tolist() + alone[1].target.tolist()) == [0, 1, 2, 3]
@@ -260,7 +254,7 @@ def test_training_batches_are_the_same_with_workers_and_without(labelled_clips):
 
 def test_regression_targets_are_rows_of_numbers(labelled_clips):
     clips = [clip._replace(label=(0.25 * k, -1.0, 3.0)) for k, clip in enumerate(labelled_clips)]
-    dataset = LabelledClips(clips, train=True, task="regression", **SMALL)
+    dataset = LabelledClips(clips, task="regression", **SMALL)
     batch = LabelledClips.collate([dataset[item(1)], dataset[item(2)]])
     assert batch.target.dtype == torch.float32
     assert batch.target.tolist() == [[0.25, -1, 3], [0.5, -1, 3]]
@@ -275,8 +269,7 @@ def test_clip_without_label_can_be_read(labelled_clips, task, shape):
 @pytest.mark.parametrize("kind", [LabelledClips, TestClips])
 def test_audio_alone_needs_no_video(labelled_clips, kind):
     shutil.rmtree(labelled_clips[3].video)
-    settings = {"train": True} if kind is LabelledClips else {}
-    sample = kind(labelled_clips, modality="a", **settings, **SMALL)[item(3)]
+    sample = kind(labelled_clips, modality="a", **SMALL)[item(3)]
     assert sample.video is None and sample.audio.shape[1:] == (1, 256, 128)
     assert kind.collate([sample, sample]).to("cpu").video is None
 
@@ -284,8 +277,7 @@ def test_audio_alone_needs_no_video(labelled_clips, kind):
 @pytest.mark.parametrize("kind", [LabelledClips, TestClips])
 def test_video_alone_needs_no_audio(labelled_clips, kind):
     clips = [clip._replace(audio=None) for clip in labelled_clips]
-    settings = {"train": False} if kind is LabelledClips else {}
-    sample = kind(clips, modality="v", **settings, **SMALL)[item(3)]
+    sample = kind(clips, modality="v", **SMALL)[item(3)]
     assert sample.audio is None and sample.video.shape[1:] == (3, 16, 32, 32)
 
 
@@ -299,9 +291,8 @@ def test_audio_alone_takes_windows_as_of_a_film_at_25_frames_a_second(labelled_c
 
 @pytest.mark.parametrize("kind", [LabelledClips, TestClips])
 def test_unknown_modality_is_refused(kind):
-    settings = {"train": True} if kind is LabelledClips else {}
     with pytest.raises(ValueError, match="modality must be one of av, a, v, got 'va'"):
-        kind([], modality="va", **settings)
+        kind([], modality="va")
 
 
 @pytest.mark.parametrize("kind", ["folder", "images"])
@@ -310,37 +301,33 @@ def test_clip_without_frames_is_replaced_in_training(labelled_clips, tmp_path, k
     if kind == "images":
         (tmp_path / "bad" / "readme.txt").write_text("nothing to see")
     bad = labelled_clips[0]._replace(video=str(tmp_path / "bad"))
-    sample = LabelledClips([bad, *labelled_clips[1:]], train=True, **SMALL)[item(0)]
+    sample = LabelledClips([bad, *labelled_clips[1:]], **SMALL)[item(0)]
     assert sample.target.item() in (1, 2, 3)
     assert sample.skipped[0].video == bad.video and "holds no frame" in sample.skipped[0].reason
 
 
 def test_frame_of_another_size_is_no_obstacle(labelled_clips):
     Image.new("RGB", (23, 55)).save(f"{labelled_clips[1].video}/frame_000.jpg")
-    assert LabelledClips(labelled_clips, train=False, **SMALL)[item(1)].video.shape[2:] == (
-        16,
-        32,
-        32,
-    )
-    assert TestClips(labelled_clips, **SMALL)[item(1)].video.shape[2:] == (16, 32, 32)
+    for centre in (True, False):
+        sample = TestClips(labelled_clips, centre=centre, **SMALL)[item(1)]
+        assert sample.video.shape[2:] == (16, 32, 32)
 
 
-@pytest.mark.parametrize("kind", [LabelledClips, TestClips])
-def test_evaluation_stops_at_a_truncated_frame_or_skips_its_clip(labelled_clips, kind):
+@pytest.mark.parametrize("centre", [True, False])
+def test_evaluation_stops_at_a_truncated_frame_or_skips_its_clip(labelled_clips, centre):
     path = f"{labelled_clips[1].video}/frame_004.jpg"
     data = open(path, "rb").read()
     with open(path, "wb") as file:
         file.write(data[: len(data) // 2])
-    settings = {"train": False} if kind is LabelledClips else {}
     with pytest.raises(
         RuntimeError, match="evaluation clip .*c1' cannot be read: frame .*frame_004.jpg"
     ):
-        kind(labelled_clips, **settings, **SMALL)[item(1)]
-    dataset = kind(labelled_clips, allow_skip=True, **settings, **SMALL)
-    batch = kind.collate([dataset[item(index)] for index in range(4)]).to("cpu")
+        TestClips(labelled_clips, centre=centre, **SMALL)[item(1)]
+    dataset = TestClips(labelled_clips, allow_skip=True, centre=centre, **SMALL)
+    batch = TestClips.collate([dataset[item(index)] for index in range(4)]).to("cpu")
     assert batch.target.tolist() == [0, 2, 3] and len(batch.names) == 3
     assert [clip.video for clip in batch.skipped] == [labelled_clips[1].video]
-    alone = kind.collate([dataset[item(1)]]).to("cpu")
+    alone = TestClips.collate([dataset[item(1)]]).to("cpu")
     assert alone.video.shape == (0, 3, 16, 32, 32) and alone.audio.shape == (0, 1, 256, 128)
     assert len(alone.target) == 0 and len(alone.skipped) == 1
 
@@ -367,17 +354,12 @@ def test_more_segments_give_more_views_and_one_segment_one(labelled_clips):
         assert len(sample.video) == len(sample.audio) == len(sample.view_clip) == views
 
 
-def test_centre_view_is_the_validation_clip(labelled_clips, write_frames):
-    clips = [
-        *labelled_clips,
-        labelled_clips[3]._replace(video=write_frames("oblong", 90, (60, 40))),
-    ]
-    views = TestClips(clips, num_segments=5, centre=True, **SMALL)
-    valid = LabelledClips(clips, train=False, **SMALL)
-    for index in (0, 2, 4):
-        view, clip = views[item(index)], valid[item(index)]
-        assert torch.equal(view.video, clip.video) and torch.equal(view.audio, clip.audio)
-        assert view.view_clip.tolist() == [0]
+def test_centre_view_squeezes_oblong_frames_to_the_whole_square(labelled_clips, write_frames):
+    oblong = labelled_clips[3]._replace(video=write_frames("oblong", 90, (60, 40)))
+    view = TestClips([oblong], num_crops=3, centre=True, **SMALL)[item(0)]
+    images = film.open_video(oblong.video).read(film.train_frames(90))
+    expected = film.to_tensor([film.resize(image, (32, 32)) for image in images])
+    assert torch.equal(view.video[0], expected) and view.view_clip.tolist() == [0]
 
 
 @pytest.mark.parametrize("size", [(60, 40), (40, 60)])
@@ -400,4 +382,4 @@ def test_crops_of_oblong_frames_run_along_the_longer_side(write_frames, write_wa
 def test_views_of_an_mp4_are_read_too(write_mp4, write_wav):
     clip = Clip(write_mp4(frames=80, size=(40, 40)), write_wav(), 2)
     assert TestClips([clip], **SMALL)[item(0)].video.shape == (2, 3, 16, 32, 32)
-    assert LabelledClips([clip], train=True, **SMALL)[item(0)].video.shape == (1, 3, 16, 32, 32)
+    assert LabelledClips([clip], **SMALL)[item(0)].video.shape == (1, 3, 16, 32, 32)

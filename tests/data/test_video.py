@@ -8,7 +8,7 @@ from PIL import Image
 
 import hicmae.data.video as film
 from hicmae.data.clip_list import UnreadableClip
-from tests.data.conftest import frame
+from tests.conftest import frame
 from tests.golden_inputs import golden
 
 GOLDEN = golden("golden_data")
@@ -170,7 +170,16 @@ def test_file_that_fails_at_late_frames_is_named(broken_mp4, decoder):
     assert "\n" not in str(caught.value)
 
 
-def test_fallback_refuses_a_file_that_ends_early(write_mp4, monkeypatch):
+def test_title_that_is_no_utf8_is_no_obstacle(write_mp4, decoder):
+    path = write_mp4(frames=3)
+    with open(path, "r+b") as file:
+        data = file.read()
+        file.seek(data.index(b"VideoHandler"))
+        file.write(b"\xff\x80")
+    assert len(film.open_video(path).read([0, 2])) == 2
+
+
+def test_fallback_refuses_a_file_that_ends_early(write_mp4):
     video = film.PyAVVideo(write_mp4(frames=20))
     with pytest.raises(UnreadableClip, match="cannot be decoded: it ends before frame 25"):
         video.read([3, 25])
@@ -287,3 +296,12 @@ def test_normalisation_is_imagenets_for_clips_and_batches():
     for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
         expected = (video[:, channel].double() / 255 - mean) / std
         torch.testing.assert_close(normalised[:, channel].double(), expected, atol=1e-5, rtol=0)
+
+
+def test_sizes_that_decord_cannot_read_are_read_all_the_same(write_mp4):
+    path = write_mp4(frames=12, size=(48, 40))
+    images = film.open_video(path).read([0, 7])
+    assert [image.size for image in images] == [(48, 40)] * 2
+    assert [round(np.asarray(image)[-1, -1].mean()) for image in images] == pytest.approx(
+        [0, 21], abs=4
+    )

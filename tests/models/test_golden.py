@@ -1,10 +1,10 @@
 """Both models against float64 values of the original code."""
 
+import pytest
 import timm
 import torch
 
 import hicmae  # noqa: F401
-import pytest
 from hicmae.training.losses import pretrain_loss
 from tests.golden_inputs import golden, golden_clips, relative_error, set_golden_weights
 

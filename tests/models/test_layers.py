@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from hicmae.models.layers import Attention, Block, CrossAttention, CSBlock, sincos_positions
 from hicmae.models.patches import TokenSplit, cut_patches, join_patches, split_tokens, token_grid
 

@@ -96,7 +96,9 @@ def test_accumulated_batches_give_the_gradient_of_their_union(tmp_path):
     model, joined = linear(), linear()
     parts = batches(4)
     unions = [
-        Batch(torch.cat([parts[i].values, parts[i + 1].values]), parts[i].names + parts[i + 1].names)
+        Batch(
+            torch.cat([parts[i].values, parts[i + 1].values]), parts[i].names + parts[i + 1].names
+        )
         for i in (0, 2)
     ]
     run_epoch(model, parts, tmp_path / "a", optimization_of(model, 2, accum_iter=2), 2)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from hicmae.models.patches import split_tokens
 from hicmae.models.pretrain import HiCMAEOutput
 from hicmae.training import losses

@@ -45,52 +45,48 @@ def _encode_audio(container: av.container.OutputContainer, samples: np.ndarray) 
     container.mux(stream.encode(None))
 
 
+def save_mp4(
+    path: Path,
+    frames: int = 80,
+    size: tuple[int, int] = (64, 48),
+    fps: int = 25,
+    pictures: list[np.ndarray] | None = None,
+) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        _encode_video(container, pictures or [frame(index, *size) for index in range(frames)], fps)
+    return str(path)
+
+
+def save_wav(path: Path, samples: int | np.ndarray = 51200, rate: int = 16000) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waveform = tone(samples, rate=rate) if isinstance(samples, int) else samples
+    soundfile.write(path, waveform, rate, subtype="PCM_16")
+    return str(path)
+
+
+def save_frames(
+    folder: Path, frames: int = 70, size: tuple[int, int] = (40, 40), kind: str = "jpg"
+) -> str:
+    folder.mkdir(parents=True)
+    for index in range(frames):
+        Image.fromarray(frame(index, *size)).save(folder / f"frame_{index:03d}.{kind}", quality=95)
+    return str(folder)
+
+
 @pytest.fixture
 def write_mp4(tmp_path: Path) -> Callable[..., str]:
-    def write(
-        name: str = "clip.mp4",
-        frames: int = 80,
-        size: tuple[int, int] = (64, 48),
-        fps: int = 25,
-        pictures: list[np.ndarray] | None = None,
-    ) -> str:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(path), "w") as container:
-            _encode_video(
-                container, pictures or [frame(index, *size) for index in range(frames)], fps
-            )
-        return str(path)
-
-    return write
+    return lambda name="clip.mp4", *args, **options: save_mp4(tmp_path / name, *args, **options)
 
 
 @pytest.fixture
 def write_wav(tmp_path: Path) -> Callable[..., str]:
-    def write(name: str = "clip.wav", samples: int | np.ndarray = 51200, rate: int = 16000) -> str:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        waveform = tone(samples, rate=rate) if isinstance(samples, int) else samples
-        soundfile.write(path, waveform, rate, subtype="PCM_16")
-        return str(path)
-
-    return write
+    return lambda name="clip.wav", *args, **options: save_wav(tmp_path / name, *args, **options)
 
 
 @pytest.fixture
 def write_frames(tmp_path: Path) -> Callable[..., str]:
-    def write(
-        name: str = "clip", frames: int = 70, size: tuple[int, int] = (40, 40), kind: str = "jpg"
-    ) -> str:
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        for index in range(frames):
-            Image.fromarray(frame(index, *size)).save(
-                folder / f"frame_{index:03d}.{kind}", quality=95
-            )
-        return str(folder)
-
-    return write
+    return lambda name="clip", *args, **options: save_frames(tmp_path / name, *args, **options)
 
 
 @pytest.fixture

@@ -1,0 +1,112 @@
+"""What is particular to pre-training: its clips, model, loss and pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+from torch import Tensor, nn
+
+import hicmae  # noqa: F401  (registers the models)
+from hicmae.config.common import ClipConfig, DataConfig, OptimConfig, RunConfig
+from hicmae.config.pretraining import MaskConfig, PretrainLossConfig, PretrainModelConfig
+from hicmae.data.clip_list import read_pretrain_list
+from hicmae.data.dataset import PretrainClips
+from hicmae.data.loading import PretrainBatch, joined
+from hicmae.models.patches import split_tokens
+from hicmae.training.engine import ComputeLoss, LossParts
+from hicmae.training.losses import contrastive_accuracy, pretrain_loss
+from hicmae.training.precision import Precision
+from hicmae.training.reconstruct import Reconstruction, reconstruct
+
+
+class PretrainConfigs(NamedTuple):
+    """All settings of a pre-training run, in the order of ``--help``."""
+
+    run: RunConfig
+    data: DataConfig
+    clip: ClipConfig
+    model: PretrainModelConfig
+    mask: MaskConfig
+    loss: PretrainLossConfig
+    optim: OptimConfig
+
+    @classmethod
+    def from_settings(
+        cls, settings: Mapping[str, Mapping[str, Any]], **data: str
+    ) -> "PretrainConfigs":
+        """Rebuild the settings that a checkpoint holds under ``args``, with other data."""
+        values = {name: dict(settings[name]) for name in cls._fields}
+        values["data"] |= data
+        types = cls.__annotations__
+        return cls(**{name: types[name](**value) for name, value in values.items()})
+
+
+def make_dataset(configs: PretrainConfigs) -> PretrainClips:
+    """Read the list, or train.csv in a folder, and describe how clips are drawn from it."""
+    path = Path(configs.data.data_path)
+    return PretrainClips(
+        read_pretrain_list(path / "train.csv" if path.is_dir() else path, configs.data.data_root),
+        num_frames=configs.clip.num_frames,
+        sampling_rate=configs.clip.sampling_rate,
+        input_size=configs.clip.input_size,
+        input_size_audio=configs.clip.input_size_audio,
+        tubelet_size=configs.clip.tubelet_size,
+        mask_ratio=configs.mask.mask_ratio,
+        mask_ratio_audio=configs.mask.mask_ratio_audio,
+        roll_mag_aug=configs.data.roll_mag_aug,
+        num_samples=configs.data.num_samples,
+        seed=configs.run.seed,
+    )
+
+
+def make_model(configs: PretrainConfigs) -> nn.Module:
+    """Create the model of the chosen size, depths and clip geometry."""
+    options = {**configs.model.model_options(), **configs.clip.model_options()}
+    return timm.create_model(configs.model.model, **options)
+
+
+def make_loss(config: PretrainLossConfig) -> ComputeLoss:
+    """Return the function that takes a batch to its loss and the parts to log."""
+
+    def compute_loss(model: nn.Module, batch: PretrainBatch) -> tuple[Tensor, LossParts]:
+        # The masks are still on the CPU: splitting them there costs a GPU no synchronisation.
+        device = batch.video.device
+        num_tokens, num_audio_tokens = batch.video_mask.shape[1], batch.audio_mask.shape[1]
+        split = split_tokens(batch.video_mask, num_tokens, "video_mask").to(device)
+        split_audio = split_tokens(batch.audio_mask, num_audio_tokens, "audio_mask").to(device)
+        output = model(batch.video, split, batch.audio, split_audio)
+        loss = pretrain_loss(
+            output, batch.video, split, batch.audio, split_audio, **config.loss_options()
+        )
+        parts = {
+            "loss_video": loss.video,
+            "loss_audio": loss.audio,
+            "loss_contrastive": loss.contrast,
+        }
+        accuracies = contrastive_accuracy(output.video_levels, output.audio_levels)
+        parts |= {f"contrastive_acc_{level}": value for level, value in enumerate(accuracies)}
+        return loss.total, parts
+
+    return compute_loss
+
+
+def rebuild_clips(
+    model: nn.Module,
+    items: Sequence[PretrainBatch],
+    config: PretrainLossConfig,
+    precision: Precision,
+) -> list[Reconstruction]:
+    """Rebuild the masked patches of some items of the data set."""
+    batch = joined(items).to(precision.device)
+    return reconstruct(
+        model,
+        batch.video,
+        batch.video_mask,
+        batch.audio,
+        batch.audio_mask,
+        precision,
+        config.frame_diff_group_size if config.use_frame_diff_as_target else None,
+        config.normalize_target,
+        config.normalize_target_audio,
+    )

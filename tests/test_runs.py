@@ -1,0 +1,346 @@
+"""Whole runs of both scripts on small real files, alone and in two processes."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import run_finetuning
+import run_pretraining
+from hicmae.data.clip_list import Clip, write_list
+from hicmae.training import session as run_session
+from hicmae.visualize.__main__ import main as visualize
+from tests.conftest import save_frames, save_mp4, save_wav
+
+ROOT = Path(__file__).parents[1]
+GEOMETRY = ["--num_frames", "4", "--sampling_rate", "8", "--input_size", "32",
+            "--input_size_audio", "64", "128", "--device", "cpu", "--num_workers", "0"]  # fmt: skip
+PRETRAIN = ["--model", "pretrain_hicmae_dim128_patch16_160_a256",
+            "--encoder_depth", "2", "--encoder_depth_audio", "2",
+            "--decoder_depth", "3", "--decoder_depth_audio", "3", "--encoder_fusion_depth", "1",
+            "--return_intermediate_features", "0", "1", "--mask_ratio", "0.5",
+            "--use_frame_diff_as_target", "--roll_mag_aug", "--batch_size", "2",
+            "--warmup_epochs", "1", "--print_freq", "2", "--lr", "0.05", *GEOMETRY]  # fmt: skip
+FINETUNE = ["--model", "avit_dim128_patch16_160_a256", "--depth", "2", "--depth_audio", "2",
+            "--fusion_depth", "1", "--batch_size", "2", "--warmup_epochs", "1",
+            "--print_freq", "2", *GEOMETRY]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """Six mp4 and wav pairs, six frame folders, and lists of them in folder `lists`."""
+    root = tmp_path_factory.mktemp("media")
+    clips, labelled, numbers = [], [], []
+    for k in range(6):
+        frames = 34 + 7 * k
+        noise = np.random.default_rng(k).normal(0, 0.1, frames * 640).astype(np.float32)
+        wav = save_wav(root / f"clip {k}.wav", noise)
+        clips.append(Clip(save_mp4(root / f"clip {k}.mp4", frames, (64, 40)), wav, 0))
+        folder = save_frames(root / f"faces {k}", frames, (40, 40))
+        labelled.append(Clip(folder, wav, k % 3))
+        numbers.append(Clip(folder, wav, (0.1 * k, 1 - 0.1 * k)))
+    for name in ("lists", "fold", "numbers"):
+        (root / name).mkdir()
+    write_list(root / "lists" / "train.csv", clips)
+    for name, rows in (("fold", labelled), ("numbers", numbers)):
+        write_list(root / name / "train.csv", rows)
+        write_list(root / name / "test.csv", rows[:5])
+    return root
+
+
+@pytest.fixture(scope="module")
+def pretrained(media):
+    """The output folder of two epochs of pre-training."""
+    out = media / "pretrained"
+    arguments = ["--data_path", str(media / "lists"), "--output_dir", str(out), "--epochs", "2"]
+    run_pretraining.main([*PRETRAIN, *arguments])
+    return out
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def finetune(media, out, *arguments, fold="fold", classes="3"):
+    paths = ["--data_path", str(media / fold), "--output_dir", str(out), "--nb_classes", classes]
+    run_finetuning.main([*FINETUNE, *paths, *arguments])
+
+
+def test_pretraining_logs_every_part_and_keeps_whole_checkpoints(pretrained):
+    steps, epochs = lines(pretrained / "steps.jsonl"), lines(pretrained / "log.txt")
+    assert [line["step"] for line in steps] == list(range(6))
+    for name in ("loss_video", "loss_audio", "loss_contrastive", "contrastive_acc_1", "grad_norm"):
+        assert all(line[name] is not None for line in steps)
+        assert epochs[0][f"train_{name}"] == pytest.approx(
+            np.mean([line[name] for line in steps[:3]])
+        )
+    total = steps[3]["loss_video"] + steps[3]["loss_audio"] + 0.0025 * steps[3]["loss_contrastive"]
+    assert steps[3]["loss"] == pytest.approx(total, rel=1e-5)
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    config = json.loads((pretrained / "config.json").read_text())
+    assert config["mask"]["mask_ratio"] == 0.5 and config["optim"]["epochs"] == 2
+    state = torch.load(pretrained / "checkpoint-1.pth", weights_only=True)
+    assert {"model", "optimizer", "scaler", "epoch", "args"} <= state.keys()
+    assert state["epoch"] == 1
+    assert not list(pretrained.glob("*.tmp"))
+
+
+def test_tensorboard_gets_scalars_and_pictures(pretrained):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator(str(pretrained), size_guidance={"images": 0})
+    accumulator.Reload()
+    tags = accumulator.Tags()
+    assert {"reconstruction/0", "reconstruction/1"} <= set(tags["images"])
+    wanted = {"loss", "loss_video", "contrastive_acc_0", "lr", "weight_decay", "grad_norm"}
+    assert {f"train/{name}" for name in wanted | {"clips_per_s"}} <= set(tags["scalars"])
+
+
+def test_reconstruction_can_be_drawn_from_a_checkpoint(pretrained, media, tmp_path):
+    out = tmp_path / "clip.png"
+    visualize(["reconstruction", "--checkpoint", str(pretrained / "checkpoint-1.pth"),
+               "--data_path", str(media / "lists"), "--clip", "3", "--out", str(out)])  # fmt: skip
+    assert out.stat().st_size > 10_000
+
+
+def test_finetuning_starts_from_pretraining_and_tests_last_and_best(pretrained, media, caplog):
+    out = media / "finetuned"
+    checkpoint = str(pretrained / "checkpoint-1.pth")
+    with caplog.at_level("INFO"):
+        finetune(media, out, "--epochs", "2", "--finetune", checkpoint, "--val_metric", "uar")
+    assert "the same clips as the test list" in caplog.text
+    assert "100.0% of the encoder weights" in caplog.text
+    for suffix in ("", "_best"):
+        table = rows(out / f"pred{suffix}.csv")
+        metrics = json.loads((out / f"metrics{suffix}.json").read_text())
+        assert len(table) == metrics["clips"] == 5
+        for row in table:
+            scores = [float(row[f"p{k}"]) for k in range(3)]
+            assert sum(scores) == pytest.approx(1, abs=1e-4)
+            assert int(row["prediction"]) == int(np.argmax(scores))
+        right = np.mean([row["label"] == row["prediction"] for row in table])
+        assert metrics["war"] == pytest.approx(right)
+        assert metrics["skipped"] == []
+    best = json.loads((out / "metrics_best.json").read_text())
+    assert best["chosen_on"].endswith("test.csv")
+    epochs = lines(out / "log.txt")
+    assert max(line["val_uar"] for line in epochs) == epochs[best["epoch"]]["val_uar"]
+    assert [line["epoch"] for line in epochs] == [0, 1]
+
+
+def test_eval_reproduces_the_last_epochs_scores(media):
+    out = media / "finetuned"
+    before = rows(out / "pred.csv")
+    (out / "pred.csv").unlink()
+    finetune(media, out, "--eval", "--batch_size", "3")
+    after = rows(out / "pred.csv")
+    assert [row["clip"] for row in after] == [row["clip"] for row in before]
+    for row, other in zip(after, before, strict=True):
+        assert float(row["p0"]) == pytest.approx(float(other["p0"]), abs=2e-6)
+
+
+def test_rerunning_a_finished_run_trains_no_step_again(media):
+    out = media / "finetuned"
+    before = (out / "steps.jsonl").read_text()
+    finetune(media, out, "--epochs", "2")
+    assert (out / "steps.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("modality", ["a", "v"])
+def test_one_modality_trains_without_the_other_stream(pretrained, media, tmp_path, modality):
+    fold = tmp_path / "fold"
+    fold.mkdir()
+    for name in ("train.csv", "test.csv"):
+        text = (media / "fold" / name).read_text()
+        missing = ("faces", "no_faces") if modality == "a" else (".wav", ".no_wav")
+        (fold / name).write_text(text.replace(*missing))
+    arguments = ["--modality", modality, "--epochs", "1", "--mixup", "0", "--cutmix", "0"]
+    checkpoint = str(pretrained / "checkpoint-1.pth")
+    finetune(tmp_path, tmp_path / "out", *arguments, "--finetune", checkpoint)
+    assert len(rows(tmp_path / "out" / "pred.csv")) == 5
+
+
+def test_regression_writes_every_output_and_its_metrics(media, tmp_path):
+    arguments = ["--task", "regression", "--epochs", "1", "--loss", "ccc", "--batch_size", "3"]
+    finetune(media, tmp_path, *arguments, "--head_activation", "sigmoid",
+             fold="numbers", classes="2")  # fmt: skip
+    table = rows(tmp_path / "pred.csv")
+    assert [float(row["label1"]) for row in table] == pytest.approx([1, 0.9, 0.8, 0.7, 0.6])
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    error = [float(row["prediction0"]) - float(row["label0"]) for row in table]
+    assert metrics["mae"]["per_output"][0] == pytest.approx(np.abs(error).mean(), abs=1e-5)
+    assert "val_ccc" in lines(tmp_path / "log.txt")[0]
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def run_and_kill_after_epoch(monkeypatch, main, arguments, epoch):
+    """Run until the checkpoint of an epoch is written, then die."""
+    save = run_session.checkpoint.save
+
+    def save_then_die(path, state):
+        save(path, state)
+        if Path(path).name == f"checkpoint-{epoch}.pth":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_session.checkpoint, "save", save_then_die)
+        with pytest.raises(Killed):
+            main(arguments)
+
+
+def test_stopped_and_resumed_pretraining_equals_the_uninterrupted(media, tmp_path, monkeypatch):
+    arguments = [*PRETRAIN, "--data_path", str(media / "lists"), "--epochs", "3",
+                 "--drop_path", "0.2", "--image_freq", "0", "--output_dir"]  # fmt: skip
+    run_pretraining.main([*arguments, str(tmp_path / "whole")])
+    stopped = [*arguments, str(tmp_path / "stopped")]
+    run_and_kill_after_epoch(monkeypatch, run_pretraining.main, stopped, 0)
+    run_pretraining.main(stopped)
+    assert lines(tmp_path / "stopped/steps.jsonl") == lines(tmp_path / "whole/steps.jsonl")
+
+
+def test_stopped_and_resumed_finetuning_equals_the_uninterrupted(media, tmp_path, monkeypatch):
+    paths = ["--data_path", str(media / "fold"), "--nb_classes", "3", "--epochs", "3"]
+    arguments = [*FINETUNE, *paths, "--roll_mag_aug", "--output_dir"]  # mixup, RandAugment are on
+    run_finetuning.main([*arguments, str(tmp_path / "whole")])
+    stopped = [*arguments, str(tmp_path / "stopped")]
+    run_and_kill_after_epoch(monkeypatch, run_finetuning.main, stopped, 1)
+    run_finetuning.main(stopped)
+    assert lines(tmp_path / "stopped/steps.jsonl") == lines(tmp_path / "whole/steps.jsonl")
+    assert rows(tmp_path / "stopped/pred.csv") == rows(tmp_path / "whole/pred.csv")
+
+
+def test_number_of_workers_does_not_change_a_run(media, tmp_path):
+    arguments = [*PRETRAIN, "--data_path", str(media / "lists"), "--epochs", "1"]
+    for workers in ("0", "2"):
+        out = str(tmp_path / workers)
+        run_pretraining.main([*arguments, "--num_workers", workers, "--output_dir", out])
+    assert lines(tmp_path / "0/steps.jsonl") == lines(tmp_path / "2/steps.jsonl")
+
+
+def test_repeated_sampling_and_accumulation_run(media, tmp_path):
+    arguments = ["--num_samples", "2", "--accum_iter", "3", "--gather_negatives", "--clip_grad",
+                 "1", "--epochs", "1", "--precision", "bf16"]  # fmt: skip
+    paths = ["--data_path", str(media / "lists"), "--output_dir", str(tmp_path)]
+    run_pretraining.main([*PRETRAIN, *paths, *arguments])
+    assert len(lines(tmp_path / "steps.jsonl")) == 1
+
+
+def torchrun(script, arguments, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               f"--nproc_per_node={processes}", str(ROOT / script), *arguments]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_test_every_clip_once_and_agree_with_one(media, tmp_path):
+    """Five test clips on two ranks: shares of three and two, no clip twice."""
+    trained = media / "finetuned"
+    arguments = [*FINETUNE, "--data_path", str(media / "fold"), "--nb_classes", "3", "--eval",
+                 "--resume", str(trained / "checkpoint-1.pth"), "--output_dir"]  # fmt: skip
+    run_finetuning.main([*arguments, str(tmp_path / "one")])
+    done = torchrun("run_finetuning.py", [*arguments, str(tmp_path / "two")])
+    assert done.returncode == 0, done.stderr
+    one, two = rows(tmp_path / "one/pred.csv"), rows(tmp_path / "two/pred.csv")
+    assert [row["clip"] for row in one] == [row["clip"] for row in two]
+    for row, other in zip(one, two, strict=True):
+        assert float(row["p0"]) == pytest.approx(float(other["p0"]), abs=2e-6)
+
+
+def test_two_processes_pretrain_as_one_does_on_the_joined_batch(media, tmp_path):
+    """Batches of 1 + 1 and of 2 hold the same clips; gathered negatives make the losses equal."""
+    base = [*PRETRAIN, "--data_path", str(media / "lists"), "--epochs", "2", "--gather_negatives"]
+    run_pretraining.main([*base, "--output_dir", str(tmp_path / "one")])
+    arguments = [*base, "--batch_size", "1", "--output_dir", str(tmp_path / "two")]
+    done = torchrun("run_pretraining.py", arguments)
+    assert done.returncode == 0, done.stderr
+    one, two = lines(tmp_path / "one/log.txt"), lines(tmp_path / "two/log.txt")
+    for mine, other in zip(one, two, strict=True):
+        for name in ("loss", "loss_video", "loss_audio", "loss_contrastive", "grad_norm"):
+            assert mine[f"train_{name}"] == pytest.approx(other[f"train_{name}"], rel=1e-4), name
+
+
+def test_a_bad_list_ends_a_script_in_one_line(media, tmp_path):
+    (tmp_path / "train.csv").write_text("only_one_field\n")
+    arguments = [*PRETRAIN, "--data_path", str(tmp_path / "train.csv"), "--output_dir"]
+    command = [sys.executable, str(ROOT / "run_pretraining.py"), *arguments, str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "train.csv:1: expected" in done.stderr and "Traceback" not in done.stderr
+    assert "Traceback" in (tmp_path / "o/run.log").read_text(), "the trace is kept in run.log"
+
+
+def test_broken_clips_are_replaced_named_and_bounded(media, tmp_path):
+    """One of seven is within 20 %; the default of 1 % is not."""
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video at all")
+    text = (media / "lists/train.csv").read_text()
+    (tmp_path / "train.csv").write_text(text + f"{broken} 0\n")
+    paths = ["--data_path", str(tmp_path / "train.csv"), "--epochs", "2", "--output_dir"]
+    allowed = ["--max_bad_clips", "0.2"]
+    run_pretraining.main([*PRETRAIN, *paths, str(tmp_path / "a"), *allowed])
+    table = rows(tmp_path / "a/skipped_clips.csv")
+    assert [row["video"] for row in table] == [str(broken)]
+    with pytest.raises(RuntimeError, match=r"1 of 7 clips \(14.29%\) cannot be read"):
+        run_pretraining.main([*PRETRAIN, *paths, str(tmp_path / "b")])
+
+
+def test_unreadable_test_clips_stop_or_are_reported_with_the_scores(media, tmp_path):
+    fold = tmp_path / "fold"
+    fold.mkdir()
+    (fold / "train.csv").write_text((media / "fold/train.csv").read_text())
+    gone = f"{tmp_path}/gone {tmp_path}/gone.wav 0\n"
+    (fold / "test.csv").write_text((media / "fold/test.csv").read_text() + gone)
+    checkpoint = str(media / "finetuned/checkpoint-1.pth")
+    arguments = ["--eval", "--resume", checkpoint]
+    with pytest.raises(RuntimeError, match="gone' cannot be read.*--skip_bad_test_clips"):
+        finetune(tmp_path, tmp_path / "out", *arguments)
+    finetune(tmp_path, tmp_path / "out", *arguments, "--skip_bad_test_clips")
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["clips"] == 5 and len(metrics["skipped"]) == 1
+    assert "gone" in metrics["skipped"][0]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--batch_size", "50"], "expected at least one batch of 50; lower --batch_size"),
+        (["--accum_iter", "9"], "fewer than --accum_iter 9"),
+        (["--model", "no_such_model"], "no_such_model"),
+        (["--resume", "missing.pth"], "checkpoint 'missing.pth' does not exist"),
+        (["--precision", "fp16"], "--precision fp16 needs a GPU"),
+        (["--device", "cuda"], "--device cuda, but torch sees no GPU"),
+    ],
+)
+def test_impossible_runs_are_refused(media, tmp_path, arguments, message):
+    if arguments[1] == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    paths = ["--data_path", str(media / "lists"), "--output_dir", str(tmp_path), "--epochs", "1"]
+    with pytest.raises((ValueError, RuntimeError, FileNotFoundError), match=message):
+        run_pretraining.main([*PRETRAIN, *paths, *arguments])
+
+
+def test_a_checkpoint_of_another_model_is_not_resumed(pretrained, media, tmp_path):
+    paths = ["--data_path", str(media / "lists"), "--output_dir", str(tmp_path), "--epochs", "3"]
+    resume = ["--resume", str(pretrained / "checkpoint-1.pth"), "--encoder_fusion_depth", "2"]
+    with pytest.raises(ValueError, match="does not fit this model"):
+        run_pretraining.main([*PRETRAIN, *paths, *resume])
+
+
+def test_pretraining_weights_alone_cannot_be_tested(pretrained, media, tmp_path):
+    checkpoint = str(pretrained / "checkpoint-1.pth")
+    with pytest.raises(ValueError, match="testing needs a fine-tuned checkpoint"):
+        finetune(media, tmp_path, "--eval", "--resume", checkpoint)
