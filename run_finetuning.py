@@ -18,14 +18,12 @@ from torch import nn
 from hicmae.config.common import OptimConfig
 from hicmae.config.finetuning import LOWER_IS_BETTER, complete
 from hicmae.config.flags import add_arguments, as_dict, new_parser, parse_configs
-from hicmae.data.loading import SkippedClips
-from hicmae.training import checkpoint, distributed
-from hicmae.training.engine import train_one_epoch
+from hicmae.training import checkpoint
+from hicmae.training.engine import Optimization
 from hicmae.training.evaluate import headline, summary
 from hicmae.training.logger import RunLogger
 from hicmae.training.session import (
     Session,
-    distribute,
     make_optimization,
     num_parameters,
     open_session,
@@ -33,6 +31,7 @@ from hicmae.training.session import (
     run_command,
     save_training,
     steps_per_epoch,
+    train_epochs,
     training_loader,
 )
 from hicmae.training.supervised import (
@@ -79,55 +78,35 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def finetune(session: Session, configs: FinetuneConfigs) -> None:
     """Train, keep the epoch that validates best, then test the last and the best epoch."""
-    run, optim, classifier = configs.run, configs.optim, configs.classifier
+    optim, classifier = configs.optim, configs.classifier
     lists = read_lists(configs)
-    train_set = training_clips(configs, lists.train)
-    loader = training_loader(session, train_set, optim.batch_size, run)
+    loader = training_loader(session, training_clips(configs, lists.train), optim.batch_size)
     val_loader = scoring_loader(session, configs, lists.val, centre=True)
     steps = steps_per_epoch(len(loader), optim.accum_iter)
 
-    torch.manual_seed(run.seed)
+    torch.manual_seed(configs.run.seed)
     model = make_model(configs).to(session.device)
     logger.info("%s: %.2f M parameters", classifier.model, num_parameters(model) / 1e6)
     if classifier.finetune:
-        checkpoint.load_pretrained(model, classifier.finetune)
+        checkpoint.load_pretrained(
+            model, classifier.finetune, allow_partial=classifier.allow_partial
+        )
     optimization = make_optimization(model, optim, session.precision, steps, classifier.layer_decay)
-    state = resume_training(run, session, model, optimization)
+    state = resume_training(session, model, optimization)
     best = state.get("best", {"epoch": -1, "value": None})
-    first_epoch = state["epoch"] + 1
-    trained = distribute(model, session.device)
-    compute_loss = make_loss(configs)
-    skipped = SkippedClips(
-        session.output_dir / "skipped_clips.csv", len(train_set), configs.data.max_bad_clips
-    )
-    with RunLogger(
-        session.output_dir,
-        session.log_dir,
-        distributed.is_main(),
-        resume_step=first_epoch * steps,
-        resume_epoch=first_epoch,
-    ) as run_logger:
-        for epoch in range(first_epoch, optim.epochs):
-            loader.sampler.set_epoch(epoch)
-            means = train_one_epoch(
-                trained,
-                loader,
-                compute_loss,
-                optimization,
-                epoch=epoch,
-                epochs=optim.epochs,
-                steps=steps,
-                seed=run.seed,
-                logger=run_logger,
-                skipped=skipped,
-                print_freq=run.print_freq,
-            )
-            metrics = evaluate(session, configs, model, val_loader, "validation")
-            best = keep_best(session, configs, model, optimization, epoch, metrics, best)
-            save_training(session, str(epoch), model, optimization, epoch, best=best)
-            if distributed.is_main():
-                checkpoint.prune(session.output_dir, run.save_ckpt_freq)
-                log_epoch(run_logger, epoch, steps, means, metrics, num_parameters(model))
+    for epoch, means, run_logger in train_epochs(
+        session,
+        model,
+        loader,
+        make_loss(configs),
+        optimization,
+        state["epoch"] + 1,
+        configs.data.max_bad_clips,
+    ):
+        metrics = evaluate(session, configs, model, val_loader, "validation")
+        best = keep_best(session, configs, model, optimization, epoch, metrics, best)
+        save_training(session, str(epoch), model, optimization, epoch, best=best)
+        log_epoch(run_logger, epoch, steps, means, metrics, num_parameters(model))
     test_last_and_best(session, configs, model, lists, best)
 
 
@@ -135,7 +114,7 @@ def keep_best(
     session: Session,
     configs: FinetuneConfigs,
     model: nn.Module,
-    optimization: Any,
+    optimization: Optimization,
     epoch: int,
     metrics: dict[str, Any],
     best: dict[str, Any],
@@ -173,7 +152,6 @@ def log_epoch(
         for name, value in metrics.items()
         if isinstance(value, (float, dict))
     }
-    run_logger.scalars((epoch + 1) * steps, means, prefix="epoch")
     run_logger.scalars((epoch + 1) * steps, single, prefix="val")
     train = {f"train_{name}": value for name, value in means.items()}
     val = {f"val_{name}": value for name, value in single.items()}

@@ -15,9 +15,8 @@ from torch import nn
 
 from hicmae.config.flags import add_arguments, as_dict, new_parser, parse_configs
 from hicmae.data.dataset import PretrainClips
-from hicmae.data.loading import ClipIndex, SkippedClips
-from hicmae.training import checkpoint, distributed
-from hicmae.training.engine import train_one_epoch
+from hicmae.data.loading import ClipIndex
+from hicmae.training import distributed
 from hicmae.training.logger import RunLogger
 from hicmae.training.pretraining import (
     PretrainConfigs,
@@ -28,7 +27,6 @@ from hicmae.training.pretraining import (
 )
 from hicmae.training.session import (
     Session,
-    distribute,
     make_optimization,
     num_parameters,
     open_session,
@@ -36,6 +34,7 @@ from hicmae.training.session import (
     run_command,
     save_training,
     steps_per_epoch,
+    train_epochs,
     training_loader,
 )
 from hicmae.visualize.reconstruction import reconstruction_figure
@@ -63,57 +62,29 @@ def pretrain(session: Session, configs: PretrainConfigs) -> None:
     """Build data, model and optimiser, then train epoch by epoch."""
     run, optim = configs.run, configs.optim
     dataset = make_dataset(configs)
-    loader = training_loader(session, dataset, optim.batch_size, run)
+    loader = training_loader(session, dataset, optim.batch_size)
     steps = steps_per_epoch(len(loader), optim.accum_iter)
 
     torch.manual_seed(run.seed)
     model = make_model(configs).to(session.device)
     logger.info("%s: %.2f M parameters", configs.model.model, num_parameters(model) / 1e6)
     optimization = make_optimization(model, optim, session.precision, steps)
-    first_epoch = resume_training(run, session, model, optimization)["epoch"] + 1
-    trained = distribute(model, session.device)
-    compute_loss = make_loss(configs.loss)
-    skipped = SkippedClips(
-        session.output_dir / "skipped_clips.csv", len(dataset), configs.data.max_bad_clips
-    )
-    with RunLogger(
-        session.output_dir,
-        session.log_dir,
-        distributed.is_main(),
-        resume_step=first_epoch * steps,
-        resume_epoch=first_epoch,
-    ) as run_logger:
-        for epoch in range(first_epoch, optim.epochs):
-            loader.sampler.set_epoch(epoch)
-            means = train_one_epoch(
-                trained,
-                loader,
-                compute_loss,
-                optimization,
-                epoch=epoch,
-                epochs=optim.epochs,
-                steps=steps,
-                seed=run.seed,
-                logger=run_logger,
-                skipped=skipped,
-                print_freq=run.print_freq,
-            )
-            save_training(session, str(epoch), model, optimization, epoch)
-            if distributed.is_main():
-                checkpoint.prune(session.output_dir, run.save_ckpt_freq)
-                log_epoch(run_logger, epoch, steps, means, num_parameters(model))
-                if run.image_freq and (epoch + 1) % run.image_freq == 0:
-                    log_images(run_logger, session, model, dataset, configs, (epoch + 1) * steps)
+    first_epoch = resume_training(session, model, optimization)["epoch"] + 1
+    for epoch, means, run_logger in train_epochs(
+        session,
+        model,
+        loader,
+        make_loss(configs.loss),
+        optimization,
+        first_epoch,
+        configs.data.max_bad_clips,
+    ):
+        save_training(session, str(epoch), model, optimization, epoch)
+        train = {f"train_{name}": value for name, value in means.items()}
+        run_logger.epoch({**train, "epoch": epoch, "n_parameters": num_parameters(model)})
+        if distributed.is_main() and run.image_freq and (epoch + 1) % run.image_freq == 0:
+            log_images(run_logger, session, model, dataset, configs, (epoch + 1) * steps)
     logger.info("pre-training done: %s", session.output_dir / f"checkpoint-{optim.epochs - 1}.pth")
-
-
-def log_epoch(
-    run_logger: RunLogger, epoch: int, steps: int, means: dict[str, float], parameters: int
-) -> None:
-    """Write the epoch's line to log.txt and its means to TensorBoard."""
-    run_logger.scalars((epoch + 1) * steps, means, prefix="epoch")
-    train = {f"train_{name}": value for name, value in means.items()}
-    run_logger.epoch({**train, "epoch": epoch, "n_parameters": parameters})
 
 
 def log_images(

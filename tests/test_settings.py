@@ -9,25 +9,28 @@ import run_pretraining
 from hicmae.config.common import ClipConfig, OptimConfig
 from hicmae.config.finetuning import AugmentConfig, ClassifierConfig, ScoreConfig, complete
 from hicmae.config.flags import as_dict, from_args, parse_configs
+from hicmae.training.pretraining import PretrainConfigs
+from hicmae.training.supervised import FinetuneConfigs
 
 PRE = ["--data_path", "list.csv", "--output_dir", "out"]
 FINE = ["--data_path", "fold", "--output_dir", "out", "--nb_classes", "6"]
+CONFIGS = {run_pretraining: PretrainConfigs, run_finetuning: FinetuneConfigs}
 
 
 def parse(script, arguments):
-    return parse_configs(script.build_parser(), script.CONFIGS, arguments)
+    return parse_configs(script.build_parser(), CONFIGS[script], arguments)
 
 
 def test_defaults_are_the_published_hyper_parameters():
     pre, fine = parse(run_pretraining, PRE), parse(run_finetuning, FINE)
-    assert pre["loss"].loss_weight == 0.0025
-    assert pre["loss"].inter_contrastive_temperature == 0.07
-    assert (pre["mask"].mask_ratio, pre["mask"].mask_ratio_audio) == (0.9, 0.8)
-    assert pre["model"].return_intermediate_features == (3, 6, 9)
-    assert (pre["optim"].lr, pre["optim"].opt_betas) == (3e-4, (0.9, 0.95))
-    assert (fine["optim"].lr, fine["optim"].opt_betas) == (1e-3, (0.9, 0.999))
-    assert (fine["classifier"].layer_decay, fine["classifier"].drop_path) == (0.75, 0.1)
-    assert fine["augment"].aa == "rand-m7-n4-mstd0.5-inc1"
+    assert pre.loss.loss_weight == 0.0025
+    assert pre.loss.inter_contrastive_temperature == 0.07
+    assert (pre.mask.mask_ratio, pre.mask.mask_ratio_audio) == (0.9, 0.8)
+    assert pre.model.return_intermediate_features == (3, 6, 9)
+    assert (pre.optim.lr, pre.optim.opt_betas) == (3e-4, (0.9, 0.95))
+    assert (fine.optim.lr, fine.optim.opt_betas) == (1e-3, (0.9, 0.999))
+    assert (fine.classifier.layer_decay, fine.classifier.drop_path) == (0.75, 0.1)
+    assert fine.augment.aa == "rand-m7-n4-mstd0.5-inc1"
 
 
 def test_flags_take_the_spellings_of_the_original():
@@ -35,12 +38,12 @@ def test_flags_take_the_spellings_of_the_original():
                  "--decoder_depth_audio", "3", "--use_frame_diff_as_target", "--update_freq", "4",
                  "--no-normlize_target", "--input_size_audio", "128"]  # fmt: skip
     pre = parse(run_pretraining, PRE + arguments)
-    assert pre["model"].return_intermediate_features == (1, 3)
-    assert pre["loss"].use_frame_diff_as_target and not pre["loss"].normalize_target
-    assert pre["optim"].accum_iter == 4
-    assert pre["clip"].input_size_audio == (128, 128)
+    assert pre.model.return_intermediate_features == (1, 3)
+    assert pre.loss.use_frame_diff_as_target and not pre.loss.normalize_target
+    assert pre.optim.accum_iter == 4
+    assert pre.clip.input_size_audio == (128, 128)
     fine = parse(run_finetuning, FINE + ["--encoder_depth", "3", "--no-dist_eval"])
-    assert fine["classifier"].depth == 3 and not fine["score"].dist_eval
+    assert fine.classifier.depth == 3 and not fine.score.dist_eval
 
 
 def test_settings_survive_json():

@@ -33,6 +33,9 @@ class ClassifierConfig:
         None, "function after the head (regression)", choices=("sigmoid", "relu", "tanh")
     )
     finetune: str = option("", "pre-training checkpoint to start from", metavar="FILE")
+    allow_partial: bool = option(
+        False, "accept a checkpoint whose encoders are deeper or shallower than the model's"
+    )
     layer_decay: float = option(0.75, "learning-rate factor from one layer to the one below")
 
     def __post_init__(self) -> None:

@@ -15,10 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from hicmae.config.common import OptimConfig, RunConfig
-from hicmae.data.loading import ClipSampler, make_loader
+from hicmae.data.loading import ClipSampler, SkippedClips, make_loader
 from hicmae.training import checkpoint, distributed
-from hicmae.training.engine import Optimization
-from hicmae.training.logger import setup_logging
+from hicmae.training.engine import ComputeLoss, Optimization, train_one_epoch
+from hicmae.training.logger import RunLogger, setup_logging
 from hicmae.training.optim import cosine_schedule, make_optimizer, parameter_groups
 from hicmae.training.precision import Precision, choose_precision
 
@@ -33,6 +33,7 @@ class Session(NamedTuple):
     output_dir: Path
     log_dir: Path
     precision: Precision
+    run: RunConfig
     settings: dict[str, Any]  # all flags as plain values
 
     @property
@@ -59,7 +60,7 @@ def open_session(run: RunConfig, settings: dict[str, Any]) -> Iterator[Session]:
             distributed.world_size(),
             output_dir,
         )
-        yield Session(output_dir, Path(run.log_dir or output_dir), precision, settings)
+        yield Session(output_dir, Path(run.log_dir or output_dir), precision, run, settings)
     finally:
         gc.collect()
         distributed.stop()
@@ -74,10 +75,10 @@ def run_command(main: Callable[[Sequence[str] | None], None]) -> int:
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.FileHandler):
                 handler.handle(record)
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {error}\n")
         return 1
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: interrupted\n")
         return 130
     return 0
 
@@ -133,19 +134,18 @@ def steps_per_epoch(batches: int, accum_iter: int) -> int:
     return batches // accum_iter
 
 
-def training_loader(
-    session: Session, dataset: Dataset, batch_size: int, run: RunConfig
-) -> DataLoader:
+def training_loader(session: Session, dataset: Dataset, batch_size: int) -> DataLoader:
     """Build the loader of this rank's share of the training clips, shuffled anew each epoch."""
     sampler = ClipSampler(
         len(dataset),  # type: ignore[arg-type]
         shuffle=True,
-        seed=run.seed,
+        seed=session.run.seed,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pad=True,
     )
-    return make_loader(dataset, sampler, batch_size, run.num_workers, True, session.device.type)
+    workers = session.run.num_workers
+    return make_loader(dataset, sampler, batch_size, workers, True, session.device.type)
 
 
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:
@@ -157,7 +157,7 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def resume_training(
-    run: RunConfig, session: Session, model: nn.Module, optimization: Optimization
+    session: Session, model: nn.Module, optimization: Optimization
 ) -> dict[str, Any]:
     """Load the state of an earlier run into model and optimiser.
 
@@ -167,10 +167,10 @@ def resume_training(
     Raises:
         ValueError: --resume names a checkpoint of another model or other settings.
     """
-    state, path = None, Path(run.resume)
-    if run.resume:
+    state, path = None, Path(session.run.resume)
+    if session.run.resume:
         state = checkpoint.load(path)
-    elif run.auto_resume:
+    elif session.run.auto_resume:
         found = checkpoint.newest(session.output_dir)
         path, state = found if found else (path, None)
     if state is None:
@@ -196,6 +196,60 @@ def resume_training(
     return state
 
 
+def train_epochs(
+    session: Session,
+    model: nn.Module,
+    loader: DataLoader,
+    compute_loss: ComputeLoss,
+    optimization: Optimization,
+    first_epoch: int,
+    max_bad_clips: float,
+) -> Iterator[tuple[int, dict[str, float], RunLogger]]:
+    """Train epoch by epoch, handing over after each for validation and saving.
+
+    Args:
+        session: of this process.
+        model: not wrapped for several processes yet; changed in place.
+        loader: of `training_loader`.
+        compute_loss: see `train_one_epoch`.
+        optimization: its schedules say how many epochs there are.
+        first_epoch: 0, or the first that a resumed run has left.
+        max_bad_clips: share of unreadable clips at which training stops.
+
+    Yields:
+        Epoch, means over its steps, and the logger of the run.
+    """
+    trained = distribute(model, session.device)
+    steps = len(loader) // optimization.accum_iter
+    epochs = len(optimization.lr) // steps
+    num_clips = len(loader.dataset)  # type: ignore[arg-type]
+    skipped = SkippedClips(session.output_dir / "skipped_clips.csv", num_clips, max_bad_clips)
+    with RunLogger(
+        session.output_dir,
+        session.log_dir,
+        distributed.is_main(),
+        resume_step=first_epoch * steps,
+        resume_epoch=first_epoch,
+    ) as run_logger:
+        for epoch in range(first_epoch, epochs):
+            loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+            means = train_one_epoch(
+                trained,
+                loader,
+                compute_loss,
+                optimization,
+                epoch=epoch,
+                epochs=epochs,
+                steps=steps,
+                seed=session.run.seed,
+                logger=run_logger,
+                skipped=skipped,
+                print_freq=session.run.print_freq,
+            )
+            run_logger.scalars((epoch + 1) * steps, means, prefix="epoch")
+            yield epoch, means, run_logger
+
+
 def save_training(
     session: Session,
     name: str,
@@ -204,7 +258,7 @@ def save_training(
     epoch: int,
     **more: Any,
 ) -> None:
-    """Write `checkpoint-<name>.pth` with the keys of the original; only rank 0 does."""
+    """Write `checkpoint-<name>.pth` with the keys of the original, and prune; only rank 0 does."""
     if not distributed.is_main():
         return
     state = {
@@ -216,6 +270,7 @@ def save_training(
         **more,
     }
     checkpoint.save(session.output_dir / f"checkpoint-{name}.pth", state)
+    checkpoint.prune(session.output_dir, session.run.save_ckpt_freq)
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -62,7 +62,7 @@ class LoadReport(NamedTuple):
         if self.problems and not allow_partial:
             raise ValueError(
                 f"{self.source} does not fit the model's encoders: {'; '.join(self.problems)}; "
-                "choose the --model and depths of the checkpoint, or allow a partial load"
+                "choose the --model and depths of the checkpoint, or add --allow_partial"
             )
         if self.share < MIN_SHARE:
             loaded = _folded(self.loaded, 6) or "nothing"

@@ -35,10 +35,10 @@ class Recipe:
     """The settings that decide what is in the files."""
 
     seed: int = 0
-    speakers: int = 32
-    clips_per_class: int = 4
-    pretrain_speakers: int = 24
-    pretrain_clips: int = 20
+    speakers: int = 128
+    clips_per_class: int = 1
+    pretrain_speakers: int = 120
+    pretrain_clips: int = 4
     folds: int = 4
     face_size: int = 112
     version: int = VERSION

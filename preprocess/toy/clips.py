@@ -57,7 +57,10 @@ class Expression:
     knit: float  # brows drawn together
     lower_lid: float
     upper_lid: float  # share of the eye's height
-    fold: float  # depth of the line from nose to mouth corner
+    fold: float  # depth of the line from nose to mouth corner, 0..1
+    furrow: float  # depth of the lines between the brows, 0..1
+    crows_feet: float  # depth of the lines beside the eyes, 0..1
+    teeth: float  # more or less of the upper teeth in the open mouth, share
     wander: float  # slow change of the intensity within the clip, 0..1
 
 
@@ -136,19 +139,22 @@ def plan_clip(key: ClipKey, label: int) -> Clip:
 def draw_expression(valence: int, rng: np.random.Generator) -> Expression:
     """Draw the expression of one clip; valence 0 negative, 1 neutral, 2 positive."""
     strength = rng.uniform(0.9, 1.15)
-    noise = np.clip(rng.standard_normal(8), -2, 2)
+    noise = np.clip(rng.standard_normal(11), -2, 2)
     wander = rng.uniform(0.05, 0.15)
     signed = (valence - 1) * strength
     up, down = max(signed, 0.0), max(-signed, 0.0)
     return Expression(
-        corner=float(4.8 * up - 4.4 * down + 0.35 * noise[0]),
+        corner=float(5.2 * up - 4.6 * down + 0.35 * noise[0]),
         stretch=float(2.2 * up - 0.6 * down + 0.4 * noise[1]),
-        brow_inner=float(1.6 * up - 3.2 * down + 0.35 * noise[2]),
-        brow_outer=float(1.8 * up + 0.8 * down + 0.35 * noise[3]),
+        brow_inner=float(1.8 * up - 3.6 * down + 0.35 * noise[2]),
+        brow_outer=float(2.0 * up + 0.8 * down + 0.35 * noise[3]),
         knit=float(2.2 * down + 0.3 * noise[4]),
-        lower_lid=float(1.9 * up + 0.2 * down + 0.15 * noise[5]),
+        lower_lid=float(2.1 * up + 0.2 * down + 0.15 * noise[5]),
         upper_lid=float(-0.06 * up - 0.10 * down + 0.03 * noise[6]),
-        fold=float(np.clip(0.22 + 0.5 * up + 0.1 * down + 0.05 * noise[7], 0, 1)),
+        fold=float(np.clip(0.2 + 0.6 * up + 0.1 * down + 0.05 * noise[7], 0, 1)),
+        furrow=float(np.clip(0.8 * down + 0.08 * noise[8], 0, 1)),
+        crows_feet=float(np.clip(0.8 * up + 0.08 * noise[9], 0, 1)),
+        teeth=float(0.35 * up - 0.25 * down + 0.05 * noise[10]),
         wander=float(wander),
     )
 

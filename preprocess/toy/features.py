@@ -93,8 +93,10 @@ class FeaturePainter:
         """The head texture with all features: (rows, columns, 3) uint8."""
         image = self.texture.copy()
         self.draw_folds(image, pose)
+        self.draw_furrow(image, pose)
         for eye in EYES:
             self.draw_eye(image, eye, pose)
+            self.draw_crows_feet(image, eye, pose)
             self.draw_brow(image, eye, pose)
         if self.face.glasses:
             self.draw_glasses(image)
@@ -145,19 +147,46 @@ class FeaturePainter:
         half = 0.5 * face.brow_thickness * BROW_TAPER
         blend(image, self.brow_boxes[eye], band(x, y - half, y + half), 225, self.brow_colours[eye])
 
+    def crease(self, image: np.ndarray, points: np.ndarray, depth: float, pieces: int) -> None:
+        """A soft dark line on skin or beard, piece by piece in the colour below it."""
+        step = (len(points) - 1) // pieces
+        for first in range(0, pieces * step, step):
+            part = points[first : first + step + 1]
+            tint = self.colour_at(*part[step // 2])
+            line(image, part, (1 - 0.12 * depth) * tint, 3)
+            line(image, part, (1 - 0.32 * depth) * tint, 1)
+
+    def draw_furrow(self, image: np.ndarray, pose: Pose) -> None:
+        """Two short upright lines between the brows."""
+        face, show = self.face, self.expression
+        depth = min(face.lines + show.furrow * pose.intensity, 1)
+        down = face.brow_y + np.linspace(-4.5, 5, 7) - 0.5 * show.brow_inner
+        across = 3.6 + 0.12 * (down - face.brow_y) - 0.4 * show.knit
+        for side in (-1, 1):
+            self.crease(image, curve(side * across, down), depth, 2)
+
+    def draw_crows_feet(self, image: np.ndarray, eye: float, pose: Pose) -> None:
+        """Three short lines that fan out from the outer corner of the eye."""
+        face, show = self.face, self.expression
+        depth = min(face.lines + show.crows_feet * pose.intensity, 1)
+        side = np.sign(eye)
+        start = abs(eye) + face.eye_width + 2
+        tint = (1 - 0.26 * depth) * self.colour_at(side * (start + 2), 1)
+        for rise in (-2.6, 0.2, 3.0):
+            ends = np.array([[side * start, 0.4 * rise], [side * (start + 5.5), 1.6 * rise]])
+            line(image, ends, tint, 1)
+
     def draw_folds(self, image: np.ndarray, pose: Pose) -> None:
         """The lines from the wings of the nose to beside the mouth corners."""
         face, show = self.face, self.expression
-        depth = np.clip(show.fold * pose.intensity, 0, 1)
+        depth = float(np.clip(show.fold * pose.intensity, 0, 1))
         corner = face.rest_corner + show.corner * pose.intensity
         reach = 0.95 * face.mouth_width + 5 + show.stretch * pose.intensity
         start = face.nose_width + 2
         across = start + (reach - start) * FOLD**0.8
         down = face.nose_length - 1 + (face.mouth_y - corner - face.nose_length - 2) * FOLD
         for side in (-1, 1):
-            tint = self.colour_at(side * across[5], down[5])
-            line(image, curve(side * across, down), (1 - 0.1 * depth) * tint, 3)
-            line(image, curve(side * across, down), (1 - 0.22 * depth) * tint, 1)
+            self.crease(image, curve(side * across, down), 0.75 * depth, 4)
 
     def draw_mouth(self, image: np.ndarray, pose: Pose) -> None:
         """Lips around a dark opening with teeth and tongue, softened a little."""
@@ -196,7 +225,13 @@ class FeaturePainter:
         tongue = 0.8 * self.mouth_light * TONGUE
         fill(image, band(0.72 * x, low - np.minimum(0.42 * gap, 5), low), tongue)
         teeth = min(self.mouth_light, 1.05) * TEETH
-        fill(image, band(0.86 * x, top, top + np.clip(0.5 * gap - 0.8, 0, 3.4)), teeth)
+        fill(
+            image,
+            band(
+                0.86 * x, top, top + np.clip(0.5 * gap - 0.8, 0, 3.4 * (1 + self.expression.teeth))
+            ),
+            teeth,
+        )
 
     def draw_glasses(self, image: np.ndarray) -> None:
         """Thin dark frames."""

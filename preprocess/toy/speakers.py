@@ -58,6 +58,7 @@ class FaceTraits:
     lip_lower: float
     rest_corner: float  # the speaker's own mouth corners, up is positive
     rest_lid: float  # the speaker's own lower lid, up is positive
+    lines: float  # the speaker's own furrow and crow's feet, 0..1
     beard: float  # 0 none .. 1 full
     glasses: float  # 0 none, else radius of the lenses
     freckles: float
@@ -173,6 +174,7 @@ def draw_face(build: float, rng: np.random.Generator) -> FaceTraits:
         lip_lower=near(5.8 - 0.6 * build, 0.7),
         rest_corner=near(0, 0.65),
         rest_lid=near(0, 0.22),
+        lines=float(rng.uniform(0, 0.35)),
         beard=float(rng.uniform(0.3, 0.8)) if build > 0 and rng.random() < 0.4 else 0.0,
         glasses=float(rng.uniform(15, 18)) if rng.random() < 0.18 else 0.0,
         freckles=float(rng.uniform(0.3, 1)) if rng.random() < 0.2 else 0.0,

@@ -126,33 +126,29 @@ choose_devices() {
     WORLD=$((GPUS * NNODES))
 }
 
-# fits TOTAL PROCESSES: can so many processes share TOTAL clips equally, in passes of up to LARGEST clips
-# that are a multiple of MULTIPLE? Sets BATCH_SIZE (the largest such pass) and ACCUM (passes in a step).
+# fits TOTAL PROCESSES: can so many processes share TOTAL clips equally, in passes of up to LARGEST clips?
+# Sets BATCH_SIZE (the largest such pass) and ACCUM (passes in a step).
 # A share such as 53 has no divisor between 1 and 53: too few clips in a pass to contrast or to be fast.
 fits() {
     [ $(($1 % $2)) -eq 0 ] && [ "$1" -gt 0 ] || return 1
     share=$(($1 / $2))
     BATCH_SIZE=$LARGEST
     [ "$BATCH_SIZE" -le "$share" ] || BATCH_SIZE=$share
-    while [ $((share % BATCH_SIZE + BATCH_SIZE % MULTIPLE)) -ne 0 ]; do
+    while [ $((share % BATCH_SIZE)) -ne 0 ]; do
         BATCH_SIZE=$((BATCH_SIZE - 1))
-        [ "$BATCH_SIZE" -gt 0 ] || return 1
     done
     ACCUM=$((share / BATCH_SIZE))
     [ "$ACCUM" = 1 ] || [ $((BATCH_SIZE * 4)) -ge "$LARGEST" ]
 }
 
-# choose_batch TOTAL LARGEST PUBLISHED MULTIPLE: set BATCH_SIZE and ACCUM so that BATCH_SIZE x ACCUM x WORLD
+# choose_batch TOTAL LARGEST PUBLISHED: set BATCH_SIZE and ACCUM so that BATCH_SIZE x ACCUM x WORLD
 # is TOTAL, or the user's TOTAL_BATCH. LARGEST is what one GPU held in the published run, or BATCH_SIZE.
 choose_batch() {
-    TOTAL_BATCH=${TOTAL_BATCH:-$1} LARGEST=${BATCH_SIZE:-$2} MULTIPLE=$4
+    TOTAL_BATCH=${TOTAL_BATCH:-$1} LARGEST=${BATCH_SIZE:-$2}
     need_number TOTAL_BATCH "$TOTAL_BATCH"
     need_number BATCH_SIZE "$LARGEST"
-    [ "$LARGEST" -ge "$MULTIPLE" ] || die "BATCH_SIZE must be at least $MULTIPLE, got $LARGEST"
     if ! fits "$TOTAL_BATCH" "$WORLD"; then
-        even=
-        [ "$MULTIPLE" = 1 ] || even=" even"
-        problem="$WORLD GPU(s) cannot share a total batch of $TOTAL_BATCH clips in equal$even passes near $LARGEST"
+        problem="$WORLD GPU(s) cannot share a total batch of $TOTAL_BATCH clips in equal passes near $LARGEST"
         total=$TOTAL_BATCH
         while ! fits "$total" "$WORLD"; do total=$((total + 1)); done
         advice="set TOTAL_BATCH=$total, which scales the learning rate with it"
@@ -261,11 +257,11 @@ detach_if_asked() {
     exit 0
 }
 
-# prepare TOTAL LARGEST PUBLISHED MULTIPLE (see choose_batch): everything that does not depend on the experiment.
+# prepare TOTAL LARGEST PUBLISHED (see choose_batch): everything that does not depend on the experiment.
 prepare() {
     find_python
     choose_devices
-    choose_batch "$1" "$2" "$3" "$4"
+    choose_batch "$1" "$2" "$3"
     choose_precision
     if [ "$GPUS" != 0 ]; then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; fi
 }

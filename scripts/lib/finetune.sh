@@ -4,7 +4,7 @@
 #   MODALITY   av, a or v
 # The experiment's script sets DATASET (folder below saved/data), EPOCHS, and its flags.
 
-# check_folds TOTAL LARGEST PUBLISHED MULTIPLE (see choose_batch): every input of every fold, before the first one starts.
+# check_folds TOTAL LARGEST PUBLISHED (see choose_batch): every input of every fold, before the first one starts.
 check_folds() {
     DATA_PATH=$(absolute "${DATA_PATH:-$ROOT/saved/data/$DATASET}")
     CHECKPOINT=$(absolute "${CHECKPOINT:-$ROOT/saved/model/pretraining/voxceleb2/audio_visual/hicmae_pretrain_base/checkpoint-99.pth}")

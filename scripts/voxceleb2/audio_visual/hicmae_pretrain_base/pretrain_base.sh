@@ -23,7 +23,7 @@ EPOCHS=${EPOCHS:-100}
 if [ -d "$DATA_PATH" ]; then DATA_PATH=$DATA_PATH/train.csv; fi
 need_list "$DATA_PATH"
 need_number EPOCHS "$EPOCHS"
-prepare 160 40 "4 GPUs x 40" 1
+prepare 160 40 "4 GPUs x 40"
 if [ "$BATCH_SIZE" -ne 40 ]; then
     say "the contrastive loss compares the $BATCH_SIZE clips of one GPU and pass; the published run compared 40"
 fi

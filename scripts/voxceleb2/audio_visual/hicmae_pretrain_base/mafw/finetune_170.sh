@@ -20,8 +20,7 @@ SCRIPT=$SCRIPT_DIR/$(basename -- "$0") DATASET=mafw/audio_visual/single EPOCHS=$
 . "$SCRIPT_DIR/../../../../lib/finetune.sh"
 find_root
 
-# Mixup pairs the clips of a pass, so their number is even.
-check_folds 56 14 "4 GPUs x 14" 1
+check_folds 56 14 "4 GPUs x 14"
 detach_if_asked "$@"
 run_folds --task classification --nb_classes 11 --sampling_rate 4 \
     --mixup 0.8 --cutmix 1.0 --mixup_switch_prob 0.5 --smoothing 0.1 "$@"

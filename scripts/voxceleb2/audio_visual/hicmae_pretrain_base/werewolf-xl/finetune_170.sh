@@ -20,7 +20,7 @@ SCRIPT=$SCRIPT_DIR/$(basename -- "$0") DATASET=werewolf-xl/audio_visual EPOCHS=$
 . "$SCRIPT_DIR/../../../../lib/finetune.sh"
 find_root
 
-check_folds 128 32 "4 GPUs x 32" 1
+check_folds 128 32 "4 GPUs x 32"
 detach_if_asked "$@"
 run_folds --task regression --nb_classes 3 --sampling_rate 3 --loss mse --val_metric ccc \
     --mixup 0 --cutmix 0 "$@"
