@@ -291,7 +291,6 @@ REFUSED_FOLDS = [
     ({"CHECKPOINT": "nowhere.pth"}, "no pre-training checkpoint at '.*nowhere.pth'; run .* first"),
     ({"FOLDS": "1 x"}, "each of FOLDS must be a whole number above 0, got 'x'"),
     ({"FOLDS": "1 6"}, "no clip list at '.*split06/train.csv'"),
-    ({"BATCH_SIZE": "1"}, "BATCH_SIZE must be at least 2, got 1"),
 ]
 
 

@@ -142,6 +142,13 @@ def fold_of(speaker: int, folds: int) -> int:
     return speaker % folds + 1
 
 
+def part_of(speaker: int, fold: int, folds: int) -> str:
+    """Which list of a fold a speaker is in: test, or val for one in eight of the others."""
+    if fold_of(speaker, folds) == fold:
+        return "test"
+    return "val" if speaker // folds % 8 == fold % 8 else "train"
+
+
 def write_table(jobs: list[Job], path: Path) -> None:
     """Write meta.csv: one line a clip with every parameter of the generator."""
     rows = [clip_row(plan_clip(job.key, job.label)) for job in jobs]
@@ -161,7 +168,7 @@ def write_lines(path: Path, lines: tuple[str, ...] | list[str]) -> None:
 
 
 def write_lists(jobs: list[Job], folds: int, folder: Path, relative: bool) -> None:
-    """Write pretrain.csv and fold<k>/train.csv, test.csv (speaker-independent)."""
+    """Write pretrain.csv and fold<k>/train.csv, val.csv, test.csv (speaker-independent)."""
     # imported here, not above: hicmae brings torch, which the drawing processes do not need
     from hicmae.data.clip_list import Clip, write_list
 
@@ -173,14 +180,11 @@ def write_lists(jobs: list[Job], folds: int, folder: Path, relative: bool) -> No
     if unlabelled:
         write_list(folder / "pretrain.csv", unlabelled)
     for fold in range(1, folds + 1 if labelled else 1):
-        for part in ("train", "test"):
-            chosen = [
-                job
-                for job in labelled
-                if (fold_of(job.key.speaker, folds) == fold) == (part == "test")
-            ]
-            clips = [
-                Clip(name(job.files.aligned), name(job.files.audio), job.label) for job in chosen
-            ]
-            (folder / f"fold{fold}").mkdir(exist_ok=True)
-            write_list(folder / f"fold{fold}" / f"{part}.csv", clips)
+        parts: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
+        for job in labelled:
+            clip = Clip(name(job.files.aligned), name(job.files.audio), job.label)
+            parts[part_of(job.key.speaker, fold, folds)].append(clip)
+        (folder / f"fold{fold}").mkdir(exist_ok=True)
+        for part, clips in parts.items():
+            if clips:
+                write_list(folder / f"fold{fold}" / f"{part}.csv", clips)

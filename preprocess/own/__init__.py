@@ -1,0 +1,1 @@
+"""What preprocess/own_videos.py needs to know about labels.csv."""

@@ -1,0 +1,66 @@
+"""Real small media files for the tests of what cuts faces and sound out of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from matplotlib.cbook import get_sample_data
+
+# Middles of the pupils of the portrait that matplotlib ships, read off by eye, in pixels.
+PORTRAIT_EYES = np.array([[222.0, 189.6], [306.0, 186.6]])
+
+
+def portrait() -> np.ndarray:
+    """Return a photograph of one face, (600, 512, 3) RGB."""
+    name = str(get_sample_data("grace_hopper.jpg", asfileobj=False))
+    return cv2.cvtColor(cv2.imread(name), cv2.COLOR_BGR2RGB)
+
+
+def chirp(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
+    """Return (channels, S) in [-1, 1] whose every moment differs, so that a delay shows."""
+    time = np.arange(round(seconds * rate)) / rate
+    phases = [
+        2 * np.pi * (200 * (1 + k) * time + 600 * time**2 / max(seconds, 0.1))
+        for k in range(channels)
+    ]
+    return 0.4 * np.sin(phases)
+
+
+def save_media(
+    path: Path,
+    frames: Sequence[np.ndarray] = (),
+    sound: np.ndarray | None = None,
+    rate: int = 16000,
+    codec: str = "aac",
+    fps: int = 25,
+) -> Path:
+    """Write frames (H, W, 3) RGB, sound (channels, S) or both; the suffix says what kind of file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        streams = []
+        if len(frames):
+            streams.append(container.add_stream("libx264", rate=fps))
+            streams[0].height, streams[0].width = frames[0].shape[:2]
+            streams[0].pix_fmt = "yuv420p"
+            streams[0].options = {"preset": "ultrafast", "crf": "18", "threads": "1"}
+        if sound is not None:
+            streams.append(container.add_stream(codec, rate=rate))
+            streams[-1].layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
+        for image in frames:
+            container.mux(streams[0].encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        if sound is not None:
+            layout = streams[-1].layout.name
+            planes = np.ascontiguousarray(sound, np.float32)
+            block = av.AudioFrame.from_ndarray(planes, format="fltp", layout=layout)
+            block.sample_rate, block.pts = rate, 0
+            container.mux(streams[-1].encode(block))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    return path
+
+
+def pictures(count: int, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
+    """Return frames of one grey each, without a face."""
+    return [np.full((size[1], size[0], 3), 10 + 5 * k % 200, np.uint8) for k in range(count)]

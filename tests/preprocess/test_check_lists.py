@@ -1,0 +1,323 @@
+import csv
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, write_list
+from preprocess import check_lists
+from preprocess.lists.inspection import inspect_all, inspect_audio, inspect_video
+from preprocess.lists.shards import Record, RecordStore, Shard, parse_shard
+from tests.conftest import save_frames, save_mp4, save_wav, tone
+
+FAST = ["--num_workers", "1"]
+
+
+class Clips:
+    """Makes clips of a frame folder and a wav, all different."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.made = 0
+
+    def __call__(self, name: str, label: int = 0) -> Clip:
+        self.made += 1
+        video = save_frames(self.root / "faces" / name, 2 + self.made, (9, 7))
+        audio = save_wav(self.root / "audio" / f"{name}.wav", tone(4000, 200.0 + 30 * self.made))
+        return Clip(video, audio, label)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Clips:
+    return Clips(tmp_path)
+
+
+def findings(folder: Path) -> list[tuple[str, str, str]]:
+    """Return list, clip and kind of every line of a report."""
+    with open(folder / "check/report.csv", newline="", errors="surrogateescape") as file:
+        return [
+            (Path(row["list"]).name, Path(row["video"]).name, row["kind"])
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_good_lists_give_code_0_and_cleaned_lists_equal_to_them(
+    clips: Clips, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    names = ['a "b" c', "zwei\nZeilen", "ünal"]
+    write_list(tmp_path / "f/train.csv", [clips(names[0], 3), clips(names[1], 1)])
+    write_list(tmp_path / "f/test.csv", [clips(names[2], 2)])
+    paths = [str(tmp_path / "f" / name) for name in ("train.csv", "test.csv")]
+    assert check_lists.main([*paths, *FAST]) == 0
+    assert "nothing is wrong" in capsys.readouterr().out
+    assert findings(tmp_path / "f") == []
+    for stem in ("train", "test"):
+        cleaned = (tmp_path / f"f/{stem}.cleaned.csv").read_bytes()
+        assert cleaned == (tmp_path / f"f/{stem}.csv").read_bytes()
+
+
+def test_cleaned_lists_of_an_earlier_run_are_not_checked(
+    clips: Clips, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_list(tmp_path / "f/train.csv", [clips("a")])
+    for _ in range(2):
+        paths = [str(path) for path in (tmp_path / "f").glob("*.csv")]
+        assert check_lists.main([*paths, *FAST]) == 0
+    assert sorted(os.listdir(tmp_path / "f")) == ["check", "train.cleaned.csv", "train.csv"]
+    assert check_lists.main([str(tmp_path / "f/train.cleaned.csv"), *FAST]) == 2
+    assert "got only lists that this tool has written (.cleaned)" in caplog.text
+
+
+def test_every_kind_of_broken_clip_is_named_and_dropped(clips: Clips, tmp_path: Path) -> None:
+    broken: dict[str, tuple[Clip, str]] = {}
+
+    def add(kind: str) -> Clip:
+        broken[kind] = (clips(f"clip {len(broken)}"), kind)
+        return broken[kind][0]
+
+    audio = {
+        "audio silent": (np.zeros(4000), 16000),
+        "audio too short": (tone(1024), 16000),
+        "audio sample rate": (tone(9000), 44100),
+        "audio channels": (np.stack([tone(4000), tone(4000)], axis=1), 16000),
+    }
+    for kind, (samples, rate) in audio.items():
+        soundfile.write(add(kind).audio, samples, rate)
+    os.unlink(add("audio missing").audio)
+    Path(add("audio unreadable").audio).write_bytes(b"")
+    shutil.rmtree(add("video missing").video)
+    for path in Path(add("no face frames").video).iterdir():
+        path.unlink()
+    both = add("video unreadable; audio unreadable")
+    Path(both.audio).write_text("this is text")
+    shutil.rmtree(both.video)
+    Path(both.video).write_text("this is text, too")
+    folder = Path(add("video unreadable").video)
+    sorted(folder.iterdir())[1].write_bytes(b"")  # one frame of many
+    good = clips("good")
+
+    path = tmp_path / "lists/train.csv"
+    write_list(path, [*(one for one, _ in broken.values()), good])
+    assert check_lists.main([str(path), *FAST]) == 1
+    expected = [("train.csv", Path(one.video).name, kind) for one, kind in broken.values()]
+    assert findings(tmp_path / "lists") == expected
+    assert read_labelled_list(tmp_path / "lists/train.cleaned.csv") == [good]
+
+
+def test_repeated_clips_are_found_by_name_and_by_content_and_the_first_stays(
+    clips: Clips, tmp_path: Path
+) -> None:
+    first, other = clips("first"), clips("other")
+    copied = Clip(shutil.copytree(first.video, tmp_path / "copy"), clips("own sound").audio, 0)
+    sound = Clip(clips("own frames").video, str(tmp_path / "copy.wav"), 0)
+    # the same samples in another kind of file
+    soundfile.write(sound.audio, *soundfile.read(other.audio), subtype="PCM_24", format="WAVEX")
+    path = tmp_path / "lists/all.csv"
+    write_list(path, [first, other, first, copied, sound])
+    assert check_lists.main([str(path), *FAST]) == 1
+    assert findings(tmp_path / "lists") == [
+        ("all.csv", "first", "in the list twice"),
+        ("all.csv", "copy", "in the list twice"),
+        ("all.csv", "own frames", "in the list twice"),
+    ]
+    details = (tmp_path / "lists/check/report.csv").read_text()
+    for shared in ("same video file and audio file", "same frames as", "same sound as"):
+        assert shared in details
+    assert read_labelled_list(tmp_path / "lists/all.cleaned.csv") == [first, other]
+
+
+def test_leaks_are_found_in_one_folder_only_and_leave_the_training_list(
+    clips: Clips, tmp_path: Path
+) -> None:
+    a, b, c = clips("a"), clips("b"), clips("c")
+    renamed = Clip(
+        shutil.copytree(b.video, tmp_path / "renamed"),
+        str(shutil.copy(b.audio, tmp_path / "renamed.wav")),
+        0,
+    )
+    for fold, train, test in (("1", [a, c, renamed], [a, b]), ("2", [b], [c])):
+        write_list(tmp_path / fold / "train.csv", train)
+        write_list(tmp_path / fold / "test.csv", test)
+    write_list(tmp_path / "1/val.csv", [a, b])  # val = test is the original's habit
+    paths = [str(path) for path in sorted(tmp_path.glob("[12]/*.csv"))]
+    cleaned = tmp_path / "cleaned"
+    assert check_lists.main([*paths, *FAST, "--cleaned", str(cleaned)]) == 1
+    assert findings(tmp_path) == [
+        ("train.csv", "a", "in training and test"),
+        ("train.csv", "a", "in training and test"),
+        ("train.csv", "renamed", "in training and test"),
+        ("train.csv", "renamed", "in training and test"),
+    ]
+    assert read_labelled_list(cleaned / "1/train.csv") == [c]
+    assert read_labelled_list(cleaned / "1/test.csv") == [a, b]
+    assert read_labelled_list(cleaned / "2/train.csv") == [b]
+
+
+def test_across_compares_lists_of_all_folders(clips: Clips, tmp_path: Path) -> None:
+    a, b = clips("a"), clips("b")
+    write_list(tmp_path / "x/mine.csv", [a, b])
+    write_list(tmp_path / "y/test.csv", [a])
+    paths = [str(tmp_path / "x/mine.csv"), str(tmp_path / "y/test.csv"), *FAST]
+    assert check_lists.main(paths) == 0
+    assert check_lists.main([*paths, "--across"]) == 1
+    assert findings(tmp_path) == [("mine.csv", "a", "in training and test")]
+
+
+def test_pretraining_list_is_checked_and_keeps_its_form(
+    tmp_path: Path, broken_mp4: Callable[[str], str]
+) -> None:
+    for name, frames in (("x y", 30), ("z", 20)):
+        save_mp4(tmp_path / f"{name}.mp4", frames)
+        save_wav(tmp_path / f"{name}.wav", tone(9000, frames * 20.0))
+    for kind in ("truncated", "corrupt", "text", "empty", "audio_only"):
+        broken_mp4(kind)
+        save_wav(tmp_path / f"{kind}.wav", tone(9000, 50.0 + 30 * len(kind)))
+    (tmp_path / "whole.mp4").unlink()
+    kinds = ["audio_only", "corrupt", "empty", "text", "truncated"]
+    names = ["x y.mp4", *(f"{kind}.mp4" for kind in kinds), "z.mp4"]
+    path = tmp_path / "lists/train.csv"
+    write_list(path, [Clip(name, None, None) for name in names])
+    flags = [str(path), "--data_root", str(tmp_path), "--decode", "all", *FAST]
+    assert check_lists.main(flags) == 1
+    expected = [("train.csv", f"{kind}.mp4", "video unreadable") for kind in kinds]
+    assert findings(tmp_path / "lists") == expected
+    assert (tmp_path / "lists/train.cleaned.csv").read_text() == '"x y.mp4" 0\nz.mp4 0\n'
+    assert len(read_pretrain_list(tmp_path / "lists/train.cleaned.csv")) == 2
+
+
+def test_regression_list_keeps_its_targets(clips: Clips, tmp_path: Path) -> None:
+    good = [clips(name)._replace(label=(1.0, k / 4, 0.5)) for k, name in enumerate("abc")]
+    os.unlink(good[1].audio)
+    write_list(tmp_path / "l/train.csv", good)
+    assert check_lists.main([str(tmp_path / "l/train.csv"), *FAST]) == 1
+    cleaned = read_labelled_list(tmp_path / "l/train.cleaned.csv", "regression", 3)
+    assert cleaned == [good[0], good[2]]
+
+
+def test_two_processes_find_the_same_as_one(clips: Clips, tmp_path: Path) -> None:
+    made = [clips(name) for name in "abcd"]
+    Path(made[2].audio).write_bytes(b"RIFF")
+    pairs = [(clip.video, clip.audio) for clip in made]
+    one = inspect_all(pairs, tmp_path / "one", None, 1)
+    two = inspect_all(pairs, tmp_path / "two", None, 2)
+    assert one == two
+    assert [record.problems for record in one.values()] == ["", "", "audio unreadable", ""]
+
+
+def test_shards_divide_the_clips_and_a_run_without_one_joins_them(
+    clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [clips(name) for name in "abcde"]
+    os.unlink(made[3].audio)
+    path = str(tmp_path / "l/train.csv")
+    write_list(path, made)
+    assert check_lists.main([path, *FAST, "--shard", "1/2"]) == 0
+    assert check_lists.main([path, *FAST, "--shard", "2/2"]) == 1
+    assert not (tmp_path / "l/train.cleaned.csv").exists()
+    opened = []
+    monkeypatch.setattr(
+        "preprocess.lists.inspection.inspect", lambda clip, decode: opened.append(clip)
+    )
+    assert check_lists.main([path, *FAST]) == 1
+    assert opened == []
+    assert findings(tmp_path / "l") == [("train.csv", "d", "audio missing")]
+
+
+def test_only_missing_and_changed_clips_are_opened_again(clips: Clips, tmp_path: Path) -> None:
+    made = [clips(name) for name in "abc"]
+    path = tmp_path / "l/train.csv"
+    write_list(path, made[:2])
+    Path(made[1].audio).write_bytes(b"")
+    assert check_lists.main([str(path), *FAST]) == 1
+    records = tmp_path / "l/check/records.csv"
+    before = records.read_text().splitlines()
+    save_wav(Path(made[1].audio), 5000)
+    write_list(path, made)
+    assert check_lists.main([str(path), *FAST]) == 0
+    after = records.read_text().splitlines()
+    assert len(after) == 3
+    assert before[0] == after[0] and before[1] != after[1]
+
+
+def record(name: str, problems: str = "") -> Record:
+    return Record(f"{name}\n.mp4", f"{name}.wav", "s", problems, "", 1.5, 7, "f0", "0f")
+
+
+def test_stopped_run_keeps_its_records_but_not_the_line_cut_off(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path, Shard(1, 2))
+    running = store.extend([record("a"), record("b", "audio missing"), record("c")])
+    next(running), next(running)
+    running.close()
+    assert sorted(os.listdir(tmp_path)) == ["records-1-of-2.part"]
+    with open(store.part, "a") as file:
+        file.write('"d\n.mp4",d.wav,s')
+    wanted = {(f"{name}\n.mp4", f"{name}.wav") for name in "abcd"}
+    assert sorted(r.audio for r in store.load(wanted).values()) == ["a.wav", "b.wav"]
+    assert list(store.extend([record("c")])) == [record("c")]
+    assert sorted(os.listdir(tmp_path)) == ["records-1-of-2.csv"]
+    loaded = RecordStore(tmp_path, None).load(wanted)
+    assert list(loaded.values()) == [record("a"), record("b", "audio missing"), record("c")]
+
+
+def test_every_item_is_in_one_shard() -> None:
+    shards = [parse_shard(f"{k}/3") for k in (1, 2, 3)]
+    for position in range(7):
+        assert sum(shard.takes(position) for shard in shards) == 1
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/4"])
+def test_impossible_shard_is_refused(text: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        check_lists.main(["x.csv", f"--shard={text}"])
+    assert f"expected i/n with 1 <= i <= n, as in 3/64, got '{text}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        ("", "got an empty list"),
+        ("a b c d\n", "x.csv:1: expected '<video> <audio.wav> <number> ...'"),
+    ],
+)
+def test_list_that_is_none_gives_code_2(
+    content: str | None, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if content is not None:
+        (tmp_path / "x.csv").write_text(content)
+    assert check_lists.main([str(tmp_path / "x.csv"), *FAST]) == 2
+    assert message in caplog.text
+
+
+def test_list_of_which_nothing_is_left_is_not_written(
+    clips: Clips, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    only = clips("a")
+    os.unlink(only.audio)
+    write_list(tmp_path / "l/train.csv", [only])
+    assert check_lists.main([str(tmp_path / "l/train.csv"), *FAST]) == 1
+    assert "is not written: no clip of" in caplog.text
+    assert not (tmp_path / "l/train.cleaned.csv").exists()
+
+
+def test_names_that_are_not_utf8_are_reported(tmp_path: Path) -> None:
+    path = str(tmp_path / "clip\udcff")
+    shutil.copy(save_mp4(tmp_path / "a.mp4", 3), f"{path}.mp4")
+    shutil.copy(save_wav(tmp_path / "a.wav", 4000), f"{path}.wav")
+    problems = inspect_video(f"{path}.mp4")[2], inspect_audio(f"{path}.wav")[2]
+    assert [kind for kind, _ in problems] == ["video unreadable", "audio unreadable"]
+    assert all("is not UTF-8; rename it" in detail for _, detail in problems)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files_without_permission_are_reported(clips: Clips) -> None:
+    clip = clips("a")
+    os.chmod(clip.audio, 0)
+    os.chmod(clip.video, 0)
+    kinds = inspect_video(clip.video)[2], inspect_audio(clip.audio)[2]
+    os.chmod(clip.video, 0o700)
+    assert [kind for kind, _ in kinds] == ["video unreadable", "audio unreadable"]
