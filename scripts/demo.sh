@@ -16,23 +16,27 @@ FOLDS=${FOLDS:-1 2}                       # of the four speaker-independent fold
 DEVICE=${DEVICE:-auto}
 SEED=0
 DATA_FLAGS=(--seed "$SEED")
-CLIP_FLAGS=(--num_frames 8 --sampling_rate 4 --input_size 96 --input_size_audio 256 128)
+CLIP_FLAGS=(--num_frames 4 --sampling_rate 16 --input_size 64 --input_size_audio 128 128)
 PRETRAIN_EPOCHS=10
 PRETRAIN_FLAGS=(
     --model pretrain_hicmae_dim128_patch16_160_a256
-    --encoder_depth 4 --encoder_depth_audio 4 --encoder_fusion_depth 1
-    --decoder_depth 3 --decoder_depth_audio 3 --return_intermediate_features 1 3
-    --batch_size 16 --epochs "$PRETRAIN_EPOCHS" --warmup_epochs 1 --lr 3e-3 --min_lr 1e-4
-    --mask_ratio 0.8 --mask_ratio_audio 0.8 --roll_mag_aug --loss_weight 0.0025
+    --encoder_depth 2 --encoder_depth_audio 2 --encoder_fusion_depth 1
+    --decoder_depth 3 --decoder_depth_audio 3 --return_intermediate_features 0 1
+    --batch_size 8 --num_samples 4 --epochs "$PRETRAIN_EPOCHS" --warmup_epochs 1 --lr 0.064 --min_lr 1e-3
+    --mask_ratio 0.75 --mask_ratio_audio 0.75 --roll_mag_aug --clip_grad 1
 )
-FINETUNE_EPOCHS=15
+FINETUNE_EPOCHS=40
 FINETUNE_FLAGS=(
     --model avit_dim128_patch16_160_a256 --nb_classes 6
-    --depth 4 --depth_audio 4 --fusion_depth 1
-    --batch_size 16 --epochs "$FINETUNE_EPOCHS" --warmup_epochs 2 --lr 8e-3 --min_lr 1e-4
-    --layer_decay 0.85 --drop_path 0 --aa none --reprob 0 --crop_scale 0.7 1
-    --mixup 0 --cutmix 0 --smoothing 0.1 --roll_mag_aug
+    --depth 2 --depth_audio 2 --fusion_depth 1
+    --batch_size 32 --epochs "$FINETUNE_EPOCHS" --warmup_epochs 2 --lr 0.024 --min_lr 1e-4
+    --layer_decay 1 --drop_path 0.1 --aa none --reprob 0 --crop_scale 0.9 1
+    --mixup 0 --cutmix 0 --smoothing 0.1 --roll_mag_aug --clip_grad 1 --val_metric uar
 )
+# Half of the cores load clips, so that they and the arithmetic do not fight; bf16 is faster on CPUs too.
+CORES=$(getconf _NPROCESSORS_ONLN)
+RUN_FLAGS=(--device "$DEVICE" --seed "$SEED" --precision bf16 --num_workers "$((CORES < 16 ? (CORES + 1) / 2 : 8))")
+export OMP_WAIT_POLICY=passive
 # ---------------------------------------------------------------- end of the settings
 
 DATA=$ROOT/saved/data/toy_av
@@ -82,7 +86,7 @@ step "data" "$DATA/pretrain.csv" "$PYTHON" preprocess/toy_av.py --output_dir "$D
 
 CHECKPOINT=$DEMO/pretrain/checkpoint-$((PRETRAIN_EPOCHS - 1)).pth
 step "pre-training" "$CHECKPOINT" "$PYTHON" run_pretraining.py \
-    --data_path "$DATA/pretrain.csv" --output_dir "$DEMO/pretrain" --device "$DEVICE" --seed "$SEED" \
+    --data_path "$DATA/pretrain.csv" --output_dir "$DEMO/pretrain" "${RUN_FLAGS[@]}" \
     "${CLIP_FLAGS[@]}" "${PRETRAIN_FLAGS[@]}"
 
 PRETRAINED=$HISTORY
@@ -94,7 +98,7 @@ for fold in $FOLDS; do
     HISTORY=$PRETRAINED # a fold does not depend on the others
     step "fine-tuning, fold $fold" "$DEMO/folds/fold$fold/metrics_best.json" "$PYTHON" run_finetuning.py \
         --data_path "$DATA/fold$fold" --output_dir "$DEMO/folds/fold$fold" --finetune "$CHECKPOINT" \
-        --device "$DEVICE" --seed "$SEED" "${CLIP_FLAGS[@]}" "${FINETUNE_FLAGS[@]}"
+        "${RUN_FLAGS[@]}" "${CLIP_FLAGS[@]}" "${FINETUNE_FLAGS[@]}"
     RUNS+=("$DEMO/folds/fold$fold") ALL+=$HISTORY
 done
 HISTORY=$ALL

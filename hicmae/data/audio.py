@@ -170,13 +170,10 @@ def _open(path: str | None) -> soundfile.SoundFile:
     if path is None or not os.path.isfile(path):
         raise UnreadableClip(f"audio '{path}' does not exist")
     try:
-        file = soundfile.SoundFile(path)
-    except (
-        soundfile.LibsndfileError,
-        TypeError,
-    ) as error:  # TypeError: headerless format such as .raw
+        file = soundfile.SoundFile(os.fsencode(path))  # bytes: a name need not be UTF-8
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless, e.g. .raw
         raise UnreadableClip(f"audio '{path}' cannot be opened: {one_line(error)}") from None
-    convert = f"convert it with: ffmpeg -i IN -vn -acodec pcm_s16le -ac 1 -ar {SAMPLE_RATE} OUT.wav"
+    convert = "convert it with preprocess/face_and_audio/extract_audio.py"
     reason = None
     if file.samplerate != SAMPLE_RATE:
         reason = f"has sample rate {file.samplerate} Hz, expected {SAMPLE_RATE}; {convert}"

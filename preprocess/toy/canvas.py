@@ -22,6 +22,11 @@ def to_texture(points: np.ndarray) -> np.ndarray:
     return (points * FIXED_SCALE + FIXED_ORIGIN).astype(np.int32)
 
 
+def pixel_of(x: float, y: float) -> tuple[int, int]:
+    """Row and column of the texture at a point in face units."""
+    return round(y * TEXTURE_SCALE + float(ORIGIN[1])), round(x * TEXTURE_SCALE + float(ORIGIN[0]))
+
+
 def fill(image: np.ndarray, points: np.ndarray, colour: np.ndarray) -> None:
     """Fill a polygon given in face units."""
     cv2.fillPoly(image, [to_texture(points)], colour.tolist(), cv2.LINE_AA, SUBPIXEL)

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 
 from preprocess.toy.canvas import (
-    ORIGIN,
     SUBPIXEL,
     TEXTURE_SCALE,
     band,
@@ -17,6 +16,7 @@ from preprocess.toy.canvas import (
     curve,
     fill,
     line,
+    pixel_of,
 )
 from preprocess.toy.clips import Expression
 from preprocess.toy.portrait import Portrait
@@ -60,7 +60,7 @@ class FeaturePainter:
         self.face = face
         self.expression = expression
         self.shade = portrait.shade
-        self.texture = portrait.texture
+        self.texture = portrait.texture.copy()
         self.skin = np.array(face.skin)
         self.lips = np.array(face.lips)
         self.lash = 0.16 * self.skin + 8
@@ -71,16 +71,17 @@ class FeaturePainter:
         self.eyeballs = {eye: ball * min(1.0, 0.25 + 0.75 * self.light(eye, 0)) for eye in EYES}
         self.brow_boxes = {eye: box_of(eye, face.brow_y, 24, 12) for eye in EYES}
         self.brow_colours = {eye: self.brow_colour(eye) for eye in EYES}
+        self.draw_folds()  # lines that hardly move are drawn once, into the clip's own texture
+        self.draw_furrow()
+        self.draw_crows_feet()
 
     def light(self, x: float, y: float) -> float:
         """The shading at a point in face units."""
-        column, row = np.rint(np.array([x, y]) * TEXTURE_SCALE + ORIGIN).astype(int)
-        return float(self.shade[row, column])
+        return float(self.shade[pixel_of(x, y)])
 
     def colour_at(self, x: float, y: float) -> np.ndarray:
         """The colour of the still texture (skin or beard) at a point in face units."""
-        column, row = np.rint(np.array([x, y]) * TEXTURE_SCALE + ORIGIN).astype(int)
-        return self.texture[row, column].astype(float)
+        return self.texture[pixel_of(x, y)].astype(float)
 
     def brow_colour(self, eye: float) -> np.ndarray:
         """Hair colour, darkened, and never lighter than the skin around it."""
@@ -92,11 +93,8 @@ class FeaturePainter:
     def draw(self, pose: Pose) -> np.ndarray:
         """The head texture with all features: (rows, columns, 3) uint8."""
         image = self.texture.copy()
-        self.draw_folds(image, pose)
-        self.draw_furrow(image, pose)
         for eye in EYES:
             self.draw_eye(image, eye, pose)
-            self.draw_crows_feet(image, eye, pose)
             self.draw_brow(image, eye, pose)
         if self.face.glasses:
             self.draw_glasses(image)
@@ -147,46 +145,46 @@ class FeaturePainter:
         half = 0.5 * face.brow_thickness * BROW_TAPER
         blend(image, self.brow_boxes[eye], band(x, y - half, y + half), 225, self.brow_colours[eye])
 
-    def crease(self, image: np.ndarray, points: np.ndarray, depth: float, pieces: int) -> None:
+    def crease(self, points: np.ndarray, depth: float, pieces: int) -> None:
         """A soft dark line on skin or beard, piece by piece in the colour below it."""
         step = (len(points) - 1) // pieces
         for first in range(0, pieces * step, step):
             part = points[first : first + step + 1]
             tint = self.colour_at(*part[step // 2])
-            line(image, part, (1 - 0.12 * depth) * tint, 3)
-            line(image, part, (1 - 0.32 * depth) * tint, 1)
+            line(self.texture, part, (1 - 0.12 * depth) * tint, 3)
+            line(self.texture, part, (1 - 0.32 * depth) * tint, 1)
 
-    def draw_furrow(self, image: np.ndarray, pose: Pose) -> None:
+    def draw_furrow(self) -> None:
         """Two short upright lines between the brows."""
         face, show = self.face, self.expression
-        depth = min(face.lines + show.furrow * pose.intensity, 1)
+        depth = min(face.lines + show.furrow, 1)
         down = face.brow_y + np.linspace(-4.5, 5, 7) - 0.5 * show.brow_inner
         across = 3.6 + 0.12 * (down - face.brow_y) - 0.4 * show.knit
         for side in (-1, 1):
-            self.crease(image, curve(side * across, down), depth, 2)
+            self.crease(curve(side * across, down), depth, 2)
 
-    def draw_crows_feet(self, image: np.ndarray, eye: float, pose: Pose) -> None:
-        """Three short lines that fan out from the outer corner of the eye."""
-        face, show = self.face, self.expression
-        depth = min(face.lines + show.crows_feet * pose.intensity, 1)
-        side = np.sign(eye)
-        start = abs(eye) + face.eye_width + 2
-        tint = (1 - 0.26 * depth) * self.colour_at(side * (start + 2), 1)
-        for rise in (-2.6, 0.2, 3.0):
-            ends = np.array([[side * start, 0.4 * rise], [side * (start + 5.5), 1.6 * rise]])
-            line(image, ends, tint, 1)
+    def draw_crows_feet(self) -> None:
+        """Three short lines that fan out from the outer corner of each eye."""
+        face = self.face
+        depth = min(face.lines + self.expression.crows_feet, 1)
+        for eye in EYES:
+            side = np.sign(eye)
+            start = abs(eye) + face.eye_width + 2
+            tint = (1 - 0.26 * depth) * self.colour_at(side * (start + 2), 1)
+            for rise in (-2.6, 0.2, 3.0):
+                ends = np.array([[side * start, 0.4 * rise], [side * (start + 5.5), 1.6 * rise]])
+                line(self.texture, ends, tint, 1)
 
-    def draw_folds(self, image: np.ndarray, pose: Pose) -> None:
+    def draw_folds(self) -> None:
         """The lines from the wings of the nose to beside the mouth corners."""
         face, show = self.face, self.expression
-        depth = float(np.clip(show.fold * pose.intensity, 0, 1))
-        corner = face.rest_corner + show.corner * pose.intensity
-        reach = 0.95 * face.mouth_width + 5 + show.stretch * pose.intensity
+        reach = 0.95 * face.mouth_width + 5 + show.stretch
         start = face.nose_width + 2
+        end = face.mouth_y - face.rest_corner - show.corner - 3
         across = start + (reach - start) * FOLD**0.8
-        down = face.nose_length - 1 + (face.mouth_y - corner - face.nose_length - 2) * FOLD
+        down = face.nose_length - 1 + (end + 1 - face.nose_length) * FOLD
         for side in (-1, 1):
-            self.crease(image, curve(side * across, down), 0.75 * depth, 4)
+            self.crease(curve(side * across, down), 0.75 * show.fold, 4)
 
     def draw_mouth(self, image: np.ndarray, pose: Pose) -> None:
         """Lips around a dark opening with teeth and tongue, softened a little."""

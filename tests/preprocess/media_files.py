@@ -1,15 +1,26 @@
 """Real small media files for the tests of what cuts faces and sound out of them."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
+import pytest
 from matplotlib.cbook import get_sample_data
 
 # Middles of the pupils of the portrait that matplotlib ships, read off by eye, in pixels.
 PORTRAIT_EYES = np.array([[222.0, 189.6], [306.0, 186.6]])
+
+
+def ffmpeg_program() -> str:
+    """Return an ffmpeg program, or skip the test that needs one."""
+    program = shutil.which("ffmpeg")
+    if program is None:
+        reason = "needs an ffmpeg program, for example: pip install imageio-ffmpeg"
+        program = pytest.importorskip("imageio_ffmpeg", reason=reason).get_ffmpeg_exe()
+    return program
 
 
 def portrait() -> np.ndarray:
@@ -36,7 +47,7 @@ def save_media(
     codec: str = "aac",
     fps: int = 25,
 ) -> Path:
-    """Write frames (H, W, 3) RGB, sound (channels, S) or both; the suffix says what kind of file."""
+    """Write frames (H, W, 3) RGB, sound (channels, S) or both; the suffix tells the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         streams = []

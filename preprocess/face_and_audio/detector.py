@@ -1,0 +1,313 @@
+"""MTCNN face detection (Zhang et al. 2016) in torch, with the weights of the pip package `mtcnn`.
+
+Three small nets: P-Net slides over a pyramid of the image, R-Net sorts out its proposals, O-Net
+gives a box and five points: left eye, right eye, nose, left and right corner of the mouth, left and
+right as in the image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+INSTALL = 'install them with: pip install "mtcnn==1.0.0", or use --backend openface'
+# The files are pickles, which can run code when they are read: only exactly these are ever loaded.
+WEIGHTS_SHA256 = {
+    "pnet": "ea6b0c3e685ebee3165326ad6484acc95f2ef78f1c94fbf40a55704fa989f7b5",
+    "rnet": "cb00e6460f3c98b0bfafaba3c0a0ded4bdf6e62cee7174d969e8670d7e757fee",
+    "onet": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
+}
+# Of each pooling layer of R-Net and O-Net: side, and whether it keeps a part window at the edge.
+RNET_POOLS, ONET_POOLS = ((3, True), (3, False)), ((3, True), (3, False), (2, True))
+CELL, STRIDE = 12, 2  # pixels that P-Net sees for one score, and between scores
+PYRAMID_STEP = 0.709  # about 1 / sqrt(2): each level halves the area
+PROPOSED, REFINED, ACCEPTED = 0.6, 0.7, 0.7  # least scores after the three nets
+SAME_PROPOSAL, SAME_FACE = 0.7, 0.6  # overlaps from which one of two boxes is dropped
+GREY = (127, 127, 127)  # around an image: 0 once normalised
+
+
+class Face(NamedTuple):
+    """A detected face: `box` (4,) left, top, right, bottom and `points` (5, 2) x, y in pixels."""
+
+    box: np.ndarray
+    points: np.ndarray
+    score: float
+
+    @property
+    def size(self) -> float:
+        """Mean of width and height, in pixels."""
+        return float(self.box[2:].sum() - self.box[:2].sum()) / 2
+
+    @property
+    def centre(self) -> np.ndarray:
+        """(2,) x, y of the middle of the box."""
+        return (self.box[:2] + self.box[2:]) / 2
+
+
+class Net(nn.Module):
+    """A trunk and several linear outputs on top of it."""
+
+    def __init__(self, trunk: list[nn.Module], outputs: list[nn.Module]) -> None:
+        super().__init__()
+        self.trunk, self.outputs = nn.Sequential(*trunk), nn.ModuleList(outputs)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map (B, 3, H, W) in [-1, 1] to one tensor an output."""
+        features = self.trunk(images)
+        return [output(features) for output in self.outputs]
+
+
+class ColumnsFirst(nn.Module):
+    """Flatten (B, C, H, W) in the order W, H, C that the weights are for."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, W * H * C)."""
+        return features.permute(0, 3, 2, 1).flatten(1)
+
+
+@lru_cache(maxsize=1)
+def load_nets() -> tuple[Net, Net, Net]:
+    """Build P-Net, R-Net and O-Net with the weights of the installed package."""
+    pnet, rnet, onet = (_weights(name) for name in WEIGHTS_SHA256)
+    pool = nn.MaxPool2d(2, 2, ceil_mode=True)
+    trunk = [*_conv(pnet), pool, *_conv(pnet), *_conv(pnet)]
+    proposing = Net(trunk, [_conv(pnet, activation=False)[0] for _ in range(2)])
+    refining = Net(_trunk(rnet, RNET_POOLS), [_linear(rnet) for _ in range(2)])
+    placing = Net(_trunk(onet, ONET_POOLS), [_linear(onet) for _ in range(3)])
+    return proposing.eval(), refining.eval(), placing.eval()
+
+
+def check_weights() -> None:
+    """Raise FileNotFoundError or ValueError where the weights are missing or not the known ones."""
+    for name in WEIGHTS_SHA256:
+        _read_verified(name)
+    if importlib.util.find_spec("joblib") is None or importlib.util.find_spec("lz4") is None:
+        raise FileNotFoundError(
+            f"joblib or lz4, which unpack MTCNN's weights, is missing; {INSTALL}"
+        )
+
+
+class Detector:
+    """Finds faces in images, and the points of faces whose place is roughly known."""
+
+    def __init__(self, min_face: float = 0.1) -> None:
+        """Load the nets; `min_face` is the least face to find, as a share of the shorter side."""
+        if not 0 < min_face < 1:
+            raise ValueError(f"--min_face must be between 0 and 1, got {min_face}")
+        self.min_face = min_face
+        self.pnet, self.rnet, self.onet = load_nets()
+
+    @torch.inference_mode()
+    def detect(self, images: list[np.ndarray]) -> list[list[Face]]:
+        """Return the faces of each image, best first; images (H, W, 3) uint8 RGB of one size."""
+        boxes, owner = self._propose(images)
+        boxes, owner = self._refine(images, boxes, owner)
+        boxes, points, scores = self._place(images, boxes, owner)
+        faces: list[list[Face]] = [[] for _ in images]
+        for index in np.argsort(-scores):
+            found = faces[owner[index]]
+            new = Face(boxes[index], points[index], float(scores[index]))
+            if new.score >= ACCEPTED and all(_inner(new, face) < SAME_FACE for face in found):
+                found.append(new)
+        # Once more, from the box found: it brings faces in all frames to O-Net alike.
+        return [
+            self.locate([image] * len(found), np.stack([face.box for face in found]))
+            if found
+            else []
+            for image, found in zip(images, faces, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def locate(self, images: list[np.ndarray], boxes: np.ndarray) -> list[Face]:
+        """Place the points of one face in each image, knowing roughly where it is.
+
+        Args:
+            images: (H, W, 3) uint8 RGB.
+            boxes: (len(images), 4) left, top, right, bottom in pixels.
+
+        Returns:
+            One Face an image; a score under ACCEPTED says that there is none.
+        """
+        placed = self._place(images, squared(boxes), np.arange(len(images)))
+        return [Face(box, points, float(score)) for box, points, score in zip(*placed, strict=True)]
+
+    def _propose(self, images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes (N, 4) that may hold faces, and the image (N,) each is in."""
+        height, width = images[0].shape[:2]
+        scale = CELL / max(self.min_face * min(height, width), CELL)
+        found = []
+        while min(height, width) * scale >= CELL:
+            size = round(width * scale), round(height * scale)
+            level = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images]
+            shifts, scores = self.pnet(_normalised(level))
+            face = scores.softmax(1)[:, 1]  # (B, rows, columns)
+            owner, row, column = torch.nonzero(face >= PROPOSED, as_tuple=True)
+            corner = STRIDE * torch.stack([column, row], 1)
+            box = torch.cat([corner, corner + CELL], 1) + CELL * shifts[owner, :, row, column]
+            box = box * torch.tensor([width / size[0], height / size[1]] * 2)
+            kept = batched_nms(box, face[owner, row, column], owner, 0.5)
+            found.append((box[kept], face[owner, row, column][kept], owner[kept]))
+            scale *= PYRAMID_STEP
+        if not found:  # an image smaller than a cell
+            return np.empty((0, 4)), np.empty(0, int)
+        boxes, scores, owner = (torch.cat(part) for part in zip(*found, strict=True))
+        kept = batched_nms(boxes, scores, owner, SAME_PROPOSAL)
+        return squared(boxes[kept].numpy()), owner[kept].numpy()
+
+    def _refine(
+        self, images: list[np.ndarray], boxes: np.ndarray, owner: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Drop the boxes in which R-Net sees no face, and shift the others."""
+        if not len(boxes):
+            return boxes, owner
+        patches, corners, sides = _patches(images, boxes, owner, 24)
+        shifts, scores = self.rnet(patches)
+        face = scores.softmax(1)[:, 1]
+        moved = torch.from_numpy(np.tile(corners, 2) + np.pad(sides, ((0, 0), (2, 0)))) + (
+            shifts * torch.from_numpy(np.tile(sides, 2))
+        )
+        good = torch.nonzero(face >= REFINED)[:, 0]
+        owners = torch.from_numpy(owner)[good]
+        kept = good[batched_nms(moved[good].float(), face[good], owners, SAME_PROPOSAL)]
+        return squared(moved[kept].numpy()), owner[kept.numpy()]
+
+    def _place(
+        self, images: list[np.ndarray], boxes: np.ndarray, owner: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return boxes (N, 4), points (N, 5, 2), scores (N,) that O-Net gives to square boxes."""
+        if not len(boxes):
+            return boxes, np.empty((0, 5, 2)), np.empty(0)
+        patches, corners, sides = _patches(images, boxes, owner, 48)
+        shifts, points, scores = (output.numpy() for output in self.onet(patches))
+        edges = np.concatenate([corners, corners + sides], 1)
+        points = points.reshape(-1, 2, 5).transpose(0, 2, 1)  # all x come before all y
+        return (
+            edges + shifts * np.tile(sides, 2),
+            corners[:, None] + points * sides[:, None],
+            torch.from_numpy(scores).softmax(1)[:, 1].numpy(),
+        )
+
+
+def squared(boxes: np.ndarray) -> np.ndarray:
+    """Widen boxes (N, 4) to squares around the same centres."""
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True) / 2
+    return np.concatenate([centre - half, centre + half], 1)
+
+
+def overlap(first: Face, second: Face) -> float:
+    """Return intersection over union of two boxes."""
+    shared = _shared(first, second)
+    return shared / (_area(first) + _area(second) - shared)
+
+
+def _inner(first: Face, second: Face) -> float:
+    """Return intersection over the smaller box: near 1 for a box inside another one."""
+    return _shared(first, second) / min(_area(first), _area(second))
+
+
+def _shared(first: Face, second: Face) -> float:
+    sides = np.minimum(first.box[2:], second.box[2:]) - np.maximum(first.box[:2], second.box[:2])
+    return float(np.prod(sides.clip(0)))
+
+
+def _area(face: Face) -> float:
+    return float(max(np.prod((face.box[2:] - face.box[:2]).clip(0)), 1e-6))
+
+
+def _patches(
+    images: list[np.ndarray], boxes: np.ndarray, owner: np.ndarray, size: int
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Cut square boxes out of images; returns the patches and their exact corners and sides."""
+    corners = np.rint(boxes[:, :2]).astype(int)
+    sides = np.maximum(np.rint(boxes[:, 2:] - boxes[:, :2]).astype(int), 1)
+    patches = []
+    for (x, y), (width, height), index in zip(corners, sides, owner, strict=True):
+        image = images[index]
+        part = image[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
+        outside = (
+            min(max(-y, 0), height),
+            min(max(y + height - image.shape[0], 0), height),
+            min(max(-x, 0), width),
+            min(max(x + width - image.shape[1], 0), width),
+        )
+        if part.size == 0:  # wholly outside
+            part = np.full((height, width, 3), GREY, np.uint8)
+        elif any(outside):
+            part = cv2.copyMakeBorder(part, *outside, cv2.BORDER_CONSTANT, value=GREY)
+        method = cv2.INTER_AREA if width > size else cv2.INTER_LINEAR
+        patches.append(cv2.resize(part, (size, size), interpolation=method))
+    return _normalised(patches), corners.astype(np.float32), sides.astype(np.float32)
+
+
+def _normalised(images: list[np.ndarray]) -> Tensor:
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return (batch.float() - 127.5) / 128
+
+
+def _read_verified(name: str) -> bytes:
+    package = importlib.util.find_spec("mtcnn")  # not imported: that would need TensorFlow
+    if package is None or not package.submodule_search_locations:
+        raise FileNotFoundError(
+            f"the package mtcnn, which holds the weights, is missing; {INSTALL}"
+        )
+    path = Path(package.submodule_search_locations[0]) / "assets" / "weights" / f"{name}.lz4"
+    if not path.is_file():
+        raise FileNotFoundError(f"weights '{path}' do not exist; {INSTALL}")
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != WEIGHTS_SHA256[name]:
+        raise ValueError(
+            f"weights '{path}' have SHA-256 {digest[:12]}..., expected "
+            f"{WEIGHTS_SHA256[name][:12]}... of mtcnn 1.0.0; {INSTALL}"
+        )
+    return data
+
+
+def _weights(name: str) -> list[Tensor]:
+    """Return the arrays of a net in the order of its layers, first layer last, ready to pop."""
+    check_weights()
+    import joblib  # part of the optional weights, see INSTALL
+
+    arrays = joblib.load(io.BytesIO(_read_verified(name)))
+    return [torch.from_numpy(np.array(array)) for array in reversed(arrays)]
+
+
+def _conv(weights: list[Tensor], activation: bool = True) -> list[nn.Module]:
+    """Take a convolution, and a PReLU, off the weights; kernels are stored (H, W, in, out)."""
+    kernel, bias = weights.pop().permute(3, 2, 0, 1).contiguous(), weights.pop()
+    layer = nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2])
+    layer.weight, layer.bias = nn.Parameter(kernel), nn.Parameter(bias)
+    return [layer, _prelu(weights)] if activation else [layer]
+
+
+def _prelu(weights: list[Tensor]) -> nn.PReLU:
+    slopes = weights.pop().flatten()
+    layer = nn.PReLU(len(slopes))
+    layer.weight = nn.Parameter(slopes)
+    return layer
+
+
+def _linear(weights: list[Tensor]) -> nn.Linear:
+    kernel, bias = weights.pop().T.contiguous(), weights.pop()
+    layer = nn.Linear(kernel.shape[1], kernel.shape[0])
+    layer.weight, layer.bias = nn.Parameter(kernel), nn.Parameter(bias)
+    return layer
+
+
+def _trunk(weights: list[Tensor], pools: tuple[tuple[int, bool], ...]) -> list[nn.Module]:
+    """Convolutions with pooling between, a last one without, and a hidden layer."""
+    layers: list[nn.Module] = []
+    for side, keep_edge in pools:
+        layers += [*_conv(weights), nn.MaxPool2d(side, 2, ceil_mode=keep_edge)]
+    return [*layers, *_conv(weights), ColumnsFirst(), _linear(weights), _prelu(weights)]

@@ -1,0 +1,236 @@
+"""Prepare your own videos: wavs, aligned faces and lists, ready for run_finetuning.py.
+
+    python preprocess/own_videos.py --videos DIR --labels labels.csv --output_dir saved/data/mine
+
+labels.csv has a header and commas, a line for each video:
+
+    video      file name below --videos; folder and suffix may be left out where that is clear
+    label      class name; or, with --task regression, one or more columns of numbers
+    speaker    optional: nobody is then both in train.csv and in test.csv
+    split      optional: train, test or val, and nothing is drawn
+
+Without a split, --test_share of the clips go to test.csv, every class alike, drawn by --seed.
+Without --labels there is one list, inference.csv, whose label 0 means nothing. Written to
+--output_dir: audio/, faces/, the lists, classes.txt (or targets.txt), left_out.csv with the reasons
+why a video is in no list, extract_audio.csv and extract_face.csv. The same command run again does
+only what is missing. With --shard only wavs and faces are made; a run without it makes the lists.
+
+Exit code: 0; 1 where a video was left out; 2 where input or a program is missing; 3 where the run
+was stopped, by hand or by a full disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
+
+from preprocess.face_and_audio import batch, extract_audio, extract_face  # noqa: E402
+from preprocess.face_and_audio.inputs import VIDEO_SUFFIXES, Job, find_jobs  # noqa: E402
+from preprocess.lists.clips import (  # noqa: E402
+    LeftOut,
+    ListedClip,
+    whole_file,
+    write_left_out,
+)
+from preprocess.lists.folds import write_fold  # noqa: E402
+from preprocess.lists.tables import ascii_table  # noqa: E402
+from preprocess.own.labels import (  # noqa: E402
+    PARTS,
+    Label,
+    assign_parts,
+    class_names,
+    read_labels,
+)
+
+logger = logging.getLogger(__name__)
+
+# By modality: folder below --output_dir, the tool that fills it, what its names end with.
+HALVES = {
+    "a": ("audio", extract_audio.TOOL, ".wav"),
+    "v": ("faces", extract_face.TOOL, extract_face.SUFFIX),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--videos", required=True, help="folder of videos")
+    parser.add_argument("--labels", help="csv file; see above")
+    parser.add_argument("--output_dir", required=True, help="folder for all that is made")
+    parser.add_argument(
+        "--task", choices=("classification", "regression"), default="classification"
+    )
+    parser.add_argument(
+        "--test_share", type=float, default=0.2, help="of the clips, for test.csv (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the split (%(default)s)")
+    parser.add_argument(
+        "--modality",
+        choices=("av", "a", "v"),
+        default="av",
+        help="make the wavs only (a) or the faces only (v), for training with the same flag",
+    )
+    parser.add_argument(
+        "--relative",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="write names relative to --output_dir, which is then training's --data_root",
+    )
+    batch.add_run_arguments(parser)
+    extract_face.add_face_arguments(parser)
+    return parser
+
+
+def extract_all(args: argparse.Namespace) -> int:
+    """Make the wavs and the faces; returns the worse of the two exit codes."""
+    work: dict[str, tuple[batch.Work, Callable[[Job], bool]]] = {
+        "a": (extract_audio.convert, extract_audio.is_converted)
+    }
+    if "v" in args.modality:  # first, so that a missing program is said before an hour of work
+        work["v"] = extract_face.face_work(args), extract_face.has_faces
+    code = 0
+    for modality in args.modality:
+        folder, tool, suffix = HALVES[modality]
+        flags = {"input": args.videos, "data_root": "", "ext": sorted(VIDEO_SUFFIXES)}
+        flags["output"] = os.path.join(args.output_dir, folder)
+        tool_args = argparse.Namespace(**vars(args) | flags)
+        code = max(code, batch.run_tool(tool, tool_args, suffix, *work[modality]))
+        if code > 1:
+            break
+    return code
+
+
+def find_ready(args: argparse.Namespace) -> tuple[list[str], list[ListedClip], list[LeftOut]]:
+    """Return the names of all videos, those with all they need (label 0 for now), and the others.
+
+    The half that --modality leaves out is named in the lists as if it were there; training with the
+    same flag does not look for it.
+    """
+    made: dict[str, dict[str, str]] = {}
+    left_out: list[LeftOut] = []
+    for modality, (name, tool, suffix) in HALVES.items():
+        folder = os.path.join(args.output_dir, name)
+        jobs, problems = find_jobs(args.videos, folder, VIDEO_SUFFIXES, suffix)
+        made[modality] = {job.name: job.output for job in jobs}
+        if modality in args.modality:
+            rows = batch.read_summary(batch.summary_path(folder, tool, (1, 1)))
+            left_out += [
+                LeftOut(video, f"no {name}", str(rows.get(video, {}).get("reason", "")))
+                for video, path in made[modality].items()
+                if not os.path.exists(path)
+            ]
+    left_out += [LeftOut(outcome.job.name, "not used", outcome.reason) for outcome in problems]
+    missing = {clip.clip for clip in left_out}
+    ready = [
+        ListedClip(video, made["v"][video], wav, 0)
+        for video, wav in made["a"].items()
+        if video not in missing
+    ]
+    return [*made["a"], *(outcome.job.name for outcome in problems)], ready, left_out
+
+
+def make_lists(args: argparse.Namespace) -> int:
+    """Write the lists of the videos that have all they need; returns the exit code."""
+    output = Path(args.output_dir)
+    videos, ready, left_out = find_ready(args)
+    names: list[str] = []
+    parts = {"inference": ready}
+    if args.labels is not None:
+        labels, columns, unmatched = read_labels(args.labels, videos, args.task)
+        left_out += unmatched
+        left_out += [LeftOut(clip.name, "no label") for clip in ready if clip.name not in labels]
+        names = class_names(labels.values()) if args.task == "classification" else columns
+        parts = _labelled_parts(
+            args, [clip for clip in ready if clip.name in labels], labels, names
+        )
+        kind = "classes" if args.task == "classification" else "targets"
+        with whole_file(output / f"{kind}.txt") as file:
+            file.writelines(f"{name}\n" for name in names)
+    write_left_out(output / "left_out.csv", left_out)
+    write_fold(output, parts, output if args.relative else None)
+    _report(args, parts, names, left_out)
+    return 1 if left_out else 0
+
+
+def _labelled_parts(
+    args: argparse.Namespace,
+    clips: Sequence[ListedClip],
+    labels: Mapping[str, Label],
+    names: Sequence[str],
+) -> dict[str, list[ListedClip]]:
+    """Return the clips with their labels, by the list they go to."""
+    if not clips:
+        raise ValueError(f"no video of --labels '{args.labels}' has all its files; see the log")
+    drawn = assign_parts(
+        {clip.name: labels[clip.name] for clip in clips}, args.test_share, args.seed, args.task
+    )
+    parts: dict[str, list[ListedClip]] = {p: [] for p in PARTS if p in drawn.values()}
+    for clip in clips:
+        label = labels[clip.name]
+        value = (
+            names.index(label.values[0])
+            if args.task == "classification"
+            else tuple(float(number) for number in label.values)
+        )
+        parts[drawn[clip.name]].append(clip._replace(label=value, speaker=label.speaker))
+    return parts
+
+
+def _report(
+    args: argparse.Namespace,
+    parts: Mapping[str, Sequence[ListedClip]],
+    names: Sequence[str],
+    left_out: Sequence[LeftOut],
+) -> None:
+    """Show what is in the lists, and the command that uses them."""
+    by_class = args.labels is not None and args.task == "classification"
+    rows: list[list[object]] = [["list", "clips", "speakers", *(names if by_class else [])]]
+    for part, clips in parts.items():
+        counts = Counter(clip.label for clip in clips)
+        speakers = len({clip.speaker for clip in clips} - {None}) or "-"
+        cells = [counts[index] for index in range(len(names))] if by_class else []
+        rows.append([f"{part}.csv", len(clips), speakers, *cells])
+    logger.info("%s", ascii_table(rows))
+    logger.info("%d left out, see %s", len(left_out), Path(args.output_dir) / "left_out.csv")
+    if args.labels is not None:
+        options = f"--task {args.task} --modality {args.modality} --nb_classes {len(names)}"
+        root = f" --data_root {shlex.quote(args.output_dir)}" if args.relative else ""
+        logger.info(
+            "python run_finetuning.py --data_path %s%s %s --finetune CHECKPOINT --output_dir RUN",
+            *(shlex.quote(args.output_dir), root, options),
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    if not 0 < args.test_share < 1:
+        parser.error(f"--test_share must be between 0 and 1, got {args.test_share}")
+    if not os.path.isdir(args.videos):
+        parser.error(f"--videos '{args.videos}' is no folder")
+    try:
+        if args.labels is not None:  # a mistake in it is said before an hour of work
+            read_labels(args.labels, find_ready(args)[0], args.task)
+        code = extract_all(args)
+        if code > 1 or args.shard != (1, 1):
+            return code
+        return max(code, make_lists(args))
+    except (OSError, ValueError) as error:
+        logger.error("error: %s", batch.describe(error))
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

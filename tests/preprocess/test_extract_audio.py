@@ -1,0 +1,437 @@
+import argparse
+import csv
+import errno
+import functools
+import logging
+import os
+import re
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from preprocess.face_and_audio import batch, extract_audio, inputs, staging
+from preprocess.face_and_audio.inputs import ClipError, Job, find_jobs, parse_shard
+from tests.preprocess.media_files import chirp, ffmpeg_program, pictures, save_media
+
+RATE = 16000
+HARD_NAMES = ["a space.mp4", "quote'\"s.mp4", "ünï ☺.mp4", "line\nbreak.mp4", "a:b %d -x.mp4"]
+
+
+def extract(source: Path, output: Path, *flags: str) -> int:
+    names = ["--input", str(source), "--output", str(output)]
+    return extract_audio.main([*names, "--num_workers", "1", *flags])
+
+
+def summary(output: Path, name: str = "extract_audio.csv") -> dict[str, dict[str, str]]:
+    with open(output / name, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row["clip"]: row for row in csv.DictReader(file)}
+
+
+def read(path: Path) -> np.ndarray:
+    with open(path, "rb") as file, soundfile.SoundFile(file) as wav:
+        assert (wav.samplerate, wav.channels, wav.subtype) == (RATE, 1, "PCM_16")
+        return wav.read(dtype="float32")
+
+
+def delay_between(first: np.ndarray, second: np.ndarray, most: int = 64) -> int:
+    """Return by how many samples `second` comes later, the best of -most .. most."""
+    length = min(len(first), len(second)) - 2 * most
+    core = first[most : most + length]
+    scores = [core @ second[most + k : most + k + length] for k in range(-most, most + 1)]
+    return int(np.argmax(scores)) - most
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    for index, name in enumerate(HARD_NAMES):
+        save_media(folder / "sub dir" / name, pictures(3), chirp(0.3 + index / 10, RATE))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name, rate, channels, codec",
+    [
+        ("stereo.mp4", 44100, 2, "aac"),
+        ("voxceleb.m4a", 16000, 1, "aac"),
+        ("stereo.wav", 44100, 2, "pcm_s16le"),
+        ("eight_bit.wav", 22050, 1, "pcm_u8"),
+        ("deep.wav", 48000, 2, "pcm_s24le"),
+        ("surround.mkv", 48000, 6, "pcm_s16le"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["pyav", "ffmpeg"])
+def test_any_sound_becomes_the_mono_wav_without_delay(
+    tmp_path, backend, name, rate, channels, codec
+):
+    sound = np.tile(chirp(1.5, rate), (channels, 1))
+    save_media(tmp_path / "in" / name, sound=sound, rate=rate, codec=codec)
+    flags = ["--backend", backend]
+    flags += ["--ffmpeg", ffmpeg_program()] if backend == "ffmpeg" else []
+    assert extract(tmp_path / "in", tmp_path / "out", *flags) == 0
+    wav = read((tmp_path / "out" / name).with_suffix(".wav"))
+    assert abs(len(wav) - 1.5 * RATE) <= 1024 * RATE / rate + 1  # an encoder may pad a block
+    expected = chirp(1.5, RATE)[0]
+    assert abs(delay_between(expected, wav)) <= 1
+    if channels < 6:  # surround has channels that are not mixed into mono alike
+        core = slice(2000, 20000)
+        assert np.abs(wav[core] - expected[core]).max() < 0.02
+    row = summary(tmp_path / "out")[name]
+    assert (row["rate"], row["channels"]) == (str(rate), str(channels))
+    assert float(row["duration"]) == pytest.approx(len(wav) / RATE, abs=0.01)
+
+
+@pytest.mark.parametrize("name, rate", [("a.m4a", 44100), ("b.mp4", 48000), ("c.mp3", 44100)])
+def test_program_and_libraries_give_the_same_samples(tmp_path, name, rate):
+    program = ffmpeg_program()
+    codec = "libmp3lame" if name.endswith("mp3") else "aac"
+    save_media(tmp_path / "in" / name, sound=chirp(2.0, rate, 2), rate=rate, codec=codec)
+    assert extract(tmp_path / "in", tmp_path / "pyav") == 0
+    assert extract(tmp_path / "in", tmp_path / "x", "--backend", "ffmpeg", "--ffmpeg", program) == 0
+    first, second = (
+        read((tmp_path / folder / name).with_suffix(".wav")) for folder in ("pyav", "x")
+    )
+    assert delay_between(first, second) == 0
+    common = min(len(first), len(second))
+    assert max(len(first), len(second)) - common <= 1152 * RATE / rate + 1
+    assert np.abs(first).max() > 0.3
+    assert np.abs(first[: common - 32] - second[: common - 32]).max() < 2e-3
+
+
+def test_names_with_spaces_quotes_unicode_and_line_breaks_survive(clips, tmp_path):
+    assert extract(clips, tmp_path / "out") == 0
+    made = {path.name for path in (tmp_path / "out" / "sub dir").iterdir()}
+    assert made == {Path(name).stem + ".wav" for name in HARD_NAMES}
+    assert set(summary(tmp_path / "out")) == {f"sub dir/{name}" for name in HARD_NAMES}
+
+
+def test_names_that_are_not_utf8_survive(tmp_path):
+    folder = tmp_path / "in"
+    name = os.fsdecode(b"\xff\xfe.mp4")
+    save_media(folder / "plain.mp4", sound=chirp(0.3, RATE))
+    (folder / "plain.mp4").rename(folder / name)
+    assert extract(folder, tmp_path / "out") == 0
+    assert len(read(tmp_path / "out" / os.fsdecode(b"\xff\xfe.wav"))) > 0.29 * RATE
+    assert name in summary(tmp_path / "out")
+
+
+@pytest.mark.parametrize("backend", ["pyav", "ffmpeg"])
+def test_bad_files_are_reported_and_the_others_unharmed(tmp_path, caplog, backend):
+    folder = tmp_path / "in"
+    save_media(folder / "good.mp4", pictures(5), chirp(0.4, RATE))
+    save_media(folder / "silent film.mp4", pictures(5))
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("no film at all\n" * 300)
+    (folder / "playlist.mp4").write_text("#EXTM3U\nhttp://127.0.0.1:9/x.ts\n")
+    (folder / "gone.mp4").symlink_to(folder / "nowhere.mp4")
+    data = (folder / "good.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
+    save_media(folder / "one frame.mp4", pictures(1), chirp(0.04, RATE))
+    flags = ["--backend", backend]
+    flags += ["--ffmpeg", ffmpeg_program()] if backend == "ffmpeg" else []
+    with caplog.at_level(logging.INFO):
+        assert extract(folder, tmp_path / "out", *flags) == 1
+    rows = summary(tmp_path / "out")
+    reasons = {name: row["reason"] for name, row in rows.items() if row["status"] == "failed"}
+    assert set(reasons) == {
+        *("silent film.mp4", "empty.mp4", "text.mp4", "playlist.mp4", "gone.mp4", "cut.mp4")
+    }
+    assert reasons["silent film.mp4"] == "has no sound"
+    assert reasons["empty.mp4"] == "is an empty file"
+    assert reasons["text.mp4"].startswith("cannot be decoded: Invalid data")
+    assert reasons["gone.mp4"].endswith("No such file or directory")
+    assert "'silent film.mp4': has no sound" in caplog.text
+    assert "2 clips done" in caplog.text and "6 failed" in caplog.text
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"good.wav", "one frame.wav", "extract_audio.csv"}
+    assert len(read(tmp_path / "out" / "one frame.wav")) > 0.03 * RATE
+
+
+def test_a_second_run_does_only_what_is_missing(clips, tmp_path, caplog):
+    out = tmp_path / "out"
+    assert extract(clips, out) == 0
+    wavs = sorted(out.rglob("*.wav"))
+    wavs[0].unlink()
+    before = {path: path.stat().st_mtime_ns for path in wavs[1:]}
+    with caplog.at_level(logging.INFO):
+        assert extract(clips, out) == 0
+    assert "1 clips done" in caplog.text and "4 done before" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in wavs[1:]} == before
+    # What the first run knew about its clips stays in the table.
+    assert all(float(row["duration"]) > 0.2 for row in summary(out).values())
+    assert extract(clips, out, "--overwrite") == 0
+    assert all(path.stat().st_mtime_ns > before[path] for path in wavs[1:])
+
+
+def test_another_wav_under_the_final_name_is_an_error_not_done(tmp_path, caplog):
+    save_media(tmp_path / "a.mp4", sound=chirp(0.3, RATE))
+    save_media(tmp_path / "a.wav", sound=chirp(0.3, 44100, 2), rate=44100, codec="pcm_s16le")
+    assert extract(tmp_path, tmp_path, "--ext", "mp4") == 1
+    assert "as a mono 16000 Hz 16 bit wav (got 44100 Hz, 2 channels, 16 bit)" in caplog.text
+    assert soundfile.info(tmp_path / "a.wav").samplerate == 44100
+    assert extract(tmp_path, tmp_path, "--ext", ".MP4", "--overwrite") == 0
+    assert len(read(tmp_path / "a.wav")) >= 0.3 * RATE
+
+
+def test_wavs_may_stand_beside_the_clips_and_are_not_taken_for_input(tmp_path, caplog):
+    save_media(tmp_path / "id1" / "a.m4a", sound=chirp(0.3, RATE))
+    for _ in range(2):
+        assert extract(tmp_path, tmp_path) == 0
+    assert set(summary(tmp_path)) == {"id1/a.m4a"}
+
+
+def test_two_clips_that_would_become_one_are_not_mixed_up(tmp_path, caplog):
+    save_media(tmp_path / "in" / "a.m4a", sound=chirp(0.3, RATE))
+    save_media(tmp_path / "in" / "a.mp4", sound=chirp(0.6, RATE))
+    assert extract(tmp_path / "in", tmp_path / "out") == 1
+    assert "'a.mp4': 'a.m4a' becomes the same" in caplog.text
+    assert len(read(tmp_path / "out" / "a.wav")) < 0.5 * RATE
+
+
+def test_shards_share_all_clips_whatever_else_is_there(clips, tmp_path):
+    parts = []
+    for part in (1, 2, 3):
+        out = tmp_path / f"out{part}"
+        extract(clips, out, "--shard", f"{part}/3")
+        parts.append({path.name for path in out.rglob("*.wav")})
+        assert set(summary(out, f"extract_audio_{part}of3.csv")) == {
+            f"sub dir/{Path(name).stem}.mp4" for name in parts[-1]
+        }
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len(HARD_NAMES)
+    save_media(clips / "sub dir" / "0 new.mp4", sound=chirp(0.2, RATE))
+    jobs, _ = find_jobs(str(clips), "out", {".mp4"}, ".wav", shard=(1, 3))
+    assert {Path(job.output).name for job in jobs} - {"0 new.wav"} == parts[0]
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "-1/2", "1/0"])
+def test_a_wrong_shard_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected I/N with I from 1 to N"):
+        parse_shard(text)
+
+
+def test_a_list_may_name_files_plainly_or_be_one_of_ours(tmp_path):
+    for name in ("x/a b.mp4", "x/c.mp4", "y/d.mp4"):
+        save_media(tmp_path / name, sound=chirp(0.2, RATE))
+    plain = tmp_path / "files.txt"
+    plain.write_text("x/a b.mp4\nx/c.mp4\n\ny/d.mp4\nx/c.mp4\ny/lost.mp4\n")
+    flags = ["--data_root", str(tmp_path)]
+    assert extract(plain, tmp_path / "out", *flags) == 1
+    made = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.wav"))
+    assert made == ["x/a b.wav", "x/c.wav", "y/d.wav"]
+    assert summary(tmp_path / "out")["y/lost.mp4"]["reason"].endswith("No such file or directory")
+    ours = tmp_path / "train.csv"
+    ours.write_text(f'"{tmp_path}/x/a b.mp4" 0\n{tmp_path}/x/c.mp4 0\n')
+    assert extract(ours, tmp_path / "out2") == 0  # without a root: below what all have in common
+    assert {p.name for p in (tmp_path / "out2").iterdir()} == {
+        *("a b.wav", "c.wav", "extract_audio.csv")
+    }
+
+
+def test_one_file_may_be_the_input(tmp_path):
+    save_media(tmp_path / "a.mp4", sound=chirp(0.2, RATE))
+    assert extract(tmp_path / "a.mp4", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "a.wav").is_file()
+
+
+def test_circular_links_end(tmp_path):
+    save_media(tmp_path / "in" / "a.mp4", sound=chirp(0.2, RATE))
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in", target_is_directory=True)
+    jobs, problems = find_jobs(str(tmp_path / "in"), str(tmp_path / "out"), {".mp4"}, ".wav")
+    assert [job.name for job in jobs] == ["a.mp4"] and not problems
+
+
+@pytest.mark.parametrize(
+    "source, flags, message",
+    [
+        ("nowhere", [], "--input '.*nowhere' does not exist"),
+        ("", [], "holds no file of these kinds"),
+        ("", ["--num_workers", "0"], "--num_workers must be at least 1, got 0"),
+    ],
+)
+def test_nothing_to_do_is_said_in_one_line(tmp_path, caplog, source, flags, message):
+    (tmp_path / "in").mkdir()
+    assert extract(tmp_path / "in" / source, tmp_path / "out", *flags) == 2
+    (record,) = caplog.records
+    assert re.search(message, record.getMessage())
+
+
+def test_a_missing_program_is_said_before_anything_is_done(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        extract(tmp_path, tmp_path / "out", "--backend", "ffmpeg", "--ffmpeg", "no-such-program")
+    assert "--ffmpeg 'no-such-program' is no program that can be run" in capsys.readouterr().err
+
+
+def test_a_program_that_fails_or_hangs_is_a_failed_clip(tmp_path, caplog):
+    save_media(tmp_path / "in" / "a.mp4", sound=chirp(0.2, RATE))
+    program = tmp_path / "fake ffmpeg"
+    program.write_text("#!/bin/sh\necho 'it went wrong' >&2\nexit 9\n")
+    program.chmod(0o755)
+    flags = ["--backend", "ffmpeg", "--ffmpeg", str(program)]
+    assert extract(tmp_path / "in", tmp_path / "out", *flags) == 1
+    assert "fake ffmpeg failed with exit code 9: it went wrong" in caplog.text
+    program.write_text("#!/bin/sh\nexec sleep 30\n")
+    assert extract(tmp_path / "in", tmp_path / "out", *flags, "--timeout", "0.2") == 1
+    assert "fake ffmpeg took longer than 0.2 s" in caplog.text
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["extract_audio.csv"]
+
+
+def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(clips, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write = wave.Wave_write.writeframesraw
+
+    def fail_in_the_third(self, data):
+        if len(list(out.rglob("*.wav"))) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wave.Wave_write, "writeframesraw", fail_in_the_third)
+        assert extract(clips, out) == batch.STOPPED
+    assert sorted(row["status"] for row in summary(out).values()) == ["done", "done", "failed"]
+    names = [path.name for path in out.rglob("*") if path.is_file()]
+    assert len(names) == 3 and not any(name.startswith(staging.PART) for name in names)
+    assert extract(clips, out) == 0  # space again: the same command goes on
+    assert len(list(out.rglob("*.wav"))) == len(HARD_NAMES)
+
+
+def test_a_full_disk_for_the_summary_does_not_hide_the_result(clips, tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(csv.DictWriter, "writeheader", full)
+    assert extract(clips, tmp_path / "out") == 0
+    assert "cannot be written: No space left on device" in caplog.text
+    assert len(list((tmp_path / "out").rglob("*.wav"))) == len(HARD_NAMES)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_files_and_folders_without_permission_are_reported(clips, tmp_path, caplog):
+    names = sorted((clips / "sub dir").iterdir())
+    names[0].chmod(0)
+    (clips / "closed").mkdir(mode=0)
+    try:
+        assert extract(clips, tmp_path / "out") == 1
+    finally:
+        (clips / "closed").chmod(0o755)
+    assert caplog.text.count("Permission denied") == 2
+    assert len(list((tmp_path / "out").rglob("*.wav"))) == len(HARD_NAMES) - 1
+    (tmp_path / "locked").mkdir(mode=0o555)
+    assert extract(clips, tmp_path / "locked" / "out") == 2
+
+
+def test_no_permission_for_one_clip_is_reported_by_name(clips, tmp_path, monkeypatch):
+    """As above, for root too: the operating system's answer is made up."""
+
+    def refuse(path, mode="r", *args, **options):
+        if str(path).endswith(HARD_NAMES[0]) and mode == "rb":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open(path, mode, *args, **options)
+
+    monkeypatch.setattr("preprocess.face_and_audio.media.open", refuse, raising=False)
+    assert extract(clips, tmp_path / "out") == 1
+    row = summary(tmp_path / "out")[f"sub dir/{HARD_NAMES[0]}"]
+    assert row["reason"].endswith("Permission denied")
+    assert len(list((tmp_path / "out").rglob("*.wav"))) == len(HARD_NAMES) - 1
+
+
+def test_an_interrupted_run_keeps_what_is_done_and_goes_on_later(clips, tmp_path, monkeypatch):
+    out, convert, names = tmp_path / "out", extract_audio._resample, []
+
+    def interrupt_the_second(container, stream, part):
+        names.append(part)
+        convert(container, stream, part)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract_audio, "_resample", interrupt_the_second)
+        assert extract(clips, out) == batch.STOPPED
+    assert len(list(out.rglob("*.wav"))) == len(summary(out)) == 1
+    assert not list(out.rglob(f"{staging.PART}*"))
+    assert extract(clips, out) == 0
+    assert len(list(out.rglob("*.wav"))) == len(HARD_NAMES)
+
+
+def test_the_summary_is_written_now_and_then_for_runs_that_are_killed(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "SUMMARY_EVERY", -1)
+    seen = []
+    monkeypatch.setattr(batch.Ledger, "close", lambda self, *_: seen.append(len(self.rows)))
+    extract(clips, tmp_path / "out")
+    assert seen == [len(summary(tmp_path / "out"))] == [len(HARD_NAMES)]
+
+
+def test_an_interrupted_clip_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        with staging.staged(str(tmp_path / "a.wav")) as part:
+            part.write_bytes(b"half")
+            raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_runs_left_is_swept_up_once_it_is_old(tmp_path):
+    old, new = tmp_path / f"{staging.PART}old", tmp_path / f"{staging.PART}new"
+    old.mkdir()
+    (old / "frame.jpg").touch()
+    new.touch()
+    os.utime(old, (1e9, 1e9))
+    with staging.staged(str(tmp_path / "a.wav")) as part:
+        part.touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.wav", new.name}
+
+
+def double(job: Job, victim: str = "") -> dict[str, object]:
+    """Stand in for real work; the process that gets the victim dies."""
+    if job.name == victim:
+        os._exit(7)
+    with staging.staged(job.output) as part:
+        part.write_text("done")
+    return {"process": os.getpid()}
+
+
+def test_a_clip_that_kills_its_process_fails_alone(tmp_path, caplog):
+    source = tmp_path / "in"
+    source.mkdir()
+    for k in range(6):
+        (source / f"{k}.mp4").touch()
+    args = argparse.Namespace(
+        input=str(source),
+        output=str(tmp_path / "out"),
+        ext=[".mp4"],
+        data_root="",
+        shard=(1, 1),
+        num_workers=2,
+        overwrite=False,
+    )
+    work = functools.partial(double, victim="3.mp4")
+    code = batch.run_tool("double", args, ".txt", work, lambda job: os.path.exists(job.output))
+    assert code == 1
+    rows = summary(tmp_path / "out", "double.csv")
+    assert [name for name, row in rows.items() if row["status"] == "failed"] == ["3.mp4"]
+    assert rows["3.mp4"]["reason"] == "the process that worked on it was killed or crashed"
+    assert str(os.getpid()) not in {row["process"] for row in rows.values()}
+
+
+def test_the_script_runs_from_any_folder_with_several_processes(clips, tmp_path):
+    command = [sys.executable, extract_audio.__file__, "--input", str(clips), "--output", "out"]
+    done = subprocess.run(
+        [*command, "--num_workers", "2"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").rglob("*.wav"))) == len(HARD_NAMES)
+
+
+def test_a_sound_track_without_samples_is_reported(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(0), RATE, subtype="PCM_16")
+    job = Job("a", str(tmp_path / "a.wav"), str(tmp_path / "out" / "a.wav"))
+    with pytest.raises(ClipError, match="without a sample|cannot be decoded"):
+        extract_audio.convert(job)
+    assert not os.path.exists(job.output)
+
+
+def test_kinds_of_files_do_not_overlap():
+    assert not inputs.VIDEO_SUFFIXES & inputs.AUDIO_SUFFIXES

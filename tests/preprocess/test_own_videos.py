@@ -1,0 +1,293 @@
+import csv
+import importlib.util
+import logging
+import os
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import run_finetuning
+from hicmae.data.clip_list import read_labelled_list
+from preprocess import own_videos
+from preprocess.face_and_audio import batch
+from preprocess.own.labels import Label, assign_parts, class_names, read_labels, split_groups
+from tests.preprocess.media_files import chirp, pictures, portrait, save_media
+
+NAMES = ["anna/happy 1.mp4", "anna/sad.mp4", "bert/happy.mp4", "bert/sad'2.mp4", "cleo/happy ü.mp4",
+         "cleo/sad.mp4"]  # fmt: skip
+WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "joblib", "lz4"))
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """Six short clips of a face with sound, two of each of three people."""
+    face = cv2.resize(portrait(), (128, 150), interpolation=cv2.INTER_AREA)
+    for index, name in enumerate(NAMES):
+        save_media(tmp_path / "videos" / name, [face] * 12, chirp(0.48 + index / 100, 16000))
+    return tmp_path / "videos"
+
+
+@pytest.fixture
+def openface(tmp_path: Path) -> list[str]:
+    """Flags for a program that stands in for OpenFace and its weights: twelve faces a video."""
+    faces = tmp_path / "some_aligned"
+    faces.mkdir()
+    for k in range(12):
+        picture = cv2.resize(portrait()[100:350, 160:370], (40, 40))
+        cv2.imwrite(str(faces / f"frame_det_00_{k + 1:06d}.jpg"), picture[..., ::-1])
+    program = tmp_path / "FeatureExtraction"
+    program.write_text(
+        "#!/bin/sh\n"
+        'while [ $# -gt 0 ]; do [ "$1" = -out_dir ] && out=$2; shift; done\n'
+        f'cp -r {shlex.quote(str(faces))} "$out/clip_aligned"\n'
+    )
+    program.chmod(0o755)
+    return ["--backend", "openface", "--openface", str(program)]
+
+
+def write_labels(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def labels_of(tmp_path: Path) -> str:
+    lines = [f'"{name}",{name.split("/")[1][:3].strip()},{name.split("/")[0]}' for name in NAMES]
+    return write_labels(tmp_path / "labels.csv", "video,label,speaker", *lines)
+
+
+def prepare(videos: Path, output: Path, *flags: str) -> int:
+    names = ["--videos", str(videos), "--output_dir", str(output), "--num_workers", "1"]
+    return own_videos.main([*names, *flags])
+
+
+def left_out(output: Path) -> dict[str, tuple[str, str]]:
+    with open(output / "left_out.csv", newline="", encoding="utf-8") as file:
+        return {row["clip"]: (row["reason"], row["detail"]) for row in csv.DictReader(file)}
+
+
+@pytest.mark.skipif(not WEIGHTS, reason="needs the extra 'faces': pip install mtcnn==1.0.0")
+def test_one_command_leads_to_a_fine_tuning_run(videos, tmp_path, caplog):
+    out = tmp_path / "my data"
+    with caplog.at_level(logging.INFO):
+        code = prepare(videos, out, "--labels", labels_of(tmp_path), "--img_size", "64")
+    assert code == 0
+    assert (out / "classes.txt").read_text().split() == ["hap", "sad"]
+    train, test = (
+        read_labelled_list(out / f"{part}.csv", num_classes=2) for part in ("train", "test")
+    )
+    assert (len(train), len(test)) == (4, 2)
+    speaker = {Path(clip.video).parent.name for clip in test}
+    assert len(speaker) == 1 and Counter(clip.label for clip in test) == {0: 1, 1: 1}
+    for clip in train + test:
+        assert Path(clip.audio).is_file() and len(os.listdir(clip.video)) == 12
+        assert ("happy" in clip.video) == (clip.label == 0)
+    command = next(r.getMessage() for r in caplog.records if "run_finetuning.py" in r.getMessage())
+    flags = shlex.split(command.replace("CHECKPOINT", "x").replace("RUN", "x"))[2:]
+    flags = flags[: flags.index("--finetune")]  # there is none here, and the rest is made small
+    small = ["--model", "avit_dim128_patch16_160_a256", "--depth", "1", "--depth_audio", "1"]
+    small += ["--fusion_depth", "1", "--batch_size", "2", "--epochs", "1", "--warmup_epochs", "0"]
+    small += ["--num_frames", "4", "--sampling_rate", "2", "--input_size", "32", "--device", "cpu"]
+    small += ["--input_size_audio", "48", "128", "--num_workers", "0"]
+    run_finetuning.main([*flags, *small, "--output_dir", str(tmp_path / "run")])
+    assert len((tmp_path / "run" / "pred.csv").read_text().splitlines()) == 1 + len(test)
+
+
+def test_videos_that_lack_something_are_left_out_with_the_reason(videos, tmp_path, openface):
+    save_media(videos / "mute.mp4", pictures(4))
+    (videos / "broken.mp4").write_text("no film")
+    save_media(videos / "unlabelled.mp4", pictures(4), chirp(0.3, 16000))
+    save_media(videos / "anna" / "sad.mkv", pictures(4), chirp(0.3, 16000))
+    lines = Path(labels_of(tmp_path)).read_text().splitlines()
+    labels = write_labels(tmp_path / "l.csv", *lines, "mute,sad,dora", "lost.mp4,sad,dora")
+    assert prepare(videos, tmp_path / "out", "--labels", labels, *openface) == 1
+    reasons = left_out(tmp_path / "out")
+    assert reasons["mute.mp4"] == ("no audio", "has no sound")
+    assert reasons["broken.mp4"][0] == "no audio"
+    assert reasons["broken.mp4"][1].startswith("cannot be decoded")
+    assert reasons["unlabelled.mp4"] == ("no label", "")
+    assert reasons["lost.mp4"] == ("no such video", f"{labels}:9")
+    assert reasons["anna/sad.mp4"][0] == "not used"  # sad.mkv, which comes first, has its place
+    assert reasons["anna/sad.mp4"][1].startswith("'anna/sad.mkv' becomes the same")
+    clips = [
+        clip
+        for part in ("train", "test")
+        for clip in read_labelled_list(tmp_path / "out" / f"{part}.csv", num_classes=2)
+    ]
+    assert len(clips) == 5
+    assert not any("mute" in clip.video or "broken" in clip.video for clip in clips)
+
+
+def test_without_labels_there_is_one_list_for_inference(videos, tmp_path, openface):
+    assert prepare(videos, tmp_path / "out", "--relative", *openface) == 0
+    clips = read_labelled_list(tmp_path / "out" / "inference.csv", data_root=str(tmp_path / "out"))
+    assert {clip.label for clip in clips} == {0} and len(clips) == len(NAMES)
+    assert all(Path(clip.audio).is_file() and Path(clip.video).is_dir() for clip in clips)
+    assert str(tmp_path) not in (tmp_path / "out" / "inference.csv").read_text()
+    assert not (tmp_path / "out" / "train.csv").exists()
+
+
+def test_regression_takes_every_other_column_as_a_target(videos, tmp_path, openface):
+    lines = [f"{name},{k / 10},-{k}" for k, name in enumerate(NAMES)]
+    labels = write_labels(tmp_path / "labels.csv", "video,valence,arousal", *lines)
+    flags = ["--labels", labels, "--task", "regression", "--test_share", "0.34"]
+    assert prepare(videos, tmp_path / "out", *flags, *openface) == 0
+    assert (tmp_path / "out" / "targets.txt").read_text().split() == ["valence", "arousal"]
+    clips = read_labelled_list(tmp_path / "out" / "train.csv", "regression", 2)
+    test = read_labelled_list(tmp_path / "out" / "test.csv", "regression", 2)
+    assert (len(clips), len(test)) == (4, 2)
+    for clip in clips + test:
+        assert clip.label[1] == pytest.approx(-10 * clip.label[0])
+
+
+def test_a_given_split_is_kept(videos, tmp_path, openface):
+    split = ["train", "train", "val", "test", "test", "train"]
+    lines = [
+        f"{name},x{k % 2},{part}" for k, (name, part) in enumerate(zip(NAMES, split, strict=True))
+    ]
+    labels = write_labels(tmp_path / "labels.csv", "video,label,split", *lines)
+    assert prepare(videos, tmp_path / "out", "--labels", labels, *openface) == 0
+    for part in ("train", "val", "test"):
+        clips = read_labelled_list(tmp_path / "out" / f"{part}.csv")
+        names = {str(Path(clip.audio).relative_to(tmp_path / "out" / "audio")) for clip in clips}
+        assert names == {
+            name[:-4] + ".wav" for name, s in zip(NAMES, split, strict=True) if s == part
+        }
+
+
+def test_speakers_on_both_sides_of_a_given_split_are_an_error(videos, tmp_path, openface, caplog):
+    lines = [f"{name},x,{name[:4]},{'test' if k % 2 else 'train'}" for k, name in enumerate(NAMES)]
+    labels = write_labels(tmp_path / "labels.csv", "video,label,speaker,split", *lines)
+    assert prepare(videos, tmp_path / "out", "--labels", labels, *openface) == 2
+    assert "3 speakers are in train.csv and in test.csv, expected none" in caplog.text
+
+
+@pytest.mark.parametrize("modality, made", [("a", "audio"), ("v", "faces")])
+def test_one_modality_needs_only_its_half(videos, tmp_path, openface, modality, made):
+    if modality == "v":
+        save_media(videos / NAMES[0], pictures(4))  # no sound, and none is wanted
+    flags = ["--labels", labels_of(tmp_path), "--modality", modality, *openface]
+    assert prepare(videos, tmp_path / "out", *flags) == 0
+    folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert folders == {made}
+    assert len(read_labelled_list(tmp_path / "out" / "train.csv", num_classes=2)) == 4
+
+
+def test_shards_extract_and_a_last_run_makes_the_lists(videos, tmp_path, openface):
+    flags = ["--labels", labels_of(tmp_path), *openface]
+    for part in (1, 2):
+        assert prepare(videos, tmp_path / "out", *flags, "--shard", f"{part}/2") == 0
+        assert not (tmp_path / "out" / "train.csv").exists()
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.wav")}
+    assert len(made) == len(NAMES)
+    assert prepare(videos, tmp_path / "out", *flags) == 0
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert (tmp_path / "out" / "train.csv").is_file()
+
+
+def test_no_list_is_made_of_a_run_that_was_stopped(videos, tmp_path, openface, monkeypatch):
+    monkeypatch.setattr(batch, "run_tool", lambda *_: batch.STOPPED)
+    flags = ["--labels", labels_of(tmp_path), *openface]
+    assert prepare(videos, tmp_path / "out", *flags) == batch.STOPPED
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "lines, task, message",
+    [
+        (["name,label", "a,b"], "classification", ":1: expected the columns video,label, got 'na"),
+        (["video", "a"], "regression", ":1: expected the columns video and a column for each targ"),
+        (["video,label", "a.mp4,"], "classification", ":2: expected a class name in column 'labe"),
+        (
+            ["video,v", "a,1", "b,x"],
+            "regression",
+            ":3: expected a finite number in column 'v', go",
+        ),
+        (
+            ["video,v", "a,nan"],
+            "regression",
+            ":2: expected a finite number in column 'v', got 'na",
+        ),
+        (["video,label,split", "a,x,dev"], "classification", "expected train, val or test in colu"),
+        (
+            ["video,label,speaker", "a,x,"],
+            "classification",
+            ":2: expected a name in column 'speak",
+        ),
+        (
+            ["video,label", "a,x", "a.mp4,y"],
+            "classification",
+            ":3: 'a.mp4' names a video that has",
+        ),
+        (["video,label", "c,x"], "classification", ":2: 'c' names several videos, expected one of"),
+    ],
+)
+def test_mistakes_in_the_labels_are_named_by_line(tmp_path, lines, task, message):
+    labels = write_labels(tmp_path / "labels.csv", *lines)
+    with pytest.raises(ValueError, match=message):
+        read_labels(labels, ["a.mp4", "b.mp4", "x/c.mp4", "y/c.mp4"], task)
+
+
+def test_mistakes_are_said_before_any_work(videos, tmp_path, caplog, capsys, openface):
+    labels = write_labels(tmp_path / "l.csv", "video,emotion", "a,b")
+    assert prepare(videos, tmp_path / "out", "--labels", labels, *openface) == 2
+    assert "expected the columns video,label" in caplog.text
+    assert prepare(videos, tmp_path / "out", "--labels", str(tmp_path / "no.csv"), *openface) == 2
+    assert "--labels '" in caplog.text and "does not exist" in caplog.text
+    assert not (tmp_path / "out").exists()
+    for flags, message in (
+        (["--test_share", "1"], "--test_share must be between 0 and 1, got 1"),
+        (["--videos", "nowhere"], "--videos 'nowhere' is no folder"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            prepare(videos, tmp_path / "out", *flags)
+        assert message in capsys.readouterr().err
+
+
+def test_videos_may_be_named_in_any_clear_way(tmp_path):
+    videos = ["a.mp4", "x/b c.mp4", "x/d.mp4", "y/d.mp4"]
+    lines = ["video,label", "a,1", "b c.mp4,1", "x/d,2", "./y/d.mp4,2", "z,3"]
+    labels, columns, unmatched = read_labels(
+        write_labels(tmp_path / "labels.csv", *lines), videos, "classification"
+    )
+    assert set(labels) == set(videos) and columns == ["label"]
+    assert [clip.clip for clip in unmatched] == ["z"]
+
+
+def test_classes_are_sorted_as_people_do():
+    labels = [Label((name,), None, None) for name in ("10", "joy", "9", "anger", "joy")]
+    assert class_names(labels) == ["9", "10", "anger", "joy"]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_classes_have_their_share_in_the_test_list(share):
+    labels = {f"{k}": Label(("ab"[k % 5 == 0],), None, None) for k in range(200)}
+    parts = assign_parts(labels, share, 0, "classification")
+    for name, total in (("a", 160), ("b", 40)):
+        drawn = sum(parts[k] == "test" for k, label in labels.items() if label.values[0] == name)
+        assert drawn == pytest.approx(share * total, abs=1)
+    assert parts == assign_parts(labels, share, 0, "classification")
+    assert parts != assign_parts(labels, share, 1, "classification")
+
+
+def test_speakers_are_drawn_whole_and_stratified():
+    rng = np.random.default_rng(0)
+    groups = {
+        f"s{k}": Counter({c: int(n) for c, n in zip("abc", rng.integers(1, 30, 3), strict=True)})
+        for k in range(40)
+    }
+    test = split_groups(groups, 0.2, seed=0)
+    total, drawn = sum(groups.values(), Counter()), sum((groups[g] for g in test), Counter())
+    for name in "abc":
+        assert drawn[name] / total[name] == pytest.approx(0.2, abs=0.05)
+
+
+def test_both_lists_get_someone_even_of_two():
+    groups = {"one": Counter(a=9), "two": Counter(a=1)}
+    assert split_groups(groups, 0.2, 0) == {"two"}
+    assert len(split_groups(groups, 0.9, 0)) == 1
+    with pytest.raises(ValueError, match="expected at least two speakers or clips to split, got 1"):
+        split_groups({"one": Counter(a=9)}, 0.2, 0)
