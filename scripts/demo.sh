@@ -29,8 +29,8 @@ FINETUNE_EPOCHS=40
 FINETUNE_FLAGS=(
     --model avit_dim128_patch16_160_a256 --nb_classes 6
     --depth 2 --depth_audio 2 --fusion_depth 1
-    --batch_size 32 --epochs "$FINETUNE_EPOCHS" --warmup_epochs 2 --lr 0.024 --min_lr 1e-4
-    --layer_decay 1 --drop_path 0.1 --aa none --reprob 0 --crop_scale 0.9 1
+    --batch_size 32 --epochs "$FINETUNE_EPOCHS" --warmup_epochs 2 --lr 0.016 --min_lr 1e-4
+    --layer_decay 1 --drop_path 0 --aa none --reprob 0 --crop_scale 1 1
     --mixup 0 --cutmix 0 --smoothing 0.1 --roll_mag_aug --clip_grad 1 --val_metric uar
 )
 # Half of the cores load clips, so that they and the arithmetic do not fight; bf16 is faster on CPUs too.
@@ -103,8 +103,10 @@ for fold in $FOLDS; do
 done
 HISTORY=$ALL
 
-step "pictures: curves" "$DEMO/curves.png" "$PYTHON" -m hicmae.visualize curves \
-    "$DEMO/pretrain" "${RUNS[@]}" --out "$DEMO/curves.png"
+step "pictures: pre-training curves" "$DEMO/curves_pretrain.png" "$PYTHON" -m hicmae.visualize curves \
+    "$DEMO/pretrain" --out "$DEMO/curves_pretrain.png"
+step "pictures: fine-tuning curves" "$DEMO/curves.png" "$PYTHON" -m hicmae.visualize curves \
+    "${RUNS[@]}" --out "$DEMO/curves.png"
 step "pictures: confusion" "$DEMO/confusion.png" "$PYTHON" -m hicmae.visualize confusion \
     "${RUNS[@]/%//pred.csv}" --classes "$DATA/classes.txt" --out "$DEMO/confusion.png"
 

@@ -128,7 +128,7 @@ def test_other_rate_is_refused_with_what_to_do(write_wav):
     path = write_wav(rate=44100)
     with pytest.raises(
         UnreadableClip,
-        match="clip.wav' has sample rate 44100 Hz, expected 16000; convert it with: ffmpeg",
+        match="clip.wav' has sample rate 44100 Hz, expected 16000; convert it with preprocess",
     ):
         length_of(path)
 

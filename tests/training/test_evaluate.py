@@ -93,7 +93,10 @@ def test_results_are_written_with_labels_predictions_and_probabilities(tmp_path)
     assert [(row["label"], row["prediction"]) for row in rows] == [("1", "1"), ("0", "1")]
     assert rows[0]["p1"] == "0.800000"
     assert json.loads((tmp_path / "metrics_best.json").read_text())["war"] == 0.5
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics_best.json", "pred_best.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "metrics_best.json",
+        "pred_best.csv",
+    ]
 
 
 def test_headline_of_a_regression_metric_is_its_mean():
