@@ -6,13 +6,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from preprocess.toy.clips import AROUSALS, CLASSES, VALENCES, ClipKey, make_tracks, plan_clip
 from preprocess.toy.render import align, draw_frames
 
-SHEET_CLIP = (
-    900  # a clip number that no data set uses: the sheet shows speakers, not training clips
-)
+# A clip number that no data set uses: the sheet shows speakers, not training clips.
+SHEET_CLIP = 900
 MARGIN = 26
 INK = (40, 40, 40)
 
@@ -27,8 +27,8 @@ def write_preview(path: Path, seed: int, speakers: int, face_size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"--preview must name a .png or .jpg file, got '{path}'")
-    _, data = cv2.imencode(path.suffix, sheet)
-    path.write_bytes(data.tobytes())
+    # Not with cv2: its PNG writer fails in a process that has loaded decord's older zlib.
+    Image.fromarray(sheet[..., ::-1]).save(path)
 
 
 def sheet_row(seed: int, speaker: int, face_size: int) -> np.ndarray:

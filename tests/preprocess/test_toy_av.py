@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -514,7 +515,7 @@ def test_the_command_line_reports_a_bad_value_in_one_line(tmp_path, capsys):
 def test_preview_shows_every_valence_of_every_speaker(tmp_path, capsys):
     sheet = tmp_path / "figs" / "sheet.png"
     toy_av.main(["--preview", str(sheet), "--preview_speakers", "1"])
-    assert cv2.imread(str(sheet)).shape == (26 + 224, 9 * 224, 3)
+    assert np.asarray(Image.open(sheet)).shape == (26 + 224, 9 * 224, 3)
     with pytest.raises(SystemExit):
         toy_av.main(["--preview", str(tmp_path / "sheet.gif")])
     assert "--preview must name a .png or .jpg file" in capsys.readouterr().err
