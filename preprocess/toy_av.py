@@ -21,12 +21,21 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # works from any folder, without installation
+# the repository root, so that this works from any folder without installation
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from preprocess.toy.build import Recipe, build  # noqa: E402
 from preprocess.toy.preview import write_preview  # noqa: E402
+
+SETTINGS = {
+    "seed": "decides every pixel and sample",
+    "speakers": "labelled speakers",
+    "clips_per_class": "clips of each labelled speaker and class",
+    "pretrain_speakers": "unlabelled speakers",
+    "pretrain_clips": "clips of each unlabelled speaker",
+    "folds": "speaker-independent folds",
+    "face_size": "pixels of an aligned face",
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -38,47 +47,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output_dir", type=Path, help="folder of the data set, for example saved/data/toy_av"
     )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=defaults.seed,
-        help="decides every pixel and sample (%(default)s)",
-    )
+    for name, meaning in SETTINGS.items():
+        default = getattr(defaults, name)
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({default})")
     parser.add_argument(
         "--num_workers",
         type=int,
         default=os.cpu_count() or 1,
         help="processes; any number gives the same files (%(default)s)",
-    )
-    parser.add_argument(
-        "--speakers", type=int, default=defaults.speakers, help="labelled speakers (%(default)s)"
-    )
-    parser.add_argument(
-        "--clips_per_class",
-        type=int,
-        default=defaults.clips_per_class,
-        help="of each labelled speaker (%(default)s)",
-    )
-    parser.add_argument(
-        "--pretrain_speakers",
-        type=int,
-        default=defaults.pretrain_speakers,
-        help="unlabelled speakers (%(default)s)",
-    )
-    parser.add_argument(
-        "--pretrain_clips",
-        type=int,
-        default=defaults.pretrain_clips,
-        help="of each unlabelled speaker (%(default)s)",
-    )
-    parser.add_argument(
-        "--folds", type=int, default=defaults.folds, help="speaker-independent folds (%(default)s)"
-    )
-    parser.add_argument(
-        "--face_size",
-        type=int,
-        default=defaults.face_size,
-        help="aligned faces, pixels (%(default)s)",
     )
     parser.add_argument(
         "--relative",
@@ -105,8 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.preview is None and args.output_dir is None:
         parser.error("give --output_dir (or --preview for a contact sheet only)")
     try:
-        names = Recipe.__dataclass_fields__.keys() - {"version"}
-        recipe = Recipe(**{name: getattr(args, name) for name in names})
+        recipe = Recipe(**{name: getattr(args, name) for name in SETTINGS})
         if args.preview is not None:
             write_preview(args.preview, args.seed, args.preview_speakers, args.face_size)
         else:

@@ -22,11 +22,13 @@ def write_preview(path: Path, seed: int, speakers: int, face_size: int) -> None:
 
     Speech and motion are the same in every column, so only the expression differs.
     """
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"--preview must name a .png or .jpg file, got '{path}'")
+    if speakers < 1:
+        raise ValueError(f"--preview_speakers must be 1 or more, got {speakers}")
     rows = [sheet_row(seed, speaker, face_size) for speaker in range(speakers)]
     sheet = np.vstack([header(rows[0].shape[1], len(VALENCES)), *rows])
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"--preview must name a .png or .jpg file, got '{path}'")
     # Not with cv2: its PNG writer fails in a process that has loaded decord's older zlib.
     Image.fromarray(sheet[..., ::-1]).save(path)
 

@@ -139,17 +139,7 @@ def draw_face(build: float, rng: np.random.Generator) -> FaceTraits:
 
     width = near(51 + 1.5 * build, 2.6)
     style = draw_style(build, rng)
-    tone = rng.uniform(0, len(SKIN_RGB) - 1)
-    skin = blend_colours(SKIN_RGB, tone, rng, 6)
-    fair = max(0.05, 1 - tone / 3)  # light hair and eyes are rarer with dark skin
-    hair_odds = np.array([1.3, 1.2, 1.0, fair, fair, 0.8 * fair, 0.5])
-    hair = blend_colours(
-        HAIR_RGB[[rng.choice(len(HAIR_RGB), p=hair_odds / hair_odds.sum())]], 0, rng, 10
-    )
-    iris_odds = np.array([1.5, 1.0, 0.8 * fair, fair, 0.6 * fair])
-    iris = blend_colours(
-        IRIS_RGB[[rng.choice(len(IRIS_RGB), p=iris_odds / iris_odds.sum())]], 0, rng, 8
-    )
+    skin, hair, iris = draw_colours(rng)
     lips = 0.62 * skin + 0.38 * np.array([78.0, 60.0, 190.0]) * (0.5 + skin.mean() / 400)
     return FaceTraits(
         face_width=width,
@@ -195,6 +185,19 @@ def draw_face(build: float, rng: np.random.Generator) -> FaceTraits:
         liveliness=float(rng.uniform(0.6, 1.3)),
         blinks=float(rng.uniform(0.2, 0.6)),
     )
+
+
+def draw_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw skin, hair and iris, BGR float (3,); light hair and eyes are rarer with dark skin."""
+    tone = rng.uniform(0, len(SKIN_RGB) - 1)
+    skin = blend_colours(SKIN_RGB, tone, rng, 6)
+    fair = max(0.05, 1 - tone / 3)
+    hair_odds = np.array([1.3, 1.2, 1.0, fair, fair, 0.8 * fair, 0.5])
+    hair_at = rng.choice(len(HAIR_RGB), p=hair_odds / hair_odds.sum())
+    hair = blend_colours(HAIR_RGB[[hair_at]], 0, rng, 10)
+    iris_odds = np.array([1.5, 1.0, 0.8 * fair, fair, 0.6 * fair])
+    iris_at = rng.choice(len(IRIS_RGB), p=iris_odds / iris_odds.sum())
+    return skin, hair, blend_colours(IRIS_RGB[[iris_at]], 0, rng, 8)
 
 
 def draw_style(build: float, rng: np.random.Generator) -> str:

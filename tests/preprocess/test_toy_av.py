@@ -519,6 +519,9 @@ def test_preview_shows_every_valence_of_every_speaker(tmp_path, capsys):
     with pytest.raises(SystemExit):
         toy_av.main(["--preview", str(tmp_path / "sheet.gif")])
     assert "--preview must name a .png or .jpg file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        toy_av.main(["--preview", str(sheet), "--preview_speakers", "0"])
+    assert "--preview_speakers must be 1 or more, got 0" in capsys.readouterr().err
 
 
 def test_the_script_runs_from_any_folder(tmp_path):
