@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD
 from hicmae.models.encoder import PATCH_SIZE
 from hicmae.models.patches import TokenSplit, cut_patches, join_patches, split_tokens
 from hicmae.models.pretrain import HiCMAEOutput
 from hicmae.training.distributed import gather_with_grad, rank
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 TARGET_EPS = 1e-6  # added to the standard deviation of a patch
 
 
