@@ -10,10 +10,11 @@ places):
     Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav    16 kHz mono as distributed
     faces/Ses01F_impro01_F000_aligned/*.jpg    one folder an utterance
 
-The videos in dialog/avi hold a whole dialogue with both speakers side by side: cut them by the
-times above and to the half of the speaker before preprocess/face_and_audio/extract_face.py. Other
-classes are left out. Written to --output_dir (saved/data/iemocap/audio_visual): split01..05 with
-train.csv and test.csv, classes.txt, speakers.csv, left_out.csv.
+The videos in dialog/avi hold a whole dialogue with both speakers side by side:
+preprocess/iemocap_clips.py cuts them by the times above and to the half of the speaker, then
+preprocess/face_and_audio/extract_face.py finds the faces. Other classes are left out. Written to
+--output_dir (saved/data/iemocap/audio_visual): split01..05 with train.csv and test.csv,
+classes.txt, speakers.csv, left_out.csv.
 """
 
 from __future__ import annotations

@@ -120,6 +120,12 @@ def make_list(args: argparse.Namespace) -> None:
         left_out += broken
         gone = {clip.clip for clip in broken}
         tree = tree._replace(clips=[clip for clip in clips if clip not in gone])
+    if not tree.clips:
+        write_left_out(output / "left_out.csv", left_out)
+        raise ValueError(
+            f"none of {len(clips)} clips can be used; see '{output / 'left_out.csv'}', and make "
+            "the files again"
+        )
     write(tree, left_out, output, root, args)
 
 

@@ -669,3 +669,13 @@ def test_left_out_names_survive_any_character(tmp_path: Path) -> None:
         tmp_path / "left_out.csv", newline="", encoding="utf-8", errors="surrogateescape"
     ) as file:
         assert list(csv.reader(file))[1] == [name, "why", "detail"]
+
+
+def test_voxceleb2_without_a_usable_clip_writes_no_list(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    voxceleb(tmp_path / "V", {"id1/a/00001": "va"}, lambda path: path.write_text("junk"))
+    flags = ["--data_root", str(tmp_path / "V"), "--output_dir", str(tmp_path / "out")]
+    assert voxceleb2.main([*flags, "--check", "--num_workers", "1"]) == 1
+    assert "none of 1 clips can be used" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.csv")) == ["left_out.csv"]

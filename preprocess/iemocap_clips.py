@@ -1,0 +1,169 @@
+"""Cut the dialogues of IEMOCAP into utterances, each with the half of the picture that speaks.
+
+    python preprocess/iemocap_clips.py --input IEMOCAP_full_release --output clips
+    python preprocess/face_and_audio/extract_face.py --input clips --output faces
+
+`Session1/dialog/avi/DivX/Ses01F_impro01.avi` becomes a folder of that name with an mp4 (without
+sound, which is in sentences/wav) for each utterance of `dialog/EmoEvaluation/Ses01F_impro01.txt`.
+Both actors are in one picture, side by side. The one with the face markers, whom the fifth letter
+of a dialogue's name tells (F or M), sits on the left; --marked_side says otherwise. The same
+command run again does only what is missing. iemocap_clips.csv in the output folder has a row for
+each dialogue, and names the utterances that its video, cut off too early, does not show.
+
+Exit code: 0; 1 where a dialogue failed; 2 where input is missing; 3 where the run was stopped, by
+hand or by a full disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
+
+import av  # noqa: E402
+import numpy as np  # noqa: E402
+
+from preprocess.face_and_audio import batch  # noqa: E402
+from preprocess.face_and_audio.inputs import ClipError, Job  # noqa: E402
+from preprocess.face_and_audio.media import open_stream  # noqa: E402
+from preprocess.face_and_audio.staging import staged  # noqa: E402
+from preprocess.lists.annotations import matched, read_lines  # noqa: E402
+
+TOOL = "iemocap_clips"
+LINE = r"\[([\d.]+) - ([\d.]+)\]\s+(Ses0[1-5]([FM])_\w+_([FM])\w+)\s+\w+\s+\[.*\]"
+FORM = "'[<start> - <end>] <utterance> <emotion> [<v>, <a>, <d>]'"
+X264_QUALITY = "14"  # constant rate factor: hardly a loss beside the DivX it is made from
+
+
+class Utterance(NamedTuple):
+    """When someone speaks in a dialogue, in seconds, and whether it is the actor with markers."""
+
+    name: str
+    start: float
+    end: float
+    marked: bool
+
+
+class Writer:
+    """An mp4 that grows by a picture at a time."""
+
+    def __init__(self, path: Path, rate: object, width: int, height: int) -> None:
+        self.container = av.open(str(path), "w")
+        self.stream = self.container.add_stream("libx264", rate=rate)  # type: ignore[call-overload]
+        self.stream.width, self.stream.height = width, height
+        self.stream.pix_fmt, self.stream.options = "yuv420p", {"crf": X264_QUALITY}
+        self.stream.codec_context.thread_count = 1
+
+    def write(self, picture: np.ndarray) -> None:
+        """Add a picture (H, W, 3) uint8 RGB."""
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        self.container.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        """Write what is held back."""
+        self.container.mux(self.stream.encode(None))
+        self.container.close()
+
+
+def cut(job: Job, marked_side: str) -> dict[str, object]:
+    """Write the utterances of one dialogue.
+
+    Returns:
+        Columns of the summary: the number of utterances, and those without a picture.
+    """
+    utterances = list(read_utterances(labels_of(job.source)))
+    with staged(job.output) as part:
+        part.mkdir()
+        written = set(_write(job.source, part, utterances, marked_side))
+    missing = [utterance.name for utterance in utterances if utterance.name not in written]
+    return {"utterances": len(written), "without_picture": " ".join(missing)}
+
+
+def labels_of(video: str) -> str:
+    """Return the label file of a dialogue: dialog/EmoEvaluation/<name>.txt."""
+    dialog = Path(os.path.abspath(video)).parents[2]
+    path = dialog / "EmoEvaluation" / f"{Path(video).stem}.txt"
+    if not path.is_file():
+        raise ClipError(f"has no label file '{path}'; keep the folders as they are distributed")
+    return str(path)
+
+
+def read_utterances(path: str) -> Iterator[Utterance]:
+    """Yield the utterances of a label file, passing over headings and the votes of raters."""
+    for where, line in read_lines(path):
+        if line.startswith("["):
+            match = matched(LINE, line, where, FORM)
+            start, end, name, marked, speaker = match.groups()
+            yield Utterance(name, float(start), float(end), marked == speaker)
+
+
+def _write(
+    source: str, folder: Path, utterances: list[Utterance], marked_side: str
+) -> Iterator[str]:
+    """Write the mp4 files in one pass over the dialogue; yields the names that are complete."""
+    waiting = sorted(utterances, key=lambda utterance: utterance.start)
+    speaking: dict[Utterance, Writer] = {}
+    with open_stream(source, "video") as (container, stream):
+        rate = stream.average_rate or 30
+        for index, frame in enumerate(container.decode(stream)):
+            seconds = index / float(rate)  # time stamps of AVI count frames as well
+            while waiting and waiting[0].start <= seconds:
+                utterance = waiting.pop(0)
+                if seconds < utterance.end:
+                    width, height = frame.width // 4 * 2, frame.height // 2 * 2
+                    path = folder / f"{utterance.name}.mp4"
+                    speaking[utterance] = Writer(path, rate, width, height)
+            if speaking:
+                picture = frame.to_ndarray(format="rgb24")
+            for utterance in list(speaking):
+                if seconds < utterance.end:
+                    speaking[utterance].write(_half(picture, utterance.marked, marked_side))
+                else:
+                    speaking.pop(utterance).close()
+                    yield utterance.name
+    for utterance, writer in speaking.items():
+        writer.close()
+        yield utterance.name
+
+
+def _half(picture: np.ndarray, marked: bool, marked_side: str) -> np.ndarray:
+    """Return the left or right half, of even size as H.264 wants it."""
+    height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 4 * 2
+    left = marked == (marked_side == "left")
+    half = picture[:height, :width] if left else picture[:height, -width:]
+    return np.ascontiguousarray(half)
+
+
+def is_cut(job: Job) -> bool:
+    """Return whether the folder of a dialogue is there; it appears whole or not at all."""
+    return Path(job.output).is_dir()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    batch.add_arguments(parser, [".avi"])
+    parser.add_argument(
+        "--marked_side",
+        choices=("left", "right"),
+        default="left",
+        help="of the picture where the actor with the face markers is (%(default)s)",
+    )
+    args = parser.parse_args(arguments)
+    return batch.run_tool(
+        TOOL, args, "", functools.partial(cut, marked_side=args.marked_side), is_cut
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
