@@ -18,21 +18,23 @@ from torch import nn
 from hicmae.config.common import OptimConfig
 from hicmae.config.finetuning import LOWER_IS_BETTER, complete
 from hicmae.config.flags import add_arguments, as_dict, new_parser, parse_configs
+from hicmae.inference.export import export_run
 from hicmae.training import checkpoint
-from hicmae.training.engine import Optimization
+from hicmae.training.changes import describe_clips
+from hicmae.training.epochs import train_epochs
 from hicmae.training.evaluate import headline, summary
 from hicmae.training.logger import RunLogger
+from hicmae.training.resume import find_checkpoint, prepare
+from hicmae.training.saving import Saver
 from hicmae.training.session import (
     Session,
     make_optimization,
     num_parameters,
     open_session,
-    resume_training,
     run_command,
-    save_training,
-    steps_per_epoch,
-    train_epochs,
+    run_shape,
     training_loader,
+    write_settings,
 )
 from hicmae.training.supervised import (
     FinetuneConfigs,
@@ -46,6 +48,7 @@ from hicmae.training.supervised import (
     shown_metrics,
     training_clips,
 )
+from hicmae.training.workers import Watched
 
 logger = logging.getLogger("hicmae")
 
@@ -69,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     configs = configs._replace(score=score, augment=augment)
-    with open_session(configs.run, as_dict(configs)) as session:
+    with open_session(configs.run, as_dict(configs), trains=not score.eval) as session:
         if score.eval:
             test_only(session, configs)
         else:
@@ -82,53 +85,55 @@ def finetune(session: Session, configs: FinetuneConfigs) -> None:
     lists = read_lists(configs)
     loader = training_loader(session, training_clips(configs, lists.train), optim.batch_size)
     val_loader = scoring_loader(session, configs, lists.val, centre=True)
-    steps = steps_per_epoch(len(loader), optim.accum_iter)
+    shape = run_shape(loader, optim, described(configs, lists))
+    found = find_checkpoint(session)
 
     torch.manual_seed(configs.run.seed)
     model = make_model(configs).to(session.device)
     logger.info("%s: %.2f M parameters", classifier.model, num_parameters(model) / 1e6)
-    if classifier.finetune:
+    if classifier.finetune and found is None:
         checkpoint.load_pretrained(
             model, classifier.finetune, allow_partial=classifier.allow_partial
         )
-    optimization = make_optimization(model, optim, session.precision, steps, classifier.layer_decay)
-    state = resume_training(session, model, optimization)
-    best = state.get("best", {"epoch": -1, "value": None})
+    optimization = make_optimization(
+        model, optim, session.precision, shape.steps, classifier.layer_decay
+    )
+    saver = prepare(session, found, model, optimization, shape)
     for epoch, means, run_logger in train_epochs(
         session,
         model,
         loader,
         make_loss(configs),
         optimization,
-        state["epoch"] + 1,
+        saver,
         configs.data.max_bad_clips,
     ):
-        metrics = evaluate(session, configs, model, val_loader, "validation")
-        best = keep_best(session, configs, model, optimization, epoch, metrics, best)
-        save_training(session, str(epoch), model, optimization, epoch, best=best)
-        log_epoch(run_logger, epoch, steps, means, metrics, num_parameters(model))
-    test_last_and_best(session, configs, model, lists, best)
+        metrics = evaluate(session, configs, model, saver.watched(val_loader), "validation")
+        keep_best(saver, configs, epoch, metrics)
+        log_epoch(run_logger, epoch, shape.steps, means, metrics, num_parameters(model))
+        saver.end_epoch()
+    saver.finish()
+    test_last_and_best(session, configs, model, lists, saver)
+    if configs.score.export:
+        export_run(session.output_dir)
 
 
-def keep_best(
-    session: Session,
-    configs: FinetuneConfigs,
-    model: nn.Module,
-    optimization: Optimization,
-    epoch: int,
-    metrics: dict[str, Any],
-    best: dict[str, Any],
-) -> dict[str, Any]:
+def described(configs: FinetuneConfigs, lists: Lists) -> dict[str, str]:
+    """Describe the lists of a fold, so that a resumed run notices other clips."""
+    kinds = {"training": lists.train, "validation": lists.val, "test": lists.test}
+    return {name: describe_clips(clips, configs.data.data_root) for name, clips in kinds.items()}
+
+
+def keep_best(saver: Saver, configs: FinetuneConfigs, epoch: int, metrics: dict[str, Any]) -> None:
     """Save checkpoint-best.pth when this epoch validates better than all before."""
     name = configs.score.val_metric
     value = headline(metrics, name)
-    if is_better(value, best["value"], name):
-        best = {"epoch": epoch, "value": value}
-        save_training(session, "best", model, optimization, epoch, best=best)
+    if is_better(value, saver.best["value"], name) and not saver.save_best(value):
+        logger.warning("epoch %d is the best so far, but could not be kept", epoch)
     shown = summary(metrics, shown_metrics(configs.classifier.task))
-    text = "epoch %d: validation %s; best %s %.4f in epoch %d"
+    best = saver.best
+    text = "epoch %d: validation %s; best %s %s in epoch %d"
     logger.info(text, epoch, shown, name, best["value"], best["epoch"])
-    return best
 
 
 def is_better(value: float, best: float | None, metric: str) -> bool:
@@ -152,7 +157,7 @@ def log_epoch(
         for name, value in metrics.items()
         if isinstance(value, (float, dict))
     }
-    run_logger.scalars((epoch + 1) * steps, single, prefix="val")
+    run_logger.scalars((epoch + 1) * steps - 1, single, prefix="val")
     train = {f"train_{name}": value for name, value in means.items()}
     val = {f"val_{name}": value for name, value in single.items()}
     run_logger.epoch({**train, **val, "epoch": epoch, "n_parameters": parameters})
@@ -163,16 +168,20 @@ def test_last_and_best(
     configs: FinetuneConfigs,
     model: nn.Module,
     lists: Lists,
-    best: dict[str, Any],
+    saver: Saver,
 ) -> None:
     """Test the model as it is after the last epoch, then the best epoch's weights."""
-    loader = scoring_loader(session, configs, lists.test)
+    loader = saver.watched(scoring_loader(session, configs, lists.test))
     names = shown_metrics(configs.classifier.task)
     last_epoch = configs.optim.epochs - 1
     metrics = evaluate(
         session, configs, model, loader, "test, last epoch", suffix="", epoch=last_epoch
     )
     logger.info("test, last epoch (%d): %s", last_epoch, summary(metrics, names))
+    best = saver.best
+    if best["epoch"] < 0:
+        logger.warning("no best epoch could be saved; the last one stands for it")
+        best = {**best, "epoch": last_epoch}
     if best["epoch"] != last_epoch:
         state = checkpoint.load(session.output_dir / "checkpoint-best.pth")
         model.load_state_dict(state["model"])
@@ -197,6 +206,8 @@ def test_last_and_best(
 
 def test_only(session: Session, configs: FinetuneConfigs) -> None:
     """Test one checkpoint: --resume, --finetune, or the newest of the output folder."""
+    if not (session.output_dir / "config.json").exists():
+        write_settings(session)
     model = make_model(configs).to(session.device)
     named = configs.run.resume or configs.classifier.finetune
     found = None if named else checkpoint.newest(session.output_dir)
@@ -209,7 +220,7 @@ def test_only(session: Session, configs: FinetuneConfigs) -> None:
     logger.info("testing %s", path)
     checkpoint.load_pretrained(model, source, require_all=True)
     clips = read_list(configs, Path(configs.data.data_path) / "test.csv")
-    loader = scoring_loader(session, configs, clips)
+    loader = Watched(scoring_loader(session, configs, clips), session.stop.check)
     metrics = evaluate(session, configs, model, loader, "test", suffix="")
     logger.info("test: %s", summary(metrics, shown_metrics(configs.classifier.task)))
 

@@ -17,6 +17,8 @@ from hicmae.config.flags import add_arguments, as_dict, new_parser, parse_config
 from hicmae.data.dataset import PretrainClips
 from hicmae.data.loading import ClipIndex
 from hicmae.training import distributed
+from hicmae.training.changes import describe_clips
+from hicmae.training.epochs import train_epochs
 from hicmae.training.logger import RunLogger
 from hicmae.training.pretraining import (
     PretrainConfigs,
@@ -25,16 +27,14 @@ from hicmae.training.pretraining import (
     make_model,
     rebuild_clips,
 )
+from hicmae.training.resume import find_checkpoint, prepare
 from hicmae.training.session import (
     Session,
     make_optimization,
     num_parameters,
     open_session,
-    resume_training,
     run_command,
-    save_training,
-    steps_per_epoch,
-    train_epochs,
+    run_shape,
     training_loader,
 )
 from hicmae.visualize.reconstruction import reconstruction_figure
@@ -63,27 +63,31 @@ def pretrain(session: Session, configs: PretrainConfigs) -> None:
     run, optim = configs.run, configs.optim
     dataset = make_dataset(configs)
     loader = training_loader(session, dataset, optim.batch_size)
-    steps = steps_per_epoch(len(loader), optim.accum_iter)
+    clips = {"training": describe_clips(dataset.clips, configs.data.data_root)}
+    shape = run_shape(loader, optim, clips)
+    found = find_checkpoint(session)
 
     torch.manual_seed(run.seed)
     model = make_model(configs).to(session.device)
     logger.info("%s: %.2f M parameters", configs.model.model, num_parameters(model) / 1e6)
-    optimization = make_optimization(model, optim, session.precision, steps)
-    first_epoch = resume_training(session, model, optimization)["epoch"] + 1
+    optimization = make_optimization(model, optim, session.precision, shape.steps)
+    saver = prepare(session, found, model, optimization, shape)
     for epoch, means, run_logger in train_epochs(
         session,
         model,
         loader,
         make_loss(configs.loss),
         optimization,
-        first_epoch,
+        saver,
         configs.data.max_bad_clips,
     ):
-        save_training(session, str(epoch), model, optimization, epoch)
         train = {f"train_{name}": value for name, value in means.items()}
         run_logger.epoch({**train, "epoch": epoch, "n_parameters": num_parameters(model)})
         if distributed.is_main() and run.image_freq and (epoch + 1) % run.image_freq == 0:
-            log_images(run_logger, session, model, dataset, configs, (epoch + 1) * steps)
+            last_step = (epoch + 1) * shape.steps - 1
+            log_images(run_logger, session, model, dataset, configs, last_step)
+        saver.end_epoch()
+    saver.finish()
     logger.info("pre-training done: %s", session.output_dir / f"checkpoint-{optim.epochs - 1}.pth")
 
 

@@ -6,6 +6,9 @@ The folders are the data flow:
 - ``hicmae.models``: encoders, fusion, skip decoders -> pre-training model and classifier.
 - ``hicmae.training``: losses, optimiser, the training loop, metrics, checkpoints, logs.
 
+- ``hicmae.inference``: a trained model answers: ``from hicmae import EmotionRecognizer``.
+- ``hicmae.faces``: faces found, followed and cut out.
+
 Beside them ``hicmae.config`` holds the settings, ``hicmae.report`` tables of finished folds and
 ``hicmae.visualize`` pictures.
 
@@ -24,7 +27,21 @@ N     tokens                                      L     encoder blocks
 ====  ==========================================  ====  ================================
 """
 
+from typing import TYPE_CHECKING
+
 from hicmae.models import finetune, pretrain
 
-__all__ = ["finetune", "pretrain"]
+if TYPE_CHECKING:
+    from hicmae.inference.recognizer import EmotionRecognizer
+
+__all__ = ["EmotionRecognizer", "finetune", "pretrain"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import `EmotionRecognizer` when it is asked for: it brings video decoding and cv2."""
+    if name == "EmotionRecognizer":
+        from hicmae.inference.recognizer import EmotionRecognizer
+
+        return EmotionRecognizer
+    raise AttributeError(f"module 'hicmae' has no attribute {name!r}")

@@ -14,7 +14,7 @@ other places):
 A clip's task is the first three "_" fields of its name. Classes in the order of the data set's own
 loader: excited wide-awake neutral dull calm; pleasant pleased neutral unsatisfied unpleasant.
 Written to --output_dir (saved/data/avcaffe/audio_visual/<target>): split01/train.csv and test.csv,
-classes.txt, speakers.csv, left_out.csv.
+classes.txt, speakers.csv, clip_speakers.csv, left_out.csv.
 """
 
 from __future__ import annotations

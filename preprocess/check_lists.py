@@ -145,15 +145,16 @@ def read_list(path: str, data_root: str) -> ListFile:
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         first = next((row for row in csv.reader(file, delimiter=" ") if row), [])
     if len(first) == 2:
-        clips = [
+        found = [
             clip._replace(audio=None) if clip.audio == wav_of(clip.video) else clip
             for clip in read_pretrain_list(path)
         ]
     else:
         try:
-            clips = read_labelled_list(path)
+            found = [*read_labelled_list(path)]
         except ValueError:  # other than one class index: numbers, or an error of this reader's
-            clips = read_labelled_list(path, "regression")
+            found = [*read_labelled_list(path, "regression")]
+    clips = [Clip(*clip[:3]) for clip in found]
     files = []
     for clip in clips:
         video = os.path.join(data_root, clip.video)
@@ -182,7 +183,7 @@ def write_report(path: Path, lists: list[ListFile], findings: list[Finding]) -> 
     """Write report.csv, also when nothing was found."""
     files = {one.path: one.files for one in lists}
     rows = (
-        [f.list, f.index + 1, *files[f.list][f.index], f.kind, f.detail]
+        [f.list, f.place + 1, *files[f.list][f.place], f.kind, f.detail]
         for f in sorted(findings, key=lambda finding: finding[:2])
     )
     write_csv(path, ["list", "clip", "video", "audio", "kind", "detail"], rows)
@@ -192,7 +193,7 @@ def write_cleaned(
     lists: list[ListFile], findings: list[Finding], cleaned: str, parent: str
 ) -> None:
     """Write every list without the clips of its findings, to a suffix or below a folder."""
-    dropped = {(finding.list, finding.index) for finding in findings}
+    dropped = {(finding.list, finding.place) for finding in findings}
     for one in lists:
         kept = [clip for k, clip in enumerate(one.clips) if (one.path, k) not in dropped]
         if is_suffix(cleaned):

@@ -12,7 +12,7 @@ Expected below --data_root (https://github.com/CheyneyComputerScience/CREMA-D; -
 Test fold k holds actors 1001+18(k-1) to 1000+18k, fold 5 also 1091. Of 7 442 clips the protocol
 drops four; a fifth, 1040_ITH_SAD_XX, had no audio in the original, because its wav is distributed
 as 1040_ITH_SAD_X.wav. Written to --output_dir (saved/data/cream-d/audio_visual, or ..._4classes):
-split01..05/train.csv and test.csv, classes.txt, speakers.csv, left_out.csv.
+split01..05/train.csv and test.csv, classes.txt, speakers.csv, clip_speakers.csv, left_out.csv.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ The videos in dialog/avi hold a whole dialogue with both speakers side by side:
 preprocess/iemocap_clips.py cuts them by the times above and to the half of the speaker, then
 preprocess/face_and_audio/extract_face.py finds the faces. Other classes are left out. Written to
 --output_dir (saved/data/iemocap/audio_visual): split01..05 with train.csv and test.csv,
-classes.txt, speakers.csv, left_out.csv.
+classes.txt, speakers.csv, clip_speakers.csv, left_out.csv.
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ def read(args: argparse.Namespace, found: Found) -> Plan:
     root = checked_root(args.data_root, DATA_SET.title)
     place = args.split_dir or f"Train & Test Set/{args.subset}/no_caption"
     split_dir = find_folder(root, "--split_dir", place, ())
-    classes, labels, folds = CLASSES[args.subset], {}, {}
+    classes = CLASSES[args.subset]
+    labels: dict[str, int] = {}
+    folds: dict[str, dict[str, list[str]]] = {}
     for fold in range(1, FOLDS + 1):
         folds[fold_name(fold)] = {
             part: read_part(split_dir, f"set_{fold}/{part}.txt", classes, labels)

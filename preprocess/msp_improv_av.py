@@ -15,7 +15,7 @@ Expected below --data_root (https://ecs.utdallas.edu/research/researchlabs/msp-l
 A name is corpus-sentence-speaker-situation-turn; the speaker's number is the session. Clips of
 other classes (O, X) are left out; 7 787 remain. Written to --output_dir
 (saved/data/msp-improv/audio_visual): split01..06/train.csv and test.csv, classes.txt,
-speakers.csv, left_out.csv.
+speakers.csv, clip_speakers.csv, left_out.csv.
 """
 
 from __future__ import annotations

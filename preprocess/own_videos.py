@@ -6,7 +6,8 @@ labels.csv has a header and commas, a line for each video:
 
     video      file name below --videos; folder and suffix may be left out where that is clear
     label      class name; or, with --task regression, one or more columns of numbers
-    speaker    optional: nobody is then both in train.csv and in test.csv
+    speaker    optional: nobody is then both in train.csv and in test.csv, and clip_speakers.csv
+               lets training hold speakers out for validation (--val_split speaker)
     split      optional: train, test or val, and nothing is drawn
 
 Without a split, --test_share of the clips go to test.csv, every class alike, drawn by --seed.
@@ -40,7 +41,7 @@ from preprocess.lists.clips import (  # noqa: E402
     whole_file,
     write_left_out,
 )
-from preprocess.lists.folds import write_fold  # noqa: E402
+from preprocess.lists.folds import write_clip_speakers, write_fold  # noqa: E402
 from preprocess.lists.tables import ascii_table  # noqa: E402
 from preprocess.own.labels import (  # noqa: E402
     PARTS,
@@ -157,7 +158,9 @@ def make_lists(args: argparse.Namespace) -> int:
         with whole_file(output / f"{kind}.txt") as file:
             file.writelines(f"{name}\n" for name in names)
     write_left_out(output / "left_out.csv", left_out)
-    write_fold(output, parts, output if args.relative else None)
+    relative_to = output if args.relative else None
+    write_fold(output, parts, relative_to)
+    write_clip_speakers(output, (clip for clips in parts.values() for clip in clips), relative_to)
     _report(args, parts, names, left_out)
     return 1 if left_out else 0
 

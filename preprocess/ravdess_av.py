@@ -13,7 +13,7 @@ other places; x_aligned/ or x/x_aligned/ may stand for the folder x/):
 A name is modality-channel-emotion-intensity-statement-repetition-actor; emotions 01..08 become
 0..7. Test fold k holds actors 4k-3 to 4k, 240 clips each. Written to --output_dir
 (saved/data/ravdess/audio_visual): split01..06/train.csv and test.csv, classes.txt, speakers.csv,
-left_out.csv.
+clip_speakers.csv, left_out.csv.
 """
 
 from __future__ import annotations

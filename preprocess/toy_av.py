@@ -9,7 +9,8 @@ stopped run goes on where it was. Written under --output_dir:
     labelled/<speaker>/<clip>.mp4 .wav   224x224 H.264 at 25 fps with AAC; 16 kHz mono beside it
     aligned/<clip>/frame_det_00_*.jpg    aligned faces of the labelled clips
     pretrain/<speaker>/<clip>.mp4 .wav   other speakers, face within rows 0:160 and columns 32:192
-    pretrain.csv, fold<k>/train.csv, val.csv, test.csv (no speaker in two of them), classes.txt
+    pretrain.csv, fold<k>/train.csv, val.csv, test.csv (no speaker in two of them), classes.txt,
+    clip_speakers.csv
     meta.csv                             every parameter of every clip; toy_av.json: the settings
 """
 

@@ -16,7 +16,8 @@ test.csv, such as those in https://github.com/sunlicai/HiCMAE (saved/data/werewo
 Without them test fold k holds game sessions 6k-5 to 6k (the first number of a name), which is what
 those lists do. A person may play in several sessions; the protocol separates sessions.
 Written to --output_dir (saved/data/werewolf-xl/audio_visual): split01..05/train.csv and test.csv,
-targets.txt, speakers.csv (session_player), left_out.csv. 14 457 clips were used in the original.
+targets.txt, speakers.csv, clip_speakers.csv (session_player), left_out.csv. 14 457 clips were used
+in the original.
 """
 
 from __future__ import annotations

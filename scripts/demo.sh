@@ -110,7 +110,7 @@ step "pictures: fine-tuning curves" "$DEMO/curves.png" "$PYTHON" -m hicmae.visua
 step "pictures: confusion" "$DEMO/confusion.png" "$PYTHON" -m hicmae.visualize confusion \
     "${RUNS[@]/%//pred.csv}" --classes "$DATA/classes.txt" --out "$DEMO/confusion.png"
 
-report=("$PYTHON" -m hicmae.report "$DEMO/folds" --classes "$DATA/classes.txt" --chance
+report=("$PYTHON" -m hicmae.report "$DEMO/folds" --classes "$DATA/classes.txt" --speaker_file "$DATA/meta.csv" --chance
     --ceilings "video only=50,audio only=33.3")
 if [ "${DRY_RUN:-0}" = 1 ]; then
     printf '%q ' "${report[@]}"
@@ -118,5 +118,5 @@ if [ "${DRY_RUN:-0}" = 1 ]; then
     exit
 fi
 "${report[@]}"
-echo "pictures: saved/demo/reconstruction.png, curves.png, confusion.png" >&2
+echo "pictures: saved/demo/reconstruction.png, curves.png, confusion.png; page: saved/demo/folds/report.html" >&2
 echo "all of it took $(minutes "$SECONDS")" >&2

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,45 +12,14 @@ import torch
 
 import run_finetuning
 import run_pretraining
-from hicmae.data.clip_list import Clip, write_list
-from hicmae.training import session as run_session
 from hicmae.visualize.__main__ import main as visualize
-from tests.conftest import save_frames, save_mp4, save_wav
-
-ROOT = Path(__file__).parents[1]
-GEOMETRY = ["--num_frames", "4", "--sampling_rate", "8", "--input_size", "32",
-            "--input_size_audio", "64", "128", "--device", "cpu", "--num_workers", "0"]  # fmt: skip
-PRETRAIN = ["--model", "pretrain_hicmae_dim128_patch16_160_a256",
-            "--encoder_depth", "2", "--encoder_depth_audio", "2",
-            "--decoder_depth", "3", "--decoder_depth_audio", "3", "--encoder_fusion_depth", "1",
-            "--return_intermediate_features", "0", "1", "--mask_ratio", "0.5",
-            "--use_frame_diff_as_target", "--roll_mag_aug", "--batch_size", "2",
-            "--warmup_epochs", "1", "--print_freq", "2", "--lr", "0.05", *GEOMETRY]  # fmt: skip
-FINETUNE = ["--model", "avit_dim128_patch16_160_a256", "--depth", "2", "--depth_audio", "2",
-            "--fusion_depth", "1", "--batch_size", "2", "--warmup_epochs", "1",
-            "--print_freq", "2", *GEOMETRY]  # fmt: skip
+from tests.small_runs import FINETUNE, PRETRAIN, ROOT, lines, make_media
 
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
     """Six mp4 and wav pairs, six frame folders, and lists of them in folder `lists`."""
-    root = tmp_path_factory.mktemp("media")
-    clips, labelled, numbers = [], [], []
-    for k in range(6):
-        frames = 34 + 7 * k
-        noise = np.random.default_rng(k).normal(0, 0.1, frames * 640).astype(np.float32)
-        wav = save_wav(root / f"clip {k}.wav", noise)
-        clips.append(Clip(save_mp4(root / f"clip {k}.mp4", frames, (64, 40)), wav, 0))
-        folder = save_frames(root / f"faces {k}", frames, (40, 40))
-        labelled.append(Clip(folder, wav, k % 3))
-        numbers.append(Clip(folder, wav, (0.1 * k, 1 - 0.1 * k)))
-    for name in ("lists", "fold", "numbers"):
-        (root / name).mkdir()
-    write_list(root / "lists" / "train.csv", clips)
-    for name, rows in (("fold", labelled), ("numbers", numbers)):
-        write_list(root / name / "train.csv", rows)
-        write_list(root / name / "test.csv", rows[:5])
-    return root
+    return make_media(tmp_path_factory.mktemp("media"))
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +29,6 @@ def pretrained(media):
     arguments = ["--data_path", str(media / "lists"), "--output_dir", str(out), "--epochs", "2"]
     run_pretraining.main([*PRETRAIN, *arguments])
     return out
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def rows(path):
@@ -150,11 +114,17 @@ def test_eval_reproduces_the_last_epochs_scores(media):
         assert float(row["p0"]) == pytest.approx(float(other["p0"]), abs=2e-6)
 
 
-def test_rerunning_a_finished_run_trains_no_step_again(media):
+def test_rerunning_a_finished_run_says_so_and_keeps_its_results(pretrained, media, caplog):
     out = media / "finetuned"
-    before = (out / "steps.jsonl").read_text()
-    finetune(media, out, "--epochs", "2")
-    assert (out / "steps.jsonl").read_text() == before
+    names = ("steps.jsonl", "log.txt", "pred.csv", "pred_best.csv", "checkpoint-1.pth")
+    before = {name: (out / name).read_bytes() for name in names}
+    same = ["--finetune", str(pretrained / "checkpoint-1.pth"), "--val_metric", "uar"]
+    boards = len(list(out.glob("events*")))
+    with caplog.at_level("INFO"):
+        finetune(media, out, "--epochs", "2", *same)
+    assert "training is finished: all 2 epochs are done" in caplog.text
+    assert {name: (out / name).read_bytes() for name in names} == before
+    assert len(list(out.glob("events*"))) == boards
 
 
 @pytest.mark.parametrize("modality", ["a", "v"])
@@ -181,46 +151,6 @@ def test_regression_writes_every_output_and_its_metrics(media, tmp_path):
     error = [float(row["prediction0"]) - float(row["label0"]) for row in table]
     assert metrics["mae"]["per_output"][0] == pytest.approx(np.abs(error).mean(), abs=1e-5)
     assert "val_ccc" in lines(tmp_path / "log.txt")[0]
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-def run_and_kill_after_epoch(monkeypatch, main, arguments, epoch):
-    """Run until the checkpoint of an epoch is written, then die."""
-    save = run_session.checkpoint.save
-
-    def save_then_die(path, state):
-        save(path, state)
-        if Path(path).name == f"checkpoint-{epoch}.pth":
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_session.checkpoint, "save", save_then_die)
-        with pytest.raises(Killed):
-            main(arguments)
-
-
-def test_stopped_and_resumed_pretraining_equals_the_uninterrupted(media, tmp_path, monkeypatch):
-    arguments = [*PRETRAIN, "--data_path", str(media / "lists"), "--epochs", "3",
-                 "--drop_path", "0.2", "--image_freq", "0", "--output_dir"]  # fmt: skip
-    run_pretraining.main([*arguments, str(tmp_path / "whole")])
-    stopped = [*arguments, str(tmp_path / "stopped")]
-    run_and_kill_after_epoch(monkeypatch, run_pretraining.main, stopped, 0)
-    run_pretraining.main(stopped)
-    assert lines(tmp_path / "stopped/steps.jsonl") == lines(tmp_path / "whole/steps.jsonl")
-
-
-def test_stopped_and_resumed_finetuning_equals_the_uninterrupted(media, tmp_path, monkeypatch):
-    paths = ["--data_path", str(media / "fold"), "--nb_classes", "3", "--epochs", "3"]
-    arguments = [*FINETUNE, *paths, "--roll_mag_aug", "--output_dir"]  # mixup, RandAugment are on
-    run_finetuning.main([*arguments, str(tmp_path / "whole")])
-    stopped = [*arguments, str(tmp_path / "stopped")]
-    run_and_kill_after_epoch(monkeypatch, run_finetuning.main, stopped, 1)
-    run_finetuning.main(stopped)
-    assert lines(tmp_path / "stopped/steps.jsonl") == lines(tmp_path / "whole/steps.jsonl")
-    assert rows(tmp_path / "stopped/pred.csv") == rows(tmp_path / "whole/pred.csv")
 
 
 def test_number_of_workers_does_not_change_a_run(media, tmp_path):
@@ -336,8 +266,10 @@ def test_impossible_runs_are_refused(media, tmp_path, arguments, message):
 def test_a_checkpoint_of_another_model_is_not_resumed(pretrained, media, tmp_path):
     paths = ["--data_path", str(media / "lists"), "--output_dir", str(tmp_path), "--epochs", "3"]
     resume = ["--resume", str(pretrained / "checkpoint-1.pth"), "--encoder_fusion_depth", "2"]
-    with pytest.raises(ValueError, match="does not fit this model"):
+    with pytest.raises(ValueError, match="--encoder_fusion_depth 1 -> 2, .*--allow_changes"):
         run_pretraining.main([*PRETRAIN, *paths, *resume])
+    with pytest.raises(ValueError, match="does not fit this model"):
+        run_pretraining.main([*PRETRAIN, *paths, *resume, "--allow_changes"])
 
 
 def test_pretraining_weights_alone_cannot_be_tested(pretrained, media, tmp_path):

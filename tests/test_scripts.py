@@ -17,11 +17,13 @@ FAMILY = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base"
 PRETRAIN = FAMILY / "pretrain_base.sh"
 FINETUNE = {name: FAMILY / name / "finetune_170.sh" for name in ("cream-d", "mafw", "werewolf-xl")}
 EXPERIMENTS = [PRETRAIN, *FINETUNE.values()]
+SLURM = ROOT / "scripts/slurm"
 SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
 SETTINGS = re.compile(
     "GPUS|NPROC|DEVICE|BATCH_SIZE|TOTAL_BATCH|EPOCHS|WARMUP_EPOCHS|PRECISION|DATA_.*|CHECKPOINT|"
     "OUTPUT_DIR|NUM_WORKERS|EXTRA_ARGS|NNODES|NODE_RANK|MASTER_.*|BACKGROUND|DRY_RUN|PYTHON|FOLDS|"
-    "MODALITY|SEED|CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS"
+    "MODALITY|SEED|CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|RDZV_.*|JOIN_TIMEOUT|SLURM_.*|MAX_REQUEUES|"
+    "SHARDS"
 )
 
 FAKE_PYTHON = """#!/bin/sh
@@ -30,6 +32,7 @@ echo "args: $*"
 echo "to the error stream" >&2
 if [ -n "${FAKE_SLEEP:-}" ]; then
     trap 'echo saved; exit 0' TERM
+    trap 'echo saved; exit 75' USR1
     : >"$FAKE_SLEEP"
     while :; do sleep 0.1; done
 fi
@@ -130,7 +133,7 @@ def test_one_gpu_accumulates_four_published_batches(inputs, nvidia_smi, tmp_path
     nvidia_smi(1)
     (command,) = commands(start(PRETRAIN, tmp_path, DRY_RUN=1, **inputs))
     assert (value(command, "--batch_size"), value(command, "--accum_iter")) == ("40", "4")
-    assert "torch.distributed.run" not in command
+    assert not any(word.endswith("launch.py") for word in command)
 
 
 def test_more_gpus_than_published_take_smaller_batches_and_it_is_said(inputs, nvidia_smi, tmp_path):
@@ -256,13 +259,61 @@ def test_precision_follows_the_gpu(capability, precision, inputs, nvidia_smi, tm
     assert value(command, "--precision") == "fp32"
 
 
-def test_two_machines_share_the_batch(inputs, nvidia_smi, tmp_path):
+TWO_MACHINES = {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "node0", "MASTER_PORT": 29400}
+
+
+def launched(command):
+    """Return the flags of the launcher, before those of the run."""
+    first = next(i for i, word in enumerate(command) if word.endswith("scripts/launch.py"))
+    last = next(i for i, word in enumerate(command) if re.search(r"run_\w+\.py$", word))
+    return command[first + 1 : last]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_two_machines_share_the_batch(shell, inputs, nvidia_smi, tmp_path):
     nvidia_smi(4)
-    settings = inputs | {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "node0", "MASTER_PORT": 29400}
-    (command,) = commands(start(PRETRAIN, tmp_path, DRY_RUN=1, **settings))
-    assert value(command, "--nnodes") == "2" and value(command, "--node_rank") == "1"
-    assert value(command, "--master_addr") == "node0"
+    settings = inputs | TWO_MACHINES
+    (command,) = commands(start(PRETRAIN, tmp_path, shell=shell, DRY_RUN=1, **settings))
+    assert launched(command) == shlex.split(
+        "--nnodes 2 --node_rank 1 --nproc_per_node 4 --master_addr node0 --master_port 29400 "
+        "--rdzv_conf timeout=600"
+    )
     assert (value(command, "--batch_size"), value(command, "--accum_iter")) == ("20", "1")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_machines_may_meet_without_numbers(shell, inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    settings = inputs | {"NNODES": 2, "RDZV_ENDPOINT": "any:29401", "JOIN_TIMEOUT": 30}
+    (command,) = commands(start(PRETRAIN, tmp_path, shell=shell, DRY_RUN=1, **settings))
+    assert launched(command) == shlex.split(
+        "--nnodes 2 --nproc_per_node 1 --rdzv_backend c10d --rdzv_endpoint any:29401 "
+        "--rdzv_id hicmae --rdzv_conf join_timeout=30,read_timeout=30"
+    )
+    assert (value(command, "--batch_size"), value(command, "--accum_iter")) == ("40", "2")
+
+
+def test_machines_without_gpus_run_one_process_each(inputs, nvidia_smi, tmp_path):
+    settings = inputs | TWO_MACHINES | {"DEVICE": "cpu"}
+    (command,) = commands(start(PRETRAIN, tmp_path, DRY_RUN=1, **settings))
+    assert value(command, "--nproc_per_node") == "1"
+    assert (value(command, "--batch_size"), value(command, "--accum_iter")) == ("40", "2")
+
+
+def test_many_machines_use_as_many_gpus_as_can_share_the_batch(inputs, nvidia_smi, tmp_path):
+    nvidia_smi(8)
+    settings = inputs | TWO_MACHINES | {"NNODES": 8}
+    result = start(PRETRAIN, tmp_path, DRY_RUN=1, **settings)
+    (command,) = commands(result)
+    assert "64 GPU(s) cannot share a total batch of 160 clips" in result.stderr
+    assert "using 40 of them" in result.stderr
+    assert (value(command, "--nproc_per_node"), value(command, "--batch_size")) == ("5", "4")
+    refused = start(PRETRAIN, tmp_path, DRY_RUN=1, GPUS=8, **settings)
+    assert refused.returncode == 2
+    advice = "use 40 (GPUS=5 on each of the 8 machines), or set TOTAL_BATCH=192, which scales"
+    assert advice in refused.stderr
+    whole = start(PRETRAIN, tmp_path, DRY_RUN=1, GPUS=8, TOTAL_BATCH=2560, **settings)
+    assert value(commands(whole)[0], "--batch_size") == "40"
 
 
 def test_cuda_visible_devices_limits_the_gpus(inputs, nvidia_smi, tmp_path):
@@ -283,7 +334,15 @@ REFUSED = [
     ({"GPUS": "two"}, "GPUS must be a whole number above 0, got 'two'"),
     ({"EPOCHS": "0"}, "EPOCHS must be a whole number above 0, got '0'"),
     ({"DEVICE": "tpu"}, "DEVICE must be auto, cuda or cpu, got 'tpu'"),
-    ({"DEVICE": "cpu", "NNODES": "2"}, "DEVICE=cpu runs one process; leave NNODES out"),
+    ({"NNODES": "2"}, "NNODES=2, but the machines have no place to meet; set MASTER_ADDR"),
+    ({"NNODES": "2", "MASTER_ADDR": "a"}, "NODE_RANK must be this .* from 0 to 1, got ''"),
+    ({"NNODES": "2", "MASTER_ADDR": "a", "NODE_RANK": "2"}, "NODE_RANK must .* 0 to 1, got '2'"),
+    ({"NNODES": "2", "RDZV_ENDPOINT": "a"}, "RDZV_ENDPOINT must be <host>:<port>, got 'a'"),
+    ({"NNODES": "two"}, "NNODES must be a whole number above 0, got 'two'"),
+    (
+        {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "1"},
+        "SLURM started 4 tasks on 1 machine.*; use --ntasks-per-node=1",
+    ),
     ({"CUDA_VISIBLE_DEVICES": ""}, "no GPU found on this machine; set DEVICE=cpu"),
     ({"PYTHON": "/no/python"}, "no Python at '/no/python'; run 'bash scripts/test.sh' once"),
 ]
@@ -365,19 +424,41 @@ def test_a_signal_reaches_the_run_and_its_last_lines_are_kept(shell, inputs, nvi
     nvidia_smi(1)
     started = tmp_path / "started"
     settings = fake_run(inputs, tmp_path) | {"FAKE_SLEEP": started}
-    script = subprocess.Popen(
-        [shell, str(PRETRAIN)],
-        env=environment(tmp_path, settings),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    script = background([shell, str(PRETRAIN)], tmp_path, settings)
     wait_for(started.exists)
     script.send_signal(signal.SIGTERM)
     output, _ = script.communicate(timeout=20)
     assert script.returncode == 143
     assert output.endswith("saved\n")
     assert Path(inputs["OUTPUT_DIR"], "console-node0.log").read_text().endswith("saved\n")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("script", [PRETRAIN, FINETUNE["mafw"]], ids=["pretrain", "finetune"])
+def test_a_run_asked_to_save_ends_the_script_with_its_code(
+    script, shell, inputs, nvidia_smi, tmp_path
+):
+    nvidia_smi(1)
+    started = tmp_path / "started"
+    run = background(
+        [shell, str(script)], tmp_path, fake_run(inputs, tmp_path) | {"FAKE_SLEEP": started}
+    )
+    wait_for(started.exists)
+    run.send_signal(signal.SIGUSR1)
+    output, errors = run.communicate(timeout=20)
+    assert run.returncode == 75
+    assert output.endswith("saved\n") and "the same command goes on from there" in errors
+
+
+def background(command, tmp_path, settings, **options):
+    return subprocess.Popen(
+        command,
+        env=environment(tmp_path, settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -480,8 +561,184 @@ def test_unsupported_python_is_refused(demo, tmp_path):
     assert re.search("error: no Python 3.10, 3.11 or 3.12 found", result.stderr)
 
 
+# What the fakes of SLURM's programs do: srun runs its command once for each machine of the job, or
+# waits for a signal and ends with a code; scontrol names machines and notes who is queued again.
+FAKE_SRUN = """#!/bin/sh
+echo "srun $*" >>"$FAKE_LOG"
+if [ -n "${FAKE_SLEEP:-}" ]; then
+    trap 'echo "srun got USR1" >>"$FAKE_LOG"; exit "$FAKE_CODE"' USR1
+    : >"$FAKE_SLEEP"
+    while :; do sleep 0.1; done
+fi
+while case $1 in --*) ;; *) false ;; esac; do shift; done
+export SLURM_STEP_ID=0 SLURM_STEP_NUM_NODES="$SLURM_JOB_NUM_NODES"
+export SLURM_STEP_NUM_TASKS="$SLURM_JOB_NUM_NODES" SLURM_STEP_NODELIST="node[7-8]" SLURM_NODEID=0
+while [ "$SLURM_NODEID" -lt "$SLURM_JOB_NUM_NODES" ]; do
+    "$@" || exit
+    SLURM_NODEID=$((SLURM_NODEID + 1))
+done
+"""
+FAKE_SCONTROL = """#!/bin/sh
+case "$1 $2 $3" in
+"show hostnames node[7-8]") echo node7; echo node8 ;;
+*) echo "scontrol $*" >>"$FAKE_LOG" ;;
+esac
+"""
+
+
+@pytest.fixture
+def slurm(inputs, nvidia_smi, tmp_path):
+    """The settings of a job of two machines with 4 GPUs and 12 cores."""
+    nvidia_smi(4)
+    write_program(tmp_path / "bin" / "srun", FAKE_SRUN)
+    write_program(tmp_path / "bin" / "scontrol", FAKE_SCONTROL)
+    (tmp_path / "log").touch()
+    return inputs | {
+        "SLURM_JOB_ID": 1234567,
+        "SLURM_JOB_NUM_NODES": 2,
+        "SLURM_CPUS_PER_TASK": 12,
+        "FAKE_LOG": tmp_path / "log",
+    }
+
+
+def submit(name, tmp_path, settings, *flags, shell="sh", cwd=ROOT):
+    """Run a batch script as SLURM does: a copy of it, from the folder it was submitted in."""
+    script = shutil.copy(SLURM / name, tmp_path / "slurm_script")
+    return background([shell, str(script), *flags], tmp_path, settings, cwd=cwd)
+
+
+def submitted(*arguments, **options):
+    job = submit(*arguments, **options)
+    output, errors = job.communicate(timeout=60)
+    return subprocess.CompletedProcess([], job.returncode, output, errors)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_slurm_job_starts_every_machine_with_its_number(shell, slurm, tmp_path):
+    settings = slurm | {"DRY_RUN": 1}
+    result = submitted("pretrain.sbatch", tmp_path, settings, "--seed", "3", shell=shell)
+    first, second = commands(result)
+    for rank, command in enumerate((first, second)):
+        assert launched(command) == shlex.split(
+            f"--nnodes 2 --node_rank {rank} --nproc_per_node 4 --master_addr node7 "
+            "--master_port 24567 --rdzv_conf timeout=600"
+        )
+        assert (value(command, "--batch_size"), value(command, "--accum_iter")) == ("20", "1")
+        assert value(command, "--num_workers") == "3", "12 cores for 4 GPUs"
+        assert command[-2:] == ["--seed", "3"]
+    assert "--ntasks-per-node=1 --cpus-per-task=12" in slurm["FAKE_LOG"].read_text()
+
+
+def test_slurm_job_on_one_machine_needs_no_rendezvous_address(slurm, tmp_path):
+    settings = slurm | {"DRY_RUN": 1, "SLURM_JOB_NUM_NODES": 1}
+    (command,) = commands(submitted("pretrain.sbatch", tmp_path, settings))
+    assert launched(command) == ["--standalone", "--nproc_per_node", "4"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("code", "restarts", "ended", "queued"),
+    [(75, 0, 0, True), (1, 0, 1, False), (75, 9, 75, False)],
+)
+def test_a_job_warned_of_its_end_is_queued_again_if_the_run_has_saved(
+    code, restarts, ended, queued, shell, slurm, tmp_path
+):
+    started = tmp_path / "started"
+    settings = slurm | {"FAKE_SLEEP": started, "FAKE_CODE": code, "MAX_REQUEUES": 9}
+    settings["SLURM_RESTART_COUNT"] = restarts
+    job = submit("pretrain.sbatch", tmp_path, settings, shell=shell)
+    wait_for(started.exists)
+    job.send_signal(signal.SIGUSR1)
+    _, errors = job.communicate(timeout=20)
+    log = slurm["FAKE_LOG"].read_text()
+    assert job.returncode == ended
+    assert "srun got USR1" in log
+    assert ("scontrol requeue 1234567" in log) is queued
+    assert ("MAX_REQUEUES allows 9" in errors) is (restarts == 9)
+
+
+def test_a_run_that_stops_unasked_is_not_queued_again(slurm, tmp_path):
+    """Cancelling a job lets the run save and end with 75 as well."""
+    python = write_program(tmp_path / "bin" / "stopped", "#!/bin/sh\n[ $1 = -c ] || exit 75\n")
+    result = submitted("pretrain.sbatch", tmp_path, slurm | {"PYTHON": python})
+    assert result.returncode == 75
+    assert "scontrol requeue" not in slurm["FAKE_LOG"].read_text()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_job_array_trains_a_fold_a_task(shell, slurm, tmp_path):
+    settings = slurm | {"DRY_RUN": 1, "SLURM_JOB_NUM_NODES": 1, "SLURM_ARRAY_TASK_ID": 4}
+    result = submitted("finetune.sbatch", tmp_path, settings, "mafw", shell=shell)
+    (command,) = commands(result)
+    assert value(command, "--data_path").endswith("/split04")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_job_array_prepares_a_part_a_task(shell, slurm, tmp_path):
+    array = {"TASK_ID": 3, "TASK_MIN": 1, "TASK_MAX": 8, "TASK_COUNT": 8}
+    settings = slurm | {f"SLURM_ARRAY_{name}": number for name, number in array.items()}
+    tool = ["preprocess/voxceleb2.py", "--data_root", "a b", "--check"]
+    result = submitted("prepare.sbatch", tmp_path, settings | {"DRY_RUN": 1}, *tool, shell=shell)
+    assert result.returncode == 0, result.stderr
+    command = shlex.split(result.stdout.splitlines()[-1])
+    assert command[1:] == [str(ROOT / tool[0]), "--num_workers", "12", "--shard", "3/8", *tool[1:]]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_preparation_that_runs_out_of_time_is_queued_again(shell, slurm, tmp_path):
+    started = tmp_path / "started"
+    fake = FAKE_PYTHON.replace("echo saved; exit 0", "exit 3")
+    python = write_program(tmp_path / "bin" / "fake_python", fake)
+    settings = slurm | {"SLURM_ARRAY_TASK_ID": 1, "SHARDS": 2, "PYTHON": python}
+    job = submit(
+        "prepare.sbatch",
+        tmp_path,
+        settings | {"FAKE_SLEEP": started},
+        "preprocess/voxceleb2.py",
+        shell=shell,
+    )
+    wait_for(started.exists)
+    job.send_signal(signal.SIGUSR1)
+    job.communicate(timeout=20)
+    assert job.returncode == 0
+    assert "scontrol requeue 1234567" in slurm["FAKE_LOG"].read_text()
+
+
+ARRAY_OF_TWO = {"SLURM_ARRAY_TASK_ID": 7, "SLURM_ARRAY_TASK_MIN": 7, "SLURM_ARRAY_TASK_MAX": 9,
+                "SLURM_ARRAY_TASK_COUNT": 2}  # fmt: skip
+REFUSED_JOBS = [
+    ("finetune.sbatch", {}, ["mafw"], "this is a job array, a task for each fold; submit it"),
+    ("finetune.sbatch", {"SLURM_ARRAY_TASK_ID": 1}, ["dfew"], "name a data set, one of .*'dfew'"),
+    ("prepare.sbatch", {}, ["preprocess/voxceleb2.py"], "this is a job array, a task for each"),
+    ("prepare.sbatch", {"SLURM_ARRAY_TASK_ID": 1}, ["no.py"], "name a tool, such as .*'no.py'"),
+    ("prepare.sbatch", ARRAY_OF_TWO, ["preprocess/voxceleb2.py"], "array is not 1-n.*set SHARDS"),
+    (
+        "prepare.sbatch",
+        ARRAY_OF_TWO | {"SHARDS": 4},
+        ["preprocess/voxceleb2.py"],
+        "task 7 is not one of 1 to SHARDS=4; change the array",
+    ),
+]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(("name", "settings", "flags", "match"), REFUSED_JOBS)
+def test_bad_jobs_are_refused_in_one_line(name, settings, flags, match, shell, slurm, tmp_path):
+    result = submitted(name, tmp_path, slurm | settings, *flags, shell=shell)
+    assert result.returncode == 2
+    assert re.fullmatch(f"error: .*{match}.*\n", result.stderr)
+
+
+@pytest.mark.parametrize("name", ["pretrain.sbatch", "finetune.sbatch", "prepare.sbatch"])
+def test_jobs_submitted_elsewhere_are_refused(name, slurm, tmp_path):
+    result = submitted(name, tmp_path, slurm, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "is not the repository; submit from its top folder" in result.stderr
+
+
 def shell_files():
-    return sorted(str(path) for path in (ROOT / "scripts").rglob("*.sh")) + [str(ROOT / ".ci/run")]
+    files = [path for kind in ("*.sh", "*.sbatch") for path in (ROOT / "scripts").rglob(kind)]
+    return [*map(str, sorted(files)), str(ROOT / ".ci/run")]
 
 
 def test_shellcheck_finds_nothing():
@@ -495,6 +752,8 @@ def test_shellcheck_finds_nothing():
     assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "script", [*EXPERIMENTS, *SLURM.glob("*.sbatch")], ids=lambda path: path.parent.name + path.stem
+)
 def test_experiment_scripts_are_posix(script):
     assert script.read_text().startswith("#!/bin/sh\n")

@@ -6,6 +6,8 @@ from typing import Any
 
 from hicmae.config.flags import option
 
+CPU_GEMM = ("auto", "onednn", "mkl")
+
 
 def check_positive(config: Any, *names: str) -> None:
     """Refuse settings that are not above 0."""
@@ -42,10 +44,32 @@ class RunConfig:
         "arithmetic of the forward pass; auto: bf16 on a GPU that has it, else fp32",
         choices=("auto", "fp32", "fp16", "bf16"),
     )
+    cpu_gemm: str = option(
+        "auto",
+        "library of fp32 matrix products on a CPU; auto: oneDNN on AVX-512 processors that Intel "
+        "did not make, else mkl",
+        choices=CPU_GEMM,
+    )
+    compile: bool = option(False, "torch.compile the training steps; minutes at first, then faster")
+    cuda_graphs: bool = option(False, "with --compile on a GPU: replay a pass by one launch")
+    checkpoint_activations: bool = option(
+        False, "compute the blocks again in the backward pass: less memory, same gradients"
+    )
     seed: int = option(0, "seed of everything random")
     resume: str = option("", "checkpoint file to go on from", metavar="FILE")
     auto_resume: bool = option(True, "go on from the newest whole checkpoint in output_dir")
+    allow_changes: bool = option(
+        False, "go on even with settings or clips that make it another run; they are listed"
+    )
+    save_interval: float = option(
+        15.0, "minutes of training that may be lost at most; 0: save after every step"
+    )
     save_ckpt_freq: int = option(10, "keep the checkpoint of every this many epochs")
+    keep_ckpts: int = option(2, "keep this many of the last checkpoints as well")
+    max_bad_steps: int = option(
+        10, "steps in a row without finite loss and gradients at which training stops"
+    )
+    deterministic: bool = option(False, "only algorithms that repeat a run bit by bit; slower")
     print_freq: int = option(10, "log every this many steps")
     image_freq: int = option(1, "pictures in TensorBoard every this many epochs; 0: none")
     num_workers: int = option(
@@ -55,8 +79,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ValueError("--output_dir is missing; name the folder for checkpoints and results")
-        check_positive(self, "save_ckpt_freq", "print_freq")
-        check_not_negative(self, "seed", "num_workers", "image_freq")
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("--cuda_graphs replays compiled passes; add --compile")
+        check_positive(self, "save_ckpt_freq", "keep_ckpts", "print_freq", "max_bad_steps")
+        check_not_negative(self, "seed", "num_workers", "image_freq", "save_interval")
 
 
 @dataclass(frozen=True)
@@ -66,7 +92,7 @@ class ClipConfig:
     num_frames: int = option(16, "video frames of a clip")
     sampling_rate: int = option(4, "frames from one sampled frame to the next")
     input_size: int = option(160, "height and width of a video frame in pixels")
-    input_size_audio: tuple[int, ...] = option(
+    input_size_audio: tuple[int, int] = option(
         (256, 128), "spectrogram steps of 10 ms, and mel bins (128 if left out)", metavar="N"
     )
     tubelet_size: int = option(2, "video frames of one token")
@@ -136,7 +162,7 @@ class OptimConfig:
     min_lr: float = option(1e-5, "learning rate at the end, for a total batch of 256")
     weight_decay: float = option(0.05, "AdamW weight decay")
     weight_decay_end: float | None = option(None, "weight decay at the end; none: constant")
-    opt_betas: tuple[float, ...] = option((0.9, 0.95), "AdamW betas", metavar="BETA")
+    opt_betas: tuple[float, float] = option((0.9, 0.95), "AdamW betas", metavar="BETA")
     opt_eps: float = option(1e-8, "AdamW epsilon")
     clip_grad: float | None = option(None, "largest gradient norm; none: no clipping")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from hicmae.config.common import check_not_negative, check_positive, check_share
 from hicmae.config.flags import option
+from hicmae.data.speakers import PATTERNS
 
 CLASSIFICATION_METRICS = ("uar", "war", "acc1", "weighted_f1", "macro_f1", "micro_f1")
 REGRESSION_METRICS = ("ccc", "pcc", "acc", "mae", "mse", "rmse")
@@ -29,6 +30,12 @@ class ClassifierConfig:
     )
     drop_path: float = option(0.1, "stochastic depth of the last block")
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale")
+    class_names: tuple[str, ...] = option(
+        (),
+        "names of the classes or outputs for the exported model, or a file with one a line; "
+        "default: classes.txt (regression: targets.txt) in data_path or the folder above",
+        metavar="NAME",
+    )
     head_activation: str | None = option(
         None, "function after the head (regression)", choices=("sigmoid", "relu", "tanh")
     )
@@ -74,7 +81,7 @@ class AugmentConfig:
     reprob: float = option(0.25, "probability of random erasing")
     remode: str = option("pixel", "filling of erased boxes", choices=("pixel", "rand", "const"))
     recount: int = option(1, "erased boxes a clip")
-    crop_scale: tuple[float, ...] = option(
+    crop_scale: tuple[float, float] = option(
         (0.08, 1.0), "smallest and largest area of the random resized crop", metavar="SHARE"
     )
     flip: float = option(0.5, "probability of a horizontal flip")
@@ -121,14 +128,54 @@ class ScoreConfig:
     val_path: str = option(
         "", "validation list; default: val.csv in data_path, else test.csv", metavar="FILE"
     )
+    val_split: str = option(
+        "list",
+        "validation clips: list = those of --val_path, val.csv or test.csv; speaker, clip = held "
+        "out of train.csv, all clips of some speakers, or clips at random",
+        choices=("list", "speaker", "clip"),
+    )
+    val_share: float = option(0.2, "share of train.csv that --val_split speaker or clip holds out")
+    speaker_file: str = option(
+        "",
+        "csv file with the columns clip,speaker; default: clip_speakers.csv in data_path or the "
+        "folder above",
+        metavar="FILE",
+    )
+    speaker_pattern: str = option(
+        "",
+        "instead of a file: regular expression whose groups, in a clip's name, make the speaker, "
+        f"or the name of a data set: {', '.join(PATTERNS)}",
+        metavar="REGEX",
+    )
+    average_clips: int = option(
+        0,
+        "score clips with the same first N '_' fields of their names as one, by their mean scores "
+        "(AVCAffe: 3); 0: each clip for itself",
+        metavar="N",
+    )
     test_num_segment: int = option(2, "temporal views of a test clip")
     test_num_crop: int = option(2, "spatial views of a test clip")
     dist_eval: bool = option(True, "share testing among the GPUs")
     eval: bool = option(False, "only test the newest or the --resume checkpoint")
     skip_bad_test_clips: bool = option(False, "leave unreadable test clips out and report them")
+    export: bool = option(
+        True, "write export/last and export/best, with which hicmae-predict works, at the end"
+    )
 
     def __post_init__(self) -> None:
         check_positive(self, "test_num_segment", "test_num_crop")
+        check_not_negative(self, "average_clips")
+        if not 0 < self.val_share < 1:
+            raise ValueError(f"--val_share must be between 0 and 1, got {self.val_share}")
+        if self.val_split != "list" and self.val_path:
+            raise ValueError(
+                f"--val_path names a list, --val_split {self.val_split} holds clips out; give one"
+            )
+        named = [n for n in ("speaker_file", "speaker_pattern") if getattr(self, n)]
+        if named and self.val_split != "speaker":
+            raise ValueError(f"--{named[0]} is for --val_split speaker; add that or leave it out")
+        if len(named) == 2:
+            raise ValueError("--speaker_file and --speaker_pattern both name speakers; give one")
 
 
 def complete(
@@ -147,10 +194,13 @@ def complete(
     _one_of("val_metric", metric, metrics, classifier.task)
     if regression and augment.mixes:
         raise ValueError("--mixup and --cutmix are for classification; leave them out or set 0")
-    defaults = {"mixup": 0.0, "cutmix": 0.0} if regression else {"mixup": 0.8, "cutmix": 1.0}
-    mixing = {n: v for n, v in defaults.items() if getattr(augment, n) is None}
     score = replace(score, loss=loss, val_metric="war" if metric == "acc1" else metric)
-    return score, replace(augment, **mixing)
+    mixup, cutmix = (0.0, 0.0) if regression else (0.8, 1.0)
+    return score, replace(
+        augment,
+        mixup=mixup if augment.mixup is None else augment.mixup,
+        cutmix=cutmix if augment.cutmix is None else augment.cutmix,
+    )
 
 
 def _one_of(flag: str, value: str, allowed: Iterable[str], task: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 Config = TypeVar("Config")
-Configs = TypeVar("Configs", bound=NamedTuple)
+Configs = TypeVar("Configs")
 
 
 def option(
@@ -102,7 +102,7 @@ def from_args(args: argparse.Namespace, config: type[Config]) -> Config:
         ValueError: from the dataclass's own checks.
     """
     values = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]  # any dataclass will do
         value = getattr(args, field.name)
         values[field.name] = tuple(value) if isinstance(value, list) else value
     return config(**values)

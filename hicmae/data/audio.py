@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import soundfile
@@ -39,21 +41,60 @@ def fbank(
     Returns:
         (1, T, F) float32.
     """
-    samples = torch.as_tensor(waveform, dtype=torch.float32)
-    samples = (samples - samples.mean()) * gain
-    features = kaldi.fbank(
-        samples[None],
-        htk_compat=True,
-        sample_frequency=sample_rate,
-        use_energy=False,
-        window_type="hanning",
-        num_mel_bins=num_mel_bins,
-        dither=0.0,
-        frame_shift=10,
-    )[:target_length]  # (at most T, F)
-    padded = features.new_zeros(target_length, num_mel_bins)
-    padded[: len(features)] = features
-    return ((padded - FBANK_MEAN) / (2 * FBANK_STD))[None]
+    return fbanks([waveform], [gain], sample_rate, num_mel_bins, target_length)[0]
+
+
+def fbanks(
+    waveforms: Sequence[np.ndarray | torch.Tensor],
+    gains: Sequence[float],
+    sample_rate: int = SAMPLE_RATE,
+    num_mel_bins: int = 128,
+    target_length: int = 256,
+) -> torch.Tensor:
+    """Compute `fbank` of several waveforms (S,) at once, wherever they are: (B, 1, T, F).
+
+    The arithmetic is torchaudio's `compliance.kaldi.fbank` (htk_compat, hanning window, no dither,
+    no energy), less what it does for steps that are cut off, and its window and filters made once.
+    """
+    steps = [
+        _windows(torch.as_tensor(waveform, dtype=torch.float32), gain, sample_rate)[:target_length]
+        for waveform, gain in zip(waveforms, gains, strict=True)
+    ]
+    frames = torch.cat(steps)  # (steps of all, samples of a window)
+    taper, filters = (table.to(frames.device) for table in _tables(sample_rate, num_mel_bins))
+    frames = frames - frames.mean(dim=1, keepdim=True)
+    # Products before differences: fused, they round otherwise, which quiet bins would show.
+    emphasised = frames.clone()
+    emphasised[:, 1:] -= 0.97 * frames[:, :-1]
+    emphasised[:, 0] -= 0.97 * frames[:, 0]
+    spectrum = torch.fft.rfft(emphasised.mul_(taper), n=2 * (len(filters) - 1))
+    power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+    features = (power @ filters).clamp_min_(torch.finfo(torch.float32).eps).log_()
+    padded = features.new_zeros(len(steps), 1, target_length, num_mel_bins)
+    for row, part in zip(padded, features.split([len(part) for part in steps]), strict=True):
+        row[0, : len(part)] = part
+    return padded.sub_(FBANK_MEAN).div_(2 * FBANK_STD)
+
+
+def _windows(samples: torch.Tensor, gain: float, sample_rate: int) -> torch.Tensor:
+    """Return the windows of 25 ms, each 10 ms after the one before, of samples without mean."""
+    size, hop = WINDOW * sample_rate // SAMPLE_RATE, HOP * sample_rate // SAMPLE_RATE
+    if len(samples) < size:
+        raise ValueError(f"a waveform has {len(samples)} samples, expected at least {size}")
+    return ((samples - samples.mean()) * gain).unfold(0, size, hop)
+
+
+@lru_cache(maxsize=8)
+def _tables(sample_rate: int, num_mel_bins: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the window's taper and the mel filters (bins of the spectrum, F)."""
+    size = WINDOW * sample_rate // SAMPLE_RATE
+    padded_size = 1 << (size - 1).bit_length()
+    # 20 Hz to Nyquist, no vocal tract warping: Kaldi's defaults
+    filters, _ = kaldi.get_mel_banks(
+        num_mel_bins, padded_size, float(sample_rate), 20.0, 0.0, 100.0, -500.0, 1.0
+    )
+    taper = torch.hann_window(size, periodic=False)
+    return taper, torch.nn.functional.pad(filters, (0, 1)).T.contiguous()
 
 
 def draw_gain(rng: np.random.Generator) -> float:
@@ -61,23 +102,62 @@ def draw_gain(rng: np.random.Generator) -> float:
     return float(rng.beta(10, 10) + 0.5)
 
 
+class WavFile:
+    """A mono 16 kHz wav, opened once for all the spans that are read of it."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path, self.file = path, _open(path)
+
+    def __len__(self) -> int:
+        return self.file.frames
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return samples `start` to `stop` (exclusive), (stop - start,) float32 in [-1, 1]."""
+        try:
+            self.file.seek(start)
+            samples = self.file.read(stop - start, dtype="float32")
+        except soundfile.LibsndfileError as error:
+            raise UnreadableClip(f"audio '{self.path}' cannot be read: {one_line(error)}") from None
+        if len(samples) != stop - start:
+            raise UnreadableClip(
+                f"audio '{self.path}' is cut off: got {len(samples)} of {stop - start} samples "
+                f"from {start}"
+            )
+        return samples
+
+
+class Wav(Protocol):
+    """A mono 16 kHz recording: a `WavFile`, or the sound of a packed clip."""
+
+    path: str | None
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return samples `start` to `stop` (exclusive) as float32, or raise UnreadableClip."""
+        ...
+
+
 def length_of(path: str | None) -> int:
     """Return the number of samples of a mono 16 kHz wav; UnreadableClip where it is not one."""
-    with _open(path) as file:
-        return file.frames
+    return len(WavFile(path))
 
 
 def read_span(path: str, start: int, stop: int) -> np.ndarray:
-    """Read samples `start` to `stop` (exclusive) of a mono 16 kHz wav, and no others.
+    """Read `sound` from a file."""
+    return sound(WavFile(path), start, stop)
+
+
+def sound(wav: Wav, start: int, stop: int) -> np.ndarray:
+    """Read samples `start` to `stop` (exclusive), and no others.
 
     Returns:
         (stop - start,) float32 in [-1, 1]. A span without any sound is accepted only where the rest
         of the wav has some.
     """
-    with _open(path) as file:
-        samples = _read(file, path, start, stop)
-        if not _has_sound(samples) and not _has_sound(_read(file, path, 0, file.frames)):
-            raise UnreadableClip(f"audio '{path}' is silent: all its samples are {samples[0]:g}")
+    samples = _finite(wav, start, stop)
+    if not _has_sound(samples) and not _has_sound(_finite(wav, 0, len(wav))):
+        raise UnreadableClip(f"audio '{wav.path}' is silent: all its samples are {samples[0]:g}")
     return samples
 
 
@@ -116,27 +196,30 @@ def span_or_whole(
 
 
 def span_features(
-    path: str, start: int, stop: int, size: tuple[int, int] = (256, 128), gain: float = 1.0
+    wav: Wav,
+    spans: Sequence[tuple[int, int]],
+    gains: Sequence[float],
+    size: tuple[int, int] = (256, 128),
 ) -> torch.Tensor:
-    """Return the filter bank of the span that `span_or_whole` makes of `start` and `stop`.
+    """Return the filter banks of the spans that `span_or_whole` makes of some (start, stop).
 
     Args:
-        path: mono 16 kHz wav.
-        start: first sample.
-        stop: one past the last sample.
+        wav: mono, 16 kHz.
+        spans: first sample and one past the last, of each.
+        gains: factor of the waveform, of each.
         size: (T, F).
-        gain: factor of the waveform.
 
     Returns:
-        (1, T, F) float32.
+        (len(spans), 1, T, F) float32.
     """
     steps, mel_bins = size
-    start, stop = span_or_whole(path, start, stop, length_of(path), steps)
-    return fbank(read_span(path, start, stop), SAMPLE_RATE, mel_bins, steps, gain)
+    cut = [span_or_whole(str(wav.path), *span, len(wav), steps) for span in spans]
+    waveforms = [sound(wav, *span) for span in cut]
+    return fbanks(waveforms, gains, SAMPLE_RATE, mel_bins, steps)
 
 
 def window_features(
-    path: str,
+    wav: Wav,
     windows: Sequence[np.ndarray],
     span: int,
     total_frames: int,
@@ -146,7 +229,7 @@ def window_features(
     """Return the filter banks of the audio of several windows of a labelled clip.
 
     Args:
-        path: mono 16 kHz wav, as long as the video.
+        wav: mono, 16 kHz, as long as the video.
         windows: frames of each window; only where it begins matters.
         span: frames from there to the end of the audio, at most to the last frame.
         total_frames: frames of the video.
@@ -156,14 +239,12 @@ def window_features(
     Returns:
         (len(windows), 1, T, F) float32.
     """
-    total_samples = length_of(path)
-    features = []
-    for window, gain in zip(windows, gains or [1.0] * len(windows), strict=True):
+    spans = []
+    for window in windows:
         first = int(window[0])
         last = min(first + span, total_frames - 1)
-        start, stop = frames_to_samples(first, last, total_frames, total_samples)
-        features.append(span_features(path, start, stop, size, gain))
-    return torch.stack(features)
+        spans.append(frames_to_samples(first, last, total_frames, len(wav)))
+    return span_features(wav, spans, gains or [1.0] * len(spans), size)
 
 
 def _open(path: str | None) -> soundfile.SoundFile:
@@ -187,18 +268,10 @@ def _open(path: str | None) -> soundfile.SoundFile:
     return file
 
 
-def _read(file: soundfile.SoundFile, path: str, start: int, stop: int) -> np.ndarray:
-    try:
-        file.seek(start)
-        samples = file.read(stop - start, dtype="float32")
-    except soundfile.LibsndfileError as error:
-        raise UnreadableClip(f"audio '{path}' cannot be read: {one_line(error)}") from None
-    if len(samples) != stop - start:
-        raise UnreadableClip(
-            f"audio '{path}' is cut off: got {len(samples)} of {stop - start} samples from {start}"
-        )
+def _finite(wav: Wav, start: int, stop: int) -> np.ndarray:
+    samples = wav.read(start, stop)
     if not np.isfinite(samples).all():
-        raise UnreadableClip(f"audio '{path}' holds values that are not finite")
+        raise UnreadableClip(f"audio '{wav.path}' holds values that are not finite")
     return samples
 
 

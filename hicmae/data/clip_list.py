@@ -3,6 +3,9 @@
 A list is what the `csv` module calls delimiter " ", quote character '"', minimal quoting, one clip
 a line and no header, so that names with spaces, quotes or line breaks survive. Bytes of a name that
 are not UTF-8 survive as well (surrogateescape, as `os` does).
+
+Where a list is read, a folder of shards, or the index of one, may stand instead (`shard_index`);
+`train/` with shards stands for `train.csv` beside it.
 """
 
 import csv
@@ -12,6 +15,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from hicmae.data.shard_index import PackedClip, is_packed, read_packed
 
 _PRETRAIN_LINE = "'<video.mp4> <int>' or '<video.mp4> <audio.wav> <int>'"
 _CLASSIFICATION_LINE = "'<video> <audio.wav> <class index>'"
@@ -42,16 +47,28 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def read_pretrain_list(path: str | Path, data_root: str = "") -> list[Clip]:
+def find_list(path: str | Path) -> Path | None:
+    """Return a list file, or the shards that stand for it; None where there is neither."""
+    path = Path(path)
+    places = [path, path.with_suffix("")] if path.suffix == ".csv" else [path]
+    return next((p for p in places if is_packed(p) or (p == path and p.is_file())), None)
+
+
+def read_pretrain_list(path: str | Path, data_root: str = "") -> Sequence[Clip | PackedClip]:
     """Read lines `<video.mp4> <int>`, or `<video.mp4> <audio.wav> <int>`; the integer is ignored.
 
     Without a second name the wav stands beside the video under the same name, except for VoxCeleb2,
     where `video/file~/dev/mp4` becomes `audio/file~/dev/aac`.
 
     Args:
-        path: list file.
+        path: list file, or its folder with train.csv; a folder of shards, or one index.
         data_root: folder that relative names are joined to.
     """
+    path = Path(path)
+    if path.is_dir() and not is_packed(path):
+        path = path / "train.csv"
+    if (shards := find_list(path)) and is_packed(shards):
+        return read_packed(shards)
 
     def parse(fields: list[str]) -> Clip:
         if len(fields) not in (2, 3):
@@ -69,17 +86,22 @@ def read_labelled_list(
     task: str = "classification",
     num_classes: int | None = None,
     data_root: str = "",
-) -> list[Clip]:
+) -> Sequence[Clip | PackedClip]:
     """Read lines `<video> <audio.wav> <label>`, or several numbers as label for regression.
 
     Args:
-        path: list file.
+        path: list file, or a folder of shards, or one index.
         task: "classification" or "regression".
         num_classes: upper bound of the class indices; for regression the number of targets.
         data_root: folder that relative names are joined to.
     """
     if task not in ("classification", "regression"):
         raise ValueError(f"task must be 'classification' or 'regression', got {task!r}")
+    if (shards := find_list(path)) and is_packed(shards):
+        packed = read_packed(shards)
+        for clip in packed:
+            _check_packed_label(clip, task, num_classes)
+        return packed
     num_targets = num_classes  # of a regression: fixed by the first line when it is not given
 
     def parse(fields: list[str]) -> Clip:
@@ -158,6 +180,21 @@ def _parsed(
         raise ValueError(
             f"{where}: expected {expected}, {error}: {' '.join(fields)[:200]!r}"
         ) from None
+
+
+def _check_packed_label(clip: PackedClip, task: str, num_classes: int | None) -> None:
+    """Refuse a label that a list of the same task could not have held."""
+    label, most = clip.label, num_classes
+    if task == "classification":
+        fits = isinstance(label, int) and 0 <= label and (most is None or label < most)
+    else:
+        numbers = label if isinstance(label, tuple) else ()
+        fits = bool(numbers) and (most is None or len(numbers) == most)
+    if not fits:
+        raise ValueError(
+            f"shard '{clip.shard.path}': clip '{clip.video}' has label {label}, expected one for "
+            f"{task} with --nb_classes {most}; pack the list with the same --task"
+        )
 
 
 def _integer(text: str) -> int:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from hicmae.data import audio as wav
 from hicmae.data import video as film
 from hicmae.data.augment import Augment, ClipTransform
-from hicmae.data.clip_list import Clip
 from hicmae.data.loading import (
     ClipIndex,
     LabelledBatch,
@@ -27,9 +27,10 @@ from hicmae.data.loading import (
     read_or_skip,
 )
 from hicmae.data.masking import random_mask, tube_mask
+from hicmae.data.streams import FRAME_RATE as FRAME_RATE
+from hicmae.data.streams import AnyClip, open_streams, open_wanted
 
 PATCH_SIZE = 16
-FRAME_RATE = 25  # frames a second that are assumed where only the audio is read
 MODALITIES = ("av", "a", "v")
 
 
@@ -54,7 +55,7 @@ class PretrainClips(Dataset[PretrainBatch]):
 
     def __init__(
         self,
-        clips: Sequence[Clip],
+        clips: Sequence[AnyClip],
         *,
         num_frames: int = 16,
         sampling_rate: int = 4,
@@ -87,18 +88,20 @@ class PretrainClips(Dataset[PretrainBatch]):
         batch, skipped = read_or_replace(self.clips, item.index, self._read, rng)
         return batch._replace(skipped=skipped)
 
-    def _read(self, clip: Clip, rng: np.random.Generator) -> PretrainBatch:
-        video = film.open_video(clip.video)
+    def _read(self, clip: AnyClip, rng: np.random.Generator) -> PretrainBatch:
+        video, sound = open_streams(clip)
         free = len(video) - self.num_frames * self.sampling_rate
         starts = [int(rng.integers(free + 1)) if free > 0 else 0 for _ in range(self.num_samples)]
         sampling = (self.num_frames, self.sampling_rate)
         windows = [film.pretrain_frames(len(video), start, *sampling) for start in starts]
-        audio = torch.stack([self._audio(clip, video, window, rng) for window in windows])
-        images = film.read_frames(video, windows)
+        gains = [wav.draw_gain(rng) if self.roll_mag_aug else 1.0 for _ in windows]
+        spans = [self._span(video, window) for window in windows]
+        audio = wav.span_features(sound(), spans, gains, self.input_size_audio)
+        frames = film.read_frames(video, windows)
         masks = [tube_mask(self.grid, self.mask_ratio, rng) for _ in windows]
         ratio, num_tokens = self.mask_ratio_audio, self.num_audio_tokens
         audio_masks = [random_mask(num_tokens, ratio, rng) for _ in windows]
-        pixels = [self._crop([images[k] for k in window], rng) for window in windows]
+        pixels = [self._crop([frames[k] for k in window], rng) for window in windows]
         return PretrainBatch(
             video=torch.stack(pixels),
             video_mask=torch.from_numpy(np.stack(masks)),
@@ -108,18 +111,15 @@ class PretrainClips(Dataset[PretrainBatch]):
             skipped=(),
         )
 
-    def _audio(
-        self, clip: Clip, video: film.Video, window: np.ndarray, rng: np.random.Generator
-    ) -> Tensor:
+    def _span(self, video: film.Video, window: np.ndarray) -> tuple[int, int]:
         first, last = int(window[0]), min(int(window[-1]) + self.sampling_rate, len(video) - 1)
         start, stop = (int(time * wav.SAMPLE_RATE) for time in video.times(first, last))
-        gain = wav.draw_gain(rng) if self.roll_mag_aug else 1.0
-        return wav.span_features(clip.audio, start, stop, self.input_size_audio, gain)
+        return start, stop
 
-    def _crop(self, images: list[film.Image.Image], rng: np.random.Generator) -> Tensor:
-        box = film.draw_crop(film.face_box(*images[0].size), rng)
-        size = (self.input_size, self.input_size)
-        return film.to_tensor([film.resize(image, size, box) for image in images])
+    def _crop(self, frames: list[np.ndarray], rng: np.random.Generator) -> Tensor:
+        height, width = frames[0].shape[:2]
+        box = film.draw_crop(film.face_box(width, height), rng)
+        return film.resize_frames(frames, (self.input_size, self.input_size), box)
 
 
 class LabelledClips(Dataset[LabelledBatch]):
@@ -144,7 +144,7 @@ class LabelledClips(Dataset[LabelledBatch]):
 
     def __init__(
         self,
-        clips: Sequence[Clip],
+        clips: Sequence[AnyClip],
         *,
         task: str = "classification",
         num_frames: int = 16,
@@ -173,20 +173,18 @@ class LabelledClips(Dataset[LabelledBatch]):
         batch, skipped = read_or_replace(self.clips, item.index, self._read, rng)
         return batch._replace(skipped=skipped)
 
-    def _read(self, clip: Clip, rng: np.random.Generator) -> LabelledBatch:
-        video, total_frames = _open(clip, self.modality)
+    def _read(self, clip: AnyClip, rng: np.random.Generator) -> LabelledBatch:
+        video, sound, total_frames = open_wanted(clip, self.modality)
         windows = [self._window(total_frames, rng) for _ in range(self.num_samples)]
         pixels = features = None
-        if "a" in self.modality:
+        if sound is not None:
             span = self.num_frames * self.sampling_rate
             gains = [wav.draw_gain(rng) if self.roll_mag_aug else 1.0 for _ in windows]
             features = wav.window_features(
-                clip.audio, windows, span, total_frames, self.input_size_audio, gains
+                sound, windows, span, total_frames, self.input_size_audio, gains
             )
         if video is not None:
-            size = (self.input_size, self.input_size)
-            images = film.read_frames(video, windows)
-            images = {k: film.resize(image, size) for k, image in images.items()}
+            images = _squares(film.read_frames(video, windows), self.input_size)
             clips = [self._pixels([images[k] for k in window], rng) for window in windows]
             pixels = torch.stack(clips)
         target = _target(clip, self.task).repeat_interleave(self.num_samples, dim=0)
@@ -197,7 +195,7 @@ class LabelledClips(Dataset[LabelledBatch]):
         end = int(rng.integers(span, total_frames)) if total_frames > span else None
         return film.train_frames(total_frames, end, self.num_frames, self.sampling_rate)
 
-    def _pixels(self, images: list[film.Image.Image], rng: np.random.Generator) -> Tensor:
+    def _pixels(self, images: list[Image.Image], rng: np.random.Generator) -> Tensor:
         return film.to_tensor(images) if self.transform is None else self.transform(images, rng)
 
 
@@ -218,7 +216,7 @@ class TestClips(Dataset[ViewBatch]):
 
     def __init__(
         self,
-        clips: Sequence[Clip],
+        clips: Sequence[AnyClip],
         *,
         task: str = "classification",
         num_segments: int = 2,
@@ -263,8 +261,8 @@ class TestClips(Dataset[ViewBatch]):
         ]
         return joined(items)._replace(view_clip=torch.cat(view_clip))
 
-    def _read(self, clip: Clip) -> tuple[Tensor | None, Tensor | None]:
-        video, total_frames = _open(clip, self.modality)
+    def _read(self, clip: AnyClip) -> tuple[Tensor | None, Tensor | None]:
+        video, sound, total_frames = open_wanted(clip, self.modality)
         sampling = (self.num_frames, self.sampling_rate)
         if self.centre:
             windows = [film.train_frames(total_frames, None, *sampling)]
@@ -273,35 +271,34 @@ class TestClips(Dataset[ViewBatch]):
         pixels, features, num_crops = None, None, 1
         if video is not None:
             pixels, num_crops = self._views(film.read_frames(video, windows), windows)
-        if "a" in self.modality:
+        if sound is not None:
             span = self.num_frames * self.sampling_rate
             features = wav.window_features(
-                clip.audio, windows, span, total_frames, self.input_size_audio
+                sound, windows, span, total_frames, self.input_size_audio
             ).repeat_interleave(num_crops, dim=0)
         return pixels, features
 
     def _views(
-        self, images: dict[int, film.Image.Image], windows: list[np.ndarray]
+        self, frames: dict[int, np.ndarray], windows: list[np.ndarray]
     ) -> tuple[Tensor, int]:
-        side, (width, height) = self.input_size, next(iter(images.values())).size
+        side, (height, width) = self.input_size, next(iter(frames.values())).shape[:2]
         size, boxes = (side, side), [(0, 0, side, side)]
         if not self.centre:
             size, boxes = film.view_crops(width, height, side, self.num_crops)
-        images = {k: film.resize(image, size) for k, image in images.items()}
+        resized = film.resize_frames(list(frames.values()), size)
+        place = {index: k for k, index in enumerate(frames)}
         views = []
         for window in windows:
-            frames = film.to_tensor([images[k] for k in window])
-            views += [frames[..., top:bottom, left:right] for left, top, right, bottom in boxes]
+            pixels = resized[:, [place[int(k)] for k in window]]
+            views += [pixels[..., top:bottom, left:right] for left, top, right, bottom in boxes]
         return torch.stack(views), len(boxes)
 
 
-def _open(clip: Clip, modality: str) -> tuple[film.Video | None, int]:
-    """Check the streams that a modality reads; return the video and the number of its frames."""
-    num_samples = wav.length_of(clip.audio) if "a" in modality else 0
-    if "v" not in modality:
-        return None, max(round(num_samples * FRAME_RATE / wav.SAMPLE_RATE), 1)
-    video = film.open_video(clip.video)
-    return video, len(video)
+def _squares(frames: dict[int, np.ndarray], side: int) -> dict[int, Image.Image]:
+    """Resize frames to squares, as images: RandAugment is Pillow's."""
+    pixels = film.resize_frames(list(frames.values()), (side, side)).permute(1, 2, 3, 0)
+    images = map(Image.fromarray, pixels.contiguous().numpy())
+    return dict(zip(frames, images, strict=True))
 
 
 def _nothing(clips: LabelledClips | TestClips) -> tuple[Tensor | None, Tensor | None]:
@@ -316,7 +313,7 @@ def _nothing(clips: LabelledClips | TestClips) -> tuple[Tensor | None, Tensor | 
     )
 
 
-def _target(clip: Clip, task: str) -> Tensor:
+def _target(clip: AnyClip, task: str) -> Tensor:
     """Return the label as (1,) int64 or (1, K) float32; without a label -1 or K = 0."""
     if task == "classification":
         return torch.tensor([-1 if clip.label is None else clip.label])

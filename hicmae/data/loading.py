@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hicmae.data.clip_list import Clip, UnreadableClip
+from hicmae.data.shard_index import PackedClip
 from hicmae.data.video import normalise
 
 logger = logging.getLogger(__name__)
 
 MAX_TRIES = 20  # unreadable clips in a row before an item gives up
+SHARD_WINDOW = 8  # shards whose clips are shuffled together
 
 # First word of the seeds, so that the order of an epoch shares no random numbers with its items.
 _ORDER, _ITEM = 1, 2
@@ -138,9 +140,9 @@ def item_generator(seed: int, item: ClipIndex) -> np.random.Generator:
 
 
 def read_or_replace(
-    clips: Sequence[Clip],
+    clips: Sequence[Clip | PackedClip],
     index: int,
-    read: Callable[[Clip, np.random.Generator], T],
+    read: Callable[[Any, np.random.Generator], T],
     rng: np.random.Generator,
 ) -> tuple[T, tuple[SkippedClip, ...]]:
     """Read clip `index`; while that fails, read another clip drawn from the list instead.
@@ -164,7 +166,7 @@ def read_or_replace(
 
 
 def read_or_skip(
-    clip: Clip, read: Callable[[Clip], T], allow_skip: bool
+    clip: Clip | PackedClip, read: Callable[[Any], T], allow_skip: bool
 ) -> tuple[T | None, tuple[SkippedClip, ...]]:
     """Read a clip for evaluation, where no other can stand in for it.
 
@@ -193,6 +195,8 @@ class ClipSampler(Sampler[ClipIndex]):
         world_size: number of processes.
         pad: training: repeat the first clips of the order until all shares are equal. Evaluation
             leaves the shares unequal instead, so that no clip counts twice.
+        shards: (num_clips,) the shard of each packed clip. Shuffled clips then come from a few
+            shards at a time, and each process reads its own shards, so that disks read on.
     """
 
     def __init__(
@@ -204,11 +208,13 @@ class ClipSampler(Sampler[ClipIndex]):
         rank: int = 0,
         world_size: int = 1,
         pad: bool,
+        shards: np.ndarray | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
         self.num_clips, self.shuffle, self.seed = num_clips, shuffle, seed
         self.rank, self.world_size, self.pad = rank, world_size, pad
+        self.shards = shards if shuffle else None
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -222,12 +228,36 @@ class ClipSampler(Sampler[ClipIndex]):
 
     def __iter__(self) -> Iterator[ClipIndex]:
         order = np.arange(self.num_clips)
-        if self.shuffle:
-            np.random.default_rng((_ORDER, self.seed, self.epoch)).shuffle(order)
+        rng = np.random.default_rng((_ORDER, self.seed, self.epoch))
+        if self.shards is not None:
+            order = shard_order(self.shards, rng)
+        elif self.shuffle:
+            rng.shuffle(order)
         if self.pad:
             order = np.resize(order, len(self) * self.world_size)
-        share = order[self.rank :: self.world_size]
+        if self.shards is None:
+            share = order[self.rank :: self.world_size]
+        else:
+            share = np.array_split(order, self.world_size)[self.rank]
         return (ClipIndex(self.epoch, int(index)) for index in share[self.start :])
+
+
+def shard_order(shards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shuffle shards, and the clips of every `SHARD_WINDOW` of them together.
+
+    Args:
+        shards: (clips,) shard of each clip; clips of a shard stand together.
+        rng: what to draw from.
+
+    Returns:
+        (clips,) each clip once.
+    """
+    numbers, firsts = np.unique(shards, return_index=True)
+    clips_of = np.split(np.arange(len(shards)), firsts[1:])
+    shuffled = rng.permutation(len(numbers))
+    windows = [shuffled[k : k + SHARD_WINDOW] for k in range(0, len(shuffled), SHARD_WINDOW)]
+    pools = [np.concatenate([clips_of[shard] for shard in window]) for window in windows]
+    return np.concatenate([rng.permutation(pool) for pool in pools])
 
 
 def make_loader(

@@ -1,30 +1,20 @@
-"""Choose the frames of a clip, decode them, and cut, resize and normalise their pixels."""
+"""Choose the frames of a clip, cut them and normalise their pixels; decoding is next door."""
 
-import itertools
-import os
 from collections.abc import Iterable, Sequence
 
-import av
 import numpy as np
 import torch
 from PIL import Image
 
-from hicmae.data.clip_list import UnreadableClip, one_line
-
-try:
-    import decord
-except ImportError:  # no wheels outside Linux x86-64; PyAV gives the same frames there
-    decord = None
-else:
-    decord.logging.set_level(decord.logging.FATAL)  # what is wrong with a clip is in our message
+from hicmae.data.decoding import FRAME_EXTENSIONS as FRAME_EXTENSIONS
+from hicmae.data.decoding import FrameFolder as FrameFolder
+from hicmae.data.decoding import Video
+from hicmae.data.decoding import open_video as open_video
+from hicmae.data.resizing import Box
+from hicmae.data.resizing import resize as resize
+from hicmae.data.resizing import resize_frames as resize_frames
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
-
-# What Pillow raises for broken image files; its PNG reader uses SyntaxError.
-_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 # Which frames
@@ -96,157 +86,13 @@ def _repeat_last(indices: np.ndarray, length: int) -> np.ndarray:
     return np.pad(indices, (0, max(length - len(indices), 0)), mode="edge")
 
 
-# Decoding
+# Geometry and pixels
 
 
-class FrameFolder:
-    """A folder of frames, in the order of their names."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            with os.scandir(path) as entries:
-                names = [entry.name for entry in entries]
-        except OSError as error:
-            raise UnreadableClip(
-                f"video folder '{path}' cannot be read: {error.strerror}"
-            ) from None
-        self.names = sorted(
-            name
-            for name in names
-            if name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
-        )
-        if not self.names:
-            raise UnreadableClip(
-                f"video folder '{path}' holds no frame, expected {' '.join(FRAME_EXTENSIONS)} files"
-            )
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, indices: Iterable[int]) -> list[Image.Image]:
-        """Return the RGB frames at `indices`."""
-        return [self._read(os.path.join(self.path, self.names[index])) for index in indices]
-
-    def times(self, first: int, last: int) -> tuple[float, float]:
-        """Raise UnreadableClip: images carry no times."""
-        raise UnreadableClip(
-            f"video folder '{self.path}' has no frame times, expected a video file in pre-training"
-        )
-
-    @staticmethod
-    def _read(path: str) -> Image.Image:
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except _IMAGE_ERRORS as error:
-            raise UnreadableClip(f"frame '{path}' cannot be read: {one_line(error)}") from None
-
-
-class DecordVideo:
-    """A video file read with decord; frames between the wanted ones are skipped, not converted."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            # An absolute name, as FFmpeg would take "a:b.mp4" for a protocol.
-            self.reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
-        except (decord.DECORDError, RuntimeError) as error:
-            raise UnreadableClip(f"video '{path}' cannot be opened: {one_line(error)}") from None
-        if len(self.reader) == 0:
-            raise UnreadableClip(f"video '{path}' holds no frame")
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def read(self, indices: Sequence[int]) -> list[Image.Image]:
-        """Return the RGB frames at `indices`, which ascend without repetition."""
-        try:
-            frames = self.reader.get_batch(list(indices)).asnumpy()  # (T, H, W, 3) uint8
-        except (decord.DECORDError, RuntimeError):
-            # decord also fails on some sound files, e.g. all of width 48.
-            return PyAVVideo(self.path).read(indices)
-        return [Image.fromarray(frame) for frame in frames]
-
-    def times(self, first: int, last: int) -> tuple[float, float]:
-        """Return when frame `first` begins and frame `last` ends, in seconds."""
-        times = self.reader.get_frame_timestamp([first, last])
-        return float(times[0][0]), float(times[1][1])
-
-
-class PyAVVideo:
-    """A video file read with PyAV, for machines without decord.
-
-    Frames are counted in order rather than sought: seeking is off by one in some containers.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            with av.open(os.path.abspath(path), metadata_errors="replace") as container:
-                stream = next(iter(container.streams.video), None)
-                packets = [] if stream is None else list(container.demux(stream))
-                self.packet_times = sorted(
-                    (
-                        float(packet.pts * packet.time_base),
-                        float((packet.pts + (packet.duration or 0)) * packet.time_base),
-                    )
-                    for packet in packets
-                    if packet.pts is not None
-                )
-        except av.FFmpegError as error:
-            raise UnreadableClip(f"video '{path}' cannot be opened: {one_line(error)}") from None
-        if not self.packet_times:
-            raise UnreadableClip(f"video '{path}' holds no frame")
-
-    def __len__(self) -> int:
-        return len(self.packet_times)
-
-    def read(self, indices: Sequence[int]) -> list[Image.Image]:
-        """Return the RGB frames at `indices`, which ascend without repetition."""
-        wanted, images = set(indices), []
-        try:
-            with av.open(os.path.abspath(self.path), metadata_errors="replace") as container:
-                decoded = itertools.islice(container.decode(video=0), max(wanted) + 1)
-                images = [
-                    frame.to_image() for index, frame in enumerate(decoded) if index in wanted
-                ]
-        except av.FFmpegError as error:
-            raise UnreadableClip(
-                f"video '{self.path}' cannot be decoded: {one_line(error)}"
-            ) from None
-        if len(images) != len(wanted):
-            raise UnreadableClip(
-                f"video '{self.path}' cannot be decoded: it ends before frame {max(wanted)}"
-            )
-        return images
-
-    def times(self, first: int, last: int) -> tuple[float, float]:
-        """Return when frame `first` begins and frame `last` ends, in seconds."""
-        return self.packet_times[first][0], self.packet_times[last][1]
-
-
-Video = FrameFolder | DecordVideo | PyAVVideo
-
-
-def open_video(path: str) -> Video:
-    """Open a folder of frames or a video file; UnreadableClip where there is nothing to read."""
-    if os.path.isdir(path):
-        return FrameFolder(path)
-    if not os.path.isfile(path):
-        raise UnreadableClip(f"video '{path}' does not exist")
-    if os.path.getsize(path) == 0:
-        raise UnreadableClip(f"video '{path}' is an empty file")
-    return DecordVideo(path) if decord is not None else PyAVVideo(path)
-
-
-def read_frames(video: Video, windows: Iterable[np.ndarray]) -> dict[int, Image.Image]:
+def read_frames(video: Video, windows: Iterable[np.ndarray]) -> dict[int, np.ndarray]:
     """Return every frame that some window needs, by index; each is decoded once."""
     wanted = sorted({int(index) for window in windows for index in window})
     return dict(zip(wanted, video.read(wanted), strict=True))
-
-
-# Geometry and pixels
 
 
 def face_box(width: int, height: int) -> Box:
@@ -281,13 +127,6 @@ def draw_crop(region: Box, rng: np.random.Generator) -> Box:
     return left + x, top + y, left + x + crop_width, top + y + crop_height
 
 
-def resize(image: Image.Image, size: tuple[int, int], box: Box | None = None) -> Image.Image:
-    """Resize an image, or its part in `box`, to (width, height), bilinear as Pillow does it."""
-    if box is not None:  # not resize's own box, which blends in pixels from around it
-        image = image.crop(box)
-    return image.resize(size, Image.Resampling.BILINEAR)
-
-
 def view_crops(
     width: int, height: int, input_size: int, num_crops: int
 ) -> tuple[tuple[int, int], list[Box]]:
@@ -314,10 +153,10 @@ def view_crops(
     return size, [(x, y, x + input_size, y + input_size) for x, y in corners]
 
 
-def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
-    """Stack RGB images of one size to (3, T, H, W) uint8."""
+def to_tensor(frames: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:
+    """Stack RGB frames of one size to (3, T, H, W) uint8."""
     return (
-        torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        torch.from_numpy(np.stack([np.asarray(frame) for frame in frames]))
         .permute(3, 0, 1, 2)
         .contiguous()
     )

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from hicmae.models.layers import Block, CSBlock, LayerNorm, drop_path_rates, sincos_positions
+from hicmae.models.layers import (
+    Block,
+    CSBlock,
+    LayerNorm,
+    Linear,
+    drop_path_rates,
+    sincos_positions,
+)
 
 
 class SkipDecoder(nn.Module):
@@ -40,7 +47,8 @@ class SkipDecoder(nn.Module):
             for index, rate in enumerate(drop_path_rates(drop_path, depth))
         )
         self.norm = LayerNorm(embed_dim)
-        self.head = nn.Linear(embed_dim, patch_values)
+        self.head = Linear(embed_dim, patch_values)
+        self.positions: Tensor
         self.register_buffer("positions", sincos_positions(num_tokens, embed_dim), persistent=False)
 
     def forward(self, tokens: Tensor, skips: Sequence[Tensor], num_masked: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from hicmae.models.layers import (
     CSBlock,
     LayerNorm,
     drop_path_rates,
+    linear,
     sincos_positions,
 )
 from hicmae.models.patches import cut_patches, token_grid
@@ -51,8 +52,10 @@ class PatchEmbed(nn.Module):
         self.patch_size = tuple(patch_size)
         self.grid = token_grid(size, patch_size, name)
         self.num_tokens = math.prod(self.grid)
-        conv = nn.Conv3d if len(self.grid) == 3 else nn.Conv2d
-        self.proj = conv(channels, embed_dim, self.patch_size, stride=self.patch_size)
+        conv: Any = nn.Conv3d if len(self.grid) == 3 else nn.Conv2d
+        self.proj: nn.Conv3d | nn.Conv2d = conv(
+            channels, embed_dim, self.patch_size, stride=self.patch_size
+        )
 
     def forward(self, clip: Tensor, index: Tensor | None = None) -> Tensor:
         """Embed all patches, or only those that are wanted.
@@ -71,7 +74,7 @@ class PatchEmbed(nn.Module):
                 "num_frames, img_size or img_size_audio of the clips"
             )
         patches = cut_patches(clip, self.patch_size, index).flatten(2)  # (B, V, P)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class ModalityEncoder(nn.Module):
@@ -105,6 +108,7 @@ class ModalityEncoder(nn.Module):
             for rate in drop_path_rates(drop_path, depth)
         )
         self.norm = LayerNorm(embed_dim)
+        self.positions: Tensor
         positions = sincos_positions(self.patch_embed.num_tokens, embed_dim)
         self.register_buffer("positions", positions, persistent=False)
 
@@ -137,14 +141,14 @@ class ModalityEncoder(nn.Module):
 
 
 def video_encoder(
-    num_frames: int, img_size: Sequence[int], tubelet_size: int, **block_options: float
+    num_frames: int, img_size: Sequence[int], tubelet_size: int, **block_options: Any
 ) -> ModalityEncoder:
     """Build the encoder of (B, 3, T, H, W) clips in tubelets of tubelet_size x 16 x 16."""
     patch = (tubelet_size, PATCH_SIZE, PATCH_SIZE)
     return ModalityEncoder((num_frames, *img_size), patch, 3, "video", **block_options)
 
 
-def audio_encoder(img_size_audio: Sequence[int], **block_options: float) -> ModalityEncoder:
+def audio_encoder(img_size_audio: Sequence[int], **block_options: Any) -> ModalityEncoder:
     """Build the encoder of (B, 1, T, F) spectrograms in patches of 16 x 16."""
     return ModalityEncoder(img_size_audio, (PATCH_SIZE, PATCH_SIZE), 1, "audio", **block_options)
 

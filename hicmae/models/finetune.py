@@ -1,6 +1,7 @@
 """The classifier (or regressor) for labelled clips and its sizes."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from timm.models import register_model
@@ -8,12 +9,13 @@ from torch import Tensor, nn
 
 from hicmae.models.encoder import (
     CrossModalFusion,
+    ModalityEncoder,
     as_pair,
     audio_encoder,
     check_depths,
     video_encoder,
 )
-from hicmae.models.layers import LayerNorm, init_trunc_normal, init_xavier
+from hicmae.models.layers import LayerNorm, Linear, init_trunc_normal, init_xavier
 from hicmae.models.registry import model_options
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -68,7 +70,7 @@ class HiCMAEClassifier(nn.Module):
         check_depths(depth=depth, depth_audio=depth_audio, fusion_depth=fusion_depth)
         self.modality = modality
         self.head_activation = head_activation
-        stack = {
+        stack: dict[str, Any] = {
             "embed_dim": embed_dim,
             "num_heads": num_heads,
             "drop_path": drop_path_rate,
@@ -89,7 +91,7 @@ class HiCMAEClassifier(nn.Module):
             self.encoder_fusion.apply(init_xavier)
         self.num_features = 2 * len(modality) * embed_dim
         self.fc_norm = LayerNorm(self.num_features)
-        self.head = nn.Linear(self.num_features, num_classes)
+        self.head = Linear(self.num_features, num_classes)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters of two and more dimensions that weight decay must not touch."""
@@ -131,7 +133,7 @@ class HiCMAEClassifier(nn.Module):
         return self.fc_norm(torch.cat(weighted + means, dim=-1))
 
     def _encode(
-        self, encoder: nn.Module, clip: Tensor | None, name: str
+        self, encoder: ModalityEncoder, clip: Tensor | None, name: str
     ) -> tuple[Tensor, list[Tensor]]:
         if clip is None:
             raise ValueError(

@@ -7,8 +7,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
+
+from hicmae.models import onednn
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -31,6 +33,20 @@ def sincos_positions(num_tokens: int, dim: int) -> Tensor:
     return angle.float()
 
 
+def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Map (..., in) to (..., out) by the fastest library for the device."""
+    compute = onednn.linear if onednn.serves(values) else F.linear
+    return compute(values, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` computed by `linear`."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return linear(values, self.weight, self.bias)
+
+
 def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
     batch, length, width = tokens.shape
     return tokens.view(batch, length, num_heads, width // num_heads).transpose(1, 2)
@@ -38,8 +54,10 @@ def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     """Multi-head scaled dot-product attention, (B, N, D) in and out; scale head_dim ** -0.5."""
-    heads = (_split_heads(tokens, num_heads) for tokens in (query, key, value))
-    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    query, key, value = (_split_heads(tokens, num_heads) for tokens in (query, key, value))
+    split = onednn.serves(query) and onednn.pays_for_attention(query, key)
+    compute = onednn.attention if split else F.scaled_dot_product_attention
+    return compute(query, key, value).transpose(1, 2).flatten(2)
 
 
 def _check_heads(dim: int, num_heads: int) -> None:
@@ -54,10 +72,10 @@ class Attention(nn.Module):
         super().__init__()
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Let every token read every token.
@@ -69,7 +87,7 @@ class Attention(nn.Module):
             (B, N, D).
         """
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        query, key, value = F.linear(tokens, self.qkv.weight, bias).chunk(3, dim=-1)
+        query, key, value = linear(tokens, self.qkv.weight, bias).chunk(3, dim=-1)
         return self.proj(_attend(query, key, value, self.num_heads))
 
 
@@ -80,11 +98,11 @@ class CrossAttention(nn.Module):
         super().__init__()
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim, bias=False)
-        self.kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.q = Linear(dim, dim, bias=False)
+        self.kv = Linear(dim, 2 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
         """Let every token read every context token.
@@ -96,10 +114,23 @@ class CrossAttention(nn.Module):
         Returns:
             (B, N, D).
         """
-        query = F.linear(tokens, self.q.weight, self.q_bias)
+        query = linear(tokens, self.q.weight, self.q_bias)
         bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
-        key, value = F.linear(context, self.kv.weight, bias).chunk(2, dim=-1)
+        key, value = linear(context, self.kv.weight, bias).chunk(2, dim=-1)
         return self.proj(_attend(query, key, value, self.num_heads))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Transform every token by itself, (B, N, D) to (B, N, D)."""
+        return self.fc2(F.gelu(self.fc1(tokens)))
 
 
 def _layer_scale(dim: int, init_values: float) -> nn.Parameter | None:

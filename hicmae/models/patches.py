@@ -21,8 +21,10 @@ class TokenSplit(NamedTuple):
     masked: Tensor  # (B, M) int64
 
     def to(self, device: torch.device | str) -> "TokenSplit":
-        """Move both index tensors."""
-        return TokenSplit(*(index.to(device, non_blocking=True) for index in self))
+        """Move both index tensors; from pinned memory, so that a GPU's queue is not waited for."""
+        on_gpu = torch.device(device).type == "cuda"
+        pinned = (index.pin_memory() if on_gpu and not index.is_cuda else index for index in self)
+        return TokenSplit(*(index.to(device, non_blocking=True) for index in pinned))
 
 
 def split_tokens(mask: Tensor | TokenSplit, num_tokens: int, name: str) -> TokenSplit:

@@ -1,7 +1,7 @@
 """The pre-training model and its sizes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.models import register_model
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from hicmae.models.decoder import SkipDecoder
 from hicmae.models.encoder import (
     CrossModalFusion,
+    ModalityEncoder,
     as_pair,
     audio_encoder,
     check_depths,
     pooled_unit,
     video_encoder,
 )
-from hicmae.models.layers import init_xavier
+from hicmae.models.layers import Linear, init_xavier
 from hicmae.models.patches import TokenSplit, split_tokens
 from hicmae.models.registry import model_options
 
@@ -87,7 +88,7 @@ class HiCMAE(nn.Module):
                     f"one block and one more for each kept level {self.level_blocks}"
                 )
 
-        stack = {"drop_path": drop_path_rate, "init_values": init_values}
+        stack: dict[str, Any] = {"drop_path": drop_path_rate, "init_values": init_values}
         encoder = {"embed_dim": embed_dim, "num_heads": num_heads, **stack}
         self.encoder = video_encoder(
             num_frames, as_pair(img_size), tubelet_size, depth=encoder_depth, **encoder
@@ -98,8 +99,8 @@ class HiCMAE(nn.Module):
         decoder = {"embed_dim": decoder_embed_dim, "num_heads": decoder_num_heads, **stack}
         self.decoder = _decoder_of(self.encoder, depth=decoder_depth, **decoder)
         self.decoder_audio = _decoder_of(self.encoder_audio, depth=decoder_depth_audio, **decoder)
-        self.encoder_to_decoder = nn.Linear(embed_dim, decoder_embed_dim, bias=False)
-        self.encoder_to_decoder_audio = nn.Linear(embed_dim, decoder_embed_dim, bias=False)
+        self.encoder_to_decoder = Linear(embed_dim, decoder_embed_dim, bias=False)
+        self.encoder_to_decoder_audio = Linear(embed_dim, decoder_embed_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self.mask_token_audio = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self._init_weights()
@@ -174,7 +175,7 @@ def _check_levels(levels: tuple[int, ...], depth: int, depth_audio: int) -> None
         )
 
 
-def _decoder_of(encoder: nn.Module, **options: float) -> SkipDecoder:
+def _decoder_of(encoder: ModalityEncoder, **options: Any) -> SkipDecoder:
     embed = encoder.patch_embed
     patch_values = embed.proj.weight[0].numel()
     return SkipDecoder(num_tokens=embed.num_tokens, patch_values=patch_values, **options)

@@ -1,9 +1,11 @@
 """What timm's `create_model` hands to our builder functions besides the model's own options."""
 
+from typing import Any
+
 TIMM_EXTRAS = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
-def model_options(pretrained: bool, kwargs: dict[str, object]) -> dict[str, object]:
+def model_options(pretrained: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the options that belong to the model.
 
     Raises:

@@ -1,11 +1,17 @@
 """Checkpoints: atomic saving, safe loading, resuming, and pre-trained weights that report.
 
 Files are what the original writes: `checkpoint-<epoch>.pth` and `checkpoint-best.pth`, dictionaries
-with the weights under `model`. Reading never runs code from a file.
+with the weights under `model`; `checkpoint-<epoch>-step<step>.pth` is a state within an epoch,
+after so many steps of the run. Reading never runs code from a file.
+
+A file ends in the sha256 of all before it, as the comment of the zip archive that `torch.save`
+makes; `torch.load` and every other reader of archives pass over it.
 """
 
 import argparse
+import hashlib
 import logging
+import math
 import os
 import pickle
 import re
@@ -13,7 +19,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,10 @@ from torch.serialization import safe_globals
 from hicmae.training.transfer import LoadReport, compare, weights_of
 
 logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"checkpoint-(\d+)(?:-step(\d+))?\.pth")
+_MARK = b"sha256:"
+_TRAILER = len(_MARK) + 64
 
 # Every way in which torch.load was seen to answer truncated, flipped or random bytes.
 _DAMAGE = (
@@ -65,8 +75,7 @@ def save(path: str | Path, state: Mapping[str, Any]) -> None:
     try:
         with temporary.open("wb") as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
+        _append_sum(temporary)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
@@ -76,6 +85,40 @@ def save(path: str | Path, state: Mapping[str, Any]) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _append_sum(path: Path) -> None:
+    """Add the check sum of a zip archive as its comment, whose length stands before it; sync."""
+    with path.open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        if file.read() != b"\0\0":
+            raise RuntimeError(f"torch.save wrote no plain zip archive to '{path}'")
+        file.seek(-2, os.SEEK_END)
+        file.write(struct.pack("<H", _TRAILER))
+        file.flush()
+        digest = _digest(path, path.stat().st_size)
+        file.write(_MARK + digest.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(path: Path, size: int) -> str:
+    """Return the sha256 of the first `size` bytes of a file."""
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while size and (block := file.read(min(size, 2**20))):
+            total.update(block)
+            size -= len(block)
+    return total.hexdigest()
+
+
+def _recorded_sum(path: Path) -> str | None:
+    """Return the check sum at the end of a file, None for files that others wrote."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(size - _TRAILER, 0))
+        trailer = file.read()
+    return trailer[len(_MARK) :].decode("ascii", "replace") if trailer[:7] == _MARK else None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -102,7 +145,8 @@ def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
 
     Args:
         path: file written here, by the original code, or any `torch.save` of a dictionary.
-        verify: also compare the file's check sums, which torch itself does not.
+        verify: also compare the check sum at its end, or those within the archive where there is
+            none; torch itself does neither.
 
     Returns:
         The saved dictionary, e.g. keys model, optimizer, epoch, scaler, args. `epoch` may be the
@@ -132,7 +176,11 @@ def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
 
 
 def _check_sums(path: Path) -> None:
-    if zipfile.is_zipfile(path):
+    recorded = _recorded_sum(path)
+    if recorded is not None:
+        if recorded != _digest(path, path.stat().st_size - _TRAILER):
+            raise zipfile.BadZipFile("wrong check sum")
+    elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
@@ -161,46 +209,81 @@ def _explain(path: Path, error: BaseException) -> str:
 
 def numbered(output_dir: str | Path) -> list[tuple[int, Path]]:
     """Return (epoch, path) of every `checkpoint-<epoch>.pth` in a folder, oldest epoch first."""
+    return [(epoch, path) for epoch, step, path in _saved(output_dir) if step == math.inf]
+
+
+def _saved(output_dir: str | Path) -> list[tuple[int, float, Path]]:
+    """Return epoch, step and path of every state of a run in training order.
+
+    The step is inf at the end of an epoch, which comes after all states within it.
+    """
     found = []
     for path in Path(output_dir).glob("checkpoint-*.pth"):
-        match = re.fullmatch(r"checkpoint-(\d+)\.pth", path.name)
+        match = _NAME.fullmatch(path.name)
         if match and path.is_file():
-            found.append((int(match[1]), path))
+            found.append((int(match[1]), float(match[2] or math.inf), path))
     return sorted(found)
 
 
-def newest(output_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """Read the newest whole `checkpoint-<epoch>.pth`, going back over damaged ones with a warning.
-
-    Returns:
-        Its path and content, or None when the folder holds no whole one.
-    """
-    for _, path in reversed(numbered(output_dir)):
+def whole(output_dir: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Read the states of a run from the newest back, passing over damaged ones with a warning."""
+    for _, _, path in reversed(_saved(output_dir)):
         try:
-            return path, load(path, verify=True)
+            state = load(path, verify=True)
         except (CheckpointError, OSError) as error:
             logger.warning("skipping a broken checkpoint, trying the one before: %s", error)
-    return None
+            continue
+        yield path, state
+
+
+def newest(output_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return path and content of the newest whole state of a run, None when there is none."""
+    return next(whole(output_dir), None)
 
 
 def prune(output_dir: str | Path, keep_every: int, keep_last: int = 2) -> list[Path]:
     """Delete checkpoints that are neither recent nor at a kept epoch.
 
     Args:
-        output_dir: folder of `checkpoint-<epoch>.pth` files; others are left alone.
-        keep_every: epochs (counted from 1) divisible by it stay; 0 or less: none for this reason.
+        output_dir: folder of `checkpoint-<epoch>.pth` files and those within epochs; others are
+            left alone.
+        keep_every: ends of epochs (counted from 1) divisible by it stay; 0 or less: none for this
+            reason.
         keep_last: this many newest ones stay, two so that one is left if the newest breaks.
 
     Returns:
         The deleted files.
     """
     removed = []
-    entries = numbered(output_dir)
-    for epoch, path in entries[: max(len(entries) - keep_last, 0)]:
-        if keep_every <= 0 or (epoch + 1) % keep_every:
+    entries = _saved(output_dir)
+    for epoch, step, path in entries[: max(len(entries) - keep_last, 0)]:
+        if step < math.inf or keep_every <= 0 or (epoch + 1) % keep_every:
             path.unlink(missing_ok=True)
             removed.append(path)
     return removed
+
+
+def set_aside(output_dir: str | Path, epoch: int, step: int, steps_done: int) -> list[Path]:
+    """Rename states that lie ahead of where a run goes on, so that none is taken for its own.
+
+    Args:
+        output_dir: folder of the checkpoints.
+        epoch: in which the run goes on.
+        step: steps of that epoch which are done; 0: it has not begun.
+        steps_done: steps of the whole run.
+
+    Returns:
+        The new names, `<old name>.superseded`.
+    """
+    here = (epoch, steps_done) if step else (epoch - 1, math.inf)
+    renamed = []
+    for other_epoch, other_step, path in _saved(output_dir):
+        if (other_epoch, other_step) > here:
+            renamed.append(path.replace(path.with_name(path.name + ".superseded")))
+    if renamed:
+        names = ", ".join(path.name for path in renamed)
+        logger.warning("later than where this run goes on, and renamed: %s", names)
+    return renamed
 
 
 def load_pretrained(

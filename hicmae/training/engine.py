@@ -2,11 +2,8 @@
 
 import itertools
 import math
-import random
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -19,9 +16,12 @@ from hicmae.training import distributed
 from hicmae.training.logger import Progress, RunLogger
 from hicmae.training.optim import set_learning_rate
 from hicmae.training.precision import Precision
+from hicmae.training.randomness import seed_step
+from hicmae.training.window import StepRecord, Window
 
 LossParts = dict[str, Tensor]
 ComputeLoss = Callable[[nn.Module, Any], tuple[Tensor, LossParts]]
+AfterStep = Callable[[int, Window], None]
 
 
 class Optimization(NamedTuple):
@@ -34,22 +34,6 @@ class Optimization(NamedTuple):
     weight_decay: np.ndarray  # one value a step
     accum_iter: int = 1
     clip_grad: float | None = None
-
-
-class StepRecord(NamedTuple):
-    """One step's figures, still on the device so that no step has to wait for it."""
-
-    step: int
-    tensors: LossParts
-    names: list[str]
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed python, numpy and torch, so that a step's randomness depends on nothing before it."""
-    mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]
-    random.seed(int(mixed))
-    np.random.seed(int(mixed))
-    torch.manual_seed(int(mixed))
 
 
 def train_one_epoch(
@@ -65,8 +49,12 @@ def train_one_epoch(
     logger: RunLogger,
     skipped: SkippedClips,
     print_freq: int = 10,
+    max_bad_steps: int = 10,
+    done: int = 0,
+    state: Mapping[str, Any] | None = None,
+    after_step: AfterStep = lambda done, window: None,
 ) -> dict[str, float]:
-    """Train for one pass over the loader.
+    """Train for one pass over the loader, or the rest of one.
 
     Args:
         model: in training mode afterwards; may be wrapped by DistributedDataParallel.
@@ -80,34 +68,43 @@ def train_one_epoch(
         logger: gets every step's figures.
         skipped: gets the clips that could not be read.
         print_freq: steps between two looks at the device; nothing is synchronised in between.
+        max_bad_steps: steps in a row without finite loss and gradients at which training ends;
+            fewer only leave the weights as they are.
+        done: steps of the epoch that an earlier run has made; the loader begins after them.
+        state: `Window.state` of that run.
+        after_step: gets the steps done and the window; may raise to stop.
 
     Returns:
         Means over the epoch and all ranks of everything logged.
 
     Raises:
-        RuntimeError: the loss is not finite.
+        BadSteps: `max_bad_steps` in a row.
     """
     model.train()
-    progress = Progress(steps, f"epoch {epoch}/{epochs}", every=print_freq)
-    window = _Window(logger, optimization, epoch)
-    groups = _groups(loader, optimization.accum_iter, steps)
-    for step, (batches, data_time) in enumerate(groups, start=epoch * steps):
+    device = optimization.precision.device
+    schedules = optimization.lr, optimization.weight_decay
+    window = Window(logger, *schedules, epoch, device, max_bad_steps, state)
+    progress = Progress(steps, f"epoch {epoch}/{epochs}", every=print_freq, initial=done)
+    if done == steps:
+        window.show(epoch * steps + done - 1)
+    groups = _groups(loader, optimization.accum_iter, steps - done)
+    for step, (batches, data_time) in enumerate(groups, start=epoch * steps + done):
         seed_step(seed, step, distributed.rank())
         # Plain floats: numpy's would end up in the checkpoint and be refused when it is loaded.
-        lr, weight_decay = float(optimization.lr[step]), float(optimization.weight_decay[step])
+        lr, weight_decay = (float(schedule[step]) for schedule in schedules)
         set_learning_rate(optimization.optimizer, lr, weight_decay)
         names = []
         for batch in batches:
             skipped.record(batch.skipped)
             names += batch.names
-        parts = _forward_backward(model, batches, compute_loss, optimization)
-        parts["grad_norm"] = _optimizer_step(model, optimization)
+        parts = train_step(model, batches, compute_loss, optimization)
         window.add(StepRecord(step, parts, names), data_time)
-        done = step + 1 - epoch * steps
+        done += 1
         looks = done % print_freq == 0 or done == steps
-        progress.update(1, window.flush() if looks else None)
+        progress.update(1, window.show(step) if looks else None)
+        after_step(done, window)
     progress.close()
-    return distributed.all_mean(window.epoch_means())
+    return distributed.all_mean(window.means())
 
 
 def _groups(loader: Iterable, accum_iter: int, steps: int) -> Iterator[tuple[list[Any], float]]:
@@ -117,6 +114,17 @@ def _groups(loader: Iterable, accum_iter: int, steps: int) -> Iterator[tuple[lis
         started = time.perf_counter()
         group = list(itertools.islice(batches, accum_iter))
         yield group, time.perf_counter() - started
+
+
+def train_step(
+    model: nn.Module,
+    batches: Sequence[Any],
+    compute_loss: ComputeLoss,
+    optimization: Optimization,
+) -> LossParts:
+    """Take one optimisation step with the batches' mean gradient; return its figures unread."""
+    parts = _forward_backward(model, batches, compute_loss, optimization)
+    return parts | _optimizer_step(model, parts["loss"], optimization)
 
 
 def _forward_backward(
@@ -130,101 +138,47 @@ def _forward_backward(
     sums: LossParts = {}
     for index, batch in enumerate(batches):
         # DDP averages gradients over ranks once a step, with the last batch.
-        waits = index + 1 < len(batches) and hasattr(model, "no_sync")
-        with model.no_sync() if waits else nullcontext():
+        waits = index + 1 < len(batches)
+        with getattr(model, "no_sync", nullcontext)() if waits else nullcontext():
             with optimization.precision.autocast():
                 loss, parts = compute_loss(model, batch.to(device))
-            optimization.scaler.scale(loss / len(batches)).backward()
+            # A loss that is not finite makes all gradients NaN, and DDP those of all ranks.
+            sound = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+            optimization.scaler.scale(loss * sound / len(batches)).backward()
         for name, value in {"loss": loss, **parts}.items():
             sums[name] = sums.get(name, 0) + value.detach() / len(batches)
     return sums
 
 
-def _optimizer_step(model: nn.Module, optimization: Optimization) -> Tensor:
-    """Clip, step, clear the gradients; return their norm before clipping."""
+def _optimizer_step(model: nn.Module, loss: Tensor, optimization: Optimization) -> LossParts:
+    """Clip, step unless the loss is bad, clear the gradients.
+
+    Returns:
+        The norm of the gradients before clipping, and whether the loss is bad, on any rank.
+    """
     optimizer, scaler = optimization.optimizer, optimization.scaler
     scaler.unscale_(optimizer)
-    limit = optimization.clip_grad or math.inf
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-    scaler.step(optimizer)
-    scaler.update()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    grad_norm = nn.utils.get_total_norm(gradients)
+    if optimization.clip_grad:
+        nn.utils.clip_grads_with_norm_(model.parameters(), optimization.clip_grad, grad_norm)
+    if scaler.is_enabled():
+        # The scaler itself leaves out a step; gradients that only overflow are its daily business.
+        bad = distributed.any_rank(~loss.isfinite())
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        bad = ~grad_norm.isfinite()
+        _step_unless(bad, optimizer)
     optimizer.zero_grad(set_to_none=True)
-    return grad_norm
+    return {"grad_norm": grad_norm, "skipped": bad}
 
 
-class _Window:
-    """The steps since the last look at the device, and the sums of the epoch."""
-
-    def __init__(self, logger: RunLogger, optimization: Optimization, epoch: int) -> None:
-        self.logger, self.optimization, self.epoch = logger, optimization, epoch
-        self.records: list[StepRecord] = []
-        self.data_time = 0.0
-        self.started = time.perf_counter()
-        self.sums: dict[str, float] = {}
-        self.steps = 0
-
-    def add(self, record: StepRecord, data_time: float) -> None:
-        """Keep a step's figures on the device."""
-        self.records.append(record)
-        self.data_time += data_time
-
-    def flush(self) -> dict[str, float]:
-        """Read, check and log the figures of the window; return what is worth showing."""
-        names = list(self.records[0].tensors)
-        table = torch.stack(
-            [torch.stack([r.tensors[n].float() for n in names]) for r in self.records]
-        ).tolist()  # the one synchronisation of the window
-        for record, row in zip(self.records, table, strict=True):
-            self._log_step(record, dict(zip(names, row, strict=True)))
-        last = self.records[-1].step
-        shown = {
-            **dict(zip(names, table[-1], strict=True)),
-            "lr": float(self.optimization.lr[last]),
-            **self._speed(),
-        }
-        decay = float(self.optimization.weight_decay[last])
-        self.logger.scalars(last, {**shown, "weight_decay": decay}, prefix="train")
-        self.records, self.data_time, self.started = [], 0.0, time.perf_counter()
-        return shown
-
-    def _log_step(self, record: StepRecord, values: dict[str, float]) -> None:
-        lr = float(self.optimization.lr[record.step])
-        _check_finite(values, record, lr)
-        self.logger.step({"step": record.step, "epoch": self.epoch, **values, "lr": lr})
-        for name, value in values.items():
-            if math.isfinite(value):  # a step that overflows fp16 has no finite gradient norm
-                self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps += 1
-
-    def _speed(self) -> dict[str, float]:
-        elapsed = time.perf_counter() - self.started
-        clips = sum(len(record.names) for record in self.records) * distributed.world_size()
-        return {
-            "clips_per_s": clips / elapsed,
-            "data_s": self.data_time / len(self.records),
-            "step_s": elapsed / len(self.records),
-            "memory_mib": _memory_mib(self.optimization.precision.device),
-        }
-
-    def epoch_means(self) -> dict[str, float]:
-        """Average every figure over the epoch's steps."""
-        return {name: value / max(self.steps, 1) for name, value in self.sums.items()}
-
-
-def _check_finite(values: dict[str, float], record: StepRecord, lr: float) -> None:
-    if math.isfinite(values["loss"]):
-        return
-    parts = ", ".join(f"{n} {v:.4g}" for n, v in values.items() if n not in ("loss", "grad_norm"))
-    clips = ", ".join(record.names[:8]) + (" ..." if len(record.names) > 8 else "")
-    raise RuntimeError(
-        f"loss is {values['loss']} at step {record.step} ({parts}), lr {lr:.2e}, clips [{clips}]; "
-        "lower --lr, set --clip_grad, or use --precision bf16 or fp32, and resume"
-    )
-
-
-def _memory_mib(device: torch.device) -> float:
-    """Return the peak memory so far: allocated on the GPU, or resident of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB here
+def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Step, or leave weights and moments as they are, without waiting for a GPU."""
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # read by the fused kernel
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    elif not bad:
+        optimizer.step()

@@ -1,7 +1,7 @@
 """Logs of a run: JSON lines, TensorBoard, console and run.log, and a progress line.
 
-`steps.jsonl` has one JSON object a step and `log.txt` one an epoch. Each line is flushed as it is
-written, so a killed run loses none; a resumed run first drops the lines it will write again.
+`steps.jsonl` has one JSON object a step and `log.txt` one an epoch. Each line is written at once,
+so a killed run loses none; a resumed run first drops the lines it will write again.
 """
 
 import json
@@ -11,14 +11,17 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from hicmae.training import distributed
+from hicmae.training.appending import AppendFile
+from hicmae.training.board import Board
+from hicmae.training.output import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -54,42 +57,22 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 def drop_lines_from(path: str | Path, key: str, limit: int) -> None:
-    """Rewrite a JSON-lines file with only the whole lines whose `key` is below `limit`."""
+    """Leave only the whole lines of a JSON-lines file whose `key` is below `limit`, once each.
+
+    Of several lines with the same number the last stands. A file that needs no repair is not
+    written again, so that a full disk does not keep a run from going on.
+    """
     path = Path(path)
     if not path.exists():
         return
-    kept = [line for line in read_lines(path) if _number(line.get(key)) < limit]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    kept = {number: r for r in read_lines(path) if (number := _number(r.get(key))) < limit}
+    text = "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept))
+    if path.read_bytes() != text.encode():
+        write_whole(path, text)
 
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.inf
-
-
-class _JsonLines:
-    """Append-only JSON-lines file that warns, once, instead of ending a run when a disk is full."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.failed = path, False
-        self.file = path.open("a", encoding="utf-8")
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        start = "\n" if self.failed else ""  # ends a line that a full disk cut short
-        try:
-            self.file.write(start + json.dumps(to_json(values)) + "\n")
-            self.file.flush()
-        except OSError as error:
-            if not self.failed:
-                logger.warning("could not write '%s': %s; training goes on", self.path, error)
-            self.failed = True
-        else:
-            self.failed = False
 
 
 class RunLogger:
@@ -102,6 +85,7 @@ class RunLogger:
         resume_step: first step still to come; lines of it and later steps are dropped, also in
             TensorBoard. 0 starts over, None appends.
         resume_epoch: the same for the epochs of log.txt.
+        purge_step: the same for TensorBoard, where it differs from `resume_step`.
     """
 
     def __init__(
@@ -111,6 +95,7 @@ class RunLogger:
         main: bool = True,
         resume_step: int | None = None,
         resume_epoch: int | None = None,
+        purge_step: int | None = None,
     ) -> None:
         self.main = main
         if not main:
@@ -121,16 +106,10 @@ class RunLogger:
             drop_lines_from(folder / "steps.jsonl", "step", resume_step)
         if resume_epoch is not None:
             drop_lines_from(folder / "log.txt", "epoch", resume_epoch)
-        self._steps, self._epochs = (
-            _JsonLines(folder / "steps.jsonl"),
-            _JsonLines(folder / "log.txt"),
-        )
-        # Names go by the second: without a suffix a quick restart would overwrite the old file.
-        self._board = SummaryWriter(
-            str(log_dir or folder),
-            purge_step=resume_step,
-            flush_secs=10,
-            filename_suffix=f".{time.time_ns()}",
+        self._steps = AppendFile(folder / "steps.jsonl")
+        self._epochs = AppendFile(folder / "log.txt")
+        self._board = Board(
+            Path(log_dir or folder), resume_step if purge_step is None else purge_step
         )
 
     def __enter__(self) -> "RunLogger":
@@ -146,39 +125,59 @@ class RunLogger:
         for name, value in values.items():
             value = value.item() if getattr(value, "ndim", None) == 0 else value
             if isinstance(value, (int, float)):
-                self._board.add_scalar(f"{prefix}/{name}" if prefix else name, value, step)
+                self._board.scalar(f"{prefix}/{name}" if prefix else name, value, step)
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Send a picture, (H, W, 3) uint8, to TensorBoard."""
         if self.main:
-            self._board.add_image(tag, np.asarray(image, dtype=np.uint8), step, dataformats="HWC")
+            self._board.image(tag, np.asarray(image, dtype=np.uint8), step)
 
     def step(self, values: Mapping[str, Any]) -> None:
         """Append one line to steps.jsonl; `values` holds at least `step`."""
         if self.main:
-            self._steps.write(values)
+            self._steps.write(_line(values))
 
     def epoch(self, values: Mapping[str, Any]) -> None:
-        """Append one line to log.txt; `values` holds at least `epoch`. Also flushes TensorBoard."""
+        """Append one line to log.txt; `values` holds at least `epoch`."""
         if self.main:
-            self._epochs.write(values)
-            self._board.flush()
+            self._epochs.write(_line(values))
+
+    def sync(self) -> None:
+        """Have all that was logged on the disk, e.g. before a checkpoint says that it was."""
+        if self.main:
+            for file in (self._steps, self._epochs, self._board):
+                file.sync()
 
     def close(self) -> None:
-        """Flush and close every file; calling it again does nothing."""
+        """Close every file; calling it again does nothing."""
         if self.main:
             self.main = False
-            self._steps.file.close()
-            self._epochs.file.close()
-            self._board.close()
+            for file in (self._steps, self._epochs, self._board):
+                file.close()
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(to_json(values)) + "\n").encode()
 
 
 class _ConsoleHandler(logging.Handler):
     """Print records to the present stdout without tearing a progress bar apart."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError:  # a console that is full or gone; run.log has the record too
+            self.setLevel(logging.CRITICAL + 1)
+            _silence(sys.stdout)
+
+
+def _silence(stream: TextIO) -> None:
+    """Lead a stream nowhere, since what it could not write would change the exit code at the end."""
+    with suppress(OSError):  # a stream without a file, in tests
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def setup_logging(output_dir: str | Path | None = None, main: bool = True) -> None:

@@ -3,6 +3,8 @@
 Pure functions: they read a model's output and the clips, never the model.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,7 +16,12 @@ from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD
 from hicmae.models.encoder import PATCH_SIZE
 from hicmae.models.patches import TokenSplit, cut_patches, join_patches, split_tokens
 from hicmae.models.pretrain import HiCMAEOutput
-from hicmae.training.distributed import gather_with_grad, rank
+from hicmae.training.distributed import (
+    check_equal_batches,
+    gather_with_grad,
+    rank,
+    world_size,
+)
 
 TARGET_EPS = 1e-6  # added to the standard deviation of a patch
 
@@ -82,18 +89,26 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def unnormalize(video: Tensor) -> Tensor:
+@functools.cache
+def _imagenet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the mean and deviation of each channel; sent to a device once, as it has to wait."""
+    constants = (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = (torch.tensor(values, dtype=dtype, device=device) for values in constants)
+    return mean, std
+
+
+def unnormalize(video: Tensor, channel_axis: int = 1) -> Tensor:
     """Undo the ImageNet normalisation: (B, 3, T, H, W) back to pixel values in [0, 1]."""
-    shape = (1, -1, 1, 1, 1)
-    mean = torch.tensor(IMAGENET_MEAN, dtype=video.dtype, device=video.device).view(shape)
-    std = torch.tensor(IMAGENET_STD, dtype=video.dtype, device=video.device).view(shape)
-    return video * std + mean
+    shape = [-1 if axis == channel_axis else 1 for axis in range(video.dim())]
+    mean, std = _imagenet(video.device, video.dtype)
+    return video * std.view(shape) + mean.view(shape)
 
 
-def _standardize(values: Tensor) -> Tensor:
+def _standardize(values: Tensor, eps: float | Tensor = TARGET_EPS) -> Tensor:
     """Subtract the mean over the last axis and divide by the unbiased deviation plus epsilon."""
-    std, mean = torch.std_mean(values, dim=-1, keepdim=True)
-    return (values - mean) / (std + TARGET_EPS)
+    centred = values - values.mean(dim=-1, keepdim=True)
+    std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(values.shape[-1] - 1)
+    return centred.div_(std + eps)
 
 
 def video_target(
@@ -117,12 +132,12 @@ def video_target(
         (B, M, tubelet_size * 16 * 16 * 3) in (frame, y, x, channel) order.
     """
     patch_size = (tubelet_size, PATCH_SIZE, PATCH_SIZE)
-    pixels = unnormalize(_precise(video))
+    video = _precise(video)
     if frame_diff_group_size in (None, tubelet_size):
         # Groups coincide with tubelets: the masked ones are all that is ever needed.
-        patches = _standardized_patches(cut_patches(pixels, patch_size, masked), normalize)
+        patches = _pixel_patches(cut_patches(video, patch_size, masked), normalize).movedim(2, -1)
         if frame_diff_group_size is not None:
-            patches = frame_differences(patches, frame_diff_group_size, time_axis=3)
+            patches = frame_differences(patches, frame_diff_group_size, time_axis=2)
     else:
         frames = video.shape[2]
         if frames % frame_diff_group_size:
@@ -131,15 +146,19 @@ def video_target(
                 "frames of a clip; choose a divisor"
             )
         grid = [size // patch for size, patch in zip(video.shape[2:], patch_size, strict=True)]
-        patches = _standardized_patches(cut_patches(pixels, patch_size), normalize)
+        patches = _pixel_patches(cut_patches(video, patch_size), normalize)
         clip = frame_differences(join_patches(patches, grid), frame_diff_group_size, time_axis=2)
-        patches = cut_patches(clip, patch_size, masked)
-    return patches.movedim(2, -1).flatten(2)  # (B, M, C, t, y, x) -> (B, M, t * y * x * C)
+        patches = cut_patches(clip, patch_size, masked).movedim(2, -1)
+    return patches.flatten(2)  # (B, M, t, y, x, C) -> (B, M, t * y * x * C)
 
 
-def _standardized_patches(patches: Tensor, normalize: bool) -> Tensor:
-    """Standardise (B, n, C, t, y, x) patches per channel over t, y, x."""
-    return _standardize(patches.flatten(3)).view_as(patches) if normalize else patches
+def _pixel_patches(patches: Tensor, normalize: bool) -> Tensor:
+    """Turn ImageNet-normalised patches (B, n, C, t, y, x) to pixels, or to standardised pixels."""
+    if not normalize:
+        return unnormalize(patches, channel_axis=2)
+    # Standardising undoes shift and scale of a channel by itself; only epsilon has to follow.
+    _, std = _imagenet(patches.device, patches.dtype)
+    return _standardize(patches.flatten(3), TARGET_EPS / std[:, None]).view_as(patches)
 
 
 def frame_differences(clip: Tensor, group_size: int, time_axis: int) -> Tensor:
@@ -198,19 +217,45 @@ def contrastive_loss(
         temperature: of the softmax.
         gather: compare with the clips of all ranks (with their gradients), not only this rank's.
     """
-    losses = [
-        info_nce(video, audio, temperature, gather)
-        for video, audio in zip(video_levels, audio_levels, strict=True)
-    ]
-    return torch.stack(losses).sum()
+    video_levels = [_precise(level) for level in video_levels]
+    audio_levels = [_precise(level) for level in audio_levels]
+    all_video, all_audio, offset = video_levels, audio_levels, 0
+    if gather and world_size() > 1:
+        all_video, all_audio = _levels_of_all_ranks(video_levels, audio_levels)
+        offset = len(video_levels[0]) * rank()
+    levels = zip(video_levels, audio_levels, all_video, all_audio, strict=True)
+    return torch.stack([info_nce(*level, temperature, offset) for level in levels]).sum()
 
 
-def info_nce(video: Tensor, audio: Tensor, temperature: float, gather: bool = False) -> Tensor:
-    """Average the video-to-audio and audio-to-video InfoNCE losses of paired features (B, D)."""
-    video, audio = _precise(video), _precise(audio)
-    all_video = gather_with_grad(video) if gather else video
-    all_audio = gather_with_grad(audio) if gather else audio
-    offset = len(video) * rank() if gather else 0
+def _levels_of_all_ranks(
+    video_levels: list[Tensor], audio_levels: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gather both modalities' levels from all ranks, in one message."""
+    levels = [*video_levels, *audio_levels]
+    check_equal_batches(len(levels[0]))
+    gathered = gather_with_grad(torch.cat(levels, dim=1))
+    parts = gathered.split([level.shape[1] for level in levels], dim=1)
+    return list(parts[: len(video_levels)]), list(parts[len(video_levels) :])
+
+
+def info_nce(
+    video: Tensor,
+    audio: Tensor,
+    all_video: Tensor,
+    all_audio: Tensor,
+    temperature: float,
+    offset: int = 0,
+) -> Tensor:
+    """Average the video-to-audio and the audio-to-video InfoNCE loss.
+
+    Args:
+        video: (B, D) unit-length features.
+        audio: the same clips' audio features.
+        all_video: (n, D) features to compare with, n >= B; the clips themselves start at `offset`.
+        all_audio: likewise.
+        temperature: of the softmax.
+        offset: position of the first clip among all.
+    """
     pair = torch.arange(len(video), device=video.device) + offset
     video_to_audio = F.cross_entropy(video @ all_audio.T / temperature, pair)
     audio_to_video = F.cross_entropy(audio @ all_video.T / temperature, pair)

@@ -1,13 +1,15 @@
 """Scores of predictions: UAR, WAR, F1, confusion; PCC, CCC and errors; mean over a clip's views.
 
 All scores are fractions in 0..1 (or correlations in -1..1), never percent, and plain Python
-numbers, so a result is ready for JSON.
+numbers, so a result is ready for JSON. scikit-learn computes them; the correlations, which it
+lacks, are here.
 """
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn import metrics as sk
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> np.ndarray:
@@ -36,8 +38,7 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int
                 f"{name} {values[wrong][0]} is not a class of 0..{num_classes - 1}; "
                 "check the list and --nb_classes"
             )
-    cells = truth.astype(np.int64) * num_classes + guess.astype(np.int64)
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return sk.confusion_matrix(truth.astype(int), guess.astype(int), labels=range(num_classes))
 
 
 def classification_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, Any]:
@@ -70,23 +71,21 @@ def scores_from_confusion(confusion: np.ndarray) -> dict[str, Any]:
         over the classes that occur as label or prediction (scikit-learn's rule), `micro_f1`,
         `confusion` (K lists of K counts), `recall` (K values, None for an absent class), `count`.
     """
-    hits = np.diag(confusion).astype(np.float64)
-    support, predicted = confusion.sum(1), confusion.sum(0)
-    present = support > 0
-    recall = hits[present] / support[present]
-    seen = (support + predicted) > 0
-    f1 = 2.0 * hits[seen] / (support + predicted)[seen]  # = 2 tp / (2 tp + fp + fn)
-    per_class = iter(recall.tolist())
-    total = int(confusion.sum())
+    truth, guess = np.nonzero(confusion)
+    clips = {"y_true": truth, "y_pred": guess, "sample_weight": confusion[truth, guess]}
+    recall = sk.recall_score(
+        **clips, labels=range(len(confusion)), average=None, zero_division=np.nan
+    )
     return {
-        "uar": float(recall.mean()),
-        "war": float(hits.sum() / total),
-        "weighted_f1": float((f1 * support[seen]).sum() / total),
-        "macro_f1": float(f1.mean()),
-        "micro_f1": float(hits.sum() / total),  # one label per clip: the same as the accuracy
+        "uar": float(np.nanmean(recall)),
+        "war": float(sk.accuracy_score(**clips)),
+        **{
+            f"{average}_f1": float(sk.f1_score(**clips, average=average, zero_division=0.0))
+            for average in ("weighted", "macro", "micro")
+        },
         "confusion": confusion.tolist(),
-        "recall": [next(per_class) if here else None for here in present],
-        "count": total,
+        "recall": [None if np.isnan(value) else float(value) for value in recall],
+        "count": int(confusion.sum()),
     }
 
 
@@ -115,8 +114,8 @@ def regression_metrics(target: ArrayLike, prediction: ArrayLike) -> dict[str, An
         raise ValueError("there are no predictions to score; the test list is empty")
     _check_finite("targets", truth)
     _check_finite("predictions", guess)
-    error = truth - guess
-    mae, mse = np.abs(error).mean(0), (error**2).mean(0)
+    mae = sk.mean_absolute_error(truth, guess, multioutput="raw_values")
+    mse = sk.mean_squared_error(truth, guess, multioutput="raw_values")
     pcc, ccc = _correlations(truth, guess)
     named = {"acc": 1 - mae, "mae": mae, "mse": mse, "rmse": np.sqrt(mse), "pcc": pcc, "ccc": ccc}
     result: dict[str, Any] = {

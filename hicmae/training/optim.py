@@ -147,10 +147,11 @@ def make_optimizer(
         lr: learning rate of the groups of scale 1, already scaled with the total batch.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
-        fused: one kernel for the whole step; None: exactly when every parameter is on a GPU.
+        fused: one pass over memory for the whole step; None: where torch has it, on GPUs and CPUs.
     """
     if fused is None:
-        fused = all(p.is_cuda and p.is_floating_point() for g in groups for p in g["params"])
+        kinds = {(p.device.type, p.is_floating_point()) for g in groups for p in g["params"]}
+        fused = kinds <= {("cuda", True), ("cpu", True)}
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
     set_learning_rate(optimizer, lr)
     return optimizer

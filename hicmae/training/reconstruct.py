@@ -1,11 +1,11 @@
 """Predictions turned back into frames and spectrograms, for TensorBoard and for figures."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from hicmae.models.encoder import PATCH_SIZE
+from hicmae.models.encoder import PATCH_SIZE, ModalityEncoder
 from hicmae.models.patches import TokenSplit, cut_patches, join_patches, split_tokens, token_grid
 from hicmae.training.losses import TARGET_EPS, frame_differences, unnormalize
 from hicmae.training.precision import Precision
@@ -36,7 +36,7 @@ def reconstruct(
 ) -> list[Reconstruction]:
     """Rebuild the masked patches of every clip of a batch; arguments as for `pretrain_loss`."""
     model.eval()
-    tubelet_size = model.encoder.patch_embed.patch_size[0]
+    tubelet_size = cast(ModalityEncoder, model.encoder).patch_embed.patch_size[0]
     split = split_tokens(video_mask, video_mask.shape[1], "video_mask").to(video.device)
     split_audio = split_tokens(audio_mask, audio_mask.shape[1], "audio_mask").to(audio.device)
     with precision.autocast():

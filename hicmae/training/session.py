@@ -1,26 +1,32 @@
-"""What both entry scripts do around training: device, logs, settings file, resuming, saving."""
+"""What both entry scripts do around training: device, folder, logs, signals, exit codes, parts."""
 
 import gc
 import json
 import logging
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from hicmae.config.common import OptimConfig, RunConfig
-from hicmae.data.loading import ClipSampler, SkippedClips, make_loader
-from hicmae.training import checkpoint, distributed
-from hicmae.training.engine import ComputeLoss, Optimization, train_one_epoch
-from hicmae.training.logger import RunLogger, setup_logging
+from hicmae.data.loading import ClipSampler, make_loader
+from hicmae.models.onednn import choose_cpu_gemm
+from hicmae.training import distributed
+from hicmae.training.changes import RunShape
+from hicmae.training.engine import Optimization
+from hicmae.training.logger import setup_logging
 from hicmae.training.optim import cosine_schedule, make_optimizer, parameter_groups
+from hicmae.training.output import own_folder, remove_leftovers, write_whole
 from hicmae.training.precision import Precision, choose_precision
+from hicmae.training.randomness import determinism
+from hicmae.training.signals import RESUMABLE, Stopped, StopRequest, stop_request
+from hicmae.training.workers import end
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +41,7 @@ class Session(NamedTuple):
     precision: Precision
     run: RunConfig
     settings: dict[str, Any]  # all flags as plain values
+    stop: StopRequest
 
     @property
     def device(self) -> torch.device:
@@ -43,16 +50,31 @@ class Session(NamedTuple):
 
 
 @contextmanager
-def open_session(run: RunConfig, settings: dict[str, Any]) -> Iterator[Session]:
-    """Start the process group and the logs, write config.json, and clean up at the end."""
-    device = distributed.start(run.device)
-    try:
+def open_session(
+    run: RunConfig, settings: dict[str, Any], trains: bool = True
+) -> Iterator[Session]:
+    """Start the process group and the logs, listen to signals, and clean up at the end.
+
+    Args:
+        run: where and how to run.
+        settings: all flags as plain values.
+        trains: whether the output folder must be this run's alone, and leftovers of a killed run
+            in it are removed; a mere test may look on while another run trains.
+    """
+    others = set(multiprocessing.active_children())
+    output_dir = Path(run.output_dir)
+    with ExitStack() as stack:
+        stack.enter_context(determinism(run.deterministic))
+        device = distributed.start(run.device)
+        stack.callback(distributed.stop)
+        stack.callback(_end_workers, others)
+        stop = stack.enter_context(stop_request())
         precision = choose_precision(run.precision, device)
-        output_dir = Path(run.output_dir)
+        choose_cpu_gemm(run.cpu_gemm)
+        if trains and distributed.is_main():
+            stack.enter_context(own_folder(output_dir))
+            remove_leftovers(output_dir)
         setup_logging(output_dir, distributed.is_main())
-        if distributed.is_main():
-            text = json.dumps(settings, indent=2) + "\n"
-            (output_dir / "config.json").write_text(text, encoding="utf-8")
         logger.info(
             "device %s, precision %s, %d process(es), output in %s",
             device,
@@ -60,16 +82,36 @@ def open_session(run: RunConfig, settings: dict[str, Any]) -> Iterator[Session]:
             distributed.world_size(),
             output_dir,
         )
-        yield Session(output_dir, Path(run.log_dir or output_dir), precision, run, settings)
-    finally:
-        gc.collect()
-        distributed.stop()
+        log_dir = Path(run.log_dir or output_dir)
+        yield Session(output_dir, log_dir, precision, run, settings, stop)
+
+
+def _end_workers(others: set[Any]) -> None:
+    """Let loaders that nobody uses any more end their processes, then end those that are left."""
+    gc.collect()
+    end([child for child in multiprocessing.active_children() if child not in others])
+
+
+def write_settings(session: Session) -> None:
+    """Write config.json; only rank 0 does."""
+    if distributed.is_main():
+        text = json.dumps(session.settings, indent=2) + "\n"
+        write_whole(session.output_dir / "config.json", text)
 
 
 def run_command(main: Callable[[Sequence[str] | None], None]) -> int:
-    """Run an entry script; show expected errors as one line and keep the trace in run.log."""
+    """Run an entry script; show expected errors as one line and keep the trace in run.log.
+
+    Returns:
+        The exit code: 0 done, 1 an error, 75 (`RESUMABLE`) stopped by SIGTERM or SIGUSR1 with the
+        state saved, 130 interrupted at the keyboard.
+    """
     try:
         main(None)
+    except Stopped as stopped:
+        text = "%s; start the same command again to go on (exit code %d)"
+        logger.warning(text, stopped, RESUMABLE)
+        return RESUMABLE
     except EXPECTED as error:
         record = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (error,), sys.exc_info())
         for handler in logging.getLogger().handlers:
@@ -120,18 +162,26 @@ def make_optimization(
     )
 
 
-def steps_per_epoch(batches: int, accum_iter: int) -> int:
-    """Return the optimisation steps of an epoch.
+def run_shape(loader: DataLoader, optim: OptimConfig, clips: dict[str, str]) -> RunShape:
+    """Return how the steps of an epoch share the clips, alike for all numbers of processes.
+
+    Args:
+        loader: of `training_loader`.
+        optim: its batches.
+        clips: description of each list, of `describe_clips`.
 
     Raises:
         ValueError: an epoch is shorter than one step.
     """
-    if batches < accum_iter:
+    batches, world_size = len(loader), distributed.world_size()
+    if batches < optim.accum_iter:
         raise ValueError(
-            f"an epoch has {batches} batch(es) a process, fewer than --accum_iter {accum_iter}; "
-            "lower --accum_iter or --batch_size"
+            f"an epoch has {batches} batch(es) a process, fewer than --accum_iter "
+            f"{optim.accum_iter}; lower --accum_iter or --batch_size"
         )
-    return batches // accum_iter
+    total_batch = optim.batch_size * optim.accum_iter * world_size
+    num_clips = len(loader.dataset)  # type: ignore[arg-type]
+    return RunShape(clips, max(num_clips // total_batch, 1), total_batch, world_size)
 
 
 def training_loader(session: Session, dataset: Dataset, batch_size: int) -> DataLoader:
@@ -146,131 +196,6 @@ def training_loader(session: Session, dataset: Dataset, batch_size: int) -> Data
     )
     workers = session.run.num_workers
     return make_loader(dataset, sampler, batch_size, workers, True, session.device.type)
-
-
-def distribute(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap the model for several processes; alone it is returned as it is."""
-    if distributed.world_size() == 1:
-        return model
-    devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-
-
-def resume_training(
-    session: Session, model: nn.Module, optimization: Optimization
-) -> dict[str, Any]:
-    """Load the state of an earlier run into model and optimiser.
-
-    Returns:
-        The checkpoint, or a fresh start: {"epoch": -1}.
-
-    Raises:
-        ValueError: --resume names a checkpoint of another model or other settings.
-    """
-    state, path = None, Path(session.run.resume)
-    if session.run.resume:
-        state = checkpoint.load(path)
-    elif session.run.auto_resume:
-        found = checkpoint.newest(session.output_dir)
-        path, state = found if found else (path, None)
-    if state is None:
-        return {"epoch": -1}
-    missing = {"model", "optimizer", "epoch"} - state.keys()
-    if missing or not isinstance(state["epoch"], int):
-        raise ValueError(
-            f"checkpoint '{path}' cannot be resumed: it lacks "
-            f"{sorted(missing) or 'an epoch number'}; use --finetune for released weights"
-        )
-    try:
-        model.load_state_dict(state["model"])
-        optimization.optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"checkpoint '{path}' does not fit this model ({reason}); "
-            "repeat the run's model flags, or choose another --output_dir"
-        ) from error
-    if state.get("scaler"):
-        optimization.scaler.load_state_dict(state["scaler"])
-    logger.info("resumed from %s after epoch %d", path, state["epoch"])
-    return state
-
-
-def train_epochs(
-    session: Session,
-    model: nn.Module,
-    loader: DataLoader,
-    compute_loss: ComputeLoss,
-    optimization: Optimization,
-    first_epoch: int,
-    max_bad_clips: float,
-) -> Iterator[tuple[int, dict[str, float], RunLogger]]:
-    """Train epoch by epoch, handing over after each for validation and saving.
-
-    Args:
-        session: of this process.
-        model: not wrapped for several processes yet; changed in place.
-        loader: of `training_loader`.
-        compute_loss: see `train_one_epoch`.
-        optimization: its schedules say how many epochs there are.
-        first_epoch: 0, or the first that a resumed run has left.
-        max_bad_clips: share of unreadable clips at which training stops.
-
-    Yields:
-        Epoch, means over its steps, and the logger of the run.
-    """
-    trained = distribute(model, session.device)
-    steps = len(loader) // optimization.accum_iter
-    epochs = len(optimization.lr) // steps
-    num_clips = len(loader.dataset)  # type: ignore[arg-type]
-    skipped = SkippedClips(session.output_dir / "skipped_clips.csv", num_clips, max_bad_clips)
-    with RunLogger(
-        session.output_dir,
-        session.log_dir,
-        distributed.is_main(),
-        resume_step=first_epoch * steps,
-        resume_epoch=first_epoch,
-    ) as run_logger:
-        for epoch in range(first_epoch, epochs):
-            loader.sampler.set_epoch(epoch)  # type: ignore[union-attr]
-            means = train_one_epoch(
-                trained,
-                loader,
-                compute_loss,
-                optimization,
-                epoch=epoch,
-                epochs=epochs,
-                steps=steps,
-                seed=session.run.seed,
-                logger=run_logger,
-                skipped=skipped,
-                print_freq=session.run.print_freq,
-            )
-            run_logger.scalars((epoch + 1) * steps, means, prefix="epoch")
-            yield epoch, means, run_logger
-
-
-def save_training(
-    session: Session,
-    name: str,
-    model: nn.Module,
-    optimization: Optimization,
-    epoch: int,
-    **more: Any,
-) -> None:
-    """Write `checkpoint-<name>.pth` with the keys of the original, and prune; only rank 0 does."""
-    if not distributed.is_main():
-        return
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimization.optimizer.state_dict(),
-        "scaler": optimization.scaler.state_dict(),
-        "epoch": epoch,
-        "args": session.settings,
-        **more,
-    }
-    checkpoint.save(session.output_dir / f"checkpoint-{name}.pth", state)
-    checkpoint.prune(session.output_dir, session.run.save_ckpt_freq)
 
 
 def num_parameters(model: nn.Module) -> int:

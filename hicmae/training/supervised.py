@@ -1,6 +1,7 @@
 """What is particular to fine-tuning: labelled clips, classifier, losses and scoring."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +14,30 @@ import hicmae  # noqa: F401  (registers the models)
 from hicmae.config.common import ClipConfig, DataConfig, OptimConfig, RunConfig
 from hicmae.config.finetuning import AugmentConfig, ClassifierConfig, ScoreConfig
 from hicmae.data.augment import Augment, Mixup, mix_batch
-from hicmae.data.clip_list import Clip, read_labelled_list
+from hicmae.data.clip_list import find_list, read_labelled_list
 from hicmae.data.dataset import LabelledClips, TestClips
 from hicmae.data.loading import ClipSampler, LabelledBatch, make_loader
-from hicmae.training import distributed
+from hicmae.data.speakers import find_speakers
+from hicmae.data.streams import AnyClip
+from hicmae.inference.names import names_of_run
+from hicmae.training import distributed, holdout
 from hicmae.training.engine import ComputeLoss, LossParts
-from hicmae.training.evaluate import predict, score, write_results
+from hicmae.training.evaluate import (
+    Batches,
+    average_clips,
+    predict,
+    score,
+    write_predictions,
+    write_results,
+)
+from hicmae.training.items import group_clips, item_name
 from hicmae.training.losses import REGRESSION_LOSSES
+from hicmae.training.output import write_whole
 from hicmae.training.session import Session
 
 logger = logging.getLogger(__name__)
+
+Clips = Sequence[AnyClip]
 
 
 class FinetuneConfigs(NamedTuple):
@@ -40,28 +55,36 @@ class FinetuneConfigs(NamedTuple):
 class Lists(NamedTuple):
     """The clips of a fold."""
 
-    train: list[Clip]
-    val: list[Clip]
-    test: list[Clip]
+    train: Clips
+    val: Clips
+    test: Clips
     val_file: str  # where the validation clips come from
 
 
-def read_list(configs: FinetuneConfigs, path: Path) -> list[Clip]:
-    """Read one list of the run's task."""
+def read_list(configs: FinetuneConfigs, path: Path, scored: bool = True) -> Clips:
+    """Read one list of the run's task; if it is `scored`, check the items of --average_clips."""
     classifier = configs.classifier
-    return read_labelled_list(path, classifier.task, classifier.nb_classes, configs.data.data_root)
+    clips = read_labelled_list(path, classifier.task, classifier.nb_classes, configs.data.data_root)
+    if scored and configs.score.average_clips:
+        labels = [clip.label for clip in clips]
+        group_clips([clip.video for clip in clips], labels, configs.score.average_clips)
+    return clips
 
 
 def read_lists(configs: FinetuneConfigs) -> Lists:
-    """Read train, validation and test lists; say plainly when validation is the test list."""
-    folder, chosen = Path(configs.data.data_path), configs.score.val_path
-    test_file = folder / "test.csv"
-    val_file = Path(chosen) if chosen else folder / "val.csv"
-    if not chosen and not val_file.exists():
-        val_file = test_file
-    train, val, test = (
-        read_list(configs, path) for path in (folder / "train.csv", val_file, test_file)
-    )
+    """Read train, validation and test lists; say plainly when validation is the test list.
+
+    With --val_split speaker or clip, validation clips are taken out of the training list instead
+    and named in val_clips.csv; of the test list only the lines are read.
+    """
+    folder = Path(configs.data.data_path)
+    train = read_list(configs, folder / "train.csv", scored=False)
+    test = read_list(configs, test_file := folder / "test.csv")
+    if configs.score.val_split == "list":
+        val_file = _val_file(configs)
+        val = test if val_file == test_file else read_list(configs, val_file)
+    else:
+        train, val, val_file = _held_out(configs, train)
     if val == test:
         logger.warning(
             "the best epoch is chosen on %s, the same clips as the test list, as in the published "
@@ -72,10 +95,51 @@ def read_lists(configs: FinetuneConfigs) -> Lists:
         logger.info("the best epoch is chosen on %s, apart from the test list", val_file)
     counts = len(train), len(val), len(test)
     logger.info("clips: %d for training, %d for validation, %d for testing", *counts)
+    logger.info("names: %s", ", ".join(label_names(configs)))
     return Lists(train, val, test, str(val_file))
 
 
-def training_clips(configs: FinetuneConfigs, clips: list[Clip]) -> LabelledClips:
+def _val_file(configs: FinetuneConfigs) -> Path:
+    """Return --val_path, else val.csv, else test.csv."""
+    if configs.score.val_path:
+        return Path(configs.score.val_path)
+    folder = Path(configs.data.data_path)
+    return folder / ("val.csv" if find_list(folder / "val.csv") else "test.csv")
+
+
+def _held_out(configs: FinetuneConfigs, clips: Clips) -> tuple[Clips, Clips, Path]:
+    """Take validation clips out of the training list, and record them in the output folder.
+
+    Returns:
+        Training clips, validation clips, the record.
+    """
+    score, folder = configs.score, Path(configs.data.data_path)
+    if score.val_split == "speaker":
+        speakers = score.speaker_file, score.speaker_pattern
+        groups = find_speakers([c.video for c in clips], folder, configs.data.data_root, *speakers)
+    elif score.average_clips:  # an item stays whole
+        groups = [item_name(clip.video, score.average_clips) for clip in clips]
+    else:
+        groups = [clip.video for clip in clips]
+    seed, modality = configs.run.seed, configs.classifier.modality
+    held = holdout.hold_out(clips, groups, score.val_share, seed, modality)
+    record = Path(configs.run.output_dir) / holdout.FILE
+    holdout.describe(held, score.val_split, record)
+    if find_list(folder / "val.csv"):
+        logger.info("'%s' is not used", folder / "val.csv")
+    if distributed.is_main():
+        write_whole(record, holdout.table(held, score.val_split))
+    return held.train, held.val, record
+
+
+def label_names(configs: FinetuneConfigs) -> tuple[str, ...]:
+    """Return the names of the classes or outputs; ValueError where --class_names do not fit."""
+    classifier = configs.classifier
+    settings = {"class_names": classifier.class_names, "data_path": configs.data.data_path}
+    return names_of_run(settings, classifier.task, classifier.nb_classes)
+
+
+def training_clips(configs: FinetuneConfigs, clips: Clips) -> LabelledClips:
     """Describe how augmented clips are drawn; ``--aa none`` turns RandAugment off."""
     augment = configs.augment
     return LabelledClips(
@@ -101,7 +165,7 @@ def training_clips(configs: FinetuneConfigs, clips: list[Clip]) -> LabelledClips
 
 
 def scoring_loader(
-    session: Session, configs: FinetuneConfigs, clips: list[Clip], centre: bool = False
+    session: Session, configs: FinetuneConfigs, clips: Clips, centre: bool = False
 ) -> DataLoader:
     """Build the loader of whole clips, this rank's share or, without ``--dist_eval``, all.
 
@@ -186,12 +250,16 @@ def evaluate(
     session: Session,
     configs: FinetuneConfigs,
     model: nn.Module,
-    loader: DataLoader,
+    loader: Batches,
     description: str,
     suffix: str | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Score the loader's clips on all ranks.
+    """Score the loader's clips on all ranks; with --average_clips, items instead of clips.
+
+    On the CPU, and with --deterministic, the results do not depend on the batch size or on the
+    number of processes. With --average_clips the scores of the single clips go to
+    pred_clips<suffix>.csv.
 
     Args:
         session: where results go and how to compute.
@@ -202,11 +270,24 @@ def evaluate(
         suffix: of pred<suffix>.csv and metrics<suffix>.json; None writes nothing.
         facts: put beside the metrics, e.g. the epoch.
     """
-    task = configs.classifier.task
-    predictions = predict(model, loader, session.precision, task, description)
+    task, fields = configs.classifier.task, configs.score.average_clips
+    predictions = clips = predict(
+        model,
+        loader,
+        session.precision,
+        task,
+        description,
+        clip_by_clip=session.device.type == "cpu" or configs.run.deterministic,
+        shared=configs.score.dist_eval,
+    )
+    if fields:
+        predictions = average_clips(clips, fields)
+        facts |= {"clips": len(clips.names), "items": len(predictions.names)}
     metrics = {**score(predictions, task), **facts}
     if suffix is not None and distributed.is_main():
         write_results(session.output_dir, suffix, predictions, metrics, task)
+        if fields:
+            write_predictions(session.output_dir / f"pred_clips{suffix}.csv", clips, task)
     return metrics
 
 

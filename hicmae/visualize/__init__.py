@@ -1,5 +1,7 @@
-"""Pictures of results: ``python -m hicmae.visualize reconstruction|curves|confusion --help``.
+"""Pictures of results: ``python -m hicmae.visualize PICTURE --help``.
 
-Colours are told apart by colour-blind readers (Okabe-Ito for lines, viridis for values), text is
-readable at column width, and bitmaps have 200 dpi; `--out` may also end in .pdf or .svg.
+curves, confusion, reconstruction, tsne, attention, retrieval, radar, layer_weights; ``intervals``
+and ``scatter`` are drawn by the HTML page of ``hicmae.report``. Colours are told apart by
+colour-blind readers (Okabe-Ito for lines, viridis and inferno for values), text is readable at
+column width, and bitmaps have 200 dpi; `--output` may also end in .pdf or .svg.
 """

@@ -10,7 +10,8 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
 from hicmae.folds import pool, read_predictions
-from hicmae.visualize.style import STYLE, save_figure
+from hicmae.inference.names import checked
+from hicmae.visualize.style import STYLE, check_format, save_figure
 
 
 def confusion_figure(confusion: ArrayLike, names: Sequence[str], title: str = "") -> Figure:
@@ -56,18 +57,15 @@ def confusion_figure(confusion: ArrayLike, names: Sequence[str], title: str = ""
 
 
 def confusion(
-    pred_files: Sequence[str | Path], out: str | Path, class_names: Sequence[str] = ()
+    pred_files: Sequence[str | Path], output: str | Path, class_names: Sequence[str] = ()
 ) -> Path:
     """Draw the confusion matrix of the clips of all given prediction files together."""
+    check_format(output)
     pooled = pool([read_predictions(path) for path in pred_files])
     if pooled.is_regression:
         raise ValueError(f"'{pred_files[0]}' is of a regression; it has no confusion matrix")
-    if class_names and len(class_names) != pooled.num_outputs:
-        raise ValueError(
-            f"got {len(class_names)} class names for {pooled.num_outputs} classes of "
-            f"'{pred_files[0]}'; expected one a line, in the order of the labels"
-        )
     scores = pooled.scores()
-    names = list(class_names) or [str(k) for k in range(pooled.num_outputs)]
+    numbers = [str(k) for k in range(pooled.num_outputs)]
+    names = checked(class_names or numbers, pooled.num_outputs, "--classes")
     title = f"{len(pooled.clips)} clips, UAR {scores['uar']:.2%}, WAR {scores['war']:.2%}"
-    return save_figure(confusion_figure(scores["confusion"], names, title), out)
+    return save_figure(confusion_figure(scores["confusion"], names, title), output)

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hicmae.folds import natural_key
 from hicmae.training.logger import read_lines
-from hicmae.visualize.style import OKABE_ITO, STYLE, save_figure
+from hicmae.visualize.style import OKABE_ITO, STYLE, check_format, save_figure
 
 # What log.txt holds beside curves worth drawing.
 NOT_CURVES = ("epoch", "n_parameters", "step", "count", "clips", "memory_mib", "weight_decay")
@@ -89,12 +89,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def curves(output_dirs: Sequence[str | Path], out: str | Path) -> Path:
+def curves(output_dirs: Sequence[str | Path], output: str | Path) -> Path:
     """Draw the log.txt of one or several runs."""
+    check_format(output)
     logs = {}
     for folder in sorted(map(Path, output_dirs), key=lambda path: natural_key(path.name)):
         records = [r for r in read_lines(folder / "log.txt") if _is_number(r.get("epoch"))]
         if not records:
             raise FileNotFoundError(f"'{folder / 'log.txt'}' holds no finished epoch yet")
         logs[folder.name if folder.name not in logs else str(folder)] = records
-    return save_figure(curves_figure(logs), out)
+    return save_figure(curves_figure(logs), output)

@@ -1,18 +1,20 @@
 """Masked clips beside what a pre-training checkpoint makes of them."""
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 
 from hicmae.data.loading import ClipIndex
+from hicmae.inference.checkpoints import flat_settings
 from hicmae.training import checkpoint
 from hicmae.training.precision import choose_precision
 from hicmae.training.pretraining import (
@@ -21,7 +23,8 @@ from hicmae.training.pretraining import (
     make_model,
     rebuild_clips,
 )
-from hicmae.visualize.style import STYLE, save_figure
+from hicmae.visualize.features import choose_device, pick_lines
+from hicmae.visualize.style import STYLE, check_format, save_figure
 
 HOP_SECONDS = 0.01  # between two spectrogram steps
 
@@ -48,29 +51,53 @@ def reconstruction_figure(
         frames: which of the T frames to draw; None: up to six, evenly spaced.
         title: written above.
     """
-    videos = [_to_array(v) for v in (video_original, video_masked, video_rebuilt)]
-    audios = [_to_array(a) for a in (audio_original, audio_masked, audio_rebuilt)]
-    for arrays, axes in ((videos, 4), (audios, 2)):
+    clip = _checked(
+        (video_original, video_masked, video_rebuilt),
+        (audio_original, audio_masked, audio_rebuilt),
+    )
+    return reconstructions_figure([clip], frames, [title])
+
+
+class Drawn(NamedTuple):
+    """The original, the masked and the rebuilt clip as arrays."""
+
+    videos: list[np.ndarray]  # (3, T, H, W) each
+    audios: list[np.ndarray]  # (T, F) each
+
+
+def _checked(video: Sequence[ArrayLike], audio: Sequence[ArrayLike]) -> Drawn:
+    clip = Drawn([_to_array(v) for v in video], [_to_array(a) for a in audio])
+    for arrays, axes in ((clip.videos, 4), (clip.audios, 2)):
         if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != axes:
             raise ValueError(
                 "original, masked and rebuilt must have one shape, (3, T, H, W) for video and "
                 f"(T, F) for audio, got {[array.shape for array in arrays]}"
             )
-    length = videos[0].shape[1]
+    return clip
+
+
+def reconstructions_figure(
+    clips: Sequence[Drawn], frames: Sequence[int] | None = None, titles: Sequence[str] = ()
+) -> Figure:
+    """Draw clips of one shape, one below the other; `frames` as in `reconstruction_figure`."""
+    length = clips[0].videos[0].shape[1]
     if frames is None:
         frames = np.linspace(0, length - 1, min(6, length)).round().astype(int).tolist()
+    widths = [1.0] * len(frames) + [2.0]
+    height = 3.55 + 0.25 * any(titles)
     with plt.rc_context(STYLE):
-        widths = [1.0] * len(frames) + [2.0]
-        size = (1.05 * sum(widths) + 1.0, 3.55 + 0.25 * bool(title))
-        figure, grid = plt.subplots(
-            3, len(widths), figsize=size, width_ratios=widths, layout=_tight()
+        figure = plt.figure(
+            figsize=(1.05 * sum(widths) + 1.0, height * len(clips)), layout=_tight()
         )
-        for row, name in enumerate(("original", "masked", "rebuilt")):
-            _draw_frames(grid[row, :-1], videos[row], frames, heading=row == 0)
-            grid[row, 0].set_ylabel(name)
-        _draw_spectrograms(figure, grid[:, -1], audios)
-        if title:
-            figure.suptitle(title, fontsize=10)
+        parts = figure.subfigures(len(clips), 1, squeeze=False)[:, 0]
+        for part, clip, title in itertools.zip_longest(parts, clips, titles, fillvalue=""):
+            grid = part.subplots(3, len(widths), width_ratios=widths)
+            for row, name in enumerate(("original", "masked", "rebuilt")):
+                _draw_frames(grid[row, :-1], clip.videos[row], frames, heading=row == 0)
+                grid[row, 0].set_ylabel(name)
+            _draw_spectrograms(part, grid[:, -1], clip.audios)
+            if title:
+                part.suptitle(title, fontsize=10)
     return figure
 
 
@@ -97,7 +124,7 @@ def _draw_frames(
             axes.set_title(f"frame {frame}")
 
 
-def _draw_spectrograms(figure: Figure, column: Sequence[Axes], audios: list[np.ndarray]) -> None:
+def _draw_spectrograms(figure: SubFigure, column: Sequence[Axes], audios: list[np.ndarray]) -> None:
     low, high = np.nanpercentile(audios[0], (1, 99))
     colours = plt.get_cmap("viridis").with_extremes(bad="#808080")
     extent = (0.0, len(audios[0]) * HOP_SECONDS, 0.0, float(audios[0].shape[1]))
@@ -124,36 +151,81 @@ def _draw_spectrograms(figure: Figure, column: Sequence[Axes], audios: list[np.n
     bar.set_label("normalised log energy")
 
 
+def settings_of(state: Mapping[str, Any], source: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the settings of a pre-training checkpoint in the groups of `PretrainConfigs`.
+
+    Args:
+        state: content of the file. The original authors' files hold flags in a Namespace.
+        source: its name, for messages.
+
+    Raises:
+        ValueError: no settings, or those of fine-tuning.
+    """
+    args = state.get("args")
+    flat = flat_settings(args)
+    if not flat:
+        raise ValueError(
+            f"checkpoint '{source}' holds no settings of run_pretraining.py, so model and masks "
+            "are unknown; use one with its settings under 'args'"
+        )
+    if "mask_ratio" not in flat:
+        raise ValueError(
+            f"checkpoint '{source}' is fine-tuned and has no decoders, but this picture needs a "
+            "pre-trained one; give a checkpoint of run_pretraining.py"
+        )
+    if isinstance(args, Mapping) and set(PretrainConfigs._fields) <= args.keys():
+        return {name: dict(args[name]) for name in PretrainConfigs._fields}
+    return {
+        name: {
+            f.name: _flag(flat, f) for f in dataclasses.fields(kind) if _flag(flat, f) is not None
+        }
+        for name, kind in PretrainConfigs.__annotations__.items()
+    }
+
+
+def _flag(flat: Mapping[str, Any], field: dataclasses.Field) -> Any:
+    """Return a flag of the original under its name here; a single size where several belong."""
+    names = (field.name, *field.metadata["aliases"])
+    value = next((flat[name] for name in names if flat.get(name) is not None), None)
+    several = isinstance(field.default, tuple)
+    return (value,) if several and isinstance(value, (int, float)) else value
+
+
 def reconstruction(
     checkpoint_file: str | Path,
     data_path: str | Path,
-    out: str | Path,
-    clip: int = 0,
+    output: str | Path,
+    clip: int | None = 0,
+    num_clips: int = 1,
     data_root: str = "",
+    device: str = "cpu",
+    seed: int | None = None,
 ) -> Path:
-    """Rebuild one clip of a list with a checkpoint of `run_pretraining.py` and draw it.
+    """Rebuild clips of a list with a checkpoint of `run_pretraining.py` and draw them.
 
     Args:
         checkpoint_file: its settings say the model, the clip geometry and the masks.
         data_path: pre-training list, or its folder.
-        out: picture to write.
-        clip: line of the list, from 0.
+        output: picture to write.
+        clip: line of the list, from 0; None: draw `num_clips` of them.
+        num_clips: how many.
         data_root: folder that relative paths in the list start from.
+        device: where to compute.
+        seed: of the draw, of windows, crops and masks; None: that of the training.
     """
+    check_format(output)
     state = checkpoint.load(checkpoint_file)
-    if not isinstance(state.get("args"), dict):
-        raise ValueError(
-            f"checkpoint '{checkpoint_file}' holds no settings of run_pretraining.py, "
-            "so model and masks are unknown; use one that this project trained"
-        )
-    configs = PretrainConfigs.from_settings(
-        state["args"], data_path=str(data_path), data_root=data_root
-    )
+    settings = settings_of(state, checkpoint_file)
+    if seed is not None:
+        settings["run"]["seed"] = seed
+    settings["data"]["num_samples"] = 1
+    configs = PretrainConfigs.from_settings(settings, data_path=str(data_path), data_root=data_root)
     dataset = make_dataset(configs)
-    if not 0 <= clip < len(dataset):
-        raise ValueError(f"--clip {clip} is not in the list of {len(dataset)} clips")
+    lines = pick_lines(len(dataset), clip, num_clips, configs.run.seed)
+    precision = choose_precision("fp32", choose_device(device))
     model = make_model(configs)
     model.load_state_dict(state["model"])
-    precision = choose_precision("fp32", torch.device("cpu"))
-    rebuilt = rebuild_clips(model, [dataset[ClipIndex(0, clip)]], configs.loss, precision)
-    return save_figure(reconstruction_figure(*rebuilt[0]), out)
+    items = [dataset[ClipIndex(0, line)] for line in lines]
+    rebuilt = rebuild_clips(model.to(precision.device), items, configs.loss, precision)
+    clips = [_checked(parts[:3], parts[3:]) for parts in rebuilt]
+    return save_figure(reconstructions_figure(clips), output)

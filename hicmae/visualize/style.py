@@ -1,5 +1,6 @@
 """How every picture looks and how it is written: colours, fonts, resolution."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,29 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 DPI = 200
+FORMATS = (".png", ".pdf", ".svg")
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "grid.color": "#888888",
+    "grid.alpha": 0.3,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "savefig.dpi": DPI,
     "figure.dpi": DPI,
+    "svg.hashsalt": "hicmae",  # the same picture is the same file
+}
+_DARK_INK = "#e6e6e6"
+# On top of STYLE, for pages with a dark background.
+DARK: dict[Any, Any] = {
+    name: _DARK_INK
+    for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 }
 
 
@@ -35,9 +47,25 @@ def figure_to_image(figure: Figure, dpi: int = 100) -> np.ndarray:
     return pixels
 
 
+def figure_to_png(figure: Figure, dpi: int = 140) -> bytes:
+    """Render a figure to a PNG file without background, for pages, and close it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", transparent=True)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def check_format(path: str | Path) -> Path:
+    """Refuse a picture of an unknown ending before anything is computed."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"cannot write '{path}': expected a name that ends in {' '.join(FORMATS)}")
+    return path
+
+
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure, by the ending of the name as bitmap (200 dpi) or vectors, and close it."""
-    path = Path(path)
+    path = check_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.04)
     plt.close(figure)

@@ -2,9 +2,7 @@
 
 extract_audio.py   any file with sound -> mono 16 kHz wav
 extract_face.py    any video -> folder of aligned faces, by openface.py (a program) or by
-    detector.py    faces and their five points in images: MTCNN
-    tracking.py    the main face through the frames, without gaps, smooth
-    alignment.py   five points -> square crop
+    hicmae/faces/  detector (MTCNN), tracking, alignment: inference uses them too
 batch.py           what both do with many clips: in parallel, resumable, reported; flags
     inputs.py      which clips: folder, list or file; shards
     staging.py     results appear whole or not at all

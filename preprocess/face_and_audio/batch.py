@@ -18,10 +18,11 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Literal, TextIO
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -199,7 +200,7 @@ class Ledger:
     def _write(self) -> None:
         columns = list(dict.fromkeys(column for row in self.rows.values() for column in row))
         try:
-            with staged(str(self.path)) as part, open(part, "w", newline="", **_TEXT) as file:
+            with staged(str(self.path)) as part, open_table(part, "w") as file:
                 writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(self.rows[name] for name in sorted(self.rows))
@@ -208,7 +209,9 @@ class Ledger:
         self._written = time.monotonic()
 
 
-_TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # names need not be UTF-8
+def open_table(path: Path, mode: Literal["r", "w"]) -> TextIO:
+    """Open a csv file in which names need not be UTF-8."""
+    return open(path, mode, newline="", encoding="utf-8", errors="surrogateescape")
 
 
 def summary_path(output: str, tool: str, shard: tuple[int, int]) -> Path:
@@ -231,7 +234,7 @@ def read_summary(path: Path) -> dict[str, dict[str, object]]:
     """Return the rows of a summary by clip; none where there is no such file."""
     if not path.is_file():
         return {}
-    with open(path, newline="", **_TEXT) as file:
+    with open_table(path, "r") as file:
         return {row["clip"]: dict(row) for row in csv.DictReader(file) if row.get("clip")}
 
 
@@ -272,7 +275,7 @@ def _attempt(work: Work, job: Job) -> Outcome:
     return Outcome(job, "", time.monotonic() - start, details)
 
 
-def _outcomes(pending: deque[Job], work: Work, num_workers: int) -> Iterator[Outcome]:
+def _outcomes(pending: deque[Job], work: Work, num_workers: int) -> Generator[Outcome, None, None]:
     """Yield the outcomes in the order in which they come."""
     if num_workers <= 1:
         while pending:
@@ -296,7 +299,7 @@ def _pooled(
     # Not forked: torch and FFmpeg may hold locks, and macOS cannot.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_workers, context, initializer=_ignore_interrupt)
-    running = {}
+    running: dict[Future[Outcome], Job] = {}
     try:
         while pending or running:
             while pending and len(running) < 2 * num_workers:

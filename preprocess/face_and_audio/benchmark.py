@@ -25,8 +25,8 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.cbook import get_sample_data  # noqa: E402
 
+from hicmae.faces.detector import check_weights  # noqa: E402
 from preprocess.face_and_audio import extract_audio, extract_face  # noqa: E402
-from preprocess.face_and_audio.detector import check_weights  # noqa: E402
 from preprocess.face_and_audio.inputs import Job  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ FACE_CENTRE, FACE_SCALE = (264, 220), 0.6  # of the portrait: pupils about 50 pi
 def make_clip(path: Path, with_picture: bool = True) -> str:
     """Write the clip, or its sound alone; returns its name."""
     name = str(get_sample_data("grace_hopper.jpg", asfileobj=False))
-    portrait = cv2.imread(name)
+    portrait = np.asarray(cv2.imread(name))
     noise = np.random.default_rng(0).normal(0, 3000, SAMPLE_RATE * SECONDS).astype(np.int16)
     with av.open(str(path), "w") as container:
         if with_picture:
@@ -53,7 +53,8 @@ def make_clip(path: Path, with_picture: bool = True) -> str:
             turn = cv2.getRotationMatrix2D(FACE_CENTRE, 6 * np.sin(3 * phase), FACE_SCALE)
             turn[:, 2] += [SIDE / 2 - FACE_CENTRE[0] + 8 * np.sin(5 * phase), SIDE / 2 - 220]
             picture = cv2.warpAffine(portrait, turn, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+            frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8, copy=False), "bgr24")
+            container.mux(stream.encode(frame))
         if with_picture:
             container.mux(stream.encode(None))
         block = av.AudioFrame.from_ndarray(noise[None], format="s16", layout="mono")

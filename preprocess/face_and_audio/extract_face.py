@@ -32,24 +32,18 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from av.video.reformatter import VideoReformatter  # noqa: E402
 
+from hicmae.faces.alignment import align  # noqa: E402
+from hicmae.faces.detector import Detector, check_weights  # noqa: E402
+from hicmae.faces.tracking import fill_gaps, main_face, search, smooth  # noqa: E402
 from preprocess.face_and_audio import batch  # noqa: E402
-from preprocess.face_and_audio.alignment import align  # noqa: E402
-from preprocess.face_and_audio.detector import Detector, check_weights  # noqa: E402
 from preprocess.face_and_audio.inputs import VIDEO_SUFFIXES, ClipError, Job  # noqa: E402
 from preprocess.face_and_audio.media import open_stream  # noqa: E402
 from preprocess.face_and_audio.openface import extract_with_openface  # noqa: E402
 from preprocess.face_and_audio.programs import find_program  # noqa: E402
 from preprocess.face_and_audio.staging import staged  # noqa: E402
-from preprocess.face_and_audio.tracking import (  # noqa: E402
-    fill_gaps,
-    find_faces,
-    main_face,
-    smooth,
-)
 
 TOOL = "extract_face"
 SUFFIX = "_aligned"  # as OpenFace ends its folders
-SEARCH_SIZE = 640  # pixels of the longer side; larger frames are shrunk to find faces
 JPEG_QUALITY = 95  # OpenCV's default, as in OpenFace
 
 
@@ -99,7 +93,7 @@ def extract(job: Job, options: FaceOptions) -> dict[str, object]:
                 face = cv2.cvtColor(align(frame, points, options.img_size), cv2.COLOR_RGB2BGR)
                 # OpenCV's own writer says nothing when the disk is full.
                 _, data = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-                (part / f"frame_det_00_{number:06d}.jpg").write_bytes(data)
+                (part / f"frame_det_00_{number:06d}.jpg").write_bytes(data.tobytes())
     except cv2.error as error:
         raise ClipError(f"has frames that cannot be used: {error}") from None
     return {
@@ -117,14 +111,10 @@ def follow_face(path: str, options: FaceOptions) -> FacePath:
     Frames without a face have the points of the nearest frame with one, so that every frame of the
     video is kept and stays in step with the sound. ClipError where too many have none.
     """
-    shapes: list[tuple[int, ...]] = []
-    frames = (_shrunk(frame, shapes) for frame in read_frames(path))
-    faces = find_faces(frames, _detector(options.min_face), options.detect_every)
+    faces, size = search(read_frames(path), _detector(options.min_face), options.detect_every)
     if not faces:
         raise ClipError("holds no frame")
-    height, width = shapes[0]
-    scale = max(height, width, SEARCH_SIZE) / SEARCH_SIZE
-    chosen = main_face(faces, (width / scale, height / scale))
+    chosen = main_face(faces, size)
     missing = sum(face is None for face in chosen)
     if missing > options.max_missing * len(chosen):
         raise ClipError(
@@ -134,8 +124,8 @@ def follow_face(path: str, options: FaceOptions) -> FacePath:
     points, longest_gap = fill_gaps(chosen)
     sigma = options.smoothing * frame_rate(path)
     several = sum(len(found) > 1 for found in faces)
-    size = float(np.median([face.size for face in chosen if face is not None]))
-    return FacePath(smooth(points, sigma) * scale, missing, longest_gap, several, size * scale)
+    face_size = float(np.median([face.size for face in chosen if face is not None]))
+    return FacePath(smooth(points, sigma), missing, longest_gap, several, face_size)
 
 
 def read_frames(path: str) -> Iterator[np.ndarray]:
@@ -154,16 +144,6 @@ def frame_rate(path: str) -> float:
     """Return the frames a second of a video, 25 where the file does not say."""
     with open_stream(path, "video") as (_, stream):
         return float(stream.average_rate or 25)
-
-
-def _shrunk(frame: np.ndarray, shapes: list[tuple[int, ...]]) -> np.ndarray:
-    """Shrink a frame to SEARCH_SIZE; the first one's height and width go to `shapes`."""
-    height, width = frame.shape[:2]
-    if not shapes:
-        shapes.append((height, width))
-    scale = SEARCH_SIZE / max(height, width, SEARCH_SIZE)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    return frame if scale == 1 else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
 @functools.lru_cache(maxsize=1)
@@ -205,7 +185,10 @@ def face_work(args: argparse.Namespace) -> batch.Work:
     """Return what makes the faces of one clip; raises where flags or programs are not right."""
     options = FaceOptions(**{name: getattr(args, name) for name in FaceOptions.__annotations__})
     if args.backend == "mtcnn":
-        check_weights()
+        try:
+            check_weights()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}, or use --backend openface") from None
         return functools.partial(extract, options=options)
     return functools.partial(
         extract_with_openface,

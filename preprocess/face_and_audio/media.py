@@ -5,19 +5,31 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal, overload
 
 import av
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition, Stream
+from av.video.stream import VideoStream
 
 from preprocess.face_and_audio.inputs import ClipError
 
 
-@contextlib.contextmanager
+@overload
 def open_stream(
-    path: str, kind: Literal["audio", "video"]
-) -> Iterator[tuple[InputContainer, Stream]]:
+    path: str, kind: Literal["audio"]
+) -> contextlib.AbstractContextManager[tuple[InputContainer, AudioStream]]: ...
+
+
+@overload
+def open_stream(
+    path: str, kind: Literal["video"]
+) -> contextlib.AbstractContextManager[tuple[InputContainer, VideoStream]]: ...
+
+
+@contextlib.contextmanager
+def open_stream(path: str, kind: Literal["audio", "video"]) -> Iterator[tuple[InputContainer, Any]]:
     """Yield a file's container and its first stream of a kind.
 
     Raises OSError where the file cannot be read, and ClipError where it holds no such stream or,

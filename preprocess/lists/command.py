@@ -12,7 +12,7 @@ from pathlib import Path
 from preprocess.lists import tables
 from preprocess.lists.clips import LeftOut, whole_file, write_csv, write_left_out
 from preprocess.lists.files import contents, find_folder, frame_folders, wav_files
-from preprocess.lists.folds import check_fold, write_fold
+from preprocess.lists.folds import check_fold, write_clip_speakers, write_fold
 from preprocess.lists.plan import Found, Plan, match_files
 from preprocess.lists.probe import Measured, probe_all
 
@@ -129,6 +129,7 @@ def make_lists(data_set: DataSet, args: argparse.Namespace) -> None:
         check_fold(str(output / fold), parts, plan.shared_speakers)
     for fold, parts in parts_of.items():
         write_fold(output / fold, parts, root if args.relative else None, plan.shared_speakers)
+    write_clip_speakers(output, (m.clip for m in used), root if args.relative else None)
     _report(output, folds, used, plan.labels)
 
 

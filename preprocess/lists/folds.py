@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from preprocess.lists.clips import ListedClip
+from preprocess.lists.clips import ListedClip, write_csv
 
 MANY = 5  # names shown in a message
 
@@ -42,11 +42,10 @@ def check_fold(
                 f"{some(twice)}; check the files named so"
             )
     for one, other in combinations(parts, 2):
-        _refuse_shared(
-            where, one, other, "clips", *({c.name for c in parts[p]} for p in (one, other))
-        )
+        names = ({c.name for c in parts[p]} for p in (one, other))
+        _refuse_shared(where, one, other, "clips", *names)
         if not shared_speakers:
-            speakers = ({c.speaker for c in parts[p]} - {None} for p in (one, other))
+            speakers = ({c.speaker for c in parts[p] if c.speaker} for p in (one, other))
             _refuse_shared(where, one, other, "speakers", *speakers)
 
 
@@ -88,6 +87,25 @@ def write_fold(
             for c in clips
         )
         write_list(Path(folder) / f"{part}.csv", lines)
+
+
+def write_clip_speakers(
+    folder: str | Path, clips: Iterable[ListedClip], relative_to: str | Path | None = None
+) -> None:
+    """Write clip_speakers.csv (clip, speaker), by which --val_split speaker knows who is in a clip.
+
+    Args:
+        folder: of the lists, or the one above its folds.
+        clips: of all lists; where the speaker is unknown, a clip is left out, and without any known
+            speaker there is no file.
+        relative_to: as in `write_fold`.
+    """
+    path = Path(folder) / "clip_speakers.csv"
+    rows = {path_in_list(c.video, relative_to): c.speaker for c in clips if c.speaker is not None}
+    if rows:
+        write_csv(path, ["clip", "speaker"], rows.items())
+    else:
+        path.unlink(missing_ok=True)
 
 
 def path_in_list(path: str, relative_to: str | Path | None) -> str:

@@ -12,7 +12,6 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from hicmae.data.audio import read_span
@@ -97,7 +96,7 @@ def inspect_audio(path: str) -> tuple[float, str, Problem | None]:
     except UnreadableClip as error:
         kind = "audio silent" if " is silent" in str(error) else "audio unreadable"
         return seconds, "", (kind, str(error))
-    return seconds, hashlib.blake2b(np.ascontiguousarray(samples), digest_size=16).hexdigest(), None
+    return seconds, hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest(), None
 
 
 def inspect_video(path: str, decode: str = "ends") -> tuple[int, str, Problem | None]:

@@ -12,10 +12,10 @@ Key = tuple[str, str]  # video, audio
 
 
 class Finding(NamedTuple):
-    """Something wrong with one line of a list; `index` counts its clips from 0."""
+    """Something wrong with one line of a list; `place` counts its clips from 0."""
 
     list: str
-    index: int
+    place: int
     kind: str
     detail: str
 

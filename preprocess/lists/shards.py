@@ -7,6 +7,7 @@ import csv
 import os
 import re
 from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from preprocess.lists.clips import whole_file
 END = "."  # last field of a stored line; a line cut off by a crash has none
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Part `index` (from 1) of `count`: every count-th item, so no job needs to know the others."""
 
     index: int

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
+from preprocess.lists.clips import write_csv
 from preprocess.toy.clips import (
     CLASS_STREAM,
     CLASSES,
@@ -179,10 +180,12 @@ def write_lists(jobs: list[Job], folds: int, folder: Path, relative: bool) -> No
     labelled = [job for job in jobs if not job.key.for_pretraining]
     if unlabelled:
         write_list(folder / "pretrain.csv", unlabelled)
+    speakers = [(name(job.files.faces), job.key.name.split("_")[0]) for job in labelled]
+    write_csv(folder / "clip_speakers.csv", ["clip", "speaker"], speakers)
     for fold in range(1, folds + 1 if labelled else 1):
         parts: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
         for job in labelled:
-            clip = Clip(name(job.files.aligned), name(job.files.audio), job.label)
+            clip = Clip(name(job.files.faces), name(job.files.audio), job.label)
             parts[part_of(job.key.speaker, fold, folds)].append(clip)
         (folder / f"fold{fold}").mkdir(exist_ok=True)
         for part, clips in parts.items():

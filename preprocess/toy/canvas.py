@@ -34,7 +34,7 @@ def fill(image: np.ndarray, points: np.ndarray, colour: np.ndarray) -> None:
 
 def mask_of(points: np.ndarray, blur: float = 0.0) -> np.ndarray:
     """A polygon in face units as (rows, columns) float32 0..1, edge softened by `blur` pixels."""
-    mask = np.zeros(TEXTURE_SIZE, np.uint8)
+    mask: np.ndarray = np.zeros(TEXTURE_SIZE, np.uint8)
     fill(mask, points, np.array([255]))
     if blur:
         mask = cv2.GaussianBlur(mask, (0, 0), blur)

@@ -65,7 +65,7 @@ def hair_in_front(face: FaceTraits) -> np.ndarray | None:
     width, line, part = face.face_width, face.hair_line, face.hair_part
     arc = hair_arc(face, face.hair_volume, 0.12)
     if face.hair_style == "fringe":
-        control = [
+        control: list[tuple[float, float]] = [
             (0.97, 2),
             (0.9, -20),
             (0.6, -29),

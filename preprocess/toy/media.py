@@ -29,6 +29,13 @@ class ClipFiles(NamedTuple):
     audio: Path
     aligned: Path | None
 
+    @property
+    def faces(self) -> Path:
+        """The aligned faces of a clip that has some."""
+        if self.aligned is None:
+            raise ValueError(f"'{self.video}' is for pre-training and has no aligned faces")
+        return self.aligned
+
     def complete(self) -> bool:
         """True if the clip was finished; parts appear under these names only when whole."""
         return all(path is None or path.exists() for path in self)
@@ -79,7 +86,7 @@ def write_video(
         )
         voice.bit_rate = 64000
         for number, (frame, transform) in enumerate(draw_frames(clip), start=1):
-            planes = cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420)
+            planes: np.ndarray = cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420)
             packed = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             packed.pts, packed.time_base = number - 1, Fraction(1, FRAME_RATE)
             container.mux(picture.encode(packed))

@@ -147,7 +147,7 @@ def skin_colours(face: FaceTraits, shade: np.ndarray, rng: np.random.Generator) 
 def draw_background(clip: Clip, rng: np.random.Generator, tone: np.ndarray) -> np.ndarray:
     """A blurred wall with soft shapes, neck and shoulders: (224, 224, 3) uint8."""
     face = clip.speaker.face
-    small = np.full((56, 56, 3), face.wall, np.float32)
+    small: np.ndarray = np.full((56, 56, 3), face.wall, np.float32)
     small *= np.linspace(1.15, 0.8, 56, dtype=np.float32)[:, None, None]
     small *= (1 + 0.15 * clip.scene.light * np.linspace(-1, 1, 56, dtype=np.float32))[None, :, None]
     for _ in range(4):

@@ -38,11 +38,16 @@ def draw_frames(clip: Clip) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for index in range(clip.speech.frames):
         texture = painter.draw(pose_at(tracks, index))
         warp = cv2.resize(maps[index][cells], behind.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-        head = cv2.remap(texture, warp, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        share = cv2.remap(portrait.alpha, warp, None, cv2.INTER_LINEAR)
+        head = _remap(texture, warp, borderMode=cv2.BORDER_REPLICATE)
+        share = _remap(portrait.alpha, warp)
         frame = portrait.background.copy()
         frame[rows, columns] = cv2.blendLinear(head, behind, share, 1 - share)
         yield frame, transforms[index]
+
+
+def _remap(image: np.ndarray, warp: np.ndarray, **options: int) -> np.ndarray:
+    # OpenCV's stubs do not know that the second map may be None.
+    return cv2.remap(image, warp, None, cv2.INTER_LINEAR, **options)  # type: ignore[call-overload]
 
 
 def cells_with_head(maps: np.ndarray, alpha: np.ndarray) -> tuple[slice, slice]:

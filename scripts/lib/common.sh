@@ -4,16 +4,24 @@
 # SCRIPT_DIR; functions read the settings of the caller in capitals.
 #
 # Settings that every experiment script takes from the environment:
-#   GPUS         number of GPUs to use on this machine (default: all it shows; NPROC means the same)
-#   DEVICE=cpu   run one process on the CPU
+#   GPUS         number of GPUs to use on each machine (default: all it shows; NPROC means the same)
+#   DEVICE=cpu   run one process on the CPU of each machine
 #   BATCH_SIZE   most clips on one GPU in one pass; the total batch stays as published
 #   TOTAL_BATCH  clips in one optimisation step over all GPUs
 #   EPOCHS       passes over the training list
 #   PRECISION    fp32, fp16, bf16 or auto (default: bf16 where the GPU has it, else fp16; CPU: fp32)
 #   DATA_PATH, DATA_ROOT, CHECKPOINT, OUTPUT_DIR   other places than the defaults
-#   NUM_WORKERS  loader processes for each GPU
+#   NUM_WORKERS  loader processes for each GPU (default: 16, under SLURM at most its share of the cores)
 #   EXTRA_ARGS   more flags for the Python script, as are arguments after the script's name
-#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT    several machines
+# Several machines with equally many GPUs and one file system, each starting the same command:
+#   NNODES       number of machines
+#   NODE_RANK    number of this one, from 0; machine 0 prints and keeps the results
+#   MASTER_ADDR, MASTER_PORT   name or IP of machine 0, and a port that is free there (default: 29500)
+#   RDZV_ENDPOINT, RDZV_ID     instead: <host>:<port> of any of them, and a name of the run; torchrun
+#                numbers the machines itself
+#   JOIN_TIMEOUT seconds after which a machine gives up waiting for the others (default: 600)
+# In a step of a SLURM job with one task a machine (srun --ntasks-per-node 1) all of these come from SLURM.
+# Further:
 #   BACKGROUND=1 detach after the checks; DRY_RUN=1 print the commands and start nothing
 #   PYTHON       interpreter (default: the active environment, else .venv of the repository)
 
@@ -96,14 +104,52 @@ count_gpus() {
     printf '%s\n' "$found"
 }
 
-# Sets GPUS (0 on the CPU), NNODES and WORLD, the number of processes on all machines.
-choose_devices() {
-    NNODES=${NNODES:-1}
+# Where srun has started this script, SLURM knows the machines.
+ask_slurm() {
+    [ -n "${SLURM_STEP_ID:-}" ] && [ -z "${NNODES:-}" ] || return 0
+    [ "${SLURM_STEP_NUM_TASKS:-1}" = "${SLURM_STEP_NUM_NODES:-1}" ] ||
+        die "SLURM started ${SLURM_STEP_NUM_TASKS} tasks on ${SLURM_STEP_NUM_NODES} machine(s); use --ntasks-per-node=1, each starts a process for every GPU"
+    NNODES=${SLURM_STEP_NUM_NODES:-1}
+    [ "$NNODES" != 1 ] || return 0
+    NODE_RANK=${SLURM_NODEID:-}
+    if [ -z "${MASTER_ADDR:-}" ]; then
+        MASTER_ADDR=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)
+        [ -n "$MASTER_ADDR" ] ||
+            die "'scontrol show hostnames $SLURM_STEP_NODELIST' names no machine; set NNODES, NODE_RANK and MASTER_ADDR"
+    fi
+    # Jobs that share a machine get different ports.
+    MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
+}
+
+# Several machines have to know each other before any of them waits for the rest.
+check_machines() {
+    NNODES=${NNODES:-1} JOIN_TIMEOUT=${JOIN_TIMEOUT:-600}
     need_number NNODES "$NNODES"
+    need_number JOIN_TIMEOUT "$JOIN_TIMEOUT"
+    [ "$NNODES" != 1 ] || return 0
+    if [ -n "${RDZV_ENDPOINT:-}" ]; then
+        case $RDZV_ENDPOINT in
+        ?*:[0-9]*) return 0 ;;
+        *) die "RDZV_ENDPOINT must be <host>:<port>, got '$RDZV_ENDPOINT'" ;;
+        esac
+    fi
+    [ -n "${MASTER_ADDR:-}" ] ||
+        die "NNODES=$NNODES, but the machines have no place to meet; set MASTER_ADDR to the name or IP of machine 0 on all of them"
+    need_number MASTER_PORT "${MASTER_PORT:-29500}"
+    case ${NODE_RANK:-} in
+    '' | *[!0-9]*) die "NODE_RANK must be this machine's number from 0 to $((NNODES - 1)), got '${NODE_RANK:-}'" ;;
+    esac
+    [ "$NODE_RANK" -lt "$NNODES" ] ||
+        die "NODE_RANK must be this machine's number from 0 to $((NNODES - 1)), got '$NODE_RANK'"
+}
+
+# Sets GPUS (0 on the CPU), PROCESSES on each machine and WORLD, the number of processes on all machines.
+choose_devices() {
+    ask_slurm
+    check_machines
     case ${DEVICE:-auto} in
     cpu)
-        [ "$NNODES" = 1 ] || die "DEVICE=cpu runs one process; leave NNODES out"
-        GPUS=0 GPUS_ASKED=1 WORLD=1
+        GPUS=0 GPUS_ASKED=1 PROCESSES=1 WORLD=$NNODES
         return
         ;;
     auto | cuda) DEVICE=cuda ;;
@@ -123,6 +169,7 @@ choose_devices() {
     if [ "$GPUS" -gt "$available" ] && ! { [ "${DRY_RUN:-0}" = 1 ] && [ "$available" = 0 ]; }; then
         die "GPUS=$GPUS asked, but this machine shows $available; set GPUS to $available or less (DEVICE=cpu for none), the total batch is kept"
     fi
+    PROCESSES=$GPUS
     WORLD=$((GPUS * NNODES))
 }
 
@@ -152,18 +199,32 @@ choose_batch() {
         total=$TOTAL_BATCH
         while ! fits "$total" "$WORLD"; do total=$((total + 1)); done
         advice="set TOTAL_BATCH=$total, which scales the learning rate with it"
-        fewer=$WORLD
-        while [ "$fewer" -gt 0 ] && ! fits "$TOTAL_BATCH" "$fewer"; do fewer=$((fewer - 1)); done
-        [ "$fewer" = 0 ] || advice="use $fewer (GPUS=$fewer), or $advice"
-        [ "$GPUS_ASKED" = 0 ] && [ "$NNODES" = 1 ] && [ "$fewer" -gt 0 ] || die "$problem; $advice"
-        GPUS=$fewer WORLD=$fewer
-        say "$problem; using $fewer of them"
+        fewer=$PROCESSES # on each machine: all of them keep working
+        while [ "$fewer" -gt 0 ] && ! fits "$TOTAL_BATCH" $((fewer * NNODES)); do fewer=$((fewer - 1)); done
+        used=$((fewer * NNODES))
+        each=
+        [ "$NNODES" = 1 ] || each=" on each of the $NNODES machines"
+        [ "$fewer" = 0 ] || advice="use $used (GPUS=$fewer$each), or $advice"
+        [ "$GPUS_ASKED" = 0 ] && [ "$fewer" -gt 0 ] || die "$problem; $advice"
+        # Every machine comes to the same number, as they have equally many GPUs.
+        GPUS=$fewer PROCESSES=$fewer WORLD=$used
+        say "$problem; using $used of them"
     fi
     where="GPU(s)"
-    [ "$GPUS" != 0 ] || where="process on the CPU"
+    [ "$GPUS" != 0 ] || where="process(es) on the CPU"
     say "total batch $TOTAL_BATCH = $WORLD $where x $BATCH_SIZE clips x $ACCUM accumulated (published: $3)"
     if [ "$BATCH_SIZE" -lt "$LARGEST" ] && [ "$ACCUM" -gt 1 ]; then
         say "clips in a pass lowered from $LARGEST to $BATCH_SIZE to keep the total exact"
+    fi
+}
+
+# choose_workers: SLURM may give a GPU fewer cores than the 16 loader processes that are the default.
+choose_workers() {
+    if [ -z "${NUM_WORKERS:-}" ]; then
+        NUM_WORKERS=16
+        share=$((${SLURM_CPUS_PER_TASK:-1024} / PROCESSES))
+        [ "$share" -ge 1 ] || share=1
+        [ "$share" -ge "$NUM_WORKERS" ] || NUM_WORKERS=$share
     fi
 }
 
@@ -194,7 +255,7 @@ need_checkpoint() {
     [ -s "$1" ] || die "no pre-training checkpoint at '$1'; run scripts/voxceleb2/audio_visual/hicmae_pretrain_base/pretrain_base.sh first, or set CHECKPOINT to a file"
 }
 
-# train SCRIPT FLAG...: the command of one run, under torchrun where there are several processes.
+# train SCRIPT FLAG...: the command of one run, under torchrun (launch.py) where there are several processes.
 # Prints it (DRY_RUN=1) or runs it with its output on the terminal and in LOG_FILE.
 train() {
     entry=$ROOT/$1
@@ -202,12 +263,17 @@ train() {
     if [ "$WORLD" = 1 ]; then
         set -- "$PYTHON" "$entry" "$@"
     elif [ "$NNODES" = 1 ] && [ -z "${MASTER_PORT:-}" ]; then
-        set -- "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" "$entry" "$@"
+        set -- --standalone --nproc_per_node "$PROCESSES" "$entry" "$@"
+    elif [ "$NNODES" != 1 ] && [ -n "${RDZV_ENDPOINT:-}" ]; then
+        set -- --nnodes "$NNODES" --nproc_per_node "$PROCESSES" --rdzv_backend c10d \
+            --rdzv_endpoint "$RDZV_ENDPOINT" --rdzv_id "${RDZV_ID:-hicmae}" \
+            --rdzv_conf "join_timeout=$JOIN_TIMEOUT,read_timeout=$JOIN_TIMEOUT" "$entry" "$@"
     else
-        set -- "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "${NODE_RANK:-0}" \
-            --nproc_per_node "$GPUS" --master_addr "${MASTER_ADDR:-127.0.0.1}" \
-            --master_port "${MASTER_PORT:-29500}" "$entry" "$@"
+        set -- --nnodes "$NNODES" --node_rank "${NODE_RANK:-0}" --nproc_per_node "$PROCESSES" \
+            --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}" \
+            --rdzv_conf "timeout=$JOIN_TIMEOUT" "$entry" "$@"
     fi
+    [ "$WORLD" = 1 ] || set -- "$PYTHON" "$ROOT/scripts/launch.py" "$@"
     run "$@"
 }
 
@@ -222,18 +288,20 @@ run() {
 }
 
 # logged COMMAND...: copy its output to LOG_FILE and return its own exit status, not that of tee.
-# The command runs in the background of this shell so that a signal to the script reaches it.
+# The command runs in the background of this shell so that a signal to the script reaches it. SIGTERM and
+# SIGUSR1 ask a run to save and stop; it then ends with 75: the same command, started again, goes on.
 logged() {
     pipes=$(mktemp -d "${TMPDIR:-/tmp}/hicmae.XXXXXX") || die "cannot make a folder in '${TMPDIR:-/tmp}'"
     mkfifo "$pipes/output"
     # tee outlives an interrupt, so that the last lines of the command are kept.
-    (trap '' INT TERM HUP; exec tee -a "$LOG_FILE") <"$pipes/output" &
+    (trap '' INT TERM HUP USR1; exec tee -a "$LOG_FILE") <"$pipes/output" &
     writer=$!
     "$@" >"$pipes/output" 2>&1 &
     child=$!
     interrupted=0
     trap 'interrupted=130; kill -TERM "$child" 2>/dev/null' INT
     trap 'interrupted=143; kill -TERM "$child" 2>/dev/null' TERM HUP
+    trap 'kill -USR1 "$child" 2>/dev/null' USR1
     status=0
     wait "$child" || status=$?
     # A trapped signal ends `wait` early; the command may still be saving.
@@ -242,8 +310,12 @@ logged() {
         wait "$child" || status=$?
     done
     wait "$writer" || :
-    trap - INT TERM HUP
+    trap - INT TERM HUP USR1
     rm -rf -- "$pipes"
+    if [ "$status" = 75 ]; then
+        say "stopped and saved; the same command goes on from there"
+        [ "$interrupted" != 143 ] || exit 75
+    fi
     [ "$interrupted" = 0 ] || exit "$interrupted"
     return "$status"
 }
@@ -262,6 +334,7 @@ prepare() {
     find_python
     choose_devices
     choose_batch "$1" "$2" "$3"
+    choose_workers
     choose_precision
     if [ "$GPUS" != 0 ]; then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; fi
 }

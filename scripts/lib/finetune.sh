@@ -10,7 +10,7 @@ check_folds() {
     CHECKPOINT=$(absolute "${CHECKPOINT:-$ROOT/saved/model/pretraining/voxceleb2/audio_visual/hicmae_pretrain_base/checkpoint-99.pth}")
     OUTPUT_DIR=$(absolute "${OUTPUT_DIR:-$ROOT/saved/model/finetuning/$DATASET/voxceleb2_hicmae_pretrain_base}")
     # shellcheck disable=SC2034  # read by common.sh
-    LOG_FILE=$OUTPUT_DIR/console-node${NODE_RANK:-0}.log
+    LOG_FILE=$OUTPUT_DIR/console-${SLURM_ARRAY_TASK_ID:+task$SLURM_ARRAY_TASK_ID-}node${NODE_RANK:-0}.log
     FOLDS=${FOLDS:-1 2 3 4 5}
     need_number EPOCHS "$EPOCHS"
     for fold in $FOLDS; do
@@ -47,7 +47,7 @@ run_folds() {
             --num_frames 16 --input_size 160 --input_size_audio 256 128 \
             --aa rand-m7-n4-mstd0.5-inc1 --reprob 0.25 --remode pixel --recount 1 --roll_mag_aug \
             --test_num_segment 2 --test_num_crop 2 --dist_eval \
-            --num_workers "${NUM_WORKERS:-16}" "$@" ${EXTRA_ARGS:-}
+            --num_workers "$NUM_WORKERS" "$@" ${EXTRA_ARGS:-}
     done
     # Of several machines, the first one holds the results.
     if [ "${NODE_RANK:-0}" = 0 ]; then

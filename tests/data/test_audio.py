@@ -4,6 +4,7 @@ import soundfile
 import torch
 
 from hicmae.data.audio import (
+    WavFile,
     draw_gain,
     fbank,
     frames_to_samples,
@@ -112,16 +113,18 @@ def test_features_of_a_span_are_those_of_its_samples(write_wav):
     samples = wave(60000, 3)
     path = write_wav(samples=samples)
     expected = fbank(soundfile.read(path, dtype="float32")[0][8000:48960])
-    torch.testing.assert_close(span_features(path, 8000, 48960), expected)
+    features = span_features(WavFile(path), [(8000, 48960)], [1.0])
+    torch.testing.assert_close(features[0], expected)
 
 
 def test_features_of_windows_follow_their_frames(write_wav):
     path = write_wav(samples=wave(64000, 4))
     windows = test_windows(101, 2, 16, 4)
-    features = window_features(path, windows, 64, 101, (256, 128))
+    wav = WavFile(path)
+    features = window_features(wav, windows, 64, 101, (256, 128))
     assert features.shape == (2, 1, 256, 128)
-    torch.testing.assert_close(features[0], span_features(path, 0, 64 * 640))
-    torch.testing.assert_close(features[1], span_features(path, int(windows[1][0]) * 640, 64000))
+    spans = [(0, 64 * 640), (int(windows[1][0]) * 640, 64000)]
+    torch.testing.assert_close(features, span_features(wav, spans, [1.0, 1.0]))
 
 
 def test_other_rate_is_refused_with_what_to_do(write_wav):
@@ -149,7 +152,7 @@ def test_silent_wav_is_refused(write_wav, level):
 def test_silent_span_of_a_wav_with_sound_is_accepted(write_wav):
     path = write_wav(samples=np.concatenate([np.zeros(30000, np.float32), tone(20000)]))
     assert not read_span(path, 0, 20000).any()
-    assert torch.isfinite(span_features(path, 0, 20000)).all()
+    assert torch.isfinite(span_features(WavFile(path), [(0, 20000)], [1.0])).all()
 
 
 @pytest.mark.parametrize("num_samples", [0, 399])

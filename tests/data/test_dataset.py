@@ -26,6 +26,15 @@ def same(first, second) -> bool:
     )
 
 
+def squares(frames) -> torch.Tensor:
+    """Resize one frame after the other, as Pillow does."""
+    return film.to_tensor([film.resize(Image.fromarray(frame), (32, 32)) for frame in frames])
+
+
+def features_of(clip: Clip, start: int, stop: int) -> torch.Tensor:
+    return wav.fbank(wav.read_span(clip.audio, start, stop))
+
+
 def batches(dataset, num_workers: int, batch_size: int = 2) -> list:
     sampler = ClipSampler(len(dataset), shuffle=True, seed=1, pad=True)
     loader = make_loader(dataset, sampler, batch_size, num_workers, drop_last=True)
@@ -80,7 +89,7 @@ def test_pretrain_audio_of_a_short_clip_is_all_of_it(write_mp4, write_wav):
 
 def test_only_needed_frames_and_samples_are_read(pretrain_clips, monkeypatch):
     read, spans = [], []
-    original, read_span = film.read_frames, wav.read_span
+    original, read_samples = film.read_frames, wav.WavFile.read
 
     def frames(video, windows):
         images = original(video, windows)
@@ -89,7 +98,7 @@ def test_only_needed_frames_and_samples_are_read(pretrain_clips, monkeypatch):
 
     monkeypatch.setattr(film, "read_frames", frames)
     monkeypatch.setattr(
-        wav, "read_span", lambda p, a, b: spans.append((a, b)) or read_span(p, a, b)
+        wav.WavFile, "read", lambda w, a, b: spans.append((a, b)) or read_samples(w, a, b)
     )
     PretrainClips(pretrain_clips, input_size=32)[item(4)]
     assert len(read) == 16 and np.diff(read).tolist() == [4] * 15
@@ -227,12 +236,9 @@ def test_training_takes_random_windows_and_validation_the_centre(labelled_clips)
     first, second = valid[item(3)], valid[item(3, 5)]
     assert same(first, second)
     folder = film.open_video(labelled_clips[3].video)
-    images = [film.resize(image, (32, 32)) for image in folder.read(film.train_frames(90))]
-    assert torch.equal(first.video[0], film.to_tensor(images))
-    torch.testing.assert_close(
-        first.audio[0],
-        wav.span_features(labelled_clips[3].audio, 13 * 57600 // 89, 77 * 57600 // 89),
-    )
+    assert torch.equal(first.video[0], squares(folder.read(film.train_frames(90))))
+    span = 13 * 57600 // 89, 77 * 57600 // 89
+    torch.testing.assert_close(first.audio[0], features_of(labelled_clips[3], *span))
 
 
 def test_several_samples_of_a_labelled_clip_have_their_own_window_and_transforms(labelled_clips):
@@ -342,9 +348,8 @@ def test_views_are_distinct_windows_of_square_frames(labelled_clips):
     assert batch.clip_index.tolist() == [3, 0, 2] and batch.target.tolist() == [3, 0, 2]
     assert batch.video.shape == (5, 3, 16, 32, 32) and batch.audio.shape == (5, 1, 256, 128)
     folder = film.open_video(labelled_clips[3].video)
-    images = [film.resize(image, (32, 32)) for image in folder.read(range(28, 90, 4))]
-    assert torch.equal(batch.video[1], film.to_tensor(images))
-    expected = wav.span_features(labelled_clips[3].audio, 28 * 57600 // 89, 57600)
+    assert torch.equal(batch.video[1], squares(folder.read(range(28, 90, 4))))
+    expected = features_of(labelled_clips[3], 28 * 57600 // 89, 57600)
     torch.testing.assert_close(batch.audio[1], expected)
 
 
@@ -357,8 +362,7 @@ def test_more_segments_give_more_views_and_one_segment_one(labelled_clips):
 def test_centre_view_squeezes_oblong_frames_to_the_whole_square(labelled_clips, write_frames):
     oblong = labelled_clips[3]._replace(video=write_frames("oblong", 90, (60, 40)))
     view = TestClips([oblong], num_crops=3, centre=True, **SMALL)[item(0)]
-    images = film.open_video(oblong.video).read(film.train_frames(90))
-    expected = film.to_tensor([film.resize(image, (32, 32)) for image in images])
+    expected = squares(film.open_video(oblong.video).read(film.train_frames(90)))
     assert torch.equal(view.video[0], expected) and view.view_clip.tolist() == [0]
 
 
@@ -370,9 +374,8 @@ def test_crops_of_oblong_frames_run_along_the_longer_side(write_frames, write_wa
     assert torch.equal(sample.audio[0], sample.audio[2]) and not torch.equal(
         sample.audio[2], sample.audio[3]
     )
-    wide = film.resize(
-        film.open_video(clip.video).read([0])[0], (48, 32) if size[0] > 40 else (32, 48)
-    )
+    (image,) = film.open_video(clip.video).read([0])
+    wide = film.resize(Image.fromarray(image), (48, 32) if size[0] > 40 else (32, 48))
     pixels = film.to_tensor([wide])[:, 0]
     for view, start in enumerate((0, 8, 16)):
         crop = pixels[:, :, start : start + 32] if size[0] > 40 else pixels[:, start : start + 32]

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from hicmae.data.video import FrameFolder
-from preprocess.face_and_audio import batch, detector, extract_face, staging
-from preprocess.face_and_audio.alignment import align, similarity, template
-from preprocess.face_and_audio.detector import Detector, Face, check_weights, squared
+from hicmae.faces import detector
+from hicmae.faces.alignment import align, similarity, template
+from hicmae.faces.detector import Detector, Face, check_weights, squared
+from hicmae.faces.tracking import fill_gaps, main_face, smooth
+from preprocess.face_and_audio import batch, extract_face, staging
 from preprocess.face_and_audio.extract_face import FaceOptions, follow_face
 from preprocess.face_and_audio.inputs import ClipError
-from preprocess.face_and_audio.tracking import fill_gaps, main_face, smooth
 from tests.preprocess.media_files import (
     PORTRAIT_EYES,
     ffmpeg_program,

@@ -72,13 +72,16 @@ def one_of_two(rank, port, folder):
     torch.save(seen, f"{folder}/{rank}.pt")
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(one_of_two, args=(port, str(folder)), nprocs=WORLD)
+    mp.spawn(one_of_two, args=(free_port(), str(folder)), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
@@ -137,12 +140,41 @@ def test_a_single_process_needs_no_group(alone):
 def test_group_gets_the_timeout_and_the_cpu_backend(alone):
     calls = []
     alone.setattr(dist, "init_process_group", lambda *a, **k: calls.append((a, k)))
-    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
-        alone.setenv(name, "1")
-    alone.setenv("MASTER_ADDR", "127.0.0.1")
-    alone.setenv("WORLD_SIZE", "2")
+    alone.setattr(distributed, "_meet", lambda timeout: dist.HashStore())
+    pretend_rank(alone, 1, 2, 1)
     distributed.start("cpu", timeout=timedelta(seconds=7))
-    assert calls == [(("gloo",), {"timeout": timedelta(seconds=7), "device_id": None})]
+    ((backend,), options) = calls[0]
+    assert (backend, options["timeout"], options["device_id"]) == (
+        "gloo",
+        timedelta(seconds=7),
+        None,
+    )
+    assert (options["rank"], options["world_size"]) == (1, 2)
+
+
+def pretend_rank(monkeypatch, rank, world, port, address="127.0.0.1"):
+    for name, value in (("RANK", rank), ("LOCAL_RANK", 0), ("WORLD_SIZE", world)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", address)
+    monkeypatch.setenv("MASTER_PORT", str(port))
+
+
+@pytest.mark.parametrize(
+    ("rank", "address", "reason"),
+    [
+        (1, "127.0.0.1", "Connection refused"),
+        (1, "no-such-machine.invalid", "not known|No address|Temporary failure"),
+        (0, "127.0.0.1", "1/2 clients joined"),
+    ],
+)
+def test_ranks_that_do_not_meet_are_told_so_after_a_bounded_time(alone, rank, address, reason):
+    pretend_rank(alone, rank, 2, free_port(), address)
+    message = (
+        rf"rank {rank} of 2 did not meet the others at {address}:\d+ within 1 s \(.*({reason})"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        distributed.start("cpu", join_timeout=timedelta(seconds=1))
+    assert not dist.is_initialized()
 
 
 def test_half_a_torchrun_environment_is_refused(alone):

@@ -68,6 +68,31 @@ def test_uar_is_the_mean_of_recalls_by_a_slow_loop():
     assert ours["uar"] == pytest.approx(sum(recalls) / 5)
 
 
+def test_f1_is_that_of_a_slow_loop():
+    rng = np.random.default_rng(4)
+    labels, scores = rng.integers(0, 3, 30), rng.random((30, 4))  # class 3 is predicted only
+    guesses = scores.argmax(1).tolist()
+    f1, support = [], []
+    for k in range(4):
+        hits = sum(a == b == k for a, b in zip(labels, guesses, strict=True))
+        f1.append(2 * hits / (list(labels).count(k) + guesses.count(k)))
+        support.append(list(labels).count(k))
+    ours = classification_metrics(labels, scores)
+    assert ours["macro_f1"] == pytest.approx(sum(f1) / 4)
+    assert ours["weighted_f1"] == pytest.approx(
+        sum(f * n for f, n in zip(f1, support, strict=True)) / 30
+    )
+    assert ours["micro_f1"] == ours["war"]
+
+
+@pytest.mark.parametrize("labels", [[1, 1, 1], [0, 2, 2]])
+def test_absent_classes_and_one_class_alone_give_no_warning(labels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = classification_metrics(labels, np.eye(4)[[1, 1, 3]])
+    assert ours["uar"] == {1: 2 / 3, 0: 0.0}[labels[0]]
+
+
 def test_the_lowest_class_wins_a_tie():
     assert classification_metrics([1], [[0.2, 0.4, 0.4]])["war"] == 1.0
     assert classification_metrics([2], [[0.2, 0.4, 0.4]])["war"] == 0.0

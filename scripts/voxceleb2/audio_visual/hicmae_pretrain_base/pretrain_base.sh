@@ -8,6 +8,8 @@
 #         checkpoint-99.pth is what the fine-tuning scripts beside this one start from.
 # Start   sh scripts/voxceleb2/audio_visual/hicmae_pretrain_base/pretrain_base.sh [more flags]
 #         Started again, it goes on from the newest checkpoint. Settings: scripts/lib/common.sh.
+#         One GPU, several, or several machines (NNODES, NODE_RANK, MASTER_ADDR): the total batch stays 160.
+#         Under SLURM: sbatch scripts/slurm/pretrain.sbatch
 set -eu
 SCRIPT_DIR=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
 SCRIPT=$SCRIPT_DIR/$(basename -- "$0")
@@ -25,7 +27,7 @@ need_list "$DATA_PATH"
 need_number EPOCHS "$EPOCHS"
 prepare 160 40 "4 GPUs x 40"
 if [ "$BATCH_SIZE" -ne 40 ]; then
-    say "the contrastive loss compares the $BATCH_SIZE clips of one GPU and pass; the published run compared 40"
+    say "the contrastive loss compares the $BATCH_SIZE clips of one GPU and pass; the published run compared 40 (--gather_negatives: those of all GPUs)"
 fi
 detach_if_asked "$@"
 
@@ -47,4 +49,4 @@ train run_pretraining.py \
     --use_frame_diff_as_target --frame_diff_group_size 2 \
     --normalize_target --normalize_target_audio \
     --loss_weight 0.0025 --inter_contrastive_temperature 0.07 \
-    --num_workers "${NUM_WORKERS:-16}" "$@" ${EXTRA_ARGS:-}
+    --num_workers "$NUM_WORKERS" "$@" ${EXTRA_ARGS:-}

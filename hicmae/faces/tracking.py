@@ -4,13 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import cv2
 import numpy as np
 
-from preprocess.face_and_audio.detector import ACCEPTED, Detector, Face, overlap
+from hicmae.faces.detector import ACCEPTED, Detector, Face, overlap
 
+SEARCH_SIZE = 640  # pixels of the longer side; larger frames are shrunk to find faces
 SAME_TRACK = 0.3  # intersection over union of one face in neighbouring frames
 LONGEST_PAUSE = 25  # frames after which a lost face is not the same track any more
 CUT = 0.5  # a face that moves or grows by more than this share between frames: another shot
+
+
+def search(
+    frames: Iterable[np.ndarray], detector: Detector, detect_every: int = 5
+) -> tuple[list[list[Face]], tuple[int, int]]:
+    """Find the faces of each frame of a clip in frames shrunk to SEARCH_SIZE.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB, all of one size.
+        detector: finds and places faces.
+        detect_every: see `find_faces`.
+
+    Returns:
+        The faces in pixels of the frames as they came, and the frames' width and height.
+    """
+    shape: tuple[int, ...] = (0, 0)
+
+    def shrunk() -> Iterator[np.ndarray]:
+        nonlocal shape
+        for frame in frames:
+            shape = frame.shape
+            yield _shrunk(frame)
+
+    found = find_faces(shrunk(), detector, detect_every)
+    height, width = shape[:2]
+    scale = max(height, width, SEARCH_SIZE) / SEARCH_SIZE
+    grown = [[face.scaled(scale) for face in faces] for faces in found]
+    return grown, (width, height)
+
+
+def _shrunk(frame: np.ndarray) -> np.ndarray:
+    height, width = frame.shape[:2]
+    scale = SEARCH_SIZE / max(height, width, SEARCH_SIZE)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    return frame if scale == 1 else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
 def find_faces(
@@ -51,7 +88,7 @@ def main_face(faces: Sequence[Sequence[Face]], size: tuple[int, int]) -> list[Fa
         A face for each frame, None where there is none.
     """
     chosen: list[Face | None] = [None] * len(faces)
-    for track in sorted(_tracks(faces), key=lambda track: -_weight(track, size)):
+    for track in sorted(tracks_of(faces), key=lambda track: -_weight(track, size)):
         for frame, face in track.items():
             if chosen[frame] is None:
                 chosen[frame] = face
@@ -101,7 +138,7 @@ def _smooth_shot(points: np.ndarray, sigma: float) -> np.ndarray:
     length, radius = len(points), int(np.ceil(3 * sigma))
     values = np.pad(points.reshape(length, -1), ((radius, radius), (0, 0)))
     there = np.pad(np.ones((length, 1)), ((radius, radius), (0, 0)))
-    sums = [0.0] * 5  # of weight times 1, offset, offset squared, value, offset times value
+    sums = [np.zeros(1)] * 5  # of weight times 1, offset, offset squared, value, offset times value
     for start, offset in enumerate(range(-radius, radius + 1)):
         weight = np.exp(-0.5 * (offset / sigma) ** 2)
         known, value = there[start : start + length], values[start : start + length]
@@ -159,7 +196,7 @@ def _pairs(before: Sequence[Face], after: Sequence[Face]) -> list[tuple[int, int
     return pairs
 
 
-def _tracks(faces: Sequence[Sequence[Face]]) -> list[dict[int, Face]]:
+def tracks_of(faces: Sequence[Sequence[Face]]) -> list[dict[int, Face]]:
     """Link faces through the frames; a track maps frames to faces."""
     tracks: list[dict[int, Face]] = []
     open_tracks: list[dict[int, Face]] = []

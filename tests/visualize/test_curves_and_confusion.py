@@ -179,11 +179,13 @@ def test_pictures_of_nothing_are_refused_in_one_line(tmp_path, capsys):
     with pytest.raises(ValueError, match="hold no numbers to draw"):
         curves_figure({"run": [{"epoch": 0, "note": "a"}]})
     write_pred(tmp_path / "pred.csv", [0, 1], [0, 1])
-    with pytest.raises(ValueError, match="got 2 class names for 3 classes"):
+    with pytest.raises(ValueError, match="--classes gives 2 names .a, b., expected 3"):
         confusion([tmp_path / "pred.csv"], tmp_path / "a.png", ["a", "b"])
     (tmp_path / "r.csv").write_text("clip,label0,prediction0\na,0.5,0.6\nb,0.1,0.2\n")
     with pytest.raises(ValueError, match="is of a regression; it has no confusion matrix"):
         confusion([tmp_path / "r.csv"], tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"2 class names for a confusion matrix of \(3, 3\)"):
         confusion_figure(np.eye(3), ["a", "b"])
-    assert not (tmp_path / "a.png").exists()
+    with pytest.raises(ValueError, match=r"cannot write '.*a.gif': expected a name that ends in"):
+        confusion([tmp_path / "pred.csv"], tmp_path / "a.gif")
+    assert not list(tmp_path.glob("a.*"))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-INSTALL = 'install them with: pip install "mtcnn==1.0.0", or use --backend openface'
+INSTALL = 'install them with: pip install "mtcnn==1.0.0"'
 # The files are pickles, which can run code when they are read: only exactly these are ever loaded.
 WEIGHTS_SHA256 = {
     "pnet": "ea6b0c3e685ebee3165326ad6484acc95f2ef78f1c94fbf40a55704fa989f7b5",
@@ -52,6 +52,10 @@ class Face(NamedTuple):
     def centre(self) -> np.ndarray:
         """(2,) x, y of the middle of the box."""
         return (self.box[:2] + self.box[2:]) / 2
+
+    def scaled(self, factor: float) -> Face:
+        """Return the face in an image `factor` times as large."""
+        return Face(self.box * factor, self.points * factor, self.score)
 
 
 class Net(nn.Module):

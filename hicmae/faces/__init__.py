@@ -1,0 +1,1 @@
+"""Faces in videos: found and placed (detector), followed (tracking), cut out (alignment)."""

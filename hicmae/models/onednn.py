@@ -1,0 +1,161 @@
+"""Matrix products by oneDNN, where torch's own choice on a CPU is the slower one.
+
+In float32 torch multiplies matrices by MKL, which leaves AVX-512 unused on processors that Intel
+did not make. oneDNN, the other library inside torch, uses it: the same float32 arithmetic at twice
+the speed on an AMD EPYC (``python -m hicmae.benchmark``). Nothing else comes here: GPUs, float64,
+autocast and compiled graphs keep torch's own operators.
+"""
+
+import functools
+import itertools
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHOICES = ("auto", "onednn", "mkl")
+MIN_SCORES = 200 * 200  # attention with fewer scores a head is left to torch's one operator
+MAX_THREADS = 8  # more threads share heads better than they share the products of one head
+
+
+class _Choice:
+    """One for the process, made before anything is computed."""
+
+    name = "auto"
+
+
+def choose_cpu_gemm(name: str) -> None:
+    """Choose the library of float32 matrix products on the CPU for this process.
+
+    Args:
+        name: "onednn", "mkl" (what torch does by itself), or "auto": oneDNN exactly on x86
+            processors with AVX-512 that Intel did not make.
+
+    Raises:
+        ValueError: another name, or oneDNN is not part of this build of torch.
+    """
+    if name not in CHOICES:
+        raise ValueError(f"--cpu_gemm must be one of {', '.join(CHOICES)}, got '{name}'")
+    if name == "onednn" and not _is_built_in():
+        raise ValueError("--cpu_gemm onednn: this build of torch has no oneDNN; use mkl or auto")
+    _Choice.name = name
+
+
+def cpu_gemm() -> str:
+    """Return the library in use, "onednn" or "mkl"."""
+    if _Choice.name != "auto":
+        return _Choice.name
+    return "onednn" if _is_faster() else "mkl"
+
+
+@functools.cache
+def _is_built_in() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@functools.cache
+def _is_faster() -> bool:
+    # By the processor's name: a choice by timing would make two runs differ in their last digits.
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return wide and _is_built_in() and "Intel" not in _vendor()
+
+
+def _vendor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    return next((line for line in lines if line.startswith("vendor_id")), platform.processor())
+
+
+def serves(tensor: Tensor) -> bool:
+    """Return whether products with this tensor should come here."""
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        return False
+    special = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    return not special and cpu_gemm() == "onednn"
+
+
+def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return left @ right.T + bias; a transposed `right` is read as it lies, `left` is copied."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(values, weight)
+        return _product(values, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, weight = ctx.saved_tensors
+        rows, inputs = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad, values))
+        grad_values = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_values = _product(rows, weight.t()).view_as(values)
+        if ctx.needs_input_grad[1]:
+            if rows.shape[1] <= inputs.shape[1]:  # copy the narrower side
+                grad_weight = _product(rows.t(), inputs.t())
+            else:
+                grad_weight = _product(inputs.t(), rows.t()).t()
+        if ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(dim=0)
+        return grad_values, grad_weight, grad_bias
+
+
+def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute what `torch.nn.functional.linear` does, (..., in) to (..., out)."""
+    return _Linear.apply(values, weight, bias)
+
+
+class _Attention(torch.autograd.Function):
+    """Head by head; the weights are computed again in the backward pass instead of being kept."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = _like_tokens(query)
+        # oneDNN is fast only where the rows of a matrix follow each other in memory.
+        query = (query * query.shape[-1] ** -0.5).contiguous()
+        key, value = key.contiguous(), value.contiguous()
+        for head in _heads(query):
+            weights = _product(query[head], key[head]).softmax(dim=-1)
+            output[head] = _product(weights, value[head].t())
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, output = ctx.saved_tensors
+        grad_query, grad_key, grad_value = (_like_tokens(part) for part in (query, key, value))
+        mean = (grad * output).sum(dim=-1, keepdim=True)  # of the weights' gradients, by weight
+        grad = grad.contiguous()
+        for head in _heads(query):
+            weights = _product(query[head], key[head]).softmax(dim=-1)
+            grad_value[head] = _product(grad[head].t(), weights.t()).t()
+            scores = _product(grad[head], value[head]).sub_(mean[head]).mul_(weights)
+            grad_query[head] = _product(scores, key[head].t())
+            grad_key[head] = _product(query[head].t(), scores.t()).t()
+        return grad_query.mul_(query.shape[-1] ** -0.5), grad_key, grad_value
+
+
+def _heads(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """Yield (clip, head) of every head of (B, heads, N, head width)."""
+    return itertools.product(range(tensor.shape[0]), range(tensor.shape[1]))
+
+
+def _like_tokens(tensor: Tensor) -> Tensor:
+    """Return uninitialised (B, heads, N, head width) that lies in memory as (B, N, D)."""
+    batch, heads, length, width = tensor.shape
+    return tensor.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def pays_for_attention(query: Tensor, key: Tensor) -> bool:
+    """Return whether `attention` is faster than torch's one operator: few threads, large heads."""
+    return query.shape[-2] * key.shape[-2] >= MIN_SCORES and torch.get_num_threads() <= MAX_THREADS
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Compute what `scaled_dot_product_attention` does, on (B, heads, N, head width)."""
+    return _Attention.apply(query, key, value)

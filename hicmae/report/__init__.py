@@ -1,0 +1,15 @@
+"""Results of finished folds: scores, how sure they are, and how runs differ.
+
+``python -m hicmae.report FOLDER [FOLDER ...]`` prints the tables and writes them as Markdown,
+LaTeX, HTML and JSON. Total is pooled: the predictions of all folds are put together and scored
+once, as in the published tables. It is not the mean of the rows.
+
+- ``scores``: reads folds into a `Report`; ``notes``: what the reader has to know about them.
+- ``resampling``: bootstrap intervals and permutations of clips or speakers.
+- ``comparison``: paired tests of runs.
+- ``tables``: figures as cells; ``layout``: as text, Markdown, LaTeX, JSON; ``page``: as HTML.
+"""
+
+from hicmae.report.scores import Report, Row, build
+
+__all__ = ["Report", "Row", "build"]

@@ -1,0 +1,223 @@
+"""Bootstrap intervals and permutations of any score that depends on sums over clips.
+
+A clip adds a vector to a sum, e.g. one hit of its class, and scores are functions of the sum.
+Drawing clips anew is then a matter of counts: equal vectors are drawn together, from a multinomial
+or binomial distribution. That is the distribution of the textbook's loop over clips, only faster.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hicmae.folds import PredictionTable
+
+Scores = dict[str, np.ndarray]
+MAX_WEIGHTS = 4_000_000  # random numbers held at once
+
+
+class Statistic(NamedTuple):
+    """What each clip adds, and the scores of the sum."""
+
+    values: np.ndarray  # (n, S)
+    score: Callable[[np.ndarray], Scores]  # (..., S) sums -> name -> (...)
+
+
+def statistic(table: PredictionTable) -> Statistic:
+    """Describe the scores of predictions as functions of a sum over clips.
+
+    Returns:
+        With classes the scores `uar`, `war`, `weighted_f1`, `macro_f1`, `micro_f1`, and `recall 0`,
+        `recall 1`, ... (nan where the class does not occur). With numbers `pcc`, `ccc`, `acc`,
+        `mae`, `mse`, `rmse`, each as the mean over outputs and, as in `pcc 0`, of every output.
+    """
+    return _of_numbers(table) if table.is_regression else _of_classes(table)
+
+
+def _of_classes(table: PredictionTable) -> Statistic:
+    one_hot = np.eye(table.num_outputs)
+    label, guess = one_hot[table.labels], one_hot[table.predictions]
+    return Statistic(np.hstack((label, guess, label * guess)), _score_classes)
+
+
+def _score_classes(sums: np.ndarray) -> Scores:
+    support, predicted, hits = np.split(sums, 3, axis=-1)
+    total = support.sum(-1)
+    recall = _ratio(hits, support)
+    f1 = _ratio(2.0 * hits, support + predicted)
+    war = hits.sum(-1) / total
+    scores = {
+        "uar": _mean_of_known(recall),
+        "war": war,
+        "weighted_f1": (np.nan_to_num(f1) * support).sum(-1) / total,
+        "macro_f1": _mean_of_known(f1),
+        "micro_f1": war,
+    }
+    return scores | _numbered("recall", recall)
+
+
+def _of_numbers(table: PredictionTable) -> Statistic:
+    centre = table.labels.mean(0)  # moments about it lose no digits to a large mean
+    truth, guess = table.labels - centre, table.predictions - centre
+    moments = (truth, guess, truth**2, guess**2, truth * guess, np.abs(truth - guess))
+    return Statistic(np.hstack((np.ones((len(truth), 1)), *moments)), _score_numbers)
+
+
+def _score_numbers(sums: np.ndarray) -> Scores:
+    count = sums[..., :1]
+    means = sums[..., 1:] / count
+    truth, guess, truth2, guess2, product, error = np.split(means, 6, axis=-1)
+    # Rounding leaves about 1e-16 of the second moment where there is no spread at all.
+    spread, spread_guess = (
+        np.where(square - mean**2 > 1e-13 * square, square - mean**2, 0.0)
+        for mean, square in ((truth, truth2), (guess, guess2))
+    )
+    covariance = product - truth * guess
+    varies = (spread > 0) & (spread_guess > 0)
+    # Moments are unbiased (n - 1) as in hicmae.training.metrics; a shift has no such factor.
+    shift = (truth - guess) ** 2 * (count - 1) / count
+    norms = np.sqrt(spread * spread_guess), (spread + spread_guess + shift) / 2
+    pcc, ccc = (np.where(varies, _ratio(covariance, norm), 0.0) for norm in norms)
+    mse = np.maximum(truth2 - 2 * product + guess2, 0.0)
+    named = {"pcc": np.clip(pcc, -1.0, 1.0), "ccc": ccc, "acc": 1 - error, "mae": error}
+    named |= {"mse": mse, "rmse": np.sqrt(mse)}
+    scores = {name: values.mean(-1) for name, values in named.items()}
+    for name, values in named.items():
+        scores |= _numbered(name, values)
+    return scores
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Divide, nan where the denominator is 0."""
+    known = denominator > 0
+    return np.where(known, numerator, np.nan) / np.where(known, denominator, 1.0)
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    known = ~np.isnan(values)
+    return np.where(known, values, 0.0).sum(-1) / known.sum(-1)
+
+
+def _numbered(name: str, values: np.ndarray) -> Scores:
+    return {f"{name} {k}": values[..., k] for k in range(values.shape[-1])}
+
+
+def summed(values: np.ndarray, units: Sequence[object]) -> tuple[np.ndarray, np.ndarray]:
+    """Add up the rows of each unit, e.g. of each speaker.
+
+    Returns:
+        (u, S) sums, and (u,) the first row of each unit.
+    """
+    _, first, unit = np.unique(np.asarray(units), return_index=True, return_inverse=True)
+    sums = np.zeros((len(first), values.shape[1]))
+    np.add.at(sums, unit, values)
+    return sums, first
+
+
+def bootstrap_sums(
+    values: np.ndarray, strata: Sequence[object], resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw the units of every stratum with replacement, as many as there are, and add them up.
+
+    Args:
+        values: (n, S), what each unit adds.
+        strata: n names, e.g. of folds.
+        resamples: R.
+        rng: source of the draws.
+
+    Returns:
+        (R, S).
+    """
+    sums = np.zeros((resamples, values.shape[1]))
+    names = np.asarray(strata)
+    for name in dict.fromkeys(strata):
+        rows, counts = np.unique(values[names == name], axis=0, return_counts=True)
+        for part in _parts(resamples, len(rows)):
+            drawn = rng.multinomial(
+                counts.sum(), counts / counts.sum(), size=part.stop - part.start
+            )
+            sums[part] += drawn @ rows
+    return sums
+
+
+def swapped_sums(
+    differences: np.ndarray, resamples: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Give every unit's difference a random sign and add them up.
+
+    Args:
+        differences: (n, S).
+        resamples: R in total.
+        rng: source of the signs.
+
+    Yields:
+        (r, S) arrays with R rows together.
+    """
+    rows, counts = np.unique(differences, axis=0, return_counts=True)
+    for part in _parts(resamples, len(rows)):
+        positive = rng.binomial(counts, 0.5, size=(part.stop - part.start, len(rows)))
+        yield (2 * positive - counts) @ rows
+
+
+def _parts(resamples: int, width: int) -> Iterator[slice]:
+    """Cut the resamples so that each part needs a bounded number of random numbers."""
+    step = max(1, MAX_WEIGHTS // max(width, 1))
+    return (slice(k, min(k + step, resamples)) for k in range(0, resamples, step))
+
+
+class Plan(NamedTuple):
+    """How to resample.
+
+    Attributes:
+        resamples: number of draws; 0: none, no intervals.
+        confidence: coverage of the intervals, e.g. 0.95.
+        seed: of the draws.
+        speakers: clip -> speaker; None: clips are drawn one by one.
+    """
+
+    resamples: int = 5000
+    confidence: float = 0.95
+    seed: int = 0
+    speakers: dict[str, str] | None = None
+
+    def units(self, clips: Sequence[str], strata: Sequence[str]) -> list[str] | None:
+        """Return a name for each clip's stratum and speaker, None to draw single clips."""
+        if self.speakers is None:
+            return None
+        pairs = [(fold, self.speakers[clip]) for fold, clip in zip(strata, clips, strict=True)]
+        for fold in dict.fromkeys(strata):
+            found = {speaker for name, speaker in pairs if name == fold}
+            if len(found) < 2:
+                raise ValueError(
+                    f"'{fold}' has one speaker only ('{found.pop()}'), expected at least 2 to draw "
+                    "speakers; draw clips instead, without --by_speaker and --speaker_*"
+                )
+        return ["\n".join(pair) for pair in pairs]
+
+    def draw(self, values: np.ndarray, clips: Sequence[str], strata: Sequence[str]) -> np.ndarray:
+        """Return bootstrap sums (R, S): clips or speakers drawn within folds."""
+        units = self.units(clips, strata)
+        if units is not None:
+            values, first = summed(values, units)
+            strata = [strata[k] for k in first]
+        return bootstrap_sums(values, strata, self.resamples, np.random.default_rng(self.seed))
+
+    def bounds(self, scores: np.ndarray) -> tuple[float, float]:
+        """Return the percentile interval of bootstrap scores (R,); nan are left out."""
+        known = scores[~np.isnan(scores)]
+        if not len(known):
+            return float("nan"), float("nan")
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(known, (tail, 1 - tail))
+        return float(low), float(high)
+
+
+def intervals(
+    table: PredictionTable, strata: Sequence[str], plan: Plan
+) -> dict[str, tuple[float, float]]:
+    """Return the bootstrap interval of every score of `statistic`, {} without resamples."""
+    if plan.resamples == 0:
+        return {}
+    values, score = statistic(table)
+    drawn = score(plan.draw(values, table.clips, strata))
+    return {name: plan.bounds(scores) for name, scores in drawn.items()}

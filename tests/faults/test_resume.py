@@ -1,0 +1,113 @@
+"""A run that was killed at any moment and started again is the run that would have been."""
+
+import json
+import random
+import re
+
+import pytest
+
+from tests.small_runs import (
+    Run,
+    assert_same_run,
+    finish,
+    ranks,
+    tensorboard_points,
+    until,
+)
+
+SCRIPTS = {"run_pretraining": "pretrain", "run_finetuning": "finetune"}
+
+
+def start(count, script, command, log):
+    return ranks(script, command, log) if count == 2 else [Run(script, command, log)]
+
+
+def arguments(script, request):
+    return request.getfixturevalue(SCRIPTS[script])
+
+
+def within_epoch_one(out):
+    return lambda: list(out.glob("checkpoint-1-step*.pth"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_killed_within_an_epoch_equals_the_uninterrupted(script, request, whole, tmp_path):
+    out = tmp_path / "out"
+    command = [*arguments(script, request), out, "--save_interval", "0"]
+    run = Run(script, command, tmp_path / "log")
+    until(within_epoch_one(out), run)
+    run.kill().wait()
+    finish([Run(script, command, tmp_path / "log")])
+    assert re.search(r"epoch 1, [12] of its 3 steps done", (out / "run.log").read_text())
+    assert_same_run(out, whole / script, 2)
+    if script == "run_finetuning":
+        for name in ("pred.csv", "pred_best.csv", "metrics_best.json"):
+            assert (out / name).read_text() == (whole / script / name).read_text()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_two_ranks_killed_within_an_epoch_equal_the_uninterrupted(script, request, tmp_path):
+    base = [*arguments(script, request)[:-1], "--accum_iter", "1", "--output_dir"]
+    finish(ranks(script, [*base, tmp_path / "whole"], tmp_path / "log"))
+    command = [*base, tmp_path / "out", "--save_interval", "0"]
+    group = ranks(script, command, tmp_path / "log")
+    until(within_epoch_one(tmp_path / "out"), *group)
+    for run in group:
+        run.kill()
+    for run in group:
+        run.wait()
+    finish(ranks(script, command, tmp_path / "log"))
+    assert_same_run(tmp_path / "out", tmp_path / "whole", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_runs_killed_at_random_moments_equal_the_uninterrupted(
+    script, count, workers, request, tmp_path
+):
+    rng = random.Random(f"{script} {count} {workers}")
+    base = [*arguments(script, request)[:-1], "--accum_iter", "1", "--num_workers", workers]
+    finish(start(count, script, [*base, "--output_dir", tmp_path / "whole"], tmp_path / "log"))
+    command = [*base, "--output_dir", tmp_path / "out", "--save_interval", "0"]
+    kills = 0
+    while kills < 8:
+        group = start(count, script, command, tmp_path / "log")
+        group[0].process.join(rng.uniform(0.3, 4))
+        if not any(run.alive() for run in group):
+            break
+        for run in group:
+            run.kill()
+        for run in group:
+            run.wait()
+        kills += 1
+    finish(start(count, script, command, tmp_path / "log"))
+    assert_same_run(tmp_path / "out", tmp_path / "whole", 2)
+    assert tensorboard_points(tmp_path / "out") == tensorboard_points(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_one_rank_goes_on_with_what_two_began_but_not_with_another_total_batch(pretrain, tmp_path):
+    """Two ranks of 2 clips and one of 4 take the same clips in each step."""
+    base = [*pretrain[:-1], "--accum_iter", "1", "--gather_negatives", "--drop_path", "0",
+            "--save_interval", "0", "--output_dir", tmp_path / "out"]  # fmt: skip
+    group = ranks("run_pretraining", base, tmp_path / "log")
+    until(within_epoch_one(tmp_path / "out"), *group)
+    for run in group:
+        run.kill()
+    for run in group:
+        run.wait()
+    refused = Run("run_pretraining", base, tmp_path / "refused")
+    assert refused.wait() == 1
+    assert "clips of a step (batch_size x accum_iter x processes) 4 -> 2" in refused.output()
+    taken = Run("run_pretraining", [*base, "--batch_size", "4"], tmp_path / "taken")
+    assert taken.wait() == 0, taken.output()
+    assert "processes 2 -> 1" in taken.output() and "rounded differently" in taken.output()
+    finish(ranks("run_pretraining", [*base[:-1], tmp_path / "whole"], tmp_path / "log"))
+    mine, other = (
+        [json.loads(line) for line in (tmp_path / name / "log.txt").read_text().splitlines()]
+        for name in ("out", "whole")
+    )
+    for line, expected in zip(mine, other, strict=True):
+        assert line["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)

@@ -1,0 +1,346 @@
+import csv
+import importlib.util
+import json
+import logging
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from hicmae.data.clip_list import Clip, UnreadableClip, write_list
+from hicmae.inference import extract, predict
+from hicmae.inference.drawing import Annotator, text_image
+from hicmae.inference.files import whole_file
+from hicmae.inference.overlay import write_overlay
+from hicmae.inference.results import Prediction, WindowResult
+from hicmae.inference.timeline import draw_timeline
+from tests.inference.conftest import NAMES, SIZES, speech
+from tests.preprocess.media_files import chirp, ffmpeg_program, pictures, portrait, save_media
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def streams(path: Path) -> dict[str, tuple[str, float]]:
+    """Return codec and seconds of each stream, by kind."""
+    with av.open(str(path)) as container:
+        return {
+            s.type: (s.codec_context.codec.canonical_name, float(s.duration * s.time_base))
+            for s in container.streams
+        }
+
+
+def made_up(file: str, count: int = 4, names: tuple[str, ...] = NAMES, **more) -> Prediction:
+    """Return a prediction whose answer changes over time."""
+    shares = np.random.default_rng(0).dirichlet(np.ones(len(names)), count)
+    scores = [dict(zip(names, row.tolist(), strict=True)) for row in shares]
+    windows = [WindowResult(0.5 * k, 0.5 * k + 1, scores[k]) for k in range(count)]
+    mean = dict(zip(names, shares.mean(0).tolist(), strict=True))
+    return Prediction(
+        file, **{"task": "classification", "scores": mean, "windows": windows, **more}
+    )
+
+
+# hicmae-predict
+
+
+def test_predict_writes_everything_and_goes_on_after_failures(models, tmp_path, video, capsys):
+    (tmp_path / "film").mkdir()
+    Path(video).rename(tmp_path / "film" / "a.mp4")
+    (tmp_path / "film" / "b.mp4").write_text("no film")
+    out = tmp_path / "out"
+    flags = ["--checkpoint", str(models / "av.pth"), "--faces", "cut", "--device", "cpu"]
+    flags += ["--csv", f"{out}/a.csv", "--windows_csv", f"{out}/w.csv", "--json", f"{out}/a.json"]
+    flags += ["--plot", f"{out}/plot.png", "--overlay", f"{out}/over.mp4"]
+    assert predict.main([str(tmp_path / "film"), str(tmp_path / "lost.mp4"), *flags]) == 1
+    answered, broken, lost = rows(out / "a.csv")
+    assert [row["status"] for row in (answered, broken, lost)] == ["done", "failed", "failed"]
+    assert "is no video or sound file" in broken["reason"] and "does not exist" in lost["reason"]
+    scores = {name: float(answered[name]) for name in NAMES}
+    assert answered["label"] == max(scores, key=scores.get)
+    windows = rows(out / "w.csv")
+    assert len(windows) == 5 and float(windows[1]["start"]) == pytest.approx(0.64)
+    stored = json.loads((out / "a.json").read_text())
+    assert stored[0]["probabilities"] == pytest.approx(scores, abs=1e-6)
+    assert stored[1]["status"] == "failed" and len(stored[0]["windows"]) == 5
+    assert Image.open(out / "plot-a.png").size[0] > 1000
+    assert streams(out / "over-a.mp4")["video"] == ("h264", pytest.approx(4.0, abs=0.05))
+    assert {path.name for path in out.iterdir()} == {
+        *("a.csv", "w.csv", "a.json", "plot-a.png", "over-a.mp4")
+    }
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].startswith("file") and "a.mp4" in table[1] and answered["label"] in table[1]
+    assert "does not exist" in table[3]
+
+
+def test_predict_works_without_installation_and_says_mistakes_in_one_line(models, tmp_path, video):
+    command = [sys.executable, "-m", "hicmae.inference.predict", video, "--quiet", "--checkpoint"]
+    done = subprocess.run(
+        [*command, str(models / "a.pth"), "--json", str(tmp_path / "a.json")],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+    assert json.loads((tmp_path / "a.json").read_text())[0]["label"] in NAMES
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["VIDEO", "--checkpoint", "nowhere"], "error: checkpoint 'nowhere' does not exist"),
+        (["EMPTY", "--checkpoint", "MODEL"], "holds no video, sound file or face frame"),
+        (
+            ["VIDEO", "VIDEO", "--audio", "x.wav", "--checkpoint", "MODEL"],
+            "--audio goes with one v",
+        ),
+        (
+            ["VIDEO", "--checkpoint", "MODEL", "--overlay", "a.gif"],
+            "writes .mp4, .mov or .mkv, got",
+        ),
+        (
+            ["VIDEO", "--checkpoint", "MODEL", "--modality", "v"],
+            "needs missing_modality 'zeros' or",
+        ),
+    ],
+)
+def test_mistakes_in_the_command_are_named(models, tmp_path, video, caplog, arguments, message):
+    (tmp_path / "none").mkdir()
+    names = {"VIDEO": video, "MODEL": str(models / "av.pth"), "EMPTY": str(tmp_path / "none")}
+    with caplog.at_level(logging.INFO):
+        assert predict.main([names.get(a, a) for a in [*arguments, "--faces", "cut"]]) == 2
+    assert message in caplog.text and "Traceback" not in caplog.text
+
+
+def test_help_is_complete(capsys):
+    for tool in (predict, extract):
+        with pytest.raises(SystemExit, match="0"):
+            tool.main(["--help"])
+        text = capsys.readouterr().out
+        for action in tool.make_parser()._actions:
+            assert action.help, action.dest
+        assert "--missing_modality" in text and "Exit code" in text
+
+
+# The annotated copy
+
+
+def test_the_copy_keeps_sound_and_step(tmp_path):
+    """A flash and a click at 1 s are still at 1 s, and every frame is there."""
+    frames = [np.full((90, 161, 3), 255 if k == 25 else 60, np.uint8) for k in range(50)]
+    sound = 0.01 * np.random.default_rng(0).normal(size=(2, 96000))
+    sound[:, 48000:48480] = 0.9
+    film = str(save_media(tmp_path / "a.mp4", [f[:, :160] for f in frames], sound, 48000))
+    boxes = np.array([[t, 100, 10, 140, 60] for t in np.arange(0, 2, 0.16)], float)
+    out = write_overlay(film, [made_up(film, boxes=boxes)], tmp_path / "out.mp4")
+    assert streams(out)["audio"][0] == "aac"
+    with av.open(film) as before, av.open(str(out)) as after:  # copied, not made anew
+        packets = [[bytes(p) for p in c.demux(audio=0) if p.size] for c in (before, after)]
+        assert packets[0] == packets[1] and len(packets[0]) > 90
+    with av.open(str(out)) as container:
+        shown = [(f.time, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+    assert len(shown) == 50
+    flash = max(shown, key=lambda item: item[1][:5].mean())
+    assert flash[0] == pytest.approx(1.0, abs=0.001)
+    edge = shown[10][1][40, 96:104].astype(int)
+    assert np.abs(edge - 60).max() > 60  # the box is drawn at its left side
+
+
+def test_other_sound_becomes_aac_and_a_mute_video_stays_mute(tmp_path):
+    sound = chirp(1.0, 44100, 2)
+    film = str(save_media(tmp_path / "a.mkv", pictures(25), sound, 44100, codec="flac"))
+    out = write_overlay(film, [made_up(film)], tmp_path / "b.mp4")
+    assert streams(out)["audio"] == ("aac", pytest.approx(1.0, abs=0.05))
+    mute = str(save_media(tmp_path / "c.mp4", pictures(25)))
+    assert set(streams(write_overlay(mute, [made_up(mute)], tmp_path / "d.mp4"))) == {"video"}
+
+
+def test_a_rotated_video_is_annotated_upright(tmp_path):
+    source = save_media(tmp_path / "lying.mp4", pictures(5, (96, 64)))
+    turned = tmp_path / "turned.mp4"
+    command = [ffmpeg_program(), "-v", "error", "-display_rotation", "90", "-i", source]
+    subprocess.run([*command, "-c", "copy", turned], check=True, stdin=subprocess.DEVNULL)
+    out = write_overlay(turned, [made_up(str(turned))], tmp_path / "out.mp4")
+    with av.open(str(out)) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.width, frame.height, frame.rotation) == (64, 96, 0)
+
+
+def test_a_copy_that_cannot_be_made_leaves_nothing(tmp_path, video):
+    data = Path(video).read_bytes()
+    sound = save_media(tmp_path / "sound.m4a", sound=speech(1.0)[None])
+    with pytest.raises(UnreadableClip, match="has no picture to draw on"):
+        write_overlay(sound, [made_up("a")], tmp_path / "out.mp4")
+    with pytest.raises(UnreadableClip, match="is a folder of frames"):
+        write_overlay(tmp_path, [made_up("a")], tmp_path / "out.mp4")
+    (tmp_path / "half.mp4").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UnreadableClip, match="half.mp4' is no video"):
+        write_overlay(tmp_path / "half.mp4", [made_up("a")], tmp_path / "out.mp4")
+    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".m4a"}
+    assert not (tmp_path / "out.mp4").exists() and not list(tmp_path.glob(".part-*"))
+    with pytest.raises(RuntimeError, match="stop"), whole_file(tmp_path / "x.csv") as part:
+        part.write_text("half")
+        raise RuntimeError("stop")
+    assert not (tmp_path / "x.csv").exists() and not list(tmp_path.glob(".part-*"))
+
+
+def test_drawing_stays_inside_and_follows_the_scores():
+    early = {"calm": 1.0, "glad": 0.0, "mad": 0.0}
+    late = {"calm": 0.0, "glad": 0.0, "mad": 1.0}
+    windows = (WindowResult(0, 1, early), WindowResult(4, 5, late))
+    boxes = np.array([[0.2, -30, -30, 40, 40], [0.8, -20, -20, 50, 50], [5, 300, 100, 900, 900]])
+    person = made_up("a", windows=windows, boxes=boxes)
+    annotator = Annotator(person, (160, 120), with_bars=True)
+    pictures_at = []
+    for time in (0.5, 4.5):
+        frame = np.full((120, 160, 3), 200, np.uint8)
+        annotator.draw(frame, time)
+        pictures_at.append(frame)
+    assert np.abs(pictures_at[0].astype(int) - pictures_at[1]).max() > 100
+    assert annotator._at(2.5) == pytest.approx([0.5, 0, 0.5])
+    assert annotator._box(2.5) is None and annotator._box(0.5) is not None
+    wide = text_image("überrascht ≈ 😀", 16, (0, 0, 0))
+    assert wide.ndim == 3 and wide.shape[1] > 60
+
+
+# The picture over time
+
+
+@pytest.mark.parametrize("count", [3, 11])
+def test_timelines_show_gaps_and_any_number_of_classes(tmp_path, count):
+    names = tuple(f"class {k}" for k in range(count))
+    person = made_up("a.mp4", 6, names)
+    gap = WindowResult(1.0, 2.0, {}, "no face")
+    person = made_up("a.mp4", 6, names, windows=(*person.windows[:2], gap, *person.windows[3:]))
+    path = draw_timeline([person, person], tmp_path / "t.png")
+    width, height = Image.open(path).size
+    assert width > 1200 and height > 600
+    with pytest.raises(ValueError, match="no clip was answered, so there is no timeline"):
+        draw_timeline([], tmp_path / "u.png")
+
+
+# hicmae-extract
+
+
+def test_extract_writes_features_of_a_list(models, tmp_path, clip, video, caplog):
+    folder, wav = clip
+    clips = [Clip(folder, wav, 2), Clip(str(tmp_path / "lost"), wav, 0), Clip(folder, wav, 1)]
+    write_list(tmp_path / "list.csv", clips)
+    flags = ["--checkpoint", str(models / "av.pth"), "--device", "cpu", "--quiet", "--output"]
+    with caplog.at_level(logging.INFO):
+        assert extract.main([str(tmp_path / "list.csv"), *flags, str(tmp_path / "f.npz")]) == 1
+    assert "1 of 3 clips failed, see" in caplog.text
+    assert rows(tmp_path / "f.npz.failed.csv")[0]["file"] == str(tmp_path / "lost")
+    stored = np.load(tmp_path / "f.npz", allow_pickle=False)
+    assert stored["clip"].tolist() == [folder, folder] and stored["label"].tolist() == [2, 1]
+    assert stored["fused"].shape == (2, 512) and stored["audio_layers"].shape == (2, 3, 128)
+    assert np.array_equal(stored["fused"][0], stored["fused"][1])
+    more = [str(tmp_path / "w.npz"), "--per_window", "--window", "0.8", "--overlap", "0"]
+    assert extract.main([folder, *flags, *more, "--modality", "v"]) == 2  # a model of both streams
+    more += ["--modality", "v", "--missing_modality", "drop"]
+    assert extract.main([folder, *flags, *more]) == 0
+    windows = np.load(tmp_path / "w.npz")
+    assert windows["start"].tolist() == pytest.approx([0, 0.8, 1.6]) and "audio" not in windows
+
+
+def test_extract_reads_pretraining_checkpoints_and_lists(models, tmp_path, video):
+    (tmp_path / "list.csv").write_text(f"{Path(video).name} 0\n")
+    flags = ["--checkpoint", str(models / "pretrained.pth"), "--faces", "cut", "--quiet"]
+    flags += ["--data_root", str(tmp_path), "--output", str(tmp_path / "f.npz")]
+    assert extract.main([str(tmp_path / "list.csv"), *flags]) == 0
+    assert np.load(tmp_path / "f.npz")["video_layers"].shape == (1, 2, 128)
+
+
+def test_extract_writes_parquet_where_pyarrow_is(models, tmp_path, clip, caplog):
+    flags = ["--checkpoint", str(models / "v.pth"), "--quiet", "--output"]
+    if has("pyarrow"):
+        import pyarrow.parquet
+
+        assert extract.main([clip[0], *flags, str(tmp_path / "f.parquet")]) == 0
+        table = pyarrow.parquet.read_table(tmp_path / "f.parquet")
+        assert table.column_names == ["clip", "video_layers_0", "video_layers_1", "video", "fused"]
+        assert len(table["fused"][0].as_py()) == 256
+    else:
+        assert extract.main([clip[0], *flags, str(tmp_path / "f.parquet")]) == 2
+        assert ".parquet needs the package pyarrow" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content, output, message",
+    [
+        ("a.mp4 0\n", "f.txt", "--output must end in .npz or .parquet, got"),
+        ("", "f.npz", "is empty"),
+        ('"open 0\n', "f.npz", "cannot be read"),
+        ("lost.mp4 0\n", "f.npz", "could be read; the last: 'lost.mp4' does not exist"),
+        (None, "f.npz", "list.csv' does not exist"),
+    ],
+)
+def test_mistakes_in_an_extraction_are_named(models, tmp_path, content, output, message, caplog):
+    if content is not None:
+        (tmp_path / "list.csv").write_text(content)
+    flags = ["--checkpoint", str(models / "av.pth"), "--output", str(tmp_path / output), "--quiet"]
+    assert extract.main([str(tmp_path / "list.csv"), *flags]) == 2
+    assert message in caplog.text
+    assert not (tmp_path / output).exists()
+
+
+# Examples
+
+
+def run_script(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+
+
+def test_example_own_video(models, tmp_path, video, monkeypatch, capsys):
+    flags = ["--checkpoint", str(models / "av.pth"), "--output_dir", str(tmp_path / "out")]
+    run_script("examples/own_video.py", [video, *flags, "--faces", "cut"], monkeypatch)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("timeline.png", "annotated.mp4", "features.npz")
+    }
+    assert "0.00 s to" in capsys.readouterr().out
+
+
+def test_example_finetune_own_data(tmp_path, monkeypatch, capsys):
+    if not has("mtcnn") or not has("lz4"):
+        pytest.skip("needs pip install mtcnn==1.0.0")
+    face = cv2.resize(portrait(), (128, 150), interpolation=cv2.INTER_AREA)
+    lines = ["video,label,speaker"]
+    for k in range(6):
+        save_media(tmp_path / "videos" / f"{k}.mp4", [face] * 10, chirp(0.4 + k / 100, 16000))
+        lines.append(f"{k},{('glad', 'mad')[k % 2]},speaker{k // 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    paths = ["--videos", str(tmp_path / "videos"), "--labels", str(tmp_path / "labels.csv")]
+    tiny = "--model avit_dim128_patch16_160_a256 --num_frames 4 --sampling_rate 2 --input_size 32"
+    tiny += " --input_size_audio 48 128 --batch_size 2 --epochs 1 --warmup_epochs 0 --device cpu"
+    sizes = [text for name, size in SIZES.items() for text in (f"--{name}", str(size))]
+    flags = [*shlex.split(tiny), *sizes, "--num_workers", "0"]
+    name = "examples/finetune_own_data.py"
+    run_script(name, [*paths, "--output_dir", str(tmp_path / "out"), *flags], monkeypatch)
+    said = capsys.readouterr().out
+    assert "of 2" in said and ("glad, labelled" in said or "mad, labelled" in said)
+    assert (tmp_path / "out" / "run" / "export" / "best" / "model.safetensors").is_file()
+
+
+def test_script_missing_modality_prints_a_row_for_each_way(
+    models, tmp_path, clip, monkeypatch, capsys
+):
+    folder, wav = clip
+    write_list(tmp_path / "test.csv", [Clip(folder, wav, k) for k in range(3)])
+    arguments = [str(models / "av.pth"), str(tmp_path / "test.csv")]
+    run_script("missing_modality.py", arguments, monkeypatch)
+    table = [line for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert len(table) == 2 + 5 and table[2].startswith("| both streams | 33.33 | 33.33 |")

@@ -1,0 +1,226 @@
+import csv
+import json
+import logging
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import run_finetuning
+from hicmae import EmotionRecognizer
+from hicmae.data.clip_list import Clip, write_list
+from hicmae.inference import export
+from hicmae.inference.loading import find_weights, load_model
+from hicmae.inference.names import chosen_names, names_of_run
+from tests.conftest import save_frames, save_wav
+from tests.inference.conftest import NAMES, classifier, speech
+
+TINY = ["--model", "avit_dim128_patch16_160_a256", "--depth", "2", "--depth_audio", "2",
+        "--fusion_depth", "1", "--batch_size", "2", "--epochs", "1", "--warmup_epochs", "0",
+        "--num_frames", "4", "--sampling_rate", "8", "--input_size", "32", "--mixup", "0",
+        "--input_size_audio", "64", "128", "--device", "cpu", "--num_workers", "0"]  # fmt: skip
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def fold(tmp_path_factory):
+    """A fold of four clips at 20 frames a second, with classes.txt in the folder above."""
+    root = tmp_path_factory.mktemp("data")
+    clips = []
+    for k in range(4):
+        frames = 30 + 20 * k
+        wav = save_wav(root / f"{k}.wav", speech(frames / 20, seed=k))
+        clips.append(Clip(save_frames(root / f"faces{k}", frames, (40, 40 + 8 * k)), wav, k % 3))
+    (root / "fold").mkdir()
+    (root / "classes.txt").write_text("calm\nglad\nmäd\n", encoding="utf-8")
+    for name in ("train", "val", "test"):
+        write_list(root / "fold" / f"{name}.csv", clips)
+    return root / "fold"
+
+
+def finetune(fold: Path, out: Path, *flags: str) -> Path:
+    paths = ["--data_path", str(fold), "--output_dir", str(out), "--nb_classes", "3"]
+    run_finetuning.main([*TINY, *paths, *flags])
+    return out
+
+
+@pytest.mark.parametrize("modality", ["av", "a", "v"])
+def test_a_finished_run_answers_with_the_numbers_of_its_test(fold, tmp_path, modality):
+    run = finetune(fold, tmp_path / "run", "--modality", modality)
+    assert {path.name for path in (run / "export").iterdir()} == {"last", "best"}
+    recognizer = EmotionRecognizer.from_checkpoint(run, device="cpu")
+    assert recognizer.names == ("calm", "glad", "mäd")
+    tested = rows(run / "pred_best.csv")
+    wavs = [str(fold.parent / f"{k}.wav") for k in range(4)]
+    videos = wavs if modality == "a" else [row["clip"] for row in tested]
+    for row, video, wav in zip(tested, videos, wavs, strict=True):
+        answer = recognizer.predict(video, audio=wav, protocol="test")
+        assert answer.label == recognizer.names[int(row["prediction"])]
+        scores = [float(row[f"p{k}"]) for k in range(3)]
+        # pred.csv has six decimals
+        assert list(answer.probabilities.values()) == pytest.approx(scores, abs=1e-6)
+
+
+def test_an_export_says_all_that_inference_needs(fold, tmp_path):
+    run = finetune(fold, tmp_path / "run")
+    config = json.loads((run / "export" / "last" / "config.json").read_text(encoding="utf-8"))
+    assert config["id2label"] == {"0": "calm", "1": "glad", "2": "mäd"}
+    assert (config["task"], config["modality"]) == ("classification", "av")
+    assert config["architecture"]["model"] == "avit_dim128_patch16_160_a256"
+    assert config["architecture"]["depth_audio"] == 2
+    clip = config["preprocessing"]
+    assert (clip["num_frames"], clip["sampling_rate"], clip["input_size"]) == (4, 8, 32)
+    assert clip["input_size_audio"] == [64, 128]
+    assert clip["frame_rate"] == pytest.approx(20, abs=0.01)  # measured on the training clips
+    assert config["training"]["settings"]["data_path"] == str(fold)
+    assert config["training"]["epoch"] == 0 and "war" in config["training"]["scores"]
+    assert not list((run / "export").rglob(".part-*"))
+    with safe_open(run / "export" / "last" / "model.safetensors", "np") as file:
+        assert "head.weight" in file.keys()
+
+
+def test_names_come_from_the_flag_and_nothing_is_exported_if_so_wished(fold, tmp_path):
+    run = finetune(fold, tmp_path / "a", "--class_names", "x", "y", "z")
+    assert EmotionRecognizer.from_checkpoint(run).names == ("x", "y", "z")
+    run = finetune(fold, tmp_path / "b", "--no-export")
+    assert not (run / "export").exists()
+    # the folder of a run works without its export
+    assert EmotionRecognizer.from_checkpoint(run).names == ("calm", "glad", "mäd")
+
+
+def test_wrong_names_stop_a_run_before_training(fold, tmp_path):
+    with pytest.raises(ValueError, match="--class_names gives 2 names .x, y., expected 3"):
+        finetune(fold, tmp_path / "a", "--class_names", "x", "y")
+    with pytest.raises(FileNotFoundError, match="'nowhere.txt' is no file; expected the names"):
+        finetune(fold, tmp_path / "a", "--class_names", "nowhere.txt")
+    assert not list((tmp_path / "a").glob("*.pth"))
+
+
+def test_names_are_found_in_order(tmp_path, caplog):
+    (tmp_path / "fold").mkdir()
+    settings = {"data_path": str(tmp_path / "fold")}
+    assert names_of_run(settings, "classification", 2) == ("class 0", "class 1")
+    assert names_of_run(settings, "regression", 1) == ("output 0",)
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    (tmp_path / "targets.txt").write_text("valence\n")
+    assert names_of_run(settings, "classification", 2) == ("a", "b")
+    assert names_of_run(settings, "regression", 1) == ("valence",)
+    assert names_of_run(settings, "classification", 3) == ("class 0", "class 1", "class 2")
+    assert "classes.txt has 2 names for 3 outputs: unused" in caplog.text
+    assert names_of_run({"data_set": "MAFW"}, "classification", 11)[7] == "contempt"
+    assert chosen_names(["crema-d"], 4) == ("ANG", "HAP", "NEU", "SAD")
+    with pytest.raises(ValueError, match="gives the name 'a' twice"):
+        chosen_names(["a", "b", "a"], 3)
+
+
+def test_the_authors_checkpoint_is_understood(models, tmp_path, clip):
+    folder = export.export_checkpoint(models / "authors.pth", tmp_path / "out")
+    recognizer = EmotionRecognizer.from_checkpoint(folder)
+    assert recognizer.names == ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
+    config = recognizer.config
+    assert (config.test_num_segment, config.test_num_crop) == (3, 2)
+    assert config.preprocessing.input_size_audio == (96, 128)
+    assert config.training["epoch"] == "best"
+    frames, wav = clip
+    answers = [
+        EmotionRecognizer.from_checkpoint(path).predict(frames, audio=wav)
+        for path in (models / "authors.pth", folder, folder / "model.safetensors")
+    ]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_weights_alone_are_enough_with_a_few_flags(tmp_path):
+    torch.save(classifier().state_dict(), tmp_path / "bare.pth")
+    flags = ["--num_frames", "4", "--sampling_rate", "8", "--input_size", "32"]
+    flags += ["--input_size_audio", "96", "128", "--class_names", *NAMES, "--frame_rate", "30"]
+    assert export.main([str(tmp_path / "bare.pth"), str(tmp_path / "out"), *flags]) == 0
+    _, config = load_model(tmp_path / "out")
+    assert config.names == NAMES and config.preprocessing.frame_rate == 30
+    assert config.preprocessing.clip_seconds == pytest.approx(32 / 30)
+
+
+def test_a_weights_file_carries_its_description_but_config_json_beside_it_wins(models, tmp_path):
+    folder = export.export_checkpoint(models / "av.pth", tmp_path / "out")
+    shutil.copy(folder / "model.safetensors", tmp_path / "alone.safetensors")
+    assert EmotionRecognizer.from_checkpoint(tmp_path / "alone.safetensors").names == NAMES
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace("glad", "cheerful"))
+    assert EmotionRecognizer.from_checkpoint(folder).names == ("calm", "cheerful", "mad")
+
+
+def test_a_folder_means_its_best_weights(tmp_path):
+    for place in ("", "export/best", "export/last"):
+        folder = tmp_path / "run" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").touch()
+    run = tmp_path / "run"
+    assert find_weights(run) == run / "model.safetensors"
+    (run / "model.safetensors").unlink()
+    assert find_weights(run) == run / "export" / "best" / "model.safetensors"
+    shutil.rmtree(run / "export" / "best")
+    assert find_weights(run).parent.name == "last"
+    shutil.rmtree(run / "export")
+    for name in ("checkpoint-2.pth", "checkpoint-10.pth"):
+        (run / name).touch()
+    assert find_weights(run).name == "checkpoint-10.pth"
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code of the file ran",))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "does not exist; name a folder with model.safetensors"),
+        (b"PK nothing", "truncated, damaged or no torch checkpoint"),
+        ({"model": Evil()}, "is refused: loading it would call"),
+        ({"model": {"encoder.norm.weight": torch.ones(100)}}, "encoders of width 100, expected on"),
+        ({"model": {"backbone.weight": torch.ones(1)}}, "holds no HiCMAE model"),
+        ({"epoch": 1}, "holds no weights"),
+    ],
+)
+def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path, content, message, caplog, capsys):
+    path = tmp_path / "a.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        EmotionRecognizer.from_checkpoint(path)
+    assert "\n" not in str(error.value)
+    with caplog.at_level(logging.INFO):
+        assert export.main([str(path), str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists() and "code of the file ran" not in capsys.readouterr().out
+
+
+def test_broken_exports_are_said_in_one_line(models, tmp_path):
+    folder = export.export_checkpoint(models / "av.pth", tmp_path / "out")
+    config, text = folder / "config.json", (folder / "config.json").read_text()
+    for wrong, message in (
+        ("{", "is no JSON"),
+        ('{"model_type": "bert"}', 'describes no model of this project: expected "format": "hicma'),
+        (text.replace('"format_version": 1', '"format_version": 9'), "has format version 9, this"),
+        (text.replace('"task"', '"tusk"'), "lacks or misspells an entry: 'task'"),
+        (text.replace('"modality": "av"', '"modality": "x"', 1), "modality 'x', expected"),
+        (text.replace('"depth": 2', '"depth": 4'), "do not fit its description: 27 are miss"),
+    ):
+        config.write_text(wrong)
+        with pytest.raises(ValueError, match=message):
+            EmotionRecognizer.from_checkpoint(folder)
+    (folder / "model.safetensors").write_bytes(pickle.dumps({"a": np.ones(3)}))
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        EmotionRecognizer.from_checkpoint(folder)
+    with pytest.raises(FileNotFoundError, match="holds no model.safetensors and no checkpoint"):
+        EmotionRecognizer.from_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint-<epoch>.pth to export"):
+        export.export_run(tmp_path)

@@ -1,0 +1,379 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hicmae
+from hicmae import EmotionRecognizer
+from hicmae.data.clip_list import UnreadableClip
+from hicmae.inference import decoding, forward, media
+from hicmae.inference.media import Arrays, MediaFile, open_source
+from hicmae.inference.model_config import Preprocessing
+from hicmae.inference.results import Failure
+from hicmae.inference.windows import sliding
+from tests.conftest import save_frames, save_wav
+from tests.inference.conftest import NAMES, classifier, speech
+from tests.preprocess.media_files import ffmpeg_program, pictures, save_media
+
+
+def test_the_package_imports_without_inference():
+    code = (
+        "import sys, hicmae; bad = [m for m in ('cv2', 'hicmae.inference', 'hicmae.faces') "
+        "if m in sys.modules]; assert not bad, bad; hicmae.EmotionRecognizer.predict"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="module 'hicmae' has no attribute 'Nothing'"):
+        hicmae.Nothing  # noqa: B018
+
+
+# Windows
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.28, 2.0, 7.3])
+def test_windows_cover_the_clip_and_overlap_by_half(seconds):
+    clip = Preprocessing(num_frames=4, sampling_rate=8)  # 1.28 s
+    times = np.arange(round(seconds * 25)) / 25
+    windows = sliding(times, round(seconds * 16000), clip)
+    assert windows[0].start == 0
+    assert windows[-1].end == pytest.approx(min(seconds, windows[-1].start + 1.28), abs=0.03)
+    assert seconds - windows[-1].end < 0.32  # less than the step between two frames
+    starts = np.array([window.start for window in windows])
+    assert (np.diff(starts) > 0).all() and (np.diff(starts) <= 0.641).all()
+    for window in windows:
+        assert len(window.frames) == 4
+        # the frame shown at start + k * 0.32
+        asked = window.start + 0.32 * np.arange(4)
+        shown = times[window.frames]
+        assert (shown <= asked + 0.011).all()
+        assert (asked - shown)[asked < times[-1]].max(initial=0) < 0.04
+        first, last = window.samples
+        assert first == round(window.start * 16000) and last <= seconds * 16000 + 1
+
+
+def test_frames_are_chosen_by_time_where_the_rate_changes():
+    times = np.concatenate([np.arange(10) / 10, 1 + np.arange(100) / 100])  # 10, then 100 a second
+    (window,) = sliding(times, None, Preprocessing(num_frames=4, sampling_rate=12.5), 2.0)
+    assert window.frames.tolist() == [0, 5, 10, 60] and window.samples is None
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"window": 0.0}, "window must be longer than 0 seconds, got 0"),
+        ({"window": 1.0, "overlap": 1.0}, "overlap must be at least 0 and shorter than the window"),
+        ({"overlap": -1.0}, "got -1"),
+        ({"protocol": "exam"}, "protocol must be one of windows, test, got 'exam'"),
+        ({"faces": "nice"}, "faces must be one of auto, largest, all, cut, got 'nice'"),
+        ({"faces": "all"}, "use predict_people"),
+    ],
+)
+def test_impossible_options_are_named(recognizer, video, options, message):
+    with pytest.raises(ValueError, match=message):
+        recognizer().predict(video, **{"faces": "cut", **options})
+
+
+# Answers
+
+
+def test_memory_files_and_batches_agree(recognizer, clip, video):
+    model, (folder, wav) = recognizer(), clip
+    names = sorted(Path(folder).iterdir())
+    frames = np.stack([np.asarray(Image.open(name).convert("RGB")) for name in names])
+    samples, rate = speech(60 / 25), 16000
+    stored = np.round(samples * 32767).astype(np.int16)
+    fps = 59 / (len(stored) / rate)  # as a folder's frames are spread over its sound
+    answer = model.predict(folder, audio=wav)
+    same = model.predict_arrays(frames, fps, stored, rate, faces="cut")
+    assert list(same.scores.values()) == pytest.approx(list(answer.scores.values()), abs=1e-4)
+    assert [w.start for w in same.windows] == [w.start for w in answer.windows]
+    assert sum(answer.probabilities.values()) == pytest.approx(1) and answer.values == {}
+    assert answer.label == max(answer.probabilities, key=answer.probabilities.get)
+    mean = np.mean([list(window.scores.values()) for window in answer.windows], axis=0)
+    assert mean == pytest.approx(list(answer.scores.values()))
+    batch = model.predict_batch([(folder, wav), video, (folder, wav)], faces="cut")
+    assert list(batch[0].scores.values()) == pytest.approx(list(answer.scores.values()), abs=1e-5)
+    assert batch[2].file == folder and len(batch[1].windows) == 5
+
+
+def test_a_resampled_waveform_answers_alike(recognizer):
+    model = recognizer("a")
+    time = np.arange(2 * 48000) / 48000
+    sound = 0.3 * np.sin(2 * np.pi * (300 + 400 * time) * time)
+    high = model.predict_arrays(None, 25, np.stack([sound, sound]).astype(np.float32), 48000)
+    low = model.predict_arrays(None, 25, sound[::3], 16000)
+    assert list(high.scores.values()) == pytest.approx(list(low.scores.values()), abs=0.02)
+
+
+def test_one_stream_is_neither_decoded_nor_loaded_without_need(recognizer, video, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("must not be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "frames_at", refuse)
+        answer = recognizer("a").predict(video)
+        kept = recognizer("av", modality="a", missing_modality="drop")
+        kept.predict(video)
+    assert len(answer.windows) == 6  # the encoder has padded the sound to a whole block
+    assert kept.model.encoder is None and kept.model.encoder_fusion.blocks is None
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "read_sound", refuse)
+        recognizer("v").predict(video, faces="cut")
+        kept = recognizer("av", modality="v", missing_modality="drop")
+        kept.predict(video, faces="cut")
+    assert kept.model.encoder_audio is None
+    assert not any("audio" in name for name in kept.model.state_dict())
+
+
+def test_regression_gives_values(recognizer, video):
+    answer = recognizer("regression").predict(video, faces="cut")
+    assert answer.label is None and answer.probabilities == {}
+    assert set(answer.values) == set(NAMES)
+    assert all(-1 < value < 1 for value in answer.values.values())  # of tanh
+    assert answer.to_dict()["values"] == answer.values
+
+
+def test_bf16_answers_nearly_the_same(recognizer, video):
+    exact = recognizer().predict(video, faces="cut").scores
+    rough = recognizer(precision="bf16").predict(video, faces="cut").scores
+    assert list(rough.values()) == pytest.approx(list(exact.values()), abs=0.05)
+    assert rough != exact
+
+
+# Missing streams
+
+
+@pytest.fixture
+def halves(tmp_path):
+    """A video without sound and a sound without picture."""
+    mute = save_media(tmp_path / "mute.mp4", pictures(100))
+    return str(mute), save_wav(tmp_path / "dark.wav", speech(4.0))
+
+
+def test_a_missing_stream_is_an_error_by_default(recognizer, halves):
+    mute, dark = halves
+    with pytest.raises(UnreadableClip, match="mute.mp4' has no sound"):
+        recognizer().predict(mute, faces="cut")
+    with pytest.raises(UnreadableClip, match="dark.wav' has no picture, only sound"):
+        recognizer().predict(dark)
+    with pytest.raises(ValueError, match="modality 'v' alone needs missing_modality 'zeros' or"):
+        recognizer(modality="v")
+    with pytest.raises(ValueError, match="the model reads 'a' only; modality 'v' was asked"):
+        recognizer("a", modality="v", missing_modality="drop")
+    with pytest.raises(ValueError, match="missing_modality must be one of error, zeros, drop"):
+        recognizer(missing_modality="guess")
+
+
+def test_zeros_are_black_frames_and_silence(recognizer, halves):
+    mute, dark = halves
+    model = recognizer(missing_modality="zeros")
+    frames = np.stack(list(MediaFile(mute).frames(range(100))))
+    # sound that is silent but for a click that no window hears would be an error: made by hand
+    answer = model.predict(mute, faces="cut")
+    assert "answered by the picture alone" in answer.notes[0]
+    video = forward.normalise(_first_window(frames))
+    silence = forward.stand_in("a", 1, model.config.preprocessing, torch.device("cpu"))
+    expected = model.model(video, silence).softmax(-1)[0]
+    first = list(answer.windows[0].scores.values())
+    assert first == pytest.approx(expected.tolist(), abs=1e-5)
+    black = np.zeros((100, 32, 32, 3), np.uint8)
+    both = model.predict_arrays(black, 25, speech(4.0), faces="cut")
+    alone = model.predict_arrays(None, 25, speech(4.0))
+    assert list(alone.scores.values()) == pytest.approx(list(both.scores.values()), abs=1e-6)
+
+
+def _first_window(frames: np.ndarray) -> torch.Tensor:
+    chosen = [Image.fromarray(frames[k]) for k in (0, 8, 16, 24)]
+    size, ((left, top, right, bottom),) = (42, 32), [(5, 0, 37, 32)]
+    small = [np.asarray(image.resize(size, Image.Resampling.BILINEAR)) for image in chosen]
+    return torch.from_numpy(np.stack(small)[:, top:bottom, left:right]).permute(3, 0, 1, 2)[None]
+
+
+@pytest.mark.parametrize("stream", ["v", "a"])
+def test_drop_reads_nothing_of_the_missing_stream(stream):
+    """Neither its encoder nor the cross attention to it has any say."""
+    model = classifier()
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randn(2, 3, 4, 32, 32, generator=generator) if stream == "v" else None
+    audio = torch.randn(2, 1, 96, 128, generator=generator) if stream == "a" else None
+    before = forward.scores(model, video, audio)
+    for name, weight in model.named_parameters():
+        other = "encoder_audio" if stream == "v" else "encoder."
+        if name.startswith(other) or "cross" in name:
+            torch.nn.init.normal_(weight)
+    assert torch.equal(forward.scores(model, video, audio), before)
+    assert before[0].tolist() != pytest.approx(before[1].tolist(), abs=1e-3)
+
+
+def test_dropped_parts_do_not_change_the_answer(recognizer, halves):
+    mute, _ = halves
+    whole = recognizer(missing_modality="drop").predict(mute, faces="cut")
+    part = recognizer(modality="v", missing_modality="drop").predict(mute, faces="cut")
+    assert whole.scores == part.scores
+
+
+# Features
+
+
+def test_features_of_every_level(recognizer, video):
+    model = recognizer()
+    found = model.features(video, faces="cut")
+    shapes = {name: array.shape[1:] for name, array in found.arrays.items()}
+    assert shapes == {
+        **{"video_layers": (2, 128), "audio_layers": (3, 128), "video": (128,), "audio": (128,)},
+        **{"fusion_video": (128,), "fusion_audio": (128,), "fused": (512,)},
+    }
+    assert len(found.start) == len(found.end) == len(found.arrays["fused"]) == 5
+    head = model.model.head
+    logits = found.arrays["fused"] @ head.weight.numpy().T + head.bias.numpy()
+    scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    windows = model.predict(video, faces="cut").windows
+    assert scores == pytest.approx(np.array([list(w.scores.values()) for w in windows]), abs=1e-5)
+    weights = model.model.audio_layer_weights.softmax(0).numpy()
+    mixed = np.einsum("wld,l->wd", found.arrays["audio_layers"], weights)
+    assert mixed == pytest.approx(found.arrays["audio"], abs=1e-5)
+    assert found.mean()["fused"] == pytest.approx(found.arrays["fused"].mean(0))
+
+
+def test_features_of_one_stream_and_of_pretraining(recognizer, video):
+    alone = recognizer("a").features(video).arrays
+    assert {name: a.shape[1:] for name, a in alone.items()} == {
+        "audio_layers": (3, 128), "audio": (128,), "fused": (256,)
+    }  # fmt: skip
+    model = recognizer("pretrained")
+    found = model.features(video, faces="cut").arrays
+    assert set(found) == {"video_layers", "audio_layers", "fusion_video", "fusion_audio"}
+    with pytest.raises(ValueError, match="pre-training checkpoint, which knows no emotions"):
+        model.predict(video)
+    with pytest.raises(ValueError, match="features are those of one face"):
+        model.features(video, faces="all")
+
+
+# What cannot be answered
+
+
+def test_whatever_is_wrong_with_a_file_is_one_line(recognizer, tmp_path, video):
+    model = recognizer()
+    (tmp_path / "text.mp4").write_text("no film at all\n" * 99)
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder").mkdir()
+    data = Path(video).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
+    short = save_media(tmp_path / "short.mp4", pictures(2), speech(0.02)[None], codec="pcm_s16le")
+    still = save_media(tmp_path / "still.mp4", pictures(50), np.zeros((1, 32000)))
+    expected = {
+        "nowhere.mp4": "does not exist",
+        "text.mp4": "is no video or sound file, or damaged",
+        "empty.mp4": "is an empty file",
+        "cut.mp4": "is no video or sound file, or damaged",
+        "folder": "holds no frame",
+        short.name: r"is too short: 20 ms of sound, expected at least 25 ms",
+        still.name: "is silent",
+    }
+    files = [str(tmp_path / name) for name in expected]
+    answers = model.predict_batch([*files, video], faces="cut", on_error="return")
+    for answer, file, message in zip(answers, files, expected.values(), strict=False):
+        assert isinstance(answer, Failure) and answer.file == file
+        assert message in answer.reason and "\n" not in answer.reason
+    assert answers[-1].label in NAMES
+    with pytest.raises(UnreadableClip, match="nowhere.mp4' does not exist"):
+        model.predict_batch(files, faces="cut")
+    with pytest.raises(ValueError, match="on_error must be one of raise, return, got 'skip'"):
+        model.predict_batch(files, on_error="skip")
+
+
+def test_a_folder_needs_the_name_of_its_sound(recognizer, clip):
+    with pytest.raises(UnreadableClip, match="folder of frames without sound; name its sound"):
+        recognizer().predict(clip[0])
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"fps": 0}, "fps must be a positive number, got 0"),
+        ({"sample_rate": -1}, "sample_rate must be a positive number, got -1"),
+        (
+            {"frames": np.zeros((4, 8, 8), np.uint8)},
+            r"frames are uint8 \(4, 8, 8\), expected uint8",
+        ),
+        ({"frames": np.zeros((4, 8, 8, 3))}, "frames are float64"),
+        ({"waveform": np.zeros((2, 2, 9))}, r"waveform has shape \(2, 2, 9\), expected \(S,\)"),
+        ({"waveform": np.zeros(9, int)}, r"waveform is int64, expected floats in \[-1, 1\] or int"),
+        ({"waveform": np.full(9, np.nan)}, "waveform holds values that are not finite"),
+    ],
+)
+def test_wrong_arrays_are_named(given, message):
+    whole = {"frames": np.zeros((4, 8, 8, 3), np.uint8), "fps": 25.0, "waveform": np.ones(999)}
+    with pytest.raises(ValueError, match=message):
+        Arrays(**{**whole, "sample_rate": 16000, **given})
+
+
+# Media
+
+
+def greys(frames: list[np.ndarray]) -> list[int]:
+    return [round(float(frame.mean())) for frame in frames]
+
+
+def test_jumping_finds_the_same_frames_as_reading_all(tmp_path, monkeypatch):
+    shown = [np.full((48, 64, 3), 20 + 2 * k, np.uint8) for k in range(100)]
+    path = str(save_media(tmp_path / "a.mp4", shown))
+    source = MediaFile(path)
+    assert source.times == pytest.approx(np.arange(100) / 25)
+    wanted = [0, 3, 40, 41, 99]
+    read = greys(list(source.frames(wanted)))
+    assert read == pytest.approx([20 + 2 * k for k in wanted], abs=1.5)
+    seeks = []
+    seek = av.container.InputContainer.seek
+    monkeypatch.setattr(decoding, "SEEK_GAP", 1.0)
+    assert greys(list(source.frames(wanted))) == read
+    assert seeks == [] and seek is not None
+
+
+def test_a_telephones_rotated_video_is_read_upright(tmp_path):
+    lying = [np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 3, (48, 1, 3))] * 3
+    source = save_media(tmp_path / "lying.mp4", lying)
+    command = [ffmpeg_program(), "-v", "error", "-display_rotation", "-90", "-i", source]
+    turned = tmp_path / "turned.mp4"
+    subprocess.run([*command, "-c", "copy", turned], check=True, stdin=subprocess.DEVNULL)
+    (frame,) = MediaFile(turned).frames([1])
+    assert frame.shape == (64, 48, 3)
+    assert frame[-8:].mean() > frame[:8].mean() + 100  # left has become top
+
+
+def test_sound_that_begins_later_or_earlier_is_brought_in_step():
+    samples = np.ones(16000, np.float32)
+    late, early = decoding.in_step(samples, 0.5), decoding.in_step(samples, -0.5)
+    assert len(late) == 24000 and not late[:8000].any() and len(early) == 8000
+    assert decoding.in_step(samples, 0.03) is samples  # an encoder's delay
+
+
+def test_a_video_may_be_heard_with_another_files_sound(recognizer, tmp_path, halves):
+    mute, dark = halves
+    source = open_source(mute, dark)
+    assert source.has_sound and len(source.sound()) == 64000
+    joined = recognizer().predict(mute, audio=dark, faces="cut")
+    frames = np.stack(list(MediaFile(mute).frames(range(100))))
+    stored = np.round(speech(4.0) * 32767).astype(np.int16)
+    memory = recognizer().predict_arrays(frames, 25, stored, faces="cut")
+    assert list(joined.scores.values()) == pytest.approx(list(memory.scores.values()), abs=1e-3)
+
+
+def test_a_clip_of_one_frame_is_enough(recognizer, tmp_path):
+    folder = save_frames(tmp_path / "one", 1, (40, 40))
+    answer = recognizer("v").predict(folder)
+    assert len(answer.windows) == 1 and answer.label in NAMES
+
+
+def test_from_checkpoint_names_devices_it_cannot_use(models):
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:<n>, got 'tpux'"):
+        EmotionRecognizer.from_checkpoint(models / "av.pth", device="tpux")
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        EmotionRecognizer.from_checkpoint(models / "av.pth", batch_size=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device cuda, but torch sees no GPU"):
+            EmotionRecognizer.from_checkpoint(models / "av.pth", device="cuda")

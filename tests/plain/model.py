@@ -1,0 +1,329 @@
+"""HiCMAE written out plainly, from the paper and the parameter names of released checkpoints.
+
+It shares no line with `hicmae.models`. It is the slow reference that the fast models must agree
+with and the baseline that `python -m hicmae.benchmark` measures against: what a ViT-MAE looked like
+in 2022. Convolutions embed every token, a boolean mask picks the visible ones, attention is spelled
+out as matrix product, softmax, matrix product.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PATCH = 16
+
+
+def sine_cosine_table(num_positions, dim):
+    table = torch.zeros(num_positions, dim, dtype=torch.float64)
+    position = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1)
+    frequency = torch.exp(-math.log(10000.0) * torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    table[:, 0::2] = torch.sin(position * frequency)
+    table[:, 1::2] = torch.cos(position * frequency)
+    return table.float().unsqueeze(0)
+
+
+class DropPath(nn.Module):
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x):
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.rate
+        kept = x.new_empty(x.shape[0], 1, 1).bernoulli_(keep)
+        return x / keep * kept
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim, hidden):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x)))
+
+
+def softmax_attention(q, k, v, scale):
+    """Attend per head; (B, heads, N, head width) each, result (B, N, D)."""
+    q = q * scale
+    weights = (q @ k.transpose(-2, -1)).softmax(dim=-1)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.scale = (dim // heads) ** -0.5
+        self.qkv = nn.Linear(dim, dim * 3, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        k_bias = torch.zeros_like(self.v_bias, requires_grad=False)
+        bias = torch.cat([self.q_bias, k_bias, self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias)
+        q, k, v = qkv.reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return self.proj(softmax_attention(q, k, v, self.scale))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.scale = (dim // heads) ** -0.5
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(dim, dim * 2, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x, context):
+        batch, length, _ = x.shape
+        k_bias = torch.zeros_like(self.v_bias, requires_grad=False)
+        q = F.linear(x, self.q.weight, self.q_bias)
+        q = q.reshape(batch, length, self.heads, -1).transpose(1, 2)
+        kv = F.linear(context, self.kv.weight, torch.cat([k_bias, self.v_bias]))
+        k, v = kv.reshape(batch, context.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return self.proj(softmax_attention(q, k, v, self.scale))
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer; with `cross` it reads a context before itself."""
+
+    def __init__(self, dim, heads, drop=0.0, init_values=0.0, cross=False):
+        super().__init__()
+        if cross:
+            self.cross_norm1 = nn.LayerNorm(dim, eps=1e-6)
+            self.cross_norm2 = nn.LayerNorm(dim, eps=1e-6)
+            self.cross_attn = CrossAttention(dim, heads)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, dim * 4)
+        self.drop_path = DropPath(drop)
+        names = (["gamma_0"] if cross else []) + ["gamma_1", "gamma_2"]
+        for name in names if init_values > 0 else []:
+            self.register_parameter(name, nn.Parameter(init_values * torch.ones(dim)))
+
+    def scaled(self, branch, name):
+        gamma = getattr(self, name, None)
+        return self.drop_path(branch if gamma is None else gamma * branch)
+
+    def forward(self, x, context=None):
+        if context is not None:
+            branch = self.cross_attn(self.cross_norm1(x), self.cross_norm2(context))
+            x = x + self.scaled(branch, "gamma_0")
+        x = x + self.scaled(self.attn(self.norm1(x)), "gamma_1")
+        return x + self.scaled(self.mlp(self.norm2(x)), "gamma_2")
+
+
+def drop_rates(drop, depth):
+    return [rate.item() for rate in torch.linspace(0, drop, depth)]
+
+
+class PatchEmbed(nn.Module):
+    """Embeds every patch of a clip by a convolution."""
+
+    def __init__(self, size, patch, channels, dim):
+        super().__init__()
+        self.num_patches = math.prod(s // p for s, p in zip(size, patch, strict=True))
+        convolution = nn.Conv3d if len(size) == 3 else nn.Conv2d
+        self.proj = convolution(channels, dim, kernel_size=patch, stride=patch)
+
+    def forward(self, clip):
+        return self.proj(clip).flatten(2).transpose(1, 2)
+
+
+class Encoder(nn.Module):
+    def __init__(self, size, patch, channels, dim, depth, heads, drop=0.0, init_values=0.0):
+        super().__init__()
+        self.patch_embed = PatchEmbed(size, patch, channels, dim)
+        self.blocks = nn.ModuleList(
+            [Layer(dim, heads, rate, init_values) for rate in drop_rates(drop, depth)]
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        table = sine_cosine_table(self.patch_embed.num_patches, dim)
+        self.register_buffer("pos_embed", table, persistent=False)
+
+    def forward(self, clip, mask=None, keep=()):
+        """Return normed tokens and the normed outputs of the blocks in `keep`."""
+        x = self.patch_embed(clip)
+        x = x + self.pos_embed.type_as(x)
+        if mask is not None:
+            x = x[~mask].reshape(x.shape[0], -1, x.shape[-1])
+        features = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in keep:
+                features.append(self.norm(x))
+        return self.norm(x), features
+
+
+class Fusion(nn.Module):
+    def __init__(self, dim, depth, heads, drop=0.0, init_values=0.0):
+        super().__init__()
+        rates = drop_rates(drop, depth)
+        self.blocks = nn.ModuleList([Layer(dim, heads, r, init_values, True) for r in rates])
+        self.blocks_audio = nn.ModuleList([Layer(dim, heads, r, init_values, True) for r in rates])
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm_audio = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, video, audio):
+        for block, block_audio in zip(self.blocks, self.blocks_audio, strict=True):
+            new_video = block(video, audio)
+            new_audio = block_audio(audio, video)
+            video, audio = new_video, new_audio
+        return self.norm(video), self.norm_audio(audio)
+
+
+class Decoder(nn.Module):
+    def __init__(self, dim, depth, heads, values, drop=0.0, init_values=0.0):
+        super().__init__()
+        rates = drop_rates(drop, depth)
+        self.blocks = nn.ModuleList(
+            [Layer(dim, heads, rate, init_values, cross=i > 0) for i, rate in enumerate(rates)]
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = nn.Linear(dim, values)
+
+    def forward(self, x, skips, num_masked):
+        x = self.blocks[0](x)
+        for i, block in enumerate(self.blocks[1:], start=1):
+            x = block(x, skips[-i])
+        return self.head(self.norm(x[:, -num_masked:]))
+
+
+class PlainPretraining(nn.Module):
+    """The masked autoencoder; returns predictions and the kept features of both modalities."""
+
+    def __init__(
+        self,
+        dim=512,
+        heads=8,
+        decoder_dim=384,
+        decoder_heads=6,
+        depth=10,
+        depth_audio=10,
+        fusion_depth=2,
+        keep=(3, 6, 9),
+        drop=0.0,
+        init_values=0.0,
+        num_frames=16,
+        img_size=(160, 160),
+        img_size_audio=(256, 128),
+        tubelet=2,
+    ):
+        super().__init__()
+        self.keep = tuple(keep)
+        options = {"drop": drop, "init_values": init_values}
+        video_patch, audio_patch = (tubelet, PATCH, PATCH), (PATCH, PATCH)
+        self.encoder = Encoder(
+            (num_frames, *img_size), video_patch, 3, dim, depth, heads, **options
+        )
+        self.encoder_audio = Encoder(
+            img_size_audio, audio_patch, 1, dim, depth_audio, heads, **options
+        )
+        self.encoder_fusion = Fusion(dim, fusion_depth, heads, **options)
+        decoder_depth = len(self.keep) + 1
+        size = (decoder_dim, decoder_depth, decoder_heads)
+        self.decoder = Decoder(*size, values=3 * math.prod(video_patch), **options)
+        self.decoder_audio = Decoder(*size, values=math.prod(audio_patch), **options)
+        self.encoder_to_decoder = nn.Linear(dim, decoder_dim, bias=False)
+        self.encoder_to_decoder_audio = nn.Linear(dim, decoder_dim, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        self.mask_token_audio = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        for name, encoder in (("", self.encoder), ("_audio", self.encoder_audio)):
+            table = sine_cosine_table(encoder.patch_embed.num_patches, decoder_dim)
+            self.register_buffer(f"decoder_pos{name}", table, persistent=False)
+
+    def forward(self, video, video_mask, audio, audio_mask):
+        x, features = self.encoder(video, video_mask, self.keep)
+        x_audio, features_audio = self.encoder_audio(audio, audio_mask, self.keep)
+        x, x_audio = self.encoder_fusion(x, x_audio)
+        predicted = self.decode(
+            self.decoder,
+            self.encoder_to_decoder,
+            self.mask_token,
+            self.decoder_pos,
+            x,
+            features,
+            video_mask,
+        )
+        predicted_audio = self.decode(
+            self.decoder_audio,
+            self.encoder_to_decoder_audio,
+            self.mask_token_audio,
+            self.decoder_pos_audio,
+            x_audio,
+            features_audio,
+            audio_mask,
+        )
+        return predicted, predicted_audio, features, features_audio
+
+    def decode(self, decoder, project, mask_token, table, x, features, mask):
+        batch, _, dim = x.shape[0], x.shape[1], mask_token.shape[-1]
+        table = table.expand(batch, -1, -1).type_as(x)
+        visible_pos = table[~mask].reshape(batch, -1, dim)
+        masked_pos = table[mask].reshape(batch, -1, dim)
+        skips = [project(feature) + visible_pos for feature in features]
+        full = torch.cat([project(x) + visible_pos, mask_token + masked_pos], dim=1)
+        return decoder(full, skips, masked_pos.shape[1])
+
+
+class PlainClassifier(nn.Module):
+    """Encoders over all tokens, layer-weighted features, fusion, linear head (audio and video)."""
+
+    def __init__(
+        self,
+        dim=512,
+        heads=8,
+        num_classes=6,
+        depth=10,
+        depth_audio=10,
+        fusion_depth=2,
+        drop=0.0,
+        init_values=0.0,
+        num_frames=16,
+        img_size=(160, 160),
+        img_size_audio=(256, 128),
+        tubelet=2,
+    ):
+        super().__init__()
+        options = {"drop": drop, "init_values": init_values}
+        size, size_audio = (num_frames, *img_size), img_size_audio
+        self.encoder = Encoder(size, (tubelet, PATCH, PATCH), 3, dim, depth, heads, **options)
+        self.encoder_audio = Encoder(
+            size_audio, (PATCH, PATCH), 1, dim, depth_audio, heads, **options
+        )
+        self.encoder_fusion = Fusion(dim, fusion_depth, heads, **options)
+        self.video_layer_weights = nn.Parameter(torch.full((depth,), 1.0 / depth))
+        self.audio_layer_weights = nn.Parameter(torch.full((depth_audio,), 1.0 / depth_audio))
+        self.fc_norm = nn.LayerNorm(4 * dim, eps=1e-6)
+        self.head = nn.Linear(4 * dim, num_classes)
+
+    def forward(self, video, audio):
+        return self.head(self.forward_features(video, audio))
+
+    def forward_features(self, video, audio):
+        x, features = self.encoder(video, keep=range(len(self.encoder.blocks)))
+        x_audio, features_audio = self.encoder_audio(
+            audio, keep=range(len(self.encoder_audio.blocks))
+        )
+        mixed = self.mix(features, self.video_layer_weights)
+        mixed_audio = self.mix(features_audio, self.audio_layer_weights)
+        fused, fused_audio = self.encoder_fusion(x, x_audio)
+        parts = [mixed, mixed_audio, fused.mean(dim=1), fused_audio.mean(dim=1)]
+        return self.fc_norm(torch.cat(parts, dim=-1))
+
+    def mix(self, features, layer_weights):
+        stacked = torch.stack(features)  # (L, B, N, D)
+        weights = torch.softmax(layer_weights, dim=0).reshape(-1, 1, 1)
+        return (stacked.mean(dim=2) * weights).sum(dim=0)

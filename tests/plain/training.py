@@ -1,0 +1,169 @@
+"""Losses, training steps and scoring around the plain models: no lever of ours is pulled.
+
+Targets of all patches are computed and then masked, the optimiser is an unfused loop over
+parameters, a GPU computes in fp16 with a loss scaler, every step waits for its figures, and test
+views are scored one after the other, those with the same pixels again.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from tests.plain.model import PATCH
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def cut_video(video, tubelet=2):
+    """(B, 3, T, H, W) -> (B, N, pixels of a tubelet, 3)."""
+    b, c, t, h, w = video.shape
+    grid = video.reshape(b, c, t // tubelet, tubelet, h // PATCH, PATCH, w // PATCH, PATCH)
+    grid = grid.permute(0, 2, 4, 6, 3, 5, 7, 1)  # b, t, h, w, then within a tubelet, then c
+    return grid.reshape(b, -1, tubelet * PATCH * PATCH, c)
+
+
+def join_video(patches, shape, tubelet=2):
+    """Undo `cut_video` for a clip of this shape."""
+    b, c, t, h, w = shape
+    grid = patches.reshape(b, t // tubelet, h // PATCH, w // PATCH, tubelet, PATCH, PATCH, c)
+    return grid.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(b, c, t, h, w)
+
+
+@torch.no_grad()
+def video_labels(video, mask, tubelet=2, frame_diff=True, group=2):
+    """Normalise every patch of the clip, take differences, and keep the masked patches."""
+    mean = torch.as_tensor(MEAN, dtype=video.dtype, device=video.device).reshape(1, 3, 1, 1, 1)
+    std = torch.as_tensor(STD, dtype=video.dtype, device=video.device).reshape(1, 3, 1, 1, 1)
+    patches = cut_video(video * std + mean, tubelet)
+    centred = patches - patches.mean(dim=-2, keepdim=True)
+    patches = centred / (patches.var(dim=-2, unbiased=True, keepdim=True).sqrt() + 1e-6)
+    if frame_diff:
+        clip = join_video(patches, video.shape, tubelet)
+        clip = clip.reshape(*clip.shape[:2], -1, group, *clip.shape[3:])
+        first, others = clip[:, :, :, :1], clip[:, :, :, 1:]
+        clip = torch.cat([first, others - first], dim=3).reshape(video.shape)
+        patches = cut_video(clip, tubelet)
+    labels = patches.flatten(2)
+    return labels[mask].reshape(labels.shape[0], -1, labels.shape[-1])
+
+
+@torch.no_grad()
+def audio_labels(audio, mask):
+    b, _, t, f = audio.shape
+    patches = audio.reshape(b, t // PATCH, PATCH, f // PATCH, PATCH)
+    patches = patches.permute(0, 1, 3, 2, 4).reshape(b, -1, PATCH * PATCH)
+    mean, var = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
+    patches = (patches - mean) / (var.sqrt() + 1e-6)
+    return patches[mask].reshape(b, -1, patches.shape[-1])
+
+
+def contrast_logits(feature, feature_audio, temperature=0.07):
+    video = F.normalize(feature.mean(dim=1), dim=-1)
+    audio = F.normalize(feature_audio.mean(dim=1), dim=-1)
+    return video @ audio.t() / temperature
+
+
+def pretraining_losses(
+    model, video, video_mask, audio, audio_mask, loss_weight=0.0025, tubelet=2, frame_diff=True
+):
+    """Run the model and return its total, video, audio and contrastive loss, and its output."""
+    output = model(video, video_mask, audio, audio_mask)
+    predicted, predicted_audio, features, features_audio = output
+    labels = video_labels(video, video_mask, tubelet, frame_diff)
+    loss_video = F.mse_loss(predicted, labels)
+    loss_audio = F.mse_loss(predicted_audio, audio_labels(audio, audio_mask))
+    pairs = torch.arange(video.shape[0], device=video.device)
+    contrast = 0.0
+    for feature, feature_audio in zip(features, features_audio, strict=True):
+        logits = contrast_logits(feature, feature_audio)
+        contrast = contrast + 0.5 * F.cross_entropy(logits, pairs)
+        contrast = contrast + 0.5 * F.cross_entropy(logits.t(), pairs)
+    total = loss_video + loss_audio + loss_weight * contrast
+    return total, loss_video, loss_audio, contrast, output
+
+
+def make_optimizer(model, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05):
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, foreach=False, fused=False)
+
+
+def gradient_norm(parameters):
+    norms = [torch.norm(p.grad.detach(), 2) for p in parameters if p.grad is not None]
+    return torch.norm(torch.stack(norms), 2)
+
+
+class PlainTrainer:
+    """One optimisation step after the other, waiting for each."""
+
+    def __init__(self, model, device, betas=(0.9, 0.95)):
+        self.model = model
+        self.device = torch.device(device)
+        self.optimizer = make_optimizer(model, betas=betas)
+        self.half = self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, dtype=torch.float16, enabled=self.half)
+
+    def update(self, loss):
+        """Backpropagate and step; return the loss and the gradient norm as numbers."""
+        value = loss.item()
+        if not math.isfinite(value):
+            raise RuntimeError(f"loss is {value}, stopping training")
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = gradient_norm(self.model.parameters())
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.half:
+            torch.cuda.synchronize()
+        return value, norm.item()
+
+    def pretrain_step(self, video, video_mask, audio, audio_mask, **options):
+        """Take one pre-training step; masks as booleans on the device."""
+        self.model.train()
+        with self.autocast():
+            total, video_loss, audio_loss, contrast, _ = pretraining_losses(
+                self.model, video, video_mask, audio, audio_mask, **options
+            )
+        parts = {
+            "loss_video": video_loss.item(),
+            "loss_audio": audio_loss.item(),
+            "loss_contrastive": contrast.item(),
+        }
+        loss, norm = self.update(total)
+        return {"loss": loss, "grad_norm": norm, **parts}
+
+    def finetune_step(self, video, audio, target):
+        """Take one fine-tuning step with soft targets (B, K)."""
+        self.model.train()
+        with self.autocast():
+            scores = self.model(video, audio)
+            loss = torch.sum(-target * F.log_softmax(scores, dim=-1), dim=-1).mean()
+        loss, norm = self.update(loss)
+        return {"loss": loss, "grad_norm": norm}
+
+
+@torch.no_grad()
+def score_views(model, views, device, half=None):
+    """Score a list of batches of views one after the other; return probabilities, (views, B, K).
+
+    A clip's views are 2 windows x 2 crops as in the original; crops of square frames are the same
+    pixels, and are computed again all the same.
+    """
+    model.eval()
+    half = torch.device(device).type == "cuda" if half is None else half
+    scores = []
+    for video, audio in views:
+        with torch.autocast(torch.device(device).type, dtype=torch.float16, enabled=half):
+            output = model(video, audio)
+        scores.append(output.float().softmax(dim=-1).cpu())
+    return torch.stack(scores)

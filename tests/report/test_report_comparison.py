@@ -1,0 +1,185 @@
+"""Paired tests against enumeration, scipy and by hand; clips that must be the same."""
+
+import itertools
+
+import numpy as np
+import pytest
+from fold_files import write_fold, write_predictions, write_regression
+from scipy import stats
+
+from hicmae.folds import PredictionTable
+from hicmae.report.comparison import compare_all, holm, matched, mcnemar, paired
+from hicmae.report.resampling import Plan
+from hicmae.report.scores import Pooled, build
+
+QUICK = Plan(resamples=200)
+
+
+def table(labels, guesses, k=2, clips=None):
+    labels = np.asarray(labels)
+    return PredictionTable(clips or [f"c{i}" for i in range(len(labels))], labels,
+                           np.asarray(guesses), k)  # fmt: skip
+
+
+def pooled(one):
+    return Pooled(one, ["f"] * len(one.clips), {})
+
+
+def uar(labels, right, k):
+    return np.mean([right[labels == c].mean() for c in range(k) if (labels == c).any()])
+
+
+def test_mcnemar_is_the_binomial_test_of_the_clips_that_one_run_alone_gets_right():
+    labels = np.zeros(20, int)
+    first = np.r_[np.zeros(10), np.ones(10)].astype(int)
+    other = np.r_[np.ones(2), np.zeros(15), np.ones(3)].astype(int)
+    p_value, name = mcnemar(table(labels, first), table(labels, other))
+    assert name == "McNemar exact, 7 : 2"
+    by_hand = 2 * sum(stats.binom.pmf(k, 9, 0.5) for k in range(3))
+    assert p_value == pytest.approx(by_hand)
+
+
+def test_equal_runs_do_not_differ():
+    one = table([0, 1, 1, 0], [0, 1, 0, 0])
+    differences = paired(pooled(one), one, ["uar", "war"], QUICK)
+    assert [d.p_value for d in differences] == [1.0, 1.0]
+    assert [(d.low, d.high) for d in differences] == [(0.0, 0.0)] * 2
+
+
+def test_permutation_of_the_uar_equals_enumeration_of_all_swaps():
+    labels = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
+    first = np.array([1, 1, 0, 0, 1, 0, 1, 0, 2, 0])
+    other = np.array([0, 0, 0, 1, 0, 1, 1, 1, 2, 2])
+    right = np.stack([first == labels, other == labels])
+    gaps = []
+    for swap in itertools.product([False, True], repeat=10):
+        a, b = np.where(swap, right[::-1], right)
+        gaps.append(uar(labels, b, 3) - uar(labels, a, 3))
+    observed = uar(labels, right[1], 3) - uar(labels, right[0], 3)
+    exact = np.mean(np.abs(gaps) >= abs(observed) - 1e-12)
+    (found,) = paired(pooled(table(labels, first, 3)), table(labels, other, 3), ["uar"],
+                      Plan(resamples=20_000))  # fmt: skip
+    assert found.test == "permutation"
+    assert found.value - found.baseline == pytest.approx(observed)
+    assert found.p_value == pytest.approx(exact, abs=0.012)
+
+
+def test_permutation_of_the_ccc_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    truth = rng.random((30, 1))
+    first, other = (truth + s * rng.standard_normal((30, 1)) for s in (0.45, 0.3))
+
+    def gap(a, b):
+        moments = [np.cov(truth[:, 0], v) for v in (a, b)]
+        shifts = [(truth.mean() - v.mean()) ** 2 for v in (a, b)]
+        scores = [2 * m[0, 1] / (m.trace() + s) for m, s in zip(moments, shifts, strict=True)]
+        return scores[1] - scores[0]
+
+    expected = stats.permutation_test(
+        (first[:, 0], other[:, 0]), gap, permutation_type="samples", n_resamples=2000,
+        vectorized=False, rng=np.random.default_rng(1),
+    )  # fmt: skip
+    names = [f"c{i}" for i in range(30)]
+    one, two = (PredictionTable(names, truth, guess, 1) for guess in (first, other))
+    found = paired(pooled(one), two, ["ccc", "ccc 0"], Plan(resamples=5000))
+    assert found[0].p_value == pytest.approx(expected.pvalue, abs=0.03)
+    assert found[0].p_value == found[1].p_value
+
+
+def test_interval_of_a_difference_is_that_of_paired_clips():
+    rng = np.random.default_rng(2)
+    labels = np.zeros(200, int)
+    first = (rng.random(200) < 0.3).astype(int)
+    other = np.where(rng.random(200) < 0.05, 1 - first, first)  # nearly the same answers
+    (found,) = paired(pooled(table(labels, first)), table(labels, other), ["war"], Plan(5000))
+    gaps = (other == 0).astype(float) - (first == 0)
+    drawn = gaps[rng.integers(0, 200, (5000, 200))].mean(1)
+    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.006)
+    assert found.low <= gaps.mean() <= found.high
+
+
+def test_speakers_are_swapped_as_a_whole():
+    labels = np.zeros(40, int)
+    first, other = np.ones(40, int), np.zeros(40, int)
+    first[30:], other[30:] = 0, 1  # speakers 0..2 get better, speaker 3 gets worse
+    one, two = table(labels, first), table(labels, other)
+    whose = {f"c{i}": str(i // 10) for i in range(40)}
+    plan = Plan(resamples=20_000, speakers=whose)
+    found = {d.metric: d for d in paired(pooled(one), two, ["war", "uar"], plan)}
+    gaps = [abs(sum(signs)) for signs in itertools.product([1, -1], repeat=4)]
+    exact = np.mean(np.array(gaps) >= 2)
+    assert found["war"].test == "permutation"  # McNemar takes clips for independent
+    assert found["war"].p_value == pytest.approx(exact, abs=0.012)
+    assert mcnemar(one, two)[0] < 0.01
+
+
+def test_holm_adjusts_as_its_definition_says():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([0.2]) == [0.2]
+
+
+def test_clips_are_matched_whatever_their_order(tmp_path):
+    rng = np.random.default_rng(0)
+    labels, first, other = rng.integers(0, 3, (3, 30))
+    clips = [f"/here/clip{i}" for i in range(30)]
+    write_predictions(tmp_path / "a" / "fold1" / "pred.csv", clips, labels, first)
+    order = rng.permutation(30)
+    write_predictions(
+        tmp_path / "b" / "fold1" / "pred.csv",
+        [clips[i].replace("here", "there") for i in order], labels[order], other[order],
+    )  # fmt: skip
+    (compared,) = compare_all([build(tmp_path / n, plan=QUICK) for n in "ab"])
+    assert compared.num_clips == 30 and (compared.baseline, compared.title) == ("a", "b")
+    assert compared.notes == ["clips of 'b' were matched by the last part of their names"]
+    war = next(d for d in compared.differences if d.metric == "war")
+    assert war.baseline == pytest.approx((first == labels).mean())
+    assert war.value == pytest.approx((other == labels).mean())
+    lost = int(((first == labels) & (other != labels)).sum())
+    won = int(((other == labels) & (first != labels)).sum())
+    assert war.test == f"McNemar exact, {won} : {lost}"
+
+
+def test_several_runs_are_compared_with_the_first_on_the_epochs_that_all_have(tmp_path):
+    for seed, name in enumerate("abc"):
+        write_fold(tmp_path / name / "fold1", 7, 20, prefix="x")
+        labels, _ = write_fold(tmp_path / name / "fold1", 7, 20, prefix="x")
+        guesses = np.random.default_rng(seed).integers(0, 3, 20)
+        clips = [f"x/clip {i}, a" for i in range(20)]
+        write_predictions(tmp_path / name / "fold1" / "pred.csv", clips, labels, guesses)
+    write_fold(tmp_path / "a" / "fold1", 7, 20, "pred_best.csv", prefix="x")
+    compared = compare_all([build(tmp_path / n, plan=QUICK) for n in "abc"])
+    assert [(c.title, c.kind) for c in compared] == [("b", "last"), ("c", "last")]
+    for one in compared:
+        assert all(d.p_adjusted >= d.p_value for d in one.differences)
+
+
+def test_regressions_are_compared_per_output(tmp_path):
+    write_regression(tmp_path / "a" / "fold1", 1, 20)
+    write_regression(tmp_path / "b" / "fold1", 1, 20)
+    (compared,) = compare_all([build(tmp_path / n, plan=QUICK) for n in "ab"])
+    names = ["pcc", "ccc", "pcc 0", "pcc 1", "ccc 0", "ccc 1"]
+    assert [d.metric for d in compared.differences] == names
+    assert {d.test for d in compared.differences} == {"permutation"}
+    assert all(d.p_value == 1.0 for d in compared.differences)
+
+
+def test_runs_on_other_clips_labels_or_tasks_are_refused(tmp_path):
+    one = table([0, 1], [0, 1])
+    with pytest.raises(ValueError, match=r"but 1 of 'a' are not in 'b', first 'c1'; compare"):
+        matched(one, table([0, 1], [0, 1], clips=["c0", "d1"]), "a", "b")
+    with pytest.raises(ValueError, match="but 1 of 'b' are not in 'a', first 'c2'"):
+        matched(one, table([0, 1, 1], [0, 1, 1]), "a", "b")
+    with pytest.raises(ValueError, match="different tasks: 2 against 3 classes"):
+        matched(one, table([0, 1], [0, 1], 3), "a", "b")
+    for name, label in (("a", 0), ("b", 1)):
+        write_predictions(tmp_path / name / "f1" / "pred.csv", ["x", "y"], [label, 0], [0, 0])
+    with pytest.raises(ValueError, match="1 clips have other labels in 'b' than in 'a', first 'x'"):
+        compare_all([build(tmp_path / n, plan=QUICK) for n in "ab"])
+
+
+def test_runs_without_a_common_epoch_are_refused(tmp_path):
+    write_fold(tmp_path / "a" / "fold1", 1, 5)
+    write_fold(tmp_path / "b" / "fold1", 1, 5, "pred_best.csv")
+    with pytest.raises(ValueError, match="no epoch in common .'a' last; 'b' best"):
+        compare_all([build(tmp_path / n, plan=QUICK) for n in "ab"])

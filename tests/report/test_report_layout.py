@@ -1,0 +1,278 @@
+"""Reports as text, Markdown, LaTeX, JSON and HTML, and the command that writes them."""
+
+import json
+import re
+import runpy
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from fold_files import write_fold, write_predictions, write_regression
+
+from hicmae.report.__main__ import main, parse_references
+from hicmae.report.comparison import compare_all
+from hicmae.report.layout import as_data, as_latex, as_markdown, as_text
+from hicmae.report.page import as_html
+from hicmae.report.resampling import Plan
+from hicmae.report.scores import build
+from hicmae.report.tables import Section, Table, chance, document
+
+QUICK = Plan(resamples=100)
+NAMES = ["anger", "joy|glee", "f_ear & 100%"]
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, its text, and whether its tags are closed."""
+
+    VOID = ("meta", "img", "source", "br", "hr", "link", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.addresses, self.words, self.open, self.tags = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "srcset", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data.split()
+
+
+@pytest.fixture
+def reports(tmp_path):
+    for k in (1, 2):
+        write_fold(tmp_path / "exp" / f"fold{k}", k, 11)
+    return [build(tmp_path / "exp", names=NAMES, plan=QUICK, references={"chance": 33.33})]
+
+
+@pytest.fixture
+def compared(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 40)
+    clips = [f"clip{i}" for i in range(40)]
+    for name in ("base", "new", "newer"):
+        guesses = np.where(rng.random(40) < 0.6, labels, rng.integers(0, 3, 40))
+        write_predictions(tmp_path / name / "fold1" / "pred.csv", clips, labels, guesses)
+    built = [build(tmp_path / n, plan=QUICK, names=NAMES) for n in ("base", "new", "newer")]
+    return built, compare_all(built)
+
+
+def test_text_is_aligned_plain_and_says_which_row_is_pooled(reports):
+    text = as_text(document(reports))
+    assert text.isascii() and "Total: all clips pooled" in text
+    table = text.split("\n\n")[2].splitlines()
+    assert [line.split()[0].strip("-") for line in table] == [
+        "fold", "", "fold1", "fold2", "", "mean", "std", "", "Total", "95%", "", "chance"
+    ]  # fmt: skip
+    assert {len(line) for line in table[:4]} == {len(table[1])}
+    assert "joy|glee" in text
+    assert (
+        "note: 95% CI: percentile bootstrap of Total, 100 resamples of clips within folds" in text
+    )
+
+
+def test_markdown_escapes_what_would_break_a_table(reports):
+    text = as_markdown(document(reports))
+    assert "| fold | clips | UAR last | WAR last |\n| --- | ---: | ---: | ---: |" in text
+    assert "joy\\|glee" in text and "f\\_ear & 100%" in text
+    for block in re.findall(r"(?:^\|.*\n?)+", text, re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_latex_has_booktabs_tables_with_escaped_cells(reports):
+    text = as_latex(document(reports))
+    assert text.startswith(r"% needs \usepackage{booktabs}")
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+    assert r"f\_ear \& 100\% &" in text and r"joy$|$glee &" in text and r"95\% CI &" in text
+    for table in re.findall(r"\\toprule(.*?)\\bottomrule", text, re.S):
+        rows = [line for line in table.splitlines() if line.strip() not in ("", r"\midrule")]
+        assert all(row.endswith(r" \\") for row in rows)
+        assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
+        assert not re.search(r"(?<!\\)[%_#$](?!\|\$|&)", table.replace("$|$", ""))
+    assert r"& {}[" in text  # a bracket after \\ would be an argument
+
+
+def test_latex_escapes_every_special_character():
+    table = Table("", [["a\\b{c}$d&e#f^g_h~i%j<k>", "x"]], ())
+    text = as_latex([Section("s", [table], ["100% of a"])])
+    assert r"a\textbackslash{}b\{c\}\$d\&e\#f\textasciicircum{}g\_h\textasciitilde{}i\%j" in text
+    assert r"$<$k$>$ & x \\" in text and "\n% 100% of a\n" in text
+
+
+def test_json_has_every_figure_and_no_nan(reports):
+    data = json.loads(json.dumps(as_data(reports), allow_nan=False))
+    assert data["total"]["last"]["count"] == 22 and data["total"]["best"] is None
+    assert [fold["name"] for fold in data["folds"]] == ["fold1", "fold2"]
+    mean, std = data["mean_and_std_over_folds"]["last"]["uar"]
+    assert mean == pytest.approx(np.mean([fold["last"]["uar"] for fold in data["folds"]]))
+    assert std > 0
+    low, high = data["intervals"]["last"]["uar"]
+    assert low < data["total"]["last"]["uar"] < high
+    expected = {"resamples": 100, "confidence": 0.95, "seed": 0, "speakers": False}
+    assert data["bootstrap"] == expected and data["references_percent"]["chance"] == 33.33
+
+
+def test_page_holds_everything_itself_and_escapes_names(reports):
+    text = as_html(document([reports[0]._replace(title="<b>mine</b>")]))
+    page = Page(text)
+    assert page.open == [] and "script" not in page.tags and "link" not in page.tags
+    assert len(page.addresses) == 2 * page.tags.count("figure") == 6
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert "&lt;b&gt;mine&lt;/b&gt;" in text and "b" not in page.tags
+    assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
+    assert {"joy|glee", "chance", "33.33"} <= set(page.words)
+
+
+def test_pictures_for_dark_pages_are_others_than_those_for_light_ones(reports):
+    page = Page(as_html(document(reports)))
+    assert len(set(page.addresses)) == len(page.addresses)
+
+
+def test_page_of_a_regression_shows_predictions_against_targets(tmp_path):
+    write_regression(tmp_path / "fold1", 1, 12)
+    page = Page(as_html(document([build(tmp_path, plan=QUICK)])))
+    assert page.tags.count("figure") == 1 and "Predictions," in page.words
+
+
+def test_comparison_comes_first_in_every_format(compared):
+    sections = document(*compared)
+    headings = ["Runs side by side", "Differences", "base", "new", "newer"]
+    assert [section.heading for section in sections] == headings
+    cells = sections[1].tables[0].cells
+    assert cells[0] == [
+        "run", "score", "first", "value", "difference", "CI", "p", "p (Holm)", "test"
+    ]  # fmt: skip
+    assert [row[0] for row in cells[1:]] == ["new", "", "newer", ""]
+    assert [row[1] for row in cells[1:3]] == ["UAR last", "WAR last"]
+    gap = float(cells[2][3]) - float(cells[2][2])
+    assert float(cells[2][4]) == pytest.approx(gap, abs=0.011)
+    assert cells[2][8].startswith("McNemar exact, ") and cells[1][8] == "permutation"
+    assert any("clip by clip" in note for note in sections[1].notes)
+    page = as_html(sections)
+    for text in (as_text(sections), as_markdown(sections), as_latex(sections), page):
+        assert "p (Holm)" in text
+    assert Page(page).tags.count("figure") == 1 + 3 * 2
+    data = as_data(*compared)
+    assert [c["title"] for c in data["comparisons"]] == ["new", "newer"]
+    assert len(data["runs"]) == 3
+
+
+def test_two_runs_need_no_adjustment(compared):
+    built, comparisons = compared
+    cells = document(built[:2], comparisons[:1])[1].tables[0].cells
+    assert "p (Holm)" not in cells[0]
+
+
+def test_p_values_are_never_shown_as_zero():
+    assert [chance(p) for p in (0.04321, 0.00001, 1.0, float("nan"))] == [
+        "0.0432", "<0.0001", "1.0000", "-"
+    ]  # fmt: skip
+
+
+def test_references_are_parsed_and_bad_ones_refused():
+    assert parse_references("video only=50, audio only=33.3") == {
+        "video only": 50.0,
+        "audio only": 33.3,
+    }
+    assert parse_references("") == {}
+    with pytest.raises(ValueError, match="--ceilings expects 'name=percent,.*got 'video'"):
+        parse_references("video")
+
+
+def test_command_prints_the_table_and_writes_it_beside_the_folds(tmp_path, capsys):
+    for k in (1, 2):
+        write_fold(tmp_path / f"fold{k}", k, 9)
+    (tmp_path / "classes.txt").write_text("anger\njoy|glee\nfear\n")
+    main(
+        [str(tmp_path), "--chance", "--ceilings", "video only=50", "--resamples", "50"]
+        + ["--classes", str(tmp_path / "classes.txt")]
+    )
+    shown = capsys.readouterr().out
+    assert "Total" in shown and "chance" in shown and "33.33" in shown and "video only" in shown
+    for ending in ("md", "tex", "html", "json"):
+        text = (tmp_path / f"report.{ending}").read_text()
+        assert "Total" in text or ending == "json"
+        assert f"report.{ending}" in shown
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["total"]["last"]["count"] == 18 and data["references_percent"]["video only"] == 50
+    assert data["names"] == ["anger", "joy|glee", "fear"]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_command_writes_only_the_files_that_are_named(tmp_path, capsys):
+    write_fold(tmp_path / "exp" / "fold1", 1, 9)
+    out = tmp_path / "new" / "table.tex"
+    main([str(tmp_path / "exp"), "--latex", str(out), "--resamples", "0"])
+    assert "95" not in out.read_text() and r"\toprule" in out.read_text()
+    assert not list((tmp_path / "exp").glob("report.*"))
+
+
+def test_command_compares_folders_and_draws_speakers(tmp_path, capsys):
+    clips = [f"s{i // 5}_{i}" for i in range(20)]
+    labels = np.arange(20) % 3
+    for name, guesses in (("a", labels), ("b", np.zeros(20, int))):
+        write_predictions(tmp_path / name / "fold1" / "pred.csv", clips, labels, guesses)
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    main([*folders, "--titles", "ours", "theirs", "--speaker_pattern", "^(s[0-9])",
+          "--resamples", "200", "--confidence", "90"])  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "Differences to 'ours'" in shown and "speaker by speaker" in shown
+    assert "90% CI" in shown and "speakers (4) within folds" in shown
+    assert "written" not in shown and not list((tmp_path / "a").glob("report.*"))
+
+
+def test_speakers_are_found_beside_the_lists_of_the_run(tmp_path, capsys):
+    clips = [f"/faces/{i:02d}_aligned" for i in range(12)]
+    write_predictions(tmp_path / "exp" / "fold1" / "pred.csv", clips, [0] * 12, [0, 1] * 6)
+    lists = tmp_path / "lists" / "split01"
+    lists.mkdir(parents=True)
+    rows = [f"{i:02d},speaker {i // 4}" for i in range(12)]
+    (lists.parent / "clip_speakers.csv").write_text("\n".join(["clip,speaker", *rows]) + "\n")
+    settings = {"data": {"data_path": str(lists)}}
+    (tmp_path / "exp" / "fold1" / "config.json").write_text(json.dumps(settings))
+    main([str(tmp_path / "exp"), "--by_speaker", "--resamples", "50"])
+    assert "50 resamples of speakers (3) within folds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["gone"], "'gone' is no folder; give the one that holds the folds"),
+        (["exp", "--classes", "none.txt"], "'none.txt' is no file; expected the names"),
+        (["exp", "--confidence", "0"], "--confidence must be in percent, 0 to 100, got 0"),
+        (["exp", "--resamples", "-1"], "--resamples and --seed must not be negative"),
+        (["exp", "--by_speaker", "--speaker_pattern", "b"], "give one of --by_speaker, --speaker"),
+        (["exp", "--by_speaker"], "finds no clip_speakers.csv beside the lists of the runs"),
+        (["exp", "--speaker_file", "a"], "'a' does not exist"),
+        (["exp", "--speaker_pattern", "(z)"], "9 of 9 clips have no known speaker, first 'fold1"),
+        (["exp", "exp"], "two of the folders are called alike"),
+        (["exp", "other"], "9 of 'exp' are not in 'other', first 'fold1/clip 0, a'"),
+        (["exp", "--titles", "a", "b"], "got 2 --titles for 1 folders"),
+    ],
+)
+def test_command_ends_with_one_line_on_bad_input(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    write_fold(tmp_path / "exp" / "fold1", 1, 9)
+    write_fold(tmp_path / "other" / "fold1", 1, 8, prefix="y")
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_module_runs_as_a_program(tmp_path, capsys, monkeypatch):
+    write_fold(tmp_path / "fold1", 1, 5)
+    monkeypatch.setattr(sys, "argv", ["hicmae.report", str(tmp_path), "--resamples", "10"])
+    runpy.run_module("hicmae.report", run_name="__main__")
+    assert "fold1" in capsys.readouterr().out

@@ -1,0 +1,162 @@
+"""Bootstrap intervals against exact distributions, scipy and a slow loop."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hicmae.folds import PredictionTable
+from hicmae.report.resampling import Plan, bootstrap_sums, intervals, statistic, summed
+from hicmae.training.metrics import (
+    confusion_matrix,
+    regression_metrics,
+    scores_from_confusion,
+)
+
+
+def classes_table(seed=0, n=60, k=4):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k, n)
+    guesses = np.where(rng.random(n) < 0.6, labels, rng.integers(0, k, n))
+    return PredictionTable([f"clip{i}" for i in range(n)], labels, guesses, k)
+
+
+def numbers_table(seed=0, n=50, k=3):
+    rng = np.random.default_rng(seed)
+    truth = 100 + rng.random((n, k))
+    guess = truth + 0.3 * rng.standard_normal((n, k))
+    return PredictionTable([f"clip{i}" for i in range(n)], truth, guess, k)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_of_the_sum_are_the_metrics_of_the_clips(seed):
+    table = classes_table(seed, n=9, k=5)  # few clips: classes are absent
+    ours = statistic(table).score(statistic(table).values.sum(0))
+    expected = scores_from_confusion(confusion_matrix(table.labels, table.predictions, 5))
+    for name in ("uar", "war", "weighted_f1", "macro_f1", "micro_f1"):
+        assert ours[name] == pytest.approx(expected[name])
+    for k, recall in enumerate(expected["recall"]):
+        assert np.isnan(ours[f"recall {k}"]) if recall is None else True
+        assert recall is None or ours[f"recall {k}"] == pytest.approx(recall)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sums_of_numbers_give_the_metrics_of_the_clips(seed):
+    table = numbers_table(seed)
+    ours = statistic(table).score(statistic(table).values.sum(0))
+    expected = regression_metrics(table.labels, table.predictions)
+    for name in ("pcc", "ccc", "acc", "mae", "mse", "rmse"):
+        assert ours[name] == pytest.approx(expected[name]["mean"], rel=1e-9)
+        for k in range(3):
+            assert ours[f"{name} {k}"] == pytest.approx(expected[name]["per_output"][k], rel=1e-9)
+
+
+def test_a_constant_output_correlates_with_nothing_in_any_resample():
+    table = numbers_table()
+    table.predictions[:, 1] = 0.1
+    bounds = intervals(table, ["f"] * 50, Plan(resamples=200))
+    assert bounds["pcc 1"] == bounds["ccc 1"] == (0.0, 0.0)
+    assert bounds["pcc 0"][0] > 0.3
+
+
+def test_interval_of_the_accuracy_is_that_of_the_binomial_distribution():
+    right = np.r_[np.zeros(90), np.ones(210)].astype(int)
+    table = PredictionTable([str(i) for i in range(300)], np.ones(300, int), right, 2)
+    bounds = intervals(table, ["f"] * 300, Plan(resamples=40_000, seed=3))
+    exact = stats.binom.ppf([0.025, 0.975], 300, 0.7) / 300
+    assert bounds["war"] == pytest.approx(exact, abs=1.5 / 300)
+
+
+def test_intervals_of_the_uar_agree_with_scipy():
+    table = classes_table(n=80)
+
+    def uar(labels, guesses):
+        right = guesses == labels
+        return np.mean([right[labels == k].mean() for k in np.unique(labels)])
+
+    expected = stats.bootstrap(
+        (table.labels, table.predictions), uar, paired=True, vectorized=False,
+        n_resamples=2000, method="percentile", rng=np.random.default_rng(0),
+    )  # fmt: skip
+    bounds = intervals(table, ["f"] * 80, Plan(resamples=5000))["uar"]
+    spread = expected.standard_error
+    assert bounds == pytest.approx(tuple(expected.confidence_interval), abs=0.3 * spread)
+    drawn = Plan(5000).draw(statistic(table).values, table.clips, ["f"] * 80)
+    assert statistic(table).score(drawn)["uar"].std() == pytest.approx(spread, rel=0.08)
+
+
+def test_intervals_of_numbers_agree_with_scipy():
+    table = numbers_table()
+
+    def ccc(rows):
+        truth, guess = table.labels[rows], table.predictions[rows]
+        covariance = ((truth - truth.mean(0)) * (guess - guess.mean(0))).sum(0) / 49
+        spreads = truth.var(0, ddof=1) + guess.var(0, ddof=1)
+        return np.mean(2 * covariance / (spreads + (truth.mean(0) - guess.mean(0)) ** 2))
+
+    expected = stats.bootstrap(
+        (np.arange(50),), ccc, vectorized=False, n_resamples=1500, method="percentile",
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    bounds = intervals(table, ["f"] * 50, Plan(resamples=5000))["ccc"]
+    spread = expected.standard_error
+    assert bounds == pytest.approx(tuple(expected.confidence_interval), abs=0.3 * spread)
+
+
+def test_each_fold_keeps_its_number_of_clips_in_every_resample():
+    values = np.column_stack([np.r_[np.ones(7), np.zeros(5)], np.r_[np.zeros(7), np.ones(5)]])
+    values = np.column_stack([values, np.arange(12)])
+    sums = bootstrap_sums(values, ["a"] * 7 + ["b"] * 5, 100, np.random.default_rng(0))
+    assert (sums[:, 0] == 7).all() and (sums[:, 1] == 5).all()
+    assert sums[:, 2].std() > 1
+
+
+def test_folds_that_are_right_or_wrong_throughout_leave_the_total_certain():
+    certain = PredictionTable(
+        [str(k) for k in range(6)], np.zeros(6, int), np.r_[0, 0, 0, 1, 1, 1], 2
+    )
+    folds = ["right"] * 3 + ["wrong"] * 3
+    assert intervals(certain, folds, Plan(resamples=500))["war"] == (0.5, 0.5)
+    low, high = intervals(certain, ["one"] * 6, Plan(resamples=500))["war"]
+    assert low < 0.5 < high
+
+
+def test_seed_alone_decides_the_interval():
+    table, folds = classes_table(), ["f"] * 60
+    assert intervals(table, folds, Plan(300, seed=1)) == intervals(table, folds, Plan(300, seed=1))
+    assert intervals(table, folds, Plan(300, seed=1)) != intervals(table, folds, Plan(300, seed=2))
+
+
+def test_a_higher_confidence_gives_a_wider_interval():
+    table, folds = classes_table(), ["f"] * 60
+    narrow, wide = (intervals(table, folds, Plan(2000, c))["uar"] for c in (0.8, 0.99))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_drawing_speakers_equals_a_slow_loop_over_speakers():
+    rng = np.random.default_rng(5)
+    speakers = np.repeat(np.arange(8), 10)
+    skill = np.repeat(rng.random(8), 10)  # clips of one speaker fail together
+    guesses = (rng.random(80) < skill).astype(int)
+    clips = [f"s{s}_{i}" for i, s in enumerate(speakers)]
+    table = PredictionTable(clips, np.ones(80, int), guesses, 2)
+    whose = dict(zip(clips, map(str, speakers), strict=True))
+    drawn = [
+        np.mean([guesses[speakers == s].mean() for s in rng.integers(0, 8, 8)]) for _ in range(4000)
+    ]
+    plan = Plan(resamples=4000, speakers=whose)
+    bounds = intervals(table, ["f"] * 80, plan)["war"]
+    assert bounds == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
+    alone = intervals(table, ["f"] * 80, plan._replace(speakers=None))["war"]
+    assert bounds[1] - bounds[0] > 1.5 * (alone[1] - alone[0])
+
+
+def test_a_fold_with_one_speaker_is_refused():
+    table = classes_table(n=4)
+    plan = Plan(10, speakers=dict.fromkeys(table.clips, "anna"))
+    with pytest.raises(ValueError, match=r"'f' has one speaker only \('anna'\), expected at least"):
+        intervals(table, ["f"] * 4, plan)
+
+
+def test_rows_are_summed_by_unit():
+    sums, first = summed(np.arange(8.0).reshape(4, 2), ["b", "a", "b", "a"])
+    assert sums.tolist() == [[8, 10], [4, 6]] and first.tolist() == [1, 0]

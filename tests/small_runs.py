@@ -1,0 +1,207 @@
+"""Both scripts as processes of their own on small real files, to be killed and started again."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hicmae.data.clip_list import Clip, write_list
+from tests.conftest import save_frames, save_mp4, save_wav
+
+ROOT = Path(__file__).parents[1]
+GEOMETRY = ["--num_frames", "4", "--sampling_rate", "8", "--input_size", "32",
+            "--input_size_audio", "64", "128", "--device", "cpu", "--num_workers", "0"]  # fmt: skip
+PRETRAIN = ["--model", "pretrain_hicmae_dim128_patch16_160_a256",
+            "--encoder_depth", "2", "--encoder_depth_audio", "2",
+            "--decoder_depth", "3", "--decoder_depth_audio", "3", "--encoder_fusion_depth", "1",
+            "--return_intermediate_features", "0", "1", "--mask_ratio", "0.5",
+            "--use_frame_diff_as_target", "--roll_mag_aug", "--batch_size", "2",
+            "--warmup_epochs", "1", "--print_freq", "2", "--lr", "0.05", *GEOMETRY]  # fmt: skip
+FINETUNE = ["--model", "avit_dim128_patch16_160_a256", "--depth", "2", "--depth_audio", "2",
+            "--fusion_depth", "1", "--batch_size", "2", "--warmup_epochs", "1",
+            "--print_freq", "2", *GEOMETRY]  # fmt: skip
+LIMIT = 120  # seconds after which a process counts as hung
+
+# Imports once what every run needs; runs are forked from there, so that they start at once and
+# share neither threads nor memory with the tests.
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["run_pretraining", "run_finetuning", "tests.small_runs"])
+
+
+def make_media(root: Path, count: int = 6) -> Path:
+    """Write mp4 and wav pairs, frame folders, and lists of them: `lists`, `fold`, `numbers`."""
+    clips, labelled, numbers = [], [], []
+    for k in range(count):
+        frames = 34 + 7 * (k % 6)
+        noise = np.random.default_rng(k).normal(0, 0.1, frames * 640).astype(np.float32)
+        wav = save_wav(root / f"clip {k}.wav", noise)
+        clips.append(Clip(save_mp4(root / f"clip {k}.mp4", frames, (64, 40)), wav, 0))
+        folder = save_frames(root / f"faces {k}", frames, (40, 40))
+        labelled.append(Clip(folder, wav, k % 3))
+        numbers.append(Clip(folder, wav, (0.1 * k, 1 - 0.1 * k)))
+    for name in ("lists", "fold", "numbers"):
+        (root / name).mkdir()
+    write_list(root / "lists" / "train.csv", clips)
+    for name, rows in (("fold", labelled), ("numbers", numbers)):
+        write_list(root / name / "train.csv", rows)
+        write_list(root / name / "test.csv", rows[:5])
+    return root
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _main(script, arguments, environment, log, fault):
+    """Be a run: what the tests start in a process of its own."""
+    os.setpgid(0, 0)
+    multiprocessing.set_start_method("fork", force=True)  # as it is outside of a forkserver
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    module = __import__(script)
+    sys.argv = [f"{script}.py", *arguments]
+    if fault is not None:
+        fault()
+    sys.exit(module.run_command(module.main))
+
+
+class Run:
+    """One process, or one rank, of a script.
+
+    `fault` is called in it before the script starts, to make something go wrong there.
+    """
+
+    def __init__(self, script, arguments, log, fault=None, **environment):
+        self.log = Path(log)
+        values = {name: str(value) for name, value in environment.items()}
+        options = (script, [str(a) for a in arguments], values, str(log), fault)
+        self.process = _server.Process(target=_main, args=options)
+        self.process.start()
+
+    def kill(self, number=signal.SIGKILL):
+        os.kill(self.process.pid, number)
+        return self
+
+    def wait(self):
+        """Return the exit code; a run that does not end is killed, and fails the test."""
+        self.process.join(LIMIT)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            raise AssertionError(f"hung; its output ends in: {self.output()[-2000:]}")
+        return self.process.exitcode
+
+    def alive(self):
+        return self.process.exitcode is None
+
+    def output(self):
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+def ranks(script, arguments, log, fault=None, count=2):
+    """Start a group of ranks, as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        Run(script, arguments, f"{log}.{rank}", fault, RANK=rank, LOCAL_RANK=rank, **group)
+        for rank in range(count)
+    ]
+
+
+def finish(runs):
+    """Wait for all of them; all must succeed."""
+    for run in runs:
+        code = run.wait()
+        assert code == 0, run.output()[-3000:]
+
+
+def until(condition, *runs, seconds=LIMIT):
+    """Wait until something holds; fail when a run ends first or it takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        dead = [run for run in runs if not run.alive()]
+        assert not dead, f"ended with {dead[0].process.exitcode}: {dead[0].output()[-3000:]}"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def steps_written(folder, count):
+    """Return a condition: that many lines are in steps.jsonl."""
+    path = Path(folder) / "steps.jsonl"
+    return lambda: path.exists() and path.read_bytes().count(b"\n") >= count
+
+
+def children_of(pid):
+    """Return the processes that a process has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(status.parent.name))
+    return found
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def last_state(folder, epoch):
+    return torch.load(Path(folder) / f"checkpoint-{epoch}.pth", weights_only=True)
+
+
+def same(a, b):
+    """Compare nested states bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
+
+
+def assert_same_run(folder, whole, epoch):
+    """Compare logs as text, and the state after an epoch, with those of another run."""
+    folder, whole = Path(folder), Path(whole)
+    for name in ("steps.jsonl", "log.txt"):
+        assert (folder / name).read_text() == (whole / name).read_text(), name
+    mine, other = last_state(folder, epoch), last_state(whole, epoch)
+    for part in ("model", "optimizer", "best", "progress", "ranks"):
+        assert same(mine[part], other[part]), part
+    assert_nothing_left(folder)
+
+
+def tensorboard_points(folder):
+    """Return every scalar's (step, value), but for speeds."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    timing = re.compile("_s$|_mib$")
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not timing.search(tag)
+    }
+
+
+def assert_nothing_left(folder):
+    assert [path.name for path in Path(folder).iterdir() if path.name.endswith(".tmp")] == []

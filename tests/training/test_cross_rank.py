@@ -1,0 +1,171 @@
+"""Gradients of 1, 2 and 3 gloo ranks equal those of one process on the joined batch, in float64."""
+
+import contextlib
+import os
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from hicmae.data.masking import random_mask, tube_mask
+from hicmae.models.pretrain import HiCMAE
+from hicmae.training import distributed
+from hicmae.training.epochs import distribute
+from hicmae.training.losses import contrastive_loss, pretrain_loss
+from tests.training.test_distributed import free_port
+
+BATCH, ACCUM = 2, 2  # clips of a rank in one pass, passes of a step
+OPTIONS = {
+    "plain": {"gradient_as_bucket_view": False},
+    "bucket view": {"gradient_as_bucket_view": True},
+    "small buckets": {"bucket_cap_mb": 0.01},
+    "static graph": {"static_graph": True},
+}
+
+
+def make_model():
+    torch.manual_seed(0)
+    model = HiCMAE(
+        32, 2, 16, 2, 2, 2, 3, 3, 1, (0, 1), num_frames=4, img_size=32, img_size_audio=(32, 48)
+    )
+    return model.double()
+
+
+def clips(rank, step=0):
+    """Return one rank's clips and masks: 2 x 2 x 2 video tokens, 2 x 3 audio tokens."""
+    rng = np.random.default_rng((rank, step))
+    video = torch.from_numpy(rng.standard_normal((BATCH, 3, 4, 32, 32)))
+    audio = torch.from_numpy(rng.standard_normal((BATCH, 1, 32, 48)))
+    video_mask = np.stack([tube_mask((2, 2, 2), 0.5, rng) for _ in range(BATCH)])
+    audio_mask = np.stack([random_mask(6, 0.5, rng) for _ in range(BATCH)])
+    return video, torch.from_numpy(video_mask), audio, torch.from_numpy(audio_mask)
+
+
+def loss_of(model, batch, gather=True):
+    """Weight the contrast heavily, so that a mistake in it shows."""
+    return pretrain_loss(model(*batch), *batch, loss_weight=1.0, gather=gather)
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def joined(world, step=0):
+    parts = zip(*(clips(rank, step) for rank in range(world)), strict=True)
+    return tuple(torch.cat(part) for part in parts)
+
+
+def step_with(options, rank, accum):
+    """Take the gradients of the second step, when DDP has rearranged its buckets."""
+    model = make_model()
+    wrapped = distribute(model, torch.device("cpu"), **options)
+    for _ in range(2):
+        model.zero_grad(set_to_none=True)
+        for index in range(accum):
+            last = index + 1 == accum
+            with contextlib.nullcontext() if last else wrapped.no_sync():
+                loss = loss_of(wrapped, clips(rank, index))
+                (loss.total / accum).backward()
+    return [part.item() for part in loss], gradients(model)
+
+
+def one_rank(rank, ports, folder):
+    """Run by each process: be one of three ranks, then one of two."""
+    torch.set_num_threads(1)
+    for world, port in ports.items():
+        if rank < world:
+            torch.save(run_as(rank, world, port), f"{folder}/{rank}-of-{world}.pt")
+
+
+def run_as(rank, world, port):
+    """Return losses and gradients of every variant."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.start("cpu", timeout=timedelta(seconds=60))
+    variants = OPTIONS if world == 2 else ["bucket view"]
+    seen = {name: step_with(OPTIONS[name], rank, 1) for name in variants}
+    seen["accumulated"] = step_with({}, rank, ACCUM)
+    try:
+        level = torch.ones(BATCH + 1, 4, dtype=torch.float64)
+        contrastive_loss([level], [level], gather=True)
+    except ValueError as error:
+        seen["changed size"] = str(error)
+    distributed.stop()
+    return seen
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each rank of two, and of three, has computed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(one_rank, args=({3: free_port(), 2: free_port()}, str(folder)), nprocs=3)
+    return {
+        world: [
+            torch.load(folder / f"{rank}-of-{world}.pt", weights_only=True) for rank in range(world)
+        ]
+        for world in (2, 3)
+    }
+
+
+def check_equal(seen, loss, expected):
+    mean = torch.tensor([rank[0] for rank in seen], dtype=torch.float64).mean(dim=0)
+    torch.testing.assert_close(mean, torch.stack(list(loss)).detach(), rtol=1e-10, atol=0)
+    for _, found in seen:
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-12)
+
+
+def one_process(world, accum=1, gather=True):
+    model = make_model()
+    for index in range(accum):
+        loss = loss_of(model, joined(world, index), gather)
+        (loss.total / accum).backward()
+    return loss, gradients(model)
+
+
+def test_one_rank_gathers_nothing():
+    alone, gathered = (one_process(1, gather=gather) for gather in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(alone[0], gathered[0], strict=True))
+    assert all(torch.equal(alone[1][name], gathered[1][name]) for name in alone[1])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_ranks_have_the_loss_and_gradient_of_the_joined_batch(ranks, name):
+    check_equal([rank[name] for rank in ranks[2]], *one_process(2))
+
+
+def test_three_ranks_have_the_loss_and_gradient_of_the_joined_batch(ranks):
+    check_equal([rank["bucket view"] for rank in ranks[3]], *one_process(3))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_accumulated_passes_have_the_gradient_of_one_process(ranks, world):
+    check_equal([rank["accumulated"] for rank in ranks[world]], *one_process(world, ACCUM))
+
+
+def test_wrapping_options_change_no_bit_of_the_gradients(ranks):
+    for rank in ranks[2]:
+        plain = rank["plain"][1]
+        for name in OPTIONS:
+            assert all(torch.equal(rank[name][1][key], plain[key]) for key in plain), name
+
+
+def test_contrast_of_separate_batches_is_another_one():
+    """Otherwise the tests above would show nothing."""
+    separate = [loss_of(make_model(), clips(rank), gather=False).contrast for rank in range(2)]
+    assert abs(sum(separate) / 2 - one_process(2)[0].contrast) > 0.1
+
+
+def test_a_batch_of_another_size_than_before_is_refused_on_every_rank(ranks):
+    message = f"a batch holds {BATCH + 1} clips, expected {BATCH} as before"
+    assert all(message in rank["changed size"] for rank in (*ranks[2], *ranks[3]))
+
+
+def test_ranks_with_batches_of_different_sizes_are_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "gather_objects", lambda items: [2, 2, 1])
+    monkeypatch.setattr(distributed, "_batch", None)
+    with pytest.raises(ValueError, match=r"hold \[2, 2, 1\] clips, expected equally many; use one"):
+        distributed.check_equal_batches(2)

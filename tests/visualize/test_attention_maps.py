@@ -1,0 +1,115 @@
+"""Attention maps: the weights that the layers use, followed through the encoders."""
+
+import pytest
+import timm
+import torch
+
+import hicmae  # noqa: F401  (registers the models)
+from hicmae.models.layers import Attention, CrossAttention
+from hicmae.visualize.attention_maps import (
+    attention_weights,
+    looks,
+    recorded_attention,
+    rollout,
+)
+
+DIM, HEADS, BATCH = 24, 3, 2
+SIZES = {"num_frames": 4, "img_size": (32, 48), "img_size_audio": (64, 32), "tubelet_size": 2}
+
+
+def randomised(layer):
+    torch.manual_seed(0)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return layer
+
+
+def values_of(layer, tokens):
+    """Return the values that a layer attends to, (B, heads, N, D / heads)."""
+    projection = layer.kv if isinstance(layer, CrossAttention) else layer.qkv
+    values = tokens @ projection.weight[-DIM:].T + layer.v_bias
+    return values.unflatten(2, (HEADS, -1)).transpose(1, 2)
+
+
+def test_weights_of_self_attention_give_the_output_of_the_layer():
+    layer, tokens = randomised(Attention(DIM, HEADS)), torch.randn(BATCH, 7, DIM)
+    weights = attention_weights(layer, tokens)
+    assert weights.shape == (BATCH, HEADS, 7, 7)
+    mixed = (weights @ values_of(layer, tokens)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer.proj(mixed), layer(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_cross_attention_give_the_output_of_the_layer():
+    layer = randomised(CrossAttention(DIM, HEADS))
+    tokens, context = torch.randn(BATCH, 5, DIM), torch.randn(BATCH, 8, DIM)
+    weights = attention_weights(layer, tokens, context)
+    assert weights.shape == (BATCH, HEADS, 5, 8)
+    mixed = (weights @ values_of(layer, context)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer.proj(mixed), layer(tokens, context), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="cross-attention needs the context that it reads"):
+        attention_weights(layer, tokens)
+
+
+def test_weights_equal_a_slow_softmax_of_products():
+    layer, tokens = randomised(Attention(DIM, HEADS)), torch.randn(1, 4, DIM)
+    weights, size = attention_weights(layer, tokens)[0], DIM // HEADS
+    query = tokens[0] @ layer.qkv.weight[:DIM].T + layer.q_bias
+    key = tokens[0] @ layer.qkv.weight[DIM : 2 * DIM].T  # no bias
+    for head in range(HEADS):
+        part = slice(head * size, (head + 1) * size)
+        for i in range(4):
+            products = torch.stack([query[i, part] @ key[j, part] for j in range(4)]) / size**0.5
+            torch.testing.assert_close(weights[head, i], products.exp() / products.exp().sum())
+
+
+def test_rollout_multiplies_layers_with_their_residual_connections():
+    first, second = torch.rand(2, 1, 3, 3).softmax(-1)
+    one = torch.eye(3)
+    expected = (0.5 * second + 0.5 * one) @ (0.5 * first + 0.5 * one)
+    torch.testing.assert_close(rollout([first, second]), expected)
+    torch.testing.assert_close(rollout([first, second]).sum(-1), torch.ones(1, 3))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    options = {"num_classes": 3, "depth": 3, "depth_audio": 2, "fusion_depth": 2, **SIZES}
+    return randomised(timm.create_model("avit_dim128_patch16_160_a256", **options)).eval()
+
+
+@pytest.fixture(scope="module")
+def clip():
+    torch.manual_seed(1)
+    return torch.randn(2, 3, 4, 32, 48), torch.randn(2, 1, 64, 32)
+
+
+@torch.inference_mode()
+def test_every_attention_layer_is_recorded_and_the_answer_stays(model, clip):
+    expected = model(*clip)
+    with recorded_attention(model) as maps:
+        torch.testing.assert_close(model(*clip), expected, rtol=0, atol=0)
+    assert maps["encoder.blocks.2.attn"].shape == (2, 12, 12)
+    assert maps["encoder_audio.blocks.1.attn"].shape == (2, 8, 8)
+    assert maps["encoder_fusion.blocks.1.cross_attn"].shape == (2, 12, 8)
+    assert maps["encoder_fusion.blocks_audio.0.cross_attn"].shape == (2, 8, 12)
+    assert len(maps) == 3 + 2 + 2 * 2 * 2
+    for weights in maps.values():
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]))
+    before = dict(maps)
+    model(*clip[::1])
+    assert all(maps[name] is weights for name, weights in before.items())  # the hooks are gone
+
+
+@torch.inference_mode()
+def test_looks_average_the_readers_in_units_of_even_attention(model, clip):
+    with recorded_attention(model) as maps:
+        model(*clip)
+    found, last = looks(maps, "rollout"), looks(maps, "last")
+    sizes = {"video": 12, "audio": 8, "audio by video": 8, "video by audio": 12}
+    assert {name: len(values[0]) for name, values in found.items()} == sizes
+    for values in (*found.values(), *last.values()):
+        torch.testing.assert_close(values.mean(-1), torch.ones(2))
+    torch.testing.assert_close(last["video"], 12 * maps["encoder.blocks.2.attn"].mean(1))
+    crossed = [maps[f"encoder_fusion.blocks_audio.{k}.cross_attn"].mean(1) for k in range(2)]
+    torch.testing.assert_close(found["video by audio"], 6 * (crossed[0] + crossed[1]))
+    assert not torch.allclose(found["video"], last["video"])

@@ -1,0 +1,376 @@
+"""Pictures that run a model over a list: t-SNE, attention, retrieval, layer weights, rebuilding."""
+
+import argparse
+import csv
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from matplotlib import pyplot as plt
+from PIL import Image
+
+import hicmae  # noqa: F401  (registers the models)
+from hicmae.config.common import ClipConfig, DataConfig, OptimConfig, RunConfig
+from hicmae.config.flags import as_dict
+from hicmae.config.pretraining import MaskConfig, PretrainLossConfig, PretrainModelConfig
+from hicmae.data.clip_list import Clip, write_list
+from hicmae.training import checkpoint
+from hicmae.training.pretraining import PretrainConfigs, make_model
+from hicmae.visualize.__main__ import main
+from hicmae.visualize.attention import attention_figure, look
+from hicmae.visualize.features import batches, draw_lines, features, open_model, read_clips
+from hicmae.visualize.layer_weights import layer_weights_figure, layer_weights_of
+from hicmae.visualize.reconstruction import settings_of
+from hicmae.visualize.retrieval import (
+    pooled_levels,
+    recall_at,
+    recalls,
+    retrieval_figure,
+    table,
+)
+from hicmae.visualize.tsne import embed, tsne_figure
+
+CLIP = {"num_frames": 4, "sampling_rate": 2, "input_size": 32, "input_size_audio": (32, 128)}
+NAMES = ("anger", "joy", "fear")
+
+
+@pytest.fixture(autouse=True)
+def no_figure_left_open():
+    yield
+    plt.close("all")
+
+
+def save_classifier(path, modality="av", **settings):
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "avit_dim128_patch16_160_a256", num_classes=3, depth=2, depth_audio=2, fusion_depth=1,
+        modality=modality, num_frames=4, img_size=32, img_size_audio=(32, 128),
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if name.endswith("layer_weights"):
+                weights.copy_(torch.tensor([0.0, 1.0]))
+    args = {**CLIP, "task": "classification", "class_names": NAMES, "modality": modality}
+    checkpoint.save(path, {"model": model.state_dict(), "args": {**args, **settings}, "epoch": 0})
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory):
+    return save_classifier(tmp_path_factory.mktemp("finetuned") / "checkpoint-0.pth")
+
+
+def pretrain_configs():
+    return PretrainConfigs(
+        RunConfig(output_dir="out"),
+        DataConfig(data_path="x", num_samples=2),
+        ClipConfig(**CLIP),
+        PretrainModelConfig("pretrain_hicmae_dim128_patch16_160_a256", 2, 2, 3, 3, 1, (0, 1)),
+        MaskConfig(0.5, 0.5),
+        PretrainLossConfig(use_frame_diff_as_target=True),
+        OptimConfig(),
+    )
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    torch.manual_seed(0)
+    configs = pretrain_configs()
+    path = tmp_path_factory.mktemp("pretrained") / "checkpoint-1.pth"
+    state = {"model": make_model(configs).state_dict(), "args": as_dict(configs), "epoch": 1}
+    checkpoint.save(path, state)
+    return str(path)
+
+
+@pytest.fixture
+def labelled(tmp_path, labelled_clips):
+    """Return a folder with a test list of eight clips, twice four files."""
+    clips = [clip._replace(label=k % 3) for k, clip in enumerate(labelled_clips * 2)]
+    write_list(tmp_path / "lists" / "test.csv", clips)
+    return str(tmp_path / "lists")
+
+
+@pytest.fixture
+def unlabelled(tmp_path, pretrain_clips):
+    write_list(tmp_path / "pretrain.csv", pretrain_clips)
+    return str(tmp_path / "pretrain.csv")
+
+
+def failure(arguments, capsys):
+    """Return the one line in which a command ends."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    return error
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+        return picture.size
+
+
+def test_features_are_the_parts_of_what_the_head_reads(finetuned, labelled):
+    opened = open_model(finetuned, "cpu")
+    clips = read_clips(opened.config, labelled)
+    found = features(opened, clips)
+    assert {name: values.shape for name, values in found.values.items()} == {
+        "video": (8, 128), "audio": (8, 128), "fusion_video": (8, 128), "fusion_audio": (8, 128),
+        "fused": (8, 512),
+    }  # fmt: skip
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    np.testing.assert_allclose(found.values["fused"][:4], found.values["fused"][4:], atol=1e-5)
+    assert np.ptp(found.values["fused"][:4], axis=0).max() > 1e-3
+    parts = [found.values[n] for n in ("video", "audio", "fusion_video", "fusion_audio")]
+    with torch.no_grad():
+        normed = opened.model.fc_norm(torch.tensor(np.hstack(parts)))
+    np.testing.assert_allclose(normed, found.values["fused"], atol=1e-4)
+
+
+def test_clusters_far_apart_stay_apart_and_the_seed_decides():
+    rng = np.random.default_rng(0)
+    vectors = np.concatenate([rng.normal(m, 0.1, (20, 30)) for m in (0, 5, 10)])
+    place = embed(vectors, seed=1)
+    centres = np.stack([place[k : k + 20].mean(0) for k in (0, 20, 40)])
+    radius = max(place[k : k + 20].std() for k in (0, 20, 40))
+    gaps = [np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert min(gaps) > 2 * radius
+    np.testing.assert_array_equal(place, embed(vectors, seed=1))
+    with pytest.raises(ValueError, match="t-SNE needs at least 5 clips, got 4"):
+        embed(vectors[:4])
+
+
+def test_tsne_draws_a_colour_and_marker_a_class_beyond_eight_too():
+    labels = np.repeat(np.arange(11), 2)
+    place = np.random.default_rng(0).random((22, 2))
+    figure = tsne_figure({"all": place}, labels, [f"class {k}" for k in range(11)])
+    clouds = figure.axes[0].collections
+    looks = {(str(c.get_facecolor()), str(c.get_paths()[0].vertices)) for c in clouds}
+    assert len(clouds) == len(looks) == 11
+    np.testing.assert_array_equal(clouds[3].get_offsets(), place[labels == 3])
+    assert len(figure.legends[0].get_texts()) == 11
+
+
+def test_tsne_of_a_regression_is_coloured_by_the_chosen_output():
+    targets = np.random.default_rng(0).random((9, 2))
+    figure = tsne_figure({"all": targets}, targets, ["valence", "arousal"], target=1)
+    np.testing.assert_array_equal(figure.axes[0].collections[0].get_array(), targets[:, 1])
+    assert figure.axes[1].get_ylabel() == "arousal"
+
+
+def test_tsne_command_draws_each_modality_and_all(finetuned, labelled, tmp_path):
+    base = ["tsne", "--checkpoint", finetuned, "--data_path", labelled]
+    main([*base, "--output", str(tmp_path / "three.png")])
+    main([*base, "--features", "fused", "--num_clips", "6", "--output", str(tmp_path / "one.png")])
+    three, one = size_of(tmp_path / "three.png"), size_of(tmp_path / "one.png")
+    assert three[0] > 2.2 * one[0]
+
+
+def test_tsne_names_what_does_not_fit(
+    finetuned, pretrained, labelled, unlabelled, tmp_path, capsys
+):
+    out = ["--output", str(tmp_path / "x.png")]
+    base = ["tsne", "--checkpoint", finetuned, "--data_path", labelled]
+    assert "--features 'text' is no part" in failure([*base, "--features", "text", *out], capsys)
+    assert "--target 3 is not one of the 3" in failure([*base, "--target", "3", *out], capsys)
+    assert "needs at least 5 clips" in failure([*base, "--num_clips", "4", *out], capsys)
+    error = failure(["tsne", "--checkpoint", pretrained, "--data_path", unlabelled, *out], capsys)
+    assert "is pre-trained, but this picture needs a fine-tuned one" in error
+    assert "cannot write" in failure([*base, "--output", "x.bmp"], capsys)
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled):
+    opened = open_model(finetuned, "cpu")
+    looked = look(opened, read_clips(opened.config, labelled)[1:3])
+    assert looked[0].title.splitlines()[0] == "joy" and looked[0].title.splitlines()[2] in NAMES
+    assert looked[0].video.shape == (3, 4, 32, 32) and looked[0].audio.shape == (32, 128)
+    assert {name: grid.shape for name, grid in looked[0].maps.items()} == {
+        "video": (2, 2, 2), "audio": (2, 8), "audio by video": (2, 8), "video by audio": (2, 2, 2)
+    }  # fmt: skip
+    figure = attention_figure(looked)
+    images = [axes.images[-1] for axes in figure.axes if axes.images]
+    maps = [image.get_array() for image in images if image.get_alpha() is not None]
+    assert len(maps) == 2 * 2 * (2 + 1)
+    np.testing.assert_allclose(maps[1], looked[0].maps["video"][1])
+    np.testing.assert_allclose(maps[2], looked[0].maps["audio"].T)
+    np.testing.assert_allclose(maps[3], looked[0].maps["video by audio"][0])
+    assert images[2].origin == "lower"
+
+
+def test_attention_of_one_modality_shows_that_one(labelled, tmp_path):
+    for modality, images in (("v", 2), ("a", 1)):
+        path = save_classifier(tmp_path / f"{modality}.pth", modality)
+        opened = open_model(path, "cpu")
+        figure = attention_figure(look(opened, read_clips(opened.config, labelled)[:1]))
+        drawn = [axes for axes in figure.axes if axes.images]
+        assert len(drawn) == 2 * images  # the input and its own attention
+
+
+def test_attention_command_takes_both_stages(
+    finetuned, pretrained, labelled, unlabelled, tmp_path, capsys
+):
+    for source, path in ((finetuned, labelled), (pretrained, unlabelled)):
+        out = tmp_path / "a.png"
+        base = ["attention", "--checkpoint", source, "--data_path", path, "--output", str(out)]
+        main([*base, "--method", "last"])
+        assert size_of(out)[0] > 600
+        assert "--clip 70 is not in the list of" in failure([*base, "--clip", "70"], capsys)
+        assert "at least 1 here, got 0" in failure([*base, "--num_clips", "0"], capsys)
+
+
+def test_recall_counts_the_nearest_and_breaks_ties_by_lot():
+    similarity = np.array([[0.9, 0.1, 0.2], [0.8, 0.3, 0.1], [0.5, 0.6, 0.4]])
+    assert recall_at(similarity, 1) == pytest.approx(1 / 3)
+    assert recall_at(similarity, 2) == pytest.approx(2 / 3)
+    assert recall_at(similarity, 3) == 1.0
+    for rank in (1, 3, 5):  # features that tell nothing apart score as chance does
+        assert recall_at(np.ones((5, 5)), rank) == pytest.approx(rank / 5)
+
+
+def test_recalls_search_both_ways():
+    audio, video = np.eye(4), np.eye(4)
+    video[3] = video[2]  # two videos look alike: their sounds cannot tell them apart
+    found = recalls([video], [audio], levels=[9])
+    values = {(r.direction, r.rank): r.value for r in found}
+    assert values["audio to video", 1] == pytest.approx((1 + 1 + 0.5 + 0.25) / 4)
+    assert values["video to audio", 1] == pytest.approx((1 + 1 + 1 + 0) / 4)
+    assert {r.chance for r in found if r.rank == 1} == {0.25}
+    assert {r.chance for r in found if r.rank == 5} == {1.0}
+    text = table(found, 4)
+    assert "block 9, audio to video" in text and " 68.75" in text and "chance" in text
+    figure = retrieval_figure(found, 4)
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights[0] == pytest.approx(68.75)
+
+
+def test_levels_are_those_that_pretraining_contrasts(pretrained, unlabelled):
+    opened = open_model(pretrained, "cpu")
+    clips = read_clips(opened.config, unlabelled)
+    levels = (0, 1)
+    video, audio = pooled_levels(opened, clips, levels, masked=True, seed=0)
+    configs = pretrain_configs()
+    model = make_model(configs).eval()
+    model.load_state_dict(checkpoint.load(pretrained)["model"])
+    (batch,) = batches(opened, clips, seed=0)
+    with torch.no_grad():
+        output = model(batch.video, batch.video_mask, batch.audio, batch.audio_mask)
+    for level in levels:
+        np.testing.assert_allclose(video[level], output.video_levels[level], atol=1e-5)
+        np.testing.assert_allclose(audio[level], output.audio_levels[level], atol=1e-5)
+    whole, _ = pooled_levels(opened, clips, levels, masked=False, seed=0)
+    assert np.abs(whole[1] - video[1]).max() > 1e-4
+
+
+def test_retrieval_command_prints_draws_and_writes_the_figures(
+    pretrained, unlabelled, tmp_path, capsys
+):
+    out, figures = tmp_path / "r.png", tmp_path / "new" / "r.csv"
+    main(["retrieval", "--checkpoint", pretrained, "--data_path", unlabelled,
+          "--output", str(out), "--csv", str(figures), "--num_clips", "4"])  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "recall in percent among 4 clips" in shown and "block 1, video to audio" in shown
+    assert size_of(out)[0] > 600
+    rows = list(csv.DictReader(figures.open()))
+    assert len(rows) == 2 * 2 * 3 and rows[0]["chance"] == "0.25"
+
+
+def test_retrieval_names_what_does_not_fit(
+    finetuned, pretrained, labelled, pretrain_clips, tmp_path, capsys
+):
+    out = ["--output", str(tmp_path / "x.png")]
+    error = failure(["retrieval", "--checkpoint", finetuned, "--data_path", labelled, *out], capsys)
+    assert "is fine-tuned, but this picture needs a pre-trained one" in error
+    gone = Clip(str(tmp_path / "gone.mp4"), str(tmp_path / "gone.wav"), None)
+    for clips, message in (
+        ([pretrain_clips[0]], "at least 2 clips to choose from, got 1"),
+        ([*pretrain_clips[:2], gone], "a clip cannot be read: .*gone.mp4"),
+    ):
+        write_list(tmp_path / "l.csv", clips)
+        arguments = [
+            "retrieval",
+            "--checkpoint",
+            pretrained,
+            "--data_path",
+            str(tmp_path / "l.csv"),
+        ]
+        error = failure([*arguments, *out], capsys)
+        assert re.search(message, error)
+
+
+def test_layer_weights_are_shares_of_each_stream(finetuned):
+    shares = layer_weights_of(finetuned)
+    expected = np.exp([0.0, 1.0]) / np.exp([0.0, 1.0]).sum()
+    assert list(shares) == ["video", "audio"]
+    np.testing.assert_allclose(shares["video"], expected)
+    figure = layer_weights_figure({"video": [shares["video"], expected[::-1]]})
+    assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx([50, 50])
+    points = figure.axes[0].lines[0]
+    assert points.get_ydata().tolist() == pytest.approx((100 * expected).tolist())
+
+
+def test_layer_weights_command_takes_folds_of_one_kind(finetuned, pretrained, tmp_path, capsys):
+    out = ["--output", str(tmp_path / "w.png")]
+    main(["layer_weights", "--checkpoint", finetuned, finetuned, *out])
+    assert size_of(tmp_path / "w.png")[0] > 500
+    video = save_classifier(tmp_path / "v.pth", "v")
+    error = failure(["layer_weights", "--checkpoint", finetuned, video, *out], capsys)
+    assert "draw models of one size and modality together" in error
+    error = failure(["layer_weights", "--checkpoint", pretrained, *out], capsys)
+    assert "needs a fine-tuned one" in error
+
+
+def test_reconstruction_command_draws_several_clips(pretrained, unlabelled, tmp_path, capsys):
+    base = ["reconstruction", "--checkpoint", pretrained, "--data_path", unlabelled]
+    main([*base, "--out", str(tmp_path / "one.png")])
+    main([*base, "--num_clips", "2", "--seed", "1", "--out", str(tmp_path / "two.png")])
+    one, two = size_of(tmp_path / "one.png"), size_of(tmp_path / "two.png")
+    assert two[1] > 1.7 * one[1]
+    out = ["--out", str(tmp_path / "x.png")]
+    assert "--clip 9 is not in the list of 5 clips" in failure([*base, "--clip", "9", *out], capsys)
+
+
+def test_reconstruction_of_the_original_authors_files_reads_their_flags(
+    pretrained, unlabelled, tmp_path
+):
+    state = checkpoint.load(pretrained)
+    flat = {name: value for group in state["args"].values() for name, value in group.items()}
+    flat["normlize_target"] = flat.pop("normalize_target")  # their spelling
+    flat["input_size_audio"] = 32  # one number
+    flat["weight_decay_end"] = None
+    flat["gpu"] = 0  # no flag of this project
+    theirs = {"model": state["model"], "args": argparse.Namespace(**flat), "epoch": "best"}
+    assert settings_of(theirs, "x")["loss"]["normalize_target"] is True
+    torch.save(theirs, tmp_path / "theirs.pth")
+    pictures = []
+    for path in (pretrained, str(tmp_path / "theirs.pth")):
+        out = tmp_path / "picture.png"
+        main(["reconstruction", "--checkpoint", path, "--data_path", unlabelled, "--out", str(out)])
+        pictures.append(np.asarray(Image.open(out)))
+    np.testing.assert_array_equal(*pictures)
+
+
+def test_reconstruction_needs_a_pretraining_checkpoint(finetuned, unlabelled, tmp_path, capsys):
+    base = ["reconstruction", "--data_path", unlabelled, "--out", str(tmp_path / "x.png")]
+    error = failure([*base, "--checkpoint", finetuned], capsys)
+    assert "is fine-tuned and has no decoders, but this picture needs a pre-trained one" in error
+    torch.save({"model": {}}, tmp_path / "bare.pth")
+    error = failure([*base, "--checkpoint", str(tmp_path / "bare.pth")], capsys)
+    assert "holds no settings of run_pretraining.py" in error
+
+
+def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides():
+    lines = draw_lines(50, 10, seed=0)
+    assert lines == sorted(set(lines)) and len(lines) == 10 and lines != draw_lines(50, 10, seed=1)
+    assert draw_lines(3, 0, 0) == draw_lines(3, 9, 0) == [0, 1, 2]
+    with pytest.raises(ValueError, match="--num_clips must not be negative, got -1"):
+        draw_lines(3, -1, 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(finetuned):
+    with pytest.raises(ValueError, match="--device cuda, but no GPU is usable here"):
+        open_model(finetuned, "cuda")
