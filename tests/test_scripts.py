@@ -369,6 +369,20 @@ def test_bad_input_is_refused_in_one_line(
     assert result.stdout == "" and not Path(inputs["OUTPUT_DIR"]).exists()
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+def test_shards_stand_for_lists(shell, inputs, nvidia_smi, tmp_path):
+    nvidia_smi(1)
+    shards = Path(inputs["DATA_PATH"], "packed")
+    for folder in (shards, *(shards / "split01" / part for part in ("train", "test"))):
+        folder.mkdir(parents=True)
+        (folder / "clips-000000.index.json").touch()
+    settings = inputs | {"DATA_PATH": shards, "DRY_RUN": 1}
+    (command,) = commands(start(PRETRAIN, tmp_path, shell=shell, **settings))
+    assert value(command, "--data_path") == str(shards)
+    (command,) = commands(start(FINETUNE["mafw"], tmp_path, shell=shell, FOLDS=1, **settings))
+    assert value(command, "--data_path") == str(shards / "split01")
+
+
 def test_empty_list_is_refused(inputs, nvidia_smi, tmp_path):
     nvidia_smi(1)
     Path(inputs["DATA_PATH"], "split05", "test.csv").write_text("")

@@ -1,6 +1,7 @@
 """Validation on clips held out of the training list; results that no process count changes."""
 
 import csv
+import gc
 import json
 import os
 from collections import Counter
@@ -22,11 +23,9 @@ from hicmae.training.holdout import hold_out
 from preprocess import cremad_av
 from tests.conftest import save_frames, save_wav
 from tests.preprocess.test_lists import Tree
+from tests.small_runs import FINETUNE  # its fork server imports once what every process needs
 from tests.training.test_distributed import free_port
 
-MODEL = ["--model", "avit_dim128_patch16_160_a256", "--depth", "2", "--depth_audio", "2",
-         "--fusion_depth", "1", "--num_frames", "4", "--sampling_rate", "8", "--input_size", "32",
-         "--input_size_audio", "64", "128", "--device", "cpu", "--num_workers", "0"]  # fmt: skip
 SPEAKERS = ("ann", "bob", "cem", "dia")
 
 
@@ -291,7 +290,7 @@ def media(tmp_path_factory):
     for outputs, task in ((2, "classification"), (2, "regression")):
         torch.manual_seed(1)
         arguments = ["--data_path", "x", "--output_dir", "y", "--nb_classes", str(outputs)]
-        configs = parse([*MODEL, *arguments, "--task", task])
+        configs = parse([*FINETUNE, *arguments, "--task", task])
         state = supervised.make_model(configs).state_dict()
         checkpoint.save(root / f"{task}.pth", {"model": state})
     return root
@@ -299,8 +298,8 @@ def media(tmp_path_factory):
 
 def finetune(media, out, *arguments, fold="fold"):
     paths = ["--data_path", str(media / fold), "--output_dir", str(out), "--nb_classes", "2"]
-    settings = ["--batch_size", "2", "--warmup_epochs", "0", "--epochs", "2", "--no-export"]
-    run_finetuning.main([*MODEL, *paths, *settings, *arguments])
+    settings = ["--warmup_epochs", "0", "--epochs", "2", "--no-export"]
+    run_finetuning.main([*FINETUNE, *paths, *settings, *arguments])
 
 
 def test_the_test_list_is_not_looked_at_before_the_final_test(media, tmp_path, monkeypatch):
@@ -352,7 +351,7 @@ def test_clips_held_out_at_random_keep_items_whole(media, tmp_path):
     for part in ("train", "test"):
         same = [clip._replace(label=k // 2 % 2) for k, clip in enumerate(clips)]
         write_list(tmp_path / "fold" / f"{part}.csv", same)
-    options = ["--data_path", str(tmp_path / "fold"), "--output_dir", str(tmp_path), *MODEL]
+    options = ["--data_path", str(tmp_path / "fold"), "--output_dir", str(tmp_path), *FINETUNE]
     options += ["--nb_classes", "2", "--val_split", "clip", "--val_share", "0.25"]
     held = {}
     for average in ("0", "2"):
@@ -407,6 +406,8 @@ CASES = [
 
 def run_cases(rank, world, root, ports):
     """Test all cases as one of `world` processes."""
+    if world > 1:
+        gc.freeze()  # a forked process that collects what it was born with copies all of it
     torch.set_num_threads(1)
     for number, (fold, task, batch_size, flags) in enumerate(CASES):
         if world > 1:
@@ -425,7 +426,8 @@ def results(media):
     run_cases(0, 1, media, ())
     torch.set_num_threads(threads)
     for world in (2, 3):
-        mp.spawn(run_cases, (world, media, [free_port() for _ in CASES]), nprocs=world)
+        arguments = world, media, [free_port() for _ in CASES]
+        mp.start_processes(run_cases, arguments, nprocs=world, start_method="forkserver")
     return {
         (world, number): {
             path.name: path.read_bytes()

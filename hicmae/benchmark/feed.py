@@ -204,23 +204,18 @@ def show(figures: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    rates = (row[name] for name in ("clips_per_s", "fixed_clips_per_s", "loader_clips_per_s"))
-    fed, fixed, alone = (f"{rate:.1f}" for rate in rates)
-    return (
-        row["source"],
-        fed,
-        fixed,
-        f"{row['wait_share']:.1%}",
-        f"{row['slower_share']:.1%}",
-        alone,
-    )
+    rates = ("clips_per_s", "fixed_clips_per_s", "loader_clips_per_s")
+    fed, fixed, alone = (f"{row[name]:.1f}" for name in rates)
+    waits, slower = (f"{row[name]:.1%}" for name in ("wait_share", "slower_share"))
+    return (row["source"], fed, fixed, waits, slower, alone)
 
 
 def _needs(row: dict[str, Any]) -> str:
+    names = ("voxceleb2_device_days", "voxceleb2_device_days_if_fed", "loader_cores_per_device")
+    days, fed_days, cores = (f"{row[name]:.3g}" for name in names)
     return (
-        f"\nVoxCeleb2 x {EPOCHS} epochs from {row['source']}: {row['voxceleb2_device_days']:.3g} days "
-        f"on one such device, {row['voxceleb2_device_days_if_fed']:.3g} if it never waits, for which "
-        f"it needs {row['loader_cores_per_device']:.1f} such loader processes\n"
+        f"\nVoxCeleb2 x {EPOCHS} epochs from {row['source']}: {days} days on one such device, "
+        f"{fed_days} if it never waits, for which it needs {cores} such loader processes\n"
     )
 
 

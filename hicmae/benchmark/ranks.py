@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import statistics
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,6 +27,7 @@ from hicmae.benchmark.context import device_name
 from hicmae.benchmark.links import Cluster, on_paper
 from hicmae.benchmark.links import show as show_paper
 from hicmae.benchmark.real_steps import (
+    Steps,
     Trainer,
     add_training_flags,
     check_least,
@@ -42,8 +44,8 @@ from hicmae.training.session import Session, open_session
 PATCH_SIZE = 16
 NOTE = """
 Exchange costs: step time against processes side by side that exchange nothing; what these lose
-against one process, they lose to shared memory and cores. Processes of one machine say nothing
-about a network; `--paper` reasons about that.
+against one process, they lose to shared memory and cores. CPU time leaves out waiting, and what
+else the machine does. Processes of one machine say nothing about a network: see `--paper`.
 """
 SEPARATE = "side by side, nothing exchanged"
 # What processes do; options of DistributedDataParallel in place of ours.
@@ -138,12 +140,15 @@ def show(figures: dict[str, Any]) -> str:
     if "paper" in figures:
         cluster = Cluster(**figures["cluster"])
         return show_paper(figures["paper"], cluster, figures["batch_size"])
-    table = [("", "processes", "clips/s", "step", "exchange costs", "efficiency")]
+    names = ("clips/s", "efficiency", "step", "exchange costs", "CPU time", "exchange costs")
+    table = [("", "processes", *names)]
     for row in figures["rows"]:
-        overhead = "" if row["overhead"] is None else f"{row['overhead']:+.1%}"
-        cells = (row["name"], str(row["processes"]), f"{row['clips_per_s']:.2f}")
-        times = (f"{row['step_s']:.3f} s", overhead, f"{row['efficiency']:.0%}")
-        table.append((*cells, *times))
+        costs, cpu_costs = (
+            f"{row[name]:+.1%}" if name in row else "" for name in ("overhead", "overhead_cpu_time")
+        )
+        rates = (f"{row['clips_per_s']:.2f}", f"{row['efficiency']:.0%}")
+        times = (f"{row['step_s']:.3f} s", costs, f"{row['cpu_s']:.3f} s", cpu_costs)
+        table.append((row["name"], str(row["processes"]), *rates, *times))
     title = (
         f"{figures['device']}: {figures['model']}, {figures['precision']}, "
         f"{figures['batch_size']} clips a process, {figures['threads']} thread(s) each\n\n"
@@ -171,19 +176,19 @@ def _one_rank(rank: int, world: int, port: int, args: argparse.Namespace, folder
     with open_session(configs.run, {}) as session:
         logging.getLogger().setLevel(logging.WARNING)
         names = list(VARIANTS) if world > 1 else [SEPARATE]
-        seconds: dict[str, list[float]] = {name: [] for name in names}
+        seen: dict[str, list[Steps]] = {name: [] for name in names}
         for turn in range(args.rounds):
             for name in [*names[turn % len(names) :], *names[: turn % len(names)]]:
-                seconds[name] += _time(session, configs, name, args)
-        ranks = distributed.gather_objects([{n: spread(s) for n, s in seconds.items()}])
+                seen[name].append(_time(session, configs, name, args))
+        ranks = distributed.gather_objects([{n: _summed_up(s) for n, s in seen.items()}])
         if distributed.is_main():
-            seen = {
+            figures = {
                 "device": device_name(session.device),
                 "precision": session.precision.name,
                 "threads": torch.get_num_threads(),
                 "slowest": {n: max((r[n] for r in ranks), key=_step) for n in names},
             }
-            Path(folder, f"{world}.json").write_text(json.dumps(seen), encoding="utf-8")
+            Path(folder, f"{world}.json").write_text(json.dumps(figures), encoding="utf-8")
 
 
 def _threads(processes: int) -> int:
@@ -192,24 +197,28 @@ def _threads(processes: int) -> int:
     return max((cores or 1) // processes, 1)
 
 
+def _summed_up(rounds: list[Steps]) -> dict[str, float]:
+    cpu = list(itertools.chain.from_iterable(steps.cpu for steps in rounds))
+    durations = list(itertools.chain.from_iterable(steps.durations for steps in rounds))
+    return {**spread(durations), "cpu_s": statistics.median(cpu)}
+
+
 def _step(seconds: Mapping[str, float]) -> float:
     return seconds["step_s"]
 
 
-def _time(
-    session: Session, configs: PretrainConfigs, name: str, args: argparse.Namespace
-) -> list[float]:
-    """Return the durations of some steps of one variant."""
+def _time(session: Session, configs: PretrainConfigs, name: str, args: argparse.Namespace) -> Steps:
+    """Make some steps of one variant."""
     options = dict(VARIANTS[name])
     if options.pop("gather", False):
         configs = configs._replace(loss=replace(configs.loss, gather_negatives=True))
     batch = synthetic_batch(configs, seed=distributed.rank())
     exchange = name != SEPARATE
     trainer = Trainer(session, configs, args.warmup + args.steps, exchange, **options)
-    durations = trainer.run(itertools.repeat(batch), args.steps, args.warmup).durations
+    steps = trainer.run(itertools.repeat(batch), args.steps, args.warmup)
     del trainer
     gc.collect()  # the wrapper's buckets
-    return durations
+    return steps
 
 
 def synthetic_batch(configs: PretrainConfigs, seed: int) -> PretrainBatch:
@@ -245,10 +254,13 @@ def summary(
     """
     clips = args.batch_size * args.accum_iter
     rows = [_row("one process", 1, clips, one["slowest"][SEPARATE])]
-    base = _step(several["slowest"][SEPARATE])
+    base = several["slowest"][SEPARATE]
     for name, seconds in several["slowest"].items():
         row = _row(name, args.nproc, clips, seconds)
-        rows.append(row | {"overhead": None if name == SEPARATE else _step(seconds) / base - 1})
+        if name != SEPARATE:
+            row["overhead"] = _step(seconds) / _step(base) - 1
+            row["overhead_cpu_time"] = seconds["cpu_s"] / base["cpu_s"] - 1
+        rows.append(row)
     for row in rows:
         row["efficiency"] = row["clips_per_s"] / (row["processes"] * rows[0]["clips_per_s"])
     ours = next(row for row in rows if row["name"].endswith("(ours)"))
@@ -267,4 +279,4 @@ def summary(
 
 def _row(name: str, processes: int, clips: int, seconds: Mapping[str, float]) -> dict[str, Any]:
     rate = processes * clips / _step(seconds)
-    return {"name": name, "processes": processes, "clips_per_s": rate, **seconds, "overhead": None}
+    return {"name": name, "processes": processes, "clips_per_s": rate, **seconds}

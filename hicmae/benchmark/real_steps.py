@@ -59,6 +59,7 @@ class Steps(NamedTuple):
 
     durations: list[float]  # from asking for the batch to asking for the next one
     waits: list[float]  # of these, the time in which the device could only wait for the batch
+    cpu: list[float]  # of this process on all cores; neighbours on the machine do not count
 
     @property
     def wait_share(self) -> float:
@@ -80,7 +81,7 @@ class _Mark:
         if device.type == "cuda":
             self.event = torch.cuda.Event(enable_timing=True)
             self.event.record()
-        self.time = time.perf_counter()
+        self.time, self.cpu = time.perf_counter(), time.process_time()
 
     def until(self, other: "_Mark") -> float:
         """Return the seconds from here to a later mark."""
@@ -109,12 +110,13 @@ class _Watched:
         end = _Mark(self.device)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        asked = [*self.asked[::accum_iter], end]
-        durations = [a.until(b) for a, b in itertools.pairwise(asked)]
+        pairs = list(itertools.pairwise([*self.asked[::accum_iter], end]))
+        durations = [a.until(b) for a, b in pairs]
+        cpu = [b.cpu - a.cpu for a, b in pairs]
         waits = [a.until(b) for a, b in zip(self.asked, self.given, strict=True)]
         groups = range(0, len(waits), accum_iter)
         waits = [sum(waits[first : first + accum_iter]) for first in groups]
-        return Steps(durations[warmup:], waits[warmup:])
+        return Steps(durations[warmup:], waits[warmup:], cpu[warmup:])
 
 
 class Trainer:

@@ -115,6 +115,15 @@ class ClipConfig:
             if value % divisor:
                 raise ValueError(f"--{flag} {value} is not a multiple of {divisor_name}, {divisor}")
 
+    def dataset_options(self) -> dict[str, Any]:
+        """Return the geometry under the names of the data sets."""
+        return {
+            "num_frames": self.num_frames,
+            "sampling_rate": self.sampling_rate,
+            "input_size": self.input_size,
+            "input_size_audio": self.input_size_audio,
+        }
+
     def model_options(self) -> dict[str, Any]:
         """Return the geometry under the names of the model builders."""
         return {
@@ -131,8 +140,8 @@ class DataConfig:
 
     data_path: str = option(
         "",
-        "pre-training: the list file, or its folder with train.csv; "
-        "fine-tuning: the folder with train.csv and test.csv",
+        "pre-training: the list file, its folder with train.csv, or a folder of shards; "
+        "fine-tuning: the folder with train.csv and test.csv, or with shards in train/ and test/",
         metavar="PATH",
     )
     data_root: str = option("", "folder that relative paths in the lists start from", metavar="DIR")

@@ -195,8 +195,8 @@ class ClipSampler(Sampler[ClipIndex]):
         world_size: number of processes.
         pad: training: repeat the first clips of the order until all shares are equal. Evaluation
             leaves the shares unequal instead, so that no clip counts twice.
-        shards: (num_clips,) the shard of each packed clip. Shuffled clips then come from a few
-            shards at a time, and each process reads its own shards, so that disks read on.
+        shards: (num_clips,) the shard of each packed clip: shuffled clips then come from a few
+            shards at a time, so that disks read on.
     """
 
     def __init__(
@@ -235,10 +235,7 @@ class ClipSampler(Sampler[ClipIndex]):
             rng.shuffle(order)
         if self.pad:
             order = np.resize(order, len(self) * self.world_size)
-        if self.shards is None:
-            share = order[self.rank :: self.world_size]
-        else:
-            share = np.array_split(order, self.world_size)[self.rank]
+        share = order[self.rank :: self.world_size]
         return (ClipIndex(self.epoch, int(index)) for index in share[self.start :])
 
 

@@ -6,7 +6,6 @@ frames, images one after the other, `KEY.wav` its sound. Nothing is ever extract
 
 import functools
 import io
-import itertools
 import json
 import os
 import stat
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from hicmae.data.audio import WINDOW
 from hicmae.data.clip_list import UnreadableClip, one_line
 from hicmae.data.h264 import FrameTimes
 from hicmae.data.shard_index import PackedClip, Shard
@@ -28,6 +28,7 @@ MAX_OPEN = 8  # shards a process keeps open
 MAX_PIXELS = 1 << 26  # of a frame; more is no frame but a decompression bomb
 SAMPLE_TYPES = ("<i2", "<f4")  # of the sound
 _LARGEST_INFO = 1 << 26  # bytes
+_MOST = 1 << 40  # of a size, a checksum, a time; sums of many stay in int64
 # The colours and the order that Pillow gives, whose JPEG decoder is slower than OpenCV's.
 _AS_PILLOW = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
@@ -86,10 +87,10 @@ class PackedVideo:
 
     def __init__(self, clip: PackedClip, info: dict[str, Any]) -> None:
         self.path, self.clip = clip.video, clip
-        self.sizes = _numbers(clip, info, "sizes", int)
-        self.checksums = _numbers(clip, info, "crc32", int)
-        self.offsets = [0, *itertools.accumulate(self.sizes)]
-        if not self.sizes or self.offsets[-1] != clip.places.frames_size:
+        self.sizes = _numbers(clip, info, "sizes")
+        self.checksums = _numbers(clip, info, "crc32")
+        self.ends = np.cumsum(self.sizes)
+        if self.ends[-1] != clip.places.frames_size:
             raise _damaged(clip, "its frames do not fill their place")
         self.info = info
 
@@ -99,6 +100,11 @@ class PackedVideo:
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Return the (H, W, 3) RGB frames at `indices`."""
         return [self._read(index) for index in indices]
+
+    def check(self) -> None:
+        """Raise UnreadableClip if a frame is not what was packed."""
+        for index in range(len(self)):
+            self._data(index)
 
     def times(self, first: int, last: int) -> tuple[float, float]:
         """Return when frame `first` begins and frame `last` ends; UnreadableClip without times."""
@@ -110,18 +116,22 @@ class PackedVideo:
             raise UnreadableClip(
                 f"video '{self.path}' has no frame times, expected a video file in pre-training"
             )
-        begins, ends = (_numbers(self.clip, self.info, key, float) for key in ("begins", "ends"))
-        return FrameTimes(np.array(begins, np.float32), np.array(ends, np.float32))
+        begins, ends = (_numbers(self.clip, self.info, key, "if") for key in ("begins", "ends"))
+        return FrameTimes(begins.astype(np.float32), ends.astype(np.float32))
 
     def _read(self, index: int) -> np.ndarray:
-        start = self.clip.places.frames + self.offsets[index]
-        data = _open_shards.read(self.clip.shard, start, self.sizes[index])
-        if zlib.crc32(data) != self.checksums[index]:
-            raise _damaged(self.clip, f"frame {index} is not what was packed")
-        frame = decode_image(data)
+        frame = decode_image(self._data(index))
         if frame is None:
             raise _damaged(self.clip, f"frame {index} is no image")
         return frame
+
+    def _data(self, index: int) -> bytes:
+        size = int(self.sizes[index])
+        start = self.clip.places.frames + int(self.ends[index]) - size
+        data = _open_shards.read(self.clip.shard, start, size)
+        if zlib.crc32(data) != self.checksums[index]:
+            raise _damaged(self.clip, f"frame {index} is not what was packed")
+        return data
 
 
 class PackedWav:
@@ -135,7 +145,8 @@ class PackedWav:
         if kind not in SAMPLE_TYPES or not isinstance(self.header, int) or self.header < 0:
             raise _damaged(clip, "its sound is of an unknown kind")
         self.dtype = np.dtype(kind)
-        if self.header + len(self) * self.dtype.itemsize > clip.places.wav_size:
+        size = self.header + len(self) * self.dtype.itemsize
+        if len(self) < WINDOW or size > clip.places.wav_size:
             raise _damaged(clip, "its sound does not fit its place")
 
     def __len__(self) -> int:
@@ -194,15 +205,22 @@ def jpeg_shape(data: bytes) -> tuple[int, int, int]:
     return 0, 0, 0
 
 
-def _numbers(clip: PackedClip, info: dict[str, Any], key: str, kind: type) -> list[Any]:
-    """Return a list of non-negative numbers, one for each frame."""
-    values = info.get(key)
-    kinds = (int, float) if kind is float else (int,)
-    if not isinstance(values, list) or len(values) != len(info.get("sizes") or ()):
+def _numbers(clip: PackedClip, info: dict[str, Any], key: str, kinds: str = "i") -> np.ndarray:
+    """Return a list of numbers, one for each frame, none negative, as an array of one of `kinds`.
+
+    Numbers too large for int64, and what is no number, make arrays of other kinds.
+    """
+    values, sizes = info.get(key), info.get("sizes")
+    if not (isinstance(values, list) and isinstance(sizes, list) and len(values) == len(sizes) > 0):
         raise _damaged(clip, f"its description lacks {key} for each frame")
-    if not all(type(value) in kinds and 0 <= value < 1 << 53 for value in values):
+    try:
+        array = np.array(values)
+    except ValueError:  # lists of unequal lengths
+        array = np.empty(0, object)
+    fits = array.ndim == 1 and array.dtype.kind in kinds
+    if not fits or not 0 <= array.min() <= array.max() < _MOST:
         raise _damaged(clip, f"its description has impossible {key}")
-    return values
+    return array
 
 
 def _damaged(clip: PackedClip, reason: str) -> UnreadableClip:

@@ -100,9 +100,11 @@ class BatchRunner:
         views = [view for _, view in batch]
         video = audio = None
         if views[0].video is not None:
-            video = normalise(torch.stack([view.video for view in views]).to(self.device))
+            pixels = [view.video for view in views if view.video is not None]
+            video = normalise(torch.stack(pixels).to(self.device))
         if views[0].audio is not None:
-            audio = torch.stack([view.audio for view in views]).to(self.device)
+            features = [view.audio for view in views if view.audio is not None]
+            audio = torch.stack(features).to(self.device)
         computed = self.compute(video, audio)
         arrays = {name: value.float().cpu().numpy() for name, value in computed.items()}
         for index, (place, view) in enumerate(batch):

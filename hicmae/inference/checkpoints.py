@@ -57,7 +57,7 @@ def read_checkpoint(
             f"got {', '.join(list(weights)[:3])}"
         )
     is_classifier = "head.weight" in weights
-    task, names = "pretraining", ()
+    task, names = "pretraining", tuple[str, ...]()
     if is_classifier:
         task = str(settings.get("task") or "classification")
         task = "regression" if "regress" in task else "classification"

@@ -123,6 +123,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 @lru_cache(maxsize=64)
 def _colour(index: int) -> tuple[int, int, int]:
     code = OKABE_ITO[index] if index < len(OKABE_ITO) else OTHER
+    code = "#FFFFFF" if code == "#000000" else code  # the bars stand on dark ground
     red, green, blue = (int(code[k : k + 2], 16) for k in (1, 3, 5))
     return red, green, blue
 

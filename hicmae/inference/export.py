@@ -25,7 +25,7 @@ from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import UnreadableClip, read_labelled_list
 from hicmae.data.video import FrameFolder
 from hicmae.inference.checkpoints import Described, flat_settings, read_checkpoint
-from hicmae.inference.files import whole_file
+from hicmae.inference.files import describe, whole_file
 from hicmae.training import checkpoint, distributed
 
 logger = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             export_checkpoint(args.checkpoint, args.output, **options)
     except (OSError, ValueError) as error:
-        logger.error("error: %s", error)
+        logger.error("error: %s", describe(error))
         return 2
     return 0
 

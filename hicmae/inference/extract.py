@@ -36,7 +36,7 @@ import numpy as np
 from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import wav_of
 from hicmae.inference.answers import Features
-from hicmae.inference.files import whole_file
+from hicmae.inference.files import check_writable, describe, whole_file
 from hicmae.inference.predict import (
     add_model_arguments,
     find_files,
@@ -189,16 +189,15 @@ WRITERS = {".npz": write_npz, ".parquet": write_parquet}
 def run(args: argparse.Namespace) -> int:
     """Extract and write; returns the exit code."""
     output = Path(args.output)
-    if output.suffix not in WRITERS:
-        raise ValueError(f"--output must end in {' or '.join(WRITERS)}, got '{output}'")
-    if output.suffix == ".parquet":
+    check_writable(output, tuple(WRITERS))
+    if output.suffix.lower() == ".parquet":
         _pyarrow()  # said before an hour of work
     items = read_items(args.list, args.data_root)
     recognizer = load_recognizer(args, not args.quiet)
     pairs = [(item.video, item.audio) for item in items]
     found = recognizer.features_each(pairs, on_error="return", **reading_options(args))
     columns, failures = collect(items, found, args.per_window)
-    WRITERS[output.suffix](output, columns)
+    WRITERS[output.suffix.lower()](output, columns)
     levels = ", ".join(f"{n} {a.shape}" for n, a in columns.items() if a.dtype == np.float32)
     logger.info("written: %s: %s", output, levels)
     if failures:
@@ -220,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(args)
     except (OSError, ValueError) as error:
-        logger.error("error: %s", error)
+        logger.error("error: %s", describe(error))
         return 2
 
 

@@ -7,7 +7,7 @@ A model of both streams that gets one only answers in one of two ways:
   attention, and the head reads zeros for the missing features. Only one encoder is needed.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hicmae.data.audio import HOP, SAMPLE_RATE, WINDOW, fbank
 from hicmae.data.video import normalise
 from hicmae.inference.model_config import Preprocessing
-from hicmae.models.finetune import ACTIVATIONS
+from hicmae.models.finetune import ACTIVATIONS, HiCMAEClassifier
 from hicmae.models.layers import CSBlock
 
 
@@ -27,6 +27,7 @@ def scores(model: nn.Module, video: Tensor | None, audio: Tensor | None) -> Tens
         video: (B, 3, T, H, W) normalised; None where it is missing or not read.
         audio: (B, 1, T, F) normalised; None likewise.
     """
+    model = cast(HiCMAEClassifier, model)
     given = ("v" if video is not None else "") + ("a" if audio is not None else "")
     if set(given) == set(model.modality):
         return model(video, audio)
@@ -74,7 +75,7 @@ def _observed(model: nn.Module, video: Tensor | None, audio: Tensor | None) -> d
         for name in names
     ]
     try:
-        model.forward_features(video, audio)
+        cast(HiCMAEClassifier, model).forward_features(video, audio)
     finally:
         for handle in handles:
             handle.remove()
@@ -85,6 +86,7 @@ def _observed(model: nn.Module, video: Tensor | None, audio: Tensor | None) -> d
 
 def _one_stream(model: nn.Module, video: Tensor | None, audio: Tensor | None) -> dict[str, Any]:
     """Run the parts of a model of both streams that one stream alone needs."""
+    model = cast(HiCMAEClassifier, model)
     stream, name, clip = ("video", "encoder", video)
     if clip is None:
         stream, name, clip = ("audio", "encoder_audio", audio)

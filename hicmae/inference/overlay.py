@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from hicmae.inference.decoding import NoPicture, first_stream, needed_stream, opened
 from hicmae.inference.drawing import Annotator
-from hicmae.inference.files import whole_file
+from hicmae.inference.files import check_writable, whole_file
 from hicmae.inference.results import Prediction
 
+FILMS = (".mp4", ".mov", ".mkv")
 COPIED = ("aac", "mp3", "ac3", "eac3")  # what mp4 players hear; other sound becomes AAC
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # of AAC
 QUALITY = {"crf": "20", "preset": "veryfast"}
@@ -38,8 +39,7 @@ def write_overlay(
         UnreadableClip: the video has no picture or cannot be decoded.
         ValueError: a file ending that is no film's.
     """
-    if Path(path).suffix.lower() not in (".mp4", ".mov", ".mkv"):
-        raise ValueError(f"--overlay writes .mp4, .mov or .mkv, got '{path}'")
+    check_writable(path, FILMS)
     if Path(video).is_dir():
         raise NoPicture(f"'{video}' is a folder of frames; an annotated copy needs a video")
     bar_options = {"leave": False, "disable": not progress}

@@ -21,7 +21,8 @@ from typing import Any
 from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import UnreadableClip
 from hicmae.data.video import FRAME_EXTENSIONS
-from hicmae.inference.overlay import write_overlay
+from hicmae.inference.files import check_writable, describe
+from hicmae.inference.overlay import FILMS, write_overlay
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.inference.results import (
     Failure,
@@ -162,6 +163,15 @@ def reading_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> list[Result]:
     """Predict all videos and write all files; returns a result for each person or failed file."""
+    for path, suffixes in (
+        (args.csv, ()),
+        (args.windows_csv, ()),
+        (args.json, ()),
+        (args.plot, (".png", ".pdf", ".svg")),
+        (args.overlay, FILMS),
+    ):
+        if path:
+            check_writable(path, suffixes)
     files = find_files(args.videos)
     if args.audio and len(files) > 1:
         raise ValueError(f"--audio goes with one video, got {len(files)}")
@@ -220,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         results = run(args)
     except (OSError, ValueError) as error:
-        logger.error("error: %s", error)
+        logger.error("error: %s", describe(error))
         return 2
     return int(any(isinstance(result, Failure) for result in results))
 

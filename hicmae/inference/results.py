@@ -131,7 +131,9 @@ def write_windows_csv(path: str | Path, results: Iterable[Result], names: Sequen
     """Write a row for each window of each result: file, person, start, end, label, scores."""
     rows: list[list[Any]] = [["file", "person", "start", "end", "status", "label", *names]]
     for result in results:
-        for window in () if isinstance(result, Failure) else result.windows:
+        if isinstance(result, Failure):
+            continue
+        for window in result.windows:
             scores = [f"{window.scores[n]:.6f}" if window.scores else "" for n in names]
             label = (window.label or "") if result.task == "classification" else ""
             span = f"{window.start:.3f}", f"{window.end:.3f}"

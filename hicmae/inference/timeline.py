@@ -87,7 +87,6 @@ def _shades(panel: Axes, prediction: Prediction, names: Sequence[str]) -> None:
         np.ma.masked_invalid(scores.T),
         cmap="cividis",
         vmin=0 if prediction.task == "classification" else None,
-        vmax=1 if prediction.task == "classification" else None,
     )
     panel.set_facecolor("#dddddd")
     panel.grid(False)

@@ -110,7 +110,7 @@ def prepare(source: Source, config: ModelConfig, streams: str, options: Options)
     looked_at = people = None
     if times is not None:
         wanted = np.unique(np.concatenate([window.frames for window in windows]))
-        looked_at = LookedAt(source, wanted)
+        looked_at = LookedAt(source, wanted.tolist())
         try:
             people = _people(looked_at, times[wanted], config, options, notes)
         except NoFace as error:

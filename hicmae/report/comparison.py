@@ -120,7 +120,8 @@ def matched(
             f"{other.num_outputs} classes or outputs; compare runs of one task"
         )
     whole = _numbered(first.clips), _numbered(other.clips)
-    short = tuple(_numbered([Path(clip).name for clip in t.clips]) for t in (first, other))
+    last = [[Path(clip).name for clip in table.clips] for table in (first, other)]
+    short = _numbered(last[0]), _numbered(last[1])
     notes = []
     keys = whole
     moved = set(whole[0]) != set(whole[1]) and set(short[0]) == set(short[1])

@@ -3,6 +3,7 @@
 import base64
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -62,7 +63,7 @@ def _report_pictures(report: Report) -> Iterator[Picture]:
             table = report.pooled[kind].table
             yield _picture(
                 f"Predictions, {kind} epoch",
-                lambda t=table: scatter_figure(t.labels, t.predictions, report.names),
+                partial(scatter_figure, table.labels, table.predictions, report.names),
                 len(report.names) > 1,
             )
         return
@@ -71,7 +72,7 @@ def _report_pictures(report: Report) -> Iterator[Picture]:
         counts = getattr(report.total, kind)["confusion"]
         yield _picture(
             f"Confusion matrix, {kind} epoch",
-            lambda c=counts: confusion_figure(c, report.names),
+            partial(confusion_figure, counts, report.names),
             len(report.names) > FEW_CLASSES,
         )
 
@@ -82,7 +83,8 @@ def _picture(title: str, draw: Callable[[], Figure], is_wide: bool = False) -> P
         with plt.rc_context(scheme):
             data = base64.b64encode(figure_to_png(draw())).decode("ascii")
         addresses.append(f"data:image/png;base64,{data}")
-    return Picture(title, *addresses, is_wide)
+    light, dark = addresses
+    return Picture(title, light, dark, is_wide)
 
 
 def _folds_figure(report: Report) -> Figure:

@@ -85,8 +85,9 @@ def train_one_epoch(
     schedules = optimization.lr, optimization.weight_decay
     window = Window(logger, *schedules, epoch, device, max_bad_steps, state)
     progress = Progress(steps, f"epoch {epoch}/{epochs}", every=print_freq, initial=done)
-    if done == steps:
+    if done == steps:  # only what follows the epoch is left; its last step is shown again
         window.show(epoch * steps + done - 1)
+        after_step(done, window)
     groups = _groups(loader, optimization.accum_iter, steps - done)
     for step, (batches, data_time) in enumerate(groups, start=epoch * steps + done):
         seed_step(seed, step, distributed.rank())

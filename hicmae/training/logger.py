@@ -173,7 +173,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 def _silence(stream: TextIO) -> None:
-    """Lead a stream nowhere, since what it could not write would change the exit code at the end."""
+    """Lead a stream nowhere: what it could not write would change the exit code at the end."""
     with suppress(OSError):  # a stream without a file, in tests
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

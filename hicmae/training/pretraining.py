@@ -1,7 +1,6 @@
 """What is particular to pre-training: its clips, model, loss and pictures."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -43,14 +42,10 @@ class PretrainConfigs(NamedTuple):
 
 
 def make_dataset(configs: PretrainConfigs) -> PretrainClips:
-    """Read the list, or train.csv in a folder, and describe how clips are drawn from it."""
-    path = Path(configs.data.data_path)
+    """Read the list, train.csv in a folder, or shards, and describe how clips are drawn."""
     return PretrainClips(
-        read_pretrain_list(path / "train.csv" if path.is_dir() else path, configs.data.data_root),
-        num_frames=configs.clip.num_frames,
-        sampling_rate=configs.clip.sampling_rate,
-        input_size=configs.clip.input_size,
-        input_size_audio=configs.clip.input_size_audio,
+        read_pretrain_list(configs.data.data_path, configs.data.data_root),
+        **configs.clip.dataset_options(),
         tubelet_size=configs.clip.tubelet_size,
         mask_ratio=configs.mask.mask_ratio,
         mask_ratio_audio=configs.mask.mask_ratio_audio,

@@ -191,8 +191,8 @@ def _restore_rank(saver: Saver, ranks: list[dict[str, Any]]) -> None:
     same = len(ranks) == saver.shape.world_size
     if same:
         restore_random_states(ranks[distributed.rank()]["random"])
-    if saver.place.step:
-        windows = [rank["window"] for rank in ranks]
+    windows = [rank["window"] for rank in ranks]
+    if windows[0] is not None:
         saver.resumed = windows[distributed.rank()] if same else _mean_window(windows)
 
 
@@ -200,7 +200,7 @@ def _mean_window(windows: list[dict[str, Any]]) -> dict[str, Any]:
     """Let each of another number of ranks go on with the mean, as means over ranks are logged."""
     sums = {
         name: sum(window["sums"][name] for window in windows) / len(windows)
-        for name in windows[0]["sums"]
+        for name in windows[0].get("sums", ())
     }
     return {**windows[0], "sums": sums}
 

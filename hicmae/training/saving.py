@@ -62,7 +62,7 @@ class Saver:
         self.best = NO_BEST  # epoch and value of checkpoint-best.pth
         self.origin: dict[str, str] | None = None  # what --resume named when the run began
         self.logger: RunLogger | None = None
-        self.resumed: dict[str, Any] | None = None  # `Window.state` within the epoch in hand
+        self.resumed: dict[str, Any] | None = None  # `Window.state` that the next window takes
         self._window: Window | None = None
         self._unsaved = False
         self._clock = clock
@@ -112,6 +112,7 @@ class Saver:
 
     def end_epoch(self) -> None:
         """Save the end of the epoch in hand, after all that belongs to it is logged."""
+        self.resumed = self._window.state_of_next() if self._window else self.resumed
         self.place, self._window, self._unsaved = Place(self.place.epoch + 1, 0), None, True
         self._save_state()
 

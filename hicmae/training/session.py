@@ -73,8 +73,9 @@ def open_session(
         choose_cpu_gemm(run.cpu_gemm)
         if trains and distributed.is_main():
             stack.enter_context(own_folder(output_dir))
-            remove_leftovers(output_dir)
         setup_logging(output_dir, distributed.is_main())
+        if trains and distributed.is_main():
+            remove_leftovers(output_dir)
         logger.info(
             "device %s, precision %s, %d process(es), output in %s",
             device,
@@ -193,6 +194,7 @@ def training_loader(session: Session, dataset: Dataset, batch_size: int) -> Data
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pad=True,
+        shards=getattr(dataset.clips, "shard_of", None),  # type: ignore[attr-defined]
     )
     workers = session.run.num_workers
     return make_loader(dataset, sampler, batch_size, workers, True, session.device.type)

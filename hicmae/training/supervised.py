@@ -145,10 +145,7 @@ def training_clips(configs: FinetuneConfigs, clips: Clips) -> LabelledClips:
     return LabelledClips(
         clips,
         task=configs.classifier.task,
-        num_frames=configs.clip.num_frames,
-        sampling_rate=configs.clip.sampling_rate,
-        input_size=configs.clip.input_size,
-        input_size_audio=configs.clip.input_size_audio,
+        **configs.clip.dataset_options(),
         augment=Augment(
             aa=None if augment.aa in ("", "none") else augment.aa,
             reprob=augment.reprob,
@@ -181,10 +178,7 @@ def scoring_loader(
         num_segments=configs.score.test_num_segment,
         num_crops=configs.score.test_num_crop,
         centre=centre,
-        num_frames=configs.clip.num_frames,
-        sampling_rate=configs.clip.sampling_rate,
-        input_size=configs.clip.input_size,
-        input_size_audio=configs.clip.input_size_audio,
+        **configs.clip.dataset_options(),
         allow_skip=configs.score.skip_bad_test_clips,
         modality=configs.classifier.modality,
     )

@@ -155,6 +155,10 @@ class Window:
             "last": self._last,
         }
 
+    def state_of_next(self) -> dict[str, Any]:
+        """Return what the next epoch's window takes over: bad steps in a row go on."""
+        return {"bad_in_a_row": self._bad_in_a_row}
+
 
 def _explain(bad: list[dict[str, Any]]) -> str:
     last = bad[-1]

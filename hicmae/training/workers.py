@@ -7,9 +7,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from hicmae.training import distributed
@@ -48,11 +50,12 @@ def epoch_batches(loader: DataLoader[Any], epoch: int, first: int = 0) -> Iterat
                 done, deaths = done + 1, 0
             return
         except (RuntimeError, OSError, EOFError) as error:
-            dead = [worker for worker in workers if not worker.is_alive()]
+            # Its sockets fail a moment before a process counts as dead.
+            dead = bool(workers) and wait([worker.sentinel for worker in workers], timeout=1)
             if not dead:
                 raise
             deaths += 1
-            _report(dead[0], deaths, epoch, done, error)
+            _report(next(w for w in workers if not w.is_alive()), deaths, epoch, done, error)
         del batches
         loader._iterator = None  # the last reference: torch ends the other workers
         end(workers)  # also those that wait for a lock of the dead one
@@ -67,6 +70,9 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     """Start an epoch's iterator; a worker's death is then noticed only when its batch is due."""
     if not isinstance(loader.worker_init_fn, partial):
         loader.worker_init_fn = partial(_settle, loader.worker_init_fn)
+    if loader.generator is None:
+        # Of the loader alone, so that starting workers once more leaves the run's draws alone.
+        loader.generator = torch.Generator()
     batches = iter(loader)
     in_main_thread = threading.current_thread() is threading.main_thread()
     if loader.num_workers and in_main_thread:

@@ -3,15 +3,17 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from hicmae.data.clip_list import Clip
+from hicmae.models.encoder import ModalityEncoder
 from hicmae.training.losses import unnormalize
 from hicmae.visualize.attention_maps import looks, recorded_attention
 from hicmae.visualize.features import Opened, batches, open_model, pick_lines, read_clips
@@ -50,7 +52,7 @@ def look(
         grids = {}
         for name, weights in looks(maps, method).items():
             encoder = "encoder" if name.startswith("video") else "encoder_audio"
-            grid = opened.model.get_submodule(encoder).patch_embed.grid
+            grid = cast(ModalityEncoder, opened.model.get_submodule(encoder)).patch_embed.grid
             grids[name] = weights[0].reshape(grid).float().cpu().numpy()
         video, audio = batch.video, batch.audio
         results.append(
@@ -86,9 +88,8 @@ def attention_figure(clips: Sequence[Looked]) -> Figure:
             figsize=(0.98 * sum(widths) + 2.0, 1.02 * len(rows) * len(clips) + 0.55),
             width_ratios=widths,
             squeeze=False,
-            layout="constrained",
+            layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0.01, hspace=0.01),
         )
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.01, hspace=0.01)
         for line, (clip, (label, *names)) in enumerate(itertools.product(clips, rows)):
             axes, is_first = grid[line], line == 0
             shown = clip.title or label if not names[0] else label

@@ -121,6 +121,7 @@ def radar_figure(scores: Sequence[Score], start: float = 0.0, relative: bool = F
         figure, axes = plt.subplots(
             figsize=(4.0, 3.7), subplot_kw={"projection": "polar"}, layout="constrained"
         )
+        assert isinstance(axes, PolarAxes)
         axes.set_theta_offset(math.pi / 2)  # the first axis points up, the others go clockwise
         axes.set_theta_direction(-1)
         for number, (method, row) in enumerate(zip(methods, radii, strict=True)):
@@ -157,7 +158,7 @@ def _matrix(
         for axis in axes:
             if (method, *axis) not in found:
                 raise ValueError(f"method '{method}' has no value of {' '.join(axis)}")
-    return np.array([[found[(method, *axis)] for axis in axes] for method in methods])
+    return np.array([[found[method, name, metric] for name, metric in axes] for method in methods])
 
 
 def _label(

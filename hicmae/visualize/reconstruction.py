@@ -1,7 +1,6 @@
 """Masked clips beside what a pre-training checkpoint makes of them."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,14 +89,14 @@ def reconstructions_figure(
             figsize=(1.05 * sum(widths) + 1.0, height * len(clips)), layout=_tight()
         )
         parts = figure.subfigures(len(clips), 1, squeeze=False)[:, 0]
-        for part, clip, title in itertools.zip_longest(parts, clips, titles, fillvalue=""):
+        for number, (part, clip) in enumerate(zip(parts, clips, strict=True)):
             grid = part.subplots(3, len(widths), width_ratios=widths)
             for row, name in enumerate(("original", "masked", "rebuilt")):
                 _draw_frames(grid[row, :-1], clip.videos[row], frames, heading=row == 0)
                 grid[row, 0].set_ylabel(name)
             _draw_spectrograms(part, grid[:, -1], clip.audios)
-            if title:
-                part.suptitle(title, fontsize=10)
+            if number < len(titles) and titles[number]:
+                part.suptitle(titles[number], fontsize=10)
     return figure
 
 

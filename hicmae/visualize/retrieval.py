@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from hicmae.data.clip_list import Clip
 from hicmae.models.encoder import pooled_unit
 from hicmae.models.patches import split_tokens
+from hicmae.models.pretrain import HiCMAE
 from hicmae.visualize.features import Opened, batches, draw_lines, open_model, read_clips
 from hicmae.visualize.style import OKABE_ITO, STYLE, check_format, save_figure
 
@@ -70,14 +71,15 @@ def pooled_levels(
         Of video and audio, one (n, D) array of unit vectors a level.
     """
     found: tuple[list[list[torch.Tensor]], ...] = ([], [])
+    model = cast(HiCMAE, opened.model)
     for batch in batches(opened, clips, seed=seed):
         streams = (
-            (opened.model.encoder, batch.video, batch.video_mask, "video_mask"),
-            (opened.model.encoder_audio, batch.audio, batch.audio_mask, "audio_mask"),
+            (model.encoder, batch.video, batch.video_mask, "video_mask"),
+            (model.encoder_audio, batch.audio, batch.audio_mask, "audio_mask"),
         )
         for encoder, clip, mask, name in streams:
             visible = None
-            if masked:
+            if masked and mask is not None:
                 split = split_tokens(mask, encoder.patch_embed.num_tokens, name)
                 visible = split.visible.to(opened.device)
             output = encoder(clip, visible, levels)

@@ -78,9 +78,8 @@ def _draw_classes(axes: Axes, place: np.ndarray, labels: np.ndarray, names: Sequ
         # A marker and a colour each: beyond eight classes the markers move on against the colours.
         marker = MARKERS[(k + k // len(OKABE_ITO)) % len(MARKERS)]
         colour = OKABE_ITO[k % len(OKABE_ITO)]
-        axes.scatter(
-            *place[own].T, s=11, marker=marker, color=colour, alpha=0.8, linewidth=0, label=name
-        )
+        x, y = place[own].T
+        axes.scatter(x, y, s=11, marker=marker, color=colour, alpha=0.8, linewidth=0, label=name)
 
 
 def tsne(

@@ -133,7 +133,7 @@ def run_tool(
         ledger.note(outcome)
     pending = _pending(jobs, is_done, args.overwrite, ledger)
     start, left = time.monotonic(), len(pending)
-    outcomes = _outcomes(pending, work, args.num_workers)
+    outcomes = outcomes_of(pending, work, args.num_workers)
     bar = tqdm(total=left, unit="clip", desc=tool, disable=None, dynamic_ncols=True)
     with bar, logging_redirect_tqdm(), contextlib.closing(outcomes):
         try:
@@ -275,7 +275,9 @@ def _attempt(work: Work, job: Job) -> Outcome:
     return Outcome(job, "", time.monotonic() - start, details)
 
 
-def _outcomes(pending: deque[Job], work: Work, num_workers: int) -> Generator[Outcome, None, None]:
+def outcomes_of(
+    pending: deque[Job], work: Work, num_workers: int
+) -> Generator[Outcome, None, None]:
     """Yield the outcomes in the order in which they come."""
     if num_workers <= 1:
         while pending:

@@ -31,12 +31,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--videos", required=True, metavar="DIR")
     parser.add_argument("--labels", required=True, metavar="FILE")
     parser.add_argument("--output_dir", required=True, metavar="DIR")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes (%(default)s)")
     args, flags = parser.parse_known_args(argv)
     data, run = Path(args.output_dir) / "data", Path(args.output_dir) / "run"
 
     # Wavs, aligned faces, train.csv and test.csv. Run again, only what is missing is done.
     code = own_videos.main(
         ["--videos", args.videos, "--labels", args.labels, "--output_dir", str(data)]
+        + ["--num_workers", str(max(args.num_workers, 1))]
     )
     if code > 1:
         sys.exit(code)
@@ -45,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     classes = read_names(data / "classes.txt")
     run_finetuning.main(
         ["--data_path", str(data), "--nb_classes", str(len(classes))]
-        + ["--output_dir", str(run), *flags]
+        + ["--output_dir", str(run), "--num_workers", str(args.num_workers), *flags]
     )
     with open(run / "pred.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

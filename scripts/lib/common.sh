@@ -244,11 +244,18 @@ choose_precision() {
     esac
 }
 
-# need_list FILE: a list has to be there and hold a line.
+# has_shards FOLDER: did preprocess/pack_clips.py write there?
+has_shards() {
+    set -- "$1"/*.index.json
+    [ -f "$1" ]
+}
+
+# need_list FILE: a list has to be there and hold a line; shards in FILE without .csv stand for it.
 need_list() {
-    [ -f "$1" ] || die "no clip list at '$1'; write it (README, 'Data preparation') or set DATA_PATH"
+    ! has_shards "${1%.csv}" || return 0
+    [ -f "$1" ] || die "no clip list at '$1'; write it (README, 'Prepare data') or set DATA_PATH"
     [ -r "$1" ] || die "the clip list '$1' cannot be read; check its permissions"
-    [ -s "$1" ] || die "the clip list '$1' is empty; write one clip a line (README, 'Data preparation')"
+    [ -s "$1" ] || die "the clip list '$1' is empty; write one clip a line (README, 'Prepare data')"
 }
 
 need_checkpoint() {

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio.compliance.kaldi as kaldi
 
 from hicmae.data.audio import (
     WavFile,
     draw_gain,
     fbank,
+    fbanks,
     frames_to_samples,
     length_of,
     read_span,
@@ -204,3 +206,53 @@ def test_missing_wav_is_named(tmp_path):
         length_of(str(tmp_path / "none.wav"))
     with pytest.raises(UnreadableClip, match="audio 'None' does not exist"):
         length_of(None)
+
+
+# the filter bank against torchaudio's
+
+
+def torchaudio_fbank(waveform: np.ndarray, gain: float, bins: int, steps: int) -> torch.Tensor:
+    samples = torch.from_numpy(waveform)
+    features = kaldi.fbank(
+        ((samples - samples.mean()) * gain)[None],
+        htk_compat=True,
+        sample_frequency=16000,
+        use_energy=False,
+        window_type="hanning",
+        num_mel_bins=bins,
+        dither=0.0,
+        frame_shift=10,
+    )[:steps]
+    padded = torch.zeros(steps, bins)
+    padded[: len(features)] = features
+    return ((padded + 4.2677393) / (2 * 4.5689974))[None]
+
+
+@pytest.mark.parametrize("num_samples", [400, 561, 16000, 40960, 90000])
+@pytest.mark.parametrize("bins, steps", [(128, 256), (64, 96)])
+@pytest.mark.parametrize("gain", [1.0, 0.7])
+def test_fbank_equals_torchaudios(num_samples, bins, steps, gain):
+    waveform = wave(num_samples, 5)
+    expected = torchaudio_fbank(waveform, gain, bins, steps)
+    features = fbank(waveform, 16000, bins, steps, gain)
+    torch.testing.assert_close(features, expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.0])
+def test_fbank_of_next_to_nothing_equals_torchaudios(scale):
+    waveform = wave(30000, 6) * np.float32(scale)
+    expected = torchaudio_fbank(waveform, 1.0, 128, 256)
+    torch.testing.assert_close(fbank(waveform), expected, atol=2e-5, rtol=0)
+
+
+def test_filter_banks_of_several_waveforms_are_those_of_each():
+    waveforms, gains = [wave(n, n) for n in (41000, 700, 20000)], [1.0, 0.8, 1.3]
+    together = fbanks(waveforms, gains)
+    assert together.shape == (3, 1, 256, 128)
+    for row, waveform, gain in zip(together, waveforms, gains, strict=True):
+        torch.testing.assert_close(row, fbank(waveform, gain=gain), atol=1e-6, rtol=0)
+
+
+def test_waveform_shorter_than_a_window_is_refused():
+    with pytest.raises(ValueError, match="a waveform has 399 samples, expected at least 400"):
+        fbank(np.zeros(399, np.float32))

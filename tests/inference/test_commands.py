@@ -88,14 +88,30 @@ def test_predict_writes_everything_and_goes_on_after_failures(models, tmp_path, 
     assert "does not exist" in table[3]
 
 
-def test_predict_works_without_installation_and_says_mistakes_in_one_line(models, tmp_path, video):
-    command = [sys.executable, "-m", "hicmae.inference.predict", video, "--quiet", "--checkpoint"]
-    done = subprocess.run(
-        [*command, str(models / "a.pth"), "--json", str(tmp_path / "a.json")],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "")
+def test_predict_runs_as_a_module_and_hicmae_imports_without_it(models, tmp_path, video):
+    code = (
+        "import runpy, sys, hicmae\n"
+        "slow = {'cv2', 'av', 'hicmae.inference', 'hicmae.faces'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
+        "runpy.run_module('hicmae.inference.predict', run_name='__main__')"
+    )
+    flags = [video, "--quiet", "--checkpoint", str(models / "a.pth"), "--json"]
+    command = [sys.executable, "-c", code, *flags, str(tmp_path / "a.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert json.loads((tmp_path / "a.json").read_text())[0]["label"] in NAMES
+
+
+def test_an_interrupted_command_writes_what_it_has(models, tmp_path, video, monkeypatch, caplog):
+    def interrupted(self, pairs, **options):
+        yield made_up(video)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict.EmotionRecognizer, "predict_each", interrupted)
+    flags = ["--checkpoint", str(models / "av.pth"), "--csv", str(tmp_path / "a.csv"), "--quiet"]
+    assert predict.main([video, video, *flags]) == 1
+    assert "interrupted: 1 clips are answered" in caplog.text
+    assert [row["reason"] for row in rows(tmp_path / "a.csv")] == ["", "interrupted"]
 
 
 @pytest.mark.parametrize(
@@ -109,11 +125,15 @@ def test_predict_works_without_installation_and_says_mistakes_in_one_line(models
         ),
         (
             ["VIDEO", "--checkpoint", "MODEL", "--overlay", "a.gif"],
-            "writes .mp4, .mov or .mkv, got",
+            "'a.gif' must end in .mp4 or .mov or .mkv",
         ),
         (
             ["VIDEO", "--checkpoint", "MODEL", "--modality", "v"],
             "needs missing_modality 'zeros' or",
+        ),
+        (
+            ["VIDEO", "--checkpoint", "MODEL", "--csv", "/proc/none/a.csv"],
+            "'/proc/none': No such file or directory",
         ),
     ],
 )
@@ -281,7 +301,7 @@ def test_extract_writes_parquet_where_pyarrow_is(models, tmp_path, clip, caplog)
 @pytest.mark.parametrize(
     "content, output, message",
     [
-        ("a.mp4 0\n", "f.txt", "--output must end in .npz or .parquet, got"),
+        ("a.mp4 0\n", "f.txt", "f.txt' must end in .npz or .parquet"),
         ("", "f.npz", "is empty"),
         ('"open 0\n', "f.npz", "cannot be read"),
         ("lost.mp4 0\n", "f.npz", "could be read; the last: 'lost.mp4' does not exist"),

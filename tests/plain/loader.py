@@ -48,7 +48,9 @@ def load_clip(video_path, audio_path, rng, num_frames=16, stride=4, size=160):
 
 def random_box(frame_size, rng):
     """Draw one of the multi-scale crops of the face."""
-    left, top, width, height = (32, 0, 160, 160) if frame_size == (224, 224) else (0, 0, *frame_size)
+    left, top, width, height = (
+        (32, 0, 160, 160) if frame_size == (224, 224) else (0, 0, *frame_size)
+    )
     sides = [int(min(width, height) * scale) for scale in (1, 0.875, 0.75, 0.66)]
     pairs = []
     for i, crop_height in enumerate(sides):

@@ -12,6 +12,7 @@ from matplotlib.cbook import get_sample_data
 
 # Middles of the pupils of the portrait that matplotlib ships, read off by eye, in pixels.
 PORTRAIT_EYES = np.array([[222.0, 189.6], [306.0, 186.6]])
+SIZE = 360, 300  # width, height of the test videos
 
 
 def ffmpeg_program() -> str:
@@ -75,3 +76,17 @@ def save_media(
 def pictures(count: int, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
     """Return frames of one grey each, without a face."""
     return [np.full((size[1], size[0], 3), 10 + 5 * k % 200, np.uint8) for k in range(count)]
+
+
+def camera(shift: tuple[float, float], scale: float, roll: float) -> np.ndarray:
+    """Return the (2, 3) matrix that takes the portrait to a frame; its eyes' middle to the centre,
+    then shifted, with `scale` 1 for an inter-ocular distance of 60 pixels and `roll` in degrees."""
+    middle = PORTRAIT_EYES.mean(0)
+    matrix = cv2.getRotationMatrix2D(middle.tolist(), roll, scale * 60 / 84)
+    matrix[:, 2] += np.array(SIZE) / 2 + shift - middle
+    return matrix
+
+
+def shoot(matrices: list[np.ndarray]) -> list[np.ndarray]:
+    image = portrait()
+    return [cv2.warpAffine(image, matrix, SIZE, flags=cv2.INTER_AREA) for matrix in matrices]

@@ -1,6 +1,7 @@
 """Checkpoints: atomic, safe to open, picked up again; pre-trained weights that report."""
 
 import argparse
+import hashlib
 import io
 import logging
 import multiprocessing
@@ -9,6 +10,7 @@ import pickle
 import random
 import resource
 import signal
+import zipfile
 
 import pytest
 import timm
@@ -210,6 +212,20 @@ def test_newest_of_nothing_whole_is_none(tmp_path):
     assert newest(tmp_path) is None
 
 
+def test_states_within_an_epoch_stand_between_those_of_its_ends(tmp_path):
+    names = ("9", "10-step3000", "10", "11-step900", "11-step1000", "best", "11-stepx")
+    for name in names:
+        save(tmp_path / f"checkpoint-{name}.pth", {"epoch": name})
+    assert [state["epoch"] for _, state in checkpoint.whole(tmp_path)] == [
+        "11-step1000",
+        "11-step900",
+        "10",
+        "10-step3000",
+        "9",
+    ]
+    assert [epoch for epoch, _ in checkpoint.numbered(tmp_path)] == [9, 10]
+
+
 def test_prune_keeps_every_nth_epoch_and_the_last_two(tmp_path):
     for epoch in range(12):
         (tmp_path / f"checkpoint-{epoch}.pth").touch()
@@ -219,6 +235,57 @@ def test_prune_keeps_every_nth_epoch_and_the_last_two(tmp_path):
     assert left == [4, 9, 10, 11]  # epochs 5 and 10 counted from 1, and the last two
     assert len(removed) == 8 and (tmp_path / "checkpoint-best.pth").exists()
     assert len(prune(tmp_path, keep_every=0, keep_last=1)) == 3
+
+
+def test_prune_counts_states_within_an_epoch_as_recent_but_keeps_none_for_its_number(tmp_path):
+    for name in ("0", "1-step5", "1", "2-step8", "2-step9"):
+        (tmp_path / f"checkpoint-{name}.pth").touch()
+    prune(tmp_path, keep_every=1, keep_last=1)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-2-step9.pth"]
+
+
+@pytest.mark.parametrize(
+    ("place", "renamed"),
+    [
+        ((0, 0, 0), ["0", "1", "1-step5", "2-step9"]),
+        ((1, 0, 4), ["1", "1-step5", "2-step9"]),
+        ((1, 1, 5), ["1", "2-step9"]),
+        ((2, 0, 8), ["2-step9"]),
+        ((2, 1, 9), []),
+    ],
+)
+def test_states_ahead_of_the_run_are_renamed(tmp_path, place, renamed):
+    for name in ("0", "1-step5", "1", "2-step9"):
+        (tmp_path / f"checkpoint-{name}.pth").touch()
+    checkpoint.set_aside(tmp_path, *place)
+    found = sorted(path.name for path in tmp_path.glob("*.superseded"))
+    assert found == sorted(f"checkpoint-{name}.pth.superseded" for name in renamed)
+
+
+def test_the_check_sum_is_a_zip_comment_that_other_readers_pass_over(tmp_path):
+    path = tmp_path / "checkpoint-4.pth"
+    save(path, STATE)
+    content = path.read_bytes()
+    assert content[-71:] == b"sha256:" + hashlib.sha256(content[:-71]).hexdigest().encode()
+    with zipfile.ZipFile(path) as archive:
+        assert archive.comment == content[-71:] and archive.testzip() is None
+    for options in ({}, {"mmap": True}):
+        state = torch.load(path, weights_only=True, **options)
+        assert torch.equal(state["model"]["weight"], STATE["model"]["weight"])
+
+
+def test_every_flipped_byte_is_found(tmp_path):
+    path = tmp_path / "checkpoint-4.pth"
+    save(path, STATE)
+    content = path.read_bytes()
+    for at in range(0, len(content), 7):
+        flipped = bytearray(content)
+        flipped[at] ^= 1
+        path.write_bytes(flipped)
+        if at < len(content) - 71 or at >= len(content) - 64:
+            with pytest.raises(CheckpointError, match="is truncated, damaged or no torch check"):
+                load(path, verify=True)
 
 
 # Pre-trained weights

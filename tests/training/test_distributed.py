@@ -65,6 +65,9 @@ def one_of_two(rank, port, folder):
         "gathered": distributed.gather_with_grad(row),
         "objects": distributed.gather_objects([("clip", i) for i in range(3 * rank)]),
         "mean": distributed.all_mean({"b": 1.0 + rank, "a": 10.0 * rank}),
+        "main": distributed.from_main(("from", rank)),
+        "highest": distributed.highest([rank, 5 - rank]),
+        "any": [bool(distributed.any_rank(torch.tensor(flag))) for flag in (rank == 1, False)],
     }
     distributed.barrier()
     distributed.stop()
@@ -110,6 +113,13 @@ def test_means_over_ranks_keep_the_keys_and_their_order(two):
         assert list(seen["mean"].items()) == [("b", 1.5), ("a", 5.0)]
 
 
+def test_messages_between_ranks(two):
+    for seen in two:
+        assert seen["main"] == ("from", 0)
+        assert seen["highest"] == [1, 5]
+        assert seen["any"] == [True, False]
+
+
 def test_start_takes_rank_and_backend_from_the_environment_and_stop_leaves_the_group(two):
     assert [seen["rank"] for seen in two] == [0, 1]
     assert [seen["is_main"] for seen in two] == [True, False]
@@ -133,6 +143,8 @@ def test_a_single_process_needs_no_group(alone):
     assert distributed.gather_with_grad(tensor) is tensor
     assert distributed.gather_objects(items) == items
     assert distributed.all_mean({"loss": 2.0}) == {"loss": 2.0}
+    assert (distributed.from_main("me"), distributed.highest([3, 4])) == ("me", [3, 4])
+    assert distributed.any_rank(torch.tensor(True))
     distributed.barrier()
     distributed.stop()
 

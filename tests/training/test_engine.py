@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from hicmae.data.loading import SkippedClip, SkippedClips
-from hicmae.training.engine import Optimization, seed_step, train_one_epoch
+from hicmae.training.engine import Optimization, train_one_epoch
 from hicmae.training.logger import RunLogger
 from hicmae.training.precision import choose_precision
+from hicmae.training.randomness import seed_step
+from hicmae.training.window import BadSteps
 
 CPU = choose_precision("fp32", torch.device("cpu"))
 
@@ -44,10 +46,13 @@ def linear(seed=0):
     return nn.Linear(3, 1)
 
 
-def optimization_of(model, steps, accum_iter=1, lr=0.1, clip_grad=None):
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.0)
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=1.0, weight_decay=0.0)
+
+
+def optimization_of(model, steps, accum_iter=1, lr=0.1, clip_grad=None, make=sgd):
     return Optimization(
-        optimizer,
+        make(model.parameters()),
         CPU.grad_scaler(),
         CPU,
         np.linspace(lr, lr / 2, steps),
@@ -123,14 +128,122 @@ def test_clipping_bounds_the_step_and_the_norm_before_it_is_logged(tmp_path):
     assert line["grad_norm"] > 0.01
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_parts_and_clips(tmp_path):
-    def broken(model, batch):
-        loss = model(batch.values).sum() * float("nan")
+def failing(at, value=float("nan")):
+    """Return a loss that is not finite at some batches, though its gradients might be."""
+    calls = iter(range(1000))
+
+    def compute_loss(model, batch):
+        loss = (model(batch.values) - 1).square().mean()
+        loss = loss + value if next(calls) in at else loss
         return loss, {"loss_video": loss, "loss_audio": loss.detach() * 0 + 0.5}
 
+    return compute_loss
+
+
+def adamw(fused):
+    return lambda parameters: torch.optim.AdamW(parameters, lr=1.0, weight_decay=0.0, fused=fused)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_loss_that_is_not_finite_skips_its_step_and_nothing_else(tmp_path, fused, value):
+    """Weights and moments are those of a run that never saw the step; the schedule goes on."""
+    states = []
+    for name, at in (("bad", {2}), ("without", ())):
+        model = linear()
+        optimization = optimization_of(model, 5, make=adamw(fused))
+        loader = batches(5)
+        if name == "without":
+            del loader[2]
+            optimization = optimization._replace(lr=np.delete(optimization.lr, 2))
+        loss = failing(at, value)
+        means = run_epoch(model, loader, tmp_path / name, optimization, len(loader), loss)
+        states.append((model.state_dict(), optimization.optimizer.state_dict()["state"], means))
+    (bad, moments, means), (expected, expected_moments, expected_means) = states
+    assert all(torch.equal(bad[key], expected[key]) for key in bad)
+    for index, parts in expected_moments.items():
+        assert all(torch.equal(moments[index][key], parts[key]) for key in parts)
+    assert means.pop("bad_steps") == 1 and expected_means.pop("bad_steps") == 0
+    assert means == expected_means
+    lines = [json.loads(x) for x in (tmp_path / "bad/steps.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [False, False, True, False, False]
+    assert lines[2]["loss"] is None and lines[2]["step"] == 2
+
+
+def test_one_bad_batch_of_a_step_skips_the_whole_step(tmp_path):
     model = linear()
-    with pytest.raises(RuntimeError, match=r"loss is nan at step 0 \(loss_video nan.*clips \[0-0"):
-        run_epoch(model, batches(1), tmp_path, optimization_of(model, 1), 1, broken)
+    before = model.weight.detach().clone()
+    run_epoch(model, batches(2), tmp_path, optimization_of(model, 1, 2), 1, failing({0}))
+    assert torch.equal(model.weight, before)
+
+
+def test_finite_loss_with_gradients_that_are_not_skips_too(tmp_path):
+    def steep(model, batch):
+        return (model(batch.values).sum() * 0).sqrt() + 1, {}
+
+    model = linear()
+    before = model.weight.detach().clone()
+    run_epoch(model, batches(1), tmp_path, optimization_of(model, 1), 1, steep)
+    assert torch.equal(model.weight, before)
+    line = json.loads((tmp_path / "steps.jsonl").read_text())
+    assert line["loss"] == 1 and line["grad_norm"] is None and line["skipped"]
+
+
+def test_too_many_bad_steps_in_a_row_stop_with_figures_and_clips(tmp_path):
+    model = linear()
+    optimization = optimization_of(model, 20)
+    loss = failing({1, 2, 5, 6, 7, 8})
+    message = (
+        r"not finite in 3 step\(s\) in a row, the last at step 7: loss is nan \(loss_video nan"
+    )
+    with pytest.raises(BadSteps, match=message) as raised:
+        options = {"max_bad_steps": 3, "print_freq": 100}
+        run_epoch(model, batches(20), tmp_path, optimization, 20, loss, **options)
+    assert "clips [7-0, 7-1]" in str(raised.value) and "lr " in str(raised.value)
+    assert [step["clips"] for step in raised.value.steps] == [
+        [f"{k}-0", f"{k}-1"] for k in (5, 6, 7)
+    ]
+    assert len((tmp_path / "steps.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_scaler_leaves_out_overflows_which_count_as_no_bad_step(tmp_path):
+    """fp16: the first scale is too large for these gradients; a NaN loss still is a bad step."""
+    model = linear()
+    fp16 = choose_precision("fp32", torch.device("cpu"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    optimization = optimization_of(model, 4)._replace(scaler=scaler, precision=fp16)
+    before = model.weight.detach().clone()
+
+    def steep(model, batch, calls=iter(range(9))):  # noqa: B008
+        loss = model(batch.values).sum() * 1e3
+        return (loss * float("nan") if next(calls) == 1 else loss), {}
+
+    means = run_epoch(model, batches(4), tmp_path, optimization, 4, steep)
+    lines = [json.loads(x) for x in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [False, True, False, False]
+    assert lines[0]["grad_norm"] is None and means["bad_steps"] == 1
+    assert torch.equal(model.weight, before) and scaler.get_scale() == 2.0**123
+
+
+def test_an_epoch_goes_on_where_a_run_was_stopped(tmp_path):
+    whole, loader = linear(), batches(6)
+    means = run_epoch(whole, loader, tmp_path / "whole", optimization_of(whole, 6), 6)
+    model, kept = linear(), {}
+    optimization = optimization_of(model, 6)
+
+    def stop(done, window):
+        if done == 3:  # within a window of two
+            window.read()
+            kept.update(window.state())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_epoch(model, loader, tmp_path / "part", optimization, 6, after_step=stop)
+    options = {"done": 3, "state": kept}
+    rest = run_epoch(model, loader[3:], tmp_path / "part", optimization, 6, **options)
+    assert rest == means and torch.equal(model.weight, whole.weight)
+    texts = [(tmp_path / name / "steps.jsonl").read_text() for name in ("whole", "part")]
+    assert texts[0] == texts[1]
 
 
 def test_clips_that_could_not_be_read_reach_the_record(tmp_path):

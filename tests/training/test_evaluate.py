@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from hicmae.data.loading import SkippedClip, ViewBatch
-from hicmae.training.evaluate import Predictions, _join, headline, predict, score, write_results
+from hicmae.training.evaluate import (
+    Predictions,
+    _join,
+    average_clips,
+    headline,
+    predict,
+    score,
+    write_predictions,
+    write_results,
+)
 from hicmae.training.precision import choose_precision
 
 CPU = choose_precision("fp32", torch.device("cpu"))
@@ -75,6 +84,73 @@ def test_a_clip_scored_on_two_ranks_counts_once():
     predictions = _join([row, (1, "clip1", np.int64(0), np.array([0.7, 0.3])), row], [])
     assert predictions.names == ["clip1", "clip3"]
     assert predictions.targets.tolist() == [0, 1]
+
+
+def scored_alone_or_together(clip_by_clip):
+    """Views of three clips, in turns and unequally many, as one batch."""
+    views, owners = [[2.0, 0.0], [0.0, 1.0], [3.0, 3.0], [1.0, 5.0]], [2, 0, 1, 2]
+    loader = Loader([batch(views, owners, [4, 7, 5], [0, 1, 1])])
+    return predict(Echo(), loader, CPU, "regression", "test", clip_by_clip=clip_by_clip)
+
+
+def test_clips_scored_one_by_one_keep_their_views_names_and_targets():
+    together, alone = scored_alone_or_together(False), scored_alone_or_together(True)
+    assert alone.names == together.names == ["clip4", "clip5", "clip7"]
+    assert alone.targets.tolist() == together.targets.tolist() == [0, 1, 1]
+    expected = [[0.0, 1.0], [1.5, 2.5], [3.0, 3.0]]
+    assert alone.scores.tolist() == together.scores.tolist() == expected
+
+
+def test_one_by_one_the_model_sees_one_clip_at_a_time():
+    seen = []
+
+    class Counting(Echo):
+        def forward(self, video, audio):
+            seen.append(len(audio))
+            return super().forward(video, audio)
+
+    loader = Loader([batch([[0.0, 1.0]] * 5, [0, 0, 1, 2, 2], [0, 1, 2], [0, 1, 1])])
+    predict(Counting(), loader, CPU, "classification", "test", clip_by_clip=True)
+    assert seen == [2, 1, 2]
+
+
+def test_items_are_the_mean_of_their_clips_by_hand():
+    """AVCAffe: aiim001's task 1 has three clips, its task 2 and aiim002's task 1 one each."""
+    folder = "/data/faces/"
+    names = ["aiim001_task_1_a", "aiim002_task_1", "aiim001_task_1_b", "aiim001_task_2_a"]
+    names = [f"{folder}{name}_aligned" for name in names] + ["other/aiim001_task_1.mp4"]
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.5, 0.5], [0.0, 1.0]])
+    clips = Predictions(names, np.array([1, 0, 1, 0, 1]), scores, [])
+    items = average_clips(clips, 3)
+    assert items.names == ["aiim001_task_1", "aiim002_task_1", "aiim001_task_2"]
+    assert items.targets.tolist() == [1, 0, 0]
+    np.testing.assert_allclose(items.scores, [[0.4, 0.6], [0.2, 0.8], [0.5, 0.5]], rtol=1e-15)
+    # Of the clips the first two are wrong, of the items aiim002_task_1; a tie goes to class 0.
+    assert score(clips, "classification")["war"] == 3 / 5
+    assert score(items, "classification")["war"] == 2 / 3
+
+
+@pytest.mark.parametrize(
+    "names, labels, message",
+    [
+        (["a_1_x", "a_1_y"], [0, 2], "'a_1_x' and 'a_1_y' are one item .* have the labels 0 and 2"),
+        (["a_1_x", "a_aligned"], [0, 0], "needs names of 2 or more '_' fields, got 'a'"),
+    ],
+)
+def test_items_that_cannot_be_formed_are_refused(names, labels, message):
+    clips = Predictions(names, np.array(labels), np.eye(3)[labels], [])
+    with pytest.raises(ValueError, match=message):
+        average_clips(clips, 2)
+
+
+def test_names_that_are_not_utf8_are_written(tmp_path):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    write_predictions(
+        tmp_path / "pred.csv",
+        Predictions([name], np.array([1]), np.array([[0.5, 0.5]]), []),
+        "classification",
+    )
+    assert (tmp_path / "pred.csv").read_bytes().splitlines()[1].startswith(b"caf\xe9,1,0,")
 
 
 def test_a_list_without_a_readable_clip_is_an_error():

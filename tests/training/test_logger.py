@@ -120,34 +120,84 @@ def test_lines_that_are_no_record_of_a_step_are_dropped_on_resume(tmp_path):
     assert not (tmp_path / "missing.jsonl").exists()
 
 
-class FullDisk(io.StringIO):
-    def __init__(self, sound):
-        super().__init__()
-        self.sound, self.full = sound, True
+class FullDisk:
+    """A file on a disk with space for some bytes only."""
 
-    def write(self, text):
-        if self.full:
-            self.sound.write(text[:4])  # part of a line still fits
+    def __init__(self, file, space):
+        self.file, self.space = file, space
+
+    def write(self, data):
+        if not self.space:
             raise OSError(28, "No space left on device")
-        return self.sound.write(text)
+        count = self.file.write(data[: self.space])
+        self.space -= count
+        return count
 
-    def flush(self):
-        self.sound.flush()
+    def __getattr__(self, name):
+        return getattr(self.file, name)
 
 
-def test_full_disk_warns_once_and_the_lines_after_it_are_whole(tmp_path, caplog):
+def test_full_disk_warns_once_and_what_it_refused_is_written_later(tmp_path, caplog):
     log = RunLogger(tmp_path)
     log.step({"step": 0})
-    disk = log._steps.file = FullDisk(log._steps.file)
+    disk = log._steps._file = FullDisk(log._steps._file, space=4)  # part of a line still fits
     log.step({"step": 1})
     log.step({"step": 2})
-    disk.full = False
+    assert [line["step"] for line in read_lines(tmp_path / "steps.jsonl")] == [0]
+    disk.space = 10**6
     log.step({"step": 3})
-    log.step({"step": 4})
-    disk.sound.close()
     log.close()
-    assert [line["step"] for line in read_lines(tmp_path / "steps.jsonl")] == [0, 3, 4]
+    text = (tmp_path / "steps.jsonl").read_text()
+    assert text == "".join(f'{{"step": {step}}}\n' for step in range(4))
     assert caplog.text.count("training goes on") == 1
+
+
+def test_a_console_that_is_gone_does_not_end_the_run(tmp_path, monkeypatch, root_logger):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    setup_logging(tmp_path)
+    monkeypatch.setattr(sys, "stdout", Gone())
+    logging.getLogger("hicmae.test").info("first")
+    logging.getLogger("hicmae.test").info("second")
+    assert "INFO first\n" in (tmp_path / "run.log").read_text()
+    assert "INFO second\n" in (tmp_path / "run.log").read_text()
+
+
+def test_event_files_sort_by_start_even_if_the_clock_goes_back(tmp_path, monkeypatch):
+    for now in (5e9, 4e9, 4e9):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        with RunLogger(tmp_path, resume_step=0) as log:
+            log.scalars(0, {"loss": now})
+    stamps = sorted(int(path.name.split(".")[3]) for path in tmp_path.glob("events*"))
+    assert stamps == [5000000000, 5000000001, 5000000002]
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == [4e9]
+
+
+def test_a_torn_event_file_does_not_hide_those_after_it(tmp_path):
+    with RunLogger(tmp_path) as log:
+        for step in range(3):
+            log.scalars(step, {"loss": float(step)})
+    (torn,) = tmp_path.glob("events*")
+    torn.write_bytes(torn.read_bytes()[:-5])  # as a power cut may leave it
+    with RunLogger(tmp_path, resume_step=2) as log:
+        log.scalars(2, {"loss": 20.0})
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 0), (1, 1), (2, 20)]
+
+
+def test_doubled_lines_are_repaired_and_whole_files_left_alone(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    path.write_text('{"step": 1, "a": 1}\n{"step": 0}\n{"step": 1, "a": 2}\n')
+    drop_lines_from(path, "step", 5)
+    assert path.read_text() == '{"step": 0}\n{"step": 1, "a": 2}\n'
+    before = path.stat().st_ino
+    drop_lines_from(path, "step", 5)
+    assert path.stat().st_ino == before
 
 
 def test_other_ranks_write_nothing(tmp_path):

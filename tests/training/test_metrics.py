@@ -49,6 +49,42 @@ def test_classification_scores_equal_scikit_learn_on_random_cases(seed):
     assert ours["count"] == n
 
 
+EDGES = {
+    "one class, all right": ([1, 1, 1], [1, 1, 1]),
+    "one class, others predicted": ([1, 1, 1], [0, 1, 2]),
+    "one class, never predicted": ([1, 1, 1], [0, 0, 2]),
+    "a class in the middle absent": ([0, 2, 2, 0], [0, 2, 0, 2]),
+    "an absent class predicted": ([0, 0, 3, 3], [1, 0, 3, 2]),
+    "one clip": ([3], [3]),
+}
+
+
+@pytest.mark.parametrize("case", EDGES)
+def test_edge_cases_equal_scikit_learn(case):
+    labels, predictions = EDGES[case]
+    ours = classification_metrics(labels, np.eye(4)[predictions])
+    expected = sklearn_scores(labels, predictions, 4)
+    assert ours["confusion"] == expected.pop("confusion")
+    assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_all_scores_tied_equals_predicting_class_0_always():
+    labels = [0, 1, 2, 0]
+    ours = classification_metrics(labels, np.full((4, 3), 1 / 3))
+    expected = sklearn_scores(labels, [0, 0, 0, 0], 3)
+    assert ours["confusion"] == expected.pop("confusion")
+    assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_order_of_the_clips_does_not_change_a_score():
+    rng = np.random.default_rng(6)
+    labels, scores = rng.integers(0, 4, 50), rng.random((50, 4))
+    order = rng.permutation(50)
+    assert classification_metrics(labels, scores) == classification_metrics(
+        labels[order], scores[order]
+    )
+
+
 def test_recall_is_none_for_an_absent_class_and_uar_leaves_it_out():
     ours = classification_metrics([0, 0, 2, 2], np.eye(4)[[0, 1, 2, 3]])
     assert ours["recall"] == [0.5, None, 0.5, None]

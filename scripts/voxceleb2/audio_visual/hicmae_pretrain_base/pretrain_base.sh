@@ -3,7 +3,8 @@
 #
 # Needs   saved/data/voxceleb2/train.csv   one line a clip: <video.mp4> 0
 #         The wav of .../video/file/dev/mp4/<id>.mp4 is .../audio/file/dev/aac/<id>.wav, of any other
-#         <name>.mp4 it is <name>.wav. Mono, 16 kHz.
+#         <name>.mp4 it is <name>.wav. Mono, 16 kHz. DATA_PATH may also be a folder of shards
+#         (preprocess/pack_clips.py).
 # Writes  saved/model/pretraining/voxceleb2/audio_visual/hicmae_pretrain_base/
 #         checkpoint-99.pth is what the fine-tuning scripts beside this one start from.
 # Start   sh scripts/voxceleb2/audio_visual/hicmae_pretrain_base/pretrain_base.sh [more flags]
@@ -22,7 +23,7 @@ OUTPUT_DIR=$(absolute "${OUTPUT_DIR:-$ROOT/saved/model/pretraining/voxceleb2/aud
 LOG_FILE=$OUTPUT_DIR/console-node${NODE_RANK:-0}.log
 EPOCHS=${EPOCHS:-100}
 
-if [ -d "$DATA_PATH" ]; then DATA_PATH=$DATA_PATH/train.csv; fi
+if [ -d "$DATA_PATH" ] && ! has_shards "$DATA_PATH"; then DATA_PATH=$DATA_PATH/train.csv; fi
 need_list "$DATA_PATH"
 need_number EPOCHS "$EPOCHS"
 prepare 160 40 "4 GPUs x 40"

@@ -1,0 +1,154 @@
+"""Every model benchmark as a user starts it, with tiny models."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from hicmae.benchmark import peer, runner, timing
+from hicmae.benchmark.__main__ import main
+from hicmae.benchmark.tables import aligned, markdown, readable
+
+TINY = "--model dim128 --depth 2 --levels 0 1 --fusion_depth 1 --num_frames 4 --input_size 32"
+TINY = f"{TINY} --input_size_audio 32 16 --device cpu --steps 2 --warmup 1".split()
+KEYS = {
+    "device", "model", "batch_size", "clips_per_s", "plain_clips_per_s", "ratio", "flops_per_s",
+    "command", "date", "torch", "load_average", "step_s", "step_s_quartile1", "step_s_quartile3",
+    "ratio_cpu_time", "flops_by_part", "prediction_error", "precision", "cpu_gemm",
+}  # fmt: skip
+FAST = ["--no-memory", "--no-peaks", "--no-peer"]
+
+
+def figures(tmp_path, command, *more):
+    path = tmp_path / "new" / "figures.json"
+    assert main([command, *TINY, *more, "--json", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "infer"])
+def test_commands_write_their_figures(tmp_path, capsys, command):
+    found = figures(tmp_path, command, *FAST, "--batch_size", "1", "2")
+    assert found.keys() >= KEYS
+    assert found["benchmark"] == command and "--batch_size 1 2" in found["command"]
+    assert [row["batch_size"] for row in found["batches"]] == [1, 2]
+    best = max(found["batches"], key=lambda row: row["clips_per_s"])
+    assert found["batch_size"] == best["batch_size"] and found["ratio"] == best["ratio"]
+    assert found["ratio"] == pytest.approx(found["clips_per_s"] / found["plain_clips_per_s"])
+    assert found["flops_per_s"] == pytest.approx(
+        sum(found["flops_by_part"].values()) * found["clips_per_s"]
+    )
+    assert 0 < found["prediction_error"] < 1e-4
+    shown = capsys.readouterr().out
+    assert "plain" in shown and "video encoder" in shown and "ratio" in shown
+
+
+def test_testing_counts_clips_and_forward_passes(tmp_path):
+    found = figures(tmp_path, "infer", *FAST)
+    assert found["ratio_per_view"] == pytest.approx(found["ratio"] / 2)
+
+
+def test_memory_and_peaks_are_measured(tmp_path):
+    found = figures(tmp_path, "pretrain", "--no-peer", "--no-errors", "--batch_size", "2")
+    ratio = found["peak_memory"] / found["plain_peak_memory"]
+    assert found["peak_memory_ratio"] == pytest.approx(ratio)
+    assert 2**20 < found["peak_memory"] < 2**30
+    assert found["peak_flops_per_s"] > found["flops_per_s"]
+    assert found["peak_bytes_per_s"] > 1e8
+
+
+def test_levers_and_profile(tmp_path, capsys):
+    levers = ["--precision", "bf16", "--checkpoint_activations", "--no-plain", "--profile"]
+    found = figures(tmp_path, "pretrain", *FAST, *levers, "--batch_size", "2")
+    assert found["precision"] == "bf16" and found["checkpoint_activations"]
+    assert "ratio" not in found and found["gradient_error"] > 1e-4, "bf16 rounds"
+    assert len(found["operators"]) == runner.TOP_OPERATORS
+    assert "operator" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "xl"], "--model xl is not known; use t, s, b"),
+        (["--batch_size", "0"], r"--batch_size must be at least 1, got \[0\]"),
+        (["--precision", "fp16"], "fp16 needs a GPU"),
+        (["--cuda_graphs"], "add --compile"),
+        (["--compile", "--cuda_graphs"], "--cuda_graphs needs a GPU"),
+        (["--steps", "0"], "--steps must be greater than 0"),
+        (["--input_size", "40"], "not a positive multiple"),
+        (["--input_size_audio", "32"], "takes steps and mel bins"),
+        (["--levels", "1", "0"], "expected ascending block indices"),
+    ],
+)
+def test_bad_settings_are_one_line(capsys, arguments, message):
+    assert main(["pretrain", *TINY, *FAST, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error)
+
+
+def test_unknown_command_and_flag_are_one_line(capsys):
+    assert main(["train"]) == 2
+    assert "no command 'train'; use one of pretrain" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--bath_size", "3"])
+    assert "unrecognized arguments: --bath_size" in capsys.readouterr().err
+
+
+def test_commands_are_listed(capsys):
+    assert main(["--help"]) == 0
+    assert "pretrain " in capsys.readouterr().out
+    assert main([]) == 2
+
+
+def test_a_missing_plain_baseline_says_what_to_do(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tests.plain", None)
+    for name in [name for name in sys.modules if name.startswith("tests.plain.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["infer", *TINY, *FAST]) == 1
+    assert "run from the repository's root, or add --no-plain" in capsys.readouterr().err
+
+
+def test_variants_take_turns():
+    order = []
+    variants = {name: lambda name=name: order.append(name) for name in "ab"}
+    times = timing.measure_in_turns(variants, 2, 1, runner.torch.device("cpu"))
+    assert "".join(order) == "ababab"
+    assert [len(values.wall) for values in times.values()] == [2, 2]
+
+
+def test_peer_is_looked_for_without_being_imported():
+    assert peer.is_installed() == (runner.peer.importlib.util.find_spec("transformers") is not None)
+    assert "transformers" not in sys.modules
+
+
+def test_tables_of_a_folder(tmp_path, capsys):
+    row = {
+        "benchmark": "infer", "model": "hicmae dim256", "device": "cpu (X, 2 cores)",
+        "date": "2026-11-23T00:00:00", "precision": "fp32", "cpu_gemm": "onednn", "batch_size": 4,
+        "ratio": 4.0, "ratio_cpu_time": 3.9, "ratio_per_view": 2.0, "share_of_peak": 0.5,
+        "peak_memory_ratio": 0.75, "prediction_error": 2e-7, "compile": True,
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(row))
+    (tmp_path / "b.json").write_text(json.dumps({**row, "benchmark": "pretrain", "ratio": 2.5}))
+    (tmp_path / "c.json").write_text(json.dumps({"benchmark": "loader"}))
+    assert main(["table", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "cpu (X, 2 cores), 2026-11-23:"
+    assert lines[4].startswith("| pre-training | HiCMAE-T | 4 | fp32 (onednn), compile | 2.50x")
+    assert "| 4.00x | 3.90x | 2.00x | 75% | 50% | 2e-07 |" in lines[5]
+    assert len(lines) == 6
+
+
+def test_tables_refuse_folders_without_figures(tmp_path, capsys):
+    assert main(["table", str(tmp_path)]) == 1
+    assert "holds no JSON file of pretrain, finetune or infer" in capsys.readouterr().err
+    (tmp_path / "a.json").write_text("{")
+    assert main(["table", str(tmp_path)]) == 1
+    assert "a.json: no JSON" in capsys.readouterr().err
+
+
+def test_text_layouts():
+    assert readable(1234567.0) == "1.23 M" and readable(12.0) == "12 "
+    assert aligned([("a", "b"), ("long", "1")]) == "a     b\nlong  1\n"
+    assert markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |\n"

@@ -1,0 +1,158 @@
+"""Starting again: other settings, a finished run, a second start, --resume, --deterministic."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+
+from tests.small_runs import (
+    Run,
+    assert_same_run,
+    finish,
+    last_state,
+    lines,
+    steps_written,
+    until,
+)
+
+
+@pytest.fixture(scope="module")
+def stopped(pretrain, tmp_path_factory):
+    """A pre-training run that was killed in its second epoch."""
+    out = tmp_path_factory.mktemp("stopped") / "out"
+    run = Run("run_pretraining", [*pretrain, out, "--save_interval", "0"], out.with_name("log"))
+    until(lambda: list(out.glob("checkpoint-1-step*.pth")), run)
+    run.kill().wait()
+    return out
+
+
+def refusal(command, log):
+    run = Run("run_pretraining", command, log)
+    assert run.wait() == 1
+    (line,) = [x for x in run.output().splitlines() if "run_pretraining.py: error: " in x]
+    return line
+
+
+def test_settings_that_make_it_another_run_are_listed_and_refused(pretrain, stopped, tmp_path):
+    out = shutil.copytree(stopped, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "run.log"}
+    changed = ["--lr", "0.01", "--mask_ratio", "0.75", "--seed", "3", "--epochs", "4",
+               "--no-roll_mag_aug", "--opt_betas", "0.9", "0.99", "--num_workers", "1"]  # fmt: skip
+    line = refusal([*pretrain, out, *changed], tmp_path / "log")
+    for change in ("--lr 0.05 -> 0.01", "--mask_ratio 0.5 -> 0.75", "--seed 0 -> 3",
+                   "--epochs 3 -> 4", "--roll_mag_aug True -> False",
+                   "--opt_betas 0.9 0.95 -> 0.9 0.99", "accept with --allow_changes"):  # fmt: skip
+        assert change in line
+    assert "num_workers" not in line
+    assert {
+        path.name: path.read_bytes() for path in out.iterdir() if path.name != "run.log"
+    } == before
+
+
+def test_changes_that_are_allowed_take_effect_and_harmless_ones_need_no_leave(
+    pretrain, stopped, tmp_path
+):
+    out = shutil.copytree(stopped, tmp_path / "out")
+    changed = ["--opt_betas", "0.9", "0.99", "--print_freq", "1", "--allow_changes"]
+    finish([Run("run_pretraining", [*pretrain, out, *changed], tmp_path / "log")])
+    log = (out / "run.log").read_text()
+    assert "allowed by --allow_changes: --opt_betas 0.9 0.95 -> 0.9 0.99" in log
+    assert "--print_freq 2 -> 1" in log
+    assert {g["betas"] for g in last_state(out, 2)["optimizer"]["param_groups"]} == {(0.9, 0.99)}
+    assert json.loads((out / "config.json").read_text())["optim"]["opt_betas"] == [0.9, 0.99]
+    assert [line["step"] for line in lines(out / "steps.jsonl")] == list(range(9))
+
+
+def test_another_list_under_the_same_name_is_noticed(pretrain, stopped, media, tmp_path):
+    out = shutil.copytree(stopped, tmp_path / "out")
+    rows = (media / "lists/train.csv").read_text().splitlines()
+    (tmp_path / "train.csv").write_text("\n".join([*rows[1:], rows[0]]) + "\n")
+    line = refusal([*pretrain, out, "--data_path", tmp_path], tmp_path / "log")
+    assert re.search(r"clips of the training list 13 \(\w{12}\) -> 13 \(\w{12}\); repeat", line)
+    (tmp_path / "train.csv").write_text("\n".join(rows) + "\n")
+    finish([Run("run_pretraining", [*pretrain, out, "--data_path", tmp_path], tmp_path / "log")])
+
+
+def test_the_same_command_with_resume_goes_on_from_its_own_saves(
+    pretrain, whole, stopped, tmp_path
+):
+    """--resume names where the run began; started again, it has come further since."""
+    begin, out = stopped / "checkpoint-0.pth", tmp_path / "out"
+    if not begin.exists():
+        begin = next(stopped.glob("checkpoint-1-step*.pth"))
+    command = [*pretrain, out, "--resume", begin, "--save_interval", "0"]
+    run = Run("run_pretraining", command, tmp_path / "log")
+    until(lambda: list(out.glob("checkpoint-2-step*.pth")), run)
+    run.kill().wait()
+    finish([Run("run_pretraining", command, tmp_path / "log")])
+    assert "resumed from" in run.output() and "epoch 2, " in (out / "run.log").read_text()
+    mine, other = (last_state(x, 2) for x in (out, whole / "run_pretraining"))
+    assert all(torch.equal(mine["model"][name], other["model"][name]) for name in other["model"])
+
+
+def test_going_back_with_resume_sets_later_checkpoints_aside(pretrain, whole, tmp_path):
+    out = shutil.copytree(whole / "run_pretraining", tmp_path / "out")
+    command = [*pretrain, out, "--resume", out / "checkpoint-1.pth"]
+    finish([Run("run_pretraining", command, tmp_path / "log")])
+    assert (out / "checkpoint-2.pth.superseded").exists()
+    mine, other = (last_state(x, 2) for x in (out, whole / "run_pretraining"))
+    assert all(torch.equal(mine["model"][name], other["model"][name]) for name in other["model"])
+    assert [line["step"] for line in lines(out / "steps.jsonl")] == list(range(9))
+
+
+def test_a_second_start_in_the_same_folder_is_refused(pretrain, tmp_path):
+    out = tmp_path / "out"
+    run = Run("run_pretraining", [*pretrain, out, "--epochs", "400"], tmp_path / "log")
+    until(steps_written(out, 1), run)
+    second = Run("run_pretraining", [*pretrain, out], tmp_path / "second", impatient)
+    assert second.wait() == 1
+    assert f"another run is writing to '{out}'; wait for it, end it, or choose" in second.output()
+    assert run.alive()
+    run.kill().wait()
+
+
+def impatient():
+    """Do not wait for the other run."""
+    from hicmae.training import output, session
+
+    session.own_folder = lambda folder: output.own_folder(folder, wait=0)
+
+
+def test_a_finished_run_started_again_says_so_and_changes_nothing(finetune, whole, tmp_path):
+    out = shutil.copytree(whole / "run_finetuning", tmp_path / "out")
+    names = [path.name for path in out.iterdir() if path.name != "run.log"]
+    before = {name: (out / name).read_bytes() for name in names}
+    run = Run("run_finetuning", [*finetune, out], tmp_path / "log")
+    assert run.wait() == 0
+    assert "training is finished: all 3 epochs are done" in run.output()
+    before.pop("config.json")  # names the copy
+    assert {name: (out / name).read_bytes() for name in before} == before
+    assert len(list(out.iterdir())) == len(names) + 1
+
+
+def test_a_lost_best_checkpoint_is_noticed_and_the_best_epoch_chosen_anew(finetune, tmp_path):
+    out = tmp_path / "out"
+    run = Run("run_finetuning", [*finetune, out, "--save_interval", "0"], tmp_path / "log")
+    until(lambda: list(out.glob("checkpoint-1-step*.pth")), run)
+    run.kill().wait()
+    (out / "checkpoint-best.pth").unlink()
+    finish([Run("run_finetuning", [*finetune, out], tmp_path / "log")])
+    assert "weights of the best epoch so far (0) are not on disk" in (out / "run.log").read_text()
+    assert json.loads((out / "metrics_best.json").read_text())["epoch"] >= 1
+
+
+@pytest.mark.parametrize("script", ["run_pretraining", "run_finetuning"])
+def test_deterministic_runs_are_equal_bit_by_bit_and_others_to_rounding(
+    script, request, whole, tmp_path
+):
+    name = {"run_pretraining": "pretrain", "run_finetuning": "finetune"}[script]
+    command = request.getfixturevalue(name)
+    outs = [tmp_path / "a", tmp_path / "b"]
+    finish([Run(script, [*command, out, "--deterministic"], f"{out}.log") for out in outs])
+    assert_same_run(outs[0], outs[1], 2)
+    for line, other in zip(
+        *(lines(x / "steps.jsonl") for x in (outs[0], whole / script)), strict=True
+    ):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)

@@ -1,0 +1,365 @@
+import errno
+import io
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hicmae.data.clip_list import Clip, write_list
+from hicmae.data.decoding import open_video
+from hicmae.data.shard_index import read_packed
+from hicmae.data.streams import open_streams
+from preprocess import pack_clips
+from preprocess.face_and_audio.batch import read_summary
+from preprocess.packing import run
+from preprocess.packing.shards import packed_names
+from tests.conftest import save_frames, save_mp4, save_wav
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory) -> Path:
+    """Return a folder with six clips of 20 to 25 frames and a list with relative names."""
+    folder = tmp_path_factory.mktemp("media")
+    clips = []
+    for k in range(6):
+        save_mp4(folder / f"v{k}.mp4", 20 + k)
+        save_wav(folder / f"v{k}.wav", (20 + k) * 640)
+        clips.append(Clip(f"v{k}.mp4", None, None))
+    write_list(folder / "list.csv", clips)
+    return folder
+
+
+def pack(media: Path, output: Path, *flags: str, workers: int = 1, name: str = "list.csv") -> int:
+    where = ["--data_root", str(media), "--output_dir", str(output)]
+    return pack_clips.main([str(media / name), *where, "--num_workers", str(workers), *flags])
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(clip.video for clip in read_packed(folder))
+
+
+def state(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("clips*")}
+
+
+def test_clips_are_packed_under_the_names_of_the_list(media, tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert pack(media, tmp_path) == 0
+    assert names_in(tmp_path) == [f"v{k}.mp4" for k in range(6)]
+    assert {clip.audio for clip in read_packed(tmp_path)} == {f"v{k}.wav" for k in range(6)}
+    assert "1 shards, 0.000 GB; a clip takes" in caplog.text and "its files took" in caplog.text
+    rows = read_summary(tmp_path / "pack_clips.csv")
+    assert {row["status"] for row in rows.values()} == {"done"}
+    assert rows["v3.mp4"]["frames"] == "23"
+    assert rows["v3.mp4"]["output"] == str(tmp_path / "clips-000000.tar")
+
+
+def test_every_frame_and_its_times_are_kept(media, tmp_path):
+    pack(media, tmp_path, "--lossless")
+    for clip in read_packed(tmp_path):
+        stored, video = open_streams(clip)[0], open_video(str(media / clip.video))
+        assert len(stored) == len(video)
+        for one, other in zip(stored.read(range(20)), video.read(range(20)), strict=True):
+            np.testing.assert_array_equal(one, other)
+        last = len(video) - 1
+        assert [stored.times(k, last) for k in range(20)] == [
+            video.times(k, last) for k in range(20)
+        ]
+
+
+def test_quality_and_size_are_followed(media, tmp_path):
+    sizes = []
+    for quality in ("50", "95"):
+        pack(media, tmp_path / quality, "--quality", quality)
+        sizes.append(sum(clip.places.frames_size for clip in read_packed(tmp_path / quality)))
+    assert sizes[0] < 0.7 * sizes[1]
+    pack(media, tmp_path / "small", "--size", "24")
+    (frame,) = open_streams(read_packed(tmp_path / "small")[0])[0].read([7])
+    assert frame.shape == (24, 32, 3)
+    pack(media, tmp_path / "same", "--size", "400")
+    assert open_streams(read_packed(tmp_path / "same")[0])[0].read([7])[0].shape == (48, 64, 3)
+
+
+def test_gray_frames_of_a_folder_become_rgb(tmp_path):
+    frames = Path(save_frames(tmp_path / "c", 3))
+    Image.open(frames / "frame_001.jpg").convert("L").save(frames / "frame_001.jpg")
+    save_wav(tmp_path / "c.wav", 9000)
+    write_list(tmp_path / "list.csv", [Clip("c", "c.wav", 1)])
+    assert pack(tmp_path, tmp_path / "out", "--task", "classification") == 0
+    (clip,) = read_packed(tmp_path / "out")
+    shapes = [frame.shape for frame in open_streams(clip)[0].read([0, 1, 2])]
+    assert shapes == [(40, 40, 3)] * 3 and clip.label == 1
+
+
+def test_shards_are_as_large_as_asked(media, tmp_path):
+    assert pack(media, tmp_path, "--shard_size", "100KB") == 0
+    shards = read_packed(tmp_path).shards
+    assert len(shards) >= 3
+    assert all(100_000 <= shard.size < 200_000 for shard in shards[:-1])
+
+
+def test_running_again_packs_only_what_is_missing(media, tmp_path):
+    write_list(media / "some.csv", [Clip(f"v{k}.mp4", None, None) for k in (1, 4)])
+    assert pack(media, tmp_path, name="some.csv") == 0
+    before = state(tmp_path)
+    assert pack(media, tmp_path) == 0
+    assert names_in(tmp_path) == [f"v{k}.mp4" for k in range(6)]
+    after = state(tmp_path)
+    assert {name: after[name] for name in before} == before and len(after) == 4
+    assert pack(media, tmp_path) == 0
+    assert state(tmp_path) == after
+    assert len(read_summary(tmp_path / "pack_clips.csv")) == 6
+
+
+def test_parts_of_an_array_share_the_list_without_asking_each_other(media, tmp_path):
+    for part in (1, 2, 3):
+        assert pack(media, tmp_path, "--shard", f"{part}/3") == 0
+    assert names_in(tmp_path) == [f"v{k}.mp4" for k in range(6)]
+    tars = {path.name for path in tmp_path.glob("*.tar")}
+    assert tars <= {f"clips-{part}of3-000000.tar" for part in (1, 2, 3)} and len(tars) > 1
+    assert len(list(tmp_path.glob("pack_clips_*of3.csv"))) == 3
+
+
+def test_a_clip_that_is_in_the_list_twice_is_packed_once(media, tmp_path):
+    write_list(media / "twice.csv", [Clip("v1.mp4", None, None)] * 2)
+    assert pack(media, tmp_path, name="twice.csv") == 0
+    assert names_in(tmp_path) == ["v1.mp4"]
+
+
+def test_failures_are_listed_and_the_run_goes_on(media, tmp_path, caplog):
+    folder = Path(shutil.copytree(media, tmp_path / "media"))
+    (folder / "v1.mp4").write_text("no film")
+    (folder / "v2.wav").unlink()
+    save_wav(folder / "v3.wav", 9000, rate=44100)
+    output = tmp_path / "out"
+    assert pack(folder, output) == 1
+    assert names_in(output) == ["v0.mp4", "v4.mp4", "v5.mp4"]
+    rows = read_summary(output / "pack_clips.csv")
+    assert "v1.mp4' cannot be opened" in rows["v1.mp4"]["reason"]
+    assert "v2.wav' does not exist" in rows["v2.mp4"]["reason"]
+    assert "sample rate 44100" in rows["v3.mp4"]["reason"]
+    assert "3 clips done" in caplog.text or "failed" in caplog.text
+    for name in ("v1.mp4", "v2.wav", "v3.wav"):
+        shutil.copy(media / name, folder / name)
+    assert pack(folder, output) == 0
+    assert names_in(output) == [f"v{k}.mp4" for k in range(6)]
+    assert {row["status"] for row in read_summary(output / "pack_clips.csv").values()} == {"done"}
+
+
+def test_folder_of_frames_is_no_clip_for_pretraining(media, tmp_path):
+    save_frames(tmp_path / "faces", 3)
+    save_wav(tmp_path / "faces.wav", 9000)
+    write_list(tmp_path / "list.csv", [Clip("faces", "faces.wav", None)])
+    assert pack(tmp_path, tmp_path / "out") == 1
+    reason = read_summary(tmp_path / "out" / "pack_clips.csv")["faces"]["reason"]
+    assert "has no frame times" in reason
+
+
+class Stopping(io.BufferedWriter):
+    """A file that fails after so many bytes."""
+
+    left = 60_000
+    error: type[BaseException] | OSError = KeyboardInterrupt
+
+    def write(self, data) -> int:
+        self.left -= len(data)
+        if self.left < 0:
+            raise self.error
+        return super().write(data)
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (KeyboardInterrupt, "interrupted, and the shard in hand thrown away: .* clips are left"),
+        (OSError(errno.ENOSPC, "No space left"), "the disk is full: .* clips are left"),
+    ],
+)
+def test_half_a_shard_is_not_there(media, tmp_path, monkeypatch, caplog, error, message):
+    def opened(path, mode="r", *args, **options):
+        if mode == "wb":
+            return Stopping(io.FileIO(path, "w"))
+        return open(path, mode, *args, **options)
+
+    monkeypatch.setattr(Stopping, "error", error)
+    monkeypatch.setattr("preprocess.packing.shards.open", opened, raising=False)
+    assert pack(media, tmp_path, "--shard_size", "30KB") == 3
+    assert pytest.approx(0) == len([p for p in tmp_path.iterdir() if p.name.startswith(".")])
+    assert any(__import__("re").search(message, record.message) for record in caplog.records)
+    assert state(tmp_path) == {}
+    monkeypatch.undo()
+    assert pack(media, tmp_path) == 0
+    assert names_in(tmp_path) == [f"v{k}.mp4" for k in range(6)]
+
+
+def test_shard_without_index_is_written_anew(media, tmp_path):
+    pack(media, tmp_path)
+    (tmp_path / "clips-000000.index.json").unlink()
+    assert packed_names(tmp_path) == {}
+    assert pack(media, tmp_path) == 0
+    assert [path.name for path in tmp_path.glob("*.tar")] == ["clips-000000.tar"]
+    assert len(read_packed(tmp_path)) == 6
+
+
+def test_shards_of_the_same_clips_are_the_same(media, tmp_path):
+    for name in "ab":
+        pack(media, tmp_path / name)
+    first, second = ((tmp_path / name / "clips-000000.tar").read_bytes() for name in "ab")
+    assert first == second
+
+
+def test_several_processes_pack_the_same_clips(media, tmp_path):
+    assert pack(media, tmp_path, workers=2) == 0
+    assert names_in(tmp_path) == [f"v{k}.mp4" for k in range(6)]
+
+
+# --verify
+
+
+def verify(folder: Path) -> int:
+    return pack_clips.main(["--verify", "--output_dir", str(folder), "--num_workers", "2"])
+
+
+@pytest.fixture
+def packed(media, tmp_path) -> Path:
+    pack(media, tmp_path, "--shard_size", "100KB")
+    return tmp_path
+
+
+def test_good_shards_are_verified(packed, caplog):
+    caplog.set_level("INFO")
+    assert verify(packed) == 0
+    assert "6 clips are as they were packed" in caplog.text
+
+
+def test_one_changed_byte_is_found(packed, caplog):
+    path = packed / "clips-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert verify(packed) == 1
+    assert "clips-000001.tar' has changed: its SHA-256 is not that of the index" in caplog.text
+    path.unlink()
+    (packed / "clips-000001.index.json").unlink()
+
+
+def reindex(packed: Path, change) -> None:
+    """Change the first index, and its checksum with it, as somebody would who knows how."""
+    path = packed / "clips-000000.index.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_index_that_does_not_fit_its_tar_is_found(packed, caplog):
+    def shift(content):
+        content["clips"][0][5] += 512
+
+    reindex(packed, shift)
+    assert verify(packed) == 1
+    assert "has other members than its index says" in caplog.text
+
+
+def test_clip_in_two_shards_is_found(packed, caplog):
+    for ending in (".tar", ".index.json"):
+        shutil.copy(packed / f"clips-000000{ending}", packed / f"clips-9{ending}")
+    path = packed / "clips-9.index.json"
+    path.write_text(path.read_text().replace("clips-000000.tar", "clips-9.tar"))
+    assert verify(packed) == 1
+    assert "clips-000000.index.json' and in" in caplog.text
+
+
+def test_tar_without_index_is_found(packed, caplog):
+    (packed / "clips-000000.index.json").unlink()
+    assert verify(packed) == 1
+    assert "clips-000000.tar' has no index: it is not whole" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name, kind, message",
+    [
+        ("../evil.json", tarfile.REGTYPE, "has a path for a name"),
+        ("/etc/evil.json", tarfile.REGTYPE, "has a path for a name"),
+        ("a.json", tarfile.SYMTYPE, "member 'a.json' is no file"),
+        ("a.json", tarfile.LNKTYPE, "member 'a.json' is no file"),
+    ],
+)
+def test_evil_members_are_found(packed, caplog, name, kind, message):
+    from preprocess.packing.shards import sha256_of
+
+    path = packed / "clips-000000.tar"
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc/passwd"
+        tar.addfile(member)
+    size, digest = path.stat().st_size, sha256_of(str(path))
+
+    def follow(content):
+        content.update(size=size, sha256=digest)
+        content["clips"] = [[*row[:3], 0, 1, 0, 1, 0, 1] for row in content["clips"]]
+
+    reindex(packed, follow)
+    assert verify(packed) == 1
+    assert message in caplog.text
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--quality", "0"], "--quality must be from 1 to 100, got 0"),
+        (["--num_workers", "0"], "must be at least 1"),
+        (["--size", "0"], "must be at least 1"),
+        (["--shard_size", "big"], "expected a size such as 1GB or 500MB, got 'big'"),
+        (["--shard_size", "0"], "expected a size"),
+        (["--shard", "4/3"], "expected I/N with I from 1 to N"),
+    ],
+)
+def test_bad_flags_are_one_message(tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        pack_clips.main(["list.csv", "--output_dir", str(tmp_path), *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_to_do_is_said(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        pack_clips.main(["--output_dir", str(tmp_path)])
+    assert "name the list to pack, or give --verify" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_line(media, tmp_path, caplog):
+    assert pack(tmp_path, tmp_path / "out") == 2
+    assert "list.csv' does not exist" in caplog.text
+    caplog.clear()
+    (tmp_path / "list.csv").write_text("a b c d e\n")
+    assert pack(tmp_path, tmp_path / "out") == 2
+    assert "list.csv:1: expected" in caplog.text
+    caplog.clear()
+    (tmp_path / "file").touch()
+    assert pack(media, tmp_path / "file") == 2
+    assert "file': File exists" in caplog.text
+    caplog.clear()
+    assert verify(tmp_path / "nowhere") == 2 and "is no folder" in caplog.text
+    os.mkdir(tmp_path / "empty")
+    assert verify(tmp_path / "empty") == 2 and "holds no shard" in caplog.text
+    pack(media, tmp_path / "shards")
+    shutil.copytree(tmp_path / "shards", tmp_path / "again" / "list")
+    assert pack(tmp_path / "again", tmp_path / "out") == 2
+    assert "is packed already; name a list of files" in caplog.text
+
+
+def test_sizes_are_read_with_units():
+    sizes = {"1GB": 10**9, "1.5g": 1.5e9, "300 MB": 3e8, "20kb": 20_000, "77": 77}
+    assert {text: pack_clips.parse_size(text) for text in sizes} == sizes
+
+
+def test_names_of_parts_sort_as_numbers():
+    assert run.prefix_of((1, 1)) == "clips"
+    assert [run.prefix_of((k, 12)) for k in (3, 11)] == ["clips-03of12", "clips-11of12"]
