@@ -44,6 +44,7 @@ from hicmae.training.supervised import (
     make_model,
     read_list,
     read_lists,
+    record_held_out,
     scoring_loader,
     shown_metrics,
     training_clips,
@@ -99,6 +100,7 @@ def finetune(session: Session, configs: FinetuneConfigs) -> None:
         model, optim, session.precision, shape.steps, classifier.layer_decay
     )
     saver = prepare(session, found, model, optimization, shape)
+    record_held_out(lists)
     for epoch, means, run_logger in train_epochs(
         session,
         model,

@@ -60,7 +60,7 @@ def read(args: argparse.Namespace, found: Found) -> Plan:
         part: [clip.name for clip in wanted if clip.speaker in group]
         for part, group in people.items()
     }
-    notes = ["clips of one task are to be averaged: the task is a name's first three '_' fields"]
+    notes = ["clips of one task are scored as one: test with --average_clips 3"]
     return Plan(wanted, {"split01": parts}, CLASSES[args.target], {}, left_out, notes)
 
 

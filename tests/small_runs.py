@@ -134,7 +134,7 @@ def until(condition, *runs, seconds=LIMIT):
     end = time.monotonic() + seconds
     while not condition():
         dead = [run for run in runs if not run.alive()]
-        assert not dead, f"ended with {dead[0].process.exitcode}: {dead[0].output()[-3000:]}"
+        assert not dead, f"ended early; its output ends in: {dead[0].output()[-3000:]}"
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
 

@@ -159,7 +159,10 @@ WRONG = [
         "no-such.invalid:PORT: .*; start .*MASTER_ADDR",
     ),
     ([*C10D, "--rdzv_endpoint", "127.0.0.1:PORT"], "127.0.0.1:PORT: not all .*; .* RDZV_ENDPOINT"),
-    ([*C10D, "--rdzv_endpoint", "no-port"], "no-port: the address must be <host>:<port>, got 'no-port'"),
+    (
+        [*C10D, "--rdzv_endpoint", "no-port"],
+        "no-port: the address must be <host>:<port>, got 'no-port'",
+    ),
 ]
 APART = "launch: error: the 2 machines do not reach each other at "
 

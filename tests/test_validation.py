@@ -135,7 +135,7 @@ def test_a_sound_on_both_sides_is_refused_where_sound_is_read():
 
 def test_a_class_on_one_side_only_is_warned_of(caplog):
     train, val = [Clip("a", "a.wav", 0), Clip("b", "b.wav", 2)], [Clip("c", "c.wav", 0)]
-    holdout.describe(holdout.Holdout(train, val, ["s"]), "speaker", Path("out/val_clips.csv"))
+    holdout.describe(holdout.Holdout(train, val, ["s"]), "speaker")
     assert "no validation clip is of class 2: too few speakers have it" in caplog.text
 
 
@@ -344,6 +344,15 @@ def test_results_say_that_held_out_speakers_chose_the_best_epoch(media, tmp_path
     assert _chosen([tmp_path / "out"]) == ["best epoch chosen on val_clips.csv"]
 
 
+def test_a_refused_resume_leaves_the_record_of_the_held_out_clips(media, tmp_path):
+    options = ["--val_split", "speaker", "--speaker_pattern", "^([a-z]+)_", "--epochs", "1"]
+    finetune(media, tmp_path, *options, "--val_share", "0.25")
+    record = (tmp_path / "val_clips.csv").read_bytes()
+    with pytest.raises(ValueError, match="belongs to another run: --val_share 0.25 -> 0.5"):
+        finetune(media, tmp_path, *options, "--val_share", "0.5")
+    assert (tmp_path / "val_clips.csv").read_bytes() == record
+
+
 def test_clips_held_out_at_random_keep_items_whole(media, tmp_path):
     """Two clips of eight are an item, all of a speaker; alone, any two may be held out."""
     clips = read_labelled_list(media / "fold" / "train.csv")
@@ -359,9 +368,7 @@ def test_clips_held_out_at_random_keep_items_whole(media, tmp_path):
             flags = [*options, "--average_clips", average, "--seed", str(seed)]
             lists = supervised.read_lists(parse(flags))
             held[average, seed] = [base_name(clip.video)[:3] for clip in lists.val]
-            assert [row["clip"] for row in rows(tmp_path / "val_clips.csv")] == [
-                clip.video for clip in lists.val
-            ]
+            assert lists.held_out.split() == ["clip", *(clip.video for clip in lists.val)]
     assert {len(names) for names in held.values()} == {2}
     assert all(len(set(held["2", seed])) == 1 for seed in range(4))
     assert any(len(set(held["0", seed])) == 2 for seed in range(4))

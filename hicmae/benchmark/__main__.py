@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"hicmae.benchmark: no command '{command}'; use one of {known}\n")
         return 2
     module = importlib.import_module(f"hicmae.benchmark.{command}")
-    parser = new_parser(module.__doc__)
+    parser = new_parser(module.__doc__ or "")
     parser.prog = f"hicmae.benchmark {command}"
     module.add_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures there as one object")

@@ -10,12 +10,10 @@ import itertools
 import logging
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from torch.utils.data import DataLoader
 
 from hicmae.benchmark.context import device_name
 from hicmae.benchmark.loader_clips import make_clips
@@ -84,7 +82,7 @@ def _sources(
     if args.make_clips is not None:
         if path != NOT_SET:
             raise ValueError("--make_clips stands in for --data_path; give one of them")
-        path = str(_made_list(args.make_clips, configs, folder))
+        path = str(_made_list(args.make_clips, folder))
     named = [(path, "files"), (args.shards or NOT_SET, "shards")]
     sources = [
         (kind, configs._replace(data=replace(configs.data, data_path=path)))
@@ -96,23 +94,43 @@ def _sources(
     return sources
 
 
-def _made_list(count: int, configs: PretrainConfigs, folder: Path) -> Path:
-    """Make clips, and a list that names them so often that an epoch is long."""
+def _made_list(count: int, folder: Path) -> Path:
+    """Make clips and their list."""
     if count < 1:
         raise ValueError(f"--make_clips must be at least 1, got {count}")
-    clips = make_clips(Path("saved/benchmarks/clips"), count)
-    repeats = 1 + 200 * configs.optim.batch_size * configs.optim.accum_iter // count
     path = folder / "made.csv"
-    write_list(path, clips * repeats)
+    write_list(path, make_clips(Path("saved/benchmarks/clips"), count))
     return path
+
+
+class Repeated(Sequence[Any]):
+    """A list read again and again until it is long enough, so that an epoch never ends."""
+
+    def __init__(self, clips: Sequence[Any], length: int) -> None:
+        self.clips, self.length = clips, max(length, len(clips))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.clips[index % len(self.clips)]
+
+
+def _clips_needed(configs: PretrainConfigs, args: argparse.Namespace) -> int:
+    """Count the clips that are read from first to last, with those that are loaded in advance."""
+    steps = (args.warmup + 2 * args.steps) * configs.optim.accum_iter
+    return configs.optim.batch_size * (steps + 4 * configs.run.num_workers + 2)
 
 
 def _measure(
     session: Session, configs: PretrainConfigs, kind: str, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Train from one source, from its first batch alone, and read it without a model."""
-    loader = training_loader(session, make_dataset(configs), configs.optim.batch_size)
-    batches = _endless(loader)
+    dataset = make_dataset(configs)
+    num_clips = len(dataset)
+    dataset.clips = Repeated(dataset.clips, _clips_needed(configs, args))
+    loader = training_loader(session, dataset, configs.optim.batch_size)
+    batches = epoch_batches(loader, 0)
     first = next(batches)
     trainer = Trainer(session, configs, args.warmup + args.steps)
     fixed = trainer.run(itertools.repeat(first), args.steps, args.warmup)
@@ -121,8 +139,8 @@ def _measure(
     row = {
         "source": kind,
         "data_path": str(args.shards if kind == "shards" else args.data_path),
-        "clips_in_list": len(loader.dataset),  # type: ignore[arg-type]
-        "epochs_read": epochs_read(loader, args),
+        "clips_in_list": num_clips,
+        "times_read": _clips_needed(configs, args) / num_clips,
         **rates(fed, fixed, clips),
         "loader_clips_per_s": _loader_speed(batches, args.steps, configs.run.num_workers),
     }
@@ -149,18 +167,6 @@ def rates(fed: Steps, fixed: Steps, clips: int) -> dict[str, Any]:
         **spread(fed.durations),
         **spread(fixed.durations, "fixed_step_s"),
     }
-
-
-def _endless(loader: DataLoader[PretrainBatch]) -> Iterator[PretrainBatch]:
-    epochs: Iterable[Iterator[PretrainBatch]] = (
-        epoch_batches(loader, epoch) for epoch in itertools.count()
-    )
-    return itertools.chain.from_iterable(epochs)
-
-
-def epochs_read(loader: DataLoader[PretrainBatch], args: argparse.Namespace) -> float:
-    """Return how often the list was read; between two epochs the loader starts anew."""
-    return (args.steps + args.warmup + 1) / len(loader)
 
 
 def _loader_speed(batches: Iterator[PretrainBatch], steps: int, workers: int) -> float:

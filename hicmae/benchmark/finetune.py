@@ -11,8 +11,17 @@ from torch import Tensor, nn
 from hicmae.benchmark import runner
 from hicmae.benchmark.flops import Parts, classifier_forward, training_step
 from hicmae.benchmark.settings import BenchmarkConfig
-from hicmae.benchmark.workload import Step, Workload, plain, random_clips, relative_error
+from hicmae.benchmark.workload import (
+    Step,
+    Workload,
+    flat_gradient,
+    heads_of,
+    plain,
+    random_clips,
+    relative_error,
+)
 from hicmae.data.loading import LabelledBatch
+from hicmae.models.finetune import HiCMAEClassifier
 from hicmae.training.engine import LossParts, train_step
 from hicmae.training.precision import Precision
 
@@ -20,7 +29,9 @@ DROP_PATH, LAYER_DECAY = 0.1, 0.75
 BETAS = (0.9, 0.999)
 
 
-def labelled_batch(config: BenchmarkConfig, model: nn.Module, batch: int, device: Any) -> Any:
+def labelled_batch(
+    config: BenchmarkConfig, model: HiCMAEClassifier, batch: int, device: Any
+) -> Any:
     """Draw clips with soft targets (B, K), as mixup and cutmix leave them."""
     clips = random_clips(config, model, batch, device)
     generator = torch.Generator().manual_seed(config.seed + 1)
@@ -41,11 +52,13 @@ def make_ours(config: BenchmarkConfig, precision: Precision, batch: int) -> Step
     return lambda: train_step(trained, batches, compute_loss, optimization)
 
 
-def plain_model(config: BenchmarkConfig, ours: nn.Module, drop_path: float = 0.0) -> nn.Module:
+def plain_model(
+    config: BenchmarkConfig, ours: HiCMAEClassifier, drop_path: float = 0.0
+) -> nn.Module:
     """Build the plain classifier with the weights and sizes of ours."""
     model = plain("model").PlainClassifier(
         dim=config.width,
-        heads=ours.encoder.blocks[0].attn.num_heads,
+        heads=heads_of(ours.encoder),
         num_classes=ours.head.out_features,
         drop=drop_path,
         **runner.plain_sizes(config),
@@ -87,7 +100,7 @@ def _backward(model: nn.Module, data: Any, precision: Precision) -> tuple[Tensor
         scores = model(data.video.to(dtype), data.audio.to(dtype))
     loss = F.cross_entropy(scores.to(torch.promote_types(dtype, torch.float32)), data.target)
     loss.backward()
-    return scores, loss, torch.cat([p.grad.flatten() for p in model.parameters()])
+    return scores, loss, flat_gradient(model)
 
 
 WORKLOAD = Workload("finetune", make_ours, make_plain, count_flops, measure_errors)

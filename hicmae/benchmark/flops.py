@@ -11,6 +11,11 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from hicmae.models.decoder import SkipDecoder
+from hicmae.models.encoder import CrossModalFusion, ModalityEncoder
+from hicmae.models.finetune import HiCMAEClassifier
+from hicmae.models.pretrain import HiCMAE
+
 Parts = dict[str, float]
 
 
@@ -29,22 +34,22 @@ def block(tokens: int, dim: int, context: int = 0) -> float:
     return own + mlp + queries + 4.0 * tokens * context * dim
 
 
-def _embedding(encoder: nn.Module, tokens: int) -> float:
+def _embedding(encoder: ModalityEncoder, tokens: int) -> float:
     weight = encoder.patch_embed.proj.weight
     return linear(tokens, weight[0].numel(), len(weight))
 
 
-def _encoder(encoder: nn.Module, tokens: int) -> float:
+def _encoder(encoder: ModalityEncoder, tokens: int) -> float:
     return len(encoder.blocks) * block(tokens, len(encoder.norm.weight))
 
 
-def _fusion(fusion: nn.Module, tokens: int, tokens_audio: int) -> float:
+def _fusion(fusion: CrossModalFusion, tokens: int, tokens_audio: int) -> float:
     dim = len(fusion.norm.weight)
     one = block(tokens, dim, tokens_audio) + block(tokens_audio, dim, tokens)
     return len(fusion.blocks) * one
 
 
-def _decoder(decoder: nn.Module, project: nn.Module, visible: int) -> float:
+def _decoder(decoder: SkipDecoder, project: nn.Linear, visible: int) -> float:
     """Count decoder blocks with the projections of fused tokens and levels into them."""
     dim, tokens = len(decoder.norm.weight), len(decoder.positions)
     depth = len(decoder.blocks)
@@ -52,12 +57,12 @@ def _decoder(decoder: nn.Module, project: nn.Module, visible: int) -> float:
     return projections + block(tokens, dim) + (depth - 1) * block(tokens, dim, visible)
 
 
-def _head(decoder: nn.Module, visible: int) -> float:
+def _head(decoder: SkipDecoder, visible: int) -> float:
     masked = len(decoder.positions) - visible
     return linear(masked, decoder.head.in_features, decoder.head.out_features)
 
 
-def pretraining_forward(model: nn.Module, visible: int, visible_audio: int) -> Parts:
+def pretraining_forward(model: HiCMAE, visible: int, visible_audio: int) -> Parts:
     """Count one clip's forward pass of a pre-training model by part.
 
     Args:
@@ -79,9 +84,7 @@ def pretraining_forward(model: nn.Module, visible: int, visible_audio: int) -> P
     }
 
 
-def pretrain_flops(
-    model: nn.Module, mask_ratio: float = 0.9, mask_ratio_audio: float = 0.8
-) -> Parts:
+def pretrain_flops(model: HiCMAE, mask_ratio: float = 0.9, mask_ratio_audio: float = 0.8) -> Parts:
     """Count one clip's pre-training step by part, forward and backward."""
     rows, *cells = model.encoder.patch_embed.grid
     tokens, tokens_audio = (len(e.positions) for e in (model.encoder, model.encoder_audio))
@@ -90,7 +93,7 @@ def pretrain_flops(
     return training_step(pretraining_forward(model, visible, visible_audio))
 
 
-def classifier_forward(model: nn.Module) -> Parts:
+def classifier_forward(model: HiCMAEClassifier) -> Parts:
     """Count one view's forward pass of a `HiCMAEClassifier` of both modalities by part."""
     video, audio = model.encoder, model.encoder_audio
     tokens, tokens_audio = len(video.positions), len(audio.positions)

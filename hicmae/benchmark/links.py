@@ -5,13 +5,14 @@ count, link speeds are the maker's figures, which the caller names.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import timm
 
 import hicmae  # noqa: F401  (registers the models)
 from hicmae.benchmark.flops import pretrain_flops, total
 from hicmae.benchmark.tables import aligned, readable
+from hicmae.models.pretrain import HiCMAE
 from hicmae.training.session import num_parameters
 
 MODELS = {
@@ -67,12 +68,12 @@ def on_paper(
     """
     rows = []
     for name, registered in MODELS.items():
-        model = timm.create_model(registered)
+        model = cast(HiCMAE, timm.create_model(registered))
         size, operations = num_parameters(model), clips * total(pretrain_flops(model))
         for number, width in BYTES.items():
             for gbit in network_gbit:
                 seconds = all_reduce_seconds(size * width, cluster, gbit * 1e9 / 8)
-                row = {
+                row: dict[str, Any] = {
                     "model": name,
                     "gradients": number,
                     "gradient_bytes": size * width,

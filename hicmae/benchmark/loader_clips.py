@@ -47,7 +47,7 @@ def _make_clip(stem: Path, seed: int) -> Clip:
 
 
 def _write_video(path: Path, rng: np.random.Generator) -> None:
-    portrait = cv2.imread(str(get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    portrait = np.asarray(cv2.imread(str(get_sample_data("grace_hopper.jpg", asfileobj=False))))
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE, options=ENCODER)
         stream.width = stream.height = SIDE

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,7 +65,9 @@ def _resident_peak() -> float:
 def main() -> None:
     """Measure what standard input describes; print the bytes."""
     task = json.load(sys.stdin)
-    values = {n: tuple(v) if isinstance(v, list) else v for n, v in task["config"].items()}
+    values: dict[str, Any] = {
+        n: tuple(v) if isinstance(v, list) else v for n, v in task["config"].items()
+    }
     config = BenchmarkConfig(**values)
     precision = prepare_device(config)
     workload = named_workload(task["workload"])

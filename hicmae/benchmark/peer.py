@@ -9,7 +9,7 @@ import importlib.util
 import torch
 
 from hicmae.benchmark.settings import BenchmarkConfig
-from hicmae.benchmark.workload import Step, random_clips
+from hicmae.benchmark.workload import Step, heads_of, random_clips
 from hicmae.training.precision import Precision
 
 
@@ -31,11 +31,11 @@ def make_step(config: BenchmarkConfig, precision: Precision, batch: int) -> Step
             num_frames=config.num_frames,
             hidden_size=width,
             num_hidden_layers=config.depth,
-            num_attention_heads=ours.encoder.blocks[0].attn.num_heads,
+            num_attention_heads=heads_of(ours.encoder),
             intermediate_size=4 * width,
             decoder_hidden_size=decoder_width,
             decoder_num_hidden_layers=len(config.levels) + 1,
-            decoder_num_attention_heads=ours.decoder.blocks[0].attn.num_heads,
+            decoder_num_attention_heads=heads_of(ours.decoder),
             decoder_intermediate_size=4 * decoder_width,
         )
     ).to(precision.device)

@@ -14,12 +14,15 @@ from hicmae.benchmark.workload import (
     Clips,
     Step,
     Workload,
+    flat_gradient,
+    heads_of,
     plain,
     random_clips,
     relative_error,
 )
 from hicmae.config.pretraining import PretrainLossConfig
 from hicmae.data.loading import PretrainBatch
+from hicmae.models.pretrain import HiCMAE
 from hicmae.training.engine import ComputeLoss, train_step
 from hicmae.training.precision import Precision
 from hicmae.training.pretraining import make_loss
@@ -37,13 +40,13 @@ def make_ours(config: BenchmarkConfig, precision: Precision, batch: int) -> Step
     return lambda: train_step(trained, batches, compute_loss, optimization)
 
 
-def plain_model(config: BenchmarkConfig, ours: nn.Module) -> nn.Module:
+def plain_model(config: BenchmarkConfig, ours: HiCMAE) -> nn.Module:
     """Build the plain model with the weights and sizes of ours."""
     model = plain("model").PlainPretraining(
         dim=config.width,
-        heads=ours.encoder.blocks[0].attn.num_heads,
+        heads=heads_of(ours.encoder),
         decoder_dim=ours.decoder.head.in_features,
-        decoder_heads=ours.decoder.blocks[0].attn.num_heads,
+        decoder_heads=heads_of(ours.decoder),
         keep=config.levels,
         **runner.plain_sizes(config),
     )
@@ -89,7 +92,7 @@ def _backward(model: nn.Module, clips: Clips, precision: Precision) -> tuple[Ten
     loss.backward()
     handle.remove()
     predictions = torch.cat([part.detach().flatten() for part in seen[0][:2]])
-    return predictions, loss, torch.cat([p.grad.flatten() for p in model.parameters()])
+    return predictions, loss, flat_gradient(model)
 
 
 WORKLOAD = Workload("pretrain", make_ours, make_plain, count_flops, measure_errors)

@@ -77,7 +77,7 @@ class _Mark:
     """A point in the device's own time: on a GPU, when it has done all that was asked before."""
 
     def __init__(self, device: torch.device) -> None:
-        self.event = None
+        self.event: torch.cuda.Event | None = None
         if device.type == "cuda":
             self.event = torch.cuda.Event(enable_timing=True)
             self.event.record()
@@ -85,7 +85,7 @@ class _Mark:
 
     def until(self, other: "_Mark") -> float:
         """Return the seconds from here to a later mark."""
-        if self.event is None:
+        if self.event is None or other.event is None:
             return other.time - self.time
         return self.event.elapsed_time(other.event) / 1e3
 

@@ -3,7 +3,7 @@
 import argparse
 import gc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser, BenchmarkConfig)
 
 
-def seeded(config: BenchmarkConfig, make: Callable[[], nn.Module]) -> nn.Module:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def seeded(config: BenchmarkConfig, make: Callable[[], Model]) -> Model:
     """Create a model whose weights depend on --seed alone."""
     torch.manual_seed(config.seed)
     return make()
@@ -168,7 +171,8 @@ def _top_operators(step: Step) -> list[dict[str, Any]]:
 
 def show(figures: dict[str, Any]) -> str:
     """Show the figures as tables: variants, parts of the count, and single figures."""
-    rows = [("batch", "variant", "step s", "quartiles", "CPU s", "clips/s", "ratio", "memory MiB")]
+    rows: list[tuple[str, ...]] = []
+    rows += [("batch", "variant", "step s", "quartiles", "CPU s", "clips/s", "ratio", "memory MiB")]
     for row in figures["batches"]:
         rows += [_variant_row(row, name) for name in ("ours", "plain", "peer") if _has(row, name)]
     parts = figures["flops_by_part"]

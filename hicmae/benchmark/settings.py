@@ -2,16 +2,17 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
-from torch import nn
 
 import hicmae  # noqa: F401  (registers the models)
 from hicmae.config.common import CPU_GEMM, check_not_negative, check_positive
 from hicmae.config.flags import option
+from hicmae.models.finetune import HiCMAEClassifier
 from hicmae.models.onednn import choose_cpu_gemm
+from hicmae.models.pretrain import HiCMAE
 from hicmae.training.precision import Precision, choose_precision
 
 SIZES = {"t": 256, "s": 384, "b": 512}
@@ -74,9 +75,9 @@ class BenchmarkConfig:
             "img_size_audio": self.input_size_audio,
         }
 
-    def pretraining_model(self) -> nn.Module:
+    def pretraining_model(self) -> HiCMAE:
         """Create the pre-training model."""
-        return timm.create_model(
+        model = timm.create_model(
             f"pretrain_hicmae_dim{self.width}_patch16_160_a256",
             encoder_depth=self.depth,
             encoder_depth_audio=self.depth,
@@ -86,10 +87,11 @@ class BenchmarkConfig:
             return_intermediate_features=self.levels,
             **self.geometry(),
         )
+        return cast(HiCMAE, model)
 
-    def classifier(self, drop_path: float = 0.0) -> nn.Module:
+    def classifier(self, drop_path: float = 0.0) -> HiCMAEClassifier:
         """Create the classifier of six classes, as for CREMA-D."""
-        return timm.create_model(
+        model = timm.create_model(
             f"avit_dim{self.width}_patch16_160_a256",
             num_classes=6,
             depth=self.depth,
@@ -98,6 +100,7 @@ class BenchmarkConfig:
             drop_path_rate=drop_path,
             **self.geometry(),
         )
+        return cast(HiCMAEClassifier, model)
 
 
 def prepare_device(config: BenchmarkConfig) -> Precision:

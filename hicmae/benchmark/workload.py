@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from hicmae.benchmark.flops import Parts
 from hicmae.benchmark.settings import BenchmarkConfig
 from hicmae.data.masking import random_mask, tube_mask
+from hicmae.models.decoder import SkipDecoder
+from hicmae.models.encoder import ModalityEncoder
+from hicmae.models.finetune import HiCMAEClassifier
+from hicmae.models.layers import Block
+from hicmae.models.pretrain import HiCMAE
 from hicmae.training.precision import Precision
 
 Step = Callable[[], object]
@@ -57,12 +62,18 @@ class Clips(NamedTuple):
     audio_mask: Tensor
 
 
-def random_clips(config: BenchmarkConfig, model: nn.Module, batch: int, device: str) -> Clips:
+def random_clips(
+    config: BenchmarkConfig,
+    model: HiCMAE | HiCMAEClassifier,
+    batch: int,
+    device: str | torch.device,
+) -> Clips:
     """Draw clips and masks of the model's geometry; the same on every device."""
     generator = torch.Generator().manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     video, audio = model.encoder.patch_embed, model.encoder_audio.patch_embed
-    masks = [tube_mask(video.grid, 0.9, rng) for _ in range(batch)]
+    frames, rows, columns = video.grid
+    masks = [tube_mask((frames, rows, columns), 0.9, rng) for _ in range(batch)]
     audio_masks = [random_mask(audio.num_tokens, 0.8, rng) for _ in range(batch)]
     return Clips(
         torch.randn(batch, *video.clip_shape, generator=generator).to(device),
@@ -70,6 +81,16 @@ def random_clips(config: BenchmarkConfig, model: nn.Module, batch: int, device: 
         torch.randn(batch, *audio.clip_shape, generator=generator).to(device),
         torch.from_numpy(np.stack(audio_masks)),
     )
+
+
+def heads_of(stack: ModalityEncoder | SkipDecoder) -> int:
+    """Return the attention heads of an encoder's or decoder's blocks."""
+    return cast(Block, stack.blocks[0]).attn.num_heads
+
+
+def flat_gradient(model: nn.Module) -> Tensor:
+    """Return the gradients of all parameters as one vector."""
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 def relative_error(values: Tensor, expected: Tensor) -> float:

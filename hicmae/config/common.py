@@ -148,12 +148,16 @@ class DataConfig:
     num_samples: int = option(1, "draws from each clip a batch holds (repeated sampling)")
     roll_mag_aug: bool = option(False, "random gain of the waveform in training")
     max_bad_clips: float = option(0.01, "share of unreadable clips at which training stops")
+    clip_timeout: float = option(
+        60.0, "seconds after which a clip that is still being read is skipped; 0: no limit"
+    )
 
     def __post_init__(self) -> None:
         if not self.data_path:
             raise ValueError("--data_path is missing; name the clip list or its folder")
         check_positive(self, "num_samples")
         check_share(self, "max_bad_clips")
+        check_not_negative(self, "clip_timeout")
 
 
 @dataclass(frozen=True)

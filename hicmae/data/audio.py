@@ -129,7 +129,10 @@ class WavFile:
 class Wav(Protocol):
     """A mono 16 kHz recording: a `WavFile`, or the sound of a packed clip."""
 
-    path: str | None
+    @property
+    def path(self) -> str | None:
+        """Name of the file, for messages."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -97,6 +97,7 @@ class ClipTransform:
             return self._crop_flip_erase(video)
 
     def _rand_augment(self, images: Sequence[Image.Image], seed: int) -> list[Image.Image]:
+        assert self.rand_augment is not None
         augmented: dict[
             int, Image.Image
         ] = {}  # a repeated last frame is one object: transform it once

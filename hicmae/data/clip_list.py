@@ -42,6 +42,17 @@ class UnreadableClip(RuntimeError):
     """A clip's file is missing or broken; the message is one line that names it."""
 
 
+MAX_PIXELS = 1 << 26  # of a frame; more is no face but something to fill the memory with
+
+
+def check_frame_size(what: str, width: int, height: int) -> None:
+    """Raise UnreadableClip for a frame that is too large to be decoded."""
+    if width * height > MAX_PIXELS:
+        raise UnreadableClip(
+            f"{what} has {width} x {height} pixels, expected at most {MAX_PIXELS}; make it smaller"
+        )
+
+
 def one_line(error: Exception) -> str:
     """Return a library's error message on one line, short enough for a log."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from hicmae.data import audio as wav
 from hicmae.data import video as film
 from hicmae.data.augment import Augment, ClipTransform
+from hicmae.data.deadline import Deadline
 from hicmae.data.loading import (
     ClipIndex,
     LabelledBatch,
@@ -49,6 +50,7 @@ class PretrainClips(Dataset[PretrainBatch]):
         roll_mag_aug: vary the magnitude of the audio.
         num_samples: windows, crops and masks taken from each clip that is opened.
         seed: of all draws, together with epoch and index.
+        clip_timeout: seconds after which a clip counts as unreadable; 0: no limit.
     """
 
     collate = staticmethod(joined)
@@ -67,7 +69,9 @@ class PretrainClips(Dataset[PretrainBatch]):
         roll_mag_aug: bool = False,
         num_samples: int = 1,
         seed: int = 0,
+        clip_timeout: float = 0.0,
     ) -> None:
+        self.deadline = Deadline(clip_timeout)
         self.clips, self.seed, self.num_samples = clips, seed, num_samples
         self.num_frames, self.sampling_rate, self.input_size = num_frames, sampling_rate, input_size
         self.input_size_audio, self.roll_mag_aug = input_size_audio, roll_mag_aug
@@ -85,7 +89,7 @@ class PretrainClips(Dataset[PretrainBatch]):
     def __getitem__(self, item: ClipIndex) -> PretrainBatch:
         """Return `num_samples` samples of the clip, or of another one if it cannot be read."""
         rng = item_generator(self.seed, item)
-        batch, skipped = read_or_replace(self.clips, item.index, self._read, rng)
+        batch, skipped = read_or_replace(self.clips, item.index, self._read, rng, self.deadline)
         return batch._replace(skipped=skipped)
 
     def _read(self, clip: AnyClip, rng: np.random.Generator) -> PretrainBatch:
@@ -138,6 +142,7 @@ class LabelledClips(Dataset[LabelledBatch]):
         modality: "av", or "a" / "v" to read one stream only; frames of an unread video are counted
             at 25 a second of the audio.
         seed: of all draws, together with epoch and index.
+        clip_timeout: seconds after which a clip counts as unreadable; 0: no limit.
     """
 
     collate = staticmethod(joined)
@@ -156,7 +161,9 @@ class LabelledClips(Dataset[LabelledBatch]):
         num_samples: int = 1,
         modality: str = "av",
         seed: int = 0,
+        clip_timeout: float = 0.0,
     ) -> None:
+        self.deadline = Deadline(clip_timeout)
         self.clips, self.task, self.seed = clips, task, seed
         self.modality = _checked_modality(modality)
         self.num_frames, self.sampling_rate = num_frames, sampling_rate
@@ -170,7 +177,7 @@ class LabelledClips(Dataset[LabelledBatch]):
     def __getitem__(self, item: ClipIndex) -> LabelledBatch:
         """Return `num_samples` samples of the clip, or of another one if it cannot be read."""
         rng = item_generator(self.seed, item)
-        batch, skipped = read_or_replace(self.clips, item.index, self._read, rng)
+        batch, skipped = read_or_replace(self.clips, item.index, self._read, rng, self.deadline)
         return batch._replace(skipped=skipped)
 
     def _read(self, clip: AnyClip, rng: np.random.Generator) -> LabelledBatch:
@@ -210,6 +217,7 @@ class TestClips(Dataset[ViewBatch]):
         centre: give one view instead, for validation: the window that training would draw from the
             middle, resized to a square.
         allow_skip: leave unreadable clips out instead of stopping.
+        clip_timeout: seconds after which a clip counts as unreadable; 0: no limit.
     """
 
     __test__ = False  # not a test, whatever pytest makes of its name
@@ -228,7 +236,9 @@ class TestClips(Dataset[ViewBatch]):
         input_size_audio: tuple[int, int] = (256, 128),
         modality: str = "av",
         allow_skip: bool = False,
+        clip_timeout: float = 0.0,
     ) -> None:
+        self.deadline = Deadline(clip_timeout)
         self.clips, self.task, self.allow_skip = clips, task, allow_skip
         self.modality = _checked_modality(modality)
         self.num_segments, self.num_crops, self.centre = num_segments, num_crops, centre
@@ -242,12 +252,12 @@ class TestClips(Dataset[ViewBatch]):
         """Return the views of a clip, none if it cannot be read and may be skipped."""
         clip = self.clips[item.index]
         target, index = _target(clip, self.task), torch.tensor([item.index])
-        streams, skipped = read_or_skip(clip, self._read, self.allow_skip)
+        streams, skipped = read_or_skip(clip, self._read, self.allow_skip, self.deadline)
         if streams is None:
             video, audio = _nothing(self)
             return ViewBatch(video, audio, index[:0], index[:0], target[:0], (), skipped)
         video, audio = streams
-        num_views = len(audio if video is None else video)
+        num_views = next(len(views) for views in streams if views is not None)
         return ViewBatch(
             video, audio, torch.zeros(num_views).long(), index, target, (clip.video,), ()
         )

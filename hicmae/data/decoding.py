@@ -9,7 +9,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from hicmae.data.clip_list import UnreadableClip, one_line
+from hicmae.data.clip_list import UnreadableClip, check_frame_size, one_line
 from hicmae.data.h264 import H264Video, open_h264, packet_times
 
 try:
@@ -64,6 +64,7 @@ class FrameFolder:
     def _read(path: str) -> np.ndarray:
         try:
             with Image.open(path) as image:
+                check_frame_size(f"frame '{path}'", *image.size)
                 return np.asarray(image.convert("RGB"))
         except _IMAGE_ERRORS as error:
             raise UnreadableClip(f"frame '{path}' cannot be read: {one_line(error)}") from None

@@ -8,6 +8,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from hicmae.data.clip_list import check_frame_size
+
 PIXEL_FORMATS = ("yuv420p", "yuvj420p")  # both decoders turn these into the very same RGB
 _SLICE, _IDR_SLICE = 1, 5  # kinds of NAL units
 
@@ -59,7 +61,7 @@ class H264Video:
         self.packets = [p for p in container.demux(video=0) if p.size]
         self.is_indexed = _is_indexed(self.packets)
         if self.is_indexed:
-            self.stamps = sorted(packet.pts for packet in self.packets)
+            self.stamps = sorted(packet.pts for packet in self.packets if packet.pts is not None)
             self.frame_times = packet_times(self.packets)
 
     def __len__(self) -> int:
@@ -113,7 +115,11 @@ class H264Video:
 
 
 def open_h264(path: str) -> H264Video | None:
-    """Open an mp4 for partial decoding; None where it is none, or broken, or not to be trusted."""
+    """Open an mp4 for partial decoding; None where it is none, or broken, or not to be trusted.
+
+    Raises:
+        UnreadableClip: the frames of a video, of any kind, are too large.
+    """
     try:
         path.encode()  # a name that is not UTF-8 is no name to decord: it shall say so
         container = av.open(
@@ -122,10 +128,12 @@ def open_h264(path: str) -> H264Video | None:
             options={"protocol_whitelist": "file"},
         )
         streams = container.streams.video
-        if not streams or "mp4" not in container.format.name.split(","):
+        if not streams:
             return None
         codec = streams[0].codec_context
-        if codec.name != "h264" or codec.pix_fmt not in PIXEL_FORMATS:
+        check_frame_size(f"video '{path}'", codec.width, codec.height)
+        is_mp4 = "mp4" in container.format.name.split(",")
+        if not is_mp4 or codec.name != "h264" or codec.pix_fmt not in PIXEL_FORMATS:
             return None
         video = H264Video(path, container)
     except (av.FFmpegError, OSError, UnicodeError):

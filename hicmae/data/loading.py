@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hicmae.data.clip_list import Clip, UnreadableClip
+from hicmae.data.deadline import NO_DEADLINE, Deadline
 from hicmae.data.shard_index import PackedClip
 from hicmae.data.video import normalise
 
@@ -31,7 +32,7 @@ class ClipIndex(NamedTuple):
     """What a sampler yields: a place in the list, and the epoch, as draws depend on both."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody calls
 
 
 class SkippedClip(NamedTuple):
@@ -113,7 +114,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return type(batches[0])(*(_joined_field(values) for values in zip(*batches, strict=True)))
 
 
-def _joined_field(values: Sequence[Any]) -> Any:
+def _joined_field(values: tuple[Any, ...]) -> Any:
     if values[0] is None:
         return None
     if isinstance(values[0], Tensor):
@@ -123,12 +124,13 @@ def _joined_field(values: Sequence[Any]) -> Any:
 
 def _moved(batch: Batch, device: torch.device | str) -> Batch:
     """Move all tensors but masks, and normalise uint8 pixels on the device."""
-    moved = batch._make(
+    values: list[Any] = [
         value.to(device, non_blocking=True)
         if isinstance(value, Tensor) and value.dtype != torch.bool
         else value
         for value in batch
-    )
+    ]
+    moved = type(batch)(*values)
     if moved.video is None or moved.video.is_floating_point():
         return moved
     return moved._replace(video=normalise(moved.video))
@@ -144,6 +146,7 @@ def read_or_replace(
     index: int,
     read: Callable[[Any, np.random.Generator], T],
     rng: np.random.Generator,
+    deadline: Deadline = NO_DEADLINE,
 ) -> tuple[T, tuple[SkippedClip, ...]]:
     """Read clip `index`; while that fails, read another clip drawn from the list instead.
 
@@ -154,7 +157,7 @@ def read_or_replace(
     while len(skipped) < min(MAX_TRIES, len(clips)):
         clip = clips[index]
         try:
-            return read(clip, rng), tuple(skipped.values())
+            return deadline.call(clip.video, read, clip, rng), tuple(skipped.values())
         except UnreadableClip as error:
             skipped[index] = SkippedClip(clip.video, str(error))
         while index in skipped and len(skipped) < len(clips):
@@ -166,7 +169,10 @@ def read_or_replace(
 
 
 def read_or_skip(
-    clip: Clip | PackedClip, read: Callable[[Any], T], allow_skip: bool
+    clip: Clip | PackedClip,
+    read: Callable[[Any], T],
+    allow_skip: bool,
+    deadline: Deadline = NO_DEADLINE,
 ) -> tuple[T | None, tuple[SkippedClip, ...]]:
     """Read a clip for evaluation, where no other can stand in for it.
 
@@ -174,7 +180,7 @@ def read_or_skip(
         What `read` returned and (), or None and the clip where it failed and may be skipped.
     """
     try:
-        return read(clip), ()
+        return deadline.call(clip.video, read, clip), ()
     except UnreadableClip as error:
         if allow_skip:
             return None, (SkippedClip(clip.video, str(error)),)

@@ -20,12 +20,11 @@ import numpy as np
 from PIL import Image
 
 from hicmae.data.audio import WINDOW
-from hicmae.data.clip_list import UnreadableClip, one_line
+from hicmae.data.clip_list import MAX_PIXELS, UnreadableClip, one_line
 from hicmae.data.h264 import FrameTimes
 from hicmae.data.shard_index import PackedClip, Shard
 
 MAX_OPEN = 8  # shards a process keeps open
-MAX_PIXELS = 1 << 26  # of a frame; more is no frame but a decompression bomb
 SAMPLE_TYPES = ("<i2", "<f4")  # of the sound
 _LARGEST_INFO = 1 << 26  # bytes
 _MOST = 1 << 40  # of a size, a checksum, a time; sums of many stay in int64
@@ -139,12 +138,12 @@ class PackedWav:
 
     def __init__(self, clip: PackedClip, info: dict[str, Any]) -> None:
         self.path, self.clip = clip.audio or clip.video, clip
-        kind, self.header, self.samples = (
+        kind, header, self.samples = (
             info.get(key) for key in ("sample_type", "wav_header", "samples")
         )
-        if kind not in SAMPLE_TYPES or not isinstance(self.header, int) or self.header < 0:
+        if kind not in SAMPLE_TYPES or not isinstance(header, int) or header < 0:
             raise _damaged(clip, "its sound is of an unknown kind")
-        self.dtype = np.dtype(kind)
+        self.header, self.dtype = header, np.dtype(kind)
         size = self.header + len(self) * self.dtype.itemsize
         if len(self) < WINDOW or size > clip.places.wav_size:
             raise _damaged(clip, "its sound does not fit its place")

@@ -79,7 +79,8 @@ def test_windows(
     return [frames[start : start + num_frames] for start in dict.fromkeys(starts)]
 
 
-test_windows.__test__ = False  # not a test, whatever pytest makes of its name
+# Not a test, whatever pytest makes of its name.
+test_windows.__test__ = False  # type: ignore[attr-defined]  # functions take attributes
 
 
 def _repeat_last(indices: np.ndarray, length: int) -> np.ndarray:

@@ -4,12 +4,15 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, overload
 
 import av
 import numpy as np
 import soundfile
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition, Stream
+from av.video.stream import VideoStream
 
 from hicmae.data.audio import SAMPLE_RATE
 from hicmae.data.clip_list import UnreadableClip
@@ -56,7 +59,7 @@ def opened(path: str) -> Iterator[InputContainer]:
 
 
 def frames_at(
-    container: InputContainer, stream: Stream, wanted: np.ndarray, nearly: float
+    container: InputContainer, stream: VideoStream, wanted: np.ndarray, nearly: float
 ) -> Iterator[av.VideoFrame]:
     """Yield the frame shown at each wanted time, ascending; jump where none is wanted for long."""
     stream.thread_type = "AUTO"
@@ -87,15 +90,31 @@ def _time_of(frame: av.VideoFrame, unit: float, last: float | None, nearly: floa
     return 0.0 if last is None else last + 2 * nearly
 
 
+@overload
+def first_stream(container: InputContainer, kind: Literal["audio"]) -> AudioStream | None: ...
+
+
+@overload
+def first_stream(container: InputContainer, kind: Literal["video"]) -> VideoStream | None: ...
+
+
 def first_stream(container: InputContainer, kind: str) -> Stream | None:
     """Return a file's first stream of a kind; the cover of a song is no video."""
     streams = getattr(container.streams, kind)
     return next((s for s in streams if not s.disposition & Disposition.attached_pic), None)
 
 
-def needed_stream(container: InputContainer, kind: str) -> Stream:
+@overload
+def needed_stream(container: InputContainer, kind: Literal["audio"]) -> AudioStream: ...
+
+
+@overload
+def needed_stream(container: InputContainer, kind: Literal["video"]) -> VideoStream: ...
+
+
+def needed_stream(container: InputContainer, kind: Literal["audio", "video"]) -> Stream:
     """Return a file's first stream of a kind; UnreadableClip where its codec is unknown."""
-    stream = first_stream(container, kind)
+    stream: Stream | None = first_stream(container, kind)
     if stream is None or stream.codec_context is None:
         raise UnreadableClip(f"'{container.name}' has a {kind} stream of an unknown codec")
     return stream
@@ -124,10 +143,9 @@ def read_sound(path: str) -> tuple[np.ndarray, float | None]:
                 first = frame.time
             blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
         video = first_stream(container, "video")
-        begins = None if video is None or video.start_time is None else video.start_time
         offset = None
-        if begins is not None and first is not None:
-            offset = first - float(begins * video.time_base)
+        if first is not None and video is not None and video.start_time is not None:
+            offset = first - float(video.start_time * (video.time_base or 0))
     if not blocks:
         raise NoSound(f"'{path}' has a sound track without a sample")
     return np.concatenate(blocks).astype(np.float32) / 32768, offset

@@ -94,7 +94,7 @@ def _one_stream(model: nn.Module, video: Tensor | None, audio: Tensor | None) ->
     output = encoder(clip, None, range(len(encoder.blocks)), pool=True)
     tokens = output.tokens
     for block in fusion.blocks if stream == "video" else fusion.blocks_audio:
-        tokens = _without_context(block, tokens)
+        tokens = _without_context(cast(CSBlock, block), tokens)
     tokens = (fusion.norm if stream == "video" else fusion.norm_audio)(tokens)
     weighted = _mixed(model, stream, torch.stack(output.levels, dim=1))
     mean = tokens.mean(dim=1)

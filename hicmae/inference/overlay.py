@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.packet import Packet
 from av.stream import Stream
@@ -110,9 +111,9 @@ class _PictureWriter:
         self.size = self.size or (frame.width, frame.height)
         image = self.converter.reformat(frame, *self.size, format="rgb24").to_ndarray()
         # Upright, as the copy does not say how the telephone was held; and even, as H.264 wants.
-        image = np.rot90(image, round(frame.rotation / 90))
-        height, width = (side - side % 2 for side in image.shape[:2])
-        image = np.ascontiguousarray(image[:height, :width])
+        upright: np.ndarray = np.rot90(image, round(frame.rotation / 90))
+        height, width = (side - side % 2 for side in upright.shape[:2])
+        image = np.ascontiguousarray(upright[:height, :width])
         time = frame.time if frame.time is not None else (self.last_pts + 1) * float(self.unit)
         if self.first is None:
             self.first = time
@@ -137,7 +138,7 @@ class _PictureWriter:
 class _SoundWriter:
     """Copies the sound, or makes AAC of what mp4 players do not know."""
 
-    def __init__(self, target: OutputContainer, source: Stream, begin: float) -> None:
+    def __init__(self, target: OutputContainer, source: AudioStream, begin: float) -> None:
         self.target, self.begin = target, begin
         codec = source.codec_context
         self.copies = codec is not None and codec.codec.canonical_name in COPIED
@@ -155,7 +156,7 @@ class _SoundWriter:
         if self.copies:
             if packet.dts is None:  # the end
                 return
-            shift = round(self.begin / packet.time_base)
+            shift = round(self.begin / (packet.time_base or 1))
             packet.dts -= shift
             if packet.pts is not None:
                 packet.pts -= shift
@@ -163,9 +164,10 @@ class _SoundWriter:
             self.target.mux(packet)
         elif self.resampler is not None:
             for frame in packet.decode():
-                if frame.pts is not None:
-                    frame.pts -= round(self.begin / frame.time_base)
-                self._encode(self.resampler.resample(frame))
+                if isinstance(frame, av.AudioFrame):
+                    if frame.pts is not None:
+                        frame.pts -= round(self.begin / frame.time_base)
+                    self._encode(self.resampler.resample(frame))
 
     def close(self) -> None:
         """Write what resampler and encoder hold back."""

@@ -218,7 +218,8 @@ class EmotionRecognizer:
         reads. A pre-training checkpoint has the layers and the fusion only, a model of one stream
         no fusion, and its fused is (W, 2D).
         """
-        return next(iter(self.features_each([(video, audio)], **options)))  # type: ignore
+        results = self.features_each([(video, audio)], **options)
+        return next(iter(results))  # type: ignore[return-value]  # no failure: errors are raised
 
     def features_arrays(
         self,

@@ -196,14 +196,14 @@ def _pictures(
             yield number, window, [None] * clip.num_people
         return
     indices = clip.looked_at.indices
-    positions = [np.searchsorted(indices, window.frames) for window in clip.windows]
-    held: dict[int, list[np.ndarray | None]] = {}
+    positions = [np.searchsorted(indices, np.asarray(window.frames)) for window in clip.windows]
+    held: dict[int, list[np.ndarray]] = {}
     boxes: list[film.Box] = []
     number = 0
     for position, frame in enumerate(clip.looked_at):
         held[position] = []
-        for person in clip.people or [None]:
-            image = frame if person is None else cut_out(frame, person, position)
+        seen = [cut_out(frame, person, position) for person in clip.people or ()]
+        for image in seen or [frame]:
             pixels, boxes = _resized(image, config.preprocessing.input_size, clip.num_crops)
             held[position].append(pixels)
         while number < len(positions) and positions[number][-1] <= position:
@@ -218,7 +218,7 @@ def _pictures(
 def _stacked(
     clip: PreparedClip,
     positions: np.ndarray,
-    held: dict[int, list[np.ndarray | None]],
+    held: dict[int, list[np.ndarray]],
     boxes: Sequence[film.Box],
 ) -> list[Tensor | None]:
     """Return the pixels of one window for each person."""

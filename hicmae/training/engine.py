@@ -61,17 +61,15 @@ def train_one_epoch(
         loader: yields batches with `.to(device)`, `.names` and `.skipped`.
         compute_loss: (model, batch on the device) -> loss to minimise, named scalars to log.
         optimization: optimiser, schedules, precision, accumulation.
-        epoch: 0-based.
-        epochs: of the whole run, for the progress line.
+        epoch, epochs: 0-based, and how many the run has, for the progress line.
         steps: optimisation steps of an epoch; batches beyond steps * accum_iter are left out.
         seed: of the run.
-        logger: gets every step's figures.
-        skipped: gets the clips that could not be read.
+        logger, skipped: get every step's figures, and the clips that could not be read.
         print_freq: steps between two looks at the device; nothing is synchronised in between.
-        max_bad_steps: steps in a row without finite loss and gradients at which training ends;
-            fewer only leave the weights as they are.
-        done: steps of the epoch that an earlier run has made; the loader begins after them.
-        state: `Window.state` of that run.
+        max_bad_steps: so many in a row without finite loss and gradients end the training; fewer
+            leave the weights as they are.
+        done, state: steps that an earlier run has made of the epoch, and its `Window.state`; the
+            loader begins after them.
         after_step: gets the steps done and the window; may raise to stop.
 
     Returns:
@@ -81,8 +79,7 @@ def train_one_epoch(
         BadSteps: `max_bad_steps` in a row.
     """
     model.train()
-    device = optimization.precision.device
-    schedules = optimization.lr, optimization.weight_decay
+    device, schedules = optimization.precision.device, (optimization.lr, optimization.weight_decay)
     window = Window(logger, *schedules, epoch, device, max_bad_steps, state)
     progress = Progress(steps, f"epoch {epoch}/{epochs}", every=print_freq, initial=done)
     if done == steps:  # only what follows the epoch is left; its last step is shown again
@@ -91,13 +88,9 @@ def train_one_epoch(
     groups = _groups(loader, optimization.accum_iter, steps - done)
     for step, (batches, data_time) in enumerate(groups, start=epoch * steps + done):
         seed_step(seed, step, distributed.rank())
-        # Plain floats: numpy's would end up in the checkpoint and be refused when it is loaded.
-        lr, weight_decay = (float(schedule[step]) for schedule in schedules)
-        set_learning_rate(optimization.optimizer, lr, weight_decay)
-        names = []
-        for batch in batches:
-            skipped.record(batch.skipped)
-            names += batch.names
+        _set_rates(optimization, step)
+        skipped.record(clip for batch in batches for clip in batch.skipped)
+        names = [name for batch in batches for name in batch.names]
         parts = train_step(model, batches, compute_loss, optimization)
         window.add(StepRecord(step, parts, names), data_time)
         done += 1
@@ -106,6 +99,12 @@ def train_one_epoch(
         after_step(done, window)
     progress.close()
     return distributed.all_mean(window.means())
+
+
+def _set_rates(optimization: Optimization, step: int) -> None:
+    # Plain floats: numpy's would end up in the checkpoint and be refused when it is loaded.
+    lr, weight_decay = float(optimization.lr[step]), float(optimization.weight_decay[step])
+    set_learning_rate(optimization.optimizer, lr, weight_decay)
 
 
 def _groups(loader: Iterable, accum_iter: int, steps: int) -> Iterator[tuple[list[Any], float]]:

@@ -5,7 +5,6 @@ import io
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -100,13 +99,13 @@ def _files(clip: AnyClip, modality: str) -> list[str]:
     return [os.path.abspath(files[stream]) for stream in modality]
 
 
-def describe(holdout: Holdout, kind: str, where: Path) -> None:
+def describe(holdout: Holdout, kind: str) -> None:
     """Log what is held out; warn where a class is on one side only."""
     counts = len(holdout.val), len(holdout.train) + len(holdout.val)
     speakers = f"{len(set(holdout.val_groups))} speaker(s), " if kind == "speaker" else ""
     logger.info(
-        "held out of train.csv for validation: %s%d of %d clips (%.1f %%), see '%s'",
-        *(speakers, *counts, 100 * counts[0] / counts[1], where),
+        "held out of train.csv for validation: %s%d of %d clips (%.1f %%)",
+        *(speakers, *counts, 100 * counts[0] / counts[1]),
     )
     labels = [{c.label for c in part if isinstance(c.label, int)} for part in holdout[:2]]
     for side, missing in (

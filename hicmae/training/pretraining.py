@@ -52,6 +52,7 @@ def make_dataset(configs: PretrainConfigs) -> PretrainClips:
         roll_mag_aug=configs.data.roll_mag_aug,
         num_samples=configs.data.num_samples,
         seed=configs.run.seed,
+        clip_timeout=configs.data.clip_timeout,
     )
 
 

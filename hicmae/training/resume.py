@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -19,11 +19,12 @@ from hicmae.training.session import Session, write_settings
 logger = logging.getLogger(__name__)
 
 
-class Found:
+class Found(NamedTuple):
     """A checkpoint to go on from."""
 
-    def __init__(self, path: Path, state: dict[str, Any], origin: dict[str, str] | None) -> None:
-        self.path, self.state, self.origin = path, state, origin
+    path: Path
+    state: dict[str, Any]
+    origin: dict[str, str] | None  # what --resume named when the run began
 
 
 def find_checkpoint(session: Session) -> Found | None:
@@ -60,7 +61,7 @@ def _choose(session: Session) -> Found | None:
     looks = run.auto_resume or restarted
     if not run.resume:
         found = checkpoint.newest(session.output_dir) if looks else None
-        return Found(*found, origin=found[1].get("origin")) if found else None
+        return Found(*found, found[1].get("origin")) if found else None
     named = Path(run.resume)
     for path, state in checkpoint.whole(session.output_dir) if looks else ():
         if _began_at(state.get("origin"), named):
@@ -108,6 +109,7 @@ def prepare(
         _check_changes(session, found, shape)
         _load(found, model, optimization)
         _go_on(saver, found)
+        found.state.clear()  # the caller may hold it for days
     if distributed.is_main():
         checkpoint.set_aside(session.output_dir, *saver.place, saver.steps_done)
         write_settings(session)

@@ -52,12 +52,8 @@ class Saver:
         shape: RunShape,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.session, self.model, self.optimization, self.shape = (
-            session,
-            model,
-            optimization,
-            shape,
-        )
+        self.session, self.model = session, model
+        self.optimization, self.shape = optimization, shape
         self.place = Place(0, 0)
         self.best = NO_BEST  # epoch and value of checkpoint-best.pth
         self.origin: dict[str, str] | None = None  # what --resume named when the run began
@@ -104,7 +100,7 @@ class Saver:
         now = self._clock()
         step, self._checked = now - self._checked, now
         interval = 60 * self.session.run.save_interval
-        return now - self._saved + step + self._writing >= interval
+        return interval == 0 or now - self._saved + step + self._writing > interval
 
     def watched(self, loader: DataLoader[Any]) -> Watched:
         """Return the batches of an evaluation; between them the run can be saved and stopped."""
@@ -189,7 +185,8 @@ class Saver:
         name = f"{epoch}-step{self.steps_done}" if step else f"{epoch - 1}"
         self._unsaved = not self._write(name, state)
         # Counted from the state that was saved; a failed attempt is not repeated at every step.
-        self._saved, self._writing = started, self._clock() - started
+        self._saved, self._checked = started, self._clock()
+        self._writing = self._checked - started
 
     def _read_window(self) -> dict[str, Any] | None:
         """Bring the logs up to the state that is about to be saved; return the window's part."""

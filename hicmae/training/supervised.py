@@ -59,6 +59,7 @@ class Lists(NamedTuple):
     val: Clips
     test: Clips
     val_file: str  # where the validation clips come from
+    held_out: str = ""  # content of val_file where they are held out of the training list
 
 
 def read_list(configs: FinetuneConfigs, path: Path, scored: bool = True) -> Clips:
@@ -74,17 +75,19 @@ def read_list(configs: FinetuneConfigs, path: Path, scored: bool = True) -> Clip
 def read_lists(configs: FinetuneConfigs) -> Lists:
     """Read train, validation and test lists; say plainly when validation is the test list.
 
-    With --val_split speaker or clip, validation clips are taken out of the training list instead
-    and named in val_clips.csv; of the test list only the lines are read.
+    With --val_split speaker or clip, validation clips are taken out of the training list instead;
+    of the test list only the lines are read.
     """
     folder = Path(configs.data.data_path)
     train = read_list(configs, folder / "train.csv", scored=False)
     test = read_list(configs, test_file := folder / "test.csv")
+    held_out = ""
     if configs.score.val_split == "list":
         val_file = _val_file(configs)
         val = test if val_file == test_file else read_list(configs, val_file)
     else:
-        train, val, val_file = _held_out(configs, train)
+        val_file = Path(configs.run.output_dir) / holdout.FILE
+        train, val, held_out = _hold_out(configs, train)
     if val == test:
         logger.warning(
             "the best epoch is chosen on %s, the same clips as the test list, as in the published "
@@ -96,7 +99,7 @@ def read_lists(configs: FinetuneConfigs) -> Lists:
     counts = len(train), len(val), len(test)
     logger.info("clips: %d for training, %d for validation, %d for testing", *counts)
     logger.info("names: %s", ", ".join(label_names(configs)))
-    return Lists(train, val, test, str(val_file))
+    return Lists(train, val, test, str(val_file), held_out)
 
 
 def _val_file(configs: FinetuneConfigs) -> Path:
@@ -107,11 +110,11 @@ def _val_file(configs: FinetuneConfigs) -> Path:
     return folder / ("val.csv" if find_list(folder / "val.csv") else "test.csv")
 
 
-def _held_out(configs: FinetuneConfigs, clips: Clips) -> tuple[Clips, Clips, Path]:
-    """Take validation clips out of the training list, and record them in the output folder.
+def _hold_out(configs: FinetuneConfigs, clips: Clips) -> tuple[Clips, Clips, str]:
+    """Take validation clips out of the training list.
 
     Returns:
-        Training clips, validation clips, the record.
+        Training clips, validation clips, the table of these.
     """
     score, folder = configs.score, Path(configs.data.data_path)
     if score.val_split == "speaker":
@@ -123,13 +126,16 @@ def _held_out(configs: FinetuneConfigs, clips: Clips) -> tuple[Clips, Clips, Pat
         groups = [clip.video for clip in clips]
     seed, modality = configs.run.seed, configs.classifier.modality
     held = holdout.hold_out(clips, groups, score.val_share, seed, modality)
-    record = Path(configs.run.output_dir) / holdout.FILE
-    holdout.describe(held, score.val_split, record)
+    holdout.describe(held, score.val_split)
     if find_list(folder / "val.csv"):
         logger.info("'%s' is not used", folder / "val.csv")
-    if distributed.is_main():
-        write_whole(record, holdout.table(held, score.val_split))
-    return held.train, held.val, record
+    return held.train, held.val, holdout.table(held, score.val_split)
+
+
+def record_held_out(lists: Lists) -> None:
+    """Write val_clips.csv; call it when it is sure that a resumed run holds out the same clips."""
+    if lists.held_out and distributed.is_main():
+        write_whole(Path(lists.val_file), lists.held_out)
 
 
 def label_names(configs: FinetuneConfigs) -> tuple[str, ...]:
@@ -158,6 +164,7 @@ def training_clips(configs: FinetuneConfigs, clips: Clips) -> LabelledClips:
         num_samples=configs.data.num_samples,
         modality=configs.classifier.modality,
         seed=configs.run.seed,
+        clip_timeout=configs.data.clip_timeout,
     )
 
 
@@ -181,6 +188,7 @@ def scoring_loader(
         **configs.clip.dataset_options(),
         allow_skip=configs.score.skip_bad_test_clips,
         modality=configs.classifier.modality,
+        clip_timeout=configs.data.clip_timeout,
     )
     shared = configs.score.dist_eval
     sampler = ClipSampler(

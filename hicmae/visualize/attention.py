@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from hicmae.data.clip_list import Clip
+from hicmae.data.streams import AnyClip
 from hicmae.models.encoder import ModalityEncoder
 from hicmae.training.losses import unnormalize
 from hicmae.visualize.attention_maps import looks, recorded_attention
@@ -42,7 +42,7 @@ class Looked(NamedTuple):
 
 @torch.inference_mode()
 def look(
-    opened: Opened, clips: Sequence[Clip], method: str = "rollout", seed: int = 0
+    opened: Opened, clips: Sequence[AnyClip], method: str = "rollout", seed: int = 0
 ) -> list[Looked]:
     """Run a model over clips and see where it looks."""
     results = []

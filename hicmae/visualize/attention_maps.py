@@ -6,6 +6,7 @@ what the layers were given, outside the models.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ def attention_weights(layer: nn.Module, tokens: Tensor, context: Tensor | None =
         query = F.linear(tokens, layer.q.weight, layer.q_bias)
         key = F.linear(context, layer.kv.weight.chunk(2)[0])
     else:
+        layer = cast(Attention, layer)
         query_weight, key_weight, _ = layer.qkv.weight.chunk(3)
         query, key = F.linear(tokens, query_weight, layer.q_bias), F.linear(tokens, key_weight)
     query, key = (

@@ -1,6 +1,6 @@
 """What the pictures of features, attention and retrieval share: a model, and clips as its input."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list
+from hicmae.data.clip_list import read_labelled_list, read_pretrain_list
 from hicmae.data.dataset import PretrainClips, TestClips
-from hicmae.data.loading import ClipIndex, PretrainBatch
+from hicmae.data.loading import ClipIndex, PretrainBatch, ViewBatch
+from hicmae.data.streams import AnyClip
 from hicmae.inference import forward
 from hicmae.inference.loading import load_model
 from hicmae.inference.model_config import ModelConfig, Preprocessing
@@ -53,7 +54,9 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def read_clips(config: ModelConfig, data_path: str | Path, data_root: str = "") -> list[Clip]:
+def read_clips(
+    config: ModelConfig, data_path: str | Path, data_root: str = ""
+) -> Sequence[AnyClip]:
     """Read the list that fits a model, or test.csv (pre-training: train.csv) in a folder."""
     path = Path(data_path)
     if config.task == "pretraining":
@@ -94,7 +97,7 @@ class Inputs(NamedTuple):
 
 
 def batches(
-    opened: Opened, clips: Sequence[Clip], batch_size: int = 16, seed: int = 0
+    opened: Opened, clips: Sequence[AnyClip], batch_size: int = 16, seed: int = 0
 ) -> Iterator[Inputs]:
     """Yield clips in batches: their centre windows, in pre-training the crops of that.
 
@@ -110,7 +113,8 @@ def batches(
             items = [dataset[ClipIndex(0, k)] for k in range(start, stop)]
         except RuntimeError as error:
             raise ValueError(f"{error}") from error
-        batch = dataset.collate(items).to(opened.device)  # type: ignore[arg-type]
+        collate: Callable[[list[Any]], PretrainBatch | ViewBatch] = dataset.collate
+        batch = collate(items).to(opened.device)
         if batch.skipped:  # in pre-training another clip stands in for it, which would be its twin
             raise ValueError(f"a clip cannot be read: {batch.skipped[0].reason}")
         if isinstance(batch, PretrainBatch):
@@ -119,7 +123,7 @@ def batches(
             yield Inputs(batch.video, batch.audio, batch.target)
 
 
-def _dataset(config: ModelConfig, clips: Sequence[Clip]) -> TestClips:
+def _dataset(config: ModelConfig, clips: Sequence[AnyClip]) -> TestClips:
     return TestClips(
         clips,
         task=config.task,
@@ -129,7 +133,7 @@ def _dataset(config: ModelConfig, clips: Sequence[Clip]) -> TestClips:
     )
 
 
-def _pretrain_dataset(config: ModelConfig, clips: Sequence[Clip], seed: int) -> PretrainClips:
+def _pretrain_dataset(config: ModelConfig, clips: Sequence[AnyClip], seed: int) -> PretrainClips:
     settings = config.training.get("settings", {})
     return PretrainClips(
         clips,
@@ -165,7 +169,7 @@ def feature_names(modality: str) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def features(opened: Opened, clips: Sequence[Clip]) -> Features:
+def features(opened: Opened, clips: Sequence[AnyClip]) -> Features:
     """Compute the features of `hicmae.inference` for the centre window of every clip."""
     names = feature_names(opened.config.modality)
     found: dict[str, list[Tensor]] = {name: [] for name in names}

@@ -10,7 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from hicmae.data.clip_list import Clip
+from hicmae.data.streams import AnyClip
 from hicmae.models.encoder import pooled_unit
 from hicmae.models.patches import split_tokens
 from hicmae.models.pretrain import HiCMAE
@@ -56,7 +56,7 @@ def recall_at(similarity: np.ndarray, rank: int) -> float:
 
 @torch.inference_mode()
 def pooled_levels(
-    opened: Opened, clips: Sequence[Clip], levels: Sequence[int], masked: bool, seed: int
+    opened: Opened, clips: Sequence[AnyClip], levels: Sequence[int], masked: bool, seed: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Compute the features that pre-training contrasts.
 

@@ -22,12 +22,12 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO, TypeVar
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from preprocess.face_and_audio.inputs import Job, Outcome, find_jobs, parse_shard
+from preprocess.face_and_audio.inputs import AnyJob, Job, Outcome, find_jobs, parse_shard
 from preprocess.face_and_audio.staging import staged
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ CLIP_ERRORS = (
     EOFError,
 )
 
-Work = Callable[[Job], dict[str, object]]
+SomeJob = TypeVar("SomeJob", bound=AnyJob)
+Work = Callable[[Any], dict[str, object]]  # of a Job, or of a tool's own kind of job
 
 
 def add_arguments(parser: argparse.ArgumentParser, suffixes: Iterable[str]) -> None:
@@ -158,7 +159,7 @@ class Ledger:
         self.stopped = ""
         self._written = time.monotonic()
 
-    def keep(self, job: Job) -> None:
+    def keep(self, job: AnyJob) -> None:
         """Count a clip that an earlier run has done; what is known about it stays."""
         self.kept += 1
         if self.rows.get(job.name, {}).get("status") != "done":
@@ -265,7 +266,7 @@ def _row(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def _attempt(work: Work, job: Job) -> Outcome:
+def _attempt(work: Work, job: AnyJob) -> Outcome:
     start = time.monotonic()
     try:
         details = work(job)
@@ -276,7 +277,7 @@ def _attempt(work: Work, job: Job) -> Outcome:
 
 
 def outcomes_of(
-    pending: deque[Job], work: Work, num_workers: int
+    pending: deque[SomeJob], work: Work, num_workers: int
 ) -> Generator[Outcome, None, None]:
     """Yield the outcomes in the order in which they come."""
     if num_workers <= 1:
@@ -295,13 +296,13 @@ def outcomes_of(
 
 
 def _pooled(
-    pending: deque[Job], work: Work, num_workers: int
-) -> Generator[Outcome, None, list[Job]]:
+    pending: deque[SomeJob], work: Work, num_workers: int
+) -> Generator[Outcome, None, list[SomeJob]]:
     """Work through the jobs in processes; returns those that were in hand when one died."""
     # Not forked: torch and FFmpeg may hold locks, and macOS cannot.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_workers, context, initializer=_ignore_interrupt)
-    running: dict[Future[Outcome], Job] = {}
+    running: dict[Future[Outcome], SomeJob] = {}
     try:
         while pending or running:
             while pending and len(running) < 2 * num_workers:

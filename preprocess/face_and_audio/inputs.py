@@ -6,9 +6,9 @@ import argparse
 import csv
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 VIDEO_SUFFIXES = frozenset(
     ".mp4 .m4v .mov .avi .mkv .webm .flv .mpg .mpeg .wmv .3gp .ts .mts".split()
@@ -29,13 +29,23 @@ class Job(NamedTuple):
     output: str
 
 
+class AnyJob(Protocol):
+    """What the ledger knows of a `Job` or of a tool's own kind of job."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def output(self) -> str: ...
+
+
 class Outcome(NamedTuple):
     """What became of a job. `details` are more columns of the summary; failed ones have none."""
 
-    job: Job
+    job: AnyJob
     reason: str  # empty when done
     seconds: float
-    details: dict[str, object]
+    details: Mapping[str, object]
     stops: bool = False  # no use in going on: the disk is full
 
 

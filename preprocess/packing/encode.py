@@ -119,7 +119,8 @@ def _image(frame: np.ndarray, settings: Settings) -> bytes:
         image = image.crop(face_box(width, height))
     short = min(image.size)
     if settings.size is not None and settings.size < short:
-        image = resize(image, tuple(side * settings.size // short for side in image.size))
+        width, height = (side * settings.size // short for side in image.size)
+        image = resize(image, (width, height))
     file = io.BytesIO()
     if settings.quality is None:
         image.save(file, "PNG")

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -84,7 +85,7 @@ class Packing:
                 self.ledger.note(outcome)
                 bar.set_postfix(failed=self.ledger.failed, refresh=False)
             else:
-                yield outcome.job, outcome.details["encoded"]
+                yield cast(Packed, (outcome.job, outcome.details["encoded"]))
 
     def _report(self) -> None:
         """Say what a clip costs, beside the files it was made from."""

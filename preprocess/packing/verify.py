@@ -53,7 +53,7 @@ def check_shard(index: Path) -> tuple[list[PackedClip], list[str]]:
         if sha256_of(shard.path) != shard.sha256:
             return clips, [f"'{shard.path}' has changed: its SHA-256 is not that of the index"]
         problems = list(_check_members(Path(shard.path), clips))
-        for clip in clips:
+        for clip in [] if problems else clips:
             video, wav = open_packed(clip)
             video.check()
             wav.read(0, len(wav))

@@ -14,6 +14,7 @@ from hicmae.data.loading import (
     make_loader,
     read_or_replace,
     read_or_skip,
+    shard_order,
 )
 
 CLIPS = [Clip(f"v{k}", f"a{k}", k) for k in range(7)]
@@ -90,6 +91,52 @@ def test_length_is_that_of_a_whole_epoch(num_clips, pad):
 def test_resuming_continues_the_interrupted_epoch():
     whole = sampled(num_clips=31, rank=1, world_size=2, epoch=4)
     assert sampled(num_clips=31, rank=1, world_size=2, epoch=4, start=5) == whole[5:]
+
+
+SHARDS = np.repeat(np.arange(30), 5)  # 30 shards of 5 clips
+
+
+def test_order_of_packed_clips_takes_a_few_shards_at_a_time():
+    order = np.array(sampled(num_clips=150, shards=SHARDS))
+    assert sorted(order) == list(range(150))
+    windows = [SHARDS[order[k : k + 40]] for k in range(0, 150, 40)]
+    assert [len(set(window)) for window in windows] == [8, 8, 8, 6]
+    assert all(len(set(window[:8])) > 2 for window in windows), "clips of a window are mixed"
+    assert len(set(np.concatenate([window[:1] for window in windows]))) == 4
+
+
+def test_order_of_packed_clips_changes_with_epoch_and_seed():
+    first = sampled(num_clips=150, shards=SHARDS)
+    assert first == sampled(num_clips=150, shards=SHARDS)
+    assert first != sampled(num_clips=150, shards=SHARDS, epoch=1)
+    assert first != sampled(num_clips=150, shards=SHARDS, seed=4)
+
+
+@pytest.mark.parametrize("num_clips, world_size", [(150, 1), (150, 4), (147, 4), (3, 7)])
+def test_packed_clips_are_split_without_repeats_or_losses(num_clips, world_size):
+    settings = {"num_clips": num_clips, "shards": SHARDS[:num_clips], "world_size": world_size}
+    shares = [sampled(rank=rank, **settings) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    counts = np.bincount(np.concatenate(shares), minlength=num_clips)
+    repeats = -num_clips % world_size
+    assert counts.min() >= 1 and counts.sum() == num_clips + repeats
+
+
+def test_resuming_an_epoch_of_packed_clips_with_another_number_of_processes():
+    whole = sampled(num_clips=150, shards=SHARDS)
+    settings = {"num_clips": 150, "shards": SHARDS, "world_size": 2, "start": 30}
+    rest = [sampled(rank=rank, **settings) for rank in range(2)]
+    assert [index for pair in zip(*rest, strict=True) for index in pair] == whole[60:]
+
+
+def test_evaluation_takes_packed_clips_in_their_order():
+    order = sampled(num_clips=150, shards=SHARDS, shuffle=False, pad=False)
+    assert order == list(range(150))
+
+
+def test_shards_may_be_of_any_size():
+    shards = np.array([0] * 20 + [1] + [2] * 3 + [3] * 50)
+    assert sorted(shard_order(shards, np.random.default_rng(0))) == list(range(74))
 
 
 def test_rank_outside_the_world_is_refused():

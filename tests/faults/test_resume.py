@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from preprocess import pack_clips
 from tests.small_runs import (
     Run,
     assert_same_run,
@@ -45,7 +46,9 @@ def test_a_run_killed_within_an_epoch_equals_the_uninterrupted(script, request, 
             assert (out / name).read_text() == (whole / script / name).read_text()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script", ["run_pretraining", pytest.param("run_finetuning", marks=pytest.mark.slow)]
+)
 def test_two_ranks_killed_within_an_epoch_equal_the_uninterrupted(script, request, tmp_path):
     base = [*arguments(script, request)[:-1], "--accum_iter", "1", "--output_dir"]
     finish(ranks(script, [*base, tmp_path / "whole"], tmp_path / "log"))
@@ -60,19 +63,31 @@ def test_two_ranks_killed_within_an_epoch_equal_the_uninterrupted(script, reques
     assert_same_run(tmp_path / "out", tmp_path / "whole", 2)
 
 
+@pytest.fixture(scope="session")
+def shards(media):
+    """The clips of the pre-training list in shards, of which there are several."""
+    out = media / "shards"
+    command = [str(media / "lists/train.csv"), "--output_dir", str(out), "--shard_size", "100KB"]
+    assert pack_clips.main(command) == 0
+    assert len(list(out.glob("*.tar"))) > 1
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("kind", ["pretrain", "finetune", "shards"])
 def test_runs_killed_at_random_moments_equal_the_uninterrupted(
-    script, count, workers, request, tmp_path
+    kind, count, workers, request, tmp_path
 ):
-    rng = random.Random(f"{script} {count} {workers}")
+    rng = random.Random(f"{kind} {count} {workers}")
+    script = "run_finetuning" if kind == "finetune" else "run_pretraining"
     base = [*arguments(script, request)[:-1], "--accum_iter", "1", "--num_workers", workers]
+    if kind == "shards":
+        base += ["--data_path", request.getfixturevalue("shards")]
     finish(start(count, script, [*base, "--output_dir", tmp_path / "whole"], tmp_path / "log"))
     command = [*base, "--output_dir", tmp_path / "out", "--save_interval", "0"]
-    kills = 0
-    while kills < 8:
+    for _ in range(8):
         group = start(count, script, command, tmp_path / "log")
         group[0].process.join(rng.uniform(0.3, 4))
         if not any(run.alive() for run in group):
@@ -81,7 +96,6 @@ def test_runs_killed_at_random_moments_equal_the_uninterrupted(
             run.kill()
         for run in group:
             run.wait()
-        kills += 1
     finish(start(count, script, command, tmp_path / "log"))
     assert_same_run(tmp_path / "out", tmp_path / "whole", 2)
     assert tensorboard_points(tmp_path / "out") == tensorboard_points(tmp_path / "whole")

@@ -60,7 +60,14 @@ def break_file(path, kind):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["truncated", "flipped", "empty"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated",
+        pytest.param("flipped", marks=pytest.mark.slow),
+        pytest.param("empty", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_from_the_save_before_a_broken_one_and_says_so(
     kind, pretrain, whole, tmp_path
 ):
@@ -117,6 +124,7 @@ def no_file_grows_large():
     resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 2**20, hard))
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_state_cannot_be_saved_fails_and_goes_on_from_what_there_is(
     pretrain, whole, tmp_path
 ):
@@ -146,6 +154,7 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_really_full_disk_keeps_the_old_checkpoint_and_no_temporary(
     tiny_disk, pretrain, whole, tmp_path
 ):

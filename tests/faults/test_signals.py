@@ -31,7 +31,9 @@ def stopped_after(run):
     return int(re.search(r"stopped by (?:SIGTERM|SIGUSR1) after (\d+) steps, all saved", text)[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_a_signal_finishes_the_step_saves_and_exits_resumable(number, finetune, whole, tmp_path):
     out = tmp_path / "out"
     run = Run("run_finetuning", [*finetune, out, "--print_freq", "1"], tmp_path / "log")

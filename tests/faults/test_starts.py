@@ -75,6 +75,7 @@ def test_another_list_under_the_same_name_is_noticed(pretrain, stopped, media, t
     finish([Run("run_pretraining", [*pretrain, out, "--data_path", tmp_path], tmp_path / "log")])
 
 
+@pytest.mark.slow
 def test_the_same_command_with_resume_goes_on_from_its_own_saves(
     pretrain, whole, stopped, tmp_path
 ):
@@ -92,6 +93,7 @@ def test_the_same_command_with_resume_goes_on_from_its_own_saves(
     assert all(torch.equal(mine["model"][name], other["model"][name]) for name in other["model"])
 
 
+@pytest.mark.slow
 def test_going_back_with_resume_sets_later_checkpoints_aside(pretrain, whole, tmp_path):
     out = shutil.copytree(whole / "run_pretraining", tmp_path / "out")
     command = [*pretrain, out, "--resume", out / "checkpoint-1.pth"]
@@ -132,6 +134,7 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(finetune, whol
     assert len(list(out.iterdir())) == len(names) + 1
 
 
+@pytest.mark.slow
 def test_a_lost_best_checkpoint_is_noticed_and_the_best_epoch_chosen_anew(finetune, tmp_path):
     out = tmp_path / "out"
     run = Run("run_finetuning", [*finetune, out, "--save_interval", "0"], tmp_path / "log")
@@ -143,7 +146,9 @@ def test_a_lost_best_checkpoint_is_noticed_and_the_best_epoch_chosen_anew(finetu
     assert json.loads((out / "metrics_best.json").read_text())["epoch"] >= 1
 
 
-@pytest.mark.parametrize("script", ["run_pretraining", "run_finetuning"])
+@pytest.mark.parametrize(
+    "script", ["run_pretraining", pytest.param("run_finetuning", marks=pytest.mark.slow)]
+)
 def test_deterministic_runs_are_equal_bit_by_bit_and_others_to_rounding(
     script, request, whole, tmp_path
 ):

@@ -64,8 +64,8 @@ def test_killed_workers_are_replaced_and_the_batches_stay_the_same(caplog):
     for number, batch in enumerate(epoch_batches(loader, 0)):
         seen.append(batch.tolist())
         if number == 1:
-            for worker in children_of(os.getpid()):
-                os.kill(worker, signal.SIGKILL)
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
     assert seen == expected[0]
     assert listed(epoch_batches(loader, 1)) == expected[1]
     (line,) = caplog.messages
@@ -100,8 +100,8 @@ def test_an_evaluation_goes_on_with_new_workers_and_looks_up_before_each_batch()
     for batch in batches:
         seen += batch[:, 1].tolist()
         if len(seen) == 8:
-            for worker in children_of(os.getpid()):
-                os.kill(worker, signal.SIGKILL)
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
     assert seen == list(range(23))
     assert looks == [0, 4, 8, 12, 16, 20]
 
@@ -119,7 +119,9 @@ def slow_reading():
     dataset.read_or_replace = slow
 
 
-@pytest.mark.parametrize("script", ["run_pretraining", "run_finetuning"])
+@pytest.mark.parametrize(
+    "script", ["run_pretraining", pytest.param("run_finetuning", marks=pytest.mark.slow)]
+)
 def test_a_run_whose_worker_is_killed_equals_the_undisturbed(script, request, whole, tmp_path):
     name = {"run_pretraining": "pretrain", "run_finetuning": "finetune"}[script]
     out = tmp_path / "out"

@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from hicmae.data.streams import open_streams
 from preprocess import pack_clips
 from preprocess.face_and_audio.batch import read_summary
 from preprocess.packing import run
-from preprocess.packing.shards import packed_names
+from preprocess.packing.shards import packed_names, sha256_of
 from tests.conftest import save_frames, save_mp4, save_wav
 
 
@@ -99,7 +100,7 @@ def test_gray_frames_of_a_folder_become_rgb(tmp_path):
 def test_shards_are_as_large_as_asked(media, tmp_path):
     assert pack(media, tmp_path, "--shard_size", "100KB") == 0
     shards = read_packed(tmp_path).shards
-    assert len(shards) >= 3
+    assert len(shards) >= 2
     assert all(100_000 <= shard.size < 200_000 for shard in shards[:-1])
 
 
@@ -143,7 +144,7 @@ def test_failures_are_listed_and_the_run_goes_on(media, tmp_path, caplog):
     assert "v1.mp4' cannot be opened" in rows["v1.mp4"]["reason"]
     assert "v2.wav' does not exist" in rows["v2.mp4"]["reason"]
     assert "sample rate 44100" in rows["v3.mp4"]["reason"]
-    assert "3 clips done" in caplog.text or "failed" in caplog.text
+    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 3
     for name in ("v1.mp4", "v2.wav", "v3.wav"):
         shutil.copy(media / name, folder / name)
     assert pack(folder, output) == 0
@@ -189,9 +190,8 @@ def test_half_a_shard_is_not_there(media, tmp_path, monkeypatch, caplog, error, 
     monkeypatch.setattr(Stopping, "error", error)
     monkeypatch.setattr("preprocess.packing.shards.open", opened, raising=False)
     assert pack(media, tmp_path, "--shard_size", "30KB") == 3
-    assert pytest.approx(0) == len([p for p in tmp_path.iterdir() if p.name.startswith(".")])
-    assert any(__import__("re").search(message, record.message) for record in caplog.records)
-    assert state(tmp_path) == {}
+    assert any(re.search(message, record.message) for record in caplog.records)
+    assert [path.name for path in tmp_path.iterdir()] == ["pack_clips.csv"]
     monkeypatch.undo()
     assert pack(media, tmp_path) == 0
     assert names_in(tmp_path) == [f"v{k}.mp4" for k in range(6)]
@@ -244,8 +244,6 @@ def test_one_changed_byte_is_found(packed, caplog):
     path.write_bytes(data)
     assert verify(packed) == 1
     assert "clips-000001.tar' has changed: its SHA-256 is not that of the index" in caplog.text
-    path.unlink()
-    (packed / "clips-000001.index.json").unlink()
 
 
 def reindex(packed: Path, change) -> None:
@@ -290,8 +288,6 @@ def test_tar_without_index_is_found(packed, caplog):
     ],
 )
 def test_evil_members_are_found(packed, caplog, name, kind, message):
-    from preprocess.packing.shards import sha256_of
-
     path = packed / "clips-000000.tar"
     with tarfile.open(path, "w") as tar:
         member = tarfile.TarInfo(name)
