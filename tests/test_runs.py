@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 
@@ -13,7 +12,7 @@ import torch
 import run_finetuning
 import run_pretraining
 from hicmae.visualize.__main__ import main as visualize
-from tests.small_runs import FINETUNE, PRETRAIN, ROOT, lines, make_media
+from tests.small_runs import FINETUNE, PRETRAIN, ROOT, finish, lines, make_media, ranks
 
 
 @pytest.fixture(scope="module")
@@ -169,21 +168,13 @@ def test_repeated_sampling_and_accumulation_run(media, tmp_path):
     assert len(lines(tmp_path / "steps.jsonl")) == 1
 
 
-def torchrun(script, arguments, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               f"--nproc_per_node={processes}", str(ROOT / script), *arguments]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
 def test_two_processes_test_every_clip_once_and_agree_with_one(media, tmp_path):
     """Five test clips on two ranks: shares of three and two, no clip twice."""
     trained = media / "finetuned"
     arguments = [*FINETUNE, "--data_path", str(media / "fold"), "--nb_classes", "3", "--eval",
                  "--resume", str(trained / "checkpoint-1.pth"), "--output_dir"]  # fmt: skip
     run_finetuning.main([*arguments, str(tmp_path / "one")])
-    done = torchrun("run_finetuning.py", [*arguments, str(tmp_path / "two")])
-    assert done.returncode == 0, done.stderr
+    finish(ranks("run_finetuning", [*arguments, tmp_path / "two"], tmp_path / "log"))
     one, two = rows(tmp_path / "one/pred.csv"), rows(tmp_path / "two/pred.csv")
     assert [row["clip"] for row in one] == [row["clip"] for row in two]
     for row, other in zip(one, two, strict=True):
@@ -195,8 +186,7 @@ def test_two_processes_pretrain_as_one_does_on_the_joined_batch(media, tmp_path)
     base = [*PRETRAIN, "--data_path", str(media / "lists"), "--epochs", "2", "--gather_negatives"]
     run_pretraining.main([*base, "--output_dir", str(tmp_path / "one")])
     arguments = [*base, "--batch_size", "1", "--output_dir", str(tmp_path / "two")]
-    done = torchrun("run_pretraining.py", arguments)
-    assert done.returncode == 0, done.stderr
+    finish(ranks("run_pretraining", arguments, tmp_path / "log"))
     one, two = lines(tmp_path / "one/log.txt"), lines(tmp_path / "two/log.txt")
     for mine, other in zip(one, two, strict=True):
         for name in ("loss", "loss_video", "loss_audio", "loss_contrastive", "grad_norm"):

@@ -94,10 +94,12 @@ def run(workload: Workload, args: argparse.Namespace) -> dict[str, Any]:
         "compile": config.compile,
         "cuda_graphs": config.cuda_graphs,
         "checkpoint_activations": config.checkpoint_activations,
-        "cpu_gemm": cpu_gemm() if precision.device.type == "cpu" else None,
+        "cpu_gemm": cpu_gemm() if precision == Precision("fp32", torch.device("cpu")) else None,
     }
     peaks = measure_peaks(precision) if config.peaks else {}
     batches = [_measure(workload, config, precision, size) for size in config.batch_size]
+    if config.peaks:  # again, as a neighbour may have slowed the first time
+        peaks = {n: max(peaks[n], value) for n, value in measure_peaks(precision).items()}
     best = max(batches, key=lambda row: row["clips_per_s"])
     parts = workload.flops(config)
     figures = {**common, **best, **peaks, "flops_per_clip": flops.total(parts)}

@@ -15,7 +15,7 @@ from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from hicmae.data.audio import SAMPLE_RATE
-from hicmae.data.clip_list import UnreadableClip
+from hicmae.data.clip_list import UnreadableClip, check_frame_size
 
 SEEK_GAP = 8.0  # seconds between wanted frames from which jumping is cheaper than decoding
 OUT_OF_STEP = 0.1  # seconds; sound that begins this much apart from the picture is shifted
@@ -117,6 +117,8 @@ def needed_stream(container: InputContainer, kind: Literal["audio", "video"]) ->
     stream: Stream | None = first_stream(container, kind)
     if stream is None or stream.codec_context is None:
         raise UnreadableClip(f"'{container.name}' has a {kind} stream of an unknown codec")
+    if isinstance(stream, VideoStream):
+        check_frame_size(f"a frame of '{container.name}'", stream.width, stream.height)
     return stream
 
 

@@ -10,11 +10,11 @@ from hicmae.data.streams import AnyClip
 # Flags that choose where and how a run computes, or when it looks, saves and tests; every other
 # flag says what is trained. Paths are judged by the clips that are found there.
 HARMLESS = frozenset(
-    "output_dir log_dir device deterministic compile cuda_graphs cpu_gemm checkpoint_activations"
-    " num_workers clip_timeout resume auto_resume allow_changes save_interval save_ckpt_freq"
-    " keep_ckpts print_freq image_freq max_bad_steps max_bad_clips data_path data_root val_path"
-    " speaker_file speaker_pattern test_num_segment test_num_crop dist_eval eval export class_names"
-    " skip_bad_test_clips".split()
+    "output_dir log_dir device deterministic compile cuda_graphs cpu_gemm"
+    " checkpoint_activations num_workers clip_timeout resume auto_resume allow_changes"
+    " save_interval save_ckpt_freq keep_ckpts print_freq image_freq max_bad_steps max_bad_clips"
+    " data_path data_root val_path speaker_file speaker_pattern test_num_segment test_num_crop"
+    " dist_eval eval export class_names skip_bad_test_clips".split()
 )
 _BATCH = ("batch_size", "accum_iter")  # judged by their product
 

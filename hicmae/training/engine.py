@@ -61,15 +61,16 @@ def train_one_epoch(
         loader: yields batches with `.to(device)`, `.names` and `.skipped`.
         compute_loss: (model, batch on the device) -> loss to minimise, named scalars to log.
         optimization: optimiser, schedules, precision, accumulation.
-        epoch, epochs: 0-based, and how many the run has, for the progress line.
+        epoch: 0-based.
+        epochs: of the whole run, for the progress line.
         steps: optimisation steps of an epoch; batches beyond steps * accum_iter are left out.
         seed: of the run.
-        logger, skipped: get every step's figures, and the clips that could not be read.
+        logger: gets every step's figures.
+        skipped: gets the clips that could not be read.
         print_freq: steps between two looks at the device; nothing is synchronised in between.
-        max_bad_steps: so many in a row without finite loss and gradients end the training; fewer
-            leave the weights as they are.
-        done, state: steps that an earlier run has made of the epoch, and its `Window.state`; the
-            loader begins after them.
+        max_bad_steps: in a row without finite loss and gradients; fewer leave the weights alone.
+        done: steps of the epoch that an earlier run has made; the loader begins after them.
+        state: `Window.state` of that run.
         after_step: gets the steps done and the window; may raise to stop.
 
     Returns:
@@ -79,32 +80,22 @@ def train_one_epoch(
         BadSteps: `max_bad_steps` in a row.
     """
     model.train()
-    device, schedules = optimization.precision.device, (optimization.lr, optimization.weight_decay)
-    window = Window(logger, *schedules, epoch, device, max_bad_steps, state)
+    lr, weight_decay = optimization.lr, optimization.weight_decay
+    window = Window(logger, lr, weight_decay, epoch, max_bad_steps, state)
     progress = Progress(steps, f"epoch {epoch}/{epochs}", every=print_freq, initial=done)
     if done == steps:  # only what follows the epoch is left; its last step is shown again
         window.show(epoch * steps + done - 1)
         after_step(done, window)
     groups = _groups(loader, optimization.accum_iter, steps - done)
     for step, (batches, data_time) in enumerate(groups, start=epoch * steps + done):
-        seed_step(seed, step, distributed.rank())
-        _set_rates(optimization, step)
         skipped.record(clip for batch in batches for clip in batch.skipped)
-        names = [name for batch in batches for name in batch.names]
-        parts = train_step(model, batches, compute_loss, optimization)
-        window.add(StepRecord(step, parts, names), data_time)
+        window.add(_seeded_step(model, batches, compute_loss, optimization, step, seed), data_time)
         done += 1
         looks = done % print_freq == 0 or done == steps
         progress.update(1, window.show(step) if looks else None)
         after_step(done, window)
     progress.close()
     return distributed.all_mean(window.means())
-
-
-def _set_rates(optimization: Optimization, step: int) -> None:
-    # Plain floats: numpy's would end up in the checkpoint and be refused when it is loaded.
-    lr, weight_decay = float(optimization.lr[step]), float(optimization.weight_decay[step])
-    set_learning_rate(optimization.optimizer, lr, weight_decay)
 
 
 def _groups(loader: Iterable, accum_iter: int, steps: int) -> Iterator[tuple[list[Any], float]]:
@@ -114,6 +105,23 @@ def _groups(loader: Iterable, accum_iter: int, steps: int) -> Iterator[tuple[lis
         started = time.perf_counter()
         group = list(itertools.islice(batches, accum_iter))
         yield group, time.perf_counter() - started
+
+
+def _seeded_step(
+    model: nn.Module,
+    batches: Sequence[Any],
+    compute_loss: ComputeLoss,
+    optimization: Optimization,
+    step: int,
+    seed: int,
+) -> StepRecord:
+    """Make a step of the run, which depends on its number and on nothing before it."""
+    seed_step(seed, step, distributed.rank())
+    # Plain floats: numpy's would end up in the checkpoint and be refused when it is loaded.
+    lr, weight_decay = float(optimization.lr[step]), float(optimization.weight_decay[step])
+    set_learning_rate(optimization.optimizer, lr, weight_decay)
+    parts = train_step(model, batches, compute_loss, optimization)
+    return StepRecord(step, parts, [name for batch in batches for name in batch.names])
 
 
 def train_step(

@@ -42,7 +42,6 @@ class Window:
         lr: learning rate of every step of the run.
         weight_decay: the same of the weight decay.
         epoch: 0-based.
-        device: the steps run on.
         max_bad_steps: steps in a row without a finite loss at which training ends.
         state: of `state`, where a resumed run was within the epoch.
     """
@@ -53,13 +52,12 @@ class Window:
         lr: Sequence[float] | np.ndarray,
         weight_decay: Sequence[float] | np.ndarray,
         epoch: int,
-        device: torch.device,
         max_bad_steps: int,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         state = state or {}
         self.logger, self.lr, self.weight_decay, self.epoch = logger, lr, weight_decay, epoch
-        self.device, self.max_bad_steps = device, max_bad_steps
+        self.max_bad_steps = max_bad_steps
         self._unread: list[StepRecord] = []
         self._sums: dict[str, float] = dict(state.get("sums", {}))
         self._counts: dict[str, int] = dict(state.get("counts", {}))
@@ -134,7 +132,7 @@ class Window:
             "clips_per_s": self._clips * distributed.world_size() / elapsed,
             "data_s": self._data_time / self._steps,
             "step_s": elapsed / self._steps,
-            "memory_mib": _memory_mib(self.device),
+            "memory_mib": _memory_mib(),
         }
 
     def means(self) -> dict[str, float]:
@@ -172,9 +170,9 @@ def _explain(bad: list[dict[str, Any]]) -> str:
     )
 
 
-def _memory_mib(device: torch.device) -> float:
-    """Return the peak memory so far: allocated on the GPU, or resident of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+def _memory_mib() -> float:
+    """Return the peak memory so far: allocated on the GPU in use, or resident of this process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB here

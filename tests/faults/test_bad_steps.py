@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 
 from hicmae.training import checkpoint
@@ -35,6 +36,7 @@ def all_is_bad_on_rank_1_from_its_third_batch():
     spoil(lambda batch: next(calls) >= 2 and os.environ["RANK"] == "1")
 
 
+@pytest.mark.slow
 def test_a_bad_clip_costs_one_step_an_epoch_which_is_counted_also_after_a_kill(pretrain, tmp_path):
     finish(
         [Run("run_pretraining", [*pretrain, tmp_path / "whole"], tmp_path / "a", one_clip_is_bad)]
