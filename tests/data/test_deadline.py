@@ -6,9 +6,11 @@ import threading
 import numpy as np
 import pytest
 
+from hicmae.data import streams
 from hicmae.data.clip_list import Clip, UnreadableClip
+from hicmae.data.dataset import PretrainClips, TestClips
 from hicmae.data.deadline import Deadline
-from hicmae.data.loading import read_or_replace, read_or_skip
+from hicmae.data.loading import ClipIndex, read_or_replace, read_or_skip
 
 SHORT, LONG = 0.2, 60.0
 
@@ -68,3 +70,19 @@ def test_training_takes_another_clip_and_testing_skips_it(hung):
     assert value == "reads.mp4" and skipped.video == "hangs.mp4"
     value, (skipped,) = read_or_skip(clips[0], read, True, Deadline(SHORT))
     assert value is None and "was not read in 0.2 s" in skipped.reason
+
+
+def test_a_decoder_that_hangs_costs_its_clip_in_training_and_in_testing(
+    pretrain_clips, monkeypatch, hung
+):
+    clip = pretrain_clips[0]
+    open_video = streams.open_video
+    monkeypatch.setattr(
+        streams, "open_video", lambda path: hung.wait() if path == clip.video else open_video(path)
+    )
+    sizes = {"input_size": 32, "input_size_audio": (64, 32), "clip_timeout": 3.0}
+    batch = PretrainClips(pretrain_clips, **sizes)[ClipIndex(0, 0)]
+    assert batch.skipped[0].video == clip.video and "was not read in 3 s" in batch.skipped[0].reason
+    assert batch.names[0] != clip.video
+    views = TestClips([clip], allow_skip=True, **sizes)[ClipIndex(0, 0)]
+    assert views.names == () and views.skipped[0].video == clip.video
