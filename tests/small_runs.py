@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,8 @@ class Run:
         self.process.start()
 
     def kill(self, number=signal.SIGKILL):
-        os.kill(self.process.pid, number)
+        with suppress(ProcessLookupError):  # it may just have ended by itself
+            os.kill(self.process.pid, number)
         return self
 
     def wait(self):

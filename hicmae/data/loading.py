@@ -329,11 +329,17 @@ class SkippedClips:
             )
 
     def _append(self, clips: list[SkippedClip]) -> None:
+        for clip in clips:
+            logger.warning("skipped a clip: %s", clip.reason)
+        try:
+            self._write(clips)
+        except OSError as error:
+            logger.warning("could not write '%s': %s; training goes on", self.path, error)
+
+    def _write(self, clips: list[SkippedClip]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file, lineterminator="\n")
             if file.tell() == 0:
                 writer.writerow(SkippedClip._fields)
-            for clip in clips:
-                logger.warning("skipped a clip: %s", clip.reason)
-                writer.writerow(clip)
+            writer.writerows(clips)

@@ -254,6 +254,14 @@ def test_clips_that_could_not_be_read_reach_the_record(tmp_path):
     assert "bad.mp4,no video stream" in (tmp_path / "skipped_clips.csv").read_text()
 
 
+def test_a_record_of_clips_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    record = SkippedClips(tmp_path / "no_folder" / "skipped.csv", 10, 0.5)
+    (tmp_path / "no_folder").touch()
+    record.record([SkippedClip("bad.mp4", "no video stream")])
+    assert "skipped a clip: no video stream" in caplog.text
+    assert "skipped.csv': [Errno" in caplog.text and "training goes on" in caplog.text
+
+
 def test_randomness_of_a_step_does_not_depend_on_what_was_drawn_before():
     seed_step(3, 7, 0)
     first = torch.rand(3), np.random.rand(3)
