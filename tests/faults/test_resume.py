@@ -73,18 +73,28 @@ def shards(media):
     return out
 
 
+@pytest.fixture(scope="session")
+def fold_shards(media):
+    """The lists of the fold in shards, `train` and `test`."""
+    for part in ("train", "test"):
+        command = [str(media / "fold" / f"{part}.csv"), "--task", "classification"]
+        out = media / "fold_shards" / part
+        assert pack_clips.main([*command, "--output_dir", str(out), "--shard_size", "100KB"]) == 0
+    return media / "fold_shards"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("kind", ["pretrain", "finetune", "shards"])
+@pytest.mark.parametrize("kind", ["pretrain", "finetune", "shards", "fold_shards"])
 def test_runs_killed_at_random_moments_equal_the_uninterrupted(
     kind, count, workers, request, tmp_path
 ):
     rng = random.Random(f"{kind} {count} {workers}")
-    script = "run_finetuning" if kind == "finetune" else "run_pretraining"
+    script = "run_finetuning" if kind in ("finetune", "fold_shards") else "run_pretraining"
     base = [*arguments(script, request)[:-1], "--accum_iter", "1", "--num_workers", workers]
-    if kind == "shards":
-        base += ["--data_path", request.getfixturevalue("shards")]
+    if kind in ("shards", "fold_shards"):
+        base += ["--data_path", request.getfixturevalue(kind)]
     finish(start(count, script, [*base, "--output_dir", tmp_path / "whole"], tmp_path / "log"))
     command = [*base, "--output_dir", tmp_path / "out", "--save_interval", "0"]
     for _ in range(8):
