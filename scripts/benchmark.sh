@@ -32,7 +32,7 @@ if [[ $DEVICE == cpu ]]; then
     # All cores; threads that wait give the core away, as other programs may need it.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} OMP_WAIT_POLICY=passive
     measure pretrain_t pretrain --model t --batch_size 8 --steps 10 --warmup 1 "$@"
-    measure pretrain_b pretrain --model b --batch_size 4 --steps 7 --warmup 1 "$@"
+    measure pretrain_b pretrain --model b --batch_size 4 --steps 15 --warmup 2 "$@"
     measure finetune_t finetune --model t --batch_size 2 --steps 7 --warmup 1 "$@"
     measure finetune_b finetune --model b --batch_size 2 --steps 5 --warmup 1 "$@"
     measure infer_t infer --model t --batch_size 2 --steps 10 --warmup 1 "$@"

@@ -1,5 +1,6 @@
 """Choose the frames of a clip, cut them and normalise their pixels; decoding is next door."""
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -163,8 +164,16 @@ def to_tensor(frames: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:
     )
 
 
+@functools.cache
+def imagenet_statistics(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Return mean and deviation, (3,) each; sent to a device once, as a GPU has to wait for it."""
+    constants = (IMAGENET_MEAN, IMAGENET_STD)
+    return tuple(torch.tensor(values, dtype=dtype, device=device) for values in constants)
+
+
 def normalise(video: torch.Tensor) -> torch.Tensor:
     """Map (..., 3, T, H, W) uint8 pixels to float32, normalised by ImageNet's mean and std."""
-    mean = torch.tensor(IMAGENET_MEAN, device=video.device).view(3, 1, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=video.device).view(3, 1, 1, 1)
+    mean, std = (
+        values.view(3, 1, 1, 1) for values in imagenet_statistics(video.device, torch.float32)
+    )
     return (video.float().div_(255) - mean).div_(std)

@@ -3,7 +3,6 @@
 Pure functions: they read a model's output and the clips, never the model.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD
+from hicmae.data.video import imagenet_statistics
 from hicmae.models.encoder import PATCH_SIZE
 from hicmae.models.patches import TokenSplit, cut_patches, join_patches, split_tokens
 from hicmae.models.pretrain import HiCMAEOutput
@@ -89,18 +88,10 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-@functools.cache
-def _imagenet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the mean and deviation of each channel; sent to a device once, as it has to wait."""
-    constants = (IMAGENET_MEAN, IMAGENET_STD)
-    mean, std = (torch.tensor(values, dtype=dtype, device=device) for values in constants)
-    return mean, std
-
-
 def unnormalize(video: Tensor, channel_axis: int = 1) -> Tensor:
     """Undo the ImageNet normalisation: (B, 3, T, H, W) back to pixel values in [0, 1]."""
     shape = [-1 if axis == channel_axis else 1 for axis in range(video.dim())]
-    mean, std = _imagenet(video.device, video.dtype)
+    mean, std = imagenet_statistics(video.device, video.dtype)
     return video * std.view(shape) + mean.view(shape)
 
 
@@ -157,7 +148,7 @@ def _pixel_patches(patches: Tensor, normalize: bool) -> Tensor:
     if not normalize:
         return unnormalize(patches, channel_axis=2)
     # Standardising undoes shift and scale of a channel by itself; only epsilon has to follow.
-    _, std = _imagenet(patches.device, patches.dtype)
+    _, std = imagenet_statistics(patches.device, patches.dtype)
     return _standardize(patches.flatten(3), TARGET_EPS / std[:, None]).view_as(patches)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hicmae.data import video as video_data
 from hicmae.models.patches import split_tokens
 from hicmae.models.pretrain import HiCMAEOutput
 from hicmae.training import losses
@@ -49,8 +50,8 @@ def output_for(video_masked=6, audio_masked=3, levels=2):
 
 def video_target_by_hand(video, normalize, group):
     """Loop over clips, tubelets and channels; all 12 tokens, (frame, y, x, channel) order."""
-    pixels = video.numpy() * np.array(losses.IMAGENET_STD).reshape(1, 3, 1, 1, 1)
-    pixels = pixels + np.array(losses.IMAGENET_MEAN).reshape(1, 3, 1, 1, 1)
+    pixels = video.numpy() * np.array(video_data.IMAGENET_STD).reshape(1, 3, 1, 1, 1)
+    pixels = pixels + np.array(video_data.IMAGENET_MEAN).reshape(1, 3, 1, 1, 1)
     pixels = pixels.copy()
     cells = [(t, y, x) for t in range(2) for y in range(2) for x in range(3)]
     if normalize:
