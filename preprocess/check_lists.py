@@ -39,8 +39,8 @@ from hicmae.data.clip_list import (  # noqa: E402
     wav_of,
     write_list,
 )
+from preprocess.face_and_audio.batch import usable_cores  # noqa: E402
 from preprocess.lists.clips import write_csv  # noqa: E402
-from preprocess.lists.command import default_workers  # noqa: E402
 from preprocess.lists.inspection import inspect_all  # noqa: E402
 from preprocess.lists.leaks import Finding, broken, leaked, repeated  # noqa: E402
 from preprocess.lists.shards import Record, parse_shard  # noqa: E402
@@ -69,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_root", default="", help="folder that relative names start from")
     parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="check only this part")
     parser.add_argument(
-        "--num_workers", type=int, default=default_workers(), help="processes (%(default)s)"
+        "--num_workers", type=int, default=usable_cores(), help="processes (%(default)s)"
     )
     parser.add_argument(
         "--cleaned",

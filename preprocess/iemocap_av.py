@@ -27,16 +27,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-from preprocess.lists.annotations import matched, read_lines  # noqa: E402
 from preprocess.lists.clips import LeftOut  # noqa: E402
 from preprocess.lists.command import DataSet, checked_root, exit_code, make_lists  # noqa: E402
 from preprocess.lists.files import contents, find_folder  # noqa: E402
+from preprocess.lists.iemocap import read_utterances  # noqa: E402
 from preprocess.lists.plan import Found, Plan, Wanted, cross_validation  # noqa: E402
 
 CLASSES = ("ang", "hap", "neu", "sad")
 CLASS_OF = {"ang": 0, "hap": 1, "exc": 1, "neu": 2, "sad": 3}
-LINE = r"\[[\d.]+ - [\d.]+\]\s+(Ses0([1-5])[FM]_\w+_([FM])\w+)\s+(\w+)\s+\[.*\]"
-FORM = "'[<start> - <end>] <utterance> <emotion> [<v>, <a>, <d>]'"
 SESSIONS = 5
 
 
@@ -45,13 +43,10 @@ def read(args: argparse.Namespace, found: Found) -> Plan:
     root = checked_root(args.data_root, DATA_SET.title)
     wanted, left_out = [], []
     for path in evaluations(root):
-        for where, line in read_lines(path):
-            if not line.startswith("["):  # headings and the votes of single raters
-                continue
-            match = matched(LINE, line, where, FORM)
-            name, session, gender, emotion = match.groups()
+        for utterance in read_utterances(path):
+            name, emotion = utterance.name, utterance.emotion
             if emotion in CLASS_OF:
-                wanted.append(Wanted(name, CLASS_OF[emotion], f"Ses0{session}{gender}"))
+                wanted.append(Wanted(name, CLASS_OF[emotion], utterance.speaker))
             else:
                 left_out.append(LeftOut(name, f"class {emotion} is not among the four"))
     folds = cross_validation(wanted, SESSIONS, lambda clip: int((clip.speaker or "Ses00")[4]))

@@ -23,7 +23,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
@@ -34,21 +33,10 @@ from preprocess.face_and_audio import batch  # noqa: E402
 from preprocess.face_and_audio.inputs import ClipError, Job  # noqa: E402
 from preprocess.face_and_audio.media import open_stream  # noqa: E402
 from preprocess.face_and_audio.staging import staged  # noqa: E402
-from preprocess.lists.annotations import matched, read_lines  # noqa: E402
+from preprocess.lists.iemocap import Utterance, read_utterances  # noqa: E402
 
 TOOL = "iemocap_clips"
-LINE = r"\[([\d.]+) - ([\d.]+)\]\s+(Ses0[1-5]([FM])_\w+_([FM])\w+)\s+\w+\s+\[.*\]"
-FORM = "'[<start> - <end>] <utterance> <emotion> [<v>, <a>, <d>]'"
 X264_QUALITY = "14"  # constant rate factor: hardly a loss beside the DivX it is made from
-
-
-class Utterance(NamedTuple):
-    """When someone speaks in a dialogue, in seconds, and whether it is the actor with markers."""
-
-    name: str
-    start: float
-    end: float
-    marked: bool
 
 
 class Writer:
@@ -93,15 +81,6 @@ def labels_of(video: str) -> str:
     if not path.is_file():
         raise ClipError(f"has no label file '{path}'; keep the folders as they are distributed")
     return str(path)
-
-
-def read_utterances(path: str) -> Iterator[Utterance]:
-    """Yield the utterances of a label file, passing over headings and the votes of raters."""
-    for where, line in read_lines(path):
-        if line.startswith("["):
-            match = matched(LINE, line, where, FORM)
-            start, end, name, marked, speaker = match.groups()
-            yield Utterance(name, float(start), float(end), marked == speaker)
 
 
 def _write(

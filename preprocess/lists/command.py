@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from preprocess.face_and_audio.batch import usable_cores
 from preprocess.lists import tables
 from preprocess.lists.clips import LeftOut, whole_file, write_csv, write_left_out
 from preprocess.lists.files import contents, find_folder, frame_folders, wav_files
@@ -74,13 +75,8 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         help="write nothing when a count differs from the published one",
     )
     parser.add_argument(
-        "--num_workers", type=int, default=default_workers(), help="(default: %(default)s)"
+        "--num_workers", type=int, default=usable_cores(), help="(default: %(default)s)"
     )
-
-
-def default_workers() -> int:
-    """Return the number of processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def exit_code(run: Callable[[], None]) -> int:

@@ -7,7 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from preprocess.iemocap_clips import labels_of, main, read_utterances
+from preprocess.iemocap_clips import labels_of, main
+from preprocess.lists.iemocap import read_utterances
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)  # the left half and the right half of the picture
 HEADING = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
