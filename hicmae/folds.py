@@ -50,7 +50,7 @@ def read_predictions(path: str | Path) -> PredictionTable:
     Columns are clip,label,prediction,p0.. or, for regression, clip,label0..,prediction0..
     """
     path = Path(path)
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.reader(file))
     header = rows[0] if rows else []
     outputs = sum(bool(re.fullmatch(r"p\d+|label\d+", name)) for name in header)

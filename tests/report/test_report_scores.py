@@ -236,3 +236,9 @@ def test_folders_without_results_are_refused(tmp_path):
     (tmp_path / "fold1" / "log.txt").touch()
     with pytest.raises(FileNotFoundError, match=r"pred_best.csv yet \(started: fold1\)"):
         build(tmp_path)
+
+
+def test_clips_whose_names_are_not_utf8_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "pred.csv"
+    path.write_bytes(b"clip,label,prediction,p0,p1\r\nclip \xe9.mp4,1,0,0.75,0.25\r\n")
+    assert read_predictions(path).clips == ["clip \udce9.mp4"]
