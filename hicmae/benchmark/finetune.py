@@ -18,7 +18,7 @@ from hicmae.benchmark.workload import (
     heads_of,
     plain,
     random_clips,
-    relative_error,
+    training_errors,
 )
 from hicmae.data.loading import LabelledBatch
 from hicmae.models.finetune import HiCMAEClassifier
@@ -88,10 +88,7 @@ def measure_errors(config: BenchmarkConfig, precision: Precision) -> dict[str, f
     data = labelled_batch(config, model, 2, precision.device)
     exact = _backward(copy.deepcopy(model).double(), data, Precision("fp32", precision.device))
     own = _backward(runner.with_levers(config, model), data, precision)
-    return {
-        f"{name}_error": relative_error(mine, true)
-        for name, mine, true in zip(("prediction", "loss", "gradient"), own, exact, strict=True)
-    }
+    return training_errors(own, exact)
 
 
 def _backward(model: nn.Module, data: Any, precision: Precision) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ from hicmae.benchmark.workload import (
     heads_of,
     plain,
     random_clips,
-    relative_error,
+    training_errors,
 )
 from hicmae.config.pretraining import PretrainLossConfig
 from hicmae.data.loading import PretrainBatch
@@ -74,10 +74,7 @@ def measure_errors(config: BenchmarkConfig, precision: Precision) -> dict[str, f
     clips = random_clips(config, model, 2, precision.device)
     exact = _backward(copy.deepcopy(model).double(), clips, Precision("fp32", precision.device))
     own = _backward(runner.with_levers(config, model), clips, precision)
-    return {
-        f"{name}_error": relative_error(mine, true)
-        for name, mine, true in zip(("prediction", "loss", "gradient"), own, exact, strict=True)
-    }
+    return training_errors(own, exact)
 
 
 def _backward(model: nn.Module, clips: Clips, precision: Precision) -> tuple[Tensor, ...]:

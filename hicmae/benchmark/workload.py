@@ -1,7 +1,7 @@
 """What a model benchmark consists of: two variants of the same work, and its analytic count."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NamedTuple, cast
 
@@ -97,3 +97,12 @@ def relative_error(values: Tensor, expected: Tensor) -> float:
     """Return the largest difference over the largest expected magnitude."""
     values, expected = values.detach().double(), expected.detach().double()
     return float((values - expected).abs().max() / expected.abs().max())
+
+
+def training_errors(own: Sequence[Tensor], exact: Sequence[Tensor]) -> dict[str, float]:
+    """Compare prediction, loss and gradient of a training step with those in float64."""
+    names = ("prediction", "loss", "gradient")
+    return {
+        f"{name}_error": relative_error(mine, true)
+        for name, mine, true in zip(names, own, exact, strict=True)
+    }
