@@ -69,7 +69,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", help="csv file; see above")
     parser.add_argument("--output_dir", required=True, help="folder for all that is made")
     parser.add_argument(
-        "--task", choices=("classification", "regression"), default="classification"
+        "--task",
+        choices=("classification", "regression"),
+        default="classification",
+        help="whether labels are classes or numbers (%(default)s)",
     )
     parser.add_argument(
         "--test_share", type=float, default=0.2, help="of the clips, for test.csv (%(default)s)"

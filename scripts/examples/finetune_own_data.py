@@ -28,9 +28,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--videos", required=True, metavar="DIR")
-    parser.add_argument("--labels", required=True, metavar="FILE")
-    parser.add_argument("--output_dir", required=True, metavar="DIR")
+    parser.add_argument("--videos", required=True, metavar="DIR", help="folder of videos")
+    parser.add_argument(
+        "--labels", required=True, metavar="FILE", help="csv with video,label[,speaker]"
+    )
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help="gets data/ and run/")
     parser.add_argument("--num_workers", type=int, default=2, help="processes (%(default)s)")
     args, flags = parser.parse_known_args(argv)
     data, run = Path(args.output_dir) / "data", Path(args.output_dir) / "run"

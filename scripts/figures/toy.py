@@ -76,9 +76,9 @@ def shrink(picture: Path) -> None:
 def main() -> None:
     """Draw all of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--demo", type=Path, default=ROOT / "saved/demo")
-    parser.add_argument("--data", type=Path, default=ROOT / "saved/data/toy_av")
-    parser.add_argument("--figs", type=Path, default=ROOT / "figs")
+    parser.add_argument("--demo", type=Path, default=ROOT / "saved/demo", help="a finished demo")
+    parser.add_argument("--data", type=Path, default=ROOT / "saved/data/toy_av", help="its data")
+    parser.add_argument("--figs", type=Path, default=ROOT / "figs", help="gets the pictures")
     args = parser.parse_args()
     fold, lists = args.demo / "folds" / "fold1", args.data / "fold1"
     epochs = spread_epochs(fold)
