@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hicmae.data.clip_list import find_list
 from hicmae.training.metrics import confusion_matrix, regression_metrics, scores_from_confusion
 
 KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
@@ -147,7 +148,7 @@ def chosen_on(fold: Path) -> str:
     data_path = _find(settings, "data_path")
     if recorded or not data_path:
         return str(recorded or "")
-    default = "val.csv" if (Path(data_path) / "val.csv").is_file() else "test.csv"
+    default = "val.csv" if find_list(Path(data_path) / "val.csv") else "test.csv"
     return str(_find(settings, "val_path") or Path(data_path) / default)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+from preprocess.lists import shards
 
 VIDEO_SUFFIXES = frozenset(
     ".mp4 .m4v .mov .avi .mkv .webm .flv .mpg .mpeg .wmv .3gp .ts .mts".split()
@@ -51,10 +52,8 @@ class Outcome(NamedTuple):
 
 def parse_shard(text: str) -> tuple[int, int]:
     """Read `3/8` as (3, 8)."""
-    part, slash, parts = text.partition("/")
-    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, got {text!r}")
-    return int(part), int(parts)
+    shard = shards.parse_shard(text)
+    return shard.index, shard.count
 
 
 def find_jobs(

@@ -210,7 +210,7 @@ def test_shards_share_all_clips_whatever_else_is_there(clips, tmp_path):
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "-1/2", "1/0"])
 def test_a_wrong_shard_is_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="expected I/N with I from 1 to N"):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected i/n with 1 <= i <= n"):
         parse_shard(text)
 
 
