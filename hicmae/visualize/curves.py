@@ -18,6 +18,8 @@ from hicmae.visualize.style import OKABE_ITO, STYLE, check_format, save_figure
 
 # What log.txt holds beside curves worth drawing.
 NOT_CURVES = ("epoch", "n_parameters", "step", "count", "clips", "memory_mib", "weight_decay")
+ONLY_IF_ANY = ("bad_steps",)  # nothing to see where it is zero throughout
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def curves_figure(logs: dict[str, list[dict[str, Any]]]) -> Figure:
@@ -29,8 +31,9 @@ def curves_figure(logs: dict[str, list[dict[str, Any]]]) -> Figure:
     """
     panels: dict[str, list[str]] = {}
     for key in dict.fromkeys(k for records in logs.values() for record in records for k in record):
-        quantity = key.split("_", 1)[1] if key.split("_")[0] in ("train", "val", "test") else key
-        drawable = any(_is_number(r.get(key)) for records in logs.values() for r in records)
+        quantity = key.split("_", 1)[1] if key.split("_")[0] in SPLITS else key
+        values = {r[key] for records in logs.values() for r in records if _is_number(r.get(key))}
+        drawable = values - {0} if quantity in ONLY_IF_ANY else values
         if quantity not in NOT_CURVES and key not in NOT_CURVES and drawable:
             panels.setdefault(quantity, []).append(key)
     if not panels:
@@ -67,13 +70,15 @@ def _draw_panel(
                 marker="o" if len(points) < 3 else None,
                 markersize=3,
             )
-    axes.set_title(quantity.upper() if quantity in ("uar", "war") else quantity.replace("_", " "))
+    name = quantity.upper() if quantity in ("uar", "war") else quantity.replace("_", " ")
+    split = SPLITS.get(keys[0].split("_")[0], "") if len(keys) == 1 else ""
+    axes.set_title(f"{split} {name}".strip())
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     if "lr" in quantity.split("_"):
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     if len(keys) > 1:
         lines = [Line2D([], [], color="#555555", linestyle=_dashes(key, keys)) for key in keys]
-        axes.legend(lines, [key.split("_")[0] for key in keys], fontsize=8)
+        axes.legend(lines, [SPLITS.get(key.split("_")[0], key) for key in keys], fontsize=8)
 
 
 def _dashes(key: str, keys: list[str]) -> Any:

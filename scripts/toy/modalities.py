@@ -62,7 +62,11 @@ def row(name: str, ceiling: str, report: Report) -> tuple[str, ...]:
 
 def missing_table(folds: list[Path], data: Path) -> str:
     """Score the models of both streams without sound and without picture."""
-    pairs = [str(path) for fold in folds for path in (fold, data / fold.name / "test.csv")]
+    pairs = [
+        str(path)
+        for fold in folds
+        for path in (fold / "export/last", data / fold.name / "test.csv")
+    ]
     command = [sys.executable, str(ROOT / "scripts/missing_modality.py"), *pairs]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
 

@@ -2,7 +2,7 @@
 
 The commands come from ``DRY_RUN=1 bash scripts/demo.sh``, so that the demo's settings stand in one
 place. Every run has a folder; one that is finished is not made again, one cut off goes on, and one
-whose command has changed starts over.
+whose command has changed, or that of the run it starts from, starts over.
 """
 
 import argparse
@@ -133,7 +133,7 @@ def _make(run: Run, jobs: int, extra: Sequence[str]) -> None:
     flags = [*demo_flags(run.script), *run.flags, *extra, "--output_dir", str(run.folder)]
     command = [sys.executable, str(ROOT / run.script), *flags]
     stamp, log = run.folder / "command.txt", run.folder / "console.log"
-    text = shlex.join(command[1:]) + "\n"
+    text = shlex.join(command[1:]) + "\n" + _origin(flags)
     if stamp.exists() and stamp.read_text(encoding="utf-8") != text:
         shutil.rmtree(run.folder)
     elif (run.folder / run.product).exists():
@@ -148,6 +148,14 @@ def _make(run: Run, jobs: int, extra: Sequence[str]) -> None:
         ).returncode
     if code:
         raise SystemExit(f"error: {run.script} stopped with code {code}; see '{log}'")
+
+
+def _origin(flags: Sequence[str]) -> str:
+    """Return the command that made what a run starts from, if it was made here too."""
+    if "--finetune" not in flags:
+        return ""
+    stamp = Path(flags[flags.index("--finetune") + 1]).parent / "command.txt"
+    return stamp.read_text(encoding="utf-8") if stamp.exists() else ""
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -98,13 +98,22 @@ def test_curves_have_one_panel_a_quantity_and_one_colour_a_run(tmp_path):
     logs = {f"fold{k}": read_lines(tmp_path / f"fold{k}" / "log.txt") for k in (1, 2)}
     figure = curves_figure(logs)
     panels = {axes.get_title(): axes for axes in figure.axes if axes.lines}
-    assert list(panels) == ["loss", "UAR"]
+    assert list(panels) == ["loss", "validation UAR"]
     lines = panels["loss"].lines
     assert [line.get_linestyle() for line in lines] == ["-", "--", "-", "--"]
     assert len({line.get_color() for line in lines}) == 2
     assert lines[1].get_ydata().tolist() == [3.1, 2.5, 2.0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["fold1", "fold2"]
-    assert panels["UAR"].get_xlabel() == "epoch"
+    assert panels["validation UAR"].get_xlabel() == "epoch"
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(("counts", "shown"), [([0, 0], []), ([0, 2], ["training bad steps"])])
+def test_curves_show_bad_steps_only_where_there_were_any(counts, shown):
+    steps = [{"epoch": k, "train_loss": 1.0, "train_bad_steps": n} for k, n in enumerate(counts)]
+    figure = curves_figure({"run": steps})
+    titles = [axes.get_title() for axes in figure.axes if axes.lines]
+    assert titles == ["training loss", *shown]
     plt.close(figure)
 
 

@@ -1,0 +1,342 @@
+"""The paper's ablations on the synthetic benchmark: what each part of HiCMAE is worth there.
+
+    python scripts/toy/ablations.py [--only NAME ...] [--jobs 2]
+    python scripts/toy/ablations.py --list
+
+Each variant is one change of the demo's settings (scripts/demo.sh). First all pre-trainings are
+made, then all fine-tunings; variants that change fine-tuning alone share the baseline's
+pre-training. All are as short as each other and shorter than the demo's, see PRETRAIN and FINETUNE.
+The seeds are those of fine-tuning. "baseline_again" is pre-trained with another seed: differences
+as small as its own are noise. The table goes to OUT/table.md, all figures to OUT/results.json.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from runs import ROOT, Run, last_checkpoint, markdown, new_parser, run_all
+
+sys.path.insert(0, str(ROOT))  # works without installation
+
+from hicmae.data.speakers import find_speakers
+from hicmae.folds import KINDS, read_predictions
+from hicmae.report.comparison import compare_all
+from hicmae.report.resampling import Plan
+from hicmae.report.scores import Report, build
+
+# In place of the demo's 10 and 40 epochs, so that all variants together take about 40 minutes.
+PRETRAIN = ["--epochs", "5", "--image_freq", "0"]
+FINETUNE = ["--epochs", "20", "--image_freq", "0", "--no-export"]
+FOLDS, SEEDS = ["1", "2"], [0]
+DASH = "-"
+
+
+class Variant(NamedTuple):
+    """One change of the baseline.
+
+    Attributes:
+        name: of its folders, and for --only.
+        title: what it is, in the paper's words where it has some.
+        pretrain: flags of run_pretraining.py; None: there is no pre-training.
+        finetune: flags of run_finetuning.py.
+    """
+
+    name: str
+    title: str
+    pretrain: Sequence[str] | None = ()
+    finetune: Sequence[str] = ()
+
+    @property
+    def pretrained_as(self) -> str:
+        """Name of the variant whose pre-training it starts from, empty for none."""
+        if self.pretrain is None:
+            return ""
+        return self.name if self.pretrain else BASELINE.name
+
+    @property
+    def changes(self) -> str:
+        """Its flags on one line."""
+        if self.pretrain is None:
+            return "no --finetune"
+        return " ".join(dict.fromkeys(_pairs(self.pretrain) + _pairs(self.finetune)))
+
+
+def _pairs(flags: Sequence[str]) -> list[str]:
+    """Join every flag with its value."""
+    return [f"--{flag}".strip() for flag in " ".join(flags).split("--") if flag]
+
+
+def _order(name: str) -> dict[str, Sequence[str]]:
+    flags = ["--fusion_order", name]
+    return {"pretrain": flags, "finetune": flags}
+
+
+def _masks(video: str, audio: str) -> list[str]:
+    return ["--mask_ratio", video, "--mask_ratio_audio", audio]
+
+
+BASELINE = Variant("baseline", "HiCMAE, with the demo's settings")
+VARIANTS = (
+    BASELINE,
+    Variant("baseline_again", "the same, pre-trained with another seed", ["--seed", "1"]),
+    Variant("no_pretraining", "no pre-training", None),
+    Variant("no_skips", "no hierarchical skip connections", ["--no-skip_connections"]),
+    Variant("no_contrast", "no contrastive loss", ["--contrastive_levels", "none"]),
+    Variant("top_contrast", "contrast of the top level only", ["--contrastive_levels", "top"]),
+    Variant(
+        "no_feature_fusion",
+        "no hierarchical feature fusion",
+        finetune=["--no-hierarchical_fusion"],
+    ),
+    Variant("video_first", "fusion: video first", **_order("video_first")),
+    Variant("audio_first", "fusion: audio first", **_order("audio_first")),
+    Variant("masks_50_50", "masking ratios 0.5 and 0.5", _masks("0.5", "0.5")),
+    Variant("masks_90_80", "masking ratios 0.9 and 0.8, the paper's", _masks("0.9", "0.8")),
+    Variant("weight_0.025", "loss weight 0.025", ["--loss_weight", "0.025"]),
+    Variant("weight_0.1", "loss weight 0.1", ["--loss_weight", "0.1"]),
+)
+
+
+class Row(NamedTuple):
+    """A variant's figures.
+
+    Attributes:
+        variant: of which.
+        losses: figures of the last pre-training epoch by their names in log.txt.
+        uar: of the last epoch, one for each run, in 0..1.
+        war: likewise.
+        half_width: half of the 95 % bootstrap interval of the pooled UAR, mean over seeds.
+        difference: UAR minus the baseline's, mean over seeds; None for the baseline.
+        difference_half_width: of its paired interval, likewise.
+    """
+
+    variant: Variant
+    losses: dict[str, float]
+    uar: list[float]
+    war: list[float]
+    half_width: float
+    difference: float | None = None
+    difference_half_width: float | None = None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = new_parser(__doc__, "ablations")
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument(
+        "--only", nargs="+", choices=names, metavar="NAME", help="these, and the baseline"
+    )
+    parser.add_argument("--folds", nargs="+", default=FOLDS, metavar="K", help="of 1 2 3 4 (1 2)")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=SEEDS, metavar="N", help="of fine-tuning (0)"
+    )
+    parser.add_argument("--list", action="store_true", help="print the variants, start nothing")
+    args = parser.parse_args(argv)
+    if args.list:
+        print(
+            markdown(
+                ("name", "variant", "flags"), [(v.name, v.title, v.changes) for v in VARIANTS]
+            ),
+            end="",
+        )
+        return
+    for fold in args.folds:
+        if not (args.data / f"fold{fold}" / "train.csv").is_file():
+            parser.error(f"no '{args.data / f'fold{fold}'}'; make it with preprocess/toy_av.py")
+    chosen = [v for v in VARIANTS if v is BASELINE or args.only is None or v.name in args.only]
+    run_all(pretrainings(chosen, args), args.jobs, args.extra)
+    run_all(finetunings(chosen, args), args.jobs, args.extra)
+    rows = figures(chosen, args)
+    text = table(rows, args)
+    (args.out / "table.md").write_text(text, encoding="utf-8")
+    results = json.dumps([as_data(row) for row in rows], indent=2)
+    (args.out / "results.json").write_text(results + "\n", encoding="utf-8")
+    print(text, end="")
+
+
+def pretrainings(chosen: Sequence[Variant], args: argparse.Namespace) -> list[Run]:
+    """Return the pre-trainings that the variants need, each once."""
+    flags = [*PRETRAIN, "--data_path", str(args.data / "pretrain.csv")]
+    needed = {variant.pretrained_as for variant in chosen} - {""}
+    product = f"checkpoint-{_last_epoch([*PRETRAIN, *args.extra.split()])}.pth"
+    return [
+        Run(
+            args.out / "pretrain" / variant.name,
+            "run_pretraining.py",
+            [*flags, *(variant.pretrain or ())],
+            product,
+        )
+        for variant in VARIANTS
+        if variant.name in needed
+    ]
+
+
+def _last_epoch(flags: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--epochs", type=int)
+    return parser.parse_known_args(flags)[0].epochs - 1
+
+
+def finetunings(chosen: Sequence[Variant], args: argparse.Namespace) -> list[Run]:
+    """Return a run for each variant, seed and fold; the pre-trainings are made."""
+    runs = []
+    for variant in chosen:
+        start = []
+        if variant.pretrained_as:
+            checkpoint = last_checkpoint(args.out / "pretrain" / variant.pretrained_as)
+            start = ["--finetune", str(checkpoint)]
+        for seed in args.seeds:
+            folder = seed_folder(args.out, variant, seed)
+            flags = [*FINETUNE, *variant.finetune, *start, "--seed", str(seed)]
+            runs += [
+                Run(
+                    folder / f"fold{fold}",
+                    "run_finetuning.py",
+                    [*flags, "--data_path", str(args.data / f"fold{fold}")],
+                )
+                for fold in args.folds
+            ]
+    return runs
+
+
+def seed_folder(out: Path, variant: Variant, seed: int) -> Path:
+    """Return the folder of a variant's folds."""
+    return out / "finetune" / variant.name / f"seed{seed}"
+
+
+def figures(chosen: Sequence[Variant], args: argparse.Namespace) -> list[Row]:
+    """Score every variant and compare it with the baseline, the first one, on the same clips."""
+    folders = {
+        variant.name: [seed_folder(args.out, variant, seed) for seed in args.seeds]
+        for variant in chosen
+    }
+    plan = Plan(speakers=speakers(folders[BASELINE.name], args.data / "meta.csv"))
+    rows = []
+    for variant in chosen:
+        reports = [build(folder, plan=plan, title=variant.name) for folder in folders[variant.name]]
+        if variant is BASELINE:
+            baseline = reports
+        rows.append(row(variant, reports, baseline, last_losses(args.out, variant)))
+    return rows
+
+
+def speakers(folders: Sequence[Path], file: Path) -> dict[str, str]:
+    """Look up the speaker of every tested clip; clips of one speaker are drawn together."""
+    tables = [read_predictions(p) for f in folders for p in sorted(f.glob(f"*/{KINDS['last']}"))]
+    clips = list(dict.fromkeys(clip for table in tables for clip in table.clips))
+    return dict(zip(clips, find_speakers(clips, Path(), file=str(file)), strict=True))
+
+
+def last_losses(out: Path, variant: Variant) -> dict[str, float]:
+    """Return the figures of the last epoch of the pre-training that a variant starts from."""
+    if not variant.pretrained_as:
+        return {}
+    log = out / "pretrain" / variant.pretrained_as / "log.txt"
+    return json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+
+
+def row(
+    variant: Variant,
+    reports: Sequence[Report],
+    baseline: Sequence[Report],
+    losses: dict[str, float],
+) -> Row:
+    """Gather a variant's figures; one report for each seed."""
+    scores = {
+        metric: [float(r.value(fold, "last", metric) or 0) for r in reports for fold in r.rows]
+        for metric in ("uar", "war")
+    }
+    bounds = [report.pooled["last"].intervals["uar"] for report in reports]
+    found = Row(variant, losses, scores["uar"], scores["war"], _half_width(bounds))
+    if reports is baseline:
+        return found
+    compared = [
+        next(
+            d
+            for c in compare_all(pair)
+            if c.kind == "last"
+            for d in c.differences
+            if d.metric == "uar"
+        )
+        for pair in zip(baseline, reports, strict=True)
+    ]
+    return found._replace(
+        difference=statistics.mean(d.value - d.baseline for d in compared),
+        difference_half_width=_half_width([(d.low, d.high) for d in compared]),
+    )
+
+
+def _half_width(bounds: Sequence[tuple[float, float]]) -> float:
+    return statistics.mean((high - low) / 2 for low, high in bounds)
+
+
+def table(rows: Sequence[Row], args: argparse.Namespace) -> str:
+    """Lay the figures out, with what the reader has to know."""
+    header = (
+        "variant", "flags", "loss video", "audio", "contrast", "top accuracy",
+        "UAR", "WAR", "95 %", "difference", "95 %",
+    )  # fmt: skip
+    folds, seeds = " ".join(args.folds), " ".join(map(str, args.seeds))
+    notes = f"""
+Losses and accuracy of the contrast are means over the last epoch of pre-training: losses of other
+masking ratios are of other patches, the contrast is a sum over the levels that are contrasted, and
+"top accuracy" is the share of clips whose own sound is the batch's nearest at the top level. UAR
+and WAR in percent, last epoch, mean and standard deviation over {len(rows[0].uar)} run(s): folds
+{folds}, seeds {seeds} of fine-tuning. "95 %" are half widths of bootstrap intervals, speakers
+drawn; the second is that of the difference to the baseline on the same clips. A difference that is
+not larger than it, or than that of the baseline pre-trained again, is no finding.
+"""
+    return markdown(header, [_cells(row) for row in rows]) + notes
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    losses = [
+        row.losses.get(f"train_{name}") for name in ("loss_video", "loss_audio", "loss_contrastive")
+    ]
+    accuracy = top_accuracy(row.losses)
+    return (
+        row.variant.title,
+        f"`{row.variant.changes}`" if row.variant.changes else DASH,
+        *(DASH if value is None else f"{value:.4f}" for value in losses),
+        DASH if accuracy is None else _percent(accuracy),
+        _spread(row.uar),
+        _spread(row.war),
+        _percent(row.half_width),
+        DASH if row.difference is None else f"{100 * row.difference:+.1f}",
+        DASH if row.difference_half_width is None else _percent(row.difference_half_width),
+    )
+
+
+def top_accuracy(losses: dict[str, float]) -> float | None:
+    """Return the contrastive accuracy of the deepest level that was contrasted."""
+    found = [name for name in losses if name.startswith("train_contrastive_acc_")]
+    return losses[max(found, key=lambda name: int(name.rpartition("_")[2]))] if found else None
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = _percent(statistics.mean(values))
+    return f"{mean} ± {_percent(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def as_data(row: Row) -> dict[str, Any]:
+    """Return a row for JSON."""
+    variant = row.variant
+    return {
+        "name": variant.name,
+        "title": variant.title,
+        "pretrain": None if variant.pretrain is None else [*variant.pretrain],
+        "finetune": [*variant.finetune],
+        **{name: value for name, value in row._asdict().items() if name != "variant"},
+    }
+
+
+if __name__ == "__main__":
+    main()
