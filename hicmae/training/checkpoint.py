@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.serialization import safe_globals
 
-from hicmae.training.transfer import LoadReport, compare, weights_of
+from hicmae.training.transfer import LoadReport, compare, other_fusion_order, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -198,6 +198,11 @@ def _explain(path: Path, error: BaseException) -> str:
             "tensors, plain containers and argparse.Namespace are allowed; get the file from a "
             "source you trust or re-save its weights alone"
         )
+    if "Unsupported operand 149" in str(error):  # how pickles begin from protocol 4 on
+        return (
+            f"checkpoint '{path}' is refused: it is a pickle of a newer protocol than "
+            "torch.save's own, 2; re-save its weights alone with torch.save as it is"
+        )
     size = path.stat().st_size
     reason = (str(error).strip().splitlines() or [""])[0][:80]
     detail = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
@@ -315,6 +320,10 @@ def load_pretrained(
     weights = weights_of(content, model_key, name)
     report = compare(model, weights, name)
     report.check(allow_partial, require_all)
+    if warning := other_fusion_order(model, content, name):
+        if require_all:
+            raise ValueError(f"{warning}; test it with the order it was trained with")
+        logger.warning("%s: the fusion layers have to learn the new order", warning)
     model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)
     logger.info("%s", report.text())
     return report

@@ -11,6 +11,7 @@ import random
 import resource
 import signal
 import zipfile
+from functools import partial
 
 import pytest
 import timm
@@ -121,6 +122,10 @@ def whole_file(tmp_path):
     return path.read_bytes()
 
 
+def pickle_of(state, path):
+    path.write_bytes(pickle.dumps(state, protocol=4))
+
+
 @pytest.mark.parametrize("tenth", range(10))
 def test_truncated_file_is_named_in_one_line(tmp_path, tenth):
     whole, path = whole_file(tmp_path), tmp_path / "cut.pth"
@@ -137,6 +142,14 @@ def test_foreign_file_is_named_in_one_line(tmp_path, content):
     path = tmp_path / "foreign.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"\({len(content)} bytes\) is truncated, damaged"):
+        load(path)
+
+
+@pytest.mark.parametrize("write", [partial(torch.save, pickle_protocol=4), pickle_of])
+def test_a_newer_pickle_is_told_to_be_one(tmp_path, write):
+    path = tmp_path / "newer.pth"
+    write({"epoch": 3}, path)
+    with pytest.raises(CheckpointError, match="a pickle of a newer protocol than torch.save's own"):
         load(path)
 
 
