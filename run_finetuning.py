@@ -23,7 +23,9 @@ from hicmae.training import checkpoint
 from hicmae.training.changes import describe_clips
 from hicmae.training.epochs import train_epochs
 from hicmae.training.evaluate import headline, summary
+from hicmae.training.freezing import freeze
 from hicmae.training.logger import RunLogger
+from hicmae.training.results import show_classes, show_results
 from hicmae.training.resume import find_checkpoint, prepare
 from hicmae.training.saving import Saver
 from hicmae.training.session import (
@@ -40,11 +42,12 @@ from hicmae.training.supervised import (
     FinetuneConfigs,
     Lists,
     evaluate,
+    label_names,
     make_loss,
     make_model,
     read_list,
     read_lists,
-    record_held_out,
+    record_lists,
     scoring_loader,
     shown_metrics,
     training_clips,
@@ -96,11 +99,15 @@ def finetune(session: Session, configs: FinetuneConfigs) -> None:
         checkpoint.load_pretrained(
             model, classifier.finetune, allow_partial=classifier.allow_partial
         )
+    elif not classifier.finetune and (classifier.linear_probe or classifier.freeze_layers):
+        logger.warning("what is frozen keeps its random start: no --finetune FILE is given")
+    freeze(model, classifier.linear_probe, classifier.freeze_layers)
     optimization = make_optimization(
         model, optim, session.precision, shape.steps, classifier.layer_decay
     )
     saver = prepare(session, found, model, optimization, shape)
-    record_held_out(lists)
+    record_lists(lists, session.output_dir)
+    names, freq = label_names(configs), configs.run.image_freq
     for epoch, means, run_logger in train_epochs(
         session,
         model,
@@ -113,9 +120,13 @@ def finetune(session: Session, configs: FinetuneConfigs) -> None:
         metrics = evaluate(session, configs, model, saver.watched(val_loader), "validation")
         keep_best(saver, configs, epoch, metrics)
         log_epoch(run_logger, epoch, shape.steps, means, metrics, num_parameters(model))
+        last_step = (epoch + 1) * shape.steps - 1
+        picture = bool(freq) and (epoch + 1) % freq == 0
+        show_classes(run_logger, last_step, metrics, names, picture)
         saver.end_epoch()
     saver.finish()
-    test_last_and_best(session, configs, model, lists, saver)
+    tested = test_last_and_best(session, configs, model, lists, saver)
+    show_results(session, configs, saver, tested, names)
     if configs.score.export:
         export_run(session.output_dir)
 
@@ -134,8 +145,8 @@ def keep_best(saver: Saver, configs: FinetuneConfigs, epoch: int, metrics: dict[
         logger.warning("epoch %d is the best so far, but could not be kept", epoch)
     shown = summary(metrics, shown_metrics(configs.classifier.task))
     best = saver.best
-    text = "epoch %d: validation %s; best %s %s in epoch %d"
-    logger.info(text, epoch, shown, name, best["value"], best["epoch"])
+    kept = "none kept" if best["value"] is None else f"{best['value']:.4f} in epoch {best['epoch']}"
+    logger.info("epoch %d: validation %s; best %s %s", epoch, shown, name, kept)
 
 
 def is_better(value: float, best: float | None, metric: str) -> bool:
@@ -171,8 +182,12 @@ def test_last_and_best(
     model: nn.Module,
     lists: Lists,
     saver: Saver,
-) -> None:
-    """Test the model as it is after the last epoch, then the best epoch's weights."""
+) -> dict[str, dict[str, Any]]:
+    """Test the model as it is after the last epoch, then the best epoch's weights.
+
+    Returns:
+        Metrics of both, `last` and `best`.
+    """
     loader = saver.watched(scoring_loader(session, configs, lists.test))
     names = shown_metrics(configs.classifier.task)
     last_epoch = configs.optim.epochs - 1
@@ -187,7 +202,7 @@ def test_last_and_best(
     if best["epoch"] != last_epoch:
         state = checkpoint.load(session.output_dir / "checkpoint-best.pth")
         model.load_state_dict(state["model"])
-    metrics = evaluate(
+    best_metrics = evaluate(
         session,
         configs,
         model,
@@ -202,8 +217,9 @@ def test_last_and_best(
         best["epoch"],
         configs.score.val_metric,
         lists.val_file,
-        summary(metrics, names),
+        summary(best_metrics, names),
     )
+    return {"last": metrics, "best": best_metrics}
 
 
 def test_only(session: Session, configs: FinetuneConfigs) -> None:

@@ -18,8 +18,8 @@ from hicmae.data.dataset import PretrainClips
 from hicmae.data.loading import ClipIndex
 from hicmae.training import distributed
 from hicmae.training.changes import describe_clips
-from hicmae.training.epochs import train_epochs
-from hicmae.training.logger import RunLogger
+from hicmae.training.epochs import show_end, train_epochs
+from hicmae.training.logger import RunLogger, read_lines
 from hicmae.training.pretraining import (
     PretrainConfigs,
     make_dataset,
@@ -37,8 +37,6 @@ from hicmae.training.session import (
     run_shape,
     training_loader,
 )
-from hicmae.visualize.reconstruction import reconstruction_figure
-from hicmae.visualize.style import figure_to_image
 
 logger = logging.getLogger("hicmae")
 
@@ -88,7 +86,18 @@ def pretrain(session: Session, configs: PretrainConfigs) -> None:
             log_images(run_logger, session, model, dataset, configs, last_step)
         saver.end_epoch()
     saver.finish()
+    show_end(session, saver, final_metrics(session))
     logger.info("pre-training done: %s", session.output_dir / f"checkpoint-{optim.epochs - 1}.pth")
+
+
+def final_metrics(session: Session) -> dict[str, float]:
+    """Return losses and contrastive accuracies of the last epoch, maybe of an earlier start."""
+    last = read_lines(session.output_dir / "log.txt")[-1:]
+    return {
+        f"train_last/{name.removeprefix('train_')}": value
+        for name, value in (last[0] if last else {}).items()
+        if name.startswith(("train_loss", "train_contrastive_acc")) and value is not None
+    }
 
 
 def log_images(
@@ -100,8 +109,13 @@ def log_images(
     step: int,
 ) -> None:
     """Show what the model makes of the first clips of the list, always with the same masks."""
+    # Imported where it is drawn: the other ranks need no matplotlib.
+    from hicmae.visualize.reconstruction import reconstruction_figure
+    from hicmae.visualize.style import figure_to_image
+
     items = [dataset[ClipIndex(0, index)] for index in range(min(2, len(dataset)))]
-    for index, clip in enumerate(rebuild_clips(model, items, configs.loss, session.precision)):
+    rebuilt = rebuild_clips(model, items, configs.loss, session.precision)
+    for index, clip in enumerate(rebuilt[:: configs.data.num_samples]):  # one draw of each clip
         image = figure_to_image(reconstruction_figure(*clip))
         run_logger.image(f"reconstruction/{index}", image, step)
 

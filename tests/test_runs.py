@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 
@@ -12,7 +13,10 @@ import torch
 import run_finetuning
 import run_pretraining
 from hicmae.visualize.__main__ import main as visualize
+from tests.boards import board, sessions, texts
 from tests.small_runs import FINETUNE, PRETRAIN, ROOT, finish, lines, make_media, ranks
+
+TESTS = {"last": "", "best": "_best"}  # suffixes of the files with the tests' results
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,20 @@ def test_tensorboard_gets_scalars_and_pictures(pretrained):
     assert {f"train/{name}" for name in wanted | {"clips_per_s"}} <= set(tags["scalars"])
 
 
+def test_tensorboard_shows_where_a_run_comes_from_and_its_final_losses(pretrained):
+    assert shlex.quote(sys.argv[0]) in texts(pretrained, "run/command")[0]
+    assert f"| torch | {torch.__version__} |" in texts(pretrained, "run/environment")[0]
+    assert list(texts(pretrained, "run/git")) == [0]
+    ((name, (status, settings, metrics)),) = sessions(pretrained).items()
+    assert (name, status) == ("final", "SUCCESS")
+    assert settings["mask_ratio"] == 0.5 and settings["return_intermediate_features"] == "0 1"
+    assert "output_dir" not in settings and settings["total_batch"] == 2
+    last = lines(pretrained / "log.txt")[-1]
+    names = "loss loss_video loss_audio loss_contrastive contrastive_acc_0 contrastive_acc_1"
+    expected = {f"train_last/{n}": last[f"train_{n}"] for n in names.split()}
+    assert metrics == pytest.approx(expected, rel=1e-6)
+
+
 def test_reconstruction_can_be_drawn_from_a_checkpoint(pretrained, media, tmp_path):
     out = tmp_path / "clip.png"
     visualize(["reconstruction", "--checkpoint", str(pretrained / "checkpoint-1.pth"),
@@ -102,6 +120,31 @@ def test_finetuning_starts_from_pretraining_and_tests_last_and_best(pretrained, 
     assert [line["epoch"] for line in epochs] == [0, 1]
 
 
+def test_tensorboard_shows_layers_classes_and_tests_of_a_finetuning_run(media):
+    out = media / "finetuned"
+    events = board(out)
+    scalars, images = events.Tags()["scalars"], events.Tags()["images"]
+    steps = [event.step for event in events.Scalars("train/lr")]
+    rates = [tag for tag in sorted(scalars) if tag.startswith("lr/")]
+    assert [tag.partition("/layer_")[2] for tag in rates] == [
+        "00_patch_embed", "01_block_0", "02_block_1", "03_fusion_0", "04_head"]  # fmt: skip
+    for power, tag in enumerate(reversed(rates)):
+        for mine, top in zip(events.Scalars(tag), events.Scalars("train/lr"), strict=True):
+            assert (mine.step, mine.value) == (top.step, pytest.approx(0.75**power * top.value))
+    wanted = {"val/uar", "val/war", "val_recall/class 0", "train/grad_norm", "train/data_s"}
+    assert wanted <= set(scalars)
+    ends = [event.step for event in events.Scalars("val/uar")]
+    assert [event.step for event in events.Images("val/confusion")] == ends == [2, 5]
+    assert images == ["val/confusion"] and steps == [1, 2, 4, 5]
+    ((_, (status, settings, metrics)),) = sessions(out).items()
+    tests = {k: json.loads((out / f"metrics{s}.json").read_text()) for k, s in TESTS.items()}
+    expected = {f"test_{k}/{n}": tests[k][n] for k in TESTS for n in ("uar", "war", "weighted_f1")}
+    expected["val_best/uar"] = max(line["val_uar"] for line in lines(out / "log.txt"))
+    assert status == "SUCCESS" and settings["layer_decay"] == 0.75
+    assert metrics == pytest.approx(expected, rel=1e-6)
+    assert set(board(out / "final").Tags()["images"]) == {f"test_{k}/confusion" for k in TESTS}
+
+
 def test_eval_reproduces_the_last_epochs_scores(media):
     out = media / "finetuned"
     before = rows(out / "pred.csv")
@@ -118,12 +161,12 @@ def test_rerunning_a_finished_run_says_so_and_keeps_its_results(pretrained, medi
     names = ("steps.jsonl", "log.txt", "pred.csv", "pred_best.csv", "checkpoint-1.pth")
     before = {name: (out / name).read_bytes() for name in names}
     same = ["--finetune", str(pretrained / "checkpoint-1.pth"), "--val_metric", "uar"]
-    boards = len(list(out.glob("events*")))
+    boards = {path: path.read_bytes() for path in out.rglob("events*")}
     with caplog.at_level("INFO"):
         finetune(media, out, "--epochs", "2", *same)
     assert "training is finished: all 2 epochs are done" in caplog.text
     assert {name: (out / name).read_bytes() for name in names} == before
-    assert len(list(out.glob("events*"))) == boards
+    assert {path: path.read_bytes() for path in out.rglob("events*")} == boards
 
 
 @pytest.mark.parametrize("modality", ["a", "v"])
@@ -150,6 +193,9 @@ def test_regression_writes_every_output_and_its_metrics(media, tmp_path):
     error = [float(row["prediction0"]) - float(row["label0"]) for row in table]
     assert metrics["mae"]["per_output"][0] == pytest.approx(np.abs(error).mean(), abs=1e-5)
     assert "val_ccc" in lines(tmp_path / "log.txt")[0]
+    ((_, (status, _, final)),) = sessions(tmp_path).items()
+    assert status == "SUCCESS" and final["test_last/ccc"] == pytest.approx(metrics["ccc"]["mean"])
+    assert {"test_best/pcc", "test_last/rmse", "val_best/ccc"} <= final.keys()
 
 
 def test_number_of_workers_does_not_change_a_run(media, tmp_path):
@@ -162,10 +208,11 @@ def test_number_of_workers_does_not_change_a_run(media, tmp_path):
 
 def test_repeated_sampling_and_accumulation_run(media, tmp_path):
     arguments = ["--num_samples", "2", "--accum_iter", "3", "--gather_negatives", "--clip_grad",
-                 "1", "--epochs", "1", "--precision", "bf16"]  # fmt: skip
+                 "1", "--epochs", "1", "--precision", "bf16", "--image_freq", "0"]  # fmt: skip
     paths = ["--data_path", str(media / "lists"), "--output_dir", str(tmp_path)]
     run_pretraining.main([*PRETRAIN, *paths, *arguments])
     assert len(lines(tmp_path / "steps.jsonl")) == 1
+    assert board(tmp_path).Tags()["images"] == []
 
 
 def test_two_processes_test_every_clip_once_and_agree_with_one(media, tmp_path):
@@ -191,6 +238,9 @@ def test_two_processes_pretrain_as_one_does_on_the_joined_batch(media, tmp_path)
     for mine, other in zip(one, two, strict=True):
         for name in ("loss", "loss_video", "loss_audio", "loss_contrastive", "grad_norm"):
             assert mine[f"train_{name}"] == pytest.approx(other[f"train_{name}"], rel=1e-4), name
+    assert len(list((tmp_path / "two").rglob("events*"))) == 3, "one rank writes: curves, final"
+    assert "| processes | 2 |" in texts(tmp_path / "two", "run/environment")[0]
+    assert sessions(tmp_path / "two")["final"][1]["processes"] == 2
 
 
 def test_a_bad_list_ends_a_script_in_one_line(media, tmp_path):

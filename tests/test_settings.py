@@ -84,6 +84,18 @@ def test_help_names_every_group_and_default(script, base, capsys):
         (run_pretraining, PRE + ["--max_bad_clips", "1.5"], "--max_bad_clips must be a share"),
         (run_pretraining, PRE + ["--target_diff_weight", "2"], "--target_diff_weight must be a"),
         (run_pretraining, PRE + ["--device", "tpu"], "invalid choice: 'tpu'"),
+        (
+            run_pretraining,
+            PRE + ["--contrastive_levels", "none", "--gather_negatives"],
+            "--gather_negatives is for a contrastive loss",
+        ),
+        (run_pretraining, PRE + ["--contrastive_levels", "0"], "invalid choice: '0'"),
+        (run_finetuning, FINE + ["--fusion_order", "late"], "invalid choice: 'late'"),
+        (
+            run_finetuning,
+            FINE + ["--fusion_order", "video_first", "--modality", "a"],
+            "--fusion_order video_first is for --modality av, --modality a has no fusion; leave",
+        ),
         (run_pretraining, PRE + ["--lr", "-1"], "--lr must not be negative"),
         (run_pretraining, PRE + ["--save_interval", "-1"], "--save_interval must not be negative"),
         (run_pretraining, PRE + ["--save_interval", "nan"], "--save_interval must not be negative"),
@@ -95,6 +107,16 @@ def test_help_names_every_group_and_default(script, base, capsys):
         (run_finetuning, FINE + ["--head_activation", "tanh"], "--head_activation is for --task"),
         (run_finetuning, FINE + ["--crop_scale", "0.5", "0.2"], "--crop_scale takes two shares"),
         (run_finetuning, FINE + ["--smoothing", "1"], "--smoothing must be a share"),
+        (run_finetuning, FINE + ["--linear_probe", "--freeze_layers", "2"], "give one"),
+        (run_finetuning, FINE + ["--freeze_layers", "-1"], "--freeze_layers must not be negative"),
+        (run_finetuning, FINE + ["--freeze_layers", "11"], "more than the 10 blocks of --depth;"),
+        (
+            run_finetuning,
+            FINE + ["--freeze_layers", "4", "--depth_audio", "3"],
+            "--freeze_layers 4 is more than the 3 blocks of --depth_audio; give at most 3",
+        ),
+        (run_finetuning, FINE + ["--label_share", "0"], "--label_share must be above 0 and at"),
+        (run_finetuning, FINE + ["--label_share", "1.1"], "--label_share must be above 0 and at"),
     ],
 )
 def test_bad_settings_end_in_one_line(script, arguments, message, capsys):
@@ -139,3 +161,9 @@ def test_one_audio_size_means_128_mel_bins():
 def test_lists_of_numbers_become_tuples():
     args = run_pretraining.build_parser().parse_args(PRE + ["--opt_betas", "0.8", "0.9"])
     assert from_args(args, OptimConfig).opt_betas == (0.8, 0.9)
+
+
+def test_only_the_streams_that_are_read_limit_freeze_layers():
+    arguments = ["--freeze_layers", "5", "--depth_audio", "3"]
+    fine = parse(run_finetuning, [*FINE, *arguments, "--modality", "v"])
+    assert (fine.classifier.freeze_layers, fine.score.label_share) == (5, 1.0)

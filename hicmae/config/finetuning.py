@@ -4,7 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hicmae.config.common import check_not_negative, check_positive, check_share
+from hicmae.config.common import (
+    FUSION_ORDER_HELP,
+    FUSION_ORDERS,
+    check_not_negative,
+    check_positive,
+    check_share,
+)
 from hicmae.config.flags import option
 from hicmae.data.speakers import PATTERNS
 
@@ -28,6 +34,10 @@ class ClassifierConfig:
     fusion_depth: int = option(
         2, "layers of the cross-modal fusion encoder", aliases=("encoder_fusion_depth",)
     )
+    hierarchical_fusion: bool = option(
+        True, "the head reads a learned mix of all layers; without: of the last layer only"
+    )
+    fusion_order: str = option("both", FUSION_ORDER_HELP, choices=FUSION_ORDERS)
     drop_path: float = option(0.1, "stochastic depth of the last block")
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale")
     class_names: tuple[str, ...] = option(
@@ -44,6 +54,17 @@ class ClassifierConfig:
         False, "accept a checkpoint whose encoders are deeper or shallower than the model's"
     )
     layer_decay: float = option(0.75, "learning-rate factor from one layer to the one below")
+    linear_probe: bool = option(
+        False,
+        "train the head (fc_norm, head) and the layer weights only; encoders and fusion stay as "
+        "they are; wants a larger --lr than full fine-tuning",
+    )
+    freeze_layers: int = option(
+        0,
+        "keep the patch embedding and the first N blocks of each encoder as they are, with N = "
+        "depth its norm too; everything above trains; 0: train all",
+        metavar="N",
+    )
 
     def __post_init__(self) -> None:
         if self.nb_classes < 1:
@@ -52,10 +73,30 @@ class ClassifierConfig:
             raise ValueError(f"--nb_classes must be at least 2, got {self.nb_classes}")
         if self.task == "classification" and self.head_activation:
             raise ValueError("--head_activation is for --task regression only; leave it out")
+        if self.modality != "av" and self.fusion_order != "both":
+            raise ValueError(
+                f"--fusion_order {self.fusion_order} is for --modality av, --modality "
+                f"{self.modality} has no fusion; leave it out"
+            )
         check_share(self, "drop_path", upper_open=True)
         check_not_negative(self, "init_values")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"--layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        self._check_freezing()
+
+    def _check_freezing(self) -> None:
+        check_not_negative(self, "freeze_layers")
+        if self.linear_probe and self.freeze_layers:
+            raise ValueError(
+                "--linear_probe freezes all blocks, --freeze_layers the first ones; give one"
+            )
+        for stream, flag in (("v", "depth"), ("a", "depth_audio")):
+            depth = getattr(self, flag)
+            if stream in self.modality and self.freeze_layers > depth:
+                raise ValueError(
+                    f"--freeze_layers {self.freeze_layers} is more than the {depth} blocks of "
+                    f"--{flag}; give at most {depth}"
+                )
 
     def model_options(self) -> dict[str, Any]:
         """Return the settings under the names of the model builder."""
@@ -68,6 +109,8 @@ class ClassifierConfig:
             "head_activation": self.head_activation,
             "init_values": self.init_values,
             "modality": self.modality,
+            "hierarchical_fusion": self.hierarchical_fusion,
+            "fusion_order": self.fusion_order,
         }
 
 
@@ -135,6 +178,11 @@ class ScoreConfig:
         choices=("list", "speaker", "clip"),
     )
     val_share: float = option(0.2, "share of train.csv that --val_split speaker or clip holds out")
+    label_share: float = option(
+        1.0,
+        "share of the training clips to train on, of each class alike, drawn by --seed after "
+        "--val_split; a smaller share is part of a larger one",
+    )
     speaker_file: str = option(
         "",
         "csv file with the columns clip,speaker; default: clip_speakers.csv in data_path or the "
@@ -167,6 +215,8 @@ class ScoreConfig:
         check_not_negative(self, "average_clips")
         if not 0 < self.val_share < 1:
             raise ValueError(f"--val_share must be between 0 and 1, got {self.val_share}")
+        if not 0 < self.label_share <= 1:
+            raise ValueError(f"--label_share must be above 0 and at most 1, got {self.label_share}")
         if self.val_split != "list" and self.val_path:
             raise ValueError(
                 f"--val_path names a list, --val_split {self.val_split} holds clips out; give one"

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from hicmae.config.common import check_not_negative, check_positive, check_share
+from hicmae.config.common import (
+    FUSION_ORDER_HELP,
+    FUSION_ORDERS,
+    check_not_negative,
+    check_positive,
+    check_share,
+)
 from hicmae.config.flags import option
 
 
@@ -22,6 +28,11 @@ class PretrainModelConfig:
     return_intermediate_features: tuple[int, ...] = option(
         (3, 6, 9), "encoder blocks (from 0) that feed decoders and contrast", metavar="BLOCK"
     )
+    skip_connections: bool = option(
+        True,
+        "decoder blocks after the first read these encoder blocks; without: plain self-attention",
+    )
+    fusion_order: str = option("both", FUSION_ORDER_HELP, choices=FUSION_ORDERS)
     drop_path: float = option(0.0, "stochastic depth of the last block")
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale")
 
@@ -38,6 +49,8 @@ class PretrainModelConfig:
             "decoder_depth_audio": self.decoder_depth_audio,
             "encoder_fusion_depth": self.encoder_fusion_depth,
             "return_intermediate_features": self.return_intermediate_features,
+            "skip_connections": self.skip_connections,
+            "fusion_order": self.fusion_order,
             "drop_path_rate": self.drop_path,
             "init_values": self.init_values,
         }
@@ -61,6 +74,11 @@ class PretrainLossConfig:
     """Pre-training loss."""
 
     loss_weight: float = option(0.0025, "weight of the contrastive loss")
+    contrastive_levels: str = option(
+        "all",
+        "encoder blocks to contrast: all of --return_intermediate_features, the top one, or none",
+        choices=("all", "top", "none"),
+    )
     inter_contrastive_temperature: float = option(0.07, "temperature of the contrastive loss")
     gather_negatives: bool = option(False, "contrast with the clips of all GPUs")
     use_frame_diff_as_target: bool = option(
@@ -80,6 +98,11 @@ class PretrainLossConfig:
     def __post_init__(self) -> None:
         check_not_negative(self, "loss_weight")
         check_positive(self, "inter_contrastive_temperature", "frame_diff_group_size")
+        if self.gather_negatives and self.contrastive_levels == "none":
+            raise ValueError(
+                "--gather_negatives is for a contrastive loss, --contrastive_levels none has none; "
+                "leave one of them out"
+            )
         if self.target_diff_weight is not None:
             check_share(self, "target_diff_weight")
 
@@ -87,6 +110,7 @@ class PretrainLossConfig:
         """Return the settings under the names of `pretrain_loss`."""
         return {
             "loss_weight": self.loss_weight,
+            "contrastive_levels": self.contrastive_levels,
             "temperature": self.inter_contrastive_temperature,
             "gather": self.gather_negatives,
             "frame_diff": self.use_frame_diff_as_target,

@@ -121,9 +121,13 @@ def _architecture(
 
 
 def _other_options(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that are arguments of the classifier but follow from no weight."""
+    """Return the settings that are arguments of the classifier but follow from no weight.
+
+    Those that have their default are left out, so that earlier versions can read the export.
+    """
     parameters = inspect.signature(HiCMAEClassifier).parameters
-    return {n: v for n, v in settings.items() if n in parameters and n not in FOLLOWS}
+    known = {n: v for n, v in settings.items() if n in parameters and n not in FOLLOWS}
+    return {name: value for name, value in known.items() if value != parameters[name].default}
 
 
 def _preprocessing(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Preprocessing:

@@ -41,8 +41,9 @@ def features(model: nn.Module, video: Tensor | None, audio: Tensor | None) -> di
     Returns:
         video_layers (B, L, D), audio_layers (B, L, D): every block's output, after the encoder's
         norm, averaged over its tokens; video (B, D), audio (B, D): their mix by the learned layer
-        weights; fusion_video (B, D), fusion_audio (B, D): averaged tokens of the fusion encoder;
-        fused: what the head reads. Those of a stream that is missing or not read are left out.
+        weights, or the last layer where the model has none; fusion_video (B, D), fusion_audio
+        (B, D): averaged tokens of the fusion encoder; fused: what the head reads. Those of a stream
+        that is missing or not read are left out.
     """
     if video is None and audio is None:
         raise ValueError("neither video nor audio is given")
@@ -107,9 +108,11 @@ def _one_stream(model: nn.Module, video: Tensor | None, audio: Tensor | None) ->
 
 
 def _mixed(model: nn.Module, stream: str, layers: Tensor) -> Tensor:
-    """Mix layers (B, L, D) by the model's weights of a stream to (B, D)."""
-    weights = getattr(model, f"{stream}_layer_weights").softmax(dim=0)
-    return torch.einsum("bld,l->bd", layers, weights)
+    """Mix layers (B, L, D) by the model's weights of a stream, if it has any, to (B, D)."""
+    weights = getattr(model, f"{stream}_layer_weights")
+    if weights is None:  # without hierarchical feature fusion
+        return layers[:, -1]
+    return torch.einsum("bld,l->bd", layers, weights.softmax(dim=0))
 
 
 def stand_in(stream: str, count: int, clip: Preprocessing, device: torch.device) -> Tensor:

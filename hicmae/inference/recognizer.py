@@ -216,7 +216,8 @@ class EmotionRecognizer:
         averaged over its tokens; video and audio (W, D), their mix by the learned layer weights;
         fusion_video and fusion_audio (W, D), of the fusion encoder; fused (W, 4D), what the head
         reads. A pre-training checkpoint has the layers and the fusion only, a model of one stream
-        no fusion, and its fused is (W, 2D).
+        no fusion, and its fused is (W, 2D). Without hierarchical feature fusion video and audio are
+        the last layer, and the fused of one stream is (W, D).
         """
         results = self.features_each([(video, audio)], **options)
         return next(iter(results))  # type: ignore[return-value]  # no failure: errors are raised

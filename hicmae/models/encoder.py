@@ -18,6 +18,7 @@ from hicmae.models.layers import (
 from hicmae.models.patches import cut_patches, token_grid
 
 PATCH_SIZE = 16  # pixels, mel bins and spectrogram steps alike
+FUSION_ORDERS = ("both", "video_first", "audio_first")
 
 
 class EncoderOutput(NamedTuple):
@@ -154,7 +155,18 @@ def audio_encoder(img_size_audio: Sequence[int], **block_options: Any) -> Modali
 
 
 class CrossModalFusion(nn.Module):
-    """Layers in which both modalities read each other's input, then update together."""
+    """Layers in which the modalities read each other.
+
+    Args:
+        embed_dim: D.
+        depth: number of layers.
+        num_heads: attention heads of a block.
+        drop_path: stochastic-depth rate of the last layer.
+        init_values: start of the layer-scale gammas, 0 leaves them out.
+        order: in each layer, "both": each stream reads the other's input to the layer;
+            "video_first", "audio_first": that stream does, and the other one then reads its
+            output. All three have the same parameters.
+    """
 
     def __init__(
         self,
@@ -163,8 +175,12 @@ class CrossModalFusion(nn.Module):
         num_heads: int,
         drop_path: float = 0.0,
         init_values: float = 0.0,
+        order: str = "both",
     ) -> None:
         super().__init__()
+        if order not in FUSION_ORDERS:
+            raise ValueError(f"fusion_order is {order!r}, expected one of {FUSION_ORDERS}")
+        self.order = order
         rates = drop_path_rates(drop_path, depth)
         options = {"init_values": init_values}
         self.blocks = nn.ModuleList(
@@ -187,7 +203,14 @@ class CrossModalFusion(nn.Module):
             The two streams, same shapes, after a norm each.
         """
         for block, block_audio in zip(self.blocks, self.blocks_audio, strict=True):
-            video, audio = block(video, audio), block_audio(audio, video)
+            if self.order == "both":
+                video, audio = block(video, audio), block_audio(audio, video)
+            elif self.order == "video_first":
+                video = block(video, audio)
+                audio = block_audio(audio, video)
+            else:
+                audio = block_audio(audio, video)
+                video = block(video, audio)
         return self.norm(video), self.norm_audio(audio)
 
 

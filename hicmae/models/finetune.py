@@ -34,6 +34,11 @@ class HiCMAEClassifier(nn.Module):
     weights mixes the L averages to one feature a modality. The last layer's tokens also go through
     the fusion encoder (paper, section 3.4). With one modality the fusion is left out.
 
+    Without hierarchical feature fusion there are no layer weights: the mean of the last layer's
+    tokens stands in the place of the mix, so that the head keeps its width and only what it knows
+    of the other layers is gone. With one modality it would then read the same mean twice, and reads
+    it once. (The paper names this ablation; that the last layer takes the place is our reading.)
+
     Args:
         embed_dim: encoder width D.
         num_heads: attention heads.
@@ -45,6 +50,8 @@ class HiCMAEClassifier(nn.Module):
         head_activation: None, "sigmoid", "relu" or "tanh" after the head (regression).
         init_values: start of the layer-scale gammas, 0 leaves them out.
         modality: "av", "a" (audio only) or "v" (video only).
+        hierarchical_fusion: whether the head reads all layers of an encoder, or the last one only.
+        fusion_order: see `CrossModalFusion`; no matter with one modality.
         num_frames, img_size, img_size_audio, tubelet_size: clip geometry, see `HiCMAE`.
     """
 
@@ -60,6 +67,8 @@ class HiCMAEClassifier(nn.Module):
         head_activation: str | None = None,
         init_values: float = 0.0,
         modality: str = "av",
+        hierarchical_fusion: bool = True,
+        fusion_order: str = "both",
         num_frames: int = 16,
         img_size: int | Sequence[int] = 160,
         img_size_audio: Sequence[int] = (256, 128),
@@ -80,16 +89,19 @@ class HiCMAEClassifier(nn.Module):
             self.encoder = video_encoder(
                 num_frames, as_pair(img_size), tubelet_size, depth=depth, **stack
             )
-            self.video_layer_weights = nn.Parameter(torch.full((depth,), 1.0 / depth))
+            self.video_layer_weights = _layer_weights(depth, hierarchical_fusion)
             self.encoder.apply(init_trunc_normal)
         if "a" in modality:
             self.encoder_audio = audio_encoder(img_size_audio, depth=depth_audio, **stack)
-            self.audio_layer_weights = nn.Parameter(torch.full((depth_audio,), 1.0 / depth_audio))
+            self.audio_layer_weights = _layer_weights(depth_audio, hierarchical_fusion)
             self.encoder_audio.apply(init_trunc_normal)
         if modality == "av":
-            self.encoder_fusion = CrossModalFusion(depth=fusion_depth, **stack)
+            self.encoder_fusion = CrossModalFusion(depth=fusion_depth, order=fusion_order, **stack)
             self.encoder_fusion.apply(init_xavier)
-        self.num_features = 2 * len(modality) * embed_dim
+        self.hierarchical_fusion = hierarchical_fusion
+        # One stream without other layers has one feature, its last layer's mean.
+        self.repeats_last = modality != "av" and not hierarchical_fusion
+        self.num_features = (1 if self.repeats_last else 2 * len(modality)) * embed_dim
         self.fc_norm = LayerNorm(self.num_features)
         self.head = Linear(self.num_features, num_classes)
 
@@ -116,7 +128,7 @@ class HiCMAEClassifier(nn.Module):
         Returns:
             (B, 4D): layer-weighted video and audio features, then the means of the fused video and
             audio tokens. With one modality (B, 2D): its layer-weighted feature and its last
-            layer's mean.
+            layer's mean; without hierarchical fusion (B, D), the latter alone.
         """
         weighted, last = [], []
         if "v" in self.modality:
@@ -130,7 +142,8 @@ class HiCMAEClassifier(nn.Module):
         if self.modality == "av":
             last = list(self.encoder_fusion(*last))
         means = [tokens.mean(dim=1) for tokens in last]
-        return self.fc_norm(torch.cat(weighted + means, dim=-1))
+        features = means if self.repeats_last else weighted + means
+        return self.fc_norm(torch.cat(features, dim=-1))
 
     def _encode(
         self, encoder: ModalityEncoder, clip: Tensor | None, name: str
@@ -143,8 +156,14 @@ class HiCMAEClassifier(nn.Module):
         return encoder(clip, None, range(len(encoder.blocks)), pool=True)
 
 
-def _mix_layers(levels: list[Tensor], layer_weights: Tensor) -> Tensor:
-    """Average L pooled levels (B, D) with the softmax of their weights (L,)."""
+def _layer_weights(depth: int, hierarchical_fusion: bool) -> nn.Parameter | None:
+    return nn.Parameter(torch.full((depth,), 1.0 / depth)) if hierarchical_fusion else None
+
+
+def _mix_layers(levels: list[Tensor], layer_weights: Tensor | None) -> Tensor:
+    """Average L pooled levels (B, D) with the softmax of their weights (L,); None: the last."""
+    if layer_weights is None:
+        return levels[-1]
     return torch.einsum("lbd,l->bd", torch.stack(levels), layer_weights.softmax(dim=0))
 
 

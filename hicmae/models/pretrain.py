@@ -41,11 +41,15 @@ class HiCMAE(nn.Module):
         decoder_num_heads: attention heads of decoder blocks.
         encoder_depth: blocks of the video encoder.
         encoder_depth_audio: blocks of the audio encoder.
-        decoder_depth: blocks of the video decoder, one more than the kept levels.
+        decoder_depth: blocks of the video decoder, one more than the kept levels (any number
+            without skip connections).
         decoder_depth_audio: blocks of the audio decoder, likewise.
         encoder_fusion_depth: layers of the fusion encoder.
         return_intermediate_features: 0-based encoder blocks whose output feeds the decoders and
             the contrast, ascending.
+        skip_connections: whether the decoders read these levels; without them, their blocks are
+            of plain self-attention and see fused tokens only.
+        fusion_order: see `CrossModalFusion`.
         drop_path_rate: stochastic depth of the last block of every stack.
         init_values: start of the layer-scale gammas, 0 leaves them out.
         num_frames: T of a video clip.
@@ -66,6 +70,8 @@ class HiCMAE(nn.Module):
         decoder_depth_audio: int = 4,
         encoder_fusion_depth: int = 2,
         return_intermediate_features: Sequence[int] = (3, 6, 9),
+        skip_connections: bool = True,
+        fusion_order: str = "both",
         drop_path_rate: float = 0.0,
         init_values: float = 0.0,
         num_frames: int = 16,
@@ -81,12 +87,14 @@ class HiCMAE(nn.Module):
         )
         self.level_blocks = tuple(return_intermediate_features)
         _check_levels(self.level_blocks, encoder_depth, encoder_depth_audio)
-        for name, depth in (("", decoder_depth), ("_audio", decoder_depth_audio)):
-            if depth != len(self.level_blocks) + 1:
-                raise ValueError(
-                    f"decoder_depth{name} is {depth}, expected {len(self.level_blocks) + 1}: "
-                    f"one block and one more for each kept level {self.level_blocks}"
-                )
+        if skip_connections:
+            _check_skips(
+                self.level_blocks,
+                decoder_depth=decoder_depth,
+                decoder_depth_audio=decoder_depth_audio,
+            )
+        else:
+            check_depths(decoder_depth=decoder_depth, decoder_depth_audio=decoder_depth_audio)
 
         stack: dict[str, Any] = {"drop_path": drop_path_rate, "init_values": init_values}
         encoder = {"embed_dim": embed_dim, "num_heads": num_heads, **stack}
@@ -94,8 +102,11 @@ class HiCMAE(nn.Module):
             num_frames, as_pair(img_size), tubelet_size, depth=encoder_depth, **encoder
         )
         self.encoder_audio = audio_encoder(img_size_audio, depth=encoder_depth_audio, **encoder)
-        self.encoder_fusion = CrossModalFusion(depth=encoder_fusion_depth, **encoder)
+        self.encoder_fusion = CrossModalFusion(
+            depth=encoder_fusion_depth, order=fusion_order, **encoder
+        )
 
+        stack["skip_connections"] = skip_connections
         decoder = {"embed_dim": decoder_embed_dim, "num_heads": decoder_num_heads, **stack}
         self.decoder = _decoder_of(self.encoder, depth=decoder_depth, **decoder)
         self.decoder_audio = _decoder_of(self.encoder_audio, depth=decoder_depth_audio, **decoder)
@@ -175,6 +186,15 @@ def _check_levels(levels: tuple[int, ...], depth: int, depth_audio: int) -> None
         )
 
 
+def _check_skips(levels: tuple[int, ...], **depths: int) -> None:
+    for name, depth in depths.items():
+        if depth != len(levels) + 1:
+            raise ValueError(
+                f"{name} is {depth}, expected {len(levels) + 1}: "
+                f"one block and one more for each kept level {levels}"
+            )
+
+
 def _decoder_of(encoder: ModalityEncoder, **options: Any) -> SkipDecoder:
     embed = encoder.patch_embed
     patch_values = embed.proj.weight[0].numel()
@@ -193,7 +213,8 @@ def _rebuild(
     visible_positions = decoder.positions[split.visible]
     masked = mask_token + decoder.positions[split.masked]
     visible = project(fused) + visible_positions
-    skips = [project(level) + visible_positions for level in levels]
+    read = levels if decoder.skip_connections else ()
+    skips = [project(level) + visible_positions for level in read]
     tokens = torch.cat((visible, masked.to(visible.dtype)), dim=1)
     return decoder(tokens, skips, num_masked=split.masked.shape[1])
 

@@ -17,6 +17,16 @@ HARMLESS = frozenset(
     " dist_eval eval export class_names skip_bad_test_clips".split()
 )
 _BATCH = ("batch_size", "accum_iter")  # judged by their product
+# Flags that earlier versions did not have, with what those did.
+BEFORE = {
+    "skip_connections": True,
+    "contrastive_levels": "all",
+    "hierarchical_fusion": True,
+    "fusion_order": "both",
+    "linear_probe": False,
+    "freeze_layers": 0,
+    "label_share": 1.0,
+}
 
 
 class RunShape(NamedTuple):
@@ -60,9 +70,11 @@ def find_changes(settings: Mapping[str, Any], shape: RunShape, state: Mapping[st
     Args:
         settings: all flags of this run, by group.
         shape: of this run.
-        state: content of the checkpoint; what it does not hold counts as unchanged.
+        state: content of the checkpoint; what it does not hold counts as unchanged, but for the
+            flags in `BEFORE`.
     """
-    old, new = _flat(state.get("args")), _flat(settings)
+    old, new = all_flags(state.get("args")), all_flags(settings)
+    old = {**BEFORE, **old} if old else {}
     changes = Changes([], [])
     for name in new:
         if name in old and name not in _BATCH and old[name] != new[name]:
@@ -98,7 +110,7 @@ _NAMES = {
 }
 
 
-def _flat(groups: Any) -> dict[str, Any]:
+def all_flags(groups: Any) -> dict[str, Any]:
     """Return all flags by name; {} for the settings of other programs."""
     if not isinstance(groups, Mapping):
         return {}

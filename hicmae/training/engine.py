@@ -34,6 +34,7 @@ class Optimization(NamedTuple):
     weight_decay: np.ndarray  # one value a step
     accum_iter: int = 1
     clip_grad: float | None = None
+    layer_scales: Mapping[str, float] | None = None  # to show, of `optim.layer_scales`
 
 
 def train_one_epoch(
@@ -80,8 +81,8 @@ def train_one_epoch(
         BadSteps: `max_bad_steps` in a row.
     """
     model.train()
-    lr, weight_decay = optimization.lr, optimization.weight_decay
-    window = Window(logger, lr, weight_decay, epoch, max_bad_steps, state)
+    lr, weight_decay, layers = optimization.lr, optimization.weight_decay, optimization.layer_scales
+    window = Window(logger, lr, weight_decay, epoch, max_bad_steps, state, layers)
     progress = Progress(steps, f"epoch {epoch}/{epochs}", every=print_freq, initial=done)
     if done == steps:  # only what follows the epoch is left; its last step is shown again
         window.show(epoch * steps + done - 1)

@@ -1,9 +1,10 @@
 """The epochs of a run, from where it stands to the end."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -11,9 +12,10 @@ from torch.utils.data import DataLoader
 
 from hicmae.config.common import RunConfig
 from hicmae.data.loading import SkippedClips
-from hicmae.training import distributed
+from hicmae.training import distributed, hparams
 from hicmae.training.engine import ComputeLoss, Optimization, train_one_epoch
 from hicmae.training.logger import RunLogger
+from hicmae.training.provenance import provenance
 from hicmae.training.saving import Saver
 from hicmae.training.session import Session
 from hicmae.training.speed import checkpoint_activations, compiled
@@ -115,7 +117,8 @@ def train_epochs(
             except BadSteps as bad:
                 raise RuntimeError(saver.dump(bad)) from bad
             # The last step's number: it is dropped, or not, together with that step on resume.
-            saver.logger.scalars((epoch + 1) * steps - 1, means, prefix="epoch")
+            shown = {name: m for name, m in means.items() if m or name != "bad_steps"}
+            saver.logger.scalars((epoch + 1) * steps - 1, shown, prefix="epoch")
             yield epoch, means, saver.logger
 
 
@@ -125,7 +128,7 @@ def open_logs(session: Session, saver: Saver) -> RunLogger:
     # Where only validation is left of an epoch, its figures may stand at its last step already;
     # they go, and `train_one_epoch` shows that step again.
     validates = saver.place.step == saver.shape.steps
-    return RunLogger(
+    run_logger = RunLogger(
         session.output_dir,
         session.log_dir,
         distributed.is_main(),
@@ -133,3 +136,35 @@ def open_logs(session: Session, saver: Saver) -> RunLogger:
         resume_epoch=saver.place.epoch,
         purge_step=done - validates,
     )
+    if distributed.is_main():
+        facts = provenance(session.device, session.precision.name, distributed.world_size())
+        run_logger.texts(done - validates, facts, prefix="run")
+        hparams.begin(session.log_dir, compared_settings(session, saver))
+    return run_logger
+
+
+def compared_settings(session: Session, saver: Saver) -> hparams.Settings:
+    """Return the settings that TensorBoard shows beside those of other runs."""
+    shape = saver.shape
+    return hparams.chosen(
+        session.settings, total_batch=shape.total_batch, processes=shape.world_size
+    )
+
+
+def show_end(
+    session: Session,
+    saver: Saver,
+    metrics: Mapping[str, float],
+    images: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Show in TensorBoard, once, what came out of a run that is over.
+
+    Args:
+        session: of this process; only rank 0 writes.
+        saver: of the run.
+        metrics: final numbers by tag.
+        images: pictures, (H, W, 3) uint8, by tag.
+    """
+    if distributed.is_main():
+        settings = compared_settings(session, saver)
+        hparams.end(session.log_dir, settings, metrics, saver.steps_done, images)

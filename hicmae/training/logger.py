@@ -132,6 +132,12 @@ class RunLogger:
         if self.main:
             self._board.image(tag, np.asarray(image, dtype=np.uint8), step)
 
+    def texts(self, step: int, texts: Mapping[str, str], prefix: str) -> None:
+        """Send Markdown to TensorBoard as `prefix/name`."""
+        if self.main:
+            for name, text in texts.items():
+                self._board.text(f"{prefix}/{name}", text, step)
+
     def step(self, values: Mapping[str, Any]) -> None:
         """Append one line to steps.jsonl; `values` holds at least `step`."""
         if self.main:

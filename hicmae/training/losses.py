@@ -31,7 +31,7 @@ class PretrainLoss(NamedTuple):
     total: Tensor  # video + audio + loss_weight * contrast
     video: Tensor
     audio: Tensor
-    contrast: Tensor  # unweighted sum over levels
+    contrast: Tensor | None  # unweighted sum over the contrasted levels; None: there are none
 
 
 def pretrain_loss(
@@ -48,6 +48,7 @@ def pretrain_loss(
     normalize_target: bool = True,
     normalize_target_audio: bool = True,
     gather: bool = False,
+    contrastive_levels: str = "all",
 ) -> PretrainLoss:
     """Compare predictions with the masked patches and contrast the modalities at every level.
 
@@ -66,6 +67,7 @@ def pretrain_loss(
         normalize_target: normalise each video patch and channel to mean 0, deviation 1.
         normalize_target_audio: the same for each spectrogram patch.
         gather: contrast with the clips of all ranks instead of this rank's own batch.
+        contrastive_levels: see `contrasted`.
     """
     tubelet_size = output.video.shape[-1] // (video.shape[1] * PATCH_SIZE**2)
     num_tokens = video[0, 0].numel() // (tubelet_size * PATCH_SIZE**2)
@@ -78,9 +80,17 @@ def pretrain_loss(
         target_audio = audio_target(audio, masked_audio, normalize_target_audio)
     loss_video = video_mse(_precise(output.video), target, tubelet_size, target_diff_weight)
     loss_audio = F.mse_loss(_precise(output.audio), target_audio)
-    contrast = contrastive_loss(output.video_levels, output.audio_levels, temperature, gather)
-    total = loss_video + loss_audio + loss_weight * contrast
-    return PretrainLoss(total, loss_video, loss_audio, contrast)
+    total = loss_video + loss_audio
+    levels = contrasted(len(output.video_levels), contrastive_levels)
+    if not levels:
+        return PretrainLoss(total, loss_video, loss_audio, None)
+    contrast = contrastive_loss(
+        [output.video_levels[level] for level in levels],
+        [output.audio_levels[level] for level in levels],
+        temperature,
+        gather,
+    )
+    return PretrainLoss(total + loss_weight * contrast, loss_video, loss_audio, contrast)
 
 
 def _precise(tensor: Tensor) -> Tensor:
@@ -192,6 +202,21 @@ def video_mse(
     first = F.mse_loss(predicted[..., :split], target[..., :split])
     later = F.mse_loss(predicted[..., split:], target[..., split:])
     return (1 - target_diff_weight) * first + target_diff_weight * later
+
+
+def contrasted(num_levels: int, which: str) -> range:
+    """Return the numbers of the levels to contrast, 0 the shallowest.
+
+    Args:
+        num_levels: kept by the model.
+        which: "all"; "top", the deepest one; or "none".
+    """
+    first = {"all": 0, "top": num_levels - 1, "none": num_levels}
+    if which not in first:
+        raise ValueError(
+            f"contrastive_levels is {which!r}, expected one of {', '.join(map(repr, first))}"
+        )
+    return range(first[which], num_levels)
 
 
 def contrastive_loss(

@@ -94,6 +94,31 @@ def layer_scale(name: str, depths: dict[str, int], layer_decay: float) -> float:
     return layer_decay ** (last - layer_id(name, depths))
 
 
+def layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
+    """Return the learning-rate scale of every layer that trains, to be shown, from the input up.
+
+    Returns:
+        Scales by names such as `layer_00_patch_embed`, `layer_03_block_2` (of both encoders),
+        `layer_11_fusion_0` and `layer_13_head`; {} where all are equal.
+    """
+    depths = block_counts(name for name, _ in model.named_parameters())
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    layers = {layer_id(n, depths): _layer_name(n) for n in trained}
+    scales = {layer_id(n, depths): layer_scale(n, depths, layer_decay or 1.0) for n in trained}
+    if len(set(scales.values())) < 2:
+        return {}
+    return {f"layer_{number:02d}_{layers[number]}": scales[number] for number in sorted(scales)}
+
+
+def _layer_name(name: str) -> str:
+    if re.match(r"encoder(_audio)?\.patch_embed\.", name):
+        return "patch_embed"
+    match = _BLOCK.match(name)
+    if match is None:
+        return "head"
+    return f"{'fusion' if match[1] == 'encoder_fusion' else 'block'}_{match[2]}"
+
+
 def cosine_schedule(
     base: float,
     final: float,

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 WAIT = 20.0  # seconds until a killed run's last processes are surely gone
 _OURS = re.compile(
     r"(checkpoint-.+\.pth|bad_steps-.+\.pth|steps\.jsonl|log\.txt|config\.json"
-    r"|pred\w*\.csv|val_clips\.csv|metrics\w*\.json)\.tmp"
+    r"|pred\w*\.csv|(?:val|train)_clips\.csv|metrics\w*\.json)\.tmp"
 )
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.ENOLCK)
 

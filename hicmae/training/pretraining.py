@@ -14,7 +14,7 @@ from hicmae.data.dataset import PretrainClips
 from hicmae.data.loading import PretrainBatch, joined
 from hicmae.models.patches import split_tokens
 from hicmae.training.engine import ComputeLoss, LossParts
-from hicmae.training.losses import contrastive_accuracy, pretrain_loss
+from hicmae.training.losses import contrasted, contrastive_accuracy, pretrain_loss
 from hicmae.training.precision import Precision
 from hicmae.training.reconstruct import Reconstruction, reconstruct
 
@@ -75,13 +75,15 @@ def make_loss(config: PretrainLossConfig) -> ComputeLoss:
         loss = pretrain_loss(
             output, batch.video, split, batch.audio, split_audio, **config.loss_options()
         )
-        parts = {
-            "loss_video": loss.video,
-            "loss_audio": loss.audio,
-            "loss_contrastive": loss.contrast,
-        }
-        accuracies = contrastive_accuracy(output.video_levels, output.audio_levels)
-        parts |= {f"contrastive_acc_{level}": value for level, value in enumerate(accuracies)}
+        parts = {"loss_video": loss.video, "loss_audio": loss.audio}
+        if loss.contrast is not None:
+            parts["loss_contrastive"] = loss.contrast
+        levels = contrasted(len(output.video_levels), config.contrastive_levels)
+        accuracies = contrastive_accuracy(
+            [output.video_levels[level] for level in levels],
+            [output.audio_levels[level] for level in levels],
+        )
+        parts |= {f"contrastive_acc_{k}": v for k, v in zip(levels, accuracies, strict=True)}
         return loss.total, parts
 
     return compute_loss

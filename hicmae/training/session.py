@@ -21,7 +21,12 @@ from hicmae.training import distributed
 from hicmae.training.changes import RunShape
 from hicmae.training.engine import Optimization
 from hicmae.training.logger import setup_logging
-from hicmae.training.optim import cosine_schedule, make_optimizer, parameter_groups
+from hicmae.training.optim import (
+    cosine_schedule,
+    layer_scales,
+    make_optimizer,
+    parameter_groups,
+)
 from hicmae.training.output import own_folder, remove_leftovers, write_whole
 from hicmae.training.precision import Precision, choose_precision
 from hicmae.training.randomness import determinism
@@ -160,6 +165,7 @@ def make_optimization(
         weight_decay=cosine_schedule(optim.weight_decay, last_decay, optim.epochs, steps),
         accum_iter=optim.accum_iter,
         clip_grad=optim.clip_grad,
+        layer_scales=layer_scales(model, layer_decay),
     )
 
 

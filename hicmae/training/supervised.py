@@ -20,7 +20,7 @@ from hicmae.data.loading import ClipSampler, LabelledBatch, make_loader
 from hicmae.data.speakers import find_speakers
 from hicmae.data.streams import AnyClip
 from hicmae.inference.names import names_of_run
-from hicmae.training import distributed, holdout
+from hicmae.training import distributed, holdout, label_share
 from hicmae.training.engine import ComputeLoss, LossParts
 from hicmae.training.evaluate import (
     Batches,
@@ -60,6 +60,7 @@ class Lists(NamedTuple):
     test: Clips
     val_file: str  # where the validation clips come from
     held_out: str = ""  # content of val_file where they are held out of the training list
+    labelled: str = ""  # content of train_clips.csv where only a share of them is trained on
 
 
 def read_list(configs: FinetuneConfigs, path: Path, scored: bool = True) -> Clips:
@@ -88,6 +89,7 @@ def read_lists(configs: FinetuneConfigs) -> Lists:
     else:
         val_file = Path(configs.run.output_dir) / holdout.FILE
         train, val, held_out = _hold_out(configs, train)
+    train, labelled = _take_share(configs, train)
     if val == test:
         logger.warning(
             "the best epoch is chosen on %s, the same clips as the test list, as in the published "
@@ -99,7 +101,7 @@ def read_lists(configs: FinetuneConfigs) -> Lists:
     counts = len(train), len(val), len(test)
     logger.info("clips: %d for training, %d for validation, %d for testing", *counts)
     logger.info("names: %s", ", ".join(label_names(configs)))
-    return Lists(train, val, test, str(val_file), held_out)
+    return Lists(train, val, test, str(val_file), held_out, labelled)
 
 
 def _val_file(configs: FinetuneConfigs) -> Path:
@@ -132,10 +134,25 @@ def _hold_out(configs: FinetuneConfigs, clips: Clips) -> tuple[Clips, Clips, str
     return held.train, held.val, holdout.table(held, score.val_split)
 
 
-def record_held_out(lists: Lists) -> None:
-    """Write val_clips.csv; call it when it is sure that a resumed run holds out the same clips."""
+def _take_share(configs: FinetuneConfigs, clips: Clips) -> tuple[Clips, str]:
+    """Return --label_share of the training clips, and the table of these where it is not all."""
+    share = configs.score.label_share
+    if share == 1:
+        return clips, ""
+    taken = label_share.take_share(clips, share, configs.run.seed)
+    label_share.describe(taken, len(clips), share)
+    return taken, label_share.table(taken)
+
+
+def record_lists(lists: Lists, output_dir: Path) -> None:
+    """Write val_clips.csv and train_clips.csv, where clips were held out or a share was drawn.
+
+    Call it when it is sure that a resumed run has the same clips.
+    """
     if lists.held_out and distributed.is_main():
         write_whole(Path(lists.val_file), lists.held_out)
+    if lists.labelled and distributed.is_main():
+        write_whole(output_dir / label_share.FILE, lists.labelled)
 
 
 def label_names(configs: FinetuneConfigs) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from hicmae.training.changes import BEFORE, all_flags
+
 ENCODERS = ("encoder", "encoder_audio", "encoder_fusion")
 MIN_SHARE = 0.5  # less than this of the encoders' weights cannot be meant as pre-training
 _BLOCK = re.compile(r"(encoder|encoder_audio|encoder_fusion)\.blocks(?:_audio)?\.(\d+)\.")
@@ -71,12 +73,21 @@ class LoadReport(NamedTuple):
                 f"expected at least {MIN_SHARE:.0%}: loaded {loaded}; "
                 "choose the --model and depths of the checkpoint"
             )
+        if require_all and self._ignores_layer_weights():
+            raise ValueError(
+                f"{self.source} has layer weights, which this model does not read; test it without "
+                "--no-hierarchical_fusion, as it was trained"
+            )
         if require_all and (self.new or self.mismatched):
             raise ValueError(
                 f"{self.source} lacks weights of the model: "
                 f"{_folded(self.new + self.mismatched, 6)}; testing needs a fine-tuned checkpoint "
                 "of the same model and --nb_classes"
             )
+
+    def _ignores_layer_weights(self) -> bool:
+        own = (*self.loaded, *self.new, *self.mismatched)
+        return _has_layer_weights(self.unused) and not _has_layer_weights(own)
 
     def text(self) -> str:
         """Return the report as two to five short lines."""
@@ -140,6 +151,33 @@ def _problems(
         if single:
             problems.append(f"the checkpoint lacks {_folded(single, 3)}, e.g. {single[0]}")
     return problems
+
+
+def other_fusion_order(model: nn.Module, content: Mapping[str, Any], source: str) -> str:
+    """Say that a checkpoint's fusion layers were trained in another order, which no weight shows.
+
+    Args:
+        model: that gets the weights.
+        content: of the checkpoint; one without settings is not judged.
+        source: what to call it.
+
+    Returns:
+        One line, empty if there is nothing to say.
+    """
+    fusion, settings = getattr(model, "encoder_fusion", None), content.get("args")
+    if fusion is None or not settings:
+        return ""
+    order = {**BEFORE, **all_flags(settings)}["fusion_order"]
+    if order == fusion.order:
+        return ""
+    return (
+        f"{source} was trained with --fusion_order {order}, this model has --fusion_order "
+        f"{fusion.order}"
+    )
+
+
+def _has_layer_weights(names: Iterable[str]) -> bool:
+    return any(name.endswith("_layer_weights") for name in names)
 
 
 def _is_encoder(name: str) -> bool:

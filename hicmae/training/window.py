@@ -44,6 +44,7 @@ class Window:
         epoch: 0-based.
         max_bad_steps: steps in a row without a finite loss at which training ends.
         state: of `state`, where a resumed run was within the epoch.
+        layer_scales: of `optim.layer_scales`.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Window:
         epoch: int,
         max_bad_steps: int,
         state: Mapping[str, Any] | None = None,
+        layer_scales: Mapping[str, float] | None = None,
     ) -> None:
         state = state or {}
+        self.layer_scales = layer_scales or {}
         self.logger, self.lr, self.weight_decay, self.epoch = logger, lr, weight_decay, epoch
         self.max_bad_steps = max_bad_steps
         self._unread: list[StepRecord] = []
@@ -116,11 +119,14 @@ class Window:
     def show(self, step: int) -> dict[str, float]:
         """Read what is new, send the figures of the last step to TensorBoard and return them."""
         self.read()
-        shown = {**self._last, "lr": float(self.lr[step]), **self._speed()}
+        lr = float(self.lr[step])
+        shown = {**self._last, "lr": lr, **self._speed()}
         if self._bad_steps:
             shown["bad_steps"] = self._bad_steps
         decay = float(self.weight_decay[step])
         self.logger.scalars(step, {**shown, "weight_decay": decay}, prefix="train")
+        rates = {layer: lr * scale for layer, scale in self.layer_scales.items()}
+        self.logger.scalars(step, rates, prefix="lr")
         self._start_timing()
         return shown
 

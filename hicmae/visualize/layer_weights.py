@@ -20,11 +20,17 @@ def layer_weights_of(checkpoint_file: str | Path) -> dict[str, np.ndarray]:
     model = open_model(checkpoint_file, "cpu", "fine-tuned").model
     weights = model.state_dict()
     names = {stream: f"{stream}_layer_weights" for stream in STREAMS}
-    return {
+    shares = {
         stream: torch.softmax(weights[name].double(), dim=0).numpy()
         for stream, name in names.items()
         if name in weights
     }
+    if not shares:
+        raise ValueError(
+            f"'{checkpoint_file}' has no layer weights to draw: it was fine-tuned with "
+            "--no-hierarchical_fusion"
+        )
+    return shares
 
 
 def layer_weights_figure(runs: Mapping[str, Sequence[np.ndarray]]) -> Figure:

@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 DPI = 200
@@ -36,6 +37,13 @@ DARK: dict[Any, Any] = {
     name: _DARK_INK
     for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 }
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make a figure of so many inches that pyplot does not know of, so that no state is shared."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def figure_to_image(figure: Figure, dpi: int = 100) -> np.ndarray:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runs import ROOT, Run, last_checkpoint, markdown, new_parser, run_all
+from variants import BASELINE, VARIANTS, Variant
 
 sys.path.insert(0, str(ROOT))  # works without installation
 
@@ -28,77 +29,13 @@ from hicmae.report.comparison import compare_all
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import Report, build
 
-# In place of the demo's 10 and 40 epochs, so that all variants together take about 40 minutes.
+# In place of the demo's 10 and 40 epochs (2 of them warm-up), so that all variants together take
+# about 40 minutes on two cores with --jobs 2.
 PRETRAIN = ["--epochs", "5", "--image_freq", "0"]
-FINETUNE = ["--epochs", "20", "--image_freq", "0", "--no-export"]
+FINETUNE = ["--epochs", "20", "--warmup_epochs", "1", "--image_freq", "0", "--no-export"]
 FOLDS, SEEDS = ["1", "2"], [0]
+RESAMPLES = 5000  # of the bootstrap
 DASH = "-"
-
-
-class Variant(NamedTuple):
-    """One change of the baseline.
-
-    Attributes:
-        name: of its folders, and for --only.
-        title: what it is, in the paper's words where it has some.
-        pretrain: flags of run_pretraining.py; None: there is no pre-training.
-        finetune: flags of run_finetuning.py.
-    """
-
-    name: str
-    title: str
-    pretrain: Sequence[str] | None = ()
-    finetune: Sequence[str] = ()
-
-    @property
-    def pretrained_as(self) -> str:
-        """Name of the variant whose pre-training it starts from, empty for none."""
-        if self.pretrain is None:
-            return ""
-        return self.name if self.pretrain else BASELINE.name
-
-    @property
-    def changes(self) -> str:
-        """Its flags on one line."""
-        if self.pretrain is None:
-            return "no --finetune"
-        return " ".join(dict.fromkeys(_pairs(self.pretrain) + _pairs(self.finetune)))
-
-
-def _pairs(flags: Sequence[str]) -> list[str]:
-    """Join every flag with its value."""
-    return [f"--{flag}".strip() for flag in " ".join(flags).split("--") if flag]
-
-
-def _order(name: str) -> dict[str, Sequence[str]]:
-    flags = ["--fusion_order", name]
-    return {"pretrain": flags, "finetune": flags}
-
-
-def _masks(video: str, audio: str) -> list[str]:
-    return ["--mask_ratio", video, "--mask_ratio_audio", audio]
-
-
-BASELINE = Variant("baseline", "HiCMAE, with the demo's settings")
-VARIANTS = (
-    BASELINE,
-    Variant("baseline_again", "the same, pre-trained with another seed", ["--seed", "1"]),
-    Variant("no_pretraining", "no pre-training", None),
-    Variant("no_skips", "no hierarchical skip connections", ["--no-skip_connections"]),
-    Variant("no_contrast", "no contrastive loss", ["--contrastive_levels", "none"]),
-    Variant("top_contrast", "contrast of the top level only", ["--contrastive_levels", "top"]),
-    Variant(
-        "no_feature_fusion",
-        "no hierarchical feature fusion",
-        finetune=["--no-hierarchical_fusion"],
-    ),
-    Variant("video_first", "fusion: video first", **_order("video_first")),
-    Variant("audio_first", "fusion: audio first", **_order("audio_first")),
-    Variant("masks_50_50", "masking ratios 0.5 and 0.5", _masks("0.5", "0.5")),
-    Variant("masks_90_80", "masking ratios 0.9 and 0.8, the paper's", _masks("0.9", "0.8")),
-    Variant("weight_0.025", "loss weight 0.025", ["--loss_weight", "0.025"]),
-    Variant("weight_0.1", "loss weight 0.1", ["--loss_weight", "0.1"]),
-)
 
 
 class Row(NamedTuple):
@@ -148,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         if not (args.data / f"fold{fold}" / "train.csv").is_file():
             parser.error(f"no '{args.data / f'fold{fold}'}'; make it with preprocess/toy_av.py")
     chosen = [v for v in VARIANTS if v is BASELINE or args.only is None or v.name in args.only]
+    check_folds(chosen, args)
     run_all(pretrainings(chosen, args), args.jobs, args.extra)
     run_all(finetunings(chosen, args), args.jobs, args.extra)
     rows = figures(chosen, args)
@@ -156,6 +94,20 @@ def main(argv: list[str] | None = None) -> None:
     results = json.dumps([as_data(row) for row in rows], indent=2)
     (args.out / "results.json").write_text(results + "\n", encoding="utf-8")
     print(text, end="")
+
+
+def check_folds(chosen: Sequence[Variant], args: argparse.Namespace) -> None:
+    """Refuse folds of an earlier call that this one does not make: they would be pooled too."""
+    wanted = {f"fold{fold}" for fold in args.folds}
+    for variant in chosen:
+        for seed in args.seeds:
+            folder = seed_folder(args.out, variant, seed)
+            more = sorted(path.name for path in folder.glob("fold*") if path.name not in wanted)
+            if more:
+                raise SystemExit(
+                    f"error: '{folder}' holds {', '.join(more)} of an earlier call; name all "
+                    "its --folds, or choose another --out"
+                )
 
 
 def pretrainings(chosen: Sequence[Variant], args: argparse.Namespace) -> list[Run]:
@@ -214,7 +166,8 @@ def figures(chosen: Sequence[Variant], args: argparse.Namespace) -> list[Row]:
         variant.name: [seed_folder(args.out, variant, seed) for seed in args.seeds]
         for variant in chosen
     }
-    plan = Plan(speakers=speakers(folders[BASELINE.name], args.data / "meta.csv"))
+    drawn = speakers(folders[BASELINE.name], args.data / "meta.csv")
+    plan = Plan(RESAMPLES, speakers=drawn)
     rows = []
     for variant in chosen:
         reports = [build(folder, plan=plan, title=variant.name) for folder in folders[variant.name]]
@@ -284,13 +237,21 @@ def table(rows: Sequence[Row], args: argparse.Namespace) -> str:
     notes = f"""
 Losses and accuracy of the contrast are means over the last epoch of pre-training: losses of other
 masking ratios are of other patches, the contrast is a sum over the levels that are contrasted, and
-"top accuracy" is the share of clips whose own sound is the batch's nearest at the top level. UAR
-and WAR in percent, last epoch, mean and standard deviation over {len(rows[0].uar)} run(s): folds
-{folds}, seeds {seeds} of fine-tuning. "95 %" are half widths of bootstrap intervals, speakers
-drawn; the second is that of the difference to the baseline on the same clips. A difference that is
-not larger than it, or than that of the baseline pre-trained again, is no finding.
+"top accuracy" is the share of clips whose own sound is the batch's nearest at the top level, by
+chance {chance(args.out):.1f} %. UAR and WAR in percent, last epoch, mean and standard deviation
+over {len(rows[0].uar)} run(s): folds {folds}, seeds {seeds} of fine-tuning. "95 %" are half widths
+of bootstrap intervals, speakers drawn; the second is that of the difference to the baseline on the
+same clips. A difference that is not larger than it, or than that of the baseline pre-trained again,
+is no finding.
 """
     return markdown(header, [_cells(row) for row in rows]) + notes
+
+
+def chance(out: Path) -> float:
+    """Return in percent how often a clip's own sound is the nearest of the batch by guessing."""
+    config = out / "pretrain" / BASELINE.name / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    return 100 / (settings["optim"]["batch_size"] * settings["data"]["num_samples"])
 
 
 def _cells(row: Row) -> tuple[str, ...]:

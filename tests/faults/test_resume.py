@@ -7,6 +7,7 @@ import re
 import pytest
 
 from preprocess import pack_clips
+from tests.boards import sessions, texts
 from tests.small_runs import (
     Run,
     assert_same_run,
@@ -41,6 +42,11 @@ def test_a_run_killed_within_an_epoch_equals_the_uninterrupted(script, request, 
     finish([Run(script, command, tmp_path / "log")])
     assert re.search(r"epoch 1, [12] of its 3 steps done", (out / "run.log").read_text())
     assert_same_run(out, whole / script, 2)
+    assert tensorboard_points(out) == tensorboard_points(whole / script)
+    starts = texts(out, "run/command")
+    assert 0 in starts and len(starts) == 2 and max(starts) in (4, 5)
+    assert sessions(out)["final"][0] == sessions(whole / script)["final"][0] == "SUCCESS"
+    assert sessions(out)["final"][2] == sessions(whole / script)["final"][2]
     if script == "run_finetuning":
         for name in ("pred.csv", "pred_best.csv", "metrics_best.json"):
             assert (out / name).read_text() == (whole / script / name).read_text()

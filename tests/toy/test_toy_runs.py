@@ -78,6 +78,18 @@ def test_a_run_with_other_flags_starts_over(runs, tmp_path):
     assert [flags[2:4] for flags in calls(tmp_path / "a")] == [["--epochs", "2"]]
 
 
+def test_a_run_starts_over_when_that_which_it_starts_from_had_another_command(runs, tmp_path):
+    first = tmp_path / "first/checkpoint-9.pth"
+    some = [runs.Run(tmp_path / "a", "run_finetuning.py", ["--finetune", str(first)])]
+    for command, made in (("x", 1), ("x", 1), ("y", 1), ("y --half", 1)):
+        first.parent.mkdir(exist_ok=True)
+        (first.parent / "command.txt").write_text(command)
+        before = (tmp_path / "a/command.txt").read_text() if command != "x" else ""
+        runs.run_all(some)
+        assert len(calls(tmp_path / "a")) == made
+        assert (tmp_path / "a/command.txt").read_text() != before
+
+
 def test_a_failed_run_names_its_log(runs, tmp_path):
     with pytest.raises(SystemExit, match=r"run_finetuning.py stopped with code 3; see '.*a/conso"):
         runs.run_all([runs.Run(tmp_path / "a", "run_finetuning.py", ["--fail"])])

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hicmae.training.logger import (
@@ -230,6 +231,25 @@ def test_images_reach_tensorboard_in_their_shape(tmp_path):
     events.Reload()
     (shown,) = events.Images("rebuilt")
     assert (shown.step, shown.height, shown.width) == (2, 5, 7)
+
+
+def test_pictures_are_small_and_look_as_they_did(tmp_path):
+    rng = np.random.default_rng(0)
+    photograph = np.asarray(
+        Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8)).resize((320, 240))
+    )
+    drawing = np.kron(rng.integers(0, 255, (6, 8, 3), np.uint8), np.ones((40, 40, 1), np.uint8))
+    with RunLogger(tmp_path) as log:
+        log.image("photograph", photograph, 0)
+        log.image("drawing", drawing, 0)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    for name, image, error in (("photograph", photograph, 3), ("drawing", drawing, 0)):
+        (shown,) = events.Images(name)
+        file = io.BytesIO(shown.encoded_image_string)
+        read = np.asarray(Image.open(file).convert("RGB"), dtype=float)
+        assert np.abs(read - image).mean() <= error
+        assert len(shown.encoded_image_string) < image.size / 12
 
 
 def test_closing_twice_and_writing_after_it_is_harmless(tmp_path):

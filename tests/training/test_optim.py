@@ -15,6 +15,7 @@ from hicmae.training.optim import (
     cosine_schedule,
     layer_id,
     layer_scale,
+    layer_scales,
     make_optimizer,
     parameter_groups,
     set_learning_rate,
@@ -172,3 +173,28 @@ def test_optimizer_state_comes_back_into_a_fresh_optimizer():
     assert first["names"] == second["names"] and first["lr"] == second["lr"]
     moments = [o.state[o.param_groups[3]["params"][0]]["exp_avg"] for o in (optimizer, other)]
     assert torch.equal(*moments) and moments[0].abs().sum() > 0
+
+
+def test_shown_layers_are_all_that_train_each_once_with_the_scale_of_their_groups():
+    model = classifier(depth_audio=2)
+    groups = parameter_groups(model, 0.05, layer_decay=0.5)
+    shown = layer_scales(model, 0.5)
+    assert shown == {
+        "layer_00_patch_embed": 0.5**6,
+        "layer_01_block_0": 0.5**5,
+        "layer_02_block_1": 0.5**4,
+        "layer_03_block_2": 0.5**3,
+        "layer_04_fusion_0": 0.5**2,
+        "layer_05_fusion_1": 0.5,
+        "layer_06_head": 1.0,
+    }
+    assert set(shown.values()) == {group["lr_scale"] for group in groups}
+
+
+def test_frozen_layers_have_no_learning_rate_and_equal_ones_no_curves():
+    model = classifier()
+    for part in (model.encoder, model.encoder_audio):
+        part.patch_embed.requires_grad_(False)
+        part.blocks[0].requires_grad_(False)
+    assert list(layer_scales(model, 0.5))[0] == "layer_02_block_1"
+    assert layer_scales(model, 1.0) == layer_scales(model, None) == {}

@@ -11,7 +11,12 @@ from PIL import Image
 
 from hicmae.training.logger import read_lines
 from hicmae.visualize.__main__ import main
-from hicmae.visualize.confusion import confusion, confusion_figure
+from hicmae.visualize.confusion import (
+    confusion,
+    confusion_figure,
+    confusion_image,
+    small_confusion_figure,
+)
 from hicmae.visualize.curves import curves, curves_figure
 from hicmae.visualize.reconstruction import reconstruction_figure
 from hicmae.visualize.style import figure_to_image
@@ -164,6 +169,23 @@ def test_absent_class_has_an_empty_row_not_a_division_by_zero():
         figure = confusion_figure([[2, 0], [0, 0]], ["a", "b"])
     assert figure.axes[0].images[0].get_array().tolist() == [[1.0, 0.0], [0.0, 0.0]]
     plt.close(figure)
+
+
+def test_small_confusion_shows_percent_of_the_true_class_and_names():
+    figure = small_confusion_figure([[3, 1], [0, 5]], ["anger", "joy"])
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["75", "25", "", "100"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["anger", "joy"]
+    assert np.array_equal(axes.images[0].get_array(), [[0.75, 0.25], [0, 1]])
+
+
+def test_small_confusion_of_many_classes_is_colours_only_and_fits_a_screen():
+    metrics = {"confusion": np.eye(43, dtype=int).tolist(), "uar": 1.0, "war": 1.0}
+    names = [f"emotion {k}" for k in range(43)]
+    (axes,) = small_confusion_figure(metrics["confusion"], names).axes
+    assert len(axes.texts) == 0
+    image = confusion_image(metrics, names)
+    assert image.dtype == np.uint8 and image.shape[2] == 3 and max(image.shape) < 1000
 
 
 def test_confusion_command_writes_the_picture(tmp_path, capsys):

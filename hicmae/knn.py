@@ -1,0 +1,293 @@
+"""k-nearest-neighbour evaluation of features: how far they go without any training.
+
+    python -m hicmae.knn --checkpoint PATH --data_path FOLDER [--output_dir DIR]
+
+Every clip of FOLDER/test.csv gets the class that the nearest clips of FOLDER/train.csv vote for:
+the k most similar by their cosine, each with the weight exp(cosine / 0.07), as in Wu et al. (2018)
+and DINO. PATH is anything of either stage: a pre-training checkpoint, a fine-tuned one, an export,
+or the output folder of a run. Nothing is trained or chosen: the table has a line for every kind of
+features and every k.
+
+Kinds of features: video_last, audio_last (of the last block, after the encoder's norm, averaged
+over tokens), fusion_video, fusion_audio (the same of the fusion encoder); of fine-tuned models also
+video, audio (mixed by the layer weights) and fused (what the head reads). "video_last+audio_last"
+joins kinds, each scaled to unit length. The features of a clip are the mean over its views in
+run_finetuning.py's test.
+
+--output_dir gets a folder DIR/<features>/k<k>/<name of FOLDER> with pred.csv and metrics.json, in
+the format of a run: python -m hicmae.report DIR/<features>/k<k> reads the folds that are there.
+Exit code: 0; 2 where the command or a clip is bad.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import normalize
+from tqdm import tqdm
+
+from hicmae.config.flags import new_parser
+from hicmae.data.clip_list import UnreadableClip, read_labelled_list
+from hicmae.data.streams import AnyClip
+from hicmae.inference.files import describe
+from hicmae.inference.recognizer import EmotionRecognizer
+from hicmae.training.evaluate import Predictions, score, write_results
+from hicmae.training.label_share import take_share
+from hicmae.training.output import write_whole
+
+logger = logging.getLogger(__name__)
+
+TEMPERATURE = 0.07
+METRICS = ("cosine", "euclidean")
+FUSED = "fused"
+
+
+class Labelled(NamedTuple):
+    """Clips with their features."""
+
+    clips: list[AnyClip]
+    features: list[dict[str, np.ndarray]]  # (D,) by kind, one dictionary a clip
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the classes, (n,)."""
+        return np.array([clip.label for clip in self.clips])
+
+    def matrix(self, kind: str) -> np.ndarray:
+        """Return features (n, D); kinds joined by "+" side by side, each row of unit length.
+
+        Raises:
+            ValueError: a kind that the model does not have.
+        """
+        names = kind.split("+")
+        known = self.features[0]
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"--features {kind}: this model has no '{name}', expected "
+                    f"{', '.join(known)}, or several joined by '+'"
+                )
+        parts = [np.stack([row[name] for row in self.features]) for name in names]
+        return np.hstack([normalize(part) for part in parts] if len(parts) > 1 else parts)
+
+
+def extract(
+    recognizer: EmotionRecognizer, clips: Sequence[AnyClip], description: str = ""
+) -> Labelled:
+    """Compute every kind of features of clips, averaged over the views of the test.
+
+    Args:
+        recognizer: of a checkpoint of either stage.
+        clips: with their classes.
+        description: shown with the progress; empty: nothing is shown.
+
+    Raises:
+        UnreadableClip: naming the first clip that cannot be read.
+    """
+    pairs = [(clip.video, clip.audio) for clip in clips]
+    found = recognizer.features_each(pairs, protocol="test", faces="cut")
+    shown = tqdm(found, description, len(clips), disable=not description, dynamic_ncols=True)
+    return Labelled(list(clips), [_kinds(features.mean()) for features in shown])
+
+
+def _kinds(levels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Take the last of the layers, and all that is one vector already."""
+    layers = {name: value for name, value in levels.items() if name.endswith("_layers")}
+    last = {name.replace("_layers", "_last"): value[-1] for name, value in layers.items()}
+    return last | {name: value for name, value in levels.items() if name not in layers}
+
+
+def default_kinds(known: Sequence[str]) -> list[str]:
+    """Return what the head reads; of a pre-trained model each stream, and what can be joined."""
+    if FUSED in known:
+        return [FUSED]
+    last = [name for name in known if name.endswith("_last")]
+    fusion = [name for name in known if name.startswith("fusion_")]
+    kinds = [*last, "+".join(last), "+".join(fusion), "+".join(last + fusion)]
+    return [kind for kind in dict.fromkeys(kinds) if kind]
+
+
+def vote(
+    train: np.ndarray,
+    labels: np.ndarray,
+    test: np.ndarray,
+    k: int,
+    num_classes: int,
+    metric: str = "cosine",
+    temperature: float = TEMPERATURE,
+) -> np.ndarray:
+    """Let the k nearest training clips of each test clip vote.
+
+    Args:
+        train: (n, D) features.
+        labels: (n,) classes.
+        test: (m, D) features.
+        k: neighbours.
+        num_classes: K.
+        metric: "cosine", weighted by exp(cosine / temperature), or "euclidean", a vote each.
+        temperature: see there.
+
+    Returns:
+        (m, K) shares of the votes.
+
+    Raises:
+        ValueError: k is no number of training clips.
+    """
+    if not 1 <= k <= len(train):
+        raise ValueError(f"--k {k} neighbours of {len(train)} training clips; give 1 to as many")
+
+    def weight(distance: np.ndarray) -> np.ndarray:
+        return np.exp(-distance / temperature)  # as of the cosine, but for a constant factor
+
+    weights = weight if metric == "cosine" else "uniform"
+    classifier = KNeighborsClassifier(k, metric=metric, weights=weights, algorithm="brute")
+    classifier.fit(train, labels)
+    scores = np.zeros((len(test), num_classes))
+    scores[:, classifier.classes_] = classifier.predict_proba(test)
+    return scores
+
+
+class Result(NamedTuple):
+    """The evaluation of one kind of features with one k."""
+
+    features: str
+    k: int
+    predictions: Predictions
+    metrics: dict[str, Any]
+
+
+def evaluate(
+    train: Labelled, test: Labelled, kinds: Sequence[str], ks: Sequence[int], **options: Any
+) -> Iterator[Result]:
+    """Yield the result of every kind of features and every k; options of `vote`."""
+    num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+    for kind in kinds:
+        stored, asked = train.matrix(kind), test.matrix(kind)
+        for k in ks:
+            scores = vote(stored, train.labels, asked, k, num_classes, **options)
+            names = [clip.video for clip in test.clips]
+            predictions = Predictions(names, test.labels, scores, [])
+            metrics = score(predictions, "classification")
+            facts = {"features": kind, "k": k, "training_clips": len(train.clips)}
+            yield Result(kind, k, predictions, {**metrics, **facts})
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return a Markdown table, in percent."""
+    lines = ["| features | k | UAR | WAR |", "| --- | ---: | ---: | ---: |"]
+    for kind, k, _, metrics in results:
+        lines.append(f"| {kind} | {k} | {100 * metrics['uar']:.2f} | {100 * metrics['war']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(results: Sequence[Result], output_dir: Path, settings: dict[str, Any]) -> None:
+    """Write each result as the fold of an experiment of its own."""
+    fold = Path(settings["data_path"]).resolve().name
+    for result in results:
+        folder = output_dir / result.features / f"k{result.k}" / fold
+        folder.mkdir(parents=True, exist_ok=True)
+        write_results(folder, "", result.predictions, result.metrics, "classification")
+        text = json.dumps({**settings, "features": result.features, "k": result.k}, indent=2)
+        write_whole(folder / "config.json", text + "\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = new_parser(str(__doc__))
+    parser.prog = "python -m hicmae.knn"
+    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="see above")
+    parser.add_argument(
+        "--data_path", required=True, metavar="FOLDER", help="fold with train.csv and test.csv"
+    )
+    parser.add_argument("--data_root", default="", metavar="DIR", help="start of relative names")
+    parser.add_argument(
+        "--test_list", metavar="FILE", help="clips to classify (default: FOLDER/test.csv)"
+    )
+    parser.add_argument(
+        "--features", nargs="+", metavar="KIND", help="see above (default: fused, else the others)"
+    )
+    parser.add_argument(
+        "--k", nargs="+", type=int, default=[1, 5, 10, 20], metavar="N", help="(1 5 10 20)"
+    )
+    parser.add_argument("--metric", choices=METRICS, default="cosine", help="(%(default)s)")
+    parser.add_argument(
+        "--temperature", type=float, default=TEMPERATURE, metavar="T", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--label_share",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="of the training clips of each class, as in run_finetuning.py (1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of --label_share (0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n> (auto)")
+    parser.add_argument(
+        "--batch_size", type=int, default=8, metavar="N", help="views at once (%(default)s)"
+    )
+    parser.add_argument("--output_dir", metavar="DIR", help="see above")
+    return parser
+
+
+def read_fold(args: argparse.Namespace) -> tuple[list[AnyClip], list[AnyClip]]:
+    """Read the labelled clips, the training ones as far as they are wanted, and those to classify.
+
+    Raises:
+        ValueError: a flag that no fold fits, or more neighbours than clips.
+    """
+    if not 0 < args.label_share <= 1:
+        raise ValueError(f"--label_share must be above 0 and at most 1, got {args.label_share}")
+    if not args.temperature > 0:
+        raise ValueError(f"--temperature must be greater than 0, got {args.temperature}")
+    folder = Path(args.data_path)
+    train = list(read_labelled_list(folder / "train.csv", data_root=args.data_root))
+    test = read_labelled_list(args.test_list or folder / "test.csv", data_root=args.data_root)
+    if args.label_share < 1:
+        train = take_share(train, args.label_share, args.seed)
+    if not 1 <= min(args.k) <= max(args.k) <= len(train):
+        raise ValueError(
+            f"--k must be 1 to {len(train)}, the number of training clips, got "
+            f"{' '.join(map(str, args.k))}"
+        )
+    return train, list(test)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Extract, vote, print and write."""
+    train_clips, test_clips = read_fold(args)
+    recognizer = EmotionRecognizer.from_checkpoint(
+        args.checkpoint, args.device, batch_size=args.batch_size
+    )
+    test = extract(recognizer, test_clips[:1])  # says whether the features are there, at once
+    kinds = args.features or default_kinds(list(test.features[0]))
+    for kind in kinds:
+        test.matrix(kind)
+    train = extract(recognizer, train_clips, "training clips")
+    test = extract(recognizer, test_clips, "clips to classify")
+    options = {"metric": args.metric, "temperature": args.temperature}
+    results = list(evaluate(train, test, kinds, args.k, **options))
+    sys.stdout.write(table(results))
+    if args.output_dir:
+        write(results, Path(args.output_dir), vars(args))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = make_parser().parse_args(argv)
+    try:
+        run(args)
+    except (OSError, ValueError, UnreadableClip) as error:
+        logger.error("error: %s", describe(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

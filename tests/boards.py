@@ -1,0 +1,59 @@
+"""What a real TensorBoard reads of a run: event files, and the table of its HParams tab."""
+
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+    EventAccumulator as PluginEventAccumulator,
+)
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.data.provider import ListHyperparametersResult
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams.backend_context import Context
+from tensorboard.plugins.hparams.list_session_groups import Handler
+
+NAMES = {number: name.removeprefix("STATUS_") for name, number in api_pb2.Status.items()}
+
+
+def board(folder):
+    events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    return events
+
+
+def texts(folder, tag):
+    """Return the texts of a tag by step."""
+    events = PluginEventAccumulator(str(folder))  # the other one does not hide texts on resume
+    events.Reload()
+    shown = [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(tag)]
+    assert len(dict(shown)) == len(shown), "a step twice"
+    return dict(shown)
+
+
+def _context(folder):
+    runs = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
+    return Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(folder))))
+
+
+def differing(folder):
+    """Return the settings in which the runs of a folder differ."""
+    context, request = _context(folder), RequestContext()
+    nothing = ListHyperparametersResult(hyperparameters=[], session_groups=[])
+    metadata = context.hparams_metadata(request, "")
+    table = context.experiment_from_metadata(request, "", True, metadata, nothing)
+    return {info.name for info in table.hparam_infos if info.differs}
+
+
+def sessions(folder):
+    """Return the rows of the HParams tab by run: (status, settings, metrics)."""
+    request = api_pb2.ListSessionGroupsRequest(slice_size=99, allowed_statuses=list(NAMES))
+    answer = Handler(RequestContext(), _context(folder), "", request).run()
+    rows = {}
+    for group in answer.session_groups:
+        (session,) = group.sessions
+        kinds = {name: value.WhichOneof("kind") for name, value in group.hparams.items()}
+        settings = {name: getattr(group.hparams[name], kind) for name, kind in kinds.items()}
+        metrics = {value.name.tag: value.value for value in session.metric_values}
+        rows[group.name] = NAMES[session.status], settings, metrics
+    return rows

@@ -1,0 +1,160 @@
+"""k-NN evaluation: votes as a plain loop counts them, and the command on real files."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from hicmae import EmotionRecognizer, knn
+from hicmae.data.clip_list import Clip, read_labelled_list, write_list
+from hicmae.report.__main__ import main as report
+from tests.conftest import save_frames, save_wav
+from tests.inference.conftest import speech
+
+
+def features(count, seed, width=5):
+    return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+
+
+def counted(train, labels, test, k, num_classes, temperature):
+    """Weighted votes of Wu et al. (2018), one clip after the other."""
+    shares = np.zeros((len(test), num_classes))
+    for row, query in zip(shares, test, strict=True):
+        similar = [float(query @ t / np.linalg.norm(query) / np.linalg.norm(t)) for t in train]
+        for index in sorted(range(len(train)), key=lambda i: -similar[i])[:k]:
+            row[labels[index]] += np.exp(similar[index] / temperature)
+        row /= row.sum()
+    return shares
+
+
+@pytest.mark.parametrize("k", [1, 4, 23])
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_votes_equal_a_plain_loop(k, temperature):
+    train, test = features(23, 0), features(11, 1)
+    labels = np.random.default_rng(2).integers(0, 3, 23) + np.arange(23) % 2  # 0..3, 4 is missing
+    found = knn.vote(train, labels, test, k, 5, temperature=temperature)
+    expected = counted(train, labels, test, k, 5, temperature)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_euclidean_neighbours_have_a_vote_each():
+    train = np.array([[0.0], [1.0], [2.0], [10.0]])
+    found = knn.vote(train, np.array([0, 1, 1, 2]), np.array([[0.2]]), 3, 3, "euclidean")
+    np.testing.assert_allclose(found, [[1 / 3, 2 / 3, 0]])
+
+
+@pytest.mark.parametrize("k", [0, 24])
+def test_more_neighbours_than_clips_are_refused(k):
+    with pytest.raises(ValueError, match=f"--k {k} neighbours of 23 training clips"):
+        knn.vote(features(23, 0), np.zeros(23, int), features(2, 1), k, 3)
+
+
+def test_joined_kinds_weigh_alike():
+    rows = [{"a": np.array([3.0, 4.0]), "b": np.array([0.0, 200.0])}]
+    labelled = knn.Labelled([Clip("v", "a.wav", 0)], rows)
+    np.testing.assert_allclose(labelled.matrix("a+b"), [[0.6, 0.8, 0, 1]])
+    np.testing.assert_array_equal(labelled.matrix("a"), [[3, 4]])
+    with pytest.raises(ValueError, match="--features a[+]c: this model has no 'c', expected a, b"):
+        labelled.matrix("a+c")
+
+
+@pytest.fixture(scope="module")
+def fold(tmp_path_factory):
+    """Ten training clips of three classes, and the first four of them to classify."""
+    root = tmp_path_factory.mktemp("knn")
+    clips = [
+        Clip(
+            save_frames(root / f"faces{k}", 20 + 3 * k, (40, 40)),
+            save_wav(root / f"{k}.wav", speech(1.2, seed=k)),
+            k % 3,
+        )
+        for k in range(10)
+    ]
+    write_list(root / "fold1/train.csv", clips)
+    write_list(root / "fold1/test.csv", clips[:4])
+    return root / "fold1"
+
+
+def run(*arguments):
+    return knn.main([*map(str, arguments), "--device", "cpu"])
+
+
+KINDS = {
+    "av": ["fused"],
+    "a": ["fused"],
+    "pretrained": [
+        "video_last",
+        "audio_last",
+        "video_last+audio_last",
+        "fusion_video+fusion_audio",
+        "video_last+audio_last+fusion_video+fusion_audio",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_clip_is_its_own_nearest_neighbour(name, models, fold, capsys):
+    arguments = ["--checkpoint", models / f"{name}.pth", "--data_path", fold, "--k", 1, 10]
+    assert run(*arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| features | k | UAR | WAR |"
+    rows = [line.strip("| ").split(" | ") for line in lines[2:]]
+    assert [row[:2] for row in rows] == [[kind, k] for kind in KINDS[name] for k in ("1", "10")]
+    heard = [row for row in rows if row[0] != "video_last"]  # the faces look all the same
+    assert {tuple(row[2:]) for row in heard if row[1] == "1"} == {("100.00", "100.00")}
+
+
+def test_features_are_those_of_the_recognizer(models, fold):
+    recognizer = EmotionRecognizer.from_checkpoint(models / "av.pth", "cpu")
+    clip = read_labelled_list(fold / "test.csv")[2]
+    found = knn.extract(recognizer, [clip])
+    whole = recognizer.features(clip.video, audio=clip.audio, protocol="test").mean()
+    np.testing.assert_allclose(found.matrix("fused"), whole["fused"][None], rtol=1e-5, atol=1e-6)
+    last = whole["audio_layers"][-1:]
+    np.testing.assert_allclose(found.matrix("audio_last"), last, rtol=1e-5, atol=1e-6)
+    assert last.shape == (1, 128) and not np.allclose(last, whole["audio_layers"][:1])
+
+
+def test_the_report_reads_what_is_written(models, fold, tmp_path, capsys):
+    out = tmp_path / "knn"
+    arguments = ["--checkpoint", models / "v.pth", "--data_path", fold, "--output_dir", out]
+    assert run(*arguments, "--k", 1, 3, "--features", "video_last", "--label_share", 0.5) == 0
+    folder = out / "video_last/k3/fold1"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["k"], metrics["training_clips"], metrics["clips"]) == (3, 6, 4)
+    with (folder / "pred.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert np.mean([row["label"] == row["prediction"] for row in table]) == metrics["war"]
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert f"{100 * metrics['uar']:.2f}" in printed
+    report([str(out / "video_last/k3"), "--resamples", "0"])
+    assert f"{100 * metrics['uar']:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--k", "11"], "--k must be 1 to 10, the number of training clips, got 11"),
+        (["--k", "5", "--label_share", "0.3"], "--k must be 1 to 3, the number of training"),
+        (["--label_share", "2"], "--label_share must be above 0 and at most 1, got 2.0"),
+        (["--temperature", "0"], "--temperature must be greater than 0, got 0.0"),
+        (["--features", "fuse", "--k", "1"], "this model has no 'fuse', expected video_last,"),
+        (["--data_path", "nowhere"], "nowhere/train.csv"),
+        (["--checkpoint", "nowhere.pth", "--k", "1"], "checkpoint 'nowhere.pth' does not exist"),
+    ],
+)
+def test_bad_commands_end_in_one_line(arguments, message, models, fold, caplog):
+    base = ["--checkpoint", models / "av.pth", "--data_path", fold]
+    assert run(*base, *arguments) == 2
+    assert message in caplog.text
+    assert len([r for r in caplog.records if r.levelname == "ERROR"]) == 1
+
+
+def test_an_unreadable_clip_is_named(models, fold, tmp_path, caplog):
+    clips = read_labelled_list(fold / "train.csv")
+    write_list(tmp_path / "train.csv", [*clips[:3], clips[0]._replace(audio="no.wav")])
+    write_list(tmp_path / "test.csv", clips[:1])
+    arguments = ["--checkpoint", models / "av.pth", "--data_path", tmp_path, "--k", 1]
+    assert run(*arguments) == 2
+    assert "no.wav" in caplog.text

@@ -1,0 +1,204 @@
+"""The ablations through both scripts: each trains, resumes, exports and is told apart."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+import run_finetuning
+import run_pretraining
+from hicmae import EmotionRecognizer
+from hicmae.inference.model_config import parse_config
+from hicmae.visualize.__main__ import main as visualize
+from tests.small_runs import FINETUNE, PRETRAIN, finish, lines, make_media, ranks
+
+VIEWS = ["--test_num_segment", "1", "--test_num_crop", "1"]
+VARIANTS = {
+    "no_skips": ["--no-skip_connections"],
+    "top": ["--contrastive_levels", "top"],
+    "none": ["--contrastive_levels", "none", "--no-skip_connections"],
+    "video_first": ["--fusion_order", "video_first"],
+}
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    return make_media(tmp_path_factory.mktemp("media"), 4)
+
+
+def pretrain(media, out, *flags):
+    paths = ["--data_path", str(media / "lists"), "--output_dir", str(out), "--image_freq", "0"]
+    run_pretraining.main([*PRETRAIN, *paths, "--epochs", "1", *flags])
+    return out
+
+
+def finetune(media, out, *flags):
+    paths = ["--data_path", str(media / "fold"), "--output_dir", str(out), "--nb_classes", "3"]
+    run_finetuning.main([*FINETUNE, *paths, "--epochs", "1", *VIEWS, *flags])
+    return out
+
+
+@pytest.fixture(scope="module")
+def pretrained(media):
+    """Every variant's pre-training of two steps."""
+    return {
+        name: pretrain(media, media / "pretrained" / name, *flags)
+        for name, flags in VARIANTS.items()
+    }
+
+
+def test_steps_log_the_parts_that_there_are(pretrained):
+    wanted = {
+        "no_skips": {"loss_contrastive", "contrastive_acc_0", "contrastive_acc_1"},
+        "top": {"loss_contrastive", "contrastive_acc_1"},
+        "none": set(),
+        "video_first": {"loss_contrastive", "contrastive_acc_0", "contrastive_acc_1"},
+    }
+    for name, parts in wanted.items():
+        steps = lines(pretrained[name] / "steps.jsonl")
+        assert len(steps) == 2
+        for step in steps:
+            assert {key for key in step if "contrastive" in key} == parts
+            total = step["loss_video"] + step["loss_audio"]
+            total += 0.0025 * step.get("loss_contrastive", 0)
+            assert step["loss"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["no_skips", "top", "video_first"])
+def test_a_changed_variant_is_not_resumed(pretrained, media, name):
+    other = "top" if name == "no_skips" else "no_skips"
+    flag = VARIANTS[name][0].removeprefix("--no-").removeprefix("--")
+    with pytest.raises(ValueError, match=f"belongs to another run: .*--{flag} .*--allow_changes"):
+        pretrain(media, pretrained[name], *VARIANTS[other])
+
+
+def test_a_changed_variant_of_a_run_before_the_flags_is_not_resumed(pretrained, media, tmp_path):
+    """Its checkpoint does not hold the flags: it has the defaults."""
+    path = pretrained["top"] / "checkpoint-0.pth"
+    state = torch.load(path, weights_only=True)
+    for group, flag in (
+        ("model", "fusion_order"),
+        ("model", "skip_connections"),
+        ("loss", "contrastive_levels"),
+    ):
+        del state["args"][group][flag]
+    torch.save(state, tmp_path / "checkpoint-0.pth")
+    pretrain(media, tmp_path)
+    with pytest.raises(ValueError, match="--fusion_order 'both' -> 'video_first'; repeat"):
+        pretrain(media, tmp_path, *VARIANTS["video_first"])
+
+
+@pytest.mark.parametrize(("command", "name"), [("reconstruction", "none"), ("retrieval", "none")])
+def test_pictures_of_a_pretraining_variant(pretrained, media, tmp_path, command, name):
+    """Of neither skips nor contrast, so that nothing reads the levels."""
+    source = str(pretrained[name] / "checkpoint-0.pth")
+    picture = tmp_path / "picture.png"
+    lists = ["--data_path", str(media / "lists"), "--out", str(picture)]
+    visualize([command, "--checkpoint", source, *lists])
+    assert picture.stat().st_size > 10_000
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+FINETUNED = {
+    "av": ["--no-hierarchical_fusion", "--fusion_order", "video_first"],
+    "a": ["--no-hierarchical_fusion", "--modality", "a"],
+    "v": ["--no-hierarchical_fusion", "--modality", "v"],
+}
+
+
+@pytest.fixture(scope="module")
+def finetuned(pretrained, media):
+    """Fine-tuned variants, all from the video-first pre-training."""
+    start = ["--finetune", str(pretrained["video_first"] / "checkpoint-0.pth")]
+    return {
+        name: finetune(media, media / "finetuned" / name, *start, *flags)
+        for name, flags in FINETUNED.items()
+    }
+
+
+@pytest.mark.parametrize("name", FINETUNED)
+def test_an_exported_variant_answers_with_the_numbers_of_its_test(finetuned, name):
+    run = finetuned[name]
+    options = {"hierarchical_fusion": False}
+    if name == "av":
+        options["fusion_order"] = "video_first"
+    config = run / "export/last/config.json"
+    assert parse_config(config.read_text(), config).architecture.options == options
+    for source in (run / "export/last", run / "checkpoint-0.pth"):
+        recognizer = EmotionRecognizer.from_checkpoint(source, device="cpu")
+        for row in rows(run / "pred.csv")[:2]:
+            clip = row["clip"]
+            wav = clip.replace("faces", "clip") + ".wav"
+            video = clip if name != "a" else wav
+            answer = recognizer.predict(video, audio=wav, protocol="test")
+            scores = [float(row[f"p{k}"]) for k in range(3)]
+            assert list(answer.probabilities.values()) == pytest.approx(scores, abs=1e-6)
+
+
+def test_the_answer_depends_on_the_exported_order(finetuned, tmp_path):
+    run = finetuned["av"] / "export/last"
+    for file in run.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["architecture"]["options"]["fusion_order"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    clip = rows(finetuned["av"] / "pred.csv")[0]["clip"]
+    wav = clip.replace("faces", "clip") + ".wav"
+    whole, changed = (
+        EmotionRecognizer.from_checkpoint(folder, device="cpu").predict(clip, audio=wav)
+        for folder in (run, tmp_path)
+    )
+    assert whole.probabilities != changed.probabilities
+
+
+def test_features_of_a_variant_are_those_of_its_last_layer(finetuned):
+    clip = rows(finetuned["av"] / "pred.csv")[0]["clip"]
+    wav = clip.replace("faces", "clip") + ".wav"
+    drop = {"modality": "v", "missing_modality": "drop"}
+    for name, options, width in (("v", {}, 128), ("av", {}, 512), ("av", drop, 512)):
+        recognizer = EmotionRecognizer.from_checkpoint(finetuned[name], device="cpu", **options)
+        found = recognizer.features(clip, audio=None if options or name == "v" else wav).arrays
+        assert found["fused"].shape[1] == width and found["video_layers"].shape[1:] == (2, 128)
+        assert (found["video"] == found["video_layers"][:, -1]).all()
+    assert recognizer.predict(clip).probabilities  # without sound
+
+
+def test_layer_weights_cannot_be_drawn_where_there_are_none(finetuned, tmp_path, capsys):
+    source = str(finetuned["a"] / "checkpoint-0.pth")
+    with pytest.raises(SystemExit) as stop:
+        visualize(["layer_weights", "--checkpoint", source, "--out", str(tmp_path / "w.png")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "has no layer weights to draw: it was fine-tuned with --no-hierarchical_fusion" in error
+
+
+def test_finetuning_in_another_order_is_told_and_testing_refused(
+    pretrained, finetuned, media, tmp_path, caplog
+):
+    start = ["--finetune", str(pretrained["video_first"] / "checkpoint-0.pth"), "--no-export"]
+    finetune(media, tmp_path, *start, "--fusion_order", "audio_first")
+    warning = "was trained with --fusion_order video_first, this model has --fusion_order audio_fi"
+    assert warning in caplog.text
+    with pytest.raises(ValueError, match="--fusion_order video_first, this model has .* both; tes"):
+        finetune(media, tmp_path / "test", "--eval", "--no-hierarchical_fusion",
+                 "--resume", str(finetuned["av"] / "checkpoint-0.pth"))  # fmt: skip
+    with pytest.raises(ValueError, match="--hierarchical_fusion False -> True"):
+        finetune(media, finetuned["a"], "--modality", "a")
+
+
+def test_variants_train_in_two_processes_without_unused_parameters(media, tmp_path):
+    paths = ["--data_path", media / "lists", "--output_dir", tmp_path / "pre", "--epochs", "1"]
+    more = [*VARIANTS["none"], "--fusion_order", "audio_first", "--image_freq", "0"]
+    finish(
+        ranks("run_pretraining", [*PRETRAIN, *paths, "--batch_size", "1", *more], tmp_path / "p")
+    )
+    assert len(lines(tmp_path / "pre/steps.jsonl")) == 2
+    paths = ["--data_path", media / "fold", "--output_dir", tmp_path / "fine", "--nb_classes", "3"]
+    more = ["--no-hierarchical_fusion", "--epochs", "1", "--batch_size", "1", "--no-export", *VIEWS]
+    finish(ranks("run_finetuning", [*FINETUNE, *paths, *more], tmp_path / "f"))
+    assert len(lines(tmp_path / "fine/steps.jsonl")) == 2
