@@ -201,7 +201,9 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = new_parser(str(__doc__))
     parser.prog = "python -m hicmae.knn"
-    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="see above")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="PATH", help="checkpoint, export or run of any stage"
+    )
     parser.add_argument(
         "--data_path", required=True, metavar="FOLDER", help="fold with train.csv and test.csv"
     )
@@ -210,28 +212,42 @@ def make_parser() -> argparse.ArgumentParser:
         "--test_list", metavar="FILE", help="clips to classify (default: FOLDER/test.csv)"
     )
     parser.add_argument(
-        "--features", nargs="+", metavar="KIND", help="see above (default: fused, else the others)"
+        "--features",
+        nargs="+",
+        metavar="KIND",
+        help="kinds to compare (default: fused, else the others)",
     )
     parser.add_argument(
-        "--k", nargs="+", type=int, default=[1, 5, 10, 20], metavar="N", help="(1 5 10 20)"
+        "--k",
+        nargs="+",
+        type=int,
+        default=[1, 5, 10, 20],
+        metavar="N",
+        help="numbers of neighbours (1 5 10 20)",
     )
-    parser.add_argument("--metric", choices=METRICS, default="cosine", help="(%(default)s)")
     parser.add_argument(
-        "--temperature", type=float, default=TEMPERATURE, metavar="T", help="(%(default)s)"
+        "--metric", choices=METRICS, default="cosine", help="how near features are (%(default)s)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=TEMPERATURE,
+        metavar="T",
+        help="of the votes: the smaller, the more the nearest decide (%(default)s)",
     )
     parser.add_argument(
         "--label_share",
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="of the training clips of each class, as in run_finetuning.py (1)",
+        help="share of each class among the neighbours, as in run_finetuning.py (1)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of --label_share (0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n> (auto)")
     parser.add_argument(
         "--batch_size", type=int, default=8, metavar="N", help="views at once (%(default)s)"
     )
-    parser.add_argument("--output_dir", metavar="DIR", help="see above")
+    parser.add_argument("--output_dir", metavar="DIR", help="gets predictions and metrics")
     return parser
 
 

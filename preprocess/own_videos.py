@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--videos", required=True, help="folder of videos")
-    parser.add_argument("--labels", help="csv file; see above")
+    parser.add_argument("--labels", help="csv file of videos and labels")
     parser.add_argument("--output_dir", required=True, help="folder for all that is made")
     parser.add_argument(
         "--task",

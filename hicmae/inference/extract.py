@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = new_parser(str(__doc__))
     parser.prog = "hicmae-extract"
-    parser.add_argument("list", metavar="LIST", help="see above")
+    parser.add_argument("list", metavar="LIST", help="list of clips, video or folder")
     parser.add_argument("--output", required=True, metavar="FILE", help=".npz or .parquet")
     parser.add_argument("--data_root", default="", metavar="DIR", help="start of relative names")
     parser.add_argument(

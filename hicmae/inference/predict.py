@@ -105,7 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = new_parser(str(__doc__))
     parser.prog = "hicmae-predict"
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="see above")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video, or folder of frames")
     parser.add_argument("--audio", metavar="FILE", help="sound to hear instead of the video's own")
     add_model_arguments(parser)
     group = parser.add_argument_group("results; with several videos their names are put in")

@@ -71,13 +71,13 @@ class Setting(NamedTuple):
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = new_parser(__doc__, "labels")
-    for flag, kind, default in (
-        ("--folds", int, [1]),
-        ("--seeds", int, [0, 1, 2]),
-        ("--shares", float, [0.1, 0.3, 1.0]),
+    for flag, kind, default, text in (
+        ("--folds", int, [1], "of the benchmark"),
+        ("--seeds", int, [0, 1, 2], "of labels, start and order"),
+        ("--shares", float, [0.1, 0.3, 1.0], "of the labels"),
     ):
         shown = " ".join(map(str, default))
-        parser.add_argument(flag, nargs="+", type=kind, default=default, help=f"({shown})")
+        parser.add_argument(flag, nargs="+", type=kind, default=default, help=f"{text} ({shown})")
     parser.add_argument(
         "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what is made (all)"
     )
