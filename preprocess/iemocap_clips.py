@@ -44,6 +44,7 @@ class Writer:
 
     def __init__(self, path: Path, rate: object, width: int, height: int) -> None:
         self.container = av.open(str(path), "w")
+        # The stub knows no object as a rate; any fraction of PyAV's or Python's will do.
         self.stream = self.container.add_stream("libx264", rate=rate)  # type: ignore[call-overload]
         self.stream.width, self.stream.height = width, height
         self.stream.pix_fmt, self.stream.options = "yuv420p", {"crf": X264_QUALITY}

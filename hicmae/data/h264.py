@@ -87,7 +87,8 @@ class H264Video:
         except av.FFmpegError:
             return None
         found = [frames.get(self.stamps[index]) for index in indices]
-        return None if any(frame is None for frame in found) else found  # type: ignore[return-value]
+        whole = [frame for frame in found if frame is not None]
+        return whole if len(whole) == len(found) else None
 
     def _start(self, place: int) -> int:
         """Return the last place up to `place` from which everything after can be decoded."""

@@ -291,7 +291,7 @@ def make_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=dataset.collate,  # type: ignore[attr-defined]
+        collate_fn=dataset.collate,  # type: ignore[attr-defined]  # ours have one
         pin_memory=device_type == "cuda",
         drop_last=drop_last,
         persistent_workers=num_workers > 0,

@@ -86,7 +86,7 @@ class PackedClips(Sequence[PackedClip]):
             return NotImplemented
         return self.shards == other.shards and self._names == other._names
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # Python's way to say: compared by content
 
 
 def is_packed(path: str | Path) -> bool:

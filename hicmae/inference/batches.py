@@ -1,6 +1,6 @@
 """Views of many clips through a model, in batches across clips; each clip given back when done."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,11 +55,11 @@ class BatchRunner:
         # Views of one batch have the same streams.
         self.waiting: dict[tuple[bool, bool], list[tuple[int, View]]] = {}
 
-    def run(self, opens: Iterable[OpenClip], options: Options) -> Iterator[Computed]:
+    def run(self, opens: Sequence[OpenClip], options: Options) -> Iterator[Computed]:
         """Yield each clip, in order, as soon as all its views are computed."""
         read: dict[int, PreparedClip | UnreadableClip] = {}  # and not given back yet
         given = 0
-        several = self.progress and len(opens) > 1  # type: ignore[arg-type]
+        several = self.progress and len(opens) > 1
         for place, open_clip in enumerate(tqdm(opens, "clips", disable=not several)):
             self.rows[place], self.outstanding[place] = {}, 0
             read[place] = self._read(place, open_clip, options)

@@ -153,7 +153,7 @@ def _labels(labels: Sequence[tuple[str, ...]]) -> np.ndarray:
 def write_npz(path: str | Path, columns: Columns) -> None:
     """Write arrays by name; read them with numpy.load."""
     with whole_file(path) as part:
-        np.savez(part, **columns)  # type: ignore[arg-type]
+        np.savez(part, **columns)  # type: ignore[arg-type]  # the stub takes all for its flag
 
 
 def write_parquet(path: str | Path, columns: Columns) -> None:

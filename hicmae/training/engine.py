@@ -188,6 +188,6 @@ def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
     if optimizer.defaults.get("fused"):
         optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # read by the fused kernel
         optimizer.step()
-        del optimizer.found_inf  # type: ignore[attr-defined]
+        del optimizer.found_inf  # type: ignore[attr-defined]  # set above
     elif not bad:
         optimizer.step()

@@ -90,7 +90,7 @@ def train_epochs(
         logger.info("training is finished: all %d epochs are done", epochs)
         return
     trained = as_trained(model, session.run, session.device)
-    num_clips = len(loader.dataset)  # type: ignore[arg-type]
+    num_clips = len(loader.dataset)  # type: ignore[arg-type]  # ours have a length
     skipped = SkippedClips(session.output_dir / "skipped_clips.csv", num_clips, max_bad_clips)
     with open_logs(session, saver) as saver.logger:
         for epoch in range(saver.place.epoch, epochs):

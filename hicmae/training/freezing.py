@@ -45,6 +45,7 @@ def freeze(model: nn.Module, linear_probe: bool = False, layers: int = 0) -> Non
 def hold(module: nn.Module) -> None:
     """Keep a module as it is: no gradients, and `train()` leaves it in evaluation mode."""
     module.requires_grad_(False).eval()
+    # An instance's own method hides that of its class.
     module.train = lambda mode=True: module  # type: ignore[method-assign]
 
 

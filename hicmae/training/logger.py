@@ -206,7 +206,7 @@ def setup_logging(output_dir: str | Path | None = None, main: bool = True) -> No
     for handler in handlers:
         handler.setLevel(logging.INFO if main else logging.WARNING)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-        handler.of_hicmae = True  # type: ignore[attr-defined]
+        handler.of_hicmae = True  # type: ignore[attr-defined]  # a mark of our own
         root.addHandler(handler)
     root.setLevel(logging.INFO)
 

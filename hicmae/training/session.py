@@ -187,20 +187,20 @@ def run_shape(loader: DataLoader, optim: OptimConfig, clips: dict[str, str]) -> 
             f"{optim.accum_iter}; lower --accum_iter or --batch_size"
         )
     total_batch = optim.batch_size * optim.accum_iter * world_size
-    num_clips = len(loader.dataset)  # type: ignore[arg-type]
+    num_clips = len(loader.dataset)  # type: ignore[arg-type]  # ours have a length
     return RunShape(clips, max(num_clips // total_batch, 1), total_batch, world_size)
 
 
 def training_loader(session: Session, dataset: Dataset, batch_size: int) -> DataLoader:
     """Build the loader of this rank's share of the training clips, shuffled anew each epoch."""
     sampler = ClipSampler(
-        len(dataset),  # type: ignore[arg-type]
+        len(dataset),  # type: ignore[arg-type]  # ours have a length
         shuffle=True,
         seed=session.run.seed,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pad=True,
-        shards=getattr(dataset.clips, "shard_of", None),  # type: ignore[attr-defined]
+        shards=getattr(dataset.clips, "shard_of", None),  # type: ignore[attr-defined]  # ours have
     )
     workers = session.run.num_workers
     return make_loader(dataset, sampler, batch_size, workers, True, session.device.type)

@@ -30,6 +30,7 @@ def checkpoint_activations(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, (Block, CSBlock)):
+            # An instance's own method hides that of its class.
             module.forward = functools.partial(  # type: ignore[method-assign]
                 checkpoint, module.forward, use_reentrant=False
             )

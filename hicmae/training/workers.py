@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
 
+from hicmae.data.loading import ClipSampler
 from hicmae.training import distributed
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ def epoch_batches(loader: DataLoader[Any], epoch: int, first: int = 0) -> Iterat
     """
     done, deaths = first, 0
     while True:
-        loader.sampler.set_epoch(epoch, done * (loader.batch_size or 1))  # type: ignore[attr-defined]
+        sampler = cast(ClipSampler, loader.sampler)  # of `make_loader`
+        sampler.set_epoch(epoch, done * (loader.batch_size or 1))
         batches: Iterator[Any] = iter(())
         workers = _workers(loader)
         try:

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 
@@ -50,7 +50,7 @@ def figure_to_image(figure: Figure, dpi: int = 100) -> np.ndarray:
     """Render a figure to (H, W, 3) uint8, for TensorBoard, and close it."""
     figure.set_dpi(dpi)
     figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
+    pixels = np.asarray(cast(FigureCanvasAgg, figure.canvas).buffer_rgba())[..., :3].copy()
     plt.close(figure)
     return pixels
 
