@@ -52,15 +52,25 @@ def epoch_batches(loader: DataLoader[Any], epoch: int, first: int = 0) -> Iterat
                 done, deaths = done + 1, 0
             return
         except (RuntimeError, OSError, EOFError) as error:
-            # Its sockets fail a moment before a process counts as dead.
-            dead = bool(workers) and wait([worker.sentinel for worker in workers], timeout=1)
-            if not dead:
+            dead = _dead(workers)
+            if dead is None:
                 raise
             deaths += 1
-            _report(next(w for w in workers if not w.is_alive()), deaths, epoch, done, error)
+            _report(dead, deaths, epoch, done, error)
         del batches
         loader._iterator = None  # the last reference: torch ends the other workers
         end(workers)  # also those that wait for a lock of the dead one
+
+
+def _dead(workers: list[BaseProcess]) -> BaseProcess | None:
+    """Return a worker that has ended, with its exit code known, or None where all live."""
+    # Its sockets fail a moment before its sentinel, and that a moment before the code is there.
+    ended = wait([worker.sentinel for worker in workers], timeout=1) if workers else []
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join(timeout=5)
+            return worker
+    return None
 
 
 def _workers(loader: DataLoader[Any]) -> list[BaseProcess]:
