@@ -81,6 +81,8 @@ def attention_figure(clips: Sequence[Looked]) -> Figure:
     frames = len(_chosen(first))
     # Frames and a scale, then the spectrogram and a scale, as far as the model reads them.
     widths = [1.0] * frames + [0.07] * (frames > 0) + [2.3, 0.07] * (first.audio is not None)
+    if frames and first.audio is not None:  # room for the labels between the two
+        widths.insert(frames + 1, 0.3)
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, grid = plt.subplots(
             len(rows) * len(clips),
@@ -96,6 +98,8 @@ def attention_figure(clips: Sequence[Looked]) -> Figure:
             axes[0].set_ylabel(shown, rotation=0, ha="right", va="center", labelpad=6)
             if clip.video is not None:
                 _draw_video(axes[: frames + 1], clip, names[0], is_first)
+            for empty in axes[frames + 1 : -2]:
+                empty.set_axis_off()
             if clip.audio is not None:
                 _draw_audio(axes[-2], axes[-1], clip, names[1], is_first)
         if first.audio is not None:

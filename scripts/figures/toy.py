@@ -31,7 +31,7 @@ def flags_of(settings: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Turn the config.json of a run back into its flags."""
     for group in settings.values():
         for name, value in group.items():
-            if name in NOT_FLAGS or value is None or value == "":
+            if name in NOT_FLAGS or value in (None, "", []):
                 continue
             if isinstance(value, bool):
                 yield f"--{name}" if value else f"--no-{name}"
