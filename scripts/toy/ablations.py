@@ -18,13 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runs import ROOT, Run, last_checkpoint, markdown, new_parser, run_all
+from runs import ROOT, Run, last_checkpoint, markdown, new_parser, run_all, speakers
 from variants import BASELINE, VARIANTS, Variant
 
 sys.path.insert(0, str(ROOT))  # works without installation
 
-from hicmae.data.speakers import find_speakers
-from hicmae.folds import KINDS, read_predictions
 from hicmae.report.comparison import compare_all
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import Report, build
@@ -175,13 +173,6 @@ def figures(chosen: Sequence[Variant], args: argparse.Namespace) -> list[Row]:
             baseline = reports
         rows.append(row(variant, reports, baseline, last_losses(args.out, variant)))
     return rows
-
-
-def speakers(folders: Sequence[Path], file: Path) -> dict[str, str]:
-    """Look up the speaker of every tested clip; clips of one speaker are drawn together."""
-    tables = [read_predictions(p) for f in folders for p in sorted(f.glob(f"*/{KINDS['last']}"))]
-    clips = list(dict.fromkeys(clip for table in tables for clip in table.clips))
-    return dict(zip(clips, find_speakers(clips, Path(), file=str(file)), strict=True))
 
 
 def last_losses(out: Path, variant: Variant) -> dict[str, float]:

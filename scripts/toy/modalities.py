@@ -12,10 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runs import ROOT, Run, last_checkpoint, markdown, new_parser, run_all
+from runs import ROOT, Run, last_checkpoint, markdown, new_parser, run_all, speakers
 
 sys.path.insert(0, str(ROOT))  # works without installation
 
+from hicmae.report.resampling import Plan
 from hicmae.report.scores import Report, build
 
 # What the benchmark's design allows in percent (preprocess/toy_av.py): sound cannot tell valences
@@ -43,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     ]
     run_all(runs, args.jobs, args.extra)
     folders = {"a": args.out / "a", "v": args.out / "v", "av": args.demo / "folds"}
-    rows = [row(*ROWS[modality], build(folder)) for modality, folder in folders.items()]
+    plan = Plan(speakers=speakers(list(folders.values()), args.data / "meta.csv"))
+    rows = [row(*ROWS[m], build(folder, plan=plan)) for m, folder in folders.items()]
     header = ("streams", "can reach", "UAR", "95 % interval", "WAR", "clips")
     text = markdown(header, rows) + "\n" + missing_table(both, args.data)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
+
+from hicmae.data.speakers import find_speakers
+from hicmae.folds import KINDS, read_predictions
+
 ROOT = Path(__file__).resolve().parents[2]
 PLACE_FLAGS = (
     "--output_dir",
@@ -162,3 +167,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format a table; columns after the first stand to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def speakers(folders: Sequence[Path], file: Path) -> dict[str, str]:
+    """Look up the speaker of every tested clip; clips of one speaker are drawn together."""
+    tables = [read_predictions(p) for f in folders for p in sorted(f.glob(f"*/{KINDS['last']}"))]
+    clips = list(dict.fromkeys(clip for table in tables for clip in table.clips))
+    return dict(zip(clips, find_speakers(clips, Path(), file=str(file)), strict=True))
