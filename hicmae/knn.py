@@ -37,6 +37,7 @@ from hicmae.data.clip_list import UnreadableClip, read_labelled_list
 from hicmae.data.streams import AnyClip
 from hicmae.inference.files import describe
 from hicmae.inference.recognizer import EmotionRecognizer
+from hicmae.tables import markdown
 from hicmae.training.evaluate import Predictions, score, write_results
 from hicmae.training.label_share import take_share
 from hicmae.training.output import write_whole
@@ -180,10 +181,11 @@ def evaluate(
 
 def table(results: Sequence[Result]) -> str:
     """Return a Markdown table, in percent."""
-    lines = ["| features | k | UAR | WAR |", "| --- | ---: | ---: | ---: |"]
-    for kind, k, _, metrics in results:
-        lines.append(f"| {kind} | {k} | {100 * metrics['uar']:.2f} | {100 * metrics['war']:.2f} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        (kind, str(k), *(f"{100 * metrics[name]:.2f}" for name in ("uar", "war")))
+        for kind, k, _, metrics in results
+    ]
+    return markdown(("features", "k", "UAR", "WAR"), rows)
 
 
 def write(results: Sequence[Result], output_dir: Path, settings: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hicmae.benchmark.context import context
-from hicmae.benchmark.tables import describe
 from hicmae.config.flags import new_parser
+from hicmae.tables import describe
 from hicmae.training.session import EXPECTED
 
 # A command is a module `hicmae.benchmark.<name>`: `add_arguments(parser)` adds its flags,

@@ -26,9 +26,9 @@ from hicmae.benchmark.real_steps import (
     spread,
     training_configs,
 )
-from hicmae.benchmark.tables import aligned
 from hicmae.data.clip_list import write_list
 from hicmae.data.loading import PretrainBatch
+from hicmae.tables import aligned
 from hicmae.training.pretraining import PretrainConfigs, make_dataset
 from hicmae.training.session import Session, open_session, training_loader
 from hicmae.training.workers import epoch_batches

@@ -11,8 +11,8 @@ import timm
 
 import hicmae  # noqa: F401  (registers the models)
 from hicmae.benchmark.flops import pretrain_flops, total
-from hicmae.benchmark.tables import aligned, readable
 from hicmae.models.pretrain import HiCMAE
+from hicmae.tables import aligned, readable
 from hicmae.training.session import num_parameters
 
 MODELS = {

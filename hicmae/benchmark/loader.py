@@ -23,7 +23,6 @@ import torch
 
 from hicmae.benchmark.context import processor
 from hicmae.benchmark.loader_clips import make_clips
-from hicmae.benchmark.tables import aligned
 from hicmae.benchmark.timing import StepTimes, measure_in_turns
 from hicmae.benchmark.workload import plain
 from hicmae.data.clip_list import Clip
@@ -32,6 +31,7 @@ from hicmae.data.loading import ClipIndex, PretrainBatch, item_generator
 from hicmae.data.shard_index import PackedClips, read_packed
 from hicmae.data.streams import open_streams
 from hicmae.data.video import face_box
+from hicmae.tables import aligned
 
 CACHE = "saved/benchmarks/clips"
 VOXCELEB2_CLIPS = 1_092_009

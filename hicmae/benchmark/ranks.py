@@ -34,9 +34,9 @@ from hicmae.benchmark.real_steps import (
     spread,
     training_configs,
 )
-from hicmae.benchmark.tables import aligned
 from hicmae.data.loading import PretrainBatch
 from hicmae.data.masking import random_mask, tube_mask
+from hicmae.tables import aligned
 from hicmae.training import distributed
 from hicmae.training.pretraining import PretrainConfigs
 from hicmae.training.session import Session, open_session

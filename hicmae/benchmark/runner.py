@@ -15,12 +15,12 @@ from hicmae.benchmark.context import device_name
 from hicmae.benchmark.memory import peak_memory
 from hicmae.benchmark.peaks import measure_peaks
 from hicmae.benchmark.settings import BenchmarkConfig, prepare_device
-from hicmae.benchmark.tables import aligned, readable
 from hicmae.benchmark.timing import StepTimes, measure_in_turns
 from hicmae.benchmark.workload import Step, Workload
 from hicmae.config.flags import add_arguments as add_config
 from hicmae.config.flags import from_args
 from hicmae.models.onednn import cpu_gemm
+from hicmae.tables import aligned, readable
 from hicmae.training.engine import Optimization
 from hicmae.training.optim import make_optimizer, parameter_groups
 from hicmae.training.precision import Precision

@@ -7,7 +7,6 @@ from typing import Any
 from hicmae.config.flags import option
 
 CPU_GEMM = ("auto", "onednn", "mkl")
-FUSION_ORDERS = ("both", "video_first", "audio_first")
 FUSION_ORDER_HELP = (
     "stream that each fusion layer updates first, so that the other one reads the result; "
     "both: each reads the other's input"

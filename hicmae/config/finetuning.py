@@ -6,13 +6,13 @@ from typing import Any
 
 from hicmae.config.common import (
     FUSION_ORDER_HELP,
-    FUSION_ORDERS,
     check_not_negative,
     check_positive,
     check_share,
 )
 from hicmae.config.flags import option
 from hicmae.data.speakers import PATTERNS
+from hicmae.models.encoder import FUSION_ORDERS
 
 CLASSIFICATION_METRICS = ("uar", "war", "acc1", "weighted_f1", "macro_f1", "micro_f1")
 REGRESSION_METRICS = ("ccc", "pcc", "acc", "mae", "mse", "rmse")

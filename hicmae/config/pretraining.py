@@ -5,12 +5,12 @@ from typing import Any
 
 from hicmae.config.common import (
     FUSION_ORDER_HELP,
-    FUSION_ORDERS,
     check_not_negative,
     check_positive,
     check_share,
 )
 from hicmae.config.flags import option
+from hicmae.models.encoder import FUSION_ORDERS
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from runs import ROOT, Run, demo_flags, last_checkpoint, markdown, new_parser, run_all
+from runs import ROOT, Run, demo_flags, last_checkpoint, new_parser, run_all
 
 sys.path.insert(0, str(ROOT))  # works without installation
 
@@ -41,6 +41,7 @@ from matplotlib import pyplot as plt
 
 from hicmae import EmotionRecognizer, knn
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
+from hicmae.tables import markdown
 from hicmae.training.label_share import take_share
 from hicmae.visualize.style import OKABE_ITO, STYLE, save_figure
 

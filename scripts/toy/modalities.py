@@ -12,12 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runs import ROOT, Run, last_checkpoint, markdown, new_parser, run_all, speakers
+from runs import ROOT, Run, last_checkpoint, new_parser, run_all, speakers
 
 sys.path.insert(0, str(ROOT))  # works without installation
 
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import Report, build
+from hicmae.tables import markdown
 
 # What the benchmark's design allows in percent (preprocess/toy_av.py): sound cannot tell valences
 # apart, and the picture cannot tell arousals apart.

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 
 from hicmae.data.speakers import find_speakers
 from hicmae.folds import KINDS, read_predictions
+from hicmae.training.checkpoint import numbered
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE_FLAGS = (
@@ -73,6 +75,7 @@ def new_parser(doc: str | None, place: str) -> argparse.ArgumentParser:
     return parser
 
 
+@cache
 def demo_flags(script: str) -> list[str]:
     """Return the flags that the demo gives an entry script, without data and places."""
     shown = subprocess.run(
@@ -97,16 +100,10 @@ def last_checkpoint(run: Path) -> Path:
     Raises:
         SystemExit: there is none; says what makes it.
     """
-    found = sorted(run.glob("checkpoint-*[0-9].pth"), key=_epoch)
-    found = [path for path in found if _epoch(path) >= 0]
+    found = numbered(run)
     if not found:
         raise SystemExit(f"error: no checkpoint-<epoch>.pth in '{run}'; run scripts/demo.sh first")
-    return found[-1]
-
-
-def _epoch(path: Path) -> int:
-    number = path.stem.removeprefix("checkpoint-")
-    return int(number) if number.isdigit() else -1
+    return found[-1][1]
 
 
 def run_all(runs: Sequence[Run], jobs: int = 1, extra: str = "") -> None:
@@ -161,12 +158,6 @@ def _origin(flags: Sequence[str]) -> str:
         return ""
     stamp = Path(flags[flags.index("--finetune") + 1]).parent / "command.txt"
     return stamp.read_text(encoding="utf-8") if stamp.exists() else ""
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a table; columns after the first stand to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def speakers(folders: Sequence[Path], file: Path) -> dict[str, str]:

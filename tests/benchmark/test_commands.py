@@ -8,7 +8,7 @@ import pytest
 
 from hicmae.benchmark import peer, runner, timing
 from hicmae.benchmark.__main__ import main
-from hicmae.benchmark.tables import aligned, markdown, readable
+from hicmae.tables import aligned, markdown, readable
 
 TINY = "--model dim128 --depth 2 --levels 0 1 --fusion_depth 1 --num_frames 4 --input_size 32"
 TINY = f"{TINY} --input_size_audio 32 16 --device cpu --steps 2 --warmup 1".split()
@@ -152,3 +152,5 @@ def test_text_layouts():
     assert readable(1234567.0) == "1.23 M" and readable(12.0) == "12 "
     assert aligned([("a", "b"), ("long", "1")]) == "a     b\nlong  1\n"
     assert markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |\n"
+    text = markdown(("a", "b"), [("x", "1"), ("y", "2")])
+    assert text == "| a | b |\n| --- | ---: |\n| x | 1 |\n| y | 2 |\n"

@@ -101,8 +101,3 @@ def test_the_last_checkpoint_is_the_one_of_the_highest_epoch(runs, tmp_path):
     assert runs.last_checkpoint(tmp_path).name == "checkpoint-10.pth"
     with pytest.raises(SystemExit, match=r"no checkpoint-<epoch>.pth in '.*nothing'; run scripts"):
         runs.last_checkpoint(tmp_path / "nothing")
-
-
-def test_tables_are_markdown(runs):
-    text = runs.markdown(("a", "b"), [("x", "1"), ("y", "2")])
-    assert text == "| a | b |\n| --- | ---: |\n| x | 1 |\n| y | 2 |\n"
