@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hicmae.config.common import FUSION_ORDERS
 from hicmae.models import encoder
-from hicmae.models.encoder import EncoderOutput
+from hicmae.models.encoder import FUSION_ORDERS, EncoderOutput
 from hicmae.training.checkpoint import load_pretrained
 from hicmae.training.losses import contrasted, pretrain_loss
 from tests.models.test_models import classifier, clips, pretraining_model
@@ -19,10 +18,6 @@ def names(model):
 
 
 # Fusion order
-
-
-def test_flags_and_models_know_the_same_fusion_orders():
-    assert FUSION_ORDERS == encoder.FUSION_ORDERS
 
 
 @pytest.mark.parametrize("order", FUSION_ORDERS)
