@@ -1,12 +1,13 @@
 """From scratch against pre-trained, all layers against a probe, on few and many labels.
 
-    python scripts/toy/labels.py [--jobs 2]
+    python scripts/toy/labels.py [--jobs 2] [--longer 80]
 
 Full fine-tuning and a linear probe (--linear_probe), each from random weights and from the demo's
 pre-training, on 10 %, 30 % and all of the training labels of fold 1 (--label_share), three seeds
 each; and k-NN (hicmae.knn) without any training. A seed decides which labels there are, the start
-and the order. Scores are those of the test speakers after the last epoch. OUT/table.md,
-OUT/results.json and a plot are written; runs that are there already are not made again.
+and the order. --longer N pre-trains for N epochs with the demo's other flags and adds lines for
+that. Scores are those of the test speakers after the last epoch. OUT/table.md, OUT/results.json and
+a plot are written; runs that are there already are not made again.
 
 The settings are the demo's, but for the length and the learning rate of the probe:
 
@@ -52,7 +53,11 @@ WARMUP_STEPS = 30
 K = 10
 KNN_FEATURES = "video_last+audio_last+fusion_video+fusion_audio"
 CHANCE = 100 / 6
-INITS = {"pretrained": "pre-trained", "scratch": "from scratch"}
+INITS = {
+    "pretrained": "pre-trained",
+    "longer": "pre-trained for longer",
+    "scratch": "from scratch",
+}
 KINDS = {"full": "full fine-tuning", "probe": "linear probe", "knn": f"{K}-NN"}
 
 
@@ -87,6 +92,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--list", default="test.csv", metavar="NAME", help="of a fold, to score (test.csv)"
     )
+    parser.add_argument(
+        "--longer", type=int, metavar="EPOCHS", help="of one more pre-training to compare (none)"
+    )
     figure = "figs/toy_labels.png"
     parser.add_argument(
         "--figure", type=Path, default=ROOT / figure, metavar="FILE", help=f"plot ({figure})"
@@ -97,7 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     args = make_parser().parse_args(argv)
-    pretrained = last_checkpoint(args.demo / "pretrain")
+    starts = pretrainings(args)
     folds = {k: copy_lists(args.data / f"fold{k}", args.out, args.list) for k in args.folds}
     settings = [
         Setting(init, kind, share, fold, seed)
@@ -105,15 +113,27 @@ def main(argv: list[str] | None = None) -> None:
         for share in sorted(args.shares, reverse=True)  # the longest runs first
         for fold in args.folds
         for seed in args.seeds
-        for init in INITS
+        for init in [*starts, "scratch"]
     ]
     trained = [setting for setting in settings if setting.kind != "knn"]
-    runs = [make_run(s, args, folds[s.fold], pretrained) for s in trained]
+    runs = [make_run(s, args, folds[s.fold], starts.get(s.init)) for s in trained]
     run_all(runs, args.jobs, args.extra)
     found = {s: read_uar(s.folder(args.out)) for s in trained}
     if "knn" in args.kinds:
-        found |= neighbours(args, folds, pretrained)
+        found |= neighbours(args, folds, starts)
     write(args, {setting: found[setting] for setting in settings if setting in found})
+
+
+def pretrainings(args: argparse.Namespace) -> dict[str, Path]:
+    """Return the demo's checkpoint and that of the longer pre-training, which is made if asked."""
+    starts = {"pretrained": last_checkpoint(args.demo / "pretrain")}
+    if args.longer:
+        flags = ["--data_path", str(args.data / "pretrain.csv"), "--epochs", str(args.longer)]
+        product = f"checkpoint-{args.longer - 1}.pth"
+        run = Run(args.out / f"pretrain{args.longer}", "run_pretraining.py", flags, product)
+        run_all([run])
+        starts["longer"] = run.folder / product
+    return starts
 
 
 def copy_lists(fold: Path, out: Path, scored: str) -> Path:
@@ -128,8 +148,11 @@ def copy_lists(fold: Path, out: Path, scored: str) -> Path:
     return folder
 
 
-def make_run(setting: Setting, args: argparse.Namespace, lists: Path, pretrained: Path) -> Run:
-    """Return the run of a setting; its length is ours unless --extra gives one."""
+def make_run(setting: Setting, args: argparse.Namespace, lists: Path, start: Path | None) -> Run:
+    """Return the run of a setting, from a checkpoint or from scratch.
+
+    Its length is ours unless --extra gives one.
+    """
     flags = ["--data_path", str(lists), "--seed", str(setting.seed)]
     flags += ["--label_share", f"{setting.share:g}"]
     epochs = epochs_of(setting, lists)
@@ -137,8 +160,8 @@ def make_run(setting: Setting, args: argparse.Namespace, lists: Path, pretrained
         flags += ["--epochs", str(epochs), "--warmup_steps", str(WARMUP_STEPS)]
     flags += ["--no-export", "--save_ckpt_freq", "100000", "--keep_ckpts", "1"]
     flags += ["--image_freq", "0"]  # epochs are short: pictures would take longer than training
-    if setting.init == "pretrained":
-        flags += ["--finetune", str(pretrained)]
+    if start:
+        flags += ["--finetune", str(start)]
     if setting.kind == "probe":
         flags += ["--linear_probe", "--lr", PROBE_LR]
     return Run(setting.folder(args.out), "run_finetuning.py", flags)
@@ -167,13 +190,13 @@ def read_uar(run: Path) -> float:
 
 
 def neighbours(
-    args: argparse.Namespace, folds: dict[int, Path], pretrained: Path
+    args: argparse.Namespace, folds: dict[int, Path], starts: dict[str, Path]
 ) -> dict[Setting, float]:
     """Evaluate the pre-trained features and, where probes kept them, those of random weights."""
     found = {}
     for fold, lists in folds.items():
-        known = evaluated(args, Setting("pretrained", "knn", 1, fold, 0), pretrained, lists)
-        found.update(known)
+        for init, checkpoint in starts.items():
+            found.update(evaluated(args, Setting(init, "knn", 1, fold, 0), checkpoint, lists))
         for seed in args.seeds:
             probe = Setting("scratch", "probe", max(args.shares), fold, seed).folder(args.out)
             if probe.is_dir():
@@ -191,7 +214,7 @@ def evaluated(
     train = knn.extract(recognizer, read_labelled_list(lists / "train.csv"), name)
     test = knn.extract(recognizer, read_labelled_list(lists / "test.csv"), name)
     for share in args.shares:
-        for seed in args.seeds if start.init == "pretrained" else [start.seed]:
+        for seed in [start.seed] if start.init == "scratch" else args.seeds:
             chosen = {clip.video for clip in take_share(train.clips, share, seed)}
             kept = [k for k, clip in enumerate(train.clips) if clip.video in chosen]
             part = knn.Labelled(*([values[k] for k in kept] for values in train))

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 import run_finetuning
+import run_pretraining
 from hicmae.data.clip_list import Clip, write_list
-from tests.conftest import save_frames, save_wav
+from tests.conftest import save_frames, save_mp4, save_wav
 from tests.inference.conftest import speech
 from tests.small_runs import ROOT
 
@@ -25,10 +26,12 @@ def labels(monkeypatch):
     module = importlib.import_module("labels")
     runs = importlib.import_module("runs")
 
-    def run_here(chosen, jobs, extra):
+    def run_here(chosen, jobs=1, extra=""):
         for run in chosen:
+            script = {"run_pretraining.py": run_pretraining, "run_finetuning.py": run_finetuning}
             flags = [*runs.demo_flags(run.script), *run.flags, *shlex.split(extra)]
-            run_finetuning.main([*flags, "--output_dir", str(run.folder)])
+            script[run.script].main([*flags, "--output_dir", str(run.folder)])
+            assert (run.folder / run.product).exists()
 
     monkeypatch.setattr(module, "run_all", run_here)
     return module
@@ -48,6 +51,8 @@ def benchmark(tmp_path_factory):
     ]
     for name, rows in (("train", clips * 3), ("val", clips), ("test", clips[:6])):
         write_list(root / f"data/fold1/{name}.csv", rows)
+    films = [Clip(save_mp4(root / f"{k}.mp4", 50, (64, 64)), clips[k].audio, 0) for k in range(8)]
+    write_list(root / "data/pretrain.csv", films)
     (root / "data/classes.txt").write_text("".join(f"class{k}\n" for k in range(6)))
     torch.manual_seed(0)
     sizes = {"encoder_depth": 2, "encoder_depth_audio": 2, "encoder_fusion_depth": 1}
@@ -97,6 +102,31 @@ def test_the_experiment_writes_a_table_all_scores_and_a_plot(labels, benchmark, 
     lists = tmp_path / "lists/test/fold1"
     assert len((lists / "val.csv").read_text().splitlines()) == 1
     assert (lists / "test.csv").read_text() == (benchmark / "data/fold1/test.csv").read_text()
+
+
+def test_a_longer_pretraining_is_made_and_stands_beside_the_demos(labels, benchmark, tmp_path):
+    more = ["--seeds", "0", "--shares", "1", "--longer", "2", "--kinds", "probe", "knn"]
+    labels.main(arguments(benchmark, tmp_path, *more))
+    text = (tmp_path / "table.md").read_text()
+    names = [line.split(" | ")[0].strip("| ") for line in text.splitlines()[2:]]
+    assert names == [
+        "pre-trained, linear probe",
+        "pre-trained for longer, linear probe",
+        "random weights, linear probe",
+        "pre-trained, 10-NN",
+        "pre-trained for longer, 10-NN",
+        "random weights, 10-NN",
+    ]
+    pretraining = json.loads((tmp_path / "pretrain2/config.json").read_text())
+    assert (pretraining["optim"]["epochs"], pretraining["optim"]["batch_size"]) == (2, 8)
+    for init, start in (
+        ("longer", tmp_path / "pretrain2/checkpoint-1.pth"),
+        ("pretrained", benchmark / "demo/pretrain/checkpoint-9.pth"),
+        ("scratch", ""),
+    ):
+        run = tmp_path / f"{init}_probe" / "share100/fold1_seed0"
+        config = json.loads((run / "config.json").read_text())
+        assert config["classifier"]["finetune"] == str(start)
 
 
 @pytest.mark.parametrize("kind", ["full", "probe"])
