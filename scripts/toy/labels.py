@@ -53,11 +53,7 @@ WARMUP_STEPS = 30
 K = 10
 KNN_FEATURES = "video_last+audio_last+fusion_video+fusion_audio"
 CHANCE = 100 / 6
-INITS = {
-    "pretrained": "pre-trained",
-    "longer": "pre-trained for longer",
-    "scratch": "from scratch",
-}
+INITS = ("pretrained", "longer", "scratch")
 KINDS = {"full": "full fine-tuning", "probe": "linear probe", "knn": f"{K}-NN"}
 
 
@@ -121,7 +117,9 @@ def main(argv: list[str] | None = None) -> None:
     found = {s: read_uar(s.folder(args.out)) for s in trained}
     if "knn" in args.kinds:
         found |= neighbours(args, folds, starts)
-    write(args, {setting: found[setting] for setting in settings if setting in found})
+    found = {setting: found[setting] for setting in settings if setting in found}
+    epochs = {init: int(path.stem.rpartition("-")[2]) + 1 for init, path in starts.items()}
+    write(args, found, epochs)
 
 
 def pretrainings(args: argparse.Namespace) -> dict[str, Path]:
@@ -210,7 +208,7 @@ def evaluated(
 ) -> Iterator[tuple[Setting, float]]:
     """Yield the UAR of one checkpoint for every share, in percent; pre-trained: for every seed."""
     recognizer = EmotionRecognizer.from_checkpoint(checkpoint)
-    name = label(start.init, "knn")
+    name = f"{start.init}, {KINDS['knn']}"
     train = knn.extract(recognizer, read_labelled_list(lists / "train.csv"), name)
     test = knn.extract(recognizer, read_labelled_list(lists / "test.csv"), name)
     for share in args.shares:
@@ -222,21 +220,28 @@ def evaluated(
             yield start._replace(share=share, seed=seed), 100 * result.metrics["uar"]
 
 
-def write(args: argparse.Namespace, found: dict[Setting, float]) -> None:
-    """Print the table; write it, every single score, and the plot."""
+def write(args: argparse.Namespace, found: dict[Setting, float], epochs: dict[str, int]) -> None:
+    """Print the table; write it, every single score, and the plot.
+
+    Args:
+        args: the command line.
+        found: UAR in percent.
+        epochs: of each pre-training.
+    """
     args.out.mkdir(parents=True, exist_ok=True)
     rows = [{**setting._asdict(), "list": args.list, "uar": uar} for setting, uar in found.items()]
     (args.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     shares = sorted(args.shares)
     spreads = summarise(found)
+    names = {(init, kind): label(kind, epochs.get(init)) for init, kind in spreads}
     table = [
-        (label(*line), *(shown(spreads[line].get(share)) for share in shares)) for line in spreads
+        (names[line], *(shown(spreads[line].get(share)) for share in shares)) for line in spreads
     ]
     header = ("UAR", *(f"{100 * share:g} % of the labels" for share in shares))
     text = markdown(header, table)
     (args.out / "table.md").write_text(text, encoding="utf-8")
     sys.stdout.write(text)
-    draw(spreads, args.figure)
+    draw(spreads, names, args.figure)
 
 
 Spreads = dict[tuple[str, str], dict[float, tuple[float, float, int]]]
@@ -253,10 +258,11 @@ def summarise(found: dict[Setting, float]) -> Spreads:
     return spreads
 
 
-def label(init: str, kind: str) -> str:
-    """Name a line of the table and of the plot."""
-    untrained = init == "scratch" and kind != "full"
-    return f"{'random weights' if untrained else INITS[init]}, {KINDS[kind]}"
+def label(kind: str, epochs: int | None) -> str:
+    """Name a line of the table and of the plot; without pre-training there are no epochs."""
+    if epochs is not None:
+        return f"pre-trained for {epochs} epochs, {KINDS[kind]}"
+    return f"{'from scratch' if kind == 'full' else 'random weights'}, {KINDS[kind]}"
 
 
 def shown(spread: tuple[float, float, int] | None) -> str:
@@ -267,7 +273,7 @@ def shown(spread: tuple[float, float, int] | None) -> str:
     return f"{mean:.1f} ± {deviation:.1f}" if count > 1 else f"{mean:.1f}"
 
 
-def draw(spreads: Spreads, path: Path) -> None:
+def draw(spreads: Spreads, names: dict[tuple[str, str], str], path: Path) -> None:
     """Plot UAR over the share of the labels, a line for each setting."""
     colours = dict(zip(INITS, OKABE_ITO, strict=False))
     styles = {"full": ("-", "o"), "probe": ("--", "s"), "knn": (":", "^")}
@@ -287,7 +293,7 @@ def draw(spreads: Spreads, path: Path) -> None:
                 marker=marker,
                 markersize=4,
                 capsize=2,
-                label=label(init, kind),
+                label=names[init, kind],
             )
         axes.axhline(CHANCE, color="#666666", linewidth=0.8, linestyle=(0, (1, 3)), label="chance")
         percents = sorted({100 * share for line in spreads.values() for share in line})

@@ -78,11 +78,11 @@ def test_the_experiment_writes_a_table_all_scores_and_a_plot(labels, benchmark, 
     assert capsys.readouterr().out.endswith(text)
     names = [line.split(" | ")[0].strip("| ") for line in text.splitlines()[2:]]
     assert names == [
-        "pre-trained, full fine-tuning",
+        "pre-trained for 10 epochs, full fine-tuning",
         "from scratch, full fine-tuning",
-        "pre-trained, linear probe",
+        "pre-trained for 10 epochs, linear probe",
         "random weights, linear probe",
-        "pre-trained, 10-NN",
+        "pre-trained for 10 epochs, 10-NN",
         "random weights, 10-NN",
     ]
     rows = json.loads((tmp_path / "results.json").read_text())
@@ -110,11 +110,11 @@ def test_a_longer_pretraining_is_made_and_stands_beside_the_demos(labels, benchm
     text = (tmp_path / "table.md").read_text()
     names = [line.split(" | ")[0].strip("| ") for line in text.splitlines()[2:]]
     assert names == [
-        "pre-trained, linear probe",
-        "pre-trained for longer, linear probe",
+        "pre-trained for 10 epochs, linear probe",
+        "pre-trained for 2 epochs, linear probe",
         "random weights, linear probe",
-        "pre-trained, 10-NN",
-        "pre-trained for longer, 10-NN",
+        "pre-trained for 10 epochs, 10-NN",
+        "pre-trained for 2 epochs, 10-NN",
         "random weights, 10-NN",
     ]
     pretraining = json.loads((tmp_path / "pretrain2/config.json").read_text())
