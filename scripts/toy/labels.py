@@ -20,9 +20,10 @@ model of an earlier demo (--list val.csv scores these clips); scratch got no cho
 runs were then timed on the test list, and one best-epoch score was seen; nothing was changed after.
 On 10 % and 30 % of the labels, 150 to 600 steps, a seed each, made no difference that so few clips
 can show. The rate of the probe was chosen among 0.1, 0.4, 1.6 and 6.4 on features extracted once,
-not by real runs. k-NN is shown for one k and one kind
-of features, chosen beforehand. Validation after each epoch, which decides nothing here, is
-left to a single clip.
+not by real runs. k-NN is shown for one k and one kind of features, chosen beforehand. Validation
+after each epoch, which decides nothing here, is left to a single clip. The 200 epochs of README
+are what there was time for, after 80 (4 of them warm-up) had done better on the validation clips
+than the earlier demo's 10 (probe 45.8 against 25.0, a seed each).
 """
 
 import argparse
