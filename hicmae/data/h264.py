@@ -134,7 +134,9 @@ def open_h264(path: str) -> H264Video | None:
         codec = streams[0].codec_context
         check_frame_size(f"video '{path}'", codec.width, codec.height)
         is_mp4 = "mp4" in container.format.name.split(",")
-        if not is_mp4 or codec.name != "h264" or codec.pix_fmt not in PIXEL_FORMATS:
+        # Not codec.pix_fmt: where it is not known, PyAV 17 crashes.
+        pixels = codec.format.name if codec.format else ""
+        if not is_mp4 or codec.name != "h264" or pixels not in PIXEL_FORMATS:
             return None
         video = H264Video(path, container)
     except (av.FFmpegError, OSError, UnicodeError):
