@@ -15,20 +15,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from hicmae.config.common import OptimConfig
-from hicmae.config.finetuning import LOWER_IS_BETTER, complete
-from hicmae.config.flags import add_arguments, as_dict, new_parser, parse_configs
+from hicmae.config import (
+    LOWER_IS_BETTER,
+    OptimConfig,
+    add_arguments,
+    as_dict,
+    complete,
+    new_parser,
+    parse_configs,
+)
 from hicmae.inference.export import export_run
 from hicmae.training import checkpoint
-from hicmae.training.changes import describe_clips
-from hicmae.training.epochs import train_epochs
+from hicmae.training.checkpoint import Saver, describe_clips, find_checkpoint, prepare
 from hicmae.training.evaluate import headline, summary
-from hicmae.training.freezing import freeze
-from hicmae.training.logger import RunLogger
+from hicmae.training.logs import RunLogger
+from hicmae.training.loop import Watched, train_epochs
+from hicmae.training.optim import freeze
 from hicmae.training.results import show_classes, show_results
-from hicmae.training.resume import find_checkpoint, prepare
-from hicmae.training.saving import Saver
-from hicmae.training.session import (
+from hicmae.training.run import (
     Session,
     make_optimization,
     num_parameters,
@@ -52,7 +56,6 @@ from hicmae.training.supervised import (
     shown_metrics,
     training_clips,
 )
-from hicmae.training.workers import Watched
 
 logger = logging.getLogger("hicmae")
 

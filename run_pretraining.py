@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from hicmae.config.flags import add_arguments, as_dict, new_parser, parse_configs
+from hicmae.config import add_arguments, as_dict, new_parser, parse_configs
 from hicmae.data.dataset import PretrainClips
-from hicmae.data.loading import ClipIndex
+from hicmae.data.loader import ClipIndex
 from hicmae.training import distributed
-from hicmae.training.changes import describe_clips
-from hicmae.training.epochs import show_end, train_epochs
-from hicmae.training.logger import RunLogger, read_lines
+from hicmae.training.checkpoint import describe_clips, find_checkpoint, prepare
+from hicmae.training.logs import RunLogger, read_lines
+from hicmae.training.loop import show_end, train_epochs
 from hicmae.training.pretraining import (
     PretrainConfigs,
     make_dataset,
@@ -27,8 +27,7 @@ from hicmae.training.pretraining import (
     make_model,
     rebuild_clips,
 )
-from hicmae.training.resume import find_checkpoint, prepare
-from hicmae.training.session import (
+from hicmae.training.run import (
     Session,
     make_optimization,
     num_parameters,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hicmae.data.clip_list import find_list
-from hicmae.training.metrics import confusion_matrix, regression_metrics, scores_from_confusion
+from hicmae.training.evaluate import confusion_matrix, regression_metrics, scores_from_confusion
 
 KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
 METRICS_FILES = {"last": "metrics.json", "best": "metrics_best.json"}
@@ -37,7 +37,7 @@ class PredictionTable(NamedTuple):
         return self.labels.ndim == 2
 
     def scores(self) -> dict[str, Any]:
-        """Return the metrics of `hicmae.training.metrics` over all clips."""
+        """Return the metrics of `hicmae.training.evaluate` over all clips."""
         if self.is_regression:
             return regression_metrics(self.labels, self.predictions)
         return scores_from_confusion(

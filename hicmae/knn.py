@@ -32,15 +32,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 from tqdm import tqdm
 
-from hicmae.config.flags import new_parser
-from hicmae.data.clip_list import UnreadableClip, read_labelled_list
-from hicmae.data.streams import AnyClip
-from hicmae.inference.files import describe
+from hicmae.config import new_parser
+from hicmae.data.clip_list import AnyClip, read_labelled_list
+from hicmae.data.splits import take_share
 from hicmae.inference.recognizer import EmotionRecognizer
-from hicmae.tables import markdown
+from hicmae.io import UnreadableClip, describe, markdown, write_whole
 from hicmae.training.evaluate import Predictions, score, write_results
-from hicmae.training.label_share import take_share
-from hicmae.training.output import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -32,13 +32,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-from hicmae.data.clip_list import (  # noqa: E402
-    Clip,
-    read_labelled_list,
-    read_pretrain_list,
-    wav_of,
-    write_list,
-)
+from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, wav_of, write_list
 from preprocess.face_and_audio.batch import usable_cores  # noqa: E402
 from preprocess.lists.clips import write_csv  # noqa: E402
 from preprocess.lists.inspection import inspect_all  # noqa: E402

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any f
 
 import numpy as np  # noqa: E402
 
-from hicmae.data.clip_list import read_labelled_list, read_pretrain_list  # noqa: E402
+from hicmae.data.clip_list import read_labelled_list, read_pretrain_list
 from preprocess.face_and_audio.batch import (  # noqa: E402
     DISK_FULL,
     STOPPED,

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any f
 
 from tqdm import tqdm  # noqa: E402
 
-from hicmae.data.clip_list import Clip, wav_of, write_list  # noqa: E402
+from hicmae.data.clip_list import Clip, wav_of, write_list
 from preprocess.lists.clips import LeftOut, write_csv, write_left_out  # noqa: E402
 from preprocess.lists.command import (  # noqa: E402
     ROOT,

@@ -19,7 +19,7 @@ import numpy as np
 
 from hicmae import EmotionRecognizer
 from hicmae.data.clip_list import read_labelled_list
-from hicmae.training.metrics import classification_metrics
+from hicmae.training.evaluate import classification_metrics
 
 WAYS = (
     ("both streams", None, "error"),

@@ -142,7 +142,7 @@ def test_signals_reach_every_process_and_its_exit_code_comes_back(number, code, 
 
 
 def test_code_of_a_resumable_run_is_the_same_everywhere():
-    from hicmae.training.signals import RESUMABLE
+    from hicmae.training.run import RESUMABLE
 
     assert launch.RESUMABLE == RESUMABLE
     text = (ROOT / "scripts/lib/common.sh").read_text() + (

@@ -6,9 +6,17 @@ import pytest
 
 import run_finetuning
 import run_pretraining
-from hicmae.config.common import ClipConfig, OptimConfig
-from hicmae.config.finetuning import AugmentConfig, ClassifierConfig, ScoreConfig, complete
-from hicmae.config.flags import as_dict, from_args, parse_configs
+from hicmae.config import (
+    AugmentConfig,
+    ClassifierConfig,
+    ClipConfig,
+    OptimConfig,
+    ScoreConfig,
+    as_dict,
+    complete,
+    from_args,
+    parse_configs,
+)
 from hicmae.training.pretraining import PretrainConfigs
 from hicmae.training.supervised import FinetuneConfigs
 

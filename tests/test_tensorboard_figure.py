@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hicmae.training import hparams
-from hicmae.training.logger import RunLogger
+from hicmae.training import logs as hparams
+from hicmae.training.logs import RunLogger
 from scripts.figures import tensorboard
 
 ROOT = Path(__file__).parents[1]

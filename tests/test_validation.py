@@ -13,13 +13,12 @@ import torch
 import torch.multiprocessing as mp
 
 import run_finetuning
-from hicmae.config.finetuning import ScoreConfig
-from hicmae.config.flags import parse_configs
+from hicmae.config import ScoreConfig, parse_configs
+from hicmae.data import splits as holdout
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
-from hicmae.data.speakers import PATTERNS, base_name, find_speakers
+from hicmae.data.splits import PATTERNS, base_name, find_speakers, hold_out
 from hicmae.report.notes import _chosen
-from hicmae.training import checkpoint, holdout, supervised
-from hicmae.training.holdout import hold_out
+from hicmae.training import checkpoint, supervised
 from preprocess import cremad_av
 from tests.conftest import save_frames, save_wav
 from tests.preprocess.test_lists import Tree
@@ -135,7 +134,7 @@ def test_a_sound_on_both_sides_is_refused_where_sound_is_read():
 
 def test_a_class_on_one_side_only_is_warned_of(caplog):
     train, val = [Clip("a", "a.wav", 0), Clip("b", "b.wav", 2)], [Clip("c", "c.wav", 0)]
-    holdout.describe(holdout.Holdout(train, val, ["s"]), "speaker")
+    holdout.describe_holdout(holdout.Holdout(train, val, ["s"]), "speaker")
     assert "no validation clip is of class 2: too few speakers have it" in caplog.text
 
 

@@ -9,7 +9,7 @@ import torch
 import run_finetuning
 import run_pretraining
 from hicmae import EmotionRecognizer
-from hicmae.inference.model_config import parse_config
+from hicmae.inference.model import parse_config
 from hicmae.visualize.__main__ import main as visualize
 from tests.small_runs import FINETUNE, PRETRAIN, finish, lines, make_media, ranks
 

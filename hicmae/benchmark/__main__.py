@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hicmae.benchmark.context import context
-from hicmae.config.flags import new_parser
-from hicmae.tables import describe
-from hicmae.training.session import EXPECTED
+from hicmae.config import new_parser
+from hicmae.io import describe_figures as describe
+from hicmae.training.run import EXPECTED
 
 # A command is a module `hicmae.benchmark.<name>`: `add_arguments(parser)` adds its flags,
 # `run(args)` returns its figures, and `show(figures)`, if it has one, makes text of them.

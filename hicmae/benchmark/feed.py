@@ -27,11 +27,10 @@ from hicmae.benchmark.real_steps import (
     training_configs,
 )
 from hicmae.data.clip_list import write_list
-from hicmae.data.loading import PretrainBatch
-from hicmae.tables import aligned
+from hicmae.data.loader import PretrainBatch, epoch_batches
+from hicmae.io import aligned
 from hicmae.training.pretraining import PretrainConfigs, make_dataset
-from hicmae.training.session import Session, open_session, training_loader
-from hicmae.training.workers import epoch_batches
+from hicmae.training.run import Session, open_session, training_loader
 
 NOTE = """
 Waits: share of the time in which the device had nothing to do but wait for a batch. Slower: loss of

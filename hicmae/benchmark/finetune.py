@@ -20,10 +20,10 @@ from hicmae.benchmark.workload import (
     random_clips,
     training_errors,
 )
-from hicmae.data.loading import LabelledBatch
+from hicmae.data.loader import LabelledBatch
 from hicmae.models.finetune import HiCMAEClassifier
-from hicmae.training.engine import LossParts, train_step
-from hicmae.training.precision import Precision
+from hicmae.training.loop import LossParts, train_step
+from hicmae.training.run import Precision
 
 DROP_PATH, LAYER_DECAY = 0.1, 0.75
 BETAS = (0.9, 0.999)
@@ -45,7 +45,7 @@ def compute_loss(model: nn.Module, batch: LabelledBatch) -> tuple[Tensor, LossPa
 
 
 def make_ours(config: BenchmarkConfig, precision: Precision, batch: int) -> Step:
-    """Build our fine-tuning step, the one of `hicmae.training.engine`."""
+    """Build our fine-tuning step, the one of `hicmae.training.loop`."""
     model = runner.seeded(config, lambda: config.classifier(DROP_PATH)).to(precision.device)
     batches = [labelled_batch(config, model, batch, precision.device)]
     trained, optimization = runner.prepared(config, model, precision, LAYER_DECAY, BETAS)

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from hicmae.models.decoder import SkipDecoder
 from hicmae.models.encoder import CrossModalFusion, ModalityEncoder
 from hicmae.models.finetune import HiCMAEClassifier
-from hicmae.models.pretrain import HiCMAE
+from hicmae.models.pretrain import HiCMAE, SkipDecoder
 
 Parts = dict[str, float]
 

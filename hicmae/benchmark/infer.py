@@ -16,9 +16,9 @@ from hicmae.benchmark import finetune, runner
 from hicmae.benchmark.flops import Parts, classifier_forward
 from hicmae.benchmark.settings import BenchmarkConfig
 from hicmae.benchmark.workload import Step, Workload, plain, random_clips, relative_error
-from hicmae.data.loading import ViewBatch
+from hicmae.data.loader import ViewBatch
 from hicmae.training.evaluate import predict
-from hicmae.training.precision import Precision
+from hicmae.training.run import Precision
 
 WINDOWS, CROPS = 2, 2
 

@@ -11,9 +11,9 @@ import timm
 
 import hicmae  # noqa: F401  (registers the models)
 from hicmae.benchmark.flops import pretrain_flops, total
+from hicmae.io import aligned, readable
 from hicmae.models.pretrain import HiCMAE
-from hicmae.tables import aligned, readable
-from hicmae.training.session import num_parameters
+from hicmae.training.run import num_parameters
 
 MODELS = {
     "HiCMAE-T": "pretrain_hicmae_dim256_patch16_160_a256",

@@ -26,12 +26,11 @@ from hicmae.benchmark.loader_clips import make_clips
 from hicmae.benchmark.timing import StepTimes, measure_in_turns
 from hicmae.benchmark.workload import plain
 from hicmae.data.clip_list import Clip
-from hicmae.data.dataset import PretrainClips
-from hicmae.data.loading import ClipIndex, PretrainBatch, item_generator
-from hicmae.data.shard_index import PackedClips, read_packed
-from hicmae.data.streams import open_streams
+from hicmae.data.dataset import PretrainClips, open_streams
+from hicmae.data.loader import ClipIndex, PretrainBatch, item_generator
+from hicmae.data.shards import PackedClips, read_packed
 from hicmae.data.video import face_box
-from hicmae.tables import aligned
+from hicmae.io import aligned
 
 CACHE = "saved/benchmarks/clips"
 VOXCELEB2_CLIPS = 1_092_009

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 
 from hicmae.benchmark.timing import measure_in_turns
-from hicmae.models import onednn
-from hicmae.training.precision import DTYPES, Precision
+from hicmae.models import cpu_gemm as onednn
+from hicmae.training.run import DTYPES, Precision
 
 
 def measure_peaks(precision: Precision) -> dict[str, float]:

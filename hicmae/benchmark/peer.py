@@ -10,7 +10,7 @@ import torch
 
 from hicmae.benchmark.settings import BenchmarkConfig
 from hicmae.benchmark.workload import Step, heads_of, random_clips
-from hicmae.training.precision import Precision
+from hicmae.training.run import Precision
 
 
 def is_installed() -> bool:

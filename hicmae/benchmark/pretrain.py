@@ -20,18 +20,18 @@ from hicmae.benchmark.workload import (
     random_clips,
     training_errors,
 )
-from hicmae.config.pretraining import PretrainLossConfig
-from hicmae.data.loading import PretrainBatch
+from hicmae.config import PretrainLossConfig
+from hicmae.data.loader import PretrainBatch
 from hicmae.models.pretrain import HiCMAE
-from hicmae.training.engine import ComputeLoss, train_step
-from hicmae.training.precision import Precision
+from hicmae.training.loop import ComputeLoss, train_step
 from hicmae.training.pretraining import make_loss
+from hicmae.training.run import Precision
 
 LOSS = PretrainLossConfig(use_frame_diff_as_target=True)  # as in the VoxCeleb2 script
 
 
 def make_ours(config: BenchmarkConfig, precision: Precision, batch: int) -> Step:
-    """Build our pre-training step, the one of `hicmae.training.engine`."""
+    """Build our pre-training step, the one of `hicmae.training.loop`."""
     model = runner.seeded(config, config.pretraining_model).to(precision.device)
     clips = random_clips(config, model, batch, precision.device)
     batches = [PretrainBatch(*clips, names=("",) * batch, skipped=())]

@@ -34,12 +34,12 @@ from hicmae.benchmark.real_steps import (
     spread,
     training_configs,
 )
-from hicmae.data.loading import PretrainBatch
+from hicmae.data.loader import PretrainBatch
 from hicmae.data.masking import random_mask, tube_mask
-from hicmae.tables import aligned
+from hicmae.io import aligned
 from hicmae.training import distributed
 from hicmae.training.pretraining import PretrainConfigs
-from hicmae.training.session import Session, open_session
+from hicmae.training.run import Session, open_session
 
 PATCH_SIZE = 16
 NOTE = """

@@ -12,15 +12,13 @@ import timm
 import torch
 
 from hicmae.benchmark.settings import SIZES
-from hicmae.config.common import DataConfig, RunConfig
-from hicmae.config.flags import add_arguments, from_args
-from hicmae.data.loading import PretrainBatch, SkippedClips
+from hicmae.config import DataConfig, RunConfig, add_arguments, from_args
+from hicmae.data.loader import PretrainBatch, SkippedClips
 from hicmae.training import distributed
-from hicmae.training.engine import train_one_epoch
-from hicmae.training.epochs import as_trained
-from hicmae.training.logger import RunLogger
+from hicmae.training.logs import RunLogger
+from hicmae.training.loop import as_trained, train_one_epoch
 from hicmae.training.pretraining import PretrainConfigs, make_loss, make_model
-from hicmae.training.session import Session, make_optimization
+from hicmae.training.run import Session, make_optimization
 
 NOT_SET = "-"  # stands for a path that a benchmark does not need
 

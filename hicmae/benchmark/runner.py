@@ -17,14 +17,12 @@ from hicmae.benchmark.peaks import measure_peaks
 from hicmae.benchmark.settings import BenchmarkConfig, prepare_device
 from hicmae.benchmark.timing import StepTimes, measure_in_turns
 from hicmae.benchmark.workload import Step, Workload
-from hicmae.config.flags import add_arguments as add_config
-from hicmae.config.flags import from_args
-from hicmae.models.onednn import cpu_gemm
-from hicmae.tables import aligned, readable
-from hicmae.training.engine import Optimization
-from hicmae.training.optim import make_optimizer, parameter_groups
-from hicmae.training.precision import Precision
-from hicmae.training.speed import checkpoint_activations, compiled
+from hicmae.config import add_arguments as add_config
+from hicmae.config import from_args
+from hicmae.io import aligned, readable
+from hicmae.models.cpu_gemm import cpu_gemm
+from hicmae.training.optim import Optimization, make_optimizer, parameter_groups
+from hicmae.training.run import Precision, checkpoint_activations, compiled
 
 LEARNING_RATE = 1e-4
 TOP_OPERATORS = 20

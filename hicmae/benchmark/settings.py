@@ -8,12 +8,11 @@ import timm
 import torch
 
 import hicmae  # noqa: F401  (registers the models)
-from hicmae.config.common import CPU_GEMM, check_not_negative, check_positive
-from hicmae.config.flags import option
+from hicmae.config import CPU_GEMM, check_not_negative, check_positive, option
+from hicmae.models.cpu_gemm import choose_cpu_gemm
 from hicmae.models.finetune import HiCMAEClassifier
-from hicmae.models.onednn import choose_cpu_gemm
 from hicmae.models.pretrain import HiCMAE
-from hicmae.training.precision import Precision, choose_precision
+from hicmae.training.run import Precision, choose_precision
 
 SIZES = {"t": 256, "s": 384, "b": 512}
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hicmae.tables import markdown
+from hicmae.io import markdown
 
 NAMES = {"pretrain": "pre-training", "finetune": "fine-tuning", "infer": "testing"}
 SIZES = {"dim256": "HiCMAE-T", "dim384": "HiCMAE-S", "dim512": "HiCMAE-B"}

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from hicmae.benchmark.flops import Parts
 from hicmae.benchmark.settings import BenchmarkConfig
 from hicmae.data.masking import random_mask, tube_mask
-from hicmae.models.decoder import SkipDecoder
 from hicmae.models.encoder import ModalityEncoder
 from hicmae.models.finetune import HiCMAEClassifier
 from hicmae.models.layers import Block
-from hicmae.models.pretrain import HiCMAE
-from hicmae.training.precision import Precision
+from hicmae.models.pretrain import HiCMAE, SkipDecoder
+from hicmae.training.run import Precision
 
 Step = Callable[[], object]
 

@@ -10,7 +10,7 @@ import soundfile
 import torch
 import torchaudio.compliance.kaldi as kaldi
 
-from hicmae.data.clip_list import UnreadableClip, one_line
+from hicmae.io import UnreadableClip, one_line
 
 SAMPLE_RATE = 16000
 HOP = 160  # samples between spectrogram steps: 10 ms, as AudioMAE

@@ -6,21 +6,33 @@ are not UTF-8 survive as well (surrogateescape, as `os` does).
 
 Where a list is read, a folder of shards, or the index of one, may stand instead (`shard_index`);
 `train/` with shards stands for `train.csv` beside it.
+
+Names of classes and regression outputs, in the order of their numbers.
 """
 
 import csv
+import logging
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from hicmae.data.shard_index import PackedClip, is_packed, read_packed
+from hicmae.data.shards import PackedClip, is_packed, read_packed
+
+logger = logging.getLogger(__name__)
+
 
 _PRETRAIN_LINE = "'<video.mp4> <int>' or '<video.mp4> <audio.wav> <int>'"
+
+
 _CLASSIFICATION_LINE = "'<video> <audio.wav> <class index>'"
+
+
 _REGRESSION_LINE = "'<video> <audio.wav> <number> ...'"
+
 
 # VoxCeleb2 as its authors ship it keeps the sound in a tree of its own.
 _VOXCELEB_VIDEO, _VOXCELEB_AUDIO = "video/file~/dev/mp4", "audio/file~/dev/aac"
@@ -36,26 +48,6 @@ class Clip(NamedTuple):
     video: str
     audio: str | None
     label: int | tuple[float, ...] | None
-
-
-class UnreadableClip(RuntimeError):
-    """A clip's file is missing or broken; the message is one line that names it."""
-
-
-MAX_PIXELS = 1 << 26  # of a frame; more is no face but something to fill the memory with
-
-
-def check_frame_size(what: str, width: int, height: int) -> None:
-    """Raise UnreadableClip for a frame that is too large to be decoded."""
-    if width * height > MAX_PIXELS:
-        raise UnreadableClip(
-            f"{what} has {width} x {height} pixels, expected at most {MAX_PIXELS}; make it smaller"
-        )
-
-
-def one_line(error: Exception) -> str:
-    """Return a library's error message on one line, short enough for a log."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def find_list(path: str | Path) -> Path | None:
@@ -235,3 +227,94 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"got {text!r} where a finite number belongs")
     return value
+
+
+# In the order of the lists that preprocess/ makes, which is that of the published protocols.
+DATA_SETS = {
+    ("cremad", 6): ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),
+    ("cremad", 4): ("ANG", "HAP", "NEU", "SAD"),
+    ("mafw", 11): tuple(
+        "anger disgust fear happiness neutral sadness surprise contempt anxiety helplessness "
+        "disappointment".split()
+    ),
+    ("ravdess", 8): tuple("neutral calm happy sad angry fearful disgust surprised".split()),
+    ("mspimprov", 4): ("A", "H", "N", "S"),
+    ("werewolfxl", 3): ("valence", "arousal", "dominance"),
+}
+
+
+def read_names(path: str | Path) -> tuple[str, ...]:
+    """Read a file of names, one a line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        raise FileNotFoundError(
+            f"'{path}' is no file; expected the names of classes or outputs, one a line"
+        ) from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def chosen_names(chosen: Sequence[str], count: int) -> tuple[str, ...]:
+    """Read --class_names: the names themselves, one file with a name a line, or a data set's name.
+
+    Args:
+        chosen: values of the flag.
+        count: number of classes or outputs.
+
+    Raises:
+        ValueError: not `count` names, or one twice.
+    """
+    names = tuple(chosen)
+    if len(names) == 1:
+        known = data_set_names(names[0], count)
+        names = known if known else read_names(names[0])
+    return checked(names, count, "--class_names")
+
+
+def checked(names: Sequence[str], count: int, source: str) -> tuple[str, ...]:
+    """Refuse names that are not as many as the outputs, or not distinct."""
+    if len(names) != count:
+        raise ValueError(
+            f"{source} gives {len(names)} names ({', '.join(names)[:80]}), expected {count}, one "
+            "for each class or output"
+        )
+    if len(set(names)) != count:
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise ValueError(f"{source} gives the name '{twice}' twice; names must differ")
+    return tuple(names)
+
+
+def data_set_names(data_set: str, count: int) -> tuple[str, ...]:
+    """Return the names of a known data set's classes, () for an unknown one."""
+    key = re.sub(r"[^a-z0-9]", "", data_set.lower())
+    return DATA_SETS.get((key, count), ())
+
+
+def names_of_run(settings: dict[str, Any], task: str, count: int) -> tuple[str, ...]:
+    """Return the names for a model by the settings it was trained with.
+
+    The flag --class_names comes first, then classes.txt (regression: targets.txt) in the folder of
+    the lists or in the one above, then the table of known data sets, then "class 0", "class 1".
+
+    Args:
+        settings: flags by name.
+        task: "classification" or "regression".
+        count: number of classes or outputs.
+    """
+    if settings.get("class_names"):
+        return chosen_names(settings["class_names"], count)
+    folder = Path(settings.get("data_path") or ".")
+    if settings.get("data_path"):
+        for place in (folder, folder.parent):
+            path = place / ("classes.txt" if task == "classification" else "targets.txt")
+            if path.is_file():
+                names = read_names(path)
+                if len(names) == count == len(set(names)):
+                    return names
+                logger.warning("%s has %d names for %d outputs: unused", path, len(names), count)
+    known = data_set_names(str(settings.get("data_set") or ""), count)
+    word = "class" if task == "classification" else "output"
+    return known or tuple(f"{word} {k}" for k in range(count))
+
+
+AnyClip = Clip | PackedClip

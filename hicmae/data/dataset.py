@@ -1,11 +1,13 @@
-"""Clips as tensors: for pre-training, for training and validation with labels, and as test views.
+"""Open the video and the sound of a clip, wherever they are.
+
+Clips as tensors: for pre-training, for training and validation with labels, and as test views.
 
 An item of each data set is already a batch, of one clip: `num_samples` samples or several views of
 it, none where it was skipped. `collate` joins items to a larger batch of the same type.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,11 +16,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hicmae.data import audio as wav
+from hicmae.data import media
 from hicmae.data import video as film
+from hicmae.data.audio import SAMPLE_RATE, Wav, WavFile
 from hicmae.data.augment import Augment, ClipTransform
-from hicmae.data.deadline import Deadline
-from hicmae.data.loading import (
+from hicmae.data.clip_list import AnyClip
+from hicmae.data.loader import (
     ClipIndex,
+    Deadline,
     LabelledBatch,
     PretrainBatch,
     ViewBatch,
@@ -28,10 +33,37 @@ from hicmae.data.loading import (
     read_or_skip,
 )
 from hicmae.data.masking import random_mask, tube_mask
-from hicmae.data.streams import FRAME_RATE as FRAME_RATE
-from hicmae.data.streams import AnyClip, open_streams, open_wanted
+from hicmae.data.media import Video, open_video
+from hicmae.data.shards import PackedClip, open_packed
+
+FRAME_RATE = 25  # frames a second that are assumed where only the audio is read
+
+
+def open_streams(clip: AnyClip) -> tuple[Video, Callable[[], Wav]]:
+    """Open the video of a clip; its sound is opened when it is called for."""
+    if isinstance(clip, PackedClip):
+        video, sound = open_packed(clip)
+        return video, lambda: sound
+    return open_video(clip.video), lambda: WavFile(clip.audio)
+
+
+def open_wanted(clip: AnyClip, modality: str) -> tuple[Video | None, Wav | None, int]:
+    """Open the streams that a modality reads; return them and the number of frames."""
+    video: Video | None
+    sound: Wav | None
+    if isinstance(clip, PackedClip):
+        video, sound = open_packed(clip)
+    else:
+        sound = WavFile(clip.audio) if "a" in modality else None
+        video = open_video(clip.video) if "v" in modality else None
+    if "v" not in modality:
+        return None, sound, max(round(len(sound or ()) * FRAME_RATE / SAMPLE_RATE), 1)
+    return video, sound if "a" in modality else None, len(video or ())
+
 
 PATCH_SIZE = 16
+
+
 MODALITIES = ("av", "a", "v")
 
 
@@ -101,7 +133,7 @@ class PretrainClips(Dataset[PretrainBatch]):
         gains = [wav.draw_gain(rng) if self.roll_mag_aug else 1.0 for _ in windows]
         spans = [self._span(video, window) for window in windows]
         audio = wav.span_features(sound(), spans, gains, self.input_size_audio)
-        frames = film.read_frames(video, windows)
+        frames = media.read_frames(video, windows)
         masks = [tube_mask(self.grid, self.mask_ratio, rng) for _ in windows]
         ratio, num_tokens = self.mask_ratio_audio, self.num_audio_tokens
         audio_masks = [random_mask(num_tokens, ratio, rng) for _ in windows]
@@ -115,7 +147,7 @@ class PretrainClips(Dataset[PretrainBatch]):
             skipped=(),
         )
 
-    def _span(self, video: film.Video, window: np.ndarray) -> tuple[int, int]:
+    def _span(self, video: media.Video, window: np.ndarray) -> tuple[int, int]:
         first, last = int(window[0]), min(int(window[-1]) + self.sampling_rate, len(video) - 1)
         start, stop = (int(time * wav.SAMPLE_RATE) for time in video.times(first, last))
         return start, stop
@@ -191,7 +223,7 @@ class LabelledClips(Dataset[LabelledBatch]):
                 sound, windows, span, total_frames, self.input_size_audio, gains
             )
         if video is not None:
-            images = _squares(film.read_frames(video, windows), self.input_size)
+            images = _squares(media.read_frames(video, windows), self.input_size)
             clips = [self._pixels([images[k] for k in window], rng) for window in windows]
             pixels = torch.stack(clips)
         target = _target(clip, self.task).repeat_interleave(self.num_samples, dim=0)
@@ -280,7 +312,7 @@ class TestClips(Dataset[ViewBatch]):
             windows = film.test_windows(total_frames, self.num_segments, *sampling)
         pixels, features, num_crops = None, None, 1
         if video is not None:
-            pixels, num_crops = self._views(film.read_frames(video, windows), windows)
+            pixels, num_crops = self._views(media.read_frames(video, windows), windows)
         if sound is not None:
             span = self.num_frames * self.sampling_rate
             features = wav.window_features(

@@ -21,18 +21,24 @@ from typing import Any
 import soundfile
 from safetensors.torch import save_file
 
-from hicmae.config.flags import new_parser
-from hicmae.data.clip_list import UnreadableClip, read_labelled_list
-from hicmae.data.video import FrameFolder
-from hicmae.inference.checkpoints import Described, flat_settings, read_checkpoint
-from hicmae.inference.files import describe, whole_file
+from hicmae.config import new_parser
+from hicmae.data.clip_list import read_labelled_list
+from hicmae.data.media import FrameFolder
+from hicmae.inference.model import (
+    CONFIG,
+    EXPORT,
+    METADATA,
+    WEIGHTS,
+    Described,
+    flat_settings,
+    read_checkpoint,
+)
+from hicmae.io import UnreadableClip, describe, whole_file
 from hicmae.training import checkpoint, distributed
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS, EXPORT = "config.json", "model.safetensors", "export"
 KINDS = {"last": "metrics.json", "best": "metrics_best.json"}  # and the scores of each
-METADATA = "hicmae_config"  # where a weights file alone carries its config.json
 
 
 def write_export(described: Described, output: str | Path) -> Path:

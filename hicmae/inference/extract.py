@@ -33,17 +33,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hicmae.config.flags import new_parser
+from hicmae.config import new_parser
 from hicmae.data.clip_list import wav_of
-from hicmae.inference.answers import Features
-from hicmae.inference.files import check_writable, describe, whole_file
 from hicmae.inference.predict import (
     add_model_arguments,
     find_files,
     load_recognizer,
     reading_options,
 )
+from hicmae.inference.recognizer import Features
 from hicmae.inference.results import Failure
+from hicmae.io import check_writable, describe, whole_file
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hicmae.config.flags import new_parser
-from hicmae.data.clip_list import UnreadableClip
-from hicmae.data.video import FRAME_EXTENSIONS
-from hicmae.inference.files import check_writable, describe
-from hicmae.inference.overlay import FILMS, write_overlay
+from hicmae.config import new_parser
+from hicmae.data.media import FRAME_EXTENSIONS
+from hicmae.inference.clips import FACES, MISSING, PROTOCOLS
+from hicmae.inference.pictures import FILMS, draw_timeline, write_overlay
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.inference.results import (
     Failure,
@@ -33,8 +32,7 @@ from hicmae.inference.results import (
     write_json,
     write_windows_csv,
 )
-from hicmae.inference.timeline import draw_timeline
-from hicmae.inference.views import FACES, MISSING, PROTOCOLS
+from hicmae.io import UnreadableClip, check_writable, describe
 
 logger = logging.getLogger(__name__)
 

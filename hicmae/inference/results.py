@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hicmae.inference.files import whole_file
+from hicmae.io import whole_file
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from hicmae.models.layers import (
     Block,
     CSBlock,
     LayerNorm,
+    cut_patches,
     drop_path_rates,
     linear,
     sincos_positions,
+    token_grid,
 )
-from hicmae.models.patches import cut_patches, token_grid
 
 PATCH_SIZE = 16  # pixels, mel bins and spectrogram steps alike
 FUSION_ORDERS = ("both", "video_first", "audio_first")

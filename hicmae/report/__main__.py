@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hicmae.config.flags import OneLineParser
-from hicmae.data.speakers import FILE, PATTERNS, find_speakers
+from hicmae.config import OneLineParser
+from hicmae.data.clip_list import read_names
+from hicmae.data.splits import PATTERNS, find_speakers
+from hicmae.data.splits import SPEAKER_FILE as FILE
 from hicmae.folds import KINDS, fold_folders, read_json, read_predictions
-from hicmae.inference.checkpoints import flat_settings
-from hicmae.inference.names import read_names
+from hicmae.inference.model import flat_settings
 from hicmae.report.comparison import compare_all
 from hicmae.report.layout import as_data, as_latex, as_markdown, as_text
 from hicmae.report.page import as_html

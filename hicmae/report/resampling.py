@@ -74,7 +74,7 @@ def _score_numbers(sums: np.ndarray) -> Scores:
     )
     covariance = product - truth * guess
     varies = (spread > 0) & (spread_guess > 0)
-    # Moments are unbiased (n - 1) as in hicmae.training.metrics; a shift has no such factor.
+    # Moments are unbiased (n - 1) as in hicmae.training.evaluate; a shift has no such factor.
     shift = (truth - guess) ** 2 * (count - 1) / count
     norms = np.sqrt(spread * spread_guess), (spread + spread_guess + shift) / 2
     pcc, ccc = (np.where(varies, _ratio(covariance, norm), 0.0) for norm in norms)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hicmae.data.clip_list import checked, names_of_run
 from hicmae.folds import KINDS, PredictionTable, fold_folders, pool, read_json, read_predictions
-from hicmae.inference.checkpoints import flat_settings
-from hicmae.inference.names import checked, names_of_run
+from hicmae.inference.model import flat_settings
 from hicmae.report.notes import notes_on
 from hicmae.report.resampling import Plan, intervals
 

@@ -7,16 +7,23 @@ import timm
 from torch import Tensor, nn
 
 import hicmae  # noqa: F401  (registers the models)
-from hicmae.config.common import ClipConfig, DataConfig, OptimConfig, RunConfig
-from hicmae.config.pretraining import MaskConfig, PretrainLossConfig, PretrainModelConfig
+from hicmae.config import (
+    ClipConfig,
+    DataConfig,
+    MaskConfig,
+    OptimConfig,
+    PretrainLossConfig,
+    PretrainModelConfig,
+    RunConfig,
+)
 from hicmae.data.clip_list import read_pretrain_list
 from hicmae.data.dataset import PretrainClips
-from hicmae.data.loading import PretrainBatch, joined
-from hicmae.models.patches import split_tokens
-from hicmae.training.engine import ComputeLoss, LossParts
-from hicmae.training.losses import contrasted, contrastive_accuracy, pretrain_loss
-from hicmae.training.precision import Precision
+from hicmae.data.loader import PretrainBatch, joined
+from hicmae.models.layers import split_tokens
+from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
+from hicmae.training.loop import ComputeLoss, LossParts
 from hicmae.training.reconstruct import Reconstruction, reconstruct
+from hicmae.training.run import Precision
 
 
 class PretrainConfigs(NamedTuple):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from hicmae.models.encoder import PATCH_SIZE, ModalityEncoder
-from hicmae.models.patches import TokenSplit, cut_patches, join_patches, split_tokens, token_grid
-from hicmae.training.losses import TARGET_EPS, frame_differences, unnormalize
-from hicmae.training.precision import Precision
+from hicmae.models.layers import TokenSplit, cut_patches, join_patches, split_tokens, token_grid
+from hicmae.models.losses import TARGET_EPS, frame_differences, unnormalize
+from hicmae.training.run import Precision
 
 
 class Reconstruction(NamedTuple):

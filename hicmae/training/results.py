@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hicmae.training import distributed
-from hicmae.training.epochs import show_end
+from hicmae.training.checkpoint import Saver
 from hicmae.training.evaluate import headline
-from hicmae.training.logger import RunLogger
-from hicmae.training.saving import Saver
-from hicmae.training.session import Session
+from hicmae.training.logs import RunLogger
+from hicmae.training.loop import show_end
+from hicmae.training.run import Session
 from hicmae.training.supervised import FinetuneConfigs, shown_metrics
 
 Metrics = dict[str, Any]

@@ -11,17 +11,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import hicmae  # noqa: F401  (registers the models)
-from hicmae.config.common import ClipConfig, DataConfig, OptimConfig, RunConfig
-from hicmae.config.finetuning import AugmentConfig, ClassifierConfig, ScoreConfig
+from hicmae.config import (
+    AugmentConfig,
+    ClassifierConfig,
+    ClipConfig,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    ScoreConfig,
+)
+from hicmae.data import splits as holdout
+from hicmae.data import splits as label_share
 from hicmae.data.augment import Augment, Mixup, mix_batch
-from hicmae.data.clip_list import find_list, read_labelled_list
+from hicmae.data.clip_list import AnyClip, find_list, names_of_run, read_labelled_list
 from hicmae.data.dataset import LabelledClips, TestClips
-from hicmae.data.loading import ClipSampler, LabelledBatch, make_loader
-from hicmae.data.speakers import find_speakers
-from hicmae.data.streams import AnyClip
-from hicmae.inference.names import names_of_run
-from hicmae.training import distributed, holdout, label_share
-from hicmae.training.engine import ComputeLoss, LossParts
+from hicmae.data.loader import ClipSampler, LabelledBatch, make_loader
+from hicmae.data.splits import find_speakers, group_clips, item_name
+from hicmae.io import write_whole
+from hicmae.models.losses import REGRESSION_LOSSES
+from hicmae.training import distributed
 from hicmae.training.evaluate import (
     Batches,
     average_clips,
@@ -30,10 +38,8 @@ from hicmae.training.evaluate import (
     write_predictions,
     write_results,
 )
-from hicmae.training.items import group_clips, item_name
-from hicmae.training.losses import REGRESSION_LOSSES
-from hicmae.training.output import write_whole
-from hicmae.training.session import Session
+from hicmae.training.loop import ComputeLoss, LossParts
+from hicmae.training.run import Session
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +93,7 @@ def read_lists(configs: FinetuneConfigs) -> Lists:
         val_file = _val_file(configs)
         val = test if val_file == test_file else read_list(configs, val_file)
     else:
-        val_file = Path(configs.run.output_dir) / holdout.FILE
+        val_file = Path(configs.run.output_dir) / holdout.HOLDOUT_FILE
         train, val, held_out = _hold_out(configs, train)
     train, labelled = _take_share(configs, train)
     if val == test:
@@ -128,10 +134,10 @@ def _hold_out(configs: FinetuneConfigs, clips: Clips) -> tuple[Clips, Clips, str
         groups = [clip.video for clip in clips]
     seed, modality = configs.run.seed, configs.classifier.modality
     held = holdout.hold_out(clips, groups, score.val_share, seed, modality)
-    holdout.describe(held, score.val_split)
+    holdout.describe_holdout(held, score.val_split)
     if find_list(folder / "val.csv"):
         logger.info("'%s' is not used", folder / "val.csv")
-    return held.train, held.val, holdout.table(held, score.val_split)
+    return held.train, held.val, holdout.holdout_table(held, score.val_split)
 
 
 def _take_share(configs: FinetuneConfigs, clips: Clips) -> tuple[Clips, str]:
@@ -140,8 +146,8 @@ def _take_share(configs: FinetuneConfigs, clips: Clips) -> tuple[Clips, str]:
     if share == 1:
         return clips, ""
     taken = label_share.take_share(clips, share, configs.run.seed)
-    label_share.describe(taken, len(clips), share)
-    return taken, label_share.table(taken)
+    label_share.describe_share(taken, len(clips), share)
+    return taken, label_share.share_table(taken)
 
 
 def record_lists(lists: Lists, output_dir: Path) -> None:
@@ -152,7 +158,7 @@ def record_lists(lists: Lists, output_dir: Path) -> None:
     if lists.held_out and distributed.is_main():
         write_whole(Path(lists.val_file), lists.held_out)
     if lists.labelled and distributed.is_main():
-        write_whole(output_dir / label_share.FILE, lists.labelled)
+        write_whole(output_dir / label_share.SHARE_FILE, lists.labelled)
 
 
 def label_names(configs: FinetuneConfigs) -> tuple[str, ...]:

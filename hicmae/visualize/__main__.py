@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hicmae.config.flags import OneLineParser
-from hicmae.inference.names import read_names
+from hicmae.config import OneLineParser
+from hicmae.data.clip_list import read_names
 from hicmae.visualize.attention import METHODS, attention
 from hicmae.visualize.confusion import confusion
 from hicmae.visualize.curves import curves

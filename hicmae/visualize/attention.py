@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from hicmae.data.streams import AnyClip
+from hicmae.data.clip_list import AnyClip
 from hicmae.models.encoder import ModalityEncoder
-from hicmae.training.losses import unnormalize
+from hicmae.models.losses import unnormalize
 from hicmae.visualize.attention_maps import looks, recorded_attention
 from hicmae.visualize.features import Opened, batches, open_model, pick_lines, read_clips
 from hicmae.visualize.style import STYLE, check_format, save_figure

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
+from hicmae.data.clip_list import checked
 from hicmae.folds import pool, read_predictions
-from hicmae.inference.names import checked
 from hicmae.visualize.style import STYLE, check_format, figure_to_image, new_figure, save_figure
 
 

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from hicmae.folds import natural_key
-from hicmae.training.logger import read_lines
+from hicmae.training.logs import read_lines
 from hicmae.visualize.style import OKABE_ITO, STYLE, check_format, save_figure
 
 # What log.txt holds beside curves worth drawing.

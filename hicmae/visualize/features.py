@@ -8,13 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hicmae.data.clip_list import read_labelled_list, read_pretrain_list
+from hicmae.data.clip_list import AnyClip, read_labelled_list, read_pretrain_list
 from hicmae.data.dataset import PretrainClips, TestClips
-from hicmae.data.loading import ClipIndex, PretrainBatch, ViewBatch
-from hicmae.data.streams import AnyClip
-from hicmae.inference import forward
-from hicmae.inference.loading import load_model
-from hicmae.inference.model_config import ModelConfig, Preprocessing
+from hicmae.data.loader import ClipIndex, PretrainBatch, ViewBatch
+from hicmae.inference import clips as forward
+from hicmae.inference.model import ModelConfig, Preprocessing, load_model
 
 
 class Opened(NamedTuple):

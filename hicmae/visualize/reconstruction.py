@@ -12,16 +12,16 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 
-from hicmae.data.loading import ClipIndex
-from hicmae.inference.checkpoints import flat_settings
+from hicmae.data.loader import ClipIndex
+from hicmae.inference.model import flat_settings
 from hicmae.training import checkpoint
-from hicmae.training.precision import choose_precision
 from hicmae.training.pretraining import (
     PretrainConfigs,
     make_dataset,
     make_model,
     rebuild_clips,
 )
+from hicmae.training.run import choose_precision
 from hicmae.visualize.features import choose_device, pick_lines
 from hicmae.visualize.style import STYLE, check_format, save_figure
 

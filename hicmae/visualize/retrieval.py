@@ -10,9 +10,9 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from hicmae.data.streams import AnyClip
+from hicmae.data.clip_list import AnyClip
 from hicmae.models.encoder import pooled_unit
-from hicmae.models.patches import split_tokens
+from hicmae.models.layers import split_tokens
 from hicmae.models.pretrain import HiCMAE
 from hicmae.visualize.features import Opened, batches, draw_lines, open_model, read_clips
 from hicmae.visualize.style import OKABE_ITO, STYLE, check_format, save_figure

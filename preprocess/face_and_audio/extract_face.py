@@ -32,9 +32,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from av.video.reformatter import VideoReformatter  # noqa: E402
 
-from hicmae.faces.alignment import align  # noqa: E402
 from hicmae.faces.detector import Detector, check_weights  # noqa: E402
-from hicmae.faces.tracking import fill_gaps, main_face, search, smooth  # noqa: E402
+from hicmae.faces.tracking import align, fill_gaps, main_face, search, smooth
 from preprocess.face_and_audio import batch  # noqa: E402
 from preprocess.face_and_audio.inputs import VIDEO_SUFFIXES, ClipError, Job  # noqa: E402
 from preprocess.face_and_audio.media import open_stream  # noqa: E402

@@ -15,8 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hicmae.data.audio import read_span
-from hicmae.data.clip_list import UnreadableClip
-from hicmae.data.video import FrameFolder, open_video
+from hicmae.data.media import FrameFolder, open_video
+from hicmae.io import UnreadableClip
 from preprocess.lists.probe import SAMPLE_RATE, audio_problem, bounded_map, count_frames
 from preprocess.lists.shards import Record, RecordStore, Shard
 

@@ -13,10 +13,10 @@ import soundfile
 from PIL import Image
 
 from hicmae.data.audio import SAMPLE_RATE, WavFile
-from hicmae.data.clip_list import Clip, UnreadableClip
-from hicmae.data.decoding import FrameFolder, Video, open_video
-from hicmae.data.resizing import resize
-from hicmae.data.video import face_box
+from hicmae.data.clip_list import Clip
+from hicmae.data.media import FrameFolder, Video, open_video
+from hicmae.data.video import face_box, resize
+from hicmae.io import UnreadableClip
 
 FRAMES_AT_ONCE = 512  # decoded frames that are held in memory
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import webdataset
 
-from hicmae.data.shard_index import FORMAT, SUFFIX, read_index
+from hicmae.data.shards import FORMAT, SUFFIX, read_index
 from preprocess.face_and_audio.staging import staged
 from preprocess.packing.encode import Encoded, PackJob
 

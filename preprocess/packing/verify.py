@@ -8,9 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hicmae.data.clip_list import UnreadableClip
-from hicmae.data.packed import open_packed
-from hicmae.data.shard_index import SUFFIX, PackedClip, PackedClips, read_index
+from hicmae.data.shards import SUFFIX, PackedClip, PackedClips, open_packed, read_index
+from hicmae.io import UnreadableClip
 from preprocess.lists.probe import bounded_map
 from preprocess.packing.shards import MEMBERS, index_path, member_places, sha256_of
 

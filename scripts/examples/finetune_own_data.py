@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 
 import run_finetuning
 from hicmae import EmotionRecognizer
-from hicmae.data.clip_list import read_labelled_list
-from hicmae.inference.names import read_names
+from hicmae.data.clip_list import read_labelled_list, read_names
 from preprocess import own_videos
 
 

@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 import numpy as np
 
 from hicmae import EmotionRecognizer
-from hicmae.inference.overlay import write_overlay
-from hicmae.inference.timeline import draw_timeline
+from hicmae.inference.pictures import draw_timeline, write_overlay
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,8 +26,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from hicmae.faces.alignment import align, template
 from hicmae.faces.detector import Detector, Face
+from hicmae.faces.tracking import align, template
 from preprocess.face_and_audio.extract_face import FaceOptions, follow_face, read_frames
 
 # Package, file in it, and the moments shown, as shares of the film.

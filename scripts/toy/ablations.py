@@ -23,10 +23,10 @@ from variants import BASELINE, VARIANTS, Variant
 
 sys.path.insert(0, str(ROOT))  # works without installation
 
+from hicmae.io import markdown
 from hicmae.report.comparison import compare_all
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import Report, build
-from hicmae.tables import markdown
 
 # In place of the demo's 10 and 40 epochs (2 of them warm-up), so that all variants together take
 # about 40 minutes on two cores with --jobs 2.

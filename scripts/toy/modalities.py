@@ -16,9 +16,9 @@ from runs import ROOT, Run, last_checkpoint, new_parser, run_all, speakers
 
 sys.path.insert(0, str(ROOT))  # works without installation
 
+from hicmae.io import markdown
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import Report, build
-from hicmae.tables import markdown
 
 # What the benchmark's design allows in percent (preprocess/toy_av.py): sound cannot tell valences
 # apart, and the picture cannot tell arousals apart.

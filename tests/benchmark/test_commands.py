@@ -8,7 +8,7 @@ import pytest
 
 from hicmae.benchmark import peer, runner, timing
 from hicmae.benchmark.__main__ import main
-from hicmae.tables import aligned, markdown, readable
+from hicmae.io import aligned, markdown, readable
 
 TINY = "--model dim128 --depth 2 --levels 0 1 --fusion_depth 1 --num_frames 4 --input_size 32"
 TINY = f"{TINY} --input_size_audio 32 16 --device cpu --steps 2 --warmup 1".split()

@@ -9,7 +9,7 @@ import torch
 from hicmae.benchmark import feed, real_steps
 from hicmae.benchmark.__main__ import main
 from hicmae.benchmark.real_steps import Steps
-from hicmae.config.flags import new_parser
+from hicmae.config import new_parser
 from hicmae.data.clip_list import Clip, read_pretrain_list
 from preprocess import pack_clips
 from tests.benchmark.test_ranks import TINY

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hicmae  # noqa: F401
 from hicmae.benchmark import flops
-from hicmae.models.patches import split_tokens
+from hicmae.models.layers import split_tokens
 
 GEOMETRY = {"num_frames": 4, "img_size": (32, 48), "img_size_audio": (64, 32)}
 

@@ -9,8 +9,8 @@ from hicmae.benchmark import loader
 from hicmae.benchmark.__main__ import main
 from hicmae.benchmark.loader_clips import BIT_RATE, SECONDS, make_clips
 from hicmae.data.dataset import PretrainClips
-from hicmae.data.decoding import open_video
-from hicmae.data.loading import ClipIndex, item_generator
+from hicmae.data.loader import ClipIndex, item_generator
+from hicmae.data.media import open_video
 
 plain = pytest.importorskip("tests.plain.loader", reason="needs decord")
 

@@ -8,8 +8,8 @@ import timm
 
 from hicmae.benchmark import links, ranks
 from hicmae.benchmark.__main__ import main
-from hicmae.config.flags import new_parser
-from hicmae.training.session import num_parameters
+from hicmae.config import new_parser
+from hicmae.training.run import num_parameters
 
 TINY = ["--model", "pretrain_hicmae_dim128_patch16_160_a256", "--encoder_depth", "1",
         "--encoder_depth_audio", "1", "--decoder_depth", "2", "--decoder_depth_audio", "2",

@@ -16,8 +16,8 @@ from hicmae.data.audio import (
     span_or_whole,
     window_features,
 )
-from hicmae.data.clip_list import UnreadableClip
 from hicmae.data.video import test_windows
+from hicmae.io import UnreadableClip
 from tests.conftest import tone
 from tests.golden_inputs import golden
 

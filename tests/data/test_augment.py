@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from hicmae.data.augment import Augment, ClipTransform, Mixup, mix_batch, seeded_globals
-from hicmae.data.loading import LabelledBatch
+from hicmae.data.loader import LabelledBatch
 from hicmae.data.video import normalise, to_tensor
 from tests.conftest import frame
 

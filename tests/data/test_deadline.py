@@ -6,11 +6,11 @@ import threading
 import numpy as np
 import pytest
 
-from hicmae.data import streams
-from hicmae.data.clip_list import Clip, UnreadableClip
+from hicmae.data import dataset as streams
+from hicmae.data.clip_list import Clip
 from hicmae.data.dataset import PretrainClips, TestClips
-from hicmae.data.deadline import Deadline
-from hicmae.data.loading import ClipIndex, read_or_replace, read_or_skip
+from hicmae.data.loader import ClipIndex, Deadline, read_or_replace, read_or_skip
+from hicmae.io import UnreadableClip
 
 SHORT, LONG = 0.2, 60.0
 

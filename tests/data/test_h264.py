@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 
-import hicmae.data.decoding as decoding
-from hicmae.data.clip_list import UnreadableClip
-from hicmae.data.h264 import open_h264
+import hicmae.data.media as decoding
+from hicmae.data.media import open_h264
+from hicmae.io import UnreadableClip
 from tests.conftest import frame
 
 KINDS = {
@@ -70,7 +70,7 @@ def test_decoding_starts_at_a_keyframe_and_leaves_frames_out(tmp_path, monkeypat
     path = encode(tmp_path / "a.mp4", {"g": "20", "sc_threshold": "0", "bf": "3"})
     video = open_h264(path)
     converted = []
-    monkeypatch.setattr("hicmae.data.h264._keep", lambda got, *_: converted.extend(got))
+    monkeypatch.setattr("hicmae.data.media._keep", lambda got, *_: converted.extend(got))
     video.read([45])
     assert 0 < len(converted) < 8, "of 60 frames, only those from 40 on that others refer to"
 
@@ -113,7 +113,7 @@ def test_turned_film_is_read_as_ever(tmp_path):
 def test_a_frame_that_does_not_come_is_asked_of_the_other_decoders(tmp_path, monkeypatch):
     path = encode(tmp_path / "a.mp4", {}, frames=20)
     expected = decoding.open_video(path).read([2, 4])
-    monkeypatch.setattr("hicmae.data.h264._keep", lambda *_: None)
+    monkeypatch.setattr("hicmae.data.media._keep", lambda *_: None)
     video = decoding.open_video(path)
     assert isinstance(video, decoding.Mp4Video) and video.video.read([2, 4]) is None
     np.testing.assert_array_equal(video.read([2, 4]), expected)

@@ -4,8 +4,8 @@ import logging
 import numpy as np
 import pytest
 
-from hicmae.data.clip_list import Clip, UnreadableClip
-from hicmae.data.loading import (
+from hicmae.data.clip_list import Clip
+from hicmae.data.loader import (
     ClipIndex,
     ClipSampler,
     SkippedClip,
@@ -16,6 +16,7 @@ from hicmae.data.loading import (
     read_or_skip,
     shard_order,
 )
+from hicmae.io import UnreadableClip
 
 CLIPS = [Clip(f"v{k}", f"a{k}", k) for k in range(7)]
 

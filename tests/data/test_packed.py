@@ -14,22 +14,22 @@ import torch
 import webdataset
 from PIL import Image
 
-from hicmae.data import packed, shard_index
+from hicmae.data import shards as packed
+from hicmae.data import shards as shard_index
 from hicmae.data.audio import WavFile, fbank
 from hicmae.data.augment import Augment
 from hicmae.data.clip_list import (
     Clip,
-    UnreadableClip,
     find_list,
     read_labelled_list,
     read_pretrain_list,
     write_list,
 )
-from hicmae.data.dataset import LabelledClips, PretrainClips, TestClips
-from hicmae.data.decoding import open_video
-from hicmae.data.loading import ClipIndex, ClipSampler, make_loader
-from hicmae.data.shard_index import read_packed
-from hicmae.data.streams import open_streams
+from hicmae.data.dataset import LabelledClips, PretrainClips, TestClips, open_streams
+from hicmae.data.loader import ClipIndex, ClipSampler, make_loader
+from hicmae.data.media import open_video
+from hicmae.data.shards import read_packed
+from hicmae.io import UnreadableClip
 from preprocess import pack_clips
 from tests.conftest import frame, save_frames, save_mp4, save_wav
 

@@ -5,9 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hicmae.data import resizing
-from hicmae.data.resizing import resize, resize_frames
-from hicmae.data.video import crop_sizes
+from hicmae.data import video as resizing
+from hicmae.data.video import crop_sizes, resize, resize_frames
 
 SIZES = sorted({side for pair in crop_sizes(160, 160) for side in pair})
 

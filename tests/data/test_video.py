@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-import hicmae.data.decoding as decoding
+import hicmae.data.media as decoding
 import hicmae.data.video as film
-from hicmae.data.clip_list import UnreadableClip
+from hicmae.data import media
+from hicmae.io import UnreadableClip
 from tests.conftest import frame
 from tests.golden_inputs import golden
 
@@ -96,10 +97,10 @@ def test_pretrain_frames_of_a_short_clip_repeat_the_last_one_reached():
     "name", ["a.mp4", "with space/a b.mp4", "quote'\".mp4", "é 表.mp4", "two\nlines.mp4", "a:b.mp4"]
 )
 def test_mp4_gives_the_asked_frames_in_rgb(write_mp4, decoder, name):
-    video = film.open_video(write_mp4(name, frames=50))
+    video = media.open_video(write_mp4(name, frames=50))
     assert isinstance(video, KINDS[decoder])
     assert len(video) == 50
-    images = film.read_frames(video, [np.array([7, 31, 31]), np.array([0, 49])])
+    images = media.read_frames(video, [np.array([7, 31, 31]), np.array([0, 49])])
     assert list(images) == [0, 7, 31, 49]
     for index, image in images.items():
         assert image.shape == (48, 64, 3)
@@ -110,7 +111,7 @@ def test_mp4_gives_the_asked_frames_in_rgb(write_mp4, decoder, name):
 def test_relative_name_with_a_colon_is_a_file(write_mp4, decoder, monkeypatch, tmp_path):
     write_mp4("http:b.mp4", frames=3)
     monkeypatch.chdir(tmp_path)
-    assert len(film.open_video("http:b.mp4")) == 3
+    assert len(media.open_video("http:b.mp4")) == 3
 
 
 @pytest.mark.skipif(not HAS_DECORD, reason="no decord here")
@@ -124,7 +125,7 @@ def test_fallback_gives_the_frames_and_times_of_decord(write_mp4):
 
 
 def test_times_are_begin_of_the_first_and_end_of_the_last_frame(write_mp4, decoder):
-    video = film.open_video(write_mp4(frames=30, fps=20))
+    video = media.open_video(write_mp4(frames=30, fps=20))
     assert video.times(4, 9) == pytest.approx((0.2, 0.5), abs=1e-5)
 
 
@@ -133,7 +134,7 @@ def test_folder_is_read_by_name_whatever_the_case_and_kind(tmp_path):
         Image.fromarray(frame(index * 10, 30, 20)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no frame")
     (tmp_path / "._a.png").write_bytes(b"a Mac's shadow file")
-    video = film.open_video(str(tmp_path))
+    video = media.open_video(str(tmp_path))
     assert video.names == ["a.png", "b.JPG", "c.jpeg", "d.bmp"]
     values = [np.asarray(image)[-1, -1].mean() for image in video.read(range(4))]
     np.testing.assert_allclose(values, [30, 60, 90, 120], atol=3)
@@ -142,34 +143,34 @@ def test_folder_is_read_by_name_whatever_the_case_and_kind(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 def test_frames_of_any_mode_become_rgb(tmp_path, mode):
     Image.fromarray(frame(0, 30, 20)).convert(mode).save(tmp_path / "a.png")
-    (image,) = film.open_video(str(tmp_path)).read([0])
+    (image,) = media.open_video(str(tmp_path)).read([0])
     assert image.shape == (20, 30, 3) and image.dtype == np.uint8
 
 
 def test_missing_video_is_named(decoder):
     with pytest.raises(UnreadableClip, match="video 'none.mp4' does not exist"):
-        film.open_video("none.mp4")
+        media.open_video("none.mp4")
 
 
 def test_zero_byte_video_is_named(broken_mp4, decoder):
     with pytest.raises(UnreadableClip, match="empty.mp4' is an empty file"):
-        film.open_video(broken_mp4("empty"))
+        media.open_video(broken_mp4("empty"))
 
 
 @pytest.mark.parametrize("kind", ["truncated", "text"])
 def test_file_that_is_no_video_is_named_on_one_line(broken_mp4, decoder, kind):
     with pytest.raises(UnreadableClip, match=f"{kind}.mp4' cannot be opened: ") as caught:
-        film.open_video(broken_mp4(kind))
+        media.open_video(broken_mp4(kind))
     assert "\n" not in str(caught.value)
 
 
 def test_file_without_a_video_stream_is_named(broken_mp4, decoder):
     with pytest.raises(UnreadableClip, match="audio_only.mp4' (cannot be opened|holds no frame)"):
-        film.open_video(broken_mp4("audio_only"))
+        media.open_video(broken_mp4("audio_only"))
 
 
 def test_file_that_fails_at_late_frames_is_named(broken_mp4, decoder):
-    video = film.open_video(broken_mp4("corrupt"))
+    video = media.open_video(broken_mp4("corrupt"))
     assert len(video) == 80
     with pytest.raises(UnreadableClip, match="corrupt.mp4' cannot be decoded: ") as caught:
         video.read(range(0, 80, 4))
@@ -182,7 +183,7 @@ def test_title_that_is_no_utf8_is_no_obstacle(write_mp4, decoder):
         data = file.read()
         file.seek(data.index(b"VideoHandler"))
         file.write(b"\xff\x80")
-    assert len(film.open_video(path).read([0, 2])) == 2
+    assert len(media.open_video(path).read([0, 2])) == 2
 
 
 def test_fallback_refuses_a_file_that_ends_early(write_mp4):
@@ -196,14 +197,14 @@ def test_folder_without_images_is_named(tmp_path, files):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UnreadableClip, match="holds no frame, expected .jpg .jpeg .png .bmp files"):
-        film.open_video(str(tmp_path))
+        media.open_video(str(tmp_path))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
 def test_forbidden_folder_is_named(tmp_path):
     (tmp_path / "closed").mkdir(mode=0)
     with pytest.raises(UnreadableClip, match="closed' cannot be read: Permission denied"):
-        film.open_video(str(tmp_path / "closed"))
+        media.open_video(str(tmp_path / "closed"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", "truncated"])
@@ -215,7 +216,7 @@ def test_unreadable_frame_breaks_a_clip_only_when_it_is_needed(write_frames, con
         content = data[: len(data) // 2]
     with open(path, "wb") as file:
         file.write(content)
-    video = film.open_video(folder)
+    video = media.open_video(folder)
     assert len(video.read([0, 2, 4])) == 3
     with pytest.raises(UnreadableClip, match="frame .*frame_003.jpg' cannot be read: "):
         video.read([2, 3])
@@ -229,14 +230,14 @@ def test_broken_png_is_named(write_frames):
     with open(path, "wb") as file:
         file.write(data)
     with pytest.raises(UnreadableClip, match="frame_001.png' cannot be read"):
-        film.open_video(folder).read([1])
+        media.open_video(folder).read([1])
 
 
 def test_folder_has_no_frame_times(write_frames):
     with pytest.raises(
         UnreadableClip, match="has no frame times, expected a video file in pre-training"
     ):
-        film.open_video(write_frames(frames=2)).times(0, 1)
+        media.open_video(write_frames(frames=2)).times(0, 1)
 
 
 # geometry and pixels
@@ -306,7 +307,7 @@ def test_normalisation_is_imagenets_for_clips_and_batches():
 
 def test_sizes_that_decord_cannot_read_are_read_all_the_same(write_mp4):
     path = write_mp4(frames=12, size=(48, 40))
-    images = film.open_video(path).read([0, 7])
+    images = media.open_video(path).read([0, 7])
     assert [image.shape for image in images] == [(40, 48, 3)] * 2
     assert [round(np.asarray(image)[-1, -1].mean()) for image in images] == pytest.approx(
         [0, 21], abs=4

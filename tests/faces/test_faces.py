@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from hicmae.faces import detector
-from hicmae.faces.alignment import align, similarity, template
 from hicmae.faces.detector import Detector, Face, check_weights, squared
-from hicmae.faces.tracking import fill_gaps, main_face, smooth
+from hicmae.faces.tracking import align, fill_gaps, main_face, similarity, smooth, template
 from tests.preprocess.media_files import PORTRAIT_EYES, camera, portrait, shoot
 
 WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "joblib", "lz4"))

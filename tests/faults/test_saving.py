@@ -171,7 +171,7 @@ def test_a_really_full_disk_keeps_the_old_checkpoint_and_no_temporary(
 
 def slow_steps():
     """Give each step a third of a second."""
-    from hicmae.training import engine
+    from hicmae.training import loop as engine
 
     seed_step = engine.seed_step
 

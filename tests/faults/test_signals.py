@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hicmae.training.signals import RESUMABLE
+from hicmae.training.run import RESUMABLE
 from tests.small_runs import (
     Run,
     assert_nothing_left,
@@ -60,7 +60,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(pretrain, tmp_path)
 def slow_validation():
     """Give each validation batch half a second."""
     import run_finetuning
-    from hicmae.training.workers import Watched
+    from hicmae.training.loop import Watched
 
     evaluate, batches = run_finetuning.evaluate, Watched.__iter__
 

@@ -121,7 +121,8 @@ def test_a_second_start_in_the_same_folder_is_refused(pretrain, tmp_path):
 
 def impatient():
     """Do not wait for the other run."""
-    from hicmae.training import output, session
+    from hicmae.training import run as output
+    from hicmae.training import run as session
 
     session.own_folder = lambda folder: output.own_folder(folder, wait=0)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from hicmae.data.loading import ClipSampler, make_loader
-from hicmae.training.workers import Watched, end, epoch_batches
+from hicmae.data.loader import ClipSampler, end, epoch_batches, make_loader
+from hicmae.training.loop import Watched
 from tests.small_runs import Run, assert_same_run, children_of, steps_written, until
 
 

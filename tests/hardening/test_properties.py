@@ -21,7 +21,7 @@ from hicmae.data.video import (
     train_frames,
     view_crops,
 )
-from hicmae.training.metrics import average_views
+from hicmae.training.evaluate import average_views
 
 frame_counts = st.integers(1, 2000)
 num_frames = st.integers(1, 32)

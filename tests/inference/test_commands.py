@@ -14,13 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hicmae.data.clip_list import Clip, UnreadableClip, write_list
+from hicmae.data.clip_list import Clip, write_list
 from hicmae.inference import extract, predict
-from hicmae.inference.drawing import Annotator, text_image
-from hicmae.inference.files import whole_file
-from hicmae.inference.overlay import write_overlay
+from hicmae.inference.pictures import Annotator, draw_timeline, text_image, write_overlay
 from hicmae.inference.results import Prediction, WindowResult
-from hicmae.inference.timeline import draw_timeline
+from hicmae.io import UnreadableClip, whole_file
 from tests.inference.conftest import NAMES, SIZES, speech
 from tests.preprocess.media_files import chirp, ffmpeg_program, pictures, portrait, save_media
 

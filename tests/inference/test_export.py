@@ -12,10 +12,9 @@ from safetensors import safe_open
 
 import run_finetuning
 from hicmae import EmotionRecognizer
-from hicmae.data.clip_list import Clip, write_list
+from hicmae.data.clip_list import Clip, chosen_names, names_of_run, write_list
 from hicmae.inference import export
-from hicmae.inference.loading import find_weights, load_model
-from hicmae.inference.names import chosen_names, names_of_run
+from hicmae.inference.model import find_weights, load_model
 from tests.conftest import save_frames, save_wav
 from tests.inference.conftest import NAMES, classifier, speech
 

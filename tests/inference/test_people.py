@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hicmae.data.clip_list import UnreadableClip
+from hicmae.data.media import Arrays, MediaFile
 from hicmae.faces.detector import load_nets
-from hicmae.inference.faces import LookedAt, NoFace, cut_out, detector, find_people
-from hicmae.inference.media import Arrays, MediaFile
+from hicmae.inference.clips import LookedAt, NoFace, cut_out, detector, find_people
+from hicmae.io import UnreadableClip
 from preprocess.face_and_audio import extract_face
 from tests.inference.conftest import NAMES, speech
 from tests.preprocess.media_files import pictures, portrait, save_media
@@ -94,7 +94,7 @@ def test_frames_are_decoded_again_only_if_memory_is_short(tmp_path, monkeypatch)
     monkeypatch.setattr(source, "frames", lambda indices: asked.append(1) or read(indices))
     looked_at = LookedAt(source, range(6))
     assert len(list(looked_at)) == len(list(looked_at)) == 6 and len(asked) == 1
-    monkeypatch.setattr("hicmae.inference.faces.MEMORY", 200 * 320 * 3 * 4)
+    monkeypatch.setattr("hicmae.inference.clips.MEMORY", 200 * 320 * 3 * 4)
     looked_at = LookedAt(source, range(6))
     assert len(list(looked_at)) == len(list(looked_at)) == 6 and len(asked) == 3
 

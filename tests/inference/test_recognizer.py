@@ -8,13 +8,15 @@ from PIL import Image
 
 import hicmae
 from hicmae import EmotionRecognizer
-from hicmae.data.clip_list import UnreadableClip
-from hicmae.inference import decoding, forward, media
+from hicmae.data import media
+from hicmae.data import media as decoding
+from hicmae.data.media import Arrays, MediaFile, open_source
+from hicmae.inference import clips as forward
 from hicmae.inference import recognizer as recognizer_module
-from hicmae.inference.media import Arrays, MediaFile, open_source
-from hicmae.inference.model_config import Preprocessing
+from hicmae.inference.clips import sliding
+from hicmae.inference.model import Preprocessing
 from hicmae.inference.results import Failure
-from hicmae.inference.windows import sliding
+from hicmae.io import UnreadableClip
 from tests.conftest import save_frames, save_mp4, save_wav
 from tests.inference.conftest import NAMES, classifier, speech
 from tests.preprocess.media_files import ffmpeg_program, pictures, save_media

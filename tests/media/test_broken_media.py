@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hicmae.data.clip_list import Clip, UnreadableClip
+from hicmae.data.clip_list import Clip
 from hicmae.data.dataset import LabelledClips, PretrainClips, TestClips
-from hicmae.data.loading import ClipIndex, ClipSampler, make_loader
+from hicmae.data.loader import ClipIndex, ClipSampler, make_loader
 from hicmae.inference.recognizer import EmotionRecognizer
+from hicmae.io import UnreadableClip
 from tests.inference.conftest import checkpoint_of, classifier
 from tests.media.corpus import Case, make_corpus
 

@@ -5,7 +5,7 @@ import timm
 import torch
 
 import hicmae  # noqa: F401
-from hicmae.training.losses import pretrain_loss
+from hicmae.models.losses import pretrain_loss
 from tests.golden_inputs import golden, golden_clips, relative_error, set_golden_weights
 
 MODEL = golden("golden_model")

@@ -5,8 +5,18 @@ import math
 import pytest
 import torch
 
-from hicmae.models.layers import Attention, Block, CrossAttention, CSBlock, sincos_positions
-from hicmae.models.patches import TokenSplit, cut_patches, join_patches, split_tokens, token_grid
+from hicmae.models.layers import (
+    Attention,
+    Block,
+    CrossAttention,
+    CSBlock,
+    TokenSplit,
+    cut_patches,
+    join_patches,
+    sincos_positions,
+    split_tokens,
+    token_grid,
+)
 
 
 def test_positions_follow_the_formula():

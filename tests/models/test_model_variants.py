@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from hicmae.models import encoder
 from hicmae.models.encoder import FUSION_ORDERS, EncoderOutput
+from hicmae.models.losses import contrasted, pretrain_loss
 from hicmae.training.checkpoint import load_pretrained
-from hicmae.training.losses import contrasted, pretrain_loss
 from tests.models.test_models import classifier, clips, pretraining_model
 
 STREAMS = {"av": ("video", "audio"), "v": ("video",), "a": ("audio",)}

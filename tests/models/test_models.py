@@ -87,7 +87,7 @@ def test_levels_are_unit_vectors_of_one_stream_each():
 
 
 def test_a_mask_on_the_cpu_as_split_tokens_gives_the_same_output():
-    from hicmae.models.patches import split_tokens
+    from hicmae.models.layers import split_tokens
 
     model = pretraining_model()
     video, video_mask, audio, audio_mask = clips()
@@ -99,7 +99,7 @@ def test_a_mask_on_the_cpu_as_split_tokens_gives_the_same_output():
 
 
 def test_every_parameter_of_pretraining_gets_a_gradient():
-    from hicmae.training.losses import pretrain_loss
+    from hicmae.models.losses import pretrain_loss
 
     model = pretraining_model(init_values=0.1)
     inputs = clips()

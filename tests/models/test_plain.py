@@ -5,8 +5,8 @@ import timm
 import torch
 
 import hicmae  # noqa: F401
-from hicmae.models import onednn
-from hicmae.training.losses import pretrain_loss
+from hicmae.models import cpu_gemm as onednn
+from hicmae.models.losses import pretrain_loss
 from tests.golden_inputs import golden, golden_clips, relative_error, set_golden_weights
 from tests.plain.model import PlainClassifier, PlainPretraining
 from tests.plain.training import contrast_logits, pretraining_losses, score_views

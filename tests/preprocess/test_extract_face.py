@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from hicmae.data.video import FrameFolder
-from hicmae.faces.alignment import similarity, template
+from hicmae.data.media import FrameFolder
 from hicmae.faces.detector import Detector
+from hicmae.faces.tracking import similarity, template
 from preprocess.face_and_audio import batch, extract_face, staging
 from preprocess.face_and_audio.extract_face import FaceOptions, follow_face
 from preprocess.face_and_audio.inputs import ClipError

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from hicmae.data.clip_list import Clip, write_list
-from hicmae.data.decoding import open_video
-from hicmae.data.shard_index import read_packed
-from hicmae.data.streams import open_streams
+from hicmae.data.dataset import open_streams
+from hicmae.data.media import open_video
+from hicmae.data.shards import read_packed
 from preprocess import pack_clips
 from preprocess.face_and_audio.batch import read_summary
 from preprocess.packing import run

@@ -6,11 +6,7 @@ from scipy import stats
 
 from hicmae.folds import PredictionTable
 from hicmae.report.resampling import Plan, bootstrap_sums, intervals, statistic, summed
-from hicmae.training.metrics import (
-    confusion_matrix,
-    regression_metrics,
-    scores_from_confusion,
-)
+from hicmae.training.evaluate import confusion_matrix, regression_metrics, scores_from_confusion
 
 
 def classes_table(seed=0, n=60, k=4):

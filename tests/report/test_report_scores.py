@@ -10,7 +10,7 @@ from hicmae.folds import fold_folders, pool, read_predictions
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import build
 from hicmae.report.tables import detail_table, main_table
-from hicmae.training.metrics import classification_metrics, regression_metrics
+from hicmae.training.evaluate import classification_metrics, regression_metrics
 
 QUICK = Plan(resamples=50)
 

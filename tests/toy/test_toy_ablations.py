@@ -8,7 +8,7 @@ import pytest
 
 import run_finetuning
 import run_pretraining
-from hicmae.config.flags import parse_configs
+from hicmae.config import parse_configs
 from hicmae.training.pretraining import PretrainConfigs
 from hicmae.training.supervised import FinetuneConfigs
 from tests.report.fold_files import write_csv, write_predictions

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hicmae.training.losses import contrastive_accuracy, pretrain_loss
+from hicmae.models.losses import contrastive_accuracy, pretrain_loss
 from tests.models.test_models import pretraining_model
 
 BATCH, STEPS = 12, 80

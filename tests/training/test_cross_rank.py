@@ -10,10 +10,10 @@ import torch
 import torch.multiprocessing as mp
 
 from hicmae.data.masking import random_mask, tube_mask
+from hicmae.models.losses import contrastive_loss, pretrain_loss
 from hicmae.models.pretrain import HiCMAE
 from hicmae.training import distributed
-from hicmae.training.epochs import distribute
-from hicmae.training.losses import contrastive_loss, pretrain_loss
+from hicmae.training.loop import distribute
 from tests.training.test_distributed import free_port
 
 BATCH, ACCUM = 2, 2  # clips of a rank in one pass, passes of a step

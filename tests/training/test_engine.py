@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from hicmae.data.loading import SkippedClip, SkippedClips
-from hicmae.training.engine import Optimization, train_one_epoch
-from hicmae.training.logger import RunLogger
-from hicmae.training.precision import choose_precision
-from hicmae.training.randomness import seed_step
-from hicmae.training.window import BadSteps
+from hicmae.data.loader import SkippedClip, SkippedClips
+from hicmae.training.logs import RunLogger
+from hicmae.training.loop import BadSteps, train_one_epoch
+from hicmae.training.optim import Optimization
+from hicmae.training.run import choose_precision, seed_step
 
 CPU = choose_precision("fp32", torch.device("cpu"))
 

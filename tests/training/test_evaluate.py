@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hicmae.data.loading import SkippedClip, ViewBatch
+from hicmae.data.loader import SkippedClip, ViewBatch
 from hicmae.training.evaluate import (
     Predictions,
     _join,
@@ -20,7 +20,7 @@ from hicmae.training.evaluate import (
     write_predictions,
     write_results,
 )
-from hicmae.training.precision import choose_precision
+from hicmae.training.run import choose_precision
 
 CPU = choose_precision("fp32", torch.device("cpu"))
 

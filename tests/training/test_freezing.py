@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hicmae.training.freezing import freeze
-from hicmae.training.optim import make_optimizer, parameter_groups
-from hicmae.training.speed import checkpoint_activations, compiled
+from hicmae.training.optim import freeze, make_optimizer, parameter_groups
+from hicmae.training.run import checkpoint_activations, compiled
 from tests.models.test_models import classifier, clips
 
 PROBED = ("video_layer_weights", "audio_layer_weights", "fc_norm.", "head.")

@@ -5,8 +5,8 @@ import logging
 import numpy as np
 import pytest
 
-from hicmae.training import hparams
-from hicmae.training.board import Board
+from hicmae.training import logs as hparams
+from hicmae.training.logs import Board
 from tests.boards import board, differing, sessions
 
 SETTINGS = {

@@ -5,7 +5,9 @@ from collections import Counter
 import pytest
 
 from hicmae.data.clip_list import Clip
-from hicmae.training.label_share import describe, table, take_share
+from hicmae.data.splits import describe_share as describe
+from hicmae.data.splits import share_table as table
+from hicmae.data.splits import take_share
 
 COUNTS = {0: 100, 1: 40, 2: 3}  # clips of each class
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hicmae.training.logger import (
+from hicmae.training.logs import (
     Progress,
     RunLogger,
     drop_lines_from,

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hicmae.data import video as video_data
-from hicmae.models.patches import split_tokens
+from hicmae.models import losses
+from hicmae.models.layers import split_tokens
 from hicmae.models.pretrain import HiCMAEOutput
-from hicmae.training import losses
 from tests.golden_inputs import golden
 
 GRID = (2, 2, 3)  # tubelets in time, rows, columns

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hicmae.training.metrics import (
+from hicmae.training.evaluate import (
     average_views,
     classification_metrics,
     confusion_matrix,

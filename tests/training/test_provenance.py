@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from hicmae.training import provenance
-from hicmae.training.logger import RunLogger
+from hicmae.training import logs as provenance
+from hicmae.training.logs import RunLogger
 from tests.boards import texts
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from hicmae.training import checkpoint
-from hicmae.training.randomness import determinism, random_states, restore_random_states
+from hicmae.training.run import determinism, random_states, restore_random_states
 
 
 def draws():

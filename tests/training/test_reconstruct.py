@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hicmae.models.patches import split_tokens
-from hicmae.training import losses
+from hicmae.models import losses
+from hicmae.models.layers import split_tokens
 from hicmae.training.reconstruct import rebuild_audio, rebuild_video, undo_frame_differences
 
 

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from hicmae.training import checkpoint
-from hicmae.training.changes import RunShape, describe_clips, find_changes
-from hicmae.training.saving import Saver
-from hicmae.training.signals import Stopped, StopRequest
+from hicmae.training.checkpoint import Saver, describe_clips, find_changes
+from hicmae.training.run import RunShape, Stopped, StopRequest
 from tests.training.test_engine import optimization_of
 
 SHAPE = RunShape({"training": "13 (abc)"}, steps=100, total_batch=4, world_size=1)

@@ -5,8 +5,8 @@ import timm
 import torch
 
 import hicmae  # noqa: F401
-from hicmae.training.losses import pretrain_loss
-from hicmae.training.speed import checkpoint_activations, compiled
+from hicmae.models.losses import pretrain_loss
+from hicmae.training.run import checkpoint_activations, compiled
 from tests.models.test_models import DEPTHS, GEOMETRY, clips
 
 

@@ -9,7 +9,7 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from hicmae.training.logger import read_lines
+from hicmae.training.logs import read_lines
 from hicmae.visualize.__main__ import main
 from hicmae.visualize.confusion import (
     confusion,

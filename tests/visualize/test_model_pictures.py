@@ -12,9 +12,16 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 import hicmae  # noqa: F401  (registers the models)
-from hicmae.config.common import ClipConfig, DataConfig, OptimConfig, RunConfig
-from hicmae.config.flags import as_dict
-from hicmae.config.pretraining import MaskConfig, PretrainLossConfig, PretrainModelConfig
+from hicmae.config import (
+    ClipConfig,
+    DataConfig,
+    MaskConfig,
+    OptimConfig,
+    PretrainLossConfig,
+    PretrainModelConfig,
+    RunConfig,
+    as_dict,
+)
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.training import checkpoint
 from hicmae.training.pretraining import PretrainConfigs, make_model

@@ -13,14 +13,9 @@ from torch import Tensor
 
 from hicmae.data.video import imagenet_statistics
 from hicmae.models.encoder import PATCH_SIZE
-from hicmae.models.patches import TokenSplit, cut_patches, join_patches, split_tokens
+from hicmae.models.layers import TokenSplit, cut_patches, join_patches, split_tokens
 from hicmae.models.pretrain import HiCMAEOutput
-from hicmae.training.distributed import (
-    check_equal_batches,
-    gather_with_grad,
-    rank,
-    world_size,
-)
+from hicmae.training.distributed import check_equal_batches, gather_with_grad, rank, world_size
 
 TARGET_EPS = 1e-6  # added to the standard deviation of a patch
 

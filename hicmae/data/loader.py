@@ -1,29 +1,117 @@
-"""Batches, and what leads to them: order, seeding, unreadable clips, the loader."""
+"""A limit to the time that a clip may take, as some files hang a decoder or a file system.
+
+Batches, and what leads to them: order, seeding, unreadable clips, the loader.
+
+Batches of an epoch from any batch on, even when the system kills processes that load them.
+"""
 
 import csv
+import ctypes
 import itertools
 import logging
+import os
+import queue
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hicmae.data.clip_list import Clip, UnreadableClip
-from hicmae.data.deadline import NO_DEADLINE, Deadline
-from hicmae.data.shard_index import PackedClip
+from hicmae.data.clip_list import Clip
+from hicmae.data.shards import PackedClip
 from hicmae.data.video import normalise
+from hicmae.io import UnreadableClip
 
 logger = logging.getLogger(__name__)
 
+
+Result = TypeVar("Result")
+
+
+class _Helper:
+    """A thread that works through calls, one at a time; left behind when one does not return."""
+
+    def __init__(self) -> None:
+        self.calls: queue.SimpleQueue = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue = queue.SimpleQueue()
+        # A daemon: a process ends without waiting for what hangs.
+        threading.Thread(target=self._serve, daemon=True, name="clip reader").start()
+
+    def _serve(self) -> None:
+        while (call := self.calls.get()) is not None:
+            try:
+                self.answers.put((call(), None))
+            except BaseException as error:  # raised again where the answer is waited for
+                self.answers.put((None, error))
+
+
+class Deadline:
+    """Runs calls that must return within a time.
+
+    Args:
+        seconds: for a call; 0: no limit, and no thread.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._helper: _Helper | None = None
+        self._process = 0
+
+    def call(self, name: str, function: Callable[..., Result], *args: Any) -> Result:
+        """Return function(*args); what it raises comes through.
+
+        Args:
+            name: of the clip, for the message.
+            function: runs in another thread of this process.
+            args: of the function.
+
+        Raises:
+            UnreadableClip: it has not returned in time; its thread is left to itself.
+        """
+        if not self.seconds:
+            return function(*args)
+        if self._helper is None or self._process != os.getpid():  # a fork has no threads
+            self._helper, self._process = _Helper(), os.getpid()
+        self._helper.calls.put(lambda: function(*args))
+        try:
+            result, error = self._helper.answers.get(timeout=self.seconds)
+        except queue.Empty:
+            self._helper.calls.put(None)  # should it ever return, the thread ends
+            self._helper = None
+            raise UnreadableClip(
+                f"clip '{name}' was not read in {self.seconds:g} s; look at the file and its disk, "
+                "or raise --clip_timeout"
+            ) from None
+        if error is not None:
+            raise error
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the thread out: a worker process starts its own."""
+        return {"seconds": self.seconds, "_helper": None, "_process": 0}
+
+
+NO_DEADLINE = Deadline(0.0)
+
+
 MAX_TRIES = 20  # unreadable clips in a row before an item gives up
+
+
 SHARD_WINDOW = 8  # shards whose clips are shuffled together
+
 
 # First word of the seeds, so that the order of an epoch shares no random numbers with its items.
 _ORDER, _ITEM = 1, 2
+
 
 T = TypeVar("T")
 
@@ -343,3 +431,118 @@ class SkippedClips:
             if file.tell() == 0:
                 writer.writerow(SkippedClip._fields)
             writer.writerows(clips)
+
+
+MAX_DEATHS = 3  # without a single batch in between
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+_IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+def epoch_batches(loader: DataLoader[Any], epoch: int, first: int = 0) -> Iterator[Any]:
+    """Yield batch number `first` of an epoch and all after it.
+
+    When a worker is killed, new ones start at the batch that was due: the batches stay the same,
+    since an item depends on seed, epoch and index only.
+
+    Args:
+        loader: of `make_loader`.
+        epoch: chooses the order.
+        first: batches of this process to leave out.
+
+    Raises:
+        RuntimeError: workers die again and again.
+    """
+    done, deaths = first, 0
+    while True:
+        sampler = cast(ClipSampler, loader.sampler)  # of `make_loader`
+        sampler.set_epoch(epoch, done * (loader.batch_size or 1))
+        batches: Iterator[Any] = iter(())
+        workers = _workers(loader)
+        try:
+            batches = _started(loader)
+            workers = _workers(loader)
+            for batch in batches:
+                yield batch
+                done, deaths = done + 1, 0
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            dead = _dead(workers)
+            if dead is None:
+                raise
+            deaths += 1
+            _report(dead, deaths, epoch, done, error)
+        del batches
+        loader._iterator = None  # the last reference: torch ends the other workers
+        end(workers)  # also those that wait for a lock of the dead one
+
+
+def _dead(workers: list[BaseProcess]) -> BaseProcess | None:
+    """Return a worker that has ended, with its exit code known, or None where all live."""
+    # Its sockets fail a moment before its sentinel, and that a moment before the code is there.
+    ended = wait([worker.sentinel for worker in workers], timeout=1) if workers else []
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join(timeout=5)
+            return worker
+    return None
+
+
+def _workers(loader: DataLoader[Any]) -> list[BaseProcess]:
+    """Return the processes of a loader that keeps them from epoch to epoch."""
+    return list(getattr(loader._iterator, "_workers", ()))
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start an epoch's iterator; a worker's death is then noticed only when its batch is due."""
+    if not isinstance(loader.worker_init_fn, partial):
+        loader.worker_init_fn = partial(_settle, loader.worker_init_fn)
+    if loader.generator is None:
+        # Of the loader alone, so that starting workers once more leaves the run's draws alone.
+        loader.generator = torch.Generator()
+    batches = iter(loader)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if loader.num_workers and in_main_thread:
+        # torch's handler raises wherever the main process is, even half-way through a step.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return batches
+
+
+def _settle(then: Callable[[int], None] | None, worker: int) -> None:
+    """Prepare a worker: it ends with its parent, never by a signal that is sent to a whole job."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    if then is not None:
+        then(worker)
+
+
+def _report(dead: BaseProcess, deaths: int, epoch: int, done: int, error: BaseException) -> None:
+    code = dead.exitcode or 0
+    cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if deaths >= MAX_DEATHS:
+        raise RuntimeError(
+            f"workers that load clips died {deaths} times in a row at batch {done} of epoch "
+            f"{epoch}, the last by {cause}; lower --num_workers if memory or /dev/shm ran out "
+            "(SIGKILL, SIGBUS), look for a broken clip otherwise, and start the command again"
+        ) from error
+    logger.warning(
+        "a worker that loads clips (process %s) was ended by %s; new ones go on at batch %d of "
+        "epoch %d with the same clips",
+        dead.pid,
+        cause,
+        done,
+        epoch,
+    )
+
+
+def end(processes: list[BaseProcess]) -> None:
+    """Kill processes and wait until they are gone."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()

@@ -17,7 +17,11 @@ import torch
 from torch import Tensor
 
 CHOICES = ("auto", "onednn", "mkl")
+
+
 MIN_SCORES = 200 * 200  # attention with fewer scores a head is left to torch's one operator
+
+
 MAX_THREADS = 8  # more threads share heads better than they share the products of one head
 
 

@@ -1,0 +1,365 @@
+"""Who is in a clip: by a table beside the lists, or by the clip's name.
+
+Validation clips held out of the training list, so that nobody chooses by the test list.
+
+Part of the labelled training clips, to see how many labels a model needs.
+
+Clips that are pieces of one longer recording, scored together as one item (AVCAffe's tasks).
+"""
+
+import csv
+import io
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hicmae.data.clip_list import AnyClip
+
+logger = logging.getLogger(__name__)
+
+
+SPEAKER_FILE = "clip_speakers.csv"  # what the list scripts of preprocess/ write: clip,speaker
+
+
+# Data sets whose clips are named after their speakers.
+PATTERNS = {
+    "crema-d": r"^(10\d\d)_[A-Z]{3}_",
+    "ravdess": r"^0[123]-0[12]-0[1-8]-0[12]-0[12]-0[12]-(\d\d)",
+    "msp-improv": r"S\d\d[AHNS]-([FM]0[1-6])-",
+    "iemocap": r"^(Ses0[1-5])[FM]_\w+_([FM])\w+",
+    "werewolf-xl": r"^(\d\d_\d\d)_\d+",
+    "avcaffe": r"^(aiim\d{3})_",
+}
+
+
+_ENDING = re.compile(r"(?:_aligned|\.[A-Za-z]\w{1,3})$")
+
+
+def base_name(path: str) -> str:
+    """Return a clip's own name: the last part of its path without `.mp4`, `_aligned` and such."""
+    return _ENDING.sub("", PurePath(path).name)
+
+
+def find_speakers(
+    videos: Sequence[str], folder: Path, data_root: str = "", file: str = "", pattern: str = ""
+) -> list[str]:
+    """Return the speaker of each clip.
+
+    Args:
+        videos: names of the clips of a list.
+        folder: of that list; `clip_speakers.csv` is looked for in it and in the one above.
+        data_root: folder that relative names of the table start from, as in lists.
+        file: another table.
+        pattern: regular expression, or key of `PATTERNS`, to use instead of a table.
+
+    Raises:
+        ValueError: a speaker is unknown; the message says which clip's, or how to name speakers.
+    """
+    if pattern:
+        return _by_pattern(videos, PATTERNS.get(pattern, pattern))
+    beside = (
+        path
+        for path in (folder / SPEAKER_FILE, folder.absolute().parent / SPEAKER_FILE)
+        if path.is_file()
+    )
+    table = Path(file) if file else next(beside, None)
+    if table is None:
+        raise ValueError(
+            f"--val_split speaker does not know who speaks: neither '{folder}' nor the folder "
+            f"above holds {SPEAKER_FILE}; make the lists again by their script, which writes it, "
+            "or give "
+            "--speaker_file (csv, columns clip,speaker) or --speaker_pattern (a regular "
+            f"expression, or {', '.join(PATTERNS)})"
+        )
+    return _by_table(videos, read_speakers(table, data_root), table)
+
+
+def read_speakers(path: Path, data_root: str = "") -> dict[str, str]:
+    """Read the columns `clip` and `speaker` of a csv file; others are ignored.
+
+    A clip is listed by its name and, as in lists, by its name below `data_root`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--speaker_file '{path}' does not exist")
+    speakers: dict[str, str] = {}
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        if not {"clip", "speaker"} <= set(reader.fieldnames or ()):
+            header = ",".join(reader.fieldnames or ())
+            raise ValueError(f"{path}:1: expected the columns clip,speaker, got '{header[:80]}'")
+        for row in reader:
+            clip, speaker = ((row[name] or "").strip() for name in ("clip", "speaker"))
+            where = f"{path}:{reader.line_num}"
+            if not clip or not speaker:
+                raise ValueError(f"{where}: expected a clip and its speaker, got {row}")
+            for name in (clip, os.path.join(data_root, clip)):
+                if speakers.setdefault(name, speaker) != speaker:
+                    raise ValueError(
+                        f"{where}: '{name}' has speaker '{speaker}', but '{speakers[name]}' "
+                        "before; expected one"
+                    )
+    return speakers
+
+
+def _by_table(videos: Sequence[str], speakers: dict[str, str], table: Path) -> list[str]:
+    """Look clips up by their whole name, else by `base_name` where that is clear."""
+    short: dict[str, set[str]] = {}
+    for name, speaker in speakers.items():
+        short.setdefault(base_name(name), set()).add(speaker)
+    others = Counter(base_name(video) for video in {*videos} - speakers.keys())
+    found = []
+    for video in videos:
+        name = base_name(video)
+        known = {speakers[video]} if video in speakers else short.get(name, set())
+        if len(known) > 1 or (known and others[name] > 1 and video not in speakers):
+            raise ValueError(
+                f"'{table}' leaves the speaker of '{video}' open: '{name}' is the name of several "
+                "clips; give whole names, as in the list"
+            )
+        found.append(next(iter(known), ""))
+    _check_known(videos, found, f"'{table}' has no line for it")
+    return found
+
+
+def _by_pattern(videos: Sequence[str], pattern: str) -> list[str]:
+    """Search the last part of each name, the whole of it where the pattern holds a slash."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"--speaker_pattern '{pattern}' is no regular expression: {error}"
+        ) from error
+    if not expression.groups:
+        raise ValueError(
+            f"--speaker_pattern '{pattern}' has no group, expected one around the speaker, "
+            r"e.g. '^(\d{4})_'"
+        )
+    whole = "/" in pattern
+    matches = [expression.search(v if whole else PurePath(v).name) for v in videos]
+    found = ["".join(group or "" for group in m.groups()) if m else "" for m in matches]
+    _check_known(videos, found, f"--speaker_pattern '{pattern}' does not match it")
+    return found
+
+
+def _check_known(videos: Sequence[str], speakers: Sequence[str], reason: str) -> None:
+    unknown = [video for video, speaker in zip(videos, speakers, strict=True) if not speaker]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(videos)} clips have no known speaker, first "
+            f"'{unknown[0]}': {reason}"
+        )
+
+
+HOLDOUT_FILE = "val_clips.csv"
+
+
+DRAWS = 1000  # orders of the groups to choose from; more hardly balance better
+
+
+_HOLD_OUT = 3  # first word of the seed: shares no random numbers with the order of the clips
+
+
+class Holdout(NamedTuple):
+    """A training list in two, each in list order."""
+
+    train: list[AnyClip]
+    val: list[AnyClip]
+    val_groups: list[str]  # speaker, or whatever was kept whole, of each validation clip
+
+
+def hold_out(
+    clips: Sequence[AnyClip], groups: Sequence[str], share: float, seed: int, modality: str = "av"
+) -> Holdout:
+    """Hold out whole groups of clips, so that every class gives about its share.
+
+    Of many random orders of the groups, and of the beginnings of each, the one is taken whose share
+    of all clips and of every class (regression: of each third of every target's values) comes
+    nearest to `share`.
+
+    Args:
+        clips: the training list.
+        groups: speaker of each clip.
+        share: of the clips, in (0, 1).
+        seed: decides among the many ways.
+        modality: streams that are read; no file of them may be on both sides.
+    """
+    chosen = _choose(groups, _traits(clips), share, seed)
+    held = [group in chosen for group in groups]
+    train = [clip for clip, out in zip(clips, held, strict=True) if not out]
+    val = [clip for clip, out in zip(clips, held, strict=True) if out]
+    _refuse_shared_files(train, val, modality)
+    return Holdout(train, val, [group for group in groups if group in chosen])
+
+
+def _choose(groups: Sequence[str], traits: np.ndarray, share: float, seed: int) -> set[str]:
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise ValueError(
+            f"expected at least two speakers or clips in the training list to hold some out, got "
+            f"{len(names)}; use --val_split list"
+        )
+    place = {name: index for index, name in enumerate(names)}
+    holdout_table = np.zeros((len(names), traits.shape[1]))
+    np.add.at(holdout_table, [place[group] for group in groups], traits)
+    holdout_table /= holdout_table.sum(axis=0)
+    rng = np.random.default_rng((_HOLD_OUT, seed))
+    best, least = np.arange(1), np.inf
+    for _ in range(DRAWS):
+        order = rng.permutation(len(names))
+        errors = np.abs(holdout_table[order[:-1]].cumsum(axis=0) - share).mean(axis=1)
+        size = int(errors.argmin()) + 1
+        if errors[size - 1] < least:
+            best, least = order[:size], errors[size - 1]
+    return {names[index] for index in best}
+
+
+def _traits(clips: Sequence[AnyClip]) -> np.ndarray:
+    """Return (n, traits) 0 or 1: being a clip, and being of each class or third of the values."""
+    labels = np.array([clip.label for clip in clips])
+    if labels.ndim == 1:
+        kinds = [labels == label for label in np.unique(labels)]
+    else:
+        thirds = [np.searchsorted(np.quantile(v, (1 / 3, 2 / 3)), v) for v in labels.T]
+        kinds = [third == k for third in thirds for k in np.unique(third)]
+    return np.stack([np.ones(len(clips)), *kinds], axis=1)
+
+
+def _refuse_shared_files(train: Iterable[AnyClip], val: Iterable[AnyClip], modality: str) -> None:
+    owner = {path: clip for clip in train for path in _files(clip, modality)}
+    for clip in val:
+        for path in _files(clip, modality):
+            if path in owner:
+                raise ValueError(
+                    f"'{path}' belongs to a training clip, '{owner[path].video}', and to the "
+                    f"validation clip '{clip.video}', expected one; mend train.csv or the speakers"
+                )
+
+
+def _files(clip: AnyClip, modality: str) -> list[str]:
+    files = {"v": clip.video, "a": clip.audio or ""}
+    return [os.path.abspath(files[stream]) for stream in modality]
+
+
+def describe_holdout(holdout: Holdout, kind: str) -> None:
+    """Log what is held out; warn where a class is on one side only."""
+    counts = len(holdout.val), len(holdout.train) + len(holdout.val)
+    speakers = f"{len(set(holdout.val_groups))} speaker(s), " if kind == "speaker" else ""
+    logger.info(
+        "held out of train.csv for validation: %s%d of %d clips (%.1f %%)",
+        *(speakers, *counts, 100 * counts[0] / counts[1]),
+    )
+    labels = [{c.label for c in part if isinstance(c.label, int)} for part in holdout[:2]]
+    for side, missing in (
+        ("validation", labels[0] - labels[1]),
+        ("training", labels[1] - labels[0]),
+    ):
+        if missing:
+            logger.warning(
+                "no %s clip is of class %s: too few %ss have it; see --val_share and --seed",
+                *(side, ", ".join(map(str, sorted(missing))), kind),
+            )
+
+
+def holdout_table(holdout: Holdout, kind: str) -> str:
+    """Return the content of val_clips.csv: clip,speaker; without speakers the clips alone."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    speakers = kind == "speaker"
+    writer.writerow(["clip", "speaker"] if speakers else ["clip"])
+    for clip, group in zip(holdout.val, holdout.val_groups, strict=True):
+        writer.writerow([clip.video, group] if speakers else [clip.video])
+    return text.getvalue()
+
+
+SHARE_FILE = "train_clips.csv"
+
+
+_SHARE = 5  # first word of the seed: shares no random numbers with the order of the clips
+
+
+def take_share(clips: Sequence[AnyClip], share: float, seed: int) -> list[AnyClip]:
+    """Draw a share of the clips of every class, at least one; of a regression, of all clips.
+
+    The clips of a class are put into an order that the seed alone decides, and the first ones are
+    taken: a smaller share is part of a larger one. Single clips are drawn, not speakers, so that
+    the number of speakers does not fall as fast as that of labels.
+
+    Args:
+        clips: the training list.
+        share: of each class, in (0, 1].
+        seed: decides which clips.
+
+    Returns:
+        The chosen clips in list order.
+    """
+    classes = np.array([clip.label if isinstance(clip.label, int) else 0 for clip in clips])
+    chosen: list[int] = []
+    for label in np.unique(classes).tolist():
+        order = np.random.default_rng((_SHARE, seed, label))
+        members = order.permutation(np.flatnonzero(classes == label))
+        chosen += members[: max(1, round(share * len(members)))].tolist()
+    return [clips[index] for index in sorted(chosen)]
+
+
+def describe_share(taken: Sequence[AnyClip], total: int, share: float) -> None:
+    """Log how many clips there are, and of each class."""
+    counts = Counter(clip.label for clip in taken if isinstance(clip.label, int))
+    spread = ", ".join(str(counts[label]) for label in sorted(counts))
+    logger.info(
+        "--label_share %g: %d of %d training clips%s, named in %s",
+        *(share, len(taken), total, f" ({spread} of the classes)" if spread else "", SHARE_FILE),
+    )
+
+
+def share_table(taken: Sequence[AnyClip]) -> str:
+    """Return the content of train_clips.csv: the names of the clips."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["clip"])
+    writer.writerows([clip.video] for clip in taken)
+    return text.getvalue()
+
+
+def item_name(video: str, fields: int) -> str:
+    """Return the first `fields` "_" fields of a clip's base name.
+
+    Raises:
+        ValueError: the name has fewer.
+    """
+    name = base_name(video)
+    parts = name.split("_")
+    if len(parts) < fields:
+        raise ValueError(
+            f"--average_clips {fields} needs names of {fields} or more '_' fields, got '{name}'"
+        )
+    return "_".join(parts[:fields])
+
+
+def group_clips(videos: Sequence[str], labels: Sequence[Any], fields: int) -> dict[str, list[int]]:
+    """Return the positions of each item's clips, items in the order of their first clips.
+
+    Args:
+        videos: names of the clips.
+        labels: class or regression targets of each.
+        fields: see `item_name`.
+
+    Raises:
+        ValueError: clips of an item have different labels.
+    """
+    items: dict[str, list[int]] = {}
+    for index, video in enumerate(videos):
+        first = items.setdefault(item_name(video, fields), [])
+        first.append(index)
+        if not np.array_equal(labels[first[0]], labels[index]):
+            raise ValueError(
+                f"clips '{videos[first[0]]}' and '{video}' are one item by --average_clips "
+                f"{fields}, but have the labels {labels[first[0]]} and {labels[index]}, expected "
+                "the same; check the list and the number"
+            )
+    return items
