@@ -129,7 +129,7 @@ def test_reading_again_gives_the_same(tmp_path):
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_frames_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch, codec):
     path = encode(tmp_path / "a.mp4", {}, codec=codec, frames=3)
-    monkeypatch.setattr("hicmae.data.clip_list.MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr("hicmae.data.video.MAX_PIXELS", 64 * 48 - 1)
     message = "a.mp4' has 64 x 48 pixels, expected at most 3071; make it smaller"
     with pytest.raises(UnreadableClip, match=message):
         decoding.open_video(path)
@@ -137,6 +137,6 @@ def test_frames_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch, co
 
 def test_pictures_that_would_fill_the_memory_are_refused(write_frames, monkeypatch):
     video = decoding.open_video(write_frames(frames=2))
-    monkeypatch.setattr("hicmae.data.clip_list.MAX_PIXELS", 1000)
+    monkeypatch.setattr("hicmae.data.video.MAX_PIXELS", 1000)
     with pytest.raises(UnreadableClip, match="frame_001.jpg' has 40 x 40 pixels"):
         video.read([1])

@@ -1,5 +1,6 @@
 """Starting again: other settings, a finished run, a second start, --resume, --deterministic."""
 
+import functools
 import json
 import re
 import shutil
@@ -121,10 +122,9 @@ def test_a_second_start_in_the_same_folder_is_refused(pretrain, tmp_path):
 
 def impatient():
     """Do not wait for the other run."""
-    from hicmae.training import run as output
-    from hicmae.training import run as session
+    from hicmae.training import run
 
-    session.own_folder = lambda folder: output.own_folder(folder, wait=0)
+    run.own_folder = functools.partial(run.own_folder, wait=0)
 
 
 def test_a_finished_run_started_again_says_so_and_changes_nothing(finetune, whole, tmp_path):
