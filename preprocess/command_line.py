@@ -16,20 +16,20 @@ logger = logging.getLogger(__name__)
 
 
 class Shard(NamedTuple):
-    """Part `index` of `count`, from 1/n to n/n; 1/1 is everything."""
+    """Part `part` of `parts`, from 1/n to n/n; 1/1 is everything."""
 
-    index: int = 1
-    count: int = 1
+    part: int = 1
+    parts: int = 1
 
     def take(self, items: Iterable[SupportsRichComparisonT]) -> list[SupportsRichComparisonT]:
         """Return this part of the items: every n-th of their sorted list.
 
         Each item is in one part, whatever order the jobs of an array see them in.
         """
-        return sorted(items)[self.index - 1 :: self.count]
+        return sorted(items)[self.part - 1 :: self.parts]
 
     def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
+        return f"{self.part}/{self.parts}"
 
 
 WHOLE = Shard()
