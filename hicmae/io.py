@@ -1,49 +1,23 @@
-"""Figures as plain text and as Markdown.
-
-Results that appear under their name only when they are whole.
-"""
+"""What all floors need: whole files, the device, one-line errors, text tables."""
 
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+import torch
 
 
-def readable(number: float) -> str:
-    """Shorten a number: 1234567 -> 1.23 M."""
-    for size, letter in UNITS:
-        if abs(number) >= size:
-            return f"{number / size:.3g} {letter}"
-    return f"{number:.3g} "
+class UnreadableClip(RuntimeError):
+    """A clip's file is missing or broken; the message is one line that names it."""
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows in columns, the first one to the left and the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        first, *rest = (
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join([first, *rest]).rstrip())
-    return "\n".join(lines) + "\n"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a Markdown table, the first column to the left and the others to the right."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *rows))
-
-
-def describe_figures(figures: dict[str, Any]) -> str:
-    """Show every plain figure on a line of its own."""
-    plain = {n: v for n, v in figures.items() if isinstance(v, (int, float, str)) and v != ""}
-    return aligned([(n, f"{v:.4g}" if isinstance(v, float) else str(v)) for n, v in plain.items()])
+def one_line(error: Exception) -> str:
+    """Return a library's error message on one line, short enough for a log."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def describe(error: Exception) -> str:
@@ -51,6 +25,35 @@ def describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"'{error.filename}': {error.strerror}"
     return str(error)
+
+
+def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
+    """Return the device that --device names.
+
+    Args:
+        name: "cpu", "mps", "cuda", "cuda:1", or "auto": a CUDA GPU if there is one, else the CPU.
+        local_rank: number of this process on its machine; it takes the GPU of that number where
+            `name` gives none. None takes the current GPU.
+
+    Raises:
+        ValueError: no such device is known, or it is not there.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"--device must be auto, cpu, mps, cuda or cuda:<number>, got {name!r}")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
+    if name == "cuda" and gpus and local_rank is not None:
+        name = f"cuda:{local_rank}"
+    device = torch.device(name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps, but torch sees no Apple GPU; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ValueError(
+            f"--device {name}, but torch sees {gpus or 'no'} GPU{'s' * (gpus > 1)}; check the "
+            "driver and CUDA_VISIBLE_DEVICES, start at most one process a GPU, or use --device cpu"
+        )
+    return device
 
 
 def check_writable(path: str | Path, suffixes: tuple[str, ...] = ()) -> None:
@@ -70,38 +73,70 @@ def check_writable(path: str | Path, suffixes: tuple[str, ...] = ()) -> None:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name in the folder of `path` that takes its place if all goes well."""
+    """Yield a temporary name in the folder of `path`; the file takes its place when it is whole.
+
+    Whoever reads `path` sees the old or the new whole file, also after a full disk, an error or a
+    power cut. A killed process leaves its temporary `.part-*` behind, which nobody takes for a file
+    of ours. The folder is made if it is missing.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The ending stays, as writers of films and pictures choose their format by it.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
-    os.close(handle)
+    part = path.with_name(f".part-{secrets.token_hex(6)}{path.suffix}")
     try:
-        yield Path(name)
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide the file from colleagues
-        os.replace(name, path)
+        yield part
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+        part.unlink(missing_ok=True)
 
 
-class UnreadableClip(RuntimeError):
-    """A clip's file is missing or broken; the message is one line that names it."""
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a text (UTF-8) or bytes by `whole_file`."""
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogateescape")
+    with whole_file(path) as part:
+        part.write_bytes(content)
 
 
-def one_line(error: Exception) -> str:
-    """Return a library's error message on one line, short enough for a log."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that `path` is always the old or the new whole file."""
-    temporary = path.with_name(path.name + ".tmp")
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.fsync(handle)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows in columns, the first one to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a Markdown table, the first column to the left and the others to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *rows))
+
+
+def describe_figures(figures: dict[str, Any]) -> str:
+    """Show every plain figure on a line of its own."""
+    plain = {n: v for n, v in figures.items() if isinstance(v, (int, float, str)) and v != ""}
+    return aligned([(n, f"{v:.4g}" if isinstance(v, float) else str(v)) for n, v in plain.items()])
+
+
+def readable(number: float) -> str:
+    """Shorten a number: 1234567 -> 1.23 M."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g} {letter}"
+    return f"{number:.3g} "
