@@ -3,12 +3,15 @@
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+PART = ".part-"  # how temporary names begin; hidden, so that nothing takes them for data
 
 
 class UnreadableClip(RuntimeError):
@@ -22,9 +25,10 @@ def one_line(error: Exception) -> str:
 
 def describe(error: Exception) -> str:
     """Say on one line what an exception means to the user."""
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"'{error.filename}': {error.strerror}"
-    return str(error)
+        text = (f"'{error.filename}': " if error.filename else "") + error.strerror
+    return " ".join(text.split()) or type(error).__name__
 
 
 def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
@@ -82,7 +86,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The ending stays, as writers of films and pictures choose their format by it.
-    part = path.with_name(f".part-{secrets.token_hex(6)}{path.suffix}")
+    part = path.with_name(f"{PART}{secrets.token_hex(6)}{path.suffix}")
     try:
         yield part
         _sync(part)
@@ -90,6 +94,34 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside `path` that takes its place at the end, also where one is there.
+
+    Where something goes wrong, it is deleted and what was there stays.
+    """
+    path = Path(path)
+    part = path.with_name(f"{PART}{secrets.token_hex(6)}")
+    old = part.with_name(f"{part.name}-old")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if path.exists():  # a folder cannot replace one
+            path.rename(old)
+        part.replace(path)
+    finally:
+        remove(part)
+        remove(old)
+
+
+def remove(path: str | Path) -> None:
+    """Delete a file or a folder with all that is in it, if it is there."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        Path(path).unlink(missing_ok=True)
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:

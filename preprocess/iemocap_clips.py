@@ -1,7 +1,7 @@
 """Cut the dialogues of IEMOCAP into utterances, each with the half of the picture that speaks.
 
-    python preprocess/iemocap_clips.py --input IEMOCAP_full_release --output clips
-    python preprocess/face_and_audio/extract_face.py --input clips --output faces
+    python preprocess/iemocap_clips.py --input IEMOCAP_full_release --output_dir clips
+    python preprocess/face_and_audio/extract_face.py --input clips --output_dir faces
 
 `Session1/dialog/avi/DivX/Ses01F_impro01.avi` becomes a folder of that name with an mp4 (without
 sound, which is in sentences/wav) for each utterance of `dialog/EmoEvaluation/Ses01F_impro01.txt`.
@@ -29,10 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any f
 import av  # noqa: E402
 import numpy as np  # noqa: E402
 
+from hicmae.io import UnreadableClip, whole_folder  # noqa: E402
 from preprocess.face_and_audio import batch  # noqa: E402
-from preprocess.face_and_audio.inputs import ClipError, Job  # noqa: E402
-from preprocess.face_and_audio.media import open_stream  # noqa: E402
-from preprocess.face_and_audio.staging import staged  # noqa: E402
+from preprocess.face_and_audio.batch import Job, open_stream  # noqa: E402
 from preprocess.lists.iemocap import Utterance, read_utterances  # noqa: E402
 
 TOOL = "iemocap_clips"
@@ -68,8 +67,7 @@ def cut(job: Job, marked_side: str) -> dict[str, object]:
         Columns of the summary: the number of utterances, and those without a picture.
     """
     utterances = list(read_utterances(labels_of(job.source)))
-    with staged(job.output) as part:
-        part.mkdir()
+    with whole_folder(job.output) as part:
         written = set(_write(job.source, part, utterances, marked_side))
     missing = [utterance.name for utterance in utterances if utterance.name not in written]
     return {"utterances": len(written), "without_picture": " ".join(missing)}
@@ -80,7 +78,7 @@ def labels_of(video: str) -> str:
     dialog = Path(os.path.abspath(video)).parents[2]
     path = dialog / "EmoEvaluation" / f"{Path(video).stem}.txt"
     if not path.is_file():
-        raise ClipError(f"has no label file '{path}'; keep the folders as they are distributed")
+        raise UnreadableClip(f"no label file '{path}'; keep the folders as they are distributed")
     return str(path)
 
 
@@ -121,11 +119,6 @@ def _half(picture: np.ndarray, marked: bool, marked_side: str) -> np.ndarray:
     return np.ascontiguousarray(half)
 
 
-def is_cut(job: Job) -> bool:
-    """Return whether the folder of a dialogue is there; it appears whole or not at all."""
-    return Path(job.output).is_dir()
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -141,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     args = parser.parse_args(arguments)
     return batch.run_tool(
-        TOOL, args, "", functools.partial(cut, marked_side=args.marked_side), is_cut
+        TOOL, args, "", functools.partial(cut, marked_side=args.marked_side), batch.has_folder
     )
 
 

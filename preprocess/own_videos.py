@@ -33,8 +33,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
+from preprocess.command_line import WHOLE  # noqa: E402
 from preprocess.face_and_audio import batch, extract_audio, extract_face  # noqa: E402
-from preprocess.face_and_audio.inputs import VIDEO_SUFFIXES, Job, find_jobs  # noqa: E402
+from preprocess.face_and_audio.batch import VIDEO_SUFFIXES, Job, find_jobs  # noqa: E402
 from preprocess.lists.clips import (  # noqa: E402
     LeftOut,
     ListedClip,
@@ -101,12 +102,12 @@ def extract_all(args: argparse.Namespace) -> int:
         "a": (extract_audio.convert, extract_audio.is_converted)
     }
     if "v" in args.modality:  # first, so that a missing program is said before an hour of work
-        work["v"] = extract_face.face_work(args), extract_face.has_faces
+        work["v"] = extract_face.face_work(args), batch.has_folder
     code = 0
     for modality in args.modality:
         folder, tool, suffix = HALVES[modality]
         flags = {"input": args.videos, "data_root": "", "ext": sorted(VIDEO_SUFFIXES)}
-        flags["output"] = os.path.join(args.output_dir, folder)
+        flags["output_dir"] = os.path.join(args.output_dir, folder)
         tool_args = argparse.Namespace(**vars(args) | flags)
         code = max(code, batch.run_tool(tool, tool_args, suffix, *work[modality]))
         if code > 1:
@@ -127,7 +128,7 @@ def find_ready(args: argparse.Namespace) -> tuple[list[str], list[ListedClip], l
         jobs, problems = find_jobs(args.videos, folder, VIDEO_SUFFIXES, suffix)
         made[modality] = {job.name: job.output for job in jobs}
         if modality in args.modality:
-            rows = batch.read_summary(batch.summary_path(folder, tool, (1, 1)))
+            rows = batch.read_summary(batch.summary_path(folder, tool))
             left_out += [
                 LeftOut(video, f"no {name}", str(rows.get(video, {}).get("reason", "")))
                 for video, path in made[modality].items()
@@ -230,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.labels is not None:  # a mistake in it is said before an hour of work
             read_labels(args.labels, find_ready(args)[0], args.task)
         code = extract_all(args)
-        if code > 1 or args.shard != (1, 1):
+        if code > 1 or args.shard != WHOLE:
             return code
         return max(code, make_lists(args))
     except (OSError, ValueError) as error:

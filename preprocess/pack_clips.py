@@ -20,31 +20,40 @@ hand or by a full disk.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import re
 import sys
-import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
 import numpy as np  # noqa: E402
 
-from hicmae.data.clip_list import read_labelled_list, read_pretrain_list
-from preprocess.face_and_audio.batch import (  # noqa: E402
-    DISK_FULL,
-    STOPPED,
-    Ledger,
-    describe,
-    summary_path,
-    usable_cores,
+from hicmae.data.clip_list import read_labelled_list, read_pretrain_list  # noqa: E402
+from hicmae.io import describe  # noqa: E402
+from preprocess.command_line import (  # noqa: E402
+    Shard,
+    add_num_workers,
+    add_shard,
+    make_parser,
 )
-from preprocess.face_and_audio.inputs import parse_shard  # noqa: E402
-from preprocess.packing.encode import PackJob, Settings  # noqa: E402
-from preprocess.packing.run import Packing, prefix_of  # noqa: E402
-from preprocess.packing.shards import packed_names  # noqa: E402
-from preprocess.packing.verify import verify  # noqa: E402
+from preprocess.face_and_audio import batch  # noqa: E402
+from preprocess.face_and_audio.batch import Ledger, Outcome  # noqa: E402
+from preprocess.packing import (  # noqa: E402
+    Names,
+    PackJob,
+    Settings,
+    encode,
+    next_number,
+    packed_names,
+    verify,
+    write_shard,
+)
 
 logger = logging.getLogger("pack_clips")
 TOOL = "pack_clips"
@@ -60,11 +69,9 @@ def parse_size(text: str) -> int:
     return size
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read and check the command line."""
+    parser = make_parser(__doc__)
     parser.add_argument("list", nargs="?", help="list of clips, as for training")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder of the shards")
     parser.add_argument("--data_root", default="", help="folder that relative names start from")
@@ -82,24 +89,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--lossless", action="store_true", help="store PNG")
     parser.add_argument("--size", type=int, help="shrink frames to this short side in pixels")
-    parser.add_argument(
-        "--shard", type=parse_shard, default=(1, 1), metavar="I/N", help="do only part I of N"
-    )
-    parser.add_argument(
-        "--num_workers",
-        "--workers",
-        type=int,
-        default=usable_cores(),
-        help="processes that encode (default: %(default)s)",
+    add_shard(parser)
+    add_num_workers(parser)
+    parser.add_argument(  # its older name
+        "--workers", dest="num_workers", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
     parser.add_argument("--verify", action="store_true", help="pack nothing, check the shards")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = make_parser()
     args = parser.parse_args(arguments)
     if not 1 <= args.quality <= 100:
         parser.error(f"--quality must be from 1 to 100, got {args.quality}")
@@ -107,11 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--num_workers and --size must be at least 1")
     if args.list is None and not args.verify:
         parser.error("name the list to pack, or give --verify")
-    try:
-        return run_verify(args) if args.verify else pack(args)
-    except (OSError, ValueError) as error:
-        logger.error("error: %s", describe(error))
-        return STOPPED if getattr(error, "errno", None) in DISK_FULL else 2
+    return args
 
 
 def run_verify(args: argparse.Namespace) -> int:
@@ -131,26 +122,25 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def pack(args: argparse.Namespace) -> int:
-    """Pack the clips of a list that are in no shard yet."""
+    """Pack the clips of a list that are in no shard yet; returns the exit code."""
     jobs = find_jobs(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    batch.sweep(str(args.output_dir))
     packed = packed_names(args.output_dir)
-    ledger = Ledger(summary_path(str(args.output_dir), TOOL, args.shard))
-    pending = []
-    for job in jobs:
-        shard = packed.get((job.clip.video, job.clip.audio))
-        if shard is None:
-            pending.append(job)
-        else:
-            ledger.keep(job._replace(output=shard))
+    ledger = Ledger(batch.summary_path(args.output_dir, TOOL, args.shard))
+    for names in jobs.keys() & packed.keys():
+        ledger.keep(jobs.pop(names)._replace(output=packed[names]))
     # In a random order, so that clips of a speaker, who stand together in lists, meet others.
-    order = np.random.default_rng(0).permutation(len(pending))
+    waiting = list(jobs.values())
+    pending = deque(waiting[k] for k in np.random.default_rng(0).permutation(len(waiting)))
     settings = Settings(args.task == "pretrain", args.size, None if args.lossless else args.quality)
-    packing = Packing(args.output_dir, prefix_of(args.shard), args.shard_size, ledger)
-    return packing.run([pending[k] for k in order], settings, args.num_workers)
+    work = partial(encode, settings=settings)
+    with ledger.outcomes(pending, work, args.num_workers, "packing") as outcomes:
+        write_all(args, ledger, _encoded(outcomes, ledger))
+    return ledger.close()
 
 
-def find_jobs(args: argparse.Namespace) -> list[PackJob]:
+def find_jobs(args: argparse.Namespace) -> dict[Names, PackJob]:
     """Return the clips of this part of the list; ValueError where it names shards."""
     if args.task == "pretrain":
         clips = read_pretrain_list(args.list, args.data_root)
@@ -158,22 +148,66 @@ def find_jobs(args: argparse.Namespace) -> list[PackJob]:
         clips = read_labelled_list(args.list, args.task, None, args.data_root)
     if not isinstance(clips, list):
         raise ValueError(f"'{args.list}' is packed already; name a list of files")
-    part, parts = args.shard
-    jobs: dict[tuple[str, str | None], PackJob] = {}
+    jobs: dict[Names, PackJob] = {}
     for clip in clips:
-        names = clip._replace(
-            video=_name(clip.video, args.data_root), audio=_name(str(clip.audio), args.data_root)
-        )
-        if zlib.crc32(os.fsencode(names.video)) % parts == part - 1:
-            job = PackJob(names.video, clip.video, "", str(clip.audio), names)
-            jobs.setdefault((names.video, names.audio), job)
-    return list(jobs.values())
+        video, audio = (_name(str(path), args.data_root) for path in (clip.video, clip.audio))
+        named = clip._replace(video=video, audio=audio)
+        jobs.setdefault((video, audio), PackJob(video, clip.video, "", str(clip.audio), named))
+    mine = set(args.shard.take(jobs))
+    return {names: job for names, job in jobs.items() if names in mine}
 
 
 def _name(path: str, data_root: str) -> str:
     """Return the name of a file as a list with this --data_root has it."""
     root = os.path.join(data_root, "")
     return path[len(root) :] if data_root and path.startswith(root) else path
+
+
+def _encoded(outcomes: Iterable[Outcome], ledger: Ledger) -> Iterator[Outcome]:
+    """Yield the clips that could be encoded, and note the others."""
+    for outcome in outcomes:
+        if outcome.reason:
+            ledger.note(outcome)
+        else:
+            yield outcome
+
+
+def write_all(args: argparse.Namespace, ledger: Ledger, clips: Iterator[Outcome]) -> None:
+    """Write shard after shard, and say what a clip costs beside the files it was made from."""
+    prefix, source, sizes = prefix_of(args.shard), 0, []
+    for number in itertools.count(next_number(args.output_dir, prefix)):
+        first = next(clips, None)
+        if first is None:
+            break
+        path = args.output_dir / f"{prefix}-{number:06d}.tar"
+        for outcome in write_shard(path, itertools.chain([first], clips), args.shard_size):
+            source += outcome.details["source_bytes"]
+            ledger.note(outcome._replace(job=outcome.job._replace(output=str(path))))
+        sizes.append(path.stat().st_size)
+    if sizes:
+        packed, files = sum(sizes) / ledger.done / 1e3, source / ledger.done / 1e3
+        logger.info(
+            "%d shards, %.3f GB; a clip takes %.0f KB, its files took %.0f KB (%.1f times)",
+            *(len(sizes), sum(sizes) / 1e9, packed, files, packed / max(files, 1e-9)),
+        )
+
+
+def prefix_of(shard: Shard) -> str:
+    """Return how the names of shards begin: parts of an array never want the same name."""
+    if shard.parts == 1:
+        return "clips"
+    return f"clips-{shard.part:0{len(str(shard.parts))}d}of{shard.parts}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parse(arguments)
+    try:
+        return run_verify(args) if args.verify else pack(args)
+    except (OSError, ValueError) as error:
+        logger.error("error: %s", describe(error))
+        return batch.STOPPED if getattr(error, "errno", None) in batch.DISK_FULL else 2
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,8 +135,8 @@ def one_thread() -> Iterator[None]:
 def pack(clips: list[Clip], folder: Path, quality: int) -> tuple[PackedClips, float]:
     """Pack clips into one shard; return them and the CPU seconds of one clip."""
     try:
-        from preprocess.packing.encode import Encoded, PackJob, Settings, encode
-        from preprocess.packing.shards import write_shard
+        from preprocess.face_and_audio.batch import Outcome
+        from preprocess.packing import PackJob, Settings, encode, write_shard
     except ModuleNotFoundError as error:
         raise RuntimeError(
             f"preprocess/ cannot be imported ({error}); run from the repository's root"
@@ -144,7 +144,7 @@ def pack(clips: list[Clip], folder: Path, quality: int) -> tuple[PackedClips, fl
     start = time.process_time()
     jobs = [PackJob(clip.video, clip.video, "", str(clip.audio), clip) for clip in clips]
     settings = Settings(True, None, quality)
-    encoded = ((job, cast(Encoded, encode(job, settings)["encoded"])) for job in jobs)
+    encoded = (Outcome(job, details=encode(job, settings)) for job in jobs)
     write_shard(folder / "clips-000000.tar", encoded, 1 << 62)
     seconds = (time.process_time() - start) / len(clips)
     return read_packed(folder), seconds

@@ -601,8 +601,12 @@ def opened(path: str) -> Iterator[InputContainer]:
         raise UnreadableClip(f"'{path}' is no file")
     try:
         with open(path, "rb") as file:
-            if not file.read(1):
-                raise UnreadableClip(f"'{path}' is an empty file")
+            is_empty = not file.read(1)
+    except OSError as error:
+        raise UnreadableClip(f"'{path}' cannot be read: {error.strerror}") from None
+    if is_empty:
+        raise UnreadableClip(f"'{path}' is an empty file")
+    try:
         # An absolute name, as FFmpeg takes "a:b.mp4" for a protocol; and no others than files, as
         # what calls itself a video may be a playlist of addresses.
         with av.open(
@@ -617,8 +621,6 @@ def opened(path: str) -> Iterator[InputContainer]:
         ) from None
     except av.FFmpegError as error:
         raise UnreadableClip(f"'{path}' cannot be decoded: {error.strerror}") from None
-    except OSError as error:
-        raise UnreadableClip(f"'{path}' cannot be read: {error.strerror}") from None
 
 
 def frames_at(

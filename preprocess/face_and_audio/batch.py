@@ -1,66 +1,88 @@
-"""Work on many clips: in parallel, going on after a stop, with a report of what failed.
+"""Run a tool on many clips: in parallel, going on after a stop, with a table of the results.
 
-What a clip becomes appears under its final name only when it is whole, so a name that exists is
-done: the same command completes what is missing, after a stop as after failures. `--shard 3/8`
-takes the third of eight parts of the clips, chosen by a hash of their names: the tasks of a job
-array need no coordination, and no clip changes its part when others are added.
+The result of a clip gets its final name only when it is whole, so a name that exists is done: the
+same command completes what is missing, after a stop as after failures. `--shard 3/8` does the third
+of eight parts, so that the tasks of a job array share the clips.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import errno
+import functools
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeVar
+from typing import Any, Literal, NamedTuple
 
+from av.container import InputContainer
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from preprocess.face_and_audio.inputs import AnyJob, Job, Outcome, find_jobs, parse_shard
-from preprocess.face_and_audio.staging import staged
+from hicmae.data.media import first_stream, needed_stream, opened
+from hicmae.io import PART, UnreadableClip, describe, remove, whole_file
+from preprocess.command_line import WHOLE, Shard, add_num_workers, add_shard
 
 logger = logging.getLogger(__name__)
 
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .avi .mkv .webm .flv .mpg .mpeg .wmv .3gp .ts .mts".split()
+)
+AUDIO_SUFFIXES = frozenset(".wav .m4a .aac .mp3 .flac .ogg .opus .wma".split())
+LIST_SUFFIXES = frozenset((".csv", ".txt", ".list"))
 SUMMARY_EVERY = 60  # seconds between writings of the summary
+STALE = 24 * 3600  # seconds after which a temporary file belongs to no running process
 STOPPED = 3  # exit code of a run that ended before its clips did
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What may be wrong with a clip; a TypeError, say, is a mistake of ours and ends the run.
 CLIP_ERRORS = (
-    RuntimeError,
-    OSError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    MemoryError,
-    EOFError,
+    *(RuntimeError, OSError, ValueError, LookupError, ArithmeticError, MemoryError, EOFError),
 )
 
-SomeJob = TypeVar("SomeJob", bound=AnyJob)
-Work = Callable[[Any], dict[str, object]]  # of a Job, or of a tool's own kind of job
+
+class Job(NamedTuple):
+    """One clip: its name below the input folder, the file to read, the file or folder to make."""
+
+    name: str
+    source: str
+    output: str
+
+
+class Outcome(NamedTuple):
+    """What became of a job, a `Job` or a tool's own kind with `name` and `output`."""
+
+    job: Any
+    reason: str = ""  # why it failed
+    seconds: float = 0.0
+    details: Mapping[str, Any] = {}  # more columns of the summary
+    stops: bool = False  # no use in going on: the disk is full
+
+
+Work = Callable[[Any], dict[str, Any]]  # makes what a job asks for; returns the details
 
 
 def add_arguments(parser: argparse.ArgumentParser, suffixes: Iterable[str]) -> None:
-    """Add the flags that all tools have; `suffixes` are the kinds of files it takes."""
+    """Add the flags that all tools have; `suffixes` are the kinds of files a tool takes."""
     parser.add_argument(
         "--input",
         required=True,
         help="folder, searched with all its subfolders; one file; or a list (.csv .txt .list) with "
         "a file name a line (of our own lists the first field is taken)",
     )
-    parser.add_argument(
-        "--output", required=True, help="folder; names below it are as below the input folder"
-    )
+    output = parser.add_mutually_exclusive_group(required=True)
+    output.add_argument("--output_dir", help="folder; names below it are as below the input folder")
+    output.add_argument("--output", dest="output_dir", help=argparse.SUPPRESS)  # its older name
     parser.add_argument(
         "--data_root", default="", help="folder that relative names in a list start from"
     )
@@ -76,26 +98,11 @@ def add_arguments(parser: argparse.ArgumentParser, suffixes: Iterable[str]) -> N
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how to run, whatever the input is."""
-    parser.add_argument(
-        "--shard",
-        type=parse_shard,
-        default=(1, 1),
-        metavar="I/N",
-        help="do only part I of N, from 1/N to N/N, as one task of a job array",
-    )
-    parser.add_argument(
-        "--num_workers", type=int, default=usable_cores(), help="processes (default: %(default)s)"
-    )
+    add_shard(parser)
+    add_num_workers(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="do again what is done (default: only the rest)"
     )
-
-
-def usable_cores() -> int:
-    """Return the number of cores this process may use; a scheduler may allow fewer than all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_tool(
@@ -105,14 +112,14 @@ def run_tool(
     work: Work,
     is_done: Callable[[Job], bool],
 ) -> int:
-    """Run a tool on what its flags name.
+    """Run a tool on what the flags of `add_arguments` name.
 
     Args:
         tool: its name, which its summary gets.
-        args: the flags of `add_arguments`.
+        args: the flags.
         output_suffix: what replaces a file's suffix in the name of what is made of it.
-        work: makes one output, picklable; returns details for the summary, raises CLIP_ERRORS.
-        is_done: tells whether an output is there; raises ClipError where it is a wrong one.
+        work: makes one output, picklable; raises CLIP_ERRORS.
+        is_done: tells whether an output is there; raises CLIP_ERRORS where it is a wrong one.
 
     Returns:
         Exit code: 0; 1 where a clip failed; 2 without input; STOPPED where clips were not tried.
@@ -121,33 +128,133 @@ def run_tool(
         if args.num_workers < 1:
             raise ValueError(f"--num_workers must be at least 1, got {args.num_workers}")
         jobs, problems = find_jobs(
-            args.input, args.output, args.ext, output_suffix, args.data_root, args.shard
+            args.input, args.output_dir, args.ext, output_suffix, args.data_root, args.shard
         )
-        os.makedirs(args.output, exist_ok=True)
-        if not os.access(args.output, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), args.output)
+        os.makedirs(args.output_dir, exist_ok=True)
+        if not os.access(args.output_dir, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), args.output_dir)
     except (OSError, ValueError) as error:
         logger.error("error: %s", describe(error))
         return 2
-    ledger = Ledger(summary_path(args.output, tool, args.shard))
+    ledger = Ledger(summary_path(args.output_dir, tool, args.shard))
     for outcome in problems:
         ledger.note(outcome)
-    pending = _pending(jobs, is_done, args.overwrite, ledger)
-    start, left = time.monotonic(), len(pending)
-    outcomes = outcomes_of(pending, work, args.num_workers)
-    bar = tqdm(total=left, unit="clip", desc=tool, disable=None, dynamic_ncols=True)
-    with bar, logging_redirect_tqdm(), contextlib.closing(outcomes):
+    pending: deque[Job] = deque()
+    for job in jobs:
         try:
-            for outcome in outcomes:
-                ledger.note(outcome)
-                left -= 1
-                bar.update()
-                bar.set_postfix(failed=ledger.failed, refresh=False)
-                if outcome.stops:
-                    break
-        except KeyboardInterrupt:
-            ledger.stopped = "interrupted"
-    return ledger.close(left, time.monotonic() - start)
+            if not args.overwrite and is_done(job):
+                ledger.keep(job)
+            else:
+                pending.append(job)
+        except CLIP_ERRORS as error:
+            ledger.note(Outcome(job, describe(error)))
+    with ledger.outcomes(pending, work, args.num_workers, tool) as outcomes:
+        for outcome in outcomes:
+            ledger.note(outcome)
+            if outcome.stops:
+                break
+    return ledger.close()
+
+
+def has_folder(job: Job) -> bool:
+    """Tell whether the folder that a job makes is there; it appears whole or not at all."""
+    return Path(job.output).is_dir()
+
+
+# Which clips
+
+
+def find_jobs(
+    source: str,
+    output: str,
+    suffixes: Iterable[str],
+    output_suffix: str,
+    data_root: str = "",
+    shard: Shard = WHOLE,
+) -> tuple[list[Job], list[Outcome]]:
+    """Return the jobs of a shard in order, and what is wrong with the input itself.
+
+    Args:
+        source: folder, list or file, as --input.
+        output: folder.
+        suffixes: kinds of files to take from a folder.
+        output_suffix: what replaces a file's suffix in the name of what is made of it.
+        data_root: folder that relative names in a list start from.
+        shard: the part to do.
+    """
+    problems: list[Outcome] = []
+    if os.path.isdir(source):
+        root, files = source, sorted(_walk(source, frozenset(suffixes), output, problems))
+    elif not os.path.isfile(source):
+        raise FileNotFoundError(f"--input '{source}' does not exist")
+    elif Path(source).suffix.lower() in LIST_SUFFIXES:
+        files = sorted(set(_read_names(source, data_root)))
+        root = _common_folder(files, data_root)
+    else:
+        root, files = os.path.dirname(source) or ".", [source]
+    if not files and not problems:
+        kinds = " ".join(sorted(suffixes))
+        raise FileNotFoundError(f"--input '{source}' holds no file of these kinds: {kinds}")
+    by_output: dict[str, list[Job]] = {}
+    for file in files:
+        name = os.path.relpath(os.path.abspath(file), os.path.abspath(root))
+        made = os.path.join(output, os.path.splitext(name)[0] + output_suffix)
+        if os.path.abspath(file) != os.path.abspath(made):  # wavs may stand beside the clips
+            by_output.setdefault(made, []).append(Job(name, file, made))
+    jobs = []
+    for made in shard.take(by_output):
+        job, *rivals = by_output[made]
+        jobs.append(job)
+        reason = f"'{job.name}' becomes the same '{made}'; keep one of the two"
+        problems += [Outcome(rival, reason) for rival in rivals]
+    return jobs, problems
+
+
+def _walk(
+    folder: str, suffixes: frozenset[str], output: str, problems: list[Outcome]
+) -> Iterator[str]:
+    """Yield the files of a folder and its subfolders, following links but never in circles."""
+
+    def report(error: OSError) -> None:
+        job = Job(str(error.filename), str(error.filename), "")
+        problems.append(Outcome(job, f"folder cannot be read: {error.strerror}"))
+
+    seen = set()
+    for path, folders, names in os.walk(folder, followlinks=True, onerror=report):
+        status = os.stat(path)
+        is_output = path != folder and os.path.abspath(path) == os.path.abspath(output)
+        if (status.st_dev, status.st_ino) in seen or is_output:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+                yield os.path.join(path, name)
+
+
+def _read_names(path: str, data_root: str) -> Iterator[str]:
+    """Yield the files named in a list: a whole line where that is a file, else its first field."""
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        try:
+            for fields in csv.reader(file, delimiter=" ", strict=True):
+                if fields:
+                    whole = os.path.join(data_root, " ".join(fields))
+                    yield whole if os.path.isfile(whole) else os.path.join(data_root, fields[0])
+        except csv.Error as error:
+            raise ValueError(f"list '{path}' cannot be read: {error}") from None
+
+
+def _common_folder(files: list[str], data_root: str) -> str:
+    """Return --data_root where all files are below it, else the deepest folder above them all."""
+    folders = [os.path.dirname(os.path.abspath(file)) for file in files] or [os.curdir]
+    root = os.path.abspath(data_root)
+    if data_root and os.path.commonpath([root, *folders]) == root:
+        return root
+    return os.path.commonpath(folders)
+
+
+# What became of them
 
 
 class Ledger:
@@ -155,19 +262,20 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, read_summary(path)
-        self.done = self.kept = self.failed = 0
+        self.done = self.kept = self.failed = self.left = 0
         self.stopped = ""
-        self._written = time.monotonic()
+        self._start = self._written = time.monotonic()
 
-    def keep(self, job: AnyJob) -> None:
+    def keep(self, job: Any) -> None:
         """Count a clip that an earlier run has done; what is known about it stays."""
         self.kept += 1
         if self.rows.get(job.name, {}).get("status") != "done":
-            self.rows[job.name] = _row(Outcome(job, "", 0.0, {}))
+            self.rows[job.name] = _row(Outcome(job))
 
     def note(self, outcome: Outcome) -> None:
         """Enter an outcome, and name a failure in the log."""
         self.rows[outcome.job.name] = _row(outcome)
+        self.left -= 1
         if outcome.reason:
             self.failed += 1
             # repr, as names may hold line breaks
@@ -180,29 +288,49 @@ class Ledger:
             self._write()
             logger.info("%d clips done, %d failed so far", self.done, self.failed)
 
-    def close(self, left: int, seconds: float) -> int:
-        """Write the summary, say how it went, and return the exit code.
+    @contextmanager
+    def outcomes(
+        self, pending: deque, work: Work, num_workers: int, title: str
+    ) -> Iterator[Iterable[Outcome]]:
+        """Work in processes, with a progress bar, and yield the outcomes as they come.
 
-        Args:
-            left: clips that were not tried.
-            seconds: time it took.
+        An interrupt or a full disk ends the block and is remembered.
         """
+        self.left = total = len(pending)
+        outcomes = outcomes_of(pending, work, num_workers)
+        bar = tqdm(outcomes, title, total, unit="clip", disable=None, dynamic_ncols=True)
+        with closing(outcomes), bar, logging_redirect_tqdm():
+            try:
+                yield bar
+            except KeyboardInterrupt:
+                self.stopped = "interrupted"
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                self.stopped = "the disk is full"
+
+    def close(self) -> int:
+        """Write the summary, say how it went, and return the exit code."""
         self._write()
+        seconds = time.monotonic() - self._start
         rate = f" ({self.done / seconds:.1f} a second)" if self.done else ""
         logger.info(
             "%d clips done%s, %d done before, %d failed; see %s",
             *(self.done, rate, self.kept, self.failed, self.path),
         )
         if self.stopped:
-            logger.error("%s: %d clips are left, the same command goes on", self.stopped, left)
+            logger.error("%s: %d clips are left, the same command goes on", self.stopped, self.left)
             return STOPPED
         return 1 if self.failed else 0
 
     def _write(self) -> None:
-        columns = list(dict.fromkeys(column for row in self.rows.values() for column in row))
+        columns = dict.fromkeys(column for row in self.rows.values() for column in row)
         try:
-            with staged(str(self.path)) as part, open_table(part, "w") as file:
-                writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+            with (
+                whole_file(self.path) as part,
+                open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+            ):
+                writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(self.rows[name] for name in sorted(self.rows))
         except OSError as error:  # the clips matter more
@@ -210,49 +338,18 @@ class Ledger:
         self._written = time.monotonic()
 
 
-def open_table(path: Path, mode: Literal["r", "w"]) -> TextIO:
-    """Open a csv file in which names need not be UTF-8."""
-    return open(path, mode, newline="", encoding="utf-8", errors="surrogateescape")
-
-
-def summary_path(output: str, tool: str, shard: tuple[int, int]) -> Path:
+def summary_path(output: str | Path, tool: str, shard: Shard = WHOLE) -> Path:
     """Return where a tool's summary goes; each shard has its own."""
-    part = "" if shard == (1, 1) else f"_{shard[0]}of{shard[1]}"
+    part = "" if shard.parts == 1 else f"_{shard.part}of{shard.parts}"
     return Path(output) / f"{tool}{part}.csv"
-
-
-def describe(error: BaseException) -> str:
-    """Say on one line what an exception means to the user."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f"'{error.filename}': " if error.filename else ""
-        text = where + error.strerror
-    else:
-        text = str(error)
-    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def read_summary(path: Path) -> dict[str, dict[str, object]]:
     """Return the rows of a summary by clip; none where there is no such file."""
     if not path.is_file():
         return {}
-    with open_table(path, "r") as file:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         return {row["clip"]: dict(row) for row in csv.DictReader(file) if row.get("clip")}
-
-
-def _pending(
-    jobs: Iterable[Job], is_done: Callable[[Job], bool], overwrite: bool, ledger: Ledger
-) -> deque[Job]:
-    """Return the jobs that are not done; the ledger gets the others."""
-    pending: deque[Job] = deque()
-    for job in jobs:
-        try:
-            if not overwrite and is_done(job):
-                ledger.keep(job)
-            else:
-                pending.append(job)
-        except CLIP_ERRORS as error:
-            ledger.note(Outcome(job, describe(error), 0.0, {}))
-    return pending
 
 
 def _row(outcome: Outcome) -> dict[str, object]:
@@ -266,19 +363,10 @@ def _row(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def _attempt(work: Work, job: AnyJob) -> Outcome:
-    start = time.monotonic()
-    try:
-        details = work(job)
-    except CLIP_ERRORS as error:
-        full = isinstance(error, OSError) and error.errno in DISK_FULL
-        return Outcome(job, describe(error), time.monotonic() - start, {}, stops=full)
-    return Outcome(job, "", time.monotonic() - start, details)
+# Processes
 
 
-def outcomes_of(
-    pending: deque[SomeJob], work: Work, num_workers: int
-) -> Generator[Outcome, None, None]:
+def outcomes_of(pending: deque, work: Work, num_workers: int) -> Generator[Outcome, None, None]:
     """Yield the outcomes in the order in which they come."""
     if num_workers <= 1:
         while pending:
@@ -290,19 +378,18 @@ def outcomes_of(
         # A process that dies, of a decoder's crash or for want of memory, takes the pool with it.
         # Which clip it was shows when those in hand are done again one by one.
         for job in (yield from _pooled(pending, work, num_workers)):
-            crashed = yield from _pooled(deque([job]), work, 1)
-            if crashed:
-                yield Outcome(job, "the process that worked on it was killed or crashed", 0.0, {})
+            if (yield from _pooled(deque([job]), work, 1)):
+                yield Outcome(job, "the process that worked on it was killed or crashed")
 
 
-def _pooled(
-    pending: deque[SomeJob], work: Work, num_workers: int
-) -> Generator[Outcome, None, list[SomeJob]]:
+def _pooled(pending: deque, work: Work, num_workers: int) -> Generator[Outcome, None, list[Any]]:
     """Work through the jobs in processes; returns those that were in hand when one died."""
     # Not forked: torch and FFmpeg may hold locks, and macOS cannot.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_ignore_interrupt)
-    running: dict[Future[Outcome], SomeJob] = {}
+    # A clip in hand is finished, or thrown away: an interrupt is for the main process alone.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(num_workers, context, signal.signal, ignore)
+    running: dict[Future[Outcome], Any] = {}
     try:
         while pending or running:
             while pending and len(running) < 2 * num_workers:
@@ -318,5 +405,73 @@ def _pooled(
     return []
 
 
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the clip in hand is finished, or thrown away
+def _attempt(work: Work, job: Any) -> Outcome:
+    start = time.monotonic()
+    try:
+        sweep(os.path.dirname(job.output))
+        details = work(job)
+    except CLIP_ERRORS as error:
+        full = isinstance(error, OSError) and error.errno in DISK_FULL
+        return Outcome(job, describe(error), time.monotonic() - start, stops=full)
+    return Outcome(job, "", time.monotonic() - start, details)
+
+
+@functools.lru_cache(maxsize=4096)
+def sweep(folder: str) -> None:
+    """Delete what killed runs left in a folder, once a process."""
+    if not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        parts = [entry.path for entry in entries if entry.name.startswith(PART)]
+    for path in parts:
+        with suppress(FileNotFoundError):  # another process was faster
+            if time.time() - os.stat(path).st_mtime > STALE:
+                remove(path)
+
+
+# One clip
+
+
+@contextmanager
+def open_stream(path: str, kind: Literal["audio", "video"]) -> Iterator[tuple[InputContainer, Any]]:
+    """Yield a file's container and its first stream of a kind, "audio" or "video".
+
+    Raises UnreadableClip where there is none; in the body too, where it cannot be decoded.
+    """
+    with opened(path) as container:
+        if first_stream(container, kind) is None:
+            raise UnreadableClip(f"'{path}' has no {'sound' if kind == 'audio' else 'picture'}")
+        stream = needed_stream(container, kind)
+        stream.codec_context.thread_count = 1  # the processes share the cores
+        yield container, stream
+
+
+def find_program(name: str, flag: str) -> str:
+    """Return the path of a program; FileNotFoundError names the flag that was given for it."""
+    path = shutil.which(name)
+    if path is None:
+        raise FileNotFoundError(
+            f"{flag} '{name}' is no program that can be run; install it, or give its path"
+        )
+    return os.path.abspath(path)
+
+
+def run_program(command: list[str], timeout: float | None) -> None:
+    """Run a program without a shell; UnreadableClip with its last words where it fails.
+
+    Args:
+        command: program and arguments.
+        timeout: seconds after which it is killed.
+    """
+    name, silent = os.path.basename(command[0]), subprocess.DEVNULL
+    try:
+        done = subprocess.run(
+            command, stdin=silent, stdout=silent, stderr=subprocess.PIPE, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        raise UnreadableClip(f"{name} took longer than {timeout:g} s") from None
+    code = done.returncode
+    if code:
+        words = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
+        how = f"exit code {code}" if code > 0 else f"signal {-code}"
+        raise UnreadableClip(f"{name} failed with {how}: {words[-1]}")

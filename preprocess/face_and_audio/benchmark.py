@@ -24,10 +24,10 @@ import av  # noqa: E402
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.cbook import get_sample_data  # noqa: E402
+from preprocess.face_and_audio.inputs import Job  # noqa: E402
 
 from hicmae.faces.detector import check_weights  # noqa: E402
 from preprocess.face_and_audio import extract_audio, extract_face  # noqa: E402
-from preprocess.face_and_audio.inputs import Job  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

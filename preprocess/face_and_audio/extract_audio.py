@@ -1,10 +1,10 @@
 """Extract the sound of clips: mono wavs of 16 kHz and 16 bit, which is what the lists need.
 
-    python preprocess/face_and_audio/extract_audio.py --input videos --output wavs
+    python preprocess/face_and_audio/extract_audio.py --input videos --output_dir wavs
 
-`videos/a/b.mp4` becomes `wavs/a/b.wav`; any file with sound will do. With --output the same folder
-as --input the wavs stand beside the clips (VoxCeleb2: --ext m4a). The same command run again does
-only what is missing. extract_audio.csv in the output folder has a row for each clip.
+`videos/a/b.mp4` becomes `wavs/a/b.wav`; any file with sound will do. With --output_dir the same
+folder as --input the wavs stand beside the clips (VoxCeleb2: --ext m4a). The same command run again
+does only what is missing. extract_audio.csv in the output folder has a row for each clip.
 
 Exit code: 0; 1 where a clip failed; 2 where input or a program is missing; 3 where the run was
 stopped, by hand or by a full disk.
@@ -12,37 +12,31 @@ stopped, by hand or by a full disk.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import logging
 import os
 import sys
 import wave
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 import av  # noqa: E402
-from av.audio.stream import AudioStream  # noqa: E402
-from av.container import InputContainer  # noqa: E402
 
+from hicmae.data.audio import SAMPLE_RATE  # noqa: E402
+from hicmae.io import UnreadableClip, whole_file  # noqa: E402
+from preprocess.command_line import make_parser  # noqa: E402
 from preprocess.face_and_audio import batch  # noqa: E402
-from preprocess.face_and_audio.inputs import (  # noqa: E402
-    AUDIO_SUFFIXES,
-    VIDEO_SUFFIXES,
-    ClipError,
-    Job,
-)
-from preprocess.face_and_audio.media import open_stream  # noqa: E402
-from preprocess.face_and_audio.programs import find_program, run_program  # noqa: E402
-from preprocess.face_and_audio.staging import staged  # noqa: E402
+from preprocess.face_and_audio.batch import Job  # noqa: E402
 
 TOOL = "extract_audio"
-SAMPLE_RATE, SAMPLE_BYTES = 16000, 2
+SAMPLE_BYTES = 2
 
 
-def convert(job: Job, ffmpeg: str | None = None, timeout: float | None = None) -> dict[str, object]:
+def convert(job: Job, ffmpeg: str | None = None, timeout: float | None = None) -> dict[str, Any]:
     """Write the wav of one clip.
 
     Args:
@@ -53,37 +47,41 @@ def convert(job: Job, ffmpeg: str | None = None, timeout: float | None = None) -
     Returns:
         Columns of the summary: duration in seconds; the sample rate and channels that were there.
     """
-    with open_stream(job.source, "audio") as (container, stream), staged(job.output) as part:
+    with (
+        batch.open_stream(job.source, "audio") as (container, stream),
+        whole_file(job.output) as part,
+    ):
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.layout.nb_channels
         if ffmpeg is None:
-            _resample(container, stream, part)
+            resample(itertools.chain(container.decode(stream), [None]), part)
         else:
             _run_ffmpeg(ffmpeg, job.source, part, timeout)
         samples = _samples_in(part)
         if not samples:
-            raise ClipError("has a sound track without a sample")
+            raise UnreadableClip(f"'{job.source}' has a sound track without a sample")
     return {"duration": f"{samples / SAMPLE_RATE:.2f}", "rate": rate, "channels": channels}
 
 
 def is_converted(job: Job) -> bool:
-    """Return whether the wav of a clip is there; ClipError where another kind of file is."""
+    """Tell whether the wav of a clip is there; UnreadableClip where another kind of file is."""
     if not os.path.lexists(job.output):
         return False
     try:
         _samples_in(Path(job.output))
-    except (wave.Error, EOFError, ClipError) as error:
-        raise ClipError(
+    except (wave.Error, EOFError, UnreadableClip) as error:
+        raise UnreadableClip(
             f"'{job.output}' is there, but not as a mono {SAMPLE_RATE} Hz 16 bit wav ({error}); "
-            "replace it with --overwrite, or choose another --output"
+            "replace it with --overwrite, or choose another --output_dir"
         ) from None
     return True
 
 
-def _resample(container: InputContainer, stream: AudioStream, part: Path) -> None:
+def resample(frames: Iterable[av.AudioFrame | None], part: Path) -> None:
+    """Write sound as a wav; a None at its end asks for what the resampler holds back."""
     resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
     with open(part, "wb") as file, wave.open(file, "wb") as wav:
         wav.setparams((1, SAMPLE_BYTES, SAMPLE_RATE, 0, "NONE", ""))
-        for frame in itertools.chain(container.decode(stream), [None]):  # None: what is held back
+        for frame in frames:
             for block in resampler.resample(frame):
                 wav.writeframesraw(block.to_ndarray().tobytes())
 
@@ -93,25 +91,23 @@ def _run_ffmpeg(ffmpeg: str, source: str, part: Path, timeout: float | None) -> 
     command += ["-i", "file:" + os.path.abspath(source), "-vn", "-map", "0:a:0"]
     command += ["-acodec", "pcm_s16le", "-ac", "1", "-ar", str(SAMPLE_RATE), "-f", "wav"]
     # bitexact: without a list of tags, so that both backends write the same header
-    command += ["-bitexact", "-y", "file:" + os.path.abspath(part)]
-    run_program(command, timeout)
+    batch.run_program([*command, "-bitexact", "-y", "file:" + os.path.abspath(part)], timeout)
 
 
 def _samples_in(path: Path) -> int:
-    """Return the number of samples; ClipError for a wav that is not what we make."""
+    """Return the number of samples; UnreadableClip for a wav that is not what we make."""
     with wave.open(str(path), "rb") as wav:
         rate, channels, depth = wav.getframerate(), wav.getnchannels(), 8 * wav.getsampwidth()
         if (rate, channels, depth) != (SAMPLE_RATE, 1, 8 * SAMPLE_BYTES):
-            raise ClipError(f"got {rate} Hz, {channels} channels, {depth} bit")
+            raise UnreadableClip(f"got {rate} Hz, {channels} channels, {depth} bit")
         return wav.getnframes()
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    batch.add_arguments(parser, VIDEO_SUFFIXES | AUDIO_SUFFIXES)
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = make_parser(__doc__)
+    batch.add_arguments(parser, batch.VIDEO_SUFFIXES | batch.AUDIO_SUFFIXES)
     parser.add_argument(
         "--backend",
         choices=("pyav", "ffmpeg"),
@@ -122,16 +118,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout", type=float, default=600, help="seconds it may take for a clip (%(default)s)"
     )
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = make_parser()
     args = parser.parse_args(arguments)
     try:
-        ffmpeg = find_program(args.ffmpeg, "--ffmpeg") if args.backend == "ffmpeg" else None
+        ffmpeg = batch.find_program(args.ffmpeg, "--ffmpeg") if args.backend == "ffmpeg" else None
     except FileNotFoundError as error:
         parser.error(str(error))
     work = functools.partial(convert, ffmpeg=ffmpeg, timeout=args.timeout)

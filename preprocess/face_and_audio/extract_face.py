@@ -1,6 +1,6 @@
 """Cut the main face out of videos: folders of aligned face frames, which is what the lists need.
 
-    python preprocess/face_and_audio/extract_face.py --input videos --output faces
+    python preprocess/face_and_audio/extract_face.py --input videos --output_dir faces
 
 `videos/a/b.mp4` becomes the folder `faces/a/b_aligned` with `frame_det_00_000001.jpg` and so on, a
 jpg for every frame of the video. The same command run again does only what is missing.
@@ -19,11 +19,13 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
@@ -32,29 +34,29 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from av.video.reformatter import VideoReformatter  # noqa: E402
 
+from hicmae.config import add_arguments, from_args, option  # noqa: E402
 from hicmae.faces.detector import Detector, check_weights  # noqa: E402
-from hicmae.faces.tracking import align, fill_gaps, main_face, search, smooth
+from hicmae.faces.tracking import align, fill_gaps, main_face, search, smooth  # noqa: E402
+from hicmae.io import PART, UnreadableClip, whole_folder  # noqa: E402
+from preprocess.command_line import make_parser  # noqa: E402
 from preprocess.face_and_audio import batch  # noqa: E402
-from preprocess.face_and_audio.inputs import VIDEO_SUFFIXES, ClipError, Job  # noqa: E402
-from preprocess.face_and_audio.media import open_stream  # noqa: E402
-from preprocess.face_and_audio.openface import extract_with_openface  # noqa: E402
-from preprocess.face_and_audio.programs import find_program  # noqa: E402
-from preprocess.face_and_audio.staging import staged  # noqa: E402
+from preprocess.face_and_audio.batch import Job, open_stream  # noqa: E402
 
 TOOL = "extract_face"
 SUFFIX = "_aligned"  # as OpenFace ends its folders
 JPEG_QUALITY = 95  # OpenCV's default, as in OpenFace
+OPENFACE_FLAGS = ("-simalign", "-format_aligned", "jpg", "-nomask")  # as the original used it
 
 
 @dataclass(frozen=True)
 class FaceOptions:
-    """How faces are found and cut; the flags of the same names say more."""
+    """How faces are found and cut."""
 
-    img_size: int = 256
-    detect_every: int = 5
-    smoothing: float = 0.08
-    max_missing: float = 0.5
-    min_face: float = 0.1
+    img_size: int = option(256, "side of the faces in pixels")
+    detect_every: int = option(5, "search every Nth frame; between them the face is only followed")
+    smoothing: float = option(0.08, "sigma in seconds of the points' average over time; 0 for none")
+    max_missing: float = option(0.5, "share of frames without a face from which a clip fails")
+    min_face: float = option(0.1, "least size of a face as a share of the frame's shorter side")
 
     def __post_init__(self) -> None:
         for flag, least in (("img_size", 16), ("detect_every", 1), ("smoothing", 0)):
@@ -67,26 +69,17 @@ class FaceOptions:
 
 
 class FacePath(NamedTuple):
-    """The main face of a clip: its points (T, 5, 2) in pixels and how well it was seen."""
+    """The main face of a clip: its points (T, 5, 2) in pixels, and columns of the summary."""
 
     points: np.ndarray
-    missing: int  # frames without a face
-    longest_gap: int  # frames
-    several: int  # frames with more than one face
-    face_size: float  # median side of the box in pixels
+    details: dict[str, Any]
 
 
-def extract(job: Job, options: FaceOptions) -> dict[str, object]:
-    """Make the folder of aligned faces of one clip.
-
-    Returns:
-        Columns of the summary: frames; those without a face, in all and at most in a row; those
-        with several faces; and the size of the face in the video, in pixels.
-    """
+def extract(job: Job, options: FaceOptions) -> dict[str, Any]:
+    """Make the folder of aligned faces of one clip; returns columns of the summary."""
     try:
         path = follow_face(job.source, options)
-        with staged(job.output) as part:
-            part.mkdir()
+        with whole_folder(job.output) as part:
             frames = zip(read_frames(job.source), path.points, strict=True)
             for number, (frame, points) in enumerate(frames, start=1):
                 face = cv2.cvtColor(align(frame, points, options.img_size), cv2.COLOR_RGB2BGR)
@@ -94,37 +87,39 @@ def extract(job: Job, options: FaceOptions) -> dict[str, object]:
                 _, data = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
                 (part / f"frame_det_00_{number:06d}.jpg").write_bytes(data.tobytes())
     except cv2.error as error:
-        raise ClipError(f"has frames that cannot be used: {error}") from None
-    return {
-        "frames": len(path.points),
-        "missing": path.missing,
-        "longest_gap": path.longest_gap,
-        "several": path.several,
-        "face_size": round(path.face_size),
-    }
+        raise UnreadableClip(f"'{job.source}' has frames that cannot be used: {error}") from None
+    return path.details
 
 
 def follow_face(path: str, options: FaceOptions) -> FacePath:
     """Find the main face of a video and its points in every frame, smoothed.
 
     Frames without a face have the points of the nearest frame with one, so that every frame of the
-    video is kept and stays in step with the sound. ClipError where too many have none.
+    video is kept and stays in step with the sound. UnreadableClip where too many have none. The
+    details are: frames; those without a face, in all and at most in a row; those with several; and
+    the median size of the face in pixels.
     """
     faces, size = search(read_frames(path), _detector(options.min_face), options.detect_every)
     if not faces:
-        raise ClipError("holds no frame")
+        raise UnreadableClip(f"'{path}' holds no frame")
     chosen = main_face(faces, size)
     missing = sum(face is None for face in chosen)
     if missing > options.max_missing * len(chosen):
-        raise ClipError(
+        raise UnreadableClip(
             f"no face in {missing} of {len(chosen)} frames, more than the share "
             f"{options.max_missing:g} that --max_missing allows"
         )
     points, longest_gap = fill_gaps(chosen)
-    sigma = options.smoothing * frame_rate(path)
-    several = sum(len(found) > 1 for found in faces)
-    face_size = float(np.median([face.size for face in chosen if face is not None]))
-    return FacePath(smooth(points, sigma), missing, longest_gap, several, face_size)
+    with open_stream(path, "video") as (_, stream):
+        sigma = options.smoothing * float(stream.average_rate or 25)
+    details: dict[str, Any] = {
+        "frames": len(points),
+        "missing": missing,
+        "longest_gap": longest_gap,
+        "several": sum(len(found) > 1 for found in faces),
+        "face_size": round(float(np.median([face.size for face in chosen if face is not None]))),
+    }
+    return FacePath(smooth(points, sigma), details)
 
 
 def read_frames(path: str) -> Iterator[np.ndarray]:
@@ -139,18 +134,45 @@ def read_frames(path: str) -> Iterator[np.ndarray]:
             yield np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
 
 
-def frame_rate(path: str) -> float:
-    """Return the frames a second of a video, 25 where the file does not say."""
-    with open_stream(path, "video") as (_, stream):
-        return float(stream.average_rate or 25)
-
-
 @functools.lru_cache(maxsize=1)
 def _detector(min_face: float) -> Detector:
-    """The nets of this process, which has one core to itself."""
+    """Return the nets of this process, which has one core to itself."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     return Detector(min_face)
+
+
+def extract_with_openface(
+    job: Job, program: str, img_size: int, timeout: float | None
+) -> dict[str, Any]:
+    """Make the folder of aligned faces of one clip with OpenFace's FeatureExtraction.
+
+    Args:
+        job: the video, and the folder to make.
+        program: path of FeatureExtraction.
+        img_size: side of the faces in pixels.
+        timeout: seconds it may take.
+
+    Returns:
+        Columns of the summary: the number of frames.
+    """
+    if not os.path.getsize(job.source):
+        raise UnreadableClip(f"'{job.source}' is an empty file")
+    with (
+        whole_folder(job.output) as part,
+        tempfile.TemporaryDirectory(dir=part.parent, prefix=PART) as folder,
+    ):
+        # OpenFace names its output after its input and does not take every name.
+        link = Path(folder, "clip" + Path(job.source).suffix)
+        link.symlink_to(os.path.abspath(job.source))
+        command = [program, "-f", str(link), "-out_dir", folder, *OPENFACE_FLAGS]
+        batch.run_program([*command, "-simsize", str(img_size)], timeout)
+        aligned = Path(folder, "clip_aligned")
+        frames = len(list(aligned.glob("*.jpg")))
+        if not frames:
+            raise UnreadableClip("OpenFace wrote no aligned face")
+        aligned.replace(part)
+    return {"frames": frames}
 
 
 def add_face_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,55 +189,37 @@ def add_face_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, default=600, help="seconds it may take for a clip (%(default)s)"
     )
-    for flag, text in (
-        ("img_size", "side of the faces in pixels"),
-        ("detect_every", "search every Nth frame; between them the face is only followed"),
-        ("smoothing", "sigma in seconds of the points' average over time; 0 for none"),
-        ("max_missing", "share of frames without a face from which a clip fails"),
-        ("min_face", "least size of a face as a share of the frame's shorter side"),
-    ):
-        default = getattr(FaceOptions, flag)
-        parser.add_argument(
-            f"--{flag}", type=type(default), default=default, help=f"{text} (%(default)s)"
-        )
+    add_arguments(parser, FaceOptions)
 
 
 def face_work(args: argparse.Namespace) -> batch.Work:
     """Return what makes the faces of one clip; raises where flags or programs are not right."""
-    options = FaceOptions(**{name: getattr(args, name) for name in FaceOptions.__annotations__})
-    if args.backend == "mtcnn":
-        try:
-            check_weights()
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}, or use --backend openface") from None
-        return functools.partial(extract, options=options)
-    return functools.partial(
-        extract_with_openface,
-        program=find_program(args.openface, "--openface"),
-        img_size=options.img_size,
-        timeout=args.timeout,
-    )
-
-
-def has_faces(job: Job) -> bool:
-    """Return whether the folder of a clip is there; it appears whole or not at all."""
-    return Path(job.output).is_dir()
+    options = from_args(args, FaceOptions)
+    if args.backend == "openface":
+        program = batch.find_program(args.openface, "--openface")
+        size = options.img_size
+        return functools.partial(
+            extract_with_openface, program=program, img_size=size, timeout=args.timeout
+        )
+    try:
+        check_weights()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, or use --backend openface") from None
+    return functools.partial(extract, options=options)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    batch.add_arguments(parser, VIDEO_SUFFIXES)
+    parser = make_parser(__doc__)
+    batch.add_arguments(parser, batch.VIDEO_SUFFIXES)
     add_face_arguments(parser)
     args = parser.parse_args(arguments)
     try:
         work = face_work(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    return batch.run_tool(TOOL, args, SUFFIX, work, has_faces)
+    return batch.run_tool(TOOL, args, SUFFIX, work, batch.has_folder)
 
 
 if __name__ == "__main__":

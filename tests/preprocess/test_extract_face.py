@@ -3,7 +3,6 @@ import errno
 import importlib.util
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +14,9 @@ import pytest
 from hicmae.data.media import FrameFolder
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import similarity, template
-from preprocess.face_and_audio import batch, extract_face, staging
+from hicmae.io import PART, UnreadableClip
+from preprocess.face_and_audio import batch, extract_face
 from preprocess.face_and_audio.extract_face import FaceOptions, follow_face
-from preprocess.face_and_audio.inputs import ClipError
 from tests.preprocess.media_files import (
     PORTRAIT_EYES,
     SIZE,
@@ -40,7 +39,7 @@ def moved(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def extract(source: Path, output: Path, *flags: str) -> int:
-    names = ["--input", str(source), "--output", str(output)]
+    names = ["--input", str(source), "--output_dir", str(output)]
     return extract_face.main([*names, "--num_workers", "1", *flags])
 
 
@@ -132,34 +131,14 @@ def test_bad_files_are_reported_and_the_others_unharmed(tmp_path, caplog):
     reasons = {name: row["reason"] for name, row in rows.items() if row["status"] == "failed"}
     assert set(reasons) == {"landscape.mp4", "sound.mp4", "empty.mp4", "text.mp4", "cut.mp4"}
     assert reasons["landscape.mp4"].startswith("no face in 5 of 5 frames")
-    assert reasons["sound.mp4"] == "has no picture"
-    assert reasons["empty.mp4"] == "is an empty file"
-    assert reasons["text.mp4"].startswith("cannot be decoded")
+    assert reasons["sound.mp4"].endswith("has no picture")
+    assert reasons["empty.mp4"].endswith("is an empty file")
+    assert "no video or sound file" in reasons["text.mp4"]
     made = {path.name for path in (tmp_path / "out").rglob("*_aligned")}
     assert made == {"one frame_aligned"} | {name[:-4] + "_aligned" for name in names}
     crop = cv2.imread(str(tmp_path / "out" / "one frame_aligned" / "frame_det_00_000001.jpg"))
     assert crop.shape == (64, 64, 3)
-    assert not list((tmp_path / "out").rglob(staging.PART + "*"))
-
-
-@needs_weights
-def test_a_second_run_does_only_what_is_missing(tmp_path, caplog):
-    for name in "ab":
-        save_media(tmp_path / "in" / f"{name}.mp4", shoot([camera((0, 0), 1, 0)]))
-    assert extract(tmp_path / "in", tmp_path / "out") == 0
-    shutil.rmtree(tmp_path / "out" / "a_aligned")
-    kept = tmp_path / "out" / "b_aligned" / "frame_det_00_000001.jpg"
-    before = kept.stat().st_mtime_ns
-    with caplog.at_level(logging.INFO):
-        assert extract(tmp_path / "in", tmp_path / "out") == 0
-    assert "1 clips done" in caplog.text and "1 done before" in caplog.text
-    assert kept.stat().st_mtime_ns == before
-    assert summary(tmp_path / "out")["b.mp4"]["frames"] == "1"
-    assert extract(tmp_path / "in", tmp_path / "out", "--overwrite") == 0
-    assert kept.stat().st_mtime_ns > before
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("a_aligned", "b_aligned", "extract_face.csv")
-    }
+    assert not list((tmp_path / "out").rglob(PART + "*"))
 
 
 @needs_weights
@@ -179,8 +158,13 @@ def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(tmp_path, mon
         assert extract(tmp_path / "in", out) == batch.STOPPED
     assert {path.name for path in out.iterdir()} == {"a_aligned", "extract_face.csv"}
     assert len(list((out / "a_aligned").iterdir())) == 3
+    before = (out / "a_aligned").stat().st_mtime_ns
     assert extract(tmp_path / "in", out) == 0
     assert len(list(out.glob("*_aligned"))) == 3
+    assert (out / "a_aligned").stat().st_mtime_ns == before
+    assert extract(tmp_path / "in", out, "--overwrite") == 0
+    assert (out / "a_aligned").stat().st_mtime_ns > before
+    assert len(list(out.iterdir())) == 4
 
 
 def test_the_cover_of_a_song_is_not_a_video(tmp_path):
@@ -189,7 +173,7 @@ def test_the_cover_of_a_song_is_not_a_video(tmp_path):
     command = [ffmpeg_program(), "-v", "error", "-i", song, "-i", tmp_path / "cover.jpg", "-map"]
     command += ["0", "-map", "1", "-c", "copy", "-disposition:v:0", "attached_pic"]
     subprocess.run([*command, tmp_path / "both.m4a"], check=True, stdin=subprocess.DEVNULL)
-    with pytest.raises(ClipError, match="has no picture"):
+    with pytest.raises(UnreadableClip, match="has no picture"):
         next(extract_face.read_frames(str(tmp_path / "both.m4a")))
 
 
@@ -274,7 +258,7 @@ def test_what_openface_cannot_do_is_reported_and_leaves_nothing(tmp_path, openfa
         "FeatureExtraction failed with exit code 1: could not open the video"
     )
     assert rows["c.mp4"]["reason"] == "OpenFace wrote no aligned face"
-    assert rows["d.mp4"]["reason"] == "is an empty file"
+    assert rows["d.mp4"]["reason"].endswith("is an empty file")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a_aligned", "extract_face.csv"}
 
 
@@ -287,7 +271,7 @@ def test_a_missing_openface_is_said_before_anything_is_done(tmp_path, capsys):
 @needs_weights
 def test_the_script_runs_from_any_folder_in_other_processes(tmp_path):
     save_media(tmp_path / "in" / "a.mp4", shoot([camera((0, 0), 1, 0)]))
-    command = [sys.executable, extract_face.__file__, "--input", "in", "--output", "out"]
+    command = [sys.executable, extract_face.__file__, "--input", "in", "--output_dir", "out"]
     done = subprocess.run(
         [*command, "--num_workers", "2"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -298,5 +282,5 @@ def test_the_script_runs_from_any_folder_in_other_processes(tmp_path):
 def test_a_video_without_frames_is_a_clip_error(tmp_path, monkeypatch):
     monkeypatch.setattr(extract_face, "read_frames", lambda path: iter(()))
     monkeypatch.setattr(extract_face, "_detector", lambda min_face: None)
-    with pytest.raises(ClipError, match="holds no frame"):
+    with pytest.raises(UnreadableClip, match="holds no frame"):
         follow_face("a.mp4", FaceOptions())

@@ -16,9 +16,9 @@ from hicmae.data.dataset import open_streams
 from hicmae.data.media import open_video
 from hicmae.data.shards import read_packed
 from preprocess import pack_clips
+from preprocess.command_line import Shard
 from preprocess.face_and_audio.batch import read_summary
-from preprocess.packing import run
-from preprocess.packing.shards import packed_names, sha256_of
+from preprocess.packing import packed_names, sha256_of
 from tests.conftest import save_frames, save_mp4, save_wav
 
 
@@ -177,8 +177,8 @@ class Stopping(io.BufferedWriter):
 @pytest.mark.parametrize(
     "error, message",
     [
-        (KeyboardInterrupt, "interrupted, and the shard in hand thrown away: .* clips are left"),
-        (OSError(errno.ENOSPC, "No space left"), "the disk is full: .* clips are left"),
+        (KeyboardInterrupt, "interrupted: 6 clips are left"),
+        (OSError(errno.ENOSPC, "No space left"), "the disk is full: 6 clips are left"),
     ],
 )
 def test_half_a_shard_is_not_there(media, tmp_path, monkeypatch, caplog, error, message):
@@ -188,7 +188,7 @@ def test_half_a_shard_is_not_there(media, tmp_path, monkeypatch, caplog, error, 
         return open(path, mode, *args, **options)
 
     monkeypatch.setattr(Stopping, "error", error)
-    monkeypatch.setattr("preprocess.packing.shards.open", opened, raising=False)
+    monkeypatch.setattr("preprocess.packing.open", opened, raising=False)
     assert pack(media, tmp_path, "--shard_size", "30KB") == 3
     assert any(re.search(message, record.message) for record in caplog.records)
     assert [path.name for path in tmp_path.iterdir()] == ["pack_clips.csv"]
@@ -357,5 +357,6 @@ def test_sizes_are_read_with_units():
 
 
 def test_names_of_parts_sort_as_numbers():
-    assert run.prefix_of((1, 1)) == "clips"
-    assert [run.prefix_of((k, 12)) for k in (3, 11)] == ["clips-03of12", "clips-11of12"]
+    assert pack_clips.prefix_of(Shard()) == "clips"
+    names = [pack_clips.prefix_of(Shard(k, 12)) for k in (3, 11)]
+    assert names == ["clips-03of12", "clips-11of12"]
