@@ -412,7 +412,8 @@ def _attempt(work: Work, job: Any) -> Outcome:
         details = work(job)
     except CLIP_ERRORS as error:
         full = isinstance(error, OSError) and error.errno in DISK_FULL
-        return Outcome(job, describe(error), time.monotonic() - start, stops=full)
+        reason = describe(error).removeprefix(f"'{job.source}' ")  # the row has the name
+        return Outcome(job, reason, time.monotonic() - start, stops=full)
     return Outcome(job, "", time.monotonic() - start, details)
 
 

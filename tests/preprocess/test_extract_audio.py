@@ -136,11 +136,11 @@ def test_bad_files_are_reported_and_the_others_unharmed(tmp_path, caplog, backen
     assert set(reasons) == {
         *("silent film.mp4", "empty.mp4", "text.mp4", "playlist.mp4", "gone.mp4", "cut.mp4")
     }
-    assert reasons["silent film.mp4"].endswith("silent film.mp4' has no sound")
-    assert reasons["empty.mp4"].endswith("is an empty file")
+    assert reasons["silent film.mp4"] == "has no sound"
+    assert reasons["empty.mp4"] == "is an empty file"
     assert "no video or sound file" in reasons["text.mp4"]
-    assert reasons["gone.mp4"].endswith("does not exist")
-    assert "silent film.mp4' has no sound" in caplog.text
+    assert reasons["gone.mp4"] == "does not exist"
+    assert "'silent film.mp4': has no sound" in caplog.text
     assert "2 clips done" in caplog.text and "6 failed" in caplog.text
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"good.wav", "one frame.wav", "extract_audio.csv"}
@@ -269,7 +269,7 @@ def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(clips, tmp_pa
     write = wave.Wave_write.writeframesraw
 
     def fail_in_the_third(self, data):
-        if len(list(out.rglob("*.wav"))) == 2:
+        if len(list(out.rglob("[!.]*.wav"))) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(self, data)
 

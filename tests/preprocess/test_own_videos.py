@@ -107,7 +107,7 @@ def test_videos_that_lack_something_are_left_out_with_the_reason(videos, tmp_pat
     reasons = left_out(tmp_path / "out")
     assert reasons["mute.mp4"] == ("no audio", "has no sound")
     assert reasons["broken.mp4"][0] == "no audio"
-    assert reasons["broken.mp4"][1].startswith("cannot be decoded")
+    assert reasons["broken.mp4"][1].startswith("is no video or sound file")
     assert reasons["unlabelled.mp4"] == ("no label", "")
     assert reasons["lost.mp4"] == ("no such video", f"{labels}:9")
     assert reasons["anna/sad.mp4"][0] == "not used"  # sad.mkv, which comes first, has its place
