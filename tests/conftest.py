@@ -1,5 +1,6 @@
 """Small real media: mp4 by PyAV, wav by soundfile, frames by Pillow."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import soundfile
 from PIL import Image
 
 from hicmae.data.clip_list import Clip
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def frame(index: int, width: int, height: int) -> np.ndarray:

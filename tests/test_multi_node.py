@@ -11,9 +11,8 @@ import pytest
 
 import run_pretraining
 from scripts import launch
-from tests.conftest import save_mp4, save_wav
+from tests.conftest import free_port, save_mp4, save_wav
 from tests.test_runs import PRETRAIN, ROOT, lines
-from tests.training.test_distributed import free_port
 
 SCRIPT = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base/pretrain_base.sh"
 LAUNCH = [sys.executable, str(ROOT / "scripts/launch.py"), "--nproc_per_node", "1"]

@@ -20,10 +20,9 @@ from hicmae.data.splits import PATTERNS, base_name, find_speakers, hold_out
 from hicmae.report.notes import _chosen
 from hicmae.training import checkpoint, supervised
 from preprocess import cremad_av
-from tests.conftest import save_frames, save_wav
+from tests.conftest import free_port, save_frames, save_wav
 from tests.preprocess.test_lists import Tree
 from tests.small_runs import FINETUNE  # its fork server imports once what every process needs
-from tests.training.test_distributed import free_port
 
 SPEAKERS = ("ann", "bob", "cem", "dia")
 

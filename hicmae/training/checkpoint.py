@@ -840,7 +840,7 @@ class Saver:
             except OSError as error:
                 written = False
                 logger.warning("%s; training goes on", error)
-        return distributed.from_main(written)
+        return distributed.broadcast(written)
 
 
 class Found(NamedTuple):
@@ -865,7 +865,7 @@ def find_checkpoint(session: Session) -> Found | None:
         except (OSError, ValueError) as error:
             message = error
     on_main = message
-    message = distributed.from_main(_path_only(message))
+    message = distributed.broadcast(_path_only(message))
     if isinstance(message, Exception):
         raise message
     if message is None or distributed.is_main():
@@ -1047,4 +1047,4 @@ def _best_on_disk(saver: Saver, best: dict[str, Any]) -> dict[str, Any]:
             )
             logger.warning(text, best["epoch"])
             message = NO_BEST
-    return distributed.from_main(message)
+    return distributed.broadcast(message)

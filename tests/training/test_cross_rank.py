@@ -14,7 +14,7 @@ from hicmae.models.losses import contrastive_loss, pretrain_loss
 from hicmae.models.pretrain import HiCMAE
 from hicmae.training import distributed
 from hicmae.training.loop import distribute
-from tests.training.test_distributed import free_port
+from tests.conftest import free_port
 
 BATCH, ACCUM = 2, 2  # clips of a rank in one pass, passes of a step
 OPTIONS = {
