@@ -109,8 +109,8 @@ def log_images(
 ) -> None:
     """Show what the model makes of the first clips of the list, always with the same masks."""
     # Imported where it is drawn: the other ranks need no matplotlib.
+    from hicmae.inference.style import figure_to_image
     from hicmae.visualize.reconstruction import reconstruction_figure
-    from hicmae.visualize.style import figure_to_image
 
     items = [dataset[ClipIndex(0, index)] for index in range(min(2, len(dataset)))]
     rebuilt = rebuild_clips(model, items, configs.loss, session.precision)

@@ -17,7 +17,7 @@ from hicmae.config import ScoreConfig, parse_configs
 from hicmae.data import splits as holdout
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
 from hicmae.data.splits import PATTERNS, base_name, find_speakers, hold_out
-from hicmae.report.notes import _chosen
+from hicmae.report.scores import chosen_on
 from hicmae.training import checkpoint, supervised
 from preprocess import cremad_av
 from tests.conftest import free_port, save_frames, save_wav
@@ -339,7 +339,7 @@ def test_results_say_that_held_out_speakers_chose_the_best_epoch(media, tmp_path
     assert "the same clips as the test list" not in caplog.text
     best = json.loads((tmp_path / "out/metrics_best.json").read_text())
     assert best["chosen_on"] == str(tmp_path / "out/val_clips.csv")
-    assert _chosen([tmp_path / "out"]) == ["best epoch chosen on val_clips.csv"]
+    assert chosen_on(tmp_path / "out") == best["chosen_on"]
 
 
 def test_a_refused_resume_leaves_the_record_of_the_held_out_clips(media, tmp_path):

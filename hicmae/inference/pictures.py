@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from hicmae.data.media import NoPicture, first_stream, needed_stream, opened
 from hicmae.inference.results import Prediction
+from hicmae.inference.style import OKABE_ITO, STYLE, save_figure
 from hicmae.io import check_writable, whole_file
-from hicmae.visualize.style import OKABE_ITO, STYLE, save_figure
 
 LONGEST_GAP = 1.0  # seconds between two boxes over which the face is thought to be there
 

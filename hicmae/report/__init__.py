@@ -4,10 +4,10 @@
 LaTeX, HTML and JSON. Total is pooled: the predictions of all folds are put together and scored
 once, as in the published tables. It is not the mean of the rows.
 
-- ``scores``: reads folds into a `Report`; ``notes``: what the reader has to know about them.
+- ``scores``: reads folds into a `Report`, with what the reader has to know about them.
 - ``resampling``: bootstrap intervals and permutations of clips or speakers.
 - ``comparison``: paired tests of runs.
-- ``tables``: figures as cells; ``layout``: as text, Markdown, LaTeX, JSON; ``page``: as HTML.
+- ``tables``: as text, Markdown, LaTeX and JSON; ``page``: as HTML, with pictures.
 """
 
 from hicmae.report.scores import Report, Row, build

@@ -6,19 +6,19 @@ permutation test: how often is the difference as large when the two runs' predic
 random, clip by clip (or speaker by speaker)? The interval of a difference is a paired bootstrap.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.stats import binomtest
 
-from hicmae.folds import PredictionTable
-from hicmae.report.resampling import Plan, Statistic, statistic, summed, swapped_sums
+from hicmae.report.resampling import Plan, PredictionTable, Scores, statistic, swapped_sums
 from hicmae.report.scores import Pooled, Report
 
 ROUNDING = 1e-12  # differences closer than this are equal
+NAN = float("nan")
 
 
 class Difference(NamedTuple):
@@ -35,7 +35,7 @@ class Difference(NamedTuple):
     high: float
     p_value: float
     test: str
-    p_adjusted: float = float("nan")
+    p_adjusted: float = NAN
 
 
 class Comparison(NamedTuple):
@@ -75,30 +75,21 @@ def compare_all(reports: Sequence[Report]) -> list[Comparison]:
     if not kinds:
         found = "; ".join(f"'{r.title}' {' and '.join(r.kinds)}" for r in reports)
         raise ValueError(f"the runs have no epoch in common ({found}); test them again")
-    compared = []
-    for kind in kinds:
-        parts = [_compare(first, other, kind) for other in others]
-        compared += _adjusted(parts)
-    return compared
+    return [c for kind in kinds for c in _adjusted([_compare(first, o, kind) for o in others])]
 
 
 def _compare(first: Report, other: Report, kind: str) -> Comparison:
-    baseline, run = first.pooled[kind], other.pooled[kind]
-    order, notes = matched(baseline.table, run.table, first.title, other.title)
-    table = run.table
-    aligned = PredictionTable(
-        baseline.table.clips, table.labels[order], table.predictions[order], table.num_outputs
-    )
-    _check_labels(baseline.table, aligned, first.title, other.title)
-    names = [*first.metrics]
+    baseline = first.pooled[kind]
+    aligned, notes = matched(baseline.table, other.pooled[kind].table, first.title, other.title)
+    metrics = [*first.metrics]
     if first.is_regression:
-        names += [f"{metric} {k}" for metric in first.metrics for k in range(len(first.names))]
+        metrics += [f"{metric} {k}" for metric in first.metrics for k in range(len(first.names))]
     return Comparison(
         baseline=first.title,
         title=other.title,
         kind=kind,
         num_clips=len(aligned.clips),
-        differences=paired(baseline, aligned, names, first.plan),
+        differences=paired(baseline, aligned, metrics, first.plan),
         names=first.names,
         by_speaker=first.plan.speakers is not None,
         resamples=first.plan.resamples,
@@ -108,67 +99,50 @@ def _compare(first: Report, other: Report, kind: str) -> Comparison:
 
 def matched(
     first: PredictionTable, other: PredictionTable, title: str, other_title: str
-) -> tuple[np.ndarray, list[str]]:
-    """Find each clip of the first run in the other, by its name or else the name's last part.
+) -> tuple[PredictionTable, list[str]]:
+    """Put the clips of the other run in the order of the first's.
+
+    Clips are found by their names or else by the names' last part.
 
     Returns:
-        (n,) positions in the other run, and notes for the reader.
+        The other run's predictions, and notes for the reader.
     """
-    if (first.num_outputs, first.is_regression) != (other.num_outputs, other.is_regression):
+    if first.task != other.task:
         raise ValueError(
-            f"'{title}' and '{other_title}' are of different tasks: {first.num_outputs} against "
-            f"{other.num_outputs} classes or outputs; compare runs of one task"
+            f"'{title}' and '{other_title}' are of different tasks: {first.task} against "
+            f"{other.task}; compare runs of one task"
         )
-    whole = _numbered(first.clips), _numbered(other.clips)
-    last = [[Path(clip).name for clip in table.clips] for table in (first, other)]
-    short = _numbered(last[0]), _numbered(last[1])
-    notes = []
-    keys = whole
-    moved = set(whole[0]) != set(whole[1]) and set(short[0]) == set(short[1])
-    if moved and not any(number for _, number in short[0]):
-        keys = short
+    keys, other_keys, notes = _numbered(first.clips), _numbered(other.clips), []
+    short, other_short = (_numbered([Path(c).name for c in t.clips]) for t in (first, other))
+    moved = set(keys) != set(other_keys) and set(short) == set(other_short)
+    if moved and not short.get_level_values(1).any():
+        keys, other_keys = short, other_short
         notes = [f"clips of '{other_title}' were matched by the last part of their names"]
-    _check_same_clips(keys[0], keys[1], title, other_title)
-    position = {key: k for k, key in enumerate(keys[1])}
-    return np.array([position[key] for key in keys[0]]), notes
-
-
-def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Tell clips that were tested several times apart."""
-    seen: Counter[str] = Counter()
-    keys = []
-    for name in names:
-        keys.append((name, seen[name]))
-        seen[name] += 1
-    return keys
-
-
-def _check_same_clips(
-    first: list[tuple[str, int]], other: list[tuple[str, int]], title: str, other_title: str
-) -> None:
-    known = set(first), set(other)
-    only = [key[0] for key in first if key not in known[1]]
-    extra = [key[0] for key in other if key not in known[0]]
-    for names, here, there in ((only, title, other_title), (extra, other_title, title)):
-        if names:
+    only, extra = keys.difference(other_keys, sort=False), other_keys.difference(keys, sort=False)
+    for lacking, here, there in ((only, title, other_title), (extra, other_title, title)):
+        if len(lacking):
             raise ValueError(
-                f"runs must be tested on the same clips, but {len(names)} of '{here}' are not in "
-                f"'{there}', first '{names[0]}'; compare experiments with the same folds (folds "
-                "of one experiment: give the folder that holds them)"
+                f"runs must be tested on the same clips, but {len(lacking)} of '{here}' are not in "
+                f"'{there}', first '{lacking[0][0]}'; compare experiments with the same folds "
+                "(folds of one experiment: give the folder that holds them)"
             )
-
-
-def _check_labels(
-    first: PredictionTable, other: PredictionTable, title: str, other_title: str
-) -> None:
-    wrong = (first.labels != other.labels).reshape(len(first.clips), -1).any(1)
+    order = other_keys.get_indexer(keys)
+    labels, predictions = other.labels[order], other.predictions[order]
+    wrong = (first.labels != labels).reshape(len(order), -1).any(1)
     if wrong.any():
-        k = int(np.flatnonzero(wrong)[0])
+        k = int(wrong.argmax())
         raise ValueError(
             f"{int(wrong.sum())} clips have other labels in '{other_title}' than in '{title}', "
-            f"first '{first.clips[k]}': {other.labels[k]} against {first.labels[k]}; compare runs "
+            f"first '{first.clips[k]}': {labels[k]} against {first.labels[k]}; compare runs "
             "on the same lists"
         )
+    return PredictionTable(first.clips, labels, predictions, first.num_outputs), notes
+
+
+def _numbered(names: Sequence[str]) -> pd.MultiIndex:
+    """Number the tests of each clip, which tells those of one name apart."""
+    clips = pd.Series(names, dtype=object)
+    return pd.MultiIndex.from_arrays([clips, clips.groupby(clips).cumcount()])
 
 
 def paired(
@@ -182,56 +156,47 @@ def paired(
         metrics: names of `resampling.statistic`.
         plan: how to resample; without resamples only McNemar's test is left.
     """
-    first, second = statistic(baseline.table), statistic(other)
-    before, after = first.score(first.values.sum(0)), second.score(second.values.sum(0))
-    clips = baseline.table.clips
-    bounds, chances = _resampled(first, second, clips, baseline.folds, metrics, plan)
+    (first, score), (second, _) = statistic(baseline.table), statistic(other)
+    before, after = score(first.sum(0)), score(second.sum(0))
+    bounds, chances = _resampled(first, second, score, baseline, metrics, plan)
     differences = []
     for metric in metrics:
-        p_value, test = chances.get(metric, float("nan")), "permutation"
+        p_value, test = chances.get(metric, NAN), "permutation"
         if metric == "war" and plan.speakers is None:
             p_value, test = mcnemar(baseline.table, other)
-        values = float(before[metric]), float(after[metric])
-        low, high = bounds.get(metric, (float("nan"),) * 2)
-        differences.append(Difference(metric, *values, low, high, p_value, test))
+        scores = float(before[metric]), float(after[metric])
+        low, high = bounds.get(metric, (NAN, NAN))
+        differences.append(Difference(metric, *scores, low, high, p_value, test))
     return differences
 
 
 def _resampled(
-    first: Statistic,
-    second: Statistic,
-    clips: Sequence[str],
-    folds: Sequence[str],
+    first: np.ndarray,
+    second: np.ndarray,
+    score: Callable[[np.ndarray], Scores],
+    baseline: Pooled,
     metrics: Sequence[str],
     plan: Plan,
 ) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """Return the paired bootstrap intervals and the permutation p-values of differences."""
     if plan.resamples == 0:
         return {}, {}
-    width = first.values.shape[1]
-    both = np.hstack((first.values, second.values))
-    drawn = plan.draw(both, clips, folds)
-    before, after = first.score(drawn[:, :width]), first.score(drawn[:, width:])
-    bounds = {name: plan.bounds(after[name] - before[name]) for name in metrics}
-    units = plan.units(clips, folds)
-    halves = (second.values - first.values) / 2
-    if units is not None:
-        halves, _ = summed(halves, units)
-    centre = (first.values.sum(0) + second.values.sum(0)) / 2
-    observed = _gap(first, centre, halves.sum(0))
+
+    def gap(before: np.ndarray, after: np.ndarray) -> Scores:
+        low, high = score(before), score(after)
+        return {name: high[name] - low[name] for name in metrics}
+
+    clips, folds = baseline.table.clips, baseline.folds
+    drawn = plan.draw(np.hstack((first, second)), clips, folds)
+    bounds = {n: plan.bounds(v) for n, v in gap(*np.split(drawn, 2, axis=1)).items()}
+    halves, _ = plan.by_unit((second - first) / 2, clips, folds)
+    centre = (first.sum(0) + second.sum(0)) / 2
+    observed = gap(centre - halves.sum(0), centre + halves.sum(0))
     hits = dict.fromkeys(metrics, 1)  # the observed case is one of the permutations
-    rng = np.random.default_rng((plan.seed, 1))
-    for swapped in swapped_sums(halves, plan.resamples, rng):
-        gaps = _gap(first, centre, swapped)
-        for name in metrics:
-            extreme = np.abs(gaps[name]) >= abs(observed[name]) - ROUNDING
-            hits[name] += int(extreme.sum())
+    for swapped in swapped_sums(halves, plan.resamples, np.random.default_rng((plan.seed, 1))):
+        for name, gaps in gap(centre - swapped, centre + swapped).items():
+            hits[name] += int((np.abs(gaps) >= abs(observed[name]) - ROUNDING).sum())
     return bounds, {name: count / (plan.resamples + 1) for name, count in hits.items()}
-
-
-def _gap(statistic_: Statistic, centre: np.ndarray, half: np.ndarray) -> dict[str, np.ndarray]:
-    above, below = statistic_.score(centre + half), statistic_.score(centre - half)
-    return {name: above[name] - below[name] for name in above}
 
 
 def mcnemar(first: PredictionTable, other: PredictionTable) -> tuple[float, str]:
@@ -248,12 +213,13 @@ def mcnemar(first: PredictionTable, other: PredictionTable) -> tuple[float, str]
 
 def _adjusted(comparisons: list[Comparison]) -> list[Comparison]:
     """Correct the p-values of each metric for the number of compared runs (Holm)."""
-    tables = [list(c.differences) for c in comparisons]
-    for k in range(len(tables[0])):
-        adjusted = holm([table[k].p_value for table in tables])
-        for table, value in zip(tables, adjusted, strict=True):
-            table[k] = table[k]._replace(p_adjusted=value)
-    return [c._replace(differences=t) for c, t in zip(comparisons, tables, strict=True)]
+    by_metric = zip(*(c.differences for c in comparisons), strict=True)
+    adjusted = [
+        [d._replace(p_adjusted=p) for d, p in zip(row, holm([d.p_value for d in row]), strict=True)]
+        for row in by_metric
+    ]
+    by_run = zip(comparisons, zip(*adjusted, strict=True), strict=True)
+    return [c._replace(differences=list(differences)) for c, differences in by_run]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -2,23 +2,29 @@
 
 import base64
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib import pyplot as plt
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import ArrayLike
+from sklearn.metrics import ConfusionMatrixDisplay
 
+from hicmae.inference.style import DARK, MARKERS, OKABE_ITO, STYLE, colour, figure_to_png
 from hicmae.report.comparison import Comparison
 from hicmae.report.scores import Report
-from hicmae.report.tables import Section, interval_name, metric_name
-from hicmae.visualize.confusion import confusion_figure
-from hicmae.visualize.intervals import Bounded, finite, intervals_figure
-from hicmae.visualize.scatter import scatter_figure
-from hicmae.visualize.style import DARK, figure_to_png
+from hicmae.report.tables import WORDS, Section, interval_name, metric_name
 
 FEW_CLASSES = 7  # whose confusion matrix can be read at half the width of the page
+MANY_CLASSES = 20  # whose small confusion matrix has no figures
+MANY_POINTS = 2000  # above which their density is drawn instead
+NAN = float("nan")
+
+Bounded = tuple[float, float, float]  # value, lower and upper bound; nan: no interval
 
 
 class Picture(NamedTuple):
@@ -40,11 +46,10 @@ def as_html(sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
     )
     titles = [section.report.title for section in sections if section.report]
-    pictures = [list(_pictures(section)) for section in sections]
     return environment.get_template("page.html").render(
         title=" / ".join(titles) or "report",
-        parts=list(zip(sections, pictures, strict=True)),
-        words=("score", "test"),
+        parts=[(section, list(_pictures(section))) for section in sections],
+        words=WORDS,
     )
 
 
@@ -52,84 +57,180 @@ def _pictures(section: Section) -> Iterator[Picture]:
     if section.report:
         yield from _report_pictures(section.report)
     if any(not math.isnan(d.low) for c in section.comparisons for d in c.differences):
-        yield _picture("Differences with their intervals", lambda: _gaps(section.comparisons))
+        yield _picture("Differences with their intervals", partial(_gaps, section.comparisons))
 
 
 def _report_pictures(report: Report) -> Iterator[Picture]:
     if len(report.rows) > 1:
-        yield _picture("Scores of the folds", lambda: _folds_figure(report))
-    if report.is_regression:
-        for kind in report.kinds:
-            table = report.pooled[kind].table
-            yield _picture(
-                f"Predictions, {kind} epoch",
-                partial(scatter_figure, table.labels, table.predictions, report.names),
-                len(report.names) > 1,
-            )
-        return
-    yield _picture(f"Recall of the classes with {interval_name(report)}", lambda: _recalls(report))
+        yield _picture("Scores of the folds", partial(_folds_figure, report))
+    several = len(report.names) > 1
+    if not report.is_regression:
+        title = f"Recall of the classes with {interval_name(report)}"
+        yield _picture(title, partial(_recalls, report))
     for kind in report.kinds:
-        counts = getattr(report.total, kind)["confusion"]
-        yield _picture(
-            f"Confusion matrix, {kind} epoch",
-            partial(confusion_figure, counts, report.names),
-            len(report.names) > FEW_CLASSES,
-        )
+        if report.is_regression:
+            _, truth, guess, _ = report.pooled[kind].table
+            draw = partial(scatter_figure, truth, guess, report.names)
+            yield _picture(f"Predictions, {kind} epoch", draw, several)
+        else:
+            counts = getattr(report.total, kind)["confusion"]
+            draw = partial(confusion_figure, counts, report.names)
+            is_wide = len(report.names) > FEW_CLASSES
+            yield _picture(f"Confusion matrix, {kind} epoch", draw, is_wide)
 
 
 def _picture(title: str, draw: Callable[[], Figure], is_wide: bool = False) -> Picture:
-    addresses = []
-    for scheme in ({}, DARK):
-        with plt.rc_context(scheme):
+    def address(scheme: dict[Any, Any]) -> str:
+        with rc_context(scheme):
             data = base64.b64encode(figure_to_png(draw())).decode("ascii")
-        addresses.append(f"data:image/png;base64,{data}")
-    light, dark = addresses
-    return Picture(title, light, dark, is_wide)
+        return f"data:image/png;base64,{data}"
+
+    return Picture(title, address({}), address(DARK), is_wide)
 
 
 def _folds_figure(report: Report) -> Figure:
-    rows = [*report.rows, report.total]
     series = {}
     for kind in report.kinds:
         for metric in report.metrics:
-            bounds = report.pooled[kind].intervals.get(metric, (float("nan"),) * 2)
-            values = finite([report.value(row, kind, metric) for row in rows])
-            points = [(value, float("nan"), float("nan")) for value in values[:-1]]
-            series[f"{metric_name(metric)} {kind}"] = _in_percent([*points, (values[-1], *bounds)])
-    return intervals_figure([row.name for row in rows], series, "score (%)", _lines(report))
-
-
-def _lines(report: Report) -> dict[str, float]:
-    """Return the reference figures, which belong to the first metric."""
-    return {
-        f"{name} ({metric_name(report.metrics[0])})": v for name, v in report.references.items()
-    }
+            bounds = report.pooled[kind].intervals.get(metric, (NAN, NAN))
+            points = [(report.value(row, kind, metric), NAN, NAN) for row in report.rows]
+            total = (report.value(report.total, kind, metric), *bounds)
+            series[f"{metric_name(metric)} {kind}"] = [*points, total]
+    # The reference figures belong to the first metric.
+    first = metric_name(report.metrics[0])
+    lines = {f"{name} ({first})": value for name, value in report.references.items()}
+    names = [row.name for row in (*report.rows, report.total)]
+    return intervals_figure(names, series, "score (%)", lines)
 
 
 def _recalls(report: Report) -> Figure:
     series = {}
     for kind in report.kinds:
-        values, bounds = (
-            finite(getattr(report.total, kind)["recall"]),
-            report.pooled[kind].intervals,
-        )
-        pairs = [bounds.get(f"recall {k}", (float("nan"),) * 2) for k in range(len(values))]
-        series[f"{kind} epoch"] = _in_percent(
-            [(value, *pair) for value, pair in zip(values, pairs, strict=True)]
-        )
+        bounds = report.pooled[kind].intervals
+        series[f"{kind} epoch"] = [
+            (value, *bounds.get(f"recall {k}", (NAN, NAN)))
+            for k, value in enumerate(getattr(report.total, kind)["recall"])
+        ]
     return intervals_figure(report.names, series, "recall (%)")
 
 
 def _gaps(comparisons: Sequence[Comparison]) -> Figure:
-    names, points = [], []
+    points = {}
     for compared in comparisons:
         for shown in compared.differences:
-            metric = metric_name(shown.metric, compared.names)
-            names.append(f"{compared.title}: {metric} {compared.kind}")
-            points.append((shown.value - shown.baseline, shown.low, shown.high))
+            name = f"{metric_name(shown.metric, compared.names)} {compared.kind}"
+            gap = (shown.value - shown.baseline, shown.low, shown.high)
+            points[f"{compared.title}: {name}"] = gap
     label = f"difference to {comparisons[0].baseline} (percentage points)"
-    return intervals_figure(names, {"": _in_percent(points)}, label, {"": 0.0})
+    return intervals_figure(list(points), {"": list(points.values())}, label, {"": 0.0})
 
 
-def _in_percent(points: Sequence[Bounded]) -> list[Bounded]:
-    return [(100 * value, 100 * low, 100 * high) for value, low, high in points]
+def intervals_figure(
+    names: Sequence[str],
+    series: Mapping[str, Sequence[tuple[float | None, float, float]]],
+    label: str,
+    lines: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw points with their intervals, a row a name, a colour and marker a series.
+
+    Args:
+        names: of the rows, first on top.
+        series: name -> value, lower and upper bound of every row, as fractions; a missing value is
+            left out, and so is the interval of a bound that is nan.
+        label: of the horizontal axis, which is in percent.
+        lines: name -> position of vertical reference lines; an empty name has no legend entry.
+    """
+    rows = np.arange(len(names))
+    with rc_context(STYLE):
+        figure = Figure((4.4, 0.75 + len(names) * max(0.28, 0.17 * len(series))))
+        axes = figure.subplots()
+        for number, (name, points) in enumerate(series.items()):
+            shift = (number - (len(series) - 1) / 2) * 0.6 / max(len(series), 2)
+            value, low, high = 100 * np.array(points, dtype=float).T
+            reach = np.nan_to_num(np.stack((value - low, high - value))).clip(min=0)
+            known = ~np.isnan(value)
+            axes.errorbar(
+                value[known],
+                (rows + shift)[known],
+                xerr=reach[:, known],
+                fmt=MARKERS[number % len(MARKERS)],
+                color=colour(number),
+                markersize=4,
+                elinewidth=1.2,
+                label=name,
+            )
+        for number, (name, position) in enumerate((lines or {}).items()):
+            dashes = ("--", ":", "-.")[number % 3]
+            axes.axvline(position, color="#888888", lw=1, linestyle=dashes, label=name or None)
+        axes.set_yticks(rows, names)
+        axes.set(ylim=(len(names) - 0.5, -0.5), xlabel=label)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        if len(series) > 1 or any(lines or {}):
+            figure.legend(loc="outside upper center", ncols=4)
+    return figure
+
+
+def scatter_figure(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
+    """Draw one panel an output, (n, K) against (n, K), with the line of right predictions."""
+    with rc_context(STYLE):
+        figure = Figure((2.5 * len(names), 2.7))
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for k, (axes, name) in enumerate(zip(panels, names, strict=True)):
+            both = np.concatenate((truth[:, k], predicted[:, k]))
+            pad = 0.04 * float(np.ptp(both)) or 0.5
+            limits = (float(both.min()) - pad, float(both.max()) + pad)
+            if len(truth) > MANY_POINTS:
+                axes.hexbin(truth[:, k], predicted[:, k], gridsize=40, bins="log", cmap="viridis")
+            else:
+                axes.plot(truth[:, k], predicted[:, k], "o", color=OKABE_ITO[0], ms=2.5, alpha=0.5)
+            axes.plot(limits, limits, "--", color="#888888", linewidth=1)
+            axes.set(xlim=limits, ylim=limits, aspect="equal", title=name, xlabel="true value")
+        panels[0].set_ylabel("predicted value")
+    return figure
+
+
+def confusion_figure(
+    confusion: ArrayLike, names: Sequence[str], title: str = "", small: bool = False
+) -> Figure:
+    """Draw a confusion matrix, coloured by the share of each true class.
+
+    Args:
+        confusion: (K, K) counts, row = true class.
+        names: K class names.
+        title: written above.
+        small: for a screen and drawn quickly: shares without counts and scale, and with many
+            classes colours only.
+    """
+    counts, num = np.asarray(confusion), len(names)
+    if counts.shape != (num, num):
+        raise ValueError(f"{num} class names for a confusion matrix of {counts.shape}")
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    longest, many = max(map(len, names)), small and num > MANY_CLASSES
+    side = (0.14 if many else 0.32) * num + 0.3 + 0.07 * longest if small else 0.52 * num + 1.9
+    size = (max(side, 2.6), side + 0.3) if small else (side + 0.5, side)
+    fonts = {"font.size": 6 if many else 8, "axes.titlesize": 8} if small else {}
+    with rc_context(STYLE | {"axes.grid": False} | fonts):
+        figure = Figure(size)
+        axes = figure.subplots()
+        display = ConfusionMatrixDisplay(share, display_labels=names)
+        display.plot(
+            ax=axes, include_values=not many, colorbar=False, im_kw={"vmin": 0.0, "vmax": 1.0}
+        )
+        for (row, column), text in () if many else np.ndenumerate(display.text_):
+            percent, count = 100 * share[row, column], counts[row, column]
+            shown = f"{percent:.0f}%\n{count}" if count else "0"
+            text.set_text((f"{percent:.0f}" if count else "") if small else shown)
+            text.set(color="black" if percent > 60 else "white", fontsize=7, linespacing=1.3)
+        if longest > 4:
+            axes.set_xticks(range(num), names, rotation=40, ha="right")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set(xlabel="predicted class", ylabel="true class", title=title)
+        if not small:
+            bar = figure.colorbar(
+                display.im_, label="share of the true class", fraction=0.046, pad=0.03
+            )
+            bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+            bar.outline.set_visible(False)
+    return figure

@@ -6,14 +6,48 @@ or binomial distribution. That is the distribution of the textbook's loop over c
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hicmae.folds import PredictionTable
+from hicmae.training.evaluate import confusion_matrix, regression_metrics, scores_from_confusion
 
 Scores = dict[str, np.ndarray]
 MAX_WEIGHTS = 4_000_000  # random numbers held at once
+
+
+class PredictionTable(NamedTuple):
+    """Predictions of one or several test sets.
+
+    Attributes:
+        clips: n names.
+        labels: (n,) classes or (n, K) targets.
+        predictions: (n,) classes or (n, K) values.
+        num_outputs: K, number of classes or of regression outputs.
+    """
+
+    clips: list[str]
+    labels: np.ndarray
+    predictions: np.ndarray
+    num_outputs: int
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the outputs are numbers instead of classes."""
+        return self.labels.ndim == 2
+
+    @property
+    def task(self) -> str:
+        """What was predicted, e.g. "3 classes"."""
+        return f"{self.num_outputs} {'regression outputs' if self.is_regression else 'classes'}"
+
+    def scores(self) -> dict[str, Any]:
+        """Return the metrics of `hicmae.training.evaluate` over all clips."""
+        if self.is_regression:
+            return regression_metrics(self.labels, self.predictions)
+        return scores_from_confusion(
+            confusion_matrix(self.labels, self.predictions, self.num_outputs)
+        )
 
 
 class Statistic(NamedTuple):
@@ -31,10 +65,11 @@ def statistic(table: PredictionTable) -> Statistic:
         `recall 1`, ... (nan where the class does not occur). With numbers `pcc`, `ccc`, `acc`,
         `mae`, `mse`, `rmse`, each as the mean over outputs and, as in `pcc 0`, of every output.
     """
-    return _of_numbers(table) if table.is_regression else _of_classes(table)
-
-
-def _of_classes(table: PredictionTable) -> Statistic:
+    if table.is_regression:
+        centre = table.labels.mean(0)  # moments about it lose no digits to a large mean
+        truth, guess = table.labels - centre, table.predictions - centre
+        moments = (truth, guess, truth**2, guess**2, truth * guess, np.abs(truth - guess))
+        return Statistic(np.hstack((np.ones((len(truth), 1)), *moments)), _score_numbers)
     one_hot = np.eye(table.num_outputs)
     label, guess = one_hot[table.labels], one_hot[table.predictions]
     return Statistic(np.hstack((label, guess, label * guess)), _score_classes)
@@ -56,17 +91,9 @@ def _score_classes(sums: np.ndarray) -> Scores:
     return scores | _numbered("recall", recall)
 
 
-def _of_numbers(table: PredictionTable) -> Statistic:
-    centre = table.labels.mean(0)  # moments about it lose no digits to a large mean
-    truth, guess = table.labels - centre, table.predictions - centre
-    moments = (truth, guess, truth**2, guess**2, truth * guess, np.abs(truth - guess))
-    return Statistic(np.hstack((np.ones((len(truth), 1)), *moments)), _score_numbers)
-
-
 def _score_numbers(sums: np.ndarray) -> Scores:
     count = sums[..., :1]
-    means = sums[..., 1:] / count
-    truth, guess, truth2, guess2, product, error = np.split(means, 6, axis=-1)
+    truth, guess, truth2, guess2, product, error = np.split(sums[..., 1:] / count, 6, axis=-1)
     # Rounding leaves about 1e-16 of the second moment where there is no spread at all.
     spread, spread_guess = (
         np.where(square - mean**2 > 1e-13 * square, square - mean**2, 0.0)
@@ -102,20 +129,61 @@ def _numbered(name: str, values: np.ndarray) -> Scores:
     return {f"{name} {k}": values[..., k] for k in range(values.shape[-1])}
 
 
-def summed(values: np.ndarray, units: Sequence[object]) -> tuple[np.ndarray, np.ndarray]:
-    """Add up the rows of each unit, e.g. of each speaker.
+class Plan(NamedTuple):
+    """How to resample.
 
-    Returns:
-        (u, S) sums, and (u,) the first row of each unit.
+    Attributes:
+        resamples: number of draws; 0: none, no intervals.
+        confidence: coverage of the intervals, e.g. 0.95.
+        seed: of the draws.
+        speakers: clip -> speaker; None: clips are drawn one by one.
     """
-    _, first, unit = np.unique(np.asarray(units), return_index=True, return_inverse=True)
-    sums = np.zeros((len(first), values.shape[1]))
-    np.add.at(sums, unit, values)
-    return sums, first
+
+    resamples: int = 5000
+    confidence: float = 0.95
+    seed: int = 0
+    speakers: dict[str, str] | None = None
+
+    def by_unit(
+        self, values: np.ndarray, clips: Sequence[str], strata: Sequence[str]
+    ) -> tuple[np.ndarray, Sequence[str]]:
+        """Return what each drawn unit adds, (u, S), and its stratum: of clips, or of speakers."""
+        if self.speakers is None:
+            return values, strata
+        pairs = [(fold, self.speakers[clip]) for fold, clip in zip(strata, clips, strict=True)]
+        for fold in dict.fromkeys(strata):
+            found = {speaker for name, speaker in pairs if name == fold}
+            if len(found) < 2:
+                raise ValueError(
+                    f"'{fold}' has one speaker only ('{found.pop()}'), expected at least 2 to draw "
+                    "speakers; draw clips instead, without --by_speaker and --speaker_*"
+                )
+        _, first, unit = np.unique(
+            np.array(["\n".join(pair) for pair in pairs]), return_index=True, return_inverse=True
+        )
+        sums = np.zeros((len(first), values.shape[1]))
+        np.add.at(sums, unit, values)
+        return sums, [strata[k] for k in first]
+
+    def draw(self, values: np.ndarray, clips: Sequence[str], strata: Sequence[str]) -> np.ndarray:
+        """Return bootstrap sums (R, S): clips or speakers drawn within folds."""
+        units, strata = self.by_unit(values, clips, strata)
+        return bootstrap_sums(units, strata, self.resamples, np.random.default_rng(self.seed))
+
+    def bounds(self, scores: np.ndarray) -> tuple[float, float]:
+        """Return the percentile interval of bootstrap scores (R,); nan are left out."""
+        known = scores[~np.isnan(scores)]
+        if not len(known):
+            return float("nan"), float("nan")
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(known, (tail, 1 - tail))
+        return float(low), float(high)
 
 
+# Not scipy.stats.bootstrap and permutation_test: they draw clip by clip, so they are slower by the
+# number of clips and give other draws, and with them other digits, for the same seed.
 def bootstrap_sums(
-    values: np.ndarray, strata: Sequence[object], resamples: int, rng: np.random.Generator
+    values: np.ndarray, strata: Sequence[str], resamples: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Draw the units of every stratum with replacement, as many as there are, and add them up.
 
@@ -132,10 +200,9 @@ def bootstrap_sums(
     names = np.asarray(strata)
     for name in dict.fromkeys(strata):
         rows, counts = np.unique(values[names == name], axis=0, return_counts=True)
+        shares = counts / counts.sum()
         for part in _parts(resamples, len(rows)):
-            drawn = rng.multinomial(
-                counts.sum(), counts / counts.sum(), size=part.stop - part.start
-            )
+            drawn = rng.multinomial(counts.sum(), shares, size=part.stop - part.start)
             sums[part] += drawn @ rows
     return sums
 
@@ -143,15 +210,10 @@ def bootstrap_sums(
 def swapped_sums(
     differences: np.ndarray, resamples: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Give every unit's difference a random sign and add them up.
-
-    Args:
-        differences: (n, S).
-        resamples: R in total.
-        rng: source of the signs.
+    """Give every unit's difference (n, S) a random sign and add them up.
 
     Yields:
-        (r, S) arrays with R rows together.
+        (r, S) arrays with `resamples` rows together.
     """
     rows, counts = np.unique(differences, axis=0, return_counts=True)
     for part in _parts(resamples, len(rows)):
@@ -163,53 +225,6 @@ def _parts(resamples: int, width: int) -> Iterator[slice]:
     """Cut the resamples so that each part needs a bounded number of random numbers."""
     step = max(1, MAX_WEIGHTS // max(width, 1))
     return (slice(k, min(k + step, resamples)) for k in range(0, resamples, step))
-
-
-class Plan(NamedTuple):
-    """How to resample.
-
-    Attributes:
-        resamples: number of draws; 0: none, no intervals.
-        confidence: coverage of the intervals, e.g. 0.95.
-        seed: of the draws.
-        speakers: clip -> speaker; None: clips are drawn one by one.
-    """
-
-    resamples: int = 5000
-    confidence: float = 0.95
-    seed: int = 0
-    speakers: dict[str, str] | None = None
-
-    def units(self, clips: Sequence[str], strata: Sequence[str]) -> list[str] | None:
-        """Return a name for each clip's stratum and speaker, None to draw single clips."""
-        if self.speakers is None:
-            return None
-        pairs = [(fold, self.speakers[clip]) for fold, clip in zip(strata, clips, strict=True)]
-        for fold in dict.fromkeys(strata):
-            found = {speaker for name, speaker in pairs if name == fold}
-            if len(found) < 2:
-                raise ValueError(
-                    f"'{fold}' has one speaker only ('{found.pop()}'), expected at least 2 to draw "
-                    "speakers; draw clips instead, without --by_speaker and --speaker_*"
-                )
-        return ["\n".join(pair) for pair in pairs]
-
-    def draw(self, values: np.ndarray, clips: Sequence[str], strata: Sequence[str]) -> np.ndarray:
-        """Return bootstrap sums (R, S): clips or speakers drawn within folds."""
-        units = self.units(clips, strata)
-        if units is not None:
-            values, first = summed(values, units)
-            strata = [strata[k] for k in first]
-        return bootstrap_sums(values, strata, self.resamples, np.random.default_rng(self.seed))
-
-    def bounds(self, scores: np.ndarray) -> tuple[float, float]:
-        """Return the percentile interval of bootstrap scores (R,); nan are left out."""
-        known = scores[~np.isnan(scores)]
-        if not len(known):
-            return float("nan"), float("nan")
-        tail = (1 - self.confidence) / 2
-        low, high = np.quantile(known, (tail, 1 - tail))
-        return float(low), float(high)
 
 
 def intervals(

@@ -1,19 +1,28 @@
-"""The scores of an experiment: every fold, the union of the folds, and how sure the union is."""
+"""The folds of an experiment: predictions, scores of each and of the union, notes."""
 
-from collections.abc import Sequence
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from hicmae.data.clip_list import checked, names_of_run
-from hicmae.folds import KINDS, PredictionTable, fold_folders, pool, read_json, read_predictions
+from hicmae.data.clip_list import chosen_names, find_list, names_of_run
 from hicmae.inference.model import flat_settings
-from hicmae.report.notes import notes_on
-from hicmae.report.resampling import Plan, intervals
+from hicmae.io import one_line
+from hicmae.report.resampling import Plan, PredictionTable, intervals
 
+KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
+STARTED = ("config.json", "log.txt", "steps.jsonl", "run.log")  # files of a run that has begun
 CLASS_METRICS = ("uar", "war", "weighted_f1", "macro_f1", "micro_f1")
 NUMBER_METRICS = ("pcc", "ccc", "acc", "mae", "mse", "rmse")
+# Settings in which the folds of one experiment may differ: where, on what, and how fast.
+_FREE = {"run", "data_path", "data_root", "val_path", "finetune", "batch_size", "accum_iter"}
+
+Parts = dict[str, dict[str, PredictionTable]]  # kind -> fold -> its predictions
 
 
 class Row(NamedTuple):
@@ -99,7 +108,7 @@ def build(
         folder: experiment folder with one sub-folder a fold, or a single run.
         folds: how many there should be; None: only gaps in the numbering are noticed.
         references: named figures in percent to print under the table, e.g. the chance level.
-        names: of the classes or outputs; those of the run's lists or data set if empty.
+        names: of the classes or outputs, as `--class_names` takes them; empty: those of the run.
         plan: how intervals are drawn; None: as by default.
         metrics: of the main table; UAR and WAR, or PCC and CCC, if empty.
         title: name of the experiment; its folder's if empty.
@@ -116,18 +125,17 @@ def build(
         kind: {p.name: read_predictions(p / file) for p in finished if (p / file).is_file()}
         for kind, file in KINDS.items()
     }
-    some = _check_one_task(folder, parts)
-    rows = [
-        Row(p.name, *(parts[k][p.name].scores() if p.name in parts[k] else None for k in KINDS))
-        for p in finished
-    ]
-    pooled = {kind: _pooled(tables, plan) for kind, tables in parts.items() if tables}
-    totals = (pooled[kind].table.scores() if kind in pooled else None for kind in KINDS)
+    unions = {kind: pool(tables) for kind, tables in parts.items() if tables}
+    some = next(iter(unions.values()))
+    pooled = {}
+    for kind, union in unions.items():
+        strata = [name for name, table in parts[kind].items() for _ in table.clips]
+        pooled[kind] = Pooled(union, strata, intervals(union, strata, plan))
     return Report(
         folder=Path(folder),
         title=title or Path(folder).resolve().name,
-        rows=rows,
-        total=Row("Total", *totals),
+        rows=[_row(p.name, {k: parts[k].get(p.name) for k in KINDS}) for p in finished],
+        total=_row("Total", unions),
         pooled=pooled,
         metrics=_known_metrics(metrics, some.is_regression),
         references=references or {},
@@ -138,44 +146,218 @@ def build(
     )
 
 
-def _pooled(tables: dict[str, PredictionTable], plan: Plan) -> Pooled:
-    union = pool(list(tables.values()))
-    folds = [name for name, table in tables.items() for _ in table.clips]
-    return Pooled(union, folds, intervals(union, folds, plan))
-
-
-def _check_one_task(
-    folder: str | Path, parts: dict[str, dict[str, PredictionTable]]
-) -> PredictionTable:
-    """Refuse folds of different tasks, naming two of them; return one table."""
-    tables = [(fold, table) for group in parts.values() for fold, table in group.items()]
-    name, first = tables[0]
-    for other, table in tables[1:]:
-        if (table.num_outputs, table.is_regression) != (first.num_outputs, first.is_regression):
-            raise ValueError(
-                f"folds of different tasks cannot be pooled: {_task(first)} in '{name}', "
-                f"{_task(table)} in '{other}' of '{folder}'; give the folder of one experiment"
-            )
-    return first
+def _row(name: str, tables: Mapping[str, PredictionTable | None]) -> Row:
+    found = (tables.get(kind) for kind in KINDS)
+    return Row(name, *(table.scores() if table else None for table in found))
 
 
 def _names(names: Sequence[str], run: Path, table: PredictionTable) -> list[str]:
     """Return the given names, or those that the settings of a fold lead to."""
     if names:
-        return list(checked(names, table.num_outputs, "--classes"))
+        return list(chosen_names(names, table.num_outputs))
     settings = flat_settings(read_json(run / "config.json"))
     task = "regression" if table.is_regression else "classification"
     return list(names_of_run(settings, task, table.num_outputs))
 
 
-def _task(table: PredictionTable) -> str:
-    return f"{table.num_outputs} {'regression outputs' if table.is_regression else 'classes'}"
-
-
 def _known_metrics(metrics: Sequence[str], is_regression: bool) -> tuple[str, ...]:
     known = NUMBER_METRICS if is_regression else CLASS_METRICS
-    for metric in metrics:
-        if metric not in known:
-            kind = "a regression" if is_regression else "a classification"
-            raise ValueError(f"--metrics {metric} is no score of {kind}; use {', '.join(known)}")
+    unknown = [metric for metric in metrics if metric not in known]
+    if unknown:
+        kind = "a regression" if is_regression else "a classification"
+        raise ValueError(f"--metrics {unknown[0]} is no score of {kind}; use {', '.join(known)}")
     return tuple(metrics) or known[:2]
+
+
+def read_predictions(path: str | Path) -> PredictionTable:
+    """Read `pred.csv`.
+
+    Columns are clip,label,prediction,p0.. or, for regression, clip,label0..,prediction0..
+    """
+    try:  # strings of pandas refuse names that are not UTF-8, so they are objects
+        table = pd.read_csv(
+            path,
+            dtype=object,
+            index_col=False,
+            keep_default_na=False,
+            encoding_errors="surrogateescape",
+        )
+    except pd.errors.EmptyDataError:
+        table = pd.DataFrame()
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{path}: {one_line(error)}") from error
+    outputs = sum(bool(re.fullmatch(r"p\d+|label\d+", name)) for name in table.columns)
+    regression = "label0" in table
+    ends = [str(k) for k in range(outputs)] if regression else [""]
+    columns = [f"{name}{end}" for name in ("label", "prediction") for end in ends]
+    if not outputs or not {"clip", *columns} <= set(table.columns):
+        raise ValueError(
+            f"{path}:1: expected the columns clip,label,prediction,p0,... or clip,label0,...,"
+            f"prediction0,..., got '{','.join(table.columns)[:80]}'"
+        )
+    if table.empty:
+        raise ValueError(f"{path}: there are no predictions in it; run the test of this fold again")
+    wrong = table[columns].apply(pd.to_numeric, errors="coerce").isna().any(axis=1).to_numpy()
+    if wrong.any():
+        line = int(wrong.argmax())
+        raise ValueError(
+            f"{path}:{line + 2}: expected a number in each label and prediction column, got "
+            f"'{','.join(table.iloc[line].dropna())[:80]}'"
+        )
+    truth, guess = np.split(np.array(table[columns], np.float64, order="C"), 2, axis=1)
+    if not regression:
+        truth, guess = truth[:, 0].astype(np.int64), guess[:, 0].astype(np.int64)
+    return PredictionTable(table["clip"].tolist(), truth, guess, outputs)
+
+
+def pool(tables: Mapping[str, PredictionTable]) -> PredictionTable:
+    """Put the predictions of several folds together, given by their names."""
+    (name, first), *others = tables.items()
+    for other, table in others:
+        if table.task != first.task:
+            raise ValueError(
+                f"folds of different tasks cannot be pooled: {first.task} in '{name}', "
+                f"{table.task} in '{other}'; give the folder of one experiment"
+            )
+    return PredictionTable(
+        [clip for table in tables.values() for clip in table.clips],
+        np.concatenate([table.labels for table in tables.values()]),
+        np.concatenate([table.predictions for table in tables.values()]),
+        first.num_outputs,
+    )
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts fold2 before fold10."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+
+
+def fold_folders(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """Find the runs under a folder.
+
+    Returns:
+        The finished ones (with predictions) and the started but unfinished ones, in natural order.
+        A folder that is itself a finished run counts as its only fold.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"'{folder}' is no folder; give the one that holds the folds")
+    if _has(folder, KINDS.values()):
+        return [folder], []
+    children = sorted(filter(Path.is_dir, folder.iterdir()), key=lambda c: natural_key(c.name))
+    finished = [child for child in children if _has(child, KINDS.values())]
+    return finished, [c for c in children if c not in finished and _has(c, STARTED)]
+
+
+def _has(folder: Path, files: Iterable[str]) -> bool:
+    return any((folder / name).is_file() for name in files)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, {} when there is none to read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def notes_on(
+    finished: Sequence[Path], unfinished: Sequence[Path], folds: int | None, parts: Parts
+) -> list[str]:
+    """Collect every note on an experiment, the most important first."""
+    notes = [*_missing(finished, unfinished, folds, parts), *_repeated(parts)]
+    for run in finished:
+        skipped = read_json(run / "metrics.json").get("skipped")
+        if skipped:
+            notes.append(f"{run.name}: {len(skipped)} clips unreadable and not scored")
+    return [*notes, *_mixed(finished), *_chosen(finished)]
+
+
+def _missing(
+    finished: Sequence[Path], unfinished: Sequence[Path], folds: int | None, parts: Parts
+) -> list[str]:
+    """Name folds that are unfinished, absent, or without one of the two prediction files."""
+    notes = [f"{path.name} is not finished: it has no predictions" for path in unfinished]
+    known = [path.name for path in (*finished, *unfinished)]
+    numbers = {int(digits[-1]) for name in known if (digits := re.findall(r"\d+", name))}
+    absent = sorted(set(range(1, (folds or max(numbers, default=0)) + 1)) - numbers)
+    if absent and (folds or len(known) > 1):
+        notes.append(f"missing: fold {', '.join(map(str, absent))}")
+    for kind, file in KINDS.items():
+        lacking = [path.name for path in finished if path.name not in parts[kind]]
+        if lacking and len(lacking) < len(finished):
+            notes.append(f"no {file} in {', '.join(lacking)}: not part of that Total")
+    return [*notes, "Total covers the finished folds only"] if notes else []
+
+
+def _repeated(parts: Parts) -> list[str]:
+    """Name clips that were tested more than once."""
+    notes = []
+    for kind, tables in parts.items():
+        where: dict[str, Counter[str]] = defaultdict(Counter)
+        for fold, table in tables.items():
+            for clip in table.clips:
+                where[clip][fold] += 1
+        shown = [
+            f"'{clip}' in {' and '.join(f'{f} ({n} times)' if n > 1 else f for f, n in at.items())}"
+            for clip, at in where.items()
+            if at.total() > 1
+        ]
+        if shown:
+            notes.append(f"{KINDS[kind]}: clips counted more than once: {_some(shown, 'more')}")
+    return notes
+
+
+def _some(items: Sequence[str], rest: str) -> str:
+    """Return the first three, and how many are left."""
+    more = f" and {len(items) - 3} {rest}" if len(items) > 3 else ""
+    return "; ".join(items[:3]) + more
+
+
+def _mixed(finished: Sequence[Path]) -> list[str]:
+    """Say in which settings the folds differ, though they should be one experiment."""
+    values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for run in finished:
+        settings = read_json(run / "config.json")
+        flags = flat_settings({n: v for n, v in settings.items() if n not in _FREE})
+        for name, value in flags.items():
+            if name not in _FREE:
+                values[name][json.dumps(value)].append(run.name)
+    mixed = [
+        f"{name} is " + ", ".join(f"{value} in {' '.join(at)}" for value, at in seen.items())
+        for name, seen in values.items()
+        if len(seen) > 1
+    ]
+    return [f"the folds were not trained alike: {_some(mixed, 'more settings')}"] if mixed else []
+
+
+def _chosen(finished: Sequence[Path]) -> list[str]:
+    """Say on which file the best epochs were chosen."""
+    sources: dict[str, list[str]] = defaultdict(list)
+    for run in finished:
+        source = chosen_on(run) if (run / KINDS["best"]).is_file() else ""
+        if source:
+            sources[Path(source).name].append(run.name)
+    if not sources:
+        return []
+    parts = [f"{s} ({', '.join(f)})" if len(sources) > 1 else s for s, f in sources.items()]
+    seen = any(source.startswith("test") for source in sources)
+    warning = ", the test list itself, as published: read the best columns as upper bounds"
+    return [f"best epoch chosen on {' and '.join(parts)}{warning if seen else ''}"]
+
+
+def chosen_on(fold: Path) -> str:
+    """Return the list that picked a fold's best epoch, "" when that cannot be told.
+
+    `chosen_on` of metrics_best.json says so; otherwise the settings do, by the rule of
+    run_finetuning.py: --val_path, else val.csv in --data_path, else test.csv.
+    """
+    recorded = read_json(fold / "metrics_best.json").get("chosen_on")
+    settings = flat_settings(read_json(fold / "config.json"))
+    data_path = settings.get("data_path")
+    if recorded or not data_path:
+        return str(recorded or "")
+    default = "val.csv" if find_list(Path(data_path) / "val.csv") else "test.csv"
+    return str(settings.get("val_path") or Path(data_path) / default)

@@ -1,25 +1,36 @@
-"""Figures of reports as cells of text, in the order in which they are read."""
+"""Figures of reports as tables: plain text, Markdown, LaTeX; and as JSON."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from hicmae.report.comparison import Comparison, Difference
 from hicmae.report.scores import Report, Row
 
-METRIC_NAMES = {
-    "weighted_f1": "weighted F1",
-    "macro_f1": "macro F1",
-    "micro_f1": "micro F1",
-}
+METRIC_NAMES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "micro_f1": "micro F1"}
+WORDS = ("score", "test")  # columns that do not hold figures
+# What Markdown would read as a table border, emphasis or markup, and LaTeX as a command; a bracket
+# at the start of a row would be an argument of the row above.
+_MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in "\\|*_`<"})
+_LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "{}$&#_%"}
+    | {sign: f"${sign}$" for sign in "<>|"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"[": "{}["}
+)
 
 
 class Table(NamedTuple):
-    """Cells, heading first, the first column holding names; `rules`: rows with a line above."""
+    """Cells of text; the index holds names, and `columns.name` says of what.
+
+    `rules`: rows with a line above.
+    """
 
     caption: str
-    cells: list[list[str]]
-    rules: tuple[int, ...]
+    frame: pd.DataFrame
+    rules: Sequence[int] = ()
 
 
 class Section(NamedTuple):
@@ -54,17 +65,15 @@ def _method(report: Report) -> list[str]:
         notes.append("mean and std: over folds, sample standard deviation (n - 1)")
     plan = report.plan
     if plan.resamples:
-        unit = "clips" if plan.speakers is None else f"speakers ({_num_speakers(report)})"
+        unit = "clips"
+        if plan.speakers is not None:
+            clips = report.pooled[report.kinds[0]].table.clips
+            unit = f"speakers ({len({plan.speakers[clip] for clip in clips})})"
         notes.append(
             f"{interval_name(report)}: percentile bootstrap of Total, {plan.resamples} resamples "
             f"of {unit} within folds, seed {plan.seed}"
         )
     return notes
-
-
-def _num_speakers(report: Report) -> int:
-    table = report.pooled[report.kinds[0]].table
-    return len({(report.plan.speakers or {})[clip] for clip in table.clips})
 
 
 def interval_name(report: Report) -> str:
@@ -84,35 +93,48 @@ def percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100.0 * value:.2f}"
 
 
-def interval(bounds: tuple[float, float] | None) -> str:
+def interval(bounds: tuple[float, float]) -> str:
     """Return an interval in percent, "-" where there is none."""
-    if bounds is None or math.isnan(bounds[0]):
+    return "-" if math.isnan(bounds[0]) else f"[{percent(bounds[0])}, {percent(bounds[1])}]"
+
+
+def chance(p_value: float) -> str:
+    """Return a p-value with four digits."""
+    if math.isnan(p_value):
         return "-"
-    return f"[{percent(bounds[0])}, {percent(bounds[1])}]"
+    return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
+
+
+def _table(
+    caption: str, heading: Sequence[str], rows: Sequence[Sequence[str]], rules: Sequence[int] = ()
+) -> Table:
+    columns = pd.Index(heading[1:], name=heading[0], dtype=object)
+    index = pd.Index([row[0] for row in rows], dtype=object)
+    return Table(caption, pd.DataFrame([row[1:] for row in rows], index, columns, object), rules)
 
 
 def main_table(report: Report) -> Table:
     """Lay out one row a fold, mean and deviation, Total with its interval, and references."""
     columns = [(kind, metric) for kind in report.kinds for metric in report.metrics]
-    heading = ["fold", "clips", *(f"{metric_name(m)} {kind}" for kind, m in columns)]
-    cells = [heading, *(_score_row(report, row, columns) for row in report.rows)]
-    rules = [1]
+    rows = [_score_row(report, row, columns) for row in report.rows]
+    rules = []
     spreads = [report.spread(*column) for column in columns]
     if any(spreads):
-        rules.append(len(cells))
+        rules.append(len(rows))
         for k, name in enumerate(("mean", "std")):
-            cells.append([name, "", *(percent(pair[k] if pair else None) for pair in spreads)])
-    rules.append(len(cells))
-    cells.append(_score_row(report, report.total, columns))
+            rows.append([name, "", *(percent(pair[k] if pair else None) for pair in spreads)])
+    rules.append(len(rows))
+    rows.append(_score_row(report, report.total, columns))
     if report.plan.resamples:
         bounds = (report.pooled[kind].intervals[metric] for kind, metric in columns)
-        cells.append([interval_name(report), "", *map(interval, bounds)])
+        rows.append([interval_name(report), "", *map(interval, bounds)])
     if report.references:
-        rules.append(len(cells))
+        rules.append(len(rows))
     for name, value in report.references.items():
         shown = [f"{value:.2f}" if metric == report.metrics[0] else "" for _, metric in columns]
-        cells.append([name, "", *shown])
-    return Table("Scores in percent; Total: all clips pooled.", cells, tuple(rules))
+        rows.append([name, "", *shown])
+    heading = ["fold", "clips", *(f"{metric_name(m)} {kind}" for kind, m in columns)]
+    return _table("Scores in percent; Total: all clips pooled.", heading, rows, rules)
 
 
 def _score_row(report: Report, row: Row, columns: Sequence[tuple[str, str]]) -> list[str]:
@@ -122,44 +144,39 @@ def _score_row(report: Report, row: Row, columns: Sequence[tuple[str, str]]) -> 
 
 def detail_table(report: Report) -> Table:
     """Lay out the pooled scores of every class (recall) or output, with their intervals."""
-    metrics = report.metrics if report.is_regression else ("recall",)
-    columns: list[list[str]] = []
+    first = "output" if report.is_regression else "class"
+    columns = [[first, *report.names]]
+    if not report.is_regression:
+        confusion = getattr(report.total, report.kinds[0])["confusion"]
+        columns.append(["clips", *(str(sum(row)) for row in confusion)])
     for kind in report.kinds:
         scores, bounds = getattr(report.total, kind), report.pooled[kind].intervals
-        for metric in metrics:
+        for metric in report.metrics if report.is_regression else ("recall",):
             found = scores[metric]["per_output"] if report.is_regression else scores[metric]
             name = metric_name(metric) if report.is_regression else metric
             columns.append([f"{name} {kind}", *map(percent, found)])
             if bounds:
                 pairs = [interval(bounds[f"{metric} {k}"]) for k in range(len(report.names))]
                 columns.append([interval_name(report), *pairs])
-    first = ["output" if report.is_regression else "class", *report.names]
-    if not report.is_regression:
-        confusion = getattr(report.total, report.kinds[0])["confusion"]
-        columns.insert(0, ["clips", *(str(sum(row)) for row in confusion)])
-    cells = [list(row) for row in zip(first, *columns, strict=True)]
+    heading, *rows = zip(*columns, strict=True)
     what = "Outputs" if report.is_regression else "Recall of the classes"
-    return Table(f"{what}, all folds pooled, in percent.", cells, (1,))
+    return _table(f"{what}, all folds pooled, in percent.", heading, rows)
 
 
 def summary_table(reports: Sequence[Report]) -> Table:
-    """Lay out Total of every run with its interval, the last epoch where all have it."""
-    kinds = [kind for kind in reports[0].kinds if all(kind in r.kinds for r in reports)]
-    columns = [(kind, metric) for kind in kinds for metric in reports[0].metrics]
-    with_interval = reports[0].plan.resamples > 0
-    heading = ["run", "clips"]
-    for kind, metric in columns:
-        heading.append(f"{metric_name(metric)} {kind}")
-        heading += [interval_name(reports[0])] * with_interval
-    cells = [heading]
-    for report in reports:
-        row = [report.title, str(len(report.pooled[report.kinds[0]].table.clips))]
-        for kind, metric in columns:
-            row.append(percent(report.value(report.total, kind, metric)))
-            if with_interval:
-                row.append(interval(report.pooled[kind].intervals[metric]))
-        cells.append(row)
-    return Table("Total of every run, in percent.", cells, (1,))
+    """Lay out Total of every run with its interval, for the epochs that all have."""
+    first = reports[0]
+    columns = [["run", *(report.title for report in reports)], ["clips"]]
+    columns[1] += [str(len(report.pooled[report.kinds[0]].table.clips)) for report in reports]
+    for kind in [kind for kind in first.kinds if all(kind in r.kinds for r in reports)]:
+        for metric in first.metrics:
+            values = [percent(report.value(report.total, kind, metric)) for report in reports]
+            columns.append([f"{metric_name(metric)} {kind}", *values])
+            if first.plan.resamples:
+                pairs = [interval(report.pooled[kind].intervals[metric]) for report in reports]
+                columns.append([interval_name(first), *pairs])
+    heading, *rows = zip(*columns, strict=True)
+    return _table("Total of every run, in percent.", heading, rows)
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
@@ -167,16 +184,15 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     several = len({c.title for c in comparisons}) > 1
     adjusted = ["p (Holm)"] if several else []
     heading = ["run", "score", "first", "value", "difference", "CI", "p", *adjusted, "test"]
-    cells = [heading]
-    rules = [1]
+    rows: list[list[str]] = []
+    rules = []
     for comparison in comparisons:
-        if len(cells) > 1:
-            rules.append(len(cells))
+        rules += [len(rows)] if rows else []
         for number, difference in enumerate(comparison.differences):
             title = comparison.title if number == 0 else ""
-            cells.append([title, *_difference_cells(comparison, difference, several)])
+            rows.append([title, *_difference_cells(comparison, difference, several)])
     caption = f"Differences to '{comparisons[0].baseline}', in percentage points."
-    return Table(caption, cells, tuple(rules))
+    return _table(caption, heading, rows, rules)
 
 
 def _difference_cells(comparison: Comparison, shown: Difference, adjusted: bool) -> list[str]:
@@ -193,13 +209,6 @@ def _difference_cells(comparison: Comparison, shown: Difference, adjusted: bool)
     ]
 
 
-def chance(p_value: float) -> str:
-    """Return a p-value with four digits."""
-    if math.isnan(p_value):
-        return "-"
-    return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
-
-
 def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     first = comparisons[0]
     tests = " ".join(difference.test for difference in first.differences)
@@ -213,3 +222,108 @@ def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
             f"{first.resamples} times, so p is at least 1 / {first.resamples + 1}"
         )
     return notes + list(dict.fromkeys(note for c in comparisons for note in c.notes))
+
+
+def as_text(sections: Sequence[Section]) -> str:
+    """Return plain aligned text, for terminals and log files alike."""
+    blocks = []
+    for section in sections:
+        blocks.append(f"{section.heading}\n{'=' * len(section.heading)}")
+        for table in section.tables:
+            lines = _grid(table, "simple")
+            blocks.append(f"{table.caption}\n\n" + _ruled(lines, 2, table.rules, lines[1]))
+        if section.notes:
+            blocks.append("\n".join(f"note: {note}" for note in section.notes))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _grid(table: Table, style: str) -> list[str]:
+    """Lay cells out in columns, the names and columns of words flush left."""
+    sides = ["left" if name in WORDS else "right" for name in table.frame]
+    frame = table.frame.rename_axis(table.frame.columns.name)
+    return frame.to_markdown(
+        tablefmt=style, disable_numparse=True, colalign=("left", *sides)
+    ).splitlines()
+
+
+def _ruled(lines: list[str], start: int, rules: Sequence[int], rule: str) -> str:
+    """Insert a rule above some rows; the first row is the line `start`."""
+    for row in sorted(rules, reverse=True):
+        lines.insert(start + row, rule)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _escaped(table: Table, signs: dict[int, str]) -> Table:
+    def escape(text: str) -> str:
+        return text.translate(signs)
+
+    frame = table.frame.map(escape).rename(index=escape, columns=escape)
+    return table._replace(caption=escape(table.caption), frame=frame)
+
+
+def as_markdown(sections: Sequence[Section]) -> str:
+    """Return Markdown with pipe tables."""
+    blocks = []
+    for section in sections:
+        blocks.append(f"# {section.heading.translate(_MARKDOWN)}")
+        for table in [_escaped(table, _MARKDOWN) for table in section.tables]:
+            blocks += [table.caption, "\n".join(_grid(table, "pipe"))]
+        if section.notes:
+            blocks.append("\n".join(f"- {note.translate(_MARKDOWN)}" for note in section.notes))
+    return "\n\n".join(blocks) + "\n"
+
+
+def as_latex(sections: Sequence[Section]) -> str:
+    r"""Return LaTeX tables, to be read by \input; they need the package booktabs."""
+    blocks = [r"% needs \usepackage{booktabs}"]
+    for section in sections:
+        for table in section.tables:
+            shown = _escaped(table, _LATEX)
+            text = shown.frame.style.to_latex(
+                hrules=True,
+                position="t",
+                position_float="centering",
+                caption=f"{section.heading.translate(_LATEX)}: {shown.caption}",
+                column_format="l" + "".join("l" if name in WORDS else "r" for name in table.frame),
+            )
+            lines = text.splitlines()
+            blocks.append(_ruled(lines, lines.index(r"\midrule") + 1, table.rules, r"\midrule"))
+        blocks.append("\n".join(f"% {note}" for note in section.notes))
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def as_data(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -> dict[str, Any]:
+    """Return everything for JSON, scores as fractions; of one run without the list around it."""
+    runs = [_report_data(report) for report in reports]
+    compared = [
+        c._asdict() | {"differences": [d._asdict() for d in c.differences]} for c in comparisons
+    ]
+    return _plain(runs[0] if len(runs) == 1 else {"runs": runs, "comparisons": compared})
+
+
+def _report_data(report: Report) -> dict[str, Any]:
+    spreads = {
+        kind: {metric: report.spread(kind, metric) for metric in report.metrics}
+        for kind in report.kinds
+    }
+    return {
+        "folder": str(report.folder),
+        "title": report.title,
+        "names": report.names,
+        "folds": [row._asdict() for row in report.rows],
+        "total": report.total._asdict(),
+        "mean_and_std_over_folds": spreads,
+        "intervals": {kind: pooled.intervals for kind, pooled in report.pooled.items()},
+        "bootstrap": report.plan._asdict() | {"speakers": report.plan.speakers is not None},
+        "references_percent": report.references,
+        "notes": report.notes,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Replace nan, which JSON lacks, by None, and tuples by lists."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,28 +1,37 @@
 """Command line of the pictures."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hicmae.config import OneLineParser
-from hicmae.data.clip_list import read_names
+from hicmae.config import new_parser
 from hicmae.visualize.attention import METHODS, attention
 from hicmae.visualize.confusion import confusion
 from hicmae.visualize.curves import curves
-from hicmae.visualize.layer_weights import layer_weights
+from hicmae.visualize.features import Source, layer_weights, tsne
 from hicmae.visualize.radar import radar
 from hicmae.visualize.reconstruction import reconstruction
 from hicmae.visualize.retrieval import retrieval
-from hicmae.visualize.tsne import tsne
 
-Draw = Callable[[argparse.Namespace], "Path | tuple[Path, str]"]
+Draw = Callable[..., "Path | tuple[Path, str]"]
 
 
-def add_command(commands: Any, name: str, text: str, draw: Draw) -> argparse.ArgumentParser:
-    """Add a sub-command with the option that all have."""
-    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all pictures; each sub-command has `draw` set to what makes its own."""
+    parser = new_parser("Pictures of results.")
+    parser.prog = "python -m hicmae.visualize"
+    commands = parser.add_subparsers(required=True, metavar="PICTURE")
+    _add_figures(commands)
+    _add_model_pictures(commands)
+    return parser
+
+
+def _add(commands: Any, draw: Draw, text: str) -> argparse.ArgumentParser:
+    """Add the sub-command that is called like its function."""
+    parser = commands.add_parser(draw.__name__, help=text, description=text, allow_abbrev=False)
     parser.add_argument(
         "--output", "--out", required=True, metavar="FILE", help=".png (200 dpi), .pdf or .svg"
     )
@@ -30,244 +39,97 @@ def add_command(commands: Any, name: str, text: str, draw: Draw) -> argparse.Arg
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser, stage: str, what: str) -> None:
-    """Add the options of a picture that runs a model over a list."""
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="FILE", help=f"{stage} checkpoint or export"
-    )
-    parser.add_argument("--data_path", required=True, metavar="LIST", help=f"{what}, or its folder")
-    parser.add_argument("--data_root", default="", metavar="DIR", help="start of relative paths")
-    parser.add_argument(
-        "--device", default="auto", choices=("auto", "cuda", "cpu"), help="(default: auto)"
-    )
+def _add_figures(commands: Any) -> None:
+    """Add the pictures of what runs have written."""
+    add = _add(commands, curves, "losses and scores over the epochs").add_argument
+    add("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run with a log.txt")
 
+    add = _add(commands, confusion, "confusion matrix, pooled over the files").add_argument
+    add("pred_files", nargs="+", metavar="PRED.csv", help="predictions of a test, or its run")
+    add("--class_names", "--classes", nargs="+", default=(), metavar="NAME",
+        help="names, a file with one a line, or a data set (default: numbers)")  # fmt: skip
 
-def add_draw_options(parser: argparse.ArgumentParser, num_clips: int, what: str) -> None:
-    """Add the options that say which clips are taken."""
-    parser.add_argument("--seed", type=int, default=0, help=f"of {what} (default: 0)")
-    parser.add_argument(
-        "--num_clips",
-        type=int,
-        default=num_clips,
-        metavar="N",
-        help=f"clips drawn from the list{'; 0: all' if not num_clips else ''} "
-        f"(default: {num_clips})",
-    )
-
-
-def add_curves(commands: Any) -> None:
-    """Add the sub-command `curves`."""
-    parser = add_command(
-        commands,
-        "curves",
-        "losses and scores over the epochs",
-        lambda args: curves(args.output_dirs, args.output),
-    )
-    parser.add_argument("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run with a log.txt")
-
-
-def add_confusion(commands: Any) -> None:
-    """Add the sub-command `confusion`."""
-    parser = add_command(
-        commands,
-        "confusion",
-        "confusion matrix, pooled over the files",
-        lambda args: confusion(
-            args.pred_files, args.output, read_names(args.classes) if args.classes else ()
-        ),
-    )
-    parser.add_argument("pred_files", nargs="+", metavar="PRED.csv", help="predictions of a test")
-    parser.add_argument("--classes", metavar="FILE", help="class names, one a line")
-
-
-def add_reconstruction(commands: Any) -> None:
-    """Add the sub-command `reconstruction`."""
-    parser = add_command(
-        commands,
-        "reconstruction",
-        "clips rebuilt by a pre-training checkpoint; a rebuilt patch has the mean and deviation of "
-        "the true one, which the model does not predict",
-        lambda args: reconstruction(
-            args.checkpoint,
-            args.data_path,
-            args.output,
-            args.clip if args.num_clips is None else None,
-            args.num_clips or 0,
-            args.data_root,
-            args.device,
-            args.seed,
-        ),
-    )
-    add_model_options(parser, "pre-training", "pre-training list")
-    parser.add_argument("--clip", type=int, default=0, metavar="N", help="line of the list, from 0")
-    parser.add_argument(
-        "--num_clips", type=int, metavar="N", help="draw so many clips instead of --clip"
-    )
-    parser.add_argument(
-        "--seed", type=int, help="of the draw, windows, crops and masks (default: the training's)"
-    )
-
-
-def add_tsne(commands: Any) -> None:
-    """Add the sub-command `tsne`."""
-    parser = add_command(
-        commands,
-        "tsne",
-        "features of labelled clips laid out by t-SNE, coloured by class",
-        lambda args: tsne(
-            args.checkpoint,
-            args.data_path,
-            args.output,
-            args.features,
-            args.num_clips,
-            args.data_root,
-            args.device,
-            args.seed,
-            args.perplexity,
-            args.target,
-        ),
-    )
-    add_model_options(parser, "fine-tuned", "labelled list")
-    add_draw_options(parser, 0, "the draw and of t-SNE")
-    parser.add_argument(
-        "--features",
-        nargs="+",
-        default=(),
-        metavar="PART",
-        help="a panel each: video, audio (layer-weighted), fusion_video, fusion_audio (fusion "
-        "encoder), fused (all, as the head reads it); default: video audio fused",
-    )
-    parser.add_argument("--perplexity", type=float, default=30.0, help="(default: 30)")
-    parser.add_argument(
-        "--target", type=int, default=0, metavar="K", help="output that gives the colour (0)"
-    )
-
-
-def add_attention(commands: Any) -> None:
-    """Add the sub-command `attention`."""
-    parser = add_command(
-        commands,
-        "attention",
-        "where each modality looks: self-attention of the encoders, and what the other modality "
-        "reads in the fusion encoder",
-        lambda args: attention(
-            args.checkpoint,
-            args.data_path,
-            args.output,
-            args.method,
-            args.clip,
-            args.num_clips,
-            args.data_root,
-            args.device,
-            args.seed,
-        ),
-    )
-    add_model_options(parser, "fine-tuned or pre-training", "list that fits it")
-    add_draw_options(parser, 1, "the draw")
-    parser.add_argument("--clip", type=int, metavar="N", help="this line of the list, from 0")
-    parser.add_argument(
-        "--method",
-        default=METHODS[0],
-        choices=METHODS,
-        help="self-attention through all blocks, or of the last one (default: rollout)",
-    )
-
-
-def add_retrieval(commands: Any) -> None:
-    """Add the sub-command `retrieval`."""
-    parser = add_command(
-        commands,
-        "retrieval",
-        "how often sound finds its video among others, and back: recall at 1, 5 and 10 of each "
-        "contrasted level",
-        lambda args: retrieval(
-            args.checkpoint,
-            args.data_path,
-            args.output,
-            args.num_clips,
-            args.masked,
-            args.csv,
-            args.data_root,
-            args.device,
-            args.seed,
-        ),
-    )
-    add_model_options(parser, "pre-training", "pre-training list")
-    add_draw_options(parser, 0, "the draw, windows, crops and masks")
-    parser.add_argument("--masked", action="store_true", help="hide the tokens that training hides")
-    parser.add_argument("--csv", default="", metavar="FILE", help="write the figures, too")
-
-
-def add_radar(commands: Any) -> None:
-    """Add the sub-command `radar`."""
-    parser = add_command(
-        commands,
-        "radar",
-        "scores across data sets, a polygon a method",
-        lambda args: radar(
-            args.sources, args.output, args.metrics, args.kind, args.start, args.relative
-        ),
-    )
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
+    add = _add(commands, radar, "scores across data sets, a polygon a method").add_argument
+    add("sources", nargs="+", metavar="SOURCE",
         help="one csv file with the columns dataset,metric,method,value (percent), or finished "
-        "experiments as DATASET=FOLDER or DATASET/METHOD=FOLDER",
-    )
-    parser.add_argument(
-        "--metrics",
-        nargs="+",
-        default=(),
-        metavar="SCORE",
-        help="of experiments: uar, war, ccc, ...; recall: an axis a class (default: war or ccc)",
-    )
-    parser.add_argument(
-        "--kind", default="last", choices=("last", "best"), help="epoch (default: last)"
-    )
-    parser.add_argument(
-        "--start", type=float, default=0.0, metavar="PERCENT", help="in the middle (default: 0)"
-    )
-    parser.add_argument(
-        "--relative", action="store_true", help="measure each axis by its best method"
-    )
+        "experiments as DATASET=FOLDER or DATASET/METHOD=FOLDER")  # fmt: skip
+    add("--metrics", nargs="+", default=(), metavar="SCORE",
+        help="of experiments: uar, war, ccc, ...; recall: an axis a class "
+        "(default: war or ccc)")  # fmt: skip
+    add("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
+    add("--start", type=float, default=0.0, metavar="PERCENT", help="in the middle (default: 0)")
+    add("--relative", action="store_true", help="measure each axis by its best method")
+
+    text = "learned weights of the encoder blocks, mean over checkpoints"
+    add = _add(commands, layer_weights, text).add_argument
+    add("--checkpoint", required=True, nargs="+", metavar="FILE", help="fine-tuned, e.g. of folds")
 
 
-def add_layer_weights(commands: Any) -> None:
-    """Add the sub-command `layer_weights`."""
-    parser = add_command(
-        commands,
-        "layer_weights",
-        "learned weights of the encoder blocks, mean over checkpoints",
-        lambda args: layer_weights(args.checkpoint, args.output),
-    )
-    parser.add_argument(
-        "--checkpoint", required=True, nargs="+", metavar="FILE", help="fine-tuned, e.g. of folds"
-    )
+def _add_source(add: Callable[..., Any], stage: str, what: str) -> None:
+    """Add the options of a picture that runs a model over a list, see `Source`."""
+    add("--checkpoint", required=True, metavar="FILE", help=f"{stage} checkpoint, export or run")
+    add("--data_path", required=True, metavar="LIST", help=f"{what}, or its folder")
+    add("--data_root", default="", metavar="DIR", help="start of relative paths")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... or mps (default: auto)")
 
 
-# A sub-command is a function that adds its parser, with `draw` set to what makes the picture.
-COMMANDS: tuple[Callable[[Any], None], ...] = (
-    add_curves,
-    add_confusion,
-    add_reconstruction,
-    add_tsne,
-    add_attention,
-    add_retrieval,
-    add_radar,
-    add_layer_weights,
-)
+def _add_model_pictures(commands: Any) -> None:
+    """Add the pictures that run a model over clips."""
+    text = (
+        "clips rebuilt by a pre-training checkpoint; a rebuilt patch has the mean and deviation of "
+        "the true one, which the model does not predict"
+    )
+    add = _add(commands, reconstruction, text).add_argument
+    _add_source(add, "pre-training", "pre-training list")
+    add("--clip", type=int, metavar="N", help="line of the list, from 0 (default: 0)")
+    add("--num_clips", type=int, default=0, metavar="N", help="draw so many clips instead")
+    add("--seed", type=int, help="of the draw, windows, crops and masks (default: the training's)")
+
+    text = "features of labelled clips laid out by t-SNE, coloured by class"
+    add = _add(commands, tsne, text).add_argument
+    _add_source(add, "fine-tuned", "labelled list")
+    add("--num_clips", type=int, default=0, metavar="N", help="clips drawn; 0: all (default: 0)")
+    add("--seed", type=int, default=0, help="of the draw and of t-SNE (default: 0)")
+    add("--features", nargs="+", default=(), metavar="PART",
+        help="a panel each: video, audio (layer-weighted), fusion_video, fusion_audio (fusion "
+        "encoder), fused (all, as the head reads it); default: video audio fused")  # fmt: skip
+    add("--perplexity", type=float, default=30.0, help="about how many neighbours count (30)")
+    add("--target", type=int, default=0, metavar="K", help="output that gives the colour (0)")
+
+    text = (
+        "where each modality looks: self-attention of the encoders, and what the other modality "
+        "reads in the fusion encoder"
+    )
+    add = _add(commands, attention, text).add_argument
+    _add_source(add, "fine-tuned or pre-training", "list that fits it")
+    add("--clip", type=int, metavar="N", help="this line of the list, from 0")
+    add("--num_clips", type=int, default=1, metavar="N", help="clips drawn (default: 1)")
+    add("--seed", type=int, default=0, help="of the draw (default: 0)")
+    add("--method", default=METHODS[0], choices=METHODS,
+        help="self-attention through all blocks, or of the last one (rollout)")  # fmt: skip
+
+    text = (
+        "how often sound finds its video among others, and back: recall at 1, 5 and 10 of each "
+        "contrasted level"
+    )
+    add = _add(commands, retrieval, text).add_argument
+    _add_source(add, "pre-training", "pre-training list")
+    add("--num_clips", type=int, default=0, metavar="N", help="clips drawn; 0: all (default: 0)")
+    add("--seed", type=int, default=0, help="of the draw, windows, crops and masks (default: 0)")
+    add("--masked", action="store_true", help="hide the tokens that training hides")
+    add("--csv", default="", metavar="FILE", help="write the figures, too")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw what the command line asks for."""
-    parser = OneLineParser(prog="python -m hicmae.visualize", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="PICTURE")
-    for add in COMMANDS:
-        add(commands)
-    args = parser.parse_args(argv)
+    parser = build_parser()
+    values = vars(parser.parse_args(argv))
+    draw: Draw = values.pop("draw")
+    if "data_path" in values:
+        known = {field.name for field in dataclasses.fields(Source)} & values.keys()
+        values["source"] = Source(**{name: values.pop(name) for name in known})
     try:
-        drawn = args.draw(args)
+        drawn = draw(**values)
     except (OSError, ValueError, RuntimeError) as error:
         parser.exit(2, f"error: {error}\n")
     path, text = drawn if isinstance(drawn, tuple) else (drawn, "")

@@ -1,23 +1,31 @@
-"""Where each modality looks, drawn over the frames and the spectrogram."""
+"""Where each modality looks, drawn over the frames and the spectrogram.
+
+The layers use fused attention, so their weights exist nowhere: they are computed again here from
+what the layers were given.
+"""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
+import torch.nn.functional as F
+from einops import rearrange
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from torch import Tensor, nn
 
 from hicmae.data.clip_list import AnyClip
+from hicmae.inference.style import STYLE, check_format, save_figure
 from hicmae.models.encoder import ModalityEncoder
+from hicmae.models.layers import Attention, CrossAttention
 from hicmae.models.losses import unnormalize
-from hicmae.visualize.attention_maps import looks, recorded_attention
-from hicmae.visualize.features import Opened, batches, open_model, pick_lines, read_clips
-from hicmae.visualize.style import STYLE, check_format, save_figure
+from hicmae.visualize.features import Opened, Source, batches
 
 HOP_SECONDS = 0.01  # between two spectrogram steps
 MOST_FRAMES = 6
@@ -29,6 +37,102 @@ ROWS = (
     ("self-\nattention", "video", "audio"),
     ("cross-\nattention", "video by audio", "audio by video"),
 )
+
+
+def attention_weights(layer: nn.Module, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+    """Return softmax(q k^T / sqrt(d)) of a layer.
+
+    Args:
+        layer: `Attention`, or `CrossAttention` with a context.
+        tokens: (B, N, D), the input of the layer.
+        context: (B, M, D), what a `CrossAttention` reads.
+
+    Returns:
+        (B, heads, N, M), rows sum to 1; M = N without context.
+    """
+    if isinstance(layer, CrossAttention):
+        if context is None:
+            raise ValueError("cross-attention needs the context that it reads, got None")
+        query = F.linear(tokens, layer.q.weight, layer.q_bias)
+        key = F.linear(context, layer.kv.weight.chunk(2)[0])
+    else:
+        layer = cast(Attention, layer)
+        query_weight, key_weight, _ = layer.qkv.weight.chunk(3)
+        query, key = F.linear(tokens, query_weight, layer.q_bias), F.linear(tokens, key_weight)
+    query = rearrange(query, "b n (h d) -> b h n d", h=layer.num_heads)
+    key = rearrange(key, "b m (h d) -> b h d m", h=layer.num_heads)
+    return (query @ key / query.shape[-1] ** 0.5).softmax(dim=-1)
+
+
+@contextmanager
+def recorded_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Record, while the model runs, the attention of each layer, averaged over its heads.
+
+    Yields:
+        Name of the layer -> (B, N, M), filled by the forward pass.
+    """
+    maps: dict[str, Tensor] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, (Attention, CrossAttention)):
+
+            def record(layer: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                maps[name] = attention_weights(layer, *inputs).mean(dim=1)
+
+            hooks.append(module.register_forward_pre_hook(record))
+    try:
+        yield maps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def rollout(maps: Sequence[Tensor]) -> Tensor:
+    """Follow attention through a stack (Abnar and Zuidema, 2020, "attention rollout").
+
+    A residual connection counts as half of what a layer reads.
+
+    Args:
+        maps: (B, N, N) of each layer, first layer first.
+
+    Returns:
+        (B, N, N): how much of every input token is in every output token; rows sum to 1.
+    """
+    identity = torch.eye(maps[0].shape[-1], dtype=maps[0].dtype, device=maps[0].device)
+    mixed = identity.expand_as(maps[0])
+    for layer in maps:
+        mixed = (layer + identity) / 2 @ mixed
+    return mixed
+
+
+def looks(maps: dict[str, Tensor], method: str = "rollout") -> dict[str, Tensor]:
+    """Reduce recorded attention to one number a token, the mean over all tokens that read it.
+
+    Args:
+        maps: of `recorded_attention`.
+        method: "rollout" through an encoder's blocks, or "last" for its last block alone.
+
+    Returns:
+        (B, N) each, in units of even attention. "video" and "audio": what each
+        encoder looks at in its own stream; "video by audio" and "audio by video": what the fusion
+        encoder reads in the other one, mean over its layers.
+    """
+    found: dict[str, Tensor] = {}
+    for name, blocks, layer in (
+        ("video", "encoder.blocks.", ".attn"),
+        ("audio", "encoder_audio.blocks.", ".attn"),
+        ("audio by video", "encoder_fusion.blocks.", ".cross_attn"),
+        ("video by audio", "encoder_fusion.blocks_audio.", ".cross_attn"),
+    ):
+        layers = [m for n, m in maps.items() if n.startswith(blocks) and n.endswith(layer)]
+        if not layers:
+            continue
+        if layer == ".cross_attn":
+            weights = torch.stack(layers).mean(dim=0)
+        else:
+            weights = rollout(layers) if method == "rollout" else layers[-1]
+        found[name] = weights.mean(dim=1) * weights.shape[-1]
+    return found
 
 
 class Looked(NamedTuple):
@@ -77,28 +181,26 @@ def _title(opened: Opened, target: torch.Tensor | None, scores: torch.Tensor) ->
 def attention_figure(clips: Sequence[Looked]) -> Figure:
     """Draw clips of one shape, each with its maps below it."""
     first = clips[0]
+    num_frames = len(_chosen(first))
     rows = [row for row in ROWS if not row[1] or {row[1], row[2]} & first.maps.keys()]
-    frames = len(_chosen(first))
     # Frames and a scale, then the spectrogram and a scale, as far as the model reads them.
-    widths = [1.0] * frames + [0.07] * (frames > 0) + [2.3, 0.07] * (first.audio is not None)
-    if frames and first.audio is not None:  # room for the labels between the two
-        widths.insert(frames + 1, 0.3)
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, grid = plt.subplots(
-            len(rows) * len(clips),
-            len(widths),
-            figsize=(0.98 * sum(widths) + 2.0, 1.02 * len(rows) * len(clips) + 0.55),
-            width_ratios=widths,
-            squeeze=False,
+    widths = [1.0] * num_frames + [0.07] * (num_frames > 0)
+    if first.audio is not None:
+        widths += [0.3] * (num_frames > 0) + [2.3, 0.07]  # room for labels between the two
+    lines = len(rows) * len(clips)
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(
+            (0.98 * sum(widths) + 2.0, 1.02 * lines + 0.55),
             layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0.01, hspace=0.01),
         )
+        grid = figure.subplots(lines, len(widths), width_ratios=widths, squeeze=False)
         for line, (clip, (label, *names)) in enumerate(itertools.product(clips, rows)):
             axes, is_first = grid[line], line == 0
             shown = clip.title or label if not names[0] else label
             axes[0].set_ylabel(shown, rotation=0, ha="right", va="center", labelpad=6)
             if clip.video is not None:
-                _draw_video(axes[: frames + 1], clip, names[0], is_first)
-            for empty in axes[frames + 1 : -2]:
+                _draw_video(axes[: num_frames + 1], clip, names[0], is_first)
+            for empty in axes[num_frames + 1 : -2]:
                 empty.set_axis_off()
             if clip.audio is not None:
                 _draw_audio(axes[-2], axes[-1], clip, names[1], is_first)
@@ -166,38 +268,16 @@ def _scale(axes: Axes, image: Any) -> None:
     if image is None:
         axes.set_axis_off()
         return
-    bar = plt.colorbar(image, cax=axes)
+    bar = axes.figure.colorbar(image, cax=axes)
     bar.set_label("× uniform", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
 
 
-def attention(
-    checkpoint_file: str | Path,
-    data_path: str | Path,
-    output: str | Path,
-    method: str = "rollout",
-    clip: int | None = None,
-    num_clips: int = 1,
-    data_root: str = "",
-    device: str = "auto",
-    seed: int = 0,
-) -> Path:
-    """Draw where a checkpoint looks in clips of a list.
-
-    Args:
-        checkpoint_file: fine-tuned or pre-trained; all tokens are visible.
-        data_path: list that fits it, or its folder.
-        output: picture to write.
-        method: "rollout" or "last", see `attention_maps.looks`.
-        clip: line of the list, from 0; None: draw `num_clips` of them.
-        num_clips: how many.
-        data_root: folder that relative paths in the list start from.
-        device: where to compute.
-        seed: of the draw.
-    """
+def attention(source: Source, output: str | Path, method: str = "rollout") -> Path:
+    """Draw where a fine-tuned or pre-trained model looks in clips; see `looks` for the method."""
     check_format(output)
-    opened = open_model(checkpoint_file, device)
-    listed = read_clips(opened.config, data_path, data_root)
-    clips = [listed[k] for k in pick_lines(len(listed), clip, num_clips, seed)]
-    return save_figure(attention_figure(look(opened, clips, method, seed)), output)
+    if source.clip is None and source.num_clips < 1:
+        raise ValueError(f"--num_clips must be at least 1 here, got {source.num_clips}")
+    opened, clips = source.open()
+    return save_figure(attention_figure(look(opened, clips, method, source.seed or 0)), output)

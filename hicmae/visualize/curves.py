@@ -1,97 +1,85 @@
 """Losses and scores over the epochs of one or several runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
+import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hicmae.folds import natural_key
+from hicmae.inference.style import STYLE, check_format, colour, save_figure
+from hicmae.report.scores import natural_key
 from hicmae.training.logs import read_lines
-from hicmae.visualize.style import OKABE_ITO, STYLE, check_format, save_figure
 
 # What log.txt holds beside curves worth drawing.
-NOT_CURVES = ("epoch", "n_parameters", "step", "count", "clips", "memory_mib", "weight_decay")
+NOT_CURVES = ("n_parameters", "step", "count", "clips", "memory_mib", "weight_decay")
 ONLY_IF_ANY = ("bad_steps",)  # nothing to see where it is zero throughout
-SPLITS = {"train": "training", "val": "validation", "test": "test"}
+SPLITS: dict[str, tuple[str, Any]] = {
+    "train": ("training", "-"),
+    "val": ("validation", "--"),
+    "test": ("test", ":"),
+}
 
 
-def curves_figure(logs: dict[str, list[dict[str, Any]]]) -> Figure:
+def curves_figure(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Draw every figure of the epochs: one panel a quantity, one colour a run.
 
     Args:
         logs: name of a run -> its log.txt, one dictionary an epoch. Keys `train_x`, `val_x` and
             `test_x` share the panel x, with solid, dashed and dotted lines.
     """
+    runs = [pd.DataFrame(log).set_index("epoch").select_dtypes("number") for log in logs.values()]
+    runs = [run.where(np.isfinite(run)) for run in runs]
     panels: dict[str, list[str]] = {}
-    for key in dict.fromkeys(k for records in logs.values() for record in records for k in record):
-        quantity = key.split("_", 1)[1] if key.split("_")[0] in SPLITS else key
-        values = {r[key] for records in logs.values() for r in records if _is_number(r.get(key))}
-        drawable = values - {0} if quantity in ONLY_IF_ANY else values
-        if quantity not in NOT_CURVES and key not in NOT_CURVES and drawable:
+    for key in dict.fromkeys(key for run in runs for key in run):
+        split, _, rest = key.partition("_")
+        quantity = rest if split in SPLITS else key
+        values = pd.concat([run[key] for run in runs if key in run]).dropna()
+        drawable = values.any() if quantity in ONLY_IF_ANY else len(values)
+        if drawable and not {quantity, key} & set(NOT_CURVES):
             panels.setdefault(quantity, []).append(key)
     if not panels:
         raise ValueError("the logs hold no numbers to draw; is one epoch finished?")
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            rows, columns, figsize=(2.9 * columns, 2.1 * rows), squeeze=False, layout="constrained"
-        )
+    with rc_context(STYLE):
+        figure = Figure((2.9 * columns, 2.1 * rows))
+        grid = figure.subplots(rows, columns, squeeze=False)
         for axes, (quantity, keys) in zip(grid.flat, panels.items(), strict=False):
-            _draw_panel(axes, quantity, keys, logs)
+            _draw_panel(axes, quantity, keys, runs)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
         for column in range(columns):
             grid[(len(panels) - 1 - column) // columns, column].set_xlabel("epoch")
-        if len(logs) > 1:
-            lines = [Line2D([], [], color=_colour(number)) for number in range(len(logs))]
-            figure.legend(lines, list(logs), loc="outside lower center", ncols=min(len(logs), 6))
+        if len(runs) > 1:
+            lines = [Line2D([], [], color=colour(number)) for number in range(len(runs))]
+            figure.legend(lines, list(logs), loc="outside lower center", ncols=min(len(runs), 6))
     return figure
 
 
-def _draw_panel(
-    axes: Axes, quantity: str, keys: list[str], logs: dict[str, list[dict[str, Any]]]
-) -> None:
-    for number, records in enumerate(logs.values()):
-        for key in keys:
-            points = [(r["epoch"], r[key]) for r in records if _is_number(r.get(key))]
-            axes.plot(
-                *np.array(points).reshape(-1, 2).T,
-                _dashes(key, keys),
-                color=_colour(number),
-                linewidth=1.3,
-                marker="o" if len(points) < 3 else None,
-                markersize=3,
-            )
+def _draw_panel(axes: Axes, quantity: str, keys: list[str], runs: Sequence[pd.DataFrame]) -> None:
+    """Draw one quantity; splits of it are told apart by dashes, a single one needs none."""
+    splits = [SPLITS.get(key.split("_")[0], ("", "-")) for key in keys]
+    dashes: list[Any] = [dash if len(keys) > 1 else "-" for _, dash in splits]
+    for number, run in enumerate(runs):
+        for key, dash in zip(keys, dashes, strict=True):
+            points = run[key].dropna() if key in run else pd.Series(dtype=float)
+            (line,) = axes.plot(points.index, points, dash, color=colour(number), linewidth=1.3)
+            line.set(marker="o" if len(points) < 3 else "", markersize=3)
     name = quantity.upper() if quantity in ("uar", "war") else quantity.replace("_", " ")
-    split = SPLITS.get(keys[0].split("_")[0], "") if len(keys) == 1 else ""
-    axes.set_title(f"{split} {name}".strip())
+    axes.set_title(f"{splits[0][0]} {name}".strip() if len(keys) == 1 else name)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     if "lr" in quantity.split("_"):
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     if len(keys) > 1:
-        lines = [Line2D([], [], color="#555555", linestyle=_dashes(key, keys)) for key in keys]
-        axes.legend(lines, [SPLITS.get(key.split("_")[0], key) for key in keys], fontsize=8)
-
-
-def _dashes(key: str, keys: list[str]) -> Any:
-    """Tell splits of one quantity apart; a single one needs no dashes."""
-    return {"val": "--", "test": ":"}.get(key.split("_")[0], "-") if len(keys) > 1 else "-"
-
-
-def _colour(number: int) -> str:
-    return OKABE_ITO[number % len(OKABE_ITO)]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        lines = [Line2D([], [], color="#555555", linestyle=dash) for dash in dashes]
+        axes.legend(lines, [s or k for (s, _), k in zip(splits, keys, strict=True)], fontsize=8)
 
 
 def curves(output_dirs: Sequence[str | Path], output: str | Path) -> Path:
@@ -99,7 +87,7 @@ def curves(output_dirs: Sequence[str | Path], output: str | Path) -> Path:
     check_format(output)
     logs = {}
     for folder in sorted(map(Path, output_dirs), key=lambda path: natural_key(path.name)):
-        records = [r for r in read_lines(folder / "log.txt") if _is_number(r.get("epoch"))]
+        records = [record for record in read_lines(folder / "log.txt") if "epoch" in record]
         if not records:
             raise FileNotFoundError(f"'{folder / 'log.txt'}' holds no finished epoch yet")
         logs[folder.name if folder.name not in logs else str(folder)] = records

@@ -1,18 +1,31 @@
-"""What the pictures of features, attention and retrieval share: a model, and clips as its input."""
+"""Models and clips of the pictures below; features laid out by t-SNE; learned layer weights."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from sklearn.manifold import TSNE
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from hicmae.data.clip_list import AnyClip, read_labelled_list, read_pretrain_list
 from hicmae.data.dataset import PretrainClips, TestClips
-from hicmae.data.loader import ClipIndex, PretrainBatch, ViewBatch
+from hicmae.data.loader import ClipIndex, PretrainBatch
 from hicmae.inference import clips as forward
-from hicmae.inference.model import ModelConfig, Preprocessing, load_model
+from hicmae.inference.model import ModelConfig, load_model
+from hicmae.inference.style import MARKERS, STYLE, check_format, colour, save_figure
+from hicmae.io import choose_device
+
+FEWEST = 5  # clips of t-SNE
+TITLES = {"fusion_video": "fused video", "fusion_audio": "fused audio"}
+SCRIPTS = {"pre-trained": "run_pretraining.py", "fine-tuned": "run_finetuning.py"}
 
 
 class Opened(NamedTuple):
@@ -23,65 +36,58 @@ class Opened(NamedTuple):
     device: torch.device
 
 
-def open_model(path: str | Path, device: str = "auto", stage: str | None = None) -> Opened:
-    """Load a checkpoint.
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint and the clips of a list that it is shown."""
 
-    Args:
-        path: .pth of this project or of the original authors, or an export.
-        device: "auto", "cuda" or "cpu".
-        stage: "fine-tuned" or "pre-trained" refuses the other one; None takes both.
-    """
+    checkpoint: str | Path  # of this project or of the original authors, an export, or a run
+    data_path: str | Path  # list that fits it, or its folder
+    data_root: str = ""  # start of relative paths in the list
+    device: str = "auto"
+    clip: int | None = None  # this line of the list, from 0; None: draw some
+    num_clips: int = 0  # that many are drawn; 0: all
+    seed: int | None = 0  # of draw, windows, crops and masks; None: a reconstruction's training's
+
+    def open(self, stage: str | None = None) -> tuple[Opened, list[AnyClip]]:
+        """Load the model, see `open_model`, and choose the clips."""
+        opened = open_model(self.checkpoint, self.device, stage)
+        listed = read_clips(opened.config, self.data_path, self.data_root)
+        return opened, [listed[k] for k in self.lines(len(listed))]
+
+    def lines(self, length: int) -> list[int]:
+        """Choose lines of a list, drawn without replacement, in the list's order."""
+        if self.clip is not None:
+            if not 0 <= self.clip < length:
+                raise ValueError(f"--clip {self.clip} is not in the list of {length} clips")
+            return [self.clip]
+        if self.num_clips < 0:
+            raise ValueError(f"--num_clips must not be negative, got {self.num_clips}")
+        if not 0 < self.num_clips < length:
+            return list(range(length))
+        rng = np.random.default_rng(self.seed)
+        return sorted(rng.choice(length, self.num_clips, replace=False).tolist())
+
+
+def open_model(path: str | Path, device: str = "auto", stage: str | None = None) -> Opened:
+    """Load a checkpoint; the stage "fine-tuned" or "pre-trained" refuses the other one."""
     chosen = choose_device(device)
     model, config = load_model(path, device=chosen)
     found = "pre-trained" if config.task == "pretraining" else "fine-tuned"
-    if stage is not None and found != stage:
-        scripts = {"pre-trained": "run_pretraining.py", "fine-tuned": "run_finetuning.py"}
+    if stage not in (None, found):
         raise ValueError(
             f"checkpoint '{path}' is {found}, but this picture needs a {stage} one; give a "
-            f"checkpoint of {scripts[stage]}"
+            f"checkpoint of {SCRIPTS[stage]}"
         )
     return Opened(model, config, chosen)
 
 
-def choose_device(device: str) -> torch.device:
-    """Return the GPU if there is one and none was named."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but no GPU is usable here; use --device cpu")
-    return torch.device(device)
-
-
-def read_clips(
-    config: ModelConfig, data_path: str | Path, data_root: str = ""
-) -> Sequence[AnyClip]:
+def read_clips(config: ModelConfig, data_path: str | Path, data_root: str) -> Sequence[AnyClip]:
     """Read the list that fits a model, or test.csv (pre-training: train.csv) in a folder."""
     path = Path(data_path)
     if config.task == "pretraining":
         return read_pretrain_list(path / "train.csv" if path.is_dir() else path, data_root)
     path = path / "test.csv" if path.is_dir() else path
     return read_labelled_list(path, config.task, len(config.names), data_root)
-
-
-def draw_lines(length: int, num_clips: int, seed: int) -> list[int]:
-    """Draw lines of a list without replacement, in its order; 0 takes all."""
-    if num_clips < 0:
-        raise ValueError(f"--num_clips must not be negative, got {num_clips}")
-    if num_clips == 0 or num_clips >= length:
-        return list(range(length))
-    chosen = np.random.default_rng(seed).choice(length, num_clips, replace=False)
-    return sorted(chosen.tolist())
-
-
-def pick_lines(length: int, line: int | None, num_clips: int, seed: int) -> list[int]:
-    """Return the line that was asked for, or some drawn ones."""
-    if line is None:
-        if num_clips < 1:
-            raise ValueError(f"--num_clips must be at least 1 here, got {num_clips}")
-        return draw_lines(length, num_clips, seed)
-    if not 0 <= line < length:
-        raise ValueError(f"--clip {line} is not in the list of {length} clips")
-    return [line]
 
 
 class Inputs(NamedTuple):
@@ -102,17 +108,14 @@ def batches(
     Raises:
         ValueError: naming a clip that cannot be read.
     """
-    config = opened.config
-    pretrained = config.task == "pretraining"
-    dataset = _pretrain_dataset(config, clips, seed) if pretrained else _dataset(config, clips)
+    dataset = _dataset(opened.config, clips, seed)
     for start in range(0, len(clips), batch_size):
-        stop = min(start + batch_size, len(clips))
+        chosen = range(start, min(start + batch_size, len(clips)))
         try:
-            items = [dataset[ClipIndex(0, k)] for k in range(start, stop)]
+            items: list[Any] = [dataset[ClipIndex(0, k)] for k in chosen]
         except RuntimeError as error:
             raise ValueError(f"{error}") from error
-        collate: Callable[[list[Any]], PretrainBatch | ViewBatch] = dataset.collate
-        batch = collate(items).to(opened.device)
+        batch = dataset.collate(items).to(opened.device)
         if batch.skipped:  # in pre-training another clip stands in for it, which would be its twin
             raise ValueError(f"a clip cannot be read: {batch.skipped[0].reason}")
         if isinstance(batch, PretrainBatch):
@@ -121,42 +124,22 @@ def batches(
             yield Inputs(batch.video, batch.audio, batch.target)
 
 
-def _dataset(config: ModelConfig, clips: Sequence[AnyClip]) -> TestClips:
-    return TestClips(
-        clips,
-        task=config.task,
-        centre=True,
-        modality=config.modality,
-        **_sizes(config.preprocessing),
-    )
-
-
-def _pretrain_dataset(config: ModelConfig, clips: Sequence[AnyClip], seed: int) -> PretrainClips:
-    settings = config.training.get("settings", {})
+def _dataset(config: ModelConfig, clips: Sequence[AnyClip], seed: int) -> TestClips | PretrainClips:
+    clip, settings = config.preprocessing, config.training.get("settings", {})
+    sizes: dict[str, Any] = {
+        name: getattr(clip, name)
+        for name in ("num_frames", "sampling_rate", "input_size", "input_size_audio")
+    }
+    if config.task != "pretraining":
+        return TestClips(clips, task=config.task, centre=True, modality=config.modality, **sizes)
     return PretrainClips(
         clips,
-        tubelet_size=config.preprocessing.tubelet_size,
+        tubelet_size=clip.tubelet_size,
         mask_ratio=settings.get("mask_ratio", 0.9),
         mask_ratio_audio=settings.get("mask_ratio_audio", 0.8),
         seed=seed,
-        **_sizes(config.preprocessing),
+        **sizes,
     )
-
-
-def _sizes(clip: Preprocessing) -> dict[str, Any]:
-    return {
-        "num_frames": clip.num_frames,
-        "sampling_rate": clip.sampling_rate,
-        "input_size": clip.input_size,
-        "input_size_audio": clip.input_size_audio,
-    }
-
-
-class Features(NamedTuple):
-    """Features of labelled clips."""
-
-    values: dict[str, np.ndarray]  # name of a part, see `feature_names` -> (n, D), fused (n, 4D)
-    labels: np.ndarray  # (n,) classes or (n, K) targets
 
 
 def feature_names(modality: str) -> tuple[str, ...]:
@@ -167,16 +150,170 @@ def feature_names(modality: str) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def features(opened: Opened, clips: Sequence[AnyClip]) -> Features:
-    """Compute the features of `hicmae.inference` for the centre window of every clip."""
-    names = feature_names(opened.config.modality)
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
-    targets: list[Tensor] = []
+def features_of(
+    opened: Opened, clips: Sequence[AnyClip]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Compute the features of `hicmae.inference` for the centre window of every clip.
+
+    Returns:
+        Each of `feature_names` -> (n, D), fused (n, 4D); and (n,) classes or (n, K) targets.
+    """
+    found, targets = [], []
     for batch in batches(opened, clips):
-        parts = forward.features(opened.model, batch.video, batch.audio)
-        for name in names:
-            found[name].append(parts[name].float().cpu())
+        found.append(forward.features(opened.model, batch.video, batch.audio))
         assert batch.target is not None  # a labelled list
-        targets.append(batch.target.cpu())
-    values = {name: torch.cat(parts).numpy() for name, parts in found.items()}
-    return Features(values, torch.cat(targets).numpy())
+        targets.append(batch.target)
+    return {
+        name: torch.cat([parts[name] for parts in found]).float().cpu().numpy()
+        for name in feature_names(opened.config.modality)
+    }, torch.cat(targets).cpu().numpy()
+
+
+def embed(vectors: np.ndarray, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
+    """Lay vectors (n, D), each column standardised, out in the plane, (n, 2), by t-SNE.
+
+    The perplexity, about how many neighbours count, is lowered for few vectors.
+    """
+    perplexity = min(perplexity, (len(vectors) - 1) / 3)
+    scaled = StandardScaler().fit_transform(vectors)
+    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(scaled)
+
+
+def tsne_figure(
+    points: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str], target: int = 0
+) -> Figure:
+    """Draw one panel for each set of features.
+
+    Args:
+        points: title of a panel -> (n, 2).
+        labels: (n,) classes, or (n, K) regression targets.
+        names: of the classes or outputs.
+        target: which regression output gives the colour.
+    """
+    is_regression = labels.ndim == 2
+    with rc_context(STYLE):
+        figure = Figure((2.1 * len(points) + 0.4 * is_regression, 2.75))
+        panels = figure.subplots(1, len(points), squeeze=False)[0]
+        for axes, (title, place) in zip(panels, points.items(), strict=True):
+            if is_regression:
+                image = axes.scatter(*place.T, c=labels[:, target], s=9, cmap="viridis")
+            else:
+                _draw_classes(axes, place, labels, names)
+            axes.set(title=title, xticks=[], yticks=[], xlabel="t-SNE 1")
+            axes.set_box_aspect(1)
+            axes.spines[:].set_visible(True)
+        panels[0].set_ylabel("t-SNE 2")
+        if is_regression:
+            figure.colorbar(image, ax=list(panels), label=names[target], fraction=0.05)
+        else:
+            handles, found = panels[0].get_legend_handles_labels()
+            columns = min(len(found), max(2, 2 * len(points)))
+            look = {"handletextpad": 0.1, "columnspacing": 1.0, "markerscale": 1.4}
+            figure.legend(handles, found, loc="outside lower center", ncols=columns, **look)
+    return figure
+
+
+def _draw_classes(axes: Axes, place: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+    for k, name in enumerate(names):
+        # A marker and a colour each: beyond eight classes the markers move on against the colours.
+        marker = MARKERS[(k + k // len(MARKERS)) % len(MARKERS)]
+        x, y = place[labels == k].T
+        axes.scatter(x, y, 11, colour(k), label=name, marker=marker, alpha=0.8, linewidth=0)
+
+
+def tsne(
+    source: Source,
+    output: str | Path,
+    features: Sequence[str] = (),
+    perplexity: float = 30.0,
+    target: int = 0,
+) -> Path:
+    """Lay out the features of a list by a fine-tuned checkpoint.
+
+    Args:
+        source: model and labelled list.
+        output: picture to write.
+        features: a panel each, of `feature_names`; none: each modality, and fused.
+        perplexity: about how many neighbours count.
+        target: which output of a regression gives the colour.
+    """
+    check_format(output)
+    opened, clips = source.open("fine-tuned")
+    config = opened.config
+    known = feature_names(config.modality)
+    unknown = [part for part in features if part not in known]
+    if unknown:
+        raise ValueError(
+            f"--features '{unknown[0]}' is no part of this model's features; use {', '.join(known)}"
+        )
+    if not 0 <= target < len(config.names):
+        raise ValueError(f"--target {target} is not one of the {len(config.names)} outputs")
+    if len(clips) < FEWEST:
+        raise ValueError(
+            f"t-SNE needs at least {FEWEST} clips, got {len(clips)} of '{source.data_path}'"
+        )
+    shown = features or (("video", "audio", "fused") if config.modality == "av" else ("fused",))
+    values, labels = features_of(opened, clips)
+    places = {TITLES.get(p, p): embed(values[p], source.seed or 0, perplexity) for p in shown}
+    return save_figure(tsne_figure(places, labels, config.names, target), output)
+
+
+def layer_weights_of(checkpoint: str | Path) -> dict[str, np.ndarray]:
+    """Return the share of every block, (L,) for each stream; shares of a stream sum to 1."""
+    weights = open_model(checkpoint, "cpu", "fine-tuned").model.state_dict()
+    shares = {
+        stream: weights[f"{stream}_layer_weights"].double().softmax(dim=0).numpy()
+        for stream in ("video", "audio")
+        if f"{stream}_layer_weights" in weights
+    }
+    if not shares:
+        raise ValueError(
+            f"'{checkpoint}' has no layer weights to draw: it was fine-tuned with "
+            "--no-hierarchical_fusion"
+        )
+    return shares
+
+
+def layer_weights_figure(runs: Mapping[str, Sequence[np.ndarray]]) -> Figure:
+    """Draw the mean share of each block over runs, every run as a point.
+
+    Args:
+        runs: stream -> (L,) shares of each run.
+    """
+    with rc_context(STYLE):
+        figure = Figure((2.7 * len(runs), 2.2))
+        panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+        for number, (axes, (stream, shares)) in enumerate(zip(panels, runs.items(), strict=True)):
+            values = 100 * np.stack(shares)  # (runs, L)
+            blocks, even = np.arange(values.shape[1]), 100 / values.shape[1]
+            axes.bar(blocks, values.mean(0), 0.7, color=colour(number), alpha=0.85)
+            if len(values) > 1:
+                for shift, own in zip(np.linspace(-0.2, 0.2, len(values)), values, strict=True):
+                    axes.plot(blocks + shift, own, "o", color="black", markersize=2.5)
+            line = axes.axhline(even, color="black", linestyle="--", linewidth=1)
+            axes.set_xticks(blocks)
+            axes.grid(axis="x", visible=False)
+            axes.set(title=f"{stream} encoder", xlabel="encoder block")
+            axes.set_ylim(0, max(1.25 * even, 1.15 * float(values.max())))
+        panels[0].set_ylabel("layer weight (%)")
+        handles = {"equal weights": line}
+        if len(shares) > 1:
+            point = Line2D([], [], color="black", marker="o", markersize=2.5, linestyle="")
+            handles["one run"] = point
+        figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=2)
+    return figure
+
+
+def layer_weights(checkpoint: Sequence[str | Path], output: str | Path) -> Path:
+    """Draw the layer weights of one or several fine-tuned checkpoints, e.g. of all folds."""
+    check_format(output)
+    found = [layer_weights_of(path) for path in checkpoint]
+    sizes = [{stream: len(values) for stream, values in shares.items()} for shares in found]
+    for path, blocks in zip(checkpoint, sizes, strict=True):
+        if blocks != sizes[0]:
+            raise ValueError(
+                f"'{path}' has blocks {blocks}, '{checkpoint[0]}' has {sizes[0]}; draw models of "
+                "one size and modality together"
+            )
+    runs = {stream: [shares[stream] for shares in found] for stream in found[0]}
+    return save_figure(layer_weights_figure(runs), output)

@@ -1,75 +1,64 @@
 """Scores of several methods on several data sets, as polygons."""
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import cast
 
 import numpy as np
-from matplotlib import pyplot as plt
+import pandas as pd
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
+from hicmae.inference.style import MARKERS, STYLE, check_format, colour, save_figure
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import build
 from hicmae.report.tables import metric_name
-from hicmae.visualize.style import MARKERS, OKABE_ITO, STYLE, check_format, save_figure
 
-COLUMNS = ("dataset", "metric", "method", "value")
+COLUMNS = ["dataset", "metric", "method", "value"]  # data set and metric name an axis together
 FEWEST_AXES = 3
-FULL_CIRCLE = 2 * math.pi
 
 
-class Score(NamedTuple):
-    """One figure in percent; `metric` and `dataset` name an axis together."""
-
-    dataset: str
-    metric: str
-    method: str
-    value: float
-
-
-def read_scores(path: str | Path) -> list[Score]:
-    """Read a csv file with the columns dataset, metric, method, value (percent)."""
+def read_scores(path: str | Path) -> pd.DataFrame:
+    """Read a csv file with COLUMNS, values in percent."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError as error:
+        scores = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
         raise FileNotFoundError(
             f"'{path}' does not exist; expected a csv file with the columns {','.join(COLUMNS)}"
-        ) from error
-    if not rows or not set(COLUMNS) <= rows[0].keys():
-        header = ",".join(rows[0]) if rows else ""
-        raise ValueError(f"{path}:1: expected the columns {','.join(COLUMNS)}, got '{header[:80]}'")
-    return [_score_of(path, line, row) for line, row in enumerate(rows, 2)]
-
-
-def _score_of(path: str | Path, line: int, row: dict[str, str]) -> Score:
-    try:
-        value = float(row["value"])
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{path}:{line}: expected a number as value, got '{row['value']}'")
-    return Score(row["dataset"], row["metric"], row["method"], value)
+        ) from None
+    except pd.errors.EmptyDataError:
+        scores = pd.DataFrame()
+    if not set(COLUMNS) <= set(scores) or scores.empty:
+        header = ",".join(scores)[:80]
+        raise ValueError(f"{path}:1: expected the columns {','.join(COLUMNS)}, got '{header}'")
+    values = pd.to_numeric(scores["value"], errors="coerce").replace([-np.inf, np.inf], np.nan)
+    if values.isna().any():
+        line = int(values.isna().argmax())
+        got = scores["value"][line]
+        raise ValueError(f"{path}:{line + 2}: expected a number as value, got '{got}'")
+    return scores[COLUMNS].assign(value=values)
 
 
 def scores_of_folders(
     entries: Sequence[str], metrics: Sequence[str] = (), kind: str = "last"
-) -> list[Score]:
+) -> pd.DataFrame:
     """Score the finished folds of experiments.
 
     Args:
         entries: "DATASET=FOLDER", or "DATASET/METHOD=FOLDER".
-        metrics: of `hicmae.report`; UAR or CCC if empty; "recall" is one axis a class.
+        metrics: of `hicmae.report`; WAR or CCC if empty; "recall" is one axis a class.
         kind: "last" or "best" epoch.
+
+    Returns:
+        COLUMNS, as in a csv file.
     """
-    scores = []
+    rows = []
     for entry in entries:
-        name, separator, folder = entry.partition("=")
-        if not separator or not name or not folder:
+        name, _, folder = entry.partition("=")
+        if not name or not folder:
             raise ValueError(
                 f"expected one csv file, or DATASET=FOLDER or DATASET/METHOD=FOLDER, got '{entry}'"
             )
@@ -78,108 +67,89 @@ def scores_of_folders(
         report = build(folder, plan=Plan(resamples=0), metrics=named)
         if kind not in report.kinds:
             raise ValueError(f"'{folder}' has no predictions of its {kind} epoch")
-        shown = named or ([] if "recall" in metrics else list(report.metrics[-1:]))
-        for metric in shown:
-            value = report.value(report.total, kind, metric)
-            scores.append(Score(dataset, metric_name(metric), method, 100 * (value or 0.0)))
+        shown = named or ([] if metrics else report.metrics[-1:])
+        values = [(metric_name(m), report.value(report.total, kind, m)) for m in shown]
         if "recall" in metrics:
-            scores += _recalls(dataset, method, report.names, getattr(report.total, kind), folder)
-    return scores
+            if report.is_regression:
+                raise ValueError(f"'{folder}' is a regression; it has no recall of classes")
+            recalls = getattr(report.total, kind)["recall"]
+            values += zip(report.names, recalls, strict=True)
+        rows += [(dataset, metric, method, 100 * (value or 0.0)) for metric, value in values]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _recalls(
-    dataset: str, method: str, names: Sequence[str], total: dict, folder: str
-) -> list[Score]:
-    if "recall" not in total:
-        raise ValueError(f"'{folder}' is a regression; it has no recall of classes")
-    return [
-        Score(dataset, name, method, 100 * (value or 0.0))
-        for name, value in zip(names, total["recall"], strict=True)
-    ]
-
-
-def radar_figure(scores: Sequence[Score], start: float = 0.0, relative: bool = False) -> Figure:
+def radar_figure(scores: pd.DataFrame, start: float = 0.0, relative: bool = False) -> Figure:
     """Draw one polygon a method; every data set and metric is an axis.
 
     Args:
-        scores: every method has one on every axis.
+        scores: with COLUMNS; every method has one on every axis.
         start: percent in the middle.
         relative: measure each axis by its best method instead of 100 %.
     """
-    axes_names = list(dict.fromkeys((score.dataset, score.metric) for score in scores))
-    methods = list(dict.fromkeys(score.method for score in scores))
-    values = _matrix(scores, axes_names, methods)
-    best = values.max(0)
-    radii = 100 * values / np.where(best > 0, best, 1.0) if relative else values
-    if start >= radii.max():
-        raise ValueError(
-            f"--start {start:g} is not below the scores, which reach {radii.max():.1f}"
-        )
-    top = 10 * math.ceil((radii.max() - 1e-9) / 10)
-    angles = np.linspace(0, FULL_CIRCLE, len(axes_names), endpoint=False)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            figsize=(4.0, 3.7), subplot_kw={"projection": "polar"}, layout="constrained"
-        )
-        assert isinstance(axes, PolarAxes)
+    values = _by_method(scores)
+    best = values.max()
+    radii = 100 * values / best.where(best > 0, 1.0) if relative else values
+    highest = radii.max(axis=None)
+    if start >= highest:
+        raise ValueError(f"--start {start:g} is not below the scores, which reach {highest:.1f}")
+    top = 10 * math.ceil((highest - 1e-9) / 10)
+    angles = np.linspace(0, 2 * math.pi, values.shape[1], endpoint=False)
+    with rc_context(STYLE):
+        figure = Figure((4.0, 3.7))
+        axes = cast(PolarAxes, figure.add_subplot(projection="polar"))
         axes.set_theta_offset(math.pi / 2)  # the first axis points up, the others go clockwise
         axes.set_theta_direction(-1)
-        for number, (method, row) in enumerate(zip(methods, radii, strict=True)):
-            colour = OKABE_ITO[number % len(OKABE_ITO)]
-            closed = np.append(angles, angles[0]), np.append(row, row[0]).clip(min=start)
+        for number, (method, row) in enumerate(radii.iterrows()):
+            closed = np.append(angles, angles[0]), np.append(row, row.iloc[0]).clip(min=start)
             marker = MARKERS[number % len(MARKERS)]
-            axes.plot(*closed, color=colour, marker=marker, ms=4, lw=1.4, label=method)
-            axes.fill(*closed, color=colour, alpha=0.08)
-        _label(axes, axes_names, angles, best if relative else None)
+            axes.plot(*closed, color=colour(number), marker=marker, ms=4, lw=1.4, label=method)
+            axes.fill(*closed, color=colour(number), alpha=0.08)
+        _label(axes, values.columns, angles, best if relative else None)
         axes.set_ylim(start, top)
         steps = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(start, top)
         ticks = [tick for tick in steps if start < tick <= top]
         axes.set_yticks(ticks, [f"{tick:g}%" for tick in ticks], fontsize=8, color="#555555")
-        axes.set_rlabel_position(180 / len(axes_names))
+        axes.set_rlabel_position(180 / len(angles))
         axes.spines["polar"].set_color("#aaaaaa")
-        if any(methods):
-            figure.legend(loc="outside lower center", ncols=min(len(methods), 3))
+        if any(radii.index):
+            figure.legend(loc="outside lower center", ncols=min(len(radii), 3))
     return figure
 
 
-def _matrix(
-    scores: Sequence[Score], axes: Sequence[tuple[str, str]], methods: Sequence[str]
-) -> np.ndarray:
-    """Return (methods, axes) values; refuse too few axes and gaps."""
+def _by_method(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a method and a column an axis; refuse too few axes and gaps."""
+    axes = pd.MultiIndex.from_frame(scores[["dataset", "metric"]].drop_duplicates())
     if len(axes) < FEWEST_AXES:
         raise ValueError(
             f"a radar plot needs at least {FEWEST_AXES} axes (data sets times metrics), got "
             f"{len(axes)}; add some, or use the tables of python -m hicmae.report"
         )
-    found = {(score.method, score.dataset, score.metric): score.value for score in scores}
-    if len(found) < len(scores):
+    if scores.duplicated(["method", "dataset", "metric"]).any():
         raise ValueError("a method has two values on one axis; name the methods apart")
-    for method in methods:
-        for axis in axes:
-            if (method, *axis) not in found:
-                raise ValueError(f"method '{method}' has no value of {' '.join(axis)}")
-    return np.array([[found[method, name, metric] for name, metric in axes] for method in methods])
+    table = scores.pivot(index="method", columns=["dataset", "metric"], values="value")
+    table = table.reindex(index=scores["method"].unique(), columns=axes)
+    for method, row in table.iterrows():
+        if row.isna().any():
+            raise ValueError(f"method '{method}' has no value of {' '.join(row.isna().idxmax())}")
+    return table
 
 
 def _label(
-    axes: PolarAxes, names: Sequence[tuple[str, str]], angles: np.ndarray, best: np.ndarray | None
+    axes: PolarAxes, names: pd.MultiIndex, angles: np.ndarray, best: pd.Series | None
 ) -> None:
-    one_set = len({dataset for dataset, _ in names}) == 1
-    one_metric = len({metric for _, metric in names}) == 1
+    """Name the axes by what differs between them; what they share becomes the title."""
+    one_set, one_metric = (names.get_level_values(level).nunique() == 1 for level in (0, 1))
     texts = []
     for number, (dataset, metric) in enumerate(names):
         text = metric if one_set else dataset if one_metric else f"{dataset}\n{metric}"
-        texts.append(text if best is None else f"{text}\n{best[number]:.1f}%")
+        texts.append(text if best is None else f"{text}\n{best.iloc[number]:.1f}%")
     axes.set_xticks(angles, texts)
     axes.tick_params(axis="x", pad=6)
     for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
         side = math.sin(angle)  # clockwise from the top: positive on the right
-        label.set_horizontalalignment(
-            "center" if abs(side) < 0.1 else "left" if side > 0 else "right"
-        )
-    title = [dataset for dataset, _ in names[:1] if one_set and dataset]
-    title += [metric for _, metric in names[:1] if one_metric]
-    axes.set_title(" ".join(title), pad=16)
+        label.set(ha="center" if abs(side) < 0.1 else "left" if side > 0 else "right")
+    dataset, metric = names[0]
+    axes.set_title(f"{dataset if one_set else ''} {metric if one_metric else ''}".strip(), pad=16)
 
 
 def radar(

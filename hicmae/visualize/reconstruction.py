@@ -5,27 +5,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 
 from hicmae.data.loader import ClipIndex
-from hicmae.inference.model import flat_settings
+from hicmae.inference.model import find_weights, flat_settings
+from hicmae.inference.style import STYLE, check_format, save_figure
+from hicmae.io import choose_device
 from hicmae.training import checkpoint
-from hicmae.training.pretraining import (
-    PretrainConfigs,
-    make_dataset,
-    make_model,
-    rebuild_clips,
-)
+from hicmae.training.pretraining import PretrainConfigs, make_dataset, make_model, rebuild_clips
 from hicmae.training.run import choose_precision
-from hicmae.visualize.features import choose_device, pick_lines
-from hicmae.visualize.style import STYLE, check_format, save_figure
+from hicmae.visualize.attention import HOP_SECONDS
+from hicmae.visualize.features import Source
 
-HOP_SECONDS = 0.01  # between two spectrogram steps
+
+class Drawn(NamedTuple):
+    """The original, the masked and the rebuilt clip as arrays."""
+
+    videos: list[np.ndarray]  # (3, T, H, W) each
+    audios: list[np.ndarray]  # (T, F) each
 
 
 def reconstruction_figure(
@@ -50,22 +52,14 @@ def reconstruction_figure(
         frames: which of the T frames to draw; None: up to six, evenly spaced.
         title: written above.
     """
-    clip = _checked(
-        (video_original, video_masked, video_rebuilt),
-        (audio_original, audio_masked, audio_rebuilt),
+    clip = _drawn(
+        (video_original, video_masked, video_rebuilt), (audio_original, audio_masked, audio_rebuilt)
     )
-    return reconstructions_figure([clip], frames, [title])
+    return reconstructions_figure([clip], frames, title)
 
 
-class Drawn(NamedTuple):
-    """The original, the masked and the rebuilt clip as arrays."""
-
-    videos: list[np.ndarray]  # (3, T, H, W) each
-    audios: list[np.ndarray]  # (T, F) each
-
-
-def _checked(video: Sequence[ArrayLike], audio: Sequence[ArrayLike]) -> Drawn:
-    clip = Drawn([_to_array(v) for v in video], [_to_array(a) for a in audio])
+def _drawn(videos: Sequence[ArrayLike], audios: Sequence[ArrayLike]) -> Drawn:
+    clip = Drawn([_to_array(v) for v in videos], [_to_array(a) for a in audios])
     for arrays, axes in ((clip.videos, 4), (clip.audios, 2)):
         if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != axes:
             raise ValueError(
@@ -75,35 +69,6 @@ def _checked(video: Sequence[ArrayLike], audio: Sequence[ArrayLike]) -> Drawn:
     return clip
 
 
-def reconstructions_figure(
-    clips: Sequence[Drawn], frames: Sequence[int] | None = None, titles: Sequence[str] = ()
-) -> Figure:
-    """Draw clips of one shape, one below the other; `frames` as in `reconstruction_figure`."""
-    length = clips[0].videos[0].shape[1]
-    if frames is None:
-        frames = np.linspace(0, length - 1, min(6, length)).round().astype(int).tolist()
-    widths = [1.0] * len(frames) + [2.0]
-    height = 3.55 + 0.25 * any(titles)
-    with plt.rc_context(STYLE):
-        figure = plt.figure(
-            figsize=(1.05 * sum(widths) + 1.0, height * len(clips)), layout=_tight()
-        )
-        parts = figure.subfigures(len(clips), 1, squeeze=False)[:, 0]
-        for number, (part, clip) in enumerate(zip(parts, clips, strict=True)):
-            grid = part.subplots(3, len(widths), width_ratios=widths)
-            for row, name in enumerate(("original", "masked", "rebuilt")):
-                _draw_frames(grid[row, :-1], clip.videos[row], frames, heading=row == 0)
-                grid[row, 0].set_ylabel(name)
-            _draw_spectrograms(part, grid[:, -1], clip.audios)
-            if number < len(titles) and titles[number]:
-                part.suptitle(titles[number], fontsize=10)
-    return figure
-
-
-def _tight() -> ConstrainedLayoutEngine:
-    return ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-
-
 def _to_array(value: Any) -> np.ndarray:
     """Accept numpy arrays and tensors of any device and precision."""
     if hasattr(value, "detach"):
@@ -111,39 +76,57 @@ def _to_array(value: Any) -> np.ndarray:
     return np.asarray(value, dtype=np.float32)
 
 
-def _draw_frames(
-    row: Sequence[Axes], video: np.ndarray, frames: Sequence[int], heading: bool
-) -> None:
+def reconstructions_figure(
+    clips: Sequence[Drawn], frames: Sequence[int] | None = None, title: str = ""
+) -> Figure:
+    """Draw clips of one shape, one below the other; `frames` as in `reconstruction_figure`."""
+    length = clips[0].videos[0].shape[1]
+    if frames is None:
+        frames = np.linspace(0, length - 1, min(6, length)).round().astype(int).tolist()
+    widths = [1.0] * len(frames) + [2.0]
+    size = (1.05 * sum(widths) + 1.0, (3.55 + 0.25 * bool(title)) * len(clips))
+    tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(size, layout=tight)
+        parts = figure.subfigures(len(clips), 1, squeeze=False)[:, 0]
+        for part, clip in zip(parts, clips, strict=True):
+            grid = part.subplots(3, len(widths), width_ratios=widths)
+            rows = zip(grid[:, :-1], ("original", "masked", "rebuilt"), clip.videos, strict=True)
+            for row, name, video in rows:
+                row[0].set_ylabel(name)
+                _draw_frames(row, video, frames)
+            for axes, frame in zip(grid[0, :-1], frames, strict=True):
+                axes.set_title(f"frame {frame}")
+            _draw_spectrograms(part, grid[:, -1], clip.audios)
+        if title:
+            figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _draw_frames(row: Sequence[Axes], video: np.ndarray, frames: Sequence[int]) -> None:
     for axes, frame in zip(row, frames, strict=True):
         picture = np.moveaxis(video[:, frame], 0, -1)  # (H, W, 3)
         axes.imshow(np.where(np.isnan(picture), 0.5, np.clip(picture, 0.0, 1.0)))
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        if heading:
-            axes.set_title(f"frame {frame}")
 
 
 def _draw_spectrograms(figure: SubFigure, column: Sequence[Axes], audios: list[np.ndarray]) -> None:
     low, high = np.nanpercentile(audios[0], (1, 99))
-    colours = plt.get_cmap("viridis").with_extremes(bad="#808080")
-    extent = (0.0, len(audios[0]) * HOP_SECONDS, 0.0, float(audios[0].shape[1]))
+    steps, bins = audios[0].shape
+    look: dict[str, Any] = {
+        "cmap": matplotlib.colormaps["viridis"].with_extremes(bad="#808080"),
+        "extent": (0.0, steps * HOP_SECONDS, 0.0, float(bins)),
+        "vmin": low,
+        "vmax": max(high, low + 1e-6),
+    }
     for axes, audio in zip(column, audios, strict=True):
-        image = axes.imshow(
-            audio.T,
-            origin="lower",
-            aspect="auto",
-            extent=extent,
-            cmap=colours,
-            vmin=low,
-            vmax=max(high, low + 1e-6),
-            interpolation="nearest",
-        )
+        image = axes.imshow(audio.T, origin="lower", aspect="auto", interpolation="nearest", **look)
         axes.grid(False)
         axes.yaxis.tick_right()
         axes.yaxis.set_label_position("right")
         axes.set_ylabel("mel bin")
-        if axes is not column[-1]:
-            axes.tick_params(labelbottom=False)
+        axes.tick_params(labelbottom=axes is column[-1])
     column[0].set_title("log-mel spectrogram")
     column[-1].set_xlabel("time (s)")
     bar = figure.colorbar(image, ax=list(column), fraction=0.06, pad=0.02)
@@ -190,41 +173,28 @@ def _flag(flat: Mapping[str, Any], field: dataclasses.Field) -> Any:
     return (value,) if several and isinstance(value, (int, float)) else value
 
 
-def reconstruction(
-    checkpoint_file: str | Path,
-    data_path: str | Path,
-    output: str | Path,
-    clip: int | None = 0,
-    num_clips: int = 1,
-    data_root: str = "",
-    device: str = "cpu",
-    seed: int | None = None,
-) -> Path:
+def reconstruction(source: Source, output: str | Path) -> Path:
     """Rebuild clips of a list with a checkpoint of `run_pretraining.py` and draw them.
 
-    Args:
-        checkpoint_file: its settings say the model, the clip geometry and the masks.
-        data_path: pre-training list, or its folder.
-        output: picture to write.
-        clip: line of the list, from 0; None: draw `num_clips` of them.
-        num_clips: how many.
-        data_root: folder that relative paths in the list start from.
-        device: where to compute.
-        seed: of the draw, of windows, crops and masks; None: that of the training.
+    Its settings say the model, the clip geometry, the masks and, where the source has none, the
+    seed. Without a number of clips the first of the list is drawn.
     """
     check_format(output)
-    state = checkpoint.load(checkpoint_file)
-    settings = settings_of(state, checkpoint_file)
-    if seed is not None:
-        settings["run"]["seed"] = seed
+    state = checkpoint.load(find_weights(Path(source.checkpoint)))
+    settings = settings_of(state, source.checkpoint)
+    if source.seed is not None:
+        settings["run"]["seed"] = source.seed
     settings["data"]["num_samples"] = 1
-    configs = PretrainConfigs.from_settings(settings, data_path=str(data_path), data_root=data_root)
+    configs = PretrainConfigs.from_settings(
+        settings, data_path=str(source.data_path), data_root=source.data_root
+    )
     dataset = make_dataset(configs)
-    lines = pick_lines(len(dataset), clip, num_clips, configs.run.seed)
-    precision = choose_precision("fp32", choose_device(device))
+    clip = source.clip if source.num_clips or source.clip is not None else 0
+    lines = dataclasses.replace(source, clip=clip, seed=configs.run.seed).lines(len(dataset))
+    precision = choose_precision("fp32", choose_device(source.device))
     model = make_model(configs)
     model.load_state_dict(state["model"])
     items = [dataset[ClipIndex(0, line)] for line in lines]
     rebuilt = rebuild_clips(model.to(precision.device), items, configs.loss, precision)
-    clips = [_checked(parts[:3], parts[3:]) for parts in rebuilt]
+    clips = [_drawn(parts[:3], parts[3:]) for parts in rebuilt]
     return save_figure(reconstructions_figure(clips), output)

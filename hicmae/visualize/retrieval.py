@@ -1,43 +1,26 @@
 """Whether a clip's sound finds its video among others, and the other way round."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
+import pandas as pd
 import torch
-from matplotlib import pyplot as plt
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from hicmae.data.clip_list import AnyClip
+from hicmae.inference.style import STYLE, check_format, colour, save_figure
+from hicmae.io import write_whole
 from hicmae.models.encoder import pooled_unit
 from hicmae.models.layers import split_tokens
 from hicmae.models.pretrain import HiCMAE
-from hicmae.visualize.features import Opened, batches, draw_lines, open_model, read_clips
-from hicmae.visualize.style import OKABE_ITO, STYLE, check_format, save_figure
+from hicmae.visualize.features import Opened, Source, batches
 
 RANKS = (1, 5, 10)
 DIRECTIONS = ("audio to video", "video to audio")
 LEVELS = (3, 6, 9)  # of the original, where a checkpoint does not say which blocks are contrasted
-
-
-class Recall(NamedTuple):
-    """How often the match is among the k nearest.
-
-    Attributes:
-        level: encoder block, from 0.
-        direction: of DIRECTIONS.
-        rank: k.
-        value: share of clips, in 0..1.
-        chance: that of guessing.
-    """
-
-    level: int
-    direction: str
-    rank: int
-    value: float
-    chance: float
 
 
 def recall_at(similarity: np.ndarray, rank: int) -> float:
@@ -70,128 +53,100 @@ def pooled_levels(
     Returns:
         Of video and audio, one (n, D) array of unit vectors a level.
     """
-    found: tuple[list[list[torch.Tensor]], ...] = ([], [])
+    found: dict[str, list[list[torch.Tensor]]] = {"video_mask": [], "audio_mask": []}
     model = cast(HiCMAE, opened.model)
     for batch in batches(opened, clips, seed=seed):
-        streams = (
+        for encoder, clip, mask, name in (
             (model.encoder, batch.video, batch.video_mask, "video_mask"),
             (model.encoder_audio, batch.audio, batch.audio_mask, "audio_mask"),
-        )
-        for encoder, clip, mask, name in streams:
+        ):
             visible = None
             if masked and mask is not None:
                 split = split_tokens(mask, encoder.patch_embed.num_tokens, name)
                 visible = split.visible.to(opened.device)
             output = encoder(clip, visible, levels)
-            kept = found[0] if name == "video_mask" else found[1]
-            kept.append([pooled_unit(level).float().cpu() for level in output.levels])
+            found[name].append([pooled_unit(level).float().cpu() for level in output.levels])
     video, audio = (
-        [torch.cat(parts).numpy() for parts in zip(*kept, strict=True)] for kept in found
+        [torch.cat(parts).numpy() for parts in zip(*batches_, strict=True)]
+        for batches_ in found.values()
     )
     return video, audio
 
 
 def recalls(
     video: Sequence[np.ndarray], audio: Sequence[np.ndarray], levels: Sequence[int]
-) -> list[Recall]:
-    """Score both directions at every level."""
-    found = []
+) -> pd.DataFrame:
+    """Score both directions at every level.
+
+    Returns:
+        level, direction, rank, value: how often the match is among the `rank` nearest, and chance:
+        the same for guessing, both in 0..1.
+    """
+    rows = []
     for level, video_level, audio_level in zip(levels, video, audio, strict=True):
         similarity = audio_level.astype(np.float64) @ video_level.astype(np.float64).T
-        num_clips = len(similarity)
         for direction, matrix in zip(DIRECTIONS, (similarity, similarity.T), strict=True):
             for rank in RANKS:
-                chance = min(rank / num_clips, 1.0)
-                found.append(Recall(level, direction, rank, recall_at(matrix, rank), chance))
-    return found
+                chance = min(rank / len(matrix), 1.0)
+                rows.append((level, direction, rank, recall_at(matrix, rank), chance))
+    return pd.DataFrame(rows, columns=["level", "direction", "rank", "value", "chance"])
 
 
-def table(found: Sequence[Recall], num_clips: int) -> str:
+def table(found: pd.DataFrame, num_clips: int) -> str:
     """Lay the figures out as plain text."""
-    lines = [f"recall in percent among {num_clips} clips"]
-    heading = "".join(f"{f'R@{rank}':>8}" for rank in RANKS)
-    lines.append(f"{'level':<22}{heading}")
-    for level in dict.fromkeys(r.level for r in found):
-        for direction in DIRECTIONS:
-            own = [r for r in found if (r.level, r.direction) == (level, direction)]
-            cells = "".join(f"{100 * r.value:8.2f}" for r in own)
-            lines.append(f"{f'block {level}, {direction}':<22}{cells}")
-    chances = {r.rank: r.chance for r in found}
-    lines.append(f"{'chance':<22}" + "".join(f"{100 * chances[rank]:8.2f}" for rank in RANKS))
-    return "\n".join(lines)
+    rows = "block " + found["level"].astype(str) + ", " + found["direction"]
+    shown = found.assign(row=rows).pivot_table("value", "row", "rank", sort=False)
+    shown.loc["chance"] = found.groupby("rank")["chance"].first()
+    shown.columns = pd.Index([f"R@{rank}" for rank in shown], name="level")
+    text = (100 * shown).rename_axis(None).to_string(float_format="{:.2f}".format, col_space=7)
+    return f"recall in percent among {num_clips} clips\n{text}"
 
 
-def retrieval_figure(found: Sequence[Recall], num_clips: int) -> Figure:
+def retrieval_figure(found: pd.DataFrame, num_clips: int) -> Figure:
     """Draw one panel a direction: bars of recall for every level, chance as lines across them."""
-    levels = list(dict.fromkeys(r.level for r in found))
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 2, figsize=(5.4, 2.5), sharey=True, layout="constrained")
-        for axes, direction in zip(panels, DIRECTIONS, strict=True):
-            for number, rank in enumerate(RANKS):
-                own = [r for r in found if (r.direction, r.rank) == (direction, rank)]
+    levels = found["level"].unique()
+    with rc_context(STYLE):
+        figure = Figure((5.4, 2.5))
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (direction, own) in zip(panels, found.groupby("direction"), strict=True):
+            handles = {}
+            for number, (rank, scores) in enumerate(own.groupby("rank")):
                 place = np.arange(len(levels)) + (number - 1) * 0.27
-                axes.bar(
-                    place, [100 * r.value for r in own], 0.25, color=OKABE_ITO[number],
-                    label=f"R@{rank}",
-                )  # fmt: skip
-                chance = [100 * r.chance for r in own]
-                axes.hlines(
-                    chance, place - 0.125, place + 0.125, color="black", linewidth=1.5,
-                    label="chance" if rank == RANKS[-1] else None,
-                )  # fmt: skip
-            axes.set_xticks(range(len(levels)), [str(level) for level in levels])
+                values, chance = 100 * scores["value"], 100 * scores["chance"]
+                handles[f"R@{rank}"] = axes.bar(place, values, 0.25, color=colour(number))
+                edges = place - 0.125, place + 0.125
+                line = axes.hlines(chance, *edges, color="black", linewidth=1.5)
+            axes.set_xticks(range(len(levels)), map(str, levels))
             axes.grid(axis="x", visible=False)
             axes.set(title=direction, xlabel="encoder block")
         panels[0].set_ylabel(f"recall (%), {num_clips} clips")
-        handles, labels = panels[0].get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda k: labels[k] == "chance")
-        figure.legend(
-            [handles[k] for k in order], [labels[k] for k in order],
-            loc="outside upper center", ncols=4,
-        )  # fmt: skip
+        handles["chance"] = line
+        figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=4)
     return figure
 
 
 def retrieval(
-    checkpoint_file: str | Path,
-    data_path: str | Path,
-    output: str | Path,
-    num_clips: int = 0,
-    masked: bool = False,
-    csv_file: str = "",
-    data_root: str = "",
-    device: str = "auto",
-    seed: int = 0,
+    source: Source, output: str | Path, masked: bool = False, csv: str = ""
 ) -> tuple[Path, str]:
     """Measure and draw the retrieval of a pre-training checkpoint on a list.
 
     Args:
-        checkpoint_file: of pre-training.
-        data_path: pre-training list, or its folder.
+        source: model and pre-training list.
         output: picture to write.
-        num_clips: that many are drawn from the list; 0: all.
         masked: hide what training hides.
-        csv_file: where to write the figures; "": nowhere.
-        data_root: folder that relative paths in the list start from.
-        device: where to compute.
-        seed: of the draw, of windows, crops and masks.
+        csv: file for the figures; "": none.
 
     Returns:
         The picture, and the figures as text.
     """
     check_format(output)
-    opened = open_model(checkpoint_file, device, "pre-trained")
-    listed = read_clips(opened.config, data_path, data_root)
-    clips = [listed[k] for k in draw_lines(len(listed), num_clips, seed)]
+    opened, clips = source.open("pre-trained")
     if len(clips) < 2:
         raise ValueError(f"retrieval needs at least 2 clips to choose from, got {len(clips)}")
     settings = opened.config.training.get("settings", {})
     levels = tuple(settings.get("return_intermediate_features") or LEVELS)
-    found = recalls(*pooled_levels(opened, clips, levels, masked, seed), levels)
-    if csv_file:
-        Path(csv_file).parent.mkdir(parents=True, exist_ok=True)
-        with open(csv_file, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([Recall._fields, *found])
+    found = recalls(*pooled_levels(opened, clips, levels, masked, source.seed or 0), levels)
+    if csv:
+        write_whole(csv, found.to_csv(index=False))
     picture = save_figure(retrieval_figure(found, len(clips)), output)
     return picture, table(found, len(clips))

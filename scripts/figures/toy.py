@@ -17,10 +17,10 @@ from typing import Any
 
 from PIL import Image
 
-from hicmae.folds import fold_folders
+from hicmae.inference.style import DPI
+from hicmae.report.scores import fold_folders
 from hicmae.training.checkpoint import numbered
 from hicmae.visualize.__main__ import main as visualize
-from hicmae.visualize.style import DPI
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGEST = 300_000  # bytes of a picture in the repository

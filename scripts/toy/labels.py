@@ -44,8 +44,8 @@ from matplotlib import pyplot as plt
 from hicmae import EmotionRecognizer, knn
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
 from hicmae.data.splits import take_share
+from hicmae.inference.style import OKABE_ITO, STYLE, save_figure
 from hicmae.io import markdown
-from hicmae.visualize.style import OKABE_ITO, STYLE, save_figure
 
 LEAST_STEPS = 200
 PROBE_STEPS = 300

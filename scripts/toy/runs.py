@@ -22,7 +22,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 from hicmae.data.splits import find_speakers
-from hicmae.folds import KINDS, read_predictions
+from hicmae.report.scores import KINDS, read_predictions
 from hicmae.training.checkpoint import numbered
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,6 +24,15 @@ def write_predictions(
     write_csv(path, rows)
 
 
+def cells_of(table) -> list[list[str]]:
+    """Return the cells of a table of a report, heading first."""
+    frame = table.frame
+    return [
+        [frame.columns.name, *frame.columns],
+        *([name, *row] for name, row in zip(frame.index, frame.values.tolist(), strict=True)),
+    ]
+
+
 def write_fold(folder: Path, seed: int, n: int, name: str = "pred.csv", prefix: str = ""):
     """Write random predictions of n clips; return labels and scores."""
     rng = np.random.default_rng(seed)

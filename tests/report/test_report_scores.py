@@ -4,13 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from fold_files import CLASSES, write_fold, write_regression
 
-from hicmae.folds import fold_folders, pool, read_predictions
 from hicmae.report.resampling import Plan
-from hicmae.report.scores import build
+from hicmae.report.scores import build, fold_folders, pool, read_predictions
 from hicmae.report.tables import detail_table, main_table
 from hicmae.training.evaluate import classification_metrics, regression_metrics
+from tests.report.fold_files import CLASSES, cells_of, write_fold, write_regression
 
 QUICK = Plan(resamples=50)
 
@@ -47,7 +46,7 @@ def test_folds_are_in_natural_order_with_mean_deviation_total_and_references(tmp
         write_fold(tmp_path / f"fold{k}", k + 50, 12, "pred_best.csv")
     references = {"chance": 100 / 3, "video only": 50.0}
     built = build(tmp_path, references=references, plan=QUICK)
-    cells = main_table(built).cells
+    cells = cells_of(main_table(built))
     assert cells[0] == ["fold", "clips", "UAR last", "WAR last", "UAR best", "WAR best"]
     folds = ["fold1", "fold2", "fold10"]
     assert [row[0] for row in cells[1:]] == [
@@ -65,14 +64,14 @@ def test_folds_are_in_natural_order_with_mean_deviation_total_and_references(tmp
 
 def test_one_fold_has_neither_mean_nor_deviation(tmp_path):
     write_fold(tmp_path / "fold1", 1, 12)
-    cells = main_table(build(tmp_path, plan=Plan(resamples=0))).cells
+    cells = cells_of(main_table(build(tmp_path, plan=Plan(resamples=0))))
     assert [row[0] for row in cells[1:]] == ["fold1", "Total"]
 
 
 def test_other_scores_can_be_asked_for_and_those_of_the_other_task_are_refused(tmp_path):
     write_fold(tmp_path / "fold1", 1, 12)
     built = build(tmp_path, plan=QUICK, metrics=["weighted_f1"])
-    cells = main_table(built).cells
+    cells = cells_of(main_table(built))
     assert cells[0][2] == "weighted F1 last"
     assert cells[1][2] == f"{100 * built.total.last['weighted_f1']:.2f}"
     with pytest.raises(ValueError, match="--metrics ccc is no score of a classification; use uar"):
@@ -104,7 +103,7 @@ def test_fold_without_best_predictions_is_named_and_shown_as_a_dash(tmp_path):
     write_fold(tmp_path / "fold2", 9, 8, "pred_best.csv")
     built = build(tmp_path, plan=QUICK)
     assert "no pred_best.csv in fold1: not part of that Total" in built.notes
-    assert main_table(built).cells[1][4:] == ["-", "-"]
+    assert cells_of(main_table(built))[1][4:] == ["-", "-"]
     assert built.total.best["count"] == 8
 
 
@@ -170,10 +169,10 @@ def test_regression_table_has_correlations_of_the_union_and_of_each_output(tmp_p
     built = build(tmp_path, names=["valence", "arousal"], plan=QUICK)
     union = regression_metrics(*(np.concatenate(p) for p in zip(*parts, strict=True)))
     assert built.total.last == union
-    cells = main_table(built).cells
+    cells = cells_of(main_table(built))
     assert cells[0] == ["fold", "clips", "PCC last", "CCC last"]
     assert cells[5][0] == "Total" and cells[5][3] == f"{100 * union['ccc']['mean']:.2f}"
-    detail = detail_table(built).cells
+    detail = cells_of(detail_table(built))
     assert detail[0] == ["output", "PCC last", "95% CI", "CCC last", "95% CI"]
     assert detail[2][0] == "arousal"
     assert detail[2][1::2] == [f"{100 * union[m]['per_output'][1]:.2f}" for m in ("pcc", "ccc")]
@@ -191,7 +190,7 @@ def test_class_names_come_from_the_settings_of_the_run_or_beside_its_lists(tmp_p
     settings = {"data": {"data_path": str(lists)}}
     (tmp_path / "fold1" / "config.json").write_text(json.dumps(settings))
     assert build(tmp_path, plan=QUICK).names == ["anger", "joy", "fear"]
-    with pytest.raises(ValueError, match=r"--classes gives 2 names \(a, b\), expected 3"):
+    with pytest.raises(ValueError, match=r"--class_names gives 2 names \(a, b\), expected 3"):
         build(tmp_path, plan=QUICK, names=["a", "b"])
 
 
@@ -205,11 +204,11 @@ def test_folder_that_is_itself_a_run_is_its_only_fold(tmp_path):
 def test_tasks_that_differ_are_not_pooled_and_their_folds_are_named(tmp_path):
     write_fold(tmp_path / "fold1", 1, 6)
     write_regression(tmp_path / "fold2", 1, 6)
-    message = "cannot be pooled: 3 classes in 'fold1', 2 regression outputs in 'fold2' of"
+    message = "cannot be pooled: 3 classes in 'fold1', 2 regression outputs in 'fold2'"
     with pytest.raises(ValueError, match=message):
         build(tmp_path, plan=QUICK)
     one = read_predictions(tmp_path / "fold1" / "pred.csv")
-    assert pool([one]).scores() == one.scores()
+    assert pool({"fold1": one}).scores() == one.scores()
 
 
 @pytest.mark.parametrize(

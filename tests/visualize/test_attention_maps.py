@@ -6,7 +6,7 @@ import torch
 
 import hicmae  # noqa: F401  (registers the models)
 from hicmae.models.layers import Attention, CrossAttention
-from hicmae.visualize.attention_maps import (
+from hicmae.visualize.attention import (
     attention_weights,
     looks,
     recorded_attention,

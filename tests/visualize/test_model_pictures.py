@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from matplotlib import pyplot as plt
 from PIL import Image
 
 import hicmae  # noqa: F401  (registers the models)
@@ -27,26 +26,21 @@ from hicmae.training import checkpoint
 from hicmae.training.pretraining import PretrainConfigs, make_model
 from hicmae.visualize.__main__ import main
 from hicmae.visualize.attention import attention_figure, look
-from hicmae.visualize.features import batches, draw_lines, features, open_model, read_clips
-from hicmae.visualize.layer_weights import layer_weights_figure, layer_weights_of
-from hicmae.visualize.reconstruction import settings_of
-from hicmae.visualize.retrieval import (
-    pooled_levels,
-    recall_at,
-    recalls,
-    retrieval_figure,
-    table,
+from hicmae.visualize.features import (
+    Source,
+    batches,
+    embed,
+    features_of,
+    layer_weights_figure,
+    layer_weights_of,
+    open_model,
+    tsne_figure,
 )
-from hicmae.visualize.tsne import embed, tsne_figure
+from hicmae.visualize.reconstruction import settings_of
+from hicmae.visualize.retrieval import pooled_levels, recall_at, recalls, retrieval_figure, table
 
 CLIP = {"num_frames": 4, "sampling_rate": 2, "input_size": 32, "input_size_audio": (32, 128)}
 NAMES = ("anger", "joy", "fear")
-
-
-@pytest.fixture(autouse=True)
-def no_figure_left_open():
-    yield
-    plt.close("all")
 
 
 def save_classifier(path, modality="av", **settings):
@@ -121,20 +115,19 @@ def size_of(path):
 
 
 def test_features_are_the_parts_of_what_the_head_reads(finetuned, labelled):
-    opened = open_model(finetuned, "cpu")
-    clips = read_clips(opened.config, labelled)
-    found = features(opened, clips)
-    assert {name: values.shape for name, values in found.values.items()} == {
+    opened, clips = Source(finetuned, labelled).open()
+    values, labels = features_of(opened, clips)
+    assert {name: part.shape for name, part in values.items()} == {
         "video": (8, 128), "audio": (8, 128), "fusion_video": (8, 128), "fusion_audio": (8, 128),
         "fused": (8, 512),
     }  # fmt: skip
-    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
-    np.testing.assert_allclose(found.values["fused"][:4], found.values["fused"][4:], atol=1e-5)
-    assert np.ptp(found.values["fused"][:4], axis=0).max() > 1e-3
-    parts = [found.values[n] for n in ("video", "audio", "fusion_video", "fusion_audio")]
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    np.testing.assert_allclose(values["fused"][:4], values["fused"][4:], atol=1e-5)
+    assert np.ptp(values["fused"][:4], axis=0).max() > 1e-3
+    parts = [values[n] for n in ("video", "audio", "fusion_video", "fusion_audio")]
     with torch.no_grad():
         normed = opened.model.fc_norm(torch.tensor(np.hstack(parts)))
-    np.testing.assert_allclose(normed, found.values["fused"], atol=1e-4)
+    np.testing.assert_allclose(normed, values["fused"], atol=1e-4)
 
 
 def test_clusters_far_apart_stay_apart_and_the_seed_decides():
@@ -146,8 +139,6 @@ def test_clusters_far_apart_stay_apart_and_the_seed_decides():
     gaps = [np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
     assert min(gaps) > 2 * radius
     np.testing.assert_array_equal(place, embed(vectors, seed=1))
-    with pytest.raises(ValueError, match="t-SNE needs at least 5 clips, got 4"):
-        embed(vectors[:4])
 
 
 def test_tsne_draws_a_colour_and_marker_a_class_beyond_eight_too():
@@ -191,8 +182,8 @@ def test_tsne_names_what_does_not_fit(
 
 
 def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled):
-    opened = open_model(finetuned, "cpu")
-    looked = look(opened, read_clips(opened.config, labelled)[1:3])
+    opened, clips = Source(finetuned, labelled).open()
+    looked = look(opened, clips[1:3])
     assert looked[0].title.splitlines()[0] == "joy" and looked[0].title.splitlines()[2] in NAMES
     assert looked[0].video.shape == (3, 4, 32, 32) and looked[0].audio.shape == (32, 128)
     assert {name: grid.shape for name, grid in looked[0].maps.items()} == {
@@ -211,8 +202,7 @@ def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled):
 def test_attention_of_one_modality_shows_that_one(labelled, tmp_path):
     for modality, images in (("v", 2), ("a", 1)):
         path = save_classifier(tmp_path / f"{modality}.pth", modality)
-        opened = open_model(path, "cpu")
-        figure = attention_figure(look(opened, read_clips(opened.config, labelled)[:1]))
+        figure = attention_figure(look(*Source(path, labelled, clip=0).open()))
         drawn = [axes for axes in figure.axes if axes.images]
         assert len(drawn) == 2 * images  # the input and its own attention
 
@@ -242,11 +232,10 @@ def test_recalls_search_both_ways():
     audio, video = np.eye(4), np.eye(4)
     video[3] = video[2]  # two videos look alike: their sounds cannot tell them apart
     found = recalls([video], [audio], levels=[9])
-    values = {(r.direction, r.rank): r.value for r in found}
+    values = found.set_index(["direction", "rank"])["value"]
     assert values["audio to video", 1] == pytest.approx((1 + 1 + 0.5 + 0.25) / 4)
     assert values["video to audio", 1] == pytest.approx((1 + 1 + 1 + 0) / 4)
-    assert {r.chance for r in found if r.rank == 1} == {0.25}
-    assert {r.chance for r in found if r.rank == 5} == {1.0}
+    assert set(zip(found["rank"], found["chance"], strict=True)) == {(1, 0.25), (5, 1), (10, 1)}
     text = table(found, 4)
     assert "block 9, audio to video" in text and " 68.75" in text and "chance" in text
     figure = retrieval_figure(found, 4)
@@ -255,8 +244,7 @@ def test_recalls_search_both_ways():
 
 
 def test_levels_are_those_that_pretraining_contrasts(pretrained, unlabelled):
-    opened = open_model(pretrained, "cpu")
-    clips = read_clips(opened.config, unlabelled)
+    opened, clips = Source(pretrained, unlabelled).open("pre-trained")
     levels = (0, 1)
     video, audio = pooled_levels(opened, clips, levels, masked=True, seed=0)
     configs = pretrain_configs()
@@ -297,14 +285,8 @@ def test_retrieval_names_what_does_not_fit(
         ([*pretrain_clips[:2], gone], "a clip cannot be read: .*gone.mp4"),
     ):
         write_list(tmp_path / "l.csv", clips)
-        arguments = [
-            "retrieval",
-            "--checkpoint",
-            pretrained,
-            "--data_path",
-            str(tmp_path / "l.csv"),
-        ]
-        error = failure([*arguments, *out], capsys)
+        lists = ["--data_path", str(tmp_path / "l.csv")]
+        error = failure(["retrieval", "--checkpoint", pretrained, *lists, *out], capsys)
         assert re.search(message, error)
 
 
@@ -370,14 +352,17 @@ def test_reconstruction_needs_a_pretraining_checkpoint(finetuned, unlabelled, tm
 
 
 def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides():
-    lines = draw_lines(50, 10, seed=0)
-    assert lines == sorted(set(lines)) and len(lines) == 10 and lines != draw_lines(50, 10, seed=1)
-    assert draw_lines(3, 0, 0) == draw_lines(3, 9, 0) == [0, 1, 2]
+    def lines(length, num_clips, seed=0, clip=None):
+        return Source("", "", num_clips=num_clips, seed=seed, clip=clip).lines(length)
+
+    drawn = lines(50, 10)
+    assert drawn == sorted(set(drawn)) and len(drawn) == 10 and drawn != lines(50, 10, seed=1)
+    assert lines(3, 0) == lines(3, 9) == [0, 1, 2] and lines(3, 9, clip=1) == [1]
     with pytest.raises(ValueError, match="--num_clips must not be negative, got -1"):
-        draw_lines(3, -1, 0)
+        lines(3, -1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_named(finetuned):
-    with pytest.raises(ValueError, match="--device cuda, but no GPU is usable here"):
+    with pytest.raises(ValueError, match="--device cuda, but torch sees no GPU"):
         open_model(finetuned, "cuda")

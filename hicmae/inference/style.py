@@ -1,14 +1,14 @@
-"""How every picture looks and how it is written: colours, fonts, resolution."""
+"""How every picture looks and how it is written: colours, fonts, resolution.
+
+It stands in the lowest room that draws; the report and `hicmae.visualize` use it too. Colours are
+told apart by colour-blind readers (Okabe-Ito for lines, viridis and inferno for values).
+"""
 
 import io
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -29,37 +29,32 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "savefig.dpi": DPI,
     "figure.dpi": DPI,
+    "figure.constrained_layout.use": True,
     "svg.hashsalt": "hicmae",  # the same picture is the same file
 }
-_DARK_INK = "#e6e6e6"
 # On top of STYLE, for pages with a dark background.
-DARK: dict[Any, Any] = {
-    name: _DARK_INK
-    for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-}
+DARK: dict[Any, Any] = dict.fromkeys(
+    ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e6e6e6"
+)
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Make a figure of so many inches that pyplot does not know of, so that no state is shared."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+def colour(number: int) -> str:
+    """Return the colour of a class, run or method; they repeat after eight."""
+    return OKABE_ITO[number % len(OKABE_ITO)]
 
 
 def figure_to_image(figure: Figure, dpi: int = 100) -> np.ndarray:
-    """Render a figure to (H, W, 3) uint8, for TensorBoard, and close it."""
+    """Render a figure to (H, W, 3) uint8, for TensorBoard."""
     figure.set_dpi(dpi)
-    figure.canvas.draw()
-    pixels = np.asarray(cast(FigureCanvasAgg, figure.canvas).buffer_rgba())[..., :3].copy()
-    plt.close(figure)
-    return pixels
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def figure_to_png(figure: Figure, dpi: int = 140) -> bytes:
-    """Render a figure to a PNG file without background, for pages, and close it."""
+    """Render a figure to a PNG file without background, for pages."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", transparent=True)
-    plt.close(figure)
     return buffer.getvalue()
 
 
@@ -72,9 +67,8 @@ def check_format(path: str | Path) -> Path:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure, by the ending of the name as bitmap (200 dpi) or vectors, and close it."""
+    """Write a figure, by the ending of the name as bitmap (200 dpi) or vectors."""
     path = check_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.04)
-    plt.close(figure)
     return path

@@ -1,0 +1,292 @@
+"""Pictures of what runs have written: curves, confusion, radar, and clips rebuilt."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from hicmae.inference.style import figure_to_image
+from hicmae.report.page import confusion_figure, scatter_figure
+from hicmae.visualize import confusion as confusion_module
+from hicmae.visualize.__main__ import main
+from hicmae.visualize.confusion import confusion, confusion_image
+from hicmae.visualize.curves import curves, curves_figure
+from hicmae.visualize.radar import COLUMNS, radar_figure, read_scores, scores_of_folders
+from hicmae.visualize.reconstruction import reconstruction_figure
+from tests.report.fold_files import write_predictions
+
+T, H, W, STEPS, BINS = 4, 32, 48, 64, 24
+AXES = [("CREMA-D", "WAR"), ("MAFW", "WAR"), ("DFEW", "WAR"), ("IEMOCAP", "WAR")]
+
+
+def clip():
+    rng = np.random.default_rng(0)
+    video, audio = rng.random((3, T, H, W)), rng.standard_normal((STEPS, BINS))
+    masked_video, masked_audio = video.copy(), audio.copy()
+    masked_video[..., 16:, :16] = np.nan
+    masked_audio[16:32] = np.nan
+    return [video, masked_video, video * 2 - 0.5, audio, masked_audio, audio * 0.5]
+
+
+def test_reconstruction_shows_the_chosen_frames_in_three_rows_and_three_spectrograms():
+    figure = reconstruction_figure(*clip(), frames=(0, 3), title="step 7")
+    images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert [image.shape for image in images if image.shape[-1] == 3] == [(H, W, 3)] * 6
+    assert [image.shape for image in images if image.shape == (BINS, STEPS)] == [(BINS, STEPS)] * 3
+    names = [axes.get_ylabel() for axes in figure.axes]
+    assert [n for n in names if n in ("original", "masked", "rebuilt")] == [
+        "original", "masked", "rebuilt"
+    ]  # fmt: skip
+    assert {"frame 0", "frame 3"} <= {axes.get_title() for axes in figure.axes}
+
+
+def test_reconstruction_draws_pixels_in_place_clipped_and_hidden_ones_grey():
+    video, *_ = parts = clip()
+    figure = reconstruction_figure(*parts, frames=(1,))
+    frames = [a.images[0].get_array() for a in figure.axes if a.images][::2][:3]
+    np.testing.assert_allclose(frames[0][5, 40], video[:, 1, 5, 40], rtol=1e-6)
+    assert (frames[1][20, 3] == 0.5).all() and not (frames[1][20, 30] == 0.5).any()
+    assert frames[2].min() == 0.0 and frames[2].max() == 1.0
+    parts[1] = parts[1][:, :2]
+    with pytest.raises(ValueError, match=r"must have one shape, .*\(3, 2, 32, 48\)"):
+        reconstruction_figure(*parts)
+
+
+def test_reconstruction_takes_tensors_and_becomes_an_image_for_tensorboard():
+    tensors = [torch.tensor(part).to(torch.bfloat16) for part in clip()]
+    image = figure_to_image(reconstruction_figure(*tensors))
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    assert 200 < image.shape[0] < image.shape[1] and image.std() > 10
+
+
+def log(epochs=3, **values):
+    return [{"epoch": e, **{k: v[e] for k, v in values.items()}} for e in range(epochs)]
+
+
+def write_log(folder, records):
+    folder.mkdir()
+    (folder / "log.txt").write_text("\n".join(map(json.dumps, records)) + "\n")
+
+
+def test_curves_have_one_panel_a_quantity_and_one_colour_a_run():
+    series = {"train_loss": [3, 2, 1], "val_loss": [3.1, 2.5, 2], "val_uar": [0.2, 0.5, 0.6]}
+    first = log(**series, n_parameters=[5, 5, 5], note=["a"] * 3)
+    figure = curves_figure({"fold1": first, "fold2": log(**series)})
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.lines}
+    assert list(panels) == ["loss", "validation UAR"]
+    lines = panels["loss"].lines
+    assert [line.get_linestyle() for line in lines] == ["-", "--", "-", "--"]
+    assert len({line.get_color() for line in lines}) == 2
+    assert lines[1].get_ydata().tolist() == [3.1, 2.5, 2.0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["fold1", "fold2"]
+    assert panels["validation UAR"].get_xlabel() == "epoch"
+
+
+@pytest.mark.parametrize(("counts", "shown"), [([0, 0], []), ([0, 2], ["training bad steps"])])
+def test_curves_show_bad_steps_only_where_there_were_any(counts, shown):
+    figure = curves_figure({"run": log(2, train_loss=[1.0, 1.0], train_bad_steps=counts)})
+    titles = [axes.get_title() for axes in figure.axes if axes.lines]
+    assert titles == ["training loss", *shown]
+
+
+def test_curves_skip_epochs_without_a_number():
+    figure = curves_figure({"run": log(train_loss=[3.0, None, 1.0])})
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 2]
+    with pytest.raises(ValueError, match="hold no numbers to draw"):
+        curves_figure({"run": log(1, note=["a"])})
+
+
+def test_curves_command_writes_a_200_dpi_picture_of_runs_in_natural_order(tmp_path, capsys):
+    for k in (10, 2):
+        records = log(2, train_loss=[2.0, 1.0], train_lr=[1e-4, 1e-5])
+        write_log(tmp_path / f"fold{k}", records)
+    out = tmp_path / "pictures" / "curves.png"
+    main(["curves", str(tmp_path / "fold10"), str(tmp_path / "fold2"), "--out", str(out)])
+    assert capsys.readouterr().out == f"written: {out}\n"
+    with Image.open(out) as picture:
+        assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+        assert picture.width > 600
+
+
+def test_one_finished_epoch_is_enough_for_curves_and_none_is_refused(tmp_path, capsys):
+    write_log(tmp_path / "run", log(1, train_loss=[2.0]))
+    curves([tmp_path / "run"], tmp_path / "one.pdf")
+    assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        main(["curves", str(tmp_path / "empty"), "--output", str(tmp_path / "a.png")])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert "holds no finished epoch yet" in error and not (tmp_path / "a.png").exists()
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    write_predictions(tmp_path / "a.csv", list("wxyz"), [0, 0, 0, 1], [0, 0, 1, 1])
+    write_predictions(tmp_path / "run" / "pred.csv", list("abc"), [0, 2, 2], [0, 2, 2])
+    return [tmp_path / "a.csv", tmp_path / "run"]
+
+
+def test_confusion_is_pooled_over_files_and_runs_and_normalised_by_row(
+    predictions, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(confusion_module, "save_figure", lambda figure, path: drawn.append(figure))
+    confusion(predictions, "x.png", ["anger", "joy", "fear"])
+    axes = drawn[0].axes[0]
+    expected = [[0.75, 0.25, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    np.testing.assert_allclose(axes.images[0].get_array(), expected)
+    assert [text.get_text() for text in axes.texts][:3] == ["75%\n3", "25%\n1", "0"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["anger", "joy", "fear"]
+    assert axes.get_title() == "7 clips, UAR 91.67%, WAR 85.71%"
+
+
+def test_absent_class_has_an_empty_row_not_a_division_by_zero():
+    with np.errstate(all="raise"):
+        figure = confusion_figure([[2, 0], [0, 0]], ["a", "b"])
+    assert figure.axes[0].images[0].get_array().tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
+
+def test_small_confusion_shows_percent_and_of_many_classes_colours_that_fit_a_screen():
+    (axes,) = confusion_figure([[3, 1], [0, 5]], ["anger", "joy"], small=True).axes
+    assert [text.get_text() for text in axes.texts] == ["75", "25", "", "100"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["anger", "joy"]
+    names, counts = [f"emotion {k}" for k in range(43)], np.eye(43, dtype=int).tolist()
+    assert not confusion_figure(counts, names, small=True).axes[0].texts
+    image = confusion_image({"confusion": counts, "uar": 1.0, "war": 1.0}, names)
+    assert image.dtype == np.uint8 and image.shape[2] == 3 and max(image.shape) < 1000
+
+
+def test_confusion_command_takes_a_file_of_names(predictions, tmp_path):
+    (tmp_path / "classes.txt").write_text("anger\njoy\nfear\n")
+    out = tmp_path / "confusion.png"
+    main(
+        ["confusion", *map(str, predictions), "--output", str(out)]
+        + ["--classes", str(tmp_path / "classes.txt")]
+    )
+    with Image.open(out) as picture:
+        assert picture.width > 300 and picture.height > 300
+
+
+def test_confusion_names_what_does_not_fit(predictions, tmp_path):
+    with pytest.raises(ValueError, match="--class_names gives 2 names .a, b., expected 3"):
+        confusion(predictions, tmp_path / "a.png", ["a", "b"])
+    (tmp_path / "r.csv").write_text("clip,label0,prediction0\na,0.5,0.6\nb,0.1,0.2\n")
+    with pytest.raises(ValueError, match="is of a regression; it has no confusion matrix"):
+        confusion([tmp_path / "r.csv"], tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"2 class names for a confusion matrix of \(3, 3\)"):
+        confusion_figure(np.eye(3), ["a", "b"])
+    with pytest.raises(ValueError, match=r"cannot write '.*a.gif': expected a name that ends in"):
+        confusion(predictions, tmp_path / "a.gif")
+    assert not list(tmp_path.glob("a.[pg]*"))
+
+
+def test_scatter_of_many_predictions_is_their_density():
+    few, many = (np.random.default_rng(0).random((n, 1)) for n in (20, 2001))
+    assert len(scatter_figure(few, few, ["x"]).axes[0].lines[0].get_xdata()) == 20
+    (cells,) = scatter_figure(many, many, ["x"]).axes[0].collections
+    assert len(cells.get_array()) < 2001
+
+
+def scores(**methods):
+    rows = [
+        (*axis, method, float(value))
+        for method, values in methods.items()
+        for axis, value in zip(AXES, values, strict=False)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_each_method_is_a_closed_polygon_through_its_values():
+    figure = radar_figure(scores(ours=[80, 40, 60, 70], theirs=[75, 30, 65, 72]))
+    (axes,) = figure.axes
+    radii = [line.get_ydata().tolist() for line in axes.lines]
+    assert radii == [[80, 40, 60, 70, 80], [75, 30, 65, 72, 75]]
+    assert axes.lines[0].get_xdata().tolist()[:2] == [0, np.pi / 2]
+    assert axes.get_ylim() == (0, 80)
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == ["CREMA-D", "MAFW", "DFEW", "IEMOCAP"] and axes.get_title() == "WAR"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "theirs"]
+
+
+def test_relative_axes_end_at_the_best_method_and_say_its_value():
+    figure = radar_figure(scores(ours=[80, 40, 60, 70], theirs=[75, 30, 65, 72]), relative=True)
+    (axes,) = figure.axes
+    assert axes.lines[0].get_ydata() == pytest.approx([100, 100, 100 * 60 / 65, 100 * 70 / 72, 100])
+    assert axes.get_xticklabels()[2].get_text() == "DFEW\n65.0%"
+
+
+def test_middle_may_start_above_zero_but_not_above_the_scores():
+    figure = radar_figure(scores(ours=[80, 40, 60, 70]), start=50)
+    assert figure.axes[0].get_ylim() == (50, 80)
+    assert min(figure.axes[0].lines[0].get_ydata()) == 50
+    with pytest.raises(ValueError, match="--start 90 is not below the scores, which reach 80.0"):
+        radar_figure(scores(ours=[80, 40, 60, 70]), start=90)
+
+
+def write_run(folder, right):
+    """Write 4 clips of each of 3 classes, of which `right` are recognised."""
+    labels = np.repeat(range(3), 4)
+    missed = np.tile(range(4), 3) >= np.repeat(right, 4)
+    guesses = np.where(missed, (labels + 1) % 3, labels)
+    write_predictions(folder / "pred.csv", [f"c{k}" for k in range(12)], labels, guesses)
+
+
+def test_folders_give_an_axis_a_class_or_a_data_set(tmp_path):
+    write_run(tmp_path / "a" / "fold1", (4, 2, 0))
+    write_run(tmp_path / "b" / "fold1", (1, 4, 4))
+    found = scores_of_folders([f"toy/one={tmp_path / 'a'}", f"toy={tmp_path / 'b'}"], ["recall"])
+    assert found.values.tolist()[:4] == [
+        *(["toy", f"class {k}", "one", v] for k, v in enumerate((100, 50, 0))),
+        ["toy", "class 0", "", 25],
+    ]
+    (row,) = scores_of_folders([f"toy={tmp_path / 'a'}"]).values.tolist()
+    assert row == ["toy", "WAR", "", 50]
+    both = scores_of_folders([f"x={tmp_path / 'a'}"], ["uar", "recall"])
+    assert both["metric"].tolist() == ["UAR", "class 0", "class 1", "class 2"]
+    with pytest.raises(ValueError, match="has no predictions of its best epoch"):
+        scores_of_folders([f"toy={tmp_path / 'a'}"], kind="best")
+    out = tmp_path / "radar.svg"
+    main(["radar", f"toy={tmp_path / 'a'}", "--metrics", "recall", "--output", str(out)])
+    assert out.read_text().startswith("<?xml")
+
+
+def test_radar_command_reads_a_csv_file(tmp_path, capsys):
+    path, out = tmp_path / "scores.csv", tmp_path / "radar.png"
+    scores(ours=[80, 40, 60, 70]).to_csv(path, index=False)
+    assert read_scores(path).values.tolist()[1] == ["MAFW", "WAR", "ours", 40]
+    main(["radar", str(path), "--output", str(out)])
+    assert capsys.readouterr().out == f"written: {out}\n"
+    assert out.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "found, message",
+    [
+        (scores(a=[1, 2]), r"at least 3 axes \(data sets times metrics\), got 2"),
+        (scores(a=[1, 2, 3], b=[1, 2]), "method 'b' has no value of DFEW WAR"),
+        (pd.concat([scores(a=[1, 2, 3]), scores(a=[1])]), "a method has two values on one axis"),
+    ],
+)
+def test_gaps_and_repeats_are_refused(found, message):
+    with pytest.raises(ValueError, match=message):
+        radar_figure(found)
+
+
+def test_files_and_entries_that_hold_no_scores_are_refused_in_one_line(tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match="expected a csv file with the columns dataset,"):
+        read_scores(tmp_path / "gone.csv")
+    (tmp_path / "a.csv").write_text("dataset,value\nx,1\n")
+    with pytest.raises(ValueError, match="a.csv:1: expected the columns .*, got 'dataset,value'"):
+        read_scores(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text("dataset,metric,method,value\nx,WAR,a,1\nx,UAR,a,none\n")
+    with pytest.raises(ValueError, match="b.csv:3: expected a number as value, got 'none'"):
+        read_scores(tmp_path / "b.csv")
+    with pytest.raises(SystemExit) as stopped:
+        main(["radar", str(tmp_path), "--output", str(tmp_path / "x.png")])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert "DATASET=FOLDER or DATASET/METHOD=FOLDER" in error
