@@ -19,8 +19,8 @@ from av.container import OutputContainer
 from av.packet import Packet
 from av.stream import Stream
 from av.video.reformatter import VideoReformatter
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
@@ -362,14 +362,9 @@ def draw_timeline(predictions: Sequence[Prediction], path: str | Path) -> Path:
         raise ValueError("no clip was answered, so there is no timeline to draw")
     names = list(predictions[0].scores)
     height = 2.2 if len(names) <= MOST_LINES else 0.8 + 0.17 * len(names)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            len(predictions),
-            1,
-            figsize=(7.5, height * len(predictions) + 0.4),
-            squeeze=False,
-            layout="constrained",
-        )
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((7.5, height * len(predictions) + 0.4))
+        axes = figure.subplots(len(predictions), 1, squeeze=False)
         for panel, prediction in zip(axes[:, 0], predictions, strict=True):
             (_lines if len(names) <= MOST_LINES else _shades)(panel, prediction, names)
             panel.set_xlim(0, prediction.duration)
