@@ -7,7 +7,8 @@
 Reports clips that are missing, unreadable, silent or too short (1024 samples, no frame), that have
 another rate than 16 kHz or several channels, that are twice in a list, and that are in train.csv
 and in another list of its folder, by name and by content (bytes of the frames, samples of the
-sound). A run that was stopped goes on; clips whose files changed are checked again. Written:
+sound). A folder stands for the lists in it. A run that was stopped goes on; clips whose files
+changed are checked again. Written:
 
     x.cleaned.csv beside every x.csv (--cleaned): the list without these clips; of clips that occur
                                      twice the first stays, of those in training and test the tested
@@ -24,7 +25,6 @@ import csv
 import logging
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -32,18 +32,18 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, wav_of, write_list
-from preprocess.face_and_audio.batch import usable_cores  # noqa: E402
-from preprocess.lists.clips import write_csv  # noqa: E402
-from preprocess.lists.inspection import inspect_all  # noqa: E402
-from preprocess.lists.leaks import Finding, broken, leaked, repeated  # noqa: E402
-from preprocess.lists.shards import Record, parse_shard  # noqa: E402
-from preprocess.lists.tables import ascii_table  # noqa: E402
+import pandas as pd
 
-LOGGER = logging.getLogger("check_lists")
+from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, wav_of, write_list
+from preprocess.command_line import WHOLE, add_num_workers, add_shard, exit_code, make_parser
+from preprocess.lists.clips import table_text, write_csv
+from preprocess.lists.inspection import Key, Record, inspect_all
+
+logger = logging.getLogger("check_lists")
+
 EVALUATION = {"test", "val"}  # the same clips in both is the original's habit, not a leak
 
-Key = tuple[str, str]
+Records = dict[Key, Record]
 
 
 class ListFile(NamedTuple):
@@ -53,18 +53,31 @@ class ListFile(NamedTuple):
     clips: list[Clip]
     files: list[Key]
 
+    @property
+    def stem(self) -> str:
+        """The name of the list, such as "train"."""
+        return Path(self.path).stem
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("lists", nargs="+", metavar="LIST")
+    @property
+    def folder(self) -> str:
+        """The folder of the list."""
+        return os.path.dirname(os.path.abspath(self.path))
+
+
+class Finding(NamedTuple):
+    """Something wrong with one line of a list; `place` counts its clips from 0."""
+
+    list: str
+    place: int
+    kind: str
+    detail: str
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = make_parser(__doc__)
+    parser.add_argument("lists", nargs="+", metavar="LIST", help="lists, or folders of lists")
     parser.add_argument("--data_root", default="", help="folder that relative names start from")
-    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="check only this part")
-    parser.add_argument(
-        "--num_workers", type=int, default=usable_cores(), help="processes (%(default)s)"
-    )
     parser.add_argument(
         "--cleaned",
         default=".cleaned",
@@ -84,47 +97,43 @@ def make_parser() -> argparse.ArgumentParser:
         default=False,
         help="compare all lists with each other, not only those in one folder",
     )
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = make_parser().parse_args(arguments)
-    try:
-        return check(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        LOGGER.error("error: %s", error)
-        return 2
+    add_shard(parser)
+    add_num_workers(parser)
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: check(args))
 
 
 def check(args: argparse.Namespace) -> int:
     """Check the lists; return the exit code."""
-    paths = [path for path in dict.fromkeys(args.lists) if not is_cleaned(path, args.cleaned)]
-    if not paths:
-        raise ValueError(
-            f"got only lists that this tool has written ({args.cleaned}), expected others"
-        )
-    lists = [read_list(path, args.data_root) for path in paths]
-    parent = os.path.commonpath([os.path.dirname(os.path.abspath(one.path)) for one in lists])
+    lists = [read_list(path, args.data_root) for path in find_lists(args.lists, args.cleaned)]
+    parent = os.path.commonpath([one.folder for one in lists])
     output = args.output_dir or Path(parent) / "check"
     clips = [clip for one in lists for clip in one.files]
     records = inspect_all(clips, output, args.shard, args.num_workers, args.decode)
-    if args.shard is not None:
+    if args.shard != WHOLE:
         bad = sum(bool(record.problems) for record in records.values())
-        LOGGER.info("shard %s: %d of %d clips are broken", args.shard, bad, len(records))
+        logger.info("shard %s: %d of %d clips are broken", args.shard, bad, len(records))
         return int(bad > 0)
     findings = list(find(lists, records, args.across))
     write_report(output / "report.csv", lists, findings)
     write_cleaned(lists, findings, args.cleaned, parent)
     print(summary(lists, findings))
-    LOGGER.info("details are in %s", output / "report.csv")
+    logger.info("details are in %s", output / "report.csv")
     return int(bool(findings))
 
 
-def is_cleaned(path: str, cleaned: str) -> bool:
-    """Tell whether an earlier run wrote this list, which *.csv of the shell gives as well."""
-    return is_suffix(cleaned) and Path(path).stem.endswith(cleaned)
+def find_lists(given: list[str], cleaned: str) -> list[str]:
+    """Return the lists, without those that an earlier run has written and *.csv gives as well."""
+    paths: dict[str, None] = {}
+    for path in given:
+        inside = sorted(map(str, Path(path).glob("*.csv"))) if os.path.isdir(path) else [path]
+        paths |= dict.fromkeys(inside)
+    found = [p for p in paths if not (is_suffix(cleaned) and Path(p).stem.endswith(cleaned))]
+    if not found:
+        raise ValueError(
+            f"got only lists that this tool has written ({cleaned}), or none; expected others"
+        )
+    return found
 
 
 def is_suffix(cleaned: str) -> bool:
@@ -139,16 +148,16 @@ def read_list(path: str, data_root: str) -> ListFile:
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         first = next((row for row in csv.reader(file, delimiter=" ") if row), [])
     if len(first) == 2:
-        found = [
-            clip._replace(audio=None) if clip.audio == wav_of(clip.video) else clip
-            for clip in read_pretrain_list(path)
+        clips = [
+            Clip(video, None if audio == wav_of(video) else audio, label)
+            for video, audio, label, *_ in read_pretrain_list(path)
         ]
     else:
         try:
-            found = [*read_labelled_list(path)]
+            found = read_labelled_list(path)
         except ValueError:  # other than one class index: numbers, or an error of this reader's
-            found = [*read_labelled_list(path, "regression")]
-    clips = [Clip(*clip[:3]) for clip in found]
+            found = read_labelled_list(path, "regression")
+        clips = [Clip(*clip[:3]) for clip in found]
     files = []
     for clip in clips:
         video = os.path.join(data_root, clip.video)
@@ -157,20 +166,52 @@ def read_list(path: str, data_root: str) -> ListFile:
     return ListFile(path, clips, files)
 
 
-def find(lists: list[ListFile], records: dict[Key, Record], across: bool) -> Iterator[Finding]:
+def find(lists: list[ListFile], records: Records, across: bool) -> Iterator[Finding]:
     """Yield everything that is wrong with the lists."""
     for one in lists:
-        yield from broken(one.path, one.files, records)
-        yield from repeated(one.path, one.files, records)
+        for place, clip in enumerate(one.files):
+            if records[clip].problems:
+                yield Finding(one.path, place, records[clip].problems, records[clip].detail)
+        yield from repeated(one, records)
     for one, other in combinations(lists, 2):
-        together = os.path.dirname(os.path.abspath(one.path)) == os.path.dirname(
-            os.path.abspath(other.path)
-        )
-        stems = {Path(one.path).stem, Path(other.path).stem}
-        if not (together or across) or stems <= EVALUATION:
-            continue
-        train, test = (other, one) if Path(one.path).stem in EVALUATION else (one, other)
-        yield from leaked(train.path, train.files, test.path, test.files, records)
+        if (across or one.folder == other.folder) and not {one.stem, other.stem} <= EVALUATION:
+            train, test = (other, one) if one.stem in EVALUATION else (one, other)
+            yield from leaked(train, test, records)
+
+
+def repeated(one: ListFile, records: Records) -> Iterator[Finding]:
+    """Yield the later ones of clips that share a file or its content within a list."""
+    first: dict[tuple[str, str], Key] = {}
+    for place, clip in enumerate(one.files):
+        found = traits(records[clip])
+        if same := [trait for trait in found if trait in first]:
+            yield Finding(one.path, place, "in the list twice", shared(same, first))
+        for trait in found:
+            first.setdefault(trait, clip)
+
+
+def leaked(train: ListFile, test: ListFile, records: Records) -> Iterator[Finding]:
+    """Yield the clips of the training list that share a file or its content with the test list."""
+    tested = {trait: clip for clip in test.files for trait in traits(records[clip])}
+    for place, clip in enumerate(train.files):
+        if same := [trait for trait in traits(records[clip]) if trait in tested]:
+            detail = f"{test.path}: {shared(same, tested)}"
+            yield Finding(train.path, place, "in training and test", detail)
+
+
+def traits(record: Record) -> list[tuple[str, str]]:
+    """Return what no two clips should share; contents only of good clips, as silence is alike."""
+    files = [("video file", record.video), ("audio file", record.audio)]
+    found = [(kind, os.path.abspath(path)) for kind, path in files]
+    if not record.problems:
+        found += [("frames", record.pictures), ("sound", record.sound)]
+    return found
+
+
+def shared(same: list[tuple[str, str]], owners: dict[tuple[str, str], Key]) -> str:
+    """Say what a clip shares, and with which."""
+    video, audio = owners[same[0]]
+    return f"same {' and '.join(kind for kind, _ in same)} as '{video}', '{audio}'"
 
 
 def write_report(path: Path, lists: list[ListFile], findings: list[Finding]) -> None:
@@ -187,29 +228,30 @@ def write_cleaned(
     lists: list[ListFile], findings: list[Finding], cleaned: str, parent: str
 ) -> None:
     """Write every list without the clips of its findings, to a suffix or below a folder."""
-    dropped = {(finding.list, finding.place) for finding in findings}
+    dropped = {finding[:2] for finding in findings}
     for one in lists:
         kept = [clip for k, clip in enumerate(one.clips) if (one.path, k) not in dropped]
+        path = os.path.join(cleaned, os.path.relpath(os.path.abspath(one.path), parent))
         if is_suffix(cleaned):
-            stem, extension = os.path.splitext(one.path)
-            path = stem + cleaned + extension
-        else:
-            path = os.path.join(cleaned, os.path.relpath(os.path.abspath(one.path), parent))
+            path = cleaned.join(os.path.splitext(one.path))
         if kept:
             write_list(path, kept)
-            LOGGER.info("%s: %d of %d clips", path, len(kept), len(one.clips))
+            logger.info("%s: %d of %d clips", path, len(kept), len(one.clips))
         else:
-            LOGGER.warning("%s is not written: no clip of %s is left", path, one.path)
+            logger.warning("%s is not written: no clip of %s is left", path, one.path)
 
 
 def summary(lists: list[ListFile], findings: list[Finding]) -> str:
     """Return the table of findings by list and kind."""
-    kinds = sorted({finding.kind for finding in findings})
-    counts = Counter((finding.list, finding.kind) for finding in findings)
-    rows: list[list[object]] = [["list", "clips", *kinds]]
-    rows += [[one.path, len(one.clips), *(counts[one.path, k] for k in kinds)] for one in lists]
-    return ascii_table(rows) + ("" if findings else "\n\nnothing is wrong")
+    table = pd.DataFrame(
+        {"clips": [len(one.clips) for one in lists]},
+        pd.Index([one.path for one in lists], dtype=object),
+    )
+    found = pd.DataFrame(findings, columns=Finding._fields, dtype=object)
+    counts = pd.crosstab(found["list"], found["kind"])
+    table = table.join(counts).fillna(0).astype(int)
+    return table_text(table) + ("" if findings else "\n\nnothing is wrong")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

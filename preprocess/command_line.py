@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import os
 import re
@@ -46,7 +47,8 @@ def parse_shard(text: str) -> Shard:
 def make_parser(usage: str | None) -> argparse.ArgumentParser:
     """Return a parser whose --help shows a tool's docstring as it is written."""
     return argparse.ArgumentParser(
-        description=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=inspect.cleandoc(usage or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 

@@ -1,13 +1,7 @@
-"""The name the original gives to cremad_av.py; see there."""
+"""The name that the original gives to cremad_av.py."""
 
-from __future__ import annotations
-
-import sys
+import runpy
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
-
-from preprocess.cremad_av import main  # noqa: E402
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    runpy.run_path(str(Path(__file__).with_name("cremad_av.py")), run_name="__main__")

@@ -1,7 +1,7 @@
 """Cut the dialogues of IEMOCAP into utterances, each with the half of the picture that speaks.
 
-    python preprocess/iemocap_clips.py --input IEMOCAP_full_release --output_dir clips
-    python preprocess/face_and_audio/extract_face.py --input clips --output_dir faces
+    python preprocess/iemocap_clips.py --input IEMOCAP_full_release --output clips
+    python preprocess/face_and_audio/extract_face.py --input clips --output faces
 
 `Session1/dialog/avi/DivX/Ses01F_impro01.avi` becomes a folder of that name with an mp4 (without
 sound, which is in sentences/wav) for each utterance of `dialog/EmoEvaluation/Ses01F_impro01.txt`.
@@ -16,7 +16,6 @@ hand or by a full disk.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import logging
 import os
@@ -26,13 +25,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-import av  # noqa: E402
-import numpy as np  # noqa: E402
+import av
+import numpy as np
 
-from hicmae.io import UnreadableClip, whole_folder  # noqa: E402
-from preprocess.face_and_audio import batch  # noqa: E402
-from preprocess.face_and_audio.batch import Job, open_stream  # noqa: E402
-from preprocess.lists.iemocap import Utterance, read_utterances  # noqa: E402
+from hicmae.io import UnreadableClip, whole_folder
+from preprocess.command_line import make_parser
+from preprocess.face_and_audio import batch
+from preprocess.face_and_audio.batch import Job, open_stream
+from preprocess.lists.annotations import Utterance, read_utterances
 
 TOOL = "iemocap_clips"
 X264_QUALITY = "14"  # constant rate factor: hardly a loss beside the DivX it is made from
@@ -66,20 +66,15 @@ def cut(job: Job, marked_side: str) -> dict[str, object]:
     Returns:
         Columns of the summary: the number of utterances, and those without a picture.
     """
-    utterances = list(read_utterances(labels_of(job.source)))
+    dialog = Path(os.path.abspath(job.source)).parents[2]
+    labels = dialog / "EmoEvaluation" / f"{Path(job.source).stem}.txt"
+    if not labels.is_file():
+        raise UnreadableClip(f"no label file '{labels}'; keep the folders as they are distributed")
+    utterances = list(read_utterances(str(labels)))
     with whole_folder(job.output) as part:
         written = set(_write(job.source, part, utterances, marked_side))
     missing = [utterance.name for utterance in utterances if utterance.name not in written]
     return {"utterances": len(written), "without_picture": " ".join(missing)}
-
-
-def labels_of(video: str) -> str:
-    """Return the label file of a dialogue: dialog/EmoEvaluation/<name>.txt."""
-    dialog = Path(os.path.abspath(video)).parents[2]
-    path = dialog / "EmoEvaluation" / f"{Path(video).stem}.txt"
-    if not path.is_file():
-        raise UnreadableClip(f"no label file '{path}'; keep the folders as they are distributed")
-    return str(path)
 
 
 def _write(
@@ -102,7 +97,8 @@ def _write(
                 picture = frame.to_ndarray(format="rgb24")
             for utterance in list(speaking):
                 if seconds < utterance.end:
-                    speaking[utterance].write(_half(picture, utterance.marked, marked_side))
+                    left = utterance.marked == (marked_side == "left")
+                    speaking[utterance].write(_half(picture, left))
                 else:
                     speaking.pop(utterance).close()
                     yield utterance.name
@@ -111,20 +107,16 @@ def _write(
         yield utterance.name
 
 
-def _half(picture: np.ndarray, marked: bool, marked_side: str) -> np.ndarray:
+def _half(picture: np.ndarray, left: bool) -> np.ndarray:
     """Return the left or right half, of even size as H.264 wants it."""
     height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 4 * 2
-    left = marked == (marked_side == "left")
-    half = picture[:height, :width] if left else picture[:height, -width:]
-    return np.ascontiguousarray(half)
+    return np.ascontiguousarray(picture[:height, :width] if left else picture[:height, -width:])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     batch.add_arguments(parser, [".avi"])
     parser.add_argument(
         "--marked_side",
@@ -133,9 +125,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="of the picture where the actor with the face markers is (%(default)s)",
     )
     args = parser.parse_args(arguments)
-    return batch.run_tool(
-        TOOL, args, "", functools.partial(cut, marked_side=args.marked_side), batch.has_folder
-    )
+    work = functools.partial(cut, marked_side=args.marked_side)
+    return batch.run_tool(TOOL, args, "", work, batch.has_folder)
 
 
 if __name__ == "__main__":

@@ -27,30 +27,27 @@ import logging
 import os
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
-from preprocess.command_line import WHOLE  # noqa: E402
-from preprocess.face_and_audio import batch, extract_audio, extract_face  # noqa: E402
-from preprocess.face_and_audio.batch import VIDEO_SUFFIXES, Job, find_jobs  # noqa: E402
-from preprocess.lists.clips import (  # noqa: E402
+import pandas as pd
+
+from preprocess.command_line import WHOLE, exit_code, make_parser
+from preprocess.face_and_audio import batch, extract_audio, extract_face
+from preprocess.face_and_audio.batch import VIDEO_SUFFIXES, Job, find_jobs
+from preprocess.lists.clips import (
     LeftOut,
     ListedClip,
-    whole_file,
+    table_text,
+    totals,
+    write_clip_speakers,
+    write_folds,
     write_left_out,
+    write_names,
 )
-from preprocess.lists.folds import write_clip_speakers, write_fold  # noqa: E402
-from preprocess.lists.tables import ascii_table  # noqa: E402
-from preprocess.own.labels import (  # noqa: E402
-    PARTS,
-    Label,
-    assign_parts,
-    class_names,
-    read_labels,
-)
+from preprocess.lists.labels import PARTS, assign_parts, class_names, read_labels
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +58,9 @@ HALVES = {
 }
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = make_parser(__doc__)
     parser.add_argument("--videos", required=True, help="folder of videos")
     parser.add_argument("--labels", help="csv file of videos and labels")
     parser.add_argument("--output_dir", required=True, help="folder for all that is made")
@@ -93,7 +88,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
     batch.add_run_arguments(parser)
     extract_face.add_face_arguments(parser)
-    return parser
+    args = parser.parse_args(arguments)
+    if not 0 < args.test_share < 1:
+        parser.error(f"--test_share must be between 0 and 1, got {args.test_share}")
+    if not os.path.isdir(args.videos):
+        parser.error(f"--videos '{args.videos}' is no folder")
+    return exit_code(lambda: prepare(args))
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Make wavs and faces, then the lists; returns the exit code."""
+    if args.labels is not None:  # a mistake in it is said before an hour of work
+        read_labels(args.labels, find_videos(args)[0], args.task)
+    code = extract_all(args)
+    if code > 1 or args.shard != WHOLE:
+        return code
+    return max(code, make_lists(args))
 
 
 def extract_all(args: argparse.Namespace) -> int:
@@ -107,7 +117,7 @@ def extract_all(args: argparse.Namespace) -> int:
     for modality in args.modality:
         folder, tool, suffix = HALVES[modality]
         flags = {"input": args.videos, "data_root": "", "ext": sorted(VIDEO_SUFFIXES)}
-        flags["output_dir"] = os.path.join(args.output_dir, folder)
+        flags["output"] = os.path.join(args.output_dir, folder)
         tool_args = argparse.Namespace(**vars(args) | flags)
         code = max(code, batch.run_tool(tool, tool_args, suffix, *work[modality]))
         if code > 1:
@@ -115,7 +125,7 @@ def extract_all(args: argparse.Namespace) -> int:
     return code
 
 
-def find_ready(args: argparse.Namespace) -> tuple[list[str], list[ListedClip], list[LeftOut]]:
+def find_videos(args: argparse.Namespace) -> tuple[list[str], list[ListedClip], list[LeftOut]]:
     """Return the names of all videos, those with all they need (label 0 for now), and the others.
 
     The half that --modality leaves out is named in the lists as if it were there; training with the
@@ -147,68 +157,54 @@ def find_ready(args: argparse.Namespace) -> tuple[list[str], list[ListedClip], l
 def make_lists(args: argparse.Namespace) -> int:
     """Write the lists of the videos that have all they need; returns the exit code."""
     output = Path(args.output_dir)
-    videos, ready, left_out = find_ready(args)
+    videos, ready, left_out = find_videos(args)
     names: list[str] = []
     parts = {"inference": ready}
     if args.labels is not None:
-        labels, columns, unmatched = read_labels(args.labels, videos, args.task)
+        labels, names, unmatched = read_labels(args.labels, videos, args.task)
         left_out += unmatched
-        left_out += [LeftOut(clip.name, "no label") for clip in ready if clip.name not in labels]
-        names = class_names(labels.values()) if args.task == "classification" else columns
-        parts = _labelled_parts(
-            args, [clip for clip in ready if clip.name in labels], labels, names
-        )
+        left_out += [LeftOut(c.name, "no label") for c in ready if c.name not in labels.index]
+        ready = [clip for clip in ready if clip.name in labels.index]
+        if not ready:
+            raise ValueError(f"no video of --labels '{args.labels}' has all its files; see the log")
+        if args.task == "classification":
+            names = class_names(labels["label"])
+        parts = labelled_parts(ready, labels, names, args)
         kind = "classes" if args.task == "classification" else "targets"
-        with whole_file(output / f"{kind}.txt") as file:
-            file.writelines(f"{name}\n" for name in names)
+        write_names(output / f"{kind}.txt", names)
     write_left_out(output / "left_out.csv", left_out)
     relative_to = output if args.relative else None
-    write_fold(output, parts, relative_to)
-    write_clip_speakers(output, (clip for clips in parts.values() for clip in clips), relative_to)
-    _report(args, parts, names, left_out)
+    write_folds(output, {"": parts}, relative_to)
+    clips = [clip for part in parts.values() for clip in part]
+    write_clip_speakers(output, clips, relative_to)
+    report(args, parts, names)
+    logger.info("%d left out, see %s", len(left_out), output / "left_out.csv")
     return 1 if left_out else 0
 
 
-def _labelled_parts(
-    args: argparse.Namespace,
-    clips: Sequence[ListedClip],
-    labels: Mapping[str, Label],
-    names: Sequence[str],
+def labelled_parts(
+    clips: Sequence[ListedClip], labels: pd.DataFrame, names: list[str], args: argparse.Namespace
 ) -> dict[str, list[ListedClip]]:
-    """Return the clips with their labels, by the list they go to."""
-    if not clips:
-        raise ValueError(f"no video of --labels '{args.labels}' has all its files; see the log")
-    drawn = assign_parts(
-        {clip.name: labels[clip.name] for clip in clips}, args.test_share, args.seed, args.task
-    )
-    parts: dict[str, list[ListedClip]] = {p: [] for p in PARTS if p in drawn.values()}
-    for clip in clips:
-        label = labels[clip.name]
-        value = (
-            names.index(label.values[0])
-            if args.task == "classification"
-            else tuple(float(number) for number in label.values)
-        )
-        parts[drawn[clip.name]].append(clip._replace(label=value, speaker=label.speaker))
+    """Return the clips with their labels and speakers, by the list they go to."""
+    labels = labels.loc[[clip.name for clip in clips]]
+    drawn = assign_parts(labels, args.test_share, args.seed)
+    parts: dict[str, list[ListedClip]] = {p: [] for p in PARTS if (drawn == p).any()}
+    for clip, label, speaker in zip(clips, labels["label"], labels["speaker"], strict=True):
+        value = names.index(label) if args.task == "classification" else label
+        parts[drawn[clip.name]].append(clip._replace(label=value, speaker=speaker))
     return parts
 
 
-def _report(
-    args: argparse.Namespace,
-    parts: Mapping[str, Sequence[ListedClip]],
-    names: Sequence[str],
-    left_out: Sequence[LeftOut],
+def report(
+    args: argparse.Namespace, parts: Mapping[str, Sequence[ListedClip]], names: Sequence[str]
 ) -> None:
     """Show what is in the lists, and the command that uses them."""
-    by_class = args.labels is not None and args.task == "classification"
-    rows: list[list[object]] = [["list", "clips", "speakers", *(names if by_class else [])]]
-    for part, clips in parts.items():
-        counts = Counter(clip.label for clip in clips)
-        speakers = len({clip.speaker for clip in clips} - {None}) or "-"
-        cells = [counts[index] for index in range(len(names))] if by_class else []
-        rows.append([f"{part}.csv", len(clips), speakers, *cells])
-    logger.info("%s", ascii_table(rows))
-    logger.info("%d left out, see %s", len(left_out), Path(args.output_dir) / "left_out.csv")
+    clips = pd.DataFrame(
+        [(f"{part}.csv", *clip) for part, own in parts.items() for clip in own],
+        columns=["list", *ListedClip._fields],
+        dtype=object,
+    )
+    logger.info("%s", table_text(totals(clips, "list", names).drop(columns="minutes")))
     if args.labels is not None:
         options = f"--task {args.task} --modality {args.modality} --nb_classes {len(names)}"
         root = f" --data_root {shlex.quote(args.output_dir)}" if args.relative else ""
@@ -216,27 +212,6 @@ def _report(
             "python run_finetuning.py --data_path %s%s %s --finetune CHECKPOINT --output_dir RUN",
             *(shlex.quote(args.output_dir), root, options),
         )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = make_parser()
-    args = parser.parse_args(arguments)
-    if not 0 < args.test_share < 1:
-        parser.error(f"--test_share must be between 0 and 1, got {args.test_share}")
-    if not os.path.isdir(args.videos):
-        parser.error(f"--videos '{args.videos}' is no folder")
-    try:
-        if args.labels is not None:  # a mistake in it is said before an hour of work
-            read_labels(args.labels, find_ready(args)[0], args.task)
-        code = extract_all(args)
-        if code > 1 or args.shard != WHOLE:
-            return code
-        return max(code, make_lists(args))
-    except (OSError, ValueError) as error:
-        logger.error("error: %s", batch.describe(error))
-        return 2
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from hicmae.report.scores import chosen_on
 from hicmae.training import checkpoint, supervised
 from preprocess import cremad_av
 from tests.conftest import free_port, save_frames, save_wav
-from tests.preprocess.test_lists import Tree
+from tests.preprocess.trees import Tree
 from tests.small_runs import FINETUNE  # its fork server imports once what every process needs
 
 SPEAKERS = ("ann", "bob", "cem", "dia")

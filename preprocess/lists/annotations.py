@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 
-def read_columns(path: str, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield (file:line, values of `columns`) of a comma-separated table with a header.
+def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (file:line, values by column) of a comma-separated table with a header.
 
     Raises:
-        ValueError: a column is missing, or a row is shorter than its header.
+        ValueError: one of `columns` is missing, or a row is shorter than its header.
     """
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file)
-        header = [name.strip() for name in next(reader, [])]
+        reader = csv.DictReader(file)
+        header = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = header
         missing = [name for name in columns if name not in header]
         if missing:
             raise ValueError(
                 f"{path}:1: expected the columns {', '.join(columns)}, got "
                 f"'{', '.join(header)[:200]}'; missing: {', '.join(missing)}"
             )
-        places = [header.index(name) for name in columns]
         for row in reader:
-            if not any(row):
-                continue
             where = f"{path}:{reader.line_num}"
-            if len(row) < len(header):
+            values = [value for value in row.values() if value is not None]
+            if not any(values):
+                continue
+            if len(values) < len(header):
                 raise ValueError(
-                    f"{where}: expected {len(header)} fields as in the header, got {len(row)}: "
-                    f"'{','.join(row)[:200]}'"
+                    f"{where}: expected {len(header)} fields as in the header, got {len(values)}: "
+                    f"'{','.join(values)[:200]}'"
                 )
-            yield where, [row[place].strip() for place in places]
+            yield where, {name: row[name].strip() for name in header}
 
 
 def read_lines(path: str) -> Iterator[tuple[str, str]]:
@@ -61,6 +64,37 @@ def class_index(name: str, classes: Sequence[str], where: str) -> int:
 
 def number(text: str, where: str) -> float:
     """Return a finite number."""
-    if re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", text) is None:
-        raise ValueError(f"{where}: expected a number, got '{text[:100]}'")
-    return float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: expected a finite number, got '{text[:100]}'")
+    return value
+
+
+class Utterance(NamedTuple):
+    """What one actor of IEMOCAP says, from `start` to `end` in seconds of the dialogue.
+
+    `speaker` is "Ses01F" and so on; `marked` tells the actor with the face markers, after whom the
+    dialogue is named.
+    """
+
+    name: str
+    start: float
+    end: float
+    emotion: str
+    speaker: str
+    marked: bool
+
+
+def read_utterances(path: str) -> Iterator[Utterance]:
+    """Yield the utterances of one of IEMOCAP's label files, without headings and single votes."""
+    pattern = r"\[([\d.]+) - ([\d.]+)\]\s+(Ses0([1-5])([FM])_\w+_([FM])\w+)\s+(\w+)\s+\[.*\]"
+    form = "'[<start> - <end>] <utterance> <emotion> [<v>, <a>, <d>]'"
+    for where, line in read_lines(path):
+        if line.startswith("["):
+            match = matched(pattern, line, where, form)
+            start, end, name, session, marked, gender, emotion = match.groups()
+            times = float(start), float(end)
+            yield Utterance(name, *times, emotion, f"Ses0{session}{gender}", marked == gender)

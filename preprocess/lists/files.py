@@ -1,14 +1,28 @@
-"""Find the two halves of the clips: folders of face frames and wavs, by name."""
+"""Find the face folders and wavs of the clips by name, and measure them without decoding."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
-FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")  # what hicmae.data.video reads
+import soundfile
+from tqdm import tqdm
+
+from preprocess.lists.clips import LeftOut, ListedClip
+
+SAMPLE_RATE = 16000
+SHORTEST = 1024  # samples; a wav must be longer
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # what hicmae.data.video reads
 ALIGNED = "_aligned"  # OpenFace's and extract_face's ending of a folder of faces
-SHOWN = 8  # entries of a folder that a message names
+CONVERT = "convert it with preprocess/face_and_audio/extract_audio.py"
+TWO = "two of one name"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Halves(NamedTuple):
@@ -20,54 +34,91 @@ class Halves(NamedTuple):
     paths: dict[str, str]
     unusable: dict[str, tuple[str, str]]
 
+    def add(self, name: str, path: str) -> None:
+        """Note a file under its clip's name; of two with one name, neither can be chosen."""
+        if name in self.paths:
+            self.unusable[name] = (TWO, f"'{self.paths.pop(name)}' and '{path}'")
+        elif self.unusable.get(name, ("",))[0] != TWO:
+            self.paths[name] = path
+
+
+class UnusableClip(Exception):
+    """One half of a clip cannot be used: one of few kinds of problem, and the details."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind, self.detail = kind, detail
+
 
 def frame_folders(root: str) -> Halves:
     """Find folders that directly hold pictures; `x/x_aligned/` and `x/` are both clip x."""
-    paths: dict[str, str] = {}
-    unusable: dict[str, tuple[str, str]] = {}
-    for folder, subfolders, names in _walk(root, unusable):
-        if any(_is_frame(name) for name in names):
+    found = Halves({}, {})
+    for folder, subfolders, names in _walk(root, found):
+        clip = os.path.basename(folder).removesuffix(ALIGNED)
+        if any(map(is_frame, names)):
             subfolders.clear()  # frames lie in a folder of their own
-            _add(paths, unusable, os.path.basename(folder).removesuffix(ALIGNED), folder)
+            found.add(clip, folder)
         elif not subfolders and folder != root:
-            name = os.path.basename(folder).removesuffix(ALIGNED)
-            unusable.setdefault(name, ("no face frames", f"'{folder}' holds no picture"))
-    return Halves(paths, {name: why for name, why in unusable.items() if name not in paths})
+            found.unusable.setdefault(clip, ("no face frames", f"'{folder}' holds no picture"))
+    for name in found.paths:
+        found.unusable.pop(name, None)
+    return found
 
 
 def wav_files(root: str) -> Halves:
     """Find the wavs under a folder; the name of the clip is the name of the file."""
-    paths: dict[str, str] = {}
-    unusable: dict[str, tuple[str, str]] = {}
-    for folder, _, names in _walk(root, unusable):
+    found = Halves({}, {})
+    for folder, _, names in _walk(root, found):
         for name in names:
-            stem, extension = os.path.splitext(name)
-            if extension.lower() == ".wav" and not name.startswith("."):
-                _add(paths, unusable, stem, os.path.join(folder, name))
-    return Halves(paths, unusable)
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() == ".wav" and not name.startswith("."):
+                found.add(stem, os.path.join(folder, name))
+    return found
 
 
-def find_folder(root: str, flag: str, chosen: str | None, candidates: Sequence[str]) -> str:
-    """Return the folder that holds one kind of files.
+def _walk(root: str, found: Halves) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk as `os.walk` in order of names, each folder once, so that circles of links end.
+
+    Folders that cannot be read become unusable clips.
+    """
+
+    def report(error: OSError) -> None:
+        if error.filename == root:
+            raise error
+        clip = os.path.basename(error.filename).removesuffix(ALIGNED)
+        found.unusable[clip] = ("cannot be read", f"'{error.filename}': {error.strerror}")
+
+    seen = set()
+    for folder, subfolders, names in os.walk(root, onerror=report, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders.sort()
+        yield folder, subfolders, sorted(names)
+
+
+def find_folder(root: str, flag: str, *candidates: str) -> str:
+    """Return the first folder there is of some below --data_root.
 
     Args:
         root: --data_root.
-        flag: "--video_dir" or "--audio_dir", for the message.
-        chosen: its value, absolute or relative to the root; None looks for the candidates.
-        candidates: places under the root, best first.
+        flag: that names another place, for the message.
+        candidates: absolute or relative to the root, best first.
     """
-    for candidate in candidates if chosen is None else [chosen]:
+    for candidate in candidates:
         folder = os.path.normpath(os.path.join(root, candidate))
         if os.path.isdir(folder):
             return folder
-    expected = " or ".join(f"'{name}'" for name in (candidates if chosen is None else [chosen]))
+    expected = " or ".join(f"'{name}'" for name in candidates)
     raise FileNotFoundError(
         f"expected the folder {expected} in '{root}', found {contents(root)}; give {flag}"
     )
 
 
-def find_file(root: str, candidates: Sequence[str], purpose: str) -> str:
-    """Return the first of the candidate files under a root; say what the file is for if none is."""
+def find_file(root: str, purpose: str, *candidates: str) -> str:
+    """Return the first file there is of some below a root; say what it is for if none is."""
     for candidate in candidates:
         path = os.path.join(root, candidate)
         if os.path.isfile(path):
@@ -79,55 +130,89 @@ def find_file(root: str, candidates: Sequence[str], purpose: str) -> str:
     )
 
 
-def contents(folder: str) -> str:
+def contents(folder: str, shown: int = 8) -> str:
     """Name what is in a folder, shortened."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(e.name + ("/" if e.is_dir() else "") for e in entries)
     except OSError as error:
         return f"that it cannot be read ({error.strerror})"
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(repr(name) for name in names[:SHOWN]) + more if names else "nothing"
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(repr, names[:shown])) + more if names else "nothing"
 
 
-def _is_frame(name: str) -> bool:
-    return name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
+def is_frame(name: str) -> bool:
+    """Tell whether a file of this name is a frame; names with a dot first are copies of macOS."""
+    return name.lower().endswith(FRAME_SUFFIXES) and not name.startswith(".")
 
 
-def _add(paths: dict[str, str], unusable: dict[str, tuple[str, str]], name: str, path: str) -> None:
-    """Note a file under its clip's name; of two with one name, neither can be chosen."""
-    if name in paths:
-        detail = f"'{paths.pop(name)}' and '{path}'"
-        unusable[name] = ("two of one name", detail)
-    elif unusable.get(name, ("",))[0] != "two of one name":
-        paths[name] = path
+def wav_seconds(path: str) -> float:
+    """Return the length of a mono 16 kHz wav; UnusableClip where it is anything else."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnusableClip("audio unreadable", f"'{path}' is no file")
+        if status.st_size == 0:
+            raise UnusableClip("audio unreadable", f"'{path}' is an empty file")
+        if not os.access(path, os.R_OK):
+            raise UnusableClip("audio unreadable", f"'{path}': no permission")
+        info = soundfile.info(path)
+    except FileNotFoundError:
+        raise UnusableClip("audio missing", f"'{path}' does not exist") from None
+    except OSError as error:
+        raise UnusableClip("audio unreadable", f"'{path}': {error.strerror}") from None
+    except UnicodeError:
+        detail = f"name {ascii(path)} is not UTF-8; rename it"
+        raise UnusableClip("audio unreadable", detail) from None
+    except (soundfile.LibsndfileError, TypeError) as error:
+        detail = f"'{path}': {' '.join(str(error).split())[:200]}"
+        raise UnusableClip("audio unreadable", detail) from None
+    if info.samplerate != SAMPLE_RATE:
+        detail = f"'{path}' has {info.samplerate} Hz, expected {SAMPLE_RATE}; {CONVERT}"
+        raise UnusableClip("audio sample rate", detail)
+    if info.channels != 1:
+        detail = f"'{path}' has {info.channels} channels, expected 1; {CONVERT}"
+        raise UnusableClip("audio channels", detail)
+    if info.frames <= SHORTEST:
+        detail = f"'{path}' has {info.frames} samples, expected more than {SHORTEST}"
+        raise UnusableClip("audio too short", detail)
+    return info.frames / SAMPLE_RATE
 
 
-def _walk(
-    root: str, unusable: dict[str, tuple[str, str]]
-) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield (folder, subfolders, file names) top down, links followed, each folder once.
+def count_frames(folder: str) -> int:
+    """Return how many pictures a folder holds; UnusableClip where there is none."""
+    try:
+        frames = sum(map(is_frame, os.listdir(folder)))
+    except OSError as error:
+        raise UnusableClip("video unreadable", f"'{folder}': {error.strerror}") from None
+    if not frames:
+        raise UnusableClip("no face frames", f"'{folder}' holds no picture")
+    return frames
 
-    A subfolder taken out of its list is not entered. Folders that cannot be read go to `unusable`.
-    """
-    pending, linked = [root], {os.path.realpath(root)}
-    while pending:
-        folder = pending.pop()
-        subfolders, names = [], []
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if not entry.is_dir():
-                        names.append(entry.name)
-                    elif not entry.is_symlink() or os.path.realpath(entry.path) not in linked:
-                        if entry.is_symlink():
-                            linked.add(os.path.realpath(entry.path))
-                        subfolders.append(entry.path)
-        except OSError as error:
-            if folder == root:
-                raise
-            name = os.path.basename(folder).removesuffix(ALIGNED)
-            unusable[name] = ("cannot be read", f"'{folder}': {error.strerror}")
-            continue
-        yield folder, subfolders, sorted(names)
-        pending += sorted(subfolders, reverse=True)
+
+def measure(clip: ListedClip) -> ListedClip | LeftOut:
+    """Return a clip with its length, or why it must be left out."""
+    try:
+        return clip._replace(seconds=wav_seconds(clip.audio), frames=count_frames(clip.video))
+    except UnusableClip as problem:
+        return LeftOut(clip.name, problem.kind, problem.detail)
+
+
+def measure_all(clips: Sequence[ListedClip], num_workers: int) -> Iterator[ListedClip | LeftOut]:
+    """Measure all clips, in order. Threads: the time goes to the file system."""
+    with ThreadPoolExecutor(max(num_workers, 1)) as executor:
+        results = bounded_map(executor, measure, clips, 64 * max(num_workers, 1))
+        yield from tqdm(results, total=len(clips), unit="clip", desc="reading headers")
+
+
+def bounded_map(
+    executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], window: int
+) -> Iterator[Result]:
+    """Yield function(item) in order, with at most `window` items under way: any number of items."""
+    running: deque = deque()
+    for item in items:
+        running.append(executor.submit(function, item))
+        if len(running) >= window:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()

@@ -1,61 +1,106 @@
-"""Open one clip, both halves, and say everything that is wrong with it."""
+"""Open clips, say everything that is wrong with them, and keep what was found out in files."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from hicmae.data.audio import read_span
 from hicmae.data.media import FrameFolder, open_video
-from hicmae.io import UnreadableClip
-from preprocess.lists.probe import SAMPLE_RATE, audio_problem, bounded_map, count_frames
-from preprocess.lists.shards import Record, RecordStore, Shard
+from hicmae.io import UnreadableClip, whole_file
+from preprocess.command_line import WHOLE, Shard
+from preprocess.lists.files import (
+    SAMPLE_RATE,
+    UnusableClip,
+    bounded_map,
+    count_frames,
+    wav_seconds,
+)
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
 BLOCK = 1 << 20  # bytes read at a time
 FRAMES_AT_ONCE = 64
+END = "."  # last field of a stored line; a line cut off by a crash has none
 
-Problem = tuple[str, str]  # kind, detail
 Key = tuple[str, str]  # video, audio
 
 
+class Record(NamedTuple):
+    """What was found out about one clip.
+
+    Attributes:
+        video: mp4 file or folder of frames, as opened.
+        audio: wav, as opened.
+        stamp: changes when one of the files does.
+        problems: kinds of problems, separated by "; ", "" for a good clip.
+        detail: what exactly is wrong.
+        seconds: of the wav, 0 where it cannot be read.
+        frames: of the video, 0 where it cannot be read.
+        sound: hash of the samples, "" where there are none.
+        pictures: hash of the video file, or of the frames' files.
+    """
+
+    video: str
+    audio: str
+    stamp: str
+    problems: str
+    detail: str
+    seconds: float
+    frames: int
+    sound: str
+    pictures: str
+
+    @property
+    def key(self) -> Key:
+        """The clip."""
+        return self.video, self.audio
+
+
 def inspect_all(
-    clips: Iterable[Key], folder: Path, shard: Shard | None, num_workers: int, decode: str = "ends"
+    clips: Iterable[Key], folder: Path, shard: Shard, num_workers: int, decode: str = "ends"
 ) -> dict[Key, Record]:
-    """Inspect the clips that no run has inspected since they changed; return all records.
+    """Inspect the clips that no run has inspected since they changed.
 
     Args:
-        clips: (video, audio) paths; with a shard, the same list in every shard.
+        clips: (video, audio) paths.
         folder: place of the records.
-        shard: the part to do; only its records are returned. None does and returns everything.
+        shard: the part to do.
         num_workers: processes.
         decode: "ends" decodes the first, middle and last frame, "all" every frame.
+
+    Returns:
+        The records of this part of the clips.
     """
-    unique = dict.fromkeys(clips)
-    mine = [clip for k, clip in enumerate(unique) if shard is None or shard.takes(k)]
-    store = RecordStore(folder, shard)
-    records = store.load(set(mine))
+    mine = shard.take(dict.fromkeys(clips))
+    records = load_records(folder, set(mine))
     todo = [c for c in mine if c not in records or records[c].stamp != stamp_of(*c, decode)]
     if len(todo) < len(mine):
-        LOGGER.info("%d of %d clips are checked already", len(mine) - len(todo), len(mine))
-    found = store.extend(_inspected(todo, num_workers, decode))
+        logger.info("%d of %d clips are checked already", len(mine) - len(todo), len(mine))
+    if not todo:
+        return records
+    name = "records" if shard == WHOLE else f"records-{shard.part}-of-{shard.parts}"
+    found = stored(_inspected(todo, num_workers, decode), folder / f"{name}.csv")
     for record in tqdm(found, total=len(mine), initial=len(mine) - len(todo), unit="clip"):
-        records[record.video, record.audio] = record
+        records[record.key] = record
     return records
 
 
 def _inspected(todo: list[Key], num_workers: int, decode: str) -> Iterator[Record]:
     work = partial(inspect, decode=decode)
-    if num_workers <= 1 or len(todo) <= 1:
+    workers = min(num_workers, len(todo))
+    if workers <= 1:
         yield from map(work, todo)
         return
     # Not fork, which copies whatever threads hold; a fork server imports torch only once.
@@ -63,7 +108,6 @@ def _inspected(todo: list[Key], num_workers: int, decode: str) -> Iterator[Recor
     context = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
     if "forkserver" in known:
         context.set_forkserver_preload([__name__])
-    workers = min(num_workers, len(todo))
     try:
         with ProcessPoolExecutor(workers, mp_context=context) as executor:
             yield from bounded_map(executor, work, todo, 8 * workers)
@@ -76,56 +120,53 @@ def _inspected(todo: list[Key], num_workers: int, decode: str) -> Iterator[Recor
 
 def inspect(clip: Key, decode: str = "ends") -> Record:
     """Open both halves of a clip, decode frames, read all samples, hash both."""
-    video, audio = clip
-    stamp = stamp_of(video, audio, decode)
-    frames, pictures, video_problem = inspect_video(video, decode)
-    seconds, sound, audio_problem_found = inspect_audio(audio)
-    problems = [problem for problem in (video_problem, audio_problem_found) if problem]
-    kinds = "; ".join(kind for kind, _ in problems)
-    detail = "; ".join(detail for _, detail in problems)
-    return Record(video, audio, stamp, kinds, detail, seconds, frames, sound, pictures)
+    stamp = stamp_of(*clip, decode)
+    frames, pictures, video_problem = inspect_video(clip[0], decode)
+    seconds, sound, audio_problem = inspect_audio(clip[1])
+    problems = [problem for problem in (video_problem, audio_problem) if problem]
+    kinds, details = ("; ".join(getattr(p, what) for p in problems) for what in ("kind", "detail"))
+    return Record(*clip, stamp, kinds, details, seconds, frames, sound, pictures)
 
 
-def inspect_audio(path: str) -> tuple[float, str, Problem | None]:
+def inspect_audio(path: str) -> tuple[float, str, UnusableClip | None]:
     """Return seconds, hash of the samples, and what is wrong."""
-    seconds = audio_problem(path)
-    if isinstance(seconds, tuple):
-        return 0.0, "", seconds
+    seconds = 0.0
     try:
+        seconds = wav_seconds(path)
         samples = read_span(path, 0, round(seconds * SAMPLE_RATE))
+    except UnusableClip as problem:
+        return 0.0, "", problem
     except UnreadableClip as error:
         kind = "audio silent" if " is silent" in str(error) else "audio unreadable"
-        return seconds, "", (kind, str(error))
+        return seconds, "", UnusableClip(kind, str(error))
     return seconds, hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest(), None
 
 
-def inspect_video(path: str, decode: str = "ends") -> tuple[int, str, Problem | None]:
+def inspect_video(path: str, decode: str = "ends") -> tuple[int, str, UnusableClip | None]:
     """Return the number of frames, the hash of their bytes, and what is wrong."""
     try:
         os.stat(path)
         if os.path.isdir(path):
-            counted = count_frames(path)
-            if isinstance(counted, tuple):
-                return 0, "", counted
+            count_frames(path)
         video = open_video(path)
-        total = len(video)
+        total, files = len(video), [path]
+        if isinstance(video, FrameFolder):
+            files = [os.path.join(path, name) for name in video.names]
         wanted = range(total) if decode == "all" else sorted({0, total // 2, total - 1})
         for start in range(0, len(wanted), FRAMES_AT_ONCE):
             video.read(wanted[start : start + FRAMES_AT_ONCE])
-        files = (
-            [os.path.join(path, name) for name in video.names]
-            if isinstance(video, FrameFolder)
-            else [path]
-        )
         return total, _hash_files(files), None
+    except UnusableClip as problem:
+        return 0, "", problem
     except FileNotFoundError:
-        return 0, "", ("video missing", f"'{path}' does not exist")
+        return 0, "", UnusableClip("video missing", f"'{path}' does not exist")
     except OSError as error:
-        return 0, "", ("video unreadable", f"'{path}': {error.strerror}")
+        return 0, "", UnusableClip("video unreadable", f"'{path}': {error.strerror}")
     except UnicodeError:  # decord and soundfile take names as UTF-8
-        return 0, "", ("video unreadable", f"name {ascii(path)} is not UTF-8; rename it")
+        detail = f"name {ascii(path)} is not UTF-8; rename it"
+        return 0, "", UnusableClip("video unreadable", detail)
     except UnreadableClip as error:
-        return 0, "", ("video unreadable", str(error))
+        return 0, "", UnusableClip("video unreadable", str(error))
 
 
 def stamp_of(video: str, audio: str, decode: str) -> str:
@@ -154,3 +195,42 @@ def _hash_files(paths: list[str]) -> str:
             raise UnreadableClip(f"frame '{path}' is an empty file")
         digest.update(size.to_bytes(8, "big"))
     return digest.hexdigest()
+
+
+def load_records(folder: Path, wanted: Container[Key]) -> dict[Key, Record]:
+    """Return what any run or shard has found out about the wanted clips."""
+    paths = sorted(folder.glob("records*"), key=lambda path: path.stat().st_mtime)
+    return {r.key: r for path in paths for r in _read(path) if r.key in wanted}  # the newest wins
+
+
+def stored(records: Iterable[Record], path: Path) -> Iterator[Record]:
+    """Add records to a file as they come, and pass them on; older ones of a clip go at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        _write(path)  # without a line that a crash has cut off
+    # Opened per record: a lost network mount or a kill costs one line, and 1 ms of 100 a clip.
+    for record in records:
+        with open(path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file, lineterminator="\n").writerow([*record, END])
+        yield record
+    if path.exists():
+        _write(path)
+
+
+def _read(path: Path) -> Iterator[Record]:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        for row in csv.reader(file):
+            if len(row) == len(Record._fields) + 1 and row[-1] == END:
+                video, audio, stamp, problems, detail, seconds, frames, *hashes = row[:-1]
+                numbers = float(seconds), int(frames)
+                yield Record(video, audio, stamp, problems, detail, *numbers, *hashes)
+
+
+def _write(path: Path) -> None:
+    """Write a file of records anew, each clip once."""
+    records = {record.key: record for record in _read(path)}
+    with (
+        whole_file(path) as part,
+        open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        csv.writer(file, lineterminator="\n").writerows([*r, END] for r in records.values())

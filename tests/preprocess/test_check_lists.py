@@ -10,8 +10,15 @@ import soundfile
 
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, write_list
 from preprocess import check_lists
-from preprocess.lists.inspection import inspect_all, inspect_audio, inspect_video
-from preprocess.lists.shards import Record, RecordStore, Shard, parse_shard
+from preprocess.command_line import WHOLE, parse_shard
+from preprocess.lists.inspection import (
+    Record,
+    inspect_all,
+    inspect_audio,
+    inspect_video,
+    load_records,
+    stored,
+)
 from tests.conftest import save_frames, save_mp4, save_wav, tone
 
 FAST = ["--num_workers", "1"]
@@ -202,8 +209,8 @@ def test_two_processes_find_the_same_as_one(clips: Clips, tmp_path: Path) -> Non
     made = [clips(name) for name in "abcd"]
     Path(made[2].audio).write_bytes(b"RIFF")
     pairs = [(clip.video, clip.audio) for clip in made]
-    one = inspect_all(pairs, tmp_path / "one", None, 1)
-    two = inspect_all(pairs, tmp_path / "two", None, 2)
+    one = inspect_all(pairs, tmp_path / "one", WHOLE, 1)
+    two = inspect_all(pairs, tmp_path / "two", WHOLE, 2)
     assert one == two
     assert [record.problems for record in one.values()] == ["", "", "audio unreadable", ""]
 
@@ -248,25 +255,28 @@ def record(name: str, problems: str = "") -> Record:
 
 
 def test_stopped_run_keeps_its_records_but_not_the_line_cut_off(tmp_path: Path) -> None:
-    store = RecordStore(tmp_path, Shard(1, 2))
-    running = store.extend([record("a"), record("b", "audio missing"), record("c")])
+    path = tmp_path / "records-1-of-2.csv"
+    running = stored([record("a"), record("b", "audio missing"), record("c")], path)
     next(running), next(running)
     running.close()
-    assert sorted(os.listdir(tmp_path)) == ["records-1-of-2.part"]
-    with open(store.part, "a") as file:
+    with open(path, "a") as file:
         file.write('"d\n.mp4",d.wav,s')
     wanted = {(f"{name}\n.mp4", f"{name}.wav") for name in "abcd"}
-    assert sorted(r.audio for r in store.load(wanted).values()) == ["a.wav", "b.wav"]
-    assert list(store.extend([record("c")])) == [record("c")]
-    assert sorted(os.listdir(tmp_path)) == ["records-1-of-2.csv"]
-    loaded = RecordStore(tmp_path, None).load(wanted)
-    assert list(loaded.values()) == [record("a"), record("b", "audio missing"), record("c")]
+    assert sorted(r.audio for r in load_records(tmp_path, wanted).values()) == ["a.wav", "b.wav"]
+    assert list(stored([record("c"), record("a", "video missing")], path)) != []
+    loaded = load_records(tmp_path, wanted)
+    expected = [record("a", "video missing"), record("b", "audio missing"), record("c")]
+    assert list(loaded.values()) == expected
+    assert len(path.read_text().splitlines()) == 6  # each name has a line break
 
 
-def test_every_item_is_in_one_shard() -> None:
+def test_every_item_is_in_one_shard_whatever_the_order() -> None:
+    items = ["c", "a", "e", "b", "d"]
     shards = [parse_shard(f"{k}/3") for k in (1, 2, 3)]
-    for position in range(7):
-        assert sum(shard.takes(position) for shard in shards) == 1
+    parts = [shard.take(items) for shard in shards]
+    assert parts == [["a", "d"], ["b", "e"], ["c"]]
+    assert parts == [shard.take(items[::-1]) for shard in shards]
+    assert WHOLE.take(items) == sorted(items) and parse_shard("1/1") == WHOLE
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/4"])
@@ -309,8 +319,8 @@ def test_names_that_are_not_utf8_are_reported(tmp_path: Path) -> None:
     shutil.copy(save_mp4(tmp_path / "a.mp4", 3), f"{path}.mp4")
     shutil.copy(save_wav(tmp_path / "a.wav", 4000), f"{path}.wav")
     problems = inspect_video(f"{path}.mp4")[2], inspect_audio(f"{path}.wav")[2]
-    assert [kind for kind, _ in problems] == ["video unreadable", "audio unreadable"]
-    assert all("is not UTF-8; rename it" in detail for _, detail in problems)
+    assert [problem.kind for problem in problems] == ["video unreadable", "audio unreadable"]
+    assert all("is not UTF-8; rename it" in problem.detail for problem in problems)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -320,4 +330,4 @@ def test_files_without_permission_are_reported(clips: Clips) -> None:
     os.chmod(clip.video, 0)
     kinds = inspect_video(clip.video)[2], inspect_audio(clip.audio)[2]
     os.chmod(clip.video, 0o700)
-    assert [kind for kind, _ in kinds] == ["video unreadable", "audio unreadable"]
+    assert [problem.kind for problem in kinds] == ["video unreadable", "audio unreadable"]

@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from preprocess.iemocap_clips import labels_of, main
-from preprocess.lists.iemocap import read_utterances
+from preprocess.iemocap_clips import main
+from preprocess.lists.annotations import read_utterances
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)  # the left half and the right half of the picture
 HEADING = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
@@ -92,8 +92,3 @@ def test_a_broken_label_line_is_named(tmp_path: Path) -> None:
     path.write_text("[1.0 - 2.0]\tsomething\tneu\n")
     with pytest.raises(ValueError, match=r"impro01.txt:1: expected '\[<start> - <end>\]"):
         list(read_utterances(str(path)))
-
-
-def test_labels_lie_beside_the_folder_of_videos(release: Path) -> None:
-    video = release / "Session1/dialog/avi/DivX/Ses01F_impro01.avi"
-    assert Path(labels_of(str(video))).parent.name == "EmoEvaluation"

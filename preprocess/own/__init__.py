@@ -1,1 +1,0 @@
-"""What preprocess/own_videos.py needs to know about labels.csv."""
