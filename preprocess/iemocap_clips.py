@@ -1,7 +1,7 @@
 """Cut the dialogues of IEMOCAP into utterances, each with the half of the picture that speaks.
 
-    python preprocess/iemocap_clips.py --input IEMOCAP_full_release --output clips
-    python preprocess/face_and_audio/extract_face.py --input clips --output faces
+    python preprocess/iemocap_clips.py --input IEMOCAP_full_release --output_dir clips
+    python preprocess/face_and_audio/extract_face.py --input clips --output_dir faces
 
 `Session1/dialog/avi/DivX/Ses01F_impro01.avi` becomes a folder of that name with an mp4 (without
 sound, which is in sentences/wav) for each utterance of `dialog/EmoEvaluation/Ses01F_impro01.txt`.

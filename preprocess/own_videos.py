@@ -117,7 +117,7 @@ def extract_all(args: argparse.Namespace) -> int:
     for modality in args.modality:
         folder, tool, suffix = HALVES[modality]
         flags = {"input": args.videos, "data_root": "", "ext": sorted(VIDEO_SUFFIXES)}
-        flags["output"] = os.path.join(args.output_dir, folder)
+        flags["output_dir"] = os.path.join(args.output_dir, folder)
         tool_args = argparse.Namespace(**vars(args) | flags)
         code = max(code, batch.run_tool(tool, tool_args, suffix, *work[modality]))
         if code > 1:
