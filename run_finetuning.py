@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,13 +26,12 @@ from hicmae.config import (
     parse_configs,
 )
 from hicmae.inference.export import export_run
-from hicmae.training import checkpoint
+from hicmae.training import checkpoint, distributed
 from hicmae.training.checkpoint import Saver, describe_clips, find_checkpoint, prepare
-from hicmae.training.evaluate import headline, summary
+from hicmae.training.evaluate import headline, show_classes, shown_metrics, summary
 from hicmae.training.logs import RunLogger
-from hicmae.training.loop import Watched, train_epochs
+from hicmae.training.loop import Watched, show_end, train_epochs
 from hicmae.training.optim import freeze
-from hicmae.training.results import show_classes, show_results
 from hicmae.training.run import (
     Session,
     make_optimization,
@@ -53,7 +53,6 @@ from hicmae.training.supervised import (
     read_lists,
     record_lists,
     scoring_loader,
-    shown_metrics,
     training_clips,
 )
 
@@ -124,8 +123,8 @@ def finetune(session: Session, configs: FinetuneConfigs) -> None:
         keep_best(saver, configs, epoch, metrics)
         log_epoch(run_logger, epoch, shape.steps, means, metrics, num_parameters(model))
         last_step = (epoch + 1) * shape.steps - 1
-        picture = bool(freq) and (epoch + 1) % freq == 0
-        show_classes(run_logger, last_step, metrics, names, picture)
+        draw = draw_confusion if freq and (epoch + 1) % freq == 0 else None
+        show_classes(run_logger, last_step, metrics, names, draw)
         saver.end_epoch()
     saver.finish()
     tested = test_last_and_best(session, configs, model, lists, saver)
@@ -223,6 +222,33 @@ def test_last_and_best(
         summary(best_metrics, names),
     )
     return {"last": metrics, "best": best_metrics}
+
+
+def draw_confusion(metrics: dict[str, Any], names: Sequence[str]) -> np.ndarray:
+    """Draw the confusion matrix for TensorBoard, (H, W, 3) uint8; only rank 0 does."""
+    from hicmae.visualize.confusion import confusion_image  # the other ranks need no matplotlib
+
+    return confusion_image(metrics, names)
+
+
+def show_results(
+    session: Session,
+    configs: FinetuneConfigs,
+    saver: Saver,
+    tested: dict[str, dict[str, Any]],
+    names: Sequence[str],
+) -> None:
+    """Show what the tests gave in TensorBoard, beside the settings that led there."""
+    if not distributed.is_main():
+        return
+    shown = shown_metrics(configs.classifier.task)
+    final = {f"test_{n}/{name}": headline(m, name) for n, m in tested.items() for name in shown}
+    if saver.best["value"] is not None:
+        final[f"val_best/{configs.score.val_metric}"] = saver.best["value"]
+    images = {}
+    if configs.run.image_freq and configs.classifier.task == "classification":
+        images = {f"test_{n}/confusion": draw_confusion(m, names) for n, m in tested.items()}
+    show_end(session, saver, final, images)
 
 
 def test_only(session: Session, configs: FinetuneConfigs) -> None:

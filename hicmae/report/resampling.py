@@ -10,9 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hicmae.training.evaluate import confusion_matrix, regression_metrics, scores_from_confusion
+from hicmae.training.evaluate import (
+    Scores,
+    class_scores,
+    metrics_of_classes,
+    number_scores,
+    regression_metrics,
+)
 
-Scores = dict[str, np.ndarray]
 MAX_WEIGHTS = 4_000_000  # random numbers held at once
 
 
@@ -45,9 +50,7 @@ class PredictionTable(NamedTuple):
         """Return the metrics of `hicmae.training.evaluate` over all clips."""
         if self.is_regression:
             return regression_metrics(self.labels, self.predictions)
-        return scores_from_confusion(
-            confusion_matrix(self.labels, self.predictions, self.num_outputs)
-        )
+        return metrics_of_classes(self.labels, self.predictions, self.num_outputs)
 
 
 class Statistic(NamedTuple):
@@ -76,53 +79,28 @@ def statistic(table: PredictionTable) -> Statistic:
 
 
 def _score_classes(sums: np.ndarray) -> Scores:
-    support, predicted, hits = np.split(sums, 3, axis=-1)
-    total = support.sum(-1)
-    recall = _ratio(hits, support)
-    f1 = _ratio(2.0 * hits, support + predicted)
-    war = hits.sum(-1) / total
-    scores = {
-        "uar": _mean_of_known(recall),
-        "war": war,
-        "weighted_f1": (np.nan_to_num(f1) * support).sum(-1) / total,
-        "macro_f1": _mean_of_known(f1),
-        "micro_f1": war,
-    }
-    return scores | _numbered("recall", recall)
+    scores = class_scores(*np.split(sums, 3, axis=-1))
+    return scores | _numbered("recall", scores.pop("recall"))
 
 
 def _score_numbers(sums: np.ndarray) -> Scores:
     count = sums[..., :1]
     truth, guess, truth2, guess2, product, error = np.split(sums[..., 1:] / count, 6, axis=-1)
+    unbiased = count / np.maximum(count - 1, 1)
     # Rounding leaves about 1e-16 of the second moment where there is no spread at all.
-    spread, spread_guess = (
-        np.where(square - mean**2 > 1e-13 * square, square - mean**2, 0.0)
+    variance, variance_predicted = (
+        np.where(square - mean**2 > 1e-13 * square, square - mean**2, 0.0) * unbiased
         for mean, square in ((truth, truth2), (guess, guess2))
     )
-    covariance = product - truth * guess
-    varies = (spread > 0) & (spread_guess > 0)
-    # Moments are unbiased (n - 1) as in hicmae.training.evaluate; a shift has no such factor.
-    shift = (truth - guess) ** 2 * (count - 1) / count
-    norms = np.sqrt(spread * spread_guess), (spread + spread_guess + shift) / 2
-    pcc, ccc = (np.where(varies, _ratio(covariance, norm), 0.0) for norm in norms)
+    covariance = (product - truth * guess) * unbiased
     mse = np.maximum(truth2 - 2 * product + guess2, 0.0)
-    named = {"pcc": np.clip(pcc, -1.0, 1.0), "ccc": ccc, "acc": 1 - error, "mae": error}
-    named |= {"mse": mse, "rmse": np.sqrt(mse)}
+    named = number_scores(
+        variance, variance_predicted, covariance, truth - guess, mae=error, mse=mse
+    )
     scores = {name: values.mean(-1) for name, values in named.items()}
     for name, values in named.items():
         scores |= _numbered(name, values)
     return scores
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Divide, nan where the denominator is 0."""
-    known = denominator > 0
-    return np.where(known, numerator, np.nan) / np.where(known, denominator, 1.0)
-
-
-def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(values)
-    return np.where(known, values, 0.0).sum(-1) / known.sum(-1)
 
 
 def _numbered(name: str, values: np.ndarray) -> Scores:

@@ -1,63 +1,103 @@
-"""Scores of predictions: UAR, WAR, F1, confusion; PCC, CCC and errors; mean over a clip's views.
+"""Scores of predictions, and the scoring of a list: forward passes, averaged views, result files.
 
-All scores are fractions in 0..1 (or correlations in -1..1), never percent, and plain Python
-numbers, so a result is ready for JSON. scikit-learn computes them; the correlations, which it
-lacks, are here.
-
-Scoring a list of clips: forward passes, averaged views, gathered ranks, written results.
+All scores are fractions in 0..1 (or correlations in -1..1), never percent.
 """
 
-import csv
-import io
 import json
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike
-from sklearn import metrics as sk
 from torch import nn
 
 from hicmae.data.loader import SkippedClip, ViewBatch
 from hicmae.data.splits import group_clips
 from hicmae.io import write_whole
 from hicmae.training import distributed
-from hicmae.training.logs import Progress
+from hicmae.training.logs import Progress, RunLogger
 from hicmae.training.run import Precision
 
-logger = logging.getLogger(__name__)
+Scores = dict[str, np.ndarray]
 
 
-def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> np.ndarray:
-    """Count predictions by true class.
+def class_scores(support: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -> Scores:
+    """Score a classifier by its counts of each class; leading axes are e.g. resamples.
 
     Args:
-        labels: (n,) true classes, in 0..K-1.
-        predictions: (n,) predicted classes, in 0..K-1.
-        num_classes: K.
+        support: (..., K) clips of each class.
+        predicted: (..., K) clips that were taken for it.
+        hits: (..., K) clips of it that were taken for it.
 
     Returns:
-        (K, K) int64; row = true class, column = predicted class.
+        `uar` mean recall over the classes that occur, `war` accuracy, and `weighted_f1`,
+        `macro_f1`, `micro_f1` over the classes that occur as label or prediction, (...) each;
+        `recall` (..., K), nan where a class does not occur.
     """
-    truth, guess = np.asarray(labels), np.asarray(predictions)
-    if truth.ndim != 1 or truth.shape != guess.shape:
-        raise ValueError(
-            f"labels and predictions must be two lists of one length, got shapes "
-            f"{truth.shape} and {guess.shape}"
-        )
-    if truth.size == 0:
-        raise ValueError("there are no predictions to score; the test list is empty")
-    for name, values in (("label", truth), ("prediction", guess)):
-        wrong = (values < 0) | (values >= num_classes) | (values != np.round(values))
-        if wrong.any():
-            raise ValueError(
-                f"{name} {values[wrong][0]} is not a class of 0..{num_classes - 1}; "
-                "check the list and --nb_classes"
-            )
-    return sk.confusion_matrix(truth.astype(int), guess.astype(int), labels=range(num_classes))
+    total = support.sum(-1)
+    seen = (support + predicted).any(axis=tuple(range(support.ndim - 1)))
+    recall, f1 = _ratio(hits, support), _ratio(2.0 * hits, support + predicted)[..., seen]
+    war = hits.sum(-1) / total
+    return {
+        "uar": _mean_of_known(recall),
+        "war": war,
+        "weighted_f1": (np.nan_to_num(f1) * support[..., seen]).sum(-1) / total,
+        "macro_f1": _mean_of_known(f1),
+        "micro_f1": war,
+        "recall": recall,
+    }
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Divide, nan where the denominator is 0."""
+    known = denominator > 0
+    return np.where(known, numerator, np.nan) / np.where(known, denominator, 1.0)
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    known = ~np.isnan(values)
+    return np.where(known, values, 0.0).sum(-1) / known.sum(-1)
+
+
+def number_scores(
+    variance: np.ndarray,
+    variance_predicted: np.ndarray,
+    covariance: np.ndarray,
+    shift: np.ndarray,
+    mae: np.ndarray,
+    mse: np.ndarray,
+) -> Scores:
+    """Score a regression by its moments over clips, of any shape; e.g. (resamples, K).
+
+    A correlation with a side that does not vary is undefined and counts as 0.
+
+    Args:
+        variance: of the targets, unbiased (n - 1) as in the original's evaluation.
+        variance_predicted: of the predictions.
+        covariance: of both.
+        shift: difference of the means.
+        mae: mean absolute error.
+        mse: mean squared error.
+
+    Returns:
+        `acc` (1 - MAE, which has a meaning for targets in 0..1), `mae`, `mse`, `rmse`, `pcc`
+        (Pearson's correlation) and `ccc` (the concordance correlation).
+    """
+    varies = (variance > 0) & (variance_predicted > 0)
+    pcc = _ratio(covariance, np.where(varies, np.sqrt(variance * variance_predicted), 0.0))
+    spread = variance + variance_predicted + shift**2
+    ccc = _ratio(2.0 * covariance, np.where(varies, spread, 0.0))
+    return {
+        "acc": 1 - mae,
+        "mae": mae,
+        "mse": mse,
+        "rmse": np.sqrt(mse),
+        "pcc": np.clip(np.nan_to_num(pcc), -1.0, 1.0),
+        "ccc": np.nan_to_num(ccc),
+    }
 
 
 def classification_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, Any]:
@@ -68,59 +108,61 @@ def classification_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, An
         scores: (n, K) one score per class, e.g. probabilities.
 
     Returns:
-        The dictionary of `scores_from_confusion`.
+        The dictionary of `metrics_of_classes`.
     """
-    values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 2 or values.shape[0] != len(np.asarray(labels)):
+    truth, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if values.ndim != 2 or truth.shape != values.shape[:1]:
         raise ValueError(
-            f"scores must be (clips, classes) with one row per label, got {values.shape} "
-            f"for {len(np.asarray(labels))} labels"
+            f"scores must be (clips, classes) with one row per label, got {values.shape} for "
+            f"labels {truth.shape}"
         )
-    _check_finite("scores", values)
-    return scores_from_confusion(
-        confusion_matrix(labels, values.argmax(1) if len(values) else [], values.shape[1])
-    )
+    _check_scored("scores", values)
+    return metrics_of_classes(truth, values.argmax(1), values.shape[1])
 
 
-def scores_from_confusion(confusion: np.ndarray) -> dict[str, Any]:
-    """Compute the classification scores from (K, K) counts, row = true class.
+def metrics_of_classes(
+    labels: ArrayLike, predictions: ArrayLike, num_classes: int
+) -> dict[str, Any]:
+    """Score predicted classes.
+
+    Args:
+        labels: (n,) true classes, in 0..K-1.
+        predictions: (n,) predicted classes.
+        num_classes: K.
 
     Returns:
-        `uar` mean recall over the classes that occur, `war` accuracy, `macro_f1` and `weighted_f1`
-        over the classes that occur as label or prediction (scikit-learn's rule), `micro_f1`,
-        `confusion` (K lists of K counts), `recall` (K values, None for an absent class), `count`.
+        The scores of `class_scores` as plain numbers (a recall of None: the class does not occur),
+        `confusion` (K lists of K counts, row = true class), and `count`.
     """
-    truth, guess = np.nonzero(confusion)
-    clips = {"y_true": truth, "y_pred": guess, "sample_weight": confusion[truth, guess]}
-    recall = sk.recall_score(
-        **clips, labels=range(len(confusion)), average=None, zero_division=np.nan
-    )
+    truth, guess = np.asarray(labels), np.asarray(predictions)
+    for name, values in (("label", truth), ("prediction", guess)):
+        wrong = ~np.isin(values, range(num_classes))
+        if wrong.any():
+            raise ValueError(
+                f"{name} {values[wrong][0]} is not a class of 0..{num_classes - 1}; check the "
+                "list and --nb_classes"
+            )
+    pairs = truth.astype(int) * num_classes + guess.astype(int)
+    confusion = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    scores = class_scores(confusion.sum(1), confusion.sum(0), confusion.diagonal())
+    recall = scores.pop("recall")
     return {
-        "uar": float(np.nanmean(recall)),
-        "war": float(sk.accuracy_score(**clips)),
-        **{
-            f"{average}_f1": float(sk.f1_score(**clips, average=average, zero_division=0.0))
-            for average in ("weighted", "macro", "micro")
-        },
+        **{name: float(value) for name, value in scores.items()},
         "confusion": confusion.tolist(),
         "recall": [None if np.isnan(value) else float(value) for value in recall],
-        "count": int(confusion.sum()),
+        "count": len(truth),
     }
 
 
 def regression_metrics(target: ArrayLike, prediction: ArrayLike) -> dict[str, Any]:
     """Score a regression per output and on average over the outputs.
 
-    A correlation with a side that does not vary is undefined and counted as 0. Moments of `ccc`
-    are unbiased (n - 1), as in the original's evaluation; its loss uses biased ones.
-
     Args:
-        target: (n, K) true values; an accuracy of 1 - MAE has a meaning for values in 0..1.
+        target: (n, K) true values.
         prediction: (n, K) predicted values.
 
     Returns:
-        `acc` (1 - MAE), `mae`, `mse`, `rmse`, `pcc`, `ccc`: each {"mean": float, "per_output":
-        [K floats]}; and `count`.
+        Each score of `number_scores` as {"mean": float, "per_output": [K floats]}; and `count`.
     """
     truth = np.asarray(target, dtype=np.float64)
     guess = np.asarray(prediction, dtype=np.float64)
@@ -129,74 +171,50 @@ def regression_metrics(target: ArrayLike, prediction: ArrayLike) -> dict[str, An
             f"targets and predictions must both be (clips, outputs), got {truth.shape} "
             f"and {guess.shape}"
         )
-    if truth.shape[0] == 0:
-        raise ValueError("there are no predictions to score; the test list is empty")
-    _check_finite("targets", truth)
-    _check_finite("predictions", guess)
-    mae = sk.mean_absolute_error(truth, guess, multioutput="raw_values")
-    mse = sk.mean_squared_error(truth, guess, multioutput="raw_values")
-    pcc, ccc = _correlations(truth, guess)
-    named = {"acc": 1 - mae, "mae": mae, "mse": mse, "rmse": np.sqrt(mse), "pcc": pcc, "ccc": ccc}
-    result: dict[str, Any] = {
-        name: {"mean": float(values.mean()), "per_output": values.tolist()}
-        for name, values in named.items()
-    }
-    return result | {"count": int(truth.shape[0])}
-
-
-def _correlations(truth: np.ndarray, guess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return Pearson's and the concordance correlation per column of two (n, K) arrays."""
-    if len(truth) < 2:
-        return np.zeros(truth.shape[1]), np.zeros(truth.shape[1])
-    shift = truth.mean(0) - guess.mean(0)
-    covariance = ((truth - truth.mean(0)) * (guess - guess.mean(0))).sum(0) / (len(truth) - 1)
-    spread, spread_guess = truth.var(0, ddof=1), guess.var(0, ddof=1)
-    # Rounding leaves a variance of about eps^2 in a constant column; treat that as no spread.
+    _check_scored("targets", truth)
+    _check_scored("predictions", guess)
+    # Rounding leaves a variance of about eps^2 in a constant column; take that as none.
     varies = (np.ptp(truth, axis=0) > 0) & (np.ptp(guess, axis=0) > 0)
-    pcc = np.where(varies, covariance, 0.0) / np.where(varies, np.sqrt(spread * spread_guess), 1.0)
-    ccc = np.where(varies, 2.0 * covariance, 0.0) / np.where(
-        varies, spread + spread_guess + shift**2, 1.0
+    own, other = truth - truth.mean(0), guess - guess.mean(0)
+    variance, variance_predicted, covariance = (
+        np.where(varies, product.sum(0) / max(len(truth) - 1, 1), 0.0)
+        for product in (own**2, other**2, own * other)
     )
-    return np.clip(pcc, -1.0, 1.0), ccc
+    shift, error = truth.mean(0) - guess.mean(0), guess - truth
+    mae, mse = np.abs(error).mean(0), (error**2).mean(0)
+    scores = number_scores(variance, variance_predicted, covariance, shift, mae, mse)
+    named = {
+        name: {"mean": float(values.mean()), "per_output": values.tolist()}
+        for name, values in scores.items()
+    }
+    return {**named, "count": len(truth)}
 
 
-def average_views(scores: ArrayLike, view_clip: ArrayLike, num_clips: int) -> np.ndarray:
+def _check_scored(name: str, values: np.ndarray) -> None:
+    if len(values) == 0:
+        raise ValueError("there are no predictions to score; the test list is empty")
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise ValueError(
+            f"{name} hold {bad.sum()} values that are not finite, first in row "
+            f"{np.flatnonzero(bad.any(axis=1))[0]}; the model has diverged or the list holds nan"
+        )
+
+
+def average_views(scores: np.ndarray, view_clip: np.ndarray, num_clips: int) -> np.ndarray:
     """Average the scores of each clip's views.
 
     Args:
-        scores: (views, K) probabilities or regression outputs.
-        view_clip: (views,) index of each view's clip, in 0..num_clips-1, in any order.
-        num_clips: number of clips; each must have at least one view.
+        scores: (views, K) float64.
+        view_clip: (views,) which of the clips a view shows, in any order; each has at least one.
+        num_clips: number of clips.
 
     Returns:
         (num_clips, K) float64.
     """
-    values = np.asarray(scores, dtype=np.float64)
-    clip = np.asarray(view_clip, dtype=np.int64)
-    if values.ndim != 2 or clip.shape != values.shape[:1]:
-        raise ValueError(
-            f"scores must be (views, K) with one clip index per view, got {values.shape} "
-            f"and {clip.shape}"
-        )
-    if clip.size and not 0 <= clip.min() <= clip.max() < num_clips:
-        raise ValueError(f"view_clip must be in 0..{num_clips - 1}, got {clip.min()}..{clip.max()}")
-    counts = np.bincount(clip, minlength=num_clips)
-    if (counts == 0).any():
-        missing = np.flatnonzero(counts == 0)
-        raise ValueError(f"{missing.size} of {num_clips} clips have no view, first: {missing[0]}")
-    total = np.zeros((num_clips, values.shape[1]))
-    np.add.at(total, clip, values)
-    return total / counts[:, None]
-
-
-def _check_finite(name: str, values: np.ndarray) -> None:
-    bad = ~np.isfinite(values)
-    if bad.any():
-        rows = np.flatnonzero(bad.any(axis=tuple(range(1, values.ndim))))
-        raise ValueError(
-            f"{name} hold {int(bad.sum())} values that are not finite, first in row {rows[0]}; "
-            "the model has diverged or the list holds nan"
-        )
+    total = np.zeros((num_clips, scores.shape[1]))
+    np.add.at(total, view_clip, scores)
+    return total / np.bincount(view_clip, minlength=num_clips)[:, None]
 
 
 Row = tuple[int, str, np.ndarray, np.ndarray]  # list index, name, target, scores
@@ -245,26 +263,31 @@ def predict(
     model.eval()
     rows: list[Row] = []
     skipped: list[SkippedClip] = []
-    progress = Progress(len(loader), description, every=50)
-    for batch in loader:
-        skipped += batch.skipped
-        for part in _clips(batch) if clip_by_clip else (batch,):
-            rows += _scored(model, part, precision, task)
-        progress.update()
-    progress.close()
+    with Progress(len(loader), description, every=50) as progress:
+        for batch in loader:
+            skipped += batch.skipped
+            for part in _clips(batch) if clip_by_clip else (batch,):
+                rows += _scored(model, part, precision, task)
+            progress.update()
     if shared:
         rows, skipped = distributed.gather_objects(rows), distributed.gather_objects(skipped)
-    return _join(rows, skipped)
+    if not rows:
+        raise RuntimeError(
+            f"no clip of the list could be read ({len(skipped)} skipped); nothing can be scored"
+        )
+    unique = {row[0]: row for row in rows}  # ranks may share a clip
+    _, names, targets, scores = zip(*(unique[index] for index in sorted(unique)), strict=True)
+    return Predictions(list(names), np.asarray(targets), np.stack(scores), sorted(skipped))
 
 
 def _clips(batch: ViewBatch) -> Iterator[ViewBatch]:
     """Split a batch into one for each clip."""
-    for place, name in enumerate(batch.names):
-        views, clip = batch.view_clip == place, slice(place, place + 1)
+    for index, name in enumerate(batch.names):
+        views, clip = batch.view_clip == index, slice(index, index + 1)
         yield ViewBatch(
             None if batch.video is None else batch.video[views],
             None if batch.audio is None else batch.audio[views],
-            batch.view_clip[views] - place,
+            batch.view_clip[views] - index,
             batch.clip_index[clip],
             batch.target[clip],
             (name,),
@@ -281,21 +304,9 @@ def _scored(model: nn.Module, batch: ViewBatch, precision: Precision, task: str)
         scores = model(batch.video, batch.audio).float()
     if task == "classification":
         scores = scores.softmax(dim=-1)
-    views = scores.double().cpu().numpy()
+    views, targets = scores.double().cpu().numpy(), batch.target.cpu().numpy()
     means = average_views(views, batch.view_clip.cpu().numpy(), len(batch.names))
-    targets = batch.target.cpu().numpy()
     return list(zip(batch.clip_index.tolist(), batch.names, targets, means, strict=True))
-
-
-def _join(rows: Iterable[Row], skipped: Sequence[SkippedClip]) -> Predictions:
-    """Sort by list index and keep each clip once."""
-    unique = {row[0]: row for row in rows}
-    if not unique:
-        raise RuntimeError(
-            f"no clip of the list could be read ({len(skipped)} skipped); nothing can be scored"
-        )
-    _, names, targets, scores = zip(*(unique[index] for index in sorted(unique)), strict=True)
-    return Predictions(list(names), np.asarray(targets), np.stack(scores), sorted(skipped))
 
 
 def average_clips(predictions: Predictions, fields: int) -> Predictions:
@@ -314,13 +325,17 @@ def average_clips(predictions: Predictions, fields: int) -> Predictions:
 
 def score(predictions: Predictions, task: str) -> dict[str, Any]:
     """Return the task's metrics, the number of clips, and the clips left out."""
-    if task == "classification":
-        metrics = classification_metrics(predictions.targets, predictions.scores)
-    else:
-        metrics = regression_metrics(predictions.targets, predictions.scores)
-    metrics["clips"] = len(predictions.names)
-    metrics["skipped"] = [f"{clip.video}: {clip.reason}" for clip in predictions.skipped]
-    return metrics
+    metrics_of = classification_metrics if task == "classification" else regression_metrics
+    return {
+        **metrics_of(predictions.targets, predictions.scores),
+        "clips": len(predictions.names),
+        "skipped": [f"{clip.video}: {clip.reason}" for clip in predictions.skipped],
+    }
+
+
+def shown_metrics(task: str) -> tuple[str, ...]:
+    """Name the metrics worth a line."""
+    return ("uar", "war", "weighted_f1") if task == "classification" else ("pcc", "ccc", "rmse")
 
 
 def headline(metrics: dict[str, Any], name: str) -> float:
@@ -329,28 +344,27 @@ def headline(metrics: dict[str, Any], name: str) -> float:
     return float(value["mean"] if isinstance(value, dict) else value)
 
 
+def summary(metrics: dict[str, Any], names: Sequence[str]) -> str:
+    """Return the named metrics as one readable line."""
+    return ", ".join(f"{name} {headline(metrics, name):.4f}" for name in names)
+
+
 def write_predictions(path: Path, predictions: Predictions, task: str) -> None:
     """Write one line a clip: name, label, prediction, then the probabilities (or all outputs).
 
     Names may hold bytes that are not UTF-8; they are written as they are.
     """
-    outputs = range(predictions.scores.shape[1])
+    names, targets, scores, _ = predictions
+    table = pd.DataFrame({"clip": np.array(names, dtype=object)}, dtype=object)
     if task == "classification":
-        header = ["clip", "label", "prediction", *(f"p{k}" for k in outputs)]
+        table["label"], table["prediction"], column = targets, scores.argmax(axis=1), "p"
     else:
-        header = ["clip", *(f"label{k}" for k in outputs), *(f"prediction{k}" for k in outputs)]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(header)
-    for name, target, scores in zip(
-        predictions.names, predictions.targets, predictions.scores, strict=True
-    ):
-        shown = [f"{value:.6f}" for value in scores]
-        if task == "classification":
-            writer.writerow([name, int(target), int(scores.argmax()), *shown])
-        else:
-            writer.writerow([name, *(f"{value:g}" for value in target), *shown])
-    write_whole(path, text.getvalue())
+        column = "prediction"
+        for k, values in enumerate(targets.T):
+            table[f"label{k}"] = [f"{value:g}" for value in values]
+    for k, values in enumerate(scores.T):
+        table[f"{column}{k}"] = values
+    write_whole(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\r\n"))
 
 
 def write_results(
@@ -361,6 +375,28 @@ def write_results(
     write_whole(output_dir / f"metrics{suffix}.json", json.dumps(metrics, indent=2) + "\n")
 
 
-def summary(metrics: dict[str, Any], names: Sequence[str]) -> str:
-    """Return the named metrics as one readable line."""
-    return ", ".join(f"{name} {headline(metrics, name):.4f}" for name in names)
+Draw = Callable[[dict[str, Any], Sequence[str]], np.ndarray]  # metrics, class names -> picture
+
+
+def show_classes(
+    run_logger: RunLogger,
+    step: int,
+    metrics: dict[str, Any],
+    names: Sequence[str],
+    draw: Draw | None = None,
+) -> None:
+    """Show recalls and confusion of the classes in TensorBoard; a regression has none.
+
+    Args:
+        run_logger: of the run.
+        step: last one of the epoch.
+        metrics: of the validation clips.
+        names: of the classes.
+        draw: draws the confusion matrix, (H, W, 3) uint8; None: no picture.
+    """
+    if "confusion" not in metrics or not run_logger.main:
+        return
+    recalls = {name: r for name, r in zip(names, metrics["recall"], strict=True) if r is not None}
+    run_logger.scalars(step, recalls, prefix="val_recall")
+    if draw is not None:
+        run_logger.image("val/confusion", draw(metrics, names), step)

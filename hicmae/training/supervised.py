@@ -314,8 +314,3 @@ def evaluate(
         if fields:
             write_predictions(session.output_dir / f"pred_clips{suffix}.csv", clips, task)
     return metrics
-
-
-def shown_metrics(task: str) -> tuple[str, ...]:
-    """Name the metrics worth a line."""
-    return ("uar", "war", "weighted_f1") if task == "classification" else ("pcc", "ccc", "rmse")

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from hicmae.report.resampling import Plan, PredictionTable, bootstrap_sums, intervals, statistic
-from hicmae.training.evaluate import confusion_matrix, regression_metrics, scores_from_confusion
+from hicmae.training.evaluate import metrics_of_classes, regression_metrics
 
 
 def classes_table(seed=0, n=60, k=4):
@@ -26,7 +26,7 @@ def numbers_table(seed=0, n=50, k=3):
 def test_scores_of_the_sum_are_the_metrics_of_the_clips(seed):
     table = classes_table(seed, n=9, k=5)  # few clips: classes are absent
     ours = statistic(table).score(statistic(table).values.sum(0))
-    expected = scores_from_confusion(confusion_matrix(table.labels, table.predictions, 5))
+    expected = metrics_of_classes(table.labels, table.predictions, 5)
     for name in ("uar", "war", "weighted_f1", "macro_f1", "micro_f1"):
         assert ours[name] == pytest.approx(expected[name])
     for k, recall in enumerate(expected["recall"]):
