@@ -18,15 +18,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
-# the repository root, so that this works from any folder without installation
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-from preprocess.toy.build import Recipe, build  # noqa: E402
-from preprocess.toy.preview import write_preview  # noqa: E402
+from preprocess.command_line import add_num_workers, make_parser  # noqa: E402
+from preprocess.toy.build import Recipe, build, write_preview  # noqa: E402
 
 SETTINGS = {
     "seed": "decides every pixel and sample",
@@ -39,24 +37,17 @@ SETTINGS = {
 }
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    defaults = Recipe()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--output_dir", type=Path, help="folder of the data set, for example saved/data/toy_av"
     )
     for name, meaning in SETTINGS.items():
-        default = getattr(defaults, name)
+        default = getattr(Recipe, name)
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({default})")
-    parser.add_argument(
-        "--num_workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="processes; any number gives the same files (%(default)s)",
-    )
+    add_num_workers(parser)
     parser.add_argument(
         "--relative",
         action=argparse.BooleanOptionalAction,
@@ -71,13 +62,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--preview_speakers", type=int, default=6, help="rows of the contact sheet (%(default)s)"
     )
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = make_parser()
     args = parser.parse_args(arguments)
     if args.preview is None and args.output_dir is None:
         parser.error("give --output_dir (or --preview for a contact sheet only)")

@@ -1,4 +1,4 @@
-"""What is said: random syllables with pauses, their loudness envelope, formants and mouth shape.
+"""What is said: random syllables with pauses, their loudness, formants and mouth shape.
 
 A plan knows neither valence nor arousal. Mouth and sound both follow it, so everything that they
 share (tempo, pauses, loudness, envelope) is the same in every class.
@@ -7,11 +7,10 @@ share (tempo, pauses, loudness, envelope) is the same in every class.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
-
-from preprocess.toy.speakers import VoiceTraits
 
 SAMPLE_RATE = 16000
 FRAME_RATE = 25
@@ -96,23 +95,22 @@ class SpeechPlan:
     rounding: np.ndarray
 
 
-def plan_speech(traits: VoiceTraits, rng: np.random.Generator) -> SpeechPlan:
+def plan_speech(voice: SimpleNamespace, rng: np.random.Generator) -> SpeechPlan:
     """Plan an utterance of 65 to 100 frames (2.6 to 4 s)."""
     frames = int(rng.integers(65, 101))
-    tempo = float(rng.uniform(3.2, 5.2) * traits.tempo)
+    tempo = float(rng.uniform(3.2, 5.2) * voice.tempo)
     loudness = float(rng.uniform(-30, -22))
     count = frames * CONTROLS_PER_FRAME
     segments = draw_segments(frames / FRAME_RATE, tempo, rng)
     steps = np.array([segment.sound for segment in segments])  # (segments, 9)
     edges = np.cumsum([segment.seconds for segment in segments]) * CONTROL_RATE
+    starts = np.concatenate([[0], edges])
     which = np.minimum(np.searchsorted(edges, np.arange(count), side="right"), len(segments) - 1)
     gain = np.array([segment.loudness for segment in segments])[which]
     at = steps[which].T  # (9, count)
     silent = at[3] == 0
     opening = smooth(at[7] * (0.55 + 0.45 * gain), 0.11)
-    within = (np.arange(count) - np.concatenate([[0], edges])[which]) / np.diff(edges, prepend=0)[
-        which
-    ]
+    within = (np.arange(count) - starts[which]) / np.diff(edges, prepend=0)[which]
     swell = 1 - (at[3] > 0.7) * 0.45 * (within - 0.4) ** 2 / 0.36  # vowels rise, then die away
     level = smooth(at[3] * gain * swell, 0.06)
     return SpeechPlan(
@@ -141,8 +139,7 @@ def draw_segments(seconds: float, tempo: float, rng: np.random.Generator) -> lis
     while length < end:
         if left == 0:
             new = [Segment(SILENCE, float(rng.uniform(0.16, 0.42)), 0.0, 0.0)]
-            left = int(rng.integers(3, 8))
-            phrase = left
+            left = phrase = int(rng.integers(3, 8))
         else:
             new = draw_syllable(1 / tempo, 0.5 * (2 * left / phrase - 1), rng)
             left -= 1
@@ -170,18 +167,12 @@ def draw_syllable(seconds: float, tone: float, rng: np.random.Generator) -> list
             burst = sound._replace(level=0.22, voiced=0.3 * sound.voiced, opening=0.35)
             onset.append(Segment(burst, 0.018, loudness, accent))
     rest = seconds - sum(segment.seconds for segment in onset)
-    if rng.random() < 0.25:
-        coda = (
-            GLIDES[rng.integers(2, len(GLIDES))]
-            if rng.random() < 0.5
-            else FRICATIVES[rng.integers(4)]
-        )
-        return [
-            *onset,
-            Segment(vowel, rest * 0.72, loudness, accent),
-            Segment(coda, rest * 0.28, loudness, accent),
-        ]
-    return [*onset, Segment(vowel, rest, loudness, accent)]
+    if rng.random() >= 0.25:
+        return [*onset, Segment(vowel, rest, loudness, accent)]
+    is_glide = rng.random() < 0.5
+    coda = GLIDES[rng.integers(2, len(GLIDES))] if is_glide else FRICATIVES[rng.integers(4)]
+    parts = [Segment(vowel, rest * 0.72, loudness, accent)]
+    return [*onset, *parts, Segment(coda, rest * 0.28, loudness, accent)]
 
 
 def wander(count: int, rng: np.random.Generator) -> np.ndarray:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import resample_poly
 
-from preprocess.toy.clips import SOUND_STREAM, Clip, Delivery
-from preprocess.toy.speakers import VoiceTraits
-from preprocess.toy.speech import (
-    CONTROL_RATE,
-    SAMPLE_RATE,
-    SAMPLES_PER_FRAME,
-    SpeechPlan,
-    smooth,
-)
+from preprocess.toy.clips import Clip
+from preprocess.toy.speech import CONTROL_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME, smooth
 
 OVERSAMPLING = 3  # the pulses close abruptly; made at 48 kHz they alias little
 WINDOW = 320  # 20 ms, half overlapping
@@ -26,32 +21,27 @@ PEAK = 0.95
 
 def synthesise(clip: Clip) -> np.ndarray:
     """Make the sound: (frames * 640,) float32 in -1..1 at 16 kHz, exactly as long as the video."""
-    rng = clip.key.rng(SOUND_STREAM)
-    speech = clip.speech
+    rng, speech = clip.key.rng("sound"), clip.speech
     count = speech.frames * SAMPLES_PER_FRAME
-    pitch = pitch_contour(speech, clip.delivery, rng)
-    pulses, openness = glottal_pulses(pitch, clip.delivery, count, rng)
+    pulses, openness = glottal_pulses(pitch_contour(clip, rng), clip.delivery, count, rng)
     hiss = rng.standard_normal(count)
-    breath = 10 ** (clip.delivery.breath / 20)
-    source = pulses + breath * hiss * (0.25 + openness)
-    frication = rng.standard_normal(count)
-    sound = vocal_tract(source, frication, clip)
+    source = pulses + 10 ** (clip.delivery.breath / 20) * hiss * (0.25 + openness)
+    sound = vocal_tract(np.stack([source, rng.standard_normal(count)]), clip)
     sound = impose_envelope(sound, speech.level) * 10 ** (speech.loudness / 20)
-    room = coloured_noise(count, rng) * 10 ** ((speech.loudness + clip.scene.noise) / 20)
-    sound = sound + room
+    sound = sound + room_noise(count, rng) * 10 ** ((speech.loudness + clip.scene.noise) / 20)
     return (sound * min(1.0, PEAK / np.abs(sound).max())).astype(np.float32)
 
 
-def pitch_contour(speech: SpeechPlan, delivery: Delivery, rng: np.random.Generator) -> np.ndarray:
+def pitch_contour(clip: Clip, rng: np.random.Generator) -> np.ndarray:
     """f0 in Hz at CONTROL_RATE: accents, a fall along the clip and slow drift, times the range."""
-    count = len(speech.level)
+    speech, delivery, count = clip.speech, clip.delivery, len(clip.speech.level)
     drift = smooth(rng.standard_normal(count), 0.5) * np.sqrt(0.5 * CONTROL_RATE) * 0.35
     fall = np.linspace(0.6, -0.6, count)
     return delivery.f0 * 2 ** (delivery.pitch_range * (1.5 * speech.accent + fall + drift) / 12)
 
 
 def glottal_pulses(
-    pitch: np.ndarray, delivery: Delivery, count: int, rng: np.random.Generator
+    pitch: np.ndarray, delivery: SimpleNamespace, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rosenberg pulses with jitter and shimmer.
 
@@ -64,36 +54,31 @@ def glottal_pulses(
     hertz = np.interp(moments, np.arange(len(pitch)), pitch)
     rate = SAMPLE_RATE * OVERSAMPLING
     cycle = np.floor(np.cumsum(hertz) / rate).astype(int)
-    jitter, shimmer = 1 + np.array([[delivery.jitter], [delivery.shimmer]]) * rng.standard_normal(
-        (2, cycle[-1] + 2)
-    )
+    spread = np.array([[delivery.jitter], [delivery.shimmer]])
+    jitter, shimmer = 1 + spread * rng.standard_normal((2, cycle[-1] + 2))
     phase = np.cumsum(hertz * jitter[cycle]) / rate
     number = np.floor(phase).astype(int)
     phase -= number
     close = delivery.open_quotient
     peak = 0.67 * close
-    rising, falling = phase < peak, (phase >= peak) & (phase < close)
-    up = np.pi * phase / peak
-    down = 0.5 * np.pi * (phase - peak) / (close - peak)
-    flow = np.where(rising, 0.5 - 0.5 * np.cos(up), np.where(falling, np.cos(down), 0))
-    change = np.where(
-        rising, 0.5 / peak * np.sin(up), np.where(falling, -0.5 / (close - peak) * np.sin(down), 0)
-    )
+    up, down = np.pi * phase / peak, 0.5 * np.pi * (phase - peak) / (close - peak)
+    parts = [phase < peak, phase < close]  # the flow rises, then falls
+    flow = np.select(parts, [0.5 - 0.5 * np.cos(up), np.cos(down)], 0)
+    change = np.select(parts, [0.5 / peak * np.sin(up), -0.5 / (close - peak) * np.sin(down)], 0)
     change *= shimmer[np.minimum(number, shimmer.size - 1)]
     change = resample_poly(change - change.mean(), 1, OVERSAMPLING)
     return change / np.sqrt(np.mean(change**2)), flow[::OVERSAMPLING]
 
 
-def vocal_tract(source: np.ndarray, frication: np.ndarray, clip: Clip) -> np.ndarray:
-    """Filter window by window (overlap-add): source by formants, noise by its own band."""
-    speech = clip.speech
-    step = WINDOW // 2
-    padded = np.pad(np.stack([source, frication]), ((0, 0), (step, WINDOW)))
-    starts = np.arange(0, len(source) + step, step)
+def vocal_tract(sources: np.ndarray, clip: Clip) -> np.ndarray:
+    """Filter (2, count) by overlap-add: the voice by formants, the noise by its own band."""
+    speech, step, count = clip.speech, WINDOW // 2, sources.shape[1]
+    padded = np.pad(sources, ((0, 0), (step, WINDOW)))
+    starts = np.arange(0, count + step, step)
     windows = padded[:, starts[:, None] + np.arange(WINDOW)] * np.hanning(WINDOW + 1)[:-1]
     spectra = np.fft.rfft(windows.astype(np.float32), FFT)  # (2, windows, bins)
     at = np.minimum(starts * CONTROL_RATE // SAMPLE_RATE, len(speech.level) - 1)
-    voiced = formant_response(speech.formants[:, at], clip.speaker.voice)
+    voiced = formant_response(speech.formants[:, at], clip.voice)
     voiced *= (speech.voiced[at, None] * tilt_gain(clip.delivery.tilt)).astype(np.float32)
     distance = (FREQUENCIES - speech.noise_hz[at, None]) / speech.noise_width[at, None]
     band = speech.noise[at, None] * np.exp(-0.5 * distance**2)
@@ -103,17 +88,17 @@ def vocal_tract(source: np.ndarray, frication: np.ndarray, clip: Clip) -> np.nda
     out = np.zeros(starts[-1] + FFT + step)
     for start, piece in zip(starts, pieces, strict=True):
         out[start : start + FFT] += piece
-    return out[step : step + len(source)]
+    return out[step : step + count]
 
 
-def formant_response(formants: np.ndarray, traits: VoiceTraits) -> np.ndarray:
+def formant_response(formants: np.ndarray, voice: SimpleNamespace) -> np.ndarray:
     """Five resonators in a row: (3, windows) Hz -> (windows, bins) complex64, 1 at 0 Hz."""
     delay = np.exp(-2j * np.pi * FREQUENCIES / SAMPLE_RATE)
     response = np.ones((formants.shape[1], len(FREQUENCIES)), dtype=np.complex64)
-    upper = np.array([[traits.f4], [traits.f5]])
+    upper = np.array([[voice.f4], [voice.f5]])
     for hertz, width in zip([*formants, *upper], BANDWIDTHS, strict=True):
-        radius = np.exp(-np.pi * width * traits.bandwidth / SAMPLE_RATE)
-        turn = 2 * radius * np.cos(2 * np.pi * hertz * traits.tract / SAMPLE_RATE)
+        radius = np.exp(-np.pi * width * voice.bandwidth / SAMPLE_RATE)
+        turn = 2 * radius * np.cos(2 * np.pi * hertz * voice.tract / SAMPLE_RATE)
         gain = 1 - turn + radius**2
         below = 1 - turn[:, None].astype(np.complex64) * delay.astype(np.complex64)
         below += (radius**2 * delay**2).astype(np.complex64)
@@ -143,10 +128,8 @@ def impose_envelope(sound: np.ndarray, level: np.ndarray) -> np.ndarray:
     return sound
 
 
-def coloured_noise(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Room noise: (count,) with rms 1 and less power the higher the frequency."""
-    spectrum = np.fft.rfft(rng.standard_normal(count))
-    noise = np.fft.irfft(
-        spectrum / np.sqrt(1 + np.fft.rfftfreq(count, 1 / SAMPLE_RATE) / 300), count
-    )
+def room_noise(count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count,) with rms 1 and less power the higher the frequency."""
+    fall = np.sqrt(1 + np.fft.rfftfreq(count, 1 / SAMPLE_RATE) / 300)
+    noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(count)) / fall, count)
     return noise / np.sqrt(np.mean(noise**2))
