@@ -32,19 +32,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from hicmae.data.clip_list import read_labelled_list, read_pretrain_list  # noqa: E402
-from hicmae.io import describe  # noqa: E402
-from preprocess.command_line import (  # noqa: E402
+from hicmae.data.clip_list import read_labelled_list, read_pretrain_list
+from hicmae.io import describe
+from preprocess.command_line import (
     Shard,
     add_num_workers,
     add_shard,
     make_parser,
 )
-from preprocess.face_and_audio import batch  # noqa: E402
-from preprocess.face_and_audio.batch import Ledger, Outcome  # noqa: E402
-from preprocess.packing import (  # noqa: E402
+from preprocess.face_and_audio import batch
+from preprocess.face_and_audio.batch import Ledger, Outcome
+from preprocess.packing import (
     Names,
     PackJob,
     Settings,

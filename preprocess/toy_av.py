@@ -23,8 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-from preprocess.command_line import add_num_workers, make_parser  # noqa: E402
-from preprocess.toy.build import Recipe, build, write_preview  # noqa: E402
+from preprocess.command_line import add_num_workers, make_parser
+from preprocess.toy.build import Recipe, build, write_preview
 
 SETTINGS = {
     "seed": "decides every pixel and sample",

@@ -24,13 +24,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-import av  # noqa: E402
+import av
 
-from hicmae.data.audio import SAMPLE_RATE  # noqa: E402
-from hicmae.io import UnreadableClip, whole_file  # noqa: E402
-from preprocess.command_line import make_parser  # noqa: E402
-from preprocess.face_and_audio import batch  # noqa: E402
-from preprocess.face_and_audio.batch import Job  # noqa: E402
+from hicmae.data.audio import SAMPLE_RATE
+from hicmae.io import UnreadableClip, whole_file
+from preprocess.command_line import make_parser
+from preprocess.face_and_audio import batch
+from preprocess.face_and_audio.batch import Job
 
 TOOL = "extract_audio"
 SAMPLE_BYTES = 2

@@ -29,18 +29,18 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from av.video.reformatter import VideoReformatter  # noqa: E402
+import cv2
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
 
-from hicmae.config import add_arguments, from_args, option  # noqa: E402
-from hicmae.faces.detector import Detector, check_weights  # noqa: E402
-from hicmae.faces.tracking import align, fill_gaps, main_face, search, smooth  # noqa: E402
-from hicmae.io import PART, UnreadableClip, whole_folder  # noqa: E402
-from preprocess.command_line import make_parser  # noqa: E402
-from preprocess.face_and_audio import batch  # noqa: E402
-from preprocess.face_and_audio.batch import Job, open_stream  # noqa: E402
+from hicmae.config import add_arguments, from_args, option
+from hicmae.faces.detector import Detector, check_weights
+from hicmae.faces.tracking import align, fill_gaps, main_face, search, smooth
+from hicmae.io import PART, UnreadableClip, whole_folder
+from preprocess.command_line import make_parser
+from preprocess.face_and_audio import batch
+from preprocess.face_and_audio.batch import Job, open_stream
 
 TOOL = "extract_face"
 SUFFIX = "_aligned"  # as OpenFace ends its folders
