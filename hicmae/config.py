@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
+from hicmae.data.dataset import ClipSettings
 from hicmae.data.splits import PATTERNS
 from hicmae.models.encoder import FUSION_ORDERS
 
@@ -263,13 +264,11 @@ class ClipConfig:
                 raise ValueError(f"--{flag} {value} is not a multiple of {divisor_name}, {divisor}")
 
     def dataset_options(self) -> dict[str, Any]:
-        """Return the geometry under the names of the data sets."""
-        return {
-            "num_frames": self.num_frames,
-            "sampling_rate": self.sampling_rate,
-            "input_size": self.input_size,
-            "input_size_audio": self.input_size_audio,
-        }
+        """Return the geometry as the data sets take it."""
+        settings = ClipSettings(
+            self.num_frames, self.sampling_rate, self.input_size, self.input_size_audio
+        )
+        return {"settings": settings}
 
     def model_options(self) -> dict[str, Any]:
         """Return the geometry under the names of the model builders."""

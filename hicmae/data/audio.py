@@ -102,11 +102,41 @@ def draw_gain(rng: np.random.Generator) -> float:
     return float(rng.beta(10, 10) + 0.5)
 
 
+class Wav(Protocol):
+    """A mono 16 kHz recording: a `WavFile`, or the sound of a packed clip."""
+
+    @property
+    def path(self) -> str | None:
+        """Name of the file, for messages."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return samples `start` to `stop` (exclusive) as float32, or raise UnreadableClip."""
+
+
 class WavFile:
     """A mono 16 kHz wav, opened once for all the spans that are read of it."""
 
     def __init__(self, path: str | None) -> None:
-        self.path, self.file = path, _open(path)
+        if path is None or not os.path.isfile(path):
+            raise UnreadableClip(f"audio '{path}' does not exist")
+        try:
+            file = soundfile.SoundFile(os.fsencode(path))  # bytes: a name need not be UTF-8
+        except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless, e.g. .raw
+            raise UnreadableClip(f"audio '{path}' cannot be opened: {one_line(error)}") from None
+        convert = "convert it with preprocess/face_and_audio/extract_audio.py"
+        problem = ""
+        if file.samplerate != SAMPLE_RATE:
+            problem = f"sample rate {file.samplerate} Hz, expected {SAMPLE_RATE}; {convert}"
+        elif file.channels != 1:
+            problem = f"{file.channels} channels, expected 1; {convert}"
+        elif file.frames < WINDOW:
+            problem = f"{file.frames} samples, expected at least the {WINDOW} of one 25 ms window"
+        if problem:
+            file.close()
+            raise UnreadableClip(f"audio '{path}' has {problem}")
+        self.path, self.file = path, file
 
     def __len__(self) -> int:
         return self.file.frames
@@ -126,26 +156,6 @@ class WavFile:
         return samples
 
 
-class Wav(Protocol):
-    """A mono 16 kHz recording: a `WavFile`, or the sound of a packed clip."""
-
-    @property
-    def path(self) -> str | None:
-        """Name of the file, for messages."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return samples `start` to `stop` (exclusive) as float32, or raise UnreadableClip."""
-        ...
-
-
-def length_of(path: str | None) -> int:
-    """Return the number of samples of a mono 16 kHz wav; UnreadableClip where it is not one."""
-    return len(WavFile(path))
-
-
 def read_span(path: str, start: int, stop: int) -> np.ndarray:
     """Read `sound` from a file."""
     return sound(WavFile(path), start, stop)
@@ -159,8 +169,15 @@ def sound(wav: Wav, start: int, stop: int) -> np.ndarray:
         of the wav has some.
     """
     samples = _finite(wav, start, stop)
-    if not _has_sound(samples) and not _has_sound(_finite(wav, 0, len(wav))):
+    if (samples == samples[0]).all() and (_finite(wav, 0, len(wav)) == samples[0]).all():
         raise UnreadableClip(f"audio '{wav.path}' is silent: all its samples are {samples[0]:g}")
+    return samples
+
+
+def _finite(wav: Wav, start: int, stop: int) -> np.ndarray:
+    samples = wav.read(start, stop)
+    if not np.isfinite(samples).all():
+        raise UnreadableClip(f"audio '{wav.path}' holds values that are not finite")
     return samples
 
 
@@ -242,41 +259,9 @@ def window_features(
     Returns:
         (len(windows), 1, T, F) float32.
     """
-    spans = []
-    for window in windows:
-        first = int(window[0])
-        last = min(first + span, total_frames - 1)
-        spans.append(frames_to_samples(first, last, total_frames, len(wav)))
+    starts = [int(window[0]) for window in windows]
+    spans = [
+        frames_to_samples(k, min(k + span, total_frames - 1), total_frames, len(wav))
+        for k in starts
+    ]
     return span_features(wav, spans, gains or [1.0] * len(spans), size)
-
-
-def _open(path: str | None) -> soundfile.SoundFile:
-    if path is None or not os.path.isfile(path):
-        raise UnreadableClip(f"audio '{path}' does not exist")
-    try:
-        file = soundfile.SoundFile(os.fsencode(path))  # bytes: a name need not be UTF-8
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless, e.g. .raw
-        raise UnreadableClip(f"audio '{path}' cannot be opened: {one_line(error)}") from None
-    convert = "convert it with preprocess/face_and_audio/extract_audio.py"
-    reason = None
-    if file.samplerate != SAMPLE_RATE:
-        reason = f"has sample rate {file.samplerate} Hz, expected {SAMPLE_RATE}; {convert}"
-    elif file.channels != 1:
-        reason = f"has {file.channels} channels, expected 1; {convert}"
-    elif file.frames < WINDOW:
-        reason = f"has {file.frames} samples, expected at least the {WINDOW} of one 25 ms window"
-    if reason is not None:
-        file.close()
-        raise UnreadableClip(f"audio '{path}' {reason}")
-    return file
-
-
-def _finite(wav: Wav, start: int, stop: int) -> np.ndarray:
-    samples = wav.read(start, stop)
-    if not np.isfinite(samples).all():
-        raise UnreadableClip(f"audio '{wav.path}' holds values that are not finite")
-    return samples
-
-
-def _has_sound(samples: np.ndarray) -> bool:
-    return bool((samples != samples[0]).any())

@@ -4,21 +4,18 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
-from timm.data.mixup import cutmix_bbox_and_lam, mixup_target
+from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from torch.nn.functional import interpolate
 from torchvision.transforms import RandomResizedCrop
 
+from hicmae.data.loader import LabelledBatch
 from hicmae.data.video import normalise, to_tensor
-
-if TYPE_CHECKING:
-    from hicmae.data.dataset import LabelledBatch
 
 ERASING_MODES = ("const", "rand", "pixel")
 
@@ -98,11 +95,9 @@ class ClipTransform:
 
     def _rand_augment(self, images: Sequence[Image.Image], seed: int) -> list[Image.Image]:
         assert self.rand_augment is not None
-        augmented: dict[
-            int, Image.Image
-        ] = {}  # a repeated last frame is one object: transform it once
+        augmented: dict[int, Image.Image] = {}
         for image in images:
-            if id(image) not in augmented:
+            if id(image) not in augmented:  # a repeated frame is one object
                 with seeded_globals(seed):  # the same draw for every frame
                     augmented[id(image)] = self.rand_augment(image)
         return [augmented[id(image)] for image in images]
@@ -116,52 +111,16 @@ class ClipTransform:
         frames = interpolate(crop[None], size, mode="bilinear", align_corners=False)[0]
         if random.random() < augment.flip:
             frames = frames.flip(-1)
-        return self.erase(frames).view(
-            3, -1, *size
-        )  # one image of 3 * T channels: one box for all frames
+        # As one image of 3 * T channels, so that all frames lose the same box.
+        return self.erase(frames).view(3, -1, *size)
 
 
-@dataclass(frozen=True)
-class Mixup:
-    """Mixup and cutmix of a whole batch with its reverse; the arguments are those of timm's Mixup.
-
-    timm's own class cannot carry the draw over to the audio. The draws come from numpy's global
-    generator, in timm's order, so that the same seed mixes the video as timm does.
-
-    Attributes:
-        num_classes: K.
-        mixup_alpha: of the beta distribution; 0 leaves mixup out.
-        cutmix_alpha: of the beta distribution; 0 leaves cutmix out.
-        prob: probability that a batch is mixed.
-        switch_prob: probability of cutmix where both are on.
-        label_smoothing: share of a target that is spread over all classes.
-    """
-
-    num_classes: int
-    mixup_alpha: float = 0.8
-    cutmix_alpha: float = 1.0
-    prob: float = 1.0
-    switch_prob: float = 0.5
-    label_smoothing: float = 0.1
-
-    def draw(self) -> tuple[float, bool]:
-        """Draw the share of a clip that stays its own, and whether to cut rather than blend."""
-        if np.random.rand() >= self.prob or (self.mixup_alpha <= 0 and self.cutmix_alpha <= 0):
-            return 1.0, False
-        if self.mixup_alpha > 0 and self.cutmix_alpha > 0:
-            cut = bool(np.random.rand() < self.switch_prob)
-        else:
-            cut = self.cutmix_alpha > 0
-        alpha = self.cutmix_alpha if cut else self.mixup_alpha
-        return float(np.random.beta(alpha, alpha)), cut
-
-
-def mix_batch(batch: "LabelledBatch", mixup: Mixup, mix_audio: bool = False) -> "LabelledBatch":
+def mix_batch(batch: LabelledBatch, mixup: Mixup, mix_audio: bool = False) -> LabelledBatch:
     """Mix each clip of a batch with its mirror in the batch, and smooth and mix the targets.
 
     Args:
         batch: video (B, 3, T, H, W) float, normalised, target (B,) int64.
-        mixup: what to draw.
+        mixup: timm's; its draws come from numpy's global generator.
         mix_audio: blend the audio with the same share; the original leaves it as it is. Audio
             without any video is always blended, as the targets are.
 
@@ -172,19 +131,14 @@ def mix_batch(batch: "LabelledBatch", mixup: Mixup, mix_audio: bool = False) -> 
         raise ValueError(
             "mixup needs class indices as targets, got numbers; set --mixup 0 --cutmix 0"
         )
-    share, cut = mixup.draw()
     video, audio = batch.video, batch.audio
-    if video is not None and cut:
-        (top, bottom, left, right), share = cutmix_bbox_and_lam(video.shape, share)
-        mirror, video = video.flip(0), video.clone()
-        video[..., top:bottom, left:right] = mirror[..., top:bottom, left:right]
-    elif video is not None:
-        video = _blend(video, share)
+    # Not timm's mixup(video, target), which takes even batches only and keeps the share to itself.
+    if video is None:
+        share, _ = mixup._params_per_batch()
+    else:
+        video = video.clone(memory_format=torch.contiguous_format)
+        share = mixup._mix_batch(video.flatten(1, 2))  # a view: frames as channels
     if audio is not None and (mix_audio or video is None):
-        audio = _blend(audio, share)
+        audio = audio * share + audio.flip(0) * (1 - share)
     target = mixup_target(batch.target, mixup.num_classes, share, mixup.label_smoothing)
     return batch._replace(video=video, audio=audio, target=target)
-
-
-def _blend(stream: torch.Tensor, share: float) -> torch.Tensor:
-    return stream if share == 1 else stream * share + stream.flip(0) * (1 - share)

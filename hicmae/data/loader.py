@@ -1,15 +1,13 @@
-"""A limit to the time that a clip may take, as some files hang a decoder or a file system.
+"""Batches of clips: order, unreadable clips, workers.
 
-Batches, and what leads to them: order, seeding, unreadable clips, the loader.
-
-Batches of an epoch from any batch on, even when the system kills processes that load them.
+An item depends on seed, epoch and index only, so that neither workers nor resumption change it.
+Clips that take too long are skipped, and when the system kills workers, new ones go on.
 """
 
 import csv
 import ctypes
 import itertools
 import logging
-import os
 import queue
 import signal
 import sys
@@ -26,92 +24,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hicmae.data.clip_list import Clip
-from hicmae.data.shards import PackedClip
+from hicmae.data.clip_list import AnyClip
 from hicmae.data.video import normalise
 from hicmae.io import UnreadableClip
 
 logger = logging.getLogger(__name__)
 
-
-Result = TypeVar("Result")
-
-
-class _Helper:
-    """A thread that works through calls, one at a time; left behind when one does not return."""
-
-    def __init__(self) -> None:
-        self.calls: queue.SimpleQueue = queue.SimpleQueue()
-        self.answers: queue.SimpleQueue = queue.SimpleQueue()
-        # A daemon: a process ends without waiting for what hangs.
-        threading.Thread(target=self._serve, daemon=True, name="clip reader").start()
-
-    def _serve(self) -> None:
-        while (call := self.calls.get()) is not None:
-            try:
-                self.answers.put((call(), None))
-            except BaseException as error:  # raised again where the answer is waited for
-                self.answers.put((None, error))
-
-
-class Deadline:
-    """Runs calls that must return within a time.
-
-    Args:
-        seconds: for a call; 0: no limit, and no thread.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._helper: _Helper | None = None
-        self._process = 0
-
-    def call(self, name: str, function: Callable[..., Result], *args: Any) -> Result:
-        """Return function(*args); what it raises comes through.
-
-        Args:
-            name: of the clip, for the message.
-            function: runs in another thread of this process.
-            args: of the function.
-
-        Raises:
-            UnreadableClip: it has not returned in time; its thread is left to itself.
-        """
-        if not self.seconds:
-            return function(*args)
-        if self._helper is None or self._process != os.getpid():  # a fork has no threads
-            self._helper, self._process = _Helper(), os.getpid()
-        self._helper.calls.put(lambda: function(*args))
-        try:
-            result, error = self._helper.answers.get(timeout=self.seconds)
-        except queue.Empty:
-            self._helper.calls.put(None)  # should it ever return, the thread ends
-            self._helper = None
-            raise UnreadableClip(
-                f"clip '{name}' was not read in {self.seconds:g} s; look at the file and its disk, "
-                "or raise --clip_timeout"
-            ) from None
-        if error is not None:
-            raise error
-        return result
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the thread out: a worker process starts its own."""
-        return {"seconds": self.seconds, "_helper": None, "_process": 0}
-
-
-NO_DEADLINE = Deadline(0.0)
-
-
 MAX_TRIES = 20  # unreadable clips in a row before an item gives up
-
-
+MAX_DEATHS = 3  # of workers, without a single batch in between
 SHARD_WINDOW = 8  # shards whose clips are shuffled together
 
-
-# First word of the seeds, so that the order of an epoch shares no random numbers with its items.
+# First words of seeds, so that the order of an epoch shares no random numbers with its items.
 _ORDER, _ITEM = 1, 2
-
+_PR_SET_PDEATHSIG = 1
+_IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 T = TypeVar("T")
 
@@ -128,6 +54,9 @@ class SkippedClip(NamedTuple):
 
     video: str
     reason: str
+
+
+# Batches
 
 
 class PretrainBatch(NamedTuple):
@@ -173,12 +102,11 @@ class LabelledBatch(NamedTuple):
 
 
 class ViewBatch(NamedTuple):
-    """All views of B clips, V in total.
+    """All views of B clips, V in total; B is 0 where all clips were skipped.
 
     video (V, 3, T, H, W) or None, uint8, after `to` float32 and normalised; audio (V, 1, T, F)
     float32 or None; view_clip (V,) int64, position in the batch of the clip a view shows;
     clip_index (B,) int64, position in the list; target, names, skipped as in LabelledBatch.
-    B is 0 where all clips were skipped.
     """
 
     video: Tensor | None
@@ -199,15 +127,15 @@ Batch = TypeVar("Batch", PretrainBatch, LabelledBatch, ViewBatch)
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """Join batches along their first axis: tensors and tuples are concatenated, None stays None."""
-    return type(batches[0])(*(_joined_field(values) for values in zip(*batches, strict=True)))
 
+    def join(values: tuple[Any, ...]) -> Any:
+        if values[0] is None:
+            return None
+        if isinstance(values[0], Tensor):
+            return torch.cat(values)
+        return tuple(itertools.chain.from_iterable(values))
 
-def _joined_field(values: tuple[Any, ...]) -> Any:
-    if values[0] is None:
-        return None
-    if isinstance(values[0], Tensor):
-        return torch.cat(values)
-    return tuple(itertools.chain.from_iterable(values))
+    return type(batches[0])(*map(join, zip(*batches, strict=True)))
 
 
 def _moved(batch: Batch, device: torch.device | str) -> Batch:
@@ -224,17 +152,56 @@ def _moved(batch: Batch, device: torch.device | str) -> Batch:
     return moved._replace(video=normalise(moved.video))
 
 
+# Items
+
+
 def item_generator(seed: int, item: ClipIndex) -> np.random.Generator:
     """Return the generator of one item: its draws depend on neither workers nor resumption."""
     return np.random.default_rng((_ITEM, seed, *item))
 
 
+def call_in_time(seconds: float, clip: str, function: Callable[..., T], *args: Any) -> T:
+    """Return function(*args); what it raises comes through.
+
+    Args:
+        seconds: limit, as some files hang a decoder or a file system; 0: none, and no thread.
+        clip: its name, for the message.
+        function: runs in another thread of this process.
+        args: of the function.
+
+    Raises:
+        UnreadableClip: it has not returned in time; its thread is left to itself.
+    """
+    if not seconds:
+        return function(*args)
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put((function(*args), None))
+        except BaseException as error:  # raised again below
+            answers.put((None, error))
+
+    # A daemon: a process ends without waiting for what hangs.
+    threading.Thread(target=work, daemon=True, name="clip reader").start()
+    try:
+        result, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise UnreadableClip(
+            f"clip '{clip}' was not read in {seconds:g} s; look at the file and its disk, or raise "
+            "--clip_timeout"
+        ) from None
+    if error is not None:
+        raise error
+    return result
+
+
 def read_or_replace(
-    clips: Sequence[Clip | PackedClip],
+    clips: Sequence[AnyClip],
     index: int,
     read: Callable[[Any, np.random.Generator], T],
     rng: np.random.Generator,
-    deadline: Deadline = NO_DEADLINE,
+    clip_timeout: float = 0.0,
 ) -> tuple[T, tuple[SkippedClip, ...]]:
     """Read clip `index`; while that fails, read another clip drawn from the list instead.
 
@@ -245,7 +212,8 @@ def read_or_replace(
     while len(skipped) < min(MAX_TRIES, len(clips)):
         clip = clips[index]
         try:
-            return deadline.call(clip.video, read, clip, rng), tuple(skipped.values())
+            found = call_in_time(clip_timeout, clip.video, read, clip, rng)
+            return found, tuple(skipped.values())
         except UnreadableClip as error:
             skipped[index] = SkippedClip(clip.video, str(error))
         while index in skipped and len(skipped) < len(clips):
@@ -257,10 +225,7 @@ def read_or_replace(
 
 
 def read_or_skip(
-    clip: Clip | PackedClip,
-    read: Callable[[Any], T],
-    allow_skip: bool,
-    deadline: Deadline = NO_DEADLINE,
+    clip: AnyClip, read: Callable[[Any], T], allow_skip: bool, clip_timeout: float = 0.0
 ) -> tuple[T | None, tuple[SkippedClip, ...]]:
     """Read a clip for evaluation, where no other can stand in for it.
 
@@ -268,7 +233,7 @@ def read_or_skip(
         What `read` returned and (), or None and the clip where it failed and may be skipped.
     """
     try:
-        return deadline.call(clip.video, read, clip), ()
+        return call_in_time(clip_timeout, clip.video, read, clip), ()
     except UnreadableClip as error:
         if allow_skip:
             return None, (SkippedClip(clip.video, str(error)),)
@@ -276,6 +241,53 @@ def read_or_skip(
             f"evaluation clip '{clip.video}' cannot be read: {error}; mend it or leave such clips "
             "out with --skip_bad_test_clips"
         ) from error
+
+
+class SkippedClips:
+    """The record of unreadable clips: a warning and a line of a csv file for each, once.
+
+    Args:
+        path: csv file with the columns video, reason; what an earlier run wrote there still counts.
+        num_clips: clips in the list.
+        max_bad_share: share of the list, in [0, 1], above which `record` raises.
+    """
+
+    def __init__(self, path: str | Path, num_clips: int, max_bad_share: float) -> None:
+        self.path, self.num_clips, self.max_bad_share = Path(path), num_clips, max_bad_share
+        self.videos: set[str] = set()
+        if self.path.is_file():
+            with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+                self.videos = {row["video"] for row in csv.DictReader(file) if row.get("video")}
+
+    def record(self, skipped: Iterable[SkippedClip]) -> None:
+        """Name the clips that are new; RuntimeError when too many of the list are unreadable."""
+        new = {clip.video: clip for clip in skipped if clip.video not in self.videos}
+        for clip in new.values():
+            logger.warning("skipped a clip: %s", clip.reason)
+        if new:
+            try:
+                self._append(new.values())
+            except OSError as error:
+                logger.warning("could not write '%s': %s; training goes on", self.path, error)
+            self.videos.update(new)
+        share = len(self.videos) / max(self.num_clips, 1)
+        if share > self.max_bad_share:
+            raise RuntimeError(
+                f"{len(self.videos)} of {self.num_clips} clips ({share:.2%}) cannot be read, "
+                f"expected at most {self.max_bad_share:.2%}; see '{self.path}', mend the clips "
+                "or raise --max_bad_clips"
+            )
+
+    def _append(self, clips: Iterable[SkippedClip]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if file.tell() == 0:
+                writer.writerow(SkippedClip._fields)
+            writer.writerows(clips)
+
+
+# Order
 
 
 class ClipSampler(Sampler[ClipIndex]):
@@ -351,6 +363,9 @@ def shard_order(shards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([rng.permutation(pool) for pool in pools])
 
 
+# Workers
+
+
 def make_loader(
     dataset: Dataset[Any],
     sampler: ClipSampler,
@@ -386,67 +401,10 @@ def make_loader(
     )
 
 
-class SkippedClips:
-    """The record of unreadable clips: a warning and a line of a csv file for each, once.
-
-    Args:
-        path: csv file with the columns video, reason; what an earlier run wrote there still counts.
-        num_clips: clips in the list.
-        max_bad_share: share of the list, in [0, 1], above which `record` raises.
-    """
-
-    def __init__(self, path: str | Path, num_clips: int, max_bad_share: float) -> None:
-        self.path, self.num_clips, self.max_bad_share = Path(path), num_clips, max_bad_share
-        self.videos: set[str] = set()
-        if self.path.is_file():
-            with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-                self.videos = {row["video"] for row in csv.DictReader(file) if row.get("video")}
-
-    def record(self, skipped: Iterable[SkippedClip]) -> None:
-        """Name the clips that are new; RuntimeError when too many of the list are unreadable."""
-        new = {clip.video: clip for clip in skipped if clip.video not in self.videos}
-        if new:
-            self._append(list(new.values()))
-            self.videos.update(new)
-        share = len(self.videos) / max(self.num_clips, 1)
-        if share > self.max_bad_share:
-            raise RuntimeError(
-                f"{len(self.videos)} of {self.num_clips} clips ({share:.2%}) cannot be read, "
-                f"expected at most {self.max_bad_share:.2%}; see '{self.path}', mend the clips "
-                "or raise --max_bad_clips"
-            )
-
-    def _append(self, clips: list[SkippedClip]) -> None:
-        for clip in clips:
-            logger.warning("skipped a clip: %s", clip.reason)
-        try:
-            self._write(clips)
-        except OSError as error:
-            logger.warning("could not write '%s': %s; training goes on", self.path, error)
-
-    def _write(self, clips: list[SkippedClip]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if file.tell() == 0:
-                writer.writerow(SkippedClip._fields)
-            writer.writerows(clips)
-
-
-MAX_DEATHS = 3  # without a single batch in between
-
-
-_PR_SET_PDEATHSIG = 1
-
-
-_IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
 def epoch_batches(loader: DataLoader[Any], epoch: int, first: int = 0) -> Iterator[Any]:
     """Yield batch number `first` of an epoch and all after it.
 
-    When a worker is killed, new ones start at the batch that was due: the batches stay the same,
-    since an item depends on seed, epoch and index only.
+    When a worker is killed, new ones start at the batch that was due, and give the same batches.
 
     Args:
         loader: of `make_loader`.
@@ -458,8 +416,7 @@ def epoch_batches(loader: DataLoader[Any], epoch: int, first: int = 0) -> Iterat
     """
     done, deaths = first, 0
     while True:
-        sampler = cast(ClipSampler, loader.sampler)  # of `make_loader`
-        sampler.set_epoch(epoch, done * (loader.batch_size or 1))
+        cast(ClipSampler, loader.sampler).set_epoch(epoch, done * (loader.batch_size or 1))
         batches: Iterator[Any] = iter(())
         workers = _workers(loader)
         try:
@@ -474,21 +431,18 @@ def epoch_batches(loader: DataLoader[Any], epoch: int, first: int = 0) -> Iterat
             if dead is None:
                 raise
             deaths += 1
-            _report(dead, deaths, epoch, done, error)
+            _report(dead, deaths, f"batch {done} of epoch {epoch}", error)
         del batches
         loader._iterator = None  # the last reference: torch ends the other workers
         end(workers)  # also those that wait for a lock of the dead one
 
 
-def _dead(workers: list[BaseProcess]) -> BaseProcess | None:
-    """Return a worker that has ended, with its exit code known, or None where all live."""
-    # Its sockets fail a moment before its sentinel, and that a moment before the code is there.
-    ended = wait([worker.sentinel for worker in workers], timeout=1) if workers else []
-    for worker in workers:
-        if worker.sentinel in ended:
-            worker.join(timeout=5)
-            return worker
-    return None
+def end(processes: list[BaseProcess]) -> None:
+    """Kill processes and wait until they are gone."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
 
 
 def _workers(loader: DataLoader[Any]) -> list[BaseProcess]:
@@ -504,8 +458,7 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
         # Of the loader alone, so that starting workers once more leaves the run's draws alone.
         loader.generator = torch.Generator()
     batches = iter(loader)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if loader.num_workers and in_main_thread:
+    if loader.num_workers and threading.current_thread() is threading.main_thread():
         # torch's handler raises wherever the main process is, even half-way through a step.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return batches
@@ -521,28 +474,29 @@ def _settle(then: Callable[[int], None] | None, worker: int) -> None:
         then(worker)
 
 
-def _report(dead: BaseProcess, deaths: int, epoch: int, done: int, error: BaseException) -> None:
+def _dead(workers: list[BaseProcess]) -> BaseProcess | None:
+    """Return a worker that has ended, with its exit code known, or None where all live."""
+    # Its sockets fail a moment before its sentinel, and that a moment before the code is there.
+    ended = wait([worker.sentinel for worker in workers], timeout=1) if workers else []
+    for worker in workers:
+        if worker.sentinel in ended:
+            worker.join(timeout=5)
+            return worker
+    return None
+
+
+def _report(dead: BaseProcess, deaths: int, where: str, error: BaseException) -> None:
+    """Warn of a worker's end; RuntimeError when it was one of too many."""
     code = dead.exitcode or 0
     cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     if deaths >= MAX_DEATHS:
         raise RuntimeError(
-            f"workers that load clips died {deaths} times in a row at batch {done} of epoch "
-            f"{epoch}, the last by {cause}; lower --num_workers if memory or /dev/shm ran out "
-            "(SIGKILL, SIGBUS), look for a broken clip otherwise, and start the command again"
+            f"workers that load clips died {deaths} times in a row at {where}, the last by "
+            f"{cause}; lower --num_workers if memory or /dev/shm ran out (SIGKILL, SIGBUS), look "
+            "for a broken clip otherwise, and start the command again"
         ) from error
     logger.warning(
-        "a worker that loads clips (process %s) was ended by %s; new ones go on at batch %d of "
-        "epoch %d with the same clips",
-        dead.pid,
-        cause,
-        done,
-        epoch,
+        "a worker that loads clips (process %s) was ended by %s; new ones go on at %s with the "
+        "same clips",
+        *(dead.pid, cause, where),
     )
-
-
-def end(processes: list[BaseProcess]) -> None:
-    """Kill processes and wait until they are gone."""
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.join()

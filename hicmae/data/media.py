@@ -1,13 +1,8 @@
-"""H.264 in mp4, decoded no further than the wanted frames need; the pixels are the same.
+"""Read films, sounds and folders of frames.
 
-Frames of a clip by their numbers: from a folder of images, or from a video file.
-
-Pictures and sound of what a model is asked about: a file, a folder of frames, or arrays.
-
-A source has `times`, the moment of each frame in seconds from the first one, `frames(indices)` and
-`sound()`; `path` and `heard` name where the two come from. Nothing is decoded before it is wanted.
-
-Decode pictures and sound with FFmpeg's libraries (PyAV).
+Training asks a `Video` for frames by their numbers: a folder, or a film read by partial decoding of
+H.264, by decord, or by PyAV. What a model is asked about in inference is a `Source`, with `times`,
+`frames` and `sound`. Files are opened by `open_container` (PyAV) and by decord, nowhere else.
 """
 
 import itertools
@@ -16,45 +11,110 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, overload
+from typing import Any, Literal
 
 import av
 import numpy as np
 import soundfile
-from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Disposition, Stream
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from PIL import Image
 
 from hicmae.data.audio import SAMPLE_RATE
-from hicmae.data.video import check_frame_size
+from hicmae.data.video import FrameFolder, FrameTimes, Video, check_frame_size
 from hicmae.io import UnreadableClip, one_line
 
-PIXEL_FORMATS = ("yuv420p", "yuvj420p")  # both decoders turn these into the very same RGB
+try:
+    import decord
+except ImportError:  # no wheels outside Linux x86-64; PyAV gives the same frames there
+    decord = None
+else:
+    decord.logging.set_level(decord.logging.FATAL)  # what is wrong with a clip is in our message
 
+FRAME_RATE = 25.0  # frames a second where a file does not say
+SEEK_GAP = 8.0  # seconds between wanted frames from which jumping is cheaper than decoding
+OUT_OF_STEP = 0.1  # seconds; sound that begins this much apart from the picture is shifted
 
-_SLICE, _IDR_SLICE = 1, 5  # kinds of NAL units
-
-
+_PIXEL_FORMATS = ("yuv420p", "yuvj420p")  # all decoders turn these into the very same RGB
+_SLICE, _IDR_SLICE = 1, 5  # kinds of NAL units of H.264
 # Kept, as each new one computes its tables again: as long as decoding five frames.
 _to_rgb = VideoReformatter()
-
-
 # Since PyAV 17 it would start threads for every frame; before, there was no such choice.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
-class FrameTimes(NamedTuple):
-    """When each frame begins and ends, in seconds; two (frames,) float32 arrays, ascending."""
+class NoPicture(UnreadableClip):
+    """There is no picture where one is needed."""
 
-    begins: np.ndarray
-    ends: np.ndarray
 
-    def between(self, first: int, last: int) -> tuple[float, float]:
-        """Return when frame `first` begins and frame `last` ends."""
-        return float(self.begins[first]), float(self.ends[last])
+class NoSound(UnreadableClip):
+    """There is no sound where some is needed."""
+
+
+# Opening with PyAV
+
+
+def open_container(path: str) -> InputContainer:
+    """Open a file, and nothing but a file: what calls itself a film may be a list of addresses."""
+    return av.open(
+        os.path.abspath(path),  # FFmpeg takes "a:b.mp4" for a protocol
+        metadata_errors="replace",
+        options={"protocol_whitelist": "file"},
+    )
+
+
+@contextmanager
+def opened(path: str) -> Iterator[InputContainer]:
+    """Yield a file's container; UnreadableClip in one line for whatever is wrong with it."""
+    check_file(path)
+    try:
+        with open_container(path) as container:
+            yield container
+    except av.InvalidDataError as error:
+        raise UnreadableClip(
+            f"'{path}' is no video or sound file, or damaged: {error.strerror}"
+        ) from None
+    except av.FFmpegError as error:
+        raise UnreadableClip(f"'{path}' cannot be decoded: {error.strerror}") from None
+
+
+def check_file(path: str) -> None:
+    """Raise UnreadableClip where a path is no file, or one that is empty or may not be read."""
+    if not os.path.isfile(path):  # a pipe, say, would never end
+        problem = "is no file" if os.path.exists(path) else "does not exist"
+        raise UnreadableClip(f"'{path}' {problem}")
+    try:
+        with open(path, "rb") as file:
+            is_empty = not file.read(1)
+    except OSError as error:
+        raise UnreadableClip(f"'{path}' cannot be read: {error.strerror}") from None
+    if is_empty:
+        raise UnreadableClip(f"'{path}' is an empty file")
+
+
+def first_stream(container: InputContainer, kind: Literal["audio", "video"]) -> Any:
+    """Return a file's first stream of a kind, or None; the cover of a song is no video."""
+    streams = getattr(container.streams, kind)
+    return next((s for s in streams if not s.disposition & Disposition.attached_pic), None)
+
+
+def needed_stream(container: InputContainer, kind: Literal["audio", "video"]) -> Any:
+    """Return a file's first stream of a kind; UnreadableClip where it cannot be decoded."""
+    stream = first_stream(container, kind)
+    if stream is None or stream.codec_context is None:
+        raise UnreadableClip(f"'{container.name}' has a {kind} stream of an unknown codec")
+    if kind == "video":
+        check_frame_size(f"a frame of '{container.name}'", stream.width, stream.height)
+    return stream
+
+
+def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Turn a decoded picture as its film says; telephones store how they were held beside it."""
+    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+
+
+# Frames by their numbers, for training
 
 
 def packet_times(packets: Iterable[av.Packet]) -> FrameTimes:
@@ -74,22 +134,131 @@ def packet_times(packets: Iterable[av.Packet]) -> FrameTimes:
     return FrameTimes(begins, ends)
 
 
+def open_video(path: str) -> Video:
+    """Open a folder of frames or a video file; UnreadableClip where there is nothing to read."""
+    if os.path.isdir(path):
+        return FrameFolder(path)
+    check_file(path)
+    return open_h264(path) or whole_file_video(path)
+
+
+def whole_file_video(path: str) -> Video:
+    """Open a video file of any kind, to be decoded frame by frame."""
+    return DecordVideo(path) if decord is not None else PyAVVideo(path)
+
+
+class DecordVideo:
+    """A video file read with decord; frames between the wanted ones are skipped, not converted."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            # An absolute name, as FFmpeg would take "a:b.mp4" for a protocol.
+            self.reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
+        except (decord.DECORDError, RuntimeError) as error:
+            raise UnreadableClip(f"video '{path}' cannot be opened: {one_line(error)}") from None
+        if len(self.reader) == 0:
+            raise UnreadableClip(f"video '{path}' holds no frame")
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Return the frames at `indices`, see `Video`."""
+        try:
+            return list(self.reader.get_batch(list(indices)).asnumpy())
+        except (decord.DECORDError, RuntimeError):
+            # decord also fails on some sound files, e.g. all of width 48.
+            return PyAVVideo(self.path).read(indices)
+
+    def times(self, first: int, last: int) -> tuple[float, float]:
+        """Return when frame `first` begins and frame `last` ends, in seconds."""
+        times = self.reader.get_frame_timestamp([first, last])
+        return float(times[0][0]), float(times[1][1])
+
+
+class PyAVVideo:
+    """A video file read with PyAV, for machines without decord.
+
+    Frames are counted in order rather than sought: seeking is off by one in some containers.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with opened(path) as container:
+            stream = next(iter(container.streams.video), None)
+            self.frame_times = packet_times(container.demux(stream) if stream else ())
+        if not len(self):
+            raise UnreadableClip(f"video '{path}' holds no frame")
+
+    def __len__(self) -> int:
+        return len(self.frame_times.begins)
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Return the frames at `indices`, see `Video`."""
+        wanted = set(indices)
+        with opened(self.path) as container:
+            decoded = enumerate(itertools.islice(container.decode(video=0), max(wanted) + 1))
+            images = [frame.to_ndarray(format="rgb24") for k, frame in decoded if k in wanted]
+        if len(images) != len(wanted):
+            raise UnreadableClip(
+                f"video '{self.path}' cannot be decoded: it ends before frame {max(wanted)}"
+            )
+        return images
+
+    def times(self, first: int, last: int) -> tuple[float, float]:
+        """Return when frame `first` begins and frame `last` ends, in seconds."""
+        return self.frame_times.between(first, last)
+
+
+def open_h264(path: str) -> "H264Video | None":
+    """Open an mp4 for partial decoding; None where it is none, or broken, or not to be trusted.
+
+    Raises:
+        UnreadableClip: the frames of a video, of any kind, are too large.
+    """
+    try:
+        path.encode()  # a name that is not UTF-8 is no name to decord: it shall say so
+        container = open_container(path)
+        streams = container.streams.video
+        if not streams:
+            return None
+        codec = streams[0].codec_context
+        check_frame_size(f"video '{path}'", codec.width, codec.height)
+        is_mp4 = "mp4" in container.format.name.split(",")
+        # Not codec.pix_fmt: where it is not known, PyAV 17 crashes.
+        pixels = codec.format.name if codec.format else ""
+        if not is_mp4 or codec.name != "h264" or pixels not in _PIXEL_FORMATS:
+            return None
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    except (av.FFmpegError, OSError, UnicodeError):
+        return None
+    return H264Video(path, container, packets) if _is_indexed(packets) else None
+
+
+def _is_indexed(packets: Sequence[av.Packet]) -> bool:
+    """Tell whether every packet is one whole frame with a time stamp of its own."""
+    if not packets or not packets[0].is_keyframe:
+        return False
+    if any(packet.pts is None or packet.is_corrupt or packet.is_discard for packet in packets):
+        return False
+    return len({packet.pts for packet in packets}) == len(packets)
+
+
 class H264Video:
     """An mp4 whose frames can be told by their time stamps; `open_h264` makes it where that is so.
 
     Decoding starts at the last keyframe before which no wanted frame needs anything, stops with the
     last wanted frame, and leaves out unwanted frames to which no other refers: often half of all.
+    The pixels are those of decoding everything.
     """
 
-    def __init__(self, path: str, container: av.container.InputContainer) -> None:
-        self.path, self.container = path, container
+    def __init__(self, path: str, container: InputContainer, packets: list[av.Packet]) -> None:
+        self.path, self.container, self.packets = path, container, packets
         self.codec = container.streams.video[0].codec_context
         self.codec.thread_count = 1  # workers share the cores
-        self.packets = [p for p in container.demux(video=0) if p.size]
-        self.is_indexed = _is_indexed(self.packets)
-        if self.is_indexed:
-            self.stamps = sorted(packet.pts for packet in self.packets if packet.pts is not None)
-            self.frame_times = packet_times(self.packets)
+        self.stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
+        self.frame_times = packet_times(packets)
 
     def __len__(self) -> int:
         return len(self.packets)
@@ -98,24 +267,31 @@ class H264Video:
         """Return when frame `first` begins and frame `last` ends, in seconds."""
         return self.frame_times.between(first, last)
 
-    def read(self, indices: Sequence[int]) -> list[np.ndarray] | None:
-        """Return the (H, W, 3) RGB frames at `indices`, or None where anything is odd."""
-        wanted = {self.stamps[index] for index in indices}
-        places = [place for place, packet in enumerate(self.packets) if packet.pts in wanted]
-        first, last = self._start(places[0]), places[-1]
-        frames: dict[int, np.ndarray] = {}
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Return the frames at `indices`, see `Video`; by another decoder where any is odd."""
+        stamps = [self.stamps[index] for index in indices]
         try:
-            self.codec.flush_buffers()
-            for packet in self.packets[first : last + 1]:
-                self.codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-                _keep(self.codec.decode(packet), wanted, frames)
-            _keep(self.codec.decode(None), wanted, frames)
-            self.codec.flush_buffers()  # or it would take no more packets
+            frames = self.decode(set(stamps))
         except av.FFmpegError:
-            return None
-        found = [frames.get(self.stamps[index]) for index in indices]
-        whole = [frame for frame in found if frame is not None]
-        return whole if len(whole) == len(found) else None
+            frames = {}
+        if not frames.keys() >= set(stamps):
+            return whole_file_video(self.path).read(indices)
+        return [frames[stamp] for stamp in stamps]
+
+    def decode(self, wanted: set[int]) -> dict[int, np.ndarray]:
+        """Return the frames with these time stamps, less those that are damaged or turned."""
+        places = [place for place, packet in enumerate(self.packets) if packet.pts in wanted]
+        frames: dict[int, np.ndarray] = {}
+        self.codec.flush_buffers()
+        for packet in [*self.packets[self._start(places[0]) : places[-1] + 1], None]:
+            if packet is not None:
+                self.codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            for frame in self.codec.decode(packet):
+                if frame.pts in wanted and not frame.is_corrupt and not frame.rotation:
+                    rgb = _to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD)
+                    frames[frame.pts] = rgb.to_ndarray()
+        self.codec.flush_buffers()  # or it would take no more packets
+        return frames
 
     def _start(self, place: int) -> int:
         """Return the last place up to `place` from which everything after can be decoded."""
@@ -142,255 +318,20 @@ class H264Video:
         return False
 
 
-def open_h264(path: str) -> H264Video | None:
-    """Open an mp4 for partial decoding; None where it is none, or broken, or not to be trusted.
-
-    Raises:
-        UnreadableClip: the frames of a video, of any kind, are too large.
-    """
-    try:
-        path.encode()  # a name that is not UTF-8 is no name to decord: it shall say so
-        container = av.open(
-            os.path.abspath(path),
-            metadata_errors="replace",
-            options={"protocol_whitelist": "file"},
-        )
-        streams = container.streams.video
-        if not streams:
-            return None
-        codec = streams[0].codec_context
-        check_frame_size(f"video '{path}'", codec.width, codec.height)
-        is_mp4 = "mp4" in container.format.name.split(",")
-        # Not codec.pix_fmt: where it is not known, PyAV 17 crashes.
-        pixels = codec.format.name if codec.format else ""
-        if not is_mp4 or codec.name != "h264" or pixels not in PIXEL_FORMATS:
-            return None
-        video = H264Video(path, container)
-    except (av.FFmpegError, OSError, UnicodeError):
-        return None
-    return video if video.is_indexed else None
-
-
-def _is_indexed(packets: Sequence[av.Packet]) -> bool:
-    """Tell whether every packet is one whole frame with a time stamp of its own."""
-    if not packets or not packets[0].is_keyframe:
-        return False
-    if any(packet.pts is None or packet.is_corrupt or packet.is_discard for packet in packets):
-        return False
-    return len({packet.pts for packet in packets}) == len(packets)
-
-
-def _keep(
-    decoded: Iterable[av.VideoFrame], wanted: set[int], frames: dict[int, np.ndarray]
-) -> None:
-    for frame in decoded:
-        if frame.pts in wanted and not frame.is_corrupt and not frame.rotation:
-            frames[frame.pts] = _to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
-
-
-try:
-    import decord
-except ImportError:  # no wheels outside Linux x86-64; PyAV gives the same frames there
-    decord = None
-else:
-    decord.logging.set_level(decord.logging.FATAL)  # what is wrong with a clip is in our message
-
-
-FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
-
-
-# What Pillow raises for broken image files; its PNG reader uses SyntaxError.
-_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-
-
-class FrameFolder:
-    """A folder of frames, in the order of their names."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            with os.scandir(path) as entries:
-                names = [entry.name for entry in entries]
-        except OSError as error:
-            raise UnreadableClip(
-                f"video folder '{path}' cannot be read: {error.strerror}"
-            ) from None
-        self.names = sorted(
-            name
-            for name in names
-            if name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
-        )
-        if not self.names:
-            raise UnreadableClip(
-                f"video folder '{path}' holds no frame, expected {' '.join(FRAME_EXTENSIONS)} files"
-            )
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, indices: Iterable[int]) -> list[np.ndarray]:
-        """Return the (H, W, 3) RGB frames at `indices`."""
-        return [self._read(os.path.join(self.path, self.names[index])) for index in indices]
-
-    def times(self, first: int, last: int) -> tuple[float, float]:
-        """Raise UnreadableClip: images carry no times."""
-        raise UnreadableClip(
-            f"video folder '{self.path}' has no frame times, expected a video file in pre-training"
-        )
-
-    @staticmethod
-    def _read(path: str) -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                check_frame_size(f"frame '{path}'", *image.size)
-                return np.asarray(image.convert("RGB"))
-        except _IMAGE_ERRORS as error:
-            raise UnreadableClip(f"frame '{path}' cannot be read: {one_line(error)}") from None
-
-
-class DecordVideo:
-    """A video file read with decord; frames between the wanted ones are skipped, not converted."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            # An absolute name, as FFmpeg would take "a:b.mp4" for a protocol.
-            self.reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
-        except (decord.DECORDError, RuntimeError) as error:
-            raise UnreadableClip(f"video '{path}' cannot be opened: {one_line(error)}") from None
-        if len(self.reader) == 0:
-            raise UnreadableClip(f"video '{path}' holds no frame")
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Return the (H, W, 3) RGB frames at `indices`, which ascend without repetition."""
-        try:
-            return list(self.reader.get_batch(list(indices)).asnumpy())
-        except (decord.DECORDError, RuntimeError):
-            # decord also fails on some sound files, e.g. all of width 48.
-            return PyAVVideo(self.path).read(indices)
-
-    def times(self, first: int, last: int) -> tuple[float, float]:
-        """Return when frame `first` begins and frame `last` ends, in seconds."""
-        times = self.reader.get_frame_timestamp([first, last])
-        return float(times[0][0]), float(times[1][1])
-
-
-class PyAVVideo:
-    """A video file read with PyAV, for machines without decord.
-
-    Frames are counted in order rather than sought: seeking is off by one in some containers.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            with av.open(os.path.abspath(path), metadata_errors="replace") as container:
-                stream = next(iter(container.streams.video), None)
-                packets = [] if stream is None else list(container.demux(stream))
-                self.frame_times = packet_times(packets)
-        except av.FFmpegError as error:
-            raise UnreadableClip(f"video '{path}' cannot be opened: {one_line(error)}") from None
-        if not len(self.frame_times.begins):
-            raise UnreadableClip(f"video '{path}' holds no frame")
-
-    def __len__(self) -> int:
-        return len(self.frame_times.begins)
-
-    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Return the (H, W, 3) RGB frames at `indices`, which ascend without repetition."""
-        wanted, images = set(indices), []
-        try:
-            with av.open(os.path.abspath(self.path), metadata_errors="replace") as container:
-                decoded = itertools.islice(container.decode(video=0), max(wanted) + 1)
-                images = [
-                    frame.to_ndarray(format="rgb24")
-                    for index, frame in enumerate(decoded)
-                    if index in wanted
-                ]
-        except av.FFmpegError as error:
-            raise UnreadableClip(
-                f"video '{self.path}' cannot be decoded: {one_line(error)}"
-            ) from None
-        if len(images) != len(wanted):
-            raise UnreadableClip(
-                f"video '{self.path}' cannot be decoded: it ends before frame {max(wanted)}"
-            )
-        return images
-
-    def times(self, first: int, last: int) -> tuple[float, float]:
-        """Return when frame `first` begins and frame `last` ends, in seconds."""
-        return self.frame_times.between(first, last)
-
-
-class Mp4Video:
-    """An mp4 read by `H264Video`, which decodes least; by the others where that finds it odd."""
-
-    def __init__(self, video: H264Video) -> None:
-        self.path, self.video = video.path, video
-
-    def __len__(self) -> int:
-        return len(self.video)
-
-    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Return the (H, W, 3) RGB frames at `indices`, which ascend without repetition."""
-        frames = self.video.read(indices)
-        return whole_file_video(self.path).read(indices) if frames is None else frames
-
-    def times(self, first: int, last: int) -> tuple[float, float]:
-        """Return when frame `first` begins and frame `last` ends, in seconds."""
-        return self.video.times(first, last)
-
-
-class Video(Protocol):
-    """The frames of a clip: a folder, a video file, or a packed clip."""
-
-    path: str
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Return the (H, W, 3) uint8 RGB frames at `indices`, which ascend without repetition."""
-        ...
-
-    def times(self, first: int, last: int) -> tuple[float, float]:
-        """Return when frame `first` begins and frame `last` ends, in seconds."""
-        ...
-
-
-def open_video(path: str) -> Video:
-    """Open a folder of frames or a video file; UnreadableClip where there is nothing to read."""
-    if os.path.isdir(path):
-        return FrameFolder(path)
-    if not os.path.isfile(path):
-        raise UnreadableClip(f"video '{path}' does not exist")
-    if os.path.getsize(path) == 0:
-        raise UnreadableClip(f"video '{path}' is an empty file")
-    video = open_h264(path)
-    return whole_file_video(path) if video is None else Mp4Video(video)
-
-
-def whole_file_video(path: str) -> DecordVideo | PyAVVideo:
-    """Open a video file of any kind, to be decoded frame by frame."""
-    return DecordVideo(path) if decord is not None else PyAVVideo(path)
-
-
-FRAME_RATE = 25.0  # where a file does not say
+# Picture and sound by time, for inference. `path` and `heard` of a source name where the two come
+# from; nothing is decoded before it is wanted.
 
 
 class MediaFile:
-    """A video or sound file, read with FFmpeg's libraries."""
+    """A video or sound file, or a video with the sound of another file; the two begin together."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, audio: str | Path | None = None) -> None:
         """Open the file; UnreadableClip in one line where that cannot be done."""
         self.path = self.heard = str(path)
-        with opened(self.path) as container:
-            self.has_picture = first_stream(container, "video") is not None
-            self.has_sound = first_stream(container, "audio") is not None
-        if not self.has_picture and not self.has_sound:
-            raise UnreadableClip(f"'{self.path}' holds neither picture nor sound")
+        self.has_picture, self.has_sound = _streams_of(self.path)
+        if audio is not None:
+            self.heard = str(audio)
+            self.has_sound = _streams_of(self.heard)[1]
 
     @cached_property
     def times(self) -> np.ndarray:
@@ -418,17 +359,16 @@ class MediaFile:
         A frame is found by its time, so that jumping over parts that nobody wants is safe.
         """
         wanted = self.times[np.asarray(indices, int)]
+        steps = np.diff(self.times)
+        nearly = float(np.median(steps)) / 2 if len(steps) else 0.0  # half a frame early will do
         with opened(self.path) as container:
             stream = needed_stream(container, "video")
-            decoded = frames_at(container, stream, wanted, self._nearly)
             converter = VideoReformatter()  # one for all frames: setting it up takes half the time
             size, last, count = None, None, 0
-            for frame in decoded:
+            for frame in frames_at(container, stream, wanted, nearly):
                 size = size or (frame.width, frame.height)
                 image = converter.reformat(frame, *size, format="rgb24").to_ndarray()
-                # Telephones store how they were held beside the picture.
-                last = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
-                count += 1
+                last, count = upright(image, frame), count + 1
                 yield last
         if last is None or count < 0.95 * len(wanted):
             raise UnreadableClip(
@@ -437,18 +377,11 @@ class MediaFile:
             )
         yield from itertools.repeat(last, len(wanted) - count)
 
-    @property
-    def _nearly(self) -> float:
-        """Return how much earlier than asked for a frame's time may be: half a frame."""
-        steps = np.diff(self.times)
-        return float(np.median(steps)) / 2 if len(steps) else 0.0
-
     def sound(self) -> np.ndarray:
         """Return the sound as (S,) float32 in [-1, 1], mono, 16 kHz, beginning with the picture."""
         if not self.has_sound:
-            raise NoSound(f"'{self.path}' has no sound")
-        samples, begin = read_sound(self.path)
-        return samples if begin is None else in_step(samples, begin)
+            raise NoSound(f"'{self.heard}' has no sound")
+        return read_sound(self.heard)
 
 
 class Folder:
@@ -461,28 +394,25 @@ class Folder:
         self.path, self.frame_rate = str(path), frame_rate
         self.heard = self.path if audio is None else str(audio)
         self.folder = FrameFolder(self.path)
-        self.audio = None if audio is None else MediaFile(audio)
-        self.has_sound = self.audio is not None and self.audio.has_sound
+        self.has_sound = audio is not None and _streams_of(self.heard)[1]
 
     @cached_property
     def times(self) -> np.ndarray:
         """(n,) seconds of the frames: spread over the sound, as in training."""
-        count = len(self.folder)
-        rate = self.frame_rate
+        count, rate = len(self.folder), self.frame_rate
         if self.has_sound and count > 1:
             rate = (count - 1) / max(len(self._samples) / SAMPLE_RATE, 1e-3)
         return np.arange(count) / rate
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Yield the frames at `indices`, (H, W, 3) uint8 RGB."""
-        for index in indices:
-            yield np.asarray(self.folder.read([index])[0])
+        return (self.folder.read([index])[0] for index in indices)
 
     @cached_property
     def _samples(self) -> np.ndarray:
-        if self.audio is None:
+        if not self.has_sound:
             raise NoSound(f"'{self.path}' is a folder of frames without sound; name its sound file")
-        return self.audio.sound()
+        return read_sound(self.heard)
 
     def sound(self) -> np.ndarray:
         """Return the sound as (S,) float32, mono, 16 kHz."""
@@ -509,31 +439,22 @@ class Arrays:
         for name, rate in (("fps", fps), ("sample_rate", sample_rate)):
             if not (isinstance(rate, (int, float)) and 0 < rate < 1e7):
                 raise ValueError(f"{name} must be a positive number, got {rate!r}")
-        if frames is not None:
-            frames = np.asarray(frames)
-            if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-                raise ValueError(
-                    f"frames are {frames.dtype} {frames.shape}, expected uint8 (T, H, W, 3) in RGB"
-                )
-            if not frames.size:
-                raise NoPicture(f"frames are empty: shape {frames.shape}")
-        self.images, self.fps = frames, float(fps)
-        self.samples = None if waveform is None else to_mono(np.asarray(waveform), sample_rate)
-        self.has_picture, self.has_sound = frames is not None, waveform is not None
         if frames is None and waveform is None:
             raise UnreadableClip("neither frames nor a waveform are given")
-
-    @property
-    def times(self) -> np.ndarray:
-        """(n,) seconds of the frames."""
-        if self.images is None:
-            raise NoPicture("no frames are given")
-        return np.arange(len(self.images)) / self.fps
+        self.has_picture, self.has_sound = frames is not None, waveform is not None
+        self.images = np.zeros((0, 1, 1, 3), np.uint8) if frames is None else np.asarray(frames)
+        if self.images.ndim != 4 or self.images.shape[-1] != 3 or self.images.dtype != np.uint8:
+            raise ValueError(
+                f"frames are {self.images.dtype} {self.images.shape}, expected uint8 (T, H, W, 3) "
+                "in RGB"
+            )
+        if self.has_picture and not self.images.size:
+            raise NoPicture(f"frames are empty: shape {self.images.shape}")
+        self.times = np.arange(len(self.images)) / float(fps)
+        self.samples = None if waveform is None else to_mono(np.asarray(waveform), sample_rate)
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Yield the frames at `indices`."""
-        if self.images is None:
-            raise NoPicture("no frames are given")
         yield from self.images[np.asarray(indices, int)]
 
     def sound(self) -> np.ndarray:
@@ -543,23 +464,7 @@ class Arrays:
         return self.samples
 
 
-class WithSound:
-    """A video with the sound of another file."""
-
-    def __init__(self, video: MediaFile, audio: str | Path) -> None:
-        """Join the two; they begin together."""
-        self.video, self.audio = video, MediaFile(audio)
-        self.path, self.heard, self.frames = video.path, self.audio.path, video.frames
-        self.has_picture, self.has_sound = video.has_picture, self.audio.has_sound
-        self.sound = self.audio.sound
-
-    @property
-    def times(self) -> np.ndarray:
-        """(n,) seconds of the frames."""
-        return self.video.times
-
-
-Source = MediaFile | Folder | Arrays | WithSound
+Source = MediaFile | Folder | Arrays
 
 
 def open_source(
@@ -572,55 +477,16 @@ def open_source(
         audio: sound to take instead of the file's own.
         frame_rate: of a folder of frames without sound.
     """
-    if os.path.isdir(path):
-        return Folder(path, frame_rate, audio)
-    video = MediaFile(path)
-    return video if audio is None else WithSound(video, audio)
+    return Folder(path, frame_rate, audio) if os.path.isdir(path) else MediaFile(path, audio)
 
 
-SEEK_GAP = 8.0  # seconds between wanted frames from which jumping is cheaper than decoding
-
-
-OUT_OF_STEP = 0.1  # seconds; sound that begins this much apart from the picture is shifted
-
-
-class NoPicture(UnreadableClip):
-    """There is no picture where one is needed."""
-
-
-class NoSound(UnreadableClip):
-    """There is no sound where some is needed."""
-
-
-@contextmanager
-def opened(path: str) -> Iterator[InputContainer]:
-    """Yield a file's container; UnreadableClip in one line for whatever is wrong with it."""
-    if not os.path.exists(path):
-        raise UnreadableClip(f"'{path}' does not exist")
-    if not os.path.isfile(path):  # a pipe, say, would never end
-        raise UnreadableClip(f"'{path}' is no file")
-    try:
-        with open(path, "rb") as file:
-            is_empty = not file.read(1)
-    except OSError as error:
-        raise UnreadableClip(f"'{path}' cannot be read: {error.strerror}") from None
-    if is_empty:
-        raise UnreadableClip(f"'{path}' is an empty file")
-    try:
-        # An absolute name, as FFmpeg takes "a:b.mp4" for a protocol; and no others than files, as
-        # what calls itself a video may be a playlist of addresses.
-        with av.open(
-            os.path.abspath(path),
-            metadata_errors="replace",
-            options={"protocol_whitelist": "file"},
-        ) as container:
-            yield container
-    except av.InvalidDataError as error:
-        raise UnreadableClip(
-            f"'{path}' is no video or sound file, or damaged: {error.strerror}"
-        ) from None
-    except av.FFmpegError as error:
-        raise UnreadableClip(f"'{path}' cannot be decoded: {error.strerror}") from None
+def _streams_of(path: str) -> tuple[bool, bool]:
+    """Tell whether a file has picture and sound; UnreadableClip where it has neither."""
+    with opened(path) as container:
+        found = tuple(first_stream(container, kind) is not None for kind in ("video", "audio"))
+    if not any(found):
+        raise UnreadableClip(f"'{path}' holds neither picture nor sound")
+    return found[0], found[1]
 
 
 def frames_at(
@@ -629,16 +495,15 @@ def frames_at(
     """Yield the frame shown at each wanted time, ascending; jump where none is wanted for long."""
     stream.thread_type = "AUTO"
     unit = float(stream.time_base or 0)
-    start = None  # time of the first frame
-    position, jumped, last = 0, -1, None
+    start = last = None  # times of the first frame, and of the one before
+    position, jumped = 0, -1
     frames = container.decode(stream)
     while position < len(wanted):
         frame = next(frames, None)
         if frame is None:
             return
         time = _time_of(frame, unit, last, nearly)
-        start = time if start is None else start
-        last = time
+        start, last = time if start is None else start, time
         while position < len(wanted) and time - start >= wanted[position] - nearly:
             yield frame
             position += 1
@@ -655,44 +520,8 @@ def _time_of(frame: av.VideoFrame, unit: float, last: float | None, nearly: floa
     return 0.0 if last is None else last + 2 * nearly
 
 
-@overload
-def first_stream(container: InputContainer, kind: Literal["audio"]) -> AudioStream | None: ...
-
-
-@overload
-def first_stream(container: InputContainer, kind: Literal["video"]) -> VideoStream | None: ...
-
-
-def first_stream(container: InputContainer, kind: str) -> Stream | None:
-    """Return a file's first stream of a kind; the cover of a song is no video."""
-    streams = getattr(container.streams, kind)
-    return next((s for s in streams if not s.disposition & Disposition.attached_pic), None)
-
-
-@overload
-def needed_stream(container: InputContainer, kind: Literal["audio"]) -> AudioStream: ...
-
-
-@overload
-def needed_stream(container: InputContainer, kind: Literal["video"]) -> VideoStream: ...
-
-
-def needed_stream(container: InputContainer, kind: Literal["audio", "video"]) -> Stream:
-    """Return a file's first stream of a kind; UnreadableClip where its codec is unknown."""
-    stream: Stream | None = first_stream(container, kind)
-    if stream is None or stream.codec_context is None:
-        raise UnreadableClip(f"'{container.name}' has a {kind} stream of an unknown codec")
-    if isinstance(stream, VideoStream):
-        check_frame_size(f"a frame of '{container.name}'", stream.width, stream.height)
-    return stream
-
-
-def read_sound(path: str) -> tuple[np.ndarray, float | None]:
-    """Read a file's sound as mono 16 kHz float32.
-
-    Returns:
-        (S,) samples, and how many seconds after the first frame they begin; None without frames.
-    """
+def read_sound(path: str) -> np.ndarray:
+    """Read a file's sound as (S,) float32 in [-1, 1], mono, 16 kHz, in step with its picture."""
     with opened(path) as container:
         stream = needed_stream(container, "audio")
         codec = stream.codec_context
@@ -701,21 +530,21 @@ def read_sound(path: str) -> tuple[np.ndarray, float | None]:
             samples = soundfile.read(os.fsencode(path), dtype="float32")[0]
             if not np.isfinite(samples).all():
                 raise UnreadableClip(f"'{path}' holds samples that are not finite numbers")
-            return samples, None
+            return samples
         # 16 bit, as extract_audio.py writes it, so that the numbers are those of a wav made before.
         resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-        blocks, first = [], None
+        blocks, begin = [], None
         for frame in itertools.chain(container.decode(stream), [None]):  # None: what is held back
-            if first is None and frame is not None:
-                first = frame.time
+            if begin is None and frame is not None:
+                begin = frame.time
             blocks += [block.to_ndarray()[0] for block in resampler.resample(frame)]
         video = first_stream(container, "video")
-        offset = None
-        if first is not None and video is not None and video.start_time is not None:
-            offset = first - float(video.start_time * (video.time_base or 0))
+        late = 0.0
+        if begin is not None and video is not None and video.start_time is not None:
+            late = begin - float(video.start_time * (video.time_base or 0))
     if not blocks:
         raise NoSound(f"'{path}' has a sound track without a sample")
-    return np.concatenate(blocks).astype(np.float32) / 32768, offset
+    return in_step(np.concatenate(blocks).astype(np.float32) / 32768, late)
 
 
 def in_step(samples: np.ndarray, begin: float) -> np.ndarray:
@@ -727,7 +556,7 @@ def in_step(samples: np.ndarray, begin: float) -> np.ndarray:
 
 
 def to_mono(waveform: np.ndarray, sample_rate: float) -> np.ndarray:
-    """Average channels and resample to 16 kHz."""
+    """Average channels, (S,) or (channels, S) of floats or int16, and resample to 16 kHz."""
     if waveform.ndim not in (1, 2) or not waveform.size:
         raise ValueError(f"waveform has shape {waveform.shape}, expected (S,) or (channels, S)")
     if waveform.dtype == np.int16:
@@ -744,12 +573,3 @@ def to_mono(waveform: np.ndarray, sample_rate: float) -> np.ndarray:
     block.sample_rate = round(sample_rate)
     parts = [*resampler.resample(block), *resampler.resample(None)]
     return np.concatenate([part.to_ndarray()[0] for part in parts])
-
-
-# Geometry and pixels
-
-
-def read_frames(video: Video, windows: Iterable[np.ndarray]) -> dict[int, np.ndarray]:
-    """Return every frame that some window needs, by index; each is decoded once."""
-    wanted = sorted({int(index) for window in windows for index in window})
-    return dict(zip(wanted, video.read(wanted), strict=True))

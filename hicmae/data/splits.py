@@ -1,10 +1,6 @@
-"""Who is in a clip: by a table beside the lists, or by the clip's name.
+"""Splits of a list: speakers, validation clips held out, shares of labels, clips of one item.
 
-Validation clips held out of the training list, so that nobody chooses by the test list.
-
-Part of the labelled training clips, to see how many labels a model needs.
-
-Clips that are pieces of one longer recording, scored together as one item (AVCAffe's tasks).
+Speakers come from a table beside the lists, or from the clips' names.
 """
 
 import csv
@@ -23,9 +19,9 @@ from hicmae.data.clip_list import AnyClip
 
 logger = logging.getLogger(__name__)
 
-
 SPEAKER_FILE = "clip_speakers.csv"  # what the list scripts of preprocess/ write: clip,speaker
-
+HOLDOUT_FILE = "val_clips.csv"
+SHARE_FILE = "train_clips.csv"
 
 # Data sets whose clips are named after their speakers.
 PATTERNS = {
@@ -37,7 +33,9 @@ PATTERNS = {
     "avcaffe": r"^(aiim\d{3})_",
 }
 
-
+DRAWS = 1000  # orders of the groups to choose from; more hardly balance better
+# First words of seeds, so that these draws share no random numbers with the order of the clips.
+_HOLD_OUT, _SHARE = 3, 5
 _ENDING = re.compile(r"(?:_aligned|\.[A-Za-z]\w{1,3})$")
 
 
@@ -62,22 +60,27 @@ def find_speakers(
         ValueError: a speaker is unknown; the message says which clip's, or how to name speakers.
     """
     if pattern:
-        return _by_pattern(videos, PATTERNS.get(pattern, pattern))
-    beside = (
-        path
-        for path in (folder / SPEAKER_FILE, folder.absolute().parent / SPEAKER_FILE)
-        if path.is_file()
-    )
-    table = Path(file) if file else next(beside, None)
-    if table is None:
+        speakers = _by_pattern(videos, PATTERNS.get(pattern, pattern))
+        reason = f"--speaker_pattern '{PATTERNS.get(pattern, pattern)}' does not match it"
+    else:
+        beside = (folder / SPEAKER_FILE, folder.absolute().parent / SPEAKER_FILE)
+        table = Path(file) if file else next((p for p in beside if p.is_file()), None)
+        if table is None:
+            raise ValueError(
+                f"--val_split speaker needs to know who speaks, but neither '{folder}' nor the "
+                f"folder above holds {SPEAKER_FILE}; make the lists again by their script, which "
+                "writes it, or give --speaker_file (csv, columns clip,speaker) or "
+                f"--speaker_pattern (a regular expression, or {', '.join(PATTERNS)})"
+            )
+        speakers = _by_table(videos, read_speakers(table, data_root), table)
+        reason = f"'{table}' has no line for it"
+    unknown = [video for video, speaker in zip(videos, speakers, strict=True) if not speaker]
+    if unknown:
         raise ValueError(
-            f"--val_split speaker does not know who speaks: neither '{folder}' nor the folder "
-            f"above holds {SPEAKER_FILE}; make the lists again by their script, which writes it, "
-            "or give "
-            "--speaker_file (csv, columns clip,speaker) or --speaker_pattern (a regular "
-            f"expression, or {', '.join(PATTERNS)})"
+            f"{len(unknown)} of {len(videos)} clips have no known speaker, first '{unknown[0]}': "
+            f"{reason}"
         )
-    return _by_table(videos, read_speakers(table, data_root), table)
+    return speakers
 
 
 def read_speakers(path: Path, data_root: str = "") -> dict[str, str]:
@@ -108,7 +111,7 @@ def read_speakers(path: Path, data_root: str = "") -> dict[str, str]:
 
 
 def _by_table(videos: Sequence[str], speakers: dict[str, str], table: Path) -> list[str]:
-    """Look clips up by their whole name, else by `base_name` where that is clear."""
+    """Look clips up by their whole name, else by `base_name` where that is clear; "": unknown."""
     short: dict[str, set[str]] = {}
     for name, speaker in speakers.items():
         short.setdefault(base_name(name), set()).add(speaker)
@@ -123,12 +126,11 @@ def _by_table(videos: Sequence[str], speakers: dict[str, str], table: Path) -> l
                 "clips; give whole names, as in the list"
             )
         found.append(next(iter(known), ""))
-    _check_known(videos, found, f"'{table}' has no line for it")
     return found
 
 
 def _by_pattern(videos: Sequence[str], pattern: str) -> list[str]:
-    """Search the last part of each name, the whole of it where the pattern holds a slash."""
+    """Search the last part of each name, or all of it where the pattern holds a slash."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -140,29 +142,9 @@ def _by_pattern(videos: Sequence[str], pattern: str) -> list[str]:
             f"--speaker_pattern '{pattern}' has no group, expected one around the speaker, "
             r"e.g. '^(\d{4})_'"
         )
-    whole = "/" in pattern
-    matches = [expression.search(v if whole else PurePath(v).name) for v in videos]
-    found = ["".join(group or "" for group in m.groups()) if m else "" for m in matches]
-    _check_known(videos, found, f"--speaker_pattern '{pattern}' does not match it")
-    return found
-
-
-def _check_known(videos: Sequence[str], speakers: Sequence[str], reason: str) -> None:
-    unknown = [video for video, speaker in zip(videos, speakers, strict=True) if not speaker]
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} of {len(videos)} clips have no known speaker, first "
-            f"'{unknown[0]}': {reason}"
-        )
-
-
-HOLDOUT_FILE = "val_clips.csv"
-
-
-DRAWS = 1000  # orders of the groups to choose from; more hardly balance better
-
-
-_HOLD_OUT = 3  # first word of the seed: shares no random numbers with the order of the clips
+    names = videos if "/" in pattern else [PurePath(video).name for video in videos]
+    matches = map(expression.search, names)
+    return ["".join(group or "" for group in m.groups()) if m else "" for m in matches]
 
 
 class Holdout(NamedTuple):
@@ -190,33 +172,32 @@ def hold_out(
         modality: streams that are read; no file of them may be on both sides.
     """
     chosen = _choose(groups, _traits(clips), share, seed)
-    held = [group in chosen for group in groups]
-    train = [clip for clip, out in zip(clips, held, strict=True) if not out]
-    val = [clip for clip, out in zip(clips, held, strict=True) if out]
+    pairs = list(zip(clips, groups, strict=True))
+    train = [clip for clip, group in pairs if group not in chosen]
+    val = [clip for clip, group in pairs if group in chosen]
     _refuse_shared_files(train, val, modality)
     return Holdout(train, val, [group for group in groups if group in chosen])
 
 
 def _choose(groups: Sequence[str], traits: np.ndarray, share: float, seed: int) -> set[str]:
-    names = sorted(set(groups))
+    names, members = np.unique(np.array(groups, object), return_inverse=True)
     if len(names) < 2:
         raise ValueError(
             f"expected at least two speakers or clips in the training list to hold some out, got "
             f"{len(names)}; use --val_split list"
         )
-    place = {name: index for index, name in enumerate(names)}
-    holdout_table = np.zeros((len(names), traits.shape[1]))
-    np.add.at(holdout_table, [place[group] for group in groups], traits)
-    holdout_table /= holdout_table.sum(axis=0)
+    shares = np.zeros((len(names), traits.shape[1]))
+    np.add.at(shares, members, traits)
+    shares /= shares.sum(axis=0)
     rng = np.random.default_rng((_HOLD_OUT, seed))
     best, least = np.arange(1), np.inf
     for _ in range(DRAWS):
         order = rng.permutation(len(names))
-        errors = np.abs(holdout_table[order[:-1]].cumsum(axis=0) - share).mean(axis=1)
+        errors = np.abs(shares[order[:-1]].cumsum(axis=0) - share).mean(axis=1)
         size = int(errors.argmin()) + 1
         if errors[size - 1] < least:
             best, least = order[:size], errors[size - 1]
-    return {names[index] for index in best}
+    return set(names[best])
 
 
 def _traits(clips: Sequence[AnyClip]) -> np.ndarray:
@@ -231,9 +212,13 @@ def _traits(clips: Sequence[AnyClip]) -> np.ndarray:
 
 
 def _refuse_shared_files(train: Iterable[AnyClip], val: Iterable[AnyClip], modality: str) -> None:
-    owner = {path: clip for clip in train for path in _files(clip, modality)}
+    def files(clip: AnyClip) -> list[str]:
+        names = {"v": clip.video, "a": clip.audio or ""}
+        return [os.path.abspath(names[stream]) for stream in modality]
+
+    owner = {path: clip for clip in train for path in files(clip)}
     for clip in val:
-        for path in _files(clip, modality):
+        for path in files(clip):
             if path in owner:
                 raise ValueError(
                     f"'{path}' belongs to a training clip, '{owner[path].video}', and to the "
@@ -241,24 +226,19 @@ def _refuse_shared_files(train: Iterable[AnyClip], val: Iterable[AnyClip], modal
                 )
 
 
-def _files(clip: AnyClip, modality: str) -> list[str]:
-    files = {"v": clip.video, "a": clip.audio or ""}
-    return [os.path.abspath(files[stream]) for stream in modality]
-
-
 def describe_holdout(holdout: Holdout, kind: str) -> None:
     """Log what is held out; warn where a class is on one side only."""
-    counts = len(holdout.val), len(holdout.train) + len(holdout.val)
+    train, val = holdout.train, holdout.val
+    total = len(train) + len(val)
     speakers = f"{len(set(holdout.val_groups))} speaker(s), " if kind == "speaker" else ""
     logger.info(
         "held out of train.csv for validation: %s%d of %d clips (%.1f %%)",
-        *(speakers, *counts, 100 * counts[0] / counts[1]),
+        *(speakers, len(val), total, 100 * len(val) / total),
     )
-    labels = [{c.label for c in part if isinstance(c.label, int)} for part in holdout[:2]]
-    for side, missing in (
-        ("validation", labels[0] - labels[1]),
-        ("training", labels[1] - labels[0]),
-    ):
+    of_train, of_val = (
+        {c.label for c in part if isinstance(c.label, int)} for part in (train, val)
+    )
+    for side, missing in (("validation", of_train - of_val), ("training", of_val - of_train)):
         if missing:
             logger.warning(
                 "no %s clip is of class %s: too few %ss have it; see --val_share and --seed",
@@ -268,19 +248,21 @@ def describe_holdout(holdout: Holdout, kind: str) -> None:
 
 def holdout_table(holdout: Holdout, kind: str) -> str:
     """Return the content of val_clips.csv: clip,speaker; without speakers the clips alone."""
+    if kind != "speaker":
+        return share_table(holdout.val)
+    videos = (clip.video for clip in holdout.val)
+    return _table([("clip", "speaker"), *zip(videos, holdout.val_groups, strict=True)])
+
+
+def share_table(taken: Iterable[AnyClip]) -> str:
+    """Return the content of train_clips.csv: the names of the clips."""
+    return _table([("clip",), *((clip.video,) for clip in taken)])
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    speakers = kind == "speaker"
-    writer.writerow(["clip", "speaker"] if speakers else ["clip"])
-    for clip, group in zip(holdout.val, holdout.val_groups, strict=True):
-        writer.writerow([clip.video, group] if speakers else [clip.video])
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-SHARE_FILE = "train_clips.csv"
-
-
-_SHARE = 5  # first word of the seed: shares no random numbers with the order of the clips
 
 
 def take_share(clips: Sequence[AnyClip], share: float, seed: int) -> list[AnyClip]:
@@ -317,21 +299,8 @@ def describe_share(taken: Sequence[AnyClip], total: int, share: float) -> None:
     )
 
 
-def share_table(taken: Sequence[AnyClip]) -> str:
-    """Return the content of train_clips.csv: the names of the clips."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["clip"])
-    writer.writerows([clip.video] for clip in taken)
-    return text.getvalue()
-
-
 def item_name(video: str, fields: int) -> str:
-    """Return the first `fields` "_" fields of a clip's base name.
-
-    Raises:
-        ValueError: the name has fewer.
-    """
+    """Return the first `fields` "_" fields of a clip's base name; ValueError where it has fewer."""
     name = base_name(video)
     parts = name.split("_")
     if len(parts) < fields:
@@ -344,13 +313,12 @@ def item_name(video: str, fields: int) -> str:
 def group_clips(videos: Sequence[str], labels: Sequence[Any], fields: int) -> dict[str, list[int]]:
     """Return the positions of each item's clips, items in the order of their first clips.
 
+    An item is a longer recording, such as AVCAffe's tasks, of which clips are pieces.
+
     Args:
         videos: names of the clips.
-        labels: class or regression targets of each.
+        labels: class or regression targets of each; ValueError where those of an item differ.
         fields: see `item_name`.
-
-    Raises:
-        ValueError: clips of an item have different labels.
     """
     items: dict[str, list[int]] = {}
     for index, video in enumerate(videos):

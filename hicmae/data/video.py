@@ -1,20 +1,105 @@
-"""Resize frames to the pixels that Pillow gives, by a faster way where one gives the very same.
-
-Choose the frames of a clip, cut them and normalise their pixels; decoding is next door.
-"""
+"""The frames of a clip: which ones, folders of them, how they are cut, resized and normalised."""
 
 import functools
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from hicmae.io import UnreadableClip
+from hicmae.io import UnreadableClip, one_line
 
+FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
 MAX_PIXELS = 1 << 26  # of a frame; more is no face but something to fill the memory with
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# What Pillow raises for broken image files; its PNG reader uses SyntaxError.
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# Weights of this many parts are exact in Pillow's arithmetic (22 bits) and in torch's (15 bits).
+_EXACT_PARTS = 1024
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+
+
+class Video(Protocol):
+    """The frames of a clip: a folder, a video file, or a packed clip."""
+
+    path: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Return the (H, W, 3) uint8 RGB frames at `indices`, which ascend without repetition."""
+        ...
+
+    def times(self, first: int, last: int) -> tuple[float, float]:
+        """Return when frame `first` begins and frame `last` ends, in seconds."""
+        ...
+
+
+class FrameTimes(NamedTuple):
+    """When each frame begins and ends, in seconds; two (frames,) float32 arrays, ascending."""
+
+    begins: np.ndarray
+    ends: np.ndarray
+
+    def between(self, first: int, last: int) -> tuple[float, float]:
+        """Return when frame `first` begins and frame `last` ends."""
+        return float(self.begins[first]), float(self.ends[last])
+
+
+def read_frames(video: Video, windows: Iterable[np.ndarray]) -> dict[int, np.ndarray]:
+    """Return every frame that some window needs, by index; each is decoded once."""
+    wanted = sorted({int(index) for window in windows for index in window})
+    return dict(zip(wanted, video.read(wanted), strict=True))
+
+
+class FrameFolder:
+    """A folder of frames, in the order of their names."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            names = os.listdir(path)
+        except OSError as error:
+            raise UnreadableClip(
+                f"video folder '{path}' cannot be read: {error.strerror}"
+            ) from None
+        self.names = sorted(
+            name
+            for name in names
+            if name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
+        )
+        if not self.names:
+            raise UnreadableClip(
+                f"video folder '{path}' holds no frame, expected {' '.join(FRAME_EXTENSIONS)} files"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, indices: Iterable[int]) -> list[np.ndarray]:
+        """Return the (H, W, 3) RGB frames at `indices`."""
+        return [self._read(os.path.join(self.path, self.names[index])) for index in indices]
+
+    def times(self, first: int, last: int) -> tuple[float, float]:
+        """Raise UnreadableClip: images carry no times."""
+        raise UnreadableClip(
+            f"video folder '{self.path}' has no frame times, expected a video file in pre-training"
+        )
+
+    @staticmethod
+    def _read(path: str) -> np.ndarray:
+        try:
+            with Image.open(path) as image:
+                check_frame_size(f"frame '{path}'", *image.size)
+                return np.asarray(image.convert("RGB"))
+        except IMAGE_ERRORS as error:
+            raise UnreadableClip(f"frame '{path}' cannot be read: {one_line(error)}") from None
 
 
 def check_frame_size(what: str, width: int, height: int) -> None:
@@ -23,58 +108,6 @@ def check_frame_size(what: str, width: int, height: int) -> None:
         raise UnreadableClip(
             f"{what} has {width} x {height} pixels, expected at most {MAX_PIXELS}; make it smaller"
         )
-
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
-
-
-# Weights of this many parts are exact in Pillow's arithmetic (22 bits) and in torch's (15 bits).
-_EXACT_PARTS = 1024
-
-
-def resize(image: Image.Image, size: tuple[int, int], box: Box | None = None) -> Image.Image:
-    """Resize an image, or its part in `box`, to (width, height), bilinear as Pillow does it."""
-    if box is not None:  # not resize's own box, which blends in pixels from around it
-        image = image.crop(box)
-    return image.resize(size, Image.Resampling.BILINEAR)
-
-
-def resize_frames(
-    frames: Sequence[np.ndarray], size: tuple[int, int], box: Box | None = None
-) -> torch.Tensor:
-    """Resize T frames, or their part in `box`, as `resize` does.
-
-    Args:
-        frames: (H, W, 3) uint8 each.
-        size: width and height of the result.
-        box: the same part of each.
-
-    Returns:
-        (3, T, height, width) uint8; not contiguous, as it is copied to its batch anyway.
-    """
-    left, top, right, bottom = box or (0, 0, frames[0].shape[1], frames[0].shape[0])
-    alike = all(frame.shape == frames[0].shape for frame in frames)
-    if alike and _is_exact(right - left, size[0]) and _is_exact(bottom - top, size[1]):
-        part = np.stack([frame[top:bottom, left:right] for frame in frames])
-        pixels = torch.from_numpy(part).permute(0, 3, 1, 2)  # (T, 3, h, w), channels last
-        if part.shape[1:3] != (size[1], size[0]):
-            pixels = interpolate(pixels, (size[1], size[0]), mode="bilinear", antialias=True)
-        return pixels.permute(1, 0, 2, 3)
-    images = [resize(Image.fromarray(frame), size, box) for frame in frames]
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(3, 0, 1, 2)
-
-
-def _is_exact(before: int, after: int) -> bool:
-    """Tell whether enlarging `before` pixels to `after` takes weights that are exact fractions.
-
-    A new pixel's centre lies at (2 i + 1) before / (2 after) - 1/2 of the old ones, so its weights
-    are multiples of 1 / (2 after / gcd). Shrinking averages over more pixels, with other weights.
-    """
-    parts = 2 * after // math.gcd(before, after)
-    return before <= after and _EXACT_PARTS % parts == 0
-
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 # Which frames
@@ -139,12 +172,14 @@ def test_windows(
     return [frames[start : start + num_frames] for start in dict.fromkeys(starts)]
 
 
-# Not a test, whatever pytest makes of its name.
-test_windows.__test__ = False  # type: ignore[attr-defined]  # functions take attributes
+test_windows.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest thinks
 
 
 def _repeat_last(indices: np.ndarray, length: int) -> np.ndarray:
     return np.pad(indices, (0, max(length - len(indices), 0)), mode="edge")
+
+
+# Geometry and pixels
 
 
 def face_box(width: int, height: int) -> Box:
@@ -203,6 +238,48 @@ def view_crops(
     across = width > height
     corners = [(start, 0) if across else (0, start) for start in dict.fromkeys(starts)]
     return size, [(x, y, x + input_size, y + input_size) for x, y in corners]
+
+
+def resize(image: Image.Image, size: tuple[int, int], box: Box | None = None) -> Image.Image:
+    """Resize an image, or its part in `box`, to (width, height), bilinear as Pillow does it."""
+    if box is not None:  # not resize's own box, which blends in pixels from around it
+        image = image.crop(box)
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def resize_frames(
+    frames: Sequence[np.ndarray], size: tuple[int, int], box: Box | None = None
+) -> torch.Tensor:
+    """Resize T frames, or their part in `box`, as `resize` does.
+
+    Args:
+        frames: (H, W, 3) uint8 each.
+        size: width and height of the result.
+        box: the same part of each.
+
+    Returns:
+        (3, T, height, width) uint8; not contiguous, as it is copied to its batch anyway.
+    """
+    left, top, right, bottom = box or (0, 0, frames[0].shape[1], frames[0].shape[0])
+    alike = all(frame.shape == frames[0].shape for frame in frames)
+    if alike and _is_exact(right - left, size[0]) and _is_exact(bottom - top, size[1]):
+        part = np.stack([frame[top:bottom, left:right] for frame in frames])
+        pixels = torch.from_numpy(part).permute(0, 3, 1, 2)  # (T, 3, h, w), channels last
+        if part.shape[1:3] != (size[1], size[0]):
+            pixels = interpolate(pixels, (size[1], size[0]), mode="bilinear", antialias=True)
+        return pixels.permute(1, 0, 2, 3)
+    images = [resize(Image.fromarray(frame), size, box) for frame in frames]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(3, 0, 1, 2)
+
+
+def _is_exact(before: int, after: int) -> bool:
+    """Tell whether enlarging `before` pixels to `after` takes weights that are exact fractions.
+
+    A new pixel's centre lies at (2 i + 1) before / (2 after) - 1/2 of the old ones, so its weights
+    are multiples of 1 / (2 after / gcd). Shrinking averages over more pixels, with other weights.
+    """
+    parts = 2 * after // math.gcd(before, after)
+    return before <= after and _EXACT_PARTS % parts == 0
 
 
 def to_tensor(frames: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hicmae.config import new_parser
-from hicmae.data.media import FRAME_EXTENSIONS
+from hicmae.data.video import FRAME_EXTENSIONS
 from hicmae.inference.clips import FACES, MISSING, PROTOCOLS
 from hicmae.inference.pictures import FILMS, draw_timeline, write_overlay
 from hicmae.inference.recognizer import EmotionRecognizer

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from hicmae.data.clip_list import AnyClip, read_labelled_list, read_pretrain_list
-from hicmae.data.dataset import PretrainClips, TestClips
+from hicmae.data.dataset import ClipSettings, PretrainClips, TestClips
 from hicmae.data.loader import ClipIndex, PretrainBatch
 from hicmae.inference import clips as forward
 from hicmae.inference.model import ModelConfig, load_model
@@ -125,20 +125,19 @@ def batches(
 
 
 def _dataset(config: ModelConfig, clips: Sequence[AnyClip], seed: int) -> TestClips | PretrainClips:
-    clip, settings = config.preprocessing, config.training.get("settings", {})
-    sizes: dict[str, Any] = {
-        name: getattr(clip, name)
-        for name in ("num_frames", "sampling_rate", "input_size", "input_size_audio")
-    }
+    clip, trained = config.preprocessing, config.training.get("settings", {})
+    settings = ClipSettings(
+        clip.num_frames, clip.sampling_rate, clip.input_size, clip.input_size_audio
+    )
     if config.task != "pretraining":
-        return TestClips(clips, task=config.task, centre=True, modality=config.modality, **sizes)
+        return TestClips(clips, settings, task=config.task, centre=True, modality=config.modality)
     return PretrainClips(
         clips,
+        settings,
         tubelet_size=clip.tubelet_size,
-        mask_ratio=settings.get("mask_ratio", 0.9),
-        mask_ratio_audio=settings.get("mask_ratio_audio", 0.8),
+        mask_ratio=trained.get("mask_ratio", 0.9),
+        mask_ratio_audio=trained.get("mask_ratio_audio", 0.8),
         seed=seed,
-        **sizes,
     )
 
 

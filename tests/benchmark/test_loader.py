@@ -53,7 +53,7 @@ def test_the_plain_loader_yields_our_tensors_of_other_clips(pretrain_clips, writ
 def test_clips_are_like_voxceleb2s(clips):
     video = open_video(clips[0].video)
     assert len(video) == 25 * SECONDS and video.read([9])[0].shape == (224, 224, 3)
-    size = sum(packet.size for packet in video.video.packets)
+    size = sum(packet.size for packet in video.packets)
     assert size * 8 / SECONDS == pytest.approx(BIT_RATE, rel=0.1)
 
 

@@ -2,11 +2,11 @@ import random
 
 import numpy as np
 import pytest
-import timm.data
 import torch
 from PIL import Image
+from timm.data import Mixup
 
-from hicmae.data.augment import Augment, ClipTransform, Mixup, mix_batch, seeded_globals
+from hicmae.data.augment import Augment, ClipTransform, mix_batch, seeded_globals
 from hicmae.data.loader import LabelledBatch
 from hicmae.data.video import normalise, to_tensor
 from tests.conftest import frame
@@ -61,18 +61,11 @@ def test_the_generator_decides_everything_and_global_state_is_left_alone():
     expected = random.random(), np.random.rand(), torch.rand(1)
     random.seed(5), np.random.seed(6), torch.manual_seed(7)
     first = transformed(Augment(reprob=1), 3)
+    with pytest.raises(KeyError), seeded_globals(9):
+        raise KeyError
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
     assert torch.equal(first, transformed(Augment(reprob=1), 3))
     assert not torch.equal(first, transformed(Augment(reprob=1), 4))
-
-
-def test_global_state_is_put_back_after_an_error():
-    random.seed(1)
-    expected = random.random()
-    random.seed(1)
-    with pytest.raises(KeyError), seeded_globals(9):
-        raise KeyError
-    assert random.random() == expected
 
 
 def test_flip_mirrors_columns():
@@ -105,12 +98,14 @@ def test_random_resized_crop_is_bilinear_without_antialias():
 
 
 def test_unknown_policy_and_erasing_mode_are_refused():
-    with pytest.raises(
-        ValueError, match="--aa must name a RandAugment such as 'rand-m7.*', got 'augmix-m3'"
-    ):
+    with pytest.raises(ValueError, match="--aa .* 'rand-m7.*, got 'augmix-m3'"):
         Augment(aa="augmix-m3")
-    with pytest.raises(ValueError, match="--remode must be one of const, rand, pixel, got 'noise'"):
+    with pytest.raises(ValueError, match="--remode .* const, rand, pixel, got 'noise'"):
         Augment(remode="noise")
+
+
+def mixer(mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, **options) -> Mixup:
+    return Mixup(mixup_alpha, cutmix_alpha, **{"num_classes": 5} | options)
 
 
 @pytest.mark.parametrize("alphas", [(0.8, 1.0), (0.8, 0.0), (0.0, 1.0)])
@@ -118,53 +113,43 @@ def test_unknown_policy_and_erasing_mode_are_refused():
 def test_the_same_seed_mixes_the_video_as_timm_does(alphas, seed):
     plain = batch()
     np.random.seed(seed)
-    mixed = mix_batch(plain, Mixup(5, *alphas, prob=0.9))
+    mixed = mix_batch(plain, mixer(*alphas, prob=0.9))
     np.random.seed(seed)
-    mixer = timm.data.Mixup(*alphas, prob=0.9, switch_prob=0.5, label_smoothing=0.1, num_classes=5)
-    video, target = mixer(plain.video.clone().flatten(1, 2), TARGET)
-    torch.testing.assert_close(mixed.video.flatten(1, 2), video)
+    video, target = mixer(*alphas, prob=0.9)(plain.video.clone().flatten(1, 2), TARGET)
+    assert torch.equal(mixed.video.flatten(1, 2), video)
     torch.testing.assert_close(mixed.target, target)
     assert torch.equal(mixed.audio, plain.audio)
     assert torch.equal(plain.video, batch().video)  # the plain batch is left as it was
 
 
-@pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0)])
-def test_audio_is_blended_with_the_share_of_the_targets(alphas):
-    plain = batch()
+@pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+@pytest.mark.parametrize("has_video", [True, False])
+def test_audio_is_blended_with_the_share_of_the_targets(alphas, has_video):
+    plain = batch() if has_video else batch()._replace(video=None)
     np.random.seed(3)
-    mixed = mix_batch(plain, Mixup(5, *alphas, label_smoothing=0), mix_audio=True)
+    mixed = mix_batch(plain, mixer(*alphas, label_smoothing=0), mix_audio=has_video)
     share = mixed.target[0, 3].item()
-    assert 0 < share < 1
-    torch.testing.assert_close(mixed.audio, share * plain.audio + (1 - share) * plain.audio.flip(0))
-
-
-def test_audio_alone_is_blended_as_its_targets_are():
-    plain = batch()._replace(video=None)
-    np.random.seed(4)
-    mixed = mix_batch(plain, Mixup(5, label_smoothing=0))
-    assert mixed.video is None
-    share = mixed.target[0, 3].item()
+    assert 0 < share < 1 and (mixed.video is None) == (not has_video)
     torch.testing.assert_close(mixed.audio, share * plain.audio + (1 - share) * plain.audio.flip(0))
 
 
 def test_video_alone_is_mixed():
     plain = batch()._replace(audio=None)
     np.random.seed(1)
-    mixed = mix_batch(plain, Mixup(5), mix_audio=True)
+    mixed = mix_batch(plain, mixer(), mix_audio=True)
     assert mixed.audio is None and not torch.equal(mixed.video, plain.video)
 
 
 def test_an_odd_batch_mixes_its_middle_with_itself():
     plain = batch(3)
     np.random.seed(2)
-    mixed = mix_batch(plain, Mixup(5, cutmix_alpha=0, label_smoothing=0), mix_audio=True)
+    mixed = mix_batch(plain, mixer(cutmix_alpha=0, label_smoothing=0), mix_audio=True)
     torch.testing.assert_close(mixed.video[1], plain.video[1])
     assert mixed.target[1].tolist() == [1, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("mixup", [Mixup(4, prob=0), Mixup(4, mixup_alpha=0, cutmix_alpha=0)])
-def test_without_mixing_only_the_targets_are_smoothed(mixup):
-    mixed = mix_batch(batch(), mixup, mix_audio=True)
+def test_a_batch_that_is_not_mixed_has_smooth_targets():
+    mixed = mix_batch(batch(), mixer(num_classes=4, prob=0), mix_audio=True)
     assert torch.equal(mixed.video, batch().video) and torch.equal(mixed.audio, batch().audio)
     expected = torch.full((4, 4), 0.025)
     expected[range(4), TARGET] = 0.925
@@ -172,7 +157,5 @@ def test_without_mixing_only_the_targets_are_smoothed(mixup):
 
 
 def test_numbers_as_targets_cannot_be_mixed():
-    with pytest.raises(
-        ValueError, match="mixup needs class indices as targets, got numbers; set --mixup 0"
-    ):
-        mix_batch(batch()._replace(target=torch.rand(4, 2)), Mixup(2))
+    with pytest.raises(ValueError, match="needs class indices .* got numbers; set --mixup 0"):
+        mix_batch(batch()._replace(target=torch.rand(4, 2)), mixer())

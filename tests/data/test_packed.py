@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import webdataset
 from PIL import Image
 
 from hicmae.data import shards as packed
-from hicmae.data import shards as shard_index
-from hicmae.data.audio import WavFile, fbank
+from hicmae.data.audio import WavFile
 from hicmae.data.augment import Augment
 from hicmae.data.clip_list import (
     Clip,
@@ -25,7 +23,7 @@ from hicmae.data.clip_list import (
     read_pretrain_list,
     write_list,
 )
-from hicmae.data.dataset import LabelledClips, PretrainClips, TestClips, open_streams
+from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips, open_streams
 from hicmae.data.loader import ClipIndex, ClipSampler, make_loader
 from hicmae.data.media import open_video
 from hicmae.data.shards import read_packed
@@ -33,7 +31,7 @@ from hicmae.io import UnreadableClip
 from preprocess import pack_clips
 from tests.conftest import frame, save_frames, save_mp4, save_wav
 
-SMALL = {"input_size": 32, "input_size_audio": (256, 128)}
+SMALL = ClipSettings(input_size=32)
 
 
 def same(first, second) -> bool:
@@ -79,7 +77,6 @@ def shards(lossless, tmp_path) -> Path:
 
 
 def in_order_of(files: list[Clip], folder: Path) -> list:
-    """Return the packed clips in the order of the files."""
     clips = {clip.video: clip for clip in read_packed(folder)}
     return [clips[clip.video] for clip in files]
 
@@ -131,10 +128,10 @@ def test_labelled_clips_and_views_are_those_of_the_files(tmp_path, kind):
     stored = in_order_of(clips, folder)
     assert [clip.label for clip in stored] == [2, 0, 1]
     for make in (
-        lambda some: LabelledClips(some, augment=Augment(), roll_mag_aug=True, **SMALL),
-        lambda some: LabelledClips(some, modality="a", num_samples=2, **SMALL),
-        lambda some: TestClips(some, **SMALL),
-        lambda some: TestClips(some, modality="v", centre=True, **SMALL),
+        lambda some: LabelledClips(some, augment=Augment(), roll_mag_aug=True, settings=SMALL),
+        lambda some: LabelledClips(some, modality="a", num_samples=2, settings=SMALL),
+        lambda some: TestClips(some, settings=SMALL),
+        lambda some: TestClips(some, modality="v", centre=True, settings=SMALL),
     ):
         for index in range(3):
             assert same(make(clips)[ClipIndex(1, index)], make(stored)[ClipIndex(1, index)])
@@ -152,9 +149,9 @@ def test_regression_targets_are_kept(tmp_path):
     clips = labelled(tmp_path / "clips", "jpg", [(0.25, -1.0), (1.0, 2.0), (0.1, 0.0)])
     folder = pack(tmp_path, clips, task="regression")
     assert [clip.label for clip in in_order_of(clips, folder)] == [c.label for c in clips]
-    with pytest.raises(ValueError, match="has label .* expected one for classification"):
+    with pytest.raises(ValueError, match="c2.: got class .*, for classification; .*--task"):
         read_labelled_list(folder, "classification")
-    with pytest.raises(ValueError, match="expected one for regression with --nb_classes 3"):
+    with pytest.raises(ValueError, match="expected 3 numbers"):
         read_labelled_list(folder, "regression", 3)
 
 
@@ -167,11 +164,13 @@ def test_samples_of_every_kind_are_kept(tmp_path, write_mp4, subtype):
     _, sound = open_streams(clip)
     np.testing.assert_array_equal(sound().read(100, 29000), WavFile(path).read(100, 29000))
     assert len(sound()) == 30000
+    with pytest.raises(UnreadableClip, match="its sound ends before sample 99999"):
+        sound().read(0, 99999)
 
 
 def test_workers_give_the_same_batches(lossless):
     clips = read_packed(lossless)
-    dataset = PretrainClips(clips, mask_ratio=0.5, **SMALL)
+    dataset = PretrainClips(clips, mask_ratio=0.5, settings=SMALL)
     found = []
     for workers in (0, 2):
         sampler = ClipSampler(5, shuffle=True, seed=1, pad=True, shards=clips.shard_of)
@@ -184,6 +183,7 @@ def test_workers_give_the_same_batches(lossless):
 
 
 def test_webdataset_reads_the_shards(files, lossless):
+    webdataset = pytest.importorskip("webdataset")
     paths = sorted(map(str, lossless.glob("*.tar")))
     assert len(paths) > 1
     seen = {}
@@ -236,13 +236,13 @@ def test_names_need_not_be_utf8(tmp_path, files):
     name = "odd \udcff\n'name.mp4"
     (clip,) = packed_with(tmp_path, files[0], lambda info, row: row.__setitem__(0, name))
     assert clip.video == name
-    assert PretrainClips([clip], mask_ratio=0.5, **SMALL)[ClipIndex(0, 0)].names == (name,)
+    assert PretrainClips([clip], SMALL, mask_ratio=0.5)[ClipIndex(0, 0)].names == (name,)
 
 
 # damage
 
 
-def packed_with(folder: Path, clip: Clip, change) -> shard_index.PackedClips:
+def packed_with(folder: Path, clip: Clip, change) -> packed.PackedClips:
     """Pack a clip, let `change` alter its description and its row in the index."""
     path = pack(folder, [clip])
     index = next(path.glob("*.index.json"))
@@ -260,11 +260,11 @@ def packed_with(folder: Path, clip: Clip, change) -> shard_index.PackedClips:
     return read_packed(path)
 
 
-def replaced(clips, folder: Path) -> tuple[str, ...]:
-    """Return why clips of damaged shards were skipped, reading each once."""
-    dataset = PretrainClips(clips, mask_ratio=0.5, **SMALL)
+def reasons(clips) -> list[str]:
+    """Return why clips of damaged shards are skipped, reading each once."""
+    dataset = PretrainClips(clips, SMALL, mask_ratio=0.5)
     batches = [dataset[ClipIndex(0, index)] for index in range(len(clips))]
-    return tuple(clip.reason for batch in batches for clip in batch.skipped)
+    return [clip.reason for batch in batches for clip in batch.skipped]
 
 
 @pytest.mark.parametrize(
@@ -274,10 +274,6 @@ def replaced(clips, folder: Path) -> tuple[str, ...]:
         (lambda path: path.write_bytes(path.read_bytes()[:-5000]), "bytes, expected .*cut off"),
         (lambda path: path.write_bytes(b""), "has 0 bytes, expected"),
         (lambda path: (path.unlink(), path.mkdir()), "bytes, expected|cannot be read"),
-        (
-            lambda path: (path.rename(path.with_suffix(".x")), path.symlink_to("x")),
-            "cannot be read: Too many levels",
-        ),
         (lambda path: (path.unlink(), os.mkfifo(path)), "has 0 bytes, expected"),
     ],
 )
@@ -285,11 +281,10 @@ def test_clips_of_a_broken_shard_are_replaced_and_named(shards, damage, reason):
     path = sorted(shards.glob("*.tar"))[0]
     damage(path)
     clips = read_packed(shards)
-    found = replaced(clips, shards)
+    found = reasons(clips)
     assert len(found) >= np.count_nonzero(clips.shard_of == 0) > 0
-    for text in found:
-        assert path.name in text and "\n" not in text
-        assert re.search(reason, text)
+    assert all(path.name in text and "\n" not in text for text in found)
+    assert all(re.search(reason, text) for text in found)
 
 
 def test_flipped_bits_in_a_frame_are_noticed(shards):
@@ -298,37 +293,29 @@ def test_flipped_bits_in_a_frame_are_noticed(shards):
     data = bytearray(path.read_bytes())
     data[places.frames : places.frames + places.frames_size] = bytes(places.frames_size)
     path.write_bytes(data)
-    found = replaced(clips, shards)
-    assert any("is damaged: frame" in text and "is not what was packed" in text for text in found)
+    assert any("frame" in text and "is not what was packed" in text for text in reasons(clips))
 
 
 @pytest.mark.parametrize(
-    "change, reason",
+    "change",
     [
-        ({"sizes": None}, "lacks sizes for each frame"),
-        ({"sizes": []}, "lacks sizes for each frame"),
-        ({"sizes": [5] * 66}, "do not fill their place"),
-        ({"sizes": [-5] * 66}, "impossible sizes"),
-        ({"sizes": [[1, 2]] * 66}, "impossible sizes"),
-        ({"sizes": [[1], [1, 2]] * 33}, "impossible sizes"),
-        ({"sizes": ["a"] * 66}, "impossible sizes"),
-        ({"sizes": [1e300] * 66}, "impossible sizes"),
-        ({"crc32": [1] * 65}, "lacks crc32 for each frame"),
-        ({"crc32": [1] * 66}, "frame [0-9]+ is not what was packed"),
-        ({"begins": [float("nan")] * 66}, "impossible begins"),
-        ({"begins": None}, "has no frame times"),
-        ({"samples": 10**9}, "its sound does not fit"),
-        ({"samples": -3}, "its sound does not fit"),
-        ({"samples": "many"}, "its sound does not fit"),
-        ({"sample_type": "|O"}, "its sound is of an unknown kind"),
-        ({"sample_type": []}, "its sound is of an unknown kind"),
-        ({"wav_header": -400}, "its sound is of an unknown kind"),
+        {"sizes": None},
+        {"sizes": []},
+        {"sizes": [5] * 66},
+        {"sizes": ["a"] * 66},
+        {"crc32": [1] * 66},
+        {"begins": None},
+        {"samples": 10**9},
+        {"samples": -3},
+        {"sample_type": "|O"},
+        {"wav_header": -400},
     ],
 )
-def test_description_that_has_been_tampered_with_is_refused(tmp_path, files, change, reason):
+def test_clip_whose_description_is_wrong_is_refused(tmp_path, files, change):
     clips = packed_with(tmp_path, files[0], lambda info, row: info.update(change))
-    with pytest.raises(RuntimeError, match=f"cannot be read.*{reason}"):
-        PretrainClips(clips, mask_ratio=0.5, **SMALL)[ClipIndex(0, 0)]
+    with pytest.raises(RuntimeError, match="clips-000000.tar|has no frame times") as caught:
+        PretrainClips(clips, SMALL, mask_ratio=0.5)[ClipIndex(0, 0)]
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", [b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b"null"])
@@ -337,56 +324,26 @@ def test_description_that_is_none_is_refused(shards, text):
     with open(clip.shard.path, "r+b") as file:
         file.seek(clip.places.info)
         file.write(text[: clip.places.info_size].ljust(clip.places.info_size))
-    with pytest.raises(UnreadableClip, match="is damaged: its description is no JSON object"):
+    with pytest.raises(UnreadableClip, match="is damaged: its description"):
         open_streams(clip)
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "content",
     [
-        ({"shard": "../a.tar"}, "expected the plain name of a .tar beside it, got '../a.tar'"),
-        ({"shard": "/etc/passwd"}, "expected the plain name"),
-        ({"shard": "a/b.tar"}, "expected the plain name"),
-        ({"shard": "a..tar"}, "expected the plain name"),
-        ({"shard": 3}, "expected the plain name"),
-        ({"format": "other"}, "expected an object with format 'hicmae-shard-1'"),
-        ({"size": -1}, "expected the shard's size"),
-        ({"size": True}, "expected the shard's size"),
-        ({"sha256": None}, "expected the shard's size and sha256"),
-        ({"clips": []}, "it names no clip"),
-        ({"clips": {}}, "it names no clip"),
-        ({"clips": ["abcdefghi"]}, "expected rows of 9 values"),
-        ({"clips": [["a", "b", None, 0, 1, 0, 1, 0]]}, "expected rows of 9 values"),
-        ({"clips": [[1, "b", None, 0, 1, 0, 1, 0, 1]]}, "expected names"),
-        ({"clips": [["a", "b", "x", 0, 1, 0, 1, 0, 1]]}, "impossible label"),
-        ({"clips": [["a", "b", None, -1, 1, 0, 1, 0, 1]]}, "impossible place"),
-        ({"clips": [["a", "b", None, 0, 1.5, 0, 1, 0, 1]]}, "impossible place"),
-        ({"clips": [["a", "b", None, 0, 1, 10**15, 1, 0, 1]]}, "is outside its shard"),
-        ({"clips": [["a", "b", None, 0, 1, 2**62, 2**62, 0, 1]]}, "impossible place"),
+        *("", "{", "[]", "null", '{"format": "hicmae-shard-1"}'),
+        *({"format": "other"}, {"clips": []}, {"clips": [["a", "b", None, 0, 1, 0, 1, 0]]}),
+        {"clips": [["a", "b", None, 0, 1, 10**15, 1, 0, 1]]},
     ],
 )
-def test_index_that_has_been_tampered_with_stops_the_run(shards, change, message):
-    path = sorted(shards.glob("*.index.json"))[0]
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ValueError, match=message) as caught:
-        read_packed(shards)
-    assert path.name in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format": "hicmae-shard-1"}'])
 def test_file_that_is_no_index_stops_the_run(shards, content):
     path = sorted(shards.glob("*.index.json"))[0]
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads(path.read_text()), **content})
     path.write_text(content)
-    with pytest.raises(ValueError, match="cannot be used: .*; pack its clips again"):
+    with pytest.raises(ValueError, match="cannot be used: .*; pack its clips again") as caught:
         read_packed(shards)
-
-
-def test_index_that_is_a_link_is_refused(shards, tmp_path):
-    path = sorted(shards.glob("*.index.json"))[0]
-    path.rename(tmp_path / "elsewhere.json")
-    path.symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(ValueError, match="cannot be used: Too many levels of symbolic links"):
-        read_packed(shards)
+    assert path.name in str(caught.value) and "\n" not in str(caught.value)
 
 
 # images and handles
@@ -418,31 +375,24 @@ def test_what_is_no_image_or_too_large_is_not_decoded():
         assert packed.decode_image(data) is None
 
 
-def test_few_shards_are_open_at_a_time(lossless, monkeypatch):
-    files = packed.OpenShards(most=1)
-    monkeypatch.setattr(packed, "_open_shards", files)
-    clips = read_packed(lossless)
-    for clip in [*clips, clips[0]]:
-        open_streams(clip)
-        assert list(files.handles) == [clip.shard]
-    handle = files.handles[clips[0].shard]
-    files.close(clips[0].shard)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(handle)
+def test_few_shards_are_open_at_a_time(lossless, tmp_path):
+    for number in range(packed.MAX_OPEN):
+        shutil.copytree(lossless, tmp_path / str(number))
+        for clip in read_packed(tmp_path / str(number)):
+            open_streams(clip)
+    files = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    assert 0 < sum(file.endswith(".tar") for file in files) <= packed.MAX_OPEN
 
 
 def test_only_the_wanted_frames_are_read(lossless, monkeypatch):
     clip = max(read_packed(lossless), key=lambda clip: clip.places.frames_size)
-    read = []
-    original = packed.OpenShards.read
+    sizes, read_bytes = [], packed.read_bytes
     monkeypatch.setattr(
-        packed.OpenShards,
-        "read",
-        lambda self, *place: read.append(place[2]) or original(self, *place),
+        packed, "read_bytes", lambda *place: sizes.append(place[2]) or read_bytes(*place)
     )
     PretrainClips([clip])[ClipIndex(0, 0)]
-    assert len(read) == 1 + 1 + 16, "description, sound, frames"
-    assert sum(read[2:]) < 0.5 * clip.places.frames_size
+    assert len(sizes) == 1 + 1 + 16, "description, sound, frames"
+    assert sum(sizes[2:]) < 0.5 * clip.places.frames_size
 
 
 def test_members_of_the_tar_are_where_the_index_says(lossless):
@@ -452,12 +402,3 @@ def test_members_of_the_tar_are_where_the_index_says(lossless):
             members = [(member.offset_data, member.size) for member in tar]
         places = [clip.places for clip in clips if clip.shard == shard]
         assert members == [pair for p in places for pair in zip(p[::2], p[1::2], strict=True)]
-
-
-def test_sound_of_a_window_is_that_of_the_wav(files, lossless):
-    clip = in_order_of(files, lossless)[2]
-    _, sound = open_streams(clip)
-    expected = fbank(WavFile(files[2].audio).read(640, 41600))
-    assert torch.equal(fbank(sound().read(640, 41600)), expected)
-    with pytest.raises(UnreadableClip, match="its sound ends before sample 99999"):
-        sound().read(0, 99999)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hicmae.data.clip_list import Clip
-from hicmae.data.dataset import LabelledClips, PretrainClips, TestClips
+from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
 from hicmae.data.loader import ClipIndex, ClipSampler, make_loader
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.io import UnreadableClip
@@ -19,7 +19,7 @@ from tests.inference.conftest import checkpoint_of, classifier
 from tests.media.corpus import Case, make_corpus
 
 SECONDS = 60  # in which a clip is read or refused, whatever is wrong with it
-OPTIONS = {"input_size": 32, "input_size_audio": (64, 32)}
+SETTINGS = ClipSettings(input_size=32, input_size_audio=(64, 32))
 Read = Callable[[Clip, Clip], tuple[torch.Tensor, tuple]]
 
 
@@ -29,17 +29,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
 
 
 def read_pretraining(clip: Clip, whole: Clip) -> tuple[torch.Tensor, tuple]:
-    batch = PretrainClips([clip, whole], **OPTIONS)[ClipIndex(0, 0)]
+    batch = PretrainClips([clip, whole], settings=SETTINGS)[ClipIndex(0, 0)]
     return batch.audio, batch.skipped
 
 
 def read_training(clip: Clip, whole: Clip) -> tuple[torch.Tensor, tuple]:
-    batch = LabelledClips([clip, whole], **OPTIONS)[ClipIndex(0, 0)]
+    batch = LabelledClips([clip, whole], settings=SETTINGS)[ClipIndex(0, 0)]
     return batch.audio, batch.skipped
 
 
 def read_testing(clip: Clip, whole: Clip) -> tuple[torch.Tensor, tuple]:
-    batch = TestClips([clip, whole], allow_skip=True, **OPTIONS)[ClipIndex(0, 0)]
+    batch = TestClips([clip, whole], allow_skip=True, settings=SETTINGS)[ClipIndex(0, 0)]
     return batch.audio, batch.skipped
 
 
@@ -140,7 +140,7 @@ def test_workers_survive_the_whole_corpus_and_every_refused_clip_is_named(
     corpus: list[Case],
 ) -> None:
     clips = [Clip(case.video, case.audio, 0) for case in corpus]
-    dataset = LabelledClips(clips, **OPTIONS)
+    dataset = LabelledClips(clips, settings=SETTINGS)
     sampler = ClipSampler(len(clips), shuffle=True, seed=0, pad=True)
     loader = make_loader(dataset, sampler, 4, 2, False, "cpu")
     sizes, skipped = [], set()
@@ -155,7 +155,7 @@ def test_workers_survive_the_whole_corpus_and_every_refused_clip_is_named(
 
 def test_testing_stops_at_a_broken_clip_and_names_it(corpus: list[Case]) -> None:
     case = next(case for case in corpus if case.name == "cut at 5/10")
-    dataset = TestClips([Clip(case.video, case.audio, 0)], **OPTIONS)
+    dataset = TestClips([Clip(case.video, case.audio, 0)], settings=SETTINGS)
     with pytest.raises(RuntimeError, match="cut5.mp4' cannot be read.*--skip_bad_test_clips"):
         dataset[ClipIndex(0, 0)]
 
@@ -164,7 +164,7 @@ def test_testing_stops_at_a_broken_clip_and_names_it(corpus: list[Case]) -> None
 def test_memory_stays_flat_over_5000_bad_opens(corpus: list[Case]) -> None:
     refused = [case for case in corpus if case.promise != "read"]
     dataset = TestClips(
-        [Clip(case.video, case.audio, 0) for case in refused], allow_skip=True, **OPTIONS
+        [Clip(case.video, case.audio, 0) for case in refused], allow_skip=True, settings=SETTINGS
     )
 
     def pass_over(times: int) -> float:

@@ -1,0 +1,287 @@
+import os
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from hicmae.data import media
+from hicmae.data.media import DecordVideo, H264Video, PyAVVideo, open_h264, open_video
+from hicmae.data.video import read_frames
+from hicmae.io import UnreadableClip
+from tests.conftest import frame
+
+needs_decord = pytest.mark.skipif(media.decord is None, reason="no decord here")
+READERS = {"h264": H264Video, "decord": DecordVideo, "pyav": PyAVVideo}
+FILMS = {
+    "VoxCeleb2's": {"g": "250", "bf": "3"},
+    "many keyframes": {"g": "12", "bf": "3"},
+    "open groups": {"g": "12", "bf": "3", "x264-params": "open-gop=1"},
+    "no keyframes but the first": {"g": "12", "intra-refresh": "1"},
+    "no B-frames": {"g": "20", "bf": "0"},
+    "B-frames that others refer to": {"g": "30", "bf": "7", "b-pyramid": "normal"},
+}
+
+
+@pytest.fixture(params=["h264", pytest.param("decord", marks=needs_decord), "pyav"])
+def reader(request, monkeypatch):
+    """Run a test with partial decoding of H.264, with decord, and with the last resort."""
+    if request.param != "h264":
+        monkeypatch.setattr(media, "open_h264", lambda path: None)
+    if request.param == "pyav":
+        monkeypatch.setattr(media, "decord", None)
+    return READERS[request.param]
+
+
+def encode(path, options, size=(64, 48), codec="libx264", frames=60, pix_fmt="yuv420p") -> str:
+    """Write a film that moves, with noise, so that every frame differs from its neighbours."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(30000, 1001), options=options)
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+        for index in range(frames):
+            picture = np.roll(frame(index, *size), 2 * index, axis=1)
+            noisy = np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noisy, format="rgb24")))
+        container.mux(stream.encode(None))
+    return str(path)
+
+
+def turn(path: str) -> str:
+    """Mark a film as one to be shown turned by 90 degrees, as telephones do."""
+    with open(path, "r+b") as file:
+        file.seek(file.read().index(b"tkhd") + 4 + 40)
+        for value in (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30):
+            file.write(value.to_bytes(4, "big", signed=True))
+    return path
+
+
+# all readers
+
+
+@pytest.mark.parametrize(
+    "name", ["a.mp4", "with space/a b.mp4", "quote'\".mp4", "é 表.mp4", "two\nlines.mp4", "a:b.mp4"]
+)
+def test_film_gives_the_asked_frames_in_rgb(write_mp4, reader, name):
+    video = open_video(write_mp4(name, frames=50))
+    assert isinstance(video, reader) and len(video) == 50
+    images = read_frames(video, [np.array([7, 31, 31]), np.array([0, 49])])
+    assert list(images) == [0, 7, 31, 49]
+    for index, image in images.items():
+        assert image.shape == (48, 64, 3)
+        difference = image.astype(int) - frame(index, 64, 48)
+        assert np.abs(difference).mean() < 6  # what the encoder loses
+
+
+def test_relative_name_with_a_colon_is_a_file(write_mp4, reader, monkeypatch, tmp_path):
+    write_mp4("http:b.mp4", frames=3)
+    monkeypatch.chdir(tmp_path)
+    assert len(open_video("http:b.mp4")) == 3
+
+
+def test_times_are_begin_of_the_first_and_end_of_the_last_frame(write_mp4, reader):
+    video = open_video(write_mp4(frames=30, fps=20))
+    assert video.times(4, 9) == pytest.approx((0.2, 0.5), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "text", "audio_only"])
+def test_file_that_is_no_film_is_named_on_one_line(broken_mp4, reader, kind):
+    with pytest.raises(UnreadableClip, match=f"{kind}.mp4'") as caught:
+        open_video(broken_mp4(kind))
+    assert "\n" not in str(caught.value)
+
+
+def test_file_that_fails_at_late_frames_is_named(broken_mp4, reader):
+    video = open_video(broken_mp4("corrupt"))
+    assert len(video) == 80
+    with pytest.raises(UnreadableClip, match="corrupt.mp4'") as caught:
+        video.read(range(0, 80, 4))
+    assert "\n" not in str(caught.value)
+
+
+def test_title_that_is_no_utf8_is_no_obstacle(write_mp4, reader):
+    path = write_mp4(frames=3)
+    with open(path, "r+b") as file:
+        data = file.read()
+        file.seek(data.index(b"VideoHandler"))
+        file.write(b"\xff\x80")
+    assert len(open_video(path).read([0, 2])) == 2
+
+
+def test_a_file_that_ends_early_is_refused(write_mp4):
+    with pytest.raises(UnreadableClip, match="ends before frame 25"):
+        PyAVVideo(write_mp4(frames=20)).read([3, 25])
+
+
+@needs_decord
+def test_sizes_that_decord_cannot_read_are_read_all_the_same(write_mp4):
+    images = DecordVideo(write_mp4(frames=12, size=(48, 40))).read([0, 7])
+    assert [image.shape for image in images] == [(40, 48, 3)] * 2
+    assert [image[-1, -1].mean() for image in images] == pytest.approx([0, 21], abs=4)
+
+
+# partial decoding of H.264
+
+
+@pytest.mark.parametrize("kind", FILMS)
+def test_frames_and_times_are_those_of_decoding_everything(tmp_path, kind):
+    path = encode(tmp_path / "a.mp4", {"preset": "fast", **FILMS[kind]})
+    video, reference = open_h264(path), PyAVVideo(path)
+    assert len(video) == len(reference) == 60
+    whole = reference.read(range(60))
+    windows = [range(60), [59], range(0, 60, 4), range(37, 60, 3), [13], [11, 12, 24, 25, 26, 48]]
+    for window in windows:
+        for index, picture in zip(window, video.read(window), strict=True):
+            np.testing.assert_array_equal(picture, whole[index])
+    assert [video.times(k, k) for k in range(60)] == [reference.times(k, k) for k in range(60)]
+
+
+@needs_decord
+@pytest.mark.parametrize("make", [open_h264, PyAVVideo])
+@pytest.mark.parametrize("size, pix_fmt", [((64, 64), "yuv420p"), ((226, 130), "yuvj420p")])
+def test_frames_and_times_are_those_of_decord(tmp_path, make, size, pix_fmt):
+    path = encode(tmp_path / "a.mp4", {"preset": "fast"}, size, pix_fmt=pix_fmt)
+    video, reference = make(path), DecordVideo(path)
+    for one, other in zip(video.read([0, 7, 31]), reference.read([0, 7, 31]), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert video.times(5, 59) == reference.times(5, 59)
+
+
+def test_decoding_starts_at_a_keyframe_and_leaves_frames_out(tmp_path):
+    video = open_h264(encode(tmp_path / "a.mp4", {"g": "20", "sc_threshold": "0", "bf": "3"}))
+    video.codec = Counting(video.codec)
+    (picture,) = video.read([45])
+    assert len(picture) == 48
+    assert 0 < video.codec.frames < 8, "of 60 frames, only those from 40 on that others refer to"
+
+
+class Counting:
+    """A codec that counts the frames it gives."""
+
+    def __init__(self, codec) -> None:
+        self.__dict__.update(codec=codec, frames=0)
+
+    def __getattr__(self, name):
+        return getattr(self.codec, name)
+
+    def __setattr__(self, name, value):
+        setattr(self.codec, name, value)
+
+    def decode(self, packet):
+        frames = self.codec.decode(packet)
+        self.__dict__["frames"] += len(frames)
+        return frames
+
+
+def test_a_keyframe_that_others_reach_across_is_no_start(tmp_path):
+    closed = open_h264(encode(tmp_path / "a.mp4", {"g": "12", "sc_threshold": "0"}))
+    keys = [place for place, packet in enumerate(closed.packets) if packet.is_keyframe]
+    assert closed._start(keys[3] + 2) == keys[3] > 0
+    options = {"g": "12", "sc_threshold": "0", "x264-params": "open-gop=1:bframes=3"}
+    reached = open_h264(encode(tmp_path / "b.mp4", options))
+    keys = [place for place, packet in enumerate(reached.packets) if packet.is_keyframe]
+    assert len(keys) > 2 and reached._start(keys[-1]) == 0
+
+
+@pytest.mark.parametrize(
+    "name, codec, pix_fmt",
+    [
+        ("a.mkv", "libx264", "yuv420p"),
+        ("a.avi", "mpeg4", "yuv420p"),
+        ("a.mp4", "mpeg4", "yuv420p"),
+        ("a.mp4", "libx264", "yuv444p"),
+    ],
+)
+def test_other_files_are_decoded_whole(tmp_path, name, codec, pix_fmt):
+    path = encode(tmp_path / name, {}, codec=codec, frames=20, pix_fmt=pix_fmt)
+    assert open_h264(path) is None and len(open_video(path)) == 20
+
+
+@needs_decord
+@pytest.mark.parametrize("change", [turn, lambda path: path])
+def test_frames_that_are_turned_or_do_not_come_are_asked_of_decord(tmp_path, monkeypatch, change):
+    path = change(encode(tmp_path / "a.mp4", {}, size=(64, 64), frames=20))
+    video = open_video(path)
+    assert isinstance(video, H264Video)
+    if change is not turn:
+        monkeypatch.setattr(video, "decode", lambda wanted: {})
+    for one, other in zip(video.read([3, 9]), DecordVideo(path).read([3, 9]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_reading_again_gives_the_same(tmp_path):
+    video = open_h264(encode(tmp_path / "a.mp4", {"bf": "3"}, frames=30))
+    first = video.read([3, 17])
+    np.testing.assert_array_equal(video.read([17])[0], first[1])
+    np.testing.assert_array_equal(video.read([3])[0], first[0])
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_films_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch, codec):
+    path = encode(tmp_path / "a.mp4", {}, codec=codec, frames=3)
+    monkeypatch.setattr("hicmae.data.video.MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(UnreadableClip, match="a.mp4' has 64 x 48 pixels, expected at most 3071"):
+        open_video(path)
+
+
+# folders of frames
+
+
+def test_folder_is_read_by_name_whatever_the_case_kind_and_mode(tmp_path):
+    kinds = {"b.JPG": "L", "a.png": "RGBA", "c.jpeg": "RGB", "d.bmp": "P"}
+    for index, (name, mode) in enumerate(sorted(kinds.items()), 1):
+        Image.fromarray(np.full((20, 30, 3), 30 * index, np.uint8)).convert(mode).save(
+            tmp_path / name
+        )
+    (tmp_path / "notes.txt").write_text("no frame")
+    (tmp_path / "._a.png").write_bytes(b"a Mac's shadow file")
+    video = open_video(str(tmp_path))
+    assert video.names == ["a.png", "b.JPG", "c.jpeg", "d.bmp"]
+    images = video.read(range(4))
+    assert all(image.shape == (20, 30, 3) and image.dtype == np.uint8 for image in images)
+    np.testing.assert_allclose([image.mean() for image in images], [30, 60, 90, 120], atol=3)
+    with pytest.raises(UnreadableClip, match="has no frame times"):
+        video.times(0, 1)
+
+
+@pytest.mark.parametrize("files", [{}, {"notes.txt": b"x", "sound.wav": b"y"}])
+def test_folder_without_images_is_named(tmp_path, files):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableClip, match="holds no frame, expected .jpg .jpeg .png .bmp files"):
+        open_video(str(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_forbidden_folder_is_named(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(UnreadableClip, match="closed' cannot be read: Permission denied"):
+        open_video(str(tmp_path / "closed"))
+
+
+@pytest.mark.parametrize(
+    "kind, damage",
+    [
+        ("jpg", lambda data: b""),
+        ("jpg", lambda data: data[: len(data) // 2]),
+        ("png", lambda data: data[:40] + bytes(20) + data[60:]),
+    ],
+)
+def test_unreadable_frame_breaks_a_clip_only_when_it_is_needed(write_frames, kind, damage):
+    folder = write_frames(frames=5, kind=kind)
+    path = os.path.join(folder, f"frame_003.{kind}")
+    with open(path, "r+b") as file:
+        data = damage(file.read())
+        file.seek(0), file.truncate(), file.write(data)
+    video = open_video(folder)
+    assert len(video.read([0, 2, 4])) == 3
+    with pytest.raises(UnreadableClip, match=f"frame .*frame_003.{kind}' cannot be read: "):
+        video.read([2, 3])
+
+
+def test_pictures_that_would_fill_the_memory_are_refused(write_frames, monkeypatch):
+    video = open_video(write_frames(frames=2))
+    monkeypatch.setattr("hicmae.data.video.MAX_PIXELS", 1000)
+    with pytest.raises(UnreadableClip, match="frame_001.jpg' has 40 x 40 pixels"):
+        video.read([1])
