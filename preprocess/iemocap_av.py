@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-from preprocess.lists.data_sets import IEMOCAP
+from preprocess.lists.data_sets import iemocap
 
-main = IEMOCAP.main
+main = iemocap.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -43,7 +43,7 @@ from preprocess.lists.clips import (
     write_csv,
     write_left_out,
 )
-from preprocess.lists.files import contents, find_folder
+from preprocess.lists.files import contents, find
 
 logger = logging.getLogger("voxceleb2")
 
@@ -99,8 +99,8 @@ def find_clips(
     root: str, video_dir: str | None, audio_dir: str | None
 ) -> tuple[Files, list[LeftOut]]:
     """Return the clips that have both halves, and those that do not."""
-    video_dir = find_folder(root, "--video_dir", *([video_dir] if video_dir else VIDEO_DIRS))
-    audio_dir = find_folder(root, "--audio_dir", *([audio_dir] if audio_dir else AUDIO_DIRS))
+    video_dir = find(root, "give --video_dir", *([video_dir] if video_dir else VIDEO_DIRS))
+    audio_dir = find(root, "give --audio_dir", *([audio_dir] if audio_dir else AUDIO_DIRS))
     clips: Files = {}
     left_out = []
     for found in tqdm(scan(video_dir, audio_dir), unit="clip", desc="reading names"):

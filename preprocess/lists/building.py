@@ -30,7 +30,7 @@ from preprocess.lists.clips import (
 from preprocess.lists.files import (
     Halves,
     contents,
-    find_folder,
+    find,
     frame_folders,
     measure_all,
     wav_files,
@@ -39,7 +39,6 @@ from preprocess.lists.files import (
 logger = logging.getLogger(__name__)
 
 SAVED_DATA = Path(__file__).resolve().parents[2] / "saved" / "data"
-FEW_SPEAKERS = 24  # more are summed up on the terminal; speakers.csv has them all
 EPILOG = """\
 --video_dir and --audio_dir name other places; for a folder x/ of frames x_aligned/ or
 x/x_aligned/ may stand. Faces are made by preprocess/face_and_audio/extract_face.py, wavs by
@@ -104,7 +103,7 @@ class DataSet:
         title: name for people.
         read: from the command line and the files that are there to the protocol; its docstring is
             the script's --help.
-        flags: flags that the script has of its own, with what `add_argument` takes.
+        flags: the script's own flags, with what `add_argument` takes.
         video_dirs: places of the face folders below --data_root, best first.
         audio_dirs: places of the wavs.
     """
@@ -202,8 +201,8 @@ def find_halves(data_set: DataSet, args: argparse.Namespace) -> Found:
     root = checked_root(args.data_root, data_set.title)
     video_dirs = data_set.video_dirs if args.video_dir is None else [args.video_dir]
     audio_dirs = data_set.audio_dirs if args.audio_dir is None else [args.audio_dir]
-    video_dir = find_folder(root, "--video_dir", *video_dirs)
-    audio_dir = find_folder(root, "--audio_dir", *audio_dirs)
+    video_dir = find(root, "give --video_dir", *video_dirs)
+    audio_dir = find(root, "give --audio_dir", *audio_dirs)
     found = Found(root, frame_folders(video_dir), wav_files(audio_dir))
     for halves, kind, folder, tool in (
         (found.videos, "folders of jpg, png or bmp frames", video_dir, "extract_face.py"),
@@ -269,19 +268,11 @@ def report(
     clips = pd.DataFrame(used, columns=columns[1:], dtype=object)
     speakers = totals(clips, "speaker", labels).drop(columns="speakers").sort_index()
     write_csv(output / "speakers.csv", ["speaker", *speakers], speakers.itertuples())
-    sizes = speakers["clips"].sort_values().tolist()
-    if not sizes:
-        print("\nspeakers: not known for this data set")
-    elif len(sizes) <= FEW_SPEAKERS:
-        print(f"\n{table_text(speakers)}")
-    else:
-        print(
-            f"\n{len(sizes)} speakers with {sizes[0]} to {sizes[-1]} clips each, median "
-            f"{sizes[len(sizes) // 2]}; all of them are in speakers.csv"
-        )
+    sizes = speakers["clips"].tolist() or [0]
+    print(f"\n{len(speakers)} known speakers with {min(sizes)} to {max(sizes)} clips each")
     seconds, frames = clips["seconds"], clips["frames"]
     print(
-        f"\n{len(clips)} clips, {seconds.sum() / 3600:.2f} h; a clip lasts {seconds.min():.2f} to "
+        f"{len(clips)} clips, {seconds.sum() / 3600:.2f} h; a clip lasts {seconds.min():.2f} to "
         f"{seconds.max():.2f} s, mean {seconds.mean():.2f} s, and has {frames.min()} to "
         f"{frames.max()} frames"
     )

@@ -9,7 +9,9 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import product
+from pathlib import Path
 
 from preprocess.lists.annotations import (
     class_index,
@@ -28,8 +30,8 @@ from preprocess.lists.building import (
     cross_validation,
     fold_name,
 )
-from preprocess.lists.clips import Label, LeftOut
-from preprocess.lists.files import ALIGNED, contents, find_file, find_folder
+from preprocess.lists.clips import LeftOut
+from preprocess.lists.files import ALIGNED, find
 
 # With 6 classes as published, with 4 counted in the same folds.
 CREMAD_TEST_SIZES = {6: (1463, 1470, 1475, 1474, 1555), 4: (963, 968, 971, 971, 1023)}
@@ -49,9 +51,6 @@ MAFW_COMPOUND = tuple(
     "sadness_helplessness_disappointment sadness_surprise surprise_anxiety".split()
 )
 
-DFEW_CLASSES = tuple("happy sad neutral angry surprise disgust fear".split())
-MER2023_CLASSES = tuple("neutral angry happy sad worried surprise".split())
-IEMOCAP_CLASSES = ("ang", "hap", "neu", "sad")
 AVCAFFE_CLASSES = {
     "arousal": ("Excited", "Wide-awake", "Neutral", "Dull", "Calm"),
     "valence": ("Pleasant", "Pleased", "Neutral", "Unsatisfied", "Unpleasant"),
@@ -72,31 +71,35 @@ def known_classes(data_set: str, count: int) -> tuple[str, ...]:
 
 
 def official_split(
-    num_folds: int, read: Callable[[int, str], Iterable[tuple[str, str, Label]]]
-) -> tuple[dict[str, Label], FoldNames]:
-    """Return the labels of all clips of official lists, and the folds.
+    num_folds: int, read: Callable[[int, str], Iterable[tuple[str, Wanted]]]
+) -> tuple[list[Wanted], FoldNames]:
+    """Return all clips of official lists, and the folds; a clip has the same label in all of them.
 
     Args:
         num_folds: number of folds, from 1.
-        read: returns (file:line, clip, label) of the lines of one list, given fold and part.
-
-    Raises:
-        ValueError: a clip has another label in another list.
+        read: returns (file:line, clip) for every line of one list, given fold and part.
     """
-    labels: dict[str, Label] = {}
+    clips: dict[str, Wanted] = {}
     folds: FoldNames = {}
     for fold, part in product(range(1, num_folds + 1), ("train", "test")):
         names = folds.setdefault(fold_name(fold), {}).setdefault(part, [])
-        for where, name, label in read(fold, part):
-            if labels.setdefault(name, label) != label:
+        for where, clip in read(fold, part):
+            known = clips.setdefault(clip.name, clip)
+            if known != clip:
                 raise ValueError(
-                    f"{where}: expected the label {labels[name]} that clip {name} has in another "
-                    f"list, got {label} (classes count from 0)"
+                    f"{where}: expected the label {known.label} that clip {clip.name} has in "
+                    f"another list, got {clip.label} (classes count from 0)"
                 )
-            names.append(name)
-    return labels, folds
+            names.append(clip.name)
+    return list(clips.values()), folds
 
 
+@partial(
+    DataSet,
+    "CREMA-D",
+    flags={"--classes": {"type": int, "choices": (6, 4), "default": 6, "help": "(%(default)s)"}},
+    audio_dirs=("audio_16k", "audio", "AudioWAV"),
+)
 def cremad(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of CREMA-D: 5 speaker-independent folds, 6 or 4 classes.
 
@@ -134,6 +137,20 @@ def cremad(args: argparse.Namespace, found: Found) -> Plan:
     return Plan(place, wanted, folds, classes, expected, left_out)
 
 
+@partial(
+    DataSet,
+    "MAFW",
+    flags={
+        "--subset": {
+            "choices": ("single", "compound"),
+            "default": "single",
+            "help": "of the classes (%(default)s)",
+        },
+        "--split_dir": {"help": "folder of set_1 .. set_5 (Train & Test Set/<subset>/no_caption)"},
+    },
+    video_dirs=("data/frames", "faces", "face_aligned", "openface", "frames"),
+    audio_dirs=("data/audio_16k", "audio_16k", "audio"),
+)
 def mafw(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of MAFW: official folds, 11 single classes or 43 with the compound ones.
 
@@ -151,24 +168,24 @@ def mafw(args: argparse.Namespace, found: Found) -> Plan:
     saved/data/mafw/audio_visual/single or compound.
     """
     place = args.split_dir or f"Train & Test Set/{args.subset}/no_caption"
-    split_dir = find_folder(found.root, "--split_dir", place)
+    split_dir = find(found.root, "give --split_dir", place)
     single = args.subset == "single"
     classes = known_classes("MAFW", 11) + (() if single else MAFW_COMPOUND)
     form = "'<clip>.mp4 <class>'"
 
-    def read(fold: int, part: str) -> Iterator[tuple[str, str, Label]]:
-        purpose = f"MAFW's official split: lines {form}"
-        for where, line in read_lines(find_file(split_dir, purpose, f"set_{fold}/{part}.txt")):
+    def read(fold: int, part: str) -> Iterator[tuple[str, Wanted]]:
+        purpose = f"MAFW's official split comes with it, lines {form}"
+        for where, line in read_lines(find(split_dir, purpose, f"set_{fold}/{part}.txt")):
             match = matched(r"(\S+)\.mp4\s+(\S+)", line, where, form)
-            yield where, match[1], class_index(match[2], classes, where)
+            yield where, Wanted(match[1], class_index(match[2], classes, where))
 
-    labels, folds = official_split(5, read)
+    wanted, folds = official_split(5, read)
     expected = {f"{fold_name(k)}/test": size for k, size in enumerate(MAFW_TEST_SIZES, 1)}
     expected = (expected if single else {}) | {"face folders": 10045, "wavs": 10024}
-    wanted = [Wanted(name, label) for name, label in labels.items()]
     return Plan(f"mafw/audio_visual/{args.subset}", wanted, folds, classes, expected)
 
 
+@partial(DataSet, "RAVDESS")
 def ravdess(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of RAVDESS (speech): 6 folds of 4 actors, 8 classes.
 
@@ -205,6 +222,9 @@ def ravdess(args: argparse.Namespace, found: Found) -> Plan:
     return Plan("ravdess/audio_visual", wanted, folds, classes, expected, left_out)
 
 
+@partial(
+    DataSet, "MSP-IMPROV", flags={"--labels": {"help": "relative to --data_root (Evalution.txt)"}}
+)
 def msp_improv(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of MSP-IMPROV: 6 folds, one a session, 4 classes A H N S.
 
@@ -224,7 +244,7 @@ def msp_improv(args: argparse.Namespace, found: Found) -> Plan:
     classes = known_classes("MSP-IMPROV", 4)
     places = [args.labels] if args.labels else ["Evalution.txt", "Evaluation.txt"]
     form = "'UTD-IMPROV-<clip>.avi; <class>; ...'"
-    path = find_file(found.root, f"MSP-IMPROV's consensus labels, lines {form}", *places)
+    path = find(found.root, f"the corpus's labels come with it, lines {form}", *places)
     wanted, left_out = [], []
     for where, line in read_lines(path):
         if "-IMPROV-" not in line:  # the votes of single raters follow below a clip's line
@@ -244,6 +264,20 @@ def msp_improv(args: argparse.Namespace, found: Found) -> Plan:
     return Plan("msp-improv/audio_visual", wanted, folds, classes, expected, left_out, note)
 
 
+@partial(
+    DataSet,
+    "Werewolf-XL",
+    flags={
+        "--labels": {"default": "labels.csv", "help": "relative to --data_root (%(default)s)"},
+        "--columns": {
+            "nargs": 4,
+            "default": ["name", *WEREWOLF_TARGETS],
+            "metavar": ("CLIP", "VALENCE", "AROUSAL", "DOMINANCE"),
+            "help": f"columns of the table (name {' '.join(WEREWOLF_TARGETS)})",
+        },
+        "--published_lists": {"help": "folder of split01 .. split05 with lists"},
+    },
+)
 def werewolf_xl(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of Werewolf-XL: regression of valence, arousal and dominance, 5 folds.
 
@@ -266,25 +300,23 @@ def werewolf_xl(args: argparse.Namespace, found: Found) -> Plan:
     clips were used in the original. Lists go to saved/data/werewolf-xl/audio_visual.
     """
     if args.published_lists:
-        labels, folds = official_split(5, lambda *list_: _published(args.published_lists, *list_))
-        wanted = [Wanted(name, label, _seat(name, "")) for name, label in labels.items()]
+        wanted, folds = official_split(5, partial(_published, args.published_lists))
     else:
-        purpose = f"Werewolf-XL's targets, a table with the columns {', '.join(args.columns)}"
-        wanted = list(_rated(find_file(found.root, purpose, args.labels), args.columns))
+        purpose = f"give --labels, a table with the columns {', '.join(args.columns)}"
+        wanted = list(_rated(find(found.root, purpose, args.labels), args.columns))
         folds = cross_validation(wanted, 5, lambda c: min((int(c.speaker[:2]) - 1) // 6 + 1, 5))
     expected = {"clips": 14457}
     return Plan("werewolf-xl/audio_visual", wanted, folds, WEREWOLF_TARGETS, expected)
 
 
-def _published(folder: str, fold: int, part: str) -> Iterator[tuple[str, str, Label]]:
+def _published(folder: str, fold: int, part: str) -> Iterator[tuple[str, Wanted]]:
     """Yield the clips of a list that exists, whatever folders their names are in."""
     from hicmae.data.clip_list import read_labelled_list
 
     path = os.path.join(folder, fold_name(fold), f"{part}.csv")
     for clip in read_labelled_list(path, "regression", len(WEREWOLF_TARGETS)):
         name = os.path.basename(clip.video).removesuffix(ALIGNED)
-        _seat(name, path)
-        yield path, name, clip.label or ()
+        yield path, Wanted(name, clip.label or (), _seat(name, path))
 
 
 def _rated(path: str, columns: list[str]) -> Iterator[Wanted]:
@@ -301,10 +333,17 @@ def _rated(path: str, columns: list[str]) -> Iterator[Wanted]:
 
 def _seat(name: str, where: str) -> str:
     """Return who speaks: session_player."""
-    match = matched(r"(\d\d_\d\d)_\d+", name, where, "a clip <session>_<player>_<number>")
-    return match[1]
+    return matched(r"(\d\d_\d\d)_\d+", name, where, "a clip <session>_<player>_<number>")[1]
 
 
+@partial(
+    DataSet,
+    "DFEW",
+    flags={
+        "--split_dir": {"default": "EmoLabel_DataSplit", "help": "below --data_root (%(default)s)"}
+    },
+    video_dirs=("faces", "face_aligned", "openface", "Clip/clip_224x224"),
+)
 def dfew(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of DFEW: the official 5 folds of the single-labelled clips, 7 classes.
 
@@ -320,21 +359,29 @@ def dfew(args: argparse.Namespace, found: Found) -> Plan:
     Labels 1..7 become 0..6: happy sad neutral angry surprise disgust fear. Clips without sound are
     left out. Lists go to saved/data/dfew/audio_visual.
     """
-    split_dir = find_folder(found.root, "--split_dir", args.split_dir)
+    split_dir = find(found.root, "give --split_dir", args.split_dir)
 
-    def read(fold: int, part: str) -> Iterator[tuple[str, str, Label]]:
-        purpose = "DFEW's official split, columns video_name,label"
-        path = find_file(split_dir, purpose, f"{part}(single-labeled)/set_{fold}.csv")
+    def read(fold: int, part: str) -> Iterator[tuple[str, Wanted]]:
+        purpose = "DFEW's official split comes with it, columns video_name,label"
+        path = find(split_dir, purpose, f"{part}(single-labeled)/set_{fold}.csv")
         for where, row in read_table(path, ["video_name", "label"]):
             match = matched(r"0*(\d{1,5})", row["video_name"], where, "a clip's number")
             label = matched(r"[1-7]", row["label"], where, "a label 1..7")
-            yield where, match[1].zfill(5), int(label[0]) - 1
+            yield where, Wanted(match[1].zfill(5), int(label[0]) - 1)
 
-    labels, folds = official_split(5, read)
-    wanted = [Wanted(name, label) for name, label in labels.items()]
-    return Plan("dfew/audio_visual", wanted, folds, DFEW_CLASSES)
+    wanted, folds = official_split(5, read)
+    classes = "happy sad neutral angry surprise disgust fear".split()
+    return Plan("dfew/audio_visual", wanted, folds, classes)
 
 
+@partial(
+    DataSet,
+    "MER2023",
+    flags={
+        "--train_labels": {"help": "relative to --data_root (train-label.csv)"},
+        "--test_labels": {"help": "relative to --data_root (test1-label.csv)"},
+    },
+)
 def mer2023(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of MER2023 (MER-MULTI): official training and test clips, 6 classes.
 
@@ -352,28 +399,27 @@ def mer2023(args: argparse.Namespace, found: Found) -> Plan:
     files. Classes in the baseline's order: neutral angry happy sad worried surprise
     (https://github.com/zeroQiaoba/MER2023-Baseline). Lists go to saved/data/mer2023/audio_visual.
     """
+    classes = "neutral angry happy sad worried surprise".split()
     wanted: list[Wanted] = []
     parts: dict[str, list[str]] = {}
     for part, chosen, places in (
         ("train", args.train_labels, ("train-label.csv", "mer2023train/train-label.csv")),
         ("test", args.test_labels, ("test1-label.csv", "test-labels/test1-label.csv")),
     ):
-        purpose = f"MER2023's labels for {part}.csv, columns name,discrete"
-        path = find_file(found.root, purpose, *([chosen] if chosen else places))
+        purpose = f"give --{part}_labels, a table with the columns name,discrete"
+        path = find(found.root, purpose, *([chosen] if chosen else places))
         if path.endswith(".npz"):
-            raise ValueError(
-                f"'{path}' holds pickled objects, which are never loaded here; expected the "
-                "official csv with the columns name,discrete"
-            )
+            raise ValueError(f"'{path}' holds pickled objects, expected the official csv")
         clips = [
-            Wanted(row["name"], class_index(row["discrete"], MER2023_CLASSES, where))
+            Wanted(row["name"], class_index(row["discrete"], classes, where))
             for where, row in read_table(path, ["name", "discrete"])
         ]
         parts[part] = [clip.name for clip in clips]
         wanted += clips
-    return Plan("mer2023/audio_visual", wanted, {"split01": parts}, MER2023_CLASSES)
+    return Plan("mer2023/audio_visual", wanted, {"split01": parts}, classes)
 
 
+@partial(DataSet, "IEMOCAP", audio_dirs=("audio_16k", "audio", "."))
 def iemocap(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of IEMOCAP: 5 folds, one a session, 4 classes ang, hap (with exc), neu, sad.
 
@@ -390,33 +436,33 @@ def iemocap(args: argparse.Namespace, found: Found) -> Plan:
     preprocess/iemocap_clips.py cuts them by the times above and to the half of the speaker. Other
     classes are left out. Lists go to saved/data/iemocap/audio_visual.
     """
+    classes = ("ang", "hap", "neu", "sad")
+    find(found.root, "give another --data_root", "Session1/dialog/EmoEvaluation")
     wanted, left_out = [], []
-    for path in _evaluations(found.root):
-        for utterance in read_utterances(path):
-            name, emotion = utterance.name, utterance.emotion
-            emotion = "hap" if emotion == "exc" else emotion
-            if emotion in IEMOCAP_CLASSES:
-                wanted.append(Wanted(name, IEMOCAP_CLASSES.index(emotion), utterance.speaker))
+    for path in sorted(Path(found.root).glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
+        for utterance in read_utterances(str(path)):
+            emotion = "hap" if utterance.emotion == "exc" else utterance.emotion
+            if emotion in classes:
+                label = classes.index(emotion)
+                wanted.append(Wanted(utterance.name, label, utterance.speaker))
             else:
-                left_out.append(LeftOut(name, f"class {emotion} is not among the four"))
+                reason = f"class {emotion} is not among the four"
+                left_out.append(LeftOut(utterance.name, reason))
     folds = cross_validation(wanted, 5, lambda clip: int(clip.speaker[4]))
-    return Plan("iemocap/audio_visual", wanted, folds, IEMOCAP_CLASSES, left_out=left_out)
+    return Plan("iemocap/audio_visual", wanted, folds, classes, left_out=left_out)
 
 
-def _evaluations(root: str) -> Iterator[str]:
-    """Yield IEMOCAP's label files of every session; a session without any is an error."""
-    for session in range(1, 6):
-        place = f"Session{session}/dialog/EmoEvaluation"
-        folder = find_folder(root, "another --data_root", place)
-        names = sorted(n for n in os.listdir(folder) if n.startswith("Ses") and n.endswith(".txt"))
-        if not names:
-            raise FileNotFoundError(
-                f"expected the official label files Ses0{session}*.txt in '{folder}', found "
-                f"{contents(folder)}; they come with the data set"
-            )
-        yield from (os.path.join(folder, name) for name in names)
-
-
+@partial(
+    DataSet,
+    "AVCAffe",
+    flags={
+        "--target": {
+            "choices": tuple(AVCAFFE_CLASSES),
+            "default": "arousal",
+            "help": "(%(default)s)",
+        }
+    },
+)
 def avcaffe(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of AVCAffe: arousal or valence in 5 levels, the official split by participant.
 
@@ -434,7 +480,13 @@ def avcaffe(args: argparse.Namespace, found: Found) -> Plan:
     unpleasant. Lists go to saved/data/avcaffe/audio_visual/<target>.
     """
     classes = AVCAFFE_CLASSES[args.target]
-    labels = _tasks(found.root, args.target, classes)
+    form = f"'aiim<person>_task_<number>, <{args.target}>'"
+    purpose = f"the data set's self-reports come with it, lines {form}"
+    labels = {}
+    for where, line in read_lines(find(found.root, purpose, f"ground_truths/{args.target}.txt")):
+        if "," in line:  # other lines are headings
+            task = matched(r"(aiim\d{3}_task_\d+)\s*,\s*(.+)", line, where, form)
+            labels[task[1]] = class_index(task[2], classes, where)
     people = {
         part: set(_participants(found.root, f"info/{name}.txt"))
         for part, name in (("train", "train"), ("test", "val"))
@@ -456,89 +508,9 @@ def avcaffe(args: argparse.Namespace, found: Found) -> Plan:
     return Plan(place, wanted, {"split01": parts}, classes, left_out=left_out, note=note)
 
 
-def _tasks(root: str, target: str, classes: tuple[str, ...]) -> dict[str, int]:
-    """Return the class of every task of AVCAffe."""
-    form = f"'aiim<person>_task_<number>, <{target}>'"
-    path = find_file(root, f"AVCAffe's self-reports, lines {form}", f"ground_truths/{target}.txt")
-    labels = {}
-    for where, line in read_lines(path):
-        if "," in line:  # other lines are headings
-            match = matched(r"(aiim\d{3}_task_\d+)\s*,\s*(.+)", line, where, form)
-            labels[match[1]] = class_index(match[2], classes, where)
-    if not labels:
-        raise ValueError(f"{path}: expected lines {form}, got none")
-    return labels
-
-
 def _participants(root: str, name: str) -> Iterator[str]:
     """Yield the participants of one official list of AVCAffe."""
-    path = find_file(root, "AVCAffe's official split, participants aiim001 .. aiim108", name)
+    path = find(root, "AVCAffe's official split comes with it, lines aiim001 .. aiim108", name)
     for where, line in read_lines(path):
         for person in re.split(r"[\s,]+", line.strip(", ")):
             yield matched(r"aiim\d{3}", person, where, "a participant aiim<number>")[0]
-
-
-CREMAD = DataSet(
-    "CREMA-D",
-    cremad,
-    {"--classes": {"type": int, "choices": (6, 4), "default": 6, "help": "(%(default)s)"}},
-    audio_dirs=("audio_16k", "audio", "AudioWAV"),
-)
-MAFW = DataSet(
-    "MAFW",
-    mafw,
-    {
-        "--subset": {
-            "choices": ("single", "compound"),
-            "default": "single",
-            "help": "of the classes (%(default)s)",
-        },
-        "--split_dir": {"help": "folder of set_1 .. set_5 (Train & Test Set/<subset>/no_caption)"},
-    },
-    video_dirs=("data/frames", "faces", "face_aligned", "openface", "frames"),
-    audio_dirs=("data/audio_16k", "audio_16k", "audio"),
-)
-RAVDESS = DataSet("RAVDESS", ravdess)
-MSP_IMPROV = DataSet(
-    "MSP-IMPROV", msp_improv, {"--labels": {"help": "relative to --data_root (Evalution.txt)"}}
-)
-WEREWOLF_XL = DataSet(
-    "Werewolf-XL",
-    werewolf_xl,
-    {
-        "--labels": {"default": "labels.csv", "help": "relative to --data_root (%(default)s)"},
-        "--columns": {
-            "nargs": 4,
-            "default": ["name", *WEREWOLF_TARGETS],
-            "metavar": ("CLIP", "VALENCE", "AROUSAL", "DOMINANCE"),
-            "help": f"columns of the table (name {' '.join(WEREWOLF_TARGETS)})",
-        },
-        "--published_lists": {"help": "folder of split01 .. split05 with lists"},
-    },
-)
-DFEW = DataSet(
-    "DFEW",
-    dfew,
-    {"--split_dir": {"default": "EmoLabel_DataSplit", "help": "below --data_root (%(default)s)"}},
-    video_dirs=("faces", "face_aligned", "openface", "Clip/clip_224x224"),
-)
-MER2023 = DataSet(
-    "MER2023",
-    mer2023,
-    {
-        "--train_labels": {"help": "relative to --data_root (train-label.csv)"},
-        "--test_labels": {"help": "relative to --data_root (test1-label.csv)"},
-    },
-)
-IEMOCAP = DataSet("IEMOCAP", iemocap, audio_dirs=("audio_16k", "audio", "."))
-AVCAFFE = DataSet(
-    "AVCAffe",
-    avcaffe,
-    {
-        "--target": {
-            "choices": tuple(AVCAFFE_CLASSES),
-            "default": "arousal",
-            "help": "(default: %(default)s)",
-        }
-    },
-)

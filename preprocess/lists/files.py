@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import soundfile
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from preprocess.lists.clips import LeftOut, ListedClip
 
 SAMPLE_RATE = 16000
-SHORTEST = 1024  # samples; a wav must be longer
+LEAST = 1024  # samples; a wav must be longer
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # what hicmae.data.video reads
 ALIGNED = "_aligned"  # OpenFace's and extract_face's ending of a folder of faces
 CONVERT = "convert it with preprocess/face_and_audio/extract_audio.py"
@@ -99,35 +99,18 @@ def _walk(root: str, found: Halves) -> Iterator[tuple[str, list[str], list[str]]
         yield folder, subfolders, sorted(names)
 
 
-def find_folder(root: str, flag: str, *candidates: str) -> str:
-    """Return the first folder there is of some below --data_root.
+def find(root: str, remedy: str, *candidates: str) -> str:
+    """Return the first file or folder there is of some below a root; best first.
 
-    Args:
-        root: --data_root.
-        flag: that names another place, for the message.
-        candidates: absolute or relative to the root, best first.
+    Raises:
+        FileNotFoundError: there is none; names what was expected, what is there, and the remedy.
     """
     for candidate in candidates:
-        folder = os.path.normpath(os.path.join(root, candidate))
-        if os.path.isdir(folder):
-            return folder
-    expected = " or ".join(f"'{name}'" for name in candidates)
-    raise FileNotFoundError(
-        f"expected the folder {expected} in '{root}', found {contents(root)}; give {flag}"
-    )
-
-
-def find_file(root: str, purpose: str, *candidates: str) -> str:
-    """Return the first file there is of some below a root; say what it is for if none is."""
-    for candidate in candidates:
-        path = os.path.join(root, candidate)
-        if os.path.isfile(path):
+        path = os.path.normpath(os.path.join(root, candidate))
+        if os.path.exists(path):
             return path
     expected = " or ".join(f"'{name}'" for name in candidates)
-    raise FileNotFoundError(
-        f"expected {expected} in '{root}' ({purpose}), found {contents(root)}; "
-        "it comes with the data set"
-    )
+    raise FileNotFoundError(f"expected {expected} in '{root}', found {contents(root)}; {remedy}")
 
 
 def contents(folder: str, shown: int = 8) -> str:
@@ -146,45 +129,48 @@ def is_frame(name: str) -> bool:
     return name.lower().endswith(FRAME_SUFFIXES) and not name.startswith(".")
 
 
+@contextmanager
+def reading(kind: str, path: str) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into UnusableClip; `kind` is video or audio."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UnusableClip(f"{kind} missing", f"'{path}' does not exist") from None
+    except OSError as error:
+        raise UnusableClip(f"{kind} unreadable", f"'{path}': {error.strerror}") from None
+    except (UnicodeError, TypeError):  # decord and soundfile take names as UTF-8
+        detail = f"name {ascii(path)} is not UTF-8; rename it"
+        raise UnusableClip(f"{kind} unreadable", detail) from None
+    except soundfile.LibsndfileError as error:
+        detail = f"'{path}': {' '.join(str(error).split())[:200]}"
+        raise UnusableClip(f"{kind} unreadable", detail) from None
+    except RuntimeError as error:  # UnreadableClip of our readers; they name the file
+        problem = "silent" if " is silent" in str(error) else "unreadable"
+        raise UnusableClip(f"{kind} {problem}", str(error)) from None
+
+
 def wav_seconds(path: str) -> float:
     """Return the length of a mono 16 kHz wav; UnusableClip where it is anything else."""
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnusableClip("audio unreadable", f"'{path}' is no file")
-        if status.st_size == 0:
+    with reading("audio", path):
+        if os.path.getsize(path) == 0:
             raise UnusableClip("audio unreadable", f"'{path}' is an empty file")
-        if not os.access(path, os.R_OK):
-            raise UnusableClip("audio unreadable", f"'{path}': no permission")
-        info = soundfile.info(path)
-    except FileNotFoundError:
-        raise UnusableClip("audio missing", f"'{path}' does not exist") from None
-    except OSError as error:
-        raise UnusableClip("audio unreadable", f"'{path}': {error.strerror}") from None
-    except UnicodeError:
-        detail = f"name {ascii(path)} is not UTF-8; rename it"
-        raise UnusableClip("audio unreadable", detail) from None
-    except (soundfile.LibsndfileError, TypeError) as error:
-        detail = f"'{path}': {' '.join(str(error).split())[:200]}"
-        raise UnusableClip("audio unreadable", detail) from None
-    if info.samplerate != SAMPLE_RATE:
-        detail = f"'{path}' has {info.samplerate} Hz, expected {SAMPLE_RATE}; {CONVERT}"
-        raise UnusableClip("audio sample rate", detail)
-    if info.channels != 1:
-        detail = f"'{path}' has {info.channels} channels, expected 1; {CONVERT}"
-        raise UnusableClip("audio channels", detail)
-    if info.frames <= SHORTEST:
-        detail = f"'{path}' has {info.frames} samples, expected more than {SHORTEST}"
-        raise UnusableClip("audio too short", detail)
-    return info.frames / SAMPLE_RATE
+        with open(path, "rb"):  # for the system's own words on what is wrong
+            info = soundfile.info(path)
+    rate, channels, samples = info.samplerate, info.channels, info.frames
+    for kind, fits, detail in (
+        ("audio sample rate", rate == SAMPLE_RATE, f"{rate} Hz, expected {SAMPLE_RATE}; {CONVERT}"),
+        ("audio channels", channels == 1, f"{channels} channels, expected 1; {CONVERT}"),
+        ("audio too short", samples > LEAST, f"{samples} samples, expected more than {LEAST}"),
+    ):
+        if not fits:
+            raise UnusableClip(kind, f"'{path}' has {detail}")
+    return samples / SAMPLE_RATE
 
 
 def count_frames(folder: str) -> int:
     """Return how many pictures a folder holds; UnusableClip where there is none."""
-    try:
+    with reading("video", folder):
         frames = sum(map(is_frame, os.listdir(folder)))
-    except OSError as error:
-        raise UnusableClip("video unreadable", f"'{folder}': {error.strerror}") from None
     if not frames:
         raise UnusableClip("no face frames", f"'{folder}' holds no picture")
     return frames

@@ -25,6 +25,7 @@ from preprocess.lists.files import (
     UnusableClip,
     bounded_map,
     count_frames,
+    reading,
     wav_seconds,
 )
 
@@ -120,31 +121,26 @@ def _inspected(todo: list[Key], num_workers: int, decode: str) -> Iterator[Recor
 
 def inspect(clip: Key, decode: str = "ends") -> Record:
     """Open both halves of a clip, decode frames, read all samples, hash both."""
-    stamp = stamp_of(*clip, decode)
-    frames, pictures, video_problem = inspect_video(clip[0], decode)
-    seconds, sound, audio_problem = inspect_audio(clip[1])
-    problems = [problem for problem in (video_problem, audio_problem) if problem]
+    frames, pictures, seconds, sound = 0, "", 0.0, ""
+    stamp, problems = stamp_of(*clip, decode), []
+    try:
+        frames, pictures = read_video(clip[0], decode)
+    except UnusableClip as problem:
+        problems.append(problem)
+    try:
+        seconds = wav_seconds(clip[1])
+        with reading("audio", clip[1]):
+            samples = read_span(clip[1], 0, round(seconds * SAMPLE_RATE))
+        sound = hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest()
+    except UnusableClip as problem:
+        problems.append(problem)
     kinds, details = ("; ".join(getattr(p, what) for p in problems) for what in ("kind", "detail"))
     return Record(*clip, stamp, kinds, details, seconds, frames, sound, pictures)
 
 
-def inspect_audio(path: str) -> tuple[float, str, UnusableClip | None]:
-    """Return seconds, hash of the samples, and what is wrong."""
-    seconds = 0.0
-    try:
-        seconds = wav_seconds(path)
-        samples = read_span(path, 0, round(seconds * SAMPLE_RATE))
-    except UnusableClip as problem:
-        return 0.0, "", problem
-    except UnreadableClip as error:
-        kind = "audio silent" if " is silent" in str(error) else "audio unreadable"
-        return seconds, "", UnusableClip(kind, str(error))
-    return seconds, hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest(), None
-
-
-def inspect_video(path: str, decode: str = "ends") -> tuple[int, str, UnusableClip | None]:
-    """Return the number of frames, the hash of their bytes, and what is wrong."""
-    try:
+def read_video(path: str, decode: str) -> tuple[int, str]:
+    """Return the number of frames and the hash of their bytes; UnusableClip where it fails."""
+    with reading("video", path):
         os.stat(path)
         if os.path.isdir(path):
             count_frames(path)
@@ -155,18 +151,7 @@ def inspect_video(path: str, decode: str = "ends") -> tuple[int, str, UnusableCl
         wanted = range(total) if decode == "all" else sorted({0, total // 2, total - 1})
         for start in range(0, len(wanted), FRAMES_AT_ONCE):
             video.read(wanted[start : start + FRAMES_AT_ONCE])
-        return total, _hash_files(files), None
-    except UnusableClip as problem:
-        return 0, "", problem
-    except FileNotFoundError:
-        return 0, "", UnusableClip("video missing", f"'{path}' does not exist")
-    except OSError as error:
-        return 0, "", UnusableClip("video unreadable", f"'{path}': {error.strerror}")
-    except UnicodeError:  # decord and soundfile take names as UTF-8
-        detail = f"name {ascii(path)} is not UTF-8; rename it"
-        return 0, "", UnusableClip("video unreadable", detail)
-    except UnreadableClip as error:
-        return 0, "", UnusableClip("video unreadable", str(error))
+        return total, _hash_files(files)
 
 
 def stamp_of(video: str, audio: str, decode: str) -> str:

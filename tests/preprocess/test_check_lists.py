@@ -13,9 +13,8 @@ from preprocess import check_lists
 from preprocess.command_line import WHOLE, parse_shard
 from preprocess.lists.inspection import (
     Record,
+    inspect,
     inspect_all,
-    inspect_audio,
-    inspect_video,
     load_records,
     stored,
 )
@@ -318,9 +317,9 @@ def test_names_that_are_not_utf8_are_reported(tmp_path: Path) -> None:
     path = str(tmp_path / "clip\udcff")
     shutil.copy(save_mp4(tmp_path / "a.mp4", 3), f"{path}.mp4")
     shutil.copy(save_wav(tmp_path / "a.wav", 4000), f"{path}.wav")
-    problems = inspect_video(f"{path}.mp4")[2], inspect_audio(f"{path}.wav")[2]
-    assert [problem.kind for problem in problems] == ["video unreadable", "audio unreadable"]
-    assert all("is not UTF-8; rename it" in problem.detail for problem in problems)
+    record = inspect((f"{path}.mp4", f"{path}.wav"))
+    assert record.problems == "video unreadable; audio unreadable"
+    assert record.detail.count("is not UTF-8; rename it") == 2
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -328,6 +327,6 @@ def test_files_without_permission_are_reported(clips: Clips) -> None:
     clip = clips("a")
     os.chmod(clip.audio, 0)
     os.chmod(clip.video, 0)
-    kinds = inspect_video(clip.video)[2], inspect_audio(clip.audio)[2]
+    record = inspect((clip.video, clip.audio))
     os.chmod(clip.video, 0o700)
-    assert [problem.kind for problem in kinds] == ["video unreadable", "audio unreadable"]
+    assert record.problems == "video unreadable; audio unreadable"
