@@ -2,57 +2,100 @@
 
 In float32 torch multiplies matrices by MKL, which leaves AVX-512 unused on processors that Intel
 did not make. oneDNN, the other library inside torch, uses it: the same float32 arithmetic at twice
-the speed on an AMD EPYC (``python -m hicmae.benchmark``). Nothing else comes here: GPUs, float64,
-autocast and compiled graphs keep torch's own operators.
+the speed on an AMD EPYC (``python scripts/benchmark.py``). `install` gives it to a finished model,
+whose layers know nothing of it. GPUs, float64, autocast and compiled graphs keep torch's operators.
 """
 
 import functools
 import itertools
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from hicmae.models.layers import Attention, CrossAttention, PatchEmbed
 
 CHOICES = ("auto", "onednn", "mkl")
-
-
 MIN_SCORES = 200 * 200  # attention with fewer scores a head is left to torch's one operator
-
-
 MAX_THREADS = 8  # more threads share heads better than they share the products of one head
 
-
-class _Choice:
-    """One for the process, made before anything is computed."""
-
-    name = "auto"
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def choose_cpu_gemm(name: str) -> None:
-    """Choose the library of float32 matrix products on the CPU for this process.
+def install(model: Model, choice: str = "auto") -> Model:
+    """Let the layers of a model compute float32 products on a CPU by the library of choice.
 
     Args:
-        name: "onednn", "mkl" (what torch does by itself), or "auto": oneDNN exactly on x86
+        model: changed in place, and returned.
+        choice: see `library`.
+
+    Raises:
+        ValueError: see `library`.
+    """
+    if library(choice) == "onednn":
+        _install(model)
+    return model
+
+
+def _install(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, Attention, CrossAttention, PatchEmbed)):
+        # An instance's own method hides that of its class.
+        module.forward = functools.partial(_forward, module.forward)  # type: ignore[method-assign]
+        return
+    for child in module.children():
+        _install(child)
+
+
+def _forward(forward: Callable[..., Tensor], values: Tensor, *others: Any, **named: Any) -> Tensor:
+    """Run a layer, by oneDNN where its input allows that."""
+    if serves(values):
+        with _Products():
+            return forward(values, *others, **named)
+    return forward(values, *others, **named)
+
+
+def serves(tensor: Tensor) -> bool:
+    """Return whether products with this tensor can be oneDNN's."""
+    if torch.compiler.is_compiling() or tensor.dtype != torch.float32:
+        return False
+    return tensor.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+class _Products(TorchFunctionMode):
+    """While it is on, a layer's products and attention are those of this module."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is F.linear:
+            return linear(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention and pays_for_attention(*args[:2]):
+            return attention(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def library(choice: str) -> str:
+    """Return the library of float32 products on this CPU, "onednn" or "mkl".
+
+    Args:
+        choice: "onednn", "mkl" (what torch does by itself), or "auto": oneDNN exactly on x86
             processors with AVX-512 that Intel did not make.
 
     Raises:
         ValueError: another name, or oneDNN is not part of this build of torch.
     """
-    if name not in CHOICES:
-        raise ValueError(f"--cpu_gemm must be one of {', '.join(CHOICES)}, got '{name}'")
-    if name == "onednn" and not _is_built_in():
+    if choice not in CHOICES:
+        raise ValueError(f"--cpu_gemm must be one of {', '.join(CHOICES)}, got '{choice}'")
+    if choice == "onednn" and not _is_built_in():
         raise ValueError("--cpu_gemm onednn: this build of torch has no oneDNN; use mkl or auto")
-    _Choice.name = name
-
-
-def cpu_gemm() -> str:
-    """Return the library in use, "onednn" or "mkl"."""
-    if _Choice.name != "auto":
-        return _Choice.name
-    return "onednn" if _is_faster() else "mkl"
+    if choice == "auto":
+        return "onednn" if _is_faster() else "mkl"
+    return choice
 
 
 @functools.cache
@@ -71,14 +114,6 @@ def _vendor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     return next((line for line in lines if line.startswith("vendor_id")), platform.processor())
-
-
-def serves(tensor: Tensor) -> bool:
-    """Return whether products with this tensor should come here."""
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-        return False
-    special = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-    return not special and cpu_gemm() == "onednn"
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """The classifier (or regressor) for labelled clips and its sizes."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,13 +11,12 @@ from torch import Tensor, nn
 from hicmae.models.encoder import (
     CrossModalFusion,
     ModalityEncoder,
-    as_pair,
     audio_encoder,
-    check_depths,
+    build,
+    check_sizes,
     video_encoder,
 )
-from hicmae.models.layers import LayerNorm, Linear, init_trunc_normal, init_xavier
-from hicmae.models.registry import model_options
+from hicmae.models.layers import LayerNorm, init_linears
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda scores: scores,
@@ -75,8 +75,14 @@ class HiCMAEClassifier(nn.Module):
         tubelet_size: int = 2,
     ) -> None:
         super().__init__()
-        _check_choices(num_classes=num_classes, head_activation=head_activation, modality=modality)
-        check_depths(depth=depth, depth_audio=depth_audio, fusion_depth=fusion_depth)
+        if head_activation not in ACTIVATIONS:
+            choices = ", ".join(map(repr, ACTIVATIONS))
+            raise ValueError(f"head_activation is {head_activation!r}, expected one of {choices}")
+        if modality not in MODALITIES:
+            raise ValueError(f"modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
+        check_sizes(
+            num_classes=num_classes, depth=depth, depth_audio=depth_audio, fusion_depth=fusion_depth
+        )
         self.modality = modality
         self.head_activation = head_activation
         stack: dict[str, Any] = {
@@ -85,25 +91,24 @@ class HiCMAEClassifier(nn.Module):
             "drop_path": drop_path_rate,
             "init_values": init_values,
         }
+        trunc_normal = partial(nn.init.trunc_normal_, std=0.02)
         if "v" in modality:
-            self.encoder = video_encoder(
-                num_frames, as_pair(img_size), tubelet_size, depth=depth, **stack
-            )
+            self.encoder = video_encoder(num_frames, img_size, tubelet_size, depth=depth, **stack)
             self.video_layer_weights = _layer_weights(depth, hierarchical_fusion)
-            self.encoder.apply(init_trunc_normal)
+            init_linears(self.encoder, trunc_normal)
         if "a" in modality:
             self.encoder_audio = audio_encoder(img_size_audio, depth=depth_audio, **stack)
             self.audio_layer_weights = _layer_weights(depth_audio, hierarchical_fusion)
-            self.encoder_audio.apply(init_trunc_normal)
+            init_linears(self.encoder_audio, trunc_normal)
         if modality == "av":
             self.encoder_fusion = CrossModalFusion(depth=fusion_depth, order=fusion_order, **stack)
-            self.encoder_fusion.apply(init_xavier)
+            init_linears(self.encoder_fusion, nn.init.xavier_uniform_)
         self.hierarchical_fusion = hierarchical_fusion
         # One stream without other layers has one feature, its last layer's mean.
         self.repeats_last = modality != "av" and not hierarchical_fusion
         self.num_features = (1 if self.repeats_last else 2 * len(modality)) * embed_dim
         self.fc_norm = LayerNorm(self.num_features)
-        self.head = Linear(self.num_features, num_classes)
+        self.head = nn.Linear(self.num_features, num_classes)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters of two and more dimensions that weight decay must not touch."""
@@ -167,35 +172,25 @@ def _mix_layers(levels: list[Tensor], layer_weights: Tensor | None) -> Tensor:
     return torch.einsum("lbd,l->bd", torch.stack(levels), layer_weights.softmax(dim=0))
 
 
-def _check_choices(num_classes: int, head_activation: str | None, modality: str) -> None:
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if head_activation not in ACTIVATIONS:
-        choices = ", ".join(repr(name) for name in ACTIVATIONS)
-        raise ValueError(f"head_activation is {head_activation!r}, expected one of {choices}")
-    if modality not in MODALITIES:
-        raise ValueError(f"modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
-
-
 @register_model
-def avit_dim128_patch16_160_a256(pretrained: bool = False, **kwargs: object) -> HiCMAEClassifier:
+def avit_dim128_patch16_160_a256(**options: Any) -> HiCMAEClassifier:
     """Build a very small classifier for demonstrations and tests."""
-    return HiCMAEClassifier(128, 4, **model_options(pretrained, kwargs))
+    return build(HiCMAEClassifier, 128, 4, **options)
 
 
 @register_model
-def avit_dim256_patch16_160_a256(pretrained: bool = False, **kwargs: object) -> HiCMAEClassifier:
+def avit_dim256_patch16_160_a256(**options: Any) -> HiCMAEClassifier:
     """Build the classifier of HiCMAE-T."""
-    return HiCMAEClassifier(256, 4, **model_options(pretrained, kwargs))
+    return build(HiCMAEClassifier, 256, 4, **options)
 
 
 @register_model
-def avit_dim384_patch16_160_a256(pretrained: bool = False, **kwargs: object) -> HiCMAEClassifier:
+def avit_dim384_patch16_160_a256(**options: Any) -> HiCMAEClassifier:
     """Build the classifier of HiCMAE-S."""
-    return HiCMAEClassifier(384, 6, **model_options(pretrained, kwargs))
+    return build(HiCMAEClassifier, 384, 6, **options)
 
 
 @register_model
-def avit_dim512_patch16_160_a256(pretrained: bool = False, **kwargs: object) -> HiCMAEClassifier:
+def avit_dim512_patch16_160_a256(**options: Any) -> HiCMAEClassifier:
     """Build the classifier of HiCMAE-B."""
-    return HiCMAEClassifier(512, 8, **model_options(pretrained, kwargs))
+    return build(HiCMAEClassifier, 512, 8, **options)

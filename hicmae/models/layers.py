@@ -1,25 +1,27 @@
-"""Transformer layers: attention, cross-attention, pre-norm blocks, fixed positions.
+"""Transformer blocks, fixed positions, and clips as patches and tokens.
 
 Parameter names are those of the released checkpoints (``q_bias``, ``v_bias``, ``qkv.weight``, ...).
-
-Clips as grids of patches: cutting, gathering the wanted ones, and splitting tokens by a mask.
-
-One set of functions serves video tubelets (three axes) and spectrogram patches (two axes).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from einops import rearrange
+from timm.layers import DropPath, Mlp
+from timm.models import beit
+from timm.models.beit import Attention
 from torch import Tensor, nn
 
-from hicmae.models import cpu_gemm as onednn
+PATCH_SIZE = 16  # pixels, mel bins and spectrogram steps alike
+# A clip and the grid of its patches, by the number of axes: video (t, h, w), spectrogram (t, f).
+CLIP = {3: "b c (t p) (h q) (w r)", 2: "b c (t p) (f q)"}
+GRID = {3: "b t h w c p q r", 2: "b t f c p q"}
 
-LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)
 
 
 def sincos_positions(num_tokens: int, dim: int) -> Tensor:
@@ -40,62 +42,29 @@ def sincos_positions(num_tokens: int, dim: int) -> Tensor:
     return angle.float()
 
 
-def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Map (..., in) to (..., out) by the fastest library for the device."""
-    compute = onednn.linear if onednn.serves(values) else F.linear
-    return compute(values, weight, bias)
+class Block(beit.Block):
+    """Pre-norm transformer block: self-attention whose key has no bias, then MLP.
 
+    Args:
+        dim: token width D.
+        num_heads: attention heads; D must be divisible by it.
+        drop_path: probability that a residual branch of a clip is dropped (stochastic depth).
+        init_values: start value of the layer-scale gammas; 0 leaves them out.
+    """
 
-class Linear(nn.Linear):
-    """`nn.Linear` computed by `linear`."""
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
-        return linear(values, self.weight, self.bias)
-
-
-def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
-    batch, length, width = tokens.shape
-    return tokens.view(batch, length, num_heads, width // num_heads).transpose(1, 2)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
-    """Multi-head scaled dot-product attention, (B, N, D) in and out; scale head_dim ** -0.5."""
-    query, key, value = (_split_heads(tokens, num_heads) for tokens in (query, key, value))
-    split = onednn.serves(query) and onednn.pays_for_attention(query, key)
-    compute = onednn.attention if split else F.scaled_dot_product_attention
-    return compute(query, key, value).transpose(1, 2).flatten(2)
-
-
-def _check_heads(dim: int, num_heads: int) -> None:
-    if dim % num_heads:
-        raise ValueError(f"embed dim {dim} is not divisible by {num_heads} attention heads")
-
-
-class Attention(nn.Module):
-    """Self-attention whose query and value have a bias and whose key has none."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        _check_heads(dim, num_heads)
-        self.num_heads = num_heads
-        self.qkv = Linear(dim, 3 * dim, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(dim))
-        self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = Linear(dim, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Let every token read every token.
-
-        Args:
-            tokens: (B, N, D).
-
-        Returns:
-            (B, N, D).
-        """
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        query, key, value = linear(tokens, self.qkv.weight, bias).chunk(3, dim=-1)
-        return self.proj(_attend(query, key, value, self.num_heads))
+    def __init__(
+        self, dim: int, num_heads: int, drop_path: float = 0.0, init_values: float = 0.0
+    ) -> None:
+        if dim % num_heads:
+            raise ValueError(f"embed dim {dim} is not divisible by {num_heads} attention heads")
+        super().__init__(
+            dim,
+            num_heads,
+            qkv_bias=True,
+            drop_path=drop_path,
+            init_values=init_values,
+            norm_layer=LayerNorm,
+        )
 
 
 class CrossAttention(nn.Module):
@@ -103,83 +72,24 @@ class CrossAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        _check_heads(dim, num_heads)
         self.num_heads = num_heads
-        self.q = Linear(dim, dim, bias=False)
-        self.kv = Linear(dim, 2 * dim, bias=False)
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.kv = nn.Linear(dim, 2 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """Let every token read every context token.
-
-        Args:
-            tokens: (B, N, D).
-            context: (B, any length, D).
-
-        Returns:
-            (B, N, D).
-        """
-        query = linear(tokens, self.q.weight, self.q_bias)
+        """Let every token (B, N, D) read every context token (B, any length, D); (B, N, D)."""
+        query = F.linear(tokens, self.q.weight, self.q_bias)
         bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
-        key, value = linear(context, self.kv.weight, bias).chunk(2, dim=-1)
-        return self.proj(_attend(query, key, value, self.num_heads))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
-        self.fc2 = Linear(hidden_dim, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Transform every token by itself, (B, N, D) to (B, N, D)."""
-        return self.fc2(F.gelu(self.fc1(tokens)))
-
-
-def _layer_scale(dim: int, init_values: float) -> nn.Parameter | None:
-    return nn.Parameter(init_values * torch.ones(dim)) if init_values > 0 else None
-
-
-def _residual(drop_path: nn.Module, branch: Tensor, gamma: Tensor | None) -> Tensor:
-    return drop_path(branch if gamma is None else gamma * branch)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: self-attention, then MLP.
-
-    Args:
-        dim: token width D.
-        num_heads: attention heads; D must be divisible by it.
-        mlp_ratio: hidden width of the MLP over D.
-        drop_path: probability that a residual branch of a clip is dropped (stochastic depth).
-        init_values: start value of the layer-scale gammas; 0 leaves them out.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        init_values: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(dim)
-        self.attn = Attention(dim, num_heads)
-        self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.gamma_1 = _layer_scale(dim, init_values)
-        self.gamma_2 = _layer_scale(dim, init_values)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Transform tokens (B, N, D) to (B, N, D)."""
-        tokens = tokens + _residual(self.drop_path, self.attn(self.norm1(tokens)), self.gamma_1)
-        return tokens + _residual(self.drop_path, self.mlp(self.norm2(tokens)), self.gamma_2)
+        key, value = F.linear(context, self.kv.weight, bias).chunk(2, dim=-1)
+        query, key, value = (
+            rearrange(part, "b n (h d) -> b h n d", h=self.num_heads)
+            for part in (query, key, value)
+        )
+        read = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(rearrange(read, "b h n d -> b n (h d)"))
 
 
 class CSBlock(nn.Module):
@@ -190,32 +100,31 @@ class CSBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        init_values: float = 0.0,
+        self, dim: int, num_heads: int, drop_path: float = 0.0, init_values: float = 0.0
     ) -> None:
         super().__init__()
         self.cross_norm1 = LayerNorm(dim)
         self.cross_norm2 = LayerNorm(dim)
         self.cross_attn = CrossAttention(dim, num_heads)
         self.norm1 = LayerNorm(dim)
-        self.attn = Attention(dim, num_heads)
+        self.attn = Attention(dim, num_heads, qkv_bias=True)
         self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.gamma_0 = _layer_scale(dim, init_values)
-        self.gamma_1 = _layer_scale(dim, init_values)
-        self.gamma_2 = _layer_scale(dim, init_values)
+        self.gamma_0, self.gamma_1, self.gamma_2 = (
+            nn.Parameter(init_values * torch.ones(dim)) if init_values > 0 else None
+            for _ in range(3)
+        )
 
     def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
         """Transform tokens (B, N, D), reading context (B, any length, D), to (B, N, D)."""
-        cross = self.cross_attn(self.cross_norm1(tokens), self.cross_norm2(context))
-        tokens = tokens + _residual(self.drop_path, cross, self.gamma_0)
-        tokens = tokens + _residual(self.drop_path, self.attn(self.norm1(tokens)), self.gamma_1)
-        return tokens + _residual(self.drop_path, self.mlp(self.norm2(tokens)), self.gamma_2)
+        read = self.cross_attn(self.cross_norm1(tokens), self.cross_norm2(context))
+        tokens = tokens + self._branch(read, self.gamma_0)
+        tokens = tokens + self._branch(self.attn(self.norm1(tokens)), self.gamma_1)
+        return tokens + self._branch(self.mlp(self.norm2(tokens)), self.gamma_2)
+
+    def _branch(self, branch: Tensor, gamma: Tensor | None) -> Tensor:
+        return self.drop_path(branch if gamma is None else gamma * branch)
 
 
 def drop_path_rates(drop_path: float, depth: int) -> list[float]:
@@ -223,20 +132,13 @@ def drop_path_rates(drop_path: float, depth: int) -> list[float]:
     return torch.linspace(0, drop_path, depth, dtype=torch.float64).tolist()
 
 
-def init_xavier(module: nn.Module) -> None:
-    """Initialise linear layers Xavier-uniform with zero bias (for `Module.apply`)."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def init_trunc_normal(module: nn.Module) -> None:
-    """Initialise linear layers truncated normal, std 0.02, with zero bias (for `Module.apply`)."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def init_linears(module: nn.Module, fill: Callable[[Tensor], Any]) -> None:
+    """Initialise the weights of all linear layers inside by `fill`, their biases with zeros."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            fill(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 class TokenSplit(NamedTuple):
@@ -255,12 +157,12 @@ class TokenSplit(NamedTuple):
         return TokenSplit(*(index.to(device, non_blocking=True) for index in pinned))
 
 
-def split_tokens(mask: Tensor | TokenSplit, num_tokens: int, name: str) -> TokenSplit:
+def split_tokens(mask: Tensor | TokenSplit, num_tokens: int | None, name: str) -> TokenSplit:
     """Turn a mask into the positions of the visible and of the masked tokens.
 
     Args:
         mask: (B, N) bool, True = masked; a `TokenSplit` is returned as it is.
-        num_tokens: the N that is expected.
+        num_tokens: the N that is expected; None takes any.
         name: how the mask is called in an error message.
 
     Raises:
@@ -269,25 +171,25 @@ def split_tokens(mask: Tensor | TokenSplit, num_tokens: int, name: str) -> Token
     """
     if isinstance(mask, TokenSplit):
         return mask
+    num_tokens = mask.shape[-1] if num_tokens is None else num_tokens
     if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[1] != num_tokens:
         raise ValueError(
             f"{name} is {mask.dtype} {tuple(mask.shape)}, expected torch.bool (B, {num_tokens}); "
             "its length must be the number of tokens of the model's clip geometry"
         )
-    counts = mask.sum(dim=1)
-    num_masked = int(counts[0])
-    if not 0 < num_masked < num_tokens:
+    counts = mask.sum(dim=1).tolist()
+    if len(set(counts)) > 1:
         raise ValueError(
-            f"{name} masks {num_masked} of {num_tokens} tokens; "
+            f"{name} masks {counts} tokens a clip; all clips of a batch must mask equally many"
+        )
+    visible = num_tokens - counts[0]
+    if not 0 < visible < num_tokens:
+        raise ValueError(
+            f"{name} masks {counts[0]} of {num_tokens} tokens; "
             "at least one must stay visible and one masked"
         )
-    if bool((counts != num_masked).any()):
-        raise ValueError(
-            f"{name} masks {counts.tolist()} tokens a clip; "
-            "all clips of a batch must mask equally many"
-        )
     order = mask.byte().argsort(dim=1, stable=True)  # visible (0) first, each in position order
-    return TokenSplit(order[:, : num_tokens - num_masked], order[:, num_tokens - num_masked :])
+    return TokenSplit(order[:, :visible], order[:, visible:])
 
 
 def token_grid(size: Sequence[int], patch_size: Sequence[int], name: str) -> tuple[int, ...]:
@@ -307,26 +209,24 @@ def cut_patches(clip: Tensor, patch_size: Sequence[int], index: Tensor | None = 
     """Cut a clip into non-overlapping patches, all of them or only those at `index`.
 
     Args:
-        clip: (B, C, *size), e.g. (B, C, T, H, W) or (B, C, T, F).
-        patch_size: one length an axis of `size`.
+        clip: (B, C, T, H, W) or (B, C, T, F).
+        patch_size: one length for each axis after the channels.
         index: (B, n) token positions, last axis fastest; None takes all N in order.
 
     Returns:
         (B, n, C, *patch_size); only the wanted patches are ever copied.
     """
-    batch, channels, *size = clip.shape
-    grid = token_grid(size, patch_size, "clip")
-    axes = len(grid)
-    split = [length for pair in zip(grid, patch_size, strict=True) for length in pair]
-    clip = clip.reshape(batch, channels, *split)
+    axes = len(patch_size)
+    lengths = dict(zip("pqr", patch_size, strict=False))
+    patches = rearrange(clip, f"{CLIP[axes]} -> {GRID[axes]}", **lengths)  # a view
     if index is None:
-        order = (0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2))
-        return clip.permute(order).reshape(batch, math.prod(grid), channels, *patch_size)
-    rows = torch.arange(batch, device=clip.device)[:, None]
-    wanted: list[Tensor | slice] = [rows, slice(None)]
-    for coordinate in torch.unravel_index(index, grid):
-        wanted += [coordinate, slice(None)]
-    return clip[tuple(wanted)]
+        return patches.flatten(1, axes)
+    wanted: list[Tensor] = []
+    for length in reversed(patches.shape[1 : 1 + axes]):  # plain numbers: no copy to a GPU
+        wanted.insert(0, index % length)
+        index = index // length
+    wanted.insert(0, torch.arange(len(clip), device=clip.device)[:, None])
+    return patches[tuple(wanted)]
 
 
 def join_patches(patches: Tensor, grid: Sequence[int]) -> Tensor:
@@ -339,11 +239,54 @@ def join_patches(patches: Tensor, grid: Sequence[int]) -> Tensor:
     Returns:
         (B, C, *size).
     """
-    batch, _, channels, *patch_size = patches.shape
-    axes = len(grid)
-    clip = patches.reshape(batch, *grid, channels, *patch_size)
-    order = [0, 1 + axes]
-    for axis in range(axes):
-        order += [1 + axis, 2 + axes + axis]
-    size = [g * p for g, p in zip(grid, patch_size, strict=True)]
-    return clip.permute(order).reshape(batch, channels, *size)
+    return rearrange(patches.unflatten(1, grid), f"{GRID[len(grid)]} -> {CLIP[len(grid)]}")
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of patches; the weights are stored as the convolution they equal.
+
+    Args:
+        size: clip size without batch and channels, (T, H, W) or (T, F).
+        patch_size: length of a patch along each of these axes.
+        channels: 3 for RGB frames, 1 for a spectrogram.
+        embed_dim: D.
+        name: "video" or "audio", for error messages.
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        patch_size: Sequence[int],
+        channels: int,
+        embed_dim: int,
+        name: str,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.clip_shape = (channels, *size)
+        self.patch_size = tuple(patch_size)
+        self.grid = token_grid(size, patch_size, name)
+        self.num_tokens = math.prod(self.grid)
+        conv: Any = nn.Conv3d if len(self.grid) == 3 else nn.Conv2d
+        self.proj: nn.Conv3d | nn.Conv2d = conv(
+            channels, embed_dim, self.patch_size, stride=self.patch_size
+        )
+
+    def forward(self, clip: Tensor, index: Tensor | None = None) -> Tensor:
+        """Embed all patches, or only those that are wanted.
+
+        Args:
+            clip: (B, C, T, H, W) video or (B, 1, T, F) spectrogram.
+            index: (B, V) positions of the wanted tokens; None embeds all N.
+
+        Returns:
+            (B, V, D).
+        """
+        if tuple(clip.shape[1:]) != self.clip_shape:
+            raise ValueError(
+                f"{self.name} has shape {tuple(clip.shape)}, expected (B, "
+                f"{', '.join(map(str, self.clip_shape))}); create the model with the num_frames, "
+                "img_size or img_size_audio of the clips"
+            )
+        patches = cut_patches(clip, self.patch_size, index).flatten(2)  # (B, V, P)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)

@@ -3,19 +3,27 @@
 Pure functions: they read a model's output and the clips, never the model.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from einops import rearrange
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, distributed
+from torch.distributed.nn.functional import all_gather
 
-from hicmae.data.video import imagenet_statistics
-from hicmae.models.encoder import PATCH_SIZE
-from hicmae.models.layers import TokenSplit, cut_patches, join_patches, split_tokens
+from hicmae.models.layers import (
+    PATCH_SIZE,
+    TokenSplit,
+    cut_patches,
+    join_patches,
+    split_tokens,
+    token_grid,
+)
 from hicmae.models.pretrain import HiCMAEOutput
-from hicmae.training.distributed import check_equal_batches, gather_with_grad, rank, world_size
 
 TARGET_EPS = 1e-6  # added to the standard deviation of a patch
 
@@ -61,16 +69,17 @@ def pretrain_loss(
             averages over all values.
         normalize_target: normalise each video patch and channel to mean 0, deviation 1.
         normalize_target_audio: the same for each spectrogram patch.
-        gather: contrast with the clips of all ranks instead of this rank's own batch.
+        gather: contrast with the clips of all ranks, whose batches must be equally large, instead
+            of this rank's own batch.
         contrastive_levels: see `contrasted`.
     """
     tubelet_size = output.video.shape[-1] // (video.shape[1] * PATCH_SIZE**2)
-    num_tokens = video[0, 0].numel() // (tubelet_size * PATCH_SIZE**2)
-    num_tokens_audio = audio[0, 0].numel() // PATCH_SIZE**2
-    masked = split_tokens(video_mask, num_tokens, "video_mask").masked
-    masked_audio = split_tokens(audio_mask, num_tokens_audio, "audio_mask").masked
     group_size = frame_diff_group_size if frame_diff else None
     with torch.no_grad():
+        masked, masked_audio = (
+            split_tokens(mask, None, name).masked
+            for mask, name in ((video_mask, "video_mask"), (audio_mask, "audio_mask"))
+        )
         target = video_target(video, masked, tubelet_size, normalize_target, group_size)
         target_audio = audio_target(audio, masked_audio, normalize_target_audio)
     loss_video = video_mse(_precise(output.video), target, tubelet_size, target_diff_weight)
@@ -93,11 +102,17 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def unnormalize(video: Tensor, channel_axis: int = 1) -> Tensor:
+@functools.cache
+def _imagenet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return ImageNet's mean and deviation, (3,) each; sent once, as a GPU has to wait for it."""
+    constants = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return tuple(torch.tensor(values, dtype=dtype, device=device) for values in constants)
+
+
+def unnormalize(video: Tensor) -> Tensor:
     """Undo the ImageNet normalisation: (B, 3, T, H, W) back to pixel values in [0, 1]."""
-    shape = [-1 if axis == channel_axis else 1 for axis in range(video.dim())]
-    mean, std = imagenet_statistics(video.device, video.dtype)
-    return video * std.view(shape) + mean.view(shape)
+    mean, std = (values.view(3, 1, 1, 1) for values in _imagenet(video.device, video.dtype))
+    return video * std + mean
 
 
 def _standardize(values: Tensor, eps: float | Tensor = TARGET_EPS) -> Tensor:
@@ -127,57 +142,55 @@ def video_target(
     Returns:
         (B, M, tubelet_size * 16 * 16 * 3) in (frame, y, x, channel) order.
     """
+    group_size = frame_diff_group_size
     patch_size = (tubelet_size, PATCH_SIZE, PATCH_SIZE)
-    video = _precise(video)
-    if frame_diff_group_size in (None, tubelet_size):
+    if group_size in (None, tubelet_size):
         # Groups coincide with tubelets: the masked ones are all that is ever needed.
-        patches = _pixel_patches(cut_patches(video, patch_size, masked), normalize).movedim(2, -1)
-        if frame_diff_group_size is not None:
-            patches = frame_differences(patches, frame_diff_group_size, time_axis=2)
+        patches = _pixel_patches(_precise(video), patch_size, masked, normalize)
+        if group_size is not None:
+            patches = frame_differences(patches, group_size, time_axis=3)
     else:
-        frames = video.shape[2]
-        if frames % frame_diff_group_size:
+        if video.shape[2] % group_size:
             raise ValueError(
-                f"frame_diff_group_size {frame_diff_group_size} does not divide the {frames} "
+                f"frame_diff_group_size {group_size} does not divide the {video.shape[2]} "
                 "frames of a clip; choose a divisor"
             )
-        grid = [size // patch for size, patch in zip(video.shape[2:], patch_size, strict=True)]
-        patches = _pixel_patches(cut_patches(video, patch_size), normalize)
-        clip = frame_differences(join_patches(patches, grid), frame_diff_group_size, time_axis=2)
-        patches = cut_patches(clip, patch_size, masked).movedim(2, -1)
-    return patches.flatten(2)  # (B, M, t, y, x, C) -> (B, M, t * y * x * C)
+        patches = _pixel_patches(_precise(video), patch_size, None, normalize)
+        clip = join_patches(patches, token_grid(video.shape[2:], patch_size, "video"))
+        patches = cut_patches(frame_differences(clip, group_size), patch_size, masked)
+    return rearrange(patches, "b n c p q r -> b n (p q r c)")
 
 
-def _pixel_patches(patches: Tensor, normalize: bool) -> Tensor:
-    """Turn ImageNet-normalised patches (B, n, C, t, y, x) to pixels, or to standardised pixels."""
+def _pixel_patches(
+    video: Tensor, patch_size: Sequence[int], index: Tensor | None, normalize: bool
+) -> Tensor:
+    """Cut a clip into patches (B, n, C, t, y, x) of pixels, or of standardised pixels."""
     if not normalize:
-        return unnormalize(patches, channel_axis=2)
+        return cut_patches(unnormalize(video), patch_size, index)
+    patches = cut_patches(video, patch_size, index)
     # Standardising undoes shift and scale of a channel by itself; only epsilon has to follow.
-    _, std = imagenet_statistics(patches.device, patches.dtype)
+    _, std = _imagenet(video.device, video.dtype)
     return _standardize(patches.flatten(3), TARGET_EPS / std[:, None]).view_as(patches)
 
 
-def frame_differences(clip: Tensor, group_size: int, time_axis: int) -> Tensor:
+def frame_differences(clip: Tensor, group_size: int, time_axis: int = 2) -> Tensor:
     """Replace all but the first frame of each group by their difference to that first frame."""
     groups = clip.unflatten(time_axis, (-1, group_size))
-    first = groups.narrow(time_axis + 1, 0, 1)
-    later = groups.narrow(time_axis + 1, 1, group_size - 1) - first
-    return torch.cat((first, later), dim=time_axis + 1).flatten(time_axis, time_axis + 1)
+    first, later = groups.split((1, group_size - 1), dim=time_axis + 1)
+    return torch.cat((first, later - first), dim=time_axis + 1).flatten(time_axis, time_axis + 1)
 
 
 def audio_target(audio: Tensor, masked: Tensor, normalize: bool = True) -> Tensor:
-    """Make the values the audio decoder has to predict.
+    """Make the values (B, M, 256) the audio decoder has to predict, in (time, frequency) order.
 
     Args:
         audio: (B, 1, T, F).
         masked: (B, M) positions of the masked patches.
         normalize: standardise each patch.
-
-    Returns:
-        (B, M, 256) in (time, frequency) order.
     """
-    patches = cut_patches(_precise(audio), (PATCH_SIZE, PATCH_SIZE), masked).flatten(2)
-    return _standardize(patches) if normalize else patches
+    patches = cut_patches(_precise(audio), (PATCH_SIZE, PATCH_SIZE), masked)
+    values = rearrange(patches, "b n c p q -> b n (c p q)")
+    return _standardize(values) if normalize else values
 
 
 def video_mse(
@@ -208,9 +221,8 @@ def contrasted(num_levels: int, which: str) -> range:
     """
     first = {"all": 0, "top": num_levels - 1, "none": num_levels}
     if which not in first:
-        raise ValueError(
-            f"contrastive_levels is {which!r}, expected one of {', '.join(map(repr, first))}"
-        )
+        choices = ", ".join(map(repr, first))
+        raise ValueError(f"contrastive_levels is {which!r}, expected one of {choices}")
     return range(first[which], num_levels)
 
 
@@ -226,51 +238,24 @@ def contrastive_loss(
         video_levels: (B, D) unit-length features, one a level.
         audio_levels: the same clips' audio features.
         temperature: of the softmax.
-        gather: compare with the clips of all ranks (with their gradients), not only this rank's.
+        gather: compare with the clips of all ranks (with their gradients), not only this rank's;
+            B must be the same on every rank.
     """
-    video_levels = [_precise(level) for level in video_levels]
-    audio_levels = [_precise(level) for level in audio_levels]
-    all_video, all_audio, offset = video_levels, audio_levels, 0
-    if gather and world_size() > 1:
-        all_video, all_audio = _levels_of_all_ranks(video_levels, audio_levels)
-        offset = len(video_levels[0]) * rank()
-    levels = zip(video_levels, audio_levels, all_video, all_audio, strict=True)
-    return torch.stack([info_nce(*level, temperature, offset) for level in levels]).sum()
-
-
-def _levels_of_all_ranks(
-    video_levels: list[Tensor], audio_levels: list[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Gather both modalities' levels from all ranks, in one message."""
-    levels = [*video_levels, *audio_levels]
-    check_equal_batches(len(levels[0]))
-    gathered = gather_with_grad(torch.cat(levels, dim=1))
-    parts = gathered.split([level.shape[1] for level in levels], dim=1)
-    return list(parts[: len(video_levels)]), list(parts[len(video_levels) :])
-
-
-def info_nce(
-    video: Tensor,
-    audio: Tensor,
-    all_video: Tensor,
-    all_audio: Tensor,
-    temperature: float,
-    offset: int = 0,
-) -> Tensor:
-    """Average the video-to-audio and the audio-to-video InfoNCE loss.
-
-    Args:
-        video: (B, D) unit-length features.
-        audio: the same clips' audio features.
-        all_video: (n, D) features to compare with, n >= B; the clips themselves start at `offset`.
-        all_audio: likewise.
-        temperature: of the softmax.
-        offset: position of the first clip among all.
-    """
-    pair = torch.arange(len(video), device=video.device) + offset
-    video_to_audio = F.cross_entropy(video @ all_audio.T / temperature, pair)
-    audio_to_video = F.cross_entropy(audio @ all_video.T / temperature, pair)
-    return 0.5 * (video_to_audio + audio_to_video)
+    own = [_precise(level) for level in (*video_levels, *audio_levels)]
+    everyone, offset = own, 0
+    if gather and distributed.is_initialized():
+        joined = torch.cat(all_gather(torch.cat(own, dim=1)))  # all levels in one message
+        everyone = list(joined.split([level.shape[1] for level in own], dim=1))
+        offset = len(own[0]) * distributed.get_rank()
+    pair = torch.arange(len(own[0]), device=own[0].device) + offset
+    losses = []
+    for k in range(len(video_levels)):
+        video, audio = own[k], own[k + len(video_levels)]
+        all_video, all_audio = everyone[k], everyone[k + len(video_levels)]
+        video_to_audio = F.cross_entropy(video @ all_audio.T / temperature, pair)
+        audio_to_video = F.cross_entropy(audio @ all_video.T / temperature, pair)
+        losses.append(0.5 * (video_to_audio + audio_to_video))
+    return torch.stack(losses).sum()
 
 
 @torch.no_grad()
@@ -287,24 +272,22 @@ def contrastive_accuracy(
 
 
 def _moments(prediction: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    """Biased means, variances and covariance over the batch, (K,) each."""
+    """Biased variances and covariance over the batch, and the difference of means, (K,) each."""
     mean_p, mean_t = prediction.mean(dim=0), target.mean(dim=0)
-    var_p = prediction.var(dim=0, correction=0)
-    var_t = target.var(dim=0, correction=0)
     covariance = ((prediction - mean_p) * (target - mean_t)).mean(dim=0)
-    return mean_p, mean_t, var_p, var_t, covariance
+    variances = prediction.var(dim=0, correction=0), target.var(dim=0, correction=0)
+    return *variances, covariance, mean_p - mean_t
 
 
 def ccc_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Average 1 - concordance correlation over the outputs of a batch; (B, K) each."""
-    mean_p, mean_t, var_p, var_t, covariance = _moments(prediction, target)
-    spread = var_p + var_t + (mean_p - mean_t) ** 2
-    return (1 - 2 * covariance / spread.clamp_min(1e-8)).mean()
+    var_p, var_t, covariance, offset = _moments(prediction, target)
+    return (1 - 2 * covariance / (var_p + var_t + offset**2).clamp_min(1e-8)).mean()
 
 
 def pcc_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Average 1 - Pearson correlation over the outputs of a batch; (B, K) each."""
-    _, _, var_p, var_t, covariance = _moments(prediction, target)
+    var_p, var_t, covariance, _ = _moments(prediction, target)
     spread = (var_p * var_t).clamp_min(1e-16).sqrt() + 1e-6  # epsilon of the original
     return (1 - covariance / spread).mean()
 

@@ -1,7 +1,4 @@
-"""The light decoder: rebuilds masked patches, reading encoder levels through skip connections.
-
-The pre-training model and its sizes.
-"""
+"""The pre-training model, its light decoders with skip connections, and its sizes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,9 +10,9 @@ from torch import Tensor, nn
 from hicmae.models.encoder import (
     CrossModalFusion,
     ModalityEncoder,
-    as_pair,
     audio_encoder,
-    check_depths,
+    build,
+    check_sizes,
     pooled_unit,
     video_encoder,
 )
@@ -23,14 +20,12 @@ from hicmae.models.layers import (
     Block,
     CSBlock,
     LayerNorm,
-    Linear,
     TokenSplit,
     drop_path_rates,
-    init_xavier,
+    init_linears,
     sincos_positions,
     split_tokens,
 )
-from hicmae.models.registry import model_options
 
 
 class SkipDecoder(nn.Module):
@@ -40,11 +35,10 @@ class SkipDecoder(nn.Module):
     Without skip connections every block is like block 0.
 
     Args:
-        num_tokens: N of the whole clip, for the position table.
+        encoder: of the same modality; says how many tokens there are and what a patch holds.
         embed_dim: decoder width.
         depth: number of blocks, one more than the number of skip connections if there are any.
         num_heads: attention heads of a block.
-        patch_values: P, values to predict for one masked patch.
         drop_path: stochastic-depth rate of the last block.
         init_values: start of the layer-scale gammas, 0 leaves them out.
         skip_connections: whether blocks after the first read encoder levels.
@@ -52,11 +46,10 @@ class SkipDecoder(nn.Module):
 
     def __init__(
         self,
-        num_tokens: int,
+        encoder: ModalityEncoder,
         embed_dim: int,
         depth: int,
         num_heads: int,
-        patch_values: int,
         drop_path: float = 0.0,
         init_values: float = 0.0,
         skip_connections: bool = True,
@@ -65,35 +58,49 @@ class SkipDecoder(nn.Module):
         self.skip_connections = skip_connections
         self.blocks = nn.ModuleList(
             (CSBlock if index and skip_connections else Block)(
-                embed_dim, num_heads, drop_path=rate, init_values=init_values
+                embed_dim, num_heads, rate, init_values
             )
             for index, rate in enumerate(drop_path_rates(drop_path, depth))
         )
         self.norm = LayerNorm(embed_dim)
-        self.head = Linear(embed_dim, patch_values)
+        self.head = nn.Linear(embed_dim, encoder.patch_embed.proj.weight[0].numel())
         self.positions: Tensor
-        self.register_buffer("positions", sincos_positions(num_tokens, embed_dim), persistent=False)
+        positions = sincos_positions(encoder.patch_embed.num_tokens, embed_dim)
+        self.register_buffer("positions", positions, persistent=False)
 
-    def forward(self, tokens: Tensor, skips: Sequence[Tensor], num_masked: int) -> Tensor:
-        """Predict the masked patches.
+    def forward(
+        self,
+        fused: Tensor,
+        levels: Sequence[Tensor],
+        split: TokenSplit,
+        project: nn.Module,
+        mask_token: Tensor,
+    ) -> Tensor:
+        """Predict the masked patches of one modality.
 
         Args:
-            tokens: (B, V + M, decoder width), the M mask tokens last, positions added.
-            skips: (B, V, decoder width) each, shallow first, positions added; without skip
-                connections none of them is read.
-            num_masked: M.
+            fused: (B, V, D), visible tokens after the fusion encoder.
+            levels: (B, V, D) each, shallow first; without skip connections none of them is read.
+            split: positions of the visible and of the masked tokens.
+            project: maps encoder width D to decoder width, fused tokens and levels alike.
+            mask_token: (1, 1, decoder width), stands for each of the M masked tokens.
 
         Returns:
-            (B, M, P), in the order of the mask tokens.
+            (B, M, P), in position order.
         """
+        positions = self.positions[split.visible]
+        visible = project(fused) + positions
+        masked = mask_token + self.positions[split.masked]
+        tokens = torch.cat((visible, masked.to(visible.dtype)), dim=1)
         tokens = self.blocks[0](tokens)
         if self.skip_connections:
+            skips = [project(level) + positions for level in levels]
             for block, skip in zip(self.blocks[1:], reversed(skips), strict=True):
                 tokens = block(tokens, skip)
         else:
             for block in self.blocks[1:]:
                 tokens = block(tokens)
-        return self.head(self.norm(tokens[:, -num_masked:]))
+        return self.head(self.norm(tokens[:, -masked.shape[1] :]))
 
 
 class HiCMAEOutput(NamedTuple):
@@ -154,46 +161,40 @@ class HiCMAE(nn.Module):
         tubelet_size: int = 2,
     ) -> None:
         super().__init__()
-        check_depths(
+        check_sizes(
             encoder_depth=encoder_depth,
             encoder_depth_audio=encoder_depth_audio,
             encoder_fusion_depth=encoder_fusion_depth,
+            decoder_depth=decoder_depth,
+            decoder_depth_audio=decoder_depth_audio,
         )
         self.level_blocks = tuple(return_intermediate_features)
         _check_levels(self.level_blocks, encoder_depth, encoder_depth_audio)
         if skip_connections:
-            _check_skips(
-                self.level_blocks,
-                decoder_depth=decoder_depth,
-                decoder_depth_audio=decoder_depth_audio,
-            )
-        else:
-            check_depths(decoder_depth=decoder_depth, decoder_depth_audio=decoder_depth_audio)
+            _check_skips(self.level_blocks, decoder_depth, decoder_depth_audio)
 
         stack: dict[str, Any] = {"drop_path": drop_path_rate, "init_values": init_values}
-        encoder = {"embed_dim": embed_dim, "num_heads": num_heads, **stack}
+        wide = {"embed_dim": embed_dim, "num_heads": num_heads, **stack}
         self.encoder = video_encoder(
-            num_frames, as_pair(img_size), tubelet_size, depth=encoder_depth, **encoder
+            num_frames, img_size, tubelet_size, depth=encoder_depth, **wide
         )
-        self.encoder_audio = audio_encoder(img_size_audio, depth=encoder_depth_audio, **encoder)
+        self.encoder_audio = audio_encoder(img_size_audio, depth=encoder_depth_audio, **wide)
         self.encoder_fusion = CrossModalFusion(
-            depth=encoder_fusion_depth, order=fusion_order, **encoder
+            depth=encoder_fusion_depth, order=fusion_order, **wide
         )
 
-        stack["skip_connections"] = skip_connections
-        decoder = {"embed_dim": decoder_embed_dim, "num_heads": decoder_num_heads, **stack}
-        self.decoder = _decoder_of(self.encoder, depth=decoder_depth, **decoder)
-        self.decoder_audio = _decoder_of(self.encoder_audio, depth=decoder_depth_audio, **decoder)
-        self.encoder_to_decoder = Linear(embed_dim, decoder_embed_dim, bias=False)
-        self.encoder_to_decoder_audio = Linear(embed_dim, decoder_embed_dim, bias=False)
+        narrow = {"embed_dim": decoder_embed_dim, "num_heads": decoder_num_heads, **stack}
+        narrow["skip_connections"] = skip_connections
+        self.decoder = SkipDecoder(self.encoder, depth=decoder_depth, **narrow)
+        self.decoder_audio = SkipDecoder(self.encoder_audio, depth=decoder_depth_audio, **narrow)
+        self.encoder_to_decoder = nn.Linear(embed_dim, decoder_embed_dim, bias=False)
+        self.encoder_to_decoder_audio = nn.Linear(embed_dim, decoder_embed_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self.mask_token_audio = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
-        self._init_weights()
 
-    def _init_weights(self) -> None:
-        stacks = (self.encoder, self.encoder_audio, self.encoder_fusion)
-        for stack in (*stacks, self.decoder, self.decoder_audio):
-            stack.apply(init_xavier)
+        encoders = (self.encoder, self.encoder_audio, self.encoder_fusion)
+        for part in (*encoders, self.decoder, self.decoder_audio):
+            init_linears(part, nn.init.xavier_uniform_)
         for token in (self.mask_token, self.mask_token_audio):
             nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02)
 
@@ -219,99 +220,67 @@ class HiCMAE(nn.Module):
         Raises:
             ValueError: a clip or mask that does not fit the model's geometry.
         """
-        split = split_tokens(video_mask, self.encoder.patch_embed.num_tokens, "video_mask")
-        split_audio = split_tokens(
-            audio_mask, self.encoder_audio.patch_embed.num_tokens, "audio_mask"
-        )
-        video_tokens, video_levels = self.encoder(video, split.visible, self.level_blocks)
-        audio_tokens, audio_levels = self.encoder_audio(
+        num_tokens = self.encoder.patch_embed.num_tokens
+        split = split_tokens(video_mask, num_tokens, "video_mask")
+        num_tokens = self.encoder_audio.patch_embed.num_tokens
+        split_audio = split_tokens(audio_mask, num_tokens, "audio_mask")
+
+        tokens, levels = self.encoder(video, split.visible, self.level_blocks)
+        tokens_audio, levels_audio = self.encoder_audio(
             audio, split_audio.visible, self.level_blocks
         )
-        fused_video, fused_audio = self.encoder_fusion(video_tokens, audio_tokens)
+        fused, fused_audio = self.encoder_fusion(tokens, tokens_audio)
         return HiCMAEOutput(
-            video=_rebuild(
-                self.decoder,
-                self.encoder_to_decoder,
-                self.mask_token,
-                fused_video,
-                video_levels,
-                split,
-            ),
-            audio=_rebuild(
-                self.decoder_audio,
+            self.decoder(fused, levels, split, self.encoder_to_decoder, self.mask_token),
+            self.decoder_audio(
+                fused_audio,
+                levels_audio,
+                split_audio,
                 self.encoder_to_decoder_audio,
                 self.mask_token_audio,
-                fused_audio,
-                audio_levels,
-                split_audio,
             ),
-            video_levels=[pooled_unit(level) for level in video_levels],
-            audio_levels=[pooled_unit(level) for level in audio_levels],
+            [pooled_unit(level) for level in levels],
+            [pooled_unit(level) for level in levels_audio],
         )
 
 
 def _check_levels(levels: tuple[int, ...], depth: int, depth_audio: int) -> None:
     shallowest = min(depth, depth_audio)
-    ascending = all(a < b for a, b in zip(levels, levels[1:], strict=False))
-    if not ascending or any(not 0 <= level < shallowest for level in levels):
+    if list(levels) != sorted({level for level in levels if 0 <= level < shallowest}):
         raise ValueError(
             f"return_intermediate_features is {levels}, expected ascending block indices from 0 to "
             f"{shallowest - 1} (encoder_depth {depth}, encoder_depth_audio {depth_audio})"
         )
 
 
-def _check_skips(levels: tuple[int, ...], **depths: int) -> None:
-    for name, depth in depths.items():
-        if depth != len(levels) + 1:
+def _check_skips(levels: tuple[int, ...], depth: int, depth_audio: int) -> None:
+    for name, value in (("decoder_depth", depth), ("decoder_depth_audio", depth_audio)):
+        if value != len(levels) + 1:
             raise ValueError(
-                f"{name} is {depth}, expected {len(levels) + 1}: "
+                f"{name} is {value}, expected {len(levels) + 1}: "
                 f"one block and one more for each kept level {levels}"
             )
 
 
-def _decoder_of(encoder: ModalityEncoder, **options: Any) -> SkipDecoder:
-    embed = encoder.patch_embed
-    patch_values = embed.proj.weight[0].numel()
-    return SkipDecoder(num_tokens=embed.num_tokens, patch_values=patch_values, **options)
-
-
-def _rebuild(
-    decoder: SkipDecoder,
-    project: nn.Linear,
-    mask_token: Tensor,
-    fused: Tensor,
-    levels: list[Tensor],
-    split: TokenSplit,
-) -> Tensor:
-    """Predict one modality's masked patches (B, M, P) from fused tokens and levels (B, V, D)."""
-    visible_positions = decoder.positions[split.visible]
-    masked = mask_token + decoder.positions[split.masked]
-    visible = project(fused) + visible_positions
-    read = levels if decoder.skip_connections else ()
-    skips = [project(level) + visible_positions for level in read]
-    tokens = torch.cat((visible, masked.to(visible.dtype)), dim=1)
-    return decoder(tokens, skips, num_masked=split.masked.shape[1])
-
-
 @register_model
-def pretrain_hicmae_dim128_patch16_160_a256(pretrained: bool = False, **kwargs: object) -> HiCMAE:
+def pretrain_hicmae_dim128_patch16_160_a256(**options: Any) -> HiCMAE:
     """Build a very small model for demonstrations and tests."""
-    return HiCMAE(128, 4, 64, 2, **model_options(pretrained, kwargs))
+    return build(HiCMAE, 128, 4, 64, 2, **options)
 
 
 @register_model
-def pretrain_hicmae_dim256_patch16_160_a256(pretrained: bool = False, **kwargs: object) -> HiCMAE:
+def pretrain_hicmae_dim256_patch16_160_a256(**options: Any) -> HiCMAE:
     """Build HiCMAE-T (the decoder width, 128, is this project's choice)."""
-    return HiCMAE(256, 4, 128, 2, **model_options(pretrained, kwargs))
+    return build(HiCMAE, 256, 4, 128, 2, **options)
 
 
 @register_model
-def pretrain_hicmae_dim384_patch16_160_a256(pretrained: bool = False, **kwargs: object) -> HiCMAE:
+def pretrain_hicmae_dim384_patch16_160_a256(**options: Any) -> HiCMAE:
     """Build HiCMAE-S."""
-    return HiCMAE(384, 6, 192, 3, **model_options(pretrained, kwargs))
+    return build(HiCMAE, 384, 6, 192, 3, **options)
 
 
 @register_model
-def pretrain_hicmae_dim512_patch16_160_a256(pretrained: bool = False, **kwargs: object) -> HiCMAE:
+def pretrain_hicmae_dim512_patch16_160_a256(**options: Any) -> HiCMAE:
     """Build HiCMAE-B."""
-    return HiCMAE(512, 8, 384, 6, **model_options(pretrained, kwargs))
+    return build(HiCMAE, 512, 8, 384, 6, **options)
