@@ -20,7 +20,7 @@ from hicmae.benchmark.workload import Step, Workload
 from hicmae.config import add_arguments as add_config
 from hicmae.config import from_args
 from hicmae.io import aligned, readable
-from hicmae.models.cpu_gemm import cpu_gemm
+from hicmae.models.cpu_gemm import library
 from hicmae.training.optim import Optimization, make_optimizer, parameter_groups
 from hicmae.training.run import Precision, checkpoint_activations, compiled
 
@@ -92,7 +92,7 @@ def run(workload: Workload, args: argparse.Namespace) -> dict[str, Any]:
         "compile": config.compile,
         "cuda_graphs": config.cuda_graphs,
         "checkpoint_activations": config.checkpoint_activations,
-        "cpu_gemm": cpu_gemm() if precision == Precision("fp32", torch.device("cpu")) else None,
+        "cpu_gemm": library(config.cpu_gemm) if precision == Precision("fp32", torch.device("cpu")) else None,
     }
     peaks = measure_peaks(precision) if config.peaks else {}
     batches = [_measure(workload, config, precision, size) for size in config.batch_size]

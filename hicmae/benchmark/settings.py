@@ -9,7 +9,6 @@ import torch
 
 import hicmae  # noqa: F401  (registers the models)
 from hicmae.config import CPU_GEMM, check_not_negative, check_positive, option
-from hicmae.models.cpu_gemm import choose_cpu_gemm
 from hicmae.models.finetune import HiCMAEClassifier
 from hicmae.models.pretrain import HiCMAE
 from hicmae.training.run import Precision, choose_precision
@@ -84,6 +83,7 @@ class BenchmarkConfig:
             decoder_depth=len(self.levels) + 1,
             decoder_depth_audio=len(self.levels) + 1,
             return_intermediate_features=self.levels,
+            cpu_gemm=self.cpu_gemm,
             **self.geometry(),
         )
         return cast(HiCMAE, model)
@@ -97,6 +97,7 @@ class BenchmarkConfig:
             depth_audio=self.depth,
             fusion_depth=self.fusion_depth,
             drop_path_rate=drop_path,
+            cpu_gemm=self.cpu_gemm,
             **self.geometry(),
         )
         return cast(HiCMAEClassifier, model)
@@ -115,5 +116,4 @@ def prepare_device(config: BenchmarkConfig) -> Precision:
     device = torch.device("cpu" if config.device == "cpu" or not has_gpu else "cuda")
     if config.cuda_graphs and device.type == "cpu":
         raise ValueError("--cuda_graphs needs a GPU; leave it out")
-    choose_cpu_gemm(config.cpu_gemm)
     return choose_precision(config.precision, device)

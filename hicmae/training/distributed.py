@@ -126,27 +126,6 @@ def all_mean(values: dict[str, float]) -> dict[str, float]:
     return {key: mean[key] for key in values}
 
 
-class _GatherWithGrad(torch.autograd.Function):
-    """All-gather along the first axis whose backward sums the gradients of all ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        joined = tensor.new_empty(world_size() * len(tensor), *tensor.shape[1:])
-        dist.all_gather_into_tensor(joined, tensor.contiguous())
-        return joined
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        own = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
-        dist.reduce_scatter_tensor(own, grad.contiguous())
-        return own
-
-
-def gather_with_grad(tensor: Tensor) -> Tensor:
-    """Join every rank's tensor along the first axis, in rank order, keeping gradients."""
-    return tensor if world_size() == 1 else _GatherWithGrad.apply(tensor)
-
-
 def check_equal_batches(count: int) -> None:
     """Refuse batches of different sizes, which a gather would mix up or wait for without end.
 

@@ -21,6 +21,7 @@ from hicmae.data.dataset import PretrainClips
 from hicmae.data.loader import PretrainBatch, joined
 from hicmae.models.layers import split_tokens
 from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
+from hicmae.training import distributed
 from hicmae.training.loop import ComputeLoss, LossParts
 from hicmae.training.reconstruct import Reconstruction, reconstruct
 from hicmae.training.run import Precision
@@ -66,7 +67,7 @@ def make_dataset(configs: PretrainConfigs) -> PretrainClips:
 def make_model(configs: PretrainConfigs) -> nn.Module:
     """Create the model of the chosen size, depths and clip geometry."""
     options = {**configs.model.model_options(), **configs.clip.model_options()}
-    return timm.create_model(configs.model.model, **options)
+    return timm.create_model(configs.model.model, cpu_gemm=configs.run.cpu_gemm, **options)
 
 
 def make_loss(config: PretrainLossConfig) -> ComputeLoss:
@@ -78,6 +79,8 @@ def make_loss(config: PretrainLossConfig) -> ComputeLoss:
         num_tokens, num_audio_tokens = batch.video_mask.shape[1], batch.audio_mask.shape[1]
         split = split_tokens(batch.video_mask, num_tokens, "video_mask").to(device)
         split_audio = split_tokens(batch.audio_mask, num_audio_tokens, "audio_mask").to(device)
+        if config.gather_negatives:
+            distributed.check_equal_batches(len(batch.video))
         output = model(batch.video, split, batch.audio, split_audio)
         loss = pretrain_loss(
             output, batch.video, split, batch.audio, split_audio, **config.loss_options()

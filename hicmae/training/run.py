@@ -41,7 +41,6 @@ from torch.utils.data import DataLoader, Dataset
 from hicmae.config import OptimConfig, RunConfig
 from hicmae.data.loader import ClipSampler, end, make_loader
 from hicmae.io import write_whole
-from hicmae.models.cpu_gemm import choose_cpu_gemm
 from hicmae.models.layers import Block, CSBlock
 from hicmae.training import distributed
 from hicmae.training.logs import setup_logging
@@ -356,7 +355,6 @@ def open_session(
         stack.callback(_end_workers, others)
         stop = stack.enter_context(stop_request())
         precision = choose_precision(run.precision, device)
-        choose_cpu_gemm(run.cpu_gemm)
         if trains and distributed.is_main():
             stack.enter_context(own_folder(output_dir))
         setup_logging(output_dir, distributed.is_main())

@@ -229,7 +229,8 @@ def scoring_loader(
 def make_model(configs: FinetuneConfigs) -> nn.Module:
     """Create the classifier of the chosen size, depths and clip geometry."""
     options = {**configs.classifier.model_options(), **configs.clip.model_options()}
-    return timm.create_model(configs.classifier.model, **options)
+    name = configs.classifier.model
+    return timm.create_model(name, cpu_gemm=configs.run.cpu_gemm, **options)
 
 
 def make_loss(configs: FinetuneConfigs) -> ComputeLoss:

@@ -1,159 +1,227 @@
-"""Properties of the two models that golden values alone do not show."""
+"""Properties of the two models and their variants that golden values alone do not show."""
 
 import pytest
 import timm
 import torch
 
-import hicmae  # noqa: F401
+from hicmae.models.encoder import FUSION_ORDERS, CrossModalFusion, EncoderOutput
+from hicmae.models.layers import split_tokens
+from hicmae.models.losses import pretrain_loss
+from tests.small_models import DEPTHS, classifier, clips, pretraining_model, without_gradient
 
-# Every axis and depth differs, so a swapped one cannot pass.
-GEOMETRY = {"num_frames": 4, "img_size": (32, 48), "img_size_audio": (64, 32), "tubelet_size": 2}
-DEPTHS = {
-    "encoder_depth": 3,
-    "encoder_depth_audio": 4,
-    "decoder_depth": 3,
-    "decoder_depth_audio": 3,
-    "encoder_fusion_depth": 2,
-    "return_intermediate_features": (0, 2),
-}
+STREAMS = {"av": ("video", "audio"), "v": ("video",), "a": ("audio",)}
+ENCODERS = {"video": "encoder", "audio": "encoder_audio"}
 
 
-def pretraining_model(**options):
-    torch.manual_seed(0)
-    name = "pretrain_hicmae_dim128_patch16_160_a256"
-    return timm.create_model(name, **{**GEOMETRY, **DEPTHS, **options})
+def shapes(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def classifier(**options):
-    torch.manual_seed(0)
-    options = {"num_classes": 5, "depth": 2, "depth_audio": 3, **GEOMETRY, **options}
-    return timm.create_model("avit_dim128_patch16_160_a256", **options)
+def streams(modality):
+    given = dict(zip(("video", "audio"), clips()[::2], strict=True))
+    return {name: given[name] if name in STREAMS[modality] else None for name in given}
 
 
-def clips(batch=2):
-    generator = torch.Generator().manual_seed(1)
-    video = torch.randn(batch, 3, 4, 32, 48, generator=generator)
-    audio = torch.randn(batch, 1, 64, 32, generator=generator)
-    video_mask = torch.zeros(batch, 12, dtype=torch.bool)
-    video_mask[:, [0, 2, 3, 6, 8, 9]] = True
-    audio_mask = torch.zeros(batch, 8, dtype=torch.bool)
-    audio_mask[:, [1, 2, 5]] = True
-    return video, video_mask, audio, audio_mask
+# Pre-training
 
 
-def fill_masked_patches(video, value):
-    """Overwrite what the mask of `clips` hides."""
-    video = video.clone()
-    for token in (0, 2, 3, 6, 8, 9):
-        t, cell = divmod(token, 6)
-        y, x = divmod(cell, 3)
-        video[:, :, 2 * t : 2 * t + 2, 16 * y : 16 * y + 16, 16 * x : 16 * x + 16] = value
-    return video
-
-
-def test_masked_pixels_never_reach_the_encoder():
+def test_masked_values_never_reach_the_encoder():
     model = pretraining_model()
     video, video_mask, audio, audio_mask = clips()
-    outputs = [
-        model(fill_masked_patches(video, value), video_mask, audio, audio_mask)
-        for value in (0.0, 100.0)
-    ]
-    torch.testing.assert_close(outputs[0].video, outputs[1].video, rtol=0, atol=0)
-    torch.testing.assert_close(outputs[0].audio, outputs[1].audio, rtol=0, atol=0)
+    pixels = video_mask.view(2, 2, 2, 3).repeat_interleave(2, 1)
+    pixels = pixels.repeat_interleave(16, 2).repeat_interleave(16, 3)[:, None].expand_as(video)
+    cells = audio_mask.view(2, 4, 2).repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None]
+    base = model(video, video_mask, audio, audio_mask)
+    video, audio = video.masked_fill(pixels, 100.0), audio.masked_fill(cells, 100.0)
+    other = model(video, video_mask, audio, audio_mask)
+    assert torch.equal(base.video, other.video) and torch.equal(base.audio, other.audio)
 
 
-def test_visible_pixels_of_either_stream_change_both_predictions():
+def test_each_stream_changes_both_predictions_but_only_its_own_levels():
     model = pretraining_model()
     video, video_mask, audio, audio_mask = clips()
     base = model(video, video_mask, audio, audio_mask)
-    for other in (
-        model(video + 1, video_mask, audio, audio_mask),
-        model(video, video_mask, audio + 1, audio_mask),
-    ):
-        assert not torch.allclose(base.video, other.video)
-        assert not torch.allclose(base.audio, other.audio)
-
-
-def test_levels_are_unit_vectors_of_one_stream_each():
-    model = pretraining_model()
-    video, video_mask, audio, audio_mask = clips()
-    base = model(video, video_mask, audio, audio_mask)
-    other = model(video, video_mask, audio + 1, audio_mask)
     assert len(base.video_levels) == len(base.audio_levels) == 2
     for level in base.video_levels + base.audio_levels:
         torch.testing.assert_close(level.norm(dim=-1), torch.ones(2))
-    for mine, theirs in zip(base.video_levels, other.video_levels, strict=True):
-        assert torch.equal(mine, theirs)
+    for changed, more in (("video", (1, 0)), ("audio", (0, 1))):
+        other = model(video + more[0], video_mask, audio + more[1], audio_mask)
+        assert not torch.allclose(base.video, other.video)
+        assert not torch.allclose(base.audio, other.audio)
+        for name in ("video", "audio"):
+            pairs = zip(*(getattr(o, f"{name}_levels") for o in (base, other)), strict=True)
+            assert all(torch.equal(*pair) == (name != changed) for pair in pairs)
 
 
-def test_a_mask_on_the_cpu_as_split_tokens_gives_the_same_output():
-    from hicmae.models.layers import split_tokens
-
+def test_split_tokens_stand_for_their_mask():
     model = pretraining_model()
     video, video_mask, audio, audio_mask = clips()
-    split = split_tokens(video_mask, 12, "video_mask")
-    split_audio = split_tokens(audio_mask, 8, "audio_mask")
+    splits = split_tokens(video_mask, 12, "video"), split_tokens(audio_mask, 8, "audio")
     base = model(video, video_mask, audio, audio_mask)
-    same = model(video, split, audio, split_audio)
+    same = model(video, splits[0], audio, splits[1])
     assert torch.equal(base.video, same.video) and torch.equal(base.audio, same.audio)
 
 
-def test_every_parameter_of_pretraining_gets_a_gradient():
-    from hicmae.models.losses import pretrain_loss
+@pytest.mark.parametrize("skip_connections", [True, False])
+def test_reconstruction_reaches_kept_levels_through_skips_alone(skip_connections, monkeypatch):
+    model = pretraining_model(skip_connections=skip_connections)
+    levels = []
+    for name in ENCODERS.values():
+        whole = getattr(model, name).forward
 
-    model = pretraining_model(init_values=0.1)
+        def cut(*inputs, whole=whole):
+            tokens, kept = whole(*inputs)
+            kept = [level.detach().requires_grad_() for level in kept]
+            levels.extend(kept)
+            return EncoderOutput(tokens, kept)
+
+        monkeypatch.setattr(getattr(model, name), "forward", cut)
+    output = model(*clips())
+    (output.video.sum() + output.audio.sum()).backward()
+    assert [level.grad is not None and bool(level.grad.any()) for level in levels] == (
+        [skip_connections] * 4
+    )
+    sum((v * a).sum() for v, a in zip(*output[2:], strict=True)).backward()
+    assert all(level.grad.any() for level in levels), "the contrast reads every level either way"
+
+
+def test_decoders_without_skips_are_of_plain_blocks_and_of_any_depth():
+    whole, plain = shapes(pretraining_model()), shapes(pretraining_model(skip_connections=False))
+    cross = {name for name in whole if name.startswith("decoder") and "cross" in name}
+    assert cross and plain == {n: s for n, s in whole.items() if n not in cross}
+    model = pretraining_model(skip_connections=False, decoder_depth=1, decoder_depth_audio=4)
+    assert (len(model.decoder.blocks), len(model.decoder_audio.blocks)) == (1, 4)
+    model(*clips())
+
+
+@pytest.mark.parametrize(
+    ("order", "skip_connections", "which"),
+    [
+        ("both", True, "all"),
+        ("both", True, "none"),
+        ("both", False, "none"),
+        ("video_first", True, "top"),
+        ("audio_first", False, "all"),
+    ],
+)
+def test_every_parameter_of_pretraining_gets_a_gradient(order, skip_connections, which):
+    model = pretraining_model(
+        init_values=0.1, fusion_order=order, skip_connections=skip_connections
+    )
     inputs = clips()
-    pretrain_loss(model(*inputs), *inputs).total.backward()
-    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert without == []
+    pretrain_loss(model(*inputs), *inputs, contrastive_levels=which).total.backward()
+    assert without_gradient(model) == []
 
 
-@pytest.mark.parametrize("modality", ["av", "a", "v"])
-def test_every_parameter_of_the_classifier_gets_a_gradient(modality):
-    model = classifier(modality=modality)
-    video, _, audio, _ = clips()
-    model(video, audio).square().sum().backward()
-    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert without == []
+# Fusion order
 
 
-def test_swapped_streams_are_refused():
-    model = classifier()
+@pytest.mark.parametrize("order", FUSION_ORDERS)
+def test_fusion_updates_the_streams_in_the_order_asked_for(order):
+    torch.manual_seed(0)
+    fusion = CrossModalFusion(32, depth=2, num_heads=2, order=order).eval()
+    video, audio = torch.randn(2, 5, 32), torch.randn(2, 3, 32)
+    v, a = video, audio
+    for block, block_audio in zip(fusion.blocks, fusion.blocks_audio, strict=True):
+        read_by_audio = block(v, a) if order == "video_first" else v
+        read_by_video = block_audio(a, v) if order == "audio_first" else a
+        v, a = block(v, read_by_video), block_audio(a, read_by_audio)
+    found = fusion(video, audio)
+    torch.testing.assert_close(found, (fusion.norm(v), fusion.norm_audio(a)), rtol=0, atol=0)
+
+
+def test_fusion_orders_differ_in_what_they_compute_and_share_all_weights():
+    models = [pretraining_model(fusion_order=order) for order in FUSION_ORDERS]
+    assert shapes(models[0]) == shapes(models[1]) == shapes(models[2])
+    outputs = [model(*clips()) for model in models]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.allclose(outputs[one].video, outputs[other].video)
+        assert not torch.allclose(outputs[one].audio, outputs[other].audio)
+
+
+# Classifier
+
+
+@pytest.mark.parametrize("hierarchical_fusion", [True, False])
+@pytest.mark.parametrize("modality", STREAMS)
+def test_the_head_reads_layer_averages_and_the_last_layer(modality, hierarchical_fusion):
+    model = classifier(modality=modality, hierarchical_fusion=hierarchical_fusion).eval()
+    model.fc_norm = torch.nn.Identity()
+    given = streams(modality)
+    mixed, last = [], []
+    for name in STREAMS[modality]:
+        encoder = getattr(model, ENCODERS[name])
+        tokens, levels = encoder(given[name], None, range(len(encoder.blocks)))
+        if hierarchical_fusion:
+            weights = torch.linspace(-1, 1, len(levels))
+            getattr(model, f"{name}_layer_weights").data.copy_(weights)
+            means = [level.mean(dim=1) for level in levels]
+            mixed.append(sum(w * m for w, m in zip(weights.softmax(0), means, strict=True)))
+        elif modality == "av":
+            mixed.append(tokens.mean(dim=1))
+        last.append(tokens)
+    if modality == "av":
+        last = model.encoder_fusion(*last)
+    expected = torch.cat([*mixed, *(tokens.mean(dim=1) for tokens in last)], dim=1)
+    torch.testing.assert_close(model.forward_features(**given), expected)
+    assert model(**given).shape == (2, 5) and model.num_features == expected.shape[1]
+
+
+@pytest.mark.parametrize("modality", STREAMS)
+def test_a_classifier_has_the_parts_of_its_modality_only(modality):
+    whole, last = (
+        shapes(classifier(modality=modality, hierarchical_fusion=on)) for on in (True, False)
+    )
+    parts = {name.split(".")[0] for name in whole}
+    wanted = {ENCODERS[s] for s in STREAMS[modality]} | {
+        f"{s}_layer_weights" for s in STREAMS[modality]
+    }
+    assert parts == wanted | {"fc_norm", "head"} | (
+        {"encoder_fusion"} if modality == "av" else set()
+    )
+    assert whole.keys() - last.keys() == {f"{s}_layer_weights" for s in STREAMS[modality]}
+
+
+@pytest.mark.parametrize(
+    ("order", "modality", "hierarchical_fusion"),
+    [
+        ("both", "av", True),
+        ("both", "a", True),
+        ("both", "v", True),
+        ("video_first", "av", False),
+        ("audio_first", "av", False),
+        ("both", "a", False),
+        ("both", "v", False),
+    ],
+)
+def test_every_parameter_of_the_classifier_gets_a_gradient(order, modality, hierarchical_fusion):
+    model = classifier(
+        modality=modality, fusion_order=order, hierarchical_fusion=hierarchical_fusion
+    )
+    model(**streams(modality)).square().sum().backward()
+    assert without_gradient(model) == []
+
+
+@pytest.mark.parametrize(
+    "activation, low, high", [("sigmoid", 0, 1), ("tanh", -1, 1), ("relu", 0, float("inf"))]
+)
+def test_head_activation_bounds_the_outputs(activation, low, high):
+    model = classifier(head_activation=activation)
+    with torch.no_grad():
+        model.head.weight.mul_(50)
+    output = model(**streams("av"))
+    assert output.min() >= low and output.max() <= high
+
+
+def test_swapped_and_missing_streams_are_refused():
     video, _, audio, _ = clips()
     with pytest.raises(ValueError, match=r"video has shape \(2, 1, 64, 32\), expected \(B, 3, 4"):
-        model(audio, video)
-
-
-@pytest.mark.parametrize("modality, width", [("av", 4), ("a", 2), ("v", 2)])
-def test_one_modality_needs_only_its_own_stream(modality, width):
-    model = classifier(modality=modality).eval()
-    video, _, audio, _ = clips()
-    streams = {"video": video if "v" in modality else None, "audio": None}
-    given = {**streams, "audio": audio if "a" in modality else None}
-    assert model(**given).shape == (2, 5)
-    assert model.forward_features(**given).shape == (2, width * 128)
-    streams = {n.split(".")[0] for n, _ in model.named_parameters()}
-    assert ("encoder" in streams) == ("v" in modality)
-    assert ("encoder_audio" in streams) == ("a" in modality)
-    assert ("encoder_fusion" in streams) == (modality == "av")
-
-
-def test_a_missing_stream_is_named():
-    video, _, _, _ = clips()
+        classifier()(audio, video)
     with pytest.raises(ValueError, match="audio is None, but a model of modality 'av' reads it"):
         classifier()(video, None)
 
 
-def test_layer_weights_choose_the_level_they_favour():
-    model = classifier(modality="v").eval()
-    video, _, _, _ = clips()
-    levels = model.encoder(video, None, range(2), pool=True).levels
-    model.fc_norm = torch.nn.Identity()
-    with torch.no_grad():
-        model.video_layer_weights.copy_(torch.tensor([50.0, -50.0]))
-    features = model.forward_features(video, None)
-    torch.testing.assert_close(features[:, :128], levels[0])
-    torch.testing.assert_close(features[:, 128:], levels[1])  # mean of the last layer's tokens
+# Both
 
 
 def test_initialisation_follows_the_spec():
@@ -183,43 +251,29 @@ def test_position_tables_follow_the_geometry_and_stay_out_of_the_state_dict():
 
 
 @pytest.mark.parametrize(
-    "activation, low, high", [("sigmoid", 0, 1), ("tanh", -1, 1), ("relu", 0, float("inf"))]
-)
-def test_head_activation_bounds_the_outputs(activation, low, high):
-    model = classifier(head_activation=activation)
-    with torch.no_grad():
-        model.head.weight.mul_(50)
-    video, _, audio, _ = clips()
-    output = model(video, audio)
-    assert output.min() >= low and output.max() <= high
-
-
-@pytest.mark.parametrize(
-    "options, message",
+    "make, options, message",
     [
-        ({"decoder_depth": 2}, r"decoder_depth is 2, expected 3"),
-        ({"decoder_depth_audio": 4}, r"decoder_depth_audio is 4, expected 3"),
-        ({"return_intermediate_features": (2, 0)}, "expected ascending block indices from 0 to 2"),
-        ({"return_intermediate_features": (0, 3)}, "expected ascending block indices from 0 to 2"),
-        ({"encoder_fusion_depth": 0}, "encoder_fusion_depth must be at least 1, got 0"),
-        ({"img_size": 40}, r"video size \(4, 40, 40\) is not a positive multiple"),
+        (pretraining_model, {"decoder_depth": 2}, r"decoder_depth is 2, expected 3"),
+        (pretraining_model, {"decoder_depth_audio": 4}, r"decoder_depth_audio is 4, expected 3"),
+        (pretraining_model, {"return_intermediate_features": (2, 0)}, "indices from 0 to 2"),
+        (pretraining_model, {"return_intermediate_features": (0, 0)}, "indices from 0 to 2"),
+        (pretraining_model, {"return_intermediate_features": (0, 3)}, "indices from 0 to 2"),
+        (pretraining_model, {"encoder_fusion_depth": 0}, "encoder_fusion_depth .* 1, got 0"),
+        (
+            pretraining_model,
+            {"skip_connections": False, "decoder_depth_audio": 0},
+            "decoder_depth_audio must be at least 1, got 0",
+        ),
+        (pretraining_model, {"img_size": 40}, r"video size \(4, 40, 40\) is not a .* multiple"),
+        (pretraining_model, {"fusion_order": "late"}, "fusion_order is 'late', expected .*both"),
+        (pretraining_model, {"cpu_gemm": "blas"}, "--cpu_gemm must be one of auto, .*got 'blas'"),
+        (classifier, {"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        (classifier, {"head_activation": "softmax"}, "head_activation is 'softmax', .*'tanh'"),
+        (classifier, {"modality": "video"}, "modality is 'video', expected one of av, a, v"),
+        (classifier, {"depth": 0}, "depth must be at least 1, got 0"),
+        (classifier, {"pretrained": True}, "no weights are hosted"),
     ],
 )
-def test_impossible_pretraining_models_are_refused(options, message):
+def test_impossible_models_are_refused(make, options, message):
     with pytest.raises(ValueError, match=message):
-        pretraining_model(**options)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
-        ({"head_activation": "softmax"}, "head_activation is 'softmax', expected one of None"),
-        ({"modality": "video"}, "modality is 'video', expected one of av, a, v"),
-        ({"depth": 0}, "depth must be at least 1, got 0"),
-        ({"pretrained": True}, "no weights are hosted"),
-    ],
-)
-def test_impossible_classifiers_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        classifier(**options)
+        make(**options)

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from hicmae.training.optim import freeze, make_optimizer, parameter_groups
 from hicmae.training.run import checkpoint_activations, compiled
-from tests.models.test_models import classifier, clips
+from tests.small_models import classifier, clips
 
 PROBED = ("video_layer_weights", "audio_layer_weights", "fc_norm.", "head.")
 

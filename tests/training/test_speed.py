@@ -7,7 +7,7 @@ import torch
 import hicmae  # noqa: F401
 from hicmae.models.losses import pretrain_loss
 from hicmae.training.run import checkpoint_activations, compiled
-from tests.models.test_models import DEPTHS, GEOMETRY, clips
+from tests.small_models import DEPTHS, GEOMETRY, clips
 
 
 def model(**options):

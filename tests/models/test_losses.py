@@ -1,0 +1,199 @@
+"""Losses against slow loops written from the specification, and what the contrast learns."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from hicmae.models import losses
+from hicmae.models.layers import split_tokens
+from hicmae.models.pretrain import HiCMAEOutput
+from tests.golden_inputs import golden
+from tests.small_models import clips, pretraining_model
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CELLS = [(t, y, x) for t in range(2) for y in range(2) for x in range(3)]  # 2 x 16 x 16 each
+
+
+def double_clips():
+    return clips(dtype=torch.float64)
+
+
+def output_for(levels=2, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(4)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    video, audio = random(2, 6, 1536).to(dtype), random(2, 3, 256).to(dtype)
+    streams = [
+        [functional.normalize(random(2, 5), dim=-1).to(dtype) for _ in range(levels)]
+        for _ in range(2)
+    ]
+    return HiCMAEOutput(video, audio, *streams)
+
+
+def video_target_by_hand(video, mask, normalize, group):
+    """Loop over clips, tubelets and channels; (frame, y, x, channel) order."""
+    mean, std = (np.array(values).reshape(1, 3, 1, 1, 1) for values in IMAGENET)
+    pixels = video.numpy() * std + mean
+
+    def cell(b, c, t, y, x):
+        return pixels[b, c, 2 * t : 2 * t + 2, 16 * y : 16 * y + 16, 16 * x : 16 * x + 16]
+
+    if normalize:
+        for b in range(2):
+            for place in CELLS:
+                for c in range(3):
+                    values = cell(b, c, *place)
+                    values[...] = (values - values.mean()) / (values.std(ddof=1) + 1e-6)
+    if group:
+        original = pixels.copy()
+        for frame in range(4):
+            if frame % group:
+                pixels[:, :, frame] = original[:, :, frame] - original[:, :, frame - frame % group]
+    rows = [
+        [np.stack([cell(b, c, *place) for c in range(3)], axis=-1).ravel() for place in CELLS]
+        for b in range(2)
+    ]
+    target = torch.tensor(np.array(rows))
+    return target[mask].view(2, -1, target.shape[-1])
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("group", [None, 2, 4])
+def test_video_targets_equal_a_loop(normalize, group):
+    video, mask, _, _ = double_clips()
+    masked = split_tokens(mask, 12, "video_mask").masked
+    target = losses.video_target(video, masked, 2, normalize, group)
+    torch.testing.assert_close(target, video_target_by_hand(video, mask, normalize, group))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_audio_targets_equal_a_loop(normalize):
+    _, _, audio, mask = double_clips()
+    masked = split_tokens(mask, 8, "audio_mask").masked
+    target = losses.audio_target(audio, masked, normalize)
+    for b in range(2):
+        for row, position in enumerate(masked[b].tolist()):
+            y, x = divmod(position, 2)
+            cell = audio[b, 0, 16 * y : 16 * y + 16, 16 * x : 16 * x + 16].flatten()
+            if normalize:
+                cell = (cell - cell.mean()) / (cell.std() + 1e-6)
+            torch.testing.assert_close(target[b, row], cell)
+
+
+def test_frames_that_the_group_does_not_divide_are_refused():
+    with pytest.raises(ValueError, match="frame_diff_group_size 3 does not divide the 4 frames"):
+        losses.pretrain_loss(output_for(), *double_clips(), frame_diff_group_size=3)
+
+
+def test_target_diff_weight_weighs_first_and_second_frames():
+    inputs, output = double_clips(), output_for()
+    error = (output.video - video_target_by_hand(*inputs[:2], True, 2)).square()
+    first, second = error[..., :768].mean(), error[..., 768:].mean()
+    loss = losses.pretrain_loss(output, *inputs, target_diff_weight=0.8)
+    torch.testing.assert_close(loss.video, 0.2 * first + 0.8 * second)
+    torch.testing.assert_close(losses.pretrain_loss(output, *inputs).video, error.mean())
+
+
+def info_nce_by_hand(video, audio, temperature=0.07):
+    total = 0.0
+    for a, b in ((video, audio), (audio, video)):
+        for i in range(len(a)):
+            logits = [float(a[i] @ b[j]) / temperature for j in range(len(b))]
+            total -= logits[i] - math.log(sum(math.exp(value) for value in logits))
+    return 0.5 * total / len(video)
+
+
+@pytest.mark.parametrize("which, used", [("all", [0, 1, 2]), ("top", [2]), ("none", [])])
+def test_the_contrast_is_symmetric_info_nce_summed_over_the_chosen_levels(which, used):
+    output, inputs = output_for(levels=3), double_clips()
+    assert list(losses.contrasted(3, which)) == used
+    loss = losses.pretrain_loss(
+        output, *inputs, loss_weight=0.3, temperature=0.2, contrastive_levels=which
+    )
+    single = [
+        info_nce_by_hand(v, a, 0.2)
+        for v, a in zip(output.video_levels, output.audio_levels, strict=True)
+    ]
+    expected = sum(single[level] for level in used)
+    assert (loss.contrast is None) == (not used)
+    assert loss.total.item() == pytest.approx((loss.video + loss.audio + 0.3 * expected).item())
+    if used:
+        assert loss.contrast.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_unknown_levels_are_refused():
+    with pytest.raises(ValueError, match="contrastive_levels is 'first', expected one of 'all'"):
+        losses.pretrain_loss(output_for(), *double_clips(), contrastive_levels="first")
+
+
+def test_contrastive_accuracy_counts_clips_whose_own_audio_is_nearest():
+    audio = torch.eye(4)[[0, 1, 3, 2]]
+    assert losses.contrastive_accuracy([torch.eye(4)], [audio])[0].item() == 0.5
+
+
+def test_half_precision_predictions_are_compared_in_float32():
+    loss = losses.pretrain_loss(output_for(dtype=torch.bfloat16), *clips())
+    assert {part.dtype for part in loss} == {torch.float32}
+
+
+def test_regression_losses_equal_the_golden_values():
+    values = golden("golden_data")
+    rng = np.random.RandomState(5)
+    target = rng.rand(50, 3)
+    prediction = np.clip(target + 0.2 * rng.standard_normal((50, 3)), 0, 1)
+    target, prediction = torch.from_numpy(target), torch.from_numpy(prediction)
+    for name in ("ccc", "pcc"):
+        loss = losses.REGRESSION_LOSSES[name](prediction, target)
+        assert loss.item() == pytest.approx(values[f"regression_{name}_loss"], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ccc", "pcc"])
+def test_correlation_losses_stay_finite_for_constant_predictions(name):
+    prediction = torch.full((4, 2), 0.5, requires_grad=True)
+    loss = losses.REGRESSION_LOSSES[name](prediction, torch.rand(4, 2))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(prediction.grad).all()
+
+
+BATCH, STEPS = 12, 80
+
+
+def tinted(generator):
+    """Return clips whose two colours are also the two levels of their spectrograms, and masks."""
+    shade = 1.5 * torch.randn(BATCH, 2, generator=generator)
+    video = torch.randn(BATCH, 3, 4, 32, 48, generator=generator) / 2
+    video[:, :2] += shade[:, :, None, None, None]
+    audio = torch.randn(BATCH, 1, 64, 32, generator=generator) / 2
+    audio += shade[:, None, None, :].repeat_interleave(16, dim=3)
+    video_mask, audio_mask = (
+        torch.rand(BATCH, count, generator=generator).argsort(dim=1) < count // 2
+        for count in (12, 8)
+    )
+    return video, video_mask, audio, audio_mask
+
+
+@pytest.mark.parametrize("related", [True, False], ids=["related", "unrelated"])
+def test_contrast_finds_what_the_streams_of_a_clip_share(related):
+    model = pretraining_model()
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    scores = []
+    for _ in range(STEPS):
+        video, video_mask, audio, audio_mask = tinted(generator)
+        if not related:
+            audio = audio.roll(1, dims=0)  # the sound of another clip
+        inputs = (video, video_mask, audio, audio_mask)
+        output = model(*inputs)
+        optimizer.zero_grad()
+        losses.pretrain_loss(output, *inputs, frame_diff=False).total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1)
+        optimizer.step()
+        scores.append([float(score) for score in losses.contrastive_accuracy(*output[2:])])
+    late = torch.tensor(scores[-20:]).mean(dim=0)
+    guessing = 1 / BATCH
+    assert (late > 3 * guessing).all() if related else (late < 2 * guessing).all()
