@@ -84,6 +84,7 @@ def run(workload: Workload, args: argparse.Namespace) -> dict[str, Any]:
     """
     config = from_args(args, BenchmarkConfig)
     precision = prepare_device(config)
+    on_cpu = precision == Precision("fp32", torch.device("cpu"))
     common = {
         "device": device_name(precision.device),
         "model": f"hicmae dim{config.width}",
@@ -92,7 +93,7 @@ def run(workload: Workload, args: argparse.Namespace) -> dict[str, Any]:
         "compile": config.compile,
         "cuda_graphs": config.cuda_graphs,
         "checkpoint_activations": config.checkpoint_activations,
-        "cpu_gemm": library(config.cpu_gemm) if precision == Precision("fp32", torch.device("cpu")) else None,
+        "cpu_gemm": library(config.cpu_gemm) if on_cpu else None,
     }
     peaks = measure_peaks(precision) if config.peaks else {}
     batches = [_measure(workload, config, precision, size) for size in config.batch_size]
