@@ -76,8 +76,7 @@ def test_tensorboard_gets_scalars_and_pictures(pretrained):
 
 def test_tensorboard_shows_where_a_run_comes_from_and_its_final_losses(pretrained):
     assert shlex.quote(sys.argv[0]) in texts(pretrained, "run/command")[0]
-    assert f"| torch | {torch.__version__} |" in texts(pretrained, "run/environment")[0]
-    assert list(texts(pretrained, "run/git")) == [0]
+    assert f"torch {torch.__version__}" in texts(pretrained, "run/environment")[0]
     ((name, (status, settings, metrics)),) = sessions(pretrained).items()
     assert (name, status) == ("final", "SUCCESS")
     assert settings["mask_ratio"] == 0.5 and settings["return_intermediate_features"] == "0 1"

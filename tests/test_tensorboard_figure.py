@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hicmae.training import logs as hparams
-from hicmae.training.logs import RunLogger
+from hicmae.training.logs import RunLogger, end_hparams
 from scripts.figures import tensorboard
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +73,7 @@ def test_pictures_are_taken_of_a_real_tensorboard_that_ends_with_them(tmp_path):
         for step in range(20):
             log.scalars(step, {"loss": 20.0 - step}, prefix="train")
         log.image("val/confusion", np.full((40, 40, 3), (255, 0, 255), np.uint8), 19)
-    hparams.end(tmp_path / "runs/a", {"lr": 0.1, "model": "tiny"}, {"test_last/uar": 0.5}, 20)
+    end_hparams(tmp_path / "runs/a", {"lr": 0.1, "model": "tiny"}, {"test_last/uar": 0.5}, 20)
     command = [sys.executable, "scripts/figures/tensorboard.py", str(tmp_path / "runs")]
     command += ["--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -1,22 +1,9 @@
-"""Files that only grow, which neither a kill nor a full disk can tear.
+"""Logs of a run: JSON lines, TensorBoard, console and run.log, and a progress line.
 
-TensorBoard files, written in place: no thread or buffer whose loss could cost or hang a run.
-
-Logs of a run: JSON lines, TensorBoard, console and run.log, and a progress line.
-
-`steps.jsonl` has one JSON object a step and `log.txt` one an epoch. Each line is written at once,
-so a killed run loses none; a resumed run first drops the lines it will write again.
-
-Where a run comes from: its command, the state of the code, the machine. Markdown for a board.
-
-Nothing here may fail or delay a run: what cannot be found out is left out.
-
-What TensorBoard's HParams tab compares: the settings of runs, and what came out in the end.
-
-Both are in a run of their own, `final`, beside the curves. The tab offers every number of the run
-that holds the settings as a column, and these should be the final ones only. Of settings that are
-written twice TensorBoard believes the first, so a run that goes on replaces those of its
-beginning. A run without an end was killed or still goes on; its settings are shown all the same.
+`steps.jsonl` has one JSON object a step and `log.txt` one an epoch. Each line and each TensorBoard
+event is written at once, without a thread or a buffer, so a killed run loses none. A full disk
+costs nothing either: what it refuses is written later. A resumed run first drops the lines that it
+will write again.
 """
 
 import io
@@ -32,25 +19,18 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from tensorboardX.proto import event_pb2
-from tensorboardX.proto.api_pb2 import STATUS_SUCCESS
-from tensorboardX.proto.plugin_hparams_pb2 import (
-    HParamsPluginData,
-    SessionEndInfo,
-    SessionStartInfo,
-)
-from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboardX.proto.tensor_pb2 import TensorProto
-from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 from tqdm import tqdm
 
@@ -95,16 +75,15 @@ class AppendFile:
 
     def close(self) -> None:
         """Write what waits, if that is possible now, and close the file."""
-        if not self._file.closed:
-            self.sync()
-            self._file.close()
+        self.sync()
+        self._file.close()
 
 
-PATTERN = "events.out.tfevents.*"
+EVENT_FILES = "events.out.tfevents.*"
 
 
 class Board:
-    """One event file; a new one is made for each start of a run.
+    """A TensorBoard event file; each start of a run makes a new one.
 
     Args:
         folder: of the event files.
@@ -113,15 +92,20 @@ class Board:
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = AppendFile(folder / _next_name(folder))
-        self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        # The newest name must sort last, as readers expect, even if the clock went back.
+        names = " ".join(path.name for path in folder.glob(EVENT_FILES))
+        stamps = [int(stamp) + 1 for stamp in re.findall(r"tfevents\.(\d+)\.", names)]
+        stamp = max([int(time.time()), *stamps])
+        name = f"{EVENT_FILES.removesuffix('*')}{stamp:010d}.{socket.gethostname()}"
+        self._file = AppendFile(folder / name)
+        self._write(file_version="brain.Event:2")
         if purge_step is not None:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=start))
+            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """Add a number."""
-        self._add(Summary.Value(tag=tag, simple_value=value), step)
+        # Not by summary.scalar, which changes tags and complains of nan.
+        self.add(Summary(value=[Summary.Value(tag=tag, simple_value=value)]), step)
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Add a picture, (H, W, 3) uint8."""
@@ -129,21 +113,17 @@ class Board:
         content = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=_compressed(image)
         )
-        self._add(Summary.Value(tag=tag, image=content), step)
+        self.add(Summary(value=[Summary.Value(tag=tag, image=content)]), step)
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Add a text, which the Text tab reads as Markdown."""
-        content = text.encode("utf-8", "backslashreplace")  # file names need not be UTF-8
-        tensor = TensorProto(
-            dtype="DT_STRING",
-            string_val=[content],
-            tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
-        )
-        self._add(Summary.Value(tag=tag, metadata=_metadata("text"), tensor=tensor), step)
+        made = summary.text(tag, text.encode("utf-8", "backslashreplace").decode())
+        made.value[0].tag = tag  # without the ending that summary.text gives it
+        self.add(made, step)
 
-    def plugin(self, tag: str, name: str, content: bytes) -> None:
-        """Add what only the plugin called `name` reads."""
-        self._add(Summary.Value(tag=tag, metadata=_metadata(name, content)), 0)
+    def add(self, made: Summary, step: int) -> None:
+        """Add anything that `tensorboardX.summary` makes."""
+        self._write(step=step, summary=made)
 
     def sync(self) -> None:
         """Have the system put the file on the disk."""
@@ -153,23 +133,12 @@ class Board:
         """Close the file."""
         self._file.close()
 
-    def _add(self, value: Summary.Value, step: int) -> None:
-        self._write(
-            event_pb2.Event(wall_time=time.time(), step=step, summary=Summary(value=[value]))
-        )
-
-    def _write(self, event: event_pb2.Event) -> None:
+    def _write(self, **content: Any) -> None:
         """Append one record: length, its check sum, content, its check sum."""
-        content = event.SerializeToString()
-        length = struct.pack("<Q", len(content))
-        sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
-        self._file.write(length + sums[0] + content + sums[1])
-
-
-def _metadata(plugin: str, content: bytes = b"") -> SummaryMetadata:
-    return SummaryMetadata(
-        plugin_data=SummaryMetadata.PluginData(plugin_name=plugin, content=content)
-    )
+        event = Event(wall_time=time.time(), **content).SerializeToString()
+        length = struct.pack("<Q", len(event))
+        sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
+        self._file.write(length + sums[0] + event + sums[1])
 
 
 def _compressed(image: np.ndarray) -> bytes:
@@ -181,64 +150,27 @@ def _compressed(image: np.ndarray) -> bytes:
     return min(png.getvalue(), jpeg.getvalue(), key=len)
 
 
-def _next_name(folder: Path) -> str:
-    """Name a file that sorts behind all others, as readers expect, even if clocks went back."""
-    stamps = [
-        int(match[1])
-        for path in folder.glob(PATTERN)
-        if (match := re.match(r"events\.out\.tfevents\.(\d+)\.", path.name))
-    ]
-    stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
-    return f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
-
-
-def to_json(value: Any) -> Any:
-    """Turn a value into what valid JSON can hold: numbers out of tensors, null for nan and inf."""
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
-        return to_json(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """Read a JSON-lines file, leaving out lines that a kill cut short; [] when it is missing."""
-    try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
     records = []
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+    with suppress(FileNotFoundError):
+        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
 
 
-def drop_lines_from(path: str | Path, key: str, limit: int) -> None:
+def drop_lines_from(path: Path, key: str, limit: int) -> None:
     """Leave only the whole lines of a JSON-lines file whose `key` is below `limit`, once each.
 
     Of several lines with the same number the last stands. A file that needs no repair is not
     written again, so that a full disk does not keep a run from going on.
     """
-    path = Path(path)
-    if not path.exists():
-        return
-    kept = {number: r for r in read_lines(path) if (number := _number(r.get(key))) < limit}
-    text = "".join(json.dumps(kept[number]) + "\n" for number in sorted(kept))
-    if path.read_bytes() != text.encode():
+    numbered = {r[key]: r for r in read_lines(path) if isinstance(r.get(key), int)}
+    kept = [numbered[number] for number in sorted(numbered) if number < limit]
+    text = "".join(json.dumps(record) + "\n" for record in kept)
+    if path.exists() and path.read_bytes() != text.encode():
         write_whole(path, text)
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.inf
 
 
 class RunLogger:
@@ -274,9 +206,8 @@ class RunLogger:
             drop_lines_from(folder / "log.txt", "epoch", resume_epoch)
         self._steps = AppendFile(folder / "steps.jsonl")
         self._epochs = AppendFile(folder / "log.txt")
-        self._board = Board(
-            Path(log_dir or folder), resume_step if purge_step is None else purge_step
-        )
+        purge_step = resume_step if purge_step is None else purge_step
+        self._board = Board(Path(log_dir or folder), purge_step)
 
     def __enter__(self) -> "RunLogger":
         return self
@@ -284,14 +215,11 @@ class RunLogger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def scalars(self, step: int, values: Mapping[str, Any], prefix: str = "") -> None:
-        """Send numbers to TensorBoard as `prefix/name`; what is no number is left out."""
-        if not self.main:
-            return
-        for name, value in values.items():
-            value = value.item() if getattr(value, "ndim", None) == 0 else value
-            if isinstance(value, (int, float)):
-                self._board.scalar(f"{prefix}/{name}" if prefix else name, value, step)
+    def scalars(self, step: int, values: Mapping[str, float], prefix: str) -> None:
+        """Send numbers to TensorBoard as `prefix/name`."""
+        if self.main:
+            for name, value in values.items():
+                self._board.scalar(f"{prefix}/{name}", value, step)
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Send a picture, (H, W, 3) uint8, to TensorBoard."""
@@ -329,7 +257,11 @@ class RunLogger:
 
 
 def _line(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(to_json(values)) + "\n").encode()
+    """Return one line of valid JSON, which knows neither nan nor inf: they become null."""
+    plain = {
+        n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()
+    }
+    return (json.dumps(plain, allow_nan=False) + "\n").encode()
 
 
 class _ConsoleHandler(logging.Handler):
@@ -341,15 +273,9 @@ class _ConsoleHandler(logging.Handler):
             sys.stdout.flush()
         except OSError:  # a console that is full or gone; run.log has the record too
             self.setLevel(logging.CRITICAL + 1)
-            _silence(sys.stdout)
-
-
-def _silence(stream: TextIO) -> None:
-    """Lead a stream nowhere: what it could not write would change the exit code at the end."""
-    with suppress(OSError):  # a stream without a file, in tests
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+            # Python flushes stdout at exit, and would end with code 120 if that failed again.
+            with suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def setup_logging(output_dir: str | Path | None = None, main: bool = True) -> None:
@@ -377,6 +303,9 @@ def setup_logging(output_dir: str | Path | None = None, main: bool = True) -> No
     root.setLevel(logging.INFO)
 
 
+UNITS = {"_per_s": (".1f", "/s"), "_s": (".3f", " s"), "_mib": (".0f", " MiB")}
+
+
 def format_values(values: Mapping[str, float]) -> str:
     """Format named numbers for a progress line.
 
@@ -384,28 +313,20 @@ def format_values(values: Mapping[str, float]) -> str:
     """
     parts = []
     for name, value in values.items():
-        if name.endswith("_per_s"):
-            parts.append(f"{name.removesuffix('_per_s')} {value:.1f}/s")
-        elif name.endswith("_s"):
-            parts.append(f"{name.removesuffix('_s')} {value:.3f} s")
-        elif name.endswith("_mib"):
-            parts.append(f"{name.removesuffix('_mib')} {value:.0f} MiB")
-        elif "lr" in name.split("_"):
-            parts.append(f"{name} {value:.2e}")
-        else:
-            parts.append(f"{name} {value:.4g}")
+        ending = next((ending for ending in UNITS if name.endswith(ending)), "")
+        form, unit = UNITS[ending] if ending else (".2e" if "lr" in name.split("_") else ".4g", "")
+        parts.append(f"{name.removesuffix(ending)} {value:{form}}{unit}")
     return "  ".join(parts)
 
 
 class Progress:
-    """A progress bar on a terminal, a log line every few steps anywhere else.
+    """A progress bar on a terminal, a log line every few steps anywhere else; only of rank 0.
 
     Args:
         total: number of steps.
         desc: what is being done, e.g. "epoch 3/100".
         every: steps between two log lines.
         initial: steps done before, on resume.
-        main: whether this process shows anything; None: rank 0 does.
         clock: seconds, for the remaining time.
     """
 
@@ -415,18 +336,16 @@ class Progress:
         desc: str,
         every: int = 10,
         initial: int = 0,
-        main: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.total, self.desc, self.every = total, desc, max(every, 1)
-        self.main = distributed.is_main() if main is None else main
-        self.done, self._initial, self._clock, self._started = initial, initial, clock, clock()
-        terminal = self.main and sys.stderr.isatty()
-        self._bar = (
-            tqdm(total=total, desc=desc, initial=initial, dynamic_ncols=True, leave=False)
-            if terminal
-            else None
-        )
+        self.total, self.desc, self.every, self.done = total, desc, max(every, 1), initial
+        self._initial, self._clock, self._started = initial, clock, clock()
+        self._main = distributed.is_main()
+        self._bar = None
+        if self._main and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total, desc=desc, initial=initial, dynamic_ncols=True, leave=False
+            )
 
     def __enter__(self) -> "Progress":
         return self
@@ -436,21 +355,17 @@ class Progress:
 
     def update(self, count: int = 1, values: Mapping[str, float] | None = None) -> None:
         """Count steps done, and show `values` whenever a multiple of `every` is passed."""
-        show = (self.done + count) // self.every > self.done // self.every
+        due = (self.done + count) // self.every > self.done // self.every
         self.done += count
+        text = format_values(values or {})
         if self._bar is not None:
-            if values:
-                self._bar.set_postfix_str(format_values(values), refresh=False)
+            if text:
+                self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(count)
-        elif self.main and (show or self.done == self.total):
-            text = format_values(values or {})
-            logger.info("%s [%d/%d] eta %s  %s", self.desc, self.done, self.total, self.eta(), text)
-
-    def eta(self) -> str:
-        """Return the remaining time as h:mm:ss, from the mean speed so far."""
-        seen = max(self.done - self._initial, 1)
-        left = (self._clock() - self._started) / seen * (self.total - self.done)
-        return f"{int(left // 3600)}:{int(left // 60) % 60:02d}:{int(left) % 60:02d}"
+        elif self._main and (due or self.done == self.total):
+            seconds = (self._clock() - self._started) / max(self.done - self._initial, 1)
+            left = timedelta(seconds=int(seconds * (self.total - self.done)))
+            logger.info("%s [%d/%d] eta %s  %s", self.desc, self.done, self.total, left, text)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -459,136 +374,65 @@ class Progress:
 
 
 ROOT = Path(__file__).parents[2]
-
-
-TIMEOUT = 5.0  # seconds for git, which may have to look at many files on a slow disk
-
-
-SHOWN = 20  # changed files
+GIT_SECONDS = 5.0  # git may have to look at many files on a slow disk
 
 
 def provenance(device: torch.device, precision: str, processes: int) -> dict[str, str]:
-    """Return the texts of a run by name."""
-    return {
-        "command": command(),
-        "git": git_state(),
-        "environment": environment(device, precision, processes),
+    """Return where a run comes from, as Markdown for TensorBoard: `command` and `environment`."""
+    on_gpu = device.type == "cuda"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    rows = {
+        "code": code_version(),
+        "versions": f"{versions}, CUDA {torch.version.cuda}" if on_gpu else versions,
+        "started": datetime.now().astimezone().isoformat(" ", "seconds"),
+        "machine": f"{socket.gethostname()}, {platform.platform()}",
+        "device": torch.cuda.get_device_name(device)
+        if on_gpu
+        else f"{device}, {torch.get_num_threads()} thread(s)",
+        "processes": str(processes),
+        "precision": precision,
     }
+    if job := os.environ.get("SLURM_JOB_ID"):
+        rows["Slurm job"] = job
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    return {"command": command(), "environment": f"| run | |\n|---|---|\n{table}"}
 
 
 def command() -> str:
     """Return the command line, one flag a line, ready to be pasted into a shell."""
-    lines = [f"cd {shlex.quote(os.getcwd())}", shlex.quote(sys.executable or "python")]
-    for word in sys.argv:
-        if word.startswith("--"):
-            lines[-1] += " \\"
-            lines.append(f"    {shlex.quote(word)}")
-        else:
-            lines[-1] += f" {shlex.quote(word)}"
-    return _code(lines)
+    words = [shlex.quote(word) for word in sys.argv]
+    flags = "".join(f" \\\n    {word}" if word.startswith("--") else f" {word}" for word in words)
+    text = f"cd {shlex.quote(os.getcwd())}\n{shlex.quote(sys.executable or 'python')}{flags}"
+    return "".join(f"    {line}\n" for line in text.splitlines())  # indented: Markdown leaves it
 
 
-def git_state(root: Path = ROOT) -> str:
-    """Return commit, branch and changed files of the code in use."""
-    if not (root / ".git").exists():  # an installed package may lie in some other repository
-        return "The code is not in a git checkout."
-    commit = _git(root, "log", "-1", "--format=%h of %cs: %s%n%H")
-    status = _git(root, "status", "--porcelain", "--branch", "--untracked-files=normal")
-    if commit is None or status is None:
-        return "The state of the code is not known: git is missing, refuses or takes too long."
-    (title, full), (branch, *changed) = commit.splitlines(), status.splitlines()
-    tree = f"{len(changed)} changed or new" if changed else "clean: as committed"
-    rows = {
-        "commit": title,
-        "full name": full,
-        "branch": branch.removeprefix("## ").split("...")[0],
-        "files": tree,
-    }
-    left = [f"... and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
-    return _table("code", rows) + ("\n" + _code(changed[:SHOWN] + left) if changed else "")
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """Return what a git command prints; None where it prints nothing, fails or takes too long."""
+def code_version(root: Path = ROOT) -> str:
+    """Return the commit of the code in use, with "-dirty" where tracked files were changed."""
+    git = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(root), *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT,
-        )
+        if not (root / ".git").exists():  # an installed package may lie in some other repository
+            return "not in a git checkout"
+        options: dict[str, Any] = {"capture_output": True, "timeout": GIT_SECONDS, "check": True}
+        done = subprocess.run([*git, "--abbrev=40", "--exclude=*"], text=True, **options)
+        return f"commit {done.stdout.strip()}"
     except (OSError, subprocess.SubprocessError):
-        return None
-    text = done.stdout.decode("utf-8", "backslashreplace")
-    return text if done.returncode == 0 and text.strip() else None
+        return "unknown: git is missing, refuses or takes too long"
 
 
-def environment(device: torch.device, precision: str, processes: int) -> str:
-    """Return machine and versions as a table."""
-    rows = {
-        "started": datetime.now().astimezone().isoformat(" ", "seconds"),
-        "host": socket.gethostname(),
-        "device": _device_name(device),
-        "processes": str(processes),
-        "precision": precision,
-        "Python": f"{platform.python_version()} on {platform.platform()}",
-        "torch": torch.__version__,
-    }
-    if torch.version.cuda:
-        cudnn = torch.backends.cudnn.version() if device.type == "cuda" else None
-        rows["CUDA"] = torch.version.cuda + (f", cuDNN {cudnn}" if cudnn else "")
-    if "SLURM_JOB_ID" in os.environ:
-        rows["Slurm job"] = os.environ["SLURM_JOB_ID"]
-    return _table("machine", rows)
+HPARAMS_FOLDER = "final"  # a TensorBoard run of its own: the tab shows all its numbers as columns
+HPARAMS_PATHS = frozenset({"data_path", "val_path"})  # which clips: folds differ in nothing else
+HParams = dict[str, bool | float | str]
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {_cpu_name()}, {torch.get_num_threads()} thread(s)"
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _code(lines: list[str]) -> str:
-    """Indent, which Markdown leaves as it is, whatever the lines hold."""
-    return "\n".join(f"    {part}" for line in lines for part in line.splitlines()) + "\n"
-
-
-def _table(title: str, rows: Mapping[str, str]) -> str:
-    cells = (f"| {name} | {value.replace('|', '&#124;')} |" for name, value in rows.items())
-    return "\n".join((f"| {title} | |", "|---|---|", *cells)) + "\n"
-
-
-FOLDER = "final"
-
-
-_PLUGIN, _START, _END = "hparams", "_hparams_/session_start_info", "_hparams_/session_end_info"
-
-
-_PATHS = frozenset({"data_path", "val_path"})  # which clips: folds differ in nothing else
-
-
-Settings = Mapping[str, bool | float | str]
-
-
-def chosen(settings: Mapping[str, Any], **facts: bool | float | str) -> Settings:
-    """Return what is worth comparing: the flags that say what is trained.
+def hparams_of(settings: Mapping[str, Any], **facts: bool | float | str) -> HParams:
+    """Return what TensorBoard's HParams tab compares: the flags that say what is trained.
 
     Args:
         settings: all flags as plain values, by group.
         facts: what else was set.
     """
     flags = all_flags(settings)
-    kept = {n: _plain(v) for n, v in flags.items() if n not in HARMLESS or n in _PATHS}
+    kept = {n: _plain(v) for n, v in flags.items() if n not in HARMLESS or n in HPARAMS_PATHS}
     return {**kept, **facts}
 
 
@@ -600,30 +444,34 @@ def _plain(value: Any) -> bool | float | str:
     return value if isinstance(value, (bool, str)) else float(value)
 
 
-def begin(log_dir: Path, settings: Settings) -> None:
-    """Show the settings of a run that starts or goes on; an earlier end is taken back.
-
-    Args:
-        log_dir: folder of the run's TensorBoard files.
-        settings: of `chosen`.
-    """
-    folder = log_dir / FOLDER
+@contextmanager
+def _warned_of(folder: Path) -> Iterator[None]:
     try:
-        for path in folder.glob(PATTERN):
-            path.unlink(missing_ok=True)
-        _write_start(Board(folder), settings).close()
+        yield
     except OSError as error:
-        _warn(folder, error)
+        text = "TensorBoard's HParams tab does not show this run: cannot write in '%s': %s"
+        logger.warning(text, folder, error.strerror or error)
 
 
-def is_ended(log_dir: Path) -> bool:
-    """Return whether the end of the run is there."""
-    return any(_END.encode() in path.read_bytes() for path in (log_dir / FOLDER).glob(PATTERN))
+def begin_hparams(log_dir: Path, hparams: HParams) -> None:
+    """Show the settings of a run that starts or goes on.
+
+    TensorBoard believes the first settings it finds, so those of an earlier start, and its end, are
+    removed. A run without an end was killed or still goes on; its settings are shown all the same.
+    """
+    folder = log_dir / HPARAMS_FOLDER
+    with _warned_of(folder):
+        for path in folder.glob(EVENT_FILES):
+            path.unlink(missing_ok=True)
+        _, start, _ = summary.hparams(hparams, {})
+        board = Board(folder)
+        board.add(start, 0)
+        board.close()
 
 
-def end(
+def end_hparams(
     log_dir: Path,
-    settings: Settings,
+    hparams: HParams,
     metrics: Mapping[str, float],
     step: int,
     images: Mapping[str, np.ndarray] | None = None,
@@ -631,41 +479,24 @@ def end(
     """Show what came out of a run, once.
 
     Args:
-        log_dir: as in `begin`.
-        settings: as in `begin`; written if they are not there.
+        log_dir: folder of the run's TensorBoard files.
+        hparams: as in `begin_hparams`; written if they are not there.
         metrics: final numbers by tag.
         step: steps of the whole run.
         images: pictures, (H, W, 3) uint8, by tag.
     """
-    folder = log_dir / FOLDER
-    try:
-        if is_ended(log_dir):
+    folder = log_dir / HPARAMS_FOLDER
+    _, start, end = summary.hparams(hparams, {})
+    with _warned_of(folder):
+        written = [path.read_bytes() for path in folder.glob(EVENT_FILES)]
+        if any(end.value[0].tag.encode() in content for content in written):
             return
-        started = any(folder.glob(PATTERN))
         board = Board(folder, purge_step=1)  # settings are at step 0
-        if not started:
-            _write_start(board, settings)
+        if not written:
+            board.add(start, 0)
         for tag, value in metrics.items():
             board.scalar(tag, value, step)
         for tag, image in (images or {}).items():
             board.image(tag, image, step)
-        done = SessionEndInfo(status=STATUS_SUCCESS, end_time_secs=time.time())
-        board.plugin(_END, _PLUGIN, HParamsPluginData(session_end_info=done).SerializeToString())
+        board.add(end, 0)
         board.close()
-    except OSError as error:
-        _warn(folder, error)
-
-
-def _warn(folder: Path, error: OSError) -> None:
-    text = "TensorBoard's HParams tab does not show this run: cannot write in '%s': %s"
-    logger.warning(text, folder, error.strerror or error)
-
-
-def _write_start(board: Board, settings: Settings) -> Board:
-    start = SessionStartInfo(start_time_secs=time.time())
-    for name, value in settings.items():
-        kind = {bool: "bool_value", str: "string_value"}.get(type(value), "number_value")
-        setattr(start.hparams[name], kind, value)
-    content = HParamsPluginData(session_start_info=start).SerializeToString()
-    board.plugin(_START, _PLUGIN, content)
-    return board

@@ -27,8 +27,15 @@ from hicmae.data.loader import (
     epoch_batches,
 )
 from hicmae.training import distributed
-from hicmae.training import logs as hparams
-from hicmae.training.logs import Progress, RunLogger, provenance
+from hicmae.training.logs import (
+    HParams,
+    Progress,
+    RunLogger,
+    begin_hparams,
+    end_hparams,
+    hparams_of,
+    provenance,
+)
 from hicmae.training.optim import Optimization, set_learning_rate
 from hicmae.training.run import Session, checkpoint_activations, compiled, seed_step
 
@@ -513,16 +520,14 @@ def open_logs(session: Session, saver: "Saver") -> RunLogger:
     if distributed.is_main():
         facts = provenance(session.device, session.precision.name, distributed.world_size())
         run_logger.texts(done - validates, facts, prefix="run")
-        hparams.begin(session.log_dir, compared_settings(session, saver))
+        begin_hparams(session.log_dir, compared_settings(session, saver))
     return run_logger
 
 
-def compared_settings(session: Session, saver: "Saver") -> hparams.Settings:
+def compared_settings(session: Session, saver: "Saver") -> HParams:
     """Return the settings that TensorBoard shows beside those of other runs."""
     shape = saver.shape
-    return hparams.chosen(
-        session.settings, total_batch=shape.total_batch, processes=shape.world_size
-    )
+    return hparams_of(session.settings, total_batch=shape.total_batch, processes=shape.world_size)
 
 
 def show_end(
@@ -541,4 +546,4 @@ def show_end(
     """
     if distributed.is_main():
         settings = compared_settings(session, saver)
-        hparams.end(session.log_dir, settings, metrics, saver.steps_done, images)
+        end_hparams(session.log_dir, settings, metrics, saver.steps_done, images)

@@ -11,10 +11,9 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hicmae.training import distributed
 from hicmae.training.logs import (
     Progress,
     RunLogger,
@@ -22,17 +21,8 @@ from hicmae.training.logs import (
     format_values,
     read_lines,
     setup_logging,
-    to_json,
 )
-
-
-def strict(line):
-    """Parse a line as JSON proper, which knows no NaN."""
-
-    def refuse(name):
-        raise AssertionError(f"{name} is not JSON")
-
-    return json.loads(line, parse_constant=refuse)
+from tests.boards import board
 
 
 @pytest.fixture
@@ -46,23 +36,20 @@ def root_logger():
     root.setLevel(level)
 
 
-def test_numbers_of_any_kind_become_valid_json(tmp_path):
+def test_numbers_that_json_does_not_know_become_null(tmp_path):
     values = {
         "step": 3,
-        "loss": torch.tensor(0.5),
-        "nan": float("nan"),
-        "inf": np.float32("inf"),
-        "count": np.int64(7),
-        "levels": torch.tensor([1.0, float("nan")]),
-        "nested": {"name": "a b", "none": None, "flag": True, "path": tmp_path},
+        "loss": float("nan"),
+        "lr": np.float64("inf"),
+        "skipped": True,
+        "best": None,
     }
     with RunLogger(tmp_path) as log:
         log.step(values)
-    line = strict((tmp_path / "steps.jsonl").read_text())
-    assert line["loss"] == 0.5 and line["count"] == 7
-    assert line["nan"] is None and line["inf"] is None and line["levels"] == [1.0, None]
-    assert line["nested"] == {"name": "a b", "none": None, "flag": True, "path": str(tmp_path)}
-    assert to_json(True) is True
+        log.epoch({**values, "epoch": 1})
+    written = (tmp_path / "steps.jsonl").read_text()
+    assert written == '{"step": 3, "loss": null, "lr": null, "skipped": true, "best": null}\n'
+    assert read_lines(tmp_path / "log.txt") == [json.loads(written) | {"epoch": 1}]
 
 
 def write_until_killed(folder):
@@ -94,15 +81,11 @@ def test_resume_writes_no_step_and_no_epoch_twice(tmp_path):
         for step in range(6, 12):
             log.step({"step": step, "loss": 2.0})
         log.epoch({"epoch": 2, "run": 2})
-    steps = [strict(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps] == list(range(12))
     assert [line["loss"] for line in steps] == [1.0] * 6 + [2.0] * 6
-    assert [(e["epoch"], e["run"]) for e in read_lines(tmp_path / "log.txt")] == [
-        (0, 1),
-        (1, 1),
-        (2, 2),
-    ]
-    assert sorted(p.name for p in tmp_path.glob("*.tmp")) == []
+    epochs = [(line["epoch"], line["run"]) for line in read_lines(tmp_path / "log.txt")]
+    assert epochs == [(0, 1), (1, 1), (2, 2)]
 
 
 def test_without_a_resume_step_lines_are_appended_and_zero_starts_over(tmp_path):
@@ -110,15 +93,6 @@ def test_without_a_resume_step_lines_are_appended_and_zero_starts_over(tmp_path)
         with RunLogger(tmp_path, **options) as log:
             log.step({"step": 0})
         assert len(read_lines(tmp_path / "steps.jsonl")) == expected
-
-
-def test_lines_that_are_no_record_of_a_step_are_dropped_on_resume(tmp_path):
-    path = tmp_path / "steps.jsonl"
-    path.write_text('{"step": 0}\n{"step": null}\n[1]\n\n{"other": 1}\n{"step": 5}\n')
-    drop_lines_from(path, "step", 5)
-    assert path.read_text() == '{"step": 0}\n'
-    drop_lines_from(tmp_path / "missing.jsonl", "step", 5)
-    assert not (tmp_path / "missing.jsonl").exists()
 
 
 class FullDisk:
@@ -170,67 +144,48 @@ def test_event_files_sort_by_start_even_if_the_clock_goes_back(tmp_path, monkeyp
     for now in (5e9, 4e9, 4e9):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         with RunLogger(tmp_path, resume_step=0) as log:
-            log.scalars(0, {"loss": now})
+            log.scalars(0, {"loss": now}, "train")
     stamps = sorted(int(path.name.split(".")[3]) for path in tmp_path.glob("events*"))
     assert stamps == [5000000000, 5000000001, 5000000002]
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert [event.value for event in events.Scalars("loss")] == [4e9]
+    assert [event.value for event in board(tmp_path).Scalars("train/loss")] == [4e9]
 
 
 def test_a_torn_event_file_does_not_hide_those_after_it(tmp_path):
     with RunLogger(tmp_path) as log:
         for step in range(3):
-            log.scalars(step, {"loss": float(step)})
+            log.scalars(step, {"loss": float(step)}, "train")
     (torn,) = tmp_path.glob("events*")
     torn.write_bytes(torn.read_bytes()[:-5])  # as a power cut may leave it
     with RunLogger(tmp_path, resume_step=2) as log:
-        log.scalars(2, {"loss": 20.0})
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 0), (1, 1), (2, 20)]
+        log.scalars(2, {"loss": 20.0}, "train")
+    events = board(tmp_path).Scalars("train/loss")
+    assert [(e.step, e.value) for e in events] == [(0, 0), (1, 1), (2, 20)]
 
 
-def test_doubled_lines_are_repaired_and_whole_files_left_alone(tmp_path):
+def test_doubled_lines_and_those_that_are_no_step_go_and_whole_files_are_left_alone(tmp_path):
     path = tmp_path / "steps.jsonl"
-    path.write_text('{"step": 1, "a": 1}\n{"step": 0}\n{"step": 1, "a": 2}\n')
+    path.write_text(
+        '{"step": 1, "a": 1}\n{"step": 0}\n{"step": null}\n[1]\n\n{"other": 1}\n'
+        '{"step": 5}\n{"step": 1, "a": 2}\n'
+    )
     drop_lines_from(path, "step", 5)
     assert path.read_text() == '{"step": 0}\n{"step": 1, "a": 2}\n'
     before = path.stat().st_ino
     drop_lines_from(path, "step", 5)
     assert path.stat().st_ino == before
+    drop_lines_from(tmp_path / "missing.jsonl", "step", 5)
+    assert not (tmp_path / "missing.jsonl").exists()
 
 
-def test_other_ranks_write_nothing(tmp_path):
-    with RunLogger(tmp_path / "out", main=False) as log:
-        log.step({"step": 0})
-        log.epoch({"epoch": 0})
-        log.scalars(0, {"loss": 1.0})
-        log.image("a", np.zeros((2, 3, 3)), 0)
-    assert not (tmp_path / "out").exists()
-
-
-def test_tensorboard_gets_scalars_and_forgets_steps_after_the_resume(tmp_path):
+def test_tensorboard_forgets_steps_after_the_resume(tmp_path):
     with RunLogger(tmp_path / "out", tmp_path / "board") as log:
         for step in range(4):
-            log.scalars(step, {"loss": torch.tensor(float(step)), "note": "text"}, prefix="train")
+            log.scalars(step, {"loss": float(step)}, prefix="train")
     with RunLogger(tmp_path / "out", tmp_path / "board", resume_step=2) as log:
         log.scalars(2, {"loss": 20.0}, prefix="train")
-        log.scalars(2, {"lr": 0.5})
-    events = EventAccumulator(str(tmp_path / "board"))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(0, 0), (1, 1), (2, 20)]
-    assert set(events.Tags()["scalars"]) == {"train/loss", "lr"}
+    events = board(tmp_path / "board").Scalars("train/loss")
+    assert [(e.step, e.value) for e in events] == [(0, 0), (1, 1), (2, 20)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.txt", "steps.jsonl"]
-
-
-def test_images_reach_tensorboard_in_their_shape(tmp_path):
-    with RunLogger(tmp_path) as log:
-        log.image("rebuilt", np.zeros((5, 7, 3), np.uint8), 2)
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    (shown,) = events.Images("rebuilt")
-    assert (shown.step, shown.height, shown.width) == (2, 5, 7)
 
 
 def test_pictures_are_small_and_look_as_they_did(tmp_path):
@@ -240,24 +195,29 @@ def test_pictures_are_small_and_look_as_they_did(tmp_path):
     )
     drawing = np.kron(rng.integers(0, 255, (6, 8, 3), np.uint8), np.ones((40, 40, 1), np.uint8))
     with RunLogger(tmp_path) as log:
-        log.image("photograph", photograph, 0)
-        log.image("drawing", drawing, 0)
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
+        log.image("photograph", photograph, 2)
+        log.image("drawing", drawing, 2)
+    events = board(tmp_path)
     for name, image, error in (("photograph", photograph, 3), ("drawing", drawing, 0)):
         (shown,) = events.Images(name)
+        assert (shown.step, shown.height, shown.width) == (2, *image.shape[:2])
         file = io.BytesIO(shown.encoded_image_string)
         read = np.asarray(Image.open(file).convert("RGB"), dtype=float)
         assert np.abs(read - image).mean() <= error
         assert len(shown.encoded_image_string) < image.size / 12
 
 
-def test_closing_twice_and_writing_after_it_is_harmless(tmp_path):
-    log = RunLogger(tmp_path)
-    log.close()
-    log.close()
-    log.step({"step": 0})
-    assert read_lines(tmp_path / "steps.jsonl") == []
+def test_other_ranks_and_closed_logs_write_nothing(tmp_path):
+    closed = RunLogger(tmp_path / "closed")
+    closed.close()
+    for log in (RunLogger(tmp_path / "out", main=False), closed):
+        log.step({"step": 0})
+        log.epoch({"epoch": 0})
+        log.scalars(0, {"loss": 1.0}, "train")
+        log.image("a", np.zeros((2, 3, 3)), 0)
+        log.close()
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "closed/steps.jsonl").read_text() == ""
 
 
 def test_records_go_to_console_and_file_once_even_when_set_up_twice(tmp_path, capsys, root_logger):
@@ -307,22 +267,15 @@ def test_progress_away_from_a_terminal_logs_every_few_steps_with_the_remaining_t
     ]
 
 
-def test_progress_counts_several_steps_at_once(caplog, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with caplog.at_level(logging.INFO):
-        progress = Progress(7, "test", every=3)
-        for count in (2, 3, 2):
-            progress.update(count)
-    assert [m.split("]")[0] for m in caplog.messages] == ["test [5/7", "test [7/7"]
-
-
 def test_progress_on_a_terminal_is_a_bar_and_silent_on_other_ranks(caplog, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
     with caplog.at_level(logging.INFO):
-        with Progress(3, "hidden", main=False) as other:
-            other.update()
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "is_main", lambda: False)
+            with Progress(3, "hidden") as other:
+                other.update(3)
         assert terminal.getvalue() == ""
         with Progress(3, "epoch 1/2") as progress:
             time.sleep(0.15)  # the bar is redrawn at most every tenth of a second
