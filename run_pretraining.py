@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from hicmae.config import add_arguments, as_dict, new_parser, parse_configs
+from hicmae.data.batches import ClipIndex
 from hicmae.data.dataset import PretrainClips
-from hicmae.data.loader import ClipIndex
 from hicmae.training import distributed
 from hicmae.training.checkpoint import describe_clips, find_checkpoint, prepare
 from hicmae.training.logs import RunLogger, read_lines

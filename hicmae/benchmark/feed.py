@@ -26,8 +26,9 @@ from hicmae.benchmark.real_steps import (
     spread,
     training_configs,
 )
+from hicmae.data.batches import PretrainBatch
 from hicmae.data.clip_list import write_list
-from hicmae.data.loader import PretrainBatch, epoch_batches
+from hicmae.data.loader import epoch_batches
 from hicmae.io import aligned
 from hicmae.training.pretraining import PretrainConfigs, make_dataset
 from hicmae.training.run import Session, open_session, training_loader

@@ -20,7 +20,7 @@ from hicmae.benchmark.workload import (
     random_clips,
     training_errors,
 )
-from hicmae.data.loader import LabelledBatch
+from hicmae.data.batches import LabelledBatch
 from hicmae.models.finetune import HiCMAEClassifier
 from hicmae.training.loop import LossParts, train_step
 from hicmae.training.run import Precision

@@ -16,7 +16,7 @@ from hicmae.benchmark import finetune, runner
 from hicmae.benchmark.flops import Parts, classifier_forward
 from hicmae.benchmark.settings import BenchmarkConfig
 from hicmae.benchmark.workload import Step, Workload, plain, random_clips, relative_error
-from hicmae.data.loader import ViewBatch
+from hicmae.data.batches import ViewBatch
 from hicmae.training.evaluate import predict
 from hicmae.training.run import Precision
 

@@ -25,9 +25,10 @@ from hicmae.benchmark.context import processor
 from hicmae.benchmark.loader_clips import make_clips
 from hicmae.benchmark.timing import StepTimes, measure_in_turns
 from hicmae.benchmark.workload import plain
+from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import Clip
 from hicmae.data.dataset import PretrainClips, open_streams
-from hicmae.data.loader import ClipIndex, PretrainBatch, item_generator
+from hicmae.data.loader import item_generator
 from hicmae.data.shards import PackedClips, read_packed
 from hicmae.data.video import face_box
 from hicmae.io import aligned

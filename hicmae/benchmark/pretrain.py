@@ -21,7 +21,7 @@ from hicmae.benchmark.workload import (
     training_errors,
 )
 from hicmae.config import PretrainLossConfig
-from hicmae.data.loader import PretrainBatch
+from hicmae.data.batches import PretrainBatch
 from hicmae.models.pretrain import HiCMAE
 from hicmae.training.loop import ComputeLoss, train_step
 from hicmae.training.pretraining import make_loss

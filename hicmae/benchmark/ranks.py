@@ -34,7 +34,7 @@ from hicmae.benchmark.real_steps import (
     spread,
     training_configs,
 )
-from hicmae.data.loader import PretrainBatch
+from hicmae.data.batches import PretrainBatch
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.io import aligned
 from hicmae.training import distributed

@@ -13,7 +13,8 @@ import torch
 
 from hicmae.benchmark.settings import SIZES
 from hicmae.config import DataConfig, RunConfig, add_arguments, from_args
-from hicmae.data.loader import PretrainBatch, SkippedClips
+from hicmae.data.batches import PretrainBatch
+from hicmae.data.loader import SkippedClips
 from hicmae.training import distributed
 from hicmae.training.logs import RunLogger
 from hicmae.training.loop import as_trained, train_one_epoch

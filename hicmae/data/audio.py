@@ -28,19 +28,7 @@ def fbank(
     target_length: int = 256,
     gain: float = 1.0,
 ) -> torch.Tensor:
-    """Compute the normalised Kaldi log-mel filter bank of a waveform.
-
-    Args:
-        waveform: (S,) float in [-1, 1], at least one window of 25 ms.
-        sample_rate: Hz.
-        num_mel_bins: F.
-        target_length: T, in steps of 10 ms; longer features are cut, shorter ones padded with zeros
-            (before the normalisation, so padding is not 0 in the result).
-        gain: factor of the waveform after its mean is taken off.
-
-    Returns:
-        (1, T, F) float32.
-    """
+    """Compute `fbanks` of one waveform: (1, T, F)."""
     return fbanks([waveform], [gain], sample_rate, num_mel_bins, target_length)[0]
 
 
@@ -51,10 +39,21 @@ def fbanks(
     num_mel_bins: int = 128,
     target_length: int = 256,
 ) -> torch.Tensor:
-    """Compute `fbank` of several waveforms (S,) at once, wherever they are: (B, 1, T, F).
+    """Compute the normalised Kaldi log-mel filter banks of waveforms, on their device.
 
     The arithmetic is torchaudio's `compliance.kaldi.fbank` (htk_compat, hanning window, no dither,
     no energy), less what it does for steps that are cut off, and its window and filters made once.
+
+    Args:
+        waveforms: (S,) float in [-1, 1] each, at least one window of 25 ms.
+        gains: factor of each waveform after its mean is taken off.
+        sample_rate: Hz.
+        num_mel_bins: F.
+        target_length: T, in steps of 10 ms; longer features are cut, shorter ones padded with zeros
+            (before the normalisation, so padding is not 0 in the result).
+
+    Returns:
+        (B, 1, T, F) float32.
     """
     steps = [
         _windows(torch.as_tensor(waveform, dtype=torch.float32), gain, sample_rate)[:target_length]
@@ -162,11 +161,9 @@ def read_span(path: str, start: int, stop: int) -> np.ndarray:
 
 
 def sound(wav: Wav, start: int, stop: int) -> np.ndarray:
-    """Read samples `start` to `stop` (exclusive), and no others.
+    """Read samples `start` to `stop` (exclusive), (stop - start,) float32 in [-1, 1].
 
-    Returns:
-        (stop - start,) float32 in [-1, 1]. A span without any sound is accepted only where the rest
-        of the wav has some.
+    A span without any sound is accepted only where the rest of the wav has some.
     """
     samples = _finite(wav, start, stop)
     if (samples == samples[0]).all() and (_finite(wav, 0, len(wav)) == samples[0]).all():
@@ -194,14 +191,10 @@ def frames_to_samples(first: int, last: int, num_frames: int, num_samples: int) 
 def span_or_whole(
     path: str, start: int, stop: int, num_samples: int, target_length: int = 256
 ) -> tuple[int, int]:
-    """Return the span cut to the wav; for 1024 samples or fewer, the whole of a short wav.
+    """Return the span `start` to `stop` (exclusive), cut to the wav at `path` of `num_samples`.
 
-    Args:
-        path: the wav, for the message.
-        start: first sample.
-        stop: one past the last sample.
-        num_samples: samples of the wav.
-        target_length: spectrogram steps of 10 ms; a wav shorter than that is a short one.
+    Instead of 1024 samples or fewer it is the whole of a short wav, one of less than
+    `target_length` steps of 10 ms; of a longer wav it is an error.
     """
     start, stop = max(start, 0), min(stop, num_samples)
     if stop - start > SHORTEST_SPAN:
@@ -221,17 +214,7 @@ def span_features(
     gains: Sequence[float],
     size: tuple[int, int] = (256, 128),
 ) -> torch.Tensor:
-    """Return the filter banks of the spans that `span_or_whole` makes of some (start, stop).
-
-    Args:
-        wav: mono, 16 kHz.
-        spans: first sample and one past the last, of each.
-        gains: factor of the waveform, of each.
-        size: (T, F).
-
-    Returns:
-        (len(spans), 1, T, F) float32.
-    """
+    """Return `fbanks` of size (T, F) of the spans that `span_or_whole` makes of (start, stop)."""
     steps, mel_bins = size
     cut = [span_or_whole(str(wav.path), *span, len(wav), steps) for span in spans]
     waveforms = [sound(wav, *span) for span in cut]
@@ -246,18 +229,15 @@ def window_features(
     size: tuple[int, int] = (256, 128),
     gains: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """Return the filter banks of the audio of several windows of a labelled clip.
+    """Return `fbanks` of size (T, F) of the audio of several windows of a labelled clip.
 
     Args:
-        wav: mono, 16 kHz, as long as the video.
+        wav: as long as the video.
         windows: frames of each window; only where it begins matters.
         span: frames from there to the end of the audio, at most to the last frame.
         total_frames: frames of the video.
         size: (T, F).
         gains: factor of the waveform for each window, 1 by default.
-
-    Returns:
-        (len(windows), 1, T, F) float32.
     """
     starts = [int(window[0]) for window in windows]
     spans = [

@@ -14,7 +14,7 @@ from timm.data.random_erasing import RandomErasing
 from torch.nn.functional import interpolate
 from torchvision.transforms import RandomResizedCrop
 
-from hicmae.data.loader import LabelledBatch
+from hicmae.data.batches import LabelledBatch
 from hicmae.data.video import normalise, to_tensor
 
 ERASING_MODES = ("const", "rand", "pixel")

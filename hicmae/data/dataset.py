@@ -19,17 +19,9 @@ from hicmae.data import audio as wav
 from hicmae.data import video as film
 from hicmae.data.audio import SAMPLE_RATE, Wav, WavFile
 from hicmae.data.augment import Augment, ClipTransform
+from hicmae.data.batches import ClipIndex, LabelledBatch, PretrainBatch, ViewBatch, joined
 from hicmae.data.clip_list import AnyClip
-from hicmae.data.loader import (
-    ClipIndex,
-    LabelledBatch,
-    PretrainBatch,
-    ViewBatch,
-    item_generator,
-    joined,
-    read_or_replace,
-    read_or_skip,
-)
+from hicmae.data.loader import item_generator, read_or_replace, read_or_skip
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.data.media import FRAME_RATE, open_video
 from hicmae.data.shards import PackedClip, open_packed

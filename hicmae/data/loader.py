@@ -1,4 +1,4 @@
-"""Batches of clips: order, unreadable clips, workers.
+"""From a data set to batches: order, unreadable clips, workers.
 
 An item depends on seed, epoch and index only, so that neither workers nor resumption change it.
 Clips that take too long are skipped, and when the system kills workers, new ones go on.
@@ -6,7 +6,6 @@ Clips that take too long are skipped, and when the system kills workers, new one
 
 import csv
 import ctypes
-import itertools
 import logging
 import queue
 import signal
@@ -17,15 +16,14 @@ from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hicmae.data.batches import ClipIndex, SkippedClip
 from hicmae.data.clip_list import AnyClip
-from hicmae.data.video import normalise
 from hicmae.io import UnreadableClip
 
 logger = logging.getLogger(__name__)
@@ -40,119 +38,6 @@ _PR_SET_PDEATHSIG = 1
 _IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 T = TypeVar("T")
-
-
-class ClipIndex(NamedTuple):
-    """What a sampler yields: a place in the list, and the epoch, as draws depend on both."""
-
-    epoch: int
-    index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody calls
-
-
-class SkippedClip(NamedTuple):
-    """A clip that could not be read: its video's name and the reason on one line."""
-
-    video: str
-    reason: str
-
-
-# Batches
-
-
-class PretrainBatch(NamedTuple):
-    """Masked clips.
-
-    video (B, 3, T, H, W) uint8, after `to` float32 and normalised; video_mask (B, N) bool, True
-    where masked; audio (B, 1, T, F) float32; audio_mask (B, N) bool; names of the B videos;
-    skipped clips.
-    """
-
-    video: Tensor
-    video_mask: Tensor
-    audio: Tensor
-    audio_mask: Tensor
-    names: tuple[str, ...]
-    skipped: tuple[SkippedClip, ...]
-
-    def to(self, device: torch.device | str) -> "PretrainBatch":
-        """Move the clips, and normalise the pixels there; the masks stay on the CPU.
-
-        Reading a mask on the host, as splitting tokens by it does, then never waits for a GPU.
-        """
-        return _moved(self, device)
-
-
-class LabelledBatch(NamedTuple):
-    """Clips with labels.
-
-    video (B, 3, T, H, W) or None, uint8 where nothing was augmented, after `to` always float32 and
-    normalised; audio (B, 1, T, F) float32 or None; target (B,) int64, -1 without a label, or (B, K)
-    float32; names of the B videos; skipped clips.
-    """
-
-    video: Tensor | None
-    audio: Tensor | None
-    target: Tensor
-    names: tuple[str, ...]
-    skipped: tuple[SkippedClip, ...]
-
-    def to(self, device: torch.device | str) -> "LabelledBatch":
-        """Move the tensors, and normalise the pixels there."""
-        return _moved(self, device)
-
-
-class ViewBatch(NamedTuple):
-    """All views of B clips, V in total; B is 0 where all clips were skipped.
-
-    video (V, 3, T, H, W) or None, uint8, after `to` float32 and normalised; audio (V, 1, T, F)
-    float32 or None; view_clip (V,) int64, position in the batch of the clip a view shows;
-    clip_index (B,) int64, position in the list; target, names, skipped as in LabelledBatch.
-    """
-
-    video: Tensor | None
-    audio: Tensor | None
-    view_clip: Tensor
-    clip_index: Tensor
-    target: Tensor
-    names: tuple[str, ...]
-    skipped: tuple[SkippedClip, ...]
-
-    def to(self, device: torch.device | str) -> "ViewBatch":
-        """Move the tensors, and normalise the pixels there."""
-        return _moved(self, device)
-
-
-Batch = TypeVar("Batch", PretrainBatch, LabelledBatch, ViewBatch)
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """Join batches along their first axis: tensors and tuples are concatenated, None stays None."""
-
-    def join(values: tuple[Any, ...]) -> Any:
-        if values[0] is None:
-            return None
-        if isinstance(values[0], Tensor):
-            return torch.cat(values)
-        return tuple(itertools.chain.from_iterable(values))
-
-    return type(batches[0])(*map(join, zip(*batches, strict=True)))
-
-
-def _moved(batch: Batch, device: torch.device | str) -> Batch:
-    """Move all tensors but masks, and normalise uint8 pixels on the device."""
-    values: list[Any] = [
-        value.to(device, non_blocking=True)
-        if isinstance(value, Tensor) and value.dtype != torch.bool
-        else value
-        for value in batch
-    ]
-    moved = type(batch)(*values)
-    if moved.video is None or moved.video.is_floating_point():
-        return moved
-    return moved._replace(video=normalise(moved.video))
-
-
-# Items
 
 
 def item_generator(seed: int, item: ClipIndex) -> np.random.Generator:
@@ -348,12 +233,7 @@ class ClipSampler(Sampler[ClipIndex]):
 def shard_order(shards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Shuffle shards, and the clips of every `SHARD_WINDOW` of them together.
 
-    Args:
-        shards: (clips,) shard of each clip; clips of a shard stand together.
-        rng: what to draw from.
-
-    Returns:
-        (clips,) each clip once.
+    Takes the shard of each clip, where clips of a shard stand together; returns each clip once.
     """
     numbers, firsts = np.unique(shards, return_index=True)
     clips_of = np.split(np.arange(len(shards)), firsts[1:])
@@ -402,17 +282,10 @@ def make_loader(
 
 
 def epoch_batches(loader: DataLoader[Any], epoch: int, first: int = 0) -> Iterator[Any]:
-    """Yield batch number `first` of an epoch and all after it.
+    """Yield batch number `first` of an epoch, and all after it, of a loader of `make_loader`.
 
-    When a worker is killed, new ones start at the batch that was due, and give the same batches.
-
-    Args:
-        loader: of `make_loader`.
-        epoch: chooses the order.
-        first: batches of this process to leave out.
-
-    Raises:
-        RuntimeError: workers die again and again.
+    When a worker is killed, new ones start at the batch that was due, and give the same batches;
+    RuntimeError when they die again and again.
     """
     done, deaths = first, 0
     while True:

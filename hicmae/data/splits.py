@@ -266,19 +266,13 @@ def _table(rows: Iterable[Sequence[str]]) -> str:
 
 
 def take_share(clips: Sequence[AnyClip], share: float, seed: int) -> list[AnyClip]:
-    """Draw a share of the clips of every class, at least one; of a regression, of all clips.
+    """Draw a share in (0, 1] of the clips of every class, at least one; of a regression, of all.
 
     The clips of a class are put into an order that the seed alone decides, and the first ones are
     taken: a smaller share is part of a larger one. Single clips are drawn, not speakers, so that
     the number of speakers does not fall as fast as that of labels.
 
-    Args:
-        clips: the training list.
-        share: of each class, in (0, 1].
-        seed: decides which clips.
-
-    Returns:
-        The chosen clips in list order.
+    The chosen clips are returned in list order.
     """
     classes = np.array([clip.label if isinstance(clip.label, int) else 0 for clip in clips])
     chosen: list[int] = []

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch.nn.functional import interpolate
 
@@ -118,14 +119,8 @@ def pretrain_frames(
 ) -> np.ndarray:
     """Return `num_frames` indices `start`, `start + sampling_rate`, ... of a clip for pre-training.
 
-    Args:
-        total_frames: frames of the video.
-        start: first index, in [0, total_frames - num_frames * sampling_rate]; 0 for shorter videos.
-        num_frames: T.
-        sampling_rate: distance of neighbouring frames.
-
     Returns:
-        (T,) int64; in a shorter video the last index reached is repeated.
+        (num_frames,) int64; in a shorter video the last index reached is repeated.
     """
     reached = np.arange(start, total_frames, sampling_rate)[:num_frames]
     return _repeat_last(reached, num_frames)
@@ -137,9 +132,9 @@ def train_frames(
     """Return the indices of a labelled clip: evenly spread over the span that ends at `end`.
 
     Args:
-        total_frames: frames of the video.
+        total_frames: frames of the video; no more than a span are taken from their start.
         end: in [span, total_frames), span = num_frames * sampling_rate; None takes the centre, as
-            in validation. Videos of no more than a span are taken from their start.
+            in validation.
         num_frames: T.
         sampling_rate: mean distance of neighbouring frames.
 
@@ -217,16 +212,10 @@ def draw_crop(region: Box, rng: np.random.Generator) -> Box:
 def view_crops(
     width: int, height: int, input_size: int, num_crops: int
 ) -> tuple[tuple[int, int], list[Box]]:
-    """Return how a test frame is resized and cut.
+    """Return the (width, height) a test frame is resized to, and the distinct boxes to cut from it.
 
-    Args:
-        width: pixels.
-        height: pixels.
-        input_size: side of the crops; the short side is resized to it.
-        num_crops: crops spread evenly along the longer side; one is centred.
-
-    Returns:
-        The (width, height) to resize to, and the distinct boxes to cut from it: one for a square.
+    Its short side becomes `input_size`, the side of the boxes, and these are spread evenly along
+    the longer side: one is centred, and a square has one.
     """
     short = min(width, height)
     size = width * input_size // short, height * input_size // short
@@ -250,12 +239,7 @@ def resize(image: Image.Image, size: tuple[int, int], box: Box | None = None) ->
 def resize_frames(
     frames: Sequence[np.ndarray], size: tuple[int, int], box: Box | None = None
 ) -> torch.Tensor:
-    """Resize T frames, or their part in `box`, as `resize` does.
-
-    Args:
-        frames: (H, W, 3) uint8 each.
-        size: width and height of the result.
-        box: the same part of each.
+    """Resize T frames (H, W, 3) uint8, or their part in `box`, to the pixels that `resize` gives.
 
     Returns:
         (3, T, height, width) uint8; not contiguous, as it is copied to its batch anyway.
@@ -264,12 +248,11 @@ def resize_frames(
     alike = all(frame.shape == frames[0].shape for frame in frames)
     if alike and _is_exact(right - left, size[0]) and _is_exact(bottom - top, size[1]):
         part = np.stack([frame[top:bottom, left:right] for frame in frames])
-        pixels = torch.from_numpy(part).permute(0, 3, 1, 2)  # (T, 3, h, w), channels last
+        pixels = rearrange(torch.from_numpy(part), "t h w c -> t c h w")
         if part.shape[1:3] != (size[1], size[0]):
             pixels = interpolate(pixels, (size[1], size[0]), mode="bilinear", antialias=True)
-        return pixels.permute(1, 0, 2, 3)
-    images = [resize(Image.fromarray(frame), size, box) for frame in frames]
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(3, 0, 1, 2)
+        return rearrange(pixels, "t c h w -> c t h w")
+    return to_tensor([resize(Image.fromarray(frame), size, box) for frame in frames])
 
 
 def _is_exact(before: int, after: int) -> bool:
@@ -284,11 +267,8 @@ def _is_exact(before: int, after: int) -> bool:
 
 def to_tensor(frames: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:
     """Stack RGB frames of one size to (3, T, H, W) uint8."""
-    return (
-        torch.from_numpy(np.stack([np.asarray(frame) for frame in frames]))
-        .permute(3, 0, 1, 2)
-        .contiguous()
-    )
+    stacked = torch.from_numpy(np.stack([np.asarray(frame) for frame in frames]))
+    return rearrange(stacked, "t h w c -> c t h w").contiguous()
 
 
 @functools.cache
@@ -300,7 +280,6 @@ def imagenet_statistics(device: torch.device, dtype: torch.dtype) -> tuple[torch
 
 def normalise(video: torch.Tensor) -> torch.Tensor:
     """Map (..., 3, T, H, W) uint8 pixels to float32, normalised by ImageNet's mean and std."""
-    mean, std = (
-        values.view(3, 1, 1, 1) for values in imagenet_statistics(video.device, torch.float32)
-    )
+    statistics = imagenet_statistics(video.device, torch.float32)
+    mean, std = (rearrange(values, "c -> c 1 1 1") for values in statistics)
     return (video.float().div_(255) - mean).div_(std)

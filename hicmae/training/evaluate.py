@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from hicmae.data.loader import SkippedClip, ViewBatch
+from hicmae.data.batches import SkippedClip, ViewBatch
 from hicmae.data.splits import group_clips
 from hicmae.io import write_whole
 from hicmae.training import distributed

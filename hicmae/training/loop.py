@@ -22,10 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from hicmae.config import RunConfig
-from hicmae.data.loader import (
-    SkippedClips,
-    epoch_batches,
-)
+from hicmae.data.loader import SkippedClips, epoch_batches
 from hicmae.training import distributed
 from hicmae.training.logs import (
     HParams,

@@ -16,9 +16,9 @@ from hicmae.config import (
     PretrainModelConfig,
     RunConfig,
 )
+from hicmae.data.batches import PretrainBatch, joined
 from hicmae.data.clip_list import read_pretrain_list
 from hicmae.data.dataset import PretrainClips
-from hicmae.data.loader import PretrainBatch, joined
 from hicmae.models.layers import split_tokens
 from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
 from hicmae.training import distributed

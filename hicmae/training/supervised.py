@@ -23,9 +23,10 @@ from hicmae.config import (
 from hicmae.data import splits as holdout
 from hicmae.data import splits as label_share
 from hicmae.data.augment import Augment, Mixup, mix_batch
+from hicmae.data.batches import LabelledBatch
 from hicmae.data.clip_list import AnyClip, find_list, names_of_run, read_labelled_list
 from hicmae.data.dataset import LabelledClips, TestClips
-from hicmae.data.loader import ClipSampler, LabelledBatch, make_loader
+from hicmae.data.loader import ClipSampler, make_loader
 from hicmae.data.splits import find_speakers, group_clips, item_name
 from hicmae.io import write_whole
 from hicmae.models.losses import REGRESSION_LOSSES

@@ -15,9 +15,9 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import AnyClip, read_labelled_list, read_pretrain_list
 from hicmae.data.dataset import ClipSettings, PretrainClips, TestClips
-from hicmae.data.loader import ClipIndex, PretrainBatch
 from hicmae.inference import clips as forward
 from hicmae.inference.model import ModelConfig, load_model
 from hicmae.inference.style import MARKERS, STYLE, check_format, colour, save_figure

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 
-from hicmae.data.loader import ClipIndex
+from hicmae.data.batches import ClipIndex
 from hicmae.inference.model import find_weights, flat_settings
 from hicmae.inference.style import STYLE, check_format, save_figure
 from hicmae.io import choose_device

@@ -8,8 +8,9 @@ import torch
 from hicmae.benchmark import loader
 from hicmae.benchmark.__main__ import main
 from hicmae.benchmark.loader_clips import BIT_RATE, SECONDS, make_clips
+from hicmae.data.batches import ClipIndex
 from hicmae.data.dataset import PretrainClips
-from hicmae.data.loader import ClipIndex, item_generator
+from hicmae.data.loader import item_generator
 from hicmae.data.media import open_video
 
 plain = pytest.importorskip("tests.plain.loader", reason="needs decord")

@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data import Mixup
 
 from hicmae.data.augment import Augment, ClipTransform, mix_batch, seeded_globals
-from hicmae.data.loader import LabelledBatch
+from hicmae.data.batches import LabelledBatch
 from hicmae.data.video import normalise, to_tensor
 from tests.conftest import frame
 

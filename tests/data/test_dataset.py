@@ -9,9 +9,10 @@ import hicmae.data.audio as wav
 import hicmae.data.video as film
 from hicmae.data import media
 from hicmae.data.augment import Augment
+from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import Clip
 from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
-from hicmae.data.loader import ClipIndex, ClipSampler, PretrainBatch, make_loader
+from hicmae.data.loader import ClipSampler, make_loader
 
 SMALL = ClipSettings(input_size=32)
 

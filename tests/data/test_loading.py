@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from hicmae.data import dataset as streams
+from hicmae.data.batches import ClipIndex, SkippedClip
 from hicmae.data.clip_list import Clip
 from hicmae.data.dataset import ClipSettings, PretrainClips, TestClips
 from hicmae.data.loader import (
-    ClipIndex,
     ClipSampler,
-    SkippedClip,
     SkippedClips,
     call_in_time,
     item_generator,

@@ -16,6 +16,7 @@ from PIL import Image
 from hicmae.data import shards as packed
 from hicmae.data.audio import WavFile
 from hicmae.data.augment import Augment
+from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import (
     Clip,
     find_list,
@@ -24,7 +25,7 @@ from hicmae.data.clip_list import (
     write_list,
 )
 from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips, open_streams
-from hicmae.data.loader import ClipIndex, ClipSampler, make_loader
+from hicmae.data.loader import ClipSampler, make_loader
 from hicmae.data.media import open_video
 from hicmae.data.shards import read_packed
 from hicmae.io import UnreadableClip

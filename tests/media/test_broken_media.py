@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import Clip
 from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
-from hicmae.data.loader import ClipIndex, ClipSampler, make_loader
+from hicmae.data.loader import ClipSampler, make_loader
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.io import UnreadableClip
 from tests.inference.conftest import checkpoint_of, classifier

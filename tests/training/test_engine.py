@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from hicmae.data.loader import SkippedClip, SkippedClips
+from hicmae.data.batches import SkippedClip
+from hicmae.data.loader import SkippedClips
 from hicmae.training.logs import RunLogger
 from hicmae.training.loop import BadSteps, train_one_epoch
 from hicmae.training.optim import Optimization

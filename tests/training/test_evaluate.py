@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hicmae.data.loader import SkippedClip, ViewBatch
+from hicmae.data.batches import SkippedClip, ViewBatch
 from hicmae.training.evaluate import (
     Predictions,
     average_clips,

@@ -1,0 +1,117 @@
+"""What data sets give and models take: batches of tensors, each with the names of its clips."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from hicmae.data.video import normalise
+
+
+class ClipIndex(NamedTuple):
+    """What a sampler yields: a place in the list, and the epoch, as draws depend on both."""
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody calls
+
+
+class SkippedClip(NamedTuple):
+    """A clip that could not be read: its video's name and the reason on one line."""
+
+    video: str
+    reason: str
+
+
+class PretrainBatch(NamedTuple):
+    """Masked clips.
+
+    video (B, 3, T, H, W) uint8, after `to` float32 and normalised; video_mask (B, N) bool, True
+    where masked; audio (B, 1, T, F) float32; audio_mask (B, N) bool; names of the B videos;
+    skipped clips.
+    """
+
+    video: Tensor
+    video_mask: Tensor
+    audio: Tensor
+    audio_mask: Tensor
+    names: tuple[str, ...]
+    skipped: tuple[SkippedClip, ...]
+
+    def to(self, device: torch.device | str) -> "PretrainBatch":
+        """Move the clips, and normalise the pixels there; the masks stay on the CPU.
+
+        Reading a mask on the host, as splitting tokens by it does, then never waits for a GPU.
+        """
+        return _moved(self, device)
+
+
+class LabelledBatch(NamedTuple):
+    """Clips with labels.
+
+    video (B, 3, T, H, W) or None, uint8 where nothing was augmented, after `to` always float32 and
+    normalised; audio (B, 1, T, F) float32 or None; target (B,) int64, -1 without a label, or (B, K)
+    float32; names of the B videos; skipped clips.
+    """
+
+    video: Tensor | None
+    audio: Tensor | None
+    target: Tensor
+    names: tuple[str, ...]
+    skipped: tuple[SkippedClip, ...]
+
+    def to(self, device: torch.device | str) -> "LabelledBatch":
+        """Move the tensors, and normalise the pixels there."""
+        return _moved(self, device)
+
+
+class ViewBatch(NamedTuple):
+    """All views of B clips, V in total; B is 0 where all clips were skipped.
+
+    video (V, 3, T, H, W) or None, uint8, after `to` float32 and normalised; audio (V, 1, T, F)
+    float32 or None; view_clip (V,) int64, position in the batch of the clip a view shows;
+    clip_index (B,) int64, position in the list; target, names, skipped as in LabelledBatch.
+    """
+
+    video: Tensor | None
+    audio: Tensor | None
+    view_clip: Tensor
+    clip_index: Tensor
+    target: Tensor
+    names: tuple[str, ...]
+    skipped: tuple[SkippedClip, ...]
+
+    def to(self, device: torch.device | str) -> "ViewBatch":
+        """Move the tensors, and normalise the pixels there."""
+        return _moved(self, device)
+
+
+Batch = TypeVar("Batch", PretrainBatch, LabelledBatch, ViewBatch)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Join batches along their first axis: tensors and tuples are concatenated, None stays None."""
+
+    def join(values: tuple[Any, ...]) -> Any:
+        if values[0] is None:
+            return None
+        if isinstance(values[0], Tensor):
+            return torch.cat(values)
+        return tuple(itertools.chain.from_iterable(values))
+
+    return type(batches[0])(*map(join, zip(*batches, strict=True)))
+
+
+def _moved(batch: Batch, device: torch.device | str) -> Batch:
+    """Move all tensors but masks, and normalise uint8 pixels on the device."""
+    values: list[Any] = [
+        value.to(device, non_blocking=True)
+        if isinstance(value, Tensor) and value.dtype != torch.bool
+        else value
+        for value in batch
+    ]
+    moved = type(batch)(*values)
+    if moved.video is None or moved.video.is_floating_point():
+        return moved
+    return moved._replace(video=normalise(moved.video))
