@@ -10,6 +10,6 @@ once, as in the published tables. It is not the mean of the rows.
 - ``tables``: as text, Markdown, LaTeX and JSON; ``page``: as HTML, with pictures.
 """
 
-from hicmae.report.scores import Report, Row, build
+from hicmae.report.scores import Report, build
 
-__all__ = ["Report", "Row", "build"]
+__all__ = ["Report", "build"]

@@ -116,25 +116,20 @@ def make_plan(args: argparse.Namespace) -> Plan:
 def speakers_of(args: argparse.Namespace) -> dict[str, str]:
     """Look up the speaker of every tested clip."""
     runs = [fold for folder in args.folders for fold in fold_folders(folder)[0]]
+    folder = Path()
+    if args.by_speaker:
+        settings = flat_settings(read_json(runs[0] / "config.json")) if runs else {}
+        folder = Path(settings.get("data_path") or "of no run")
+        if not any((place / SPEAKER_FILE).is_file() for place in (folder, folder.parent)):
+            raise FileNotFoundError(
+                f"--by_speaker finds no {SPEAKER_FILE} beside the lists of the runs ('{folder}'); "
+                "give --speaker_file or --speaker_pattern"
+            )
     paths = [fold / file for fold in runs for file in KINDS.values()]
     tables = [read_predictions(path) for path in paths if path.is_file()]
     names = list(dict.fromkeys(clip for table in tables for clip in table.clips))
-    file = args.speaker_file or (speaker_table(runs) if args.by_speaker else "")
-    found = find_speakers(names, Path(), file=file, pattern=args.speaker_pattern)
+    found = find_speakers(names, folder, file=args.speaker_file, pattern=args.speaker_pattern)
     return dict(zip(names, found, strict=True))
-
-
-def speaker_table(runs: Sequence[Path]) -> str:
-    """Find the table of speakers beside the lists that a run was trained on."""
-    settings = flat_settings(read_json(runs[0] / "config.json")) if runs else {}
-    folder = Path(settings.get("data_path") or "")
-    for path in (folder / SPEAKER_FILE, folder.parent / SPEAKER_FILE):
-        if settings.get("data_path") and path.is_file():
-            return str(path)
-    raise FileNotFoundError(
-        f"--by_speaker finds no {SPEAKER_FILE} beside the lists of the runs ('{folder}'); give "
-        "--speaker_file or --speaker_pattern"
-    )
 
 
 def titles_of(folders: Sequence[str], titles: Sequence[str]) -> list[str]:

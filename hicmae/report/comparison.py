@@ -22,11 +22,7 @@ NAN = float("nan")
 
 
 class Difference(NamedTuple):
-    """One score of two runs.
-
-    `low` and `high` bound the difference, nan without resamples; `p_adjusted` is Holm's over all
-    compared runs.
-    """
+    """One score of two runs; bounds of the difference and p are nan without resamples."""
 
     metric: str
     baseline: float
@@ -35,33 +31,21 @@ class Difference(NamedTuple):
     high: float
     p_value: float
     test: str
-    p_adjusted: float = NAN
+    p_adjusted: float = NAN  # Holm's over all compared runs
 
 
 class Comparison(NamedTuple):
-    """Two runs on the same clips.
+    """Two runs on the same clips."""
 
-    Attributes:
-        baseline: title of the first run.
-        title: of the other one.
-        kind: the epoch, "last" or "best".
-        num_clips: that both were tested on.
-        differences: a score each.
-        names: of the classes or outputs.
-        by_speaker: whether speakers were drawn and swapped instead of clips.
-        resamples: number of draws.
-        notes: what the reader has to know.
-    """
-
-    baseline: str
-    title: str
-    kind: str
+    baseline: str  # title of the first run
+    title: str  # of the other one
+    kind: str  # of the epoch, "last" or "best"
     num_clips: int
-    differences: list[Difference]
-    names: list[str]
-    by_speaker: bool
+    differences: list[Difference]  # a score each
+    names: list[str]  # of the classes or outputs
+    by_speaker: bool  # whether speakers were drawn and swapped instead of clips
     resamples: int
-    notes: list[str]
+    notes: list[str]  # what the reader has to know
 
 
 def compare_all(reports: Sequence[Report]) -> list[Comparison]:

@@ -16,15 +16,13 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 from hicmae.inference.style import DARK, MARKERS, OKABE_ITO, STYLE, colour, figure_to_png
 from hicmae.report.comparison import Comparison
-from hicmae.report.scores import Report
+from hicmae.report.scores import TOTAL, Report
 from hicmae.report.tables import WORDS, Section, interval_name, metric_name
 
 FEW_CLASSES = 7  # whose confusion matrix can be read at half the width of the page
 MANY_CLASSES = 20  # whose small confusion matrix has no figures
 MANY_POINTS = 2000  # above which their density is drawn instead
 NAN = float("nan")
-
-Bounded = tuple[float, float, float]  # value, lower and upper bound; nan: no interval
 
 
 class Picture(NamedTuple):
@@ -67,13 +65,13 @@ def _report_pictures(report: Report) -> Iterator[Picture]:
     if not report.is_regression:
         title = f"Recall of the classes with {interval_name(report)}"
         yield _picture(title, partial(_recalls, report))
-    for kind in report.kinds:
+    for kind, scores in report.scores.items():
         if report.is_regression:
             _, truth, guess, _ = report.pooled[kind].table
             draw = partial(scatter_figure, truth, guess, report.names)
             yield _picture(f"Predictions, {kind} epoch", draw, several)
         else:
-            counts = getattr(report.total, kind)["confusion"]
+            counts = scores[TOTAL]["confusion"]
             draw = partial(confusion_figure, counts, report.names)
             is_wide = len(report.names) > FEW_CLASSES
             yield _picture(f"Confusion matrix, {kind} epoch", draw, is_wide)
@@ -94,22 +92,21 @@ def _folds_figure(report: Report) -> Figure:
         for metric in report.metrics:
             bounds = report.pooled[kind].intervals.get(metric, (NAN, NAN))
             points = [(report.value(row, kind, metric), NAN, NAN) for row in report.rows]
-            total = (report.value(report.total, kind, metric), *bounds)
+            total = (report.value(TOTAL, kind, metric), *bounds)
             series[f"{metric_name(metric)} {kind}"] = [*points, total]
     # The reference figures belong to the first metric.
     first = metric_name(report.metrics[0])
     lines = {f"{name} ({first})": value for name, value in report.references.items()}
-    names = [row.name for row in (*report.rows, report.total)]
-    return intervals_figure(names, series, "score (%)", lines)
+    return intervals_figure([*report.rows, TOTAL], series, "score (%)", lines)
 
 
 def _recalls(report: Report) -> Figure:
     series = {}
-    for kind in report.kinds:
+    for kind, scores in report.scores.items():
         bounds = report.pooled[kind].intervals
         series[f"{kind} epoch"] = [
             (value, *bounds.get(f"recall {k}", (NAN, NAN)))
-            for k, value in enumerate(getattr(report.total, kind)["recall"])
+            for k, value in enumerate(scores[TOTAL]["recall"])
         ]
     return intervals_figure(report.names, series, "recall (%)")
 

@@ -22,74 +22,47 @@ NUMBER_METRICS = ("pcc", "ccc", "acc", "mae", "mse", "rmse")
 # Settings in which the folds of one experiment may differ: where, on what, and how fast.
 _FREE = {"run", "data_path", "data_root", "val_path", "finetune", "batch_size", "accum_iter"}
 
+TOTAL = "Total"
+
 Parts = dict[str, dict[str, PredictionTable]]  # kind -> fold -> its predictions
 
 
-class Row(NamedTuple):
-    """Scores of one fold, or of all of them pooled; None where there is no such file."""
-
-    name: str
-    last: dict[str, Any] | None
-    best: dict[str, Any] | None
-
-
 class Pooled(NamedTuple):
-    """The predictions of all folds together.
-
-    Attributes:
-        table: predictions of the union.
-        folds: n names, the fold of every prediction.
-        intervals: bootstrap interval of every score, by the names of `resampling.statistic`.
-    """
+    """The predictions of all folds together."""
 
     table: PredictionTable
-    folds: list[str]
-    intervals: dict[str, tuple[float, float]]
+    folds: list[str]  # n names, the fold of every prediction
+    intervals: dict[str, tuple[float, float]]  # of every score of `resampling.statistic`
 
 
 class Report(NamedTuple):
-    """An experiment.
-
-    Attributes:
-        folder: of the experiment.
-        title: how it is called in tables.
-        rows: scores by fold.
-        total: scores of the union.
-        pooled: "last" or "best" -> the union.
-        metrics: what the main table shows.
-        references: figures in percent to print under the table.
-        notes: what the reader has to know.
-        names: of the classes or outputs.
-        is_regression: whether outputs are numbers.
-        plan: how intervals were drawn.
-    """
+    """An experiment. Kinds are "last" and "best", as far as there are predictions."""
 
     folder: Path
-    title: str
-    rows: list[Row]
-    total: Row
-    pooled: dict[str, Pooled]
-    metrics: tuple[str, ...]
-    references: dict[str, float]
-    notes: list[str]
-    names: list[str]
+    title: str  # how it is called in tables
+    rows: list[str]  # names of the folds
+    scores: dict[str, dict[str, dict[str, Any]]]  # kind -> fold, or TOTAL -> its metrics
+    pooled: dict[str, Pooled]  # kind -> the union of the folds
+    metrics: tuple[str, ...]  # what the main table shows
+    references: dict[str, float]  # figures in percent to print under the table
+    notes: list[str]  # what the reader has to know
+    names: list[str]  # of the classes or outputs
     is_regression: bool
-    plan: Plan
+    plan: Plan  # how intervals were drawn
 
     @property
     def kinds(self) -> list[str]:
         """Which of the last and the best epoch have predictions."""
         return list(self.pooled)
 
-    def value(self, row: Row, kind: str, metric: str) -> float | None:
-        """Return a score of a row; of a regression metric the mean over outputs."""
-        scores = row.last if kind == "last" else row.best
-        value = scores[metric] if scores else None
+    def value(self, row: str, kind: str, metric: str) -> float:
+        """Return a score of a fold or TOTAL, of a regression the mean over outputs, or nan."""
+        value = self.scores[kind].get(row, {}).get(metric, float("nan"))
         return value["mean"] if isinstance(value, dict) else value
 
     def spread(self, kind: str, metric: str) -> tuple[float, float] | None:
         """Return mean and sample standard deviation over folds, None for fewer than two."""
-        values = [v for r in self.rows if (v := self.value(r, kind, metric)) is not None]
+        values = [self.value(row, kind, metric) for row in self.rows if row in self.scores[kind]]
         return (float(np.mean(values)), float(np.std(values, ddof=1))) if len(values) > 1 else None
 
 
@@ -121,34 +94,34 @@ def build(
             f"no sub-folder of '{folder}' holds {' or '.join(KINDS.values())} yet (started: "
             f"{waiting}); run run_finetuning.py for its folds first"
         )
-    parts = {
-        kind: {p.name: read_predictions(p / file) for p in finished if (p / file).is_file()}
-        for kind, file in KINDS.items()
-    }
-    unions = {kind: pool(tables) for kind, tables in parts.items() if tables}
-    some = next(iter(unions.values()))
-    pooled = {}
-    for kind, union in unions.items():
-        strata = [name for name, table in parts[kind].items() for _ in table.clips]
-        pooled[kind] = Pooled(union, strata, intervals(union, strata, plan))
+    parts, scores, pooled = {}, {}, {}
+    for kind, file in KINDS.items():
+        tables = {p.name: read_predictions(p / file) for p in finished if (p / file).is_file()}
+        parts[kind] = tables
+        if tables:
+            union = pool(tables)
+            strata = [name for name, table in tables.items() for _ in table.clips]
+            pooled[kind] = Pooled(union, strata, intervals(union, strata, plan))
+            scores[kind] = {n: table.scores() for n, table in (tables | {TOTAL: union}).items()}
+    some = next(iter(pooled.values())).table
+    known = NUMBER_METRICS if some.is_regression else CLASS_METRICS
+    unknown = [metric for metric in metrics if metric not in known]
+    if unknown:
+        use = ", ".join(known)
+        raise ValueError(f"--metrics {unknown[0]} is no score of {some.task}; use {use}")
     return Report(
         folder=Path(folder),
         title=title or Path(folder).resolve().name,
-        rows=[_row(p.name, {k: parts[k].get(p.name) for k in KINDS}) for p in finished],
-        total=_row("Total", unions),
+        rows=[run.name for run in finished],
+        scores=scores,
         pooled=pooled,
-        metrics=_known_metrics(metrics, some.is_regression),
+        metrics=tuple(metrics) or known[:2],
         references=references or {},
         notes=notes_on(finished, unfinished, folds, parts),
         names=_names(names, finished[0], some),
         is_regression=some.is_regression,
         plan=plan,
     )
-
-
-def _row(name: str, tables: Mapping[str, PredictionTable | None]) -> Row:
-    found = (tables.get(kind) for kind in KINDS)
-    return Row(name, *(table.scores() if table else None for table in found))
 
 
 def _names(names: Sequence[str], run: Path, table: PredictionTable) -> list[str]:
@@ -158,15 +131,6 @@ def _names(names: Sequence[str], run: Path, table: PredictionTable) -> list[str]
     settings = flat_settings(read_json(run / "config.json"))
     task = "regression" if table.is_regression else "classification"
     return list(names_of_run(settings, task, table.num_outputs))
-
-
-def _known_metrics(metrics: Sequence[str], is_regression: bool) -> tuple[str, ...]:
-    known = NUMBER_METRICS if is_regression else CLASS_METRICS
-    unknown = [metric for metric in metrics if metric not in known]
-    if unknown:
-        kind = "a regression" if is_regression else "a classification"
-        raise ValueError(f"--metrics {unknown[0]} is no score of {kind}; use {', '.join(known)}")
-    return tuple(metrics) or known[:2]
 
 
 def read_predictions(path: str | Path) -> PredictionTable:
@@ -296,14 +260,14 @@ def _repeated(parts: Parts) -> list[str]:
     """Name clips that were tested more than once."""
     notes = []
     for kind, tables in parts.items():
-        where: dict[str, Counter[str]] = defaultdict(Counter)
-        for fold, table in tables.items():
-            for clip in table.clips:
-                where[clip][fold] += 1
+        seen = Counter((clip, fold) for fold, table in tables.items() for clip in table.clips)
+        where: dict[str, list[str]] = defaultdict(list)
+        for (clip, fold), times in seen.items():
+            where[clip].append(f"{fold} ({times} times)" if times > 1 else fold)
         shown = [
-            f"'{clip}' in {' and '.join(f'{f} ({n} times)' if n > 1 else f for f, n in at.items())}"
+            f"'{clip}' in {' and '.join(at)}"
             for clip, at in where.items()
-            if at.total() > 1
+            if len(at) > 1 or at[0].endswith("times)")
         ]
         if shown:
             notes.append(f"{KINDS[kind]}: clips counted more than once: {_some(shown, 'more')}")

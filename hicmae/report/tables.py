@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from hicmae.report.comparison import Comparison, Difference
-from hicmae.report.scores import Report, Row
+from hicmae.report.comparison import Comparison
+from hicmae.report.scores import KINDS, TOTAL, Report
 
 METRIC_NAMES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "micro_f1": "micro F1"}
 WORDS = ("score", "test")  # columns that do not hold figures
@@ -23,14 +23,11 @@ _LATEX = str.maketrans(
 
 
 class Table(NamedTuple):
-    """Cells of text; the index holds names, and `columns.name` says of what.
-
-    `rules`: rows with a line above.
-    """
+    """Cells of text."""
 
     caption: str
-    frame: pd.DataFrame
-    rules: Sequence[int] = ()
+    frame: pd.DataFrame  # the index holds names, and `columns.name` says of what
+    rules: Sequence[int] = ()  # rows with a line above
 
 
 class Section(NamedTuple):
@@ -88,9 +85,9 @@ def metric_name(metric: str, names: Sequence[str] = ()) -> str:
     return f"{shown} {names[int(number)]}" if number else shown
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None, signs: str = ".2f") -> str:
     """Return a fraction in percent with two digits, "-" where there is none."""
-    return "-" if value is None or math.isnan(value) else f"{100.0 * value:.2f}"
+    return "-" if value is None or math.isnan(value) else f"{100.0 * value:{signs}}"
 
 
 def interval(bounds: tuple[float, float]) -> str:
@@ -105,18 +102,22 @@ def chance(p_value: float) -> str:
     return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
 
 
-def _table(
-    caption: str, heading: Sequence[str], rows: Sequence[Sequence[str]], rules: Sequence[int] = ()
-) -> Table:
-    columns = pd.Index(heading[1:], name=heading[0], dtype=object)
-    index = pd.Index([row[0] for row in rows], dtype=object)
-    return Table(caption, pd.DataFrame([row[1:] for row in rows], index, columns, object), rules)
+def _table(caption: str, cells: Sequence[Sequence[str]], rules: Sequence[int] = ()) -> Table:
+    """Make a table of cells, heading first, the first column holding names."""
+    heading, *rows = cells
+    frame = pd.DataFrame(rows, columns=heading, dtype=object).set_index(heading[0])
+    return Table(caption, frame.rename_axis(index=None, columns=heading[0]), rules)
 
 
 def main_table(report: Report) -> Table:
     """Lay out one row a fold, mean and deviation, Total with its interval, and references."""
     columns = [(kind, metric) for kind in report.kinds for metric in report.metrics]
-    rows = [_score_row(report, row, columns) for row in report.rows]
+
+    def score_row(name: str) -> list[str]:
+        count = next(s[name]["count"] for s in report.scores.values() if name in s)
+        return [name, str(count), *(percent(report.value(name, *column)) for column in columns)]
+
+    rows = [score_row(name) for name in report.rows]
     rules = []
     spreads = [report.spread(*column) for column in columns]
     if any(spreads):
@@ -124,7 +125,7 @@ def main_table(report: Report) -> Table:
         for k, name in enumerate(("mean", "std")):
             rows.append([name, "", *(percent(pair[k] if pair else None) for pair in spreads)])
     rules.append(len(rows))
-    rows.append(_score_row(report, report.total, columns))
+    rows.append(score_row(TOTAL))
     if report.plan.resamples:
         bounds = (report.pooled[kind].intervals[metric] for kind, metric in columns)
         rows.append([interval_name(report), "", *map(interval, bounds)])
@@ -134,33 +135,27 @@ def main_table(report: Report) -> Table:
         shown = [f"{value:.2f}" if metric == report.metrics[0] else "" for _, metric in columns]
         rows.append([name, "", *shown])
     heading = ["fold", "clips", *(f"{metric_name(m)} {kind}" for kind, m in columns)]
-    return _table("Scores in percent; Total: all clips pooled.", heading, rows, rules)
-
-
-def _score_row(report: Report, row: Row, columns: Sequence[tuple[str, str]]) -> list[str]:
-    count = (row.last or row.best or {"count": "-"})["count"]
-    return [row.name, str(count), *(percent(report.value(row, *column)) for column in columns)]
+    return _table("Scores in percent; Total: all clips pooled.", [heading, *rows], rules)
 
 
 def detail_table(report: Report) -> Table:
     """Lay out the pooled scores of every class (recall) or output, with their intervals."""
-    first = "output" if report.is_regression else "class"
-    columns = [[first, *report.names]]
+    columns = [["output" if report.is_regression else "class", *report.names]]
     if not report.is_regression:
-        confusion = getattr(report.total, report.kinds[0])["confusion"]
+        confusion = report.scores[report.kinds[0]][TOTAL]["confusion"]
         columns.append(["clips", *(str(sum(row)) for row in confusion)])
     for kind in report.kinds:
-        scores, bounds = getattr(report.total, kind), report.pooled[kind].intervals
+        bounds = report.pooled[kind].intervals
         for metric in report.metrics if report.is_regression else ("recall",):
-            found = scores[metric]["per_output"] if report.is_regression else scores[metric]
+            found = report.scores[kind][TOTAL][metric]
+            values = found["per_output"] if report.is_regression else found
             name = metric_name(metric) if report.is_regression else metric
-            columns.append([f"{name} {kind}", *map(percent, found)])
+            columns.append([f"{name} {kind}", *map(percent, values)])
             if bounds:
                 pairs = [interval(bounds[f"{metric} {k}"]) for k in range(len(report.names))]
                 columns.append([interval_name(report), *pairs])
-    heading, *rows = zip(*columns, strict=True)
     what = "Outputs" if report.is_regression else "Recall of the classes"
-    return _table(f"{what}, all folds pooled, in percent.", heading, rows)
+    return _table(f"{what}, all folds pooled, in percent.", list(zip(*columns, strict=True)))
 
 
 def summary_table(reports: Sequence[Report]) -> Table:
@@ -170,43 +165,36 @@ def summary_table(reports: Sequence[Report]) -> Table:
     columns[1] += [str(len(report.pooled[report.kinds[0]].table.clips)) for report in reports]
     for kind in [kind for kind in first.kinds if all(kind in r.kinds for r in reports)]:
         for metric in first.metrics:
-            values = [percent(report.value(report.total, kind, metric)) for report in reports]
+            values = [percent(report.value(TOTAL, kind, metric)) for report in reports]
             columns.append([f"{metric_name(metric)} {kind}", *values])
             if first.plan.resamples:
                 pairs = [interval(report.pooled[kind].intervals[metric]) for report in reports]
                 columns.append([interval_name(first), *pairs])
-    heading, *rows = zip(*columns, strict=True)
-    return _table("Total of every run, in percent.", heading, rows)
+    return _table("Total of every run, in percent.", list(zip(*columns, strict=True)))
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """Lay out every difference to the first run with its interval and p-value."""
-    several = len({c.title for c in comparisons}) > 1
-    adjusted = ["p (Holm)"] if several else []
-    heading = ["run", "score", "first", "value", "difference", "CI", "p", *adjusted, "test"]
-    rows: list[list[str]] = []
+    adjusted = ["p (Holm)"] * (len({c.title for c in comparisons}) > 1)
+    rows = [["run", "score", "first", "value", "difference", "CI", "p", *adjusted, "test"]]
     rules = []
-    for comparison in comparisons:
-        rules += [len(rows)] if rows else []
-        for number, difference in enumerate(comparison.differences):
-            title = comparison.title if number == 0 else ""
-            rows.append([title, *_difference_cells(comparison, difference, several)])
+    for compared in comparisons:
+        rules.append(len(rows) - 1)
+        for number, shown in enumerate(compared.differences):
+            rows.append(
+                [
+                    "" if number else compared.title,
+                    f"{metric_name(shown.metric, compared.names)} {compared.kind}",
+                    percent(shown.baseline),
+                    percent(shown.value),
+                    percent(shown.value - shown.baseline, "+.2f"),
+                    interval((shown.low, shown.high)),
+                    *map(chance, (shown.p_value, shown.p_adjusted)[: 1 + len(adjusted)]),
+                    shown.test,
+                ]
+            )
     caption = f"Differences to '{comparisons[0].baseline}', in percentage points."
-    return _table(caption, heading, rows, rules)
-
-
-def _difference_cells(comparison: Comparison, shown: Difference, adjusted: bool) -> list[str]:
-    gap = shown.value - shown.baseline
-    return [
-        f"{metric_name(shown.metric, comparison.names)} {comparison.kind}",
-        percent(shown.baseline),
-        percent(shown.value),
-        "-" if math.isnan(gap) else f"{100 * gap:+.2f}",
-        interval((shown.low, shown.high)),
-        chance(shown.p_value),
-        *([chance(shown.p_adjusted)] if adjusted else []),
-        shown.test,
-    ]
+    return _table(caption, rows, rules[1:])
 
 
 def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
@@ -240,10 +228,9 @@ def as_text(sections: Sequence[Section]) -> str:
 def _grid(table: Table, style: str) -> list[str]:
     """Lay cells out in columns, the names and columns of words flush left."""
     sides = ["left" if name in WORDS else "right" for name in table.frame]
-    frame = table.frame.rename_axis(table.frame.columns.name)
-    return frame.to_markdown(
-        tablefmt=style, disable_numparse=True, colalign=("left", *sides)
-    ).splitlines()
+    frame = table.frame.rename_axis(index=table.frame.columns.name)
+    options: dict[str, Any] = {"disable_numparse": True, "colalign": ("left", *sides)}
+    return frame.to_markdown(tablefmt=style, **options).splitlines()
 
 
 def _ruled(lines: list[str], start: int, rules: Sequence[int], rule: str) -> str:
@@ -302,17 +289,19 @@ def as_data(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -
 
 
 def _report_data(report: Report) -> dict[str, Any]:
-    spreads = {
-        kind: {metric: report.spread(kind, metric) for metric in report.metrics}
-        for kind in report.kinds
-    }
+    def row(name: str) -> dict[str, Any]:
+        return {"name": name} | {kind: report.scores.get(kind, {}).get(name) for kind in KINDS}
+
     return {
         "folder": str(report.folder),
         "title": report.title,
         "names": report.names,
-        "folds": [row._asdict() for row in report.rows],
-        "total": report.total._asdict(),
-        "mean_and_std_over_folds": spreads,
+        "folds": [row(name) for name in report.rows],
+        "total": row(TOTAL),
+        "mean_and_std_over_folds": {
+            kind: {metric: report.spread(kind, metric) for metric in report.metrics}
+            for kind in report.kinds
+        },
         "intervals": {kind: pooled.intervals for kind, pooled in report.pooled.items()},
         "bootstrap": report.plan._asdict() | {"speakers": report.plan.speakers is not None},
         "references_percent": report.references,

@@ -7,6 +7,7 @@ what the layers were given.
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -37,10 +38,12 @@ ROWS = (
     ("self-\nattention", "video", "audio"),
     ("cross-\nattention", "video by audio", "audio by video"),
 )
+# A map from 0 to its strongest point, the picture shining through.
+HEAT: dict[str, Any] = {"cmap": "inferno", "alpha": 0.6, "vmin": 0.0, "interpolation": "bilinear"}
 
 
 def attention_weights(layer: nn.Module, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-    """Return softmax(q k^T / sqrt(d)) of a layer.
+    """Return softmax(q k^T / sqrt(d)) of each head of a layer.
 
     Args:
         layer: `Attention`, or `CrossAttention` with a context.
@@ -51,14 +54,12 @@ def attention_weights(layer: nn.Module, tokens: Tensor, context: Tensor | None =
         (B, heads, N, M), rows sum to 1; M = N without context.
     """
     if isinstance(layer, CrossAttention):
-        if context is None:
-            raise ValueError("cross-attention needs the context that it reads, got None")
-        query = F.linear(tokens, layer.q.weight, layer.q_bias)
-        key = F.linear(context, layer.kv.weight.chunk(2)[0])
+        query_weight, key_weight = layer.q.weight, layer.kv.weight.chunk(2)[0]
     else:
         layer = cast(Attention, layer)
         query_weight, key_weight, _ = layer.qkv.weight.chunk(3)
-        query, key = F.linear(tokens, query_weight, layer.q_bias), F.linear(tokens, key_weight)
+    query = F.linear(tokens, query_weight, layer.q_bias)
+    key = F.linear(tokens if context is None else context, key_weight)
     query = rearrange(query, "b n (h d) -> b h n d", h=layer.num_heads)
     key = rearrange(key, "b m (h d) -> b h d m", h=layer.num_heads)
     return (query @ key / query.shape[-1] ** 0.5).softmax(dim=-1)
@@ -66,20 +67,17 @@ def attention_weights(layer: nn.Module, tokens: Tensor, context: Tensor | None =
 
 @contextmanager
 def recorded_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Record, while the model runs, the attention of each layer, averaged over its heads.
-
-    Yields:
-        Name of the layer -> (B, N, M), filled by the forward pass.
-    """
+    """Yield name of a layer -> (B, N, M), mean over its heads, filled by the forward pass."""
     maps: dict[str, Tensor] = {}
-    hooks = []
-    for name, module in model.named_modules():
-        if isinstance(module, (Attention, CrossAttention)):
 
-            def record(layer: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                maps[name] = attention_weights(layer, *inputs).mean(dim=1)
+    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        maps[name] = attention_weights(layer, *inputs).mean(dim=1)
 
-            hooks.append(module.register_forward_pre_hook(record))
+    hooks = [
+        module.register_forward_pre_hook(partial(record, name))
+        for name, module in model.named_modules()
+        if isinstance(module, (Attention, CrossAttention))
+    ]
     try:
         yield maps
     finally:
@@ -113,9 +111,9 @@ def looks(maps: dict[str, Tensor], method: str = "rollout") -> dict[str, Tensor]
         method: "rollout" through an encoder's blocks, or "last" for its last block alone.
 
     Returns:
-        (B, N) each, in units of even attention. "video" and "audio": what each
-        encoder looks at in its own stream; "video by audio" and "audio by video": what the fusion
-        encoder reads in the other one, mean over its layers.
+        (B, N) each, in units of even attention: "video" and "audio", where each encoder looks in
+        its own stream; "video by audio" and "audio by video", what the fusion encoder reads in the
+        other one, mean over its layers.
     """
     found: dict[str, Tensor] = {}
     for name, blocks, layer in (
@@ -125,13 +123,12 @@ def looks(maps: dict[str, Tensor], method: str = "rollout") -> dict[str, Tensor]
         ("video by audio", "encoder_fusion.blocks_audio.", ".cross_attn"),
     ):
         layers = [m for n, m in maps.items() if n.startswith(blocks) and n.endswith(layer)]
-        if not layers:
-            continue
-        if layer == ".cross_attn":
+        if layers and layer == ".cross_attn":
             weights = torch.stack(layers).mean(dim=0)
-        else:
+        elif layers:
             weights = rollout(layers) if method == "rollout" else layers[-1]
-        found[name] = weights.mean(dim=1) * weights.shape[-1]
+        if layers:
+            found[name] = weights.mean(dim=1) * weights.shape[-1]
     return found
 
 
@@ -141,12 +138,18 @@ class Looked(NamedTuple):
     title: str
     video: np.ndarray | None  # (3, T, H, W) in 0..1
     audio: np.ndarray | None  # (T, F)
-    maps: dict[str, np.ndarray]  # of `attention_maps.looks`, on the grid of tokens
+    maps: dict[str, np.ndarray]  # of `looks`, on the grid of tokens
+
+    @property
+    def frames(self) -> np.ndarray:
+        """Positions in time, in tubelets, that are shown."""
+        length = 0 if self.video is None else len(self.maps["video"])
+        return np.linspace(0, length - 1, min(MOST_FRAMES, length)).round().astype(int)
 
 
 @torch.inference_mode()
 def look(
-    opened: Opened, clips: Sequence[AnyClip], method: str = "rollout", seed: int = 0
+    opened: Opened, clips: Sequence[AnyClip], method: str = "rollout", seed: int | None = None
 ) -> list[Looked]:
     """Run a model over clips and see where it looks."""
     results = []
@@ -158,109 +161,84 @@ def look(
             encoder = "encoder" if name.startswith("video") else "encoder_audio"
             grid = cast(ModalityEncoder, opened.model.get_submodule(encoder)).patch_embed.grid
             grids[name] = weights[0].reshape(grid).float().cpu().numpy()
+        title, names = "", opened.config.names
+        if opened.config.task == "classification":
+            truth, guess = int(batch.target[0]), int(scores[0].argmax())
+            title = f"{names[truth]}\npredicted\n{names[guess]}"
         video, audio = batch.video, batch.audio
-        results.append(
-            Looked(
-                _title(opened, batch.target, scores),
-                None if video is None else unnormalize(video)[0].clamp(0, 1).cpu().numpy(),
-                None if audio is None else audio[0, 0].cpu().numpy(),
-                grids,
-            )
-        )
+        pixels = None if video is None else unnormalize(video)[0].clamp(0, 1).cpu().numpy()
+        sound = None if audio is None else audio[0, 0].cpu().numpy()
+        results.append(Looked(title, pixels, sound, grids))
     return results
-
-
-def _title(opened: Opened, target: torch.Tensor | None, scores: torch.Tensor) -> str:
-    """Say what the clip shows and what the model takes it for."""
-    if opened.config.task != "classification" or target is None:
-        return ""
-    names, truth = opened.config.names, int(target[0])
-    return f"{names[truth]}\npredicted\n{names[int(scores[0].argmax())]}"
 
 
 def attention_figure(clips: Sequence[Looked]) -> Figure:
     """Draw clips of one shape, each with its maps below it."""
     first = clips[0]
-    num_frames = len(_chosen(first))
     rows = [row for row in ROWS if not row[1] or {row[1], row[2]} & first.maps.keys()]
+    frames, lines = len(first.frames), len(rows) * len(clips)
     # Frames and a scale, then the spectrogram and a scale, as far as the model reads them.
-    widths = [1.0] * num_frames + [0.07] * (num_frames > 0)
+    widths = [1.0] * frames + [0.07] * (frames > 0)
     if first.audio is not None:
-        widths += [0.3] * (num_frames > 0) + [2.3, 0.07]  # room for labels between the two
-    lines = len(rows) * len(clips)
+        widths += [0.3] * (frames > 0) + [2.3, 0.07]  # room for labels between the two
     with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(
             (0.98 * sum(widths) + 2.0, 1.02 * lines + 0.55),
             layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0.01, hspace=0.01),
         )
         grid = figure.subplots(lines, len(widths), width_ratios=widths, squeeze=False)
-        for line, (clip, (label, *names)) in enumerate(itertools.product(clips, rows)):
-            axes, is_first = grid[line], line == 0
-            shown = clip.title or label if not names[0] else label
-            axes[0].set_ylabel(shown, rotation=0, ha="right", va="center", labelpad=6)
+        for axes, (clip, (label, *names)) in zip(grid, itertools.product(clips, rows), strict=True):
+            label = label if names[0] else clip.title or label
+            axes[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6)
             if clip.video is not None:
-                _draw_video(axes[: num_frames + 1], clip, names[0], is_first)
-            for empty in axes[num_frames + 1 : -2]:
+                _draw_video(axes[: frames + 1], clip, names[0])
+            for empty in axes[frames + 1 : -2]:
                 empty.set_axis_off()
             if clip.audio is not None:
-                _draw_audio(axes[-2], axes[-1], clip, names[1], is_first)
+                _draw_audio(axes[-2], axes[-1], clip, names[1])
+        for axes, place in zip(grid[0], first.frames, strict=False):
+            axes.set_title(f"frame {place * _tubelet(first)}")
         if first.audio is not None:
+            grid[0, -2].set_title("log-mel spectrogram")
             grid[-1, -2].set_xlabel("time (s)")
             grid[-1, -2].tick_params(labelbottom=True)
     return figure
 
 
-def _chosen(clip: Looked) -> np.ndarray:
-    """Return the positions in time, in tubelets, that are shown."""
-    if clip.video is None:
-        return np.zeros(0, dtype=int)
-    length = clip.maps["video"].shape[0]
-    return np.linspace(0, length - 1, min(MOST_FRAMES, length)).round().astype(int)
+def _tubelet(clip: Looked) -> int:
+    return 0 if clip.video is None else clip.video.shape[1] // len(clip.maps["video"])
 
 
-def _draw_video(row: Sequence[Axes], clip: Looked, name: str, heading: bool) -> None:
-    """Draw one frame of each chosen tubelet, grey below a map, and the map's scale."""
+def _draw_video(row: Sequence[Axes], clip: Looked, name: str) -> None:
+    """Draw one frame of each chosen tubelet, below a map if there is one, and the map's scale."""
     assert clip.video is not None
-    heat = clip.maps.get(name)
-    tubelet = clip.video.shape[1] // clip.maps["video"].shape[0]
+    heat, height, width = clip.maps.get(name), *clip.video.shape[2:]
     image: Any = None
-    for axes, place in zip(row, _chosen(clip), strict=False):
-        picture = np.moveaxis(clip.video[:, place * tubelet], 0, -1)
-        extent = (0, picture.shape[1], picture.shape[0], 0)
-        axes.set(xticks=[], yticks=[], title=f"frame {place * tubelet}" if heading else "")
+    for axes, place in zip(row, clip.frames, strict=False):
+        picture = np.moveaxis(clip.video[:, place * _tubelet(clip)], 0, -1)
+        picture = picture if heat is None else picture.mean(-1)
+        look: dict[str, Any] = {"extent": (0, width, height, 0)}
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1, **look)
+        axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        if heat is None:
-            axes.imshow(picture, extent=extent)
-        else:
-            axes.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=1, extent=extent)
-            image = axes.imshow(heat[place], extent=extent, **_colours(heat))
+        if heat is not None:
+            image = axes.imshow(heat[place], vmax=heat.max(), **look, **HEAT)
     _scale(row[-1], image)
 
 
-def _draw_audio(axes: Axes, scale: Axes, clip: Looked, name: str, heading: bool) -> None:
-    """Draw the spectrogram, grey below a map, and the map's scale."""
+def _draw_audio(axes: Axes, scale: Axes, clip: Looked, name: str) -> None:
+    """Draw the spectrogram, below a map if there is one, and the map's scale."""
     assert clip.audio is not None
-    heat = clip.maps.get(name)
-    extent = (0.0, len(clip.audio) * HOP_SECONDS, 0.0, float(clip.audio.shape[1]))
+    heat, (steps, bins) = clip.maps.get(name), clip.audio.shape
     low, high = np.percentile(clip.audio, (1, 99))
-    shape: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": extent}
+    extent = (0.0, steps * HOP_SECONDS, 0.0, float(bins))
+    look: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": extent}
     colours = "viridis" if heat is None else "gray"
-    axes.imshow(clip.audio.T, vmin=low, vmax=high, cmap=colours, **shape)
-    image = None if heat is None else axes.imshow(heat.T, **shape, **_colours(heat))
-    axes.set(ylabel="mel bin", title="log-mel spectrogram" if heading else "")
+    axes.imshow(clip.audio.T, vmin=low, vmax=high, cmap=colours, **look)
+    axes.set_ylabel("mel bin")
     axes.tick_params(labelbottom=False)
+    image = None if heat is None else axes.imshow(heat.T, vmax=heat.max(), **look, **HEAT)
     _scale(scale, image)
-
-
-def _colours(heat: np.ndarray) -> dict[str, Any]:
-    """Return the look of a map: from 0 to its strongest point, the picture shining through."""
-    return {
-        "cmap": "inferno",
-        "alpha": 0.6,
-        "vmin": 0.0,
-        "vmax": float(heat.max()),
-        "interpolation": "bilinear",
-    }
 
 
 def _scale(axes: Axes, image: Any) -> None:
@@ -280,4 +258,4 @@ def attention(source: Source, output: str | Path, method: str = "rollout") -> Pa
     if source.clip is None and source.num_clips < 1:
         raise ValueError(f"--num_clips must be at least 1 here, got {source.num_clips}")
     opened, clips = source.open()
-    return save_figure(attention_figure(look(opened, clips, method, source.seed or 0)), output)
+    return save_figure(attention_figure(look(opened, clips, method, source.seed)), output)

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import nn
 
-from hicmae.data.batches import ClipIndex, PretrainBatch
+from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import AnyClip, read_labelled_list, read_pretrain_list
 from hicmae.data.dataset import ClipSettings, PretrainClips, TestClips
 from hicmae.inference import clips as forward
@@ -90,25 +90,15 @@ def read_clips(config: ModelConfig, data_path: str | Path, data_root: str) -> Se
     return read_labelled_list(path, config.task, len(config.names), data_root)
 
 
-class Inputs(NamedTuple):
-    """Clips as the model's input, on its device; masks only where the checkpoint is pre-trained."""
-
-    video: Tensor | None
-    audio: Tensor | None
-    target: Tensor | None
-    video_mask: Tensor | None = None
-    audio_mask: Tensor | None = None
-
-
 def batches(
-    opened: Opened, clips: Sequence[AnyClip], batch_size: int = 16, seed: int = 0
-) -> Iterator[Inputs]:
-    """Yield clips in batches: their centre windows, in pre-training the crops of that.
+    opened: Opened, clips: Sequence[AnyClip], batch_size: int = 16, seed: int | None = None
+) -> Iterator[Any]:
+    """Yield a `ViewBatch` of centre windows, or in pre-training a `PretrainBatch` of crops.
 
     Raises:
         ValueError: naming a clip that cannot be read.
     """
-    dataset = _dataset(opened.config, clips, seed)
+    dataset = _dataset(opened.config, clips, seed or 0)
     for start in range(0, len(clips), batch_size):
         chosen = range(start, min(start + batch_size, len(clips)))
         try:
@@ -118,10 +108,7 @@ def batches(
         batch = dataset.collate(items).to(opened.device)
         if batch.skipped:  # in pre-training another clip stands in for it, which would be its twin
             raise ValueError(f"a clip cannot be read: {batch.skipped[0].reason}")
-        if isinstance(batch, PretrainBatch):
-            yield Inputs(batch.video, batch.audio, None, batch.video_mask, batch.audio_mask)
-        else:
-            yield Inputs(batch.video, batch.audio, batch.target)
+        yield batch
 
 
 def _dataset(config: ModelConfig, clips: Sequence[AnyClip], seed: int) -> TestClips | PretrainClips:
@@ -160,7 +147,6 @@ def features_of(
     found, targets = [], []
     for batch in batches(opened, clips):
         found.append(forward.features(opened.model, batch.video, batch.audio))
-        assert batch.target is not None  # a labelled list
         targets.append(batch.target)
     return {
         name: torch.cat([parts[name] for parts in found]).float().cpu().numpy()
@@ -169,11 +155,8 @@ def features_of(
 
 
 def embed(vectors: np.ndarray, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
-    """Lay vectors (n, D), each column standardised, out in the plane, (n, 2), by t-SNE.
-
-    The perplexity, about how many neighbours count, is lowered for few vectors.
-    """
-    perplexity = min(perplexity, (len(vectors) - 1) / 3)
+    """Lay standardised vectors (n, D) out in the plane, (n, 2), by t-SNE."""
+    perplexity = min(perplexity, (len(vectors) - 1) / 3)  # neighbours that count
     scaled = StandardScaler().fit_transform(vectors)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(scaled)
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hicmae.inference.style import MARKERS, STYLE, check_format, colour, save_figure
 from hicmae.report.resampling import Plan
-from hicmae.report.scores import build
+from hicmae.report.scores import TOTAL, build
 from hicmae.report.tables import metric_name
 
 COLUMNS = ["dataset", "metric", "method", "value"]  # data set and metric name an axis together
@@ -68,12 +68,11 @@ def scores_of_folders(
         if kind not in report.kinds:
             raise ValueError(f"'{folder}' has no predictions of its {kind} epoch")
         shown = named or ([] if metrics else report.metrics[-1:])
-        values = [(metric_name(m), report.value(report.total, kind, m)) for m in shown]
+        values = [(metric_name(m), report.value(TOTAL, kind, m)) for m in shown]
         if "recall" in metrics:
             if report.is_regression:
                 raise ValueError(f"'{folder}' is a regression; it has no recall of classes")
-            recalls = getattr(report.total, kind)["recall"]
-            values += zip(report.names, recalls, strict=True)
+            values += zip(report.names, report.scores[kind][TOTAL]["recall"], strict=True)
         rows += [(dataset, metric, method, 100 * (value or 0.0)) for metric, value in values]
     return pd.DataFrame(rows, columns=COLUMNS)
 

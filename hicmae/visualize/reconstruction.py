@@ -1,9 +1,10 @@
 """Masked clips beside what a pre-training checkpoint makes of them."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,50 +24,48 @@ from hicmae.visualize.attention import HOP_SECONDS
 from hicmae.visualize.features import Source
 
 
-class Drawn(NamedTuple):
-    """The original, the masked and the rebuilt clip as arrays."""
-
-    videos: list[np.ndarray]  # (3, T, H, W) each
-    audios: list[np.ndarray]  # (T, F) each
-
-
 def reconstruction_figure(
-    video_original: ArrayLike,
-    video_masked: ArrayLike,
-    video_rebuilt: ArrayLike,
-    audio_original: ArrayLike,
-    audio_masked: ArrayLike,
-    audio_rebuilt: ArrayLike,
-    frames: Sequence[int] | None = None,
-    title: str = "",
+    *parts: ArrayLike, frames: Sequence[int] | None = None, title: str = ""
 ) -> Figure:
-    """Draw a clip as it is, as the model sees it, and as the model rebuilds it.
+    """Draw clips as they are, as the model sees them, and as the model rebuilds them.
 
     Args:
-        video_original: (3, T, H, W) pixels in 0..1; values outside are clipped.
-        video_masked: the same with hidden patches painted over; nan is drawn in grey.
-        video_rebuilt: the same with hidden patches as predicted.
-        audio_original: (T, F) log-mel spectrogram; sets the colour range of all three.
-        audio_masked: the same; nan is drawn in grey.
-        audio_rebuilt: the same as predicted.
+        *parts: six arrays or tensors a clip, all clips of one shape: (3, T, H, W) pixels in 0..1,
+            clipped, as they are, masked and rebuilt; likewise the (T, F) log-mel spectrogram. What
+            is nan is drawn in grey. The first spectrogram of a clip sets the range of its colours.
         frames: which of the T frames to draw; None: up to six, evenly spaced.
         title: written above.
     """
-    clip = _drawn(
-        (video_original, video_masked, video_rebuilt), (audio_original, audio_masked, audio_rebuilt)
-    )
-    return reconstructions_figure([clip], frames, title)
-
-
-def _drawn(videos: Sequence[ArrayLike], audios: Sequence[ArrayLike]) -> Drawn:
-    clip = Drawn([_to_array(v) for v in videos], [_to_array(a) for a in audios])
-    for arrays, axes in ((clip.videos, 4), (clip.audios, 2)):
-        if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != axes:
+    arrays = [_to_array(part) for part in parts]
+    for first, axes in ((0, 4), (3, 2)):
+        same = [array for k, array in enumerate(arrays) if k % 6 in range(first, first + 3)]
+        if len({array.shape for array in same}) != 1 or same[0].ndim != axes:
             raise ValueError(
                 "original, masked and rebuilt must have one shape, (3, T, H, W) for video and "
-                f"(T, F) for audio, got {[array.shape for array in arrays]}"
+                f"(T, F) for audio, got {[array.shape for array in same]}"
             )
-    return clip
+    if frames is None:
+        length = arrays[0].shape[1]
+        frames = np.linspace(0, length - 1, min(6, length)).round().astype(int).tolist()
+    widths, num_clips = [1.0] * len(frames) + [2.0], len(arrays) // 6
+    size = (1.05 * sum(widths) + 1.0, (3.55 + 0.25 * bool(title)) * num_clips)
+    tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(size, layout=tight)
+        for number, part in enumerate(figure.subfigures(num_clips, 1, squeeze=False)[:, 0]):
+            clip = arrays[6 * number : 6 * number + 6]
+            grid = part.subplots(3, len(widths), width_ratios=widths)
+            for row, name, video in zip(
+                grid, ("original", "masked", "rebuilt"), clip, strict=False
+            ):
+                row[0].set_ylabel(name)
+                _draw_frames(row, video, frames)
+            for axes, frame in zip(grid[0], frames, strict=False):
+                axes.set_title(f"frame {frame}")
+            _draw_spectrograms(part, grid[:, -1], clip[3:])
+        if title:
+            figure.suptitle(title, fontsize=10)
+    return figure
 
 
 def _to_array(value: Any) -> np.ndarray:
@@ -76,35 +75,8 @@ def _to_array(value: Any) -> np.ndarray:
     return np.asarray(value, dtype=np.float32)
 
 
-def reconstructions_figure(
-    clips: Sequence[Drawn], frames: Sequence[int] | None = None, title: str = ""
-) -> Figure:
-    """Draw clips of one shape, one below the other; `frames` as in `reconstruction_figure`."""
-    length = clips[0].videos[0].shape[1]
-    if frames is None:
-        frames = np.linspace(0, length - 1, min(6, length)).round().astype(int).tolist()
-    widths = [1.0] * len(frames) + [2.0]
-    size = (1.05 * sum(widths) + 1.0, (3.55 + 0.25 * bool(title)) * len(clips))
-    tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(size, layout=tight)
-        parts = figure.subfigures(len(clips), 1, squeeze=False)[:, 0]
-        for part, clip in zip(parts, clips, strict=True):
-            grid = part.subplots(3, len(widths), width_ratios=widths)
-            rows = zip(grid[:, :-1], ("original", "masked", "rebuilt"), clip.videos, strict=True)
-            for row, name, video in rows:
-                row[0].set_ylabel(name)
-                _draw_frames(row, video, frames)
-            for axes, frame in zip(grid[0, :-1], frames, strict=True):
-                axes.set_title(f"frame {frame}")
-            _draw_spectrograms(part, grid[:, -1], clip.audios)
-        if title:
-            figure.suptitle(title, fontsize=10)
-    return figure
-
-
 def _draw_frames(row: Sequence[Axes], video: np.ndarray, frames: Sequence[int]) -> None:
-    for axes, frame in zip(row, frames, strict=True):
+    for axes, frame in zip(row, frames, strict=False):
         picture = np.moveaxis(video[:, frame], 0, -1)  # (H, W, 3)
         axes.imshow(np.where(np.isnan(picture), 0.5, np.clip(picture, 0.0, 1.0)))
         axes.set(xticks=[], yticks=[])
@@ -145,32 +117,25 @@ def settings_of(state: Mapping[str, Any], source: str | Path) -> dict[str, dict[
     """
     args = state.get("args")
     flat = flat_settings(args)
-    if not flat:
-        raise ValueError(
-            f"checkpoint '{source}' holds no settings of run_pretraining.py, so model and masks "
-            "are unknown; use one with its settings under 'args'"
-        )
     if "mask_ratio" not in flat:
+        lacks = "is fine-tuned and has no decoders" if flat else "holds no settings of its training"
         raise ValueError(
-            f"checkpoint '{source}' is fine-tuned and has no decoders, but this picture needs a "
-            "pre-trained one; give a checkpoint of run_pretraining.py"
+            f"checkpoint '{source}' {lacks}, but this picture needs a pre-trained one with its "
+            "settings under 'args'; give a checkpoint of run_pretraining.py"
         )
     if isinstance(args, Mapping) and set(PretrainConfigs._fields) <= args.keys():
         return {name: dict(args[name]) for name in PretrainConfigs._fields}
-    return {
-        name: {
-            f.name: _flag(flat, f) for f in dataclasses.fields(kind) if _flag(flat, f) is not None
-        }
-        for name, kind in PretrainConfigs.__annotations__.items()
-    }
-
-
-def _flag(flat: Mapping[str, Any], field: dataclasses.Field) -> Any:
-    """Return a flag of the original under its name here; a single size where several belong."""
-    names = (field.name, *field.metadata["aliases"])
-    value = next((flat[name] for name in names if flat.get(name) is not None), None)
-    several = isinstance(field.default, tuple)
-    return (value,) if several and isinstance(value, (int, float)) else value
+    found: dict[str, dict[str, Any]] = {}
+    for group, kind in PretrainConfigs.__annotations__.items():
+        found[group] = {}
+        for field in dataclasses.fields(kind):
+            names = (field.name, *field.metadata["aliases"])  # those of the original among them
+            value = next((flat[name] for name in names if flat.get(name) is not None), None)
+            if isinstance(field.default, tuple) and isinstance(value, (int, float)):
+                value = (value,)
+            if value is not None:
+                found[group][field.name] = value
+    return found
 
 
 def reconstruction(source: Source, output: str | Path) -> Path:
@@ -196,5 +161,4 @@ def reconstruction(source: Source, output: str | Path) -> Path:
     model.load_state_dict(state["model"])
     items = [dataset[ClipIndex(0, line)] for line in lines]
     rebuilt = rebuild_clips(model.to(precision.device), items, configs.loss, precision)
-    clips = [_drawn(parts[:3], parts[3:]) for parts in rebuilt]
-    return save_figure(reconstructions_figure(clips), output)
+    return save_figure(reconstruction_figure(*itertools.chain(*rebuilt)), output)

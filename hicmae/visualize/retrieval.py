@@ -39,7 +39,7 @@ def recall_at(similarity: np.ndarray, rank: int) -> float:
 
 @torch.inference_mode()
 def pooled_levels(
-    opened: Opened, clips: Sequence[AnyClip], levels: Sequence[int], masked: bool, seed: int
+    opened: Opened, clips: Sequence[AnyClip], levels: Sequence[int], masked: bool, seed: int | None
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Compute the features that pre-training contrasts.
 
@@ -145,7 +145,7 @@ def retrieval(
         raise ValueError(f"retrieval needs at least 2 clips to choose from, got {len(clips)}")
     settings = opened.config.training.get("settings", {})
     levels = tuple(settings.get("return_intermediate_features") or LEVELS)
-    found = recalls(*pooled_levels(opened, clips, levels, masked, source.seed or 0), levels)
+    found = recalls(*pooled_levels(opened, clips, levels, masked, source.seed), levels)
     if csv:
         write_whole(csv, found.to_csv(index=False))
     picture = save_figure(retrieval_figure(found, len(clips)), output)

@@ -34,10 +34,10 @@ def test_total_is_the_score_of_the_union_not_the_mean_of_the_folds(tmp_path):
     labels, scores = (np.concatenate(parts) for parts in zip(*folds, strict=True))
     union = classification_metrics(labels, scores)
     rows = [classification_metrics(*fold) for fold in folds]
-    assert built.total.last == union
-    assert [row.last for row in built.rows] == rows
+    assert built.scores["last"]["Total"] == union
+    assert [built.scores["last"][fold] for fold in built.rows] == rows
     assert abs(union["uar"] - np.mean([row["uar"] for row in rows])) > 0.005
-    assert built.total.best is None
+    assert built.kinds == ["last"]
 
 
 def test_folds_are_in_natural_order_with_mean_deviation_total_and_references(tmp_path):
@@ -52,12 +52,12 @@ def test_folds_are_in_natural_order_with_mean_deviation_total_and_references(tmp
     assert [row[0] for row in cells[1:]] == [
         *folds, "mean", "std", "Total", "95% CI", "chance", "video only"
     ]  # fmt: skip
-    values = [100 * row.best["uar"] for row in built.rows]
+    values = [100 * built.value(fold, "best", "uar") for fold in built.rows]
     assert cells[4][4] == f"{np.mean(values):.2f}"
     assert cells[5][4] == f"{np.std(values, ddof=1):.2f}"
-    assert cells[6][1] == "36" and cells[6][4] == f"{100 * built.total.best['uar']:.2f}"
+    assert cells[6][1] == "36" and cells[6][4] == f"{100 * built.value('Total', 'best', 'uar'):.2f}"
     low, high = built.pooled["best"].intervals["uar"]
-    assert low < built.total.best["uar"] < high
+    assert low < built.value("Total", "best", "uar") < high
     assert cells[7][4] == f"[{100 * low:.2f}, {100 * high:.2f}]"
     assert cells[8] == ["chance", "", "33.33", "", "33.33", ""]
 
@@ -73,8 +73,8 @@ def test_other_scores_can_be_asked_for_and_those_of_the_other_task_are_refused(t
     built = build(tmp_path, plan=QUICK, metrics=["weighted_f1"])
     cells = cells_of(main_table(built))
     assert cells[0][2] == "weighted F1 last"
-    assert cells[1][2] == f"{100 * built.total.last['weighted_f1']:.2f}"
-    with pytest.raises(ValueError, match="--metrics ccc is no score of a classification; use uar"):
+    assert cells[1][2] == f"{100 * built.value('Total', 'last', 'weighted_f1'):.2f}"
+    with pytest.raises(ValueError, match="--metrics ccc is no score of 3 classes; use uar"):
         build(tmp_path, plan=QUICK, metrics=["ccc"])
 
 
@@ -104,7 +104,7 @@ def test_fold_without_best_predictions_is_named_and_shown_as_a_dash(tmp_path):
     built = build(tmp_path, plan=QUICK)
     assert "no pred_best.csv in fold1: not part of that Total" in built.notes
     assert cells_of(main_table(built))[1][4:] == ["-", "-"]
-    assert built.total.best["count"] == 8
+    assert built.scores["best"]["Total"]["count"] == 8
 
 
 def test_clips_tested_twice_are_named_with_their_folds(tmp_path):
@@ -168,7 +168,7 @@ def test_regression_table_has_correlations_of_the_union_and_of_each_output(tmp_p
     parts = [write_regression(tmp_path / f"fold{k}", k, n) for k, n in ((1, 12), (2, 30))]
     built = build(tmp_path, names=["valence", "arousal"], plan=QUICK)
     union = regression_metrics(*(np.concatenate(p) for p in zip(*parts, strict=True)))
-    assert built.total.last == union
+    assert built.scores["last"]["Total"] == union
     cells = cells_of(main_table(built))
     assert cells[0] == ["fold", "clips", "PCC last", "CCC last"]
     assert cells[5][0] == "Total" and cells[5][3] == f"{100 * union['ccc']['mean']:.2f}"
