@@ -42,42 +42,24 @@ def build_parser() -> argparse.ArgumentParser:
     add("folders", nargs="+", metavar="FOLDER", help="experiment, one sub-folder a fold")
     add("--folds", type=int, metavar="N", help="how many folds there should be")
     add("--titles", nargs="+", default=(), metavar="NAME", help="of the folders, in their order")
-    add(
-        "--class_names",
-        "--classes",
-        nargs="+",
-        default=(),
-        metavar="NAME",
+    add("--class_names", "--classes", nargs="+", default=(), metavar="NAME",
         help="names of classes or outputs, a file with one a line, or a data set (default: of the "
-        "run's settings, else classes.txt or targets.txt beside its lists)",
-    )
-    add(
-        "--metrics",
-        nargs="+",
-        default=(),
-        metavar="SCORE",
+        "run's settings, else classes.txt or targets.txt beside its lists)")  # fmt: skip
+    add("--metrics", nargs="+", default=(), metavar="SCORE",
         help=f"columns: of {', '.join(CLASS_METRICS)} (default: uar war); of a regression "
-        f"{', '.join(NUMBER_METRICS)} (default: pcc ccc)",
-    )
+        f"{', '.join(NUMBER_METRICS)} (default: pcc ccc)")  # fmt: skip
     add("--chance", action="store_true", help="add the chance level, 100 / classes")
     add("--ceilings", default="", metavar="NAME=PERCENT,...", help="figures to add")
     add = parser.add_argument_group("intervals and tests").add_argument
     add("--resamples", type=int, default=5000, metavar="N", help="draws; 0: none (default: 5000)")
     add("--confidence", type=float, default=95, metavar="PERCENT", help="coverage (default: 95)")
     add("--seed", type=int, default=0, help="of the draws (default: 0)")
-    add(
-        "--by_speaker",
-        action="store_true",
-        help=f"draw speakers instead of clips, by {SPEAKER_FILE} beside the lists of the first run",
-    )
+    text = f"draw speakers instead of clips, by {SPEAKER_FILE} beside the lists of the first run"
+    add("--by_speaker", action="store_true", help=text)
     add("--speaker_file", default="", metavar="FILE", help="the same by a csv with clip,speaker")
-    add(
-        "--speaker_pattern",
-        default="",
-        metavar="REGEX",
+    add("--speaker_pattern", default="", metavar="REGEX",
         help="the same by the group of a pattern in clips' names, e.g. '^(\\d{4})_', or by the "
-        f"name of a data set: {', '.join(PATTERNS)}",
-    )
+        f"name of a data set: {', '.join(PATTERNS)}")  # fmt: skip
     add = parser.add_argument_group("files to write").add_argument
     add("--markdown", metavar="FILE", help="tables in Markdown")
     add("--latex", metavar="FILE", help="tables for \\input, with booktabs")

@@ -80,11 +80,11 @@ def build(
     Args:
         folder: experiment folder with one sub-folder a fold, or a single run.
         folds: how many there should be; None: only gaps in the numbering are noticed.
-        references: named figures in percent to print under the table, e.g. the chance level.
-        names: of the classes or outputs, as `--class_names` takes them; empty: those of the run.
-        plan: how intervals are drawn; None: as by default.
+        references: as in `Report`.
+        names: as `--class_names` takes them; empty: those of the run.
+        plan: how intervals are drawn.
         metrics: of the main table; UAR and WAR, or PCC and CCC, if empty.
-        title: name of the experiment; its folder's if empty.
+        title: as in `Report`; the folder's name if empty.
     """
     plan = plan or Plan()
     finished, unfinished = fold_folders(folder)
@@ -104,6 +104,12 @@ def build(
             pooled[kind] = Pooled(union, strata, intervals(union, strata, plan))
             scores[kind] = {n: table.scores() for n, table in (tables | {TOTAL: union}).items()}
     some = next(iter(pooled.values())).table
+    if names:
+        found = chosen_names(names, some.num_outputs)
+    else:
+        task = "regression" if some.is_regression else "classification"
+        settings = flat_settings(read_json(finished[0] / "config.json"))
+        found = names_of_run(settings, task, some.num_outputs)
     known = NUMBER_METRICS if some.is_regression else CLASS_METRICS
     unknown = [metric for metric in metrics if metric not in known]
     if unknown:
@@ -118,19 +124,10 @@ def build(
         metrics=tuple(metrics) or known[:2],
         references=references or {},
         notes=notes_on(finished, unfinished, folds, parts),
-        names=_names(names, finished[0], some),
+        names=list(found),
         is_regression=some.is_regression,
         plan=plan,
     )
-
-
-def _names(names: Sequence[str], run: Path, table: PredictionTable) -> list[str]:
-    """Return the given names, or those that the settings of a fold lead to."""
-    if names:
-        return list(chosen_names(names, table.num_outputs))
-    settings = flat_settings(read_json(run / "config.json"))
-    task = "regression" if table.is_regression else "classification"
-    return list(names_of_run(settings, task, table.num_outputs))
 
 
 def read_predictions(path: str | Path) -> PredictionTable:
@@ -138,18 +135,12 @@ def read_predictions(path: str | Path) -> PredictionTable:
 
     Columns are clip,label,prediction,p0.. or, for regression, clip,label0..,prediction0..
     """
-    try:  # strings of pandas refuse names that are not UTF-8, so they are objects
-        table = pd.read_csv(
-            path,
-            dtype=object,
-            index_col=False,
-            keep_default_na=False,
-            encoding_errors="surrogateescape",
-        )
-    except pd.errors.EmptyDataError:
-        table = pd.DataFrame()
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{path}: {one_line(error)}") from error
+    # Strings of pandas refuse names that are not UTF-8, so they are objects.
+    options: dict[str, Any] = {"dtype": object, "index_col": False, "keep_default_na": False}
+    try:
+        table = pd.read_csv(path, encoding_errors="surrogateescape", **options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {one_line(error)}") from None
     outputs = sum(bool(re.fullmatch(r"p\d+|label\d+", name)) for name in table.columns)
     regression = "label0" in table
     ends = [str(k) for k in range(outputs)] if regression else [""]
@@ -191,18 +182,16 @@ def pool(tables: Mapping[str, PredictionTable]) -> PredictionTable:
     )
 
 
-def natural_key(name: str) -> list[tuple[int, str]]:
+def natural_key(name: str) -> list[Any]:
     """Sort key that puts fold2 before fold10."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+    parts = enumerate(re.split(r"(\d+)", name))
+    return [int(part) if k % 2 else part for k, part in parts]
 
 
 def fold_folders(folder: str | Path) -> tuple[list[Path], list[Path]]:
-    """Find the runs under a folder.
+    """Return the finished runs under a folder (with predictions), and the started ones.
 
-    Returns:
-        The finished ones (with predictions) and the started but unfinished ones, in natural order.
-        A folder that is itself a finished run counts as its only fold.
+    A folder that is itself a finished run counts as its only fold.
     """
     folder = Path(folder)
     if not folder.is_dir():

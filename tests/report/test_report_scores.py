@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hicmae.report.resampling import Plan
-from hicmae.report.scores import build, fold_folders, pool, read_predictions
+from hicmae.report.scores import build, fold_folders, read_predictions
 from hicmae.report.tables import detail_table, main_table
 from hicmae.training.evaluate import classification_metrics, regression_metrics
 from tests.report.fold_files import CLASSES, cells_of, write_fold, write_regression
@@ -26,6 +26,9 @@ def test_predictions_come_back_as_written(tmp_path):
     assert read.is_regression and read.num_outputs == 2
     np.testing.assert_array_equal(read.labels, target)
     np.testing.assert_array_equal(read.predictions, prediction)
+    path = tmp_path / "pred.csv"
+    path.write_bytes(b"clip,label,prediction,p0,p1\r\nclip \xe9.mp4,1,0,0.75,0.25\r\n")
+    assert read_predictions(path).clips == ["clip \udce9.mp4"]
 
 
 def test_total_is_the_score_of_the_union_not_the_mean_of_the_folds(tmp_path):
@@ -34,10 +37,9 @@ def test_total_is_the_score_of_the_union_not_the_mean_of_the_folds(tmp_path):
     labels, scores = (np.concatenate(parts) for parts in zip(*folds, strict=True))
     union = classification_metrics(labels, scores)
     rows = [classification_metrics(*fold) for fold in folds]
-    assert built.scores["last"]["Total"] == union
-    assert [built.scores["last"][fold] for fold in built.rows] == rows
+    assert built.kinds == ["last"] and built.rows == ["fold1", "fold2", "fold3"]
+    assert list(built.scores["last"].values()) == [*rows, union]
     assert abs(union["uar"] - np.mean([row["uar"] for row in rows])) > 0.005
-    assert built.kinds == ["last"]
 
 
 def test_folds_are_in_natural_order_with_mean_deviation_total_and_references(tmp_path):
@@ -48,61 +50,48 @@ def test_folds_are_in_natural_order_with_mean_deviation_total_and_references(tmp
     built = build(tmp_path, references=references, plan=QUICK)
     cells = cells_of(main_table(built))
     assert cells[0] == ["fold", "clips", "UAR last", "WAR last", "UAR best", "WAR best"]
-    folds = ["fold1", "fold2", "fold10"]
     assert [row[0] for row in cells[1:]] == [
-        *folds, "mean", "std", "Total", "95% CI", "chance", "video only"
+        "fold1", "fold2", "fold10", "mean", "std", "Total", "95% CI", "chance", "video only"
     ]  # fmt: skip
     values = [100 * built.value(fold, "best", "uar") for fold in built.rows]
     assert cells[4][4] == f"{np.mean(values):.2f}"
     assert cells[5][4] == f"{np.std(values, ddof=1):.2f}"
-    assert cells[6][1] == "36" and cells[6][4] == f"{100 * built.value('Total', 'best', 'uar'):.2f}"
+    total = built.value("Total", "best", "uar")
+    assert cells[6][1] == "36" and cells[6][4] == f"{100 * total:.2f}"
     low, high = built.pooled["best"].intervals["uar"]
-    assert low < built.value("Total", "best", "uar") < high
+    assert low < total < high
     assert cells[7][4] == f"[{100 * low:.2f}, {100 * high:.2f}]"
     assert cells[8] == ["chance", "", "33.33", "", "33.33", ""]
 
 
-def test_one_fold_has_neither_mean_nor_deviation(tmp_path):
-    write_fold(tmp_path / "fold1", 1, 12)
-    cells = cells_of(main_table(build(tmp_path, plan=Plan(resamples=0))))
-    assert [row[0] for row in cells[1:]] == ["fold1", "Total"]
-
-
-def test_other_scores_can_be_asked_for_and_those_of_the_other_task_are_refused(tmp_path):
-    write_fold(tmp_path / "fold1", 1, 12)
-    built = build(tmp_path, plan=QUICK, metrics=["weighted_f1"])
-    cells = cells_of(main_table(built))
-    assert cells[0][2] == "weighted F1 last"
-    assert cells[1][2] == f"{100 * built.value('Total', 'last', 'weighted_f1'):.2f}"
+def test_a_folder_that_is_a_run_is_its_only_fold_without_deviation_or_missing_folds(tmp_path):
+    run = tmp_path / "fold3"
+    write_fold(run, 1, 12)
+    write_fold(run / "older", 2, 6)
+    assert fold_folders(run) == ([run], [])
+    built = build(run, plan=Plan(resamples=0), metrics=["weighted_f1"])
+    assert [row[0] for row in cells_of(main_table(built))] == ["fold", "fold3", "Total"]
+    value = f"{100 * built.value('Total', 'last', 'weighted_f1'):.2f}"
+    assert cells_of(main_table(built))[1] == ["fold3", "12", value] and built.notes == []
     with pytest.raises(ValueError, match="--metrics ccc is no score of 3 classes; use uar"):
-        build(tmp_path, plan=QUICK, metrics=["ccc"])
+        build(run, plan=QUICK, metrics=["ccc"])
 
 
 def test_missing_and_unfinished_folds_are_named(tmp_path):
-    write_fold(tmp_path / "fold1", 1, 8)
-    write_fold(tmp_path / "fold4", 4, 8)
+    for k in (1, 4):
+        write_fold(tmp_path / f"fold{k}", k, 8)
+    write_fold(tmp_path / "fold4", 9, 8, "pred_best.csv")
     (tmp_path / "fold2").mkdir()
     (tmp_path / "fold2" / "log.txt").touch()
     (tmp_path / "pictures").mkdir()
-    assert build(tmp_path, folds=5, plan=QUICK).notes == [
+    built = build(tmp_path, folds=5, plan=QUICK)
+    assert built.notes == [
         "fold2 is not finished: it has no predictions",
         "missing: fold 3, 5",
+        "no pred_best.csv in fold1: not part of that Total",
         "Total covers the finished folds only",
     ]
     assert build(tmp_path, plan=QUICK).notes[1] == "missing: fold 3"
-
-
-def test_a_fold_alone_is_not_told_that_the_others_are_missing(tmp_path):
-    write_fold(tmp_path / "fold3", 1, 8)
-    assert build(tmp_path / "fold3", plan=QUICK).notes == []
-
-
-def test_fold_without_best_predictions_is_named_and_shown_as_a_dash(tmp_path):
-    for k in (1, 2):
-        write_fold(tmp_path / f"fold{k}", k, 8)
-    write_fold(tmp_path / "fold2", 9, 8, "pred_best.csv")
-    built = build(tmp_path, plan=QUICK)
-    assert "no pred_best.csv in fold1: not part of that Total" in built.notes
     assert cells_of(main_table(built))[1][4:] == ["-", "-"]
     assert built.scores["best"]["Total"]["count"] == 8
 
@@ -110,19 +99,13 @@ def test_fold_without_best_predictions_is_named_and_shown_as_a_dash(tmp_path):
 def test_clips_tested_twice_are_named_with_their_folds(tmp_path):
     write_fold(tmp_path / "fold1", 1, 5, prefix="x")
     write_fold(tmp_path / "fold2", 2, 2, prefix="x")
+    path = tmp_path / "fold1" / "pred.csv"
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
     (note,) = build(tmp_path, plan=QUICK).notes
     assert note == (
         "pred.csv: clips counted more than once: 'x/clip 0, a' in fold1 and fold2; "
-        "'x/clip 1, a' in fold1 and fold2"
+        "'x/clip 1, a' in fold1 and fold2; 'x/clip 4, a' in fold1 (2 times)"
     )
-
-
-def test_a_clip_twice_in_one_fold_is_named(tmp_path):
-    write_fold(tmp_path / "fold1", 1, 3)
-    path = tmp_path / "fold1" / "pred.csv"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([*lines, lines[-1]]))
-    assert "'fold1/clip 2, a' in fold1 (2 times)" in build(tmp_path, plan=QUICK).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -143,13 +126,7 @@ def test_report_says_which_list_chose_the_best_epoch(tmp_path, settings, recorde
     assert ("upper bounds" in note) == expected.startswith("test")
 
 
-def test_skipped_clips_are_counted_in_the_notes(tmp_path):
-    write_fold(tmp_path / "fold1", 1, 5)
-    (tmp_path / "fold1" / "metrics.json").write_text('{"skipped": ["a: gone", "b: gone"]}')
-    assert build(tmp_path, plan=QUICK).notes == ["fold1: 2 clips unreadable and not scored"]
-
-
-def test_folds_that_were_trained_differently_are_named_but_their_paths_may_differ(tmp_path):
+def test_skipped_clips_and_settings_that_differ_are_named_but_paths_may_differ(tmp_path):
     for k, modality in ((1, "av"), (2, "a"), (3, "av")):
         write_fold(tmp_path / f"fold{k}", k, 5)
         settings = {
@@ -158,10 +135,11 @@ def test_folds_that_were_trained_differently_are_named_but_their_paths_may_diffe
             "classifier": {"modality": modality, "depth": 2},
         }
         (tmp_path / f"fold{k}" / "config.json").write_text(json.dumps(settings))
-    (note,) = build(tmp_path, plan=QUICK).notes
-    assert note == (
-        'the folds were not trained alike: modality is "av" in fold1 fold3, "a" in fold2'
-    )
+    (tmp_path / "fold1" / "metrics.json").write_text('{"skipped": ["a: gone", "b: gone"]}')
+    assert build(tmp_path, plan=QUICK).notes == [
+        "fold1: 2 clips unreadable and not scored",
+        'the folds were not trained alike: modality is "av" in fold1 fold3, "a" in fold2',
+    ]
 
 
 def test_regression_table_has_correlations_of_the_union_and_of_each_output(tmp_path):
@@ -174,11 +152,11 @@ def test_regression_table_has_correlations_of_the_union_and_of_each_output(tmp_p
     assert cells[5][0] == "Total" and cells[5][3] == f"{100 * union['ccc']['mean']:.2f}"
     detail = cells_of(detail_table(built))
     assert detail[0] == ["output", "PCC last", "95% CI", "CCC last", "95% CI"]
-    assert detail[2][0] == "arousal"
-    assert detail[2][1::2] == [f"{100 * union[m]['per_output'][1]:.2f}" for m in ("pcc", "ccc")]
     low, high = built.pooled["last"].intervals["ccc 1"]
-    assert low < union["ccc"]["per_output"][1] < high
-    assert detail[2][4] == f"[{100 * low:.2f}, {100 * high:.2f}]"
+    pcc, ccc = (union[metric]["per_output"][1] for metric in ("pcc", "ccc"))
+    assert low < ccc < high
+    assert detail[2][:2] == ["arousal", f"{100 * pcc:.2f}"]
+    assert detail[2][3:] == [f"{100 * ccc:.2f}", f"[{100 * low:.2f}, {100 * high:.2f}]"]
 
 
 def test_class_names_come_from_the_settings_of_the_run_or_beside_its_lists(tmp_path):
@@ -194,31 +172,14 @@ def test_class_names_come_from_the_settings_of_the_run_or_beside_its_lists(tmp_p
         build(tmp_path, plan=QUICK, names=["a", "b"])
 
 
-def test_folder_that_is_itself_a_run_is_its_only_fold(tmp_path):
-    write_fold(tmp_path, 1, 6)
-    write_fold(tmp_path / "older", 2, 6)
-    assert fold_folders(tmp_path) == ([tmp_path], [])
-    assert len(build(tmp_path, plan=QUICK).rows) == 1
-
-
-def test_tasks_that_differ_are_not_pooled_and_their_folds_are_named(tmp_path):
-    write_fold(tmp_path / "fold1", 1, 6)
-    write_regression(tmp_path / "fold2", 1, 6)
-    message = "cannot be pooled: 3 classes in 'fold1', 2 regression outputs in 'fold2'"
-    with pytest.raises(ValueError, match=message):
-        build(tmp_path, plan=QUICK)
-    one = read_predictions(tmp_path / "fold1" / "pred.csv")
-    assert pool({"fold1": one}).scores() == one.scores()
-
-
 @pytest.mark.parametrize(
     "text, message",
     [
         ("clip,label\na,1\n", "pred.csv:1: expected the columns clip,label,prediction,p0"),
-        ("", "pred.csv:1: expected the columns"),
+        ("", "pred.csv: No columns"),
+        ("clip,label,prediction,p0\na,0,0,1\nb,0\n", "pred.csv:3: expected a number in each"),
         ("clip,label,prediction,p0,p1\n", "there are no predictions in it"),
         ("clip,label,prediction,p0,p1\na,0,0,1,0\nb,x,1,0,1\n", "pred.csv:3: expected a number"),
-        ("clip,label,prediction,p0,p1\na,0\n", "pred.csv:2: expected a number in each label"),
         ("clip,label,prediction,p0,p1\na,0,2,1,0\n", r"prediction 2 is not a class of 0\.\.1"),
     ],
 )
@@ -228,16 +189,15 @@ def test_broken_prediction_files_are_named_with_the_line(tmp_path, text, message
         read_predictions(tmp_path / "pred.csv").scores()
 
 
-def test_folders_without_results_are_refused(tmp_path):
+def test_folders_without_results_or_with_two_tasks_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no folder; give the one that holds the folds"):
         build(tmp_path / "gone")
     (tmp_path / "fold1").mkdir()
     (tmp_path / "fold1" / "log.txt").touch()
     with pytest.raises(FileNotFoundError, match=r"pred_best.csv yet \(started: fold1\)"):
         build(tmp_path)
-
-
-def test_clips_whose_names_are_not_utf8_are_read_as_they_were_written(tmp_path):
-    path = tmp_path / "pred.csv"
-    path.write_bytes(b"clip,label,prediction,p0,p1\r\nclip \xe9.mp4,1,0,0.75,0.25\r\n")
-    assert read_predictions(path).clips == ["clip \udce9.mp4"]
+    write_fold(tmp_path / "fold1", 1, 6)
+    write_regression(tmp_path / "fold2", 1, 6)
+    message = "cannot be pooled: 3 classes in 'fold1', 2 regression outputs in 'fold2'"
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, plan=QUICK)

@@ -348,7 +348,7 @@ def test_reconstruction_needs_a_pretraining_checkpoint(finetuned, unlabelled, tm
     assert "is fine-tuned and has no decoders, but this picture needs a pre-trained one" in error
     torch.save({"model": {}}, tmp_path / "bare.pth")
     error = failure([*base, "--checkpoint", str(tmp_path / "bare.pth")], capsys)
-    assert "holds no settings of run_pretraining.py" in error
+    assert "holds no settings of its training" in error
 
 
 def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides():
