@@ -32,7 +32,7 @@ def values_of(layer, tokens):
 
 
 def test_weights_of_self_attention_give_the_output_of_the_layer():
-    layer, tokens = randomised(Attention(DIM, HEADS)), torch.randn(BATCH, 7, DIM)
+    layer, tokens = randomised(Attention(DIM, HEADS, qkv_bias=True)), torch.randn(BATCH, 7, DIM)
     weights = attention_weights(layer, tokens)
     assert weights.shape == (BATCH, HEADS, 7, 7)
     mixed = (weights @ values_of(layer, tokens)).transpose(1, 2).flatten(2)
@@ -49,7 +49,7 @@ def test_weights_of_cross_attention_give_the_output_of_the_layer():
 
 
 def test_weights_equal_a_slow_softmax_of_products():
-    layer, tokens = randomised(Attention(DIM, HEADS)), torch.randn(1, 4, DIM)
+    layer, tokens = randomised(Attention(DIM, HEADS, qkv_bias=True)), torch.randn(1, 4, DIM)
     weights, size = attention_weights(layer, tokens)[0], DIM // HEADS
     query = tokens[0] @ layer.qkv.weight[:DIM].T + layer.q_bias
     key = tokens[0] @ layer.qkv.weight[DIM : 2 * DIM].T  # no bias
