@@ -25,6 +25,7 @@ import csv
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -49,25 +50,16 @@ Records = dict[Key, Record]
 class ListFile(NamedTuple):
     """A list: its clips as written in it, and the files to open."""
 
-    path: str
+    path: Path
+    folder: Path  # absolute
     clips: list[Clip]
     files: list[Key]
 
-    @property
-    def stem(self) -> str:
-        """The name of the list, such as "train"."""
-        return Path(self.path).stem
-
-    @property
-    def folder(self) -> str:
-        """The folder of the list."""
-        return os.path.dirname(os.path.abspath(self.path))
-
 
 class Finding(NamedTuple):
-    """Something wrong with one line of a list; `place` counts its clips from 0."""
+    """Something wrong with the clip at a place, from 0, of a list."""
 
-    list: str
+    list: ListFile
     place: int
     kind: str
     detail: str
@@ -115,25 +107,28 @@ def check(args: argparse.Namespace) -> int:
         logger.info("shard %s: %d of %d clips are broken", args.shard, bad, len(records))
         return int(bad > 0)
     findings = list(find(lists, records, args.across))
-    write_report(output / "report.csv", lists, findings)
-    write_cleaned(lists, findings, args.cleaned, parent)
+    rows = [
+        [one.path, place + 1, *one.files[place], kind, detail]
+        for one, place, kind, detail in sorted(findings, key=lambda f: (str(f.list.path), f.place))
+    ]
+    write_csv(output / "report.csv", ["list", "clip", "video", "audio", "kind", "detail"], rows)
+    for one in lists:
+        dropped = {finding.place for finding in findings if finding.list is one}
+        write_cleaned(one, dropped, args.cleaned, parent)
     print(summary(lists, findings))
     logger.info("details are in %s", output / "report.csv")
     return int(bool(findings))
 
 
-def find_lists(given: list[str], cleaned: str) -> list[str]:
+def find_lists(given: list[str], cleaned: str) -> list[Path]:
     """Return the lists, without those that an earlier run has written and *.csv gives as well."""
-    paths: dict[str, None] = {}
-    for path in given:
-        inside = sorted(map(str, Path(path).glob("*.csv"))) if os.path.isdir(path) else [path]
-        paths |= dict.fromkeys(inside)
-    found = [p for p in paths if not (is_suffix(cleaned) and Path(p).stem.endswith(cleaned))]
+    paths: list[Path] = []
+    for path in map(Path, given):
+        paths += sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    found = [p for p in paths if not (is_suffix(cleaned) and p.stem.endswith(cleaned))]
     if not found:
-        raise ValueError(
-            f"got only lists that this tool has written ({cleaned}), or none; expected others"
-        )
-    return found
+        raise ValueError(f"got no list but what this tool has written ({cleaned}); name others")
+    return list(dict.fromkeys(found))
 
 
 def is_suffix(cleaned: str) -> bool:
@@ -141,29 +136,26 @@ def is_suffix(cleaned: str) -> bool:
     return cleaned.startswith(".") and os.sep not in cleaned
 
 
-def read_list(path: str, data_root: str) -> ListFile:
+def read_list(path: Path, data_root: str) -> ListFile:
     """Read a list of either stage; which one it is shows in its first line."""
-    if not os.path.isfile(path):
+    if not path.is_file():
         raise FileNotFoundError(f"list '{path}' does not exist")
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         first = next((row for row in csv.reader(file, delimiter=" ") if row), [])
     if len(first) == 2:
-        clips = [
-            Clip(video, None if audio == wav_of(video) else audio, label)
-            for video, audio, label, *_ in read_pretrain_list(path)
-        ]
+        found = read_pretrain_list(path)
     else:
         try:
             found = read_labelled_list(path)
         except ValueError:  # other than one class index: numbers, or an error of this reader's
             found = read_labelled_list(path, "regression")
-        clips = [Clip(*clip[:3]) for clip in found]
-    files = []
-    for clip in clips:
-        video = os.path.join(data_root, clip.video)
-        audio = wav_of(video) if clip.audio is None else os.path.join(data_root, clip.audio)
-        files.append((video, audio))
-    return ListFile(path, clips, files)
+    clips, files = [], []
+    for name, sound, label, *_ in found:
+        follows = len(first) == 2 and sound == wav_of(name)
+        clips.append(Clip(name, None if follows else sound, label))
+        video = os.path.join(data_root, name)
+        files.append((video, wav_of(video) if follows else os.path.join(data_root, str(sound))))
+    return ListFile(path, Path(os.path.abspath(path.parent)), clips, files)
 
 
 def find(lists: list[ListFile], records: Records, across: bool) -> Iterator[Finding]:
@@ -171,11 +163,12 @@ def find(lists: list[ListFile], records: Records, across: bool) -> Iterator[Find
     for one in lists:
         for place, clip in enumerate(one.files):
             if records[clip].problems:
-                yield Finding(one.path, place, records[clip].problems, records[clip].detail)
+                yield Finding(one, place, records[clip].problems, records[clip].detail)
         yield from repeated(one, records)
     for one, other in combinations(lists, 2):
-        if (across or one.folder == other.folder) and not {one.stem, other.stem} <= EVALUATION:
-            train, test = (other, one) if one.stem in EVALUATION else (one, other)
+        together = across or one.folder == other.folder
+        if together and not {one.path.stem, other.path.stem} <= EVALUATION:
+            train, test = (other, one) if one.path.stem in EVALUATION else (one, other)
             yield from leaked(train, test, records)
 
 
@@ -183,10 +176,9 @@ def repeated(one: ListFile, records: Records) -> Iterator[Finding]:
     """Yield the later ones of clips that share a file or its content within a list."""
     first: dict[tuple[str, str], Key] = {}
     for place, clip in enumerate(one.files):
-        found = traits(records[clip])
-        if same := [trait for trait in found if trait in first]:
-            yield Finding(one.path, place, "in the list twice", shared(same, first))
-        for trait in found:
+        if same := shared(records[clip], first):
+            yield Finding(one, place, "in the list twice", same)
+        for trait in traits(records[clip]):
             first.setdefault(trait, clip)
 
 
@@ -194,9 +186,8 @@ def leaked(train: ListFile, test: ListFile, records: Records) -> Iterator[Findin
     """Yield the clips of the training list that share a file or its content with the test list."""
     tested = {trait: clip for clip in test.files for trait in traits(records[clip])}
     for place, clip in enumerate(train.files):
-        if same := [trait for trait in traits(records[clip]) if trait in tested]:
-            detail = f"{test.path}: {shared(same, tested)}"
-            yield Finding(train.path, place, "in training and test", detail)
+        if same := shared(records[clip], tested):
+            yield Finding(train, place, "in training and test", f"{test.path}: {same}")
 
 
 def traits(record: Record) -> list[tuple[str, str]]:
@@ -208,48 +199,35 @@ def traits(record: Record) -> list[tuple[str, str]]:
     return found
 
 
-def shared(same: list[tuple[str, str]], owners: dict[tuple[str, str], Key]) -> str:
-    """Say what a clip shares, and with which."""
+def shared(record: Record, owners: dict[tuple[str, str], Key]) -> str:
+    """Say what a clip shares with the owner of its first known trait; "" if nothing is known."""
+    same = [trait for trait in traits(record) if trait in owners]
+    if not same:
+        return ""
     video, audio = owners[same[0]]
     return f"same {' and '.join(kind for kind, _ in same)} as '{video}', '{audio}'"
 
 
-def write_report(path: Path, lists: list[ListFile], findings: list[Finding]) -> None:
-    """Write report.csv, also when nothing was found."""
-    files = {one.path: one.files for one in lists}
-    rows = (
-        [f.list, f.place + 1, *files[f.list][f.place], f.kind, f.detail]
-        for f in sorted(findings, key=lambda finding: finding[:2])
-    )
-    write_csv(path, ["list", "clip", "video", "audio", "kind", "detail"], rows)
-
-
-def write_cleaned(
-    lists: list[ListFile], findings: list[Finding], cleaned: str, parent: str
-) -> None:
-    """Write every list without the clips of its findings, to a suffix or below a folder."""
-    dropped = {finding[:2] for finding in findings}
-    for one in lists:
-        kept = [clip for k, clip in enumerate(one.clips) if (one.path, k) not in dropped]
-        path = os.path.join(cleaned, os.path.relpath(os.path.abspath(one.path), parent))
-        if is_suffix(cleaned):
-            path = cleaned.join(os.path.splitext(one.path))
-        if kept:
-            write_list(path, kept)
-            logger.info("%s: %d of %d clips", path, len(kept), len(one.clips))
-        else:
-            logger.warning("%s is not written: no clip of %s is left", path, one.path)
+def write_cleaned(one: ListFile, dropped: set[int], cleaned: str, parent: str) -> None:
+    """Write a list without the clips at some places, beside it or below a folder."""
+    path = Path(cleaned) / one.folder.relative_to(parent) / one.path.name
+    if is_suffix(cleaned):
+        path = one.path.with_name(f"{one.path.stem}{cleaned}{one.path.suffix}")
+    kept = [clip for place, clip in enumerate(one.clips) if place not in dropped]
+    if kept:
+        write_list(path, kept)
+        logger.info("%s: %d of %d clips", path, len(kept), len(one.clips))
+    else:
+        logger.warning("%s is not written: no clip of %s is left", path, one.path)
 
 
 def summary(lists: list[ListFile], findings: list[Finding]) -> str:
     """Return the table of findings by list and kind."""
-    table = pd.DataFrame(
-        {"clips": [len(one.clips) for one in lists]},
-        pd.Index([one.path for one in lists], dtype=object),
-    )
-    found = pd.DataFrame(findings, columns=Finding._fields, dtype=object)
-    counts = pd.crosstab(found["list"], found["kind"])
-    table = table.join(counts).fillna(0).astype(int)
+    counts = Counter((finding.list.path, finding.kind) for finding in findings)
+    kinds = sorted({finding.kind for finding in findings})
+    rows = [[len(one.clips), *(counts[one.path, kind] for kind in kinds)] for one in lists]
+    names = pd.Index([str(one.path) for one in lists], dtype=object)
+    table = pd.DataFrame(rows, names, ["clips", *kinds])
     return table_text(table) + ("" if findings else "\n\nnothing is wrong")
 
 

@@ -283,36 +283,18 @@ def test_avcaffe_labels_tasks_and_splits_people(
     assert "are in train.csv and in test.csv, expected none: 'aiim001" in caplog.text
 
 
-def make_mafw(tree: Tree) -> None:
-    tree.clips(["00001", "00002"])
-    mafw_split(tree, "single", ["00001.mp4 anger"], ["00002.mp4 fear"])
-
-
-def make_werewolf(tree: Tree) -> None:
-    tree.clips(WEREWOLF)
-    tree.text(
-        "labels.csv", "name,valence,arousal,dominance", *(f"{name},1,2,3" for name in WEREWOLF)
-    )
-
-
 @pytest.mark.parametrize(
-    ("script", "data_set", "make"),
-    [
-        ("cream-d", cremad, lambda tree: tree.clips(FIVE)),
-        ("mafw", mafw, make_mafw),
-        ("werewolf-xl", werewolf_xl, make_werewolf),
-    ],
+    ("script", "data_set"), [("cream-d", cremad), ("mafw", mafw), ("werewolf-xl", werewolf_xl)]
 )
 def test_lists_go_where_the_experiment_script_looks(
-    script: str,
-    data_set: building.DataSet,
-    make: Callable[[Tree], None],
-    tree: Tree,
-    monkeypatch: pytest.MonkeyPatch,
+    script: str, data_set: building.DataSet, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiments = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base"
     place = re.search(r"DATASET=(\S+)", (experiments / script / "finetune_170.sh").read_text())[1]
-    make(tree)
+    tree.clips([*FIVE, *WEREWOLF, "00001", "00002"])
+    mafw_split(tree, "single", ["00001.mp4 anger"], ["00002.mp4 fear"])
+    rows = (f"{name},1,2,3" for name in WEREWOLF)
+    tree.text("labels.csv", "name,valence,arousal,dominance", *rows)
     monkeypatch.setattr(building, "SAVED_DATA", tree.root / "saved/data")
     assert data_set.main(["--data_root", str(tree.root)]) == 0
     assert (tree.root / "saved/data" / place / "split03/train.csv").is_file()
@@ -455,13 +437,6 @@ def test_full_disk_leaves_no_half_written_file(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_left_out_names_survive_any_character(tmp_path: Path) -> None:
-    name = 'a "b"\n\udcff, ü'
-    write_left_out(tmp_path / "x.csv", [LeftOut(name, "why", "detail")])
-    with open(tmp_path / "x.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        assert list(csv.reader(file))[1] == [name, "why", "detail"]
-
-
 def test_tables_stay_ascii_and_one_line_a_row() -> None:
     table = table_text(pd.DataFrame({"clips": [12]}, pd.Index(["zwei\nZeilen, ü"], dtype=object)))
     assert [line.split() for line in table.splitlines()] == [
@@ -470,21 +445,16 @@ def test_tables_stay_ascii_and_one_line_a_row() -> None:
     ]
 
 
-def test_face_folders_are_found_at_any_depth_and_links_in_a_circle_end(tmp_path: Path) -> None:
-    for name in ("x/x_aligned/2.PNG", "s1/A/y_aligned/1.jpg", "z/0.bmp", "s1/A/hidden/._1.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True)
+def test_folders_and_wavs_are_found_at_any_depth_and_links_in_a_circle_end(tmp_path: Path) -> None:
+    faces = ("x/x_aligned/2.PNG", "s1/A/y_aligned/1.jpg", "z/0.bmp", "s1/A/hidden/._1.jpg")
+    for name in (*faces, "s1/1.wav", "2.WAV", "._2.wav", "3.mp3", "b c.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "s1/round").symlink_to(tmp_path, target_is_directory=True)
     found = frame_folders(str(tmp_path))
     places = {name: os.path.relpath(path, tmp_path) for name, path in found.paths.items()}
     assert places == {"x": "x/x_aligned", "y": "s1/A/y_aligned", "z": "z"}
     assert set(found.unusable) == {"hidden"}
-
-
-def test_wavs_are_found_by_name_and_hidden_ones_are_not(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    for name in ("a/1.wav", "2.WAV", "._2.wav", "3.mp3", "b c.wav"):
-        (tmp_path / name).touch()
     assert sorted(wav_files(str(tmp_path)).paths) == ["1", "2", "b c"]
 
 
