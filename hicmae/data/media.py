@@ -109,9 +109,21 @@ def needed_stream(container: InputContainer, kind: Literal["audio", "video"]) ->
     return stream
 
 
-def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Turn a decoded picture as its film says; telephones store how they were held beside it."""
-    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+class UprightRgb:
+    """Takes decoded frames to (H, W, 3) uint8 RGB of the first one's size, turned as the film says.
+
+    Telephones store how they were held beside the picture.
+    """
+
+    def __init__(self) -> None:
+        self.converter = VideoReformatter()  # one for all: setting it up takes half the time
+        self.size: tuple[int, int] | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """Convert one frame."""
+        self.size = self.size or (frame.width, frame.height)
+        image = self.converter.reformat(frame, *self.size, format="rgb24").to_ndarray()
+        return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
 
 
 # Frames by their numbers, for training
@@ -363,12 +375,9 @@ class MediaFile:
         nearly = float(np.median(steps)) / 2 if len(steps) else 0.0  # half a frame early will do
         with opened(self.path) as container:
             stream = needed_stream(container, "video")
-            converter = VideoReformatter()  # one for all frames: setting it up takes half the time
-            size, last, count = None, None, 0
-            for frame in frames_at(container, stream, wanted, nearly):
-                size = size or (frame.width, frame.height)
-                image = converter.reformat(frame, *size, format="rgb24").to_ndarray()
-                last, count = upright(image, frame), count + 1
+            last, count = None, 0
+            for last in map(UprightRgb(), frames_at(container, stream, wanted, nearly)):
+                count += 1
                 yield last
         if last is None or count < 0.95 * len(wanted):
             raise UnreadableClip(

@@ -272,14 +272,13 @@ def to_tensor(frames: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:
 
 
 @functools.cache
-def imagenet_statistics(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Return mean and deviation, (3,) each; sent to a device once, as a GPU has to wait for it."""
-    constants = (IMAGENET_MEAN, IMAGENET_STD)
-    return tuple(torch.tensor(values, dtype=dtype, device=device) for values in constants)
+def _imagenet_statistics(device: torch.device) -> list[torch.Tensor]:
+    """Return mean and deviation (3, 1, 1, 1); sent to a device once, as a GPU waits for it."""
+    statistics = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)
+    return list(rearrange(statistics, "s c -> s c 1 1 1"))
 
 
 def normalise(video: torch.Tensor) -> torch.Tensor:
     """Map (..., 3, T, H, W) uint8 pixels to float32, normalised by ImageNet's mean and std."""
-    statistics = imagenet_statistics(video.device, torch.float32)
-    mean, std = (rearrange(values, "c -> c 1 1 1") for values in statistics)
+    mean, std = _imagenet_statistics(video.device)
     return (video.float().div_(255) - mean).div_(std)

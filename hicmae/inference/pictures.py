@@ -18,13 +18,12 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.packet import Packet
 from av.stream import Stream
-from av.video.reformatter import VideoReformatter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from hicmae.data.media import NoPicture, first_stream, needed_stream, opened
+from hicmae.data.media import NoPicture, UprightRgb, first_stream, needed_stream, opened
 from hicmae.inference.results import Prediction
 from hicmae.inference.style import OKABE_ITO, STYLE, save_figure
 from hicmae.io import check_writable, whole_file
@@ -248,8 +247,7 @@ class _PictureWriter:
         # As fine as the source's clock, so that frames of changing length keep their times.
         self.unit = source.time_base or 1 / rate
         self.stream.codec_context.time_base = self.unit
-        self.converter = VideoReformatter()
-        self.size: tuple[int, int] | None = None
+        self.to_rgb = UprightRgb()
         self.annotators: list[Annotator] = []
         self.first: float | None = None
         self.last_pts = -1
@@ -267,10 +265,8 @@ class _PictureWriter:
         return len(frames)
 
     def _draw(self, frame: av.VideoFrame) -> None:
-        self.size = self.size or (frame.width, frame.height)
-        image = self.converter.reformat(frame, *self.size, format="rgb24").to_ndarray()
         # Upright, as the copy does not say how the telephone was held; and even, as H.264 wants.
-        upright: np.ndarray = np.rot90(image, round(frame.rotation / 90))
+        upright = self.to_rgb(frame)
         height, width = (side - side % 2 for side in upright.shape[:2])
         image = np.ascontiguousarray(upright[:height, :width])
         time = frame.time if frame.time is not None else (self.last_pts + 1) * float(self.unit)

@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 import cv2
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
 
 from hicmae.config import add_arguments, from_args, option
+from hicmae.data.media import UprightRgb
 from hicmae.faces.detector import Detector, check_weights
 from hicmae.faces.tracking import align, fill_gaps, main_face, search, smooth
 from hicmae.io import PART, UnreadableClip, whole_folder
@@ -125,13 +125,7 @@ def follow_face(path: str, options: FaceOptions) -> FacePath:
 def read_frames(path: str) -> Iterator[np.ndarray]:
     """Yield the frames of a video upright, (H, W, 3) uint8 RGB, all of the first one's size."""
     with open_stream(path, "video") as (container, stream):
-        size: tuple[int, int] | None = None
-        converter = VideoReformatter()  # one for all frames: setting it up takes half the time
-        for frame in container.decode(stream):
-            size = size or (frame.width, frame.height)
-            image = converter.reformat(frame, *size, format="rgb24").to_ndarray()
-            # Telephones store how they were held beside the picture.
-            yield np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+        yield from map(UprightRgb(), container.decode(stream))
 
 
 @functools.lru_cache(maxsize=1)

@@ -117,19 +117,29 @@ def test_view_crops_are_distinct_squares_inside_the_resized_frame(
 
 
 @given(grid=st.tuples(*[st.integers(1, 12)] * 3), ratio=st.floats(0.01, 0.99), seed=seeds)
-def test_a_tube_mask_is_the_same_in_every_frame_and_masks_its_share(grid, ratio, seed) -> None:
-    times, cells = grid[0], grid[1] * grid[2]
+def test_masks_hide_their_share_tubes_the_same_in_every_frame(grid, ratio, seed) -> None:
+    cells = grid[1] * grid[2]
     assume(0 < int(ratio * cells) < cells)
-    mask = tube_mask(grid, ratio, np.random.default_rng(seed)).reshape(times, cells)
-    assert (mask == mask[0]).all()
+    mask = tube_mask(grid, ratio, np.random.default_rng(seed)).reshape(grid[0], cells)
+    assert mask.dtype == bool and (mask == mask[0]).all()
     assert mask[0].sum() == int(ratio * cells)
+    one = random_mask(cells, ratio, np.random.default_rng(seed))
+    assert one.shape == (cells,) and (one == mask[0]).all(), "the generator decides"
 
 
-@given(tokens=st.integers(2, 400), ratio=st.floats(0.01, 0.99), seed=seeds)
-def test_a_random_mask_masks_its_share(tokens, ratio, seed) -> None:
-    assume(0 < int(ratio * tokens) < tokens)
-    mask = random_mask(tokens, ratio, np.random.default_rng(seed))
-    assert mask.shape == (tokens,) and mask.sum() == int(ratio * tokens)
+def test_published_masks_leave_80_video_and_26_audio_tokens_and_reach_every_cell() -> None:
+    rng = np.random.default_rng(1)
+    assert (~tube_mask((8, 10, 10), 0.9, rng)).sum() == 80
+    masks = np.stack([random_mask(128, 0.8, rng) for _ in range(60)])
+    assert ((~masks).sum(1) == 26).all() and masks.any(0).all() and not masks.all(0).any()
+
+
+@pytest.mark.parametrize("ratio, hidden", [(0.2, 0), (1.0, 4)])
+def test_masks_that_hide_nothing_or_everything_are_refused(ratio, hidden) -> None:
+    with pytest.raises(
+        ValueError, match=f"mask_ratio {ratio} hides {hidden} of 4 patches in a 2x2"
+    ):
+        tube_mask((8, 2, 2), ratio, np.random.default_rng(0))
 
 
 # Views
@@ -162,24 +172,19 @@ names = st.text(
 ).filter(lambda name: name not in (".", ".."))
 
 
-@in_folder
-@given(rows=st.lists(st.tuples(names, names, st.integers(0, 99)), min_size=1, max_size=6))
-def test_any_names_survive_a_list(tmp_path: Path, rows) -> None:
-    clips = [Clip("v" + video, "a" + audio, label) for video, audio, label in rows]
-    write_list(tmp_path / "list.csv", clips)
-    assert read_labelled_list(tmp_path / "list.csv") == clips
+numbers = st.floats(-1e9, 1e9)
 
 
 @in_folder
-@given(
-    rows=st.lists(
-        st.tuples(names, st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)), min_size=1, max_size=6
-    )
-)
-def test_any_numbers_survive_a_list_of_a_regression(tmp_path: Path, rows) -> None:
-    clips = [Clip("v" + name, "a" + name, (one, other)) for name, one, other in rows]
-    write_list(tmp_path / "list.csv", clips)
-    assert read_labelled_list(tmp_path / "list.csv", "regression", 2) == clips
+@given(rows=st.lists(st.tuples(names, names, st.integers(0, 99), numbers), min_size=1, max_size=6))
+def test_any_names_and_numbers_survive_a_list(tmp_path: Path, rows) -> None:
+    path = tmp_path / "list.csv"
+    clips = [Clip("v" + video, "a" + audio, label) for video, audio, label, _ in rows]
+    write_list(path, clips)
+    assert read_labelled_list(path) == clips
+    clips = [Clip("v" + video, "a" + audio, (one, 0.5)) for video, audio, _, one in rows]
+    write_list(path, clips)
+    assert read_labelled_list(path, "regression", 2) == clips
 
 
 @in_folder

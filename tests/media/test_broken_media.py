@@ -12,7 +12,7 @@ import torch
 
 from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import Clip
-from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
+from hicmae.data.dataset import ClipDataset, ClipSettings, LabelledClips, PretrainClips, TestClips
 from hicmae.data.loader import ClipSampler, make_loader
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.io import UnreadableClip
@@ -21,7 +21,6 @@ from tests.media.corpus import Case, make_corpus
 
 SECONDS = 60  # in which a clip is read or refused, whatever is wrong with it
 SETTINGS = ClipSettings(input_size=32, input_size_audio=(64, 32))
-Read = Callable[[Clip, Clip], tuple[torch.Tensor, tuple]]
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +28,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     return make_corpus(tmp_path_factory.mktemp("media") / "corpus")
 
 
-def read_pretraining(clip: Clip, whole: Clip) -> tuple[torch.Tensor, tuple]:
-    batch = PretrainClips([clip, whole], settings=SETTINGS)[ClipIndex(0, 0)]
-    return batch.audio, batch.skipped
-
-
-def read_training(clip: Clip, whole: Clip) -> tuple[torch.Tensor, tuple]:
-    batch = LabelledClips([clip, whole], settings=SETTINGS)[ClipIndex(0, 0)]
-    return batch.audio, batch.skipped
-
-
-def read_testing(clip: Clip, whole: Clip) -> tuple[torch.Tensor, tuple]:
-    batch = TestClips([clip, whole], allow_skip=True, settings=SETTINGS)[ClipIndex(0, 0)]
-    return batch.audio, batch.skipped
+def dataset_of(stage: str, clips: list[Clip]) -> ClipDataset:
+    if stage == "testing":
+        return TestClips(clips, SETTINGS, allow_skip=True)
+    return (PretrainClips if stage == "pretraining" else LabelledClips)(clips, SETTINGS)
 
 
 def outcome_of_prediction(case: Case, recognizer: EmotionRecognizer) -> str:
@@ -55,13 +45,14 @@ def outcome_of_prediction(case: Case, recognizer: EmotionRecognizer) -> str:
     return "read"
 
 
-def outcome(case: Case, read: Read, whole: Case) -> str:
+def outcome(case: Case, stage: str, whole: Case) -> str:
     """Return "read", or "refused" after checking that the report is one line with the name."""
-    audio, skipped = read(Clip(case.video, case.audio, 1), Clip(whole.video, whole.audio, 0))
-    assert torch.isfinite(audio).all()
-    if not skipped:
+    clips = [Clip(case.video, case.audio, 1), Clip(whole.video, whole.audio, 0)]
+    batch = dataset_of(stage, clips)[ClipIndex(0, 0)]
+    assert torch.isfinite(batch.audio).all()
+    if not batch.skipped:
         return "read"
-    (clip,) = skipped
+    (clip,) = batch.skipped
     odd = case.video if case.half == "video" else case.audio
     assert clip.video == case.video
     assert "\n" not in clip.reason and len(clip.reason) < 600
@@ -97,16 +88,17 @@ def outcomes_of(cases: list[Case], find: Callable[[Case], str]) -> dict[str, str
     return found
 
 
-@pytest.mark.parametrize("read", [read_pretraining, read_training, read_testing])
-def test_every_broken_clip_is_read_or_refused_as_promised(corpus: list[Case], read: Read) -> None:
-    cases = [case for case in corpus if read is not read_pretraining or not _is_folder(case)]
-    found = outcomes_of(cases, partial(outcome, read=read, whole=cases[0]))
-    broken = {
-        case.name: found.get(case.name)
-        for case in cases
-        if found.get(case.name) not in _allowed(case)
-    }
-    assert broken == {}
+def broken_promises(
+    found: dict[str, str], allowed: dict[str, tuple[str, ...]]
+) -> dict[str, object]:
+    return {name: found.get(name) for name in allowed if found.get(name) not in allowed[name]}
+
+
+@pytest.mark.parametrize("stage", ["pretraining", "training", "testing"])
+def test_every_broken_clip_is_read_or_refused_as_promised(corpus: list[Case], stage: str) -> None:
+    cases = [case for case in corpus if stage != "pretraining" or not _is_folder(case)]
+    found = outcomes_of(cases, partial(outcome, stage=stage, whole=cases[0]))
+    assert broken_promises(found, {case.name: _allowed(case) for case in cases}) == {}
 
 
 def test_inference_answers_or_says_in_one_line_why_not(corpus: list[Case], tmp_path: Path) -> None:
@@ -119,8 +111,7 @@ def test_inference_answers_or_says_in_one_line_why_not(corpus: list[Case], tmp_p
         case.name: ("read", "refused") if case.half == "audio" else _allowed(case)
         for case in corpus
     }
-    broken = {name: found.get(name) for name in allowed if found.get(name) not in allowed[name]}
-    assert broken == {}
+    assert broken_promises(found, allowed) == {}
     assert found["44.1 kHz stereo"] == found["8 kHz"] == found["float wav"] == "read"
 
 
@@ -141,32 +132,19 @@ def test_workers_survive_the_whole_corpus_and_every_refused_clip_is_named(
     corpus: list[Case],
 ) -> None:
     clips = [Clip(case.video, case.audio, 0) for case in corpus]
-    dataset = LabelledClips(clips, settings=SETTINGS)
+    dataset = dataset_of("training", clips)
     sampler = ClipSampler(len(clips), shuffle=True, seed=0, pad=True)
     loader = make_loader(dataset, sampler, 4, 2, False, "cpu")
-    sizes, skipped = [], set()
-    for batch in loader:
-        sizes.append(len(batch.names))
-        skipped |= {(clip.video, clip.reason.split("'")[1]) for clip in batch.skipped}
-    assert sum(sizes) == len(clips)
-    refused = [case for case in corpus if case.promise == "refused"]
-    named = {video for video, _ in skipped}
-    assert {case.video for case in refused} <= named
-
-
-def test_testing_stops_at_a_broken_clip_and_names_it(corpus: list[Case]) -> None:
-    case = next(case for case in corpus if case.name == "cut at 5/10")
-    dataset = TestClips([Clip(case.video, case.audio, 0)], settings=SETTINGS)
-    with pytest.raises(RuntimeError, match="cut5.mp4' cannot be read.*--skip_bad_test_clips"):
-        dataset[ClipIndex(0, 0)]
+    batches = list(loader)
+    assert sum(len(batch.names) for batch in batches) == len(clips)
+    named = {clip.video for batch in batches for clip in batch.skipped}
+    assert {case.video for case in corpus if case.promise == "refused"} <= named
 
 
 @pytest.mark.slow
 def test_memory_stays_flat_over_5000_bad_opens(corpus: list[Case]) -> None:
     refused = [case for case in corpus if case.promise != "read"]
-    dataset = TestClips(
-        [Clip(case.video, case.audio, 0) for case in refused], allow_skip=True, settings=SETTINGS
-    )
+    dataset = dataset_of("testing", [Clip(case.video, case.audio, 0) for case in refused])
 
     def pass_over(times: int) -> float:
         for index in range(times):
