@@ -21,13 +21,13 @@ Exit code: 0; 2 where the command or a clip is bad.
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 from tqdm import tqdm
@@ -35,11 +35,10 @@ from tqdm import tqdm
 from hicmae.config import new_parser
 from hicmae.data.clip_list import AnyClip, read_labelled_list
 from hicmae.data.splits import take_share
+from hicmae.inference.cli import add_checkpoint_arguments, run_command
 from hicmae.inference.recognizer import EmotionRecognizer
-from hicmae.io import UnreadableClip, describe, markdown, write_whole
+from hicmae.io import write_whole
 from hicmae.training.evaluate import Predictions, score, write_results
-
-logger = logging.getLogger(__name__)
 
 TEMPERATURE = 0.07
 METRICS = ("cosine", "euclidean")
@@ -47,10 +46,10 @@ FUSED = "fused"
 
 
 class Labelled(NamedTuple):
-    """Clips with their features."""
+    """Clips with their features: of each clip (D,) by kind."""
 
     clips: list[AnyClip]
-    features: list[dict[str, np.ndarray]]  # (D,) by kind, one dictionary a clip
+    features: list[dict[str, np.ndarray]]
 
     @property
     def labels(self) -> np.ndarray:
@@ -63,14 +62,12 @@ class Labelled(NamedTuple):
         Raises:
             ValueError: a kind that the model does not have.
         """
-        names = kind.split("+")
-        known = self.features[0]
-        for name in names:
-            if name not in known:
-                raise ValueError(
-                    f"--features {kind}: this model has no '{name}', expected "
-                    f"{', '.join(known)}, or several joined by '+'"
-                )
+        names, known = kind.split("+"), self.features[0]
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(
+                f"--features {kind}: this model has no '{unknown[0]}', expected "
+                f"{', '.join(known)}, or several joined by '+'"
+            )
         parts = [np.stack([row[name] for row in self.features]) for name in names]
         return np.hstack([normalize(part) for part in parts] if len(parts) > 1 else parts)
 
@@ -91,14 +88,12 @@ def extract(
     pairs = [(clip.video, clip.audio) for clip in clips]
     found = recognizer.features_each(pairs, protocol="test", faces="cut")
     shown = tqdm(found, description, len(clips), disable=not description, dynamic_ncols=True)
-    return Labelled(list(clips), [_kinds(features.mean()) for features in shown])
-
-
-def _kinds(levels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Take the last of the layers, and all that is one vector already."""
-    layers = {name: value for name, value in levels.items() if name.endswith("_layers")}
-    last = {name.replace("_layers", "_last"): value[-1] for name, value in layers.items()}
-    return last | {name: value for name, value in levels.items() if name not in layers}
+    rows = []
+    for levels in (features.mean() for features in shown):
+        layers = [name for name in levels if name.endswith("_layers")]
+        last = {name.replace("_layers", "_last"): levels.pop(name)[-1] for name in layers}
+        rows.append(last | levels)
+    return Labelled(list(clips), rows)
 
 
 def default_kinds(known: Sequence[str]) -> list[str]:
@@ -178,11 +173,9 @@ def evaluate(
 
 def table(results: Sequence[Result]) -> str:
     """Return a Markdown table, in percent."""
-    rows = [
-        (kind, str(k), *(f"{100 * metrics[name]:.2f}" for name in ("uar", "war")))
-        for kind, k, _, metrics in results
-    ]
-    return markdown(("features", "k", "UAR", "WAR"), rows)
+    rows = [(r.features, r.k, 100 * r.metrics["uar"], 100 * r.metrics["war"]) for r in results]
+    frame = pd.DataFrame(rows, columns=["features", "k", "UAR", "WAR"])
+    return str(frame.to_markdown(index=False, floatfmt=".2f")) + "\n"
 
 
 def write(results: Sequence[Result], output_dir: Path, settings: dict[str, Any]) -> None:
@@ -200,53 +193,21 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = new_parser(str(__doc__))
     parser.prog = "python -m hicmae.knn"
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="PATH", help="checkpoint, export or run of any stage"
-    )
-    parser.add_argument(
-        "--data_path", required=True, metavar="FOLDER", help="fold with train.csv and test.csv"
-    )
-    parser.add_argument("--data_root", default="", metavar="DIR", help="start of relative names")
-    parser.add_argument(
-        "--test_list", metavar="FILE", help="clips to classify (default: FOLDER/test.csv)"
-    )
-    parser.add_argument(
-        "--features",
-        nargs="+",
-        metavar="KIND",
-        help="kinds to compare (default: fused, else the others)",
-    )
-    parser.add_argument(
-        "--k",
-        nargs="+",
-        type=int,
-        default=[1, 5, 10, 20],
-        metavar="N",
-        help="numbers of neighbours (1 5 10 20)",
-    )
-    parser.add_argument(
-        "--metric", choices=METRICS, default="cosine", help="how near features are (%(default)s)"
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=TEMPERATURE,
-        metavar="T",
-        help="of the votes: the smaller, the more the nearest decide (%(default)s)",
-    )
-    parser.add_argument(
-        "--label_share",
-        type=float,
-        default=1.0,
-        metavar="SHARE",
-        help="share of each class among the neighbours, as in run_finetuning.py (1)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of --label_share (0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n> (auto)")
-    parser.add_argument(
-        "--batch_size", type=int, default=8, metavar="N", help="views at once (%(default)s)"
-    )
-    parser.add_argument("--output_dir", metavar="DIR", help="gets predictions and metrics")
+    add = parser.add_argument
+    add_checkpoint_arguments(parser)
+    add("--data_path", required=True, metavar="DIR", help="fold with train.csv and test.csv")
+    add("--data_root", default="", metavar="DIR", help="start of relative names")
+    add("--test_list", metavar="FILE", help="clips to classify (default: test.csv of the fold)")
+    add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else the others)")
+    neighbours = (1, 5, 10, 20)
+    add("--k", nargs="+", type=int, default=neighbours, metavar="N", help="neighbours (1 5 10 20)")
+    add("--metric", choices=METRICS, default="cosine", help="how near features are (%(default)s)")
+    text = "of the votes: the smaller, the more the nearest decide (%(default)s)"
+    add("--temperature", type=float, default=TEMPERATURE, metavar="T", help=text)
+    text = "share of each class among the neighbours, as in run_finetuning.py (1)"
+    add("--label_share", type=float, default=1.0, metavar="SHARE", help=text)
+    add("--seed", type=int, default=0, metavar="N", help="of --label_share (0)")
+    add("--output_dir", metavar="DIR", help="gets predictions and metrics")
     return parser
 
 
@@ -273,7 +234,7 @@ def read_fold(args: argparse.Namespace) -> tuple[list[AnyClip], list[AnyClip]]:
     return train, list(test)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Extract, vote, print and write."""
     train_clips, test_clips = read_fold(args)
     recognizer = EmotionRecognizer.from_checkpoint(
@@ -290,18 +251,12 @@ def run(args: argparse.Namespace) -> None:
     sys.stdout.write(table(results))
     if args.output_dir:
         write(results, Path(args.output_dir), vars(args))
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = make_parser().parse_args(argv)
-    try:
-        run(args)
-    except (OSError, ValueError, UnreadableClip) as error:
-        logger.error("error: %s", describe(error))
-        return 2
-    return 0
+    return run_command(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
@@ -27,13 +28,11 @@ WEIGHTS_SHA256 = {
     "rnet": "cb00e6460f3c98b0bfafaba3c0a0ded4bdf6e62cee7174d969e8670d7e757fee",
     "onet": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
 }
-# Of each pooling layer of R-Net and O-Net: side, and whether it keeps a part window at the edge.
-RNET_POOLS, ONET_POOLS = ((3, True), (3, False)), ((3, True), (3, False), (2, True))
 CELL, STRIDE = 12, 2  # pixels that P-Net sees for one score, and between scores
 PYRAMID_STEP = 0.709  # about 1 / sqrt(2): each level halves the area
 PROPOSED, REFINED, ACCEPTED = 0.6, 0.7, 0.7  # least scores after the three nets
 SAME_PROPOSAL, SAME_FACE = 0.7, 0.6  # overlaps from which one of two boxes is dropped
-GREY = (127, 127, 127)  # around an image: 0 once normalised
+GREY = 127  # around an image: 0 once normalised
 
 
 class Face(NamedTuple):
@@ -59,11 +58,15 @@ class Face(NamedTuple):
 
 
 class Net(nn.Module):
-    """A trunk and several linear outputs on top of it."""
+    """A trunk and several linear outputs on top of it, with given weights."""
 
-    def __init__(self, trunk: list[nn.Module], outputs: list[nn.Module]) -> None:
+    def __init__(self, name: str, trunk: list[nn.Module], outputs: list[nn.Module]) -> None:
         super().__init__()
         self.trunk, self.outputs = nn.Sequential(*trunk), nn.ModuleList(outputs)
+        with torch.no_grad():
+            for parameter, array in zip(self.parameters(), _arrays(name), strict=True):
+                parameter.copy_(array)
+        self.eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map (B, 3, H, W) in [-1, 1] to one tensor an output."""
@@ -71,24 +74,31 @@ class Net(nn.Module):
         return [output(features) for output in self.outputs]
 
 
-class ColumnsFirst(nn.Module):
-    """Flatten (B, C, H, W) in the order W, H, C that the weights are for."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, W * H * C)."""
-        return features.permute(0, 3, 2, 1).flatten(1)
-
-
 @lru_cache(maxsize=1)
 def load_nets() -> tuple[Net, Net, Net]:
     """Build P-Net, R-Net and O-Net with the weights of the installed package."""
-    pnet, rnet, onet = (_weights(name) for name in WEIGHTS_SHA256)
-    pool = nn.MaxPool2d(2, 2, ceil_mode=True)
-    trunk = [*_conv(pnet), pool, *_conv(pnet), *_conv(pnet)]
-    proposing = Net(trunk, [_conv(pnet, activation=False)[0] for _ in range(2)])
-    refining = Net(_trunk(rnet, RNET_POOLS), [_linear(rnet) for _ in range(2)])
-    placing = Net(_trunk(onet, ONET_POOLS), [_linear(onet) for _ in range(3)])
-    return proposing.eval(), refining.eval(), placing.eval()
+
+    def conv(inputs: int, outputs: int, kernel: int = 3) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, kernel), nn.PReLU(outputs)]
+
+    def dense(inputs: int, outputs: int) -> list[nn.Module]:
+        columns_first = Rearrange("b c h w -> b (w h c)")  # the order that the weights are for
+        return [columns_first, nn.Linear(inputs, outputs), nn.PReLU(outputs)]
+
+    def pool(side: int, keep_edge: bool = True) -> nn.Module:
+        return nn.MaxPool2d(side, 2, ceil_mode=keep_edge)
+
+    check_weights()
+    proposing = [*conv(3, 10), pool(2), *conv(10, 16), *conv(16, 32)]
+    refining = [*conv(3, 28), pool(3), *conv(28, 48), pool(3, keep_edge=False)]
+    refining += [*conv(48, 64, kernel=2), *dense(576, 128)]
+    placing = [*conv(3, 32), pool(3), *conv(32, 64), pool(3, keep_edge=False)]
+    placing += [*conv(64, 64), pool(2), *conv(64, 128, kernel=2), *dense(1152, 256)]
+    return (
+        Net("pnet", proposing, [nn.Conv2d(32, size, 1) for size in (4, 2)]),
+        Net("rnet", refining, [nn.Linear(128, size) for size in (4, 2)]),
+        Net("onet", placing, [nn.Linear(256, size) for size in (4, 10, 2)]),
+    )
 
 
 def check_weights() -> None:
@@ -116,19 +126,17 @@ class Detector:
         """Return the faces of each image, best first; images (H, W, 3) uint8 RGB of one size."""
         boxes, owner = self._propose(images)
         boxes, owner = self._refine(images, boxes, owner)
-        boxes, points, scores = self._place(images, boxes, owner)
-        faces: list[list[Face]] = [[] for _ in images]
+        boxes, _, scores = self._place(images, boxes, owner)
+        nested = overlaps(boxes, boxes, of_smaller=True)
+        kept: list[list[int]] = [[] for _ in images]
         for index in np.argsort(-scores):
-            found = faces[owner[index]]
-            new = Face(boxes[index], points[index], float(scores[index]))
-            if new.score >= ACCEPTED and all(_inner(new, face) < SAME_FACE for face in found):
-                found.append(new)
+            others = kept[owner[index]]
+            if scores[index] >= ACCEPTED and (nested[index, others] < SAME_FACE).all():
+                others.append(index)
         # Once more, from the box found: it brings faces in all frames to O-Net alike.
         return [
-            self.locate([image] * len(found), np.stack([face.box for face in found]))
-            if found
-            else []
-            for image, found in zip(images, faces, strict=True)
+            self.locate([image] * len(found), boxes[found])
+            for image, found in zip(images, kept, strict=True)
         ]
 
     @torch.inference_mode()
@@ -209,24 +217,18 @@ def squared(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([centre - half, centre + half], 1)
 
 
-def overlap(first: Face, second: Face) -> float:
-    """Return intersection over union of two boxes."""
-    shared = _shared(first, second)
-    return shared / (_area(first) + _area(second) - shared)
+def overlaps(first: np.ndarray, second: np.ndarray, of_smaller: bool = False) -> np.ndarray:
+    """Return the intersection over union of boxes (N, 4) and (M, 4), as (N, M).
 
-
-def _inner(first: Face, second: Face) -> float:
-    """Return intersection over the smaller box: near 1 for a box inside another one."""
-    return _shared(first, second) / min(_area(first), _area(second))
-
-
-def _shared(first: Face, second: Face) -> float:
-    sides = np.minimum(first.box[2:], second.box[2:]) - np.maximum(first.box[:2], second.box[:2])
-    return float(np.prod(sides.clip(0)))
-
-
-def _area(face: Face) -> float:
-    return float(max(np.prod((face.box[2:] - face.box[:2]).clip(0)), 1e-6))
+    With `of_smaller` it is over the smaller of the two: near 1 for a box inside another one.
+    """
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = (high - low).clip(0).prod(-1)
+    one, other = ((box[:, 2:] - box[:, :2]).clip(0).prod(1).clip(1e-6) for box in (first, second))
+    if of_smaller:
+        return shared / np.minimum(one[:, None], other)
+    return shared / (one[:, None] + other - shared)
 
 
 def _patches(
@@ -237,20 +239,12 @@ def _patches(
     sides = np.maximum(np.rint(boxes[:, 2:] - boxes[:, :2]).astype(int), 1)
     patches = []
     for (x, y), (width, height), index in zip(corners, sides, owner, strict=True):
-        image = images[index]
-        part = image[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
-        outside = (
-            min(max(-y, 0), height),
-            min(max(y + height - image.shape[0], 0), height),
-            min(max(-x, 0), width),
-            min(max(x + width - image.shape[1], 0), width),
-        )
-        if part.size == 0:  # wholly outside
-            part = np.full((height, width, 3), GREY, np.uint8)
-        elif any(outside):
-            part = cv2.copyMakeBorder(part, *outside, cv2.BORDER_CONSTANT, value=GREY)
+        left, top = max(x, 0), max(y, 0)
+        part = images[index][top : max(y + height, 0), left : max(x + width, 0)]
+        patch = np.full((height, width, 3), GREY, np.uint8)
+        patch[top - y :, left - x :][: part.shape[0], : part.shape[1]] = part
         method = cv2.INTER_AREA if width > size else cv2.INTER_LINEAR
-        patches.append(cv2.resize(part, (size, size), interpolation=method))
+        patches.append(cv2.resize(patch, (size, size), interpolation=method))
     return _normalised(patches), corners.astype(np.float32), sides.astype(np.float32)
 
 
@@ -278,40 +272,11 @@ def _read_verified(name: str) -> bytes:
     return data
 
 
-def _weights(name: str) -> list[Tensor]:
-    """Return the arrays of a net in the order of its layers, first layer last, ready to pop."""
-    check_weights()
+def _arrays(name: str) -> list[Tensor]:
+    """Return a net's weights in the order of its parameters, in torch's order of axes."""
     import joblib  # part of the optional weights, see INSTALL
 
-    arrays = joblib.load(io.BytesIO(_read_verified(name)))
-    return [torch.from_numpy(np.array(array)) for array in reversed(arrays)]
-
-
-def _conv(weights: list[Tensor], activation: bool = True) -> list[nn.Module]:
-    """Take a convolution, and a PReLU, off the weights; kernels are stored (H, W, in, out)."""
-    kernel, bias = weights.pop().permute(3, 2, 0, 1).contiguous(), weights.pop()
-    layer = nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2])
-    layer.weight, layer.bias = nn.Parameter(kernel), nn.Parameter(bias)
-    return [layer, _prelu(weights)] if activation else [layer]
-
-
-def _prelu(weights: list[Tensor]) -> nn.PReLU:
-    slopes = weights.pop().flatten()
-    layer = nn.PReLU(len(slopes))
-    layer.weight = nn.Parameter(slopes)
-    return layer
-
-
-def _linear(weights: list[Tensor]) -> nn.Linear:
-    kernel, bias = weights.pop().T.contiguous(), weights.pop()
-    layer = nn.Linear(kernel.shape[1], kernel.shape[0])
-    layer.weight, layer.bias = nn.Parameter(kernel), nn.Parameter(bias)
-    return layer
-
-
-def _trunk(weights: list[Tensor], pools: tuple[tuple[int, bool], ...]) -> list[nn.Module]:
-    """Convolutions with pooling between, a last one without, and a hidden layer."""
-    layers: list[nn.Module] = []
-    for side, keep_edge in pools:
-        layers += [*_conv(weights), nn.MaxPool2d(side, 2, ceil_mode=keep_edge)]
-    return [*layers, *_conv(weights), ColumnsFirst(), _linear(weights), _prelu(weights)]
+    arrays = [torch.from_numpy(np.array(a)) for a in joblib.load(io.BytesIO(_read_verified(name)))]
+    # Kernels are stored (H, W, in, out) or (in, out), the slopes of PReLU (1, 1, C) or (C,).
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}
+    return [a.permute(axes[a.ndim]) if a.ndim in axes else a.flatten() for a in arrays]

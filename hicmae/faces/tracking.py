@@ -1,16 +1,16 @@
-"""Turn and scale a face so that its five points come to rest where OpenFace puts them.
-
-From the faces found in each frame to one face's points in every frame.
-"""
+"""Follow faces through the frames of a clip, and cut them out as OpenFace does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 
 import cv2
 import numpy as np
+from scipy.ndimage import correlate1d
+from scipy.optimize import linear_sum_assignment
 
-from hicmae.faces.detector import ACCEPTED, Detector, Face, overlap
+from hicmae.faces.detector import ACCEPTED, Detector, Face, overlaps
 
 # OpenFace aligns to the mean shape of its point distribution model, which is in millimetres around
 # an origin that it puts in the middle of the square, and draws it at 0.7 pixels a millimetre in 112
@@ -21,9 +21,14 @@ from hicmae.faces.detector import ACCEPTED, Detector, Face, overlap
 MEAN_SHAPE = np.array(
     [[-32.93, -38.29], [32.79, -38.76], [1.23, -8.41], [-28.92, 28.61], [28.79, 28.08]]
 )
-
-
 SIDE = 112 / 0.7  # millimetres across the square
+SEARCH_SIZE = 640  # pixels of the longer side; larger frames are shrunk to find faces
+SAME_TRACK = 0.3  # intersection over union of one face in neighbouring frames
+LONGEST_PAUSE = 25  # frames after which a lost face is not the same track any more
+CUT = 0.5  # a face that moves or grows by more than this share between frames: another shot
+SMOOTHING = 0.08  # seconds; deviation of the weights with which points are averaged over time
+
+Track = dict[int, Face]  # a face by frame
 
 
 def template(img_size: int) -> np.ndarray:
@@ -64,62 +69,48 @@ def align(image: np.ndarray, points: np.ndarray, img_size: int) -> np.ndarray:
     matrix = similarity(points, template(img_size))
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     if scale < 0.5:  # bilinear sampling would skip pixels: average them first
-        image, matrix = _shrunk_image(image, matrix, 2 * scale)
+        height, width = image.shape[:2]
+        size = max(round(width * 2 * scale), 1), max(round(height * 2 * scale), 1)
+        ratio = np.array([width / size[0], height / size[1]])
+        # Pixel centres: (x + 0.5) * ratio - 0.5 in the large image is x in the small one.
+        shift = matrix[:, 2] + matrix[:, :2] @ (ratio / 2 - 0.5)
+        matrix = np.column_stack([matrix[:, :2] * ratio, shift])
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return cv2.warpAffine(image, matrix, (img_size, img_size), flags=cv2.INTER_LINEAR)
-
-
-def _shrunk_image(
-    image: np.ndarray, matrix: np.ndarray, factor: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Shrink an image by area, and the matrix so that it maps the result as it did the image."""
-    height, width = image.shape[:2]
-    size = max(round(width * factor), 1), max(round(height * factor), 1)
-    ratio = np.array([width / size[0], height / size[1]])
-    grown = matrix.copy()
-    grown[:, :2] = matrix[:, :2] * ratio
-    # Pixel centres: (x + 0.5) * ratio - 0.5 in the large image is x in the small one.
-    grown[:, 2] += matrix[:, :2] @ (ratio / 2 - 0.5)
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), grown
-
-
-SEARCH_SIZE = 640  # pixels of the longer side; larger frames are shrunk to find faces
-
-
-SAME_TRACK = 0.3  # intersection over union of one face in neighbouring frames
-
-
-LONGEST_PAUSE = 25  # frames after which a lost face is not the same track any more
-
-
-CUT = 0.5  # a face that moves or grows by more than this share between frames: another shot
 
 
 def search(
     frames: Iterable[np.ndarray], detector: Detector, detect_every: int = 5
 ) -> tuple[list[list[Face]], tuple[int, int]]:
-    """Find the faces of each frame of a clip in frames shrunk to SEARCH_SIZE.
+    """Find the faces of each frame of a clip.
+
+    Every `detect_every`-th frame is searched, shrunk to SEARCH_SIZE. A face found in two such
+    frames is placed in those between by the last net alone, on the way from one box to the other;
+    where that fails, or faces came or went, the frames between are searched too.
 
     Args:
-        frames: (H, W, 3) uint8 RGB, all of one size.
+        frames: (H, W, 3) uint8 RGB, all of one size; only a few are held at a time.
         detector: finds and places faces.
-        detect_every: see `find_faces`.
+        detect_every: frames from one search to the next.
 
     Returns:
         The faces in pixels of the frames as they came, and the frames' width and height.
     """
-    shape: tuple[int, ...] = (0, 0)
-
-    def shrunk() -> Iterator[np.ndarray]:
-        nonlocal shape
-        for frame in frames:
-            shape = frame.shape
-            yield _shrunk(frame)
-
-    found = find_faces(shrunk(), detector, detect_every)
-    height, width = shape[:2]
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        return [], (0, 0)
+    height, width = first.shape[:2]
     scale = max(height, width, SEARCH_SIZE) / SEARCH_SIZE
-    grown = [[face.scaled(scale) for face in faces] for faces in found]
-    return grown, (width, height)
+    small = (_shrunk(frame) for frame in chain([first], frames))
+    faces: list[list[Face]] = []
+    before: list[Face] = []
+    length = 1
+    while chunk := list(islice(small, length)):
+        (after,) = detector.detect(chunk[-1:])
+        faces += [*_between(chunk[:-1], before, after, detector), after]
+        before, length = after, detect_every
+    return [[face.scaled(scale) for face in found] for found in faces], (width, height)
 
 
 def _shrunk(frame: np.ndarray) -> np.ndarray:
@@ -127,118 +118,6 @@ def _shrunk(frame: np.ndarray) -> np.ndarray:
     scale = SEARCH_SIZE / max(height, width, SEARCH_SIZE)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     return frame if scale == 1 else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-
-
-def find_faces(
-    frames: Iterable[np.ndarray], detector: Detector, detect_every: int = 5
-) -> list[list[Face]]:
-    """Find the faces of each frame of a clip.
-
-    Every `detect_every`-th frame is searched. A face found in two such frames is placed in those
-    between by the last net alone, on the way from one box to the other; where that fails, or
-    faces came or went, the frames between are searched too.
-
-    Args:
-        frames: (H, W, 3) uint8 RGB, all of one size; only a few are held at a time.
-        detector: finds and places faces.
-        detect_every: frames from one search to the next.
-    """
-    faces: list[list[Face]] = []
-    before: list[Face] = []
-    for chunk in _chunks(frames, detect_every):
-        (after,) = detector.detect(chunk[-1:])
-        faces += _between(chunk[:-1], before, after, detector) + [after]
-        before = after
-    return faces
-
-
-def main_face(faces: Sequence[Sequence[Face]], size: tuple[int, int]) -> list[Face | None]:
-    """Follow the main face of a clip.
-
-    Faces that overlap from frame to frame are a track. The main one is large, near the middle and
-    there for long. In frames without it the best of the other tracks is taken, so that a face that
-    was lost, or is shown in another shot, goes on.
-
-    Args:
-        faces: the faces of each frame.
-        size: width and height of the frames.
-
-    Returns:
-        A face for each frame, None where there is none.
-    """
-    chosen: list[Face | None] = [None] * len(faces)
-    for track in sorted(tracks_of(faces), key=lambda track: -_weight(track, size)):
-        for frame, face in track.items():
-            if chosen[frame] is None:
-                chosen[frame] = face
-    return chosen
-
-
-def fill_gaps(chosen: Sequence[Face | None]) -> tuple[np.ndarray, int]:
-    """Give frames without a face the points of the nearest frame that has one.
-
-    Returns:
-        points (T, 5, 2), and the length of the longest gap in frames.
-    """
-    good = np.array([frame for frame, face in enumerate(chosen) if face is not None])
-    if not len(good):
-        raise ValueError("expected a face in at least one frame, got none")
-    points = np.stack([face.points for face in chosen if face is not None])
-    frames = np.arange(len(chosen))
-    after = np.searchsorted(good, frames).clip(max=len(good) - 1)
-    before = (after - 1).clip(0)
-    nearest = np.where(frames - good[before] <= np.abs(good[after] - frames), before, after)
-    ends = np.concatenate([[-1], good, [len(chosen)]])
-    return points[nearest], int(np.diff(ends).max()) - 1
-
-
-def smooth(points: np.ndarray, sigma: float) -> np.ndarray:
-    """Average points over neighbouring frames with Gaussian weights, but not across a cut.
-
-    Args:
-        points: (T, N, 2) x, y.
-        sigma: of the weights, in frames; 0 leaves the points as they are.
-
-    Returns:
-        (T, N, 2).
-    """
-    if sigma <= 0:
-        return points
-    middle = points.mean(1)
-    spread = np.linalg.norm(points - middle[:, None], axis=2).mean(1)  # about half a face
-    moved = np.linalg.norm(np.diff(middle, axis=0), axis=1) / (2 * spread[:-1])
-    grown = np.abs(np.log(spread[1:] / spread[:-1]))
-    cuts = np.flatnonzero((moved > CUT) | (grown > CUT)) + 1
-    return np.concatenate([_smooth_shot(shot, sigma) for shot in np.split(points, cuts)])
-
-
-def _smooth_shot(points: np.ndarray, sigma: float) -> np.ndarray:
-    """Fit a line to the neighbours of each frame, so that motion does not lag at the ends."""
-    length, radius = len(points), int(np.ceil(3 * sigma))
-    values = np.pad(points.reshape(length, -1), ((radius, radius), (0, 0)))
-    there = np.pad(np.ones((length, 1)), ((radius, radius), (0, 0)))
-    sums = [np.zeros(1)] * 5  # of weight times 1, offset, offset squared, value, offset times value
-    for start, offset in enumerate(range(-radius, radius + 1)):
-        weight = np.exp(-0.5 * (offset / sigma) ** 2)
-        known, value = there[start : start + length], values[start : start + length]
-        terms = (known, offset * known, offset**2 * known, value, offset * value)
-        sums = [total + weight * term for total, term in zip(sums, terms, strict=True)]
-    one, first, second, value, moment = sums
-    second = second + 1e-9  # a single frame has no line, only its value
-    smoothed = (second * value - first * moment) / (one * second - first**2)
-    return smoothed.reshape(points.shape)
-
-
-def _chunks(frames: Iterable[np.ndarray], length: int) -> Iterator[list[np.ndarray]]:
-    """Yield frame 0, then groups of `length` frames; the last may be shorter."""
-    chunk: list[np.ndarray] = []
-    for index, frame in enumerate(frames):
-        chunk.append(frame)
-        if index % length == 0:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def _between(
@@ -265,39 +144,109 @@ def _between(
 
 
 def _pairs(before: Sequence[Face], after: Sequence[Face]) -> list[tuple[int, int]]:
-    """Match the faces of two frames: indices of those that overlap, the largest overlap first."""
-    overlaps = np.array([[overlap(a, b) for b in after] for a in before])
-    pairs = []
-    while overlaps.size and overlaps.max() > SAME_TRACK:
-        i, j = np.unravel_index(overlaps.argmax(), overlaps.shape)
-        pairs.append((int(i), int(j)))
-        overlaps[i, :] = overlaps[:, j] = 0
-    return pairs
+    """Match the faces of two frames so that the pairs overlap most; returns their indices."""
+    if not before or not after:
+        return []
+    boxes = [np.stack([face.box for face in faces]) for faces in (before, after)]
+    shared = overlaps(boxes[0], boxes[1])
+    shared[shared <= SAME_TRACK] = 0
+    rows, columns = linear_sum_assignment(shared, maximize=True)
+    return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if shared[i, j]]
 
 
-def tracks_of(faces: Sequence[Sequence[Face]]) -> list[dict[int, Face]]:
-    """Link faces through the frames; a track maps frames to faces."""
-    tracks: list[dict[int, Face]] = []
-    open_tracks: list[dict[int, Face]] = []
+def follow(faces: Sequence[Sequence[Face]], size: tuple[int, int]) -> list[Track]:
+    """Link faces that overlap from frame to frame; the main one comes first.
+
+    The main one is large, near the middle and there for long.
+
+    Args:
+        faces: the faces of each frame.
+        size: width and height of the frames.
+    """
+    tracks: list[Track] = []
+    going_on: list[Track] = []
     for frame, found in enumerate(faces):
-        open_tracks = [t for t in open_tracks if frame - next(reversed(t)) <= LONGEST_PAUSE]
-        last_seen = [track[next(reversed(track))] for track in open_tracks]
+        going_on = [track for track in going_on if frame - _last(track) <= LONGEST_PAUSE]
+        last_seen = [track[_last(track)] for track in going_on]
         matched = {j: i for i, j in _pairs(last_seen, found)}
         for index, face in enumerate(found):
             if index in matched:
-                open_tracks[matched[index]][frame] = face
+                going_on[matched[index]][frame] = face
             else:
                 tracks.append({frame: face})
-                open_tracks.append(tracks[-1])
-    return tracks
+                going_on.append(tracks[-1])
+    return sorted(tracks, key=lambda track: -_weight(track, size))
 
 
-def _weight(track: dict[int, Face], size: tuple[int, int]) -> float:
+def _last(track: Track) -> int:
+    return next(reversed(track))
+
+
+def _weight(track: Track, size: tuple[int, int]) -> float:
     """Sum over frames of a face's share of the frame, halved for one in a corner."""
     middle = np.array(size) / 2
-    return sum(
-        face.size
-        / min(size)
-        * (1 - 0.5 * np.linalg.norm(face.centre - middle) / np.linalg.norm(middle))
-        for face in track.values()
+    away = [np.linalg.norm(face.centre - middle) for face in track.values()]
+    shares = np.array([face.size for face in track.values()]) / min(size)
+    return float(np.sum(shares * (1 - 0.5 * np.array(away) / np.linalg.norm(middle))))
+
+
+def main_face(faces: Sequence[Sequence[Face]], size: tuple[int, int]) -> list[Face | None]:
+    """Return the main face in each frame, None where there is none; arguments as in `follow`.
+
+    In frames without it the best of the other tracks is taken, so that a face that was lost, or is
+    shown in another shot, goes on.
+    """
+    chosen: Track = {}
+    for track in follow(faces, size):
+        chosen = track | chosen
+    return [chosen.get(frame) for frame in range(len(faces))]
+
+
+def fill_gaps(chosen: Sequence[Face | None]) -> tuple[np.ndarray, int]:
+    """Give frames without a face the points of the nearest frame that has one.
+
+    Returns:
+        points (T, 5, 2), and the length of the longest gap in frames.
+    """
+    good = np.array([frame for frame, face in enumerate(chosen) if face is not None])
+    if not len(good):
+        raise ValueError("expected a face in at least one frame, got none")
+    points = np.stack([face.points for face in chosen if face is not None])
+    nearest = np.searchsorted((good[1:] + good[:-1]) / 2, np.arange(len(chosen)))
+    ends = np.concatenate([[-1], good, [len(chosen)]])
+    return points[nearest], int(np.diff(ends).max()) - 1
+
+
+def smooth(points: np.ndarray, sigma: float) -> np.ndarray:
+    """Average points over neighbouring frames with Gaussian weights, but not across a cut.
+
+    Args:
+        points: (T, N, 2) x, y.
+        sigma: of the weights, in frames; 0 leaves the points as they are.
+
+    Returns:
+        (T, N, 2).
+    """
+    if sigma <= 0:
+        return points
+    middle = points.mean(1)
+    spread = np.linalg.norm(points - middle[:, None], axis=2).mean(1)  # about half a face
+    moved = np.linalg.norm(np.diff(middle, axis=0), axis=1) / (2 * spread[:-1])
+    grown = np.abs(np.log(spread[1:] / spread[:-1]))
+    cuts = np.flatnonzero((moved > CUT) | (grown > CUT)) + 1
+    return np.concatenate([_smooth_shot(shot, sigma) for shot in np.split(points, cuts)])
+
+
+def _smooth_shot(points: np.ndarray, sigma: float) -> np.ndarray:
+    """Fit a line to the neighbours of each frame, so that motion does not lag at the ends."""
+    values, there = points.reshape(len(points), -1).astype(float), np.ones((len(points), 1))
+    offsets = np.arange(-np.ceil(3 * sigma), np.ceil(3 * sigma) + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    one, first, second = (
+        correlate1d(there, weights * offsets**power, axis=0, mode="constant") for power in range(3)
     )
+    value, moment = (
+        correlate1d(values, weights * offsets**power, axis=0, mode="constant") for power in range(2)
+    )
+    second += 1e-9  # a single frame has no line, only its value
+    return ((second * value - first * moment) / (one * second - first**2)).reshape(points.shape)

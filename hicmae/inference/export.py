@@ -1,11 +1,11 @@
-"""Turn a fine-tuned or pre-trained .pth into config.json and model.safetensors.
+"""Turn a fine-tuned or pre-trained checkpoint into config.json and model.safetensors.
 
     python -m hicmae.inference.export CHECKPOINT OUTPUT
 
-CHECKPOINT is a .pth of this project or of the original authors, or the output folder of a finished
-run. OUTPUT becomes a folder that holds all that inference needs, in the layout of a model hub. For
-a run it holds two of them, last/ and best/. run_finetuning.py does this by itself, in
-<output_dir>/export/.
+CHECKPOINT is the output folder of a finished run, a .pth of this project or of the original
+authors, or an export whose classes are to be renamed. OUTPUT becomes a folder with all that
+inference needs, in the layout of a model hub; of a run it gets two of them, last/ and best/.
+run_finetuning.py does this by itself, in <output_dir>/export/.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import logging
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,62 +23,44 @@ from safetensors.torch import save_file
 
 from hicmae.config import new_parser
 from hicmae.data.clip_list import read_labelled_list
-from hicmae.data.media import FrameFolder
-from hicmae.inference.model import (
-    CONFIG,
-    EXPORT,
-    METADATA,
-    WEIGHTS,
-    Described,
-    flat_settings,
-    read_checkpoint,
-)
+from hicmae.data.video import FrameFolder
+from hicmae.inference.model import CONFIG, EXPORT, METADATA, WEIGHTS, flat_settings, read_model
 from hicmae.io import UnreadableClip, describe, whole_file
 from hicmae.training import checkpoint, distributed
 
 logger = logging.getLogger(__name__)
-
-KINDS = {"last": "metrics.json", "best": "metrics_best.json"}  # and the scores of each
-
-
-def write_export(described: Described, output: str | Path) -> Path:
-    """Write config.json and model.safetensors into a folder; returns the folder."""
-    output = Path(output)
-    text = described.config.to_json()
-    weights = {
-        name: tensor.float().clone().contiguous() for name, tensor in described.weights.items()
-    }
-    with whole_file(output / WEIGHTS) as part:
-        save_file(weights, part, metadata={"format": "pt", METADATA: text})
-    with whole_file(output / CONFIG) as part:
-        part.write_text(text, encoding="utf-8")
-    return output
 
 
 def export_checkpoint(
     path: str | Path,
     output: str | Path,
     class_names: Sequence[str] = (),
-    facts: dict[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Path:
-    """Export one .pth.
+    """Write the config.json and model.safetensors of one model.
 
     Args:
-        path: of this project or of the original authors.
+        path: see `read_model`.
         output: folder to make.
-        class_names: see `names.chosen_names`.
+        class_names: see `chosen_names`.
         facts: put beside the training settings in config.json.
-        overrides: see `checkpoints.read_checkpoint`.
+        overrides: see `read_checkpoint`.
 
     Returns:
         The folder.
     """
-    described = read_checkpoint(path, class_names, **overrides)
-    described.config.training.update(facts or {})
-    folder = write_export(described, output)
-    logger.info("exported %s to %s", path, folder)
-    return folder
+    config, weights = read_model(path, class_names, **overrides)
+    config.training.update(facts or {})
+    text, output = config.to_json(), Path(output)
+    # Tensors that share memory are written twice.
+    single = {name: tensor.float().clone().contiguous() for name, tensor in weights.items()}
+    with whole_file(output / WEIGHTS) as part:
+        save_file(single, part, metadata={"format": "pt", METADATA: text})
+    with whole_file(output / CONFIG) as part:
+        part.write_text(text, encoding="utf-8")
+    logger.info("exported %s to %s", path, output)
+    return output
 
 
 def export_run(
@@ -96,41 +78,38 @@ def export_run(
     """
     if not distributed.is_main():
         return []
-    output_dir = Path(output_dir)
-    numbered = checkpoint.numbered(output_dir)
-    best = output_dir / "checkpoint-best.pth"
+    run = Path(output_dir)
+    numbered, best = checkpoint.numbered(run), run / "checkpoint-best.pth"
     sources = {"last": numbered[-1][1]} if numbered else {}
     if best.is_file():
         sources["best"] = best
     if not sources:
         raise FileNotFoundError(f"'{output_dir}' holds no checkpoint-<epoch>.pth to export")
-    settings = _settings_of(output_dir)
     if not overrides.get("frame_rate"):
-        overrides["frame_rate"] = measured_frame_rate(settings)
-    target = Path(output) if output else output_dir / EXPORT
+        overrides["frame_rate"] = measured_frame_rate(flat_settings(_json(run / CONFIG)))
+    target, command = Path(output or run / EXPORT), shlex.join(sys.argv)
+    metrics = {"last": "metrics.json", "best": "metrics_best.json"}
     return [
         export_checkpoint(
             path,
             target / kind,
-            facts={"command": shlex.join(sys.argv), "scores": _scores(output_dir / KINDS[kind])},
+            facts={"command": command, "scores": _figures(_json(run / metrics[kind]))},
             **overrides,
         )
         for kind, path in sources.items()
     ]
 
 
-def measured_frame_rate(settings: dict[str, Any], clips: int = 16) -> float | None:
+def measured_frame_rate(settings: Mapping[str, Any], clips: int = 16) -> float | None:
     """Return the median frames a second of training clips: frames of a folder over its wav's time.
 
     None where that cannot be told: a modality alone, a list that is gone.
     """
     if settings.get("modality") != "av" or not settings.get("data_path"):
         return None
-    path = Path(settings["data_path"]) / "train.csv"
+    task, root = settings.get("task", "classification"), settings.get("data_root", "")
     try:
-        listed = read_labelled_list(
-            path, settings.get("task", "classification"), None, settings.get("data_root", "")
-        )
+        listed = read_labelled_list(Path(settings["data_path"]) / "train.csv", task, None, root)
     except (OSError, ValueError):
         return None
     rates = []
@@ -142,18 +121,12 @@ def measured_frame_rate(settings: dict[str, Any], clips: int = 16) -> float | No
     return round(statistics.median(rates), 2) if rates else None
 
 
-def _settings_of(output_dir: Path) -> dict[str, Any]:
-    path = output_dir / CONFIG
-    if not path.is_file():
-        return {}
-    return flat_settings(json.loads(path.read_text(encoding="utf-8")))
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _scores(path: Path) -> dict[str, float]:
-    """Return the single figures of a metrics file."""
-    if not path.is_file():
-        return {}
-    metrics = json.loads(path.read_text(encoding="utf-8"))
+def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the single figures of a metrics file, of figures by output their mean."""
     means = {n: v["mean"] if isinstance(v, dict) and "mean" in v else v for n, v in metrics.items()}
     return {name: value for name, value in means.items() if isinstance(value, (int, float))}
 
@@ -162,7 +135,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = new_parser(str(__doc__))
     parser.prog = "python -m hicmae.inference.export"
-    parser.add_argument("checkpoint", help=".pth, or the output folder of a fine-tuning run")
+    parser.add_argument("checkpoint", help="run, .pth, export folder or model.safetensors")
     parser.add_argument("output", help="folder to make")
     parser.add_argument(
         "--class_names",
@@ -172,21 +145,24 @@ def make_parser() -> argparse.ArgumentParser:
         help="names of the classes or outputs; or a file with a name a line; or a data set: "
         "cremad, mafw, ravdess, msp-improv, werewolf-xl",
     )
-    parser.add_argument(
-        "--task", choices=("classification", "regression"), help="where the file does not say"
-    )
+    group = parser.add_argument_group("settings that a .pth does not say")
     for flag, kind, text in (
-        ("num_frames", int, "video frames of a clip, where the file does not say (16)"),
+        ("num_frames", int, "video frames of a clip (16)"),
         ("sampling_rate", int, "frames from one sampled frame to the next (4)"),
         ("input_size", int, "height and width of a face in pixels (160)"),
         ("frame_rate", float, "frames a second of the training videos (measured, else 25)"),
     ):
-        parser.add_argument(f"--{flag}", type=kind, metavar="N", help=text)
-    parser.add_argument(
+        group.add_argument(f"--{flag}", type=kind, metavar="N", help=text)
+    group.add_argument(
         "--input_size_audio", type=int, nargs=2, metavar="N", help="steps and mel bins (256 128)"
     )
-    parser.add_argument(
-        "--head_activation", choices=("sigmoid", "relu", "tanh"), help="where the file does not say"
+    group.add_argument(
+        "--task",
+        choices=("classification", "regression"),
+        help="what the head gives (classification)",
+    )
+    group.add_argument(
+        "--head_activation", choices=("sigmoid", "relu", "tanh"), help="of the outputs (none)"
     )
     return parser
 
@@ -194,13 +170,11 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = make_parser().parse_args(argv)
-    options = {n: v for n, v in vars(args).items() if n not in ("checkpoint", "output")}
+    options = vars(make_parser().parse_args(argv))
+    path, output = Path(options.pop("checkpoint")), options.pop("output")
+    is_run = path.is_dir() and not (path / WEIGHTS).is_file()
     try:
-        if Path(args.checkpoint).is_dir():
-            export_run(args.checkpoint, args.output, **options)
-        else:
-            export_checkpoint(args.checkpoint, args.output, **options)
+        (export_run if is_run else export_checkpoint)(path, output, **options)
     except (OSError, ValueError) as error:
         logger.error("error: %s", describe(error))
         return 2

@@ -1,16 +1,15 @@
-"""What inference must know about a model besides its weights: config.json of an export.
+"""Models as files: exports (config.json and model.safetensors) and checkpoints (.pth).
 
-What a .pth says about its model: sizes from the weights, the rest from the settings in it.
-
-From an export, a weights file or a .pth to a model that holds only what it needs.
+An export describes its model in config.json, and again in the metadata of its weights. Of a .pth
+the weights tell the sizes, and the settings of its run tell the rest.
 """
 
 import argparse
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,17 +24,30 @@ from hicmae.data.clip_list import chosen_names, names_of_run
 from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD
 from hicmae.models.finetune import HiCMAEClassifier
 from hicmae.training import checkpoint
-from hicmae.training.checkpoint import weights_of
 
 FORMAT, FORMAT_VERSION = "hicmae", 1
-
-
 TASKS = ("classification", "regression", "pretraining")
-
-
 CONFIG, WEIGHTS, EXPORT = "config.json", "model.safetensors", "export"
 METADATA = "hicmae_config"  # where a weights file alone carries its config.json
 FACE_SIZE = 256  # pixels of an aligned face, as preprocess/face_and_audio/extract_face.py cuts it
+WIDTHS = (128, 256, 384, 512)  # of the registered models
+ENCODERS = {"a": "encoder_audio.", "v": "encoder."}  # beginnings of the names of their weights
+FUSION = "encoder_fusion."
+# Arguments of the classifier that are known without the settings, or stand elsewhere.
+FOLLOWS = frozenset(
+    "embed_dim num_heads num_classes depth depth_audio fusion_depth drop_path_rate head_activation "
+    "init_values modality num_frames img_size img_size_audio tubelet_size".split()
+)
+# What only one stream of a model of both needs.
+STREAMS = {
+    "v": ("encoder", "video_layer_weights", "encoder_fusion.blocks", "encoder_fusion.norm"),
+    "a": (
+        "encoder_audio",
+        "audio_layer_weights",
+        "encoder_fusion.blocks_audio",
+        "encoder_fusion.norm_audio",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -189,25 +201,64 @@ def _section(kind: type, values: Mapping[str, Any]) -> Any:
     return kind(**given)
 
 
-WIDTHS = (128, 256, 384, 512)  # of the registered models
-
-
-# Arguments of the classifier that are known without the settings, or stand elsewhere.
-FOLLOWS = frozenset(
-    "embed_dim num_heads num_classes depth depth_audio fusion_depth drop_path_rate head_activation "
-    "init_values modality num_frames img_size img_size_audio tubelet_size".split()
-)
-
-
-# Encoder and fusion weights: all that inference needs of a pre-training checkpoint.
-ENCODERS = ("encoder.", "encoder_audio.", "encoder_fusion.")
-
-
 class Described(NamedTuple):
     """A model: its description and its weights."""
 
     config: ModelConfig
     weights: dict[str, Tensor]
+
+
+def find_weights(path: Path) -> Path:
+    """Return the weights file that a path means: itself, or the best there is in a folder."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"checkpoint '{path}' does not exist; name a folder with {WEIGHTS}, the output folder "
+            "of a run, or a .pth"
+        )
+    kinds = ("", f"{EXPORT}/best", f"{EXPORT}/last", "best", "last")
+    places = [*(path / kind / WEIGHTS for kind in kinds), path / "checkpoint-best.pth"]
+    found = [place for place in places if place.is_file()]
+    found += [saved for _, saved in reversed(checkpoint.numbered(path))]
+    if not found:
+        raise FileNotFoundError(
+            f"'{path}' holds no {WEIGHTS} and no checkpoint-*.pth; is it the folder of a run?"
+        )
+    return found[0]
+
+
+def read_model(path: str | Path, class_names: Sequence[str] = (), **overrides: Any) -> Described:
+    """Read a model from whatever holds one.
+
+    Args:
+        path: export folder, its parent, the output folder of a run, a weights file, or a .pth.
+        class_names: instead of those that the file leads to, see `chosen_names`.
+        overrides: see `read_checkpoint`; for a .pth only.
+
+    Raises:
+        FileNotFoundError, ValueError: in one line.
+    """
+    path = find_weights(Path(path))
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path, class_names, **overrides)
+    try:
+        with safe_open(path, "pt") as file:
+            text, source = (file.metadata() or {}).get(METADATA), path
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"'{path}' is damaged or no safetensors file: {error}") from None
+    beside = path.with_name(CONFIG)
+    if beside.is_file():  # first, as people may have edited it
+        text, source = beside.read_text(encoding="utf-8"), beside
+    if text is None:
+        raise FileNotFoundError(f"'{path}' describes no model and there is no '{beside}'")
+    config = parse_config(text, source)
+    if given := [name for name, value in overrides.items() if value is not None]:
+        raise ValueError(f"--{given[0]} is for a .pth; '{source}' says it already")
+    if class_names:
+        config = replace(config, names=chosen_names(class_names, len(config.names)))
+    return Described(config, weights)
 
 
 def read_checkpoint(
@@ -217,7 +268,7 @@ def read_checkpoint(
 
     Args:
         path: checkpoint; its weights alone (a bare state dict) will do.
-        class_names: instead of those the settings lead to, see `names.chosen_names`.
+        class_names: instead of those the settings lead to, see `chosen_names`.
         overrides: settings, by the names of the training flags, that the file lacks or has wrong;
             None is no override. `frame_rate` is one of them.
 
@@ -225,38 +276,38 @@ def read_checkpoint(
         ValueError: no checkpoint of HiCMAE, or sizes that no registered model has.
     """
     state = checkpoint.load(path)
-    weights = weights_of(state, "model|module", f"'{path}'")
+    weights = checkpoint.weights_of(state, "model|module", f"'{path}'")
     given = {name: value for name, value in overrides.items() if value is not None}
     settings = {**flat_settings(state.get("args")), **given}
-    modality = "".join(m for m, p in zip("av", ENCODERS[1::-1], strict=True) if _has(weights, p))
+    modality = "".join(m for m, prefix in ENCODERS.items() if _has(weights, prefix))
     if not modality:
         raise ValueError(
             f"'{path}' holds no HiCMAE model: expected weights named encoder.* or encoder_audio.*, "
             f"got {', '.join(list(weights)[:3])}"
         )
-    is_classifier = "head.weight" in weights
     task, names = "pretraining", tuple[str, ...]()
-    if is_classifier:
-        task = str(settings.get("task") or "classification")
-        task = "regression" if "regress" in task else "classification"
+    if "head.weight" in weights:
+        task = "regression" if "regress" in str(settings.get("task")) else "classification"
         count = len(weights["head.weight"])
-        names = (
-            chosen_names(class_names, count) if class_names else names_of_run(settings, task, count)
+        names = names_of_run(
+            settings | ({"class_names": class_names} if class_names else {}), task, count
         )
-    else:
-        weights = {name: w for name, w in weights.items() if name.startswith(ENCODERS)}
+    else:  # encoders and fusion are all that inference needs
+        kept = (*ENCODERS.values(), FUSION)
+        weights = {name: w for name, w in weights.items() if name.startswith(kept)}
+    epoch = state.get("epoch")
     config = ModelConfig(
         task=task,
         modality=modality,
         names=names,
-        architecture=_architecture(weights, settings, str(path)),
+        architecture=_architecture(weights, modality, settings, str(path)),
         preprocessing=_preprocessing(weights, settings),
         test_num_segment=int(settings.get("test_num_segment") or 2),
         test_num_crop=int(settings.get("test_num_crop") or 2),
         training={
             "checkpoint": Path(path).name,
-            "epoch": state.get("epoch") if isinstance(state.get("epoch"), (int, str)) else None,
-            "settings": {n: v for n, v in settings.items() if _is_plain(v)},
+            "epoch": epoch if isinstance(epoch, (int, str)) else None,
+            "settings": {name: value for name, value in settings.items() if _is_plain(value)},
         },
     )
     return Described(config, weights)
@@ -266,46 +317,36 @@ def flat_settings(args: Any) -> dict[str, Any]:
     """Return settings by flag from a Namespace, a dict of flags, or a dict of groups of flags."""
     if isinstance(args, argparse.Namespace):
         args = vars(args)
-    if not isinstance(args, Mapping):
-        return {}
     flat: dict[str, Any] = {}
-    for name, value in args.items():
+    for name, value in args.items() if isinstance(args, Mapping) else ():
         flat.update(value if isinstance(value, Mapping) else {name: value})
     return flat
 
 
 def _architecture(
-    weights: Mapping[str, Tensor], settings: Mapping[str, Any], source: str
+    weights: Mapping[str, Tensor], modality: str, settings: Mapping[str, Any], source: str
 ) -> Architecture:
-    prefix = ENCODERS[0] if _has(weights, ENCODERS[0]) else ENCODERS[1]
-    width = len(weights[f"{prefix}norm.weight"]) if f"{prefix}norm.weight" in weights else 0
+    width = len(weights.get(f"{ENCODERS[modality[-1]]}norm.weight", ()))
     if width not in WIDTHS:
         raise ValueError(
             f"'{source}' has encoders of width {width}, expected one of "
             f"{', '.join(map(str, WIDTHS))}, the sizes of HiCMAE"
         )
-    depth, depth_audio = (_depth(weights, encoder) for encoder in ENCODERS[:2])
-    gammas = [tensor for name, tensor in weights.items() if ".gamma_" in name]
+    depth, depth_audio = (_depth(weights, ENCODERS[stream]) for stream in "va")
+    # Other arguments of the builder; not those with their default, for earlier versions' sake.
+    arguments = inspect.signature(HiCMAEClassifier).parameters
+    known = {n: v for n, v in settings.items() if n in arguments and n not in FOLLOWS}
     activation = settings.get("head_activation")
     return Architecture(
         model=f"avit_dim{width}_patch16_160_a256",
         depth=depth or depth_audio,
         depth_audio=depth_audio or depth,
-        fusion_depth=_depth(weights, ENCODERS[2]) or 1,
-        init_values=1.0 if gammas else 0.0,  # whether there are any; their values are weights
+        fusion_depth=_depth(weights, FUSION) or 1,
+        # Whether there are any gammas; their values are weights.
+        init_values=float(any(".gamma_" in name for name in weights)),
         head_activation=activation if activation in ("sigmoid", "relu", "tanh") else None,
-        options=_other_options(settings),
+        options={n: v for n, v in known.items() if v != arguments[n].default},
     )
-
-
-def _other_options(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that are arguments of the classifier but follow from no weight.
-
-    Those that have their default are left out, so that earlier versions can read the export.
-    """
-    parameters = inspect.signature(HiCMAEClassifier).parameters
-    known = {n: v for n, v in settings.items() if n in parameters and n not in FOLLOWS}
-    return {name: value for name, value in known.items() if value != parameters[name].default}
 
 
 def _preprocessing(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Preprocessing:
@@ -326,8 +367,7 @@ def _preprocessing(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -
 def _depth(weights: Mapping[str, Tensor], encoder: str) -> int:
     """Count the blocks of an encoder, 0 where there is none."""
     pattern = re.compile(re.escape(encoder) + r"blocks\.(\d+)\.")
-    found = [int(match[1]) for name in weights if (match := pattern.match(name))]
-    return max(found, default=-1) + 1
+    return len({match[1] for name in weights if (match := pattern.match(name))})
 
 
 def _has(weights: Mapping[str, Tensor], prefix: str) -> bool:
@@ -341,28 +381,13 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-# Parameters that only one stream of a model of both needs.
-STREAMS = {
-    "v": ("encoder", "video_layer_weights", "encoder_fusion.blocks", "encoder_fusion.norm"),
-    "a": (
-        "encoder_audio",
-        "audio_layer_weights",
-        "encoder_fusion.blocks_audio",
-        "encoder_fusion.norm_audio",
-    ),
-}
-
-
-ReadWeights = Callable[[set[str]], dict[str, Tensor]]
-
-
 def load_model(
     path: str | Path, streams: str | None = None, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, ModelConfig]:
     """Build the model that a file or folder describes.
 
     Args:
-        path: export folder, its parent, the output folder of a run, model.safetensors, or a .pth.
+        path: see `read_model`.
         streams: "a" or "v" leaves the other encoder of a model of both out; None takes all.
         device: where the model goes.
 
@@ -372,94 +397,36 @@ def load_model(
     Raises:
         FileNotFoundError, ValueError: in one line.
     """
-    config, read = open_weights(Path(path))
+    config, weights = read_model(path)
     model = build(config)
     if streams is not None and config.modality == "av":
-        for dropped in set(config.modality) - set(streams):
-            _leave_out(model, dropped)
+        for name in (name for dropped in set("av") - set(streams) for name in STREAMS[dropped]):
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, None)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    weights = read(set(wanted))
     if config.task == "pretraining":  # it has no classifier
-        wanted = {n: s for n, s in wanted.items() if n.startswith(("encoder", "encoder_audio"))}
+        wanted = {name: shape for name, shape in wanted.items() if name.startswith("encoder")}
     wrong = [n for n, shape in wanted.items() if n not in weights or weights[n].shape != shape]
     if wrong:
         raise ValueError(
             f"the weights of '{path}' do not fit its description: {len(wrong)} are missing or of "
             f"another shape, e.g. {wrong[0]}; export the checkpoint again"
         )
-    model.load_state_dict(weights, strict=False, assign=True)
+    model.load_state_dict({name: weights[name] for name in wanted}, strict=False, assign=True)
     return model.eval().requires_grad_(False).to(device), config
 
 
 def build(config: ModelConfig) -> nn.Module:
     """Create the classifier of a description, with random weights."""
-    sizes, clip = config.architecture, config.preprocessing
+    sizes, clip = asdict(config.architecture), config.preprocessing
     return timm.create_model(
-        sizes.model,
+        sizes.pop("model"),
+        **sizes.pop("options"),
+        **sizes,
         num_classes=max(len(config.names), 1),
-        depth=sizes.depth,
-        depth_audio=sizes.depth_audio,
-        fusion_depth=sizes.fusion_depth,
-        init_values=sizes.init_values,
-        head_activation=sizes.head_activation,
         modality=config.modality,
         num_frames=clip.num_frames,
         img_size=clip.input_size,
         img_size_audio=clip.input_size_audio,
         tubelet_size=clip.tubelet_size,
-        **sizes.options,
     )
-
-
-def open_weights(path: Path) -> tuple[ModelConfig, ReadWeights]:
-    """Return the description of what `path` names, and what reads its weights by name."""
-    path = find_weights(path)
-    if path.suffix != ".safetensors":
-        config, weights = read_checkpoint(path)
-        return config, lambda names: {name: weights[name] for name in names & weights.keys()}
-
-    def read(names: set[str]) -> dict[str, Tensor]:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in names & set(file.keys())}
-
-    try:
-        with safe_open(path, "pt") as file:
-            embedded = (file.metadata() or {}).get(METADATA)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"'{path}' is damaged or no safetensors file: {error}") from None
-    beside = path.with_name(CONFIG)
-    if beside.is_file():  # first, as people may have edited it
-        return parse_config(beside.read_text(encoding="utf-8"), beside), read
-    if embedded is None:
-        raise FileNotFoundError(f"'{path}' describes no model and there is no '{beside}'")
-    return parse_config(embedded, path), read
-
-
-def find_weights(path: Path) -> Path:
-    """Return the weights file that a path means: itself, or the best there is in a folder."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"checkpoint '{path}' does not exist; name a folder with {WEIGHTS}, the output folder "
-            "of a run, or a .pth"
-        )
-    places = [path / kind for kind in ("", f"{EXPORT}/best", f"{EXPORT}/last", "best", "last")]
-    for place in places:
-        if (place / WEIGHTS).is_file():
-            return place / WEIGHTS
-    if (path / "checkpoint-best.pth").is_file():
-        return path / "checkpoint-best.pth"
-    numbered = checkpoint.numbered(path)
-    if not numbered:
-        raise FileNotFoundError(
-            f"'{path}' holds no {WEIGHTS} and no checkpoint-*.pth; is it the folder of a run?"
-        )
-    return numbered[-1][1]
-
-
-def _leave_out(model: nn.Module, stream: str) -> None:
-    """Take the parameters that only `stream` needs out of a model of both."""
-    for name in STREAMS[stream]:
-        owner_name, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner_name), attribute, None)

@@ -1,25 +1,119 @@
-"""From what was computed of a clip's views to its predictions or features.
+"""EmotionRecognizer: a trained model that answers about videos, sounds and arrays."""
 
-EmotionRecognizer: a trained model that answers about videos, sounds and arrays.
-"""
-
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from hicmae.data.media import Arrays, Source, open_source
-from hicmae.inference import clips as forward
-from hicmae.inference.clips import BatchRunner, Compute, Computed, Options, PreparedClip
+from hicmae.data.media import Arrays, open_source
+from hicmae.inference import forward
+from hicmae.inference.clips import Options, PreparedClip, check_choice
+from hicmae.inference.forward import BatchRunner, Compute, OpenClip, Rows
 from hicmae.inference.model import ModelConfig, load_model
-from hicmae.inference.results import Failure, Prediction, WindowResult
-from hicmae.io import UnreadableClip
+from hicmae.io import UnreadableClip, choose_device
 from hicmae.training.run import Precision, choose_precision
+
+PRETRAINED_FEATURES = ("video_layers", "audio_layers", "fusion_video", "fusion_audio")
+NamedClip = tuple[str, OpenClip]
+File = str | Path | tuple[str | Path, str | Path | None]  # a clip, or a clip and its sound
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """What is said about a stretch of a clip.
+
+    Attributes:
+        start, end: seconds from the first frame.
+        scores: probability by class, or value by output; {} where nothing can be said.
+        status: why not, or what was missing; "" where nothing was.
+    """
+
+    start: float
+    end: float
+    scores: dict[str, float]
+    status: str = ""
+
+    @property
+    def label(self) -> str | None:
+        """The likeliest class; for values the one that is largest."""
+        return max(self.scores, key=self.scores.__getitem__) if self.scores else None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one face, or the voice, of a clip.
+
+    Attributes:
+        file: the clip.
+        task: "classification" or "regression".
+        scores: mean over the windows: probability by class name, or value by output name.
+        windows: in order of time; they overlap.
+        person: 0 for the main face; others with faces="all".
+        notes: what the user should know, e.g. that there was no sound.
+        boxes: (n, 5) seconds, left, top, right, bottom of the face in pixels; (0, 5) without.
+    """
+
+    file: str
+    task: str
+    scores: dict[str, float]
+    windows: tuple[WindowResult, ...]
+    person: int = 0
+    notes: tuple[str, ...] = ()
+    boxes: np.ndarray = field(default_factory=lambda: np.empty((0, 5)), repr=False, compare=False)
+
+    @property
+    def label(self) -> str | None:
+        """The likeliest class; None in regression."""
+        return max(self.scores, key=self.scores.__getitem__) if self.probabilities else None
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Probability by class; {} in regression."""
+        return {} if self.task == "regression" else self.scores
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Value by output; {} in classification."""
+        return self.scores if self.task == "regression" else {}
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last window."""
+        return self.windows[-1].end
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        kind = "values" if self.task == "regression" else "probabilities"
+        windows = [
+            {"start": round(w.start, 3), "end": round(w.end, 3), kind: w.scores, "status": w.status}
+            for w in self.windows
+        ]
+        return {
+            "file": self.file,
+            "status": "done",
+            "person": self.person,
+            "duration": round(self.duration, 3),
+            "label": self.label,
+            kind: self.scores,
+            "notes": list(self.notes),
+            "windows": windows,
+        }
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why nothing can be said about a clip."""
+
+    file: str
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"file": self.file, "status": "failed", "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -43,96 +137,7 @@ class Features:
         return {name: array.mean(axis=0) for name, array in self.arrays.items()}
 
 
-def predictions_of(computed: Computed, config: ModelConfig) -> list[Prediction]:
-    """Average the views of each window, and the windows, for each person.
-
-    Raises:
-        UnreadableClip: the clip could not be read, or no window could be answered.
-    """
-    clip = _readable(computed)
-    answers = []
-    for person in range(clip.num_people):
-        windows, means = [], []
-        for number, window in enumerate(clip.windows):
-            views = [row["scores"].astype(float) for row in computed.rows.get((person, number), [])]
-            if views:
-                means.append(np.mean(views, axis=0))
-            scores = _named(config, means[-1]) if views else {}
-            status = clip.missing.get((person, number), "")
-            windows.append(WindowResult(window.start, window.end, scores, status))
-        if means:
-            answers.append(
-                Prediction(
-                    file=clip.source.path,
-                    task=config.task,
-                    scores=_named(config, np.mean(means, axis=0)),
-                    windows=tuple(windows),
-                    person=person,
-                    notes=tuple(clip.notes),
-                    boxes=_boxes(clip, person),
-                )
-            )
-    if not answers:
-        raise _nothing_seen(clip)
-    return answers
-
-
-def features_of(computed: Computed) -> Features:
-    """Average the views of each window.
-
-    Raises:
-        UnreadableClip: the clip could not be read, or no window has all that is needed.
-    """
-    clip = _readable(computed)
-    keys = sorted(computed.rows)
-    if not keys:
-        raise _nothing_seen(clip)
-    views = [computed.rows[key] for key in keys]
-    # Levels that all windows have: in some a stream may be missing.
-    names = [name for name in views[0][0] if all(name in rows[0] for rows in views)]
-    windows = [clip.windows[window] for _, window in keys]
-    return Features(
-        file=clip.source.path,
-        start=np.array([window.start for window in windows]),
-        end=np.array([window.end for window in windows]),
-        arrays={
-            name: np.stack([np.mean([row[name] for row in rows], axis=0) for rows in views])
-            for name in names
-        },
-    )
-
-
-def _readable(computed: Computed) -> PreparedClip:
-    if isinstance(computed.clip, UnreadableClip):
-        raise computed.clip
-    return computed.clip
-
-
-def _nothing_seen(clip: PreparedClip) -> UnreadableClip:
-    reasons = ", ".join(sorted(set(clip.missing.values()))) or "it has no window"
-    return UnreadableClip(
-        f"'{clip.source.path}' has no window with all that the model reads: {reasons}; "
-        "missing_modality 'zeros' or 'drop' lets a model of both streams answer from one"
-    )
-
-
-def _named(config: ModelConfig, scores: np.ndarray) -> dict[str, float]:
-    return dict(zip(config.names, scores.tolist(), strict=True))
-
-
-def _boxes(clip: PreparedClip, person: int) -> np.ndarray:
-    """Return the (n, 5) times and boxes at which a person was seen."""
-    if clip.people is None or clip.looked_at is None:
-        return np.empty((0, 5))
-    found = clip.people[person]
-    times = clip.source.times[clip.looked_at.indices]
-    return np.column_stack([times, found.boxes])[found.seen]
-
-
-PRETRAINED_FEATURES = ("video_layers", "audio_layers", "fusion_video", "fusion_audio")
-
-
-File = str | Path | tuple[str | Path, str | Path | None]  # a clip, or a clip and its sound
+Result = Prediction | Failure
 
 
 class EmotionRecognizer:
@@ -173,7 +178,7 @@ class EmotionRecognizer:
         Args:
             path: export folder (config.json and model.safetensors), the output folder of a run, a
                 model.safetensors, or a .pth of this project or of the original authors.
-            device: "auto" takes a GPU if there is one; or "cpu", "cuda", "cuda:1".
+            device: "auto" takes a GPU if there is one; or "cpu", "cuda", "cuda:1", "mps".
             precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16" or "fp16".
             modality: None reads what the model was trained on; "a" or "v" reads one stream of a
                 model of both, which `missing_modality` must then allow.
@@ -185,11 +190,11 @@ class EmotionRecognizer:
         Raises:
             FileNotFoundError, ValueError: in one line.
         """
-        options = Options(missing_modality=missing_modality)  # checks the name
-        place = _device(device)
+        Options(missing_modality=missing_modality)  # checks the name
+        place = choose_device(device)
         # With "zeros" the other stream is silent or black, but goes through its encoder.
         model, config = load_model(path, None if missing_modality == "zeros" else modality, place)
-        streams = _streams(config, modality, options.missing_modality)
+        streams = _streams(config, modality, missing_modality)
         arithmetic = choose_precision(precision, place)
         return cls(model, config, arithmetic, streams, missing_modality, batch_size, progress)
 
@@ -239,12 +244,12 @@ class EmotionRecognizer:
         faces: str = "all",
         **options: Any,
     ) -> list[Prediction]:
-        """Answer about everybody in a clip, the one seen most first; arguments as in `predict`.
+        """Answer about everybody in a clip, the main one first; arguments as in `predict`.
 
         All of them are judged with the same sound.
         """
-        source = open_source(video, audio, self.config.preprocessing.frame_rate)
-        return self._predict_source(source, self._options(faces=faces, **options))
+        chosen = self._options(faces=faces, **options)
+        return next(self._predictions([self._file(video, audio)], chosen))
 
     def predict_arrays(
         self,
@@ -264,8 +269,8 @@ class EmotionRecognizer:
             sample_rate: of the waveform in Hz; other rates than 16000 are resampled.
             options: as in `predict`.
         """
-        source = Arrays(frames, fps, waveform, sample_rate)
-        return self._predict_source(source, self._options(**options))[0]
+        clip = "arrays", partial(Arrays, frames, fps, waveform, sample_rate)
+        return next(self._predictions([clip], self._options(**options)))[0]
 
     def predict_batch(
         self, files: Iterable[File], *, on_error: str = "raise", **options: Any
@@ -287,36 +292,16 @@ class EmotionRecognizer:
         self, files: Iterable[File], *, on_error: str = "raise", **options: Any
     ) -> Iterator[Any]:
         """Yield the answers of `predict_batch` one by one, as soon as each is known."""
-        _check_choice("on_error", on_error, ("raise", "return"))
-        self._check_classifier()
-        pairs = [file if isinstance(file, tuple) else (file, None) for file in files]
         chosen = self._options(**options)
-        computed = self._runner(self._scores).run([self._opener(*pair) for pair in pairs], chosen)
-        for (video, _), item in zip(pairs, computed, strict=True):
-            try:
-                people = predictions_of(item, self.config)
-                yield people if chosen.faces == "all" else people[0]
-            except UnreadableClip as error:
-                if on_error == "raise":
-                    raise
-                yield Failure(str(video), str(error))
+        for people in self._predictions(self._files(files), chosen, on_error):
+            several = isinstance(people, Failure) or chosen.faces == "all"
+            yield people if several else people[0]
 
     def features_each(
         self, files: Iterable[File], *, on_error: str = "raise", **options: Any
     ) -> Iterator[Features | Failure]:
         """Yield the features of many clips; arguments as in `predict_batch`."""
-        _check_choice("on_error", on_error, ("raise", "return"))
-        chosen = self._options(**options)
-        _check_one_face(chosen)
-        pairs = [file if isinstance(file, tuple) else (file, None) for file in files]
-        computed = self._runner(self._levels).run([self._opener(*pair) for pair in pairs], chosen)
-        for (video, _), item in zip(pairs, computed, strict=True):
-            try:
-                yield features_of(item)
-            except UnreadableClip as error:
-                if on_error == "raise":
-                    raise
-                yield Failure(str(video), str(error))
+        return self._features(self._files(files), self._options(**options), on_error)
 
     def features(
         self, video: str | Path, *, audio: str | Path | None = None, **options: Any
@@ -330,8 +315,7 @@ class EmotionRecognizer:
         no fusion, and its fused is (W, 2D). Without hierarchical feature fusion video and audio are
         the last layer, and the fused of one stream is (W, D).
         """
-        results = self.features_each([(video, audio)], **options)
-        return next(iter(results))  # type: ignore[return-value]  # no failure: errors are raised
+        return next(self._features([self._file(video, audio)], self._options(**options)))
 
     def features_arrays(
         self,
@@ -342,10 +326,8 @@ class EmotionRecognizer:
         **options: Any,
     ) -> Features:
         """Return the features of a clip in memory; arguments as in `predict_arrays`."""
-        source = Arrays(frames, fps, waveform, sample_rate)
-        chosen = self._options(**options)
-        _check_one_face(chosen)
-        return features_of(next(self._runner(self._levels).run([lambda: source], chosen)))
+        clip = "arrays", partial(Arrays, frames, fps, waveform, sample_rate)
+        return next(self._features([clip], self._options(**options)))
 
     def _options(self, **options: Any) -> Options:
         try:
@@ -354,52 +336,59 @@ class EmotionRecognizer:
             known = ", ".join(n for n in Options.__annotations__ if n != "missing_modality")
             raise TypeError(f"{error}; the options are {known}") from None
 
-    def _opener(self, video: str | Path, audio: str | Path | None) -> partial[Source]:
-        return partial(open_source, video, audio, self.config.preprocessing.frame_rate)
+    def _file(self, video: str | Path, audio: str | Path | None = None) -> NamedClip:
+        rate = self.config.preprocessing.frame_rate
+        return str(video), partial(open_source, video, audio, rate)
 
-    def _runner(self, compute: Compute) -> BatchRunner:
-        return BatchRunner(
-            self.config,
-            self.streams,
-            compute,
-            self.precision.device,
-            self.batch_size,
-            self.progress,
-        )
+    def _files(self, files: Iterable[File]) -> list[NamedClip]:
+        return [
+            self._file(*file) if isinstance(file, tuple) else self._file(file) for file in files
+        ]
 
-    def _check_classifier(self) -> None:
+    def _predictions(
+        self, clips: Sequence[NamedClip], options: Options, on_error: str = "raise"
+    ) -> Iterator[Any]:
         if self.config.task == "pretraining":
             raise ValueError(
                 "this is a pre-training checkpoint, which knows no emotions; fine-tune it first "
                 "(run_finetuning.py), or ask for features"
             )
+        return self._each(clips, options, on_error, self._scores, predictions_of)
 
-    def _predict_source(self, source: Source, options: Options) -> list[Prediction]:
-        self._check_classifier()
-        computed = self._runner(self._scores).run([lambda: source], options)
-        return predictions_of(next(computed), self.config)
+    def _features(
+        self, clips: Sequence[NamedClip], options: Options, on_error: str = "raise"
+    ) -> Iterator[Any]:
+        if options.faces == "all":
+            raise ValueError("features are those of one face; choose faces='largest' or 'cut'")
+        return self._each(clips, options, on_error, self._levels, features_of)
 
-    def _filled(
-        self, video: Tensor | None, audio: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """With missing_modality "zeros", put black frames or silence where a stream is missing."""
-        if self.missing_modality != "zeros":
-            return video, audio
-        clip, modality, device = self.config.preprocessing, self.config.modality, self.precision
-        given = video if video is not None else audio
-        assert given is not None
-        if video is None and "v" in modality:
-            video = forward.stand_in("v", len(given), clip, device.device)
-        if audio is None and "a" in modality:
-            audio = forward.stand_in("a", len(given), clip, device.device)
-        return video, audio
+    def _each(
+        self,
+        clips: Sequence[NamedClip],
+        options: Options,
+        on_error: str,
+        compute: Compute,
+        finish: Callable[[PreparedClip, Rows, ModelConfig], Any],
+    ) -> Iterator[Any]:
+        """Yield what `finish` makes of each clip, or a Failure in its place."""
+        check_choice("on_error", on_error, ("raise", "return"))
+        place, size = self.precision.device, self.batch_size
+        runner = BatchRunner(self.config, self.streams, compute, place, size, self.progress)
+        results = runner.run([open_clip for _, open_clip in clips], options)
+        for (name, _), (clip, rows) in zip(clips, results, strict=True):
+            try:
+                if isinstance(clip, UnreadableClip):
+                    raise clip
+                yield finish(clip, rows, self.config)
+            except UnreadableClip as error:
+                if on_error == "raise":
+                    raise
+                yield Failure(name, str(error))
 
     def _scores(self, video: Tensor | None, audio: Tensor | None) -> dict[str, Tensor]:
         with self.precision.autocast():
             scores = forward.scores(self.model, *self._filled(video, audio)).float()
-        if self.config.task == "classification":
-            scores = scores.softmax(dim=-1)
-        return {"scores": scores}
+        return {"scores": scores.softmax(-1) if self.config.task == "classification" else scores}
 
     def _levels(self, video: Tensor | None, audio: Tensor | None) -> dict[str, Tensor]:
         with self.precision.autocast():
@@ -408,30 +397,29 @@ class EmotionRecognizer:
             found = {name: found[name] for name in PRETRAINED_FEATURES if name in found}
         return found
 
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:<n>, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name}, but torch sees no GPU; use cpu or auto")
-    return device
+    def _filled(
+        self, video: Tensor | None, audio: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """With missing_modality "zeros", put black frames or silence where a stream is missing."""
+        if self.missing_modality == "zeros" and self.config.modality == "av":
+            clip, device = self.config.preprocessing, self.precision.device
+            if video is None and audio is not None:
+                video = forward.stand_in("v", len(audio), clip, device)
+            elif audio is None and video is not None:
+                audio = forward.stand_in("a", len(video), clip, device)
+        return video, audio
 
 
 def _streams(config: ModelConfig, modality: str | None, missing_modality: str) -> str:
     """Return which streams are read, and refuse what the model cannot do."""
-    if modality is None or modality == config.modality:
-        return config.modality
-    if modality not in ("av", "a", "v"):
-        raise ValueError(f"modality must be av, a or v, got {modality!r}")
+    modality = config.modality if modality is None else modality
+    check_choice("modality", modality, ("av", "a", "v"))
     if not set(modality) <= set(config.modality):
         raise ValueError(
             f"the model reads '{config.modality}' only; modality '{modality}' was asked"
         )
-    if missing_modality == "error" and config.task != "pretraining":
+    may_miss = missing_modality != "error" or config.task == "pretraining"
+    if modality != config.modality and not may_miss:
         raise ValueError(
             f"the model was trained on both streams; modality '{modality}' alone needs "
             "missing_modality 'zeros' or 'drop'"
@@ -439,11 +427,73 @@ def _streams(config: ModelConfig, modality: str | None, missing_modality: str) -
     return modality
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+def predictions_of(clip: PreparedClip, rows: Rows, config: ModelConfig) -> list[Prediction]:
+    """Average the views of each window, and the windows, for each person.
+
+    Raises:
+        UnreadableClip: no window could be answered.
+    """
+
+    def named(scores: np.ndarray) -> dict[str, float]:
+        return dict(zip(config.names, scores.tolist(), strict=True))
+
+    answers = []
+    for person in range(clip.num_people):
+        windows, means = [], []
+        for number, window in enumerate(clip.windows):
+            views = [row["scores"].astype(float) for row in rows.get((person, number), [])]
+            means += [np.mean(views, axis=0)] if views else []
+            scores, status = named(means[-1]) if views else {}, clip.missing.get((person, number))
+            windows.append(WindowResult(window.start, window.end, scores, status or ""))
+        if means:
+            answers.append(
+                Prediction(
+                    file=clip.source.path,
+                    task=config.task,
+                    scores=named(np.mean(means, axis=0)),
+                    windows=tuple(windows),
+                    person=person,
+                    notes=tuple(clip.notes),
+                    boxes=_boxes(clip, person),
+                )
+            )
+    if not answers:
+        raise _nothing_seen(clip)
+    return answers
 
 
-def _check_one_face(options: Options) -> None:
-    if options.faces == "all":
-        raise ValueError("features are those of one face; choose faces='largest' or 'cut'")
+def features_of(clip: PreparedClip, rows: Rows, config: ModelConfig) -> Features:
+    """Average the views of each window.
+
+    Raises:
+        UnreadableClip: no window has all that is needed.
+    """
+    if not rows:
+        raise _nothing_seen(clip)
+    keys = sorted(rows)
+    windows = [clip.windows[number] for _, number in keys]
+    # Levels that all windows have: in some a stream may be missing.
+    names = [name for name in rows[keys[0]][0] if all(name in views[0] for views in rows.values())]
+    arrays = {
+        name: np.stack([np.mean([row[name] for row in rows[key]], axis=0) for key in keys])
+        for name in names
+    }
+    start, end = (np.array([getattr(w, side) for w in windows]) for side in ("start", "end"))
+    return Features(clip.source.path, start, end, arrays)
+
+
+def _nothing_seen(clip: PreparedClip) -> UnreadableClip:
+    reasons = ", ".join(sorted(set(clip.missing.values()))) or "it has no window"
+    return UnreadableClip(
+        f"'{clip.source.path}' has no window with all that the model reads: {reasons}; "
+        "missing_modality 'zeros' or 'drop' lets a model of both streams answer from one"
+    )
+
+
+def _boxes(clip: PreparedClip, person: int) -> np.ndarray:
+    """Return the (n, 5) times and boxes at which a person was seen."""
+    if clip.people is None or clip.looked_at is None:
+        return np.empty((0, 5))
+    found = clip.people[person]
+    times = clip.source.times[clip.looked_at.indices]
+    return np.column_stack([times, found.boxes])[found.seen]

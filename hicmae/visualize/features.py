@@ -18,7 +18,7 @@ from torch import nn
 from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import AnyClip, read_labelled_list, read_pretrain_list
 from hicmae.data.dataset import ClipSettings, PretrainClips, TestClips
-from hicmae.inference import clips as forward
+from hicmae.inference import forward
 from hicmae.inference.model import ModelConfig, load_model
 from hicmae.inference.style import MARKERS, STYLE, check_format, colour, save_figure
 from hicmae.io import choose_device

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from hicmae.data.clip_list import Clip, write_list
-from hicmae.inference import extract, predict
-from hicmae.inference.pictures import Annotator, draw_timeline, text_image, write_overlay
-from hicmae.inference.results import Prediction, WindowResult
-from hicmae.io import UnreadableClip, whole_file
-from tests.inference.conftest import NAMES, SIZES, speech
+from hicmae.inference import cli
+from hicmae.inference.pictures import Annotator, box_at, draw_timeline, write_overlay
+from hicmae.inference.recognizer import Prediction, WindowResult
+from hicmae.io import UnreadableClip
 from tests.preprocess.media_files import chirp, ffmpeg_program, pictures, portrait, save_media
+from tests.small_recognizers import NAMES, SIZES, speech
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +65,7 @@ def test_predict_writes_everything_and_goes_on_after_failures(models, tmp_path, 
     flags = ["--checkpoint", str(models / "av.pth"), "--faces", "cut", "--device", "cpu"]
     flags += ["--csv", f"{out}/a.csv", "--windows_csv", f"{out}/w.csv", "--json", f"{out}/a.json"]
     flags += ["--plot", f"{out}/plot.png", "--overlay", f"{out}/over.mp4"]
-    assert predict.main([str(tmp_path / "film"), str(tmp_path / "lost.mp4"), *flags]) == 1
+    assert cli.predict([str(tmp_path / "film"), str(tmp_path / "lost.mp4"), *flags]) == 1
     answered, broken, lost = rows(out / "a.csv")
     assert [row["status"] for row in (answered, broken, lost)] == ["done", "failed", "failed"]
     assert "is no video or sound file" in broken["reason"] and "does not exist" in lost["reason"]
@@ -91,9 +91,9 @@ def test_predict_runs_as_a_module_and_hicmae_imports_without_it(models, tmp_path
         "import runpy, sys, hicmae\n"
         "slow = {'cv2', 'av', 'hicmae.inference', 'hicmae.faces'} & set(sys.modules)\n"
         "assert not slow, slow\n"
-        "runpy.run_module('hicmae.inference.predict', run_name='__main__')"
+        "runpy.run_module('hicmae.inference', run_name='__main__')"
     )
-    flags = [video, "--quiet", "--checkpoint", str(models / "a.pth"), "--json"]
+    flags = ["predict", video, "--quiet", "--checkpoint", str(models / "a.pth"), "--json"]
     command = [sys.executable, "-c", code, *flags, str(tmp_path / "a.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
@@ -105,9 +105,9 @@ def test_an_interrupted_command_writes_what_it_has(models, tmp_path, video, monk
         yield made_up(video)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict.EmotionRecognizer, "predict_each", interrupted)
+    monkeypatch.setattr(cli.EmotionRecognizer, "predict_each", interrupted)
     flags = ["--checkpoint", str(models / "av.pth"), "--csv", str(tmp_path / "a.csv"), "--quiet"]
-    assert predict.main([video, video, *flags]) == 1
+    assert cli.predict([video, video, *flags]) == 1
     assert "interrupted: 1 clips are answered" in caplog.text
     assert [row["reason"] for row in rows(tmp_path / "a.csv")] == ["", "interrupted"]
 
@@ -139,18 +139,8 @@ def test_mistakes_in_the_command_are_named(models, tmp_path, video, caplog, argu
     (tmp_path / "none").mkdir()
     names = {"VIDEO": video, "MODEL": str(models / "av.pth"), "EMPTY": str(tmp_path / "none")}
     with caplog.at_level(logging.INFO):
-        assert predict.main([names.get(a, a) for a in [*arguments, "--faces", "cut"]]) == 2
+        assert cli.predict([names.get(a, a) for a in [*arguments, "--faces", "cut"]]) == 2
     assert message in caplog.text and "Traceback" not in caplog.text
-
-
-def test_help_is_complete(capsys):
-    for tool in (predict, extract):
-        with pytest.raises(SystemExit, match="0"):
-            tool.main(["--help"])
-        text = capsys.readouterr().out
-        for action in tool.make_parser()._actions:
-            assert action.help, action.dest
-        assert "--missing_modality" in text and "Exit code" in text
 
 
 # The annotated copy
@@ -198,40 +188,37 @@ def test_a_rotated_video_is_annotated_upright(tmp_path):
 
 
 def test_a_copy_that_cannot_be_made_leaves_nothing(tmp_path, video):
-    data = Path(video).read_bytes()
     sound = save_media(tmp_path / "sound.m4a", sound=speech(1.0)[None])
-    with pytest.raises(UnreadableClip, match="has no picture to draw on"):
-        write_overlay(sound, [made_up("a")], tmp_path / "out.mp4")
-    with pytest.raises(UnreadableClip, match="is a folder of frames"):
-        write_overlay(tmp_path, [made_up("a")], tmp_path / "out.mp4")
+    data = Path(video).read_bytes()
     (tmp_path / "half.mp4").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UnreadableClip, match="half.mp4' is no video"):
-        write_overlay(tmp_path / "half.mp4", [made_up("a")], tmp_path / "out.mp4")
-    assert {path.suffix for path in tmp_path.iterdir()} == {".mp4", ".m4a"}
-    assert not (tmp_path / "out.mp4").exists() and not list(tmp_path.glob(".part-*"))
-    with pytest.raises(RuntimeError, match="stop"), whole_file(tmp_path / "x.csv") as part:
-        part.write_text("half")
-        raise RuntimeError("stop")
-    assert not (tmp_path / "x.csv").exists() and not list(tmp_path.glob(".part-*"))
+    for source, message in (
+        (sound, "has no picture"),
+        (tmp_path, "is a folder of frames"),
+        (tmp_path / "half.mp4", "half.mp4' is no video"),
+    ):
+        with pytest.raises(UnreadableClip, match=message):
+            write_overlay(source, [made_up("a")], tmp_path / "out" / "a.mp4")
+    assert not list((tmp_path / "out").iterdir())
 
 
-def test_drawing_stays_inside_and_follows_the_scores():
-    early = {"calm": 1.0, "glad": 0.0, "mad": 0.0}
-    late = {"calm": 0.0, "glad": 0.0, "mad": 1.0}
-    windows = (WindowResult(0, 1, early), WindowResult(4, 5, late))
+def test_drawing_follows_scores_and_face_and_stays_inside():
+    early, late = (dict(zip(NAMES, shares, strict=True)) for shares in ((1, 0, 0), (0, 0, 1)))
+    windows = (WindowResult(0, 1, early), WindowResult(1, 4, {}), WindowResult(4, 5, late))
     boxes = np.array([[0.2, -30, -30, 40, 40], [0.8, -20, -20, 50, 50], [5, 300, 100, 900, 900]])
     person = made_up("a", windows=windows, boxes=boxes)
     annotator = Annotator(person, (160, 120), with_bars=True)
-    pictures_at = []
-    for time in (0.5, 4.5):
-        frame = np.full((120, 160, 3), 200, np.uint8)
-        annotator.draw(frame, time)
-        pictures_at.append(frame)
-    assert np.abs(pictures_at[0].astype(int) - pictures_at[1]).max() > 100
-    assert annotator._at(2.5) == pytest.approx([0.5, 0, 0.5])
-    assert annotator._box(2.5) is None and annotator._box(0.5) is not None
-    wide = text_image("überrascht ≈ 😀", 16, (0, 0, 0))
-    assert wide.ndim == 3 and wide.shape[1] > 60
+    grey = np.full((120, 160, 3), 200, np.uint8)
+    first, middle, last = (annotator.draw(grey, time) for time in (0.5, 2.5, 4.5))
+    assert first.shape == grey.shape and (grey == 200).all()
+    blue, green = [0, 114, 178], [0, 158, 115]  # of the first and the last class
+
+    def pixels(frame, colour):
+        return int((frame[70:] == colour).all(-1).sum())
+
+    assert pixels(first, blue) == 2 * pixels(middle, blue) > pixels(last, blue) == 0
+    assert pixels(last, green) == 2 * pixels(middle, green) > pixels(first, green) == 0
+    assert (first[:44, :44] != 200).any() and (middle[:60] == 200).all()
+    assert box_at(boxes, 0.5).tolist() == [-25, -25, 45, 45] and box_at(boxes, 2.5) is None
 
 
 # The picture over time
@@ -259,7 +246,7 @@ def test_extract_writes_features_of_a_list(models, tmp_path, clip, video, caplog
     write_list(tmp_path / "list.csv", clips)
     flags = ["--checkpoint", str(models / "av.pth"), "--device", "cpu", "--quiet", "--output"]
     with caplog.at_level(logging.INFO):
-        assert extract.main([str(tmp_path / "list.csv"), *flags, str(tmp_path / "f.npz")]) == 1
+        assert cli.extract([str(tmp_path / "list.csv"), *flags, str(tmp_path / "f.npz")]) == 1
     assert "1 of 3 clips failed, see" in caplog.text
     assert rows(tmp_path / "f.npz.failed.csv")[0]["file"] == str(tmp_path / "lost")
     stored = np.load(tmp_path / "f.npz", allow_pickle=False)
@@ -267,9 +254,9 @@ def test_extract_writes_features_of_a_list(models, tmp_path, clip, video, caplog
     assert stored["fused"].shape == (2, 512) and stored["audio_layers"].shape == (2, 3, 128)
     assert np.array_equal(stored["fused"][0], stored["fused"][1])
     more = [str(tmp_path / "w.npz"), "--per_window", "--window", "0.8", "--overlap", "0"]
-    assert extract.main([folder, *flags, *more, "--modality", "v"]) == 2  # a model of both streams
+    assert cli.extract([folder, *flags, *more, "--modality", "v"]) == 2  # a model of both streams
     more += ["--modality", "v", "--missing_modality", "drop"]
-    assert extract.main([folder, *flags, *more]) == 0
+    assert cli.extract([folder, *flags, *more]) == 0
     windows = np.load(tmp_path / "w.npz")
     assert windows["start"].tolist() == pytest.approx([0, 0.8, 1.6]) and "audio" not in windows
 
@@ -278,7 +265,7 @@ def test_extract_reads_pretraining_checkpoints_and_lists(models, tmp_path, video
     (tmp_path / "list.csv").write_text(f"{Path(video).name} 0\n")
     flags = ["--checkpoint", str(models / "pretrained.pth"), "--faces", "cut", "--quiet"]
     flags += ["--data_root", str(tmp_path), "--output", str(tmp_path / "f.npz")]
-    assert extract.main([str(tmp_path / "list.csv"), *flags]) == 0
+    assert cli.extract([str(tmp_path / "list.csv"), *flags]) == 0
     assert np.load(tmp_path / "f.npz")["video_layers"].shape == (1, 2, 128)
 
 
@@ -287,12 +274,12 @@ def test_extract_writes_parquet_where_pyarrow_is(models, tmp_path, clip, caplog)
     if has("pyarrow"):
         import pyarrow.parquet
 
-        assert extract.main([clip[0], *flags, str(tmp_path / "f.parquet")]) == 0
+        assert cli.extract([clip[0], *flags, str(tmp_path / "f.parquet")]) == 0
         table = pyarrow.parquet.read_table(tmp_path / "f.parquet")
         assert table.column_names == ["clip", "video_layers_0", "video_layers_1", "video", "fused"]
         assert len(table["fused"][0].as_py()) == 256
     else:
-        assert extract.main([clip[0], *flags, str(tmp_path / "f.parquet")]) == 2
+        assert cli.extract([clip[0], *flags, str(tmp_path / "f.parquet")]) == 2
         assert ".parquet needs the package pyarrow" in caplog.text
 
 
@@ -310,7 +297,7 @@ def test_mistakes_in_an_extraction_are_named(models, tmp_path, content, output, 
     if content is not None:
         (tmp_path / "list.csv").write_text(content)
     flags = ["--checkpoint", str(models / "av.pth"), "--output", str(tmp_path / output), "--quiet"]
-    assert extract.main([str(tmp_path / "list.csv"), *flags]) == 2
+    assert cli.extract([str(tmp_path / "list.csv"), *flags]) == 2
     assert message in caplog.text
     assert not (tmp_path / output).exists()
 

@@ -16,7 +16,7 @@ from hicmae.data.clip_list import Clip, chosen_names, names_of_run, write_list
 from hicmae.inference import export
 from hicmae.inference.model import find_weights, load_model
 from tests.conftest import save_frames, save_wav
-from tests.inference.conftest import NAMES, classifier, speech
+from tests.small_recognizers import NAMES, classifier, speech
 
 TINY = ["--model", "avit_dim128_patch16_160_a256", "--depth", "2", "--depth_audio", "2",
         "--fusion_depth", "1", "--batch_size", "2", "--epochs", "1", "--warmup_epochs", "0",

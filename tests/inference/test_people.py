@@ -7,11 +7,13 @@ from PIL import Image
 
 from hicmae.data.media import Arrays, MediaFile
 from hicmae.faces.detector import load_nets
-from hicmae.inference.clips import LookedAt, NoFace, cut_out, detector, find_people
+from hicmae.faces.tracking import align
+from hicmae.inference.clips import LookedAt, NoFace, detector, find_people
+from hicmae.inference.model import FACE_SIZE
 from hicmae.io import UnreadableClip
 from preprocess.face_and_audio import extract_face
-from tests.inference.conftest import NAMES, speech
 from tests.preprocess.media_files import pictures, portrait, save_media
+from tests.small_recognizers import NAMES, speech
 
 WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "joblib", "lz4"))
 pytestmark = pytest.mark.skipif(not WEIGHTS, reason="needs pip install mtcnn==1.0.0")
@@ -32,14 +34,13 @@ def two_people():
     return scene(50, (LARGE, 10), (SMALL, 200))
 
 
-def test_the_main_face_is_the_answer_and_everybody_has_one(recognizer, two_people):
-    model, sound = recognizer(missing_modality="zeros"), speech(2.0)
-    main = model.predict_arrays(two_people, 25, sound)
+def test_the_main_face_is_the_answer_and_everybody_has_one(recognizer, two_people, tmp_path):
+    film = save_media(tmp_path / "a.mkv", list(two_people), speech(2.0)[None], codec="pcm_s16le")
+    model = recognizer(missing_modality="zeros")
+    main, people = model.predict(film), model.predict_people(film)
     assert (main.boxes[:, 1] < 160).all() and main.person == 0  # the large one, on the left
     assert main.notes == ("100 % of the frames show several faces; this is about the main one",)
     assert len(main.boxes) == len(np.unique(main.boxes[:, 0]))
-    source = Arrays(two_people, 25, sound, 16000)
-    people = model._predict_source(source, model._options(faces="all"))
     assert [answer.person for answer in people] == [0, 1]
     assert people[0].scores == pytest.approx(main.scores, abs=1e-5)
     assert (people[1].boxes[:, 1] > 190).all()
@@ -83,7 +84,7 @@ def test_faces_are_cut_as_extract_face_cuts_them(tmp_path):
     assert np.abs(person.points - followed).max() < 0.05 * eyes
     for position, frame in enumerate(looked_at):
         path = tmp_path / "out" / "a_aligned" / f"frame_det_00_{4 * position + 1:06d}.jpg"
-        cut = cut_out(frame, person, position)
+        cut = align(frame, person.points[position], FACE_SIZE)
         assert np.abs(np.asarray(Image.open(path)).astype(int) - cut).mean() < 8
 
 

@@ -11,15 +11,15 @@ from hicmae import EmotionRecognizer
 from hicmae.data import media
 from hicmae.data import media as decoding
 from hicmae.data.media import Arrays, MediaFile, open_source
-from hicmae.inference import clips as forward
+from hicmae.inference import forward
 from hicmae.inference import recognizer as recognizer_module
 from hicmae.inference.clips import sliding
 from hicmae.inference.model import Preprocessing
-from hicmae.inference.results import Failure
+from hicmae.inference.recognizer import Failure
 from hicmae.io import UnreadableClip
 from tests.conftest import save_frames, save_mp4, save_wav
-from tests.inference.conftest import NAMES, classifier, speech
 from tests.preprocess.media_files import ffmpeg_program, pictures, save_media
+from tests.small_recognizers import NAMES, classifier, speech
 
 
 def test_the_package_knows_the_recognizer_by_name():
@@ -371,7 +371,7 @@ def test_a_clip_of_one_frame_is_enough(recognizer, tmp_path):
 
 
 def test_from_checkpoint_names_devices_it_cannot_use(models):
-    with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:<n>, got 'tpux'"):
+    with pytest.raises(ValueError, match="device must be auto, cpu, .*, got 'tpux'"):
         EmotionRecognizer.from_checkpoint(models / "av.pth", device="tpux")
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         EmotionRecognizer.from_checkpoint(models / "av.pth", batch_size=0)

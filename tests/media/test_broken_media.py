@@ -16,8 +16,8 @@ from hicmae.data.dataset import ClipDataset, ClipSettings, LabelledClips, Pretra
 from hicmae.data.loader import ClipSampler, make_loader
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.io import UnreadableClip
-from tests.inference.conftest import checkpoint_of, classifier
 from tests.media.corpus import Case, make_corpus
+from tests.small_recognizers import checkpoint_of, classifier
 
 SECONDS = 60  # in which a clip is read or refused, whatever is wrong with it
 SETTINGS = ClipSettings(input_size=32, input_size_audio=(64, 32))

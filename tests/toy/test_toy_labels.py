@@ -13,7 +13,7 @@ import run_finetuning
 import run_pretraining
 from hicmae.data.clip_list import Clip, write_list
 from tests.conftest import save_frames, save_mp4, save_wav
-from tests.inference.conftest import speech
+from tests.small_recognizers import speech
 from tests.small_runs import ROOT
 
 SMALL = "--device cpu --num_workers 0 --epochs 1 --warmup_epochs 0 --batch_size 8 --precision fp32"
