@@ -325,6 +325,8 @@ def prepare(source: Source, config: ModelConfig, streams: str, options: Options)
     num_samples = None if waveform is None else len(waveform)
     crops = config.test_num_crop if options.protocol == "test" else 1
     try:
+        if "v" in streams and not source.has_picture:
+            raise NoPicture(f"'{source.path}' has no picture, only sound")
         times = source.times if "v" in streams else None
         windows = _plan(source, config, options, times, num_samples)
         looked_at, people = _look(source, windows, config, options, notes)
