@@ -4,7 +4,6 @@ import importlib.util
 import logging
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -266,21 +265,3 @@ def test_a_missing_openface_is_said_before_anything_is_done(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         extract(tmp_path, tmp_path / "out", "--backend", "openface", "--openface", "no-such")
     assert "--openface 'no-such' is no program that can be run" in capsys.readouterr().err
-
-
-@needs_weights
-def test_the_script_runs_from_any_folder_in_other_processes(tmp_path):
-    save_media(tmp_path / "in" / "a.mp4", shoot([camera((0, 0), 1, 0)]))
-    command = [sys.executable, extract_face.__file__, "--input", "in", "--output_dir", "out"]
-    done = subprocess.run(
-        [*command, "--num_workers", "2"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "out").glob("*_aligned/*.jpg"))) == 1
-
-
-def test_a_video_without_frames_is_a_clip_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(extract_face, "read_frames", lambda path: iter(()))
-    monkeypatch.setattr(extract_face, "_detector", lambda min_face: None)
-    with pytest.raises(UnreadableClip, match="holds no frame"):
-        follow_face("a.mp4", FaceOptions())
