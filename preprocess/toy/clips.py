@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.toy.speech import CONTROLS_PER_FRAME, FRAME_RATE, SpeechPlan, plan_speech, smooth
+from preprocess.toy.speech import CONTROLS_PER_FRAME, FRAME_RATE, plan_speech, smooth
 
 VALENCES = ("neg", "neu", "pos")
 AROUSALS = ("low", "high")
@@ -70,7 +70,7 @@ class Clip:
 
     key: ClipKey
     label: int
-    speech: SpeechPlan
+    speech: Traits
     face: Traits  # of the speaker
     voice: Traits  # of the speaker
     expression: Traits

@@ -6,7 +6,6 @@ share (tempo, pauses, loudness, envelope) is the same in every class.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -76,27 +75,11 @@ class Segment(NamedTuple):
     accent: float
 
 
-@dataclass(frozen=True)
-class SpeechPlan:
-    """Control curves of one utterance: (K,) at CONTROL_RATE, K = frames * CONTROLS_PER_FRAME."""
+def plan_speech(voice: SimpleNamespace, rng: np.random.Generator) -> SimpleNamespace:
+    """Plan an utterance of 65 to 100 frames (2.6 to 4 s).
 
-    frames: int
-    tempo: float  # syllables a second within phrases
-    loudness: float  # dB re full scale, rms of the voiced sound
-    pause_share: float
-    level: np.ndarray  # planned loudness envelope, rms over the clip is 1
-    formants: np.ndarray  # (3, K) Hz
-    voiced: np.ndarray
-    noise: np.ndarray
-    noise_hz: np.ndarray
-    noise_width: np.ndarray
-    accent: np.ndarray  # what the intonation follows, about -1..1
-    opening: np.ndarray  # of the mouth, 0..1
-    rounding: np.ndarray
-
-
-def plan_speech(voice: SimpleNamespace, rng: np.random.Generator) -> SpeechPlan:
-    """Plan an utterance of 65 to 100 frames (2.6 to 4 s)."""
+    `accent` is what the intonation follows. Curves are (K,) at CONTROL_RATE, formants (3, K); K = frames * CONTROLS_PER_FRAME.
+    """
     frames = int(rng.integers(65, 101))
     tempo = float(rng.uniform(3.2, 5.2) * voice.tempo)
     loudness = float(rng.uniform(-30, -22))
@@ -113,12 +96,12 @@ def plan_speech(voice: SimpleNamespace, rng: np.random.Generator) -> SpeechPlan:
     within = (np.arange(count) - starts[which]) / np.diff(edges, prepend=0)[which]
     swell = 1 - (at[3] > 0.7) * 0.45 * (within - 0.4) ** 2 / 0.36  # vowels rise, then die away
     level = smooth(at[3] * gain * swell, 0.06)
-    return SpeechPlan(
+    return SimpleNamespace(
         frames=frames,
-        tempo=tempo,
-        loudness=loudness,
+        tempo=tempo,  # syllables a second within phrases
+        loudness=loudness,  # dB re full scale, rms of the voiced sound
         pause_share=float(silent.mean()),
-        level=(level / np.sqrt(np.mean(level**2))).astype(np.float32),
+        level=(level / np.sqrt(np.mean(level**2))).astype(np.float32),  # rms 1
         formants=np.stack([smooth(curve * wander(count, rng), 0.07) for curve in at[:3]]),
         voiced=smooth(at[4], 0.02),
         noise=smooth((at[5] > 0) * (at[4] < 1), 0.015),
