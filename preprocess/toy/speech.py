@@ -78,7 +78,8 @@ class Segment(NamedTuple):
 def plan_speech(voice: SimpleNamespace, rng: np.random.Generator) -> SimpleNamespace:
     """Plan an utterance of 65 to 100 frames (2.6 to 4 s).
 
-    `accent` is what the intonation follows. Curves are (K,) at CONTROL_RATE, formants (3, K); K = frames * CONTROLS_PER_FRAME.
+    `accent` is what the intonation follows. Curves are (K,) at CONTROL_RATE, formants (3, K);
+    K = frames * CONTROLS_PER_FRAME.
     """
     frames = int(rng.integers(65, 101))
     tempo = float(rng.uniform(3.2, 5.2) * voice.tempo)
