@@ -21,11 +21,11 @@ Written to --output_dir (saved/data/voxceleb2): train.csv, speakers.csv, left_ou
 from __future__ import annotations
 
 import argparse
+import glob
 import logging
 import os
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
@@ -98,17 +98,21 @@ def make_list(args: argparse.Namespace) -> None:
 def find_clips(
     root: str, video_dir: str | None, audio_dir: str | None
 ) -> tuple[Files, list[LeftOut]]:
-    """Return the clips that have both halves, and those that do not."""
+    """Return the clips that have both halves, and those that do not, in order of their names."""
     video_dir = find(root, "give --video_dir", *([video_dir] if video_dir else VIDEO_DIRS))
     audio_dir = find(root, "give --audio_dir", *([audio_dir] if audio_dir else AUDIO_DIRS))
+    videos = names_in(video_dir, ".mp4")[".mp4"]
+    sounds = names_in(audio_dir, ".wav", ".m4a")
     clips: Files = {}
     left_out = []
-    for found in tqdm(scan(video_dir, audio_dir), unit="clip", desc="reading names"):
-        if isinstance(found, LeftOut):
-            left_out.append(found)
+    for name in sorted(videos.union(*sounds.values()), key=lambda name: name.split("/")):
+        if name not in videos:
+            left_out.append(LeftOut(name, "video missing"))
+        elif name in sounds[".wav"]:
+            clips[name] = f"{video_dir}/{name}.mp4", f"{audio_dir}/{name}.wav"
         else:
-            video, audio = os.path.join(video_dir, found), os.path.join(audio_dir, found)
-            clips[found] = f"{video}.mp4", f"{audio}.wav"
+            reason = "m4a without wav" if name in sounds[".m4a"] else "audio missing"
+            left_out.append(LeftOut(name, reason))
     if not clips:
         raise FileNotFoundError(
             f"expected id*/*/*.mp4 in '{video_dir}' and id*/*/*.wav in '{audio_dir}', found "
@@ -118,49 +122,15 @@ def find_clips(
     return clips, left_out
 
 
-def scan(video_dir: str, audio_dir: str) -> Iterator[str | LeftOut]:
-    """Yield the clips that have both halves, and those that do not, in order of their names."""
-    for person in sorted({*_folders(video_dir), *_folders(audio_dir)}):
-        places = [os.path.join(folder, person) for folder in (video_dir, audio_dir)]
-        try:
-            for recording in sorted({name for place in places for name in _folders(place)}):
-                yield from _clips(f"{person}/{recording}", video_dir, audio_dir)
-        except PermissionError as error:
-            yield LeftOut(person, "cannot be read", f"'{error.filename}': {error.strerror}")
-
-
-def _clips(recording: str, video_dir: str, audio_dir: str) -> Iterator[str | LeftOut]:
-    """Yield the clips of one recording, "id00012/21Uxsk56VDQ"."""
-    videos = _stems(os.path.join(video_dir, recording))[".mp4"]
-    sounds = _stems(os.path.join(audio_dir, recording))
-    audios, m4a = sounds[".wav"], sounds[".m4a"]
-    for stem in sorted(videos | audios | m4a):
-        clip = f"{recording}/{stem}"
-        if stem in videos & audios:
-            yield clip
-        elif stem in videos:
-            yield LeftOut(clip, "m4a without wav" if stem in m4a else "audio missing")
-        else:
-            yield LeftOut(clip, "video missing")
-
-
-def _folders(folder: str) -> list[str]:
-    """Return the names of the subfolders, none where there is no folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if entry.is_dir()]
-    except FileNotFoundError:
-        return []
-
-
-def _stems(folder: str) -> dict[str, set[str]]:
-    """Return the names of the files without suffix, by suffix; hidden files are passed over."""
-    stems = defaultdict(set)
-    if os.path.isdir(folder):
-        for stem, suffix in map(os.path.splitext, os.listdir(folder)):
-            if not stem.startswith("."):
-                stems[suffix].add(stem)
-    return stems
+def names_in(folder: str, *suffixes: str) -> dict[str, set[str]]:
+    """Return the names "id00012/21Uxsk56VDQ/00001" of the files below a folder, by suffix."""
+    names: dict[str, set[str]] = {suffix: set() for suffix in suffixes}
+    paths = glob.iglob("*/*/*", root_dir=folder)
+    for path in tqdm(paths, unit="file", desc="reading names"):
+        name, suffix = os.path.splitext(path)
+        if suffix in names:
+            names[suffix].add(name)
+    return names
 
 
 def check(clips: Files, output: Path, args: argparse.Namespace) -> list[LeftOut]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import soundfile
 from tqdm import tqdm
@@ -20,9 +19,6 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # what hicmae.data.video rea
 ALIGNED = "_aligned"  # OpenFace's and extract_face's ending of a folder of faces
 CONVERT = "convert it with preprocess/face_and_audio/extract_audio.py"
 TWO = "two of one name"
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Halves(NamedTuple):
@@ -187,18 +183,5 @@ def measure(clip: ListedClip) -> ListedClip | LeftOut:
 def measure_all(clips: Sequence[ListedClip], num_workers: int) -> Iterator[ListedClip | LeftOut]:
     """Measure all clips, in order. Threads: the time goes to the file system."""
     with ThreadPoolExecutor(max(num_workers, 1)) as executor:
-        results = bounded_map(executor, measure, clips, 64 * max(num_workers, 1))
+        results = executor.map(measure, clips)
         yield from tqdm(results, total=len(clips), unit="clip", desc="reading headers")
-
-
-def bounded_map(
-    executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], window: int
-) -> Iterator[Result]:
-    """Yield function(item) in order, with at most `window` items under way: any number of items."""
-    running: deque = deque()
-    for item in items:
-        running.append(executor.submit(function, item))
-        if len(running) >= window:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()

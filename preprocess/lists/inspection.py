@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
-import multiprocessing
 import os
+from collections import deque
 from collections.abc import Container, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +19,10 @@ from hicmae.data.audio import read_span
 from hicmae.data.media import FrameFolder, open_video
 from hicmae.io import UnreadableClip, whole_file
 from preprocess.command_line import WHOLE, Shard
+from preprocess.face_and_audio.batch import Job, outcomes_of
 from preprocess.lists.files import (
     SAMPLE_RATE,
     UnusableClip,
-    bounded_map,
     count_frames,
     reading,
     wav_seconds,
@@ -92,31 +91,24 @@ def inspect_all(
     if not todo:
         return records
     name = "records" if shard == WHOLE else f"records-{shard.part}-of-{shard.parts}"
-    found = stored(_inspected(todo, num_workers, decode), folder / f"{name}.csv")
+    path = folder / f"{name}.csv"
+    found = stored(_inspected(todo, num_workers, decode, path), path)
     for record in tqdm(found, total=len(mine), initial=len(mine) - len(todo), unit="clip"):
         records[record.key] = record
     return records
 
 
-def _inspected(todo: list[Key], num_workers: int, decode: str) -> Iterator[Record]:
-    work = partial(inspect, decode=decode)
-    workers = min(num_workers, len(todo))
-    if workers <= 1:
-        yield from map(work, todo)
-        return
-    # Not fork, which copies whatever threads hold; a fork server imports torch only once.
-    known = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
-    if "forkserver" in known:
-        context.set_forkserver_preload([__name__])
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context) as executor:
-            yield from bounded_map(executor, work, todo, 8 * workers)
-    except BrokenProcessPool:
-        raise RuntimeError(
-            "a worker process died, expected it to report a broken clip; it ran out of memory or a "
-            "decoder crashed: start again with --num_workers 1, the last clip started is the one"
-        ) from None
+def _inspected(todo: list[Key], num_workers: int, decode: str, output: Path) -> Iterator[Record]:
+    """Yield records as they come; a clip that kills its process has one as well."""
+    jobs = deque(Job(video, audio, str(output)) for video, audio in todo)
+    with closing(outcomes_of(jobs, partial(_work, decode=decode), num_workers)) as outcomes:
+        for (video, audio, _), reason, _, details, _ in outcomes:
+            failed = Record(video, audio, "", "cannot be checked", reason, 0.0, 0, "", "")
+            yield details.get("record", failed)
+
+
+def _work(job: Job, decode: str) -> dict[str, Record]:
+    return {"record": inspect((job.name, job.source), decode)}
 
 
 def inspect(clip: Key, decode: str = "ends") -> Record:
