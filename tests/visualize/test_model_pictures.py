@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import re
 
 import numpy as np
 import pytest
@@ -33,7 +32,6 @@ from hicmae.visualize.features import (
     features_of,
     layer_weights_figure,
     layer_weights_of,
-    open_model,
     tsne_figure,
 )
 from hicmae.visualize.reconstruction import settings_of
@@ -99,15 +97,6 @@ def unlabelled(tmp_path, pretrain_clips):
     return str(tmp_path / "pretrain.csv")
 
 
-def failure(arguments, capsys):
-    """Return the one line in which a command ends."""
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.count("\n") == 1
-    return error
-
-
 def size_of(path):
     with Image.open(path) as picture:
         assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
@@ -159,28 +148,6 @@ def test_tsne_of_a_regression_is_coloured_by_the_chosen_output():
     assert figure.axes[1].get_ylabel() == "arousal"
 
 
-def test_tsne_command_draws_each_modality_and_all(finetuned, labelled, tmp_path):
-    base = ["tsne", "--checkpoint", finetuned, "--data_path", labelled]
-    main([*base, "--output", str(tmp_path / "three.png")])
-    main([*base, "--features", "fused", "--num_clips", "6", "--output", str(tmp_path / "one.png")])
-    three, one = size_of(tmp_path / "three.png"), size_of(tmp_path / "one.png")
-    assert three[0] > 2.2 * one[0]
-
-
-def test_tsne_names_what_does_not_fit(
-    finetuned, pretrained, labelled, unlabelled, tmp_path, capsys
-):
-    out = ["--output", str(tmp_path / "x.png")]
-    base = ["tsne", "--checkpoint", finetuned, "--data_path", labelled]
-    assert "--features 'text' is no part" in failure([*base, "--features", "text", *out], capsys)
-    assert "--target 3 is not one of the 3" in failure([*base, "--target", "3", *out], capsys)
-    assert "needs at least 5 clips" in failure([*base, "--num_clips", "4", *out], capsys)
-    error = failure(["tsne", "--checkpoint", pretrained, "--data_path", unlabelled, *out], capsys)
-    assert "is pre-trained, but this picture needs a fine-tuned one" in error
-    assert "cannot write" in failure([*base, "--output", "x.bmp"], capsys)
-    assert not (tmp_path / "x.png").exists()
-
-
 def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled):
     opened, clips = Source(finetuned, labelled).open()
     looked = look(opened, clips[1:3])
@@ -205,18 +172,6 @@ def test_attention_of_one_modality_shows_that_one(labelled, tmp_path):
         figure = attention_figure(look(*Source(path, labelled, clip=0).open()))
         drawn = [axes for axes in figure.axes if axes.images]
         assert len(drawn) == 2 * images  # the input and its own attention
-
-
-def test_attention_command_takes_both_stages(
-    finetuned, pretrained, labelled, unlabelled, tmp_path, capsys
-):
-    for source, path in ((finetuned, labelled), (pretrained, unlabelled)):
-        out = tmp_path / "a.png"
-        base = ["attention", "--checkpoint", source, "--data_path", path, "--output", str(out)]
-        main([*base, "--method", "last"])
-        assert size_of(out)[0] > 600
-        assert "--clip 70 is not in the list of" in failure([*base, "--clip", "70"], capsys)
-        assert "at least 1 here, got 0" in failure([*base, "--num_clips", "0"], capsys)
 
 
 def test_recall_counts_the_nearest_and_breaks_ties_by_lot():
@@ -273,23 +228,6 @@ def test_retrieval_command_prints_draws_and_writes_the_figures(
     assert len(rows) == 2 * 2 * 3 and rows[0]["chance"] == "0.25"
 
 
-def test_retrieval_names_what_does_not_fit(
-    finetuned, pretrained, labelled, pretrain_clips, tmp_path, capsys
-):
-    out = ["--output", str(tmp_path / "x.png")]
-    error = failure(["retrieval", "--checkpoint", finetuned, "--data_path", labelled, *out], capsys)
-    assert "is fine-tuned, but this picture needs a pre-trained one" in error
-    gone = Clip(str(tmp_path / "gone.mp4"), str(tmp_path / "gone.wav"), None)
-    for clips, message in (
-        ([pretrain_clips[0]], "at least 2 clips to choose from, got 1"),
-        ([*pretrain_clips[:2], gone], "a clip cannot be read: .*gone.mp4"),
-    ):
-        write_list(tmp_path / "l.csv", clips)
-        lists = ["--data_path", str(tmp_path / "l.csv")]
-        error = failure(["retrieval", "--checkpoint", pretrained, *lists, *out], capsys)
-        assert re.search(message, error)
-
-
 def test_layer_weights_are_shares_of_each_stream(finetuned):
     shares = layer_weights_of(finetuned)
     expected = np.exp([0.0, 1.0]) / np.exp([0.0, 1.0]).sum()
@@ -299,27 +237,6 @@ def test_layer_weights_are_shares_of_each_stream(finetuned):
     assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx([50, 50])
     points = figure.axes[0].lines[0]
     assert points.get_ydata().tolist() == pytest.approx((100 * expected).tolist())
-
-
-def test_layer_weights_command_takes_folds_of_one_kind(finetuned, pretrained, tmp_path, capsys):
-    out = ["--output", str(tmp_path / "w.png")]
-    main(["layer_weights", "--checkpoint", finetuned, finetuned, *out])
-    assert size_of(tmp_path / "w.png")[0] > 500
-    video = save_classifier(tmp_path / "v.pth", "v")
-    error = failure(["layer_weights", "--checkpoint", finetuned, video, *out], capsys)
-    assert "draw models of one size and modality together" in error
-    error = failure(["layer_weights", "--checkpoint", pretrained, *out], capsys)
-    assert "needs a fine-tuned one" in error
-
-
-def test_reconstruction_command_draws_several_clips(pretrained, unlabelled, tmp_path, capsys):
-    base = ["reconstruction", "--checkpoint", pretrained, "--data_path", unlabelled]
-    main([*base, "--out", str(tmp_path / "one.png")])
-    main([*base, "--num_clips", "2", "--seed", "1", "--out", str(tmp_path / "two.png")])
-    one, two = size_of(tmp_path / "one.png"), size_of(tmp_path / "two.png")
-    assert two[1] > 1.7 * one[1]
-    out = ["--out", str(tmp_path / "x.png")]
-    assert "--clip 9 is not in the list of 5 clips" in failure([*base, "--clip", "9", *out], capsys)
 
 
 def test_reconstruction_of_the_original_authors_files_reads_their_flags(
@@ -342,15 +259,6 @@ def test_reconstruction_of_the_original_authors_files_reads_their_flags(
     np.testing.assert_array_equal(*pictures)
 
 
-def test_reconstruction_needs_a_pretraining_checkpoint(finetuned, unlabelled, tmp_path, capsys):
-    base = ["reconstruction", "--data_path", unlabelled, "--out", str(tmp_path / "x.png")]
-    error = failure([*base, "--checkpoint", finetuned], capsys)
-    assert "is fine-tuned and has no decoders, but this picture needs a pre-trained one" in error
-    torch.save({"model": {}}, tmp_path / "bare.pth")
-    error = failure([*base, "--checkpoint", str(tmp_path / "bare.pth")], capsys)
-    assert "holds no settings of its training" in error
-
-
 def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides():
     def lines(length, num_clips, seed=0, clip=None):
         return Source("", "", num_clips=num_clips, seed=seed, clip=clip).lines(length)
@@ -362,7 +270,55 @@ def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides():
         lines(3, -1)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_named(finetuned):
-    with pytest.raises(ValueError, match="--device cuda, but torch sees no GPU"):
-        open_model(finetuned, "cuda")
+def test_commands_draw_at_200_dpi_as_much_as_was_asked_for(
+    finetuned, pretrained, labelled, unlabelled, tmp_path
+):
+    tuned = ["--checkpoint", finetuned, "--data_path", labelled]
+    trained = ["--checkpoint", pretrained, "--data_path", unlabelled]
+
+    def size(*arguments):
+        main([*arguments, "--out", str(tmp_path / "picture.png")])
+        return size_of(tmp_path / "picture.png")
+
+    assert size("tsne", *tuned)[0] > 2.2 * size("tsne", *tuned, "--features", "fused")[0]
+    assert size("attention", *tuned, "--method", "last")[0] > 600
+    assert size("attention", *trained)[0] > 600
+    one, two = (size("reconstruction", *trained, *n) for n in ([], ["--num_clips", "2"]))
+    assert two[1] > 1.7 * one[1]
+    assert size("layer_weights", "--checkpoint", finetuned, finetuned)[0] > 500
+
+
+def test_commands_say_in_one_line_what_does_not_fit(
+    finetuned, pretrained, labelled, unlabelled, pretrain_clips, tmp_path, capsys
+):
+    torch.save({"model": {}}, tmp_path / "bare.pth")
+    bare, video = str(tmp_path / "bare.pth"), save_classifier(tmp_path / "v.pth", "v")
+    gone = Clip(str(tmp_path / "gone.mp4"), str(tmp_path / "gone.wav"), None)
+    few, broken = (str(tmp_path / name) for name in ("few.csv", "broken.csv"))
+    write_list(few, pretrain_clips[:1])
+    write_list(broken, [*pretrain_clips[:2], gone])
+    for picture, model, clips, options, message in (
+        ("tsne", finetuned, labelled, "--features text", "--features 'text' is no part"),
+        ("tsne", finetuned, labelled, "--target 3", "--target 3 is not one of the 3"),
+        ("tsne", finetuned, labelled, "--num_clips 4", "needs at least 5 clips, got 4"),
+        ("tsne", pretrained, unlabelled, "", "is pre-trained, but this picture needs a fine-tuned"),
+        ("tsne", finetuned, labelled, "--output x.bmp", "cannot write 'x.bmp'"),
+        ("attention", finetuned, labelled, "--clip 70", "--clip 70 is not in the list of 8 clips"),
+        ("attention", finetuned, labelled, "--num_clips 0", "at least 1 here, got 0"),
+        ("retrieval", finetuned, labelled, "", "is fine-tuned, but this picture needs a pre-"),
+        ("retrieval", pretrained, few, "", "at least 2 clips to choose from, got 1"),
+        ("retrieval", pretrained, broken, "", "gone.mp4"),
+        ("reconstruction", finetuned, unlabelled, "", "is fine-tuned and has no decoders"),
+        ("reconstruction", bare, unlabelled, "", "holds no settings of its training"),
+        ("reconstruction", pretrained, unlabelled, "--clip 9", "--clip 9 is not in the list of 5"),
+        ("reconstruction", pretrained, unlabelled, "--device gpu", "--device must be auto, cpu,"),
+        ("layer_weights", pretrained, "", "", "needs a fine-tuned one"),
+        ("layer_weights", finetuned, "", video, "draw models of one size and modality together"),
+    ):
+        lists = ["--data_path", clips] if clips else []
+        with pytest.raises(SystemExit) as stopped:
+            main([picture, "--output", str(tmp_path / "x.png"), *lists,
+                  "--checkpoint", model, *options.split()])  # fmt: skip
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "x.png").exists()
