@@ -22,19 +22,12 @@ MAX_WEIGHTS = 4_000_000  # random numbers held at once
 
 
 class PredictionTable(NamedTuple):
-    """Predictions of one or several test sets.
+    """Predictions of one or several test sets."""
 
-    Attributes:
-        clips: n names.
-        labels: (n,) classes or (n, K) targets.
-        predictions: (n,) classes or (n, K) values.
-        num_outputs: K, number of classes or of regression outputs.
-    """
-
-    clips: list[str]
-    labels: np.ndarray
-    predictions: np.ndarray
-    num_outputs: int
+    clips: list[str]  # n names
+    labels: np.ndarray  # (n,) classes or (n, K) targets
+    predictions: np.ndarray  # (n,) classes or (n, K) values
+    num_outputs: int  # K, number of classes or of regression outputs
 
     @property
     def is_regression(self) -> bool:
@@ -53,29 +46,23 @@ class PredictionTable(NamedTuple):
         return metrics_of_classes(self.labels, self.predictions, self.num_outputs)
 
 
-class Statistic(NamedTuple):
-    """What each clip adds, and the scores of the sum."""
-
-    values: np.ndarray  # (n, S)
-    score: Callable[[np.ndarray], Scores]  # (..., S) sums -> name -> (...)
-
-
-def statistic(table: PredictionTable) -> Statistic:
+def statistic(table: PredictionTable) -> tuple[np.ndarray, Callable[[np.ndarray], Scores]]:
     """Describe the scores of predictions as functions of a sum over clips.
 
     Returns:
-        With classes the scores `uar`, `war`, `weighted_f1`, `macro_f1`, `micro_f1`, and `recall 0`,
-        `recall 1`, ... (nan where the class does not occur). With numbers `pcc`, `ccc`, `acc`,
-        `mae`, `mse`, `rmse`, each as the mean over outputs and, as in `pcc 0`, of every output.
+        What each clip adds, (n, S), and the scores of sums (..., S). Of classes: `uar`, `war`,
+        `weighted_f1`, `macro_f1`, `micro_f1`, and `recall 0`, `recall 1`, ... (nan where the class
+        does not occur). Of numbers: `pcc`, `ccc`, `acc`, `mae`, `mse`, `rmse`, each as the mean
+        over outputs and, as in `pcc 0`, of every output.
     """
     if table.is_regression:
         centre = table.labels.mean(0)  # moments about it lose no digits to a large mean
         truth, guess = table.labels - centre, table.predictions - centre
         moments = (truth, guess, truth**2, guess**2, truth * guess, np.abs(truth - guess))
-        return Statistic(np.hstack((np.ones((len(truth), 1)), *moments)), _score_numbers)
+        return np.hstack((np.ones((len(truth), 1)), *moments)), _score_numbers
     one_hot = np.eye(table.num_outputs)
     label, guess = one_hot[table.labels], one_hot[table.predictions]
-    return Statistic(np.hstack((label, guess, label * guess)), _score_classes)
+    return np.hstack((label, guess, label * guess)), _score_classes
 
 
 def _score_classes(sums: np.ndarray) -> Scores:
@@ -108,19 +95,12 @@ def _numbered(name: str, values: np.ndarray) -> Scores:
 
 
 class Plan(NamedTuple):
-    """How to resample.
+    """How to resample."""
 
-    Attributes:
-        resamples: number of draws; 0: none, no intervals.
-        confidence: coverage of the intervals, e.g. 0.95.
-        seed: of the draws.
-        speakers: clip -> speaker; None: clips are drawn one by one.
-    """
-
-    resamples: int = 5000
-    confidence: float = 0.95
+    resamples: int = 5000  # number of draws; 0: none, no intervals
+    confidence: float = 0.95  # coverage of the intervals
     seed: int = 0
-    speakers: dict[str, str] | None = None
+    speakers: dict[str, str] | None = None  # of each clip; None: clips are drawn one by one
 
     def by_unit(
         self, values: np.ndarray, clips: Sequence[str], strata: Sequence[str]

@@ -110,24 +110,28 @@ def build(
         task = "regression" if some.is_regression else "classification"
         settings = flat_settings(read_json(finished[0] / "config.json"))
         found = names_of_run(settings, task, some.num_outputs)
-    known = NUMBER_METRICS if some.is_regression else CLASS_METRICS
-    unknown = [metric for metric in metrics if metric not in known]
-    if unknown:
-        use = ", ".join(known)
-        raise ValueError(f"--metrics {unknown[0]} is no score of {some.task}; use {use}")
     return Report(
         folder=Path(folder),
         title=title or Path(folder).resolve().name,
         rows=[run.name for run in finished],
         scores=scores,
         pooled=pooled,
-        metrics=tuple(metrics) or known[:2],
+        metrics=_known_metrics(metrics, some),
         references=references or {},
         notes=notes_on(finished, unfinished, folds, parts),
         names=list(found),
         is_regression=some.is_regression,
         plan=plan,
     )
+
+
+def _known_metrics(metrics: Sequence[str], table: PredictionTable) -> tuple[str, ...]:
+    known = NUMBER_METRICS if table.is_regression else CLASS_METRICS
+    unknown = [metric for metric in metrics if metric not in known]
+    if unknown:
+        use = ", ".join(known)
+        raise ValueError(f"--metrics {unknown[0]} is no score of {table.task}; use {use}")
+    return tuple(metrics) or known[:2]
 
 
 def read_predictions(path: str | Path) -> PredictionTable:
