@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from hicmae.data.clip_list import Clip
@@ -79,6 +80,14 @@ def save_frames(
     for index in range(frames):
         Image.fromarray(frame(index, *size)).save(folder / f"frame_{index:03d}.{kind}", quality=95)
     return str(folder)
+
+
+def same(first: tuple, second: tuple) -> bool:
+    """Tell whether two batches hold the very same."""
+    return all(
+        torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        for one, other in zip(first, second, strict=True)
+    )
 
 
 @pytest.fixture

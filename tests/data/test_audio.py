@@ -167,15 +167,6 @@ def test_silent_span_of_a_wav_with_sound_is_accepted(write_wav):
     assert torch.isfinite(span_features(WavFile(path), [(0, 20000)], [1.0])).all()
 
 
-@pytest.mark.parametrize("name", ["broken.wav", "sound.raw"])
-@pytest.mark.parametrize("content", [b"", b"not sound\n" * 50, b"RIFF\x24\x00\x00\x00WAVEfmt "])
-def test_file_that_is_no_wav_is_refused(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(UnreadableClip, match=f"{name}' cannot be opened: "):
-        WavFile(str(path))
-
-
 def test_truncated_wav_gives_what_is_there(write_wav, tmp_path):
     data = open(write_wav(samples=20000), "rb").read()
     path = tmp_path / "cut.wav"
@@ -183,18 +174,3 @@ def test_truncated_wav_gives_what_is_there(write_wav, tmp_path):
     assert len(WavFile(str(path))) == 9000
     with pytest.raises(UnreadableClip, match="cut.wav' is cut off: got 1000 of 3000 samples"):
         read_span(str(path), 8000, 11000)
-
-
-def test_values_that_are_not_finite_are_refused(tmp_path):
-    samples = tone(5000)
-    samples[700] = np.nan
-    path = str(tmp_path / "nan.wav")
-    soundfile.write(path, samples, 16000, subtype="FLOAT")
-    with pytest.raises(UnreadableClip, match="nan.wav' holds values that are not finite"):
-        read_span(path, 0, 5000)
-
-
-@pytest.mark.parametrize("path", ["none.wav", None])
-def test_missing_wav_is_named(path):
-    with pytest.raises(UnreadableClip, match=f"'{path}' does not exist"):
-        WavFile(path)

@@ -217,14 +217,6 @@ def test_reading_again_gives_the_same(tmp_path):
     np.testing.assert_array_equal(video.read([3])[0], first[0])
 
 
-@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
-def test_films_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch, codec):
-    path = encode(tmp_path / "a.mp4", {}, codec=codec, frames=3)
-    monkeypatch.setattr("hicmae.data.video.MAX_PIXELS", 64 * 48 - 1)
-    with pytest.raises(UnreadableClip, match="a.mp4' has 64 x 48 pixels, expected at most 3071"):
-        open_video(path)
-
-
 # folders of frames
 
 
@@ -245,43 +237,12 @@ def test_folder_is_read_by_name_whatever_the_case_kind_and_mode(tmp_path):
         video.times(0, 1)
 
 
-@pytest.mark.parametrize("files", [{}, {"notes.txt": b"x", "sound.wav": b"y"}])
-def test_folder_without_images_is_named(tmp_path, files):
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UnreadableClip, match="holds no frame, expected .jpg .jpeg .png .bmp files"):
-        open_video(str(tmp_path))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_forbidden_folder_is_named(tmp_path):
-    (tmp_path / "closed").mkdir(mode=0)
-    with pytest.raises(UnreadableClip, match="closed' cannot be read: Permission denied"):
-        open_video(str(tmp_path / "closed"))
-
-
-@pytest.mark.parametrize(
-    "kind, damage",
-    [
-        ("jpg", lambda data: b""),
-        ("jpg", lambda data: data[: len(data) // 2]),
-        ("png", lambda data: data[:40] + bytes(20) + data[60:]),
-    ],
-)
-def test_unreadable_frame_breaks_a_clip_only_when_it_is_needed(write_frames, kind, damage):
-    folder = write_frames(frames=5, kind=kind)
-    path = os.path.join(folder, f"frame_003.{kind}")
-    with open(path, "r+b") as file:
-        data = damage(file.read())
-        file.seek(0), file.truncate(), file.write(data)
+def test_unreadable_frame_breaks_a_clip_only_when_it_is_needed(write_frames):
+    folder = write_frames(frames=5, kind="png")
+    with open(os.path.join(folder, "frame_003.png"), "r+b") as file:
+        file.seek(40)
+        file.write(bytes(20))
     video = open_video(folder)
     assert len(video.read([0, 2, 4])) == 3
-    with pytest.raises(UnreadableClip, match=f"frame .*frame_003.{kind}' cannot be read: "):
+    with pytest.raises(UnreadableClip, match="frame .*frame_003.png' cannot be read: "):
         video.read([2, 3])
-
-
-def test_pictures_that_would_fill_the_memory_are_refused(write_frames, monkeypatch):
-    video = open_video(write_frames(frames=2))
-    monkeypatch.setattr("hicmae.data.video.MAX_PIXELS", 1000)
-    with pytest.raises(UnreadableClip, match="frame_001.jpg' has 40 x 40 pixels"):
-        video.read([1])
