@@ -44,7 +44,7 @@ def _encode_video(
     container.mux(stream.encode(None))
 
 
-def _encode_audio(container: av.container.OutputContainer, samples: np.ndarray) -> None:
+def encode_audio(container: av.container.OutputContainer, samples: np.ndarray) -> None:
     stream = container.add_stream("aac", rate=16000)
     stream.layout = "mono"
     block = av.AudioFrame.from_ndarray((samples * 32767).astype(np.int16)[None], "s16", "mono")
@@ -131,7 +131,7 @@ def broken_mp4(tmp_path: Path, write_mp4: Callable[..., str]) -> Callable[[str],
         path = tmp_path / f"{kind}.mp4"
         if kind == "audio_only":
             with av.open(str(path), "w") as container:
-                _encode_audio(container, tone(16000))
+                encode_audio(container, tone(16000))
         elif kind == "text":
             path.write_text("not a film\n" * 200)
         elif kind == "empty":

@@ -1,7 +1,5 @@
 """A corpus of broken and unusual media, and what is promised of each.
 
-    python tests/media/corpus.py FOLDER      makes the files, to look at or to try elsewhere
-
 A clip is a video and a wav; all but the half that its name says are whole. `promise` is "read" (it
 is an ordinary clip, however odd), "refused" (UnreadableClip with one line), or "either" (damage
 that a decoder may or may not notice, or a clip too short for its sound; never anything else).
@@ -11,8 +9,8 @@ Folders of frames are for the labelled lists: they carry no times, which pre-tra
 import io
 import os
 import struct
-import sys
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +18,8 @@ import av
 import numpy as np
 import soundfile
 from PIL import Image
+
+from tests.conftest import encode_audio
 
 FRAMES, FPS, WIDTH, HEIGHT, RATE = 80, 25, 64, 48, 16000
 HUGE = 10_000  # pixels of a side
@@ -62,10 +62,11 @@ def _videos(folder: Path) -> Made:
     _mp4(at_start, options={"movflags": "+faststart"})
     yield "index at the start", "read", at_start
     for tenth in range(1, 10):
-        yield f"cut at {tenth}/10", "refused", _changed(at_end, f"cut{tenth}", _cut(tenth / 10))
-        # The index is whole: the file opens with all its frames, and fails at those that are gone.
-        cut = _changed(at_start, f"cut_late{tenth}", _cut(tenth / 10))
-        yield f"index at the start, cut at {tenth}/10", "either", cut
+        # With its index at the start a file opens, and fails at the frames that are gone.
+        for place, whole, promise in (("end", at_end, "refused"), ("start", at_start, "either")):
+            cut = whole.with_name(f"cut{tenth}_{place}.mp4")
+            cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * tenth / 10)])
+            yield f"index at the {place}, cut at {tenth}/10", promise, cut
     for seed in range(6):
         yield f"bits flipped {seed}", "either", _changed(at_end, f"flip{seed}", _flipped(seed))
     yield "zeros for data", "either", _changed(at_end, "zeros", _zero_data)
@@ -93,14 +94,7 @@ def _no_videos(folder: Path, mp4: bytes) -> Made:
         yield name, "refused", path
     sound = folder / "only_sound.mp4"
     with av.open(str(sound), "w") as container:
-        stream = container.add_stream("aac", rate=RATE)
-        stream.layout = "mono"
-        block = av.AudioFrame.from_ndarray(
-            (_tone(RATE) * 32767).astype(np.int16)[None], "s16", "mono"
-        )
-        block.sample_rate, block.pts = RATE, 0
-        container.mux(stream.encode(block))
-        container.mux(stream.encode(None))
+        encode_audio(container, _tone(RATE))
     yield "only sound", "refused", sound
     yield "does not exist", "refused", folder / "nowhere.mp4"
     link = folder / "broken_link.mp4"
@@ -112,10 +106,10 @@ def _no_videos(folder: Path, mp4: bytes) -> Made:
 
 
 def _odd_videos(folder: Path) -> Made:
-    for name, promise, frames in (("one frame", "either", 1), ("two frames", "either", 2)):
+    for frames in (1, 2):
         path = folder / f"frames{frames}.mp4"
         _mp4(path, frames=frames)
-        yield name, promise, path
+        yield f"frames: {frames}", "either", path
     huge = folder / "huge.avi"
     _still(huge, HUGE, HUGE)
     yield "10 000 x 10 000 frames", "refused", huge
@@ -131,14 +125,13 @@ def _odd_videos(folder: Path) -> Made:
     yield "negative start time", "either", late
     mp4 = folder / "index_at_end.mp4"
     yield "rotated", "read", _changed(mp4, "rotated", _rotated)
-    yield "0 frames a second", "either", _changed(mp4, "fps0", _timescale(0))
-    yield "4 billion ticks a second", "either", _changed(mp4, "fps_max", _timescale(2**32 - 1))
-    small = folder / "small.mp4"
-    _mp4(small, width=2, height=2)
-    yield "2 x 2 pixels", "read", small
-    wide = folder / "wide.mp4"
-    _mp4(wide, width=640, height=16, frames=20)
-    yield "40 to 1", "read", wide
+    for ticks in (0, 2**32 - 1):
+        changed = _changed(mp4, f"ticks{ticks}", _timescale(ticks))
+        yield f"{ticks} ticks a second", "either", changed
+    for width, height in ((2, 2), (640, 16)):
+        path = folder / f"{width}x{height}.mp4"
+        _mp4(path, width=width, height=height, frames=20)
+        yield f"{width} x {height} pixels", "read", path
     for suffix, codec in ((".avi", "mpeg4"), (".mkv", "libx264"), (".mov", "libx264")):
         path = folder / f"other{suffix}"
         _mp4(path, codec=codec)
@@ -161,7 +154,7 @@ def _mp4(
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=FPS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = _fraction(1, 1000 if milliseconds else FPS)
+        stream.codec_context.time_base = Fraction(1, 1000 if milliseconds else FPS)
         if codec == "libx264":
             stream.options = {"preset": "ultrafast", "g": "20"}
         for index in range(frames):
@@ -182,26 +175,16 @@ def _still(path: Path, width: int, height: int) -> None:
         stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"
         for index in range(2):
             packet = av.Packet(data.getvalue())
-            packet.stream, packet.time_base = stream, _fraction(1, FPS)
+            packet.stream, packet.time_base = stream, Fraction(1, FPS)
             packet.pts = packet.dts = index
             packet.is_keyframe = True
             container.mux(packet)
-
-
-def _fraction(numerator: int, denominator: int) -> object:
-    from fractions import Fraction
-
-    return Fraction(numerator, denominator)
 
 
 def _changed(path: Path, name: str, change: Callable[[bytearray], bytes]) -> Path:
     changed = path.with_name(name + path.suffix)
     changed.write_bytes(change(bytearray(path.read_bytes())))
     return changed
-
-
-def _cut(share: float) -> Callable[[bytearray], bytes]:
-    return lambda data: bytes(data[: int(len(data) * share)])
 
 
 def _flipped(seed: int) -> Callable[[bytearray], bytes]:
@@ -397,8 +380,3 @@ def _tone(num_samples: int) -> np.ndarray:
 
 def _wav(path: Path, samples: np.ndarray, rate: int = RATE, subtype: str = "PCM_16") -> None:
     soundfile.write(path, samples, rate, subtype=subtype)
-
-
-if __name__ == "__main__":
-    for case in make_corpus(Path(sys.argv[1])):
-        sys.stdout.write(f"{case.promise:8} {case.half:6} {case.name}\n")
