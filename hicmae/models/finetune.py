@@ -110,10 +110,6 @@ class HiCMAEClassifier(nn.Module):
         self.fc_norm = LayerNorm(self.num_features)
         self.head = nn.Linear(self.num_features, num_classes)
 
-    def no_weight_decay(self) -> set[str]:
-        """Name the parameters of two and more dimensions that weight decay must not touch."""
-        return set()
-
     def forward(self, video: Tensor | None, audio: Tensor | None) -> Tensor:
         """Score clips.
 

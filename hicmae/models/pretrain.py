@@ -198,10 +198,6 @@ class HiCMAE(nn.Module):
         for token in (self.mask_token, self.mask_token_audio):
             nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02)
 
-    def no_weight_decay(self) -> set[str]:
-        """Name the parameters of two and more dimensions that weight decay must not touch."""
-        return {"mask_token", "mask_token_audio"}
-
     def forward(
         self,
         video: Tensor,

@@ -129,7 +129,7 @@ def all_mean(values: dict[str, float]) -> dict[str, float]:
 def check_equal_batches(count: int) -> None:
     """Refuse batches of different sizes, which a gather would mix up or wait for without end.
 
-    The ranks tell each other once; after that each of them only compares with what was agreed.
+    The ranks tell each other once; later each of them only compares with what was agreed.
 
     Args:
         count: clips of this rank's batch.

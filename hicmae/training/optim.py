@@ -1,28 +1,18 @@
-"""Optimiser: weight-decay groups, layer decay, AdamW, warm-up + cosine schedule.
-
-Frozen use of a pre-trained model: a linear probe, or the lower layers kept as they are.
-
-A frozen weight asks for no gradient, so that autograd keeps no graph of what lies below the first
-weight that trains, DistributedDataParallel does not exchange it, and the optimiser does not know
-it. Frozen modules stay in evaluation mode: no stochastic depth.
-"""
+"""Optimiser: weight-decay groups, layer decay, AdamW, warm-up + cosine schedule, frozen weights."""
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from hicmae.models.encoder import ModalityEncoder
-
-logger = logging.getLogger(__name__)
-
-
 if TYPE_CHECKING:
     from hicmae.training.run import Precision
+
+logger = logging.getLogger(__name__)
 
 
 class Optimization(NamedTuple):
@@ -35,12 +25,13 @@ class Optimization(NamedTuple):
     weight_decay: np.ndarray  # one value a step
     accum_iter: int = 1
     clip_grad: float | None = None
-    layer_scales: Mapping[str, float] | None = None  # to show, of `optim.layer_scales`
+    layer_scales: Mapping[str, float] | None = None  # to show, of `layer_scales`
 
 
-NO_DECAY_NAMES = ("pos_embed", "mask_token", "mask_token_audio")
-
-
+ENCODERS = ("encoder", "encoder_audio")
+FUSION = "encoder_fusion"
+NO_DECAY = ("bias", "mask_token", "mask_token_audio")  # last parts of names
+_PATCH_EMBED = re.compile(r"encoder(_audio)?\.patch_embed\.")
 _BLOCK = re.compile(r"(encoder|encoder_audio|encoder_fusion)\.blocks(?:_audio)?\.(\d+)\.")
 
 
@@ -51,8 +42,8 @@ def parameter_groups(
 
     Args:
         model: pre-training model or classifier; frozen parameters are left out.
-        weight_decay: decay of weight matrices and kernels; 1-d parameters, biases, position
-            tables and mask tokens get none.
+        weight_decay: decay of weight matrices and kernels; 1-d parameters, biases and mask
+            tokens get none.
         layer_decay: learning-rate factor from one layer to the one below it, in (0, 1];
             None for one learning rate everywhere.
 
@@ -62,68 +53,41 @@ def parameter_groups(
     """
     if layer_decay is not None and not 0.0 < layer_decay <= 1.0:
         raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}; 1 turns it off")
-    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    if not trainable:
-        raise ValueError("the model has no trainable parameter, so there is nothing to optimise")
-    depths = block_counts(name for name, _ in model.named_parameters())
-    own_list = getattr(model, "no_weight_decay", None)
-    listed = set(own_list()) if callable(own_list) else set()
+    ids = layer_ids(name for name, _ in model.named_parameters())
+    last = max(ids.values(), default=0)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in trainable:
-        decay = 0.0 if _is_undecayed(name, parameter, listed) else weight_decay
-        scale = 1.0 if layer_decay is None else layer_scale(name, depths, layer_decay)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1 and name.rpartition(".")[2] not in NO_DECAY
+        decay = weight_decay if decays else 0.0
+        scale = (layer_decay or 1.0) ** (last - ids[name])
         group = groups.setdefault(
             (scale, decay), {"params": [], "weight_decay": decay, "lr_scale": scale, "names": []}
         )
         group["params"].append(parameter)
         group["names"].append(name)
+    if not groups:
+        raise ValueError("the model has no trainable parameter, so there is nothing to optimise")
     return list(groups.values())
 
 
-def _is_undecayed(name: str, parameter: nn.Parameter, listed: set[str]) -> bool:
-    if parameter.ndim <= 1 or name.endswith(".bias") or name in listed:
-        return True
-    return name.rsplit(".", 1)[-1] in NO_DECAY_NAMES
-
-
-def block_counts(names: Iterable[str]) -> dict[str, int]:
-    """Count the blocks of each encoder from parameter names.
-
-    Returns:
-        Depth of `encoder`, `encoder_audio` and `encoder_fusion`; 0 for one that the model lacks.
-    """
-    counts = {"encoder": 0, "encoder_audio": 0, "encoder_fusion": 0}
-    for name in names:
-        match = _BLOCK.match(name)
-        if match:
-            counts[match[1]] = max(counts[match[1]], int(match[2]) + 1)
-    return counts
-
-
-def layer_id(name: str, depths: dict[str, int]) -> int:
-    """Return the layer a parameter belongs to, counted from the input.
+def layer_ids(names: Iterable[str]) -> dict[str, int]:
+    """Return the layer that each parameter of a model belongs to, counted from the input.
 
     Args:
-        name: parameter name as in the state dict.
-        depths: result of `block_counts`.
+        names: of all parameters, as in the state dict.
 
     Returns:
-        0 for patch embedding, i + 1 for encoder block i, L + i + 1 for fusion block i with L the
-        deeper encoder, and n + 1 with n = L + fusion blocks for everything else.
+        By name 0 for patch embedding, i + 1 for encoder block i, L + i + 1 for fusion block i with
+        L the deeper encoder, and n + 1 with n = L + fusion blocks for everything else.
     """
-    deepest = max(depths["encoder"], depths["encoder_audio"])
-    if re.match(r"encoder(_audio)?\.patch_embed\.", name):
-        return 0
-    match = _BLOCK.match(name)
-    if match is None:
-        return deepest + depths["encoder_fusion"] + 1
-    return int(match[2]) + 1 + (deepest if match[1] == "encoder_fusion" else 0)
-
-
-def layer_scale(name: str, depths: dict[str, int], layer_decay: float) -> float:
-    """Return layer_decay ** (n + 1 - id), the parameter's share of the learning rate, in (0, 1]."""
-    last = max(depths["encoder"], depths["encoder_audio"]) + depths["encoder_fusion"] + 1
-    return layer_decay ** (last - layer_id(name, depths))
+    names = list(names)
+    blocks = {name: (match[1], int(match[2])) for name in names if (match := _BLOCK.match(name))}
+    deepest = max((i + 1 for part, i in blocks.values() if part != FUSION), default=0)
+    last = max((deepest + i + 1 for part, i in blocks.values() if part == FUSION), default=deepest)
+    ids = {name: 0 if _PATCH_EMBED.match(name) else last + 1 for name in names}
+    return ids | {name: i + 1 + deepest * (part == FUSION) for name, (part, i) in blocks.items()}
 
 
 def layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
@@ -133,22 +97,18 @@ def layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float
         Scales by names such as `layer_00_patch_embed`, `layer_03_block_2` (of both encoders),
         `layer_11_fusion_0` and `layer_13_head`; {} where all are equal.
     """
-    depths = block_counts(name for name, _ in model.named_parameters())
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    layers = {layer_id(n, depths): _layer_name(n) for n in trained}
-    scales = {layer_id(n, depths): layer_scale(n, depths, layer_decay or 1.0) for n in trained}
+    ids = layer_ids(name for name, _ in model.named_parameters())
+    trained = {ids[name]: name for name, p in model.named_parameters() if p.requires_grad}
+    scales = {i: (layer_decay or 1.0) ** (max(ids.values()) - i) for i in sorted(trained)}
     if len(set(scales.values())) < 2:
         return {}
-    return {f"layer_{number:02d}_{layers[number]}": scales[number] for number in sorted(scales)}
+    return {f"layer_{i:02d}_{_layer_name(trained[i])}": scale for i, scale in scales.items()}
 
 
 def _layer_name(name: str) -> str:
-    if re.match(r"encoder(_audio)?\.patch_embed\.", name):
-        return "patch_embed"
-    match = _BLOCK.match(name)
-    if match is None:
-        return "head"
-    return f"{'fusion' if match[1] == 'encoder_fusion' else 'block'}_{match[2]}"
+    if match := _BLOCK.match(name):
+        return f"{'fusion' if match[1] == FUSION else 'block'}_{match[2]}"
+    return "patch_embed" if _PATCH_EMBED.match(name) else "head"
 
 
 def cosine_schedule(
@@ -195,20 +155,18 @@ def make_optimizer(
     lr: float,
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
-    fused: bool | None = None,
 ) -> torch.optim.AdamW:
     """Build AdamW over `parameter_groups`, each group starting at lr * its scale.
+
+    On GPUs and CPUs a step is one pass over memory.
 
     Args:
         groups: result of `parameter_groups`.
         lr: learning rate of the groups of scale 1, already scaled with the total batch.
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
-        fused: one pass over memory for the whole step; None: where torch has it, on GPUs and CPUs.
     """
-    if fused is None:
-        kinds = {(p.device.type, p.is_floating_point()) for g in groups for p in g["params"]}
-        fused = kinds <= {("cuda", True), ("cpu", True)}
+    fused = all(p.device.type in ("cuda", "cpu") for group in groups for p in group["params"])
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
     set_learning_rate(optimizer, lr)
     return optimizer
@@ -224,14 +182,12 @@ def set_learning_rate(
             group["weight_decay"] = weight_decay
 
 
-ENCODERS = ("encoder", "encoder_audio")
-
-
-FUSION = "encoder_fusion"
-
-
 def freeze(model: nn.Module, linear_probe: bool = False, layers: int = 0) -> None:
     """Freeze parts of a classifier, before its optimiser is made, and log what is left to train.
+
+    A frozen weight asks for no gradient: autograd keeps no graph of what lies below the first
+    weight that trains, DistributedDataParallel does not exchange it and the optimiser does not
+    know it. Frozen modules stay in evaluation mode, without stochastic depth.
 
     Args:
         model: of any modality; the weights to keep are loaded.
@@ -242,35 +198,24 @@ def freeze(model: nn.Module, linear_probe: bool = False, layers: int = 0) -> Non
     """
     if not linear_probe and not layers:
         return
-    for module in _probed(model) if linear_probe else _lower(model, layers):
-        hold(module)
+    parts = [getattr(model, name) for name in ENCODERS if hasattr(model, name)]
+    if linear_probe:
+        modules = [*parts, *([model.encoder_fusion] if hasattr(model, FUSION) else [])]
+    else:
+        modules = []
+        for encoder in parts:
+            whole = layers == len(encoder.blocks)
+            modules += [encoder] if whole else [encoder.patch_embed, *encoder.blocks[:layers]]
+    for module in modules:
+        module.requires_grad_(False).eval()
+        module.train = lambda mode=True, module=module: module  # `train()` leaves it as it is
     parameters = list(model.parameters())
     total = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    kept = "encoders and fusion" if linear_probe else f"{layers} block(s) of each encoder"
-    share = 100 * trained / total
-    text = "frozen: %s; %s of %s parameters train (%.1f %%)"
-    logger.info(text, kept, f"{trained:,}", f"{total:,}", share)
-
-
-def hold(module: nn.Module) -> None:
-    """Keep a module as it is: no gradients, and `train()` leaves it in evaluation mode."""
-    module.requires_grad_(False).eval()
-    # An instance's own method hides that of its class.
-    module.train = lambda mode=True: module  # type: ignore[method-assign]
-
-
-def _probed(model: nn.Module) -> Iterator[nn.Module]:
-    return (getattr(model, name) for name in (*ENCODERS, FUSION) if hasattr(model, name))
-
-
-def _lower(model: nn.Module, layers: int) -> Iterator[nn.Module]:
-    for name in ENCODERS:
-        if not hasattr(model, name):
-            continue
-        encoder = cast(ModalityEncoder, getattr(model, name))
-        if layers == len(encoder.blocks):
-            yield encoder
-        else:
-            yield encoder.patch_embed
-            yield from encoder.blocks[:layers]
+    logger.info(
+        "frozen: %s; %s of %s parameters train (%.1f %%)",
+        "encoders and fusion" if linear_probe else f"{layers} block(s) of each encoder",
+        f"{trained:,}",
+        f"{total:,}",
+        100 * trained / total,
+    )

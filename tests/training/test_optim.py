@@ -11,10 +11,8 @@ from torch import nn
 
 import hicmae  # noqa: F401  (registers the models)
 from hicmae.training.optim import (
-    block_counts,
     cosine_schedule,
-    layer_id,
-    layer_scale,
+    layer_ids,
     layer_scales,
     make_optimizer,
     parameter_groups,
@@ -83,33 +81,24 @@ def test_frozen_parameters_are_left_out():
         parameter_groups(model, 0.05)
 
 
-@pytest.mark.parametrize(
-    "name, expected",
-    [
-        ("encoder.patch_embed.proj.weight", 0),
-        ("encoder_audio.blocks.1.attn.qkv.weight", 2),
-        ("encoder.blocks.4.norm1.bias", 5),
-        ("encoder_fusion.blocks_audio.1.mlp.fc1.weight", 7),  # deeper encoder has 5 blocks
-        ("encoder.norm.weight", 8),
-        ("head.weight", 8),
-    ],
-)
-def test_layer_ids_count_from_the_deeper_encoder(name, expected):
-    assert layer_id(name, {"encoder": 5, "encoder_audio": 2, "encoder_fusion": 2}) == expected
-
-
-def test_a_model_of_one_stream_counts_its_own_blocks_only():
-    names = ["encoder_audio.patch_embed.proj.weight"]
-    names += [f"encoder_audio.blocks.{i}.norm1.weight" for i in range(4)]
-    depths = block_counts([*names, "head.weight"])
-    assert depths == {"encoder": 0, "encoder_audio": 4, "encoder_fusion": 0}
-    scales = [layer_scale(name, depths, 0.5) for name in [*names, "head.weight"]]
-    assert scales == [0.5**5, 0.5**4, 0.5**3, 0.5**2, 0.5, 1.0]
+def test_layer_ids_count_from_the_deeper_encoder():
+    names = {
+        "encoder.patch_embed.proj.weight": 0,
+        "encoder_audio.blocks.1.attn.qkv.weight": 2,
+        "encoder.blocks.4.norm1.bias": 5,
+        "encoder_fusion.blocks_audio.1.mlp.fc1.weight": 7,  # the deeper encoder has 5 blocks
+        "encoder.norm.weight": 8,
+        "head.weight": 8,
+    }
+    assert layer_ids(names) == names
+    names = {"encoder_audio.patch_embed.proj.weight": 0, "head.weight": 5}  # one stream alone
+    names |= {f"encoder_audio.blocks.{i}.norm1.weight": i + 1 for i in range(4)}
+    assert layer_ids(names) == names
 
 
 @pytest.mark.parametrize("layer_decay", [0.0, 1.5, -0.1])
 def test_a_layer_decay_out_of_range_is_refused(layer_decay):
-    with pytest.raises(ValueError, match=r"layer_decay must be in \(0, 1\]"):
+    with pytest.raises(ValueError, match=f"layer_decay .* {layer_decay}"):
         parameter_groups(nn.Linear(2, 3), 0.05, layer_decay)
 
 
@@ -136,9 +125,9 @@ def test_a_schedule_of_warmup_only_or_none_has_one_value_a_step():
 
 
 def test_impossible_schedules_are_refused():
-    with pytest.raises(ValueError, match="warm-up of 15 steps is longer than the training of 10"):
+    with pytest.raises(ValueError, match="15 steps .* 10 steps.*--warmup_epochs"):
         cosine_schedule(1.0, 0.1, 2, 5, warmup_epochs=3)
-    with pytest.raises(ValueError, match="at least one step, got 2 epochs of 0 steps"):
+    with pytest.raises(ValueError, match="2 epochs of 0 steps"):
         cosine_schedule(1.0, 0.1, 2, 0)
 
 
@@ -159,20 +148,6 @@ def test_adamw_step_follows_the_textbook_update():
     # First step: bias-corrected moments are g and g^2, so the update is the sign of g.
     expected = [[1.0 * (1 - 0.01 * 0.1) - 0.01, -2.0 * (1 - 0.01 * 0.1) - 0.01]]
     torch.testing.assert_close(weight.data, torch.tensor(expected, dtype=torch.float64))
-
-
-def test_optimizer_state_comes_back_into_a_fresh_optimizer():
-    model = classifier()
-    optimizer = make_optimizer(parameter_groups(model, 0.05, 0.75), lr=1e-3)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    other = make_optimizer(parameter_groups(model, 0.05, 0.75), lr=5e-4)
-    other.load_state_dict(optimizer.state_dict())
-    first, second = optimizer.param_groups[3], other.param_groups[3]
-    assert first["names"] == second["names"] and first["lr"] == second["lr"]
-    moments = [o.state[o.param_groups[3]["params"][0]]["exp_avg"] for o in (optimizer, other)]
-    assert torch.equal(*moments) and moments[0].abs().sum() > 0
 
 
 def test_shown_layers_are_all_that_train_each_once_with_the_scale_of_their_groups():
