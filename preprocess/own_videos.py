@@ -28,6 +28,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
@@ -40,6 +41,7 @@ from preprocess.face_and_audio.batch import VIDEO_SUFFIXES, Job, find_jobs
 from preprocess.lists.clips import (
     LeftOut,
     ListedClip,
+    in_list,
     table_text,
     totals,
     write_clip_speakers,
@@ -146,8 +148,9 @@ def find_videos(args: argparse.Namespace) -> tuple[list[str], list[ListedClip], 
             ]
     left_out += [LeftOut(outcome.job.name, "not used", outcome.reason) for outcome in problems]
     missing = {clip.clip for clip in left_out}
+    relative_to = args.output_dir if args.relative else None
     ready = [
-        ListedClip(video, made["v"][video], wav, 0)
+        in_list(ListedClip(video, made["v"][video], wav, 0), relative_to)
         for video, wav in made["a"].items()
         if video not in missing
     ]
@@ -173,10 +176,8 @@ def make_lists(args: argparse.Namespace) -> int:
         kind = "classes" if args.task == "classification" else "targets"
         write_names(output / f"{kind}.txt", names)
     write_left_out(output / "left_out.csv", left_out)
-    relative_to = output if args.relative else None
-    write_folds(output, {"": parts}, relative_to)
-    clips = [clip for part in parts.values() for clip in part]
-    write_clip_speakers(output, clips, relative_to)
+    write_folds(output, {"": parts})
+    write_clip_speakers(output, chain(*parts.values()))
     report(args, parts, names)
     logger.info("%d left out, see %s", len(left_out), output / "left_out.csv")
     return 1 if left_out else 0

@@ -18,6 +18,7 @@ from preprocess.lists.clips import (
     Label,
     LeftOut,
     ListedClip,
+    in_list,
     left_out_table,
     table_text,
     totals,
@@ -156,7 +157,6 @@ def make_lists(data_set: DataSet, args: argparse.Namespace) -> None:
     found = find_halves(data_set, args)
     plan = data_set.read(args, found)
     output = args.output_dir or SAVED_DATA / plan.place
-    relative_to = found.root if args.relative else None
     if plan.note:
         logger.info("note: %s", plan.note)
     listed, left_out = match_files(plan, found)
@@ -165,7 +165,7 @@ def make_lists(data_set: DataSet, args: argparse.Namespace) -> None:
         if isinstance(result, LeftOut):
             left_out.append(result)
         else:
-            measured[result.name] = result
+            measured[result.name] = in_list(result, found.root if args.relative else None)
     write_left_out(output / "left_out.csv", left_out)
     logger.info("%s\n(all of them, with details: %s)", left_out_table(left_out), output)
 
@@ -179,8 +179,8 @@ def make_lists(data_set: DataSet, args: argparse.Namespace) -> None:
     counts = {"face folders": len(found.videos.paths), "wavs": len(found.audios.paths)}
     counts |= {"clips": len(used)} | {name: len(clips) for name, clips in lists.items()}
     check_counts(counts, plan.expected, args.strict)
-    write_folds(output, folds, relative_to)
-    write_clip_speakers(output, used, relative_to)
+    write_folds(output, folds)
+    write_clip_speakers(output, used)
     report(output, lists, used, plan.labels)
 
 

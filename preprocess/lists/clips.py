@@ -44,16 +44,23 @@ class LeftOut(NamedTuple):
 Parts = Mapping[str, Sequence[ListedClip]]  # "train", "test" and so on, in the order of the lists
 
 
-def write_folds(
-    output: Path, folds: Mapping[str, Parts], relative_to: str | Path | None = None
-) -> None:
+def in_list(clip: ListedClip, relative_to: str | Path | None) -> ListedClip:
+    """Return a clip with its paths as a list holds them: absolute, or relative to a folder."""
+    video, audio = (path_in_list(path, relative_to) for path in (clip.video, clip.audio))
+    return clip._replace(video=video, audio=audio)
+
+
+def path_in_list(path: str, relative_to: str | Path | None) -> str:
+    """Return an absolute path, or one relative to a folder, which training's --data_root names."""
+    return os.path.abspath(path) if relative_to is None else os.path.relpath(path, relative_to)
+
+
+def write_folds(output: Path, folds: Mapping[str, Parts]) -> None:
     """Write FOLD/train.csv, FOLD/test.csv and so on; all folds are checked before the first list.
 
     Args:
         output: folder of the folds.
         folds: parts by name of the fold; "" writes the lists to `output` itself.
-        relative_to: write names relative to this folder (training's --data_root joins them again);
-            None writes absolute ones.
     """
     # Imported here, as hicmae brings torch, which --help and a refused folder do without.
     from hicmae.data.clip_list import Clip, write_list
@@ -62,24 +69,17 @@ def write_folds(
         check_fold(str(output / fold), parts)
     for fold, parts in folds.items():
         for part, clips in parts.items():
-            lines = (
-                Clip(
-                    path_in_list(c.video, relative_to), path_in_list(c.audio, relative_to), c.label
-                )
-                for c in clips
-            )
+            lines = (Clip(clip.video, clip.audio, clip.label) for clip in clips)
             write_list(output / fold / f"{part}.csv", lines)
 
 
-def write_clip_speakers(
-    output: Path, clips: Iterable[ListedClip], relative_to: str | Path | None = None
-) -> None:
+def write_clip_speakers(output: Path, clips: Iterable[ListedClip]) -> None:
     """Write clip_speakers.csv, by which --val_split speaker knows who is in a clip.
 
-    Without any known speaker there is no file. `relative_to` is that of `write_folds`.
+    Without any known speaker there is no file.
     """
     path = output / "clip_speakers.csv"
-    rows = {path_in_list(c.video, relative_to): c.speaker for c in clips if c.speaker is not None}
+    rows = {clip.video: clip.speaker for clip in clips if clip.speaker is not None}
     if rows:
         write_csv(path, ["clip", "speaker"], rows.items())
     else:
@@ -107,11 +107,6 @@ def check_fold(where: str, parts: Parts) -> None:
                     f"{where}: {len(shared)} {things} are in {one}.csv and in {other}.csv, "
                     f"expected none: {some(shared)}; check the split and the names"
                 )
-
-
-def path_in_list(path: str, relative_to: str | Path | None) -> str:
-    """Return a path the way a list holds it: absolute, or relative to a folder."""
-    return os.path.abspath(path) if relative_to is None else os.path.relpath(path, relative_to)
 
 
 def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:

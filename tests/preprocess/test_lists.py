@@ -419,8 +419,8 @@ def test_speaker_on_both_sides_is_refused_and_unknown_ones_are_not_one(tmp_path:
         write_folds(tmp_path, {"fold": parts})
     assert list(tmp_path.iterdir()) == []
     unknown = {part: [clip._replace(speaker=None) for clip in own] for part, own in parts.items()}
-    write_folds(tmp_path, {"fold": unknown}, relative_to="/v")
-    assert (tmp_path / "fold/test.csv").read_text() == "b ../a/b.wav 0\n"
+    write_folds(tmp_path, {"fold": unknown})
+    assert (tmp_path / "fold/test.csv").read_text() == "/v/b /a/b.wav 0\n"
 
 
 def test_full_disk_leaves_no_half_written_file(tmp_path: Path) -> None:
