@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -302,3 +302,27 @@ def cross_validation(
         }
         for fold in range(1, num_folds + 1)
     }
+
+
+def official_split(
+    num_folds: int, read: Callable[[int, str], Iterable[tuple[str, Wanted]]]
+) -> tuple[list[Wanted], FoldNames]:
+    """Return all clips of official lists, and the folds; a clip has the same label in all of them.
+
+    Args:
+        num_folds: number of folds, from 1.
+        read: returns (file:line, clip) for every line of one list, given fold and part.
+    """
+    clips: dict[str, Wanted] = {}
+    folds: FoldNames = {}
+    for fold, part in product(range(1, num_folds + 1), ("train", "test")):
+        names = folds.setdefault(fold_name(fold), {}).setdefault(part, [])
+        for where, clip in read(fold, part):
+            known = clips.setdefault(clip.name, clip)
+            if known != clip:
+                raise ValueError(
+                    f"{where}: expected the label {known.label} that clip {clip.name} has in "
+                    f"another list, got {clip.label} (classes count from 0)"
+                )
+            names.append(clip.name)
+    return list(clips.values()), folds

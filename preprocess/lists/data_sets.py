@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 from preprocess.lists.annotations import (
@@ -23,12 +22,12 @@ from preprocess.lists.annotations import (
 )
 from preprocess.lists.building import (
     DataSet,
-    FoldNames,
     Found,
     Plan,
     Wanted,
     cross_validation,
     fold_name,
+    official_split,
 )
 from preprocess.lists.clips import LeftOut
 from preprocess.lists.files import ALIGNED, find
@@ -68,30 +67,6 @@ def known_classes(data_set: str, count: int) -> tuple[str, ...]:
     from hicmae.data.clip_list import data_set_names  # here, as hicmae brings torch
 
     return data_set_names(data_set, count)
-
-
-def official_split(
-    num_folds: int, read: Callable[[int, str], Iterable[tuple[str, Wanted]]]
-) -> tuple[list[Wanted], FoldNames]:
-    """Return all clips of official lists, and the folds; a clip has the same label in all of them.
-
-    Args:
-        num_folds: number of folds, from 1.
-        read: returns (file:line, clip) for every line of one list, given fold and part.
-    """
-    clips: dict[str, Wanted] = {}
-    folds: FoldNames = {}
-    for fold, part in product(range(1, num_folds + 1), ("train", "test")):
-        names = folds.setdefault(fold_name(fold), {}).setdefault(part, [])
-        for where, clip in read(fold, part):
-            known = clips.setdefault(clip.name, clip)
-            if known != clip:
-                raise ValueError(
-                    f"{where}: expected the label {known.label} that clip {clip.name} has in "
-                    f"another list, got {clip.label} (classes count from 0)"
-                )
-            names.append(clip.name)
-    return list(clips.values()), folds
 
 
 @partial(
