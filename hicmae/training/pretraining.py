@@ -21,9 +21,9 @@ from hicmae.data.clip_list import read_pretrain_list
 from hicmae.data.dataset import PretrainClips
 from hicmae.models.layers import split_tokens
 from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
+from hicmae.models.reconstruct import Reconstruction, reconstruct
 from hicmae.training import distributed
 from hicmae.training.loop import ComputeLoss, LossParts
-from hicmae.training.reconstruct import Reconstruction, reconstruct
 from hicmae.training.run import Precision
 
 
@@ -113,7 +113,7 @@ def rebuild_clips(
         batch.video_mask,
         batch.audio,
         batch.audio_mask,
-        precision,
+        precision.autocast(),
         config.frame_diff_group_size if config.use_frame_diff_as_target else None,
         config.normalize_target,
         config.normalize_target_audio,

@@ -1,14 +1,16 @@
-"""Predictions turned back into frames and spectrograms, for TensorBoard and for figures."""
+"""What a pre-training model predicts, turned back into frames and spectrograms to look at."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from hicmae.models.encoder import PATCH_SIZE, ModalityEncoder
 from hicmae.models.layers import TokenSplit, cut_patches, join_patches, split_tokens, token_grid
 from hicmae.models.losses import TARGET_EPS, frame_differences, unnormalize
-from hicmae.training.run import Precision
 
 
 class Reconstruction(NamedTuple):
@@ -29,18 +31,31 @@ def reconstruct(
     video_mask: Tensor,
     audio: Tensor,
     audio_mask: Tensor,
-    precision: Precision,
+    autocast: AbstractContextManager,
     frame_diff_group_size: int | None = 2,
     normalize_target: bool = True,
     normalize_target_audio: bool = True,
 ) -> list[Reconstruction]:
-    """Rebuild the masked patches of every clip of a batch; arguments as for `pretrain_loss`."""
+    """Rebuild the masked patches of every clip of a batch.
+
+    Args:
+        model: pre-training model.
+        video: as for `pretrain_loss`, like the other arguments of these names.
+        video_mask: (B, N) bool.
+        audio: spectrograms.
+        audio_mask: (B, N) bool.
+        autocast: precision of the forward pass.
+        frame_diff_group_size: None: the target has no frame differences.
+        normalize_target: whether the target's patches are standardised.
+        normalize_target_audio: the same of the spectrogram.
+    """
     model.eval()
     tubelet_size = cast(ModalityEncoder, model.encoder).patch_embed.patch_size[0]
-    split = split_tokens(video_mask, video_mask.shape[1], "video_mask").to(video.device)
-    split_audio = split_tokens(audio_mask, audio_mask.shape[1], "audio_mask").to(audio.device)
-    with precision.autocast():
+    split = split_tokens(video_mask, None, "video_mask").to(video.device)
+    split_audio = split_tokens(audio_mask, None, "audio_mask").to(audio.device)
+    with autocast:
         output = model(video, split, audio, split_audio)
+    pixels = unnormalize(video.float()).clamp(0, 1)
     rebuilt = rebuild_video(
         output.video.float(),
         video.float(),
@@ -52,15 +67,12 @@ def reconstruct(
     rebuilt_audio = rebuild_audio(
         output.audio.float(), audio.float(), split_audio, normalize_target_audio
     )
-    pixels = unnormalize(video.float()).clamp(0, 1)
-    hidden = _paint(pixels, split.masked, (tubelet_size, PATCH_SIZE, PATCH_SIZE), 0.5)
-    hidden_audio = _paint(audio, split_audio.masked, (PATCH_SIZE, PATCH_SIZE), float("nan"))
     clips = zip(
         pixels,
-        hidden,
+        _replaced(pixels, split.masked, (tubelet_size, PATCH_SIZE, PATCH_SIZE), 0.5),
         rebuilt.clamp(0, 1),
         audio[:, 0],
-        hidden_audio[:, 0],
+        _replaced(audio, split_audio.masked, (PATCH_SIZE, PATCH_SIZE), float("nan"))[:, 0],
         rebuilt_audio[:, 0],
         strict=True,
     )
@@ -95,25 +107,23 @@ def rebuild_video(
     grid = token_grid(video.shape[2:], patch_size, "video")
     patches = cut_patches(unnormalize(video), patch_size)
     std, mean = torch.std_mean(patches, dim=(3, 4, 5), keepdim=True)
-    scale = std + TARGET_EPS if normalize else torch.ones_like(std)
-    offset = mean if normalize else torch.zeros_like(mean)
-    targets = (patches - offset) / scale
+    scale, offset = (std + TARGET_EPS, mean) if normalize else (1.0, 0.0)
+    target = join_patches((patches - offset) / scale, grid)
     if frame_diff_group_size is not None:
-        clip = frame_differences(join_patches(targets, grid), frame_diff_group_size, time_axis=2)
-        targets = cut_patches(clip, patch_size)
-    values = predicted.unflatten(2, (*patch_size, video.shape[1])).movedim(-1, 2)
-    targets = _put(targets, split.masked, values)
+        target = frame_differences(target, frame_diff_group_size)
+    axes = {"p": tubelet_size, "q": PATCH_SIZE, "r": PATCH_SIZE}
+    values = rearrange(predicted, "b n (p q r c) -> b n c p q r", **axes)
+    target = _replaced(target, split.masked, patch_size, values)
     if frame_diff_group_size is not None:
-        clip = undo_frame_differences(join_patches(targets, grid), frame_diff_group_size)
-        targets = cut_patches(clip, patch_size)
-    return join_patches(targets * scale + offset, grid)
+        target = undo_frame_differences(target, frame_diff_group_size)
+    return join_patches(cut_patches(target, patch_size) * scale + offset, grid)
 
 
 def undo_frame_differences(clip: Tensor, group_size: int) -> Tensor:
     """Add each group's first frame to its later frames, (B, C, T, H, W) in and out."""
     groups = clip.unflatten(2, (-1, group_size))
-    first = groups[:, :, :, :1]
-    return torch.cat((first, groups[:, :, :, 1:] + first), dim=3).flatten(2, 3)
+    first, later = groups.split((1, group_size - 1), dim=3)
+    return torch.cat((first, later + first), dim=3).flatten(2, 3)
 
 
 def rebuild_audio(
@@ -121,27 +131,18 @@ def rebuild_audio(
 ) -> Tensor:
     """Put predictions (B, M, 256) in the place of masked patches of (B, 1, T, F)."""
     patch_size = (PATCH_SIZE, PATCH_SIZE)
-    grid = token_grid(audio.shape[2:], patch_size, "audio")
-    patches = cut_patches(audio, patch_size)
     values = predicted.unflatten(2, (1, *patch_size))
     if normalize:
-        std, mean = torch.std_mean(patches, dim=(3, 4), keepdim=True)
-        rows = torch.arange(len(audio), device=audio.device)[:, None]
-        values = values * (std + TARGET_EPS)[rows, split.masked] + mean[rows, split.masked]
-    return join_patches(_put(patches, split.masked, values), grid)
+        true = cut_patches(audio, patch_size, split.masked)
+        std, mean = torch.std_mean(true, dim=(3, 4), keepdim=True)
+        values = values * (std + TARGET_EPS) + mean
+    return _replaced(audio, split.masked, patch_size, values)
 
 
-def _put(patches: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """Return patches (B, N, ...) with those at `index` (B, M) replaced by values (B, M, ...)."""
-    rows = torch.arange(len(patches), device=patches.device)[:, None]
-    patches = patches.clone()
-    patches[rows, index] = values.to(patches.dtype)
-    return patches
-
-
-def _paint(clip: Tensor, index: Tensor, patch_size: tuple[int, ...], value: float) -> Tensor:
-    """Return the clip with the patches at `index` filled with one value."""
-    grid = token_grid(clip.shape[2:], patch_size, "clip")
-    patches = cut_patches(clip, patch_size)
-    rows = torch.arange(len(clip), device=clip.device)[:, None]
-    return join_patches(_put(patches, index, torch.full_like(patches[rows, index], value)), grid)
+def _replaced(
+    clip: Tensor, index: Tensor, patch_size: Sequence[int], values: Tensor | float
+) -> Tensor:
+    """Return the clip with other values, (B, M, C, *patch_size), in the patches at `index`."""
+    patches = cut_patches(clip, patch_size).clone()
+    patches[torch.arange(len(clip), device=clip.device)[:, None], index] = values
+    return join_patches(patches, token_grid(clip.shape[2:], patch_size, "clip"))

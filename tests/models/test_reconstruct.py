@@ -5,7 +5,7 @@ import torch
 
 from hicmae.models import losses
 from hicmae.models.layers import split_tokens
-from hicmae.training.reconstruct import rebuild_audio, rebuild_video, undo_frame_differences
+from hicmae.models.reconstruct import rebuild_audio, rebuild_video, undo_frame_differences
 
 
 def masked(rows, length):
