@@ -434,7 +434,7 @@ def iemocap(args: argparse.Namespace, found: Found) -> Plan:
         "--target": {
             "choices": tuple(AVCAFFE_CLASSES),
             "default": "arousal",
-            "help": "(%(default)s)",
+            "help": "what to predict (%(default)s)",
         }
     },
 )
