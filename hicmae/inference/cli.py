@@ -63,6 +63,7 @@ SUFFIXES = frozenset(
     ".wav .m4a .aac .mp3 .flac .ogg .opus .wma".split()
 )
 SOUNDS = (".wav", ".flac", ".m4a", ".mp3", ".aac", ".ogg", ".opus")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LISTS = (".csv", ".txt", ".list")
 Columns = dict[str, np.ndarray]
 
@@ -84,77 +85,51 @@ def run_command(
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add the flags that say which model computes where."""
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="PATH",
-        help="export folder, output folder of a run, model.safetensors or .pth",
-    )
+    text = "export folder, output folder of a run, model.safetensors or .pth"
+    parser.add_argument("--checkpoint", required=True, metavar="PATH", help=text)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:n] or mps (%(default)s)")
-    parser.add_argument(
-        "--batch_size", type=int, default=8, metavar="N", help="windows at once (%(default)s)"
-    )
+    text = "windows at once (%(default)s)"
+    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help=text)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which model reads clips, and how."""
     group = parser.add_argument_group("model")
     add_checkpoint_arguments(group)
-    group.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="auto: bf16 on a GPU that has it, else fp32",
+    text = "auto: bf16 on a GPU that has it, else fp32"
+    group.add_argument("--precision", choices=PRECISIONS, default="auto", help=text)
+    text = (
+        "streams to read (default: those of the model); one stream of a model of both needs "
+        "--missing_modality"
     )
-    group.add_argument(
-        "--modality",
-        choices=("av", "a", "v"),
-        help="streams to read (default: those of the model); one stream of a model of both needs "
-        "--missing_modality",
+    group.add_argument("--modality", choices=("av", "a", "v"), help=text)
+    text = (
+        "what a model of both streams does without one: error: refuse the clip (default); "
+        "zeros: black frames or silence; drop: leave it out"
     )
-    group.add_argument(
-        "--missing_modality",
-        choices=MISSING,
-        default="error",
-        help="what a model of both streams does without one: error: refuse the clip (default); "
-        "zeros: black frames or silence; drop: leave it out",
-    )
+    group.add_argument("--missing_modality", choices=MISSING, default="error", help=text)
     group = parser.add_argument_group("reading of clips")
-    group.add_argument(
-        "--faces",
-        choices=FACES,
-        default="auto",
-        help="auto: cut faces out of videos, take folders of frames as they are (default); "
-        "largest: cut out the main face; all: an answer for each person; cut: frames are faces",
+    text = (
+        "auto: cut faces out of videos, take folders of frames as they are (default); "
+        "largest: cut out the main face; all: an answer for each person; cut: frames are faces"
     )
-    group.add_argument(
-        "--window",
-        type=float,
-        metavar="S",
-        help="seconds of a sliding window (default: what the model saw at once in training)",
-    )
-    group.add_argument(
-        "--overlap", type=float, metavar="S", help="seconds windows share (default: half of one)"
-    )
-    group.add_argument(
-        "--protocol",
-        choices=PROTOCOLS,
-        default="windows",
-        help="windows: slide over the clip (default); test: the views of run_finetuning.py's test",
-    )
+    group.add_argument("--faces", choices=FACES, default="auto", help=text)
+    text = "seconds of a sliding window (default: what the model saw at once in training)"
+    group.add_argument("--window", type=float, metavar="S", help=text)
+    text = "seconds windows share (default: half of one)"
+    group.add_argument("--overlap", type=float, metavar="S", help=text)
+    text = "windows: slide over the clip (default); test: the views of run_finetuning.py's test"
+    group.add_argument("--protocol", choices=PROTOCOLS, default="windows", help=text)
     parser.add_argument("--quiet", action="store_true", help="no progress bars, no table")
 
 
-def load_recognizer(args: argparse.Namespace) -> EmotionRecognizer:
-    """Load the model that the flags of `add_model_arguments` name."""
+def load_recognizer(args: argparse.Namespace) -> tuple[EmotionRecognizer, dict[str, Any]]:
+    """Load the model that `add_model_arguments` names; returns it and how it reads clips."""
     flags = ("device", "precision", "modality", "missing_modality", "batch_size")
     options = {name: getattr(args, name) for name in flags}
-    return EmotionRecognizer.from_checkpoint(args.checkpoint, progress=not args.quiet, **options)
-
-
-def reading_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of `EmotionRecognizer.predict` that the flags give."""
-    return {name: getattr(args, name) for name in ("faces", "window", "overlap", "protocol")}
+    model = EmotionRecognizer.from_checkpoint(args.checkpoint, progress=not args.quiet, **options)
+    reading = ("faces", "window", "overlap", "protocol")
+    return model, {"on_error": "return", **{name: getattr(args, name) for name in reading}}
 
 
 def find_files(names: Iterable[str]) -> list[str]:
@@ -193,13 +168,14 @@ def predict_parser() -> argparse.ArgumentParser:
     parser.add_argument("--audio", metavar="FILE", help="sound to hear instead of the video's own")
     add_model_arguments(parser)
     group = parser.add_argument_group("results; with several videos their names are put in")
-    group.add_argument("--csv", metavar="FILE", help="a row for each video")
-    group.add_argument("--windows_csv", metavar="FILE", help="a row for each window")
-    group.add_argument("--json", metavar="FILE", help="all there is")
-    group.add_argument(
-        "--plot", metavar="FILE", help="scores over time: .png, .pdf or .svg, one for each video"
-    )
-    group.add_argument("--overlay", metavar="FILE", help="annotated copy: .mp4, for each video")
+    for flag, text in (
+        ("csv", "a row for each video"),
+        ("windows_csv", "a row for each window"),
+        ("json", "all there is"),
+        ("plot", "scores over time: .png, .pdf or .svg, one for each video"),
+        ("overlay", "annotated copy: .mp4, for each video"),
+    ):
+        group.add_argument(f"--{flag}", metavar="FILE", help=text)
     return parser
 
 
@@ -217,13 +193,12 @@ def _predict(args: argparse.Namespace) -> int:
     files = find_files(args.videos)
     if args.audio and len(files) > 1:
         raise ValueError(f"--audio goes with one video, got {len(files)}")
-    recognizer = load_recognizer(args)
+    recognizer, reading = load_recognizer(args)
     pairs = [(file, args.audio) for file in files]
     results: list[Result] = []
     clips: list[list[Prediction]] = []  # the answered ones
-    answers = recognizer.predict_each(pairs, on_error="return", **reading_options(args))
     try:
-        for answer in answers:
+        for answer in recognizer.predict_each(pairs, **reading):
             people = answer if isinstance(answer, list) else [answer]
             results += people
             if not isinstance(people[0], Failure):
@@ -377,8 +352,8 @@ def _extract(args: argparse.Namespace) -> int:
         raise ValueError(".parquet needs the package pyarrow: pip install pyarrow, or write .npz")
     items = read_items(args.data_path, args.data_root)
     pairs = [(item.video, item.audio) for item in items]
-    recognizer = load_recognizer(args)
-    found = recognizer.features_each(pairs, on_error="return", **reading_options(args))
+    recognizer, reading = load_recognizer(args)
+    found = recognizer.features_each(pairs, **reading)
     columns, failures = collect(items, found, args.per_window)
     with whole_file(output) as part:
         if is_table:
@@ -467,10 +442,10 @@ def _labels(labels: Sequence[tuple[str, ...]]) -> np.ndarray:
 
 def parquet_table(columns: Columns) -> pd.DataFrame:
     """Return a table in which every level is a column of lists, of several blocks one for each."""
-    table: dict[str, list[Any]] = {}
+    parts: Columns = {}
     for name, values in columns.items():
-        if values.ndim == 3:
-            table |= {f"{name}_{k}": list(values[:, k]) for k in range(values.shape[1])}
-        else:
-            table[name] = list(values)
-    return pd.DataFrame(table)
+        blocks = {
+            f"{name}_{k}": values[:, k] for k in range(values.shape[1] if values.ndim == 3 else 0)
+        }
+        parts |= blocks or {name: values}
+    return pd.DataFrame({name: list(values) for name, values in parts.items()})

@@ -137,33 +137,24 @@ def make_parser() -> argparse.ArgumentParser:
     parser.prog = "python -m hicmae.inference.export"
     parser.add_argument("checkpoint", help="run, .pth, export folder or model.safetensors")
     parser.add_argument("output", help="folder to make")
-    parser.add_argument(
-        "--class_names",
-        nargs="+",
-        default=(),
-        metavar="NAME",
-        help="names of the classes or outputs; or a file with a name a line; or a data set: "
-        "cremad, mafw, ravdess, msp-improv, werewolf-xl",
+    text = (
+        "names of the classes or outputs; or a file with a name a line; or a data set: "
+        "cremad, mafw, ravdess, msp-improv, werewolf-xl"
     )
-    group = parser.add_argument_group("settings that a .pth does not say")
+    parser.add_argument("--class_names", nargs="+", default=(), metavar="NAME", help=text)
+    add = parser.add_argument_group("settings that a .pth does not say").add_argument
     for flag, kind, text in (
         ("num_frames", int, "video frames of a clip (16)"),
         ("sampling_rate", int, "frames from one sampled frame to the next (4)"),
         ("input_size", int, "height and width of a face in pixels (160)"),
         ("frame_rate", float, "frames a second of the training videos (measured, else 25)"),
     ):
-        group.add_argument(f"--{flag}", type=kind, metavar="N", help=text)
-    group.add_argument(
-        "--input_size_audio", type=int, nargs=2, metavar="N", help="steps and mel bins (256 128)"
-    )
-    group.add_argument(
-        "--task",
-        choices=("classification", "regression"),
-        help="what the head gives (classification)",
-    )
-    group.add_argument(
-        "--head_activation", choices=("sigmoid", "relu", "tanh"), help="of the outputs (none)"
-    )
+        add(f"--{flag}", type=kind, metavar="N", help=text)
+    text = "steps and mel bins (256 128)"
+    add("--input_size_audio", type=int, nargs=2, metavar="N", help=text)
+    text = "what the head gives (classification)"
+    add("--task", choices=("classification", "regression"), help=text)
+    add("--head_activation", choices=("sigmoid", "relu", "tanh"), help="of the outputs (none)")
     return parser
 
 

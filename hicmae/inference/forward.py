@@ -43,31 +43,29 @@ class Pending:
     waiting: int = 0  # views without a result
 
 
+@dataclass
 class BatchRunner:
     """Fills batches with views of clips that come one after the other.
 
-    Args:
+    Attributes:
         config: of the model.
         streams: what is read.
         compute: what the model does with a batch.
         device: where it does so.
         batch_size: views of a batch.
         progress: show progress bars.
+        batches: views that wait; those of one batch have the same streams.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        streams: str,
-        compute: Compute,
-        device: torch.device,
-        batch_size: int,
-        progress: bool = False,
-    ) -> None:
-        self.config, self.streams, self.compute = config, streams, compute
-        self.device, self.batch_size, self.progress = device, batch_size, progress
-        # Views of one batch have the same streams.
-        self.batches: dict[tuple[bool, bool], list[tuple[Pending, View]]] = defaultdict(list)
+    config: ModelConfig
+    streams: str
+    compute: Compute
+    device: torch.device
+    batch_size: int
+    progress: bool = False
+    batches: dict[tuple[bool, bool], list[tuple[Pending, View]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
     def run(
         self, opens: Sequence[OpenClip], options: Options

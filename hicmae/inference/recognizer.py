@@ -140,27 +140,24 @@ class Features:
 Result = Prediction | Failure
 
 
+@dataclass
 class EmotionRecognizer:
     """A model, and all it needs to read clips.
 
     Make one with `from_checkpoint`. It can be used from one thread at a time.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: ModelConfig,
-        precision: Precision,
-        streams: str,
-        missing_modality: str = "error",
-        batch_size: int = 8,
-        progress: bool = False,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.model, self.config, self.precision = model, config, precision
-        self.streams, self.missing_modality = streams, missing_modality
-        self.batch_size, self.progress = batch_size, progress
+    model: nn.Module
+    config: ModelConfig
+    precision: Precision
+    streams: str
+    missing_modality: str = "error"
+    batch_size: int = 8
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
     @classmethod
     def from_checkpoint(
@@ -330,11 +327,7 @@ class EmotionRecognizer:
         return next(self._features([clip], self._options(**options)))
 
     def _options(self, **options: Any) -> Options:
-        try:
-            return Options(**options, missing_modality=self.missing_modality)
-        except TypeError as error:
-            known = ", ".join(n for n in Options.__annotations__ if n != "missing_modality")
-            raise TypeError(f"{error}; the options are {known}") from None
+        return Options(**options, missing_modality=self.missing_modality)
 
     def _file(self, video: str | Path, audio: str | Path | None = None) -> NamedClip:
         rate = self.config.preprocessing.frame_rate

@@ -8,7 +8,7 @@ import pytest
 
 from hicmae.faces import detector
 from hicmae.faces.detector import Detector, Face, check_weights, squared
-from hicmae.faces.tracking import align, fill_gaps, main_face, similarity, smooth, template
+from hicmae.faces.tracking import align, fill_gaps, follow, main_face, similarity, smooth, template
 from tests.preprocess.media_files import PORTRAIT_EYES, camera, portrait, shoot
 
 WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "joblib", "lz4"))
@@ -90,6 +90,17 @@ def test_another_face_fills_in_only_where_the_main_one_is_gone():
     assert [None if face is None else face.size for face in chosen] == (
         [60] * 6 + [40] * 2 + [None] + [60] * 3
     )
+
+
+def test_faces_are_followed_so_that_all_overlap_most():
+    """Pairing the two that overlap most first would leave the others without a partner."""
+    left, right = face_at(100, 80, 40), face_at(118, 80, 40)
+    moved = face_at(88, 80, 40), face_at(104, 80, 40)  # the right one is now where the left one was
+    tracks = follow([[left, right], list(moved)], (200, 150))
+    assert sorted([round(face.centre[0]) for face in track.values()] for track in tracks) == [
+        [100, 88],
+        [118, 104],
+    ]
 
 
 def test_gaps_take_the_points_of_the_nearest_frame():

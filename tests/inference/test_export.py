@@ -153,6 +153,10 @@ def test_a_weights_file_carries_its_description_but_config_json_beside_it_wins(m
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace("glad", "cheerful"))
     assert EmotionRecognizer.from_checkpoint(folder).names == ("calm", "cheerful", "mad")
+    command = [str(folder), str(tmp_path / "renamed"), "--class_names", "x", "y", "z"]
+    assert export.main(command) == 0
+    assert EmotionRecognizer.from_checkpoint(tmp_path / "renamed").names == ("x", "y", "z")
+    assert export.main([*command[:2], "--num_frames", "8"]) == 2  # config.json says it already
 
 
 def test_a_folder_means_its_best_weights(tmp_path):

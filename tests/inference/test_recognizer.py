@@ -6,13 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-import hicmae
 from hicmae import EmotionRecognizer
 from hicmae.data import media
 from hicmae.data import media as decoding
 from hicmae.data.media import Arrays, MediaFile, open_source
 from hicmae.inference import forward
-from hicmae.inference import recognizer as recognizer_module
 from hicmae.inference.clips import sliding
 from hicmae.inference.model import Preprocessing
 from hicmae.inference.recognizer import Failure
@@ -20,13 +18,6 @@ from hicmae.io import UnreadableClip
 from tests.conftest import save_frames, save_mp4, save_wav
 from tests.preprocess.media_files import ffmpeg_program, pictures, save_media
 from tests.small_recognizers import NAMES, classifier, speech
-
-
-def test_the_package_knows_the_recognizer_by_name():
-    assert hicmae.EmotionRecognizer is recognizer_module.EmotionRecognizer
-    with pytest.raises(AttributeError, match="module 'hicmae' has no attribute 'Nothing'"):
-        hicmae.Nothing  # noqa: B018
-
 
 # Windows
 
@@ -58,17 +49,16 @@ def test_frames_are_chosen_by_time_where_the_rate_changes():
     assert window.frames.tolist() == [0, 5, 10, 60] and window.samples is None
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"window": 0.0}, "window must be longer than 0 seconds, got 0"),
-        ({"window": 1.0, "overlap": 1.0}, "overlap must be at least 0 and shorter than the window"),
-        ({"overlap": -1.0}, "got -1"),
-        ({"protocol": "exam"}, "protocol must be one of windows, test, got 'exam'"),
-        ({"faces": "nice"}, "faces must be one of auto, largest, all, cut, got 'nice'"),
-        ({"faces": "all"}, "use predict_people"),
-    ],
+IMPOSSIBLE = (
+    ({"window": 0.0}, "window must be longer than 0 seconds, got 0"),
+    ({"window": 1.0, "overlap": 1.0}, "overlap must be at least 0 and shorter than the window"),
+    ({"protocol": "exam"}, "protocol must be one of windows, test, got 'exam'"),
+    ({"faces": "nice"}, "faces must be one of auto, largest, all, cut, got 'nice'"),
+    ({"faces": "all"}, "use predict_people"),
 )
+
+
+@pytest.mark.parametrize("options, message", IMPOSSIBLE)
 def test_impossible_options_are_named(recognizer, video, options, message):
     with pytest.raises(ValueError, match=message):
         recognizer().predict(video, **{"faces": "cut", **options})
@@ -169,7 +159,6 @@ def test_zeros_are_black_frames_and_silence(recognizer, halves):
     mute, dark = halves
     model = recognizer(missing_modality="zeros")
     frames = np.stack(list(MediaFile(mute).frames(range(100))))
-    # sound that is silent but for a click that no window hears would be an error: made by hand
     answer = model.predict(mute, faces="cut")
     assert "answered by the picture alone" in answer.notes[0]
     video = forward.normalise(_first_window(frames))
@@ -288,21 +277,18 @@ def test_a_folder_needs_the_name_of_its_sound(recognizer, clip):
         recognizer().predict(clip[0])
 
 
-@pytest.mark.parametrize(
-    "given, message",
-    [
-        ({"fps": 0}, "fps must be a positive number, got 0"),
-        ({"sample_rate": -1}, "sample_rate must be a positive number, got -1"),
-        (
-            {"frames": np.zeros((4, 8, 8), np.uint8)},
-            r"frames are uint8 \(4, 8, 8\), expected uint8",
-        ),
-        ({"frames": np.zeros((4, 8, 8, 3))}, "frames are float64"),
-        ({"waveform": np.zeros((2, 2, 9))}, r"waveform has shape \(2, 2, 9\), expected \(S,\)"),
-        ({"waveform": np.zeros(9, int)}, r"waveform is int64, expected floats in \[-1, 1\] or int"),
-        ({"waveform": np.full(9, np.nan)}, "waveform holds values that are not finite"),
-    ],
+WRONG_ARRAYS = (
+    ({"fps": 0}, "fps .* got 0"),
+    ({"sample_rate": -1}, "sample_rate .* got -1"),
+    ({"frames": np.zeros((4, 8, 8), np.uint8)}, r"uint8 \(4, 8, 8\), expected uint8"),
+    ({"frames": np.zeros((4, 8, 8, 3))}, "float64"),
+    ({"waveform": np.zeros((2, 2, 9))}, r"shape \(2, 2, 9\), expected \(S,\)"),
+    ({"waveform": np.zeros(9, int)}, r"int64, expected floats"),
+    ({"waveform": np.full(9, np.nan)}, "not finite"),
 )
+
+
+@pytest.mark.parametrize("given, message", WRONG_ARRAYS)
 def test_wrong_arrays_are_named(given, message):
     whole = {"frames": np.zeros((4, 8, 8, 3), np.uint8), "fps": 25.0, "waveform": np.ones(999)}
     with pytest.raises(ValueError, match=message):
