@@ -1,1 +1,1 @@
-"""Faces in videos: found and placed (detector), followed (tracking), cut out (alignment)."""
+"""Faces in videos: found and placed (detector), followed and cut out (tracking)."""

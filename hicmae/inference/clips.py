@@ -324,17 +324,23 @@ def prepare(source: Source, config: ModelConfig, streams: str, options: Options)
         notes.append(f"{error}; answered by the picture alone")
     num_samples = None if waveform is None else len(waveform)
     crops = config.test_num_crop if options.protocol == "test" else 1
+
+    def plan(times: np.ndarray | None) -> list[Window]:
+        clip = config.preprocessing
+        if options.protocol == "test":
+            return as_tested(times, num_samples, clip, config.test_num_segment, source.path)
+        return sliding(times, num_samples, clip, options.window, options.overlap)
+
     try:
         if "v" in streams and not source.has_picture:
             raise NoPicture(f"'{source.path}' has no picture, only sound")
-        times = source.times if "v" in streams else None
-        windows = _plan(source, config, options, times, num_samples)
+        windows = plan(source.times if "v" in streams else None)
         looked_at, people = _look(source, windows, config, options, notes)
     except (NoPicture, NoFace) as error:
         if not may_miss or waveform is None:  # one of the two must be there
             raise
         notes.append(f"{error}; answered by the sound alone")
-        windows = _plan(source, config, options, None, num_samples)
+        windows = plan(None)
         looked_at = people = None
     if waveform is not None:
         _warn_of_long_windows(options.window, config.preprocessing.audio_seconds)
@@ -353,20 +359,6 @@ def _sound(source: Source) -> np.ndarray:
     if (waveform == waveform[0]).all():
         raise NoSound(f"'{source.heard}' is silent: all its samples are {waveform[0]:g}")
     return waveform
-
-
-def _plan(
-    source: Source,
-    config: ModelConfig,
-    options: Options,
-    times: np.ndarray | None,
-    num_samples: int | None,
-) -> list[Window]:
-    """Return the windows of the chosen protocol."""
-    clip = config.preprocessing
-    if options.protocol == "test":
-        return as_tested(times, num_samples, clip, config.test_num_segment, source.path)
-    return sliding(times, num_samples, clip, options.window, options.overlap)
 
 
 def _look(
