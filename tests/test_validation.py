@@ -4,7 +4,6 @@ import csv
 import gc
 import json
 import os
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,11 @@ import torch.multiprocessing as mp
 
 import run_finetuning
 from hicmae.config import ScoreConfig, parse_configs
-from hicmae.data import splits as holdout
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
-from hicmae.data.splits import PATTERNS, base_name, find_speakers, hold_out
+from hicmae.data.splits import base_name
 from hicmae.report.scores import chosen_on
 from hicmae.training import checkpoint, supervised
-from preprocess import cremad_av
 from tests.conftest import free_port, save_frames, save_wav
-from tests.preprocess.trees import Tree
 from tests.small_runs import FINETUNE  # its fork server imports once what every process needs
 
 SPEAKERS = ("ann", "bob", "cem", "dia")
@@ -30,215 +26,6 @@ SPEAKERS = ("ann", "bob", "cem", "dia")
 def rows(path):
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def made_up(seed, speakers=20, classes=4):
-    """Speakers with unequal numbers of clips and tastes for classes; a list in random order."""
-    rng = np.random.default_rng(seed)
-    clips, owners = [], []
-    for speaker in range(speakers):
-        taste = rng.dirichlet(np.ones(classes))
-        for k in range(int(rng.integers(3, 30))):
-            name = f"s{speaker}_{k}"
-            clips.append(Clip(name, f"{name}.wav", int(rng.choice(classes, p=taste))))
-            owners.append(f"s{speaker}")
-    order = rng.permutation(len(clips))
-    return [clips[k] for k in order], [owners[k] for k in order]
-
-
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
-@pytest.mark.parametrize("seed", range(5))
-def test_held_out_speakers_share_nothing_with_the_rest(seed, share):
-    clips, owners = made_up(seed)
-    held = hold_out(clips, owners, share, seed)
-    sides = [held.train, held.val]
-    speakers = [{clip.video.split("_")[0] for clip in side} for side in sides]
-    assert not speakers[0] & speakers[1] and speakers[0] | speakers[1] == set(owners)
-    files = [{name for clip in side for name in (clip.video, clip.audio)} for side in sides]
-    assert not files[0] & files[1]
-    assert Counter(held.train) + Counter(held.val) == Counter(clips)
-    for side in sides:
-        assert side == [clip for clip in clips if clip in set(side)], "list order is kept"
-    assert held.val_groups == [clip.video.split("_")[0] for clip in held.val]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_every_class_gives_about_its_share_and_more_evenly_than_by_chance(seed):
-    clips, owners = made_up(seed, speakers=40)
-    held = hold_out(clips, owners, 0.2, seed)
-
-    def errors(val):
-        total, part = (Counter(clip.label for clip in side) for side in (clips, val))
-        return [abs(part[label] / total[label] - 0.2) for label in total]
-
-    rng, by_chance = np.random.default_rng(seed), []
-    for _ in range(50):
-        chosen = set(rng.choice(sorted(set(owners)), size=8, replace=False).tolist())
-        by_chance.append(
-            np.mean(errors([c for c, o in zip(clips, owners, strict=True) if o in chosen]))
-        )
-    assert max(errors(held.val)) < 0.05
-    assert np.mean(errors(held.val)) < min(by_chance)
-
-
-def test_the_seed_alone_decides_who_is_held_out():
-    clips, owners = made_up(0)
-    assert hold_out(clips, owners, 0.2, 3) == hold_out(clips, owners, 0.2, 3)
-    drawn = {frozenset(hold_out(clips, owners, 0.2, seed).val_groups) for seed in range(5)}
-    assert len(drawn) > 1
-
-
-def test_the_only_speaker_of_a_class_stays_in_training():
-    clips, owners = made_up(1, speakers=12, classes=3)
-    clips += [Clip(f"rare{k}", f"rare{k}.wav", 3) for k in range(5)]
-    owners += ["s4"] * 5
-    for seed in range(5):
-        assert "s4" not in hold_out(clips, owners, 0.2, seed).val_groups
-
-
-def test_regression_targets_are_spread_over_both_sides():
-    rng = np.random.default_rng(0)
-    owners = [f"s{k % 30}" for k in range(300)]
-    level = {name: rng.random() for name in sorted(set(owners))}  # people differ from each other
-    clips = [
-        Clip(f"{k}", f"{k}.wav", (level[owner] + 0.1 * rng.random(), rng.random()))
-        for k, owner in enumerate(owners)
-    ]
-    held = hold_out(clips, owners, 0.2, 0)
-    assert len(held.val) == 60
-    bounds = np.quantile([clip.label[0] for clip in clips], (1 / 3, 2 / 3))
-    thirds = np.bincount(np.searchsorted(bounds, [clip.label[0] for clip in held.val]))
-    assert thirds == pytest.approx(20, abs=5), "low, middle and high values alike"
-
-
-@pytest.mark.parametrize(
-    "clips, owners, message",
-    [
-        (["a", "b"], ["s", "s"], "expected at least two speakers or clips .* got 1; use --val_spl"),
-        (["a", "a"], ["s", "t"], "'.*/a' belongs to a training clip, 'a', and to the validation"),
-    ],
-)
-def test_a_list_that_cannot_be_parted_is_refused(clips, owners, message):
-    records = [Clip(name, f"{k}.wav", 0) for k, name in enumerate(clips)]
-    with pytest.raises(ValueError, match=message):
-        hold_out(records, owners, 0.5, 0)
-
-
-def test_a_sound_on_both_sides_is_refused_where_sound_is_read():
-    clips = [Clip("a", "one.wav", 0), Clip("b", "./one.wav", 0)]
-    with pytest.raises(ValueError, match="one.wav' belongs to a training clip"):
-        hold_out(clips, ["s", "t"], 0.5, 0)
-    assert len(hold_out(clips, ["s", "t"], 0.5, 0, modality="v").val) == 1
-
-
-def test_a_class_on_one_side_only_is_warned_of(caplog):
-    train, val = [Clip("a", "a.wav", 0), Clip("b", "b.wav", 2)], [Clip("c", "c.wav", 0)]
-    holdout.describe_holdout(holdout.Holdout(train, val, ["s"]), "speaker")
-    assert "no validation clip is of class 2: too few speakers have it" in caplog.text
-
-
-NAMES = {
-    "crema-d": ("1001_IEO_ANG_HI", "1001"),
-    "ravdess": ("02-01-06-01-02-01-12", "12"),
-    "msp-improv": ("S01A-F03-P-FM02", "F03"),
-    "iemocap": ("Ses01F_impro01_M013", "Ses01M"),
-    "werewolf-xl": ("01_05_17", "01_05"),
-    "avcaffe": ("aiim007_task_3_002", "aiim007"),
-}
-
-
-@pytest.mark.parametrize("data_set", PATTERNS)
-def test_patterns_of_the_data_sets_find_the_speaker_the_list_script_writes(data_set, tmp_path):
-    name, speaker = NAMES[data_set]
-    clips = [f"/data/1/{name}_aligned", f"1/{name}.mp4"]
-    assert find_speakers(clips, tmp_path, pattern=data_set) == [speaker] * 2
-
-
-def test_a_pattern_with_a_slash_reads_folders(tmp_path):
-    clips = ["data/ann/1", "data/bob/1"]
-    assert find_speakers(clips, tmp_path, pattern=r"([^/]+)/[^/]+$") == ["ann", "bob"]
-
-
-def write_table(path, *lines):
-    path.write_text("clip,speaker\n" + "".join(f"{line}\n" for line in lines))
-    return path
-
-
-def test_the_table_lies_beside_the_lists_or_above_their_fold(tmp_path):
-    fold = tmp_path / "split01"
-    fold.mkdir()
-    clips = ["/d/a_aligned", "/d/b.mp4"]
-    write_table(tmp_path / "clip_speakers.csv", "/d/a_aligned,ann", "b,bob", "c,cem")
-    assert find_speakers(clips, fold) == ["ann", "bob"]
-    write_table(fold / "clip_speakers.csv", "a,dia", "b,dia")
-    assert find_speakers(clips, fold) == ["dia", "dia"], "the nearer table wins"
-    other = write_table(tmp_path / "other.csv", "a,eve", "b,eve")
-    assert find_speakers(clips, fold, file=str(other)) == ["eve", "eve"]
-
-
-def test_relative_names_of_the_table_start_from_the_data_root(tmp_path):
-    """Two clips have the same last name, so that only whole names can tell them apart."""
-    clips = [f"/root/{who}/x" for who in ("ann", "bob")]
-    write_table(tmp_path / "clip_speakers.csv", "ann/x,Ann", "bob/x,Bob")
-    assert find_speakers(clips, tmp_path, "/root") == ["Ann", "Bob"]
-
-
-@pytest.mark.parametrize(
-    "lines, message",
-    [
-        (["a,ann"], "1 of 2 clips have no known speaker, first 'q/b': .* has no line for it"),
-        (["p/a,ann", "r/a,bob", "b,bob"], "leaves the speaker of 'q/a' open: 'a' is the name of"),
-        (["a,ann", "a,bob"], r"csv:3: 'a' has speaker 'bob', but 'ann' before; expected one"),
-        (["a,"], r"csv:2: expected a clip and its speaker"),
-        (["a"], r"csv:2: expected a clip and its speaker"),
-    ],
-)
-def test_a_table_that_leaves_a_speaker_open_is_refused(tmp_path, lines, message):
-    table = write_table(tmp_path / "t.csv", *lines)
-    with pytest.raises(ValueError, match=message):
-        find_speakers(["q/a", "q/b"], tmp_path, file=str(table))
-
-
-def test_one_short_name_does_not_name_the_speakers_of_two_clips(tmp_path):
-    write_table(tmp_path / "clip_speakers.csv", "x,ann")
-    with pytest.raises(ValueError, match="'x' is the name of several clips; give whole names"):
-        find_speakers(["1/x", "2/x"], tmp_path)
-
-
-@pytest.mark.parametrize(
-    "options, error, message",
-    [
-        ({}, ValueError, "does not know who speaks: .*--speaker_file .* or --speaker_pattern"),
-        ({"file": "no.csv"}, FileNotFoundError, "--speaker_file 'no.csv' does not exist"),
-        ({"pattern": "("}, ValueError, r"--speaker_pattern '\(' is no regular expression"),
-        ({"pattern": "^a"}, ValueError, "has no group, expected one around the speaker"),
-        ({"pattern": "^(z)"}, ValueError, "1 of 1 clips have no known speaker, first 'a'"),
-    ],
-)
-def test_unknown_speakers_end_the_run_with_what_to_do(tmp_path, options, error, message):
-    with pytest.raises(error, match=message):
-        find_speakers(["a"], tmp_path, **options)
-
-
-def test_a_table_needs_its_columns(tmp_path):
-    table = tmp_path / "speakers.csv"
-    table.write_text("speaker,clips\nann,3\n")
-    with pytest.raises(ValueError, match="csv:1: expected the columns clip,speaker, got 'speaker,"):
-        find_speakers(["a"], tmp_path, file=str(table))
-
-
-@pytest.mark.parametrize("flags", [(), ("--relative",)])
-def test_list_scripts_write_who_speaks(tmp_path, flags):
-    tree = Tree(tmp_path / "d")
-    tree.clips([f"{actor}_IEO_ANG_HI" for actor in range(1001, 1092)])
-    out = tmp_path / "lists"
-    paths = ["--data_root", str(tree.root), "--output_dir", str(out)]
-    assert cremad_av.main([*paths, "--audio_dir", "audio_16k", *flags]) == 0
-    root = str(tree.root) if flags else ""
-    clips = read_labelled_list(out / "split01" / "train.csv", data_root=root)
-    names = [clip.video for clip in clips]
-    assert find_speakers(names, out / "split01", root) == [base_name(name)[:4] for name in names]
-    assert len(rows(out / "clip_speakers.csv")) == 91
 
 
 @pytest.mark.parametrize(
@@ -329,7 +116,8 @@ def test_results_say_that_held_out_speakers_chose_the_best_epoch(media, tmp_path
     table = [
         f"{name.name.removesuffix('_aligned')},{name.name[:3]}" for name in media.glob("*_al*")
     ]
-    speakers = write_table(tmp_path / "who.csv", *table)
+    speakers = tmp_path / "who.csv"
+    speakers.write_text("\n".join(["clip,speaker", *table]))
     options = ["--val_split", "speaker", "--val_share", "0.5", "--speaker_file", str(speakers)]
     with caplog.at_level("INFO"):
         finetune(media, tmp_path / "out", *options, "--epochs", "1")
