@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The benchmark starts this one itself and tells it on its stdin what to do.
-NO_COMMANDS = {"memory.py"}
 
 
 def commands():
@@ -22,7 +20,7 @@ def commands():
         for path in sorted((ROOT / folder).glob("**/*.py" if folder else "*.py")):
             name = path.relative_to(ROOT)
             starts = path.name == "__main__.py" or '__name__ == "__main__"' in path.read_text()
-            if starts and path.name not in NO_COMMANDS:
+            if starts:
                 module = ".".join(name.with_suffix("").parts).removesuffix(".__main__")
                 found.append(module if folder == "hicmae" else str(name))
     return found

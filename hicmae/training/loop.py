@@ -402,7 +402,7 @@ def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
 
 
-# Chosen by `python -m hicmae.benchmark ranks`. static_graph is not among them: it forbids the
+# Chosen by `python scripts/benchmark.py ranks`. static_graph is not among them: it forbids the
 # passes without synchronisation that --accum_iter makes.
 DDP_OPTIONS = {"gradient_as_bucket_view": True}
 
@@ -413,7 +413,7 @@ def distribute(model: nn.Module, device: torch.device, **options: Any) -> nn.Mod
     Args:
         model: on its device; every parameter takes part in every step.
         device: of this process.
-        options: of DistributedDataParallel, in place of ours (`hicmae.benchmark ranks` compares).
+        options: of DistributedDataParallel, in place of ours (to compare).
     """
     if distributed.world_size() == 1:
         return model

@@ -1,4 +1,4 @@
-"""Clips loaded plainly, one after the other: the baseline of `python -m hicmae.benchmark loader`.
+"""Clips loaded plainly, one after the other: the baseline of `python scripts/benchmark.py loader`.
 
 It shares no line with `hicmae.data` and does what a competent reader of the paper writes: decord
 for the 16 frames, Pillow for crop and resize, frame by frame, float pixels normalised in the

@@ -1,8 +1,8 @@
 """HiCMAE written out plainly, from the paper and the parameter names of released checkpoints.
 
 It shares no line with `hicmae.models`. It is the slow reference that the fast models must agree
-with and the baseline that `python -m hicmae.benchmark` measures against: what a ViT-MAE looked like
-in 2022. Convolutions embed every token, a boolean mask picks the visible ones, attention is spelled
+with and the baseline that scripts/benchmark.py measures against: what a ViT-MAE looked like in
+2022. Convolutions embed every token, a boolean mask picks the visible ones, attention is spelled
 out as matrix product, softmax, matrix product.
 """
 
