@@ -10,88 +10,133 @@ import logging
 import sys
 from collections.abc import Sequence
 
+import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hicmae.config import add_arguments, as_dict, new_parser, parse_configs
-from hicmae.data.batches import ClipIndex
+import hicmae  # noqa: F401  (registers the models)
+from hicmae.config import PretrainConfigs, PretrainLossConfig, new_parser, parse_configs
+from hicmae.data.batches import ClipIndex, PretrainBatch
+from hicmae.data.clip_list import read_pretrain_list
 from hicmae.data.dataset import PretrainClips
+from hicmae.data.loader import SkippedClips
+from hicmae.models.layers import split_tokens
+from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
 from hicmae.training import distributed
-from hicmae.training.checkpoint import describe_clips, find_checkpoint, prepare
+from hicmae.training.checkpoint import Saver, find_checkpoint, resume
 from hicmae.training.logs import RunLogger, read_lines
-from hicmae.training.loop import show_end, train_epochs
-from hicmae.training.pretraining import (
-    PretrainConfigs,
-    make_dataset,
-    make_loss,
-    make_model,
-    rebuild_clips,
-)
-from hicmae.training.run import (
-    Session,
-    make_optimization,
-    num_parameters,
-    open_session,
-    run_command,
-    run_shape,
+from hicmae.training.loop import (
+    ComputeLoss,
+    LossParts,
+    as_trained,
+    open_logs,
+    show_end,
+    train_one_epoch,
     training_loader,
 )
+from hicmae.training.run import Run, open_run, run_command
+from hicmae.training.state import Plan, TrainState, make_plan, make_state, num_parameters
 
 logger = logging.getLogger("hicmae")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every flag of this script."""
-    parser = new_parser(__doc__)
-    for config in PretrainConfigs.__annotations__.values():
-        add_arguments(parser, config)
-    return parser
+    return new_parser(__doc__, PretrainConfigs)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pre-train; `argv` replaces the command line."""
     configs = parse_configs(build_parser(), PretrainConfigs, argv)
-    with open_session(configs.run, as_dict(configs)) as session:
-        pretrain(session, configs)
+    with open_run(configs.run) as run:
+        optim = configs.optim.shared(distributed.world_size())
+        pretrain(run, configs._replace(optim=optim))
 
 
-def pretrain(session: Session, configs: PretrainConfigs) -> None:
+def pretrain(run: Run, configs: PretrainConfigs) -> None:
     """Build data, model and optimiser, then train epoch by epoch."""
-    run, optim = configs.run, configs.optim
     dataset = make_dataset(configs)
-    loader = training_loader(session, dataset, optim.batch_size)
-    clips = {"training": describe_clips(dataset.clips, configs.data.data_root)}
-    shape = run_shape(loader, optim, clips)
-    found = find_checkpoint(session)
+    loader = training_loader(run, dataset, configs.optim.batch_size)
+    plan = make_plan(configs, loader, {"training": dataset.clips})
 
-    torch.manual_seed(run.seed)
-    model = make_model(configs).to(session.device)
-    logger.info("%s: %.2f M parameters", configs.model.model, num_parameters(model) / 1e6)
-    optimization = make_optimization(model, optim, session.precision, shape.steps)
-    saver = prepare(session, found, model, optimization, shape)
-    for epoch, means, run_logger in train_epochs(
-        session,
-        model,
-        loader,
-        make_loss(configs.loss),
-        optimization,
-        saver,
-        configs.data.max_bad_clips,
-    ):
-        train = {f"train_{name}": value for name, value in means.items()}
-        run_logger.epoch({**train, "epoch": epoch, "n_parameters": num_parameters(model)})
-        if distributed.is_main() and run.image_freq and (epoch + 1) % run.image_freq == 0:
-            last_step = (epoch + 1) * shape.steps - 1
-            log_images(run_logger, session, model, dataset, configs, last_step)
-        saver.end_epoch()
-    saver.finish()
-    show_end(session, saver, final_metrics(session))
-    logger.info("pre-training done: %s", session.output_dir / f"checkpoint-{optim.epochs - 1}.pth")
+    torch.manual_seed(run.config.seed)
+    model = make_model(configs).to(run.device)
+    logger.info("%s: %.2f M parameters", configs.model.model_name, num_parameters(model) / 1e6)
+    state = make_state(model, plan, run)
+    resume(run, plan, state, find_checkpoint(run))
+
+    trained, compute_loss = as_trained(model, run.config, run.device), make_loss(configs.loss)
+    skipped = SkippedClips(
+        run.output_dir / "skipped_clips.csv", len(dataset), configs.data.max_bad_clips
+    )
+    with open_logs(run, plan, state) as logs:
+        saver = Saver(run, plan, state, logs)
+        for epoch in range(state.epoch, configs.optim.epochs):
+            means = train_one_epoch(
+                trained, loader, compute_loss, run, plan, state, logs, skipped, saver
+            )
+            train = {f"train_{name}": value for name, value in means.items()}
+            logs.epoch({**train, "epoch": epoch, "n_parameters": num_parameters(model)})
+            if distributed.is_main() and run.draws(epoch):
+                log_images(logs, run, plan, state, dataset, configs.loss)
+            saver.end_epoch(state)
+        saver.finish(state)
+    show_end(run, plan, final_metrics(run))
+    last = run.output_dir / f"checkpoint-{configs.optim.epochs - 1}.pth"
+    logger.info("pre-training done: %s", last)
 
 
-def final_metrics(session: Session) -> dict[str, float]:
+def make_dataset(configs: PretrainConfigs) -> PretrainClips:
+    """Read the list, train.csv in a folder, or shards, and describe how clips are drawn."""
+    data = configs.data
+    return PretrainClips(
+        read_pretrain_list(data.data_path, data.data_root),
+        configs.clip,
+        tubelet_size=configs.clip.tubelet_size,
+        **vars(configs.mask),
+        roll_mag_aug=data.roll_mag_aug,
+        num_samples=data.num_samples,
+        seed=configs.run.seed,
+        clip_timeout=data.clip_timeout,
+    )
+
+
+def make_model(configs: PretrainConfigs) -> nn.Module:
+    """Create the model of the chosen size, depths and clip geometry."""
+    options = {**vars(configs.model), **configs.clip.of_model()}
+    return timm.create_model(**options, cpu_gemm=configs.run.cpu_gemm)
+
+
+def make_loss(config: PretrainLossConfig) -> ComputeLoss:
+    """Return the function that takes a batch to its loss and the parts to log."""
+
+    def compute_loss(model: nn.Module, batch: PretrainBatch) -> tuple[Tensor, LossParts]:
+        if config.gather:
+            distributed.check_equal_batches(len(batch.video))
+        # The masks are still on the CPU: splitting them there costs a GPU no synchronisation.
+        split, split_audio = (
+            split_tokens(mask, None, name).to(batch.video.device)
+            for mask, name in ((batch.video_mask, "video_mask"), (batch.audio_mask, "audio_mask"))
+        )
+        output = model(batch.video, split, batch.audio, split_audio)
+        loss = pretrain_loss(output, batch.video, split, batch.audio, split_audio, **vars(config))
+        parts = {"loss_video": loss.video, "loss_audio": loss.audio}
+        if loss.contrast is not None:
+            parts["loss_contrastive"] = loss.contrast
+        levels = contrasted(len(output.video_levels), config.contrastive_levels)
+        accuracies = contrastive_accuracy(
+            [output.video_levels[level] for level in levels],
+            [output.audio_levels[level] for level in levels],
+        )
+        parts |= {f"contrastive_acc_{k}": v for k, v in zip(levels, accuracies, strict=True)}
+        return loss.total, parts
+
+    return compute_loss
+
+
+def final_metrics(run: Run) -> dict[str, float]:
     """Return losses and contrastive accuracies of the last epoch, maybe of an earlier start."""
-    last = read_lines(session.output_dir / "log.txt")[-1:]
+    last = read_lines(run.output_dir / "log.txt")[-1:]
     return {
         f"train_last/{name.removeprefix('train_')}": value
         for name, value in (last[0] if last else {}).items()
@@ -100,23 +145,23 @@ def final_metrics(session: Session) -> dict[str, float]:
 
 
 def log_images(
-    run_logger: RunLogger,
-    session: Session,
-    model: nn.Module,
+    logs: RunLogger,
+    run: Run,
+    plan: Plan,
+    state: TrainState,
     dataset: PretrainClips,
-    configs: PretrainConfigs,
-    step: int,
+    loss: PretrainLossConfig,
 ) -> None:
     """Show what the model makes of the first clips of the list, always with the same masks."""
     # Imported where it is drawn: the other ranks need no matplotlib.
     from hicmae.inference.style import figure_to_image
-    from hicmae.visualize.reconstruction import reconstruction_figure
+    from hicmae.visualize.reconstruction import rebuild_clips, reconstruction_figure
 
     items = [dataset[ClipIndex(0, index)] for index in range(min(2, len(dataset)))]
-    rebuilt = rebuild_clips(model, items, configs.loss, session.precision)
-    for index, clip in enumerate(rebuilt[:: configs.data.num_samples]):  # one draw of each clip
+    rebuilt = rebuild_clips(state.model, items, loss, run.precision)
+    for index, clip in enumerate(rebuilt[:: dataset.num_samples]):  # one draw of each clip
         image = figure_to_image(reconstruction_figure(*clip))
-        run_logger.image(f"reconstruction/{index}", image, step)
+        logs.image(f"reconstruction/{index}", image, plan.last_step(state.epoch))
 
 
 if __name__ == "__main__":

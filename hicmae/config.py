@@ -1,19 +1,17 @@
-"""Command-line flags made from the fields of frozen dataclasses, so each setting stands once.
+"""The settings of both scripts: frozen dataclasses whose fields are the command-line flags.
 
-Settings that pre-training and fine-tuning share.
-
-Settings of pre-training: model, masks, loss.
-
-Settings of fine-tuning: classifier, augmentation, loss and testing.
+A field has the name of the argument that it becomes, of a model's builder or a loss, say; where the
+flag is spelled otherwise, the field says so. Settings are saved by their flags, in groups.
 """
 
 import argparse
-import dataclasses
+import itertools
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from hicmae.data.dataset import ClipSettings
@@ -21,30 +19,58 @@ from hicmae.data.splits import PATTERNS
 from hicmae.models.encoder import FUSION_ORDERS
 
 Config = TypeVar("Config")
-
-
 Configs = TypeVar("Configs")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+CPU_GEMM = ("auto", "onednn", "mkl")
+CLASSIFICATION_METRICS = ("uar", "war", "acc1", "weighted_f1", "macro_f1", "micro_f1")
+REGRESSION_METRICS = ("ccc", "pcc", "acc", "mae", "mse", "rmse")
+LOWER_IS_BETTER = ("mae", "mse", "rmse")
+FUSION_ORDER_HELP = (
+    "stream that each fusion layer updates first, so that the other one reads the result; "
+    "both: each reads the other's input"
+)
+# Rules for `_check`
+BETWEEN = (lambda value: 0 < value < 1, "be between 0 and 1")
+BELOW_ONE = (lambda value: 0 <= value < 1, "be a share, 0 <= value < 1")
+ABOVE_ZERO = (lambda value: 0 < value <= 1, "be above 0 and at most 1")
+
+
+# From dataclasses to flags and back
 
 
 def option(
     default: Any,
     description: str,
     *,
-    choices: Sequence[Any] | None = None,
+    flag: str = "",
     aliases: Sequence[str] = (),
-    metavar: str | tuple[str, ...] | None = None,
+    choices: Sequence[Any] | None = None,
+    metavar: str | None = None,
+    harmless: bool = False,
 ) -> Any:
     """Declare a dataclass field that is also a flag.
 
     Args:
-        default: value without the flag; None makes the flag optional with no value.
+        default: value without the flag.
         description: one line for ``--help``; the default is appended.
+        flag: its name without dashes, where it is not that of the field.
+        aliases: older spellings, which ``--help`` does not show.
         choices: the allowed values.
-        aliases: other spellings of the flag, without dashes.
         metavar: how the value is called in ``--help``.
+        harmless: whether a resumed run may change it and is still the same run: it says where and
+            how to compute, or when to log, save and test.
     """
-    metadata = {"help": description, "choices": choices, "aliases": aliases, "metavar": metavar}
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {"help": description, "flag": flag, "aliases": aliases, "choices": choices,
+                "metavar": metavar, "harmless": harmless}  # fmt: skip
+    return field(default=default, metadata=metadata)
+
+
+harmless = partial(option, harmless=True)
+
+
+def flag_of(field: Field) -> str:
+    """Return the flag of a field, without dashes."""
+    return field.metadata["flag"] or field.name
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -55,173 +81,168 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-def new_parser(description: str) -> OneLineParser:
-    """Make a parser that knows neither abbreviated flags nor flags nobody declared."""
-    return OneLineParser(
+def new_parser(description: str | None, configs: Any = None, **defaults: Any) -> OneLineParser:
+    """Make a parser that takes no abbreviated flags.
+
+    Args:
+        description: shown by ``--help`` as it is.
+        configs: NamedTuple of dataclasses whose fields become flags.
+        defaults: other defaults than the fields' own, by flag.
+    """
+    parser = OneLineParser(
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def _value_type(annotation: Any) -> tuple[type, bool]:
-    """Return the type of one value and whether the flag takes several."""
-    if isinstance(annotation, types.UnionType):
-        annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
-    if typing.get_origin(annotation) is tuple:
-        return typing.get_args(annotation)[0], True
-    return annotation, False
+    for config in configs.__annotations__.values() if configs else ():
+        add_arguments(parser, config, **defaults)
+    return parser
 
 
 def add_arguments(parser: argparse.ArgumentParser, config: type, **defaults: Any) -> None:
-    """Add one titled group of flags, one for each field of a dataclass.
-
-    Args:
-        parser: gets the group; its title is the first line of the dataclass's docstring.
-        config: a dataclass whose fields were declared with `option`.
-        defaults: other defaults than the fields' own, by field name.
-    """
-    title = (config.__doc__ or config.__name__).splitlines()[0].rstrip(".")
-    group = parser.add_argument_group(title)
+    """Add a group of flags, one for each field; its title is the dataclass's first line."""
+    group = parser.add_argument_group((config.__doc__ or "").splitlines()[0].rstrip("."))
     hints = typing.get_type_hints(config)
-    for field in dataclasses.fields(config):
-        default = defaults.get(field.name, field.default)
-        names = [f"--{name}" for name in (field.name, *field.metadata["aliases"])]
-        value_type, several = _value_type(hints[field.name])
-        options: dict[str, Any] = {"default": default, "dest": field.name}
-        options["help"] = field.metadata["help"].replace("%", "%%") + _shown(default)
-        if value_type is bool:
-            group.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
-            continue
-        options |= {"type": value_type, "choices": field.metadata["choices"]}
-        options["metavar"] = field.metadata["metavar"] or (
-            None if options["choices"] else value_type.__name__.upper()
-        )
-        if several:
-            options["nargs"] = "+"
-        group.add_argument(*names, **options)
+    for item in fields(config):
+        default = defaults.get(flag_of(item), item.default)
+        text = item.metadata["help"].replace("%", "%%")
+        if default not in (None, ""):
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+            text += f" (default: {shown})"
+        options = {"dest": flag_of(item), **_value_options(item, hints[item.name])}
+        group.add_argument(f"--{flag_of(item)}", default=default, help=text, **options)
+        if item.metadata["aliases"]:
+            hidden = [f"--{name}" for name in item.metadata["aliases"]]
+            options |= {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            group.add_argument(*hidden, **options)
 
 
-def _shown(default: Any) -> str:
-    if default in (None, ""):
-        return ""
-    if isinstance(default, tuple):
-        default = " ".join(map(str, default))
-    return f" (default: {default})"
+def _value_options(item: Field, annotation: Any) -> dict[str, Any]:
+    """Return what argparse must know of a flag's value."""
+    if isinstance(annotation, types.UnionType):  # X | None
+        annotation = typing.get_args(annotation)[0]
+    several = typing.get_origin(annotation) is tuple
+    kind = typing.get_args(annotation)[0] if several else annotation
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    choices, metavar = item.metadata["choices"], item.metadata["metavar"]
+    options = {"type": kind, "choices": choices, "nargs": "+" if several else None}
+    return {**options, "metavar": metavar or (None if choices else kind.__name__.upper())}
 
 
-def from_args(args: argparse.Namespace, config: type[Config]) -> Config:
-    """Build the dataclass from parsed flags; its `__post_init__` checks them.
-
-    Raises:
-        ValueError: from the dataclass's own checks.
-    """
-    values = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]  # any dataclass will do
-        value = getattr(args, field.name)
-        values[field.name] = tuple(value) if isinstance(value, list) else value
-    return config(**values)
+def from_flags(flags: Mapping[str, Any], config: type[Config]) -> Config:
+    """Build a dataclass from values by flag; ValueError from its own checks."""
+    values = {
+        item.name: flags[flag_of(item)]
+        for item in fields(config)  # type: ignore[arg-type]  # any dataclass will do
+        if flag_of(item) in flags
+    }
+    return config(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
 def parse_configs(
     parser: argparse.ArgumentParser, configs: type[Configs], argv: Sequence[str] | None
 ) -> Configs:
-    """Parse the command line; a setting that fails its dataclass's check ends the run.
-
-    Args:
-        parser: knows the flags of all the dataclasses.
-        configs: NamedTuple whose fields are annotated with the dataclasses.
-        argv: replaces the command line.
+    """Parse the command line into a NamedTuple of dataclasses.
 
     Raises:
-        SystemExit: code 2 after one line that says what is wrong.
+        SystemExit: code 2 after one line that says which setting is wrong.
     """
-    args = parser.parse_args(argv)
+    flags = vars(parser.parse_args(argv))
     try:
-        return configs(**{n: from_args(args, c) for n, c in configs.__annotations__.items()})
+        return configs(**{n: from_flags(flags, c) for n, c in configs.__annotations__.items()})
     except ValueError as error:
         parser.error(str(error))
 
 
 def as_dict(configs: NamedTuple) -> dict[str, dict[str, Any]]:
-    """Return the settings as plain dicts, for JSON and for checkpoints."""
-    return {name: dataclasses.asdict(config) for name, config in configs._asdict().items()}
+    """Return the settings in groups by flag, for JSON and for checkpoints."""
+    return {
+        group: {flag_of(item): getattr(config, item.name) for item in fields(config)}
+        for group, config in configs._asdict().items()
+    }
 
 
-CPU_GEMM = ("auto", "onednn", "mkl")
+def from_dict(configs: type[Configs], settings: Mapping[str, Mapping[str, Any]]) -> Configs:
+    """Undo `as_dict`; groups and flags that are missing have their defaults."""
+    groups = configs.__annotations__.items()
+    return configs(**{name: from_flags(settings.get(name, {}), kind) for name, kind in groups})
 
 
-FUSION_ORDER_HELP = (
-    "stream that each fusion layer updates first, so that the other one reads the result; "
-    "both: each reads the other's input"
-)
+def all_flags(groups: Any) -> dict[str, Any]:
+    """Return the flags of all groups, lists for tuples; {} for the settings of other programs."""
+    if not isinstance(groups, Mapping):
+        return {}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for group in groups.values()
+        if isinstance(group, Mapping)
+        for name, value in group.items()
+    }
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Refuse settings that are not above 0."""
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"--{name} must be greater than 0, got {getattr(config, name)}")
+    """Refuse settings that are not above 0; None is no setting."""
+    _check(config, names, lambda value: value > 0, "be greater than 0")
 
 
 def check_not_negative(config: Any, *names: str) -> None:
-    """Refuse settings below 0."""
-    for name in names:
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"--{name} must not be negative, got {getattr(config, name)}")
+    """Refuse settings below 0; None is no setting."""
+    _check(config, names, lambda value: value >= 0, "not be negative")
 
 
-def check_share(config: Any, *names: str, upper_open: bool = False) -> None:
-    """Refuse settings outside 0..1; with `upper_open` 1 is refused too."""
-    for name in names:
-        value = getattr(config, name)
-        if not 0 <= value <= 1 or (upper_open and value == 1):
-            bound = "0 <= value < 1" if upper_open else "0 <= value <= 1"
-            raise ValueError(f"--{name} must be a share, {bound}, got {value}")
+def check_share(config: Any, *names: str) -> None:
+    """Refuse settings outside 0..1; None is no setting."""
+    _check(config, names, lambda value: 0 <= value <= 1, "be a share, 0 <= value <= 1")
+
+
+def _check(config: Any, names: Sequence[str], holds: Callable[[Any], bool], rule: str) -> None:
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if item.name in names and value is not None and not holds(value):
+            raise ValueError(f"--{flag_of(item)} must {rule}, got {value}")
+
+
+# Settings of both scripts
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Where and how to run."""
 
-    output_dir: str = option("", "folder for checkpoints, logs and results", metavar="DIR")
-    log_dir: str = option("", "folder for TensorBoard files; empty: output_dir", metavar="DIR")
-    device: str = option("auto", "where to compute", choices=("auto", "cuda", "cpu"))
+    output_dir: str = harmless("", "folder for checkpoints, logs and results", metavar="DIR")
+    log_dir: str = harmless("", "folder for TensorBoard files; empty: output_dir", metavar="DIR")
+    device: str = harmless("auto", "where to compute: auto, cpu, cuda, cuda:N or mps")
     precision: str = option(
-        "auto",
-        "arithmetic of the forward pass; auto: bf16 on a GPU that has it, else fp32",
-        choices=("auto", "fp32", "fp16", "bf16"),
+        "auto", "of the forward pass; auto: bf16 where a GPU has it, else fp32", choices=PRECISIONS
     )
-    cpu_gemm: str = option(
-        "auto",
-        "library of fp32 matrix products on a CPU; auto: oneDNN on AVX-512 processors that Intel "
-        "did not make, else mkl",
-        choices=CPU_GEMM,
+    cpu_gemm: str = harmless(
+        "auto", "library of fp32 products on a CPU; auto: the faster one", choices=CPU_GEMM
     )
-    compile: bool = option(False, "torch.compile the training steps; minutes at first, then faster")
-    cuda_graphs: bool = option(False, "with --compile on a GPU: replay a pass by one launch")
-    checkpoint_activations: bool = option(
+    compile: bool = harmless(False, "torch.compile the steps; minutes at first, then faster")
+    cuda_graphs: bool = harmless(False, "with --compile on a GPU: replay a pass by one launch")
+    checkpoint_activations: bool = harmless(
         False, "compute the blocks again in the backward pass: less memory, same gradients"
     )
     seed: int = option(0, "seed of everything random")
-    resume: str = option("", "checkpoint file to go on from", metavar="FILE")
-    auto_resume: bool = option(True, "go on from the newest whole checkpoint in output_dir")
-    allow_changes: bool = option(
+    resume: str = harmless("", "checkpoint file to go on from", metavar="FILE")
+    auto_resume: bool = harmless(True, "go on from the newest whole checkpoint in output_dir")
+    allow_changes: bool = harmless(
         False, "go on even with settings or clips that make it another run; they are listed"
     )
-    save_interval: float = option(
+    save_interval: float = harmless(
         15.0, "minutes of training that may be lost at most; 0: save after every step"
     )
-    save_ckpt_freq: int = option(10, "keep the checkpoint of every this many epochs")
-    keep_ckpts: int = option(2, "keep this many of the last checkpoints as well")
-    max_bad_steps: int = option(
+    save_ckpt_freq: int = harmless(10, "keep the checkpoint of every this many epochs")
+    keep_ckpts: int = harmless(2, "keep this many of the last checkpoints as well")
+    max_bad_steps: int = harmless(
         10, "steps in a row without finite loss and gradients at which training stops"
     )
-    deterministic: bool = option(False, "only algorithms that repeat a run bit by bit; slower")
-    print_freq: int = option(10, "log every this many steps")
-    image_freq: int = option(1, "pictures in TensorBoard every this many epochs; 0: none")
-    num_workers: int = option(
-        min(8, os.cpu_count() or 1), "processes that load clips, for each rank; 0: none"
+    deterministic: bool = harmless(False, "only algorithms that repeat bit by bit; slower")
+    print_freq: int = harmless(10, "log every this many steps")
+    image_freq: int = harmless(1, "pictures in TensorBoard every this many epochs; 0: none")
+    num_workers: int = harmless(
+        min(8, os.cpu_count() or 1), "processes that load clips, for each GPU; 0: none"
     )
 
     def __post_init__(self) -> None:
@@ -234,7 +255,29 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class ClipConfig:
+class DataConfig:
+    """Clips."""
+
+    # A resumed run compares the clips, wherever they lie.
+    data_path: str = harmless(
+        "", "list, folder with train.csv (fine-tuning: and test.csv), or shards", metavar="PATH"
+    )
+    data_root: str = harmless("", "folder that relative paths start from", metavar="DIR")
+    num_samples: int = option(1, "draws from each clip a batch holds (repeated sampling)")
+    roll_mag_aug: bool = option(False, "random gain of the waveform in training")
+    max_bad_clips: float = harmless(0.01, "share of unreadable clips at which training stops")
+    clip_timeout: float = harmless(60.0, "seconds after which a clip is skipped; 0: no limit")
+
+    def __post_init__(self) -> None:
+        if not self.data_path:
+            raise ValueError("--data_path is missing; name the clip list or its folder")
+        check_positive(self, "num_samples")
+        check_share(self, "max_bad_clips")
+        check_not_negative(self, "clip_timeout")
+
+
+@dataclass(frozen=True)
+class ClipConfig(ClipSettings):
     """Clip geometry."""
 
     num_frames: int = option(16, "video frames of a clip")
@@ -254,65 +297,29 @@ class ClipConfig:
             )
         if len(sizes) == 1:
             object.__setattr__(self, "input_size_audio", (sizes[0], 128))
-        multiples = (
-            ("num_frames", self.num_frames, "tubelet_size", self.tubelet_size),
-            ("input_size", self.input_size, "the patch size", 16),
-            *(("input_size_audio", size, "the patch size", 16) for size in self.input_size_audio),
-        )
-        for flag, value, divisor_name, divisor in multiples:
-            if value % divisor:
-                raise ValueError(f"--{flag} {value} is not a multiple of {divisor_name}, {divisor}")
+        for flag, size, part, whole in (
+            ("num_frames", self.num_frames, self.tubelet_size, "--tubelet_size"),
+            ("input_size", self.input_size, 16, "the patch size"),
+            *(("input_size_audio", size, 16, "the patch size") for size in sizes),
+        ):
+            if size % part:
+                raise ValueError(f"--{flag} {size} is not a multiple of {whole}, {part}")
 
-    def dataset_options(self) -> dict[str, Any]:
-        """Return the geometry as the data sets take it."""
-        settings = ClipSettings(
-            self.num_frames, self.sampling_rate, self.input_size, self.input_size_audio
-        )
-        return {"settings": settings}
-
-    def model_options(self) -> dict[str, Any]:
-        """Return the geometry under the names of the model builders."""
-        return {
-            "num_frames": self.num_frames,
-            "img_size": self.input_size,
-            "img_size_audio": self.input_size_audio,
-            "tubelet_size": self.tubelet_size,
-        }
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Clips."""
-
-    data_path: str = option(
-        "",
-        "pre-training: the list file, its folder with train.csv, or a folder of shards; "
-        "fine-tuning: the folder with train.csv and test.csv, or with shards in train/ and test/",
-        metavar="PATH",
-    )
-    data_root: str = option("", "folder that relative paths in the lists start from", metavar="DIR")
-    num_samples: int = option(1, "draws from each clip a batch holds (repeated sampling)")
-    roll_mag_aug: bool = option(False, "random gain of the waveform in training")
-    max_bad_clips: float = option(0.01, "share of unreadable clips at which training stops")
-    clip_timeout: float = option(
-        60.0, "seconds after which a clip that is still being read is skipped; 0: no limit"
-    )
-
-    def __post_init__(self) -> None:
-        if not self.data_path:
-            raise ValueError("--data_path is missing; name the clip list or its folder")
-        check_positive(self, "num_samples")
-        check_share(self, "max_bad_clips")
-        check_not_negative(self, "clip_timeout")
+    def of_model(self) -> dict[str, Any]:
+        """Return the geometry as the arguments of a model."""
+        size, size_audio = self.input_size, self.input_size_audio
+        sizes = {"img_size": size, "img_size_audio": size_audio}
+        return {"num_frames": self.num_frames, "tubelet_size": self.tubelet_size, **sizes}
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Optimisation."""
 
-    batch_size: int = option(40, "clips of one step on one GPU")
-    accum_iter: int = option(
-        1, "batches whose gradients are added up to one step", aliases=("update_freq",)
+    batch_size: int = option(40, "clips of one pass on one GPU")
+    accum_iter: int = option(1, "passes of one step (accumulation)", aliases=("update_freq",))
+    total_batch: int = option(
+        0, "clips of one step on all GPUs: chooses accum_iter, lowers batch_size if it must; 0: off"
     )
     epochs: int = option(100, "passes over the training list")
     warmup_epochs: int = option(5, "epochs in which the learning rate rises from 0")
@@ -326,28 +333,57 @@ class OptimConfig:
     clip_grad: float | None = option(None, "largest gradient norm; none: no clipping")
 
     def __post_init__(self) -> None:
-        check_positive(self, "batch_size", "accum_iter", "epochs", "opt_eps")
-        check_not_negative(self, "warmup_epochs", "lr", "min_lr", "weight_decay")
+        check_positive(self, "batch_size", "accum_iter", "epochs", "opt_eps", "clip_grad")
+        check_not_negative(self, "total_batch", "warmup_epochs", "lr", "min_lr", "weight_decay")
         if len(self.opt_betas) != 2 or any(not 0 <= beta < 1 for beta in self.opt_betas):
             raise ValueError(f"--opt_betas takes two numbers in [0, 1), got {self.opt_betas}")
         if self.warmup_epochs > self.epochs:
             raise ValueError(
                 f"--warmup_epochs {self.warmup_epochs} is more than --epochs {self.epochs}"
             )
-        if self.clip_grad is not None:
-            check_positive(self, "clip_grad")
+        if self.total_batch and self.accum_iter > 1:
+            raise ValueError("--total_batch chooses --accum_iter; leave one of them out")
 
-    def scaled(self, learning_rate: float, world_size: int) -> float:
-        """Scale a learning rate by the total batch over 256 (linear scaling rule)."""
-        return learning_rate * self.batch_size * self.accum_iter * world_size / 256
+    def shared(self, processes: int) -> "OptimConfig":
+        """Return the batches that --total_batch means for so many processes.
+
+        Raises:
+            ValueError: the total cannot be had in equal passes of about --batch_size clips.
+        """
+        if not self.total_batch:
+            return self
+        total, largest = self.total_batch, self.batch_size
+        if (found := _passes(total, processes, largest)) is None:
+            more = next(n for n in itertools.count(total) if _passes(n, processes, largest))
+            fewer = next((n for n in range(processes, 0, -1) if _passes(total, n, largest)), None)
+            raise ValueError(
+                f"--total_batch {total} cannot be shared by {processes} process(es) in equal "
+                f"passes of about --batch_size {largest}; use --total_batch {more}"
+                + (f", or {fewer} process(es)" if fewer else "")
+            )
+        batch_size, accum_iter = found
+        return replace(self, batch_size=batch_size, accum_iter=accum_iter, total_batch=0)
+
+
+def _passes(total: int, processes: int, largest: int) -> tuple[int, int] | None:
+    """Return clips of a pass and passes of a step that make the total; None where none do."""
+    share, rest = divmod(total, processes)
+    if rest or not share:
+        return None
+    batch = next(size for size in range(min(largest, share), 0, -1) if share % size == 0)
+    # A share such as 53 has no divisor but 1: too few clips in a pass to contrast or to be fast.
+    return (batch, share // batch) if batch == share or batch * 4 >= largest else None
+
+
+# Settings of pre-training
 
 
 @dataclass(frozen=True)
 class PretrainModelConfig:
     """Pre-training model."""
 
-    model: str = option(
-        "pretrain_hicmae_dim512_patch16_160_a256", "registered model name", metavar="NAME"
+    model_name: str = option(
+        "pretrain_hicmae_dim512_patch16_160_a256", "registered name", flag="model", metavar="NAME"
     )
     encoder_depth: int = option(10, "blocks of the video encoder")
     encoder_depth_audio: int = option(10, "blocks of the audio encoder")
@@ -358,31 +394,15 @@ class PretrainModelConfig:
         (3, 6, 9), "encoder blocks (from 0) that feed decoders and contrast", metavar="BLOCK"
     )
     skip_connections: bool = option(
-        True,
-        "decoder blocks after the first read these encoder blocks; without: plain self-attention",
+        True, "decoder blocks after the first read these levels; without: plain self-attention"
     )
     fusion_order: str = option("both", FUSION_ORDER_HELP, choices=FUSION_ORDERS)
-    drop_path: float = option(0.0, "stochastic depth of the last block")
+    drop_path_rate: float = option(0.0, "stochastic depth of the last block", flag="drop_path")
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale")
 
     def __post_init__(self) -> None:
-        check_share(self, "drop_path", upper_open=True)
+        _check(self, ("drop_path_rate",), *BELOW_ONE)
         check_not_negative(self, "init_values")
-
-    def model_options(self) -> dict[str, Any]:
-        """Return the settings under the names of the model builder."""
-        return {
-            "encoder_depth": self.encoder_depth,
-            "encoder_depth_audio": self.encoder_depth_audio,
-            "decoder_depth": self.decoder_depth,
-            "decoder_depth_audio": self.decoder_depth_audio,
-            "encoder_fusion_depth": self.encoder_fusion_depth,
-            "return_intermediate_features": self.return_intermediate_features,
-            "skip_connections": self.skip_connections,
-            "fusion_order": self.fusion_order,
-            "drop_path_rate": self.drop_path,
-            "init_values": self.init_values,
-        }
 
 
 @dataclass(frozen=True)
@@ -393,9 +413,7 @@ class MaskConfig:
     mask_ratio_audio: float = option(0.8, "share of audio tokens hidden from the encoder")
 
     def __post_init__(self) -> None:
-        for flag in ("mask_ratio", "mask_ratio_audio"):
-            if not 0.0 < getattr(self, flag) < 1.0:
-                raise ValueError(f"--{flag} must be between 0 and 1, got {getattr(self, flag)}")
+        _check(self, ("mask_ratio", "mask_ratio_audio"), *BETWEEN)
 
 
 @dataclass(frozen=True)
@@ -404,14 +422,16 @@ class PretrainLossConfig:
 
     loss_weight: float = option(0.0025, "weight of the contrastive loss")
     contrastive_levels: str = option(
-        "all",
-        "encoder blocks to contrast: all of --return_intermediate_features, the top one, or none",
-        choices=("all", "top", "none"),
+        "all", "which of the kept encoder blocks to contrast", choices=("all", "top", "none")
     )
-    inter_contrastive_temperature: float = option(0.07, "temperature of the contrastive loss")
-    gather_negatives: bool = option(False, "contrast with the clips of all GPUs")
-    use_frame_diff_as_target: bool = option(
-        False, "predict differences to the first frame of each group (on in the VoxCeleb2 script)"
+    temperature: float = option(
+        0.07, "temperature of the contrastive loss", flag="inter_contrastive_temperature"
+    )
+    gather: bool = option(False, "contrast with the clips of all GPUs", flag="gather_negatives")
+    frame_diff: bool = option(
+        False,
+        "predict differences to the first frame of each group (on in the VoxCeleb2 script)",
+        flag="use_frame_diff_as_target",
     )
     frame_diff_group_size: int = option(2, "frames of such a group")
     target_diff_weight: float | None = option(
@@ -426,37 +446,25 @@ class PretrainLossConfig:
 
     def __post_init__(self) -> None:
         check_not_negative(self, "loss_weight")
-        check_positive(self, "inter_contrastive_temperature", "frame_diff_group_size")
-        if self.gather_negatives and self.contrastive_levels == "none":
-            raise ValueError(
-                "--gather_negatives is for a contrastive loss, --contrastive_levels none has none; "
-                "leave one of them out"
-            )
-        if self.target_diff_weight is not None:
-            check_share(self, "target_diff_weight")
-
-    def loss_options(self) -> dict[str, Any]:
-        """Return the settings under the names of `pretrain_loss`."""
-        return {
-            "loss_weight": self.loss_weight,
-            "contrastive_levels": self.contrastive_levels,
-            "temperature": self.inter_contrastive_temperature,
-            "gather": self.gather_negatives,
-            "frame_diff": self.use_frame_diff_as_target,
-            "frame_diff_group_size": self.frame_diff_group_size,
-            "target_diff_weight": self.target_diff_weight,
-            "normalize_target": self.normalize_target,
-            "normalize_target_audio": self.normalize_target_audio,
-        }
+        check_positive(self, "temperature", "frame_diff_group_size")
+        check_share(self, "target_diff_weight")
+        if self.gather and self.contrastive_levels == "none":
+            raise ValueError("--gather_negatives needs a contrast, --contrastive_levels has none")
 
 
-CLASSIFICATION_METRICS = ("uar", "war", "acc1", "weighted_f1", "macro_f1", "micro_f1")
+class PretrainConfigs(NamedTuple):
+    """All settings of a pre-training run, in the order of ``--help``."""
+
+    run: RunConfig
+    data: DataConfig
+    clip: ClipConfig
+    model: PretrainModelConfig
+    mask: MaskConfig
+    loss: PretrainLossConfig
+    optim: OptimConfig
 
 
-REGRESSION_METRICS = ("ccc", "pcc", "acc", "mae", "mse", "rmse")
-
-
-LOWER_IS_BETTER = ("mae", "mse", "rmse")
+# Settings of fine-tuning
 
 
 @dataclass(frozen=True)
@@ -464,11 +472,11 @@ class ClassifierConfig:
     """Classifier."""
 
     task: str = option("classification", "kind of labels", choices=("classification", "regression"))
-    nb_classes: int = option(0, "number of classes, or of regression outputs", metavar="K")
-    modality: str = option(
-        "av", "streams to read: audio-visual, audio, video", choices=("av", "a", "v")
+    num_classes: int = option(0, "classes, or regression outputs", flag="nb_classes", metavar="K")
+    modality: str = option("av", "streams to read: both, audio, video", choices=("av", "a", "v"))
+    model_name: str = option(
+        "avit_dim512_patch16_160_a256", "registered name", flag="model", metavar="NAME"
     )
-    model: str = option("avit_dim512_patch16_160_a256", "registered model name", metavar="NAME")
     depth: int = option(10, "blocks of the video encoder", aliases=("encoder_depth",))
     depth_audio: int = option(10, "blocks of the audio encoder", aliases=("encoder_depth_audio",))
     fusion_depth: int = option(
@@ -478,39 +486,32 @@ class ClassifierConfig:
         True, "the head reads a learned mix of all layers; without: of the last layer only"
     )
     fusion_order: str = option("both", FUSION_ORDER_HELP, choices=FUSION_ORDERS)
-    drop_path: float = option(0.1, "stochastic depth of the last block")
+    drop_path_rate: float = option(0.1, "stochastic depth of the last block", flag="drop_path")
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale")
-    class_names: tuple[str, ...] = option(
+    class_names: tuple[str, ...] = harmless(
         (),
-        "names of the classes or outputs for the exported model, or a file with one a line; "
-        "default: classes.txt (regression: targets.txt) in data_path or the folder above",
+        "names of the classes or outputs, a file with one a line, or a data set's name; default: "
+        "classes.txt (regression: targets.txt) in data_path or the folder above",
         metavar="NAME",
     )
     head_activation: str | None = option(
         None, "function after the head (regression)", choices=("sigmoid", "relu", "tanh")
     )
     finetune: str = option("", "pre-training checkpoint to start from", metavar="FILE")
-    allow_partial: bool = option(
-        False, "accept a checkpoint whose encoders are deeper or shallower than the model's"
-    )
+    allow_partial: bool = option(False, "accept a checkpoint of deeper or shallower encoders")
     layer_decay: float = option(0.75, "learning-rate factor from one layer to the one below")
     linear_probe: bool = option(
-        False,
-        "train the head (fc_norm, head) and the layer weights only; encoders and fusion stay as "
-        "they are; wants a larger --lr than full fine-tuning",
+        False, "train fc_norm, head and layer weights only; wants a larger --lr"
     )
     freeze_layers: int = option(
-        0,
-        "keep the patch embedding and the first N blocks of each encoder as they are, with N = "
-        "depth its norm too; everything above trains; 0: train all",
-        metavar="N",
+        0, "blocks of each encoder to keep as they are, with all below; 0: train all", metavar="N"
     )
 
     def __post_init__(self) -> None:
-        if self.nb_classes < 1:
+        if self.num_classes < 1:
             raise ValueError("--nb_classes is missing; give the number of classes or outputs")
-        if self.task == "classification" and self.nb_classes < 2:
-            raise ValueError(f"--nb_classes must be at least 2, got {self.nb_classes}")
+        if self.task == "classification" and self.num_classes < 2:
+            raise ValueError(f"--nb_classes must be at least 2, got {self.num_classes}")
         if self.task == "classification" and self.head_activation:
             raise ValueError("--head_activation is for --task regression only; leave it out")
         if self.modality != "av" and self.fusion_order != "both":
@@ -518,18 +519,11 @@ class ClassifierConfig:
                 f"--fusion_order {self.fusion_order} is for --modality av, --modality "
                 f"{self.modality} has no fusion; leave it out"
             )
-        check_share(self, "drop_path", upper_open=True)
-        check_not_negative(self, "init_values")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"--layer_decay must be above 0 and at most 1, got {self.layer_decay}")
-        self._check_freezing()
-
-    def _check_freezing(self) -> None:
-        check_not_negative(self, "freeze_layers")
         if self.linear_probe and self.freeze_layers:
-            raise ValueError(
-                "--linear_probe freezes all blocks, --freeze_layers the first ones; give one"
-            )
+            raise ValueError("--linear_probe freezes all that --freeze_layers does; give one")
+        _check(self, ("drop_path_rate",), *BELOW_ONE)
+        _check(self, ("layer_decay",), *ABOVE_ZERO)
+        check_not_negative(self, "init_values", "freeze_layers")
         for stream, flag in (("v", "depth"), ("a", "depth_audio")):
             depth = getattr(self, flag)
             if stream in self.modality and self.freeze_layers > depth:
@@ -538,34 +532,17 @@ class ClassifierConfig:
                     f"--{flag}; give at most {depth}"
                 )
 
-    def model_options(self) -> dict[str, Any]:
-        """Return the settings under the names of the model builder."""
-        return {
-            "num_classes": self.nb_classes,
-            "depth": self.depth,
-            "depth_audio": self.depth_audio,
-            "fusion_depth": self.fusion_depth,
-            "drop_path_rate": self.drop_path,
-            "head_activation": self.head_activation,
-            "init_values": self.init_values,
-            "modality": self.modality,
-            "hierarchical_fusion": self.hierarchical_fusion,
-            "fusion_order": self.fusion_order,
-        }
-
 
 @dataclass(frozen=True)
 class AugmentConfig:
     """Augmentation of labelled clips."""
 
-    aa: str = option(
-        "rand-m7-n4-mstd0.5-inc1", "RandAugment policy of timm; none: off", metavar="POLICY"
-    )
+    aa: str = option("rand-m7-n4-mstd0.5-inc1", "RandAugment policy of timm; none: off")
     reprob: float = option(0.25, "probability of random erasing")
     remode: str = option("pixel", "filling of erased boxes", choices=("pixel", "rand", "const"))
     recount: int = option(1, "erased boxes a clip")
-    crop_scale: tuple[float, float] = option(
-        (0.08, 1.0), "smallest and largest area of the random resized crop", metavar="SHARE"
+    scale: tuple[float, float] = option(
+        (0.08, 1.0), "areas of the random resized crop", flag="crop_scale", metavar="SHARE"
     )
     flip: float = option(0.5, "probability of a horizontal flip")
     mixup: float | None = option(None, "mixup alpha; 0: off (default: 0.8, in regression 0)")
@@ -577,15 +554,12 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         check_share(self, "reprob", "flip", "mixup_prob", "mixup_switch_prob")
-        check_share(self, "smoothing", upper_open=True)
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) is not None:
-                check_not_negative(self, name)
+        _check(self, ("smoothing",), *BELOW_ONE)
+        check_not_negative(self, "mixup", "cutmix")
         check_positive(self, "recount")
-        low_high = self.crop_scale
-        if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= 1:
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(
-                f"--crop_scale takes two shares, 0 < smallest <= largest <= 1, got {low_high}"
+                f"--crop_scale takes two shares, 0 < smallest <= largest <= 1, got {self.scale}"
             )
 
     @property
@@ -608,7 +582,7 @@ class ScoreConfig:
         "metric that picks the best epoch (default: war, or ccc for regression)",
         choices=(*CLASSIFICATION_METRICS, *REGRESSION_METRICS),
     )
-    val_path: str = option(
+    val_path: str = harmless(
         "", "validation list; default: val.csv in data_path, else test.csv", metavar="FILE"
     )
     val_split: str = option(
@@ -619,115 +593,92 @@ class ScoreConfig:
     )
     val_share: float = option(0.2, "share of train.csv that --val_split speaker or clip holds out")
     label_share: float = option(
-        1.0,
-        "share of the training clips to train on, of each class alike, drawn by --seed after "
-        "--val_split; a smaller share is part of a larger one",
+        1.0, "share of each class's training clips to train on; smaller ones are parts of larger"
     )
-    speaker_file: str = option(
+    speaker_file: str = harmless(
         "",
-        "csv file with the columns clip,speaker; default: clip_speakers.csv in data_path or the "
-        "folder above",
+        "csv file, columns clip,speaker; default: clip_speakers.csv in data_path or above",
         metavar="FILE",
     )
-    speaker_pattern: str = option(
+    speaker_pattern: str = harmless(
         "",
         "instead of a file: regular expression whose groups, in a clip's name, make the speaker, "
         f"or the name of a data set: {', '.join(PATTERNS)}",
         metavar="REGEX",
     )
     average_clips: int = option(
-        0,
-        "score clips with the same first N '_' fields of their names as one, by their mean scores "
-        "(AVCAffe: 3); 0: each clip for itself",
-        metavar="N",
+        0, "score clips with the same first N '_' fields of their names as one; 0: off", metavar="N"
     )
-    test_num_segment: int = option(2, "temporal views of a test clip")
-    test_num_crop: int = option(2, "spatial views of a test clip")
-    dist_eval: bool = option(True, "share testing among the GPUs")
-    eval: bool = option(False, "only test the newest or the --resume checkpoint")
-    skip_bad_test_clips: bool = option(False, "leave unreadable test clips out and report them")
-    export: bool = option(
-        True, "write export/last and export/best, with which hicmae-predict works, at the end"
-    )
+    test_num_segment: int = harmless(2, "temporal views of a test clip")
+    test_num_crop: int = harmless(2, "spatial views of a test clip")
+    dist_eval: bool = harmless(True, "share testing among the GPUs")
+    eval: bool = harmless(False, "only test the newest or the --resume checkpoint")
+    skip_bad_test_clips: bool = harmless(False, "leave unreadable test clips out, and report them")
+    export: bool = harmless(True, "write export/last and export/best at the end, for prediction")
 
     def __post_init__(self) -> None:
         check_positive(self, "test_num_segment", "test_num_crop")
         check_not_negative(self, "average_clips")
-        if not 0 < self.val_share < 1:
-            raise ValueError(f"--val_share must be between 0 and 1, got {self.val_share}")
-        if not 0 < self.label_share <= 1:
-            raise ValueError(f"--label_share must be above 0 and at most 1, got {self.label_share}")
+        _check(self, ("val_share",), *BETWEEN)
+        _check(self, ("label_share",), *ABOVE_ZERO)
         if self.val_split != "list" and self.val_path:
             raise ValueError(
                 f"--val_path names a list, --val_split {self.val_split} holds clips out; give one"
             )
-        named = [n for n in ("speaker_file", "speaker_pattern") if getattr(self, n)]
-        if named and self.val_split != "speaker":
-            raise ValueError(f"--{named[0]} is for --val_split speaker; add that or leave it out")
-        if len(named) == 2:
+        if (self.speaker_file or self.speaker_pattern) and self.val_split != "speaker":
+            name = "speaker_file" if self.speaker_file else "speaker_pattern"
+            raise ValueError(f"--{name} is for --val_split speaker; add that or leave it out")
+        if self.speaker_file and self.speaker_pattern:
             raise ValueError("--speaker_file and --speaker_pattern both name speakers; give one")
 
 
-def complete(
-    classifier: ClassifierConfig, score: ScoreConfig, augment: AugmentConfig
-) -> tuple[ScoreConfig, AugmentConfig]:
-    """Fill in the task's default loss, metric and mixing; refuse those of the other task.
+class FinetuneConfigs(NamedTuple):
+    """All settings of a fine-tuning run, in the order of ``--help``."""
 
-    Raises:
-        ValueError: a loss or metric of the other task, or mixing in regression.
-    """
-    regression = classifier.task == "regression"
-    losses = ("mse", "mae", "ccc", "pcc") if regression else ("ce",)
-    metrics = REGRESSION_METRICS if regression else CLASSIFICATION_METRICS
-    loss, metric = score.loss or losses[0], score.val_metric or ("ccc" if regression else "war")
-    _one_of("loss", loss, losses, classifier.task)
-    _one_of("val_metric", metric, metrics, classifier.task)
-    if regression and augment.mixes:
-        raise ValueError("--mixup and --cutmix are for classification; leave them out or set 0")
-    score = replace(score, loss=loss, val_metric="war" if metric == "acc1" else metric)
-    mixup, cutmix = (0.0, 0.0) if regression else (0.8, 1.0)
-    return score, replace(
-        augment,
-        mixup=mixup if augment.mixup is None else augment.mixup,
-        cutmix=cutmix if augment.cutmix is None else augment.cutmix,
-    )
+    run: RunConfig
+    data: DataConfig
+    clip: ClipConfig
+    classifier: ClassifierConfig
+    augment: AugmentConfig
+    optim: OptimConfig
+    score: ScoreConfig
+
+    def completed(self) -> "FinetuneConfigs":
+        """Fill in the task's default loss, metric and mixing.
+
+        Raises:
+            ValueError: a loss or metric of the other task, or mixing in regression.
+        """
+        task, score, augment = self.classifier.task, self.score, self.augment
+        if task == "regression":
+            losses, metrics, metric = ("mse", "mae", "ccc", "pcc"), REGRESSION_METRICS, "ccc"
+            mixup, cutmix = 0.0, 0.0
+        else:
+            losses, metrics, metric = ("ce",), CLASSIFICATION_METRICS, "war"
+            mixup, cutmix = 0.8, 1.0
+        score = replace(score, loss=score.loss or losses[0], val_metric=score.val_metric or metric)
+        for flag, allowed in (("loss", losses), ("val_metric", metrics)):
+            if (value := getattr(score, flag)) not in allowed:
+                raise ValueError(
+                    f"--{flag} {value} does not fit --task {task}; use {', '.join(allowed)}"
+                )
+        if task == "regression" and augment.mixes:
+            raise ValueError("--mixup and --cutmix are for classification; leave them out or set 0")
+        augment = replace(
+            augment,
+            mixup=mixup if augment.mixup is None else augment.mixup,
+            cutmix=cutmix if augment.cutmix is None else augment.cutmix,
+        )
+        if score.val_metric == "acc1":  # another name
+            score = replace(score, val_metric="war")
+        return self._replace(score=score, augment=augment)
 
 
-def _one_of(flag: str, value: str, allowed: Iterable[str], task: str) -> None:
-    if value not in allowed:
-        raise ValueError(f"--{flag} {value} does not fit --task {task}; use {', '.join(allowed)}")
-
-
-# Flags that choose where and how a run computes, or when it looks, saves and tests; every other
-# flag says what is trained. Paths are judged by the clips that are found there.
+# Flags that a resumed run may change and is still the same run.
 HARMLESS = frozenset(
-    "output_dir log_dir device deterministic compile cuda_graphs cpu_gemm"
-    " checkpoint_activations num_workers clip_timeout resume auto_resume allow_changes"
-    " save_interval save_ckpt_freq keep_ckpts print_freq image_freq max_bad_steps max_bad_clips"
-    " data_path data_root val_path speaker_file speaker_pattern test_num_segment test_num_crop"
-    " dist_eval eval export class_names skip_bad_test_clips".split()
+    flag_of(item)
+    for configs in (PretrainConfigs, FinetuneConfigs)
+    for config in configs.__annotations__.values()
+    for item in fields(config)
+    if item.metadata["harmless"]
 )
-
-
-# Flags that earlier versions did not have, with what those did.
-BEFORE = {
-    "skip_connections": True,
-    "contrastive_levels": "all",
-    "hierarchical_fusion": True,
-    "fusion_order": "both",
-    "linear_probe": False,
-    "freeze_layers": 0,
-    "label_share": 1.0,
-}
-
-
-def all_flags(groups: Any) -> dict[str, Any]:
-    """Return all flags by name; {} for the settings of other programs."""
-    if not isinstance(groups, Mapping):
-        return {}
-    flags: Iterable[Mapping[str, Any]] = (g for g in groups.values() if isinstance(g, Mapping))
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for group in flags
-        for name, value in group.items()
-    }

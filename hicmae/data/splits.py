@@ -9,15 +9,17 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hicmae.data.clip_list import AnyClip
+from hicmae.data.clip_list import AnyClip, find_list
 
 logger = logging.getLogger(__name__)
+
+Clips = Sequence[AnyClip]
 
 SPEAKER_FILE = "clip_speakers.csv"  # what the list scripts of preprocess/ write: clip,speaker
 HOLDOUT_FILE = "val_clips.csv"
@@ -325,3 +327,93 @@ def group_clips(videos: Sequence[str], labels: Sequence[Any], fields: int) -> di
                 "the same; check the list and the number"
             )
     return items
+
+
+class Lists(NamedTuple):
+    """The clips of a fold, and how they were chosen.
+
+    Attributes:
+        train: to train on.
+        val: to choose the best epoch by.
+        test: to test on.
+        val_file: where the validation clips come from.
+        tables: content by name of the files that tell which clips were held out or drawn.
+    """
+
+    train: Clips
+    val: Clips
+    test: Clips
+    val_file: str
+    tables: dict[str, str]
+
+
+def read_lists(
+    folder: Path,
+    read: Callable[[Path], Clips],
+    *,
+    val_path: str,
+    val_split: str,
+    val_share: float,
+    label_share: float,
+    speakers: tuple[str, str, str],
+    average_clips: int,
+    seed: int,
+    modality: str,
+    output_dir: Path,
+) -> Lists:
+    """Read train.csv and test.csv, and choose what to validate on.
+
+    Args:
+        folder: of the lists.
+        read: reads one list.
+        val_path: list to validate on; "": val.csv, else test.csv.
+        val_split: "list" to validate on that list; "speaker" or "clip" to hold clips out of
+            train.csv instead, so that of the test list only the lines are read.
+        val_share: to hold out.
+        label_share: of what is left to train on.
+        speakers: last arguments of `find_speakers`.
+        average_clips: see `group_clips`; 0: each clip for itself.
+        seed: of all draws.
+        modality: streams that are read.
+        output_dir: where the tables will be.
+    """
+
+    def scored(path: Path) -> Clips:
+        clips = read(path)
+        if average_clips:
+            group_clips([c.video for c in clips], [c.label for c in clips], average_clips)
+        return clips
+
+    train, test = read(folder / "train.csv"), scored(folder / "test.csv")
+    tables = {}
+    if val_split == "list":
+        in_folder = folder / ("val.csv" if find_list(folder / "val.csv") else "test.csv")
+        val_file = Path(val_path) if val_path else in_folder
+        val = test if val_file == folder / "test.csv" else scored(val_file)
+    else:
+        videos = [clip.video for clip in train]
+        if val_split == "speaker":
+            groups = find_speakers(videos, folder, *speakers)
+        else:  # an item stays whole
+            groups = [item_name(v, average_clips) if average_clips else v for v in videos]
+        held = hold_out(train, groups, val_share, seed, modality)
+        describe_holdout(held, val_split)
+        if find_list(folder / "val.csv"):
+            logger.info("'%s' is not used", folder / "val.csv")
+        train, val, val_file = held.train, held.val, output_dir / HOLDOUT_FILE
+        tables[HOLDOUT_FILE] = holdout_table(held, val_split)
+    if label_share < 1:
+        taken = take_share(train, label_share, seed)
+        describe_share(taken, len(train), label_share)
+        train, tables[SHARE_FILE] = taken, share_table(taken)
+    if val == test:
+        logger.warning(
+            "the best epoch is chosen on %s, the same clips as the test list, as in the published "
+            "protocol: best-epoch results are optimistic, last-epoch results are not",
+            val_file,
+        )
+    else:
+        logger.info("the best epoch is chosen on %s, apart from the test list", val_file)
+    counts = len(train), len(val), len(test)
+    logger.info("clips: %d for training, %d for validation, %d for testing", *counts)
+    return Lists(train, val, test, str(val_file), tables)

@@ -2,31 +2,14 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from hicmae.training.run import Precision
-
 logger = logging.getLogger(__name__)
-
-
-class Optimization(NamedTuple):
-    """All that turns gradients into steps."""
-
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    precision: "Precision"
-    lr: np.ndarray  # one value a step
-    weight_decay: np.ndarray  # one value a step
-    accum_iter: int = 1
-    clip_grad: float | None = None
-    layer_scales: Mapping[str, float] | None = None  # to show, of `layer_scales`
-
 
 ENCODERS = ("encoder", "encoder_audio")
 FUSION = "encoder_fusion"

@@ -8,18 +8,23 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import timm
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
+from torch import nn
 
-from hicmae.data.batches import ClipIndex
+from hicmae.config import PretrainConfigs, PretrainLossConfig, flag_of, from_dict
+from hicmae.data.batches import ClipIndex, PretrainBatch, joined
+from hicmae.data.clip_list import read_pretrain_list
+from hicmae.data.dataset import PretrainClips
 from hicmae.inference.model import find_weights, flat_settings
 from hicmae.inference.style import STYLE, check_format, save_figure
 from hicmae.io import choose_device
+from hicmae.models.reconstruct import Reconstruction, reconstruct
 from hicmae.training import checkpoint
-from hicmae.training.pretraining import PretrainConfigs, make_dataset, make_model, rebuild_clips
-from hicmae.training.run import choose_precision
+from hicmae.training.run import Precision, choose_precision
 from hicmae.visualize.attention import HOP_SECONDS
 from hicmae.visualize.features import Source
 
@@ -129,13 +134,34 @@ def settings_of(state: Mapping[str, Any], source: str | Path) -> dict[str, dict[
     for group, kind in PretrainConfigs.__annotations__.items():
         found[group] = {}
         for field in dataclasses.fields(kind):
-            names = (field.name, *field.metadata["aliases"])  # those of the original among them
+            names = (flag_of(field), *field.metadata["aliases"])  # those of the original among them
             value = next((flat[name] for name in names if flat.get(name) is not None), None)
             if isinstance(field.default, tuple) and isinstance(value, (int, float)):
                 value = (value,)
             if value is not None:
-                found[group][field.name] = value
+                found[group][flag_of(field)] = value
     return found
+
+
+def rebuild_clips(
+    model: nn.Module,
+    items: Sequence[PretrainBatch],
+    loss: PretrainLossConfig,
+    precision: Precision,
+) -> list[Reconstruction]:
+    """Rebuild the masked patches of some items of `PretrainClips`, as their loss has it."""
+    batch = joined(items).to(precision.device)
+    return reconstruct(
+        model,
+        batch.video,
+        batch.video_mask,
+        batch.audio,
+        batch.audio_mask,
+        precision.autocast(),
+        loss.frame_diff_group_size if loss.frame_diff else None,
+        loss.normalize_target,
+        loss.normalize_target_audio,
+    )
 
 
 def reconstruction(source: Source, output: str | Path) -> Path:
@@ -149,15 +175,22 @@ def reconstruction(source: Source, output: str | Path) -> Path:
     settings = settings_of(state, source.checkpoint)
     if source.seed is not None:
         settings["run"]["seed"] = source.seed
-    settings["data"]["num_samples"] = 1
-    configs = PretrainConfigs.from_settings(
-        settings, data_path=str(source.data_path), data_root=source.data_root
+    path, root = str(source.data_path), source.data_root
+    settings["data"] |= {"data_path": path, "data_root": root, "num_samples": 1}
+    configs = from_dict(PretrainConfigs, settings)
+    dataset = PretrainClips(
+        read_pretrain_list(path, root),
+        configs.clip,
+        tubelet_size=configs.clip.tubelet_size,
+        **vars(configs.mask),
+        roll_mag_aug=configs.data.roll_mag_aug,
+        seed=configs.run.seed,
+        clip_timeout=configs.data.clip_timeout,
     )
-    dataset = make_dataset(configs)
     clip = source.clip if source.num_clips or source.clip is not None else 0
     lines = dataclasses.replace(source, clip=clip, seed=configs.run.seed).lines(len(dataset))
     precision = choose_precision("fp32", choose_device(source.device))
-    model = make_model(configs)
+    model = timm.create_model(**vars(configs.model), **configs.clip.of_model())
     model.load_state_dict(state["model"])
     items = [dataset[ClipIndex(0, line)] for line in lines]
     rebuilt = rebuild_clips(model.to(precision.device), items, configs.loss, precision)

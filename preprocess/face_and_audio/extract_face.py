@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 import torch
 
-from hicmae.config import add_arguments, from_args, option
+from hicmae.config import add_arguments, from_flags, option
 from hicmae.data.media import UprightRgb
 from hicmae.faces.detector import Detector, check_weights
 from hicmae.faces.tracking import align, fill_gaps, main_face, search, smooth
@@ -188,7 +188,7 @@ def add_face_arguments(parser: argparse.ArgumentParser) -> None:
 
 def face_work(args: argparse.Namespace) -> batch.Work:
     """Return what makes the faces of one clip; raises where flags or programs are not right."""
-    options = from_args(args, FaceOptions)
+    options = from_flags(vars(args), FaceOptions)
     if args.backend == "openface":
         program = batch.find_program(args.openface, "--openface")
         size = options.img_size
