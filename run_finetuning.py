@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tune and test; `argv` replaces the command line."""
-    configs = parse_configs(build_parser(), FinetuneConfigs, argv)
+    configs = parse_configs(build_parser(), FinetuneConfigs, argv, FinetuneConfigs.completed)
     with open_run(configs.run, trains=not configs.score.eval) as run:
         configs = configs._replace(optim=configs.optim.shared(distributed.world_size()))
         if configs.score.eval:

@@ -24,6 +24,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 CPU_GEMM = ("auto", "onednn", "mkl")
 CLASSIFICATION_METRICS = ("uar", "war", "acc1", "weighted_f1", "macro_f1", "micro_f1")
 REGRESSION_METRICS = ("ccc", "pcc", "acc", "mae", "mse", "rmse")
+REGRESSION_LOSSES: tuple[str, ...] = ("mse", "mae", "ccc", "pcc")
 LOWER_IS_BETTER = ("mae", "mse", "rmse")
 FUSION_ORDER_HELP = (
     "stream that each fusion layer updates first, so that the other one reads the result; "
@@ -141,16 +142,26 @@ def from_flags(flags: Mapping[str, Any], config: type[Config]) -> Config:
 
 
 def parse_configs(
-    parser: argparse.ArgumentParser, configs: type[Configs], argv: Sequence[str] | None
+    parser: argparse.ArgumentParser,
+    configs: type[Configs],
+    argv: Sequence[str] | None,
+    complete: Callable[[Configs], Configs] = lambda parsed: parsed,
 ) -> Configs:
     """Parse the command line into a NamedTuple of dataclasses.
+
+    Args:
+        parser: of `new_parser`.
+        configs: the NamedTuple.
+        argv: replaces the command line.
+        complete: fills in what follows from several settings; may raise ValueError.
 
     Raises:
         SystemExit: code 2 after one line that says which setting is wrong.
     """
     flags = vars(parser.parse_args(argv))
     try:
-        return configs(**{n: from_flags(flags, c) for n, c in configs.__annotations__.items()})
+        groups = configs.__annotations__.items()
+        return complete(configs(**{name: from_flags(flags, kind) for name, kind in groups}))
     except ValueError as error:
         parser.error(str(error))
 
@@ -575,7 +586,7 @@ class ScoreConfig:
     loss: str = option(
         "",
         "ce for classes (default); mse (default), mae, ccc, pcc for regression",
-        choices=("ce", "mse", "mae", "ccc", "pcc"),
+        choices=("ce", *REGRESSION_LOSSES),
     )
     val_metric: str = option(
         "",
@@ -650,12 +661,12 @@ class FinetuneConfigs(NamedTuple):
             ValueError: a loss or metric of the other task, or mixing in regression.
         """
         task, score, augment = self.classifier.task, self.score, self.augment
+        losses: tuple[str, ...] = ("ce",)
+        metrics, metric = CLASSIFICATION_METRICS, "war"
+        mixup, cutmix = 0.8, 1.0
         if task == "regression":
-            losses, metrics, metric = ("mse", "mae", "ccc", "pcc"), REGRESSION_METRICS, "ccc"
+            losses, metrics, metric = REGRESSION_LOSSES, REGRESSION_METRICS, "ccc"
             mixup, cutmix = 0.0, 0.0
-        else:
-            losses, metrics, metric = ("ce",), CLASSIFICATION_METRICS, "war"
-            mixup, cutmix = 0.8, 1.0
         score = replace(score, loss=score.loss or losses[0], val_metric=score.val_metric or metric)
         for flag, allowed in (("loss", losses), ("val_metric", metrics)):
             if (value := getattr(score, flag)) not in allowed:

@@ -44,7 +44,7 @@ from hicmae.config import (
     add_arguments,
     check_not_negative,
     check_positive,
-    from_args,
+    from_flags,
     new_parser,
     option,
 )
@@ -56,7 +56,7 @@ from hicmae.models.layers import split_tokens
 from hicmae.models.losses import pretrain_loss
 from hicmae.training.evaluate import predict
 from hicmae.training.loop import train_step
-from hicmae.training.optim import Optimization, make_optimizer, parameter_groups
+from hicmae.training.optim import make_optimizer, parameter_groups
 from hicmae.training.run import (
     DTYPES,
     EXPECTED,
@@ -65,6 +65,7 @@ from hicmae.training.run import (
     choose_precision,
     compiled,
 )
+from hicmae.training.state import MetricBuffer, TrainState
 from scripts import benchmark_data as data
 from scripts.benchmark_data import SIZES, Step, Times, device_name, measure_in_turns, plain
 
@@ -252,15 +253,14 @@ def our_step(task: str, config: BenchmarkConfig, precision: Precision, count: in
     tuning = task == "finetune"
     groups = parameter_groups(model, 0.05, LAYER_DECAY if tuning else None)
     optimizer = make_optimizer(groups, LEARNING_RATE, (0.9, 0.999) if tuning else (0.9, 0.95))
-    schedules = np.full(1, LEARNING_RATE), np.full(1, 0.05)
-    optimization = Optimization(optimizer, precision.grad_scaler(), precision, *schedules)
+    state = TrainState(model, optimizer, precision.grad_scaler(), MetricBuffer(1))
     trained = with_levers(config, model.train())
     batches = [random_batch(task, config, count, precision.device)]
 
     def compute_loss(network: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         return compute(network, batch)[1], {}
 
-    return lambda: train_step(trained, batches, compute_loss, optimization)
+    return lambda: train_step(trained, batches, compute_loss, state, precision)
 
 
 def plain_step(task: str, config: BenchmarkConfig, precision: Precision, count: int) -> Step:
@@ -449,7 +449,7 @@ def measure(task: str, config: BenchmarkConfig, precision: Precision, count: int
 
 def run_task(args: argparse.Namespace) -> dict[str, Any]:
     """Measure every batch size; return the figures of the fastest, with all of them inside."""
-    task, config = args.command, from_args(args, BenchmarkConfig)
+    task, config = args.command, from_flags(vars(args), BenchmarkConfig)
     precision = config.arithmetic()
     on_gpu = precision.device.type == "cuda"
     fp32_on_cpu = precision.name == "fp32" and not on_gpu

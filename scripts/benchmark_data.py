@@ -32,7 +32,7 @@ import torch
 import torch.multiprocessing as mp
 from matplotlib.cbook import get_sample_data
 
-from hicmae.config import DataConfig, RunConfig, add_arguments, from_args
+from hicmae.config import PretrainConfigs, add_arguments, from_flags
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.data.dataset import PretrainClips, open_streams
@@ -48,9 +48,11 @@ from hicmae.data.video import face_box
 from hicmae.io import aligned
 from hicmae.training import distributed
 from hicmae.training.loop import as_trained, train_step
-from hicmae.training.pretraining import PretrainConfigs, make_dataset, make_loss, make_model
-from hicmae.training.run import choose_precision, make_optimization
+from hicmae.training.optim import make_optimizer, parameter_groups
+from hicmae.training.run import choose_precision
+from hicmae.training.state import MetricBuffer, TrainState
 from preprocess import pack_clips
+from run_pretraining import make_dataset, make_loss, make_model
 
 SIZES = {"t": 256, "s": 384, "b": 512}
 VOXCELEB2_CLIPS, EPOCHS = 1_091_581, 100  # of the published pre-training
@@ -391,9 +393,8 @@ def show_loader(figures: dict[str, Any]) -> str:
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of run_pretraining.py, so that what is measured is what is trained."""
-    own = {RunConfig: {"output_dir": NOT_SET}, DataConfig: {"data_path": NOT_SET}}
     for config in PretrainConfigs.__annotations__.values():
-        add_arguments(parser, config, **own.get(config, {}))
+        add_arguments(parser, config, output_dir=NOT_SET, data_path=NOT_SET)
 
 
 def training_configs(args: argparse.Namespace) -> PretrainConfigs:
@@ -402,8 +403,8 @@ def training_configs(args: argparse.Namespace) -> PretrainConfigs:
         args.model = f"pretrain_hicmae_dim{SIZES[args.model.lower()]}_patch16_160_a256"
     if not timm.is_model(args.model):
         raise ValueError(f"--model {args.model} is not known; use t, s, b or a registered name")
-    types = PretrainConfigs.__annotations__
-    return PretrainConfigs(**{name: from_args(args, types[name]) for name in types})
+    groups = PretrainConfigs.__annotations__.items()
+    return PretrainConfigs(**{name: from_flags(vars(args), kind) for name, kind in groups})
 
 
 def train(
@@ -427,7 +428,8 @@ def train(
     torch.manual_seed(configs.run.seed)
     precision = choose_precision(configs.run.precision, device)
     model = make_model(configs).to(device).train()
-    optimization = make_optimization(model, configs.optim, precision, warmup + steps)
+    optimizer = make_optimizer(parameter_groups(model, 0.05), configs.optim.lr)
+    state = TrainState(model, optimizer, precision.grad_scaler(), MetricBuffer(1))
     trained = as_trained(model, configs.run, device, exchange)
     compute_loss, batches = make_loss(configs.loss), iter(batches)
     marks = []
@@ -435,7 +437,7 @@ def train(
         asked = Mark(device)
         group = list(itertools.islice(batches, configs.optim.accum_iter))
         marks.append((asked, Mark(device)))
-        train_step(trained, group, compute_loss, optimization)
+        train_step(trained, group, compute_loss, state, precision)
     pairs = itertools.pairwise([*(asked for asked, _ in marks[warmup:]), Mark(device)])
     wall, cpu = zip(*((a.until(b), b.cpu - a.cpu) for a, b in pairs), strict=True)
     return Times(list(wall), list(cpu), [a.until(given) for a, given in marks[warmup:]])
@@ -491,7 +493,7 @@ def run_feed(args: argparse.Namespace) -> dict[str, Any]:
         rows = [_feed(configs, device, *source, args.steps, args.warmup) for source in sources]
     return {
         "device": device_name(device),
-        "model": configs.model.model,
+        "model": configs.model.model_name,
         "precision": choose_precision(configs.run.precision, device).name,
         "batch_size": configs.optim.batch_size,
         "accum_iter": configs.optim.accum_iter,
@@ -659,7 +661,7 @@ def one_rank(rank: int, world: int, port: int, args: argparse.Namespace, folder:
     seen: dict[str, list[Times]] = {name: [] for name in names}
     for turn in range(args.rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            loss = replace(configs.loss, gather_negatives=name == GATHERED)
+            loss = replace(configs.loss, gather=name == GATHERED)
             batches = itertools.repeat(synthetic_batch(configs, rank))
             one = configs._replace(loss=loss)
             seen[name].append(

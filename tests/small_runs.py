@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from contextlib import suppress
@@ -16,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hicmae.data.clip_list import Clip, write_list
-from tests.conftest import save_frames, save_mp4, save_wav
+from tests.conftest import free_port, save_frames, save_mp4, save_wav
 
 ROOT = Path(__file__).parents[1]
 GEOMETRY = ["--num_frames", "4", "--sampling_rate", "8", "--input_size", "32",
@@ -114,10 +113,7 @@ class Run:
 
 def ranks(script, arguments, log, fault=None, count=2):
     """Start a group of ranks, as torchrun does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    group = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
         Run(script, arguments, f"{log}.{rank}", fault, RANK=rank, LOCAL_RANK=rank, **group)
         for rank in range(count)
@@ -188,7 +184,7 @@ def assert_same_run(folder, whole, epoch):
     for name in ("steps.jsonl", "log.txt"):
         assert (folder / name).read_text() == (whole / name).read_text(), name
     mine, other = last_state(folder, epoch), last_state(whole, epoch)
-    for part in ("model", "optimizer", "best", "progress", "ranks"):
+    for part in ("model", "optimizer", "best", "progress", "metrics"):
         assert same(mine[part], other[part]), part
     assert_nothing_left(folder)
 
@@ -206,4 +202,4 @@ def tensorboard_points(folder):
 
 
 def assert_nothing_left(folder):
-    assert [path.name for path in Path(folder).iterdir() if path.name.endswith(".tmp")] == []
+    assert [path.name for path in Path(folder).iterdir() if path.name.startswith(".part")] == []

@@ -12,11 +12,11 @@ import torch
 import torch.multiprocessing as mp
 
 import run_finetuning
-from hicmae.config import ScoreConfig, parse_configs
+from hicmae.config import FinetuneConfigs, ScoreConfig, parse_configs
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
 from hicmae.data.splits import base_name
 from hicmae.report.scores import chosen_on
-from hicmae.training import checkpoint, supervised
+from hicmae.training import checkpoint
 from tests.conftest import free_port, save_frames, save_wav
 from tests.small_runs import FINETUNE  # its fork server imports once what every process needs
 
@@ -48,7 +48,7 @@ def test_settings_that_contradict_each_other_are_refused(settings, message):
 
 def parse(arguments):
     parser = run_finetuning.build_parser()
-    return parse_configs(parser, supervised.FinetuneConfigs, arguments)
+    return parse_configs(parser, FinetuneConfigs, arguments)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def media(tmp_path_factory):
         torch.manual_seed(1)
         arguments = ["--data_path", "x", "--output_dir", "y", "--nb_classes", str(outputs)]
         configs = parse([*FINETUNE, *arguments, "--task", task])
-        state = supervised.make_model(configs).state_dict()
+        state = run_finetuning.make_model(configs).state_dict()
         checkpoint.save(root / f"{task}.pth", {"model": state})
     return root
 
@@ -94,9 +94,9 @@ def test_the_test_list_is_not_looked_at_before_the_final_test(media, tmp_path, m
     (fold / "train.csv").write_text((media / "fold" / "train.csv").read_text())
     (fold / "test.csv").write_text(f"{tmp_path}/gone {tmp_path}/gone.wav 0\n")
     trained = []
-    make = supervised.LabelledClips
+    make = run_finetuning.LabelledClips
     monkeypatch.setattr(
-        supervised,
+        run_finetuning,
         "LabelledClips",
         lambda clips, **rest: trained.append(clips) or make(clips, **rest),
     )
@@ -152,9 +152,12 @@ def test_clips_held_out_at_random_keep_items_whole(media, tmp_path):
     for average in ("0", "2"):
         for seed in range(4):
             flags = [*options, "--average_clips", average, "--seed", str(seed)]
-            lists = supervised.read_lists(parse(flags))
+            lists = run_finetuning.read_lists(parse(flags))
             held[average, seed] = [base_name(clip.video)[:3] for clip in lists.val]
-            assert lists.held_out.split() == ["clip", *(clip.video for clip in lists.val)]
+            assert lists.tables["val_clips.csv"].split() == [
+                "clip",
+                *(clip.video for clip in lists.val),
+            ]
     assert {len(names) for names in held.values()} == {2}
     assert all(len(set(held["2", seed])) == 1 for seed in range(4))
     assert any(len(set(held["0", seed])) == 2 for seed in range(4))

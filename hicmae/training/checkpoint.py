@@ -62,7 +62,8 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """
     try:
         with whole_file(path) as part:
-            torch.save(dict(content), part)
+            with part.open("wb") as file:
+                torch.save(dict(content), file)
             _append_sum(part)
     except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
         raise OSError(

@@ -49,17 +49,20 @@ def training_loader(run: Run, dataset: Dataset, batch_size: int) -> DataLoader:
     return make_loader(dataset, sampler, batch_size, workers, True, run.device.type)
 
 
-def as_trained(model: nn.Module, config: RunConfig, device: torch.device) -> nn.Module:
+def as_trained(
+    model: nn.Module, config: RunConfig, device: torch.device, exchange: bool = True
+) -> nn.Module:
     """Return the model as it trains: for several processes, compiled, saving memory, as asked.
 
     Args:
         model: on its device; it shares its parameters with what is returned.
         config: says what is asked.
         device: of this process.
+        exchange: False leaves the processes to themselves (to measure what the exchange costs).
     """
     if config.checkpoint_activations:
         checkpoint_activations(model)
-    trained = distribute(model, device)
+    trained = distribute(model, device) if exchange else model
     return compiled(trained, config.cuda_graphs) if config.compile else trained
 
 

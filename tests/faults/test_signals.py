@@ -60,9 +60,9 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(pretrain, tmp_path)
 def slow_validation():
     """Give each validation batch half a second."""
     import run_finetuning
-    from hicmae.training.loop import Watched
+    from hicmae.training.loop import EvaluationBatches
 
-    evaluate, batches = run_finetuning.evaluate, Watched.__iter__
+    evaluate, batches = run_finetuning.evaluate, EvaluationBatches.__iter__
 
     def slow(self):
         for batch in batches(self):
@@ -70,7 +70,7 @@ def slow_validation():
             yield batch
 
     def slow_evaluate(*args, **options):
-        Watched.__iter__ = slow if args[4] == "validation" else batches
+        EvaluationBatches.__iter__ = slow if args[4] == "validation" else batches
         return evaluate(*args, **options)
 
     run_finetuning.evaluate = slow_evaluate

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hicmae.data.loader import ClipSampler, end, epoch_batches, make_loader
-from hicmae.training.loop import Watched
+from hicmae.training.loop import EvaluationBatches
 from tests.small_runs import Run, assert_same_run, children_of, steps_written, until
 
 
@@ -95,7 +95,7 @@ def test_an_evaluation_goes_on_with_new_workers_and_looks_up_before_each_batch()
     sampler = ClipSampler(23, shuffle=False, seed=0, pad=False)
     loader = make_loader(Numbers(), sampler, 4, 2, False)
     looks, seen = [], []
-    batches = Watched(loader, lambda: looks.append(len(seen)))
+    batches = EvaluationBatches(loader, lambda: looks.append(len(seen)))
     assert len(batches) == 6
     for batch in batches:
         seen += batch[:, 1].tolist()

@@ -8,9 +8,7 @@ import pytest
 
 import run_finetuning
 import run_pretraining
-from hicmae.config import parse_configs
-from hicmae.training.pretraining import PretrainConfigs
-from hicmae.training.supervised import FinetuneConfigs
+from hicmae.config import FinetuneConfigs, PretrainConfigs, parse_configs
 from tests.report.fold_files import write_csv, write_predictions
 from tests.small_runs import ROOT
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+from functools import partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +14,10 @@ from torch import nn
 from hicmae.data.batches import SkippedClip
 from hicmae.data.loader import SkippedClips
 from hicmae.training.logs import RunLogger
-from hicmae.training.loop import BadSteps, train_one_epoch
-from hicmae.training.optim import Optimization
+from hicmae.training.loop import train_one_epoch
 from hicmae.training.run import choose_precision, seed_step
-
-CPU = choose_precision("fp32", torch.device("cpu"))
+from hicmae.training.state import BadSteps, MetricBuffer
+from tests.training.parts import CPU, plan_of, run_in, state_of
 
 
 class Batch(NamedTuple):
@@ -46,86 +47,60 @@ def linear(seed=0):
     return nn.Linear(3, 1)
 
 
-def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=1.0, weight_decay=0.0)
+def run_epoch(model, loader, folder, plan, loss=squared_error, state=None, saver=None, **config):
+    run = run_in(folder, **{"print_freq": 2, **config})
+    state = state or state_of(model, run)
+    with RunLogger(folder) as logs:
+        skipped = SkippedClips(folder / "skipped_clips.csv", 10, 0.5)
+        return train_one_epoch(model, loader, loss, run, plan, state, logs, skipped, saver)
 
 
-def optimization_of(model, steps, accum_iter=1, lr=0.1, clip_grad=None, make=sgd):
-    return Optimization(
-        make(model.parameters()),
-        CPU.grad_scaler(),
-        CPU,
-        np.linspace(lr, lr / 2, steps),
-        np.zeros(steps),
-        accum_iter,
-        clip_grad,
-    )
-
-
-def run_epoch(model, loader, tmp_path, optimization, steps, compute_loss=squared_error, **options):
-    with RunLogger(tmp_path) as logger:
-        return train_one_epoch(
-            model,
-            loader,
-            compute_loss,
-            optimization,
-            **{"epoch": 0, "epochs": 1, "steps": steps, "seed": 0, "print_freq": 2, **options},
-            logger=logger,
-            skipped=SkippedClips(tmp_path / "skipped_clips.csv", 10, 0.5),
-        )
+def lines(folder):
+    return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
 
 
 def test_steps_follow_the_schedule_and_equal_a_plain_loop(tmp_path):
     model, plain = linear(), linear()
-    optimization = optimization_of(model, 5)
-    loader = batches(5)
-    means = run_epoch(model, loader, tmp_path, optimization, 5)
+    plan, loader = plan_of(5), batches(5)
+    means = run_epoch(model, loader, tmp_path, plan)
     losses = []
     for step, batch in enumerate(loader):
         loss = squared_error(plain, batch)[0]
         gradients = torch.autograd.grad(loss, plain.parameters())
         with torch.no_grad():
             for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
-                parameter -= optimization.lr[step] * gradient
+                parameter -= plan.lr[step] * gradient
         losses.append(loss.item())
     torch.testing.assert_close(model.weight, plain.weight)
     assert means["loss"] == pytest.approx(np.mean(losses))
-    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(5))
-    assert [line["loss"] for line in lines] == pytest.approx(losses)
-    assert [line["lr"] for line in lines] == pytest.approx(list(optimization.lr))
-    assert [line["half"] for line in lines] == pytest.approx([loss / 2 for loss in losses])
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == list(range(5))
+    assert [line["loss"] for line in found] == pytest.approx(losses)
+    assert [line["lr"] for line in found] == pytest.approx(list(plan.lr))
+    assert [line["half"] for line in found] == pytest.approx([loss / 2 for loss in losses])
 
 
 def test_accumulated_batches_give_the_gradient_of_their_union(tmp_path):
+    """Of five batches two steps of two are made; the last batch is left out."""
     model, joined = linear(), linear()
-    parts = batches(4)
+    parts = batches(5)
     unions = [
-        Batch(
-            torch.cat([parts[i].values, parts[i + 1].values]), parts[i].names + parts[i + 1].names
-        )
-        for i in (0, 2)
+        Batch(torch.cat([a.values, b.values]), a.names + b.names)
+        for a, b in (parts[:2], parts[2:4])
     ]
-    run_epoch(model, parts, tmp_path / "a", optimization_of(model, 2, accum_iter=2), 2)
-    run_epoch(joined, unions, tmp_path / "b", optimization_of(joined, 2), 2)
+    run_epoch(model, parts, tmp_path / "a", plan_of(2, accum_iter=2))
+    run_epoch(joined, unions, tmp_path / "b", plan_of(2))
     torch.testing.assert_close(model.weight, joined.weight)
     torch.testing.assert_close(model.bias, joined.bias)
-
-
-def test_batches_beyond_the_last_whole_step_are_left_out(tmp_path):
-    model = linear()
-    run_epoch(model, batches(5), tmp_path, optimization_of(model, 2, accum_iter=2), 2)
-    assert len((tmp_path / "steps.jsonl").read_text().splitlines()) == 2
+    assert len(lines(tmp_path / "a")) == 2
 
 
 def test_clipping_bounds_the_step_and_the_norm_before_it_is_logged(tmp_path):
     model = linear()
     before = model.weight.detach().clone()
-    run_epoch(model, batches(1), tmp_path, optimization_of(model, 1, lr=1.0, clip_grad=0.01), 1)
-    moved = torch.cat([(model.weight - before).flatten(), torch.zeros(0)]).norm().item()
-    assert moved <= 0.01 + 1e-6
-    line = json.loads((tmp_path / "steps.jsonl").read_text())
-    assert line["grad_norm"] > 0.01
+    run_epoch(model, batches(1), tmp_path, plan_of(1, lr=1.0, clip_grad=0.01))
+    assert (model.weight - before).norm().item() <= 0.01 + 1e-6
+    assert lines(tmp_path)[0]["grad_norm"] > 0.01
 
 
 def failing(at, value=float("nan")):
@@ -140,117 +115,106 @@ def failing(at, value=float("nan")):
     return compute_loss
 
 
-def adamw(fused):
-    return lambda parameters: torch.optim.AdamW(parameters, lr=1.0, weight_decay=0.0, fused=fused)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_loss_that_is_not_finite_skips_its_step_and_nothing_else(tmp_path, fused, value):
     """Weights and moments are those of a run that never saw the step; the schedule goes on."""
-    states = []
+    ends = []
     for name, at in (("bad", {2}), ("without", ())):
-        model = linear()
-        optimization = optimization_of(model, 5, make=adamw(fused))
-        loader = batches(5)
+        model, plan, loader = linear(), plan_of(5), batches(5)
         if name == "without":
             del loader[2]
-            optimization = optimization._replace(lr=np.delete(optimization.lr, 2))
+            plan = plan_of(4, lr=0.1)
+            plan.lr[:] = np.delete(plan_of(5).lr, 2)
+        make = partial(torch.optim.AdamW, fused=fused)
+        state = state_of(model, run_in(tmp_path), make)
         loss = failing(at, value)
-        means = run_epoch(model, loader, tmp_path / name, optimization, len(loader), loss)
-        states.append((model.state_dict(), optimization.optimizer.state_dict()["state"], means))
-    (bad, moments, means), (expected, expected_moments, expected_means) = states
+        means = run_epoch(model, loader, tmp_path / name, plan, loss, state)
+        ends.append((model.state_dict(), state.optimizer.state_dict()["state"], means))
+    (bad, moments, means), (expected, expected_moments, expected_means) = ends
     assert all(torch.equal(bad[key], expected[key]) for key in bad)
     for index, parts in expected_moments.items():
         assert all(torch.equal(moments[index][key], parts[key]) for key in parts)
     assert means.pop("bad_steps") == 1 and expected_means.pop("bad_steps") == 0
     assert means == expected_means
-    lines = [json.loads(x) for x in (tmp_path / "bad/steps.jsonl").read_text().splitlines()]
-    assert [line["skipped"] for line in lines] == [False, False, True, False, False]
-    assert lines[2]["loss"] is None and lines[2]["step"] == 2
+    found = lines(tmp_path / "bad")
+    assert [line["skipped"] for line in found] == [False, False, True, False, False]
+    assert found[2]["loss"] is None and found[2]["step"] == 2
 
 
-def test_one_bad_batch_of_a_step_skips_the_whole_step(tmp_path):
+def steep(model, batch):
+    """A finite loss whose gradients are not."""
+    return (model(batch.values).sum() * 0).sqrt() + 1, {}
+
+
+@pytest.mark.parametrize("loss, logged", [(failing({0}), None), (steep, 1)])
+def test_one_bad_batch_skips_the_whole_step(tmp_path, loss, logged):
     model = linear()
     before = model.weight.detach().clone()
-    run_epoch(model, batches(2), tmp_path, optimization_of(model, 1, 2), 1, failing({0}))
+    run_epoch(model, batches(2), tmp_path, plan_of(1, accum_iter=2), loss)
     assert torch.equal(model.weight, before)
-
-
-def test_finite_loss_with_gradients_that_are_not_skips_too(tmp_path):
-    def steep(model, batch):
-        return (model(batch.values).sum() * 0).sqrt() + 1, {}
-
-    model = linear()
-    before = model.weight.detach().clone()
-    run_epoch(model, batches(1), tmp_path, optimization_of(model, 1), 1, steep)
-    assert torch.equal(model.weight, before)
-    line = json.loads((tmp_path / "steps.jsonl").read_text())
-    assert line["loss"] == 1 and line["grad_norm"] is None and line["skipped"]
+    (line,) = lines(tmp_path)
+    assert line["loss"] == logged and line["grad_norm"] is None and line["skipped"]
 
 
 def test_too_many_bad_steps_in_a_row_stop_with_figures_and_clips(tmp_path):
-    model = linear()
-    optimization = optimization_of(model, 20)
     loss = failing({1, 2, 5, 6, 7, 8})
-    message = (
-        r"not finite in 3 step\(s\) in a row, the last at step 7: loss is nan \(loss_video nan"
-    )
-    with pytest.raises(BadSteps, match=message) as raised:
-        options = {"max_bad_steps": 3, "print_freq": 100}
-        run_epoch(model, batches(20), tmp_path, optimization, 20, loss, **options)
-    assert "clips [7-0, 7-1]" in str(raised.value) and "lr " in str(raised.value)
-    assert [step["clips"] for step in raised.value.steps] == [
-        [f"{k}-0", f"{k}-1"] for k in (5, 6, 7)
-    ]
-    assert len((tmp_path / "steps.jsonl").read_text().splitlines()) == 8
+    with pytest.raises(
+        RuntimeError, match=r"in 3 step\(s\) in a row.* step 7: loss is nan"
+    ) as raised:
+        run_epoch(
+            linear(), batches(20), tmp_path, plan_of(20), loss, max_bad_steps=3, print_freq=100
+        )
+    assert "(loss_video nan" in str(raised.value) and "clips [7-0, 7-1]" in str(raised.value)
+    bad = raised.value.__cause__
+    assert isinstance(bad, BadSteps)
+    assert [step["clips"] for step in bad.steps] == [[f"{k}-0", f"{k}-1"] for k in (5, 6, 7)]
+    assert len(lines(tmp_path)) == 8
 
 
 def test_a_scaler_leaves_out_overflows_which_count_as_no_bad_step(tmp_path):
     """fp16: the first scale is too large for these gradients; a NaN loss still is a bad step."""
     model = linear()
-    fp16 = choose_precision("fp32", torch.device("cpu"))
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
-    optimization = optimization_of(model, 4)._replace(scaler=scaler, precision=fp16)
-    before = model.weight.detach().clone()
+    state = state_of(model, run_in(tmp_path))
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    before, calls = model.weight.detach().clone(), iter(range(9))
 
-    def steep(model, batch, calls=iter(range(9))):  # noqa: B008
+    def huge(model, batch):
         loss = model(batch.values).sum() * 1e3
         return (loss * float("nan") if next(calls) == 1 else loss), {}
 
-    means = run_epoch(model, batches(4), tmp_path, optimization, 4, steep)
-    lines = [json.loads(x) for x in (tmp_path / "steps.jsonl").read_text().splitlines()]
-    assert [line["skipped"] for line in lines] == [False, True, False, False]
-    assert lines[0]["grad_norm"] is None and means["bad_steps"] == 1
-    assert torch.equal(model.weight, before) and scaler.get_scale() == 2.0**123
+    means = run_epoch(model, batches(4), tmp_path, plan_of(4), huge, state)
+    found = lines(tmp_path)
+    assert [line["skipped"] for line in found] == [False, True, False, False]
+    assert found[0]["grad_norm"] is None and means["bad_steps"] == 1
+    assert torch.equal(model.weight, before) and state.scaler.get_scale() == 2.0**123
 
 
 def test_an_epoch_goes_on_where_a_run_was_stopped(tmp_path):
     whole, loader = linear(), batches(6)
-    means = run_epoch(whole, loader, tmp_path / "whole", optimization_of(whole, 6), 6)
-    model, kept = linear(), {}
-    optimization = optimization_of(model, 6)
+    means = run_epoch(whole, loader, tmp_path / "whole", plan_of(6))
+    model = linear()
+    state = state_of(model, run_in(tmp_path))
 
-    def stop(done, window):
-        if done == 3:  # within a window of two
-            window.read()
-            kept.update(window.state())
+    def stop(state):
+        if state.step == 3:  # between two that are shown
             raise KeyboardInterrupt
 
+    saver = SimpleNamespace(check=stop)
     with pytest.raises(KeyboardInterrupt):
-        run_epoch(model, loader, tmp_path / "part", optimization, 6, after_step=stop)
-    options = {"done": 3, "state": kept}
-    rest = run_epoch(model, loader[3:], tmp_path / "part", optimization, 6, **options)
+        run_epoch(model, loader, tmp_path / "part", plan_of(6), state=state, saver=saver)
+    with RunLogger(tmp_path / "part") as logs:
+        state.metrics.read(logs)
+    state.metrics = MetricBuffer(10, state.metrics.saved())
+    rest = run_epoch(model, loader[3:], tmp_path / "part", plan_of(6), state=state)
     assert rest == means and torch.equal(model.weight, whole.weight)
-    texts = [(tmp_path / name / "steps.jsonl").read_text() for name in ("whole", "part")]
-    assert texts[0] == texts[1]
+    assert lines(tmp_path / "whole") == lines(tmp_path / "part")
 
 
 def test_clips_that_could_not_be_read_reach_the_record(tmp_path):
     loader = batches(2)
     loader[1] = loader[1]._replace(skipped=(SkippedClip("bad.mp4", "no video stream"),))
-    model = linear()
-    run_epoch(model, loader, tmp_path, optimization_of(model, 2), 2)
+    run_epoch(linear(), loader, tmp_path, plan_of(2))
     assert "bad.mp4,no video stream" in (tmp_path / "skipped_clips.csv").read_text()
 
 
@@ -263,23 +227,19 @@ def test_a_record_of_clips_that_cannot_be_written_does_not_end_the_run(tmp_path,
 
 
 def test_randomness_of_a_step_does_not_depend_on_what_was_drawn_before():
-    seed_step(3, 7, 0)
-    first = torch.rand(3), np.random.rand(3)
-    torch.rand(100)
-    np.random.rand(100)
-    seed_step(3, 7, 0)
-    second = torch.rand(3), np.random.rand(3)
-    seed_step(3, 7, 1)
-    other_rank = torch.rand(3)
-    assert torch.equal(first[0], second[0]) and (first[1] == second[1]).all()
-    assert not torch.equal(first[0], other_rank)
+    drawn = []
+    for rank in (0, 0, 1):
+        seed_step(3, 7, rank)
+        drawn.append(torch.rand(3).tolist() + np.random.rand(3).tolist())
+        torch.rand(100), np.random.rand(100)
+    assert drawn[0] == drawn[1] and drawn[0][:3] != drawn[2][:3] and drawn[0][3:] != drawn[2][3:]
 
 
 def test_precision_is_resolved_and_impossible_ones_are_refused():
-    assert choose_precision("auto", torch.device("cpu")).name == "fp32"
-    assert math.isclose(choose_precision("bf16", torch.device("cpu")).grad_scaler().get_scale(), 1)
+    assert choose_precision("auto", CPU).name == "fp32"
+    assert math.isclose(choose_precision("bf16", CPU).grad_scaler().get_scale(), 1)
     with pytest.raises(ValueError, match="--precision fp16 needs a GPU"):
-        choose_precision("fp16", torch.device("cpu"))
+        choose_precision("fp16", CPU)
 
 
 def test_bf16_computes_in_half_precision_and_keeps_float32_weights(tmp_path):
@@ -291,8 +251,9 @@ def test_bf16_computes_in_half_precision_and_keeps_float32_weights(tmp_path):
         return output.float().square().mean(), {}
 
     model = linear()
-    optimization = optimization_of(model, 1)._replace(
-        precision=choose_precision("bf16", torch.device("cpu"))
-    )
-    run_epoch(model, batches(1), tmp_path, optimization, 1, watched)
+    run = run_in(tmp_path, "bf16")
+    with RunLogger(tmp_path) as logs:
+        skipped = SkippedClips(tmp_path / "skipped_clips.csv", 10, 0.5)
+        state = state_of(model, run)
+        train_one_epoch(model, batches(1), watched, run, plan_of(1), state, logs, skipped)
     assert seen == [torch.bfloat16] and model.weight.dtype == torch.float32

@@ -1,27 +1,10 @@
-"""Random states go through a checkpoint, and deterministic algorithms are left as they were."""
+"""Deterministic algorithms are left as they were."""
 
 import os
-import random
 
-import numpy as np
 import torch
 
-from hicmae.training import checkpoint
-from hicmae.training.run import determinism, random_states, restore_random_states
-
-
-def draws():
-    return random.random(), random.gauss(0, 1), np.random.rand(2).tolist(), torch.rand(2).tolist()
-
-
-def test_random_states_come_back_from_a_file(tmp_path):
-    draws()
-    np.random.randn()  # leaves the second of a pair behind
-    checkpoint.save(tmp_path / "a.pth", {"random": random_states()})
-    expected = draws(), np.random.randn()
-    draws()
-    restore_random_states(checkpoint.load(tmp_path / "a.pth")["random"])
-    assert (draws(), np.random.randn()) == expected
+from hicmae.training.run import determinism
 
 
 def test_determinism_holds_within_and_not_beyond(monkeypatch):

@@ -15,6 +15,7 @@ from hicmae.config import (
     DataConfig,
     MaskConfig,
     OptimConfig,
+    PretrainConfigs,
     PretrainLossConfig,
     PretrainModelConfig,
     RunConfig,
@@ -22,7 +23,6 @@ from hicmae.config import (
 )
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.training import checkpoint
-from hicmae.training.pretraining import PretrainConfigs, make_model
 from hicmae.visualize.__main__ import main
 from hicmae.visualize.attention import attention_figure, look
 from hicmae.visualize.features import (
@@ -36,6 +36,7 @@ from hicmae.visualize.features import (
 )
 from hicmae.visualize.reconstruction import settings_of
 from hicmae.visualize.retrieval import pooled_levels, recall_at, recalls, retrieval_figure, table
+from run_pretraining import make_model
 
 CLIP = {"num_frames": 4, "sampling_rate": 2, "input_size": 32, "input_size_audio": (32, 128)}
 NAMES = ("anger", "joy", "fear")
@@ -68,7 +69,7 @@ def pretrain_configs():
         ClipConfig(**CLIP),
         PretrainModelConfig("pretrain_hicmae_dim128_patch16_160_a256", 2, 2, 3, 3, 1, (0, 1)),
         MaskConfig(0.5, 0.5),
-        PretrainLossConfig(use_frame_diff_as_target=True),
+        PretrainLossConfig(frame_diff=True),
         OptimConfig(),
     )
 
