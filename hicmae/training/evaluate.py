@@ -42,10 +42,10 @@ def class_scores(support: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -
     recall, f1 = _ratio(hits, support), _ratio(2.0 * hits, support + predicted)[..., seen]
     war = hits.sum(-1) / total
     return {
-        "uar": _mean_of_known(recall),
+        "uar": np.nanmean(recall, axis=-1),
         "war": war,
         "weighted_f1": (np.nan_to_num(f1) * support[..., seen]).sum(-1) / total,
-        "macro_f1": _mean_of_known(f1),
+        "macro_f1": np.nanmean(f1, axis=-1),
         "micro_f1": war,
         "recall": recall,
     }
@@ -55,11 +55,6 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Divide, nan where the denominator is 0."""
     known = denominator > 0
     return np.where(known, numerator, np.nan) / np.where(known, denominator, 1.0)
-
-
-def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(values)
-    return np.where(known, values, 0.0).sum(-1) / known.sum(-1)
 
 
 def number_scores(

@@ -97,7 +97,7 @@ class Board:
         stamps = [int(stamp) + 1 for stamp in re.findall(r"tfevents\.(\d+)\.", names)]
         stamp = max([int(time.time()), *stamps])
         name = f"{EVENT_FILES.removesuffix('*')}{stamp:010d}.{socket.gethostname()}"
-        self._file = AppendFile(folder / name)
+        self.file = AppendFile(folder / name)
         self._write(file_version="brain.Event:2")
         if purge_step is not None:
             self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
@@ -125,20 +125,12 @@ class Board:
         """Add anything that `tensorboardX.summary` makes."""
         self._write(step=step, summary=made)
 
-    def sync(self) -> None:
-        """Have the system put the file on the disk."""
-        self._file.sync()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
     def _write(self, **content: Any) -> None:
         """Append one record: length, its check sum, content, its check sum."""
         event = Event(wall_time=time.time(), **content).SerializeToString()
         length = struct.pack("<Q", len(event))
         sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
-        self._file.write(length + sums[0] + event + sums[1])
+        self.file.write(length + sums[0] + event + sums[1])
 
 
 def _compressed(image: np.ndarray) -> bytes:
@@ -208,6 +200,7 @@ class RunLogger:
         self._epochs = AppendFile(folder / "log.txt")
         purge_step = resume_step if purge_step is None else purge_step
         self._board = Board(Path(log_dir or folder), purge_step)
+        self._files = (self._steps, self._epochs, self._board.file)
 
     def __enter__(self) -> "RunLogger":
         return self
@@ -245,14 +238,14 @@ class RunLogger:
     def sync(self) -> None:
         """Have all that was logged on the disk, e.g. before a checkpoint says that it was."""
         if self.main:
-            for file in (self._steps, self._epochs, self._board):
+            for file in self._files:
                 file.sync()
 
     def close(self) -> None:
         """Close every file; calling it again does nothing."""
         if self.main:
             self.main = False
-            for file in (self._steps, self._epochs, self._board):
+            for file in self._files:
                 file.close()
 
 
@@ -466,7 +459,7 @@ def begin_hparams(log_dir: Path, hparams: HParams) -> None:
         _, start, _ = summary.hparams(hparams, {})
         board = Board(folder)
         board.add(start, 0)
-        board.close()
+        board.file.close()
 
 
 def end_hparams(
@@ -499,4 +492,4 @@ def end_hparams(
         for tag, image in (images or {}).items():
             board.image(tag, image, step)
         board.add(end, 0)
-        board.close()
+        board.file.close()

@@ -65,7 +65,7 @@ def test_an_end_cut_short_by_a_kill_is_written_again_and_a_whole_one_is_not(tmp_
     begin_hparams(tmp_path, CHOSEN)
     cut = Board(tmp_path / "final", purge_step=1)
     cut.scalar("loss", 1.0, 4)
-    cut.close()
+    cut.file.close()
     for _ in range(2):
         end_hparams(tmp_path, CHOSEN, {"loss": 1.0, "accuracy": 0.5}, 4)
     assert len(list((tmp_path / "final").iterdir())) == 3
