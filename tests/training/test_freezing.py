@@ -100,27 +100,9 @@ def test_frozen_modules_have_no_stochastic_depth(options):
     assert torch.equal(frozen[0], whole.eval().encoder(video, None, levels).tokens)
     fused = [model.encoder_fusion(frozen[0], frozen[0])[0] for _ in range(2)]
     assert torch.equal(*fused) == ("linear_probe" in options)
-
-
-def test_a_probe_answers_as_the_full_model_does():
-    model, whole = classifier(drop_path_rate=0.5), classifier(drop_path_rate=0.5).eval()
-    freeze(model, linear_probe=True)
-    assert torch.equal(model.train()(*inputs()), whole(*inputs()))
     assert list(model.state_dict()) == list(whole.state_dict())
-    groups = parameter_groups(model, 0.05, 0.5)
-    assert {group["lr_scale"] for group in groups} == {1.0}
-    assert [p.requires_grad for group in groups for p in group["params"]] == [True] * 6
-
-
-def test_the_log_says_how_many_parameters_train(caplog):
-    model = classifier(num_classes=5)
-    total = sum(p.numel() for p in model.parameters())
-    with caplog.at_level("INFO"):
-        freeze(model)
-        assert all(p.requires_grad for p in model.parameters()) and not caplog.text
-        freeze(model, linear_probe=True)
-    trained = 2 + 3 + 2 * 512 + 512 * 5 + 5  # layer weights, fc_norm, head
-    assert f"{trained:,} of {total:,} parameters train" in caplog.text
+    if "linear_probe" in options:
+        assert torch.equal(model.train()(video, audio), whole(video, audio))
 
 
 @pytest.mark.parametrize("options", [{"linear_probe": True}, {"layers": 1}])
