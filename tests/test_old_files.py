@@ -1,0 +1,119 @@
+"""Checkpoints, run folders and exports that earlier code wrote still load, go on and test."""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import run_finetuning
+import run_pretraining
+from hicmae import EmotionRecognizer
+from hicmae.models.losses import pretrain_loss
+from hicmae.training import checkpoint
+from tests.small_runs import GEOMETRY, lines, make_media
+
+ARCHIVE = Path(__file__).parent / "frozen" / "runs.tar.xz"
+SIZES = {"num_frames": 4, "img_size": 32, "img_size_audio": (64, 128)}
+MODEL = ["--model", "pretrain_hicmae_dim128_patch16_160_a256", "--encoder_depth", "1",
+         "--encoder_depth_audio", "1", "--decoder_depth", "2", "--decoder_depth_audio", "2",
+         "--encoder_fusion_depth", "1", "--return_intermediate_features", "0"]  # fmt: skip
+PRETRAIN = ["--data_path", "frozen_media/lists", *MODEL, "--mask_ratio", "0.5", "--lr", "0.05",
+            "--use_frame_diff_as_target", "--batch_size", "2", "--warmup_epochs", "1",
+            "--print_freq", "2", *GEOMETRY, "--output_dir"]  # fmt: skip
+FINETUNE = ["--data_path", "frozen_media/fold", "--nb_classes", "3", "--class_names", "calm",
+            "glad", "mad", "--model", "avit_dim128_patch16_160_a256", "--depth", "1",
+            "--depth_audio", "1", "--fusion_depth", "1", "--batch_size", "2", "--warmup_epochs",
+            "1", *GEOMETRY, "--no-export", "--output_dir"]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen(tmp_path_factory):
+    """Work in a folder with the files of then, and the media that their lists name."""
+    folder = tmp_path_factory.mktemp("old")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_media(Path("frozen_media"))
+        yield folder / "frozen"
+
+
+@pytest.fixture(scope="module")
+def expected(frozen):
+    return json.loads((frozen / "expected.json").read_text())
+
+
+def normal(shape, seed):
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape)).float()
+
+
+VIDEO, AUDIO = normal((2, 3, 4, 32, 32), 1), normal((2, 1, 64, 128), 2)
+
+
+def test_a_pretrained_model_gives_the_losses_of_then(frozen, expected):
+    masks = [torch.arange(count).expand(2, -1) % 2 == 0 for count in (2 * 2 * 2, 4 * 8)]
+    model = timm.create_model(
+        "pretrain_hicmae_dim128_patch16_160_a256", encoder_depth=1, encoder_depth_audio=1,
+        decoder_depth=2, decoder_depth_audio=2, encoder_fusion_depth=1,
+        return_intermediate_features=(0,), **SIZES,
+    )  # fmt: skip
+    model.load_state_dict(
+        checkpoint.load(frozen / "pretrain/checkpoint-1.pth", verify=True)["model"]
+    )
+    inputs = (VIDEO, masks[0], AUDIO, masks[1])
+    with torch.no_grad():
+        loss = pretrain_loss(model.eval()(*inputs), *inputs)
+    found = {name: float(getattr(loss, name)) for name in expected["pretrain"]}
+    assert found == pytest.approx(expected["pretrain"], rel=1e-5)
+
+
+def test_a_classifier_gives_the_scores_of_then(frozen, expected):
+    model = timm.create_model(
+        "avit_dim128_patch16_160_a256", num_classes=3, depth=1, depth_audio=1, fusion_depth=1,
+        **SIZES,
+    )  # fmt: skip
+    model.load_state_dict(checkpoint.load(frozen / "run/checkpoint-1.pth", verify=True)["model"])
+    with torch.no_grad():
+        scores = model.eval()(VIDEO, AUDIO)
+    torch.testing.assert_close(scores, torch.tensor(expected["logits"]), rtol=1e-4, atol=1e-5)
+
+
+def test_an_export_answers_with_the_names_of_then(frozen, expected):
+    recognizer = EmotionRecognizer.from_checkpoint(frozen / "export", device="cpu")
+    assert list(recognizer.config.names) == expected["export_names"]
+
+
+def test_a_finished_run_is_finished_and_goes_on_when_it_is_allowed_more_epochs(
+    frozen, tmp_path, caplog
+):
+    out = shutil.copytree(frozen / "pretrain", tmp_path / "out")
+    caplog.set_level("INFO")
+    run_pretraining.main([*PRETRAIN, str(out), "--epochs", "2"])
+    assert "training is finished: all 2 epochs are done" in caplog.text
+    with pytest.raises(ValueError, match="belongs to another run: --epochs 2 -> 3; "):
+        run_pretraining.main([*PRETRAIN, str(out), "--epochs", "3"])
+    run_pretraining.main([*PRETRAIN, str(out), "--epochs", "3", "--allow_changes"])
+    assert "epoch 2, 0 of its 3 steps done" in caplog.text
+    assert [line["step"] for line in lines(out / "steps.jsonl")] == list(range(9))
+    assert checkpoint.load(out / "checkpoint-2.pth")["epoch"] == 2
+
+
+def test_finetuning_starts_from_a_pretrained_model_of_then(frozen, tmp_path, caplog):
+    caplog.set_level("INFO")
+    source = str(frozen / "pretrain/checkpoint-1.pth")
+    run_finetuning.main([*FINETUNE, str(tmp_path), "--epochs", "1", "--finetune", source])
+    assert "(100.0% of the encoder weights)" in caplog.text
+    assert (tmp_path / "pred_best.csv").exists()
+
+
+def test_a_run_folder_of_then_can_be_tested(frozen, tmp_path):
+    out = shutil.copytree(frozen / "run", tmp_path / "out")
+    (out / "pred.csv").unlink()
+    run_finetuning.main([*FINETUNE, str(out), "--eval"])
+    assert len((out / "pred.csv").read_text().splitlines()) == 1 + 5
+    assert json.loads((out / "metrics.json").read_text())["clips"] == 5
