@@ -38,8 +38,7 @@ from hicmae.data.loader import ClipSampler, SkippedClips, make_loader
 from hicmae.inference.export import export_run
 from hicmae.io import write_whole
 from hicmae.models.losses import REGRESSION_LOSSES
-from hicmae.training import checkpoint, distributed
-from hicmae.training.checkpoint import Saver, find_checkpoint, resume
+from hicmae.training import checkpoint, distributed, transfer
 from hicmae.training.evaluate import (
     Batches,
     average_clips,
@@ -64,6 +63,7 @@ from hicmae.training.loop import (
     training_loader,
 )
 from hicmae.training.optim import freeze
+from hicmae.training.resume import Saver, find_checkpoint, resume
 from hicmae.training.run import Run, open_run, run_command, write_settings
 from hicmae.training.state import Plan, TrainState, make_plan, make_state, num_parameters
 
@@ -146,7 +146,7 @@ def test_only(run: Run, configs: FinetuneConfigs) -> None:
         )
     path, source = found if found else (named, named)
     logger.info("testing %s", path)
-    checkpoint.load_pretrained(model, source, require_all=True)
+    transfer.load_pretrained(model, source, require_all=True)
     clips = read_list(configs, Path(configs.data.data_path) / "test.csv")
     batches = EvaluationBatches(scoring_loader(run, configs, clips), run.stop.check)
     metrics = evaluate(run, configs, model, batches, "test", suffix="")
@@ -294,7 +294,7 @@ def load_pretrained(model: nn.Module, configs: FinetuneConfigs) -> None:
     classifier = configs.classifier
     if classifier.finetune:
         partly = classifier.allow_partial
-        checkpoint.load_pretrained(model, classifier.finetune, allow_partial=partly)
+        transfer.load_pretrained(model, classifier.finetune, allow_partial=partly)
     elif classifier.linear_probe or classifier.freeze_layers:
         logger.warning("what is frozen keeps its random start: no --finetune FILE is given")
 

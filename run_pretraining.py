@@ -23,7 +23,6 @@ from hicmae.data.loader import SkippedClips
 from hicmae.models.layers import split_tokens
 from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
 from hicmae.training import distributed
-from hicmae.training.checkpoint import Saver, find_checkpoint, resume
 from hicmae.training.logs import RunLogger, read_lines
 from hicmae.training.loop import (
     ComputeLoss,
@@ -34,6 +33,7 @@ from hicmae.training.loop import (
     train_one_epoch,
     training_loader,
 )
+from hicmae.training.resume import Saver, find_checkpoint, resume
 from hicmae.training.run import Run, open_run, run_command
 from hicmae.training.state import Plan, TrainState, make_plan, make_state, num_parameters
 

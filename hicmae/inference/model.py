@@ -24,6 +24,7 @@ from hicmae.data.clip_list import chosen_names, names_of_run
 from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD
 from hicmae.models.finetune import HiCMAEClassifier
 from hicmae.training import checkpoint
+from hicmae.training.transfer import weights_of
 
 FORMAT, FORMAT_VERSION = "hicmae", 1
 TASKS = ("classification", "regression", "pretraining")
@@ -276,7 +277,7 @@ def read_checkpoint(
         ValueError: no checkpoint of HiCMAE, or sizes that no registered model has.
     """
     state = checkpoint.load(path)
-    weights = checkpoint.weights_of(state, "model|module", f"'{path}'")
+    weights = weights_of(state, "model|module", f"'{path}'")
     given = {name: value for name, value in overrides.items() if value is not None}
     settings = {**flat_settings(state.get("args")), **given}
     modality = "".join(m for m, prefix in ENCODERS.items() if _has(weights, prefix))

@@ -197,7 +197,7 @@ def build(
     if pretrained:
         raise ValueError(
             "pretrained=True: no weights are hosted for HiCMAE; create the model without it and "
-            "load a file with hicmae.training.checkpoint.load_pretrained (scripts: --finetune)"
+            "load a file with hicmae.training.transfer.load_pretrained (scripts: --finetune)"
         )
     for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         options.pop(name, None)

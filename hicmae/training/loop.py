@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 from hicmae.config import RunConfig
 from hicmae.data.loader import ClipSampler, SkippedClips, epoch_batches, make_loader
 from hicmae.training import distributed
-from hicmae.training.checkpoint import Saver
 from hicmae.training.logs import (
     HParams,
     Progress,
@@ -27,6 +26,7 @@ from hicmae.training.logs import (
     provenance,
 )
 from hicmae.training.optim import set_learning_rate
+from hicmae.training.resume import Saver
 from hicmae.training.run import Precision, Run, checkpoint_activations, compiled, seed_step
 from hicmae.training.state import BadSteps, Plan, StepRecord, TrainState
 

@@ -85,7 +85,10 @@ def make_plan(
     total_batch = optim.batch_size * optim.accum_iter * world_size
     num_clips = len(loader.dataset)  # type: ignore[arg-type]  # ours have a length
     steps = max(num_clips // total_batch, 1)
-    lr, min_lr = (rate * total_batch / 256 for rate in (optim.lr, optim.min_lr))
+    lr, min_lr = (
+        rate * optim.batch_size * optim.accum_iter * world_size / 256
+        for rate in (optim.lr, optim.min_lr)
+    )
     decay = optim.weight_decay
     last_decay = decay if optim.weight_decay_end is None else optim.weight_decay_end
     logger.info(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hicmae.training.checkpoint import load_pretrained
+from hicmae.training.transfer import load_pretrained
 from tests.small_models import classifier, pretraining_model
 
 

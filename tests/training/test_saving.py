@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from hicmae.training import checkpoint
-from hicmae.training.checkpoint import Saver, find_changes
 from hicmae.training.logs import RunLogger
+from hicmae.training.resume import Saver, find_changes
 from hicmae.training.run import Stopped
 from hicmae.training.state import describe_clips
 from tests.training.parts import plan_of, run_in, state_of
