@@ -8,11 +8,11 @@
 # Writes  saved/model/pretraining/voxceleb2/audio_visual/hicmae_pretrain_base/
 #         checkpoint-99.pth is what the fine-tuning scripts beside this one start from.
 # Start   sh scripts/voxceleb2/audio_visual/hicmae_pretrain_base/pretrain_base.sh [more flags]
-#         Started again, it goes on from the newest checkpoint. Settings: scripts/lib/common.sh.
-#         One GPU, several, or several machines (NNODES, NODE_RANK, MASTER_ADDR): the total batch stays 160.
-#         Under SLURM: sbatch scripts/slurm/pretrain.sbatch
+#         Started again, it goes on from the newest checkpoint. One GPU, several, or several machines:
+#         the total batch stays 160. Variables such as GPUS and DATA_PATH: scripts/README.md.
 set -eu
 SCRIPT_DIR=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+# shellcheck disable=SC2034  # read by common.sh
 SCRIPT=$SCRIPT_DIR/$(basename -- "$0")
 # shellcheck source=scripts/lib/common.sh
 . "$SCRIPT_DIR/../../../lib/common.sh"
@@ -20,29 +20,18 @@ find_root
 
 DATA_PATH=$(absolute "${DATA_PATH:-$ROOT/saved/data/voxceleb2/train.csv}")
 OUTPUT_DIR=$(absolute "${OUTPUT_DIR:-$ROOT/saved/model/pretraining/voxceleb2/audio_visual/hicmae_pretrain_base}")
-LOG_FILE=$OUTPUT_DIR/console-node${NODE_RANK:-0}.log
-EPOCHS=${EPOCHS:-100}
-
 if [ -d "$DATA_PATH" ] && ! has_shards "$DATA_PATH"; then DATA_PATH=$DATA_PATH/train.csv; fi
 need_list "$DATA_PATH"
-need_number EPOCHS "$EPOCHS"
-prepare 160 40 "4 GPUs x 40"
-if [ "$BATCH_SIZE" -ne 40 ]; then
-    say "the contrastive loss compares the $BATCH_SIZE clips of one GPU and pass; the published run compared 40 (--gather_negatives: those of all GPUs)"
-fi
-detach_if_asked "$@"
 
-enter_root
-set -f # EXTRA_ARGS is split into words, but * in it stays as it is
-# shellcheck disable=SC2086
+start "$@"
+# shellcheck disable=SC2086  # EXTRA_ARGS is several words
 train run_pretraining.py \
-    --model pretrain_hicmae_dim512_patch16_160_a256 \
-    --data_path "$DATA_PATH" ${DATA_ROOT:+--data_root "$(absolute "$DATA_ROOT")"} \
-    --output_dir "$OUTPUT_DIR" \
-    --device "$DEVICE" --precision "$PRECISION" \
-    --batch_size "$BATCH_SIZE" --accum_iter "$ACCUM" \
-    --epochs "$EPOCHS" --warmup_epochs "${WARMUP_EPOCHS:-5}" --save_ckpt_freq 10 \
+    --data_path "$DATA_PATH" ${DATA_ROOT:+--data_root "$(absolute "$DATA_ROOT")"} --output_dir "$OUTPUT_DIR" \
+    --device "$DEVICE" --precision "$PRECISION" --num_workers "$NUM_WORKERS" \
+    --total_batch "${TOTAL_BATCH:-160}" --batch_size "${BATCH_SIZE:-40}" \
+    --epochs "${EPOCHS:-100}" --warmup_epochs "${WARMUP_EPOCHS:-5}" --save_ckpt_freq 10 \
     --lr 3e-4 --min_lr 1e-5 --opt_betas 0.9 0.95 --weight_decay 0.05 --drop_path 0 \
+    --model pretrain_hicmae_dim512_patch16_160_a256 \
     --encoder_depth 10 --encoder_depth_audio 10 --encoder_fusion_depth 2 \
     --decoder_depth 4 --decoder_depth_audio 4 --return_intermediate_features 3 6 9 \
     --num_frames 16 --sampling_rate 4 --input_size 160 --input_size_audio 256 128 \
@@ -50,4 +39,4 @@ train run_pretraining.py \
     --use_frame_diff_as_target --frame_diff_group_size 2 \
     --normalize_target --normalize_target_audio \
     --loss_weight 0.0025 --inter_contrastive_temperature 0.07 \
-    --num_workers "$NUM_WORKERS" "$@" ${EXTRA_ARGS:-}
+    "$@" ${EXTRA_ARGS:-}
