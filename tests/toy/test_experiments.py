@@ -1,0 +1,223 @@
+"""scripts/toy: a run is made once, goes on, or starts over; the tables of the experiments."""
+
+import importlib
+import json
+import re
+import shlex
+
+import pytest
+import timm
+import torch
+
+import run_finetuning
+import run_pretraining
+from hicmae.data.clip_list import Clip, write_list
+from tests.conftest import save_frames, save_mp4, save_wav, tone
+from tests.small_runs import ROOT
+
+DEMO = """#!/usr/bin/env bash
+echo python preprocess/toy_av.py --output_dir data
+echo python run_finetuning.py --data_path /fold1 --output_dir /demo --finetune /x.pth --epochs 4
+"""
+# Notes how often it was called with which flags; fails when told to.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+flags = sys.argv[1:]
+folder = Path(flags[flags.index("--output_dir") + 1])
+calls = folder / "calls.json"
+seen = json.loads(calls.read_text()) if calls.exists() else []
+calls.write_text(json.dumps([*seen, flags]))
+if "--fail" in flags:
+    sys.exit(3)
+if "--half" not in flags:
+    (folder / "metrics_best.json").write_text("{}")
+"""
+SMALL = "--device cpu --num_workers 0 --epochs 1 --warmup_epochs 0 --batch_size 8 --precision fp32"
+
+
+@pytest.fixture
+def experiments(monkeypatch):
+    """The script as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts/toy"))
+    return importlib.import_module("experiments")
+
+
+@pytest.fixture
+def runs(experiments, tmp_path, monkeypatch):
+    """The module of the runs, with a repository of stand-ins."""
+    module = importlib.import_module("runs")
+    root = tmp_path / "repository"
+    (root / "scripts").mkdir(parents=True)
+    (root / "scripts/demo.sh").write_text(DEMO)
+    (root / "run_finetuning.py").write_text(SCRIPT)
+    monkeypatch.setattr(module, "ROOT", root)
+    module.demo_flags.cache_clear()
+    yield module
+    module.demo_flags.cache_clear()
+
+
+def calls(folder):
+    return json.loads((folder / "calls.json").read_text())
+
+
+def test_flags_of_the_real_demo_name_its_model_and_no_places(experiments):
+    for script, model in (("run_pretraining.py", "pretrain_"), ("run_finetuning.py", "avit_")):
+        flags = experiments.demo_flags(script)
+        assert experiments.flag_value(flags, "--model").startswith(model)
+        assert not set(flags) & {"--output_dir", "--finetune", "--data_path"}
+
+
+def test_a_finished_run_is_not_made_again_and_another_command_starts_over(runs, tmp_path):
+    some = [runs.Run(tmp_path / name, "run_finetuning.py", ["--data_path", "d"]) for name in "ab"]
+    runs.run_all(some, jobs=2)
+    runs.run_all(some, jobs=2)
+    flags = ["--epochs", "4", "--data_path", "d", "--output_dir", str(tmp_path / "b")]
+    assert calls(tmp_path / "b") == [flags]
+    runs.run_all(some, extra="--epochs 2")
+    assert [runs.flag_value(flags, "--epochs") for flags in calls(tmp_path / "a")] == ["2"]
+
+
+def test_a_run_cut_off_goes_on_in_its_folder(runs, tmp_path):
+    some = [runs.Run(tmp_path / "a", "run_finetuning.py", ["--half"])]
+    runs.run_all(some)
+    runs.run_all(some)
+    assert len(calls(tmp_path / "a")) == 2
+
+
+def test_a_run_starts_over_when_that_which_it_starts_from_had_another_command(runs, tmp_path):
+    first = tmp_path / "first/checkpoint-9.pth"
+    some = [runs.Run(tmp_path / "a", "run_finetuning.py", ["--finetune", str(first)])]
+    first.parent.mkdir()
+    for command in ("x", "x", "y"):
+        (first.parent / "command.txt").write_text(command)
+        runs.run_all(some)
+        assert len(calls(tmp_path / "a")) == 1
+        assert (tmp_path / "a/command.txt").read_text().endswith(command)
+
+
+def test_a_failed_run_names_its_log(runs, tmp_path):
+    with pytest.raises(SystemExit, match=r"run_finetuning.py stopped with code 3; see '.*a/conso"):
+        runs.run_all([runs.Run(tmp_path / "a", "run_finetuning.py", ["--fail"])])
+    with pytest.raises(SystemExit, match=r"no checkpoint-<epoch>.pth in '.*nothing'; run scripts"):
+        runs.last_checkpoint(tmp_path / "nothing")
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    """Two folds of 36 and 6 clips, and a checkpoint where the demo keeps its own."""
+    root = tmp_path_factory.mktemp("experiments")
+    clips = []
+    for k in range(6):
+        wav = save_wav(root / f"{k}.wav", tone(25600, 200 + 50 * k))
+        clips.append(Clip(save_frames(root / f"faces{k}", 50, (64, 64)), wav, k))
+    for fold in ("fold1", "fold2"):
+        for name, rows in (("train", clips * 6), ("val", clips), ("test", clips)):
+            write_list(root / f"data/{fold}/{name}.csv", rows)
+    films = [Clip(save_mp4(root / f"{k}.mp4", 50, (64, 64)), clips[k].audio, 0) for k in range(6)]
+    write_list(root / "data/pretrain.csv", films + films[:2])
+    (root / "data/classes.txt").write_text("".join(f"class{k}\n" for k in range(6)))
+    speakers = "".join(f"faces{k},s{k // 2}\n" for k in range(6))
+    (root / "data/meta.csv").write_text("clip,speaker\n" + speakers)
+    torch.manual_seed(0)
+    sizes = {"encoder_depth": 2, "encoder_depth_audio": 2, "encoder_fusion_depth": 1}
+    sizes |= {"decoder_depth": 2, "decoder_depth_audio": 2, "return_intermediate_features": (1,)}
+    clip = {"num_frames": 4, "input_size": 64, "input_size_audio": (128, 128), "sampling_rate": 16}
+    geometry = {"num_frames": 4, "img_size": 64, "img_size_audio": (128, 128)}
+    model = timm.create_model("pretrain_hicmae_dim128_patch16_160_a256", **sizes, **geometry)
+    (root / "demo/pretrain").mkdir(parents=True)
+    state = {"model": model.state_dict(), "epoch": 9, "args": {"clip": clip}}
+    torch.save(state, root / "demo/pretrain/checkpoint-9.pth")
+    return root
+
+
+@pytest.fixture
+def small(experiments, monkeypatch, benchmark):
+    """Run an experiment with the entry scripts in this process and one epoch each."""
+
+    def run_here(chosen, jobs=1, extra=""):
+        for run in chosen:
+            script = {"run_pretraining.py": run_pretraining, "run_finetuning.py": run_finetuning}
+            flags = [*experiments.demo_flags(run.script), *run.flags, *shlex.split(extra)]
+            script[run.script].main([*flags, "--output_dir", str(run.folder)])
+            assert (run.folder / run.product).exists()
+
+    def run_module_here(name, *arguments):
+        main = importlib.import_module("hicmae.report.__main__" if "report" in name else name).main
+        main([str(argument) for argument in arguments])
+
+    monkeypatch.setattr(experiments, "run_all", run_here)
+    monkeypatch.setattr(experiments, "run_module", run_module_here)
+
+    def run(name, out, *more):
+        places = ["--data", benchmark / "data", "--demo", benchmark / "demo", "--out", out]
+        experiments.main([name, *map(str, places), "--extra", SMALL, *more])
+        rows = (out / "table.md").read_text().splitlines()[2:]
+        return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+    return run
+
+
+def test_labels_compares_starts_and_kinds(small, tmp_path):
+    rows = small("labels", tmp_path, "--seeds", "0", "--shares", "1")
+    kinds = ("full fine-tuning", "linear probe", "10-NN")
+    assert [row[0] for row in rows] == [
+        f"{start}, {kind}" for kind in kinds for start in ("10 epochs", "random")
+    ]
+    for row, kind in zip(rows[:4:2], ("full_fine-tuning", "linear_probe"), strict=True):
+        run = tmp_path / f"10_epochs_{kind}" / "share100/fold1_seed0"
+        uar = json.loads((run / "metrics.json").read_text())["uar"]
+        assert row[1] == f"{100 * uar:.1f}"
+        config = json.loads((run / "config.json").read_text())
+        assert config["classifier"]["linear_probe"] == (kind == "linear_probe")
+        assert config["classifier"]["finetune"].endswith("demo/pretrain/checkpoint-9.pth")
+    assert len((tmp_path / "lists/fold1/val.csv").read_text().splitlines()) == 1
+    assert (tmp_path / "results.csv").read_text().startswith("start,kind,share,fold,seed,uar\n")
+
+
+def test_few_labels_are_seen_in_more_epochs(experiments, tmp_path):
+    write_list(tmp_path / "train.csv", [Clip(f"v{k}", f"{k}.wav", k % 6) for k in range(504)])
+    row = {"kind": "full fine-tuning", "seed": 0}
+    lengths = {}
+    for share in (1.0, 0.1):
+        flags = experiments.label_flags(row | {"share": share}, tmp_path, None)
+        lengths[share] = int(experiments.flag_value(flags, "--epochs"))
+    assert lengths == {1.0: 40, 0.1: 200}
+    probe = experiments.label_flags(
+        row | {"share": 1.0, "kind": "linear probe"}, tmp_path, None, "--epochs 2"
+    )
+    assert "--linear_probe" in probe and "--epochs" not in probe and "--finetune" not in probe
+    with pytest.raises(SystemExit, match="leaves 25 clips, fewer than one batch"):
+        experiments.label_flags(row | {"share": 0.05}, tmp_path, None)
+
+
+def test_ablations_share_the_baselines_pretraining_and_compare_with_it(small, tmp_path):
+    rows = small("ablations", tmp_path, "--folds", "1", "--only", "no_feature_fusion",
+                 "no_contrast", "no_pretraining")  # fmt: skip
+    assert [row[0] for row in rows] == [
+        "HiCMAE, with the demo's settings",
+        "no pre-training",
+        "no contrastive loss",
+        "no hierarchical feature fusion",
+    ]
+    assert sorted(path.name for path in (tmp_path / "pretrain").iterdir()) == [
+        "baseline", "no_contrast"]  # fmt: skip
+    baseline, none, no_contrast, no_fusion = rows
+    assert baseline[2:6] == no_fusion[2:6] and none[2:6] == ["-"] * 4
+    assert no_contrast[4:6] == ["-", "-"] and float(baseline[4]) > 0
+    assert baseline[-2:] == ["-", "-"] and re.fullmatch(r"[+-]\d+\.\d", no_fusion[-2])
+
+
+def test_modalities_scores_streams_alone_and_missing(small, benchmark, tmp_path):
+    flags = ["--data_path", str(benchmark / "data/fold1"), *SMALL.split()]
+    experiments = importlib.import_module("experiments")
+    demo = experiments.demo_flags("run_finetuning.py")
+    run_finetuning.main([*demo, *flags, "--output_dir", str(benchmark / "demo/folds/fold1")])
+    rows = small("modalities", tmp_path)
+    assert [row[:2] for row in rows[:3]] == [
+        ["audio", "33.3"], ["video", "50.0"], ["audio and video", "100.0"]]  # fmt: skip
+    uar = json.loads((benchmark / "demo/folds/fold1/metrics.json").read_text())["uar"]
+    assert rows[2][2] == f"{100 * uar:.2f}"
+    missing = {row[0]: row[1:] for row in rows[6:]}
+    assert list(missing) == list(experiments.MISSING)
+    assert missing["both streams"][0] == f"{100 * uar:.2f}"
