@@ -19,7 +19,7 @@ MODULES = sorted((ROOT / "hicmae").rglob("*.py"))
 
 
 def imported(path):
-    """Return every module of this repository that a file names in an import, also within functions."""
+    """Return every module that a file names in an import, also within functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
