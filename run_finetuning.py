@@ -178,6 +178,7 @@ def read_lists(configs: FinetuneConfigs) -> splits.Lists:
     lists = splits.read_lists(
         Path(data.data_path),
         read,
+        Path(configs.run.output_dir),
         val_path=score.val_path,
         val_split=score.val_split,
         val_share=score.val_share,
@@ -186,7 +187,6 @@ def read_lists(configs: FinetuneConfigs) -> splits.Lists:
         average_clips=score.average_clips,
         seed=configs.run.seed,
         modality=classifier.modality,
-        output_dir=Path(configs.run.output_dir),
     )
     logger.info("names: %s", ", ".join(label_names(configs)))
     return lists
@@ -211,7 +211,7 @@ def training_clips(configs: FinetuneConfigs, lists: splits.Lists) -> LabelledCli
     augment = configs.augment
     return LabelledClips(
         lists.train,
-        configs.clip,
+        settings=configs.clip,
         task=configs.classifier.task,
         augment=Augment(
             aa=None if augment.aa in ("", "none") else augment.aa,
@@ -242,7 +242,7 @@ def scoring_loader(
     """
     dataset = TestClips(
         clips,
-        configs.clip,
+        settings=configs.clip,
         task=configs.classifier.task,
         num_segments=configs.score.test_num_segment,
         num_crops=configs.score.test_num_crop,

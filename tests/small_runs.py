@@ -120,11 +120,35 @@ def ranks(script, arguments, log, fault=None, count=2):
     ]
 
 
+def start(script, command, log, fault=None, count=1):
+    """Start one process, or a group of ranks."""
+    if count > 1:
+        return ranks(script, command, log, fault, count)
+    return [Run(script, command, log, fault)]
+
+
 def finish(runs):
     """Wait for all of them; all must succeed."""
     for run in runs:
         code = run.wait()
         assert code == 0, run.output()[-3000:]
+
+
+def complete(script, command, log, fault=None, count=1):
+    """Run to the end; return the first process."""
+    group = start(script, command, log, fault, count)
+    finish(group)
+    return group[0]
+
+
+def kill_when(condition, script, command, log, fault=None, count=1):
+    """Run until something holds, then kill all processes."""
+    group = start(script, command, log, fault, count)
+    until(condition, *group)
+    for run in group:
+        run.kill()
+    for run in group:
+        run.wait()
 
 
 def until(condition, *runs, seconds=LIMIT):
@@ -135,6 +159,11 @@ def until(condition, *runs, seconds=LIMIT):
         assert not dead, f"ended early; its output ends in: {dead[0].output()[-3000:]}"
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def saved_within(folder, epoch):
+    """Return a condition: a state within that epoch is saved."""
+    return lambda: list(Path(folder).glob(f"checkpoint-{epoch}-step*.pth"))
 
 
 def steps_written(folder, count):

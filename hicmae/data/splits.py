@@ -350,6 +350,7 @@ class Lists(NamedTuple):
 def read_lists(
     folder: Path,
     read: Callable[[Path], Clips],
+    output_dir: Path,
     *,
     val_path: str,
     val_split: str,
@@ -359,61 +360,66 @@ def read_lists(
     average_clips: int,
     seed: int,
     modality: str,
-    output_dir: Path,
 ) -> Lists:
-    """Read train.csv and test.csv, and choose what to validate on.
+    """Read train.csv and test.csv, and choose what to validate on and how much to train on.
 
     Args:
         folder: of the lists.
         read: reads one list.
+        output_dir: where the tables of `Lists` will be.
         val_path: list to validate on; "": val.csv, else test.csv.
-        val_split: "list" to validate on that list; "speaker" or "clip" to hold clips out of
-            train.csv instead, so that of the test list only the lines are read.
-        val_share: to hold out.
+        val_split: "list": that list; "speaker" or "clip": clips held out of train.csv instead, so
+            that of the test list only the lines are read.
+        val_share: of train.csv to hold out.
         label_share: of what is left to train on.
         speakers: last arguments of `find_speakers`.
         average_clips: see `group_clips`; 0: each clip for itself.
         seed: of all draws.
         modality: streams that are read.
-        output_dir: where the tables will be.
     """
-
-    def scored(path: Path) -> Clips:
-        clips = read(path)
-        if average_clips:
-            group_clips([c.video for c in clips], [c.label for c in clips], average_clips)
-        return clips
-
-    train, test = read(folder / "train.csv"), scored(folder / "test.csv")
-    tables = {}
+    train, test = read(folder / "train.csv"), read(folder / "test.csv")
+    val_file, in_folder, tables = folder / "test.csv", find_list(folder / "val.csv"), {}
     if val_split == "list":
-        in_folder = folder / ("val.csv" if find_list(folder / "val.csv") else "test.csv")
-        val_file = Path(val_path) if val_path else in_folder
-        val = test if val_file == folder / "test.csv" else scored(val_file)
+        if val_path or in_folder:
+            val_file = Path(val_path) if val_path else folder / "val.csv"
+        val = test if val_file == folder / "test.csv" else read(val_file)
     else:
-        videos = [clip.video for clip in train]
-        if val_split == "speaker":
-            groups = find_speakers(videos, folder, *speakers)
-        else:  # an item stays whole
-            groups = [item_name(v, average_clips) if average_clips else v for v in videos]
+        groups = _kept_together(train, folder, val_split, speakers, average_clips)
         held = hold_out(train, groups, val_share, seed, modality)
         describe_holdout(held, val_split)
-        if find_list(folder / "val.csv"):
+        if in_folder:
             logger.info("'%s' is not used", folder / "val.csv")
         train, val, val_file = held.train, held.val, output_dir / HOLDOUT_FILE
         tables[HOLDOUT_FILE] = holdout_table(held, val_split)
+    for clips in (val, test) if average_clips else ():  # their items must have one label each
+        group_clips([clip.video for clip in clips], [clip.label for clip in clips], average_clips)
     if label_share < 1:
         taken = take_share(train, label_share, seed)
         describe_share(taken, len(train), label_share)
         train, tables[SHARE_FILE] = taken, share_table(taken)
-    if val == test:
+    lists = Lists(train, val, test, str(val_file), tables)
+    _describe(lists)
+    return lists
+
+
+def _kept_together(
+    clips: Clips, folder: Path, val_split: str, speakers: tuple[str, str, str], average_clips: int
+) -> list[str]:
+    """Name for each clip what stays on one side of a split: its speaker, its item, or itself."""
+    videos = [clip.video for clip in clips]
+    if val_split == "speaker":
+        return find_speakers(videos, folder, *speakers)
+    return [item_name(video, average_clips) if average_clips else video for video in videos]
+
+
+def _describe(lists: Lists) -> None:
+    if lists.val == lists.test:
         logger.warning(
             "the best epoch is chosen on %s, the same clips as the test list, as in the published "
             "protocol: best-epoch results are optimistic, last-epoch results are not",
-            val_file,
+            lists.val_file,
         )
     else:
-        logger.info("the best epoch is chosen on %s, apart from the test list", val_file)
-    counts = len(train), len(val), len(test)
+        logger.info("the best epoch is chosen on %s, apart from the test list", lists.val_file)
+    counts = len(lists.train), len(lists.val), len(lists.test)
     logger.info("clips: %d for training, %d for validation, %d for testing", *counts)
-    return Lists(train, val, test, str(val_file), tables)

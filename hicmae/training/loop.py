@@ -115,36 +115,25 @@ def train_one_epoch(
     """
     model.train()
     every, accum_iter = run.config.print_freq, plan.optim.accum_iter
-    first = state.epoch * plan.steps
-    title = f"epoch {state.epoch}/{plan.optim.epochs}"
-    progress = Progress(plan.steps, title, every=every, initial=state.step)
     if saver is not None:
         saver.check(state)  # a signal may have come while the last epoch was validated and saved
     if isinstance(loader, DataLoader):
         loader = epoch_batches(loader, state.epoch, first=state.step * accum_iter)
+    title = f"epoch {state.epoch}/{plan.optim.epochs}"
+    progress = Progress(plan.steps, title, every=every, initial=state.step)
     state.metrics.restart_clock()
     if state.step == plan.steps:  # only what follows the epoch is left; show its last step again
         show(plan, state, logs)
     try:
         for batches, data_time in _groups(loader, accum_iter, plan.steps - state.step):
-            step = first + state.step
             skipped.record(clip for batch in batches for clip in batch.skipped)
-            # What a step draws depends on its number and on nothing before it.
-            seed_step(run.config.seed, step, distributed.rank())
-            set_learning_rate(state.optimizer, float(plan.lr[step]), float(plan.weight_decay[step]))
-            figures = train_step(
-                model, batches, compute_loss, state, run.precision, plan.optim.clip_grad
-            )
-            names = [name for batch in batches for name in batch.names]
-            record = StepRecord(step, state.epoch, float(plan.lr[step]), figures, names)
+            record = _seeded_step(model, batches, compute_loss, run, plan, state)
             state.metrics.add(record, data_time)
             state.step += 1
-            if state.step % every == 0 or state.step == plan.steps:
-                progress.update(1, show(plan, state, logs))
-            else:
-                progress.update(1)
-                if len(state.metrics.unread) >= run.config.max_bad_steps:
-                    state.metrics.read(logs)
+            shows = state.step % every == 0 or state.step == plan.steps
+            progress.update(1, show(plan, state, logs) if shows else None)
+            if len(state.metrics.unread) >= run.config.max_bad_steps:
+                state.metrics.read(logs)
             if saver is not None and state.step < plan.steps:  # the end of an epoch is saved later
                 saver.check(state)
     except BadSteps as bad:
@@ -155,6 +144,24 @@ def train_one_epoch(
     shown = {name: m for name, m in means.items() if m or name != "bad_steps"}
     logs.scalars(plan.last_step(state.epoch), shown, prefix="epoch")
     return means
+
+
+def _seeded_step(
+    model: nn.Module,
+    batches: Sequence[Any],
+    compute_loss: ComputeLoss,
+    run: Run,
+    plan: Plan,
+    state: TrainState,
+) -> StepRecord:
+    """Make a step of the run; what it draws depends on its number and on nothing before it."""
+    step = state.epoch * plan.steps + state.step
+    lr, weight_decay = float(plan.lr[step]), float(plan.weight_decay[step])
+    seed_step(run.config.seed, step, distributed.rank())
+    set_learning_rate(state.optimizer, lr, weight_decay)
+    figures = train_step(model, batches, compute_loss, state, run.precision, plan.optim.clip_grad)
+    names = [name for batch in batches for name in batch.names]
+    return StepRecord(step, state.epoch, lr, figures, names)
 
 
 def _groups(loader: Iterable, accum_iter: int, steps: int) -> Iterator[tuple[list[Any], float]]:

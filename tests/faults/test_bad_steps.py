@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from hicmae.training import checkpoint
-from tests.small_runs import Run, assert_nothing_left, assert_same_run, finish, lines, ranks, until
+from tests.small_runs import (
+    assert_nothing_left,
+    assert_same_run,
+    complete,
+    kill_when,
+    lines,
+    ranks,
+    saved_within,
+)
 
 
 def spoil(is_bad):
@@ -38,9 +46,7 @@ def all_is_bad_on_rank_1_from_its_third_batch():
 
 @pytest.mark.slow
 def test_a_bad_clip_costs_one_step_an_epoch_which_is_counted_also_after_a_kill(pretrain, tmp_path):
-    finish(
-        [Run("run_pretraining", [*pretrain, tmp_path / "whole"], tmp_path / "a", one_clip_is_bad)]
-    )
+    complete("run_pretraining", [*pretrain, tmp_path / "whole"], tmp_path / "a", one_clip_is_bad)
     steps, epochs = (lines(tmp_path / "whole" / name) for name in ("steps.jsonl", "log.txt"))
     skipped = [line for line in steps if line["skipped"]]
     assert len(steps) == 9 and 2 <= len(skipped) <= 3
@@ -48,10 +54,9 @@ def test_a_bad_clip_costs_one_step_an_epoch_which_is_counted_also_after_a_kill(p
     assert sum(line["train_bad_steps"] for line in epochs) == len(skipped)
     assert all(line["train_loss"] is not None for line in epochs)
     command = [*pretrain, tmp_path / "out", "--save_interval", "0"]
-    run = Run("run_pretraining", command, tmp_path / "b", one_clip_is_bad)
-    until(lambda: list((tmp_path / "out").glob("checkpoint-1-step*.pth")), run)
-    run.kill().wait()
-    finish([Run("run_pretraining", command, tmp_path / "b", one_clip_is_bad)])
+    within = saved_within(tmp_path / "out", 1)
+    kill_when(within, "run_pretraining", command, tmp_path / "b", one_clip_is_bad)
+    complete("run_pretraining", command, tmp_path / "b", one_clip_is_bad)
     assert_same_run(tmp_path / "out", tmp_path / "whole", 2)
 
 

@@ -16,7 +16,9 @@ from tests.small_runs import (
     Run,
     assert_nothing_left,
     assert_same_run,
-    finish,
+    complete,
+    kill_when,
+    saved_within,
     steps_written,
     tensorboard_points,
     until,
@@ -43,7 +45,7 @@ def test_a_kill_within_a_write_costs_no_more_than_that_write(pretrain, whole, tm
     assert run.wait() == -signal.SIGKILL
     (part,) = out.glob(".part-*")
     assert not (out / "checkpoint-1.pth").exists()
-    finish([Run("run_pretraining", command, tmp_path / "log")])
+    complete("run_pretraining", command, tmp_path / "log")
     log = (out / "run.log").read_text()
     assert f"removed '{part.name}', which a killed run left half-written" in log
     assert_same_run(out, whole / "run_pretraining", 2)
@@ -72,12 +74,11 @@ def test_a_run_goes_on_from_the_save_before_a_broken_one_and_says_so(
     kind, pretrain, whole, tmp_path
 ):
     out = tmp_path / "out"
-    run = Run("run_pretraining", [*pretrain, out, "--save_interval", "0"], tmp_path / "log")
-    until(lambda: list(out.glob("checkpoint-1-step*.pth")), run)
-    run.kill().wait()
+    command = [*pretrain, out, "--save_interval", "0"]
+    kill_when(saved_within(out, 1), "run_pretraining", command, tmp_path / "log")
     broken = max(out.glob("checkpoint-1-step*.pth"), key=lambda path: path.name)
     break_file(broken, kind)
-    finish([Run("run_pretraining", [*pretrain, out], tmp_path / "log")])
+    complete("run_pretraining", [*pretrain, out], tmp_path / "log")
     log = (out / "run.log").read_text()
     assert f"skipping a broken checkpoint, trying the one before: checkpoint '{broken}'" in log
     assert f"the next save replaces what lies ahead of this run: {broken.name}" in log
@@ -102,8 +103,7 @@ def test_a_full_disk_while_saving_warns_and_training_goes_on(finetune, whole, tm
     out = tmp_path / "out"
     options = ["--save_interval", "0"]
     fault = disk_is_full_in_the_first_two_epochs
-    run = Run("run_finetuning", [*finetune, out, *options], tmp_path / "log", fault)
-    assert run.wait() == 0, run.output()
+    complete("run_finetuning", [*finetune, out, *options], tmp_path / "log", fault)
     log = (out / "run.log").read_text()
     assert "could not write checkpoint" in log and "No space left on device" in log
     assert "training goes on" in log and "is the best so far, but could not be kept" in log
@@ -129,16 +129,15 @@ def test_a_run_whose_last_state_cannot_be_saved_fails_and_goes_on_from_what_ther
     pretrain, whole, tmp_path
 ):
     out = tmp_path / "out"
-    run = Run("run_pretraining", [*pretrain, out], tmp_path / "log")
-    until(lambda: list(out.glob("checkpoint-0.pth")), run)
-    run.kill().wait()
+    saved = (out / "checkpoint-0.pth").exists
+    kill_when(saved, "run_pretraining", [*pretrain, out], tmp_path / "log")
     before = (out / "checkpoint-0.pth").read_bytes()
     run = Run("run_pretraining", [*pretrain, out], tmp_path / "log", no_file_grows_large)
     assert run.wait() == 1
     assert "the state after the last epoch is not saved" in run.output()
     assert (out / "checkpoint-0.pth").read_bytes() == before
     assert_nothing_left(out)
-    finish([Run("run_pretraining", [*pretrain, out], tmp_path / "log")])
+    complete("run_pretraining", [*pretrain, out], tmp_path / "log")
     assert_same_run(out, whole / "run_pretraining", 2)
 
 
@@ -152,21 +151,6 @@ def tiny_disk(tmp_path):
         pytest.skip("this process may not mount a file system")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.mark.slow
-def test_a_really_full_disk_keeps_the_old_checkpoint_and_no_temporary(
-    tiny_disk, pretrain, whole, tmp_path
-):
-    (tiny_disk / "ballast").write_bytes(bytes(40 * 2**20))  # a second checkpoint does not fit
-    run = Run("run_pretraining", [*pretrain, tiny_disk], tmp_path / "log")
-    assert run.wait() == 1
-    assert "No space left on device" in run.output()
-    assert [path.name for path in tiny_disk.glob("checkpoint*")] == ["checkpoint-0.pth"]
-    assert checkpoint.load(tiny_disk / "checkpoint-0.pth", verify=True)["epoch"] == 0
-    expected = (whole / "run_pretraining/steps.jsonl").read_text()
-    assert (tiny_disk / "steps.jsonl").read_text() == expected
-    assert_nothing_left(tiny_disk)
 
 
 def slow_steps():

@@ -13,10 +13,12 @@ from tests.small_runs import (
     assert_nothing_left,
     assert_same_run,
     children_of,
+    complete,
     finish,
     is_running,
     lines,
     ranks,
+    start,
     steps_written,
     until,
 )
@@ -42,7 +44,7 @@ def test_a_signal_finishes_the_step_saves_and_exits_resumable(number, finetune, 
     done = stopped_after(run)
     assert 1 <= done == len(lines(out / "steps.jsonl")) < 9
     assert len(list(out.glob("checkpoint-*.pth"))) >= 1
-    finish([Run("run_finetuning", [*finetune, out], tmp_path / "log")])
+    complete("run_finetuning", [*finetune, out], tmp_path / "log")
     assert_same_run(out, whole / "run_finetuning", 2)
 
 
@@ -83,32 +85,36 @@ def test_a_signal_during_validation_keeps_the_epoch_for_which_it_is_pending(
 ):
     base = [*finetune[:-1], "--accum_iter", "2" if count == 1 else "1", "--output_dir"]
 
-    def start(out, fault=None):
-        if count == 1:
-            return [Run("run_finetuning", [*base, out], tmp_path / "log", fault)]
-        return ranks("run_finetuning", [*base, out], tmp_path / "log", fault)
+    def run(out, fault=None):
+        return start("run_finetuning", [*base, out], tmp_path / "log", fault, count)
 
-    finish(start(tmp_path / "whole"))
+    finish(run(tmp_path / "whole"))
     out = tmp_path / "out"
-    group = start(out, slow_validation)
+    group = run(out, slow_validation)
     until(steps_written(out, 6), *group)
     time.sleep(0.3)
     group[-1].kill(signal.SIGTERM)
     assert [run.wait() for run in group] == [75] * count
     assert (out / "checkpoint-1-step6.pth").exists() and len(lines(out / "log.txt")) == 1
-    finish(start(out))
+    finish(run(out))
     assert "epoch 1, 3 of its 3 steps done" in (out / "run.log").read_text()
     assert_same_run(out, tmp_path / "whole", 2)
+
+
+def with_workers(command, out, folder):
+    """Start a run with two loading processes; return it and them."""
+    options = ["--num_workers", "2", "--print_freq", "1"]
+    run = Run("run_pretraining", [*command, *options], folder / "log")
+    until(steps_written(out, 1), run)
+    workers = children_of(run.process.pid)
+    assert len(workers) == 2
+    return run, workers
 
 
 def test_a_signal_to_the_whole_job_leaves_its_loading_processes_to_the_run(pretrain, tmp_path):
     """As SLURM and a terminal send it; workers that died would cost the step in hand."""
     out = tmp_path / "out"
-    options = ["--num_workers", "2", "--print_freq", "1"]
-    run = Run("run_pretraining", [*pretrain, out, *options], tmp_path / "log")
-    until(steps_written(out, 1), run)
-    workers = children_of(run.process.pid)
-    assert len(workers) == 2
+    run, workers = with_workers([*pretrain, out], out, tmp_path)
     os.killpg(run.process.pid, signal.SIGTERM)
     assert run.wait() == 75
     assert "was ended by" not in run.output()
@@ -118,10 +124,6 @@ def test_a_signal_to_the_whole_job_leaves_its_loading_processes_to_the_run(pretr
 
 def test_no_process_outlives_a_killed_run(pretrain, tmp_path):
     out = tmp_path / "out"
-    options = ["--num_workers", "2", "--print_freq", "1"]
-    run = Run("run_pretraining", [*pretrain, out, *options], tmp_path / "log")
-    until(steps_written(out, 1), run)
-    workers = children_of(run.process.pid)
-    assert len(workers) == 2
+    run, workers = with_workers([*pretrain, out], out, tmp_path)
     run.kill().wait()
     until(lambda: not any(map(is_running, workers)), seconds=20)

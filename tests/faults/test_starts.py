@@ -11,9 +11,12 @@ import torch
 from tests.small_runs import (
     Run,
     assert_same_run,
+    complete,
     finish,
+    kill_when,
     last_state,
     lines,
+    saved_within,
     steps_written,
     until,
 )
@@ -23,9 +26,8 @@ from tests.small_runs import (
 def stopped(pretrain, tmp_path_factory):
     """A pre-training run that was killed in its second epoch."""
     out = tmp_path_factory.mktemp("stopped") / "out"
-    run = Run("run_pretraining", [*pretrain, out, "--save_interval", "0"], out.with_name("log"))
-    until(lambda: list(out.glob("checkpoint-1-step*.pth")), run)
-    run.kill().wait()
+    command = [*pretrain, out, "--save_interval", "0"]
+    kill_when(saved_within(out, 1), "run_pretraining", command, out.with_name("log"))
     return out
 
 
@@ -61,7 +63,7 @@ def test_changes_that_are_allowed_take_effect_and_harmless_ones_need_no_leave(
 ):
     out = shutil.copytree(stopped, tmp_path / "out")
     changed = ["--opt_betas", "0.9", "0.99", "--print_freq", "1", "--allow_changes"]
-    finish([Run("run_pretraining", [*pretrain, out, *changed], tmp_path / "log")])
+    complete("run_pretraining", [*pretrain, out, *changed], tmp_path / "log")
     log = (out / "run.log").read_text()
     assert "allowed by --allow_changes: --opt_betas 0.9 0.95 -> 0.9 0.99" in log
     assert "--print_freq 2 -> 1" in log
@@ -77,7 +79,7 @@ def test_another_list_under_the_same_name_is_noticed(pretrain, stopped, media, t
     line = refusal([*pretrain, out, "--data_path", tmp_path], tmp_path / "log")
     assert re.search(r"clips of the training list 13 \(\w{12}\) -> 13 \(\w{12}\); repeat", line)
     (tmp_path / "train.csv").write_text("\n".join(rows) + "\n")
-    finish([Run("run_pretraining", [*pretrain, out, "--data_path", tmp_path], tmp_path / "log")])
+    complete("run_pretraining", [*pretrain, out, "--data_path", tmp_path], tmp_path / "log")
 
 
 @pytest.mark.slow
@@ -89,10 +91,8 @@ def test_the_same_command_with_resume_goes_on_from_its_own_saves(
     if not begin.exists():
         begin = next(stopped.glob("checkpoint-1-step*.pth"))
     command = [*pretrain, out, "--resume", begin, "--save_interval", "0"]
-    run = Run("run_pretraining", command, tmp_path / "log")
-    until(lambda: list(out.glob("checkpoint-2-step*.pth")), run)
-    run.kill().wait()
-    finish([Run("run_pretraining", command, tmp_path / "log")])
+    kill_when(saved_within(out, 2), "run_pretraining", command, tmp_path / "log")
+    run = complete("run_pretraining", command, tmp_path / "log")
     assert "resumed from" in run.output() and "epoch 2, " in (out / "run.log").read_text()
     mine, other = (last_state(x, 2) for x in (out, whole / "run_pretraining"))
     assert all(torch.equal(mine["model"][name], other["model"][name]) for name in other["model"])
@@ -102,7 +102,7 @@ def test_the_same_command_with_resume_goes_on_from_its_own_saves(
 def test_going_back_with_resume_replaces_later_checkpoints(pretrain, whole, tmp_path):
     out = shutil.copytree(whole / "run_pretraining", tmp_path / "out")
     command = [*pretrain, out, "--resume", out / "checkpoint-1.pth"]
-    finish([Run("run_pretraining", command, tmp_path / "log")])
+    complete("run_pretraining", command, tmp_path / "log")
     assert "ahead of this run: checkpoint-2.pth" in (out / "run.log").read_text()
     mine, other = (last_state(x, 2) for x in (out, whole / "run_pretraining"))
     assert all(torch.equal(mine["model"][name], other["model"][name]) for name in other["model"])
@@ -130,8 +130,7 @@ def impatient():
 def test_a_finished_run_started_again_says_so_and_changes_nothing(finetune, whole, tmp_path):
     out = shutil.copytree(whole / "run_finetuning", tmp_path / "out")
     before = contents(out)
-    run = Run("run_finetuning", [*finetune, out], tmp_path / "log")
-    assert run.wait() == 0
+    run = complete("run_finetuning", [*finetune, out], tmp_path / "log")
     assert "training is finished: all 3 epochs are done" in run.output()
     after = contents(out)
     for files in (before, after):
@@ -142,11 +141,10 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(finetune, whol
 @pytest.mark.slow
 def test_a_lost_best_checkpoint_is_noticed_and_the_best_epoch_chosen_anew(finetune, tmp_path):
     out = tmp_path / "out"
-    run = Run("run_finetuning", [*finetune, out, "--save_interval", "0"], tmp_path / "log")
-    until(lambda: list(out.glob("checkpoint-1-step*.pth")), run)
-    run.kill().wait()
+    command = [*finetune, out, "--save_interval", "0"]
+    kill_when(saved_within(out, 1), "run_finetuning", command, tmp_path / "log")
     (out / "checkpoint-best.pth").unlink()
-    finish([Run("run_finetuning", [*finetune, out], tmp_path / "log")])
+    complete("run_finetuning", [*finetune, out], tmp_path / "log")
     assert "weights of the best epoch so far (0) are not on disk" in (out / "run.log").read_text()
     assert json.loads((out / "metrics_best.json").read_text())["epoch"] >= 1
 
