@@ -47,6 +47,7 @@ def test_commands_write_their_figures(tmp_path, capsys, command):
     assert "plain" in shown and "encoder_audio" in shown and "ratio" in shown
 
 
+@pytest.mark.slow
 def test_memory_and_peaks_are_measured(tmp_path):
     found = figures(tmp_path, "pretrain", "--no-errors", "--batch_size", "2")
     ratio = found["peak_memory"] / found["plain_peak_memory"]
