@@ -206,11 +206,13 @@ def test_number_of_workers_does_not_change_a_run(media, tmp_path):
 
 
 def test_repeated_sampling_and_accumulation_run(media, tmp_path):
-    arguments = ["--num_samples", "2", "--accum_iter", "3", "--gather_negatives", "--clip_grad",
+    arguments = ["--num_samples", "2", "--total_batch", "6", "--gather_negatives", "--clip_grad",
                  "1", "--epochs", "1", "--precision", "bf16", "--image_freq", "0"]  # fmt: skip
     paths = ["--data_path", str(media / "lists"), "--output_dir", str(tmp_path)]
     run_pretraining.main([*PRETRAIN, *paths, *arguments])
     assert len(lines(tmp_path / "steps.jsonl")) == 1
+    optim = json.loads((tmp_path / "config.json").read_text())["optim"]
+    assert (optim["batch_size"], optim["accum_iter"]) == (2, 3)
     assert board(tmp_path).Tags()["images"] == []
 
 
