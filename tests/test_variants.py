@@ -3,7 +3,6 @@
 import csv
 
 import pytest
-import torch
 
 import run_finetuning
 import run_pretraining
@@ -66,22 +65,6 @@ def test_a_changed_variant_is_not_resumed(pretrained, media):
     for name, flag in (("no_skips", "skip_connections"), ("top", "contrastive_levels")):
         with pytest.raises(ValueError, match=f"another run: .*--{flag} .*--allow_changes"):
             pretrain(media, pretrained[name], *VARIANTS["video_first"])
-
-
-def test_a_changed_variant_of_a_run_before_the_flags_is_not_resumed(pretrained, media, tmp_path):
-    """Its checkpoint does not hold the flags: it has the defaults."""
-    path = pretrained["top"] / "checkpoint-0.pth"
-    state = torch.load(path, weights_only=True)
-    for group, flag in (
-        ("model", "fusion_order"),
-        ("model", "skip_connections"),
-        ("loss", "contrastive_levels"),
-    ):
-        del state["args"][group][flag]
-    torch.save(state, tmp_path / "checkpoint-0.pth")
-    pretrain(media, tmp_path)
-    with pytest.raises(ValueError, match="--fusion_order 'both' -> 'video_first'; repeat"):
-        pretrain(media, tmp_path, *VARIANTS["video_first"])
 
 
 @pytest.mark.parametrize("command", ["reconstruction", "retrieval"])

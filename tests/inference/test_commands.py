@@ -326,14 +326,3 @@ def test_example_finetune_own_data(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "of 2" in said and ("glad, labelled" in said or "mad, labelled" in said)
     assert (tmp_path / "out" / "run" / "export" / "best" / "model.safetensors").is_file()
-
-
-def test_script_missing_modality_prints_a_row_for_each_way(
-    models, tmp_path, clip, monkeypatch, capsys
-):
-    folder, wav = clip
-    write_list(tmp_path / "test.csv", [Clip(folder, wav, k) for k in range(3)])
-    arguments = [str(models / "av.pth"), str(tmp_path / "test.csv")]
-    run_script("missing_modality.py", arguments, monkeypatch)
-    table = [line for line in capsys.readouterr().out.splitlines() if "|" in line]
-    assert len(table) == 2 + 5 and table[2].startswith("| both streams | 33.33 | 33.33 |")

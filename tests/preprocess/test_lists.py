@@ -290,7 +290,9 @@ def test_lists_go_where_the_experiment_script_looks(
     script: str, data_set: building.DataSet, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiments = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base"
-    place = re.search(r"DATASET=(\S+)", (experiments / script / "finetune_170.sh").read_text())[1]
+    place = re.search(
+        r"prepare_folds (\S+)", (experiments / script / "finetune_170.sh").read_text()
+    )[1]
     tree.clips([*FIVE, *WEREWOLF, "00001", "00002"])
     mafw_split(tree, "single", ["00001.mp4 anger"], ["00002.mp4 fear"])
     rows = (f"{name},1,2,3" for name in WEREWOLF)
