@@ -110,25 +110,23 @@ def train_one_epoch(
         Means over the epoch and all ranks of everything logged.
 
     Raises:
-        RuntimeError: too many steps in a row without a finite loss.
-        Stopped: a rank was asked to stop.
+        RuntimeError: too many steps in a row without a finite loss; `Stopped` passes through.
     """
     model.train()
     every, accum_iter = run.config.print_freq, plan.optim.accum_iter
     if saver is not None:
         saver.check(state)  # a signal may have come while the last epoch was validated and saved
     if isinstance(loader, DataLoader):
-        loader = epoch_batches(loader, state.epoch, first=state.step * accum_iter)
-    title = f"epoch {state.epoch}/{plan.optim.epochs}"
-    progress = Progress(plan.steps, title, every=every, initial=state.step)
+        loader = epoch_batches(loader, state.epoch, state.step * accum_iter)
+    progress = Progress(plan.steps, f"epoch {state.epoch}/{plan.optim.epochs}", every, state.step)
     state.metrics.restart_clock()
     if state.step == plan.steps:  # only what follows the epoch is left; show its last step again
         show(plan, state, logs)
     try:
         for batches, data_time in _groups(loader, accum_iter, plan.steps - state.step):
             skipped.record(clip for batch in batches for clip in batch.skipped)
-            record = _seeded_step(model, batches, compute_loss, run, plan, state)
-            state.metrics.add(record, data_time)
+            figures = _seeded_step(model, batches, compute_loss, run, plan, state)
+            state.metrics.add(figures, data_time)
             state.step += 1
             shows = state.step % every == 0 or state.step == plan.steps
             progress.update(1, show(plan, state, logs) if shows else None)
