@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -158,12 +157,6 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out a Markdown table, the first column to the left and the others to the right."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *rows))
-
-
-def describe_figures(figures: dict[str, Any]) -> str:
-    """Show every plain figure on a line of its own."""
-    plain = {n: v for n, v in figures.items() if isinstance(v, (int, float, str)) and v != ""}
-    return aligned([(n, f"{v:.4g}" if isinstance(v, float) else str(v)) for n, v in plain.items()])
 
 
 def readable(number: float) -> str:
