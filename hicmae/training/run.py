@@ -1,6 +1,5 @@
 """Where and how a run computes: device, arithmetic, randomness, its folder, signals, exit codes."""
 
-import errno
 import fcntl
 import functools
 import gc
@@ -14,8 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, cast
@@ -23,12 +21,13 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import nn
-from torch.backends import cuda, cudnn
+from torch.backends import cudnn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from hicmae.config import RunConfig
 from hicmae.data.loader import end
-from hicmae.io import write_whole
+from hicmae.io import PART, write_whole
 from hicmae.models.layers import Block, CSBlock
 from hicmae.training import distributed
 from hicmae.training.logs import setup_logging
@@ -39,7 +38,6 @@ logger = logging.getLogger(__name__)
 RESUMABLE = 75
 EXPECTED = (ValueError, OSError, RuntimeError)  # what bad input raises; the message is enough
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.ENOLCK)
 
 
 class Precision(NamedTuple):
@@ -59,15 +57,7 @@ class Precision(NamedTuple):
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """Resolve "auto" and refuse what the device cannot do.
-
-    Args:
-        name: "auto", "fp32", "bf16" or "fp16".
-        device: where the model runs.
-
-    Raises:
-        ValueError: fp16 without a GPU, or bf16 on a GPU that lacks it.
-    """
+    """Resolve "auto", "fp32", "bf16" or "fp16"; ValueError where the device cannot do it."""
     on_gpu = device.type == "cuda"
     has_bf16 = not on_gpu or torch.cuda.is_bf16_supported()
     if name == "auto":
@@ -86,8 +76,7 @@ class Stopped(Exception):
 class StopRequest:
     """Remembers the signal that asked this process to stop, 0 until then."""
 
-    def __init__(self) -> None:
-        self.number = 0
+    number = 0
 
     def note(self, number: int, _: FrameType | None = None) -> None:
         """Serve as a signal handler; the run looks at `number` after each step."""
@@ -97,52 +86,17 @@ class StopRequest:
         """Raise Stopped where any rank was asked to stop; every rank calls it."""
         (number,) = distributed.highest([self.number])
         if number:
-            raise Stopped(f"stopped by {signal_name(number)}")
+            raise Stopped(f"stopped by {signal.Signals(number).name}")
 
 
-def signal_name(number: int) -> str:
-    """Return the name of a signal."""
-    return signal.Signals(number).name
-
-
-@contextmanager
-def listening() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGUSR1 into a request instead of the end of the process."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # python allows no handlers there
-        yield request
-        return
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, request.note) for number in numbers}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@dataclass(frozen=True)
 class Run:
     """Where and how to run: the same for training and testing."""
 
-    config: RunConfig
-    precision: Precision
-    stop: StopRequest
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.precision.device
-
-    @property
-    def output_dir(self) -> Path:
-        """Folder of checkpoints, logs and results."""
-        return Path(self.config.output_dir)
-
-    @property
-    def log_dir(self) -> Path:
-        """Folder of TensorBoard's files."""
-        return Path(self.config.log_dir or self.config.output_dir)
+    def __init__(self, config: RunConfig, precision: Precision, stop: StopRequest) -> None:
+        self.config, self.precision, self.stop = config, precision, stop
+        self.device = precision.device  # where the model lives
+        self.output_dir = Path(config.output_dir)  # of checkpoints, logs and results
+        self.log_dir = Path(config.log_dir or config.output_dir)  # of TensorBoard's files
 
     def draws(self, epoch: int) -> bool:
         """Return whether pictures are drawn after an epoch."""
@@ -160,20 +114,29 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
             in it are removed; a mere test may look on while another run trains.
     """
     others = set(multiprocessing.active_children())
-    output_dir, is_main = Path(config.output_dir), False
+    output_dir, stop = Path(config.output_dir), StopRequest()
+
+    def end_workers() -> None:
+        gc.collect()  # loaders that nobody uses any more end their processes themselves
+        end([child for child in multiprocessing.active_children() if child not in others])
+
     with ExitStack() as stack:
         stack.enter_context(determinism(config.deterministic))
         device = distributed.start(config.device)
         stack.callback(distributed.stop)
-        stack.callback(_end_workers, others)
-        stop = stack.enter_context(listening())
+        stack.callback(end_workers)
+        if threading.current_thread() is threading.main_thread():  # elsewhere python allows no
+            for number in (signal.SIGTERM, signal.SIGUSR1):  # handlers
+                stack.callback(signal.signal, number, signal.signal(number, stop.note))
         precision = choose_precision(config.precision, device)
         is_main = distributed.is_main()
         if trains and is_main:
             stack.enter_context(own_folder(output_dir))
         setup_logging(output_dir, is_main)
         if trains and is_main:
-            remove_leftovers(output_dir)
+            for path in output_dir.glob(f"{PART}*"):
+                path.unlink(missing_ok=True)
+                logger.info("removed '%s', which a killed run left half-written", path.name)
         logger.info(
             "device %s, precision %s, %d process(es), output in %s",
             *(device, precision.name, distributed.world_size(), output_dir),
@@ -181,58 +144,35 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
         yield Run(config, precision, stop)
 
 
-def _end_workers(others: set[Any]) -> None:
-    """Let loaders that nobody uses any more end their processes, then end those that are left."""
-    gc.collect()
-    end([child for child in multiprocessing.active_children() if child not in others])
-
-
 @contextmanager
 def own_folder(folder: Path, wait: float = 20.0) -> Iterator[None]:
     """Hold a folder for one run by a file lock, which ends with the process, whatever ends it.
 
-    Args:
-        folder: made if missing.
-        wait: seconds to wait for another run, whose last processes may just be ending.
-
-    Raises:
-        RuntimeError: another run still writes there.
+    Made if missing. RuntimeError: another run still writes there after `wait` seconds, in which its
+    last processes may just be ending.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + wait
     try:
-        _lock(descriptor, folder, time.monotonic() + wait)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise RuntimeError(
+                        f"another run is writing to '{folder}'; wait for it, end it, or choose "
+                        "another --output_dir"
+                    ) from error
+                time.sleep(0.2)
+            except OSError as error:
+                logger.debug("'%s' is on a file system without locks: %s", folder, error)
+                break
         yield
     finally:
-        try:
+        with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for processes that were forked meanwhile
-        except OSError as error:
-            logger.debug("no lock to release: %s", error)
         os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path, deadline: float) -> None:
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                raise RuntimeError(
-                    f"another run is writing to '{folder}'; wait for it, end it, or choose another "
-                    "--output_dir"
-                ) from error
-            time.sleep(0.2)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            return logger.debug("'%s' is on a file system without locks: %s", folder, error)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the half-written files of a killed run, also of earlier versions."""
-    for path in (*folder.glob(".part-*"), *folder.glob("checkpoint-*.pth.tmp")):
-        path.unlink(missing_ok=True)
-        logger.info("removed '%s', which a killed run left half-written", path.name)
 
 
 def write_settings(run: Run, settings: Mapping[str, Any]) -> None:
@@ -287,33 +227,22 @@ def determinism(wanted: bool) -> Iterator[None]:
         return
     # cuBLAS reads it when its first handle is made.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    fused = {
-        cuda.enable_flash_sdp: cuda.flash_sdp_enabled(),
-        cuda.enable_mem_efficient_sdp: cuda.mem_efficient_sdp_enabled(),
-        cuda.enable_cudnn_sdp: cuda.cudnn_sdp_enabled(),
-    }
     before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
-    for enable in fused:
-        enable(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0])
         cudnn.deterministic, cudnn.benchmark = before[1:]
-        for enable, was_enabled in fused.items():
-            enable(was_enabled)
 
 
 def compiled(model: nn.Module, cuda_graphs: bool = False) -> nn.Module:
     """Return the model as torch.compile runs it, for batches of one size.
 
     Parameters are shared with the model, whose own state dict keeps its names: save that one.
-
-    Args:
-        model: may be wrapped by DistributedDataParallel.
-        cuda_graphs: replay the kernels of a whole pass with one launch (GPUs only).
+    `cuda_graphs` replays the kernels of a whole pass with one launch (GPUs only).
     """
     mode = "reduce-overhead" if cuda_graphs else None
     return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,26 +35,20 @@ NO_BEST: dict[str, Any] = {"epoch": -1, "value": None}
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run trains, on which clips, and how its steps share them.
+    """What a run trains, on which clips, and how its steps share them."""
 
-    Attributes:
-        settings: all flags, by group.
-        clips: one line for each list, of `describe_clips`.
-        steps: of an epoch; batches beyond steps * accum_iter are left out.
-        total_batch: clips of a step, over all passes and processes.
-        world_size: processes.
-        lr: learning rate of each step of the run.
-        weight_decay: the same of the weight decay.
-    """
-
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # all flags, by group
     optim: OptimConfig
-    clips: dict[str, str]
-    steps: int
-    total_batch: int
-    world_size: int
-    lr: np.ndarray
-    weight_decay: np.ndarray
+    clips: dict[str, str]  # `describe_clips` of each list
+    steps: int  # of an epoch; batches beyond steps * accum_iter are left out
+    total_batch: int  # clips of a step, over all passes and processes
+    world_size: int  # processes
+    lr: np.ndarray  # learning rate of each step of the run
+    weight_decay: np.ndarray  # the same
+
+    def steps_done(self, state: "TrainState") -> int:
+        """Return the steps of the whole run."""
+        return state.epoch * self.steps + state.step
 
     def last_step(self, epoch: int) -> int:
         """Return the number of an epoch's last step, under which its figures are shown."""
@@ -66,15 +60,9 @@ def make_plan(
     loader: DataLoader,
     lists: Mapping[str, Sequence[AnyClip]],
 ) -> Plan:
-    """Share the clips among steps, alike for all numbers of processes.
+    """Share the clips of `training_loader` among steps, alike for all numbers of processes.
 
-    Args:
-        configs: of the run.
-        loader: of `training_loader`.
-        lists: the clips of each list by its name.
-
-    Raises:
-        ValueError: an epoch is shorter than one step.
+    `lists` holds the clips of each list by its name. ValueError: an epoch is shorter than one step.
     """
     optim, world_size = configs.optim, distributed.world_size()
     if len(loader) < optim.accum_iter:
@@ -110,30 +98,12 @@ def make_plan(
 
 
 def describe_clips(clips: Sequence[AnyClip], root: str) -> str:
-    """Tell clips apart from others in a few characters, wherever their files lie.
-
-    Args:
-        clips: in the order of their list.
-        root: folder that relative paths were joined to.
-    """
+    """Tell an ordered list of clips apart from others in a few characters, wherever `root` lies."""
     total, prefix = hashlib.sha256(), os.path.join(root, "") if root else ""
     for clip in clips:
         video, audio = (path and path.removeprefix(prefix) for path in (clip.video, clip.audio))
         total.update(f"{video}\0{audio}\0{clip.label}\n".encode(errors="surrogateescape"))
     return f"{len(clips)} ({total.hexdigest()[:12]})"
-
-
-class StepRecord(NamedTuple):
-    """One step's figures, still on the device so that no step has to wait for it.
-
-    `figures` holds `loss`, `skipped` (whether the weights were left alone) and whatever else.
-    """
-
-    step: int
-    epoch: int
-    lr: float
-    figures: dict[str, Tensor]
-    names: list[str]
 
 
 class BadSteps(RuntimeError):
@@ -151,28 +121,23 @@ class BadSteps(RuntimeError):
         )
 
 
+@dataclass
 class MetricBuffer:
     """Figures of an epoch's steps: read from the device now and then, logged and added up.
 
-    Args:
-        max_bad_steps: steps in a row without a finite loss at which training ends.
-        saved: of `saved`, where a run goes on within an epoch.
+    At `max_bad_steps` steps in a row without a finite loss training ends.
     """
 
-    def __init__(self, max_bad_steps: int, saved: Mapping[str, Any] | None = None) -> None:
-        saved = saved or {}
-        self.max_bad_steps = max_bad_steps
-        self.sums: dict[str, float] = dict(saved.get("sums", {}))
-        self.counts: dict[str, int] = dict(saved.get("counts", {}))
-        self.bad_steps: int = saved.get("bad_steps", 0)
-        self.bad_in_a_row: list[dict[str, Any]] = list(saved.get("bad_in_a_row", ()))
-        self.last: dict[str, float] = dict(saved.get("last", {}))
-        self.unread: list[StepRecord] = []
-        self.restart_clock()
+    max_bad_steps: int
+    sums: dict[str, float] = field(default_factory=dict)  # over the steps that count
+    counts: dict[str, int] = field(default_factory=dict)
+    bad_steps: int = 0
+    bad_in_a_row: list[dict[str, Any]] = field(default_factory=list)
+    last: dict[str, float] = field(default_factory=dict)  # figures of the last step
+    unread: list[tuple[dict[str, Any], dict[str, Tensor]]] = field(default_factory=list)
 
-    def next_epoch(self) -> "MetricBuffer":
-        """Return the buffer of the next epoch; bad steps in a row go on."""
-        return MetricBuffer(self.max_bad_steps, {"bad_in_a_row": self.bad_in_a_row})
+    def __post_init__(self) -> None:
+        self.restart_clock()
 
     def saved(self) -> dict[str, Any]:
         """Return what a checkpoint keeps; everything has been read."""
@@ -184,98 +149,83 @@ class MetricBuffer:
         self._steps, self._clips, self._data_time = 0, 0, 0.0
         self._started = time.perf_counter()
 
-    def add(self, record: StepRecord, data_time: float) -> None:
-        """Take a step's figures, and the seconds that it waited for its clips."""
-        self.unread.append(record)
+    def add(self, step: dict[str, Any], figures: dict[str, Tensor], data_time: float) -> None:
+        """Take a step's figures.
+
+        Args:
+            step: its number `step`, `epoch`, `lr` and the names of its `clips`.
+            figures: `loss`, `skipped` (whether the weights were left alone) and whatever else,
+                still on the device so that no step has to wait for it.
+            data_time: seconds that the step waited for its clips.
+        """
+        self.unread.append((step, figures))
         self._steps += 1
-        self._clips += len(record.names)
+        self._clips += len(step["clips"])
         self._data_time += data_time
 
     def read(self, logs: RunLogger) -> None:
-        """Read what is new on the device, and log it step by step.
-
-        Raises:
-            BadSteps: too many in a row.
-        """
+        """Read what is new on the device, and log it; BadSteps where too many are in a row."""
         if not self.unread:
             return
-        records, self.unread = self.unread, []
-        names = list(records[0].figures)
-        table = torch.stack([torch.stack([r.figures[n].float() for n in names]) for r in records])
-        for record, row in zip(records, table.tolist(), strict=True):  # the one synchronisation
-            self._take(record, dict(zip(names, row, strict=True)), logs)
-
-    def _take(self, record: StepRecord, values: dict[str, float], logs: RunLogger) -> None:
-        skipped, place = bool(values.pop("skipped")), {"step": record.step, "epoch": record.epoch}
-        logs.step({**place, **values, "lr": record.lr, "skipped": skipped})
-        self.last = values
-        for name, value in values.items():
-            counts = not skipped and math.isfinite(value)  # fp16 may overflow the gradient norm
-            self.sums[name] = self.sums.get(name, 0.0) + (value if counts else 0.0)
-            self.counts[name] = self.counts.get(name, 0) + counts
-        if not skipped:
-            self.bad_in_a_row = []
-            return
-        self.bad_steps += 1
-        bad = {"step": record.step, "lr": record.lr, **values, "clips": record.names}
-        self.bad_in_a_row.append(bad)
-        if len(self.bad_in_a_row) >= self.max_bad_steps:
-            raise BadSteps(self.bad_in_a_row)
+        unread, self.unread = self.unread, []
+        names = list(unread[0][1])
+        table = torch.stack([torch.stack([f[n].float() for n in names]) for _, f in unread])
+        for (step, _), row in zip(unread, table.tolist(), strict=True):  # the one synchronisation
+            values = dict(zip(names, row, strict=True))
+            skipped, lr = bool(values.pop("skipped")), step["lr"]
+            place = {"step": step["step"], "epoch": step["epoch"]}
+            logs.step({**place, **values, "lr": lr, "skipped": skipped})
+            self.last = values
+            for name, value in values.items():
+                counts = not skipped and math.isfinite(value)  # fp16 may overflow the gradient norm
+                self.sums[name] = self.sums.get(name, 0.0) + (value if counts else 0.0)
+                self.counts[name] = self.counts.get(name, 0) + counts
+            if not skipped:
+                self.bad_in_a_row = []
+                continue
+            self.bad_steps += 1
+            bad = {"step": step["step"], "lr": lr, **values, "clips": step["clips"]}
+            self.bad_in_a_row.append(bad)
+            if len(self.bad_in_a_row) >= self.max_bad_steps:
+                raise BadSteps(self.bad_in_a_row)
 
     def means(self) -> dict[str, float]:
         """Average every figure over the steps that counted; also return how many were bad."""
-        means = {
-            name: total / self.counts[name] if self.counts[name] else math.nan
-            for name, total in self.sums.items()
-        }
+        sums = self.sums.items()
+        means = {n: total / self.counts[n] if self.counts[n] else math.nan for n, total in sums}
         return {**means, "bad_steps": float(self.bad_steps)}
 
     def speed(self) -> dict[str, float]:
-        """Return speed and memory since `restart_clock`; {} without a step."""
+        """Return speed since `restart_clock` and peak memory; {} without a step."""
         if not self._steps:
             return {}
         elapsed = time.perf_counter() - self._started
+        if torch.cuda.is_initialized():
+            peak: float = torch.cuda.max_memory_allocated()
+        else:  # resident size, in bytes on a Mac and KiB elsewhere
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return {
             "clips_per_s": self._clips * distributed.world_size() / elapsed,
             "data_s": self._data_time / self._steps,
             "step_s": elapsed / self._steps,
-            "memory_mib": _memory_mib(),
+            "memory_mib": peak / 2**20,
         }
-
-
-def _memory_mib() -> float:
-    """Return the peak memory so far: allocated on the GPU in use, or resident of this process."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB here
 
 
 @dataclass
 class TrainState:
-    """All that training changes: what a checkpoint keeps, and a resumed run goes on with.
+    """All that training changes: what a checkpoint keeps, and a resumed run goes on with."""
 
-    Attributes:
-        model: not wrapped for several processes.
-        optimizer: over the model's groups.
-        scaler: of the loss, in fp16.
-        metrics: of the epoch in hand.
-        epoch: in hand, from 0.
-        step: steps of it that are done.
-        best: epoch and value of checkpoint-best.pth.
-        origin: path and sha256 of the file that --resume named when the run began.
-        layer_scales: shares of the learning rate by layer, to show; {} where all are equal.
-    """
-
-    model: nn.Module
+    model: nn.Module  # not wrapped for several processes
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    metrics: MetricBuffer
-    epoch: int = 0
-    step: int = 0
-    best: dict[str, Any] = field(default_factory=lambda: NO_BEST)
-    origin: dict[str, str] | None = None
-    layer_scales: Mapping[str, float] = field(default_factory=dict)
+    scaler: torch.amp.GradScaler  # of the loss, in fp16
+    metrics: MetricBuffer  # of the epoch in hand
+    epoch: int = 0  # in hand
+    step: int = 0  # steps of it that are done
+    best: dict[str, Any] = field(default_factory=lambda: NO_BEST)  # of checkpoint-best.pth
+    origin: dict[str, str] | None = None  # path and sha256 of the file that --resume named
+    layer_scales: Mapping[str, float] = field(default_factory=dict)  # of the rate, to be shown
 
 
 def make_state(

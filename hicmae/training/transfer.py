@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,41 +16,67 @@ logger = logging.getLogger(__name__)
 
 ENCODERS = ("encoder", "encoder_audio", "encoder_fusion")
 MIN_SHARE = 0.5  # less than this of the encoders' weights cannot be meant as pre-training
-_BLOCK = re.compile(r"(encoder|encoder_audio|encoder_fusion)\.blocks(?:_audio)?\.(\d+)\.")
+_FAMILY = re.compile(r"(encoder(?:_audio|_fusion)?\.(?:blocks(?:_audio)?\.\d+|\w+)|\w+)\.")
+
+
+class LoadReport(NamedTuple):
+    """Names of weights by what happens to them."""
+
+    loaded: tuple[str, ...]  # in both, same shape
+    new: tuple[str, ...]  # in the model only; they keep their initial values
+    unused: tuple[str, ...]  # in the checkpoint only
+    mismatched: tuple[str, ...]  # in both, as "name: (checkpoint) -> (model)"; not loaded
+    share: float  # of the model's encoder weights (counted in numbers) that is loaded, 0..1
+    problems: tuple[str, ...]  # reasons why encoders do not fit
 
 
 def load_pretrained(
     model: nn.Module,
     source: str | Path | Mapping[str, Any],
-    model_key: str = "model|module",
     allow_partial: bool = False,
     require_all: bool = False,
-) -> "LoadReport":
+) -> LoadReport:
     """Copy every weight whose name and shape fit into the model, and report the rest.
 
-    Decoders, mask tokens and projections of a pre-training checkpoint are left over; the
-    classifier's head, `fc_norm` and layer weights keep their initial values. Streams that the
-    model lacks (one modality only) are left over too.
+    Decoders, mask tokens and projections of a pre-training checkpoint are left over, as are
+    streams that the model lacks; the classifier's head, `fc_norm` and layer weights stay new.
 
     Args:
         model: pre-training model or classifier, changed in place.
         source: checkpoint file or its content; a bare state dict works as well.
-        model_key: names under which the weights may stand, split by "|", first found wins.
         allow_partial: accept encoders of another depth or with missing weights, as long as half
             of the model's encoder weights are found.
         require_all: refuse when any weight of the model is not loaded (testing without training).
 
-    Returns:
-        What was loaded, what is new, left over, or of another shape; also logged.
+    Raises:
+        ValueError: the checkpoint does not fit; the model is as it was.
     """
     name = "the given weights" if isinstance(source, Mapping) else f"'{source}'"
     content = source if isinstance(source, Mapping) else load(source)
-    weights = weights_of(content, model_key, name)
-    report = compare(model, weights, name)
-    report.check(allow_partial, require_all)
+    weights = weights_of(content, "model|module", name)
+    report = compare(model, weights)
+    enough = report.share >= MIN_SHARE
+    if report.problems and not (allow_partial and enough):
+        raise ValueError(
+            f"{name} does not fit the model's encoders ({report.share:.0%} of their weights are "
+            f"in it): {'; '.join(report.problems)}; choose the --model and depths of the "
+            f"checkpoint{', or add --allow_partial' if enough else ''}"
+        )
+    if require_all:
+        _check_all(report, name)
     _check_fusion_order(model, content, name, require_all)
     model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)
-    logger.info("%s", report.text())
+    parts = {
+        "new, keep their initial values": _folded(report.new),
+        "left over in the checkpoint": _folded(report.unused),
+        "of another shape, not loaded": ", ".join(report.mismatched[:6]),
+        "accepted although": "; ".join(report.problems),
+    }
+    logger.info(
+        "loaded %d of %d tensors (%.1f%% of the encoder weights) from %s%s",
+        *(len(report.loaded), len(model.state_dict()), 100 * report.share, name),
+        "".join(f"\n  {what}: {names}" for what, names in parts.items() if names),
+    )
     return report
 
 
@@ -73,18 +99,57 @@ def weights_of(content: Mapping[str, Any], model_key: str, source: str) -> dict[
     return {re.sub(r"^(?:module\.|_orig_mod\.)+", "", name): w for name, w in weights.items()}
 
 
+def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
+    """Compare a state dict with a model's by name and shape, without changing the model."""
+    own = model.state_dict()
+    shapes = {n: (tuple(weights[n].shape), tuple(w.shape)) for n, w in own.items() if n in weights}
+    loaded = tuple(name for name, (theirs, mine) in shapes.items() if theirs == mine)
+    mismatched = tuple(f"{n}: {theirs} -> {m}" for n, (theirs, m) in shapes.items() if theirs != m)
+    sizes = {n: w.numel() for n, w in own.items() if _encoder(n)}
+    encoders, families = set(map(_encoder, sizes)), set(map(_family, own))
+    lacking = [name for name in sizes if name not in weights]
+    blocks = [n for n in weights if _encoder(n) in encoders and ".blocks" in n]
+    surplus = [name for name in blocks if _family(name) not in families]
+    other = [text for text in mismatched if _encoder(text)]
+    problems = {
+        f"the checkpoint lacks {_folded(lacking)}": lacking,
+        f"it has no more than {_folded(weights)}": lacking and not shapes,
+        f"its {_folded(surplus)} would be unused": surplus,
+        f"other shapes (checkpoint -> model): {', '.join(other[:2])}, {len(other)} in all": other,
+    }
+    return LoadReport(
+        loaded,
+        new=tuple(name for name in own if name not in weights),
+        unused=tuple(name for name in weights if name not in own),
+        mismatched=mismatched,
+        share=sum(sizes.get(n, 0) for n in loaded) / sum(sizes.values()) if sizes else 1.0,
+        problems=tuple(text for text, there in problems.items() if there),
+    )
+
+
+def _check_all(report: LoadReport, source: str) -> None:
+    """Refuse a checkpoint that a model cannot be tested with."""
+    own = (*report.loaded, *report.new, *report.mismatched)
+    mixes, mixed = (any(n.endswith("_layer_weights") for n in x) for x in (own, report.unused))
+    if mixed and not mixes:
+        raise ValueError(
+            f"{source} has layer weights, which this model does not read; test it without "
+            "--no-hierarchical_fusion, as it was trained"
+        )
+    if lacking := report.new + report.mismatched:
+        raise ValueError(
+            f"{source} lacks weights of the model: {_folded(lacking)}; testing needs a fine-tuned "
+            "checkpoint of the same model and --nb_classes"
+        )
+
+
 def _check_fusion_order(
     model: nn.Module, content: Mapping[str, Any], source: str, testing: bool
 ) -> None:
-    """Warn, or refuse a test, where fusion layers were trained in an order that no weight shows.
-
-    A checkpoint without settings is not judged.
-    """
+    """Warn, or refuse a test, where fusion layers were trained in an order that no weight shows."""
     fusion, settings = getattr(model, "encoder_fusion", None), content.get("args")
-    if fusion is None or not settings:
-        return
     order = all_flags(settings).get("fusion_order", "both")
-    if order != fusion.order:
+    if fusion is not None and settings and order != fusion.order:
         text = (
             f"{source} was trained with --fusion_order {order}, this model has --fusion_order "
             f"{fusion.order}"
@@ -94,147 +159,21 @@ def _check_fusion_order(
         logger.warning("%s: the fusion layers have to learn the new order", text)
 
 
-class LoadReport(NamedTuple):
-    """Names of weights by what happens to them.
-
-    Attributes:
-        source: what the checkpoint is called in messages.
-        loaded: in both, same shape.
-        new: in the model only; they keep their initial values.
-        unused: in the checkpoint only.
-        mismatched: in both with different shapes, as "name: (checkpoint) -> (model)"; not loaded.
-        share: part of the model's encoder weights (counted in numbers) that is loaded, 0..1.
-        problems: reasons why encoders do not fit, for `check`.
-    """
-
-    source: str
-    loaded: tuple[str, ...]
-    new: tuple[str, ...]
-    unused: tuple[str, ...]
-    mismatched: tuple[str, ...]
-    share: float
-    problems: tuple[str, ...]
-
-    def check(self, allow_partial: bool = False, require_all: bool = False) -> None:
-        """Raise ValueError in one line when the checkpoint does not fit the model."""
-        if not self.loaded and not self.mismatched:
-            raise ValueError(
-                f"no weight of {self.source} fits the model: the checkpoint has "
-                f"{_folded(self.unused, 6)}; the model has {_folded(self.new, 6)}; is it a HiCMAE "
-                "checkpoint of this --model?"
-            )
-        if self.problems and not allow_partial:
-            raise ValueError(
-                f"{self.source} does not fit the model's encoders: {'; '.join(self.problems)}; "
-                "choose the --model and depths of the checkpoint, or add --allow_partial"
-            )
-        if self.share < MIN_SHARE:
-            raise ValueError(
-                f"only {self.share:.0%} of the model's encoder weights are in {self.source}, "
-                f"expected at least {MIN_SHARE:.0%}: loaded {_folded(self.loaded, 6) or 'nothing'}"
-                "; choose the --model and depths of the checkpoint"
-            )
-        if not require_all:
-            return
-        own = (*self.loaded, *self.new, *self.mismatched)
-        mixes, mixed = (any(n.endswith("_layer_weights") for n in x) for x in (own, self.unused))
-        if mixed and not mixes:
-            raise ValueError(
-                f"{self.source} has layer weights, which this model does not read; test it without "
-                "--no-hierarchical_fusion, as it was trained"
-            )
-        if self.new or self.mismatched:
-            raise ValueError(
-                f"{self.source} lacks weights of the model: "
-                f"{_folded(self.new + self.mismatched, 6)}; testing needs a fine-tuned checkpoint "
-                "of the same model and --nb_classes"
-            )
-
-    def text(self) -> str:
-        """Return the report as two to five short lines."""
-        total = len(self.loaded) + len(self.new) + len(self.mismatched)
-        lines = [
-            f"loaded {len(self.loaded)} of {total} tensors ({self.share:.1%} of the encoder "
-            f"weights) from {self.source}"
-        ]
-        parts = (
-            ("new, keep their initial values", _folded(self.new)),
-            ("left over in the checkpoint", _folded(self.unused)),
-            ("of another shape, not loaded", ", ".join(self.mismatched[:6])),
-            ("accepted although", "; ".join(self.problems)),
-        )
-        return "\n".join(lines + [f"  {what}: {names}" for what, names in parts if names])
+def _encoder(name: str) -> str | None:
+    """Return the encoder that a weight belongs to."""
+    part = name.split(".")[0]
+    return part if part in ENCODERS else None
 
 
-def compare(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:
-    """Compare a state dict with a model's by name and shape, without changing the model."""
-    own = model.state_dict()
-    both = [name for name in own if name in weights]
-    loaded = tuple(name for name in both if weights[name].shape == own[name].shape)
-    mismatched = tuple(
-        f"{name}: {tuple(weights[name].shape)} -> {tuple(own[name].shape)}"
-        for name in both
-        if weights[name].shape != own[name].shape
-    )
-    size = sum(w.numel() for name, w in own.items() if _is_encoder(name))
-    found = sum(own[name].numel() for name in loaded if _is_encoder(name))
-    return LoadReport(
-        source=source,
-        loaded=loaded,
-        new=tuple(name for name in own if name not in weights),
-        unused=tuple(name for name in weights if name not in own),
-        mismatched=mismatched,
-        share=found / size if size else 1.0,
-        problems=tuple(_problems(own.keys(), weights.keys(), mismatched)),
-    )
+def _family(name: str) -> str:
+    """Return encoder.blocks.3.* for a weight of an encoder's block, encoder.norm.*, else head.*."""
+    match = _FAMILY.match(name)
+    return f"{match[1]}.*" if match else name.split(":")[0]
 
 
-def _problems(own: Iterable[str], given: Iterable[str], mismatched: Iterable[str]) -> Iterator[str]:
-    """Say for each encoder of the model what keeps it from being the checkpoint's encoder."""
-    own, given = list(own), set(given)
-    shapes = [text for text in mismatched if _is_encoder(text)]
-    if shapes:
-        more = f" and {len(shapes) - 1} more" if len(shapes) > 1 else ""
-        yield f"other shapes (checkpoint -> model): {shapes[0]}{more}"
-    for encoder in ENCODERS:
-        names = [name for name in own if name.split(".")[0] == encoder]
-        if names and not given.intersection(names):
-            yield f"{encoder}.* is missing from the checkpoint"
-            continue
-        mine, theirs = ({_block(n, encoder) for n in x} - {None} for x in (own, given))
-        if not names:
-            continue
-        if surplus := theirs - mine:
-            yield f"{encoder} blocks {_span(surplus)} of the checkpoint are unused"
-        if lacking := mine - theirs:
-            yield f"{encoder} blocks {_span(lacking)} are missing from the checkpoint"
-        single = [n for n in names if n not in given and _block(n, encoder) not in lacking]
-        if single:
-            yield f"the checkpoint lacks {_folded(single, 3)}, e.g. {single[0]}"
-
-
-def _is_encoder(name: str) -> bool:
-    return name.split(".")[0] in ENCODERS
-
-
-def _block(name: str, encoder: str) -> int | None:
-    """Return the number of the encoder's block that a weight belongs to, None for others."""
-    match = _BLOCK.match(name)
-    return int(match[2]) if match and match[1] == encoder else None
-
-
-def _span(numbers: Iterable[Any]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low}" if low == high else f"{low}..{high}"
-
-
-def _folded(names: Iterable[str], limit: int | None = None) -> str:
-    """List names by family, encoder.blocks.* or head.*, with the number of tensors in each."""
-    counts: Counter[str] = Counter()
-    for name in names:
-        parts = name.split(":")[0].split(".")
-        kept = 2 if parts[0] in ENCODERS and len(parts) > 2 else 1
-        counts[".".join([*parts[:kept], "*"] if len(parts) > 1 else parts)] += 1
+def _folded(names: Iterable[str], limit: int = 8) -> str:
+    """List families of names with the number of tensors in each."""
+    counts = Counter(map(_family, names))
     shown = [f"{n} ({c})" if n.endswith("*") else n for n, c in list(counts.items())[:limit]]
     rest = len(counts) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")

@@ -113,7 +113,7 @@ def test_one_rank_goes_on_with_what_two_began_but_not_with_another_total_batch(p
     assert refused.wait() == 1
     assert "clips of a step (batch_size x accum_iter x processes) 4 -> 2" in refused.output()
     taken = complete("run_pretraining", [*base, "--batch_size", "4"], tmp_path / "taken")
-    assert "processes 2 -> 1" in taken.output() and "rounded differently" in taken.output()
+    assert "processes 2 -> 1" in taken.output()
     complete("run_pretraining", [*base[:-1], tmp_path / "whole"], tmp_path / "log", count=2)
     mine, other = (lines(tmp_path / name / "log.txt") for name in ("out", "whole"))
     for line, expected in zip(mine, other, strict=True):

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from hicmae.config import RunConfig
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.models.losses import pretrain_loss
 from hicmae.models.pretrain import HiCMAE
 from hicmae.training import distributed
-from hicmae.training.loop import distribute
+from hicmae.training.loop import as_trained
 from tests.conftest import free_port
 
 BATCH, ACCUM = 2, 2  # clips of a rank in one pass, passes of a step
@@ -54,7 +55,7 @@ def joined(world, step=0):
 def step_of(rank, accum):
     """Take the gradients of the second step, when DDP has rearranged its buckets."""
     model = make_model()
-    wrapped = distribute(model, torch.device("cpu"))
+    wrapped = as_trained(model, RunConfig(output_dir="unused"), torch.device("cpu"))
     for _ in range(2):
         model.zero_grad(set_to_none=True)
         for index in range(accum):

@@ -205,7 +205,7 @@ def test_an_epoch_goes_on_where_a_run_was_stopped(tmp_path):
         run_epoch(model, loader, tmp_path / "part", plan_of(6), state=state, saver=saver)
     with RunLogger(tmp_path / "part") as logs:
         state.metrics.read(logs)
-    state.metrics = MetricBuffer(10, state.metrics.saved())
+    state.metrics = MetricBuffer(10, **state.metrics.saved())
     rest = run_epoch(model, loader[3:], tmp_path / "part", plan_of(6), state=state)
     assert rest == means and torch.equal(model.weight, whole.weight)
     assert lines(tmp_path / "whole") == lines(tmp_path / "part")
