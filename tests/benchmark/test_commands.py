@@ -1,4 +1,4 @@
-"""Every benchmark of a model as a user starts it, with tiny models."""
+"""Every benchmark of a model as a user starts it, with a tiny model."""
 
 import json
 import re
@@ -11,9 +11,7 @@ import torch
 from scripts import benchmark, benchmark_data
 from scripts.benchmark import main
 
-TINY = "--model dim128 --depth 2 --levels 0 1 --fusion_depth 1 --num_frames 4 --input_size 32 "
-TINY += "--input_size_audio 32 16 --device cpu --steps 2 --warmup 1"
-TINY = TINY.split()
+TINY = ["--model", "tiny", "--device", "cpu", "--steps", "2", "--warmup", "1"]
 FAST = ["--no-memory", "--no-peaks"]
 KEYS = {
     "device", "model", "batch_size", "clips_per_s", "plain_clips_per_s", "ratio", "flops_per_s",
@@ -44,7 +42,7 @@ def test_commands_write_their_figures(tmp_path, capsys, command):
     if command == "infer":
         assert found["ratio_per_view"] == pytest.approx(found["ratio"] / 2)
     shown = capsys.readouterr().out
-    assert "plain" in shown and "encoder_audio" in shown and "ratio" in shown
+    assert all(word in shown for word in ("plain_clips_per_s", "encoder_audio", "ratio"))
 
 
 @pytest.mark.slow
@@ -54,7 +52,6 @@ def test_memory_and_peaks_are_measured(tmp_path):
     assert found["peak_memory_ratio"] == pytest.approx(ratio)
     assert 2**20 < found["peak_memory"] < 2**30
     assert found["peak_flops_per_s"] > found["flops_per_s"]
-    assert found["peak_bytes_per_s"] > 1e8
 
 
 def test_levers_and_profile(tmp_path, capsys):
@@ -62,8 +59,7 @@ def test_levers_and_profile(tmp_path, capsys):
     found = figures(tmp_path, "pretrain", *FAST, *levers, "--batch_size", "2")
     assert found["precision"] == "bf16" and found["checkpoint_activations"]
     assert "ratio" not in found and found["gradient_error"] > 1e-4, "bf16 rounds"
-    assert len(found["operators"]) == 20
-    assert "operator" in capsys.readouterr().out
+    assert "aten::" in capsys.readouterr().out
 
 
 def block(tokens, dim, context=0):
@@ -93,25 +89,22 @@ def test_operations_are_those_counted_by_hand():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--model", "xl"], "--model xl is not known; use t, s, b"),
-        (["--batch_size", "0"], r"--batch_size must be at least 1, got \[0\]"),
+        (["--batch_size", "0"], "--batch_size must be at least 1, got .*0"),
         (["--precision", "fp16"], "fp16 needs a GPU"),
         (["--cuda_graphs"], "add --compile"),
         (["--compile", "--cuda_graphs"], "--cuda_graphs needs a GPU"),
         (["--steps", "0"], "--steps must be greater than 0"),
-        (["--input_size", "40"], "not a positive multiple"),
-        (["--input_size_audio", "32"], "takes steps and mel bins"),
-        (["--levels", "1", "0"], "expected ascending block indices"),
     ],
 )
 def test_bad_settings_are_one_line(capsys, arguments, message):
     assert main(["pretrain", *TINY, *FAST, *arguments]) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert re.search(message, error)
+    assert error.count("\n") == 1 and re.search(message, error)
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["pretrain", "--bath_size", "3"], []])
+@pytest.mark.parametrize(
+    "arguments", [["train"], ["pretrain", "--bath_size", "3"], ["infer", "--model", "xl"], []]
+)
 def test_an_unknown_command_or_flag_is_one_line(capsys, arguments):
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -131,8 +124,7 @@ def test_variants_take_turns():
     order = []
     variants = {name: lambda name=name: order.append(name) for name in "ab"}
     times = benchmark_data.measure_in_turns(variants, 2, 1, torch.device("cpu"))
-    assert "".join(order) == "ababab"
-    assert [len(values.wall) for values in times.values()] == [2, 2]
+    assert "".join(order) == "ababab" and list(times.variant) == list("abab")
 
 
 def test_files_of_a_folder_become_a_table_each_device(tmp_path, capsys):
@@ -146,16 +138,16 @@ def test_files_of_a_folder_become_a_table_each_device(tmp_path, capsys):
     (tmp_path / "b.json").write_text(json.dumps({**row, "benchmark": "pretrain", "ratio": 2.5}))
     (tmp_path / "c.json").write_text(json.dumps({"benchmark": "loader"}))
     assert main(["table", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "cpu (X, 2 cores), 2026-11-23:"
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "cpu (X, 2 cores), 2026-11-23:" and len(lines) == 6
     assert lines[4].startswith("| pre-training | HiCMAE-T | 4 | fp32 (onednn), compile | 2.50x")
     assert "| 4.00x | 3.90x | 2.00x | 75% | 50% | 2e-07 |" in lines[5]
-    assert len(lines) == 6
 
 
 def test_the_committed_files_can_still_be_read(capsys):
     assert main(["table", str(Path(__file__).parents[2] / "saved/benchmarks")]) == 0
-    assert "| testing | HiCMAE-B | 2 | bf16 | 4.85x | 5.12x |" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "| testing | HiCMAE-B | 2 | bf16 | 4.85x | 5.12x |" in shown
 
 
 def test_tables_refuse_folders_without_figures(tmp_path, capsys):
