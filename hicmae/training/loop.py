@@ -50,17 +50,14 @@ def training_loader(run: Run, dataset: Dataset, batch_size: int) -> DataLoader:
     return make_loader(dataset, sampler, batch_size, workers, True, run.device.type)
 
 
-def as_trained(
-    model: nn.Module, config: RunConfig, device: torch.device, exchange: bool = True
-) -> nn.Module:
+def as_trained(model: nn.Module, config: RunConfig, device: torch.device) -> nn.Module:
     """Return the model as it trains: for several processes, compiled, saving memory, as asked.
 
     It shares its parameters with `model`, which is on `device`; all take part in every step.
-    `exchange=False` leaves the processes to themselves (to measure what the exchange costs).
     """
     if config.checkpoint_activations:
         checkpoint_activations(model)
-    if exchange and distributed.world_size() > 1:
+    if distributed.world_size() > 1:
         # static_graph would forbid the passes without synchronisation that --accum_iter makes.
         devices = [device] if device.type == "cuda" else None
         model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
