@@ -8,7 +8,7 @@ Several GPUs: ``torchrun --nproc_per_node=4 run_finetuning.py ...``; ``--help`` 
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import hicmae  # noqa: F401  (registers the models)
-from hicmae.config import (
-    LOWER_IS_BETTER,
-    AugmentConfig,
-    FinetuneConfigs,
-    as_dict,
-    new_parser,
-    parse_configs,
-)
+from hicmae.config import LOWER_IS_BETTER, FinetuneConfigs, as_dict, new_parser, parse_configs
 from hicmae.data import splits
 from hicmae.data.augment import Augment, Mixup, mix_batch
-from hicmae.data.batches import LabelledBatch
+from hicmae.data.batches import LabelledBatch, ViewBatch
 from hicmae.data.clip_list import names_of_run, read_labelled_list
 from hicmae.data.dataset import LabelledClips, TestClips
 from hicmae.data.loader import ClipSampler, SkippedClips, make_loader
@@ -40,13 +33,11 @@ from hicmae.io import write_whole
 from hicmae.models.losses import REGRESSION_LOSSES
 from hicmae.training import checkpoint, distributed, transfer
 from hicmae.training.evaluate import (
-    Batches,
+    SHOWN,
     average_clips,
     headline,
     predict,
     score,
-    show_classes,
-    shown_metrics,
     summary,
     write_predictions,
     write_results,
@@ -70,6 +61,9 @@ from hicmae.training.state import Plan, TrainState, make_plan, make_state, num_p
 logger = logging.getLogger("hicmae")
 
 DEFAULTS = {"batch_size": 14, "epochs": 50, "lr": 1e-3, "min_lr": 1e-6, "opt_betas": (0.9, 0.999)}
+# Settings of a classifier that are arguments of its builder.
+MODEL = ("num_classes", "depth", "depth_audio", "fusion_depth", "drop_path_rate", "init_values",
+         "head_activation", "modality", "hierarchical_fusion", "fusion_order")  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,56 +73,54 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tune and test; `argv` replaces the command line."""
-    configs = parse_configs(build_parser(), FinetuneConfigs, argv, FinetuneConfigs.completed)
+    configs = parse_configs(build_parser(), FinetuneConfigs, argv)
     with open_run(configs.run, trains=not configs.score.eval) as run:
-        configs = configs._replace(optim=configs.optim.shared(distributed.world_size()))
-        if configs.score.eval:
-            test_only(run, configs)
-        else:
-            finetune(run, configs)
+        optim = configs.optim.shared(distributed.world_size())
+        (test_only if configs.score.eval else finetune)(run, configs._replace(optim=optim))
 
 
 def finetune(run: Run, configs: FinetuneConfigs) -> None:
     """Train, keep the epoch that validates best, then test the last and the best epoch."""
-    lists = read_lists(configs)
-    loader = training_loader(run, training_clips(configs, lists), configs.optim.batch_size)
+    classifier, optim = configs.classifier, configs.optim
+    lists, names = read_lists(configs), label_names(configs)
+    logger.info("names: %s", ", ".join(names))
+    loader = training_loader(run, training_clips(configs, lists), optim.batch_size)
     val_loader = scoring_loader(run, configs, lists.val, centre=True)
-    plan = make_plan(
-        configs, loader, {"training": lists.train, "validation": lists.val, "test": lists.test}
-    )
-    found = find_checkpoint(run)
+    clips = {"training": lists.train, "validation": lists.val, "test": lists.test}
+    plan, found = make_plan(configs, loader, clips), find_checkpoint(run)
 
     torch.manual_seed(run.config.seed)
     model = make_model(configs).to(run.device)
-    if found is None:
-        load_pretrained(model, configs)
-    freeze(model, configs.classifier.linear_probe, configs.classifier.freeze_layers)
-    state = make_state(model, plan, run, configs.classifier.layer_decay)
+    if found is None and classifier.finetune:
+        partly = classifier.allow_partial
+        transfer.load_pretrained(model, classifier.finetune, allow_partial=partly)
+    elif found is None and (classifier.linear_probe or classifier.freeze_layers):
+        logger.warning("what is frozen keeps its random start: no --finetune FILE is given")
+    freeze(model, classifier.linear_probe, classifier.freeze_layers)
+    state = make_state(model, plan, run, classifier.layer_decay)
     resume(run, plan, state, found)
-    write_tables(run, lists)
+    for name, table in lists.tables.items() if distributed.is_main() else ():
+        write_whole(run.output_dir / name, table)  # which clips were held out or drawn
 
     trained, compute_loss = as_trained(model, run.config, run.device), make_loss(configs)
-    skipped = SkippedClips(
-        run.output_dir / "skipped_clips.csv", len(lists.train), configs.data.max_bad_clips
-    )
-    names = label_names(configs)
+    record = run.output_dir / "skipped_clips.csv"
+    skipped = SkippedClips(record, len(lists.train), configs.data.max_bad_clips)
     with open_logs(run, plan, state) as logs:
         saver = Saver(run, plan, state, logs)
         check = partial(saver.check, state)
-        for epoch in range(state.epoch, configs.optim.epochs):
+        for _ in range(state.epoch, optim.epochs):
             means = train_one_epoch(
                 trained, loader, compute_loss, run, plan, state, logs, skipped, saver
             )
             batches = EvaluationBatches(val_loader, check)
             metrics = evaluate(run, configs, model, batches, "validation")
             keep_best(saver, state, configs, metrics)
-            log_epoch(logs, plan, state, means, metrics)
-            draw = draw_confusion if run.draws(epoch) else None
-            show_classes(logs, plan.last_step(epoch), metrics, names, draw)
+            log_epoch(logs, run, plan, state, means, metrics, names)
             saver.end_epoch(state)
         saver.finish(state)
-    tested = test_last_and_best(run, configs, state, lists, check)
-    show_results(run, plan, state, configs, tested)
+    test_batches = EvaluationBatches(scoring_loader(run, configs, lists.test), check)
+    final, images = test_last_and_best(run, configs, state, test_batches, lists.val_file, names)
+    show_end(run, plan, final, images)
     if configs.score.export:
         export_run(run.output_dir)
 
@@ -147,37 +139,31 @@ def test_only(run: Run, configs: FinetuneConfigs) -> None:
     path, source = found if found else (named, named)
     logger.info("testing %s", path)
     transfer.load_pretrained(model, source, require_all=True)
-    clips = read_list(configs, Path(configs.data.data_path) / "test.csv")
+    clips = list_reader(configs)(Path(configs.data.data_path, "test.csv"))
+    fields = configs.score.average_clips
+    if fields:  # their items must have one label each
+        splits.group_clips([clip.video for clip in clips], [clip.label for clip in clips], fields)
     batches = EvaluationBatches(scoring_loader(run, configs, clips), run.stop.check)
     metrics = evaluate(run, configs, model, batches, "test", suffix="")
-    logger.info("test: %s", summary(metrics, shown_metrics(configs.classifier.task)))
+    logger.info("test: %s", summary(metrics, SHOWN[configs.classifier.task]))
 
 
 # Data
 
 
-def read_list(configs: FinetuneConfigs, path: Path) -> splits.Clips:
-    """Read one list of the run's task; check the items of --average_clips."""
-    classifier, fields = configs.classifier, configs.score.average_clips
+def list_reader(configs: FinetuneConfigs) -> partial[splits.Clips]:
+    """Return the function that reads a list of the run's task."""
+    task, count = configs.classifier.task, configs.classifier.num_classes
     root = configs.data.data_root
-    clips = read_labelled_list(path, classifier.task, classifier.num_classes, root)
-    if fields:
-        splits.group_clips([clip.video for clip in clips], [clip.label for clip in clips], fields)
-    return clips
+    return partial(read_labelled_list, task=task, num_classes=count, data_root=root)
 
 
 def read_lists(configs: FinetuneConfigs) -> splits.Lists:
     """Read the training, validation and test list as the settings say."""
-    classifier, score, data = configs.classifier, configs.score, configs.data
-    read = partial(
-        read_labelled_list,
-        task=classifier.task,
-        num_classes=classifier.num_classes,
-        data_root=data.data_root,
-    )
-    lists = splits.read_lists(
+    score, data = configs.score, configs.data
+    return splits.read_lists(
         Path(data.data_path),
-        read,
+        list_reader(configs),
         Path(configs.run.output_dir),
         val_path=score.val_path,
         val_split=score.val_split,
@@ -186,17 +172,8 @@ def read_lists(configs: FinetuneConfigs) -> splits.Lists:
         speakers=(data.data_root, score.speaker_file, score.speaker_pattern),
         average_clips=score.average_clips,
         seed=configs.run.seed,
-        modality=classifier.modality,
+        modality=configs.classifier.modality,
     )
-    logger.info("names: %s", ", ".join(label_names(configs)))
-    return lists
-
-
-def write_tables(run: Run, lists: splits.Lists) -> None:
-    """Write down which clips were held out or drawn, once it is sure that a resumed run agrees."""
-    if distributed.is_main():
-        for name, table in lists.tables.items():
-            write_whole(run.output_dir / name, table)
 
 
 def label_names(configs: FinetuneConfigs) -> tuple[str, ...]:
@@ -206,13 +183,18 @@ def label_names(configs: FinetuneConfigs) -> tuple[str, ...]:
     return names_of_run(settings, classifier.task, classifier.num_classes)
 
 
+def clip_options(configs: FinetuneConfigs) -> dict[str, Any]:
+    """Return what the data sets of training and of scoring have in common."""
+    task, modality = configs.classifier.task, configs.classifier.modality
+    timeout = configs.data.clip_timeout
+    return {"settings": configs.clip, "task": task, "modality": modality, "clip_timeout": timeout}
+
+
 def training_clips(configs: FinetuneConfigs, lists: splits.Lists) -> LabelledClips:
     """Describe how augmented clips are drawn; ``--aa none`` turns RandAugment off."""
-    augment = configs.augment
+    augment, data = configs.augment, configs.data
     return LabelledClips(
         lists.train,
-        settings=configs.clip,
-        task=configs.classifier.task,
         augment=Augment(
             aa=None if augment.aa in ("", "none") else augment.aa,
             reprob=augment.reprob,
@@ -221,11 +203,10 @@ def training_clips(configs: FinetuneConfigs, lists: splits.Lists) -> LabelledCli
             scale=augment.scale,
             flip=augment.flip,
         ),
-        roll_mag_aug=configs.data.roll_mag_aug,
-        num_samples=configs.data.num_samples,
-        modality=configs.classifier.modality,
+        roll_mag_aug=data.roll_mag_aug,
+        num_samples=data.num_samples,
         seed=configs.run.seed,
-        clip_timeout=configs.data.clip_timeout,
+        **clip_options(configs),
     )
 
 
@@ -234,30 +215,23 @@ def scoring_loader(
 ) -> DataLoader:
     """Build the loader of whole clips, this rank's share or, without ``--dist_eval``, all.
 
-    Args:
-        run: says where the batches go.
-        configs: of the run.
-        clips: to score.
-        centre: one centred view of each (validation) instead of the test views.
+    `centre` gives one centred view of each clip (validation) instead of the test views.
     """
+    score = configs.score
     dataset = TestClips(
         clips,
-        settings=configs.clip,
-        task=configs.classifier.task,
-        num_segments=configs.score.test_num_segment,
-        num_crops=configs.score.test_num_crop,
+        num_segments=score.test_num_segment,
+        num_crops=score.test_num_crop,
         centre=centre,
-        allow_skip=configs.score.skip_bad_test_clips,
-        modality=configs.classifier.modality,
-        clip_timeout=configs.data.clip_timeout,
+        allow_skip=score.skip_bad_test_clips,
+        **clip_options(configs),
     )
-    shared = configs.score.dist_eval
     sampler = ClipSampler(
         len(dataset),
         shuffle=False,
         seed=run.config.seed,
-        rank=distributed.rank() if shared else 0,
-        world_size=distributed.world_size() if shared else 1,
+        rank=distributed.rank() if score.dist_eval else 0,
+        world_size=distributed.world_size() if score.dist_eval else 1,
         pad=False,
     )
     workers, device = run.config.num_workers, run.device.type
@@ -269,51 +243,21 @@ def scoring_loader(
 
 def make_model(configs: FinetuneConfigs) -> nn.Module:
     """Create the classifier of the chosen size, depths and clip geometry."""
-    classifier = configs.classifier
-    model = timm.create_model(
-        classifier.model_name,
-        num_classes=classifier.num_classes,
-        depth=classifier.depth,
-        depth_audio=classifier.depth_audio,
-        fusion_depth=classifier.fusion_depth,
-        drop_path_rate=classifier.drop_path_rate,
-        head_activation=classifier.head_activation,
-        init_values=classifier.init_values,
-        modality=classifier.modality,
-        hierarchical_fusion=classifier.hierarchical_fusion,
-        fusion_order=classifier.fusion_order,
-        cpu_gemm=configs.run.cpu_gemm,
-        **configs.clip.of_model(),
-    )
-    logger.info("%s: %.2f M parameters", classifier.model_name, num_parameters(model) / 1e6)
+    name, chosen = configs.classifier.model_name, vars(configs.classifier)
+    options = {option: chosen[option] for option in MODEL} | configs.clip.of_model()
+    model = timm.create_model(name, **options, cpu_gemm=configs.run.cpu_gemm)
+    logger.info("%s: %.2f M parameters", name, num_parameters(model) / 1e6)
     return model
-
-
-def load_pretrained(model: nn.Module, configs: FinetuneConfigs) -> None:
-    """Load --finetune; warn where it is missing and parts stay as they are."""
-    classifier = configs.classifier
-    if classifier.finetune:
-        partly = classifier.allow_partial
-        transfer.load_pretrained(model, classifier.finetune, allow_partial=partly)
-    elif classifier.linear_probe or classifier.freeze_layers:
-        logger.warning("what is frozen keeps its random start: no --finetune FILE is given")
 
 
 def make_loss(configs: FinetuneConfigs) -> ComputeLoss:
     """Return the function that takes a batch to its loss and the parts to log."""
-    if configs.classifier.task == "classification":
-        return _classification_loss(configs.classifier.num_classes, configs.augment)
-    criterion = REGRESSION_LOSSES[configs.score.loss]
-
-    def compute_loss(model: nn.Module, batch: LabelledBatch) -> tuple[Tensor, LossParts]:
-        return criterion(model(batch.video, batch.audio).float(), batch.target), {}
-
-    return compute_loss
-
-
-def _classification_loss(num_classes: int, augment: AugmentConfig) -> ComputeLoss:
+    augment = configs.augment
+    if configs.classifier.task == "regression":
+        distance = REGRESSION_LOSSES[configs.score.loss]
+        return lambda model, b: (distance(model(b.video, b.audio).float(), b.target), {})
     mixup = Mixup(
-        num_classes=num_classes,
+        num_classes=configs.classifier.num_classes,
         mixup_alpha=augment.mixup or 0.0,
         cutmix_alpha=augment.cutmix or 0.0,
         prob=augment.mixup_prob,
@@ -340,7 +284,7 @@ def evaluate(
     run: Run,
     configs: FinetuneConfigs,
     model: nn.Module,
-    batches: Batches,
+    batches: Iterable[ViewBatch],
     description: str,
     suffix: str | None = None,
     **facts: Any,
@@ -348,34 +292,20 @@ def evaluate(
     """Score clips on all ranks; with --average_clips, items instead of clips.
 
     On the CPU, and with --deterministic, the results do not depend on the batch size or on the
-    number of processes. With --average_clips the scores of the single clips go to
-    pred_clips<suffix>.csv.
-
-    Args:
-        run: where results go and how to compute.
-        configs: of the run.
-        model: classifier, not wrapped.
-        batches: of `scoring_loader`.
-        description: shown with the progress.
-        suffix: of pred<suffix>.csv and metrics<suffix>.json; None writes nothing.
-        facts: put beside the metrics, e.g. the epoch.
+    number of processes. With a `suffix` they go to pred<suffix>.csv and, with `facts` such as the
+    epoch beside them, to metrics<suffix>.json; with --average_clips the scores of the single clips
+    go to pred_clips<suffix>.csv.
     """
     task, fields = configs.classifier.task, configs.score.average_clips
-    predictions = clips = predict(
-        model,
-        batches,
-        run.precision,
-        task,
-        description,
-        clip_by_clip=run.device.type == "cpu" or run.config.deterministic,
-        shared=configs.score.dist_eval,
-    )
+    one_by_one = run.device.type == "cpu" or run.config.deterministic
+    options = {"clip_by_clip": one_by_one, "shared": configs.score.dist_eval}
+    clips = predict(model, batches, run.precision, task, description, **options)
+    items = average_clips(clips, fields) if fields else clips
     if fields:
-        predictions = average_clips(clips, fields)
-        facts |= {"clips": len(clips.names), "items": len(predictions.names)}
-    metrics = {**score(predictions, task), **facts}
+        facts |= {"clips": len(clips.names), "items": len(items.names)}
+    metrics = {**score(items, task), **facts}
     if suffix is not None and distributed.is_main():
-        write_results(run.output_dir, suffix, predictions, metrics, task)
+        write_results(run.output_dir, suffix, items, metrics, task)
         if fields:
             write_predictions(run.output_dir / f"pred_clips{suffix}.csv", clips, task)
     return metrics
@@ -390,74 +320,72 @@ def keep_best(
     better = best is None or (value < best if name in LOWER_IS_BETTER else value > best)
     if better and not saver.save_best(state, value):
         logger.warning("epoch %d is the best so far, but could not be kept", state.epoch)
-    shown, best = summary(metrics, shown_metrics(configs.classifier.task)), state.best
+    shown, best = summary(metrics, SHOWN[configs.classifier.task]), state.best
     kept = "none kept" if best["value"] is None else f"{best['value']:.4f} in epoch {best['epoch']}"
     logger.info("epoch %d: validation %s; best %s %s", state.epoch, shown, name, kept)
 
 
 def log_epoch(
     logs: RunLogger,
+    run: Run,
     plan: Plan,
     state: TrainState,
     means: dict[str, float],
     metrics: dict[str, Any],
+    names: Sequence[str],
 ) -> None:
-    """Write the epoch's line to log.txt and its figures to TensorBoard."""
+    """Write the epoch's line to log.txt; show its metrics, recalls and confusion in TensorBoard."""
     single = {n: headline(metrics, n) for n, v in metrics.items() if isinstance(v, (float, dict))}
-    logs.scalars(plan.last_step(state.epoch), single, prefix="val")
+    step = plan.last_step(state.epoch)
+    logs.scalars(step, single, prefix="val")
     train = {f"train_{name}": value for name, value in means.items()}
     val = {f"val_{name}": value for name, value in single.items()}
-    parameters = num_parameters(state.model)
-    logs.epoch({**train, **val, "epoch": state.epoch, "n_parameters": parameters})
+    count = num_parameters(state.model)
+    logs.epoch({**train, **val, "epoch": state.epoch, "n_parameters": count})
+    if "confusion" in metrics and logs.main:
+        recalls = zip(names, metrics["recall"], strict=True)
+        logs.scalars(step, {name: r for name, r in recalls if r is not None}, prefix="val_recall")
+        if run.draws(state.epoch):
+            logs.image("val/confusion", draw_confusion(metrics, names), step)
 
 
 def test_last_and_best(
-    run: Run, configs: FinetuneConfigs, state: TrainState, lists: splits.Lists, check: Any
-) -> dict[str, dict[str, Any]]:
+    run: Run,
+    configs: FinetuneConfigs,
+    state: TrainState,
+    batches: EvaluationBatches,
+    val_file: str,
+    names: Sequence[str],
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Test the model as it is after the last epoch, then the best epoch's weights.
 
     Returns:
-        Metrics of both, `last` and `best`.
+        Final numbers and, on rank 0, pictures by tag, to show beside the settings.
     """
-    batches = EvaluationBatches(scoring_loader(run, configs, lists.test), check)
-    names, last, best = shown_metrics(configs.classifier.task), configs.optim.epochs - 1, state.best
-    test = partial(evaluate, run, configs, state.model, batches)
-    metrics = test("test, last epoch", suffix="", epoch=last)
-    logger.info("test, last epoch (%d): %s", last, summary(metrics, names))
-    epoch = best["epoch"]
-    if epoch < 0:
+    shown, metric = SHOWN[configs.classifier.task], configs.score.val_metric
+    last, best = configs.optim.epochs - 1, state.best
+    if best["epoch"] < 0:
         logger.warning("no best epoch could be saved; the last one stands for it")
-        epoch = last
-    if epoch != last:
-        content = checkpoint.load(run.output_dir / "checkpoint-best.pth")
-        state.model.load_state_dict(content["model"])
-    best_metrics = test("test, best epoch", suffix="_best", epoch=epoch, chosen_on=lists.val_file)
-    logger.info(
-        "test, best epoch (%d, chosen by %s on %s): %s",
-        *(epoch, configs.score.val_metric, lists.val_file, summary(best_metrics, names)),
-    )
-    return {"last": metrics, "best": best_metrics}
-
-
-def show_results(
-    run: Run,
-    plan: Plan,
-    state: TrainState,
-    configs: FinetuneConfigs,
-    tested: dict[str, dict[str, Any]],
-) -> None:
-    """Show what the tests gave in TensorBoard, beside the settings that led there."""
-    if not distributed.is_main():
-        return
-    shown = shown_metrics(configs.classifier.task)
-    final = {f"test_{n}/{name}": headline(m, name) for n, m in tested.items() for name in shown}
-    if state.best["value"] is not None:
-        final[f"val_best/{configs.score.val_metric}"] = state.best["value"]
-    images = {}
-    if run.config.image_freq and configs.classifier.task == "classification":
-        names = label_names(configs)
-        images = {f"test_{n}/confusion": draw_confusion(m, names) for n, m in tested.items()}
-    show_end(run, plan, final, images)
+    epochs = {"last": last, "best": last if best["epoch"] < 0 else best["epoch"]}
+    final: dict[str, float] = {}
+    images: dict[str, np.ndarray] = {}
+    for kind, epoch in epochs.items():
+        if epoch != last:
+            content = checkpoint.load(run.output_dir / "checkpoint-best.pth")
+            state.model.load_state_dict(content["model"])
+        suffix, how, facts = "", "", dict[str, Any](epoch=epoch)
+        if kind == "best":
+            suffix, how = "_best", f", chosen by {metric} on {val_file}"
+            facts["chosen_on"] = val_file
+        text = f"test, {kind} epoch"
+        metrics = evaluate(run, configs, state.model, batches, text, suffix, **facts)
+        logger.info("%s (%d%s): %s", text, epoch, how, summary(metrics, shown))
+        final |= {f"test_{kind}/{name}": headline(metrics, name) for name in shown}
+        if run.config.image_freq and "confusion" in metrics and distributed.is_main():
+            images[f"test_{kind}/confusion"] = draw_confusion(metrics, names)
+    if best["value"] is not None:
+        final[f"val_best/{metric}"] = best["value"]
+    return final, images
 
 
 def draw_confusion(metrics: dict[str, Any], names: Sequence[str]) -> np.ndarray:

@@ -25,7 +25,7 @@ import soundfile
 import torch
 from matplotlib.cbook import get_sample_data
 
-from hicmae.config import PretrainConfigs, check_not_negative, check_positive, from_flags, option
+from hicmae.config import PretrainConfigs, Settings, from_flags, option
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.data.dataset import PretrainClips
@@ -195,17 +195,14 @@ process; ratios are to the plain loader.
 
 
 @dataclass(frozen=True)
-class LoaderConfig:
+class LoaderConfig(Settings):
     """What to measure."""
 
-    num_clips: int = option(8, "clips to make")
-    steps: int = option(40, "items of each kind")
-    num_samples: int = option(4, "samples of a clip at once")
+    num_clips: int = option(8, "clips to make", "> 0")
+    steps: int = option(40, "items of each kind", "> 0")
+    num_samples: int = option(4, "samples of a clip at once", "> 0")
     quality: int = option(95, "of the shards' JPEG")
     cache: str = option(CACHE, "where clips are kept", metavar="DIR")
-
-    def __post_init__(self) -> None:
-        check_positive(self, "num_clips", "steps", "num_samples")
 
 
 def run_loader(args: argparse.Namespace) -> dict[str, Any]:
@@ -294,17 +291,13 @@ several processes that exchange gradients; compare fixed_clips_per_s for what th
 
 
 @dataclass(frozen=True)
-class FeedConfig:
+class FeedConfig(Settings):
     """What to measure."""
 
-    steps: int = option(50, "measured steps")
-    warmup: int = option(10, "steps before, not measured")
+    steps: int = option(50, "measured steps", "> 0")
+    warmup: int = option(10, "steps before, not measured", ">= 0")
     shards: str = option("", "a second source: the same clips, packed", metavar="DIR")
-    make_clips: int = option(0, f"instead of --data_path: clips like VoxCeleb2's, made in {CACHE}")
-
-    def __post_init__(self) -> None:
-        check_positive(self, "steps")
-        check_not_negative(self, "warmup", "make_clips")
+    make_clips: int = option(0, f"instead of --data_path: clips made in {CACHE}", ">= 0")
 
 
 def run_feed(args: argparse.Namespace) -> dict[str, Any]:

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hicmae  # noqa: F401  (registers the models)
-from hicmae.config import CPU_GEMM, option
-from hicmae.config.flags import check, check_positive
+from hicmae.config import CPU_GEMM, Settings, option
 from hicmae.data.batches import LabelledBatch, PretrainBatch, ViewBatch
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.io import choose_device
@@ -48,18 +47,18 @@ SIZES = {"t": Size(256), "s": Size(384), "b": Size(512),
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(Settings):
     """What to measure."""
 
     model: str = option("b", "HiCMAE-T, -S, -B, or a tiny one to try this out", choices=[*SIZES])
-    batch_size: tuple[int, ...] = option((4,), "clips of a step; the best of several is reported")
+    batch_size: tuple[int, ...] = option((4,), "clips of a step, the best of several", "> 0")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     precision: str = option("auto", "arithmetic of ours", choices=("auto", "fp32", "fp16", "bf16"))
     compile: bool = option(False, "torch.compile ours")
     cuda_graphs: bool = option(False, "with --compile: replay a pass by one launch")
     checkpoint_activations: bool = option(False, "compute blocks again in the backward pass")
     cpu_gemm: str = option("auto", "library of fp32 products on a CPU", choices=CPU_GEMM)
-    steps: int = option(20, "measured steps of each variant")
+    steps: int = option(20, "measured steps of each variant", "> 0")
     warmup: int = option(3, "steps before that")
     seed: int = option(0, "seed of weights, clips and masks")
     plain: bool = option(True, "measure the plain baseline of tests/plain too, in turns")
@@ -68,9 +67,7 @@ class BenchmarkConfig:
     errors: bool = option(True, "compare with float64")
     profile: bool = option(False, "show the operators that take most of the time")
 
-    def __post_init__(self) -> None:
-        check_positive(self, "steps")
-        check(self, ("batch_size",), lambda sizes: min(sizes) > 0, "be at least 1")
+    def _check(self) -> None:
         if self.cuda_graphs and not self.compile:
             raise ValueError("--cuda_graphs replays compiled passes; add --compile")
 

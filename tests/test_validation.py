@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as mp
 
 import run_finetuning
-from hicmae.config import FinetuneConfigs, ScoreConfig, parse_configs
+from hicmae.config import FinetuneConfigs, parse_configs
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
 from hicmae.data.splits import base_name
 from hicmae.report.scores import chosen_on
@@ -26,24 +26,6 @@ SPEAKERS = ("ann", "bob", "cem", "dia")
 def rows(path):
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"val_share": 1.0}, "--val_share must be between 0 and 1, got 1.0"),
-        ({"val_split": "clip", "val_path": "v.csv"}, "--val_path names a list, --val_split clip"),
-        ({"speaker_file": "s.csv"}, "--speaker_file is for --val_split speaker"),
-        (
-            {"val_split": "speaker", "speaker_file": "s", "speaker_pattern": "p"},
-            "--speaker_file and --speaker_pattern both name speakers",
-        ),
-        ({"average_clips": -1}, "--average_clips must not be negative, got -1"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        ScoreConfig(**settings)
 
 
 def parse(arguments):

@@ -4,7 +4,6 @@ An export describes its model in config.json, and again in the metadata of its w
 the weights tell the sizes, and the settings of its run tell the rest.
 """
 
-import argparse
 import inspect
 import json
 import re
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 import hicmae
+from hicmae.config import flat_settings
 from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
 from hicmae.data.clip_list import chosen_names, names_of_run
 from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD
@@ -312,16 +312,6 @@ def read_checkpoint(
         },
     )
     return Described(config, weights)
-
-
-def flat_settings(args: Any) -> dict[str, Any]:
-    """Return settings by flag from a Namespace, a dict of flags, or a dict of groups of flags."""
-    if isinstance(args, argparse.Namespace):
-        args = vars(args)
-    flat: dict[str, Any] = {}
-    for name, value in args.items() if isinstance(args, Mapping) else ():
-        flat.update(value if isinstance(value, Mapping) else {name: value})
-    return flat
 
 
 def _architecture(

@@ -23,18 +23,11 @@ _batch: int | None = None  # clips of every rank's batch, once they have agreed
 
 
 def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> torch.device:
-    """Choose this process's device and, under torchrun, join the process group.
-
-    Args:
-        device: as --device; under torchrun "auto" and "cuda" give each process its own GPU.
-        timeout: how long one rank waits for another before it fails.
-
-    Returns:
-        The device this process trains on.
+    """Choose this process's device, its own GPU, and join the process group under torchrun.
 
     Raises:
         ValueError: the device is not there.
-        RuntimeError: the other ranks are not there.
+        RuntimeError: the other ranks are not there after `timeout`.
     """
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     on_gpu = chosen.type == "cuda"
@@ -54,13 +47,9 @@ def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> torch.device:
 
 
 def stop() -> None:
-    """Leave the process group, if any.
-
-    Call it when models and optimisers are out of scope: garbage is collected first, because a DDP
-    wrapper that outlives its group can abort the interpreter at exit.
-    """
+    """Leave the process group, if any, when models and optimisers are out of scope."""
     global _batch
-    gc.collect()
+    gc.collect()  # a DDP wrapper that outlives its group can abort the interpreter at exit
     if dist.is_initialized():
         dist.destroy_process_group()
     _batch = None
@@ -83,19 +72,17 @@ def is_main() -> bool:
 
 def broadcast(item: Item) -> Item:
     """Return rank 0's item on every rank; what the others pass is ignored."""
-    if world_size() == 1:
-        return item
     box = [item]
-    dist.broadcast_object_list(box)
+    if world_size() > 1:
+        dist.broadcast_object_list(box)
     return box[0]
 
 
 def gather_objects(items: list[Item]) -> list[Item]:
     """Return the items of all ranks in rank order, on every rank; lengths may differ."""
-    if world_size() == 1:
-        return list(items)
-    parts: list[list[Item]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(parts, items)
+    parts = [list(items)] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
 
 
@@ -127,15 +114,9 @@ def all_mean(values: dict[str, float]) -> dict[str, float]:
 
 
 def check_equal_batches(count: int) -> None:
-    """Refuse batches of different sizes, which a gather would mix up or wait for without end.
+    """Refuse batches of unequal `count`, which a gather would mix up or wait for without end.
 
     The ranks tell each other once; later each of them only compares with what was agreed.
-
-    Args:
-        count: clips of this rank's batch.
-
-    Raises:
-        ValueError: ranks hold different numbers of clips, or another number than before.
     """
     global _batch
     if _batch is None:

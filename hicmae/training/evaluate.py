@@ -4,9 +4,9 @@ All scores are fractions in 0..1 (or correlations in -1..1), never percent.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,19 +18,18 @@ from hicmae.data.batches import SkippedClip, ViewBatch
 from hicmae.data.splits import group_clips
 from hicmae.io import write_whole
 from hicmae.training import distributed
-from hicmae.training.logs import Progress, RunLogger
+from hicmae.training.logs import Progress
 from hicmae.training.run import Precision
 
 Scores = dict[str, np.ndarray]
+# Metrics worth a line.
+SHOWN = {"classification": ("uar", "war", "weighted_f1"), "regression": ("pcc", "ccc", "rmse")}
 
 
 def class_scores(support: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -> Scores:
-    """Score a classifier by its counts of each class; leading axes are e.g. resamples.
+    """Score a classifier by its counts of each class, (..., K); leading axes are e.g. resamples.
 
-    Args:
-        support: (..., K) clips of each class.
-        predicted: (..., K) clips that were taken for it.
-        hits: (..., K) clips of it that were taken for it.
+    `support` counts the clips of a class, `predicted` those taken for it, `hits` those of both.
 
     Returns:
         `uar` mean recall over the classes that occur, `war` accuracy, and `weighted_f1`,
@@ -41,14 +40,9 @@ def class_scores(support: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -
     seen = (support + predicted).any(axis=tuple(range(support.ndim - 1)))
     recall, f1 = _ratio(hits, support), _ratio(2.0 * hits, support + predicted)[..., seen]
     war = hits.sum(-1) / total
-    return {
-        "uar": np.nanmean(recall, axis=-1),
-        "war": war,
-        "weighted_f1": (np.nan_to_num(f1) * support[..., seen]).sum(-1) / total,
-        "macro_f1": np.nanmean(f1, axis=-1),
-        "micro_f1": war,
-        "recall": recall,
-    }
+    weighted_f1 = (np.nan_to_num(f1) * support[..., seen]).sum(-1) / total
+    f1s = {"weighted_f1": weighted_f1, "macro_f1": np.nanmean(f1, axis=-1), "micro_f1": war}
+    return {"uar": np.nanmean(recall, axis=-1), "war": war, **f1s, "recall": recall}
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -67,63 +61,37 @@ def number_scores(
 ) -> Scores:
     """Score a regression by its moments over clips, of any shape; e.g. (resamples, K).
 
-    A correlation with a side that does not vary is undefined and counts as 0.
-
-    Args:
-        variance: of the targets, unbiased (n - 1) as in the original's evaluation.
-        variance_predicted: of the predictions.
-        covariance: of both.
-        shift: difference of the means.
-        mae: mean absolute error.
-        mse: mean squared error.
+    Variances, of targets and predictions, and covariance are unbiased (n - 1) as in the original's
+    evaluation; `shift` is the difference of the means, `mae` and `mse` are the mean errors.
 
     Returns:
         `acc` (1 - MAE, which has a meaning for targets in 0..1), `mae`, `mse`, `rmse`, `pcc`
-        (Pearson's correlation) and `ccc` (the concordance correlation).
+        (Pearson's correlation) and `ccc` (the concordance correlation); a correlation with a side
+        that does not vary is undefined and counts as 0.
     """
     varies = (variance > 0) & (variance_predicted > 0)
     pcc = _ratio(covariance, np.where(varies, np.sqrt(variance * variance_predicted), 0.0))
     spread = variance + variance_predicted + shift**2
     ccc = _ratio(2.0 * covariance, np.where(varies, spread, 0.0))
-    return {
-        "acc": 1 - mae,
-        "mae": mae,
-        "mse": mse,
-        "rmse": np.sqrt(mse),
-        "pcc": np.clip(np.nan_to_num(pcc), -1.0, 1.0),
-        "ccc": np.nan_to_num(ccc),
-    }
+    errors = {"acc": 1 - mae, "mae": mae, "mse": mse, "rmse": np.sqrt(mse)}
+    return {**errors, "pcc": np.clip(np.nan_to_num(pcc), -1.0, 1.0), "ccc": np.nan_to_num(ccc)}
 
 
 def classification_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, Any]:
-    """Score a classifier; the class with the highest score wins, the lowest index among equals.
+    """Score a classifier by `metrics_of_classes`; the highest score wins, the first among equals.
 
     Args:
         labels: (n,) true classes, in 0..K-1.
         scores: (n, K) one score per class, e.g. probabilities.
-
-    Returns:
-        The dictionary of `metrics_of_classes`.
     """
-    truth, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
-    if values.ndim != 2 or truth.shape != values.shape[:1]:
-        raise ValueError(
-            f"scores must be (clips, classes) with one row per label, got {values.shape} for "
-            f"labels {truth.shape}"
-        )
-    _check_scored("scores", values)
-    return metrics_of_classes(truth, values.argmax(1), values.shape[1])
+    values = _checked("scores", scores)
+    return metrics_of_classes(labels, values.argmax(1), values.shape[1])
 
 
 def metrics_of_classes(
     labels: ArrayLike, predictions: ArrayLike, num_classes: int
 ) -> dict[str, Any]:
-    """Score predicted classes.
-
-    Args:
-        labels: (n,) true classes, in 0..K-1.
-        predictions: (n,) predicted classes.
-        num_classes: K.
+    """Score predicted classes, (n,) in 0..K-1 as the labels are.
 
     Returns:
         The scores of `class_scores` as plain numbers (a recall of None: the class does not occur),
@@ -140,34 +108,18 @@ def metrics_of_classes(
     pairs = truth.astype(int) * num_classes + guess.astype(int)
     confusion = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
     scores = class_scores(confusion.sum(1), confusion.sum(0), confusion.diagonal())
-    recall = scores.pop("recall")
-    return {
-        **{name: float(value) for name, value in scores.items()},
-        "confusion": confusion.tolist(),
-        "recall": [None if np.isnan(value) else float(value) for value in recall],
-        "count": len(truth),
-    }
+    recall = [None if np.isnan(value) else float(value) for value in scores.pop("recall")]
+    plain = {name: float(value) for name, value in scores.items()}
+    return {**plain, "confusion": confusion.tolist(), "recall": recall, "count": len(truth)}
 
 
 def regression_metrics(target: ArrayLike, prediction: ArrayLike) -> dict[str, Any]:
-    """Score a regression per output and on average over the outputs.
-
-    Args:
-        target: (n, K) true values.
-        prediction: (n, K) predicted values.
+    """Score a regression, (n, K) values each, per output and on average over the outputs.
 
     Returns:
         Each score of `number_scores` as {"mean": float, "per_output": [K floats]}; and `count`.
     """
-    truth = np.asarray(target, dtype=np.float64)
-    guess = np.asarray(prediction, dtype=np.float64)
-    if truth.ndim != 2 or truth.shape != guess.shape:
-        raise ValueError(
-            f"targets and predictions must both be (clips, outputs), got {truth.shape} "
-            f"and {guess.shape}"
-        )
-    _check_scored("targets", truth)
-    _check_scored("predictions", guess)
+    truth, guess = _checked("targets", target), _checked("predictions", prediction)
     # Rounding leaves a variance of about eps^2 in a constant column; take that as none.
     varies = (np.ptp(truth, axis=0) > 0) & (np.ptp(guess, axis=0) > 0)
     own, other = truth - truth.mean(0), guess - guess.mean(0)
@@ -185,42 +137,28 @@ def regression_metrics(target: ArrayLike, prediction: ArrayLike) -> dict[str, An
     return {**named, "count": len(truth)}
 
 
-def _check_scored(name: str, values: np.ndarray) -> None:
-    if len(values) == 0:
+def _checked(name: str, values: ArrayLike) -> np.ndarray:
+    """Return values, (n, K), as float64; refuse none at all and such as are not finite."""
+    table = np.asarray(values, dtype=np.float64)
+    if len(table) == 0:
         raise ValueError("there are no predictions to score; the test list is empty")
-    bad = ~np.isfinite(values)
-    if bad.any():
+    bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
+    if len(bad):
         raise ValueError(
-            f"{name} hold {bad.sum()} values that are not finite, first in row "
-            f"{np.flatnonzero(bad.any(axis=1))[0]}; the model has diverged or the list holds nan"
+            f"{name} of {len(bad)} clip(s) are not finite, first in row {bad[0]}; the model has "
+            "diverged or the list holds nan"
         )
+    return table
 
 
 def average_views(scores: np.ndarray, view_clip: np.ndarray, num_clips: int) -> np.ndarray:
-    """Average the scores of each clip's views.
+    """Average the scores (views, K) of each clip's views, to (num_clips, K).
 
-    Args:
-        scores: (views, K) float64.
-        view_clip: (views,) which of the clips a view shows, in any order; each has at least one.
-        num_clips: number of clips.
-
-    Returns:
-        (num_clips, K) float64.
+    `view_clip` (views,) says which of the clips a view shows, in any order; each has at least one.
     """
     total = np.zeros((num_clips, scores.shape[1]))
     np.add.at(total, view_clip, scores)
     return total / np.bincount(view_clip, minlength=num_clips)[:, None]
-
-
-Row = tuple[int, str, np.ndarray, np.ndarray]  # list index, name, target, scores
-
-
-class Batches(Protocol):
-    """Something to iterate over whose number of batches is known."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[ViewBatch]: ...
 
 
 class Predictions(NamedTuple):
@@ -235,7 +173,7 @@ class Predictions(NamedTuple):
 @torch.inference_mode()
 def predict(
     model: nn.Module,
-    loader: Batches,
+    loader: Iterable[ViewBatch],
     precision: Precision,
     task: str,
     description: str,
@@ -247,7 +185,7 @@ def predict(
 
     Args:
         model: not wrapped by DistributedDataParallel (ranks may hold different numbers of clips).
-        loader: yields `ViewBatch`es: views, the clip each belongs to, the clips' list indices.
+        loader: knows the number of its batches.
         precision: of the forward pass; scores are averaged in float64.
         task: "classification" (softmax of each view) or "regression".
         description: shown with the progress.
@@ -256,13 +194,15 @@ def predict(
         shared: each rank has a part of the list; otherwise each has all of it.
     """
     model.eval()
-    rows: list[Row] = []
+    rows: list[tuple[int, str, np.ndarray, np.ndarray]] = []  # list index, name, target, scores
     skipped: list[SkippedClip] = []
-    with Progress(len(loader), description, every=50) as progress:
+    with Progress(len(loader), description, every=50) as progress:  # type: ignore[arg-type]  # sized
         for batch in loader:
             skipped += batch.skipped
-            for part in _clips(batch) if clip_by_clip else (batch,):
-                rows += _scored(model, part, precision, task)
+            if batch.names:
+                means = _scores(model, batch.to(precision.device), precision, task, clip_by_clip)
+                targets = batch.target.numpy()
+                rows += zip(batch.clip_index.tolist(), batch.names, targets, means, strict=True)
             progress.update()
     if shared:
         rows, skipped = distributed.gather_objects(rows), distributed.gather_objects(skipped)
@@ -275,47 +215,33 @@ def predict(
     return Predictions(list(names), np.asarray(targets), np.stack(scores), sorted(skipped))
 
 
-def _clips(batch: ViewBatch) -> Iterator[ViewBatch]:
-    """Split a batch into one for each clip."""
-    for index, name in enumerate(batch.names):
-        views, clip = batch.view_clip == index, slice(index, index + 1)
-        yield ViewBatch(
-            None if batch.video is None else batch.video[views],
-            None if batch.audio is None else batch.audio[views],
-            batch.view_clip[views] - index,
-            batch.clip_index[clip],
-            batch.target[clip],
-            (name,),
-            (),
-        )
-
-
-def _scored(model: nn.Module, batch: ViewBatch, precision: Precision, task: str) -> list[Row]:
-    """Return the mean scores of the batch's clips."""
-    if not batch.names:
-        return []
-    batch = batch.to(precision.device)
-    with precision.autocast():
-        scores = model(batch.video, batch.audio).float()
-    if task == "classification":
-        scores = scores.softmax(dim=-1)
-    views, targets = scores.double().cpu().numpy(), batch.target.cpu().numpy()
-    means = average_views(views, batch.view_clip.cpu().numpy(), len(batch.names))
-    return list(zip(batch.clip_index.tolist(), batch.names, targets, means, strict=True))
+def _scores(
+    model: nn.Module, batch: ViewBatch, precision: Precision, task: str, clip_by_clip: bool
+) -> np.ndarray:
+    """Return the mean scores of the batch's clips, (B, K)."""
+    count, clip = len(batch.names), batch.view_clip
+    parts = [clip == k for k in range(count)] if clip_by_clip else [slice(None)]
+    scores, owners = [], []
+    for part in parts:
+        video, audio = (None if x is None else x[part] for x in (batch.video, batch.audio))
+        with precision.autocast():
+            values = model(video, audio).float()
+        scores.append(values.softmax(dim=-1) if task == "classification" else values)
+        owners.append(clip[part])
+    views = torch.cat(scores).double().cpu().numpy()
+    return average_views(views, torch.cat(owners).cpu().numpy(), count)
 
 
 def average_clips(predictions: Predictions, fields: int) -> Predictions:
-    """Average the scores of clips whose names share the first `fields` "_" fields: one item.
+    """Average the scores of the clips of an item: their names share the first `fields` "_" fields.
 
     Raises:
         ValueError: clips of an item have different labels.
     """
     items = group_clips(predictions.names, list(predictions.targets), fields)
-    first = [members[0] for members in items.values()]
+    targets = predictions.targets[[members[0] for members in items.values()]]
     means = [predictions.scores[members].mean(axis=0) for members in items.values()]
-    return Predictions(
-        list(items), predictions.targets[first], np.stack(means), predictions.skipped
-    )
+    return Predictions(list(items), targets, np.stack(means), predictions.skipped)
 
 
 def score(predictions: Predictions, task: str) -> dict[str, Any]:
@@ -326,11 +252,6 @@ def score(predictions: Predictions, task: str) -> dict[str, Any]:
         "clips": len(predictions.names),
         "skipped": [f"{clip.video}: {clip.reason}" for clip in predictions.skipped],
     }
-
-
-def shown_metrics(task: str) -> tuple[str, ...]:
-    """Name the metrics worth a line."""
-    return ("uar", "war", "weighted_f1") if task == "classification" else ("pcc", "ccc", "rmse")
 
 
 def headline(metrics: dict[str, Any], name: str) -> float:
@@ -368,30 +289,3 @@ def write_results(
     """Write `pred<suffix>.csv` and `metrics<suffix>.json` into the output folder."""
     write_predictions(output_dir / f"pred{suffix}.csv", predictions, task)
     write_whole(output_dir / f"metrics{suffix}.json", json.dumps(metrics, indent=2) + "\n")
-
-
-Draw = Callable[[dict[str, Any], Sequence[str]], np.ndarray]  # metrics, class names -> picture
-
-
-def show_classes(
-    run_logger: RunLogger,
-    step: int,
-    metrics: dict[str, Any],
-    names: Sequence[str],
-    draw: Draw | None = None,
-) -> None:
-    """Show recalls and confusion of the classes in TensorBoard; a regression has none.
-
-    Args:
-        run_logger: of the run.
-        step: last one of the epoch.
-        metrics: of the validation clips.
-        names: of the classes.
-        draw: draws the confusion matrix, (H, W, 3) uint8; None: no picture.
-    """
-    if "confusion" not in metrics or not run_logger.main:
-        return
-    recalls = {name: r for name, r in zip(names, metrics["recall"], strict=True) if r is not None}
-    run_logger.scalars(step, recalls, prefix="val_recall")
-    if draw is not None:
-        run_logger.image("val/confusion", draw(metrics, names), step)

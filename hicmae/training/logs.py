@@ -1,9 +1,8 @@
 """Logs of a run: JSON lines, TensorBoard, console and run.log, and a progress line.
 
 `steps.jsonl` has one JSON object a step and `log.txt` one an epoch. Each line and each TensorBoard
-event is written at once, without a thread or a buffer, so a killed run loses none. A full disk
-costs nothing either: what it refuses is written later. A resumed run first drops the lines that it
-will write again.
+event is written at once, without a thread or a buffer, so a killed run loses none; what a full disk
+refuses is written later. A resumed run first drops the lines that it will write again.
 """
 
 import io
@@ -19,8 +18,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,19 +33,22 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 from tqdm import tqdm
 
-from hicmae.config import HARMLESS, all_flags
+from hicmae.config import HARMLESS, flat_settings
 from hicmae.io import write_whole
 from hicmae.training import distributed
 
 logger = logging.getLogger(__name__)
 
+ROOT = Path(__file__).parents[2]
+GIT_SECONDS = 5.0  # git may have to look at many files on a slow disk
+EVENTS = "events.out.tfevents."  # how TensorBoard's files begin
+UNITS = {"_per_s": (".1f", "/s"), "_s": (".3f", " s"), "_mib": (".0f", " MiB")}
+HPARAMS_FOLDER = "final"  # a TensorBoard run of its own: the tab shows all its numbers as columns
+HPARAMS_PATHS = {"data_path", "val_path"}  # which clips: folds differ in nothing else
+
 
 class AppendFile:
-    """Appends bytes at once, unbuffered; what a full disk refuses is kept and written later.
-
-    Args:
-        path: file to append to, made if missing.
-    """
+    """Appends bytes at once, unbuffered; what a full disk refuses is kept and written later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,67 +81,50 @@ class AppendFile:
         self._file.close()
 
 
-EVENT_FILES = "events.out.tfevents.*"
+class Board(AppendFile):
+    """A TensorBoard event file; each start of a run makes a new one in the folder.
 
-
-class Board:
-    """A TensorBoard event file; each start of a run makes a new one.
-
-    Args:
-        folder: of the event files.
-        purge_step: what earlier files hold of this and later steps is hidden; None: nothing.
+    What earlier files hold of `purge_step` and later steps is hidden; None hides nothing.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # The newest name must sort last, as readers expect, even if the clock went back.
-        names = " ".join(path.name for path in folder.glob(EVENT_FILES))
+        names = " ".join(path.name for path in folder.glob(f"{EVENTS}*"))
         stamps = [int(stamp) + 1 for stamp in re.findall(r"tfevents\.(\d+)\.", names)]
         stamp = max([int(time.time()), *stamps])
-        name = f"{EVENT_FILES.removesuffix('*')}{stamp:010d}.{socket.gethostname()}"
-        self.file = AppendFile(folder / name)
-        self._write(file_version="brain.Event:2")
+        super().__init__(folder / f"{EVENTS}{stamp:010d}.{socket.gethostname()}")
+        self.event(file_version="brain.Event:2")
         if purge_step is not None:
-            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+            self.event(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def event(self, **content: Any) -> None:
+        """Append one record: length, its check sum, content, its check sum."""
+        event = Event(wall_time=time.time(), **content).SerializeToString()
+        length = struct.pack("<Q", len(event))
+        sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
+        self.write(length + sums[0] + event + sums[1])
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """Add a number."""
         # Not by summary.scalar, which changes tags and complains of nan.
-        self.add(Summary(value=[Summary.Value(tag=tag, simple_value=value)]), step)
+        self.event(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
-        """Add a picture, (H, W, 3) uint8."""
-        height, width, _ = image.shape
-        content = Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=_compressed(image)
-        )
-        self.add(Summary(value=[Summary.Value(tag=tag, image=content)]), step)
+        """Add a picture, (H, W, 3) uint8: a drawing as PNG, a photograph as JPEG."""
+        picture, png, jpeg = Image.fromarray(image), io.BytesIO(), io.BytesIO()
+        picture.quantize(256).save(png, "PNG", optimize=True)
+        picture.save(jpeg, "JPEG", quality=85, subsampling=0, optimize=True)
+        smaller = min(png.getvalue(), jpeg.getvalue(), key=len)
+        sizes = {"height": picture.height, "width": picture.width, "colorspace": 3}
+        content = Summary.Image(**sizes, encoded_image_string=smaller)
+        self.event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=content)]))
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Add a text, which the Text tab reads as Markdown."""
         made = summary.text(tag, text.encode("utf-8", "backslashreplace").decode())
         made.value[0].tag = tag  # without the ending that summary.text gives it
-        self.add(made, step)
-
-    def add(self, made: Summary, step: int) -> None:
-        """Add anything that `tensorboardX.summary` makes."""
-        self._write(step=step, summary=made)
-
-    def _write(self, **content: Any) -> None:
-        """Append one record: length, its check sum, content, its check sum."""
-        event = Event(wall_time=time.time(), **content).SerializeToString()
-        length = struct.pack("<Q", len(event))
-        sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
-        self.file.write(length + sums[0] + event + sums[1])
-
-
-def _compressed(image: np.ndarray) -> bytes:
-    """Encode for a file that gets a picture every epoch: drawings as PNG, photographs as JPEG."""
-    picture = Image.fromarray(image)
-    png, jpeg = io.BytesIO(), io.BytesIO()
-    picture.quantize(256).save(png, "PNG", optimize=True)
-    picture.save(jpeg, "JPEG", quality=85, subsampling=0, optimize=True)
-    return min(png.getvalue(), jpeg.getvalue(), key=len)
+        self.event(step=step, summary=made)
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -165,7 +150,7 @@ def drop_lines_from(path: Path, key: str, limit: int) -> None:
         write_whole(path, text)
 
 
-class RunLogger:
+class RunLogger(AbstractContextManager["RunLogger"]):
     """Write a run's numbers and images; every method does nothing on other ranks.
 
     Args:
@@ -190,29 +175,22 @@ class RunLogger:
         self.main = main
         if not main:
             return
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        if resume_step is not None:
-            drop_lines_from(folder / "steps.jsonl", "step", resume_step)
-        if resume_epoch is not None:
-            drop_lines_from(folder / "log.txt", "epoch", resume_epoch)
-        self._steps = AppendFile(folder / "steps.jsonl")
-        self._epochs = AppendFile(folder / "log.txt")
-        purge_step = resume_step if purge_step is None else purge_step
-        self._board = Board(Path(log_dir or folder), purge_step)
-        self._files = (self._steps, self._epochs, self._board.file)
-
-    def __enter__(self) -> "RunLogger":
-        return self
+        steps, epochs = Path(output_dir, "steps.jsonl"), Path(output_dir, "log.txt")
+        steps.parent.mkdir(parents=True, exist_ok=True)
+        for path, key, limit in ((steps, "step", resume_step), (epochs, "epoch", resume_epoch)):
+            if limit is not None:
+                drop_lines_from(path, key, limit)
+        self._steps, self._epochs = AppendFile(steps), AppendFile(epochs)
+        hidden = resume_step if purge_step is None else purge_step
+        self._board = Board(Path(log_dir or output_dir), hidden)
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def scalars(self, step: int, values: Mapping[str, float], prefix: str) -> None:
         """Send numbers to TensorBoard as `prefix/name`."""
-        if self.main:
-            for name, value in values.items():
-                self._board.scalar(f"{prefix}/{name}", value, step)
+        for name, value in values.items() if self.main else ():
+            self._board.scalar(f"{prefix}/{name}", value, step)
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Send a picture, (H, W, 3) uint8, to TensorBoard."""
@@ -221,9 +199,8 @@ class RunLogger:
 
     def texts(self, step: int, texts: Mapping[str, str], prefix: str) -> None:
         """Send Markdown to TensorBoard as `prefix/name`."""
-        if self.main:
-            for name, text in texts.items():
-                self._board.text(f"{prefix}/{name}", text, step)
+        for name, text in texts.items() if self.main else ():
+            self._board.text(f"{prefix}/{name}", text, step)
 
     def step(self, values: Mapping[str, Any]) -> None:
         """Append one line to steps.jsonl; `values` holds at least `step`."""
@@ -237,24 +214,20 @@ class RunLogger:
 
     def sync(self) -> None:
         """Have all that was logged on the disk, e.g. before a checkpoint says that it was."""
-        if self.main:
-            for file in self._files:
-                file.sync()
+        for file in (self._steps, self._epochs, self._board) if self.main else ():
+            file.sync()
 
     def close(self) -> None:
         """Close every file; calling it again does nothing."""
-        if self.main:
-            self.main = False
-            for file in self._files:
-                file.close()
+        for file in (self._steps, self._epochs, self._board) if self.main else ():
+            file.close()
+        self.main = False
 
 
 def _line(values: Mapping[str, Any]) -> bytes:
     """Return one line of valid JSON, which knows neither nan nor inf: they become null."""
-    plain = {
-        n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()
-    }
-    return (json.dumps(plain, allow_nan=False) + "\n").encode()
+    wrong = {n: None for n, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
+    return (json.dumps({**values, **wrong}, allow_nan=False) + "\n").encode()
 
 
 class _ConsoleHandler(logging.Handler):
@@ -272,13 +245,9 @@ class _ConsoleHandler(logging.Handler):
 
 
 def setup_logging(output_dir: str | Path | None = None, main: bool = True) -> None:
-    """Send log records of the whole process to the console and to OUTPUT_DIR/run.log.
+    """Send log records of the whole process to the console and to OUTPUT_DIR/run.log, if given.
 
-    Calling it again replaces what the call before installed. Other ranks only print warnings.
-
-    Args:
-        output_dir: folder of run.log; None: console only.
-        main: whether this is rank 0.
+    Ranks that are not `main` print only warnings. Calling it again replaces what it installed.
     """
     root = logging.getLogger()
     for handler in [h for h in root.handlers if getattr(h, "of_hicmae", False)]:
@@ -296,14 +265,8 @@ def setup_logging(output_dir: str | Path | None = None, main: bool = True) -> No
     root.setLevel(logging.INFO)
 
 
-UNITS = {"_per_s": (".1f", "/s"), "_s": (".3f", " s"), "_mib": (".0f", " MiB")}
-
-
 def format_values(values: Mapping[str, float]) -> str:
-    """Format named numbers for a progress line.
-
-    Names ending in `_per_s`, `_s` and `_mib` get their unit; names with `lr` three digits.
-    """
+    """Format numbers for a progress line, with the unit that a name ends in; `lr` as 1.00e-04."""
     parts = []
     for name, value in values.items():
         ending = next((ending for ending in UNITS if name.endswith(ending)), "")
@@ -312,7 +275,7 @@ def format_values(values: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """A progress bar on a terminal, a log line every few steps anywhere else; only of rank 0.
 
     Args:
@@ -320,28 +283,14 @@ class Progress:
         desc: what is being done, e.g. "epoch 3/100".
         every: steps between two log lines.
         initial: steps done before, on resume.
-        clock: seconds, for the remaining time.
     """
 
-    def __init__(
-        self,
-        total: int,
-        desc: str,
-        every: int = 10,
-        initial: int = 0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, total: int, desc: str, every: int = 10, initial: int = 0) -> None:
         self.total, self.desc, self.every, self.done = total, desc, max(every, 1), initial
-        self._initial, self._clock, self._started = initial, clock, clock()
+        self._initial, self._started = initial, time.monotonic()
         self._main = distributed.is_main()
-        self._bar = None
-        if self._main and sys.stderr.isatty():
-            self._bar = tqdm(
-                total=total, desc=desc, initial=initial, dynamic_ncols=True, leave=False
-            )
-
-    def __enter__(self) -> "Progress":
-        return self
+        options = {"disable": not (self._main and sys.stderr.isatty()), "leave": False}
+        self._bar = tqdm(total=total, desc=desc, initial=initial, dynamic_ncols=True, **options)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -351,145 +300,112 @@ class Progress:
         due = (self.done + count) // self.every > self.done // self.every
         self.done += count
         text = format_values(values or {})
-        if self._bar is not None:
-            if text:
-                self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(count)
-        elif self._main and (due or self.done == self.total):
-            seconds = (self._clock() - self._started) / max(self.done - self._initial, 1)
+        if text:
+            self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(count)
+        if self._main and self._bar.disable and (due or self.done == self.total):
+            seconds = (time.monotonic() - self._started) / max(self.done - self._initial, 1)
             left = timedelta(seconds=int(seconds * (self.total - self.done)))
             logger.info("%s [%d/%d] eta %s  %s", self.desc, self.done, self.total, left, text)
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-ROOT = Path(__file__).parents[2]
-GIT_SECONDS = 5.0  # git may have to look at many files on a slow disk
+        self._bar.close()
 
 
 def provenance(device: torch.device, precision: str, processes: int) -> dict[str, str]:
     """Return where a run comes from, as Markdown for TensorBoard: `command` and `environment`."""
+    words = [shlex.quote(word) for word in sys.argv]
+    flags = "".join(f" \\\n    {word}" if word.startswith("--") else f" {word}" for word in words)
+    text = f"cd {shlex.quote(os.getcwd())}\n{shlex.quote(sys.executable or 'python')}{flags}"
     on_gpu = device.type == "cuda"
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     rows = {
         "code": code_version(),
-        "versions": f"{versions}, CUDA {torch.version.cuda}" if on_gpu else versions,
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}"
+        + (f", CUDA {torch.version.cuda}" if on_gpu else ""),
         "started": datetime.now().astimezone().isoformat(" ", "seconds"),
         "machine": f"{socket.gethostname()}, {platform.platform()}",
         "device": torch.cuda.get_device_name(device)
         if on_gpu
         else f"{device}, {torch.get_num_threads()} thread(s)",
-        "processes": str(processes),
+        "processes": processes,
         "precision": precision,
+        "Slurm job": os.environ.get("SLURM_JOB_ID"),
     }
-    if job := os.environ.get("SLURM_JOB_ID"):
-        rows["Slurm job"] = job
-    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
-    return {"command": command(), "environment": f"| run | |\n|---|---|\n{table}"}
-
-
-def command() -> str:
-    """Return the command line, one flag a line, ready to be pasted into a shell."""
-    words = [shlex.quote(word) for word in sys.argv]
-    flags = "".join(f" \\\n    {word}" if word.startswith("--") else f" {word}" for word in words)
-    text = f"cd {shlex.quote(os.getcwd())}\n{shlex.quote(sys.executable or 'python')}{flags}"
-    return "".join(f"    {line}\n" for line in text.splitlines())  # indented: Markdown leaves it
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value is not None)
+    return {
+        # Indented, Markdown leaves it as it is: it can be pasted into a shell.
+        "command": "".join(f"    {line}\n" for line in text.splitlines()),
+        "environment": f"| run | |\n|---|---|\n{table}",
+    }
 
 
 def code_version(root: Path = ROOT) -> str:
     """Return the commit of the code in use, with "-dirty" where tracked files were changed."""
-    git = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--dirty"]
+    if not (root / ".git").exists():  # an installed package may lie in some other repository
+        return "not in a git checkout"
+    git = "git --no-optional-locks describe --always --dirty --abbrev=40 --exclude=*".split()
+    options: dict[str, Any] = {"cwd": root, "text": True, "stderr": subprocess.DEVNULL}
     try:
-        if not (root / ".git").exists():  # an installed package may lie in some other repository
-            return "not in a git checkout"
-        options: dict[str, Any] = {"capture_output": True, "timeout": GIT_SECONDS, "check": True}
-        done = subprocess.run([*git, "--abbrev=40", "--exclude=*"], text=True, **options)
-        return f"commit {done.stdout.strip()}"
+        return f"commit {subprocess.check_output(git, timeout=GIT_SECONDS, **options).strip()}"
     except (OSError, subprocess.SubprocessError):
         return "unknown: git is missing, refuses or takes too long"
 
 
-HPARAMS_FOLDER = "final"  # a TensorBoard run of its own: the tab shows all its numbers as columns
-HPARAMS_PATHS = frozenset({"data_path", "val_path"})  # which clips: folds differ in nothing else
 HParams = dict[str, bool | float | str]
 
 
 def hparams_of(settings: Mapping[str, Any], **facts: bool | float | str) -> HParams:
-    """Return what TensorBoard's HParams tab compares: the flags that say what is trained.
-
-    Args:
-        settings: all flags as plain values, by group.
-        facts: what else was set.
-    """
-    flags = all_flags(settings)
-    kept = {n: _plain(v) for n, v in flags.items() if n not in HARMLESS or n in HPARAMS_PATHS}
-    return {**kept, **facts}
-
-
-def _plain(value: Any) -> bool | float | str:
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(str, value))
-    if value is None or value == "":  # an empty cell would hide that runs differ
-        return "none"
-    return value if isinstance(value, (bool, str)) else float(value)
+    """Return what TensorBoard's HParams tab compares: `facts`, and the flags of what is trained."""
+    compared: HParams = {}
+    for name, value in flat_settings(settings).items():
+        if name in HPARAMS_PATHS or name not in HARMLESS:
+            if isinstance(value, list):
+                value = " ".join(map(str, value))
+            if value is None or value == "":  # an empty cell would hide that runs differ
+                value = "none"
+            compared[name] = value if isinstance(value, (bool, str)) else float(value)
+    return {**compared, **facts}
 
 
-@contextmanager
-def _warned_of(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        text = "TensorBoard's HParams tab does not show this run: cannot write in '%s': %s"
-        logger.warning(text, folder, error.strerror or error)
-
-
-def begin_hparams(log_dir: Path, hparams: HParams) -> None:
-    """Show the settings of a run that starts or goes on.
-
-    TensorBoard believes the first settings it finds, so those of an earlier start, and its end, are
-    removed. A run without an end was killed or still goes on; its settings are shown all the same.
-    """
-    folder = log_dir / HPARAMS_FOLDER
-    with _warned_of(folder):
-        for path in folder.glob(EVENT_FILES):
-            path.unlink(missing_ok=True)
-        _, start, _ = summary.hparams(hparams, {})
-        board = Board(folder)
-        board.add(start, 0)
-        board.file.close()
-
-
-def end_hparams(
+def show_hparams(
     log_dir: Path,
     hparams: HParams,
-    metrics: Mapping[str, float],
-    step: int,
+    final: Mapping[str, float] | None = None,
+    step: int = 0,
     images: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Show what came out of a run, once.
+    """Show the settings of a run that starts or goes on, or, once, what came out of it.
+
+    TensorBoard believes the first settings it finds, so a start removes those of an earlier one,
+    and its end. A run without an end was killed or still goes on; its settings are shown.
 
     Args:
         log_dir: folder of the run's TensorBoard files.
-        hparams: as in `begin_hparams`; written if they are not there.
-        metrics: final numbers by tag.
+        hparams: of `hparams_of`.
+        final: numbers at the end by tag; None at a start.
         step: steps of the whole run.
         images: pictures, (H, W, 3) uint8, by tag.
     """
     folder = log_dir / HPARAMS_FOLDER
     _, start, end = summary.hparams(hparams, {})
-    with _warned_of(folder):
-        written = [path.read_bytes() for path in folder.glob(EVENT_FILES)]
-        if any(end.value[0].tag.encode() in content for content in written):
+    try:
+        paths = list(folder.glob(f"{EVENTS}*"))
+        if final is None:
+            for path in paths:
+                path.unlink(missing_ok=True)
+        elif any(end.value[0].tag.encode() in path.read_bytes() for path in paths):
             return
-        board = Board(folder, purge_step=1)  # settings are at step 0
-        if not written:
-            board.add(start, 0)
-        for tag, value in metrics.items():
+        board = Board(folder, None if final is None else 1)  # settings are at step 0
+        if final is None or not paths:
+            board.event(step=0, summary=start)
+        for tag, value in (final or {}).items():
             board.scalar(tag, value, step)
         for tag, image in (images or {}).items():
             board.image(tag, image, step)
-        board.add(end, 0)
-        board.file.close()
+        if final is not None:
+            board.event(step=0, summary=end)
+        board.close()
+    except OSError as error:
+        text = "TensorBoard's HParams tab does not show this run: cannot write in '%s': %s"
+        logger.warning(text, folder, error.strerror or error)

@@ -20,10 +20,9 @@ from hicmae.training.logs import (
     HParams,
     Progress,
     RunLogger,
-    begin_hparams,
-    end_hparams,
     hparams_of,
     provenance,
+    show_hparams,
 )
 from hicmae.training.optim import set_learning_rate
 from hicmae.training.resume import Saver
@@ -226,7 +225,7 @@ def open_logs(run: Run, plan: Plan, state: TrainState) -> RunLogger:
     if writes:
         facts = provenance(run.device, run.precision.name, plan.world_size)
         logs.texts(purge_step, facts, prefix="run")
-        begin_hparams(run.log_dir, _hparams(plan))
+        show_hparams(run.log_dir, _hparams(plan))
     return logs
 
 
@@ -245,4 +244,4 @@ def show_end(
     `metrics` are final numbers by tag, `images` pictures, (H, W, 3) uint8, by tag.
     """
     if distributed.is_main():
-        end_hparams(run.log_dir, _hparams(plan), metrics, len(plan.lr), images)
+        show_hparams(run.log_dir, _hparams(plan), metrics, len(plan.lr), images)

@@ -11,11 +11,11 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-ENCODERS = ("encoder", "encoder_audio")
-FUSION = "encoder_fusion"
 NO_DECAY = ("bias", "mask_token", "mask_token_audio")  # last parts of names
-_PATCH_EMBED = re.compile(r"encoder(_audio)?\.patch_embed\.")
-_BLOCK = re.compile(r"(encoder|encoder_audio|encoder_fusion)\.blocks(?:_audio)?\.(\d+)\.")
+FUSION = "encoder_fusion"
+_LAYER = re.compile(
+    rf"(encoder|encoder_audio|{FUSION})\.(?:patch_embed|blocks(?:_audio)?\.(\d+))\."
+)
 
 
 def parameter_groups(
@@ -40,37 +40,31 @@ def parameter_groups(
     last = max(ids.values(), default=0)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decays = parameter.ndim > 1 and name.rpartition(".")[2] not in NO_DECAY
-        decay = weight_decay if decays else 0.0
-        scale = (layer_decay or 1.0) ** (last - ids[name])
-        group = groups.setdefault(
-            (scale, decay), {"params": [], "weight_decay": decay, "lr_scale": scale, "names": []}
-        )
-        group["params"].append(parameter)
-        group["names"].append(name)
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and name.rpartition(".")[2] not in NO_DECAY
+            decay = weight_decay if decays else 0.0
+            scale = (layer_decay or 1.0) ** (last - ids[name])
+            empty = {"params": [], "weight_decay": decay, "lr_scale": scale, "names": []}
+            group = groups.setdefault((scale, decay), empty)
+            group["params"].append(parameter)
+            group["names"].append(name)
     if not groups:
         raise ValueError("the model has no trainable parameter, so there is nothing to optimise")
     return list(groups.values())
 
 
 def layer_ids(names: Iterable[str]) -> dict[str, int]:
-    """Return the layer that each parameter of a model belongs to, counted from the input.
+    """Return the layer that each parameter belongs to, counted from the input, by its name.
 
-    Args:
-        names: of all parameters, as in the state dict.
-
-    Returns:
-        By name 0 for patch embedding, i + 1 for encoder block i, L + i + 1 for fusion block i with
-        L the deeper encoder, and n + 1 with n = L + fusion blocks for everything else.
+    0 is patch embedding, i + 1 encoder block i, L + i + 1 fusion block i with L the deeper encoder,
+    and n + 1 with n = L + fusion blocks everything else.
     """
-    names = list(names)
-    blocks = {name: (match[1], int(match[2])) for name in names if (match := _BLOCK.match(name))}
-    deepest = max((i + 1 for part, i in blocks.values() if part != FUSION), default=0)
-    last = max((deepest + i + 1 for part, i in blocks.values() if part == FUSION), default=deepest)
-    ids = {name: 0 if _PATCH_EMBED.match(name) else last + 1 for name in names}
-    return ids | {name: i + 1 + deepest * (part == FUSION) for name, (part, i) in blocks.items()}
+    found = {name: _LAYER.match(name) for name in names}
+    known = {name: (m[1] == FUSION, int(m[2] or -1) + 1) for name, m in found.items() if m}
+    depth = max((layer for fusion, layer in known.values() if not fusion), default=0)
+    ids = {name: layer + depth * fusion for name, (fusion, layer) in known.items()}
+    last = max([depth, *ids.values()])
+    return {name: ids.get(name, last + 1) for name in found}
 
 
 def layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
@@ -81,17 +75,14 @@ def layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float
         `layer_11_fusion_0` and `layer_13_head`; {} where all are equal.
     """
     ids = layer_ids(name for name, _ in model.named_parameters())
-    trained = {ids[name]: name for name, p in model.named_parameters() if p.requires_grad}
-    scales = {i: (layer_decay or 1.0) ** (max(ids.values()) - i) for i in sorted(trained)}
-    if len(set(scales.values())) < 2:
-        return {}
-    return {f"layer_{i:02d}_{_layer_name(trained[i])}": scale for i, scale in scales.items()}
-
-
-def _layer_name(name: str) -> str:
-    if match := _BLOCK.match(name):
-        return f"{'fusion' if match[1] == FUSION else 'block'}_{match[2]}"
-    return "patch_embed" if _PATCH_EMBED.match(name) else "head"
+    scales = {}
+    for layer, name in sorted((ids[n], n) for n, p in model.named_parameters() if p.requires_grad):
+        match, kind = _LAYER.match(name), "head"
+        if match:
+            block = f"{'fusion' if match[1] == FUSION else 'block'}_{match[2]}"
+            kind = block if match[2] else "patch_embed"
+        scales[f"layer_{layer:02d}_{kind}"] = (layer_decay or 1.0) ** (max(ids.values()) - layer)
+    return scales if len(set(scales.values())) > 1 else {}
 
 
 def cosine_schedule(
@@ -105,14 +96,8 @@ def cosine_schedule(
 ) -> np.ndarray:
     """Return one value per optimisation step: a linear rise to `base`, then half a cosine down.
 
-    Args:
-        base: value after warm-up.
-        final: value the cosine approaches; it would be reached one step after the last.
-        epochs: length of the whole training.
-        steps_per_epoch: optimisation steps in an epoch.
-        warmup_epochs: length of the rise.
-        start_warmup: first value of the rise.
-        warmup_steps: length of the rise in steps; replaces `warmup_epochs` when positive.
+    The cosine would reach `final` one step after the last. Where `warmup_steps` is positive, the
+    rise from `start_warmup` takes so many steps instead of `warmup_epochs`.
 
     Returns:
         (epochs * steps_per_epoch,) float64.
@@ -139,15 +124,9 @@ def make_optimizer(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
 ) -> torch.optim.AdamW:
-    """Build AdamW over `parameter_groups`, each group starting at lr * its scale.
+    """Build AdamW over `parameter_groups`, each starting at `lr` (scaled with the batch) * scale.
 
     On GPUs and CPUs a step is one pass over memory.
-
-    Args:
-        groups: result of `parameter_groups`.
-        lr: learning rate of the groups of scale 1, already scaled with the total batch.
-        betas: decay rates of the two moments.
-        eps: added to the root of the second moment.
     """
     fused = all(p.device.type in ("cuda", "cpu") for group in groups for p in group["params"])
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
@@ -181,24 +160,16 @@ def freeze(model: nn.Module, linear_probe: bool = False, layers: int = 0) -> Non
     """
     if not linear_probe and not layers:
         return
-    parts = [getattr(model, name) for name in ENCODERS if hasattr(model, name)]
-    if linear_probe:
-        modules = [*parts, *([model.encoder_fusion] if hasattr(model, FUSION) else [])]
-    else:
-        modules = []
-        for encoder in parts:
-            whole = layers == len(encoder.blocks)
-            modules += [encoder] if whole else [encoder.patch_embed, *encoder.blocks[:layers]]
+    names = ("encoder", "encoder_audio", FUSION) if linear_probe else ("encoder", "encoder_audio")
+    modules = []
+    for part in (getattr(model, name) for name in names if hasattr(model, name)):
+        whole = linear_probe or layers == len(part.blocks)
+        modules += [part] if whole else [part.patch_embed, *part.blocks[:layers]]
     for module in modules:
         module.requires_grad_(False).eval()
         module.train = lambda mode=True, module=module: module  # `train()` leaves it as it is
-    parameters = list(model.parameters())
-    total = sum(p.numel() for p in parameters)
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    logger.info(
-        "frozen: %s; %s of %s parameters train (%.1f %%)",
-        "encoders and fusion" if linear_probe else f"{layers} block(s) of each encoder",
-        f"{trained:,}",
-        f"{total:,}",
-        100 * trained / total,
-    )
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = "encoders and fusion" if linear_probe else f"{layers} block(s) of each encoder"
+    numbers = f"{trained:,} of {total:,} parameters train ({100 * trained / total:.1f} %)"
+    logger.info("frozen: %s; %s", frozen, numbers)

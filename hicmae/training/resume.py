@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hicmae.config import HARMLESS, all_flags
+from hicmae.config import HARMLESS, flat_settings
 from hicmae.io import one_line
 from hicmae.training import checkpoint, distributed
 from hicmae.training.checkpoint import digest, in_order, load
@@ -252,12 +252,12 @@ def find_changes(plan: Plan, content: Mapping[str, Any]) -> tuple[list[str], lis
     Returns:
         What makes it another run, and what does not, as "name old -> new".
     """
-    facts = []
+    facts, args = [], content.get("args")  # those of the original, a Namespace, are not compared
     for settings, known in (
-        (content.get("args"), content.get("progress", {})),
+        (args if isinstance(args, dict) else {}, content.get("progress", {})),
         (plan.settings, vars(plan)),
     ):
-        flags = {f"--{name}": value for name, value in all_flags(settings).items()}
+        flags = {f"--{name}": value for name, value in flat_settings(settings).items()}
         lists = {f"clips of the {n} list": v for n, v in known.get("clips", {}).items()}
         counts = {text: known[name] for name, text in COUNTS.items() if name in known}
         facts.append({**flags, **lists, **counts})

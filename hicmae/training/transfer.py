@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from hicmae.config import all_flags
+from hicmae.config import flat_settings
 from hicmae.training.checkpoint import load
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def _check_fusion_order(
 ) -> None:
     """Warn, or refuse a test, where fusion layers were trained in an order that no weight shows."""
     fusion, settings = getattr(model, "encoder_fusion", None), content.get("args")
-    order = all_flags(settings).get("fusion_order", "both")
+    order = flat_settings(settings).get("fusion_order", "both")
     if fusion is not None and settings and order != fusion.order:
         text = (
             f"{source} was trained with --fusion_order {order}, this model has --fusion_order "

@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 import torch
 
-from hicmae.config import add_arguments, from_flags, option
+from hicmae.config import Settings, add_arguments, from_flags, option
 from hicmae.data.media import UprightRgb
 from hicmae.faces.detector import Detector, check_weights
 from hicmae.faces.tracking import align, fill_gaps, main_face, search, smooth
@@ -49,23 +49,18 @@ OPENFACE_FLAGS = ("-simalign", "-format_aligned", "jpg", "-nomask")  # as the or
 
 
 @dataclass(frozen=True)
-class FaceOptions:
+class FaceOptions(Settings):
     """How faces are found and cut."""
 
-    img_size: int = option(256, "side of the faces in pixels")
-    detect_every: int = option(5, "search every Nth frame; between them the face is only followed")
-    smoothing: float = option(0.08, "sigma in seconds of the points' average over time; 0 for none")
-    max_missing: float = option(0.5, "share of frames without a face from which a clip fails")
-    min_face: float = option(0.1, "least size of a face as a share of the frame's shorter side")
-
-    def __post_init__(self) -> None:
-        for flag, least in (("img_size", 16), ("detect_every", 1), ("smoothing", 0)):
-            if getattr(self, flag) < least:
-                raise ValueError(f"--{flag} must be at least {least}, got {getattr(self, flag)}")
-        if not 0 <= self.max_missing < 1:
-            raise ValueError(f"--max_missing must be in [0, 1), got {self.max_missing}")
-        if not 0 < self.min_face < 1:
-            raise ValueError(f"--min_face must be between 0 and 1, got {self.min_face}")
+    img_size: int = option(256, "side of the faces in pixels", ">= 16")
+    detect_every: int = option(5, "search each Nth frame, between them follow the face", ">= 1")
+    smoothing: float = option(0.08, "sigma in seconds of the points' average; 0: none", ">= 0")
+    max_missing: float = option(
+        0.5, "share of frames without a face from which a clip fails", ">= 0 and < 1"
+    )
+    min_face: float = option(
+        0.1, "least size of a face as a share of the frame's shorter side", "> 0 and < 1"
+    )
 
 
 class FacePath(NamedTuple):

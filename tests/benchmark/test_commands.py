@@ -89,11 +89,11 @@ def test_operations_are_those_counted_by_hand():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--batch_size", "0"], "--batch_size must be at least 1, got .*0"),
+        (["--batch_size", "0"], "--batch_size must be > 0, got .*0"),
         (["--precision", "fp16"], "fp16 needs a GPU"),
         (["--cuda_graphs"], "add --compile"),
         (["--compile", "--cuda_graphs"], "--cuda_graphs needs a GPU"),
-        (["--steps", "0"], "--steps must be greater than 0"),
+        (["--steps", "0"], "--steps must be > 0"),
     ],
 )
 def test_bad_settings_are_one_line(capsys, arguments, message):

@@ -149,12 +149,12 @@ def test_training_is_fed_from_a_list_and_from_shards(clips, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "flags", "message"),
     [
-        ("loader", ["--num_clips", "0"], "--num_clips must be greater than 0, got 0"),
+        ("loader", ["--num_clips", "0"], "--num_clips must be > 0, got 0"),
         ("feed", [*TINY], "no clips to read; give --data_path, --shards or --make_clips"),
-        ("feed", ["--steps", "0"], "--steps must be greater than 0, got 0"),
-        ("feed", ["--make_clips", "-1"], "--make_clips must not be negative, got -1"),
+        ("feed", ["--steps", "0"], "--steps must be > 0, got 0"),
+        ("feed", ["--make_clips", "-1"], "--make_clips must be >= 0, got -1"),
         ("feed", [*TINY, "--data_path", "/nowhere.csv"], "'/nowhere.csv' does not exist"),
-        ("feed", ["--mask_ratio", "2"], "--mask_ratio must be between 0 and 1"),
+        ("feed", ["--mask_ratio", "2"], "--mask_ratio must be > 0 and < 1"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused_in_one_line(command, flags, message, capsys):

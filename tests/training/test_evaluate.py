@@ -15,13 +15,10 @@ from hicmae.training.evaluate import (
     headline,
     predict,
     score,
-    show_classes,
     write_predictions,
     write_results,
 )
-from hicmae.training.logs import RunLogger
 from hicmae.training.run import choose_precision
-from tests.boards import board
 
 CPU = choose_precision("fp32", torch.device("cpu"))
 GONE = (SkippedClip("gone.mp4", "does not exist"),)
@@ -143,16 +140,3 @@ def test_targets_and_outputs_of_a_regression_are_written(tmp_path):
 def test_headline_of_a_regression_metric_is_its_mean():
     metrics = {"ccc": {"mean": 0.4, "per_output": [0.3, 0.5]}, "uar": 0.7}
     assert headline(metrics, "ccc") == 0.4 and headline(metrics, "uar") == 0.7
-
-
-def test_recalls_of_classes_that_occur_and_the_confusion_reach_tensorboard(tmp_path):
-    predictions = Predictions(["a", "b"], np.array([0, 2]), np.eye(3)[[0, 1]], [])
-    metrics = score(predictions, "classification")
-    with RunLogger(tmp_path) as log:
-        names = ["calm", "very sad", "wütend"]
-        show_classes(log, 7, metrics, names, lambda *shown: np.full((2, 3, 3), len(shown[1])))
-        show_classes(log, 9, {"ccc": {"mean": 0.4}}, ["valence"], None)
-    shown = board(tmp_path)
-    assert set(shown.Tags()["scalars"]) == {"val_recall/calm", "val_recall/wütend"}
-    assert [event.value for event in shown.Scalars("val_recall/calm")] == [1.0]
-    assert [event.step for event in shown.Images("val/confusion")] == [7]
