@@ -111,20 +111,15 @@ class Run:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-def ranks(script, arguments, log, fault=None, count=2):
-    """Start a group of ranks, as torchrun does."""
+def start(script, command, log, fault=None, count=1):
+    """Start one process, or a group of ranks as torchrun does."""
+    if count == 1:
+        return [Run(script, command, log, fault)]
     group = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
-        Run(script, arguments, f"{log}.{rank}", fault, RANK=rank, LOCAL_RANK=rank, **group)
+        Run(script, command, f"{log}.{rank}", fault, RANK=rank, LOCAL_RANK=rank, **group)
         for rank in range(count)
     ]
-
-
-def start(script, command, log, fault=None, count=1):
-    """Start one process, or a group of ranks."""
-    if count > 1:
-        return ranks(script, command, log, fault, count)
-    return [Run(script, command, log, fault)]
 
 
 def finish(runs):
@@ -146,9 +141,7 @@ def kill_when(condition, script, command, log, fault=None, count=1):
     group = start(script, command, log, fault, count)
     until(condition, *group)
     for run in group:
-        run.kill()
-    for run in group:
-        run.wait()
+        run.kill().wait()
 
 
 def until(condition, *runs, seconds=LIMIT):

@@ -12,14 +12,15 @@ import run_finetuning
 from hicmae import EmotionRecognizer
 from tests.small_runs import (
     FINETUNE,
-    Run,
     assert_same_run,
+    complete,
     finish,
+    kill_when,
     last_state,
     lines,
     make_media,
-    ranks,
-    until,
+    saved_within,
+    start,
 )
 
 TRAINED = ("video_layer_weights", "audio_layer_weights", "fc_norm.", "head.")
@@ -81,32 +82,28 @@ def test_the_export_of_a_probe_answers_as_its_test(probe):
 
 
 def test_a_killed_probe_goes_on_bit_for_bit(media, probe, tmp_path):
-    arguments = command(media, "--linear_probe", "--lr", "0.5", "--save_interval", "0")
-    run = Run("run_finetuning", [*arguments, tmp_path / "out"], tmp_path / "log")
-    until(lambda: list((tmp_path / "out").glob("checkpoint-1-step*.pth")), run)
-    run.kill().wait()
-    finish([Run("run_finetuning", [*arguments, tmp_path / "out"], tmp_path / "log")])
+    flags = ["--linear_probe", "--lr", "0.5", "--save_interval", "0"]
+    again = ["run_finetuning", [*command(media, *flags), tmp_path / "out"], tmp_path / "log"]
+    kill_when(saved_within(tmp_path / "out", 1), *again)
+    complete(*again)
     assert "of its 6 steps done" in (tmp_path / "out/run.log").read_text()
     assert_same_run(tmp_path / "out", probe, 1)
 
 
+UPPER = ("encoder.blocks.1", "encoder_audio.blocks.1", "encoder.norm", "encoder_audio.norm",
+         "encoder_fusion")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "frozen, trained",
-    [
-        ("--linear_probe", TRAINED),
-        (
-            "--freeze_layers=1",
-            (*TRAINED, "encoder.blocks.1", "encoder_audio.blocks.1", "encoder.norm",
-             "encoder_audio.norm", "encoder_fusion"),
-        ),
-    ],
-)  # fmt: skip
+    [("--linear_probe", TRAINED), ("--freeze_layers=1", (*TRAINED, *UPPER))],
+)
 def test_two_processes_train_what_one_does(media, tmp_path, frozen, trained):
     plain = ["--mixup", "0", "--cutmix", "0", "--drop_path", "0", "--epochs", "1", "--no-export"]
     arguments = command(media, frozen, *plain, "--warmup_epochs", "0")
-    runs = ranks("run_finetuning", [*arguments, tmp_path / "two"], tmp_path / "log")
+    runs = start("run_finetuning", [*arguments, tmp_path / "two"], tmp_path / "log", count=2)
     one = [*arguments, tmp_path / "one", "--batch_size", "4"]
-    finish([*runs, Run("run_finetuning", one, tmp_path / "log")])
+    finish([*runs, *start("run_finetuning", one, tmp_path / "log")])
     one, two = (last_state(tmp_path / name, 0)["model"] for name in ("one", "two"))
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-5)

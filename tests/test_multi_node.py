@@ -10,25 +10,14 @@ import time
 import pytest
 
 import run_pretraining
+from hicmae.training.run import RESUMABLE
 from scripts import launch
-from tests.conftest import free_port, save_mp4, save_wav
-from tests.test_runs import PRETRAIN, ROOT, lines
+from tests.conftest import free_port
+from tests.small_runs import PRETRAIN, ROOT, lines, make_media
 
 SCRIPT = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base/pretrain_base.sh"
-LAUNCH = [sys.executable, str(ROOT / "scripts/launch.py"), "--nproc_per_node", "1"]
+LAUNCH = [sys.executable, str(ROOT / "scripts/launch.py"), "--nproc_per_node"]
 PARTS = ("loss", "loss_video", "loss_audio", "loss_contrastive", "grad_norm")
-
-
-@pytest.fixture(scope="module")
-def clip_list(tmp_path_factory):
-    """Four clips; returns their list."""
-    root = tmp_path_factory.mktemp("clips")
-    names = [save_mp4(root / f"{k}.mp4", 34 + 3 * k, (64, 40)) for k in range(4)]
-    for k in range(4):
-        save_wav(root / f"{k}.wav", (34 + 3 * k) * 640)
-    path = root / "train.csv"
-    path.write_text("".join(f"{name} 0\n" for name in names))
-    return path
 
 
 def environment(**settings):
@@ -59,37 +48,19 @@ def ended(machines, seconds=200):
     return [machine.returncode for machine in machines], written
 
 
-@pytest.fixture(scope="module")
-def one(clip_list, tmp_path_factory):
-    """The log of two epochs in one process with both machines' clips in a batch."""
-    out = tmp_path_factory.mktemp("one")
-    run_pretraining.main([*flags(clip_list, out), "--batch_size", "2"])
-    return lines(out / "log.txt")
+@pytest.mark.slow
+def test_two_machines_that_meet_by_endpoint_or_by_address_train_as_one_process(tmp_path):
+    media = make_media(tmp_path / "media", 4)
+    paths = ["--epochs", "2", "--image_freq", "0", "--data_path", str(media / "lists/train.csv")]
+    flags = [*PRETRAIN, *paths, "--gather_negatives", "--batch_size"]
+    run_pretraining.main([*flags, "2", "--output_dir", str(tmp_path / "one")])
+    expected = lines(tmp_path / "one/log.txt")
 
-
-def flags(clip_list, out):
-    arguments = ["--epochs", "2", "--image_freq", "0", "--gather_negatives"]
-    return [*PRETRAIN, "--data_path", str(clip_list), "--output_dir", str(out), *arguments]
-
-
-def check_equal(log, expected):
-    for mine, other in zip(log, expected, strict=True):
-        for name in PARTS:
-            assert mine[f"train_{name}"] == pytest.approx(other[f"train_{name}"], rel=1e-4), name
-
-
-def test_two_agents_that_meet_by_endpoint_train_as_one_process(one, clip_list, tmp_path):
     endpoint = f"127.0.0.1:{free_port()}"
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node",
              "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint]  # fmt: skip
-    run = [str(ROOT / "run_pretraining.py"), *flags(clip_list, tmp_path), "--batch_size", "1"]
-    codes, written = ended([start([*agent, *run]) for _ in range(2)])
-    assert codes == [0, 0], written
-    check_equal(lines(tmp_path / "log.txt"), one)
-
-
-@pytest.mark.slow
-def test_two_machines_running_the_script_train_as_one_process(one, clip_list, tmp_path):
+    run = [str(ROOT / "run_pretraining.py"), *flags, "1", "--output_dir", str(tmp_path / "agents")]
+    started = {"agents": [start([*agent, *run]) for _ in range(2)]}
     settings = {
         "NNODES": 2,
         "MASTER_ADDR": "127.0.0.1",
@@ -97,17 +68,22 @@ def test_two_machines_running_the_script_train_as_one_process(one, clip_list, tm
         "DEVICE": "cpu",
         "TOTAL_BATCH": 2,
         "BATCH_SIZE": 1,
-        "DATA_PATH": clip_list,
-        "OUTPUT_DIR": tmp_path,
+        "DATA_PATH": media / "lists/train.csv",
+        "OUTPUT_DIR": tmp_path / "script",
         "PYTHON": sys.executable,
     }
-    tiny = flags(clip_list, tmp_path)
+    tiny = [*flags[:-1], "--min_lr", "1e-5"]
     del tiny[tiny.index("--batch_size") : tiny.index("--batch_size") + 2]
-    command = ["sh", str(SCRIPT), *tiny, "--min_lr", "1e-5"]
-    codes, written = ended([start(command, NODE_RANK=rank, **settings) for rank in range(2)])
-    assert codes == [0, 0], written
-    check_equal(lines(tmp_path / "log.txt"), one)
-    assert "2 process(es)" in (tmp_path / "run.log").read_text()
+    command = ["sh", str(SCRIPT), *tiny, "--output_dir", str(tmp_path / "script")]
+    started["script"] = [start(command, NODE_RANK=rank, **settings) for rank in range(2)]
+    for name, machines in started.items():
+        codes, written = ended(machines)
+        assert codes == [0, 0], written
+        for mine, other in zip(lines(tmp_path / name / "log.txt"), expected, strict=True):
+            for part in PARTS:
+                value = pytest.approx(other[f"train_{part}"], rel=1e-4)
+                assert mine[f"train_{part}"] == value, (name, part)
+    assert "2 process(es)" in (tmp_path / "script/run.log").read_text()
 
 
 WORKER = """
@@ -128,8 +104,8 @@ def test_signals_reach_every_process_and_its_exit_code_comes_back(number, code, 
     worker = tmp_path / "worker.py"
     worker.write_text(WORKER)
     started = [tmp_path / f"started{rank}" for rank in range(2)]
-    launcher = start([*LAUNCH[:2], "--standalone", "--nproc_per_node", "2", str(worker),
-                      str(tmp_path / "started"), str(code)])  # fmt: skip
+    command = [*LAUNCH, "2", "--standalone", str(worker), str(tmp_path / "started"), str(code)]
+    launcher = start(command)
     end = time.monotonic() + 60
     while not all(path.exists() for path in started) and time.monotonic() < end:
         time.sleep(0.05)
@@ -140,32 +116,22 @@ def test_signals_reach_every_process_and_its_exit_code_comes_back(number, code, 
 
 
 def test_code_of_a_resumable_run_is_the_same_everywhere():
-    from hicmae.training.run import RESUMABLE
-
     assert launch.RESUMABLE == RESUMABLE
-    text = (ROOT / "scripts/lib/common.sh").read_text() + (
-        ROOT / "scripts/lib/slurm.sh"
-    ).read_text()
-    assert f'"$status" = {RESUMABLE}' in text
+    texts = [(ROOT / f"scripts/lib/{name}.sh").read_text() for name in ("common", "slurm")]
+    assert f'"$status" = {RESUMABLE}' in "".join(texts)
 
 
-STATIC = ["--node_rank", "1", "--rdzv_conf", "timeout=1", "--master_port", "PORT"]
 C10D = ["--rdzv_backend", "c10d", "--rdzv_conf", "join_timeout=1,read_timeout=1"]
+STATIC = ["--node_rank", "1", "--rdzv_conf", "timeout=1", "--master_port", "PORT"]
 WRONG = [
-    (
-        [*STATIC, "--master_addr", "no-such.invalid"],
-        "no-such.invalid:PORT: .*; start .*MASTER_ADDR",
-    ),
     ([*C10D, "--rdzv_endpoint", "127.0.0.1:PORT"], "127.0.0.1:PORT: not all .*; .* RDZV_ENDPOINT"),
-    (
-        [*C10D, "--rdzv_endpoint", "no-port"],
-        "no-port: the address must be <host>:<port>, got 'no-port'",
-    ),
+    ([*C10D, "--rdzv_endpoint", "no-port"], "the address must be <host>:<port>, got 'no-port'"),
+    ([*STATIC, "--master_addr", "no-such.invalid"], "no-such.invalid:PORT: .*; start .*MASTER_ADD"),
 ]
-APART = "launch: error: the 2 machines do not reach each other at "
+APART = "launch: error: the 2 machines do not reach each other at .*"
 
 
-@pytest.mark.parametrize(("arguments", "match"), WRONG)
+@pytest.mark.parametrize("arguments, match", WRONG)
 def test_machines_that_do_not_meet_end_in_one_line(arguments, match, capfd):
     port = str(free_port())
     arguments = [word.replace("PORT", port) for word in arguments]
@@ -175,10 +141,9 @@ def test_machines_that_do_not_meet_end_in_one_line(arguments, match, capfd):
     assert re.search(APART + match.replace("PORT", port), written.splitlines()[-1]), written
 
 
-def test_nothing_but_that_line_is_written(tmp_path):
-    address = ["--master_addr", "127.0.0.1"]
+def test_nothing_but_that_line_is_written():
     arguments = [word.replace("PORT", str(free_port())) for word in STATIC]
-    machine = start([*LAUNCH, "--nnodes", "2", *address, *arguments, "never_started.py"])
-    codes, (written,) = ended([machine], seconds=60)
+    address = ["1", "--nnodes", "2", "--master_addr", "127.0.0.1"]
+    codes, (written,) = ended([start([*LAUNCH, *address, *arguments, "never_started.py"])], 60)
     assert codes == [1]
-    assert re.fullmatch(APART + ".*; start all of them, each.*\n", written), written
+    assert re.fullmatch(APART + "; start all of them, each.*\n", written), written

@@ -14,9 +14,18 @@ import run_finetuning
 import run_pretraining
 from hicmae.visualize.__main__ import main as visualize
 from tests.boards import board, sessions, texts
-from tests.small_runs import FINETUNE, PRETRAIN, ROOT, finish, lines, make_media, ranks
+from tests.small_runs import FINETUNE, PRETRAIN, ROOT, complete, lines, make_media
 
 TESTS = {"last": "", "best": "_best"}  # suffixes of the files with the tests' results
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def metrics_of(folder, suffix=""):
+    return json.loads((folder / f"metrics{suffix}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +37,22 @@ def media(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pretrained(media):
     """The output folder of two epochs of pre-training."""
-    out = media / "pretrained"
-    arguments = ["--data_path", str(media / "lists"), "--output_dir", str(out), "--epochs", "2"]
-    run_pretraining.main([*PRETRAIN, *arguments])
+    return pretrain(media, media / "pretrained", "--epochs", "2")
+
+
+@pytest.fixture(scope="module")
+def finetuned(media, pretrained):
+    """The output folder of two epochs of fine-tuning from there."""
+    checkpoint = str(pretrained / "checkpoint-1.pth")
+    out, start = media / "finetuned", ["--finetune", checkpoint, "--val_metric", "uar"]
+    finetune(media, out, "--epochs", "2", *start)
     return out
 
 
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def pretrain(media, out, *arguments):
+    paths = ["--data_path", str(media / "lists"), "--output_dir", str(out)]
+    run_pretraining.main([*PRETRAIN, "--epochs", "1", *paths, *arguments])
+    return out
 
 
 def finetune(media, out, *arguments, fold="fold", classes="3"):
@@ -48,10 +64,8 @@ def test_pretraining_logs_every_part_and_keeps_whole_checkpoints(pretrained):
     steps, epochs = lines(pretrained / "steps.jsonl"), lines(pretrained / "log.txt")
     assert [line["step"] for line in steps] == list(range(6))
     for name in ("loss_video", "loss_audio", "loss_contrastive", "contrastive_acc_1", "grad_norm"):
-        assert all(line[name] is not None for line in steps)
-        assert epochs[0][f"train_{name}"] == pytest.approx(
-            np.mean([line[name] for line in steps[:3]])
-        )
+        mean = np.mean([line[name] for line in steps[:3]])
+        assert epochs[0][f"train_{name}"] == pytest.approx(mean)
     total = steps[3]["loss_video"] + steps[3]["loss_audio"] + 0.0025 * steps[3]["loss_contrastive"]
     assert steps[3]["loss"] == pytest.approx(total, rel=1e-5)
     assert steps[-1]["loss"] < steps[0]["loss"]
@@ -60,21 +74,13 @@ def test_pretraining_logs_every_part_and_keeps_whole_checkpoints(pretrained):
     state = torch.load(pretrained / "checkpoint-1.pth", weights_only=True)
     assert {"model", "optimizer", "scaler", "epoch", "args"} <= state.keys()
     assert state["epoch"] == 1
-    assert not list(pretrained.glob("*.tmp"))
 
 
-def test_tensorboard_gets_scalars_and_pictures(pretrained):
-    accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator"
-    ).EventAccumulator(str(pretrained), size_guidance={"images": 0})
-    accumulator.Reload()
-    tags = accumulator.Tags()
+def test_tensorboard_shows_a_run_where_it_comes_from_and_its_final_losses(pretrained):
+    tags = board(pretrained).Tags()
     assert {"reconstruction/0", "reconstruction/1"} <= set(tags["images"])
     wanted = {"loss", "loss_video", "contrastive_acc_0", "lr", "weight_decay", "grad_norm"}
     assert {f"train/{name}" for name in wanted | {"clips_per_s"}} <= set(tags["scalars"])
-
-
-def test_tensorboard_shows_where_a_run_comes_from_and_its_final_losses(pretrained):
     assert shlex.quote(sys.argv[0]) in texts(pretrained, "run/command")[0]
     assert f"torch {torch.__version__}" in texts(pretrained, "run/environment")[0]
     ((name, (status, settings, metrics)),) = sessions(pretrained).items()
@@ -94,39 +100,31 @@ def test_reconstruction_can_be_drawn_from_a_checkpoint(pretrained, media, tmp_pa
     assert out.stat().st_size > 10_000
 
 
-def test_finetuning_starts_from_pretraining_and_tests_last_and_best(pretrained, media, caplog):
-    out = media / "finetuned"
-    checkpoint = str(pretrained / "checkpoint-1.pth")
-    with caplog.at_level("INFO"):
-        finetune(media, out, "--epochs", "2", "--finetune", checkpoint, "--val_metric", "uar")
-    assert "the same clips as the test list" in caplog.text
-    assert "100.0% of the encoder weights" in caplog.text
-    for suffix in ("", "_best"):
-        table = rows(out / f"pred{suffix}.csv")
-        metrics = json.loads((out / f"metrics{suffix}.json").read_text())
-        assert len(table) == metrics["clips"] == 5
+def test_finetuning_starts_from_pretraining_and_tests_last_and_best(finetuned):
+    log = (finetuned / "run.log").read_text()
+    assert "the same clips as the test list" in log and "100.0% of the encoder weights" in log
+    for suffix in TESTS.values():
+        table, metrics = rows(finetuned / f"pred{suffix}.csv"), metrics_of(finetuned, suffix)
+        assert len(table) == metrics["clips"] == 5 and metrics["skipped"] == []
         for row in table:
             scores = [float(row[f"p{k}"]) for k in range(3)]
             assert sum(scores) == pytest.approx(1, abs=1e-4)
             assert int(row["prediction"]) == int(np.argmax(scores))
         right = np.mean([row["label"] == row["prediction"] for row in table])
         assert metrics["war"] == pytest.approx(right)
-        assert metrics["skipped"] == []
-    best = json.loads((out / "metrics_best.json").read_text())
+    best, epochs = metrics_of(finetuned, "_best"), lines(finetuned / "log.txt")
     assert best["chosen_on"].endswith("test.csv")
-    epochs = lines(out / "log.txt")
     assert max(line["val_uar"] for line in epochs) == epochs[best["epoch"]]["val_uar"]
     assert [line["epoch"] for line in epochs] == [0, 1]
 
 
-def test_tensorboard_shows_layers_classes_and_tests_of_a_finetuning_run(media):
-    out = media / "finetuned"
-    events = board(out)
+def test_tensorboard_shows_layers_classes_and_tests_of_a_finetuning_run(finetuned):
+    events = board(finetuned)
     scalars, images = events.Tags()["scalars"], events.Tags()["images"]
     steps = [event.step for event in events.Scalars("train/lr")]
     rates = [tag for tag in sorted(scalars) if tag.startswith("lr/")]
-    assert [tag.partition("/layer_")[2] for tag in rates] == [
-        "00_patch_embed", "01_block_0", "02_block_1", "03_fusion_0", "04_head"]  # fmt: skip
+    layers = "00_patch_embed 01_block_0 02_block_1 03_fusion_0 04_head"
+    assert [tag.partition("/layer_")[2] for tag in rates] == layers.split()
     for power, tag in enumerate(reversed(rates)):
         for mine, top in zip(events.Scalars(tag), events.Scalars("train/lr"), strict=True):
             assert (mine.step, mine.value) == (top.step, pytest.approx(0.75**power * top.value))
@@ -135,37 +133,30 @@ def test_tensorboard_shows_layers_classes_and_tests_of_a_finetuning_run(media):
     ends = [event.step for event in events.Scalars("val/uar")]
     assert [event.step for event in events.Images("val/confusion")] == ends == [2, 5]
     assert images == ["val/confusion"] and steps == [1, 2, 4, 5]
-    ((_, (status, settings, metrics)),) = sessions(out).items()
-    tests = {k: json.loads((out / f"metrics{s}.json").read_text()) for k, s in TESTS.items()}
+    ((_, (status, settings, metrics)),) = sessions(finetuned).items()
+    tests = {k: metrics_of(finetuned, suffix) for k, suffix in TESTS.items()}
     expected = {f"test_{k}/{n}": tests[k][n] for k in TESTS for n in ("uar", "war", "weighted_f1")}
-    expected["val_best/uar"] = max(line["val_uar"] for line in lines(out / "log.txt"))
+    expected["val_best/uar"] = max(line["val_uar"] for line in lines(finetuned / "log.txt"))
     assert status == "SUCCESS" and settings["layer_decay"] == 0.75
     assert metrics == pytest.approx(expected, rel=1e-6)
-    assert set(board(out / "final").Tags()["images"]) == {f"test_{k}/confusion" for k in TESTS}
+    assert set(board(finetuned / "final").Tags()["images"]) == {
+        f"test_{k}/confusion" for k in TESTS
+    }
 
 
-def test_eval_reproduces_the_last_epochs_scores(media):
-    out = media / "finetuned"
-    before = rows(out / "pred.csv")
-    (out / "pred.csv").unlink()
-    finetune(media, out, "--eval", "--batch_size", "3")
-    after = rows(out / "pred.csv")
-    assert [row["clip"] for row in after] == [row["clip"] for row in before]
-    for row, other in zip(after, before, strict=True):
-        assert float(row["p0"]) == pytest.approx(float(other["p0"]), abs=2e-6)
-
-
-def test_rerunning_a_finished_run_says_so_and_keeps_its_results(pretrained, media, caplog):
-    out = media / "finetuned"
-    names = ("steps.jsonl", "log.txt", "pred.csv", "pred_best.csv", "checkpoint-1.pth")
-    before = {name: (out / name).read_bytes() for name in names}
-    same = ["--finetune", str(pretrained / "checkpoint-1.pth"), "--val_metric", "uar"]
-    boards = {path: path.read_bytes() for path in out.rglob("events*")}
-    with caplog.at_level("INFO"):
-        finetune(media, out, "--epochs", "2", *same)
-    assert "training is finished: all 2 epochs are done" in caplog.text
-    assert {name: (out / name).read_bytes() for name in names} == before
-    assert {path: path.read_bytes() for path in out.rglob("events*")} == boards
+def test_two_processes_test_every_clip_once_and_agree_with_one_and_with_training(
+    finetuned, media, tmp_path
+):
+    """Five test clips on two ranks: shares of three and two, no clip twice."""
+    arguments = [*FINETUNE, "--data_path", str(media / "fold"), "--nb_classes", "3", "--eval",
+                 "--resume", str(finetuned / "checkpoint-1.pth"), "--output_dir"]  # fmt: skip
+    run_finetuning.main([*arguments, str(tmp_path / "one"), "--batch_size", "3"])
+    complete("run_finetuning", [*arguments, tmp_path / "two"], tmp_path / "log", count=2)
+    expected = rows(finetuned / "pred.csv")
+    for name in ("one", "two"):
+        for row, other in zip(rows(tmp_path / name / "pred.csv"), expected, strict=True):
+            assert row["clip"] == other["clip"]
+            assert float(row["p0"]) == pytest.approx(float(other["p0"]), abs=2e-6)
 
 
 @pytest.mark.parametrize("modality", ["a", "v"])
@@ -183,12 +174,10 @@ def test_one_modality_trains_without_the_other_stream(pretrained, media, tmp_pat
 
 
 def test_regression_writes_every_output_and_its_metrics(media, tmp_path):
-    arguments = ["--task", "regression", "--epochs", "1", "--loss", "ccc", "--batch_size", "3"]
-    finetune(media, tmp_path, *arguments, "--head_activation", "sigmoid",
-             fold="numbers", classes="2")  # fmt: skip
-    table = rows(tmp_path / "pred.csv")
+    arguments = ["--task", "regression", "--loss", "ccc", "--epochs", "1", "--val_metric", "ccc"]
+    finetune(media, tmp_path, *arguments, fold="numbers", classes="2")
+    table, metrics = rows(tmp_path / "pred.csv"), metrics_of(tmp_path)
     assert [float(row["label1"]) for row in table] == pytest.approx([1, 0.9, 0.8, 0.7, 0.6])
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
     error = [float(row["prediction0"]) - float(row["label0"]) for row in table]
     assert metrics["mae"]["per_output"][0] == pytest.approx(np.abs(error).mean(), abs=1e-5)
     assert "val_ccc" in lines(tmp_path / "log.txt")[0]
@@ -198,43 +187,26 @@ def test_regression_writes_every_output_and_its_metrics(media, tmp_path):
 
 
 def test_number_of_workers_does_not_change_a_run(media, tmp_path):
-    arguments = [*PRETRAIN, "--data_path", str(media / "lists"), "--epochs", "1"]
     for workers in ("0", "2"):
-        out = str(tmp_path / workers)
-        run_pretraining.main([*arguments, "--num_workers", workers, "--output_dir", out])
+        pretrain(media, tmp_path / workers, "--num_workers", workers)
     assert lines(tmp_path / "0/steps.jsonl") == lines(tmp_path / "2/steps.jsonl")
 
 
 def test_repeated_sampling_and_accumulation_run(media, tmp_path):
-    arguments = ["--num_samples", "2", "--total_batch", "6", "--gather_negatives", "--clip_grad",
-                 "1", "--epochs", "1", "--precision", "bf16", "--image_freq", "0"]  # fmt: skip
-    paths = ["--data_path", str(media / "lists"), "--output_dir", str(tmp_path)]
-    run_pretraining.main([*PRETRAIN, *paths, *arguments])
+    pretrain(media, tmp_path, "--num_samples", "2", "--total_batch", "6", "--gather_negatives",
+             "--clip_grad", "1", "--precision", "bf16", "--image_freq", "0")  # fmt: skip
     assert len(lines(tmp_path / "steps.jsonl")) == 1
     optim = json.loads((tmp_path / "config.json").read_text())["optim"]
     assert (optim["batch_size"], optim["accum_iter"]) == (2, 3)
     assert board(tmp_path).Tags()["images"] == []
 
 
-def test_two_processes_test_every_clip_once_and_agree_with_one(media, tmp_path):
-    """Five test clips on two ranks: shares of three and two, no clip twice."""
-    trained = media / "finetuned"
-    arguments = [*FINETUNE, "--data_path", str(media / "fold"), "--nb_classes", "3", "--eval",
-                 "--resume", str(trained / "checkpoint-1.pth"), "--output_dir"]  # fmt: skip
-    run_finetuning.main([*arguments, str(tmp_path / "one")])
-    finish(ranks("run_finetuning", [*arguments, tmp_path / "two"], tmp_path / "log"))
-    one, two = rows(tmp_path / "one/pred.csv"), rows(tmp_path / "two/pred.csv")
-    assert [row["clip"] for row in one] == [row["clip"] for row in two]
-    for row, other in zip(one, two, strict=True):
-        assert float(row["p0"]) == pytest.approx(float(other["p0"]), abs=2e-6)
-
-
 def test_two_processes_pretrain_as_one_does_on_the_joined_batch(media, tmp_path):
     """Batches of 1 + 1 and of 2 hold the same clips; gathered negatives make the losses equal."""
-    base = [*PRETRAIN, "--data_path", str(media / "lists"), "--epochs", "2", "--gather_negatives"]
-    run_pretraining.main([*base, "--output_dir", str(tmp_path / "one")])
-    arguments = [*base, "--batch_size", "1", "--output_dir", str(tmp_path / "two")]
-    finish(ranks("run_pretraining", arguments, tmp_path / "log"))
+    base = [*PRETRAIN, "--data_path", media / "lists", "--epochs", "2", "--gather_negatives"]
+    run_pretraining.main([*map(str, base), "--output_dir", str(tmp_path / "one")])
+    command = [*base, "--batch_size", "1", "--output_dir", tmp_path / "two"]
+    complete("run_pretraining", command, tmp_path / "log", count=2)
     one, two = lines(tmp_path / "one/log.txt"), lines(tmp_path / "two/log.txt")
     for mine, other in zip(one, two, strict=True):
         for name in ("loss", "loss_video", "loss_audio", "loss_contrastive", "grad_norm"):
@@ -244,7 +216,7 @@ def test_two_processes_pretrain_as_one_does_on_the_joined_batch(media, tmp_path)
     assert sessions(tmp_path / "two")["final"][1]["processes"] == 2
 
 
-def test_a_bad_list_ends_a_script_in_one_line(media, tmp_path):
+def test_a_bad_list_ends_a_script_in_one_line(tmp_path):
     (tmp_path / "train.csv").write_text("only_one_field\n")
     arguments = [*PRETRAIN, "--data_path", str(tmp_path / "train.csv"), "--output_dir"]
     command = [sys.executable, str(ROOT / "run_pretraining.py"), *arguments, str(tmp_path / "o")]
@@ -256,31 +228,27 @@ def test_a_bad_list_ends_a_script_in_one_line(media, tmp_path):
 
 def test_broken_clips_are_replaced_named_and_bounded(media, tmp_path):
     """One of seven is within 20 %; the default of 1 % is not."""
-    broken = tmp_path / "broken.mp4"
+    broken, listed = tmp_path / "broken.mp4", tmp_path / "lists/train.csv"
     broken.write_text("no video at all")
-    text = (media / "lists/train.csv").read_text()
-    (tmp_path / "train.csv").write_text(text + f"{broken} 0\n")
-    paths = ["--data_path", str(tmp_path / "train.csv"), "--epochs", "2", "--output_dir"]
-    allowed = ["--max_bad_clips", "0.2"]
-    run_pretraining.main([*PRETRAIN, *paths, str(tmp_path / "a"), *allowed])
+    listed.parent.mkdir()
+    listed.write_text((media / "lists/train.csv").read_text() + f"{broken} 0\n")
+    pretrain(tmp_path, tmp_path / "a", "--epochs", "2", "--max_bad_clips", "0.2")
     table = rows(tmp_path / "a/skipped_clips.csv")
     assert [row["video"] for row in table] == [str(broken)]
     with pytest.raises(RuntimeError, match=r"1 of 7 clips \(14.29%\) cannot be read"):
-        run_pretraining.main([*PRETRAIN, *paths, str(tmp_path / "b")])
+        pretrain(tmp_path, tmp_path / "b", "--epochs", "2")
 
 
-def test_unreadable_test_clips_stop_or_are_reported_with_the_scores(media, tmp_path):
+def test_unreadable_test_clips_stop_or_are_reported_with_the_scores(finetuned, media, tmp_path):
     fold = tmp_path / "fold"
     fold.mkdir()
-    (fold / "train.csv").write_text((media / "fold/train.csv").read_text())
     gone = f"{tmp_path}/gone {tmp_path}/gone.wav 0\n"
     (fold / "test.csv").write_text((media / "fold/test.csv").read_text() + gone)
-    checkpoint = str(media / "finetuned/checkpoint-1.pth")
-    arguments = ["--eval", "--resume", checkpoint]
+    arguments = ["--eval", "--resume", str(finetuned / "checkpoint-1.pth")]
     with pytest.raises(RuntimeError, match="gone' cannot be read.*--skip_bad_test_clips"):
         finetune(tmp_path, tmp_path / "out", *arguments)
     finetune(tmp_path, tmp_path / "out", *arguments, "--skip_bad_test_clips")
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    metrics = metrics_of(tmp_path / "out")
     assert metrics["clips"] == 5 and len(metrics["skipped"]) == 1
     assert "gone" in metrics["skipped"][0]
 
@@ -299,21 +267,16 @@ def test_unreadable_test_clips_stop_or_are_reported_with_the_scores(media, tmp_p
 def test_impossible_runs_are_refused(media, tmp_path, arguments, message):
     if arguments[1] == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    paths = ["--data_path", str(media / "lists"), "--output_dir", str(tmp_path), "--epochs", "1"]
     with pytest.raises((ValueError, RuntimeError, FileNotFoundError), match=message):
-        run_pretraining.main([*PRETRAIN, *paths, *arguments])
+        pretrain(media, tmp_path, *arguments)
 
 
-def test_a_checkpoint_of_another_model_is_not_resumed(pretrained, media, tmp_path):
-    paths = ["--data_path", str(media / "lists"), "--output_dir", str(tmp_path), "--epochs", "3"]
-    resume = ["--resume", str(pretrained / "checkpoint-1.pth"), "--encoder_fusion_depth", "2"]
+def test_a_checkpoint_of_another_model_is_neither_resumed_nor_tested(pretrained, media, tmp_path):
+    resume = ["--resume", str(pretrained / "checkpoint-1.pth")]
+    deeper = [*resume, "--epochs", "3", "--encoder_fusion_depth", "2"]
     with pytest.raises(ValueError, match="--encoder_fusion_depth 1 -> 2, .*--allow_changes"):
-        run_pretraining.main([*PRETRAIN, *paths, *resume])
+        pretrain(media, tmp_path, *deeper)
     with pytest.raises(ValueError, match="does not fit this model"):
-        run_pretraining.main([*PRETRAIN, *paths, *resume, "--allow_changes"])
-
-
-def test_pretraining_weights_alone_cannot_be_tested(pretrained, media, tmp_path):
-    checkpoint = str(pretrained / "checkpoint-1.pth")
+        pretrain(media, tmp_path, *deeper, "--allow_changes")
     with pytest.raises(ValueError, match="testing needs a fine-tuned checkpoint"):
-        finetune(media, tmp_path, "--eval", "--resume", checkpoint)
+        finetune(media, tmp_path, "--eval", *resume)

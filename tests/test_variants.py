@@ -9,7 +9,7 @@ import run_pretraining
 from hicmae import EmotionRecognizer
 from hicmae.inference.model import parse_config
 from hicmae.visualize.__main__ import main as visualize
-from tests.small_runs import FINETUNE, PRETRAIN, finish, lines, make_media, ranks
+from tests.small_runs import FINETUNE, PRETRAIN, complete, lines, make_media
 
 VIEWS = ["--test_num_segment", "1", "--test_num_crop", "1"]
 VARIANTS = {
@@ -61,10 +61,12 @@ def test_steps_log_the_parts_that_there_are(pretrained, name, levels):
         assert step["loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_a_changed_variant_is_not_resumed(pretrained, media):
-    for name, flag in (("no_skips", "skip_connections"), ("top", "contrastive_levels")):
-        with pytest.raises(ValueError, match=f"another run: .*--{flag} .*--allow_changes"):
-            pretrain(media, pretrained[name], *VARIANTS["video_first"])
+@pytest.mark.parametrize(
+    "name, flag", [("no_skips", "skip_connections"), ("top", "contrastive_levels")]
+)
+def test_a_changed_variant_is_not_resumed(pretrained, media, name, flag):
+    with pytest.raises(ValueError, match=f"another run: .*--{flag} .*--allow_changes"):
+        pretrain(media, pretrained[name], *VARIANTS["video_first"])
 
 
 @pytest.mark.parametrize("command", ["reconstruction", "retrieval"])
@@ -152,13 +154,12 @@ def test_finetuning_in_another_order_is_told_and_testing_refused(
 
 
 def test_variants_train_in_two_processes_without_unused_parameters(media, tmp_path):
-    paths = ["--data_path", media / "lists", "--output_dir", tmp_path / "pre", "--epochs", "1"]
-    more = [*VARIANTS["none"], "--fusion_order", "audio_first", "--image_freq", "0"]
-    finish(
-        ranks("run_pretraining", [*PRETRAIN, *paths, "--batch_size", "1", *more], tmp_path / "p")
-    )
-    assert len(lines(tmp_path / "pre/steps.jsonl")) == 2
-    paths = ["--data_path", media / "fold", "--output_dir", tmp_path / "fine", "--nb_classes", "3"]
-    more = ["--no-hierarchical_fusion", "--epochs", "1", "--batch_size", "1", "--no-export", *VIEWS]
-    finish(ranks("run_finetuning", [*FINETUNE, *paths, *more], tmp_path / "f"))
-    assert len(lines(tmp_path / "fine/steps.jsonl")) == 2
+    flags = ["--epochs", "1", "--batch_size", "1", "--output_dir"]
+    more = ["--data_path", media / "lists", "--fusion_order", "audio_first", "--image_freq", "0"]
+    command = [*PRETRAIN, *VARIANTS["none"], *more, *flags, tmp_path / "pre"]
+    complete("run_pretraining", command, tmp_path / "log", count=2)
+    more = ["--data_path", media / "fold", "--nb_classes", "3", "--no-hierarchical_fusion"]
+    command = [*FINETUNE, *more, "--no-export", *VIEWS, *flags, tmp_path / "fine"]
+    complete("run_finetuning", command, tmp_path / "log", count=2)
+    for name in ("pre", "fine"):
+        assert len(lines(tmp_path / name / "steps.jsonl")) == 2

@@ -1,8 +1,46 @@
-"""Media and uninterrupted runs that all tests of this folder compare with."""
+"""Media, jobs to be disturbed, and the uninterrupted runs that they are compared with."""
 
 import pytest
 
-from tests.small_runs import FINETUNE, PRETRAIN, Run, finish, make_media
+from tests.small_runs import (
+    FINETUNE,
+    PRETRAIN,
+    complete,
+    finish,
+    kill_when,
+    make_media,
+    saved_within,
+    start,
+)
+
+
+class Job:
+    """A script with its arguments, the folder of its logs, and `out`, where it writes."""
+
+    def __init__(self, script, arguments, folder):
+        self.script, self.arguments, self.folder = script, arguments, folder
+        self.out = folder / "out"
+
+    def _call(self, function, flags, out=None, fault=None, count=1):
+        command = [*self.arguments, *flags, "--output_dir", out or self.out]
+        return function(self.script, command, self.folder / "log", fault, count)
+
+    def start(self, *flags, **options):
+        """Start one process or `count` ranks; return them."""
+        return self._call(start, flags, **options)
+
+    def complete(self, *flags, **options):
+        """Run to the end; return the first process."""
+        return self._call(complete, flags, **options)
+
+    def kill_within(self, epoch, *flags, **options):
+        """Save after every step, and kill all processes within an epoch."""
+        condition = saved_within(options.get("out") or self.out, epoch)
+        flags = [*flags, "--save_interval", "0"]
+        self._call(lambda *rest: kill_when(condition, *rest), flags, **options)
+
+    def log(self):
+        return (self.out / "run.log").read_text()
 
 
 @pytest.fixture(scope="session")
@@ -12,24 +50,40 @@ def media(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def pretrain(media):
-    """Arguments of a pre-training run of three epochs of three steps, all randomness on."""
-    return [*PRETRAIN, "--data_path", str(media / "lists"), "--epochs", "3", "--accum_iter", "2",
-            "--drop_path", "0.2", "--image_freq", "0", "--output_dir"]  # fmt: skip
+def arguments(media):
+    """Three epochs of three steps by script, all randomness on."""
+    common = ["--epochs", "3", "--accum_iter", "2"]
+    pretrain = ["--data_path", media / "lists", "--drop_path", "0.2", "--image_freq", "0"]
+    finetune = ["--data_path", media / "fold", "--nb_classes", "3", "--roll_mag_aug", "--no-export"]
+    return {
+        "run_pretraining": [*PRETRAIN, *pretrain, *common],
+        "run_finetuning": [*FINETUNE, *finetune, *common],
+    }
+
+
+@pytest.fixture
+def job(arguments, tmp_path):
+    """Return a maker of jobs by script."""
+    return lambda script: Job(script, arguments[script], tmp_path)
+
+
+@pytest.fixture
+def pretrain(job):
+    return job("run_pretraining")
+
+
+@pytest.fixture
+def finetune(job):
+    return job("run_finetuning")
 
 
 @pytest.fixture(scope="session")
-def finetune(media):
-    """The same of fine-tuning: mixup, cutmix, RandAugment, erasing and drop path are on."""
-    return [*FINETUNE, "--data_path", str(media / "fold"), "--nb_classes", "3", "--epochs", "3",
-            "--accum_iter", "2", "--roll_mag_aug", "--no-export", "--output_dir"]  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def whole(media, pretrain, finetune):
+def whole(media, arguments):
     """Both runs, never interrupted."""
     folder = media / "whole"
     folder.mkdir()
-    commands = {"run_pretraining": pretrain, "run_finetuning": finetune}
-    finish([Run(n, [*c, folder / n], folder / f"{n}.out") for n, c in commands.items()])
+    started = [
+        start(n, [*c, "--output_dir", folder / n], folder / "log") for n, c in arguments.items()
+    ]
+    finish(sum(started, []))
     return folder

@@ -6,15 +6,7 @@ import pytest
 import torch
 
 from hicmae.training import checkpoint
-from tests.small_runs import (
-    assert_nothing_left,
-    assert_same_run,
-    complete,
-    kill_when,
-    lines,
-    ranks,
-    saved_within,
-)
+from tests.small_runs import assert_nothing_left, assert_same_run, lines
 
 
 def spoil(is_bad):
@@ -46,28 +38,25 @@ def all_is_bad_on_rank_1_from_its_third_batch():
 
 @pytest.mark.slow
 def test_a_bad_clip_costs_one_step_an_epoch_which_is_counted_also_after_a_kill(pretrain, tmp_path):
-    complete("run_pretraining", [*pretrain, tmp_path / "whole"], tmp_path / "a", one_clip_is_bad)
+    pretrain.complete(out=tmp_path / "whole", fault=one_clip_is_bad)
     steps, epochs = (lines(tmp_path / "whole" / name) for name in ("steps.jsonl", "log.txt"))
     skipped = [line for line in steps if line["skipped"]]
     assert len(steps) == 9 and 2 <= len(skipped) <= 3
     assert all(line["loss"] is None and line["lr"] > 0 or line["step"] == 0 for line in skipped)
     assert sum(line["train_bad_steps"] for line in epochs) == len(skipped)
     assert all(line["train_loss"] is not None for line in epochs)
-    command = [*pretrain, tmp_path / "out", "--save_interval", "0"]
-    within = saved_within(tmp_path / "out", 1)
-    kill_when(within, "run_pretraining", command, tmp_path / "b", one_clip_is_bad)
-    complete("run_pretraining", command, tmp_path / "b", one_clip_is_bad)
-    assert_same_run(tmp_path / "out", tmp_path / "whole", 2)
+    pretrain.kill_within(1, fault=one_clip_is_bad)
+    pretrain.complete(fault=one_clip_is_bad)
+    assert_same_run(pretrain.out, tmp_path / "whole", 2)
 
 
-def test_bad_steps_of_one_rank_stop_both_with_state_and_clips_of_both(pretrain, tmp_path):
+def test_bad_steps_of_one_rank_stop_both_with_state_and_clips_of_both(pretrain):
     """An epoch has three steps: the third bad one in a row is the second of the next epoch."""
-    out = tmp_path / "out"
-    options = ["--accum_iter", "1", "--max_bad_steps", "3", "--print_freq", "100"]
-    options += ["--save_interval", "0", "--keep_ckpts", "9"]
-    fault = all_is_bad_on_rank_1_from_its_third_batch
-    group = ranks("run_pretraining", [*pretrain, out, *options], tmp_path / "log", fault)
+    flags = ["--accum_iter", "1", "--max_bad_steps", "3", "--print_freq", "100",
+             "--save_interval", "0", "--keep_ckpts", "9"]  # fmt: skip
+    group = pretrain.start(*flags, fault=all_is_bad_on_rank_1_from_its_third_batch, count=2)
     assert [run.wait() for run in group] == [1, 1]
+    out = pretrain.out
     for run in group:
         assert "in 3 step(s) in a row, the last at step 4" in run.output()
         assert f"state and clips are in '{out}/bad_steps-4.pth'; lower --lr" in run.output()

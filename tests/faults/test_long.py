@@ -17,11 +17,10 @@ from tests.small_runs import (
     assert_nothing_left,
     assert_same_run,
     children_of,
-    finish,
+    complete,
     is_running,
     last_state,
     lines,
-    ranks,
     steps_written,
     tensorboard_points,
     until,
@@ -58,18 +57,16 @@ class Torchrun(Run):
 
 
 @pytest.fixture
-def slow_command(pretrain):
+def slow_command(arguments):
     """Steps slow enough to meet one of them."""
-    return [*pretrain[:-1], "--accum_iter", "1", "--num_samples", "4", "--print_freq", "1",
-            "--save_interval", "0", "--output_dir"]  # fmt: skip
+    return [*arguments["run_pretraining"], "--accum_iter", "1", "--num_samples", "4",
+            "--print_freq", "1", "--save_interval", "0", "--output_dir"]  # fmt: skip
 
 
 def test_torchrun_brings_both_ranks_back_when_one_dies(slow_command, tmp_path):
-    finish(ranks("run_pretraining", [*slow_command, tmp_path / "whole"], tmp_path / "log"))
-    out = tmp_path / "out"
-    run = Torchrun(
-        "run_pretraining", [*slow_command, out], tmp_path / "out.log", "--max-restarts=1"
-    )
+    complete("run_pretraining", [*slow_command, tmp_path / "whole"], tmp_path / "log", count=2)
+    out, log = tmp_path / "out", tmp_path / "out.log"
+    run = Torchrun("run_pretraining", [*slow_command, out], log, "--max-restarts=1")
     until(lambda: list(out.glob("checkpoint-1-step*.pth")), run)
     first = run.ranks()
     os.kill(first[-1], signal.SIGKILL)

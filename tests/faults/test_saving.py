@@ -13,12 +13,10 @@ import torch
 
 from hicmae.training import checkpoint
 from tests.small_runs import (
-    Run,
     assert_nothing_left,
     assert_same_run,
-    complete,
     kill_when,
-    saved_within,
+    start,
     steps_written,
     tensorboard_points,
     until,
@@ -38,51 +36,32 @@ def die_while_writing_the_second_epoch():
     torch.save = half
 
 
-def test_a_kill_within_a_write_costs_no_more_than_that_write(pretrain, whole, tmp_path):
-    out = tmp_path / "out"
-    command = [*pretrain, out]
-    run = Run("run_pretraining", command, tmp_path / "log", die_while_writing_the_second_epoch)
+def test_a_kill_within_a_write_costs_no_more_than_that_write(pretrain, whole):
+    (run,) = pretrain.start(fault=die_while_writing_the_second_epoch)
     assert run.wait() == -signal.SIGKILL
-    (part,) = out.glob(".part-*")
-    assert not (out / "checkpoint-1.pth").exists()
-    complete("run_pretraining", command, tmp_path / "log")
-    log = (out / "run.log").read_text()
-    assert f"removed '{part.name}', which a killed run left half-written" in log
-    assert_same_run(out, whole / "run_pretraining", 2)
+    (part,) = pretrain.out.glob(".part-*")
+    assert not (pretrain.out / "checkpoint-1.pth").exists()
+    pretrain.complete()
+    assert f"removed '{part.name}', which a killed run left half-written" in pretrain.log()
+    assert_same_run(pretrain.out, whole / "run_pretraining", 2)
 
 
-def break_file(path, kind):
-    content = bytearray(path.read_bytes())
+@pytest.mark.parametrize("kind", ["truncated", pytest.param("flipped", marks=pytest.mark.slow)])
+def test_a_run_goes_on_from_the_save_before_a_broken_one_and_says_so(kind, pretrain, whole):
+    pretrain.kill_within(1)
+    steps = pretrain.out.glob("checkpoint-1-step*.pth")
+    broken = max(steps, key=lambda path: path.name)
+    content = bytearray(broken.read_bytes())
     if kind == "truncated":
         del content[len(content) // 2 :]
-    elif kind == "flipped":
-        content[len(content) // 3] ^= 4
     else:
-        content.clear()
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "truncated",
-        pytest.param("flipped", marks=pytest.mark.slow),
-        pytest.param("empty", marks=pytest.mark.slow),
-    ],
-)
-def test_a_run_goes_on_from_the_save_before_a_broken_one_and_says_so(
-    kind, pretrain, whole, tmp_path
-):
-    out = tmp_path / "out"
-    command = [*pretrain, out, "--save_interval", "0"]
-    kill_when(saved_within(out, 1), "run_pretraining", command, tmp_path / "log")
-    broken = max(out.glob("checkpoint-1-step*.pth"), key=lambda path: path.name)
-    break_file(broken, kind)
-    complete("run_pretraining", [*pretrain, out], tmp_path / "log")
-    log = (out / "run.log").read_text()
+        content[len(content) // 3] ^= 4
+    broken.write_bytes(content)
+    pretrain.complete()
+    log = pretrain.log()
     assert f"skipping a broken checkpoint, trying the one before: checkpoint '{broken}'" in log
     assert f"the next save replaces what lies ahead of this run: {broken.name}" in log
-    assert_same_run(out, whole / "run_pretraining", 2)
+    assert_same_run(pretrain.out, whole / "run_pretraining", 2)
 
 
 def disk_is_full_in_the_first_two_epochs():
@@ -98,21 +77,16 @@ def disk_is_full_in_the_first_two_epochs():
     torch.save = full
 
 
-def test_a_full_disk_while_saving_warns_and_training_goes_on(finetune, whole, tmp_path):
+def test_a_full_disk_while_saving_warns_and_training_goes_on(finetune, whole):
     """The best epoch of the whole run, the first, is lost: the best of those kept stands for it."""
-    out = tmp_path / "out"
-    options = ["--save_interval", "0"]
-    fault = disk_is_full_in_the_first_two_epochs
-    complete("run_finetuning", [*finetune, out, *options], tmp_path / "log", fault)
-    log = (out / "run.log").read_text()
+    finetune.complete("--save_interval", "0", fault=disk_is_full_in_the_first_two_epochs)
+    out, log = finetune.out, finetune.log()
     assert "could not write checkpoint" in log and "No space left on device" in log
     assert "training goes on" in log and "is the best so far, but could not be kept" in log
     expected = (whole / "run_finetuning/steps.jsonl").read_text()
     assert (out / "steps.jsonl").read_text() == expected
-    assert sorted(path.name for path in out.glob("checkpoint*")) == [
-        "checkpoint-2.pth",
-        "checkpoint-best.pth",
-    ]
+    names = ["checkpoint-2.pth", "checkpoint-best.pth"]
+    assert sorted(path.name for path in out.glob("checkpoint*")) == names
     assert checkpoint.load(out / "checkpoint-best.pth")["epoch"] == 2
     assert_nothing_left(out)
 
@@ -126,19 +100,18 @@ def no_file_grows_large():
 
 @pytest.mark.slow
 def test_a_run_whose_last_state_cannot_be_saved_fails_and_goes_on_from_what_there_is(
-    pretrain, whole, tmp_path
+    pretrain, whole
 ):
-    out = tmp_path / "out"
-    saved = (out / "checkpoint-0.pth").exists
-    kill_when(saved, "run_pretraining", [*pretrain, out], tmp_path / "log")
-    before = (out / "checkpoint-0.pth").read_bytes()
-    run = Run("run_pretraining", [*pretrain, out], tmp_path / "log", no_file_grows_large)
+    first = pretrain.out / "checkpoint-0.pth"
+    pretrain._call(lambda *rest: kill_when(first.exists, *rest), [])
+    before = first.read_bytes()
+    (run,) = pretrain.start(fault=no_file_grows_large)
     assert run.wait() == 1
     assert "the state after the last epoch is not saved" in run.output()
-    assert (out / "checkpoint-0.pth").read_bytes() == before
-    assert_nothing_left(out)
-    complete("run_pretraining", [*pretrain, out], tmp_path / "log")
-    assert_same_run(out, whole / "run_pretraining", 2)
+    assert first.read_bytes() == before
+    assert_nothing_left(pretrain.out)
+    pretrain.complete()
+    assert_same_run(pretrain.out, whole / "run_pretraining", 2)
 
 
 @pytest.fixture
@@ -166,12 +139,11 @@ def slow_steps():
     engine.seed_step = slow
 
 
-def test_a_disk_without_any_space_for_a_while_costs_nothing_but_saves(
-    tiny_disk, pretrain, whole, tmp_path
-):
+def test_a_disk_without_any_space_for_a_while_costs_nothing_but_saves(tiny_disk, arguments, whole):
     """Not even logs and the console can be written; later all that they owe is there."""
-    out = tiny_disk / "out"
-    run = Run("run_pretraining", [*pretrain, out], tiny_disk / "console", slow_steps)
+    out, expected = tiny_disk / "out", whole / "run_pretraining"
+    command = [*arguments["run_pretraining"], "--output_dir", out]
+    (run,) = start("run_pretraining", command, tiny_disk / "console", slow_steps)
     until(steps_written(out, 1), run)
     with open(tiny_disk / "ballast", "wb", buffering=0) as ballast, suppress(OSError):
         while ballast.write(bytes(512)):
@@ -179,5 +151,5 @@ def test_a_disk_without_any_space_for_a_while_costs_nothing_but_saves(
     time.sleep(1.2)
     (tiny_disk / "ballast").unlink()
     assert run.wait() == 0
-    assert_same_run(out, whole / "run_pretraining", 2)
-    assert tensorboard_points(out) == tensorboard_points(whole / "run_pretraining")
+    assert_same_run(out, expected, 2)
+    assert tensorboard_points(out) == tensorboard_points(expected)

@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from tests.small_runs import (
-    Run,
     assert_same_run,
-    complete,
     finish,
     kill_when,
     last_state,
@@ -23,16 +21,23 @@ from tests.small_runs import (
 
 
 @pytest.fixture(scope="module")
-def stopped(pretrain, tmp_path_factory):
+def first(arguments, tmp_path_factory):
     """A pre-training run that was killed in its second epoch."""
     out = tmp_path_factory.mktemp("stopped") / "out"
-    command = [*pretrain, out, "--save_interval", "0"]
+    command = [*arguments["run_pretraining"], "--output_dir", out, "--save_interval", "0"]
     kill_when(saved_within(out, 1), "run_pretraining", command, out.with_name("log"))
     return out
 
 
-def refusal(command, log):
-    run = Run("run_pretraining", command, log)
+@pytest.fixture
+def stopped(first, pretrain):
+    """Its copy, to go on with."""
+    shutil.copytree(first, pretrain.out)
+    return pretrain
+
+
+def refusal(job, *flags):
+    (run,) = job.start(*flags)
     assert run.wait() == 1
     (line,) = [x for x in run.output().splitlines() if "run_pretraining.py: error: " in x]
     return line
@@ -44,27 +49,22 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_settings_that_make_it_another_run_are_listed_and_refused(pretrain, stopped, tmp_path):
-    out = shutil.copytree(stopped, tmp_path / "out")
-    before = contents(out)
-    changed = ["--lr", "0.01", "--mask_ratio", "0.75", "--seed", "3", "--epochs", "4",
-               "--no-roll_mag_aug", "--opt_betas", "0.9", "0.99", "--num_workers", "1"]  # fmt: skip
-    line = refusal([*pretrain, out, *changed], tmp_path / "log")
+def test_settings_that_make_it_another_run_are_listed_and_refused(stopped):
+    before = contents(stopped.out)
+    flags = ("--lr 0.01 --mask_ratio 0.75 --seed 3 --epochs 4 --no-roll_mag_aug "
+             "--opt_betas 0.9 0.99 --num_workers 1")  # fmt: skip
+    line = refusal(stopped, *flags.split())
     for change in ("--lr 0.05 -> 0.01", "--mask_ratio 0.5 -> 0.75", "--seed 0 -> 3",
                    "--epochs 3 -> 4", "--roll_mag_aug True -> False",
                    "--opt_betas 0.9 0.95 -> 0.9 0.99", "accept with --allow_changes"):  # fmt: skip
         assert change in line
     assert "num_workers" not in line
-    assert contents(out) == before
+    assert contents(stopped.out) == before
 
 
-def test_changes_that_are_allowed_take_effect_and_harmless_ones_need_no_leave(
-    pretrain, stopped, tmp_path
-):
-    out = shutil.copytree(stopped, tmp_path / "out")
-    changed = ["--opt_betas", "0.9", "0.99", "--print_freq", "1", "--allow_changes"]
-    complete("run_pretraining", [*pretrain, out, *changed], tmp_path / "log")
-    log = (out / "run.log").read_text()
+def test_changes_that_are_allowed_take_effect_and_harmless_ones_need_no_leave(stopped):
+    stopped.complete("--opt_betas", "0.9", "0.99", "--print_freq", "1", "--allow_changes")
+    out, log = stopped.out, stopped.log()
     assert "allowed by --allow_changes: --opt_betas 0.9 0.95 -> 0.9 0.99" in log
     assert "--print_freq 2 -> 1" in log
     assert {g["betas"] for g in last_state(out, 2)["optimizer"]["param_groups"]} == {(0.9, 0.99)}
@@ -72,52 +72,39 @@ def test_changes_that_are_allowed_take_effect_and_harmless_ones_need_no_leave(
     assert [line["step"] for line in lines(out / "steps.jsonl")] == list(range(9))
 
 
-def test_another_list_under_the_same_name_is_noticed(pretrain, stopped, media, tmp_path):
-    out = shutil.copytree(stopped, tmp_path / "out")
+def test_another_list_under_the_same_name_is_noticed(stopped, media, tmp_path):
     rows = (media / "lists/train.csv").read_text().splitlines()
     (tmp_path / "train.csv").write_text("\n".join([*rows[1:], rows[0]]) + "\n")
-    line = refusal([*pretrain, out, "--data_path", tmp_path], tmp_path / "log")
+    line = refusal(stopped, "--data_path", tmp_path)
     assert re.search(r"clips of the training list 13 \(\w{12}\) -> 13 \(\w{12}\); repeat", line)
     (tmp_path / "train.csv").write_text("\n".join(rows) + "\n")
-    complete("run_pretraining", [*pretrain, out, "--data_path", tmp_path], tmp_path / "log")
+    stopped.complete("--data_path", tmp_path)
+
+
+def assert_same_weights(folder, other):
+    mine, expected = (last_state(path, 2)["model"] for path in (folder, other))
+    assert all(torch.equal(mine[name], expected[name]) for name in expected)
 
 
 @pytest.mark.slow
-def test_the_same_command_with_resume_goes_on_from_its_own_saves(
-    pretrain, whole, stopped, tmp_path
-):
+def test_the_same_command_with_resume_goes_on_from_its_own_saves(pretrain, whole, first):
     """--resume names where the run began; started again, it has come further since."""
-    begin, out = stopped / "checkpoint-0.pth", tmp_path / "out"
+    begin = first / "checkpoint-0.pth"
     if not begin.exists():
-        begin = next(stopped.glob("checkpoint-1-step*.pth"))
-    command = [*pretrain, out, "--resume", begin, "--save_interval", "0"]
-    kill_when(saved_within(out, 2), "run_pretraining", command, tmp_path / "log")
-    run = complete("run_pretraining", command, tmp_path / "log")
-    assert "resumed from" in run.output() and "epoch 2, " in (out / "run.log").read_text()
-    mine, other = (last_state(x, 2) for x in (out, whole / "run_pretraining"))
-    assert all(torch.equal(mine["model"][name], other["model"][name]) for name in other["model"])
+        begin = next(first.glob("checkpoint-1-step*.pth"))
+    pretrain.kill_within(2, "--resume", begin)
+    run = pretrain.complete("--resume", begin)
+    assert "resumed from" in run.output() and "epoch 2, " in pretrain.log()
+    assert_same_weights(pretrain.out, whole / "run_pretraining")
 
 
 @pytest.mark.slow
-def test_going_back_with_resume_replaces_later_checkpoints(pretrain, whole, tmp_path):
-    out = shutil.copytree(whole / "run_pretraining", tmp_path / "out")
-    command = [*pretrain, out, "--resume", out / "checkpoint-1.pth"]
-    complete("run_pretraining", command, tmp_path / "log")
-    assert "ahead of this run: checkpoint-2.pth" in (out / "run.log").read_text()
-    mine, other = (last_state(x, 2) for x in (out, whole / "run_pretraining"))
-    assert all(torch.equal(mine["model"][name], other["model"][name]) for name in other["model"])
+def test_going_back_with_resume_replaces_later_checkpoints(pretrain, whole):
+    out = shutil.copytree(whole / "run_pretraining", pretrain.out)
+    pretrain.complete("--resume", out / "checkpoint-1.pth")
+    assert "ahead of this run: checkpoint-2.pth" in pretrain.log()
+    assert_same_weights(out, whole / "run_pretraining")
     assert [line["step"] for line in lines(out / "steps.jsonl")] == list(range(9))
-
-
-def test_a_second_start_in_the_same_folder_is_refused(pretrain, tmp_path):
-    out = tmp_path / "out"
-    run = Run("run_pretraining", [*pretrain, out, "--epochs", "400"], tmp_path / "log")
-    until(steps_written(out, 1), run)
-    second = Run("run_pretraining", [*pretrain, out], tmp_path / "second", impatient)
-    assert second.wait() == 1
-    assert f"another run is writing to '{out}'; wait for it, end it, or choose" in second.output()
-    assert run.alive()
-    run.kill().wait()
 
 
 def impatient():
@@ -127,10 +114,20 @@ def impatient():
     run.own_folder = functools.partial(run.own_folder, wait=0)
 
 
-def test_a_finished_run_started_again_says_so_and_changes_nothing(finetune, whole, tmp_path):
-    out = shutil.copytree(whole / "run_finetuning", tmp_path / "out")
+def test_a_second_start_in_the_same_folder_is_refused(pretrain):
+    (run,) = pretrain.start("--epochs", "400")
+    until(steps_written(pretrain.out, 1), run)
+    (second,) = pretrain.start(fault=impatient)
+    assert second.wait() == 1
+    assert f"another run is writing to '{pretrain.out}'; wait for it, end it" in second.output()
+    assert run.alive()
+    run.kill().wait()
+
+
+def test_a_finished_run_started_again_says_so_and_changes_nothing(finetune, whole):
+    out = shutil.copytree(whole / "run_finetuning", finetune.out)
     before = contents(out)
-    run = complete("run_finetuning", [*finetune, out], tmp_path / "log")
+    run = finetune.complete()
     assert "training is finished: all 3 epochs are done" in run.output()
     after = contents(out)
     for files in (before, after):
@@ -139,28 +136,23 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(finetune, whol
 
 
 @pytest.mark.slow
-def test_a_lost_best_checkpoint_is_noticed_and_the_best_epoch_chosen_anew(finetune, tmp_path):
-    out = tmp_path / "out"
-    command = [*finetune, out, "--save_interval", "0"]
-    kill_when(saved_within(out, 1), "run_finetuning", command, tmp_path / "log")
-    (out / "checkpoint-best.pth").unlink()
-    complete("run_finetuning", [*finetune, out], tmp_path / "log")
-    assert "weights of the best epoch so far (0) are not on disk" in (out / "run.log").read_text()
-    assert json.loads((out / "metrics_best.json").read_text())["epoch"] >= 1
+def test_a_lost_best_checkpoint_is_noticed_and_the_best_epoch_chosen_anew(finetune):
+    finetune.kill_within(1)
+    (finetune.out / "checkpoint-best.pth").unlink()
+    finetune.complete()
+    assert "weights of the best epoch so far (0) are not on disk" in finetune.log()
+    assert json.loads((finetune.out / "metrics_best.json").read_text())["epoch"] >= 1
 
 
 @pytest.mark.parametrize(
     "script", ["run_pretraining", pytest.param("run_finetuning", marks=pytest.mark.slow)]
 )
 def test_deterministic_runs_are_equal_bit_by_bit_and_others_to_rounding(
-    script, request, whole, tmp_path
+    script, job, whole, tmp_path
 ):
-    name = {"run_pretraining": "pretrain", "run_finetuning": "finetune"}[script]
-    command = request.getfixturevalue(name)
     outs = [tmp_path / "a", tmp_path / "b"]
-    finish([Run(script, [*command, out, "--deterministic"], f"{out}.log") for out in outs])
-    assert_same_run(outs[0], outs[1], 2)
-    for line, other in zip(
-        *(lines(x / "steps.jsonl") for x in (outs[0], whole / script)), strict=True
-    ):
+    finish([run for out in outs for run in job(script).start("--deterministic", out=out)])
+    assert_same_run(*outs, 2)
+    found, expected = (lines(x / "steps.jsonl") for x in (outs[0], whole / script))
+    for line, other in zip(found, expected, strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)

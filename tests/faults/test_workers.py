@@ -11,23 +11,20 @@ from torch.utils.data import Dataset
 
 from hicmae.data.loader import ClipSampler, end, epoch_batches, make_loader
 from hicmae.training.loop import EvaluationBatches
-from tests.small_runs import Run, assert_same_run, children_of, steps_written, until
+from tests.small_runs import assert_same_run, children_of, steps_written, until
 
 
 class Numbers(Dataset):
-    """Items tell what was asked for; `fatal` ones end the process that loads them."""
+    """Items tell what was asked for; `fault` is called before each."""
 
-    def __init__(self, fatal=()):
-        self.fatal = fatal
+    def __init__(self, fault=lambda: None):
+        self.fault = fault
 
     def __len__(self):
         return 23
 
     def __getitem__(self, item):
-        if item.index in self.fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if item.index == 1000:
-            raise RuntimeError("an error of its own")
+        self.fault()
         return torch.tensor([item.epoch, item.index])
 
     collate = staticmethod(torch.stack)
@@ -72,23 +69,25 @@ def test_killed_workers_are_replaced_and_the_batches_stay_the_same(caplog):
     assert "was ended by SIGKILL; new ones go on at batch" in line and "of epoch 0" in line
 
 
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.slow
 def test_a_clip_that_always_kills_its_worker_ends_the_run_in_one_line(caplog):
-    loader = loader_of(Numbers(fatal=range(23)))
     message = "died 3 times in a row at batch 0 of epoch 7, the last by SIGKILL; lower --num_wor"
     with pytest.raises(RuntimeError, match=message):
-        list(epoch_batches(loader, 7))
+        list(epoch_batches(loader_of(Numbers(die)), 7))
     assert len(caplog.messages) == 2
 
 
-class Broken(Numbers):
-    def __getitem__(self, item):
-        raise RuntimeError("an error of its own")
+def fail():
+    raise RuntimeError("an error of its own")
 
 
 def test_an_error_within_a_worker_is_no_death():
     with pytest.raises(RuntimeError, match="an error of its own"):
-        list(epoch_batches(loader_of(Broken()), 0))
+        list(epoch_batches(loader_of(Numbers(fail)), 0))
 
 
 def test_an_evaluation_goes_on_with_new_workers_and_looks_up_before_each_batch():
@@ -107,13 +106,13 @@ def test_an_evaluation_goes_on_with_new_workers_and_looks_up_before_each_batch()
 
 
 def slow_reading():
-    """Give each clip a tenth of a second, so that a worker is killed with work to do."""
+    """Give each clip a twentieth of a second, so that a worker is killed with work to do."""
     from hicmae.data import dataset
 
     read = dataset.read_or_replace
 
     def slow(*args):
-        time.sleep(0.1)
+        time.sleep(0.05)
         return read(*args)
 
     dataset.read_or_replace = slow
@@ -122,14 +121,11 @@ def slow_reading():
 @pytest.mark.parametrize(
     "script", ["run_pretraining", pytest.param("run_finetuning", marks=pytest.mark.slow)]
 )
-def test_a_run_whose_worker_is_killed_equals_the_undisturbed(script, request, whole, tmp_path):
-    name = {"run_pretraining": "pretrain", "run_finetuning": "finetune"}[script]
-    out = tmp_path / "out"
-    options = ["--num_workers", "1", "--print_freq", "1"]
-    command = [*request.getfixturevalue(name), out, *options]
-    run = Run(script, command, tmp_path / "log", slow_reading)
-    until(steps_written(out, 4), run)
+def test_a_run_whose_worker_is_killed_equals_the_undisturbed(script, job, whole):
+    disturbed = job(script)
+    (run,) = disturbed.start("--num_workers", "1", "--print_freq", "1", fault=slow_reading)
+    until(steps_written(disturbed.out, 4), run)
     os.kill(max(children_of(run.process.pid)), signal.SIGKILL)
     assert run.wait() == 0, run.output()
     assert "was ended by SIGKILL; new ones go on" in run.output()
-    assert_same_run(out, whole / script, 2)
+    assert_same_run(disturbed.out, whole / script, 2)

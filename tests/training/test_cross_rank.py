@@ -16,6 +16,7 @@ from hicmae.models.pretrain import HiCMAE
 from hicmae.training import distributed
 from hicmae.training.loop import as_trained
 from tests.conftest import free_port
+from tests.small_runs import LIMIT  # its fork server imports once what every process needs
 
 BATCH, ACCUM = 2, 2  # clips of a rank in one pass, passes of a step
 
@@ -73,7 +74,7 @@ def one_rank(rank, ports, folder):
         if rank < world:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            distributed.start("cpu", timeout=timedelta(seconds=60))
+            distributed.start("cpu", timeout=timedelta(seconds=LIMIT))
             seen = {accum: step_of(rank, accum) for accum in (1, ACCUM)}
             distributed.stop()
             torch.save(seen, f"{folder}/{rank}-of-{world}.pt")
@@ -83,7 +84,8 @@ def one_rank(rank, ports, folder):
 def ranks(tmp_path_factory):
     """What each rank of two, and of three, has computed."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(one_rank, args=({3: free_port(), 2: free_port()}, str(folder)), nprocs=3)
+    arguments = {3: free_port(), 2: free_port()}, str(folder)
+    mp.start_processes(one_rank, arguments, nprocs=3, start_method="forkserver")
     return {
         world: [
             torch.load(folder / f"{rank}-of-{world}.pt", weights_only=True) for rank in range(world)

@@ -19,29 +19,20 @@ SETTINGS = {
 }
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-def plan(steps=100, **changes):
-    values = {"settings": SETTINGS, "clips": {"training": "13 (abc)"}, **changes}
-    return plan_of(steps, accum_iter=2, **values)
+def plan(steps=100):
+    return plan_of(steps, accum_iter=2, settings=SETTINGS, clips={"training": "13 (abc)"})
 
 
 class Saving:
     """A run of steps that take the time they are told to."""
 
     def __init__(self, folder, save_interval):
-        self.run, self.clock = run_in(folder, save_interval=save_interval), Clock()
-        self.state = state_of(nn.Linear(2, 2), self.run)
-        logs = RunLogger(folder, main=False)
-        self.saver = Saver(self.run, plan(), self.state, logs, self.clock)
+        self.run, self.now = run_in(folder, save_interval=save_interval), 0.0
+        self.state, self.logs = state_of(nn.Linear(2, 2), self.run), RunLogger(folder, main=False)
+        self.saver = Saver(self.run, plan(), self.state, self.logs, lambda: self.now)
 
     def step(self, seconds=0.0):
-        self.clock.now += seconds
+        self.now += seconds
         self.state.step += 1
         self.saver.check(self.state)
 
@@ -65,7 +56,7 @@ def test_the_time_that_writing_takes_counts(tmp_path, monkeypatch):
     saving, write = Saving(tmp_path, 1.0), checkpoint.save
 
     def slowly(path, content):
-        saving.clock.now += 20
+        saving.now += 20
         write(path, content)
 
     monkeypatch.setattr(checkpoint, "save", slowly)
@@ -139,7 +130,7 @@ def test_states_ahead_of_the_run_go_when_its_first_save_is_there(
     saving = Saving(tmp_path, 0.0)
     monkeypatch.setattr(checkpoint, "prune", lambda *_: None)
     saving.state.epoch, saving.state.step = epoch, step
-    saver = Saver(saving.run, plan(steps=4), saving.state, saving.saver.logs)
+    saver = Saver(saving.run, plan(steps=4), saving.state, saving.logs)
     assert {path.name for path in tmp_path.iterdir()} == names
     saver.end_epoch(saving.state)
     left = names - {f"checkpoint-{name}.pth" for name in gone}
@@ -149,46 +140,43 @@ def test_states_ahead_of_the_run_go_when_its_first_save_is_there(
 # Changes
 
 
-def content_of(settings=SETTINGS, **progress):
-    mine = vars(plan())
-    known = {name: mine[name] for name in ("clips", "steps", "total_batch", "world_size")}
-    return {"args": settings, "progress": {**known, **progress}}
-
-
 def changed(group, **values):
     return {**SETTINGS, group: {**SETTINGS[group], **values}}
 
 
+STEP_CLIPS = "clips of a step (batch_size x accum_iter x processes)"
+
+
 @pytest.mark.parametrize(
-    ("content", "changed_", "harmless"),
+    "settings, progress, other, harmless",
     [
-        (content_of(), [], []),
-        ({}, [], []),
-        (content_of(changed("run", seed=1)), ["--seed 1 -> 0"], []),
-        (content_of(changed("run", num_workers=0)), [], ["--num_workers 0 -> 2"]),
-        (content_of(changed("optim", opt_betas=[0.9, 0.95])), [], []),
+        (SETTINGS, {}, [], []),
+        (changed("run", seed=1), {}, ["--seed 1 -> 0"], []),
+        (changed("run", num_workers=0), {}, [], ["--num_workers 0 -> 2"]),
+        (changed("run", of_an_older_version=1), {}, [], []),
+        (changed("optim", opt_betas=[0.9, 0.95]), {}, [], []),
         (
-            content_of(changed("optim", batch_size=4, accum_iter=1)),
+            changed("optim", batch_size=4, accum_iter=1),
+            {},
             [],
             ["--batch_size 4 -> 2", "--accum_iter 1 -> 2"],
         ),
+        (changed("optim", batch_size=4), {"total_batch": 8}, [f"{STEP_CLIPS} 8 -> 4"], []),
+        (SETTINGS, {"world_size": 2}, [], ["processes 2 -> 1"]),
+        (SETTINGS, {"steps": 99}, ["steps of an epoch 99 -> 100"], []),
         (
-            content_of(changed("optim", batch_size=4), total_batch=8),
-            ["clips of a step (batch_size x accum_iter x processes) 8 -> 4"],
-            [],
-        ),
-        (content_of(world_size=2), [], ["processes 2 -> 1"]),
-        (content_of(steps=99), ["steps of an epoch 99 -> 100"], []),
-        (
-            content_of(clips={"training": "12 (abc)", "test": "3 (x)"}),
+            SETTINGS,
+            {"clips": {"training": "12 (abc)", "test": "3 (x)"}},
             ["clips of the training list 12 (abc) -> 13 (abc)"],
             [],
         ),
-        (content_of(changed("run", of_an_older_version=1)), [], []),
     ],
 )
-def test_changes_are_told_by_what_they_mean(content, changed_, harmless):
-    assert find_changes(plan(), content) == (changed_, harmless)
+def test_changes_are_told_by_what_they_mean(settings, progress, other, harmless):
+    known = {name: getattr(plan(), name) for name in ("clips", "steps", "total_batch")}
+    content = {"args": settings, "progress": {"world_size": 1, **known, **progress}}
+    assert find_changes(plan(), content) == (other, harmless)
+    assert find_changes(plan(), {}) == ([], [])
 
 
 def test_clips_are_told_apart_by_names_labels_and_order_not_by_where_they_lie():

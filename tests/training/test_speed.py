@@ -1,19 +1,11 @@
 """Levers change time and memory, never what is computed."""
 
 import pytest
-import timm
 import torch
 
-import hicmae  # noqa: F401
 from hicmae.models.losses import pretrain_loss
 from hicmae.training.run import checkpoint_activations, compiled
-from tests.small_models import DEPTHS, GEOMETRY, clips
-
-
-def model(**options):
-    torch.manual_seed(0)
-    name = "pretrain_hicmae_dim128_patch16_160_a256"
-    return timm.create_model(name, **{**GEOMETRY, **DEPTHS, **options})
+from tests.small_models import clips, pretraining_model
 
 
 def gradients(network, parameters_of):
@@ -24,7 +16,7 @@ def gradients(network, parameters_of):
 
 
 def test_checkpointed_activations_give_the_same_gradients_bit_by_bit():
-    plain, saving = model(drop_path_rate=0.5), model(drop_path_rate=0.5)
+    plain, saving = (pretraining_model(drop_path_rate=0.5) for _ in range(2))
     names = list(saving.state_dict())
     checkpoint_activations(saving)
     assert list(saving.state_dict()) == names
@@ -34,32 +26,24 @@ def test_checkpointed_activations_give_the_same_gradients_bit_by_bit():
 
 
 def test_checkpointed_activations_keep_less():
-    def kept(network):
-        sizes = []
+    sizes = {}
+    for name in ("plain", "saving"):
+        network, kept = pretraining_model(), []
+        if name == "saving":
+            checkpoint_activations(network)
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: sizes.append(tensor.numel()), lambda nothing: None
+            lambda tensor, kept=kept: kept.append(tensor.numel()), lambda nothing: None
         ):
             network(*clips())
-        return sum(sizes)
-
-    saving = model()
-    checkpoint_activations(saving)
-    assert kept(saving) < 0.5 * kept(model())
-
-
-SHALLOW = {
-    "encoder_depth": 1,
-    "encoder_depth_audio": 1,
-    "encoder_fusion_depth": 1,
-    "decoder_depth": 2,
-    "decoder_depth_audio": 2,
-    "return_intermediate_features": (0,),
-}
+        sizes[name] = sum(kept)
+    assert sizes["saving"] < 0.5 * sizes["plain"]
 
 
 @pytest.mark.slow
 def test_compiled_model_agrees_and_keeps_its_names():
-    eager, own = model(**SHALLOW), model(**SHALLOW)
+    parts = ("encoder_depth", "encoder_depth_audio", "encoder_fusion_depth")
+    shallow = {**dict.fromkeys(parts, 1), "decoder_depth": 2, "decoder_depth_audio": 2}
+    eager, own = (pretraining_model(**shallow, return_intermediate_features=(0,)) for _ in range(2))
     trained = compiled(own)
     expected, found = gradients(eager, eager), gradients(trained, own)
     for name, gradient in expected.items():

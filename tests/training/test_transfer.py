@@ -4,41 +4,22 @@ import argparse
 import logging
 
 import pytest
-import timm
 import torch
 
-import hicmae  # noqa: F401  (registers the models)
 from hicmae.training.checkpoint import save
 from hicmae.training.transfer import load_pretrained
+from tests import small_models
+
+DEPTHS = {"depth": 3, "depth_audio": 4, "fusion_depth": 2}  # of small_models' pre-training
 
 
-def pretraining_model(depth=3, width=128):
-    return timm.create_model(
-        f"pretrain_hicmae_dim{width}_patch16_160_a256",
-        encoder_depth=depth,
-        encoder_depth_audio=depth,
-        decoder_depth=2,
-        decoder_depth_audio=2,
-        encoder_fusion_depth=1,
-        return_intermediate_features=(depth - 1,),
-    )
-
-
-def classifier(depth=3, num_classes=6, **more):
-    return timm.create_model(
-        "avit_dim128_patch16_160_a256",
-        num_classes=num_classes,
-        depth=depth,
-        depth_audio=depth,
-        fusion_depth=1,
-        **more,
-    )
+def classifier(**options):
+    return small_models.classifier(**{**DEPTHS, **options})
 
 
 @pytest.fixture(scope="module")
 def pretrained():
-    torch.manual_seed(0)
-    model = pretraining_model()
+    model = small_models.pretraining_model()
     return {name: torch.randn_like(weight) for name, weight in model.state_dict().items()}
 
 
@@ -58,20 +39,9 @@ def test_pretraining_checkpoint_fills_the_encoders_and_reports_the_rest(
     state = model.state_dict()
     assert all(torch.equal(state[name], pretrained[name]) for name in report.loaded)
     assert families(report.loaded) == {"encoder", "encoder_audio", "encoder_fusion"}
-    assert families(report.new) == {
-        "fc_norm",
-        "head",
-        "video_layer_weights",
-        "audio_layer_weights",
-    }
-    assert families(report.unused) == {
-        "decoder",
-        "decoder_audio",
-        "encoder_to_decoder",
-        "encoder_to_decoder_audio",
-        "mask_token",
-        "mask_token_audio",
-    }
+    assert families(report.new) == {"fc_norm", "head", "video_layer_weights", "audio_layer_weights"}
+    kinds = ("decoder", "encoder_to_decoder", "mask_token")
+    assert families(report.unused) == {f"{n}{end}" for n in kinds for end in ("", "_audio")}
     assert report.share == 1.0 and report.mismatched == () and report.problems == ()
     assert torch.equal(model.head.weight, head)
     lines = caplog.messages[-1].splitlines()
@@ -96,16 +66,13 @@ def test_half_precision_weights_load_into_a_float_model(pretrained):
 
 
 def test_one_stream_model_takes_its_own_encoder_only(pretrained):
-    model = classifier(modality="a")
-    report = load_pretrained(model, pretrained)
+    report = load_pretrained(classifier(modality="a"), pretrained)
     assert families(report.loaded) == {"encoder_audio"}
-    assert {"encoder", "encoder_fusion"} <= families(report.unused)
-    assert report.problems == ()
+    assert {"encoder", "encoder_fusion"} <= families(report.unused) and report.problems == ()
 
 
 def test_head_of_another_class_count_keeps_its_initial_values(caplog):
-    source = classifier(num_classes=11).state_dict()
-    model = classifier(num_classes=6)
+    source, model = classifier(num_classes=11).state_dict(), classifier(num_classes=6)
     before = model.head.weight.clone()
     with caplog.at_level(logging.INFO):
         report = load_pretrained(model, source)
@@ -116,23 +83,31 @@ def test_head_of_another_class_count_keeps_its_initial_values(caplog):
         load_pretrained(model, source, require_all=True)
 
 
-def test_deeper_checkpoint_is_refused_unless_a_partial_load_is_allowed(caplog):
-    deep = pretraining_model(depth=5).state_dict()
-    with pytest.raises(ValueError, match=r"100%.* encoder\.blocks\.4.* encoder_audio.* unused"):
-        load_pretrained(classifier(depth=4), deep)
-    model = classifier(depth=4)
+@pytest.mark.parametrize(
+    "options, share, message",
+    [
+        ({"depth": 2}, 1.0, r"100%.* its encoder\.blocks\.2\.\* \(13\) would be unused"),
+        ({"depth": 4, "depth_audio": 6}, 0.82, r"lacks encoder\.blocks\.3.*encoder_audio.blocks.5"),
+        ({"depth": 30}, None, r"encoders \([234]\d% of .*depths of the checkpoint$"),
+    ],
+)
+def test_encoders_of_another_depth_need_allow_partial_and_half_of_the_weights(
+    pretrained, caplog, options, share, message
+):
+    model = classifier(**options)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(model, pretrained)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    if share is None:
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(model, pretrained, allow_partial=True)
+        return
     with caplog.at_level(logging.INFO):
-        report = load_pretrained(model, deep, allow_partial=True)
-    assert report.share == 1.0 and "accepted although: its encoder.blocks.4" in caplog.text
-    assert torch.equal(model.encoder.blocks[3].norm1.weight, deep["encoder.blocks.3.norm1.weight"])
-
-
-def test_shallower_checkpoint_is_refused_and_below_half_even_a_partial_load(pretrained):
-    with pytest.raises(ValueError, match=r"lacks encoder\.blocks\.3.*blocks\.4.*--allow_partial"):
-        load_pretrained(classifier(depth=5), pretrained)
-    assert load_pretrained(classifier(depth=5), pretrained, allow_partial=True).share > 0.5
-    with pytest.raises(ValueError, match=r"encoders \([34]\d% of .*depths of the checkpoint$"):
-        load_pretrained(classifier(depth=10), pretrained, allow_partial=True)
+        report = load_pretrained(model, pretrained, allow_partial=True)
+    assert report.share == pytest.approx(share, abs=0.01) and "accepted although" in caplog.text
+    name = "encoder.blocks.1.norm1.weight"
+    assert torch.equal(model.state_dict()[name], pretrained[name])
 
 
 @pytest.mark.parametrize("gone", ["encoder_audio.", "encoder.norm.bias"])
@@ -142,28 +117,63 @@ def test_missing_stream_and_missing_weights_are_named(pretrained, gone):
         load_pretrained(classifier(), rest)
 
 
-def test_checkpoint_of_another_width_is_refused_with_both_shapes():
-    wide = pretraining_model(width=256).state_dict()
+def test_weights_of_another_width_or_model_and_no_weights_are_refused(pretrained):
+    wide = {n: torch.cat([w, w]) for n, w in pretrained.items()}
     message = r"encoder\.patch_embed\.proj\.weight: \(256, 3, 2, 16, 16\) -> \(128, 3, 2, 16, 16\)"
     with pytest.raises(ValueError, match=message):
         load_pretrained(classifier(), wide)
-
-
-def test_weights_of_another_model_are_refused_with_both_families():
     foreign = {"backbone.layer1.weight": torch.zeros(3), "fc.bias": torch.zeros(2)}
     message = r"lacks encoder.*; it has no more than backbone.\* \(1\), fc.\* \(1\); choose"
     with pytest.raises(ValueError, match=message):
         load_pretrained(classifier(), {"model": foreign})
-
-
-def test_checkpoint_without_weights_is_refused_with_its_keys():
     with pytest.raises(ValueError, match="under 'model' or 'module', got the keys epoch, args"):
         load_pretrained(classifier(), {"epoch": 3, "args": {}})
 
 
-def test_a_refused_load_leaves_the_model_as_it_was(pretrained):
-    model = classifier(depth=5)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    with pytest.raises(ValueError, match="does not fit the model's encoders"):
-        load_pretrained(model, pretrained)
-    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+# Variants
+
+
+def state(model, **settings):
+    return {"model": model.state_dict(), "args": {"model": settings}}
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        ({"fusion_order": "video_first"}, False),
+        ({"fusion_order": "both"}, True),
+        ({"mask_ratio": 0.9}, True),  # of an earlier version, which knew no other order
+        ({}, False),  # without settings
+    ],
+)
+def test_another_fusion_order_than_in_pretraining_is_told(pretrained, caplog, settings, told):
+    args = {"args": {"model": settings}} if settings else {}
+    load_pretrained(classifier(fusion_order="video_first"), {"model": pretrained, **args})
+    text = "was trained with --fusion_order both, this model has --fusion_order video_first"
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == told and all(text in warning for warning in warnings)
+
+
+def test_a_test_with_another_variant_than_in_training_is_refused():
+    saved = state(classifier(fusion_order="audio_first"), fusion_order="audio_first")
+    load_pretrained(classifier(fusion_order="audio_first"), saved, require_all=True)
+    with pytest.raises(ValueError, match="--fusion_order audio_first, this model has.*both; test"):
+        load_pretrained(classifier(), saved, require_all=True)
+    for modality in ("av", "a", "v"):
+        mixing = classifier(modality=modality)
+        last = classifier(modality=modality, hierarchical_fusion=False)
+        with pytest.raises(ValueError, match="has layer weights, which this model does not read"):
+            load_pretrained(last, state(mixing), require_all=True)
+        with pytest.raises(ValueError, match="lacks weights of the model: .*layer_weights"):
+            load_pretrained(mixing, state(last), require_all=True)
+
+
+def test_decoders_of_the_other_kind_are_left_over_or_new(caplog):
+    caplog.set_level(logging.INFO)
+    with_skips = small_models.pretraining_model()
+    without = small_models.pretraining_model(skip_connections=False)
+    report = load_pretrained(without, with_skips.state_dict())
+    assert report.new == () and report.unused and all("cross" in n for n in report.unused)
+    report = load_pretrained(with_skips, without.state_dict())
+    assert report.unused == () and report.new and all("cross" in n for n in report.new)
+    assert "new, keep their initial values: decoder.* (20), decoder_audio.* (20)" in caplog.text
