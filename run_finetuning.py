@@ -31,28 +31,9 @@ from hicmae.data.loader import ClipSampler, SkippedClips, make_loader
 from hicmae.inference.export import export_run
 from hicmae.io import write_whole
 from hicmae.models.losses import REGRESSION_LOSSES
-from hicmae.training import checkpoint, distributed, transfer
-from hicmae.training.evaluate import (
-    SHOWN,
-    average_clips,
-    headline,
-    predict,
-    score,
-    summary,
-    write_predictions,
-    write_results,
-)
+from hicmae.training import checkpoint, distributed, loop, transfer
+from hicmae.training import evaluate as scoring
 from hicmae.training.logs import RunLogger
-from hicmae.training.loop import (
-    ComputeLoss,
-    EvaluationBatches,
-    LossParts,
-    as_trained,
-    open_logs,
-    show_end,
-    train_one_epoch,
-    training_loader,
-)
 from hicmae.training.optim import freeze
 from hicmae.training.resume import Saver, find_checkpoint, resume
 from hicmae.training.run import Run, open_run, run_command, write_settings
@@ -82,9 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def finetune(run: Run, configs: FinetuneConfigs) -> None:
     """Train, keep the epoch that validates best, then test the last and the best epoch."""
     classifier, optim = configs.classifier, configs.optim
-    lists, names = read_lists(configs), label_names(configs)
+    lists = read_lists(configs)
+    known = {"class_names": classifier.class_names, "data_path": configs.data.data_path}
+    names = names_of_run(known, classifier.task, classifier.num_classes)
     logger.info("names: %s", ", ".join(names))
-    loader = training_loader(run, training_clips(configs, lists), optim.batch_size)
+    loader = loop.training_loader(run, training_clips(configs, lists), optim.batch_size)
     val_loader = scoring_loader(run, configs, lists.val, centre=True)
     clips = {"training": lists.train, "validation": lists.val, "test": lists.test}
     plan, found = make_plan(configs, loader, clips), find_checkpoint(run)
@@ -102,25 +85,25 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     for name, table in lists.tables.items() if distributed.is_main() else ():
         write_whole(run.output_dir / name, table)  # which clips were held out or drawn
 
-    trained, compute_loss = as_trained(model, run.config, run.device), make_loss(configs)
+    trained, compute_loss = loop.as_trained(model, run.config, run.device), make_loss(configs)
     record = run.output_dir / "skipped_clips.csv"
     skipped = SkippedClips(record, len(lists.train), configs.data.max_bad_clips)
-    with open_logs(run, plan, state) as logs:
+    with loop.open_logs(run, plan, state) as logs:
         saver = Saver(run, plan, state, logs)
         check = partial(saver.check, state)
         for _ in range(state.epoch, optim.epochs):
-            means = train_one_epoch(
+            means = loop.train_one_epoch(
                 trained, loader, compute_loss, run, plan, state, logs, skipped, saver
             )
-            batches = EvaluationBatches(val_loader, check)
+            batches = loop.EvaluationBatches(val_loader, check)
             metrics = evaluate(run, configs, model, batches, "validation")
             keep_best(saver, state, configs, metrics)
             log_epoch(logs, run, plan, state, means, metrics, names)
             saver.end_epoch(state)
         saver.finish(state)
-    test_batches = EvaluationBatches(scoring_loader(run, configs, lists.test), check)
+    test_batches = loop.EvaluationBatches(scoring_loader(run, configs, lists.test), check)
     final, images = test_last_and_best(run, configs, state, test_batches, lists.val_file, names)
-    show_end(run, plan, final, images)
+    loop.show_end(run, plan, final, images)
     if configs.score.export:
         export_run(run.output_dir)
 
@@ -143,9 +126,9 @@ def test_only(run: Run, configs: FinetuneConfigs) -> None:
     fields = configs.score.average_clips
     if fields:  # their items must have one label each
         splits.group_clips([clip.video for clip in clips], [clip.label for clip in clips], fields)
-    batches = EvaluationBatches(scoring_loader(run, configs, clips), run.stop.check)
+    batches = loop.EvaluationBatches(scoring_loader(run, configs, clips), run.stop.check)
     metrics = evaluate(run, configs, model, batches, "test", suffix="")
-    logger.info("test: %s", summary(metrics, SHOWN[configs.classifier.task]))
+    logger.info("test: %s", scoring.summary(metrics, scoring.SHOWN[configs.classifier.task]))
 
 
 # Data
@@ -174,13 +157,6 @@ def read_lists(configs: FinetuneConfigs) -> splits.Lists:
         seed=configs.run.seed,
         modality=configs.classifier.modality,
     )
-
-
-def label_names(configs: FinetuneConfigs) -> tuple[str, ...]:
-    """Return the names of the classes or outputs; ValueError where --class_names do not fit."""
-    classifier = configs.classifier
-    settings = {"class_names": classifier.class_names, "data_path": configs.data.data_path}
-    return names_of_run(settings, classifier.task, classifier.num_classes)
 
 
 def clip_options(configs: FinetuneConfigs) -> dict[str, Any]:
@@ -250,7 +226,7 @@ def make_model(configs: FinetuneConfigs) -> nn.Module:
     return model
 
 
-def make_loss(configs: FinetuneConfigs) -> ComputeLoss:
+def make_loss(configs: FinetuneConfigs) -> loop.ComputeLoss:
     """Return the function that takes a batch to its loss and the parts to log."""
     augment = configs.augment
     if configs.classifier.task == "regression":
@@ -265,7 +241,7 @@ def make_loss(configs: FinetuneConfigs) -> ComputeLoss:
         label_smoothing=augment.smoothing,
     )
 
-    def compute_loss(model: nn.Module, batch: LabelledBatch) -> tuple[Tensor, LossParts]:
+    def compute_loss(model: nn.Module, batch: LabelledBatch) -> tuple[Tensor, loop.LossParts]:
         if augment.mixes:
             mixed = mix_batch(batch, mixup, augment.mixup_audio)
             return F.cross_entropy(model(mixed.video, mixed.audio).float(), mixed.target), {}
@@ -299,15 +275,15 @@ def evaluate(
     task, fields = configs.classifier.task, configs.score.average_clips
     one_by_one = run.device.type == "cpu" or run.config.deterministic
     options = {"clip_by_clip": one_by_one, "shared": configs.score.dist_eval}
-    clips = predict(model, batches, run.precision, task, description, **options)
-    items = average_clips(clips, fields) if fields else clips
+    clips = scoring.predict(model, batches, run.precision, task, description, **options)
+    items = scoring.average_clips(clips, fields) if fields else clips
     if fields:
         facts |= {"clips": len(clips.names), "items": len(items.names)}
-    metrics = {**score(items, task), **facts}
+    metrics = {**scoring.score(items, task), **facts}
     if suffix is not None and distributed.is_main():
-        write_results(run.output_dir, suffix, items, metrics, task)
+        scoring.write_results(run.output_dir, suffix, items, metrics, task)
         if fields:
-            write_predictions(run.output_dir / f"pred_clips{suffix}.csv", clips, task)
+            scoring.write_predictions(run.output_dir / f"pred_clips{suffix}.csv", clips, task)
     return metrics
 
 
@@ -316,11 +292,11 @@ def keep_best(
 ) -> None:
     """Save checkpoint-best.pth when this epoch validates better than all before."""
     name, best = configs.score.val_metric, state.best["value"]
-    value = headline(metrics, name)
+    value = scoring.headline(metrics, name)
     better = best is None or (value < best if name in LOWER_IS_BETTER else value > best)
     if better and not saver.save_best(state, value):
         logger.warning("epoch %d is the best so far, but could not be kept", state.epoch)
-    shown, best = summary(metrics, SHOWN[configs.classifier.task]), state.best
+    shown, best = scoring.summary(metrics, scoring.SHOWN[configs.classifier.task]), state.best
     kept = "none kept" if best["value"] is None else f"{best['value']:.4f} in epoch {best['epoch']}"
     logger.info("epoch %d: validation %s; best %s %s", state.epoch, shown, name, kept)
 
@@ -335,7 +311,8 @@ def log_epoch(
     names: Sequence[str],
 ) -> None:
     """Write the epoch's line to log.txt; show its metrics, recalls and confusion in TensorBoard."""
-    single = {n: headline(metrics, n) for n, v in metrics.items() if isinstance(v, (float, dict))}
+    numbers = [name for name, value in metrics.items() if isinstance(value, (float, dict))]
+    single = {name: scoring.headline(metrics, name) for name in numbers}
     step = plan.last_step(state.epoch)
     logs.scalars(step, single, prefix="val")
     train = {f"train_{name}": value for name, value in means.items()}
@@ -353,7 +330,7 @@ def test_last_and_best(
     run: Run,
     configs: FinetuneConfigs,
     state: TrainState,
-    batches: EvaluationBatches,
+    batches: loop.EvaluationBatches,
     val_file: str,
     names: Sequence[str],
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -362,7 +339,7 @@ def test_last_and_best(
     Returns:
         Final numbers and, on rank 0, pictures by tag, to show beside the settings.
     """
-    shown, metric = SHOWN[configs.classifier.task], configs.score.val_metric
+    shown, metric = scoring.SHOWN[configs.classifier.task], configs.score.val_metric
     last, best = configs.optim.epochs - 1, state.best
     if best["epoch"] < 0:
         logger.warning("no best epoch could be saved; the last one stands for it")
@@ -379,8 +356,8 @@ def test_last_and_best(
             facts["chosen_on"] = val_file
         text = f"test, {kind} epoch"
         metrics = evaluate(run, configs, state.model, batches, text, suffix, **facts)
-        logger.info("%s (%d%s): %s", text, epoch, how, summary(metrics, shown))
-        final |= {f"test_{kind}/{name}": headline(metrics, name) for name in shown}
+        logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics, shown))
+        final |= {f"test_{kind}/{name}": scoring.headline(metrics, name) for name in shown}
         if run.config.image_freq and "confusion" in metrics and distributed.is_main():
             images[f"test_{kind}/confusion"] = draw_confusion(metrics, names)
     if best["value"] is not None:

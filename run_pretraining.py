@@ -22,17 +22,8 @@ from hicmae.data.dataset import PretrainClips
 from hicmae.data.loader import SkippedClips
 from hicmae.models.layers import split_tokens
 from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
-from hicmae.training import distributed
+from hicmae.training import distributed, loop
 from hicmae.training.logs import RunLogger, read_lines
-from hicmae.training.loop import (
-    ComputeLoss,
-    LossParts,
-    as_trained,
-    open_logs,
-    show_end,
-    train_one_epoch,
-    training_loader,
-)
 from hicmae.training.resume import Saver, find_checkpoint, resume
 from hicmae.training.run import Run, open_run, run_command
 from hicmae.training.state import Plan, TrainState, make_plan, make_state, num_parameters
@@ -55,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def pretrain(run: Run, configs: PretrainConfigs) -> None:
     """Build data, model and optimiser, then train epoch by epoch."""
-    dataset = make_dataset(configs)
-    loader = training_loader(run, dataset, configs.optim.batch_size)
+    dataset, epochs = make_dataset(configs), configs.optim.epochs
+    loader = loop.training_loader(run, dataset, configs.optim.batch_size)
     plan = make_plan(configs, loader, {"training": dataset.clips})
 
     torch.manual_seed(run.config.seed)
@@ -65,14 +56,13 @@ def pretrain(run: Run, configs: PretrainConfigs) -> None:
     state = make_state(model, plan, run)
     resume(run, plan, state, find_checkpoint(run))
 
-    trained, compute_loss = as_trained(model, run.config, run.device), make_loss(configs.loss)
-    skipped = SkippedClips(
-        run.output_dir / "skipped_clips.csv", len(dataset), configs.data.max_bad_clips
-    )
-    with open_logs(run, plan, state) as logs:
+    trained, compute_loss = loop.as_trained(model, run.config, run.device), make_loss(configs.loss)
+    record = run.output_dir / "skipped_clips.csv"
+    skipped = SkippedClips(record, len(dataset), configs.data.max_bad_clips)
+    with loop.open_logs(run, plan, state) as logs:
         saver = Saver(run, plan, state, logs)
-        for epoch in range(state.epoch, configs.optim.epochs):
-            means = train_one_epoch(
+        for epoch in range(state.epoch, epochs):
+            means = loop.train_one_epoch(
                 trained, loader, compute_loss, run, plan, state, logs, skipped, saver
             )
             train = {f"train_{name}": value for name, value in means.items()}
@@ -81,9 +71,8 @@ def pretrain(run: Run, configs: PretrainConfigs) -> None:
                 log_images(logs, run, plan, state, dataset, configs.loss)
             saver.end_epoch(state)
         saver.finish(state)
-    show_end(run, plan, final_metrics(run))
-    last = run.output_dir / f"checkpoint-{configs.optim.epochs - 1}.pth"
-    logger.info("pre-training done: %s", last)
+    loop.show_end(run, plan, final_metrics(run))
+    logger.info("pre-training done: %s/checkpoint-%d.pth", run.output_dir, epochs - 1)
 
 
 def make_dataset(configs: PretrainConfigs) -> PretrainClips:
@@ -107,10 +96,10 @@ def make_model(configs: PretrainConfigs) -> nn.Module:
     return timm.create_model(**options, cpu_gemm=configs.run.cpu_gemm)
 
 
-def make_loss(config: PretrainLossConfig) -> ComputeLoss:
+def make_loss(config: PretrainLossConfig) -> loop.ComputeLoss:
     """Return the function that takes a batch to its loss and the parts to log."""
 
-    def compute_loss(model: nn.Module, batch: PretrainBatch) -> tuple[Tensor, LossParts]:
+    def compute_loss(model: nn.Module, batch: PretrainBatch) -> tuple[Tensor, loop.LossParts]:
         if config.gather:
             distributed.check_equal_batches(len(batch.video))
         # The masks are still on the CPU: splitting them there costs a GPU no synchronisation.

@@ -88,9 +88,7 @@ class DataConfig(Settings):
     """Clips."""
 
     # A resumed run compares the clips, wherever they lie.
-    data_path: str = harmless(
-        "", "list, folder of train.csv and test.csv, or shards", metavar="PATH"
-    )
+    data_path: str = harmless("", "list, folder of train.csv, test.csv, or shards", metavar="PATH")
     data_root: str = harmless("", "folder that relative paths start from", metavar="DIR")
     num_samples: int = option(1, "draws from each clip of a batch (repeated sampling)", "> 0")
     roll_mag_aug: bool = option(False, "random gain of the waveform in training")
@@ -137,9 +135,7 @@ class OptimConfig(Settings):
 
     batch_size: int = option(40, "clips of one pass on one GPU", "> 0")
     accum_iter: int = option(1, "passes of one step", "> 0", aliases=("update_freq",))
-    total_batch: int = option(
-        0, "clips of a step on all GPUs; chooses the two above; 0: off", ">= 0"
-    )
+    total_batch: int = option(0, "clips of a step on all GPUs; sets the two above; 0: off", ">= 0")
     epochs: int = option(100, "passes over the training list", "> 0")
     warmup_epochs: int = option(5, "epochs in which the learning rate rises from 0", ">= 0")
     warmup_steps: int = option(-1, "the same in steps; overrides the epochs when above 0")
@@ -272,9 +268,7 @@ class ClassifierConfig(Settings):
     depth: int = option(10, "blocks of the video encoder", aliases=("encoder_depth",))
     depth_audio: int = option(10, "blocks of the audio encoder", aliases=("encoder_depth_audio",))
     fusion_depth: int = option(2, "layers of the fusion encoder", aliases=("encoder_fusion_depth",))
-    hierarchical_fusion: bool = option(
-        True, "the head reads a mix of all layers, or the last alone"
-    )
+    hierarchical_fusion: bool = option(True, "the head reads a mix of all layers, else the last")
     fusion_order: str = option("both", FUSION_HELP, choices=FUSION_ORDERS)
     drop_path_rate: float = option(0.1, "stochastic depth at the end", NOT_ALL, flag="drop_path")
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale", ">= 0")
@@ -291,7 +285,7 @@ class ClassifierConfig(Settings):
     allow_partial: bool = option(False, "accept a checkpoint of deeper or shallower encoders")
     layer_decay: float = option(0.75, "learning-rate factor from layer to lower layer", NOT_NONE)
     linear_probe: bool = option(
-        False, "train fc_norm, head, layer weights only; wants a larger --lr"
+        False, "train only fc_norm, head, layer weights; wants a large --lr"
     )
     freeze_layers: int = option(0, "lowest blocks of each encoder to freeze; 0: none", ">= 0")
 
@@ -371,7 +365,7 @@ class ScoreConfig(Settings):
     )
     speaker_pattern: str = harmless(
         "",
-        "or a regular expression whose groups in a clip's name make the speaker, or a data set's: "
+        "or a regular expression whose groups in a clip's name make the speaker; also "
         + ", ".join(PATTERNS),
         metavar="REGEX",
     )

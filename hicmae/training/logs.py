@@ -120,12 +120,6 @@ class Board(AppendFile):
         content = Summary.Image(**sizes, encoded_image_string=smaller)
         self.event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=content)]))
 
-    def text(self, tag: str, text: str, step: int) -> None:
-        """Add a text, which the Text tab reads as Markdown."""
-        made = summary.text(tag, text.encode("utf-8", "backslashreplace").decode())
-        made.value[0].tag = tag  # without the ending that summary.text gives it
-        self.event(step=step, summary=made)
-
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """Read a JSON-lines file, leaving out lines that a kill cut short; [] when it is missing."""
@@ -151,16 +145,11 @@ def drop_lines_from(path: Path, key: str, limit: int) -> None:
 
 
 class RunLogger(AbstractContextManager["RunLogger"]):
-    """Write a run's numbers and images; every method does nothing on other ranks.
+    """Write a run's numbers and images; where `main` is not set, every method does nothing.
 
-    Args:
-        output_dir: folder of log.txt and steps.jsonl.
-        log_dir: folder of the TensorBoard files; None: `output_dir`.
-        main: whether this process writes.
-        resume_step: first step still to come; lines of it and later steps are dropped, also in
-            TensorBoard. 0 starts over, None appends.
-        resume_epoch: the same for the epochs of log.txt.
-        purge_step: the same for TensorBoard, where it differs from `resume_step`.
+    log.txt and steps.jsonl are in `output_dir`, TensorBoard's file in `log_dir` or there too. Lines
+    from `resume_epoch` and `resume_step` on are dropped, as TensorBoard's events from `purge_step`
+    (default: `resume_step`) on are hidden; 0 starts over, None appends.
     """
 
     def __init__(
@@ -200,7 +189,9 @@ class RunLogger(AbstractContextManager["RunLogger"]):
     def texts(self, step: int, texts: Mapping[str, str], prefix: str) -> None:
         """Send Markdown to TensorBoard as `prefix/name`."""
         for name, text in texts.items() if self.main else ():
-            self._board.text(f"{prefix}/{name}", text, step)
+            made = summary.text(name, text.encode("utf-8", "backslashreplace").decode())
+            made.value[0].tag = f"{prefix}/{name}"  # without the ending that summary.text gives it
+            self._board.event(step=step, summary=made)
 
     def step(self, values: Mapping[str, Any]) -> None:
         """Append one line to steps.jsonl; `values` holds at least `step`."""
@@ -276,13 +267,9 @@ def format_values(values: Mapping[str, float]) -> str:
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """A progress bar on a terminal, a log line every few steps anywhere else; only of rank 0.
+    """A progress bar on a terminal, a log line `every` few steps elsewhere; only of rank 0.
 
-    Args:
-        total: number of steps.
-        desc: what is being done, e.g. "epoch 3/100".
-        every: steps between two log lines.
-        initial: steps done before, on resume.
+    `desc` says what is being done, e.g. "epoch 3/100"; `initial` steps were done before a resume.
     """
 
     def __init__(self, total: int, desc: str, every: int = 10, initial: int = 0) -> None:
@@ -319,20 +306,19 @@ def provenance(device: torch.device, precision: str, processes: int) -> dict[str
     flags = "".join(f" \\\n    {word}" if word.startswith("--") else f" {word}" for word in words)
     text = f"cd {shlex.quote(os.getcwd())}\n{shlex.quote(sys.executable or 'python')}{flags}"
     on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} thread(s)"
+    python, cuda = platform.python_version(), f", CUDA {torch.version.cuda}" if on_gpu else ""
     rows = {
         "code": code_version(),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}"
-        + (f", CUDA {torch.version.cuda}" if on_gpu else ""),
+        "versions": f"Python {python}, torch {torch.__version__}{cuda}",
         "started": datetime.now().astimezone().isoformat(" ", "seconds"),
         "machine": f"{socket.gethostname()}, {platform.platform()}",
-        "device": torch.cuda.get_device_name(device)
-        if on_gpu
-        else f"{device}, {torch.get_num_threads()} thread(s)",
+        "device": f"{device}, {name}",
         "processes": processes,
         "precision": precision,
-        "Slurm job": os.environ.get("SLURM_JOB_ID"),
+        "Slurm job": os.environ.get("SLURM_JOB_ID", "none"),
     }
-    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value is not None)
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     return {
         # Indented, Markdown leaves it as it is: it can be pasted into a shell.
         "command": "".join(f"    {line}\n" for line in text.splitlines()),
@@ -378,14 +364,8 @@ def show_hparams(
     """Show the settings of a run that starts or goes on, or, once, what came out of it.
 
     TensorBoard believes the first settings it finds, so a start removes those of an earlier one,
-    and its end. A run without an end was killed or still goes on; its settings are shown.
-
-    Args:
-        log_dir: folder of the run's TensorBoard files.
-        hparams: of `hparams_of`.
-        final: numbers at the end by tag; None at a start.
-        step: steps of the whole run.
-        images: pictures, (H, W, 3) uint8, by tag.
+    and its end. At the end there are `final` numbers and `images`, (H, W, 3) uint8, by tag, shown
+    at the `step` that is the length of the run.
     """
     folder = log_dir / HPARAMS_FOLDER
     _, start, end = summary.hparams(hparams, {})

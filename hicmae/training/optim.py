@@ -23,19 +23,13 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters into groups of equal weight decay and learning-rate scale.
 
-    Args:
-        model: pre-training model or classifier; frozen parameters are left out.
-        weight_decay: decay of weight matrices and kernels; 1-d parameters, biases and mask
-            tokens get none.
-        layer_decay: learning-rate factor from one layer to the one below it, in (0, 1];
-            None for one learning rate everywhere.
+    1-d parameters, biases and mask tokens have no weight decay. `layer_decay`, in (0, 1], is the
+    learning-rate factor from one layer to the one below it; None: one learning rate everywhere.
 
     Returns:
         One dictionary per (scale, decay) pair with keys `params`, `weight_decay`, `lr_scale` and
         `names` (in the order of `params`), in the order in which the model first uses each pair.
     """
-    if layer_decay is not None and not 0.0 < layer_decay <= 1.0:
-        raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}; 1 turns it off")
     ids = layer_ids(name for name, _ in model.named_parameters())
     last = max(ids.values(), default=0)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -104,10 +98,6 @@ def cosine_schedule(
     """
     total = epochs * steps_per_epoch
     rise = warmup_steps if warmup_steps > 0 else warmup_epochs * steps_per_epoch
-    if total <= 0:
-        raise ValueError(
-            f"a schedule needs at least one step, got {epochs} epochs of {steps_per_epoch} steps"
-        )
     if rise > total:
         raise ValueError(
             f"warm-up of {rise} steps is longer than the training of {total} steps; "

@@ -72,7 +72,7 @@ def known_classes(data_set: str, count: int) -> tuple[str, ...]:
 @partial(
     DataSet,
     "CREMA-D",
-    flags={"--classes": {"type": int, "choices": (6, 4), "default": 6, "help": "(%(default)s)"}},
+    flags={"--classes": {"type": int, "choices": (6, 4), "default": 6, "help": "default: 6"}},
     audio_dirs=("audio_16k", "audio", "AudioWAV"),
 )
 def cremad(args: argparse.Namespace, found: Found) -> Plan:

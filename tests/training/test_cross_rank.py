@@ -19,14 +19,12 @@ from tests.conftest import free_port
 from tests.small_runs import LIMIT  # its fork server imports once what every process needs
 
 BATCH, ACCUM = 2, 2  # clips of a rank in one pass, passes of a step
+SIZES = {"num_frames": 4, "img_size": 32, "img_size_audio": (32, 48)}
 
 
 def make_model():
     torch.manual_seed(0)
-    model = HiCMAE(
-        32, 2, 16, 2, 2, 2, 3, 3, 1, (0, 1), num_frames=4, img_size=32, img_size_audio=(32, 48)
-    )
-    return model.double()
+    return HiCMAE(32, 2, 16, 2, 2, 2, 3, 3, 1, (0, 1), **SIZES).double()
 
 
 def clips(rank, step=0):
@@ -39,6 +37,11 @@ def clips(rank, step=0):
     return video, torch.from_numpy(video_mask), audio, torch.from_numpy(audio_mask)
 
 
+def joined(world, step=0):
+    parts = zip(*(clips(rank, step) for rank in range(world)), strict=True)
+    return tuple(torch.cat(part) for part in parts)
+
+
 def loss_of(model, batch, gather=True):
     """Weight the contrast heavily, so that a mistake in it shows."""
     return pretrain_loss(model(*batch), *batch, loss_weight=1.0, gather=gather)
@@ -46,11 +49,6 @@ def loss_of(model, batch, gather=True):
 
 def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters()}
-
-
-def joined(world, step=0):
-    parts = zip(*(clips(rank, step) for rank in range(world)), strict=True)
-    return tuple(torch.cat(part) for part in parts)
 
 
 def step_of(rank, accum):
@@ -81,25 +79,12 @@ def one_rank(rank, ports, folder):
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def folder(tmp_path_factory):
     """What each rank of two, and of three, has computed."""
     folder = tmp_path_factory.mktemp("ranks")
     arguments = {3: free_port(), 2: free_port()}, str(folder)
     mp.start_processes(one_rank, arguments, nprocs=3, start_method="forkserver")
-    return {
-        world: [
-            torch.load(folder / f"{rank}-of-{world}.pt", weights_only=True) for rank in range(world)
-        ]
-        for world in (2, 3)
-    }
-
-
-def check_equal(seen, loss, expected):
-    mean = torch.tensor([rank[0] for rank in seen], dtype=torch.float64).mean(dim=0)
-    torch.testing.assert_close(mean, torch.stack(list(loss)).detach(), rtol=1e-10, atol=0)
-    for _, found in seen:
-        for name, gradient in expected.items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-12)
+    return folder
 
 
 def one_process(world, accum=1, gather=True):
@@ -118,21 +103,18 @@ def test_one_rank_gathers_nothing():
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("accum", [1, ACCUM])
-def test_ranks_have_the_loss_and_gradient_of_the_joined_batch(ranks, world, accum):
-    check_equal([rank[accum] for rank in ranks[world]], *one_process(world, accum))
+def test_ranks_have_the_loss_and_gradient_of_the_joined_batch(folder, world, accum):
+    paths = [folder / f"{rank}-of-{world}.pt" for rank in range(world)]
+    seen = [torch.load(path, weights_only=True)[accum] for path in paths]
+    loss, expected = one_process(world, accum)
+    mean = torch.tensor([rank[0] for rank in seen], dtype=torch.float64).mean(dim=0)
+    torch.testing.assert_close(mean, torch.stack(list(loss)).detach(), rtol=1e-10, atol=0)
+    for _, found in seen:
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-12)
 
 
 def test_contrast_of_separate_batches_is_another_one():
     """Otherwise the tests above would show nothing."""
     separate = [loss_of(make_model(), clips(rank), gather=False).contrast for rank in range(2)]
     assert abs(sum(separate) / 2 - one_process(2)[0].contrast) > 0.1
-
-
-def test_batches_that_cannot_be_gathered_are_refused(monkeypatch):
-    monkeypatch.setattr(distributed, "_batch", None)
-    monkeypatch.setattr(distributed, "gather_objects", lambda items: [2, 2, 1])
-    with pytest.raises(ValueError, match=r"hold \[2, 2, 1\] clips, expected equally many; use one"):
-        distributed.check_equal_batches(2)
-    monkeypatch.setattr(distributed, "_batch", 2)
-    with pytest.raises(ValueError, match="a batch holds 3 clips, expected 2 as before"):
-        distributed.check_equal_batches(3)

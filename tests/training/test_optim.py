@@ -26,33 +26,25 @@ def by_name(groups):
     return {n: (g["lr_scale"], g["weight_decay"]) for g in groups for n in g["names"]}
 
 
-def classifier(**changes):
+def classifier(width=128, **changes):
     options = {"num_classes": 6, "depth": 3, "depth_audio": 3, "fusion_depth": 2} | changes
-    return timm.create_model("avit_dim128_patch16_160_a256", **options)
+    return timm.create_model(f"avit_dim{width}_patch16_160_a256", **options)
 
 
 def test_classifier_groups_equal_the_golden_scales_and_decays():
     golden = json.loads((GOLDEN / "golden_optim.json").read_text())
     expected = golden["finetune_dim256_depth3_fusion2_decay0.75_wd0.05"]
-    model = timm.create_model(
-        "avit_dim256_patch16_160_a256", num_classes=6, depth=3, depth_audio=3, fusion_depth=2
-    )
-    ours = by_name(parameter_groups(model, 0.05, layer_decay=0.75))
+    ours = by_name(parameter_groups(classifier(256), 0.05, layer_decay=0.75))
     assert ours.keys() == expected.keys()
     assert all(ours[name] == pytest.approx(tuple(expected[name]), abs=1e-15) for name in ours)
 
 
 def test_pretraining_groups_differ_from_the_original_only_in_the_audio_mask_token():
     golden = json.loads((GOLDEN / "golden_optim.json").read_text())["pretrain_dim384_small_wd0.05"]
-    model = timm.create_model(
-        "pretrain_hicmae_dim384_patch16_160_a256",
-        encoder_depth=4,
-        encoder_depth_audio=4,
-        decoder_depth=3,
-        decoder_depth_audio=3,
-        encoder_fusion_depth=1,
-        return_intermediate_features=(1, 3),
-    )
+    depths = {"encoder_depth": 4, "encoder_depth_audio": 4, "encoder_fusion_depth": 1}
+    depths |= {"decoder_depth": 3, "decoder_depth_audio": 3}
+    name = "pretrain_hicmae_dim384_patch16_160_a256"
+    model = timm.create_model(name, **depths, return_intermediate_features=(1, 3))
     ours = by_name(parameter_groups(model, 0.05))
     assert ours.keys() == golden.keys()
     different = {name for name in ours if ours[name] != tuple(golden[name])}
@@ -68,11 +60,8 @@ def test_groups_of_equal_scale_and_decay_are_merged_and_hold_every_parameter_onc
     named = dict(model.named_parameters())
     assert sorted(n for g in groups for n in g["names"]) == sorted(named)
     assert all(named[n] is p for g in groups for n, p in zip(g["names"], g["params"], strict=True))
-
-
-def test_a_model_without_anything_to_train_is_refused():
     with pytest.raises(ValueError, match="no trainable parameter"):
-        parameter_groups(classifier().requires_grad_(False), 0.05)
+        parameter_groups(model.requires_grad_(False), 0.05)
 
 
 def test_layer_ids_count_from_the_deeper_encoder():
@@ -90,12 +79,6 @@ def test_layer_ids_count_from_the_deeper_encoder():
     assert layer_ids(names) == names
 
 
-@pytest.mark.parametrize("layer_decay", [0.0, 1.5, -0.1])
-def test_a_layer_decay_out_of_range_is_refused(layer_decay):
-    with pytest.raises(ValueError, match=f"layer_decay .* {layer_decay}"):
-        parameter_groups(nn.Linear(2, 3), 0.05, layer_decay)
-
-
 def test_schedule_equals_the_golden_values():
     golden = json.loads((GOLDEN / "golden_data.json").read_text())["schedule"]
     values = cosine_schedule(**golden["args"])
@@ -103,26 +86,15 @@ def test_schedule_equals_the_golden_values():
     np.testing.assert_allclose(values, golden["values"], rtol=1e-12, atol=0)
 
 
-def test_warmup_steps_replace_warmup_epochs():
+def test_schedules_at_the_edges_have_one_value_a_step():
     by_steps = cosine_schedule(1.0, 0.1, 4, 5, warmup_epochs=3, warmup_steps=5)
-    by_epochs = cosine_schedule(1.0, 0.1, 4, 5, warmup_epochs=1)
-    np.testing.assert_array_equal(by_steps, by_epochs)
+    np.testing.assert_array_equal(by_steps, cosine_schedule(1.0, 0.1, 4, 5, warmup_epochs=1))
     assert cosine_schedule(1.0, 0.1, 4, 5, warmup_epochs=1, start_warmup=0.5)[0] == 0.5
-
-
-def test_a_schedule_of_warmup_only_or_none_has_one_value_a_step():
-    assert cosine_schedule(1.0, 0.1, 2, 3, warmup_epochs=2).tolist() == pytest.approx(
-        np.linspace(0, 1, 6)
-    )
-    constant = cosine_schedule(0.05, 0.05, 2, 3)
-    assert constant.tolist() == [0.05] * 6
-
-
-def test_impossible_schedules_are_refused():
+    only_warm = cosine_schedule(1.0, 0.1, 2, 3, warmup_epochs=2)
+    assert only_warm.tolist() == pytest.approx(np.linspace(0, 1, 6))
+    assert cosine_schedule(0.05, 0.05, 2, 3).tolist() == [0.05] * 6
     with pytest.raises(ValueError, match="15 steps .* 10 steps.*--warmup_epochs"):
         cosine_schedule(1.0, 0.1, 2, 5, warmup_epochs=3)
-    with pytest.raises(ValueError, match="2 epochs of 0 steps"):
-        cosine_schedule(1.0, 0.1, 2, 0)
 
 
 def test_learning_rate_is_scaled_by_group_and_decay_changes_only_where_there_is_some():
@@ -149,21 +121,10 @@ def test_adamw_step_follows_the_textbook_update():
 def test_shown_layers_are_all_that_train_each_once_with_the_scale_of_their_groups():
     model = classifier(depth_audio=2)
     groups = parameter_groups(model, 0.05, layer_decay=0.5)
-    shown = layer_scales(model, 0.5)
-    assert shown == {
-        "layer_00_patch_embed": 0.5**6,
-        "layer_01_block_0": 0.5**5,
-        "layer_02_block_1": 0.5**4,
-        "layer_03_block_2": 0.5**3,
-        "layer_04_fusion_0": 0.5**2,
-        "layer_05_fusion_1": 0.5,
-        "layer_06_head": 1.0,
-    }
+    shown, blocks = layer_scales(model, 0.5), ("block_0", "block_1", "block_2")
+    names = ["patch_embed", *blocks, "fusion_0", "fusion_1", "head"]
+    assert shown == {f"layer_0{i}_{name}": 0.5 ** (6 - i) for i, name in enumerate(names)}
     assert set(shown.values()) == {group["lr_scale"] for group in groups}
-
-
-def test_frozen_layers_have_no_learning_rate_and_equal_ones_no_curves():
-    model = classifier()
     for part in (model.encoder, model.encoder_audio):
         part.patch_embed.requires_grad_(False)
         part.blocks[0].requires_grad_(False)
