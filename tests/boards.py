@@ -7,7 +7,6 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
 )
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
-from tensorboard.data.provider import ListHyperparametersResult
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.backend_context import Context
@@ -18,8 +17,7 @@ NAMES = {number: name.removeprefix("STATUS_") for name, number in api_pb2.Status
 
 def board(folder):
     events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
-    events.Reload()
-    return events
+    return events.Reload()
 
 
 def texts(folder, tag):
@@ -31,26 +29,13 @@ def texts(folder, tag):
     return dict(shown)
 
 
-def _context(folder):
-    runs = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
-    return Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(folder))))
-
-
-def differing(folder):
-    """Return the settings in which the runs of a folder differ."""
-    context, request = _context(folder), RequestContext()
-    nothing = ListHyperparametersResult(hyperparameters=[], session_groups=[])
-    metadata = context.hparams_metadata(request, "")
-    table = context.experiment_from_metadata(request, "", True, metadata, nothing)
-    return {info.name for info in table.hparam_infos if info.differs}
-
-
 def sessions(folder):
     """Return the rows of the HParams tab by run: (status, settings, metrics)."""
+    runs = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
+    context = Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(folder))))
     request = api_pb2.ListSessionGroupsRequest(slice_size=99, allowed_statuses=list(NAMES))
-    answer = Handler(RequestContext(), _context(folder), "", request).run()
     rows = {}
-    for group in answer.session_groups:
+    for group in Handler(RequestContext(), context, "", request).run().session_groups:
         (session,) = group.sessions
         kinds = {name: value.WhichOneof("kind") for name, value in group.hparams.items()}
         settings = {name: getattr(group.hparams[name], kind) for name, kind in kinds.items()}

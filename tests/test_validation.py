@@ -21,6 +21,7 @@ from tests.conftest import free_port, save_frames, save_wav
 from tests.small_runs import FINETUNE  # its fork server imports once what every process needs
 
 SPEAKERS = ("ann", "bob", "cem", "dia")
+BY_SPEAKER = ["--val_split", "speaker", "--speaker_pattern", "^([a-z]+)_", "--val_share"]
 
 
 def rows(path):
@@ -28,9 +29,18 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def parse(arguments):
+def arguments_of(folder, out, *arguments):
+    return [*FINETUNE, "--data_path", str(folder), "--output_dir", str(out), "--nb_classes", "2",
+            "--warmup_epochs", "0", "--epochs", "2", "--no-export", *arguments]  # fmt: skip
+
+
+def finetune(*arguments):
+    run_finetuning.main(arguments_of(*arguments))
+
+
+def parse(*arguments):
     parser = run_finetuning.build_parser()
-    return parse_configs(parser, FinetuneConfigs, arguments)
+    return parse_configs(parser, FinetuneConfigs, arguments_of(*arguments))
 
 
 @pytest.fixture(scope="module")
@@ -46,100 +56,80 @@ def media(tmp_path_factory):
         folder = save_frames(root / f"{name}_aligned", frames)
         clips.append(Clip(folder, wav, k % 2))
         numbers.append(Clip(folder, wav, (0.1 * k, 1 - 0.1 * k)))
-    for name, rows_ in (("fold", clips), ("numbers", numbers)):
-        (root / name).mkdir()
-        write_list(root / name / "train.csv", rows_)
-    write_list(root / "fold" / "test.csv", clips[:7])  # 7: divisible by neither 2 nor 3
-    write_list(root / "numbers" / "test.csv", numbers[:2])  # 2: fewer than 3 processes
-    (root / "bad").mkdir()
     gone = [Clip(str(root / f"gone{k}"), str(root / f"gone{k}.wav"), 0) for k in range(2)]
-    write_list(root / "bad" / "test.csv", [gone[1], *clips[3:6], gone[0]])
-    for outputs, task in ((2, "classification"), (2, "regression")):
+    for name, train, test in (
+        ("fold", clips, clips[:7]),  # 7: divisible by neither 2 nor 3
+        ("numbers", numbers, numbers[:2]),  # 2: fewer than 3 processes
+        ("bad", clips, [gone[1], *clips[3:6], gone[0]]),
+    ):
+        (root / name).mkdir()
+        write_list(root / name / "train.csv", train)
+        write_list(root / name / "test.csv", test)
+    for task in ("classification", "regression"):
         torch.manual_seed(1)
-        arguments = ["--data_path", "x", "--output_dir", "y", "--nb_classes", str(outputs)]
-        configs = parse([*FINETUNE, *arguments, "--task", task])
-        state = run_finetuning.make_model(configs).state_dict()
+        state = run_finetuning.make_model(parse("x", "y", "--task", task)).state_dict()
         checkpoint.save(root / f"{task}.pth", {"model": state})
     return root
 
 
-def finetune(media, out, *arguments, fold="fold"):
-    paths = ["--data_path", str(media / fold), "--output_dir", str(out), "--nb_classes", "2"]
-    settings = ["--warmup_epochs", "0", "--epochs", "2", "--no-export"]
-    run_finetuning.main([*FINETUNE, *paths, *settings, *arguments])
-
-
 def test_the_test_list_is_not_looked_at_before_the_final_test(media, tmp_path, monkeypatch):
     """Its files do not even exist: all epochs are trained and validated, and only then it fails."""
-    fold = tmp_path / "fold"
+    fold, trained = tmp_path / "fold", []
     fold.mkdir()
     (fold / "train.csv").write_text((media / "fold" / "train.csv").read_text())
     (fold / "test.csv").write_text(f"{tmp_path}/gone {tmp_path}/gone.wav 0\n")
-    trained = []
-    make = run_finetuning.LabelledClips
-    monkeypatch.setattr(
-        run_finetuning,
-        "LabelledClips",
-        lambda clips, **rest: trained.append(clips) or make(clips, **rest),
-    )
-    options = ["--val_split", "speaker", "--val_share", "0.25", "--speaker_pattern", "^([a-z]+)_"]
+
+    class Noted(run_finetuning.LabelledClips):
+        def __init__(self, clips, **rest):
+            trained.extend(clips)
+            super().__init__(clips, **rest)
+
+    monkeypatch.setattr(run_finetuning, "LabelledClips", Noted)
     with pytest.raises(RuntimeError, match="evaluation clip '.*gone' cannot be read"):
-        finetune(tmp_path, tmp_path / "out", *options)
+        finetune(fold, tmp_path / "out", *BY_SPEAKER, "0.25")
     epochs = [json.loads(line) for line in (tmp_path / "out/log.txt").read_text().splitlines()]
     assert [line["epoch"] for line in epochs] == [0, 1] and "val_uar" in epochs[1]
     assert (tmp_path / "out/checkpoint-best.pth").is_file()
     held = rows(tmp_path / "out/val_clips.csv")
     assert len(held) == 2 and len({row["speaker"] for row in held}) == 1
-    names = {clip.video for clip in trained[0]}
+    names = {clip.video for clip in trained}
     assert len(names) == 6 and not names & {row["clip"] for row in held}
 
 
-def test_results_say_that_held_out_speakers_chose_the_best_epoch(media, tmp_path, caplog):
-    table = [
-        f"{name.name.removesuffix('_aligned')},{name.name[:3]}" for name in media.glob("*_al*")
-    ]
-    speakers = tmp_path / "who.csv"
-    speakers.write_text("\n".join(["clip,speaker", *table]))
-    options = ["--val_split", "speaker", "--val_share", "0.5", "--speaker_file", str(speakers)]
+def test_results_and_record_say_which_held_out_speakers_chose_the_best_epoch(
+    media, tmp_path, caplog
+):
+    names = [folder.name.removesuffix("_aligned") for folder in media.glob("*_aligned")]
+    speakers, out = tmp_path / "who.csv", tmp_path / "out"
+    speakers.write_text("\n".join(["clip,speaker", *(f"{name},{name[:3]}" for name in names)]))
+    options = ["--val_split", "speaker", "--epochs", "1", "--speaker_file", str(speakers)]
     with caplog.at_level("INFO"):
-        finetune(media, tmp_path / "out", *options, "--epochs", "1")
-    assert (
-        "held out of train.csv for validation: 2 speaker(s), 4 of 8 clips (50.0 %)" in caplog.text
-    )
+        finetune(media / "fold", out, *options, "--val_share", "0.5")
+    assert "for validation: 2 speaker(s), 4 of 8 clips (50.0 %)" in caplog.text
     assert "the same clips as the test list" not in caplog.text
-    best = json.loads((tmp_path / "out/metrics_best.json").read_text())
-    assert best["chosen_on"] == str(tmp_path / "out/val_clips.csv")
-    assert chosen_on(tmp_path / "out") == best["chosen_on"]
-
-
-def test_a_refused_resume_leaves_the_record_of_the_held_out_clips(media, tmp_path):
-    options = ["--val_split", "speaker", "--speaker_pattern", "^([a-z]+)_", "--epochs", "1"]
-    finetune(media, tmp_path, *options, "--val_share", "0.25")
-    record = (tmp_path / "val_clips.csv").read_bytes()
-    with pytest.raises(ValueError, match="belongs to another run: --val_share 0.25 -> 0.5"):
-        finetune(media, tmp_path, *options, "--val_share", "0.5")
-    assert (tmp_path / "val_clips.csv").read_bytes() == record
+    best = json.loads((out / "metrics_best.json").read_text())
+    assert chosen_on(out) == best["chosen_on"] == str(out / "val_clips.csv")
+    record = (out / "val_clips.csv").read_bytes()
+    with pytest.raises(ValueError, match="belongs to another run: --val_share 0.5 -> 0.25"):
+        finetune(media / "fold", out, *options, "--val_share", "0.25")
+    assert (out / "val_clips.csv").read_bytes() == record
 
 
 def test_clips_held_out_at_random_keep_items_whole(media, tmp_path):
     """Two clips of eight are an item, all of a speaker; alone, any two may be held out."""
     clips = read_labelled_list(media / "fold" / "train.csv")
-    (tmp_path / "fold").mkdir()
     for part in ("train", "test"):
         same = [clip._replace(label=k // 2 % 2) for k, clip in enumerate(clips)]
-        write_list(tmp_path / "fold" / f"{part}.csv", same)
-    options = ["--data_path", str(tmp_path / "fold"), "--output_dir", str(tmp_path), *FINETUNE]
-    options += ["--nb_classes", "2", "--val_split", "clip", "--val_share", "0.25"]
+        write_list(tmp_path / f"{part}.csv", same)
+    options = ["--val_split", "clip", "--val_share", "0.25", "--average_clips"]
     held = {}
     for average in ("0", "2"):
         for seed in range(4):
-            flags = [*options, "--average_clips", average, "--seed", str(seed)]
-            lists = run_finetuning.read_lists(parse(flags))
-            held[average, seed] = [base_name(clip.video)[:3] for clip in lists.val]
-            assert lists.tables["val_clips.csv"].split() == [
-                "clip",
-                *(clip.video for clip in lists.val),
-            ]
+            flags = (tmp_path, tmp_path, *options, average, "--seed", str(seed))
+            lists = run_finetuning.read_lists(parse(*flags))
+            names = [clip.video for clip in lists.val]
+            held[average, seed] = [base_name(name)[:3] for name in names]
+            assert lists.tables["val_clips.csv"].split() == ["clip", *names]
     assert {len(names) for names in held.values()} == {2}
     assert all(len(set(held["2", seed])) == 1 for seed in range(4))
     assert any(len(set(held["0", seed])) == 2 for seed in range(4))
@@ -147,11 +137,10 @@ def test_clips_held_out_at_random_keep_items_whole(media, tmp_path):
 
 def test_items_are_scored_by_the_mean_of_their_clips(media, tmp_path):
     """ann_task_0 and so on, by the first three fields: here every item has one speaker's clip."""
-    options = ["--eval", "--resume", str(media / "regression.pth"), "--task", "regression"]
-    (tmp_path / "fold").mkdir()
     clips = read_labelled_list(media / "numbers" / "train.csv", "regression")
     shared = [clip._replace(label=(0.5, 0.25 * (k // 2))) for k, clip in enumerate(clips)]
-    write_list(tmp_path / "fold" / "test.csv", shared)
+    write_list(tmp_path / "test.csv", shared)
+    options = ["--eval", "--resume", str(media / "regression.pth"), "--task", "regression"]
     finetune(tmp_path, tmp_path / "out", *options, "--average_clips", "2")
     items, single = rows(tmp_path / "out/pred.csv"), rows(tmp_path / "out/pred_clips.csv")
     assert [row["clip"] for row in items] == [f"{who}_task" for who in SPEAKERS]
@@ -168,7 +157,7 @@ def test_items_are_scored_by_the_mean_of_their_clips(media, tmp_path):
 
 def test_labels_that_differ_within_an_item_are_refused_before_training(media, tmp_path):
     with pytest.raises(ValueError, match="are one item by --average_clips 2, but have the labels"):
-        finetune(media, tmp_path / "out", "--average_clips", "2")
+        finetune(media / "fold", tmp_path / "out", "--average_clips", "2")
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
@@ -194,7 +183,7 @@ def run_cases(rank, world, root, ports):
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[number])}
         options = ["--task", task, "--batch_size", str(batch_size), *flags]
         options += ["--eval", "--resume", str(root / f"{task}.pth")]
-        finetune(root, root / f"{world}-{number}", *options, fold=fold)
+        finetune(root / fold, root / f"{world}-{number}", *options)
 
 
 @pytest.fixture(scope="module")
@@ -224,13 +213,11 @@ def test_one_two_and_three_processes_write_the_same_bytes(results, case):
     assert results[2, case] == files and results[3, case] == files
 
 
-def test_batch_size_and_sharing_do_not_change_a_byte(results):
+def test_batch_size_and_sharing_change_no_byte_and_clips_are_counted_once(results):
     assert results[1, 1]["pred_clips.csv"] == results[1, 0]["pred.csv"]
     assert results[1, 3] == results[1, 4]
-
-
-def test_clips_and_skipped_clips_are_counted_once(results):
     metrics = json.loads(results[3, 3]["metrics.json"])
-    assert metrics["clips"] == 3 and len(metrics["skipped"]) == 2
-    assert [Path(line.split(":")[0]).name for line in metrics["skipped"]] == ["gone0", "gone1"]
+    assert metrics["clips"] == 3
+    skipped = [Path(line.split(":")[0]).name for line in metrics["skipped"]]
+    assert skipped == ["gone0", "gone1"]
     assert json.loads(results[3, 2]["metrics.json"])["clips"] == 2, "one of three ranks had none"

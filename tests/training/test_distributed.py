@@ -1,18 +1,75 @@
-"""Process group: alone it does nothing; two gloo processes tell each other the same."""
+"""Process groups: what ranks tell each other, and gradients of 1, 2 and 3 gloo ranks.
 
+The gradients equal those of one process on the joined batch, in float64.
+"""
+
+import contextlib
 import os
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from hicmae.config import RunConfig
+from hicmae.data.masking import random_mask, tube_mask
+from hicmae.models.losses import pretrain_loss
+from hicmae.models.pretrain import HiCMAE
 from hicmae.training import distributed
+from hicmae.training.loop import as_trained
 from hicmae.training.run import determinism
 from tests.conftest import free_port
+from tests.small_runs import LIMIT  # its fork server imports once what every process needs
 
+CPU = torch.device("cpu")
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+BATCH, ACCUM = 2, 2  # clips of a rank in one pass, passes of a step
+SIZES = {"num_frames": 4, "img_size": 32, "img_size_audio": (32, 48)}
+
+
+def make_model():
+    torch.manual_seed(0)
+    return HiCMAE(32, 2, 16, 2, 2, 2, 3, 3, 1, (0, 1), **SIZES).double()
+
+
+def clips(rank, step=0):
+    """Return one rank's clips and masks: 2 x 2 x 2 video tokens, 2 x 3 audio tokens."""
+    rng = np.random.default_rng((rank, step))
+    video = torch.from_numpy(rng.standard_normal((BATCH, 3, 4, 32, 32)))
+    audio = torch.from_numpy(rng.standard_normal((BATCH, 1, 32, 48)))
+    video_mask = np.stack([tube_mask((2, 2, 2), 0.5, rng) for _ in range(BATCH)])
+    audio_mask = np.stack([random_mask(6, 0.5, rng) for _ in range(BATCH)])
+    return video, torch.from_numpy(video_mask), audio, torch.from_numpy(audio_mask)
+
+
+def joined(world, step=0):
+    parts = zip(*(clips(rank, step) for rank in range(world)), strict=True)
+    return tuple(torch.cat(part) for part in parts)
+
+
+def loss_of(model, batch, gather=True):
+    """Weight the contrast heavily, so that a mistake in it shows."""
+    return pretrain_loss(model(*batch), *batch, loss_weight=1.0, gather=gather)
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def step_of(rank, accum):
+    """Take the gradients of the second step, when DDP has rearranged its buckets."""
+    model = make_model()
+    wrapped = as_trained(model, RunConfig(output_dir="unused"), CPU)
+    for _ in range(2):
+        model.zero_grad(set_to_none=True)
+        for index in range(accum):
+            last = index + 1 == accum
+            with contextlib.nullcontext() if last else wrapped.no_sync():
+                loss = loss_of(wrapped, clips(rank, index))
+                (loss.total / accum).backward()
+    return [part.item() for part in loss], gradients(model)
 
 
 def told(rank):
@@ -27,18 +84,65 @@ def told(rank):
     }
 
 
-def one_of_two(rank, port, folder):
-    """Run by each process: store what the tests look at."""
-    place = (rank, rank, 2, "127.0.0.1", port)
-    os.environ |= {name: str(value) for name, value in zip(VARIABLES, place, strict=True)}
-    device = distributed.start("cpu", timeout=timedelta(seconds=60))
-    seen = {**told(rank), "group": (dist.get_backend(), str(device))}
-    distributed.stop()
-    torch.save({**seen, "left": not dist.is_initialized()}, f"{folder}/{rank}.pt")
+def one_rank(rank, ports, folder):
+    """Run by each process: be one of three ranks, then one of two."""
+    torch.set_num_threads(1)
+    for world, port in ports.items():
+        if rank < world:
+            place = (rank, rank, world, "127.0.0.1", port)
+            os.environ |= {name: str(value) for name, value in zip(VARIABLES, place, strict=True)}
+            device = distributed.start("cpu", timeout=timedelta(seconds=LIMIT))
+            seen = {accum: step_of(rank, accum) for accum in (1, ACCUM)}
+            seen["told"] = {**told(rank), "group": (dist.get_backend(), str(device))}
+            distributed.stop()
+            assert not dist.is_initialized()
+            torch.save(seen, f"{folder}/{rank}-of-{world}.pt")
 
 
-def test_two_processes_agree_on_what_they_tell_each_other(tmp_path):
-    mp.spawn(one_of_two, args=(free_port(), str(tmp_path)), nprocs=2)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Return what the ranks of groups of two and of three have computed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    arguments = {3: free_port(), 2: free_port()}, str(folder)
+    mp.start_processes(one_rank, arguments, nprocs=3, start_method="forkserver")
+    return lambda world: [
+        torch.load(folder / f"{rank}-of-{world}.pt", weights_only=True) for rank in range(world)
+    ]
+
+
+def one_process(world, accum=1, gather=True):
+    model = make_model()
+    for index in range(accum):
+        loss = loss_of(model, joined(world, index), gather)
+        (loss.total / accum).backward()
+    return loss, gradients(model)
+
+
+def test_one_rank_gathers_nothing():
+    alone, gathered = (one_process(1, gather=gather) for gather in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(alone[0], gathered[0], strict=True))
+    assert all(torch.equal(alone[1][name], gathered[1][name]) for name in alone[1])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("accum", [1, ACCUM])
+def test_ranks_have_the_loss_and_gradient_of_the_joined_batch(ranks, world, accum):
+    seen = [rank[accum] for rank in ranks(world)]
+    loss, expected = one_process(world, accum)
+    mean = torch.tensor([rank[0] for rank in seen], dtype=torch.float64).mean(dim=0)
+    torch.testing.assert_close(mean, torch.stack(list(loss)).detach(), rtol=1e-10, atol=0)
+    for _, found in seen:
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-12)
+
+
+def test_contrast_of_separate_batches_is_another_one():
+    """Otherwise the tests above would show nothing."""
+    separate = [loss_of(make_model(), clips(rank), gather=False).contrast for rank in range(2)]
+    assert abs(sum(separate) / 2 - one_process(2)[0].contrast) > 0.1
+
+
+def test_two_processes_agree_on_what_they_tell_each_other(ranks):
     expected = {
         "group": ("gloo", "cpu"),
         "objects": [("clip", 0), ("clip", 1), ("clip", 2)],
@@ -46,11 +150,9 @@ def test_two_processes_agree_on_what_they_tell_each_other(tmp_path):
         "broadcast": ("from", 0),
         "highest": [1, 5],
         "any": [True, False],
-        "left": True,
     }
-    for rank in range(2):
-        seen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert seen == {**expected, "place": (rank, 2, rank == 0)}
+    for rank, seen in enumerate(ranks(2)):
+        assert seen["told"] == {**expected, "place": (rank, 2, rank == 0)}
 
 
 @pytest.fixture
@@ -58,21 +160,18 @@ def environment(monkeypatch):
     """Return a function that sets the place of this process as torchrun does."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-
-    def set_place(*place):
-        for name, value in zip(VARIABLES, place, strict=True):
-            monkeypatch.setenv(name, str(value))
-
-    return set_place
+    return lambda *place: [
+        monkeypatch.setenv(name, str(value)) for name, value in zip(VARIABLES, place, strict=True)
+    ]
 
 
 def test_a_single_process_needs_no_group_and_hears_itself(environment):
-    assert distributed.start("cpu") == torch.device("cpu")
+    assert distributed.start("cpu") == CPU
     assert not dist.is_initialized()
-    seen = told(0) | {"objects": distributed.gather_objects([1, 2])}
-    expected = {"place": (0, 1, True), "objects": [1, 2], "mean": [("b", 1.0), ("a", 0.0)]}
+    expected = {"place": (0, 1, True), "objects": [], "mean": [("b", 1.0), ("a", 0.0)]}
     expected |= {"broadcast": ("from", 0), "highest": [0, 5], "any": [False, False]}
-    assert seen == expected
+    assert told(0) == expected
+    assert distributed.gather_objects([1, 2]) == [1, 2]
     assert distributed.any_rank(torch.tensor(True))
     distributed.stop()
 
