@@ -114,7 +114,7 @@ def test_only(run: Run, configs: FinetuneConfigs) -> None:
         write_settings(run, as_dict(configs))
     model = make_model(configs).to(run.device)
     named = configs.run.resume or configs.classifier.finetune
-    found = None if named else checkpoint.newest(run.output_dir)
+    found = None if named else next(checkpoint.whole(run.output_dir), None)
     if not named and found is None:
         raise FileNotFoundError(
             f"--eval found no checkpoint-<epoch>.pth in {run.output_dir}; name a file with --resume"
@@ -126,7 +126,7 @@ def test_only(run: Run, configs: FinetuneConfigs) -> None:
     fields = configs.score.average_clips
     if fields:  # their items must have one label each
         splits.group_clips([clip.video for clip in clips], [clip.label for clip in clips], fields)
-    batches = loop.EvaluationBatches(scoring_loader(run, configs, clips), run.stop.check)
+    batches = loop.EvaluationBatches(scoring_loader(run, configs, clips), run.check_stop)
     metrics = evaluate(run, configs, model, batches, "test", suffix="")
     logger.info("test: %s", scoring.summary(metrics, scoring.SHOWN[configs.classifier.task]))
 

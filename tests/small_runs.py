@@ -1,5 +1,6 @@
-"""Both scripts as processes of their own on small real files, to be killed and started again."""
+"""Both scripts on small real files, here or as processes to be killed and started again."""
 
+import csv
 import json
 import multiprocessing
 import os
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import run_finetuning
+import run_pretraining
 from hicmae.data.clip_list import Clip, write_list
 from tests.conftest import free_port, save_frames, save_mp4, save_wav
 
@@ -59,6 +62,25 @@ def make_media(root: Path, count: int = 6) -> Path:
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def pretrain(media, out, *flags):
+    """Pre-train in this process; one epoch where the flags do not say otherwise."""
+    paths = ["--data_path", str(media / "lists"), "--output_dir", str(out)]
+    run_pretraining.main([*PRETRAIN, "--epochs", "1", *paths, *flags])
+    return out
+
+
+def finetune(media, out, *flags, fold="fold", classes="3"):
+    """Fine-tune, or test, in this process."""
+    paths = ["--data_path", str(media / fold), "--output_dir", str(out), "--nb_classes", classes]
+    run_finetuning.main([*FINETUNE, "--epochs", "1", *paths, *flags])
+    return out
 
 
 def _main(script, arguments, environment, log, fault):

@@ -19,16 +19,25 @@ from tests.small_runs import GEOMETRY, lines, make_media
 
 ARCHIVE = Path(__file__).parent / "frozen" / "runs.tar.xz"
 SIZES = {"num_frames": 4, "img_size": 32, "img_size_audio": (64, 128)}
-MODEL = ["--model", "pretrain_hicmae_dim128_patch16_160_a256", "--encoder_depth", "1",
-         "--encoder_depth_audio", "1", "--decoder_depth", "2", "--decoder_depth_audio", "2",
-         "--encoder_fusion_depth", "1", "--return_intermediate_features", "0"]  # fmt: skip
-PRETRAIN = ["--data_path", "frozen_media/lists", *MODEL, "--mask_ratio", "0.5", "--lr", "0.05",
-            "--use_frame_diff_as_target", "--batch_size", "2", "--warmup_epochs", "1",
-            "--print_freq", "2", *GEOMETRY, "--output_dir"]  # fmt: skip
-FINETUNE = ["--data_path", "frozen_media/fold", "--nb_classes", "3", "--class_names", "calm",
-            "glad", "mad", "--model", "avit_dim128_patch16_160_a256", "--depth", "1",
-            "--depth_audio", "1", "--fusion_depth", "1", "--batch_size", "2", "--warmup_epochs",
-            "1", *GEOMETRY, "--no-export", "--output_dir"]  # fmt: skip
+PRETRAIN = """
+    --model pretrain_hicmae_dim128_patch16_160_a256 --data_path frozen_media/lists
+    --encoder_depth 1 --encoder_depth_audio 1 --decoder_depth 2 --decoder_depth_audio 2
+    --encoder_fusion_depth 1 --return_intermediate_features 0 --mask_ratio 0.5 --lr 0.05
+    --use_frame_diff_as_target --batch_size 2 --warmup_epochs 1 --print_freq 2
+"""
+FINETUNE = """
+    --model avit_dim128_patch16_160_a256 --data_path frozen_media/fold --nb_classes 3
+    --class_names calm glad mad --depth 1 --depth_audio 1 --fusion_depth 1 --batch_size 2
+    --warmup_epochs 1 --no-export
+"""
+
+
+def pretrain(out, *flags):
+    run_pretraining.main([*PRETRAIN.split(), *GEOMETRY, "--output_dir", str(out), *flags])
+
+
+def finetune(out, *flags):
+    run_finetuning.main([*FINETUNE.split(), *GEOMETRY, "--output_dir", str(out), *flags])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,11 +102,11 @@ def test_a_finished_run_is_finished_and_goes_on_when_it_is_allowed_more_epochs(
 ):
     out = shutil.copytree(frozen / "pretrain", tmp_path / "out")
     caplog.set_level("INFO")
-    run_pretraining.main([*PRETRAIN, str(out), "--epochs", "2"])
+    pretrain(out, "--epochs", "2")
     assert "training is finished: all 2 epochs are done" in caplog.text
     with pytest.raises(ValueError, match="belongs to another run: --epochs 2 -> 3; "):
-        run_pretraining.main([*PRETRAIN, str(out), "--epochs", "3"])
-    run_pretraining.main([*PRETRAIN, str(out), "--epochs", "3", "--allow_changes"])
+        pretrain(out, "--epochs", "3")
+    pretrain(out, "--epochs", "3", "--allow_changes")
     assert "epoch 2, 0 of its 3 steps done" in caplog.text
     assert [line["step"] for line in lines(out / "steps.jsonl")] == list(range(9))
     assert checkpoint.load(out / "checkpoint-2.pth")["epoch"] == 2
@@ -106,7 +115,7 @@ def test_a_finished_run_is_finished_and_goes_on_when_it_is_allowed_more_epochs(
 def test_finetuning_starts_from_a_pretrained_model_of_then(frozen, tmp_path, caplog):
     caplog.set_level("INFO")
     source = str(frozen / "pretrain/checkpoint-1.pth")
-    run_finetuning.main([*FINETUNE, str(tmp_path), "--epochs", "1", "--finetune", source])
+    finetune(tmp_path, "--epochs", "1", "--finetune", source)
     assert "(100.0% of the encoder weights)" in caplog.text
     assert (tmp_path / "pred_best.csv").exists()
 
@@ -114,6 +123,6 @@ def test_finetuning_starts_from_a_pretrained_model_of_then(frozen, tmp_path, cap
 def test_a_run_folder_of_then_can_be_tested(frozen, tmp_path):
     out = shutil.copytree(frozen / "run", tmp_path / "out")
     (out / "pred.csv").unlink()
-    run_finetuning.main([*FINETUNE, str(out), "--eval"])
+    finetune(out, "--eval")
     assert len((out / "pred.csv").read_text().splitlines()) == 1 + 5
     assert json.loads((out / "metrics.json").read_text())["clips"] == 5

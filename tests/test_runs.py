@@ -1,6 +1,5 @@
 """Whole runs of both scripts on small real files, alone and in two processes."""
 
-import csv
 import json
 import shlex
 import subprocess
@@ -14,14 +13,19 @@ import run_finetuning
 import run_pretraining
 from hicmae.visualize.__main__ import main as visualize
 from tests.boards import board, sessions, texts
-from tests.small_runs import FINETUNE, PRETRAIN, ROOT, complete, lines, make_media
+from tests.small_runs import (
+    FINETUNE,
+    PRETRAIN,
+    ROOT,
+    complete,
+    finetune,
+    lines,
+    make_media,
+    pretrain,
+    rows,
+)
 
 TESTS = {"last": "", "best": "_best"}  # suffixes of the files with the tests' results
-
-
-def rows(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def metrics_of(folder, suffix=""):
@@ -44,20 +48,8 @@ def pretrained(media):
 def finetuned(media, pretrained):
     """The output folder of two epochs of fine-tuning from there."""
     checkpoint = str(pretrained / "checkpoint-1.pth")
-    out, start = media / "finetuned", ["--finetune", checkpoint, "--val_metric", "uar"]
-    finetune(media, out, "--epochs", "2", *start)
-    return out
-
-
-def pretrain(media, out, *arguments):
-    paths = ["--data_path", str(media / "lists"), "--output_dir", str(out)]
-    run_pretraining.main([*PRETRAIN, "--epochs", "1", *paths, *arguments])
-    return out
-
-
-def finetune(media, out, *arguments, fold="fold", classes="3"):
-    paths = ["--data_path", str(media / fold), "--output_dir", str(out), "--nb_classes", classes]
-    run_finetuning.main([*FINETUNE, *paths, *arguments])
+    start = ["--finetune", checkpoint, "--val_metric", "uar"]
+    return finetune(media, media / "finetuned", "--epochs", "2", *start)
 
 
 def test_pretraining_logs_every_part_and_keeps_whole_checkpoints(pretrained):
@@ -167,14 +159,14 @@ def test_one_modality_trains_without_the_other_stream(pretrained, media, tmp_pat
         text = (media / "fold" / name).read_text()
         missing = ("faces", "no_faces") if modality == "a" else (".wav", ".no_wav")
         (fold / name).write_text(text.replace(*missing))
-    arguments = ["--modality", modality, "--epochs", "1", "--mixup", "0", "--cutmix", "0"]
+    arguments = ["--modality", modality, "--mixup", "0", "--cutmix", "0"]
     checkpoint = str(pretrained / "checkpoint-1.pth")
     finetune(tmp_path, tmp_path / "out", *arguments, "--finetune", checkpoint)
     assert len(rows(tmp_path / "out" / "pred.csv")) == 5
 
 
 def test_regression_writes_every_output_and_its_metrics(media, tmp_path):
-    arguments = ["--task", "regression", "--loss", "ccc", "--epochs", "1", "--val_metric", "ccc"]
+    arguments = ["--task", "regression", "--loss", "ccc", "--val_metric", "ccc"]
     finetune(media, tmp_path, *arguments, fold="numbers", classes="2")
     table, metrics = rows(tmp_path / "pred.csv"), metrics_of(tmp_path)
     assert [float(row["label1"]) for row in table] == pytest.approx([1, 0.9, 0.8, 0.7, 0.6])
@@ -184,12 +176,6 @@ def test_regression_writes_every_output_and_its_metrics(media, tmp_path):
     ((_, (status, _, final)),) = sessions(tmp_path).items()
     assert status == "SUCCESS" and final["test_last/ccc"] == pytest.approx(metrics["ccc"]["mean"])
     assert {"test_best/pcc", "test_last/rmse", "val_best/ccc"} <= final.keys()
-
-
-def test_number_of_workers_does_not_change_a_run(media, tmp_path):
-    for workers in ("0", "2"):
-        pretrain(media, tmp_path / workers, "--num_workers", workers)
-    assert lines(tmp_path / "0/steps.jsonl") == lines(tmp_path / "2/steps.jsonl")
 
 
 def test_repeated_sampling_and_accumulation_run(media, tmp_path):

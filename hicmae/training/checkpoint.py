@@ -164,11 +164,6 @@ def whole(output_dir: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, content
 
 
-def newest(output_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return path and content of the newest whole state of a run, None when there is none."""
-    return next(whole(output_dir), None)
-
-
 def prune(output_dir: str | Path, keep_every: int, keep_last: int = 2) -> None:
     """Delete all states but the newest `keep_last` and those at the end of every nth epoch.
 

@@ -239,9 +239,6 @@ def show_end(
     metrics: Mapping[str, float],
     images: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Show in TensorBoard, once, what came out of a run that is over.
-
-    `metrics` are final numbers by tag, `images` pictures, (H, W, 3) uint8, by tag.
-    """
+    """Show in TensorBoard, once, final numbers and pictures, (H, W, 3) uint8, by tag."""
     if distributed.is_main():
         show_hparams(run.log_dir, _hparams(plan), metrics, len(plan.lr), images)

@@ -59,17 +59,14 @@ class Saver:
             logger.warning("the next save replaces what lies ahead of this run: %s", names)
 
     def check(self, state: TrainState) -> None:
-        """Save if it is time or a signal came, and then stop.
+        """Save if it is time; where any rank got SIGTERM or SIGUSR1, save and raise `Stopped`.
 
         It is time where another step, and writing, would end beyond the interval.
-
-        Raises:
-            Stopped: any rank got SIGTERM or SIGUSR1.
         """
         now, interval = self._clock(), 60 * self.run.config.save_interval
         step, self._checked = now - self._checked, now
         late = interval == 0 or now - self._saved + step + self._writing > interval
-        number, due = distributed.highest([self.run.stop.number, int(late)])
+        number, due = distributed.highest([self.run.signal, int(late)])
         saved = self.save(state) if number or due else True
         if number:
             name, steps = signal.Signals(number).name, self.plan.steps_done(state)
@@ -214,9 +211,7 @@ def resume(
     """Bring a state to where a checkpoint stands, and write down the settings that hold.
 
     `state`, at its beginning, is changed in place with its model; `found` is of `find_checkpoint`.
-
-    Raises:
-        ValueError: the checkpoint is no training state, or of another model or other settings.
+    ValueError: it is no training state, or of another model or other settings.
     """
     if found is not None:
         path, content = found
@@ -237,7 +232,20 @@ def resume(
         if changed:
             logger.warning("resuming with changes allowed by --allow_changes: %s", changed)
         _load_state(plan, state, path, content)
-        state.best = _best_on_disk(run, content.get("best", NO_BEST))
+        state.best = content.get("best", NO_BEST)
+        if distributed.is_main() and state.best["epoch"] >= 0:
+            kept = None
+            try:
+                kept = load(run.output_dir / "checkpoint-best.pth", verify=True)["epoch"]
+            except (OSError, ValueError) as error:
+                logger.warning("%s", error)
+            if kept != state.best["epoch"]:
+                text = (
+                    "the weights of the best epoch so far (%d) are not on disk; it is chosen anew"
+                )
+                logger.warning(text, state.best["epoch"])
+                state.best = NO_BEST
+        state.best = distributed.broadcast(state.best)
         content.clear()  # the caller may hold it for days
         text = "resumed from %s: epoch %d, %d of its %d steps done"
         logger.info(text, path, state.epoch, state.step, plan.steps)
@@ -249,31 +257,24 @@ def resume(
 def find_changes(plan: Plan, content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Compare a run with that of a checkpoint, whose missing facts count as unchanged.
 
-    Returns:
-        What makes it another run, and what does not, as "name old -> new".
+    Returns what makes it another run, and what does not, as "name old -> new".
     """
-    facts, args = [], content.get("args")  # those of the original, a Namespace, are not compared
-    for settings, known in (
-        (args if isinstance(args, dict) else {}, content.get("progress", {})),
-        (plan.settings, vars(plan)),
-    ):
-        flags = {f"--{name}": value for name, value in flat_settings(settings).items()}
-        lists = {f"clips of the {n} list": v for n, v in known.get("clips", {}).items()}
-        counts = {text: known[name] for name, text in COUNTS.items() if name in known}
-        facts.append({**flags, **lists, **counts})
-    old, new = facts
-    names = [name for name in new if old.get(name, new[name]) != new[name]]
-    if COUNTS["total_batch"] in names:
-        names = [name for name in names if name not in BATCH]
-    changed: list[str] = []
-    harmless: list[str] = []
-    for name in names:
-        values = (
-            " ".join(map(str, x)) if isinstance(x, list) else str(x) or "''"
-            for x in (old[name], new[name])
-        )
-        (harmless if name in MAY_CHANGE else changed).append(f"{name} {' -> '.join(values)}")
-    return changed, harmless
+    args, known = content.get("args"), content.get("progress", {})
+    saved = flat_settings(args if isinstance(args, dict) else {})  # a Namespace is the original's
+    lists, flags = known.get("clips", {}), flat_settings(plan.settings)
+    pairs = {f"--{name}": (saved.get(name, new), new) for name, new in flags.items()}
+    for name, new in plan.clips.items():
+        pairs[f"clips of the {name} list"] = (lists.get(name, new), new)
+    for name, text in COUNTS.items():
+        pairs[text] = (known.get(name, getattr(plan, name)), getattr(plan, name))
+    changes = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if COUNTS["total_batch"] in changes:
+        changes = {name: pair for name, pair in changes.items() if name not in BATCH}
+    found: tuple[list[str], list[str]] = ([], [])
+    for name, pair in changes.items():
+        old, new = (" ".join(map(str, x)) if isinstance(x, list) else str(x) or "''" for x in pair)
+        found[name in MAY_CHANGE].append(f"{name} {old} -> {new}")
+    return found
 
 
 def _load_state(plan: Plan, state: TrainState, path: Path, content: dict[str, Any]) -> None:
@@ -305,18 +306,3 @@ def _load_state(plan: Plan, state: TrainState, path: Path, content: dict[str, An
             means = {n: sum(rank["sums"][n] for rank in saved) / len(saved) for n in names}
             mine = {**saved[0], "sums": means}
         state.metrics = MetricBuffer(state.metrics.max_bad_steps, **mine)
-
-
-def _best_on_disk(run: Run, best: dict[str, Any]) -> dict[str, Any]:
-    """Return the best epoch if its weights are there, else choose anew from here on."""
-    if distributed.is_main() and best["epoch"] >= 0:
-        epoch = None
-        try:
-            epoch = load(run.output_dir / "checkpoint-best.pth", verify=True)["epoch"]
-        except (OSError, ValueError) as error:
-            logger.warning("%s", error)
-        if epoch != best["epoch"]:
-            text = "the weights of the best epoch so far (%d) are not on disk; it is chosen anew"
-            logger.warning(text, best["epoch"])
-            best = NO_BEST
-    return distributed.broadcast(best)

@@ -73,27 +73,13 @@ class Stopped(Exception):
     """The run was asked to stop and has saved its state; the script exits with `RESUMABLE`."""
 
 
-class StopRequest:
-    """Remembers the signal that asked this process to stop, 0 until then."""
-
-    number = 0
-
-    def note(self, number: int, _: FrameType | None = None) -> None:
-        """Serve as a signal handler; the run looks at `number` after each step."""
-        self.number = number
-
-    def check(self) -> None:
-        """Raise Stopped where any rank was asked to stop; every rank calls it."""
-        (number,) = distributed.highest([self.number])
-        if number:
-            raise Stopped(f"stopped by {signal.Signals(number).name}")
-
-
 class Run:
     """Where and how to run: the same for training and testing."""
 
-    def __init__(self, config: RunConfig, precision: Precision, stop: StopRequest) -> None:
-        self.config, self.precision, self.stop = config, precision, stop
+    signal = 0  # that asked this process to stop
+
+    def __init__(self, config: RunConfig, precision: Precision) -> None:
+        self.config, self.precision = config, precision
         self.device = precision.device  # where the model lives
         self.output_dir = Path(config.output_dir)  # of checkpoints, logs and results
         self.log_dir = Path(config.log_dir or config.output_dir)  # of TensorBoard's files
@@ -103,18 +89,25 @@ class Run:
         freq = self.config.image_freq
         return freq > 0 and (epoch + 1) % freq == 0
 
+    def note(self, number: int, _: FrameType | None = None) -> None:
+        """Serve as a signal handler; the run looks at `signal` after each step."""
+        self.signal = number
+
+    def check_stop(self) -> None:
+        """Raise Stopped where any rank was asked to stop; every rank calls it."""
+        (number,) = distributed.highest([self.signal])
+        if number:
+            raise Stopped(f"stopped by {signal.Signals(number).name}")
+
 
 @contextmanager
 def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
     """Start the process group and the logs, listen to signals, and clean up at the end.
 
-    Args:
-        config: where and how to run.
-        trains: whether the output folder must be this run's alone, and leftovers of a killed run
-            in it are removed; a mere test may look on while another run trains.
+    Where it `trains`, the output folder must be this run's alone, and leftovers of a killed run in
+    it are removed; a mere test may look on while another run trains.
     """
     others = set(multiprocessing.active_children())
-    output_dir, stop = Path(config.output_dir), StopRequest()
 
     def end_workers() -> None:
         gc.collect()  # loaders that nobody uses any more end their processes themselves
@@ -125,23 +118,23 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
         device = distributed.start(config.device)
         stack.callback(distributed.stop)
         stack.callback(end_workers)
+        run = Run(config, choose_precision(config.precision, device))
         if threading.current_thread() is threading.main_thread():  # elsewhere python allows no
             for number in (signal.SIGTERM, signal.SIGUSR1):  # handlers
-                stack.callback(signal.signal, number, signal.signal(number, stop.note))
-        precision = choose_precision(config.precision, device)
+                stack.callback(signal.signal, number, signal.signal(number, run.note))
         is_main = distributed.is_main()
         if trains and is_main:
-            stack.enter_context(own_folder(output_dir))
-        setup_logging(output_dir, is_main)
+            stack.enter_context(own_folder(run.output_dir))
+        setup_logging(run.output_dir, is_main)
         if trains and is_main:
-            for path in output_dir.glob(f"{PART}*"):
+            for path in run.output_dir.glob(f"{PART}*"):
                 path.unlink(missing_ok=True)
                 logger.info("removed '%s', which a killed run left half-written", path.name)
         logger.info(
             "device %s, precision %s, %d process(es), output in %s",
-            *(device, precision.name, distributed.world_size(), output_dir),
+            *(device, run.precision.name, distributed.world_size(), run.output_dir),
         )
-        yield Run(config, precision, stop)
+        yield run
 
 
 @contextmanager
@@ -184,16 +177,14 @@ def write_settings(run: Run, settings: Mapping[str, Any]) -> None:
 def run_command(main: Callable[[Sequence[str] | None], None]) -> int:
     """Run an entry script; show expected errors as one line and keep the trace in run.log.
 
-    Returns:
-        The exit code: 0 done, 1 an error, 75 (`RESUMABLE`) stopped by SIGTERM or SIGUSR1 with the
-        state saved, 130 interrupted at the keyboard.
+    The exit code is 0: done, 1: an error, 75 (`RESUMABLE`): stopped by SIGTERM or SIGUSR1 with the
+    state saved, 130: interrupted at the keyboard.
     """
     name = Path(sys.argv[0]).name
     try:
         main(None)
     except Stopped as stopped:
-        text = "%s; start the same command again to go on (exit code %d)"
-        logger.warning(text, stopped, RESUMABLE)
+        logger.warning("%s; start the same command again to go on (exit code 75)", stopped)
         return RESUMABLE
     except EXPECTED as error:
         record = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (error,), sys.exc_info())

@@ -20,12 +20,7 @@ from hicmae.config import FinetuneConfigs, OptimConfig, PretrainConfigs, as_dict
 from hicmae.data.clip_list import AnyClip
 from hicmae.training import distributed
 from hicmae.training.logs import RunLogger
-from hicmae.training.optim import (
-    cosine_schedule,
-    layer_scales,
-    make_optimizer,
-    parameter_groups,
-)
+from hicmae.training.optim import cosine_schedule, layer_scales, make_optimizer, parameter_groups
 from hicmae.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -123,12 +118,9 @@ class BadSteps(RuntimeError):
 
 @dataclass
 class MetricBuffer:
-    """Figures of an epoch's steps: read from the device now and then, logged and added up.
+    """Figures of an epoch's steps: read from the device now and then, logged and added up."""
 
-    At `max_bad_steps` steps in a row without a finite loss training ends.
-    """
-
-    max_bad_steps: int
+    max_bad_steps: int  # in a row, at which training ends
     sums: dict[str, float] = field(default_factory=dict)  # over the steps that count
     counts: dict[str, int] = field(default_factory=dict)
     bad_steps: int = 0
@@ -150,13 +142,10 @@ class MetricBuffer:
         self._started = time.perf_counter()
 
     def add(self, step: dict[str, Any], figures: dict[str, Tensor], data_time: float) -> None:
-        """Take a step's figures.
+        """Take a step: `step`, `epoch`, `lr` and `clips`, its figures, the seconds that it waited.
 
-        Args:
-            step: its number `step`, `epoch`, `lr` and the names of its `clips`.
-            figures: `loss`, `skipped` (whether the weights were left alone) and whatever else,
-                still on the device so that no step has to wait for it.
-            data_time: seconds that the step waited for its clips.
+        Figures are `loss`, `skipped` (whether the weights were left alone) and whatever else, on
+        the device, so that no step has to wait for it.
         """
         self.unread.append((step, figures))
         self._steps += 1
@@ -172,8 +161,8 @@ class MetricBuffer:
         table = torch.stack([torch.stack([f[n].float() for n in names]) for _, f in unread])
         for (step, _), row in zip(unread, table.tolist(), strict=True):  # the one synchronisation
             values = dict(zip(names, row, strict=True))
-            skipped, lr = bool(values.pop("skipped")), step["lr"]
-            place = {"step": step["step"], "epoch": step["epoch"]}
+            skipped, number, lr = bool(values.pop("skipped")), step["step"], step["lr"]
+            place = {"step": number, "epoch": step["epoch"]}
             logs.step({**place, **values, "lr": lr, "skipped": skipped})
             self.last = values
             for name, value in values.items():
@@ -184,7 +173,7 @@ class MetricBuffer:
                 self.bad_in_a_row = []
                 continue
             self.bad_steps += 1
-            bad = {"step": step["step"], "lr": lr, **values, "clips": step["clips"]}
+            bad = {"step": number, "lr": lr, **values, "clips": step["clips"]}
             self.bad_in_a_row.append(bad)
             if len(self.bad_in_a_row) >= self.max_bad_steps:
                 raise BadSteps(self.bad_in_a_row)

@@ -14,7 +14,7 @@ from hicmae.training.checkpoint import load
 
 logger = logging.getLogger(__name__)
 
-ENCODERS = ("encoder", "encoder_audio", "encoder_fusion")
+ENCODERS = ("encoder.", "encoder_audio.", "encoder_fusion.")
 MIN_SHARE = 0.5  # less than this of the encoders' weights cannot be meant as pre-training
 _FAMILY = re.compile(r"(encoder(?:_audio|_fusion)?\.(?:blocks(?:_audio)?\.\d+|\w+)|\w+)\.")
 
@@ -62,9 +62,7 @@ def load_pretrained(
             f"in it): {'; '.join(report.problems)}; choose the --model and depths of the "
             f"checkpoint{', or add --allow_partial' if enough else ''}"
         )
-    if require_all:
-        _check_all(report, name)
-    _check_fusion_order(model, content, name, require_all)
+    _check_variant(model, content, report, name, require_all)
     model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)
     parts = {
         "new, keep their initial values": _folded(report.new),
@@ -105,12 +103,12 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
     shapes = {n: (tuple(weights[n].shape), tuple(w.shape)) for n, w in own.items() if n in weights}
     loaded = tuple(name for name, (theirs, mine) in shapes.items() if theirs == mine)
     mismatched = tuple(f"{n}: {theirs} -> {m}" for n, (theirs, m) in shapes.items() if theirs != m)
-    sizes = {n: w.numel() for n, w in own.items() if _encoder(n)}
-    encoders, families = set(map(_encoder, sizes)), set(map(_family, own))
+    sizes = {n: w.numel() for n, w in own.items() if n.startswith(ENCODERS)}
+    encoders, families = {name.split(".")[0] for name in sizes}, set(map(_family, own))
     lacking = [name for name in sizes if name not in weights]
-    blocks = [n for n in weights if _encoder(n) in encoders and ".blocks" in n]
+    blocks = [n for n in weights if n.split(".")[0] in encoders and ".blocks" in n]
     surplus = [name for name in blocks if _family(name) not in families]
-    other = [text for text in mismatched if _encoder(text)]
+    other = [text for text in mismatched if text.startswith(ENCODERS)]
     problems = {
         f"the checkpoint lacks {_folded(lacking)}": lacking,
         f"it has no more than {_folded(weights)}": lacking and not shapes,
@@ -127,26 +125,23 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
     )
 
 
-def _check_all(report: LoadReport, source: str) -> None:
-    """Refuse a checkpoint that a model cannot be tested with."""
+def _check_variant(
+    model: nn.Module, content: Mapping[str, Any], report: LoadReport, source: str, testing: bool
+) -> None:
+    """Refuse to test what was trained otherwise; warn of fusion in an order no weight shows."""
     own = (*report.loaded, *report.new, *report.mismatched)
     mixes, mixed = (any(n.endswith("_layer_weights") for n in x) for x in (own, report.unused))
-    if mixed and not mixes:
+    if testing and mixed and not mixes:
         raise ValueError(
             f"{source} has layer weights, which this model does not read; test it without "
             "--no-hierarchical_fusion, as it was trained"
         )
-    if lacking := report.new + report.mismatched:
+    lacking = report.new + report.mismatched
+    if testing and lacking:
         raise ValueError(
             f"{source} lacks weights of the model: {_folded(lacking)}; testing needs a fine-tuned "
             "checkpoint of the same model and --nb_classes"
         )
-
-
-def _check_fusion_order(
-    model: nn.Module, content: Mapping[str, Any], source: str, testing: bool
-) -> None:
-    """Warn, or refuse a test, where fusion layers were trained in an order that no weight shows."""
     fusion, settings = getattr(model, "encoder_fusion", None), content.get("args")
     order = flat_settings(settings).get("fusion_order", "both")
     if fusion is not None and settings and order != fusion.order:
@@ -157,12 +152,6 @@ def _check_fusion_order(
         if testing:
             raise ValueError(f"{text}; test it with the order it was trained with")
         logger.warning("%s: the fusion layers have to learn the new order", text)
-
-
-def _encoder(name: str) -> str | None:
-    """Return the encoder that a weight belongs to."""
-    part = name.split(".")[0]
-    return part if part in ENCODERS else None
 
 
 def _family(name: str) -> str:

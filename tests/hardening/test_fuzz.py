@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hicmae.data.clip_list import read_labelled_list, read_pretrain_list
-from hicmae.training.checkpoint import CheckpointError, load, newest, save
+from hicmae.training import checkpoint
+from hicmae.training.checkpoint import CheckpointError, load, save
 
 LIST = b'"a b/c.mp4" "a b/c.wav" 3\nfaces/x_aligned audio/x.wav 0\n"q""q" \xc3\xbc.wav 2\n'
 TOKENS = [b'"', b" ", b"\n", b"\r", b"\0", b"-1", b"99999999999999999999", b"nan", b"\xff", b"1e9"]
@@ -79,5 +80,5 @@ def test_resuming_from_damaged_checkpoints_never_raises(
 ) -> None:
     (tmp_path / "checkpoint-0.pth").write_bytes(whole)
     (tmp_path / "checkpoint-1.pth").write_bytes(damaged(seed, whole, [b"\0"]))
-    found = newest(tmp_path)
+    found = next(checkpoint.whole(tmp_path), None)
     assert found is not None and found[0].name in ("checkpoint-0.pth", "checkpoint-1.pth")

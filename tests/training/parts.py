@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from hicmae.config import OptimConfig, RunConfig
-from hicmae.training.run import Run, StopRequest, choose_precision
+from hicmae.training.run import Run, choose_precision
 from hicmae.training.state import MetricBuffer, Plan, TrainState
 
 CPU = torch.device("cpu")
@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 def run_in(folder, precision="fp32", **config):
     config = RunConfig(output_dir=str(folder), **config)
-    return Run(config, choose_precision(precision, CPU), StopRequest())
+    return Run(config, choose_precision(precision, CPU))
 
 
 def plan_of(steps, accum_iter=1, lr=0.1, clip_grad=None, **changes):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hicmae.training import checkpoint
-from hicmae.training.checkpoint import CheckpointError, load, newest, prune, save
+from hicmae.training.checkpoint import CheckpointError, load, prune, save, whole
 
 STATE = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}, "epoch": 4}
 
@@ -167,7 +167,7 @@ def test_paths_and_contents_that_cannot_be_a_checkpoint_are_refused(tmp_path):
 
 
 def test_newest_falls_back_over_broken_files_and_says_so(tmp_path, caplog):
-    assert newest(tmp_path / "missing") is None
+    assert next(whole(tmp_path / "missing"), None) is None
     for epoch in (3, 4, 5):
         save(tmp_path / f"checkpoint-{epoch}.pth", STATE | {"epoch": epoch})
     truncated, flipped = tmp_path / "checkpoint-5.pth", tmp_path / "checkpoint-4.pth"
@@ -176,19 +176,19 @@ def test_newest_falls_back_over_broken_files_and_says_so(tmp_path, caplog):
     content[content.index(STATE["model"]["weight"].numpy().tobytes())] ^= 1
     flipped.write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        path, state = newest(tmp_path)
+        path, state = next(whole(tmp_path), None)
     assert path.name == "checkpoint-3.pth" and state["epoch"] == 3
     assert [r.getMessage().count("skipping a broken checkpoint") for r in caplog.records] == [1, 1]
     assert "checkpoint-5.pth" in caplog.text and "checkpoint-4.pth" in caplog.text
     path.write_bytes(b"")
-    assert newest(tmp_path) is None
+    assert next(whole(tmp_path), None) is None
 
 
 def test_states_within_an_epoch_stand_between_those_of_its_ends(tmp_path):
     order = ["11-step1000", "11-step900", "10", "10-step3000", "9"]
     for name in (*sorted(order), "best", "11x", "11-stepx"):
         save(tmp_path / f"checkpoint-{name}.pth", {"epoch": name})
-    assert [state["epoch"] for _, state in checkpoint.whole(tmp_path)] == order
+    assert [state["epoch"] for _, state in whole(tmp_path)] == order
     assert [epoch for epoch, _ in checkpoint.numbered(tmp_path)] == [9, 10]
 
 

@@ -90,7 +90,7 @@ def test_a_failed_save_is_tried_again_after_the_interval_and_at_the_end(tmp_path
 
 def test_a_request_to_stop_saves_what_is_new_and_only_that(tmp_path):
     saving = Saving(tmp_path, 60)
-    saving.run.stop.note(15)
+    saving.run.note(15)
     with pytest.raises(Stopped, match="stopped by SIGTERM after 0 steps, all saved"):
         saving.saver.check(saving.state)
     assert list(tmp_path.iterdir()) == []
