@@ -19,6 +19,7 @@ from hicmae.io import one_line
 from hicmae.training import checkpoint, distributed
 from hicmae.training.checkpoint import digest, in_order, load
 from hicmae.training.logs import RunLogger
+from hicmae.training.optim import set_learning_rate
 from hicmae.training.run import Run, Stopped, write_settings
 from hicmae.training.state import NO_BEST, BadSteps, MetricBuffer, Plan, TrainState
 
@@ -306,3 +307,6 @@ def _load_state(plan: Plan, state: TrainState, path: Path, content: dict[str, An
             means = {n: sum(rank["sums"][n] for rank in saved) / len(saved) for n in names}
             mine = {**saved[0], "sums": means}
         state.metrics = MetricBuffer(state.metrics.max_bad_steps, **mine)
+    if done := min(plan.steps_done(state), len(plan.lr)):
+        rates = float(plan.lr[done - 1]), float(plan.weight_decay[done - 1])
+        set_learning_rate(optimizer, *rates)  # as the last step left them

@@ -78,13 +78,13 @@ def test_a_signal_during_validation_keeps_the_epoch_for_which_it_is_pending(
     flags, out = ["--accum_iter", "2" if count == 1 else "1"], finetune.out
     finetune.complete(*flags, out=tmp_path / "whole", count=count)
     group = finetune.start(*flags, fault=slow_validation, count=count)
-    until(steps_written(out, 6), *group)
+    until(steps_written(out, 9), *group)
     time.sleep(0.3)
     group[-1].kill(signal.SIGTERM)
     assert [run.wait() for run in group] == [75] * count
-    assert (out / "checkpoint-1-step6.pth").exists() and len(lines(out / "log.txt")) == 1
+    assert (out / "checkpoint-2-step9.pth").exists() and len(lines(out / "log.txt")) == 2
     finish(finetune.start(*flags, count=count))
-    assert "epoch 1, 3 of its 3 steps done" in finetune.log()
+    assert "epoch 2, 3 of its 3 steps done" in finetune.log()
     assert_same_run(out, tmp_path / "whole", 2)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from hicmae.training import checkpoint
 from hicmae.training.logs import RunLogger
-from hicmae.training.resume import Saver, find_changes
+from hicmae.training.resume import Saver, find_changes, resume
 from hicmae.training.run import Stopped
 from hicmae.training.state import describe_clips
 from tests.training.parts import plan_of, run_in, state_of
@@ -108,6 +108,17 @@ def test_a_state_loads_as_the_originals_do_and_holds_all_of_a_run(tmp_path):
     progress = content["progress"]
     assert (progress["epoch"], progress["step"], progress["clips_done"]) == (0, 7, 28)
     assert {"optimizer", "scaler", "best", "origin", "metrics"} <= content.keys()
+
+
+def test_a_resumed_state_is_the_saved_one_with_the_rates_of_its_last_step(tmp_path):
+    """A run that was stopped in its last validation takes no other step before it is saved."""
+    saving, other = (Saving(tmp_path / name, 0.0) for name in ("a", "b"))
+    saving.saved_steps(0, 3)
+    path = tmp_path / "a/checkpoint-0-step3.pth"
+    resume(other.run, plan(), other.state, (path, checkpoint.load(path)))
+    assert (other.state.epoch, other.state.step) == (0, 3)
+    assert torch.equal(other.state.model.weight, saving.state.model.weight)
+    assert other.state.optimizer.param_groups[0]["lr"] == plan().lr[2]
 
 
 @pytest.mark.parametrize(
