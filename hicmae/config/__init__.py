@@ -56,7 +56,7 @@ class RunConfig(Settings):
     precision: str = option(
         "auto", "of the forward pass; auto: bf16 where a GPU has it, else fp32", choices=PRECISIONS
     )
-    cpu_gemm: str = harmless("auto", "library of fp32 products on a CPU", choices=CPU_GEMM)
+    cpu_gemm: str = harmless("auto", "fp32 products on a CPU; auto: the faster", choices=CPU_GEMM)
     compile: bool = harmless(False, "torch.compile the steps; minutes at first, then faster")
     cuda_graphs: bool = harmless(False, "with --compile on a GPU: replay a pass by one launch")
     checkpoint_activations: bool = harmless(
@@ -107,7 +107,7 @@ class ClipConfig(ClipSettings, Settings):
     sampling_rate: int = option(4, "frames from one sampled frame to the next", "> 0")
     input_size: int = option(160, "height and width of a video frame in pixels", "> 0")
     input_size_audio: tuple[int, int] = option(
-        (256, 128), "steps of 10 ms, and mel bins (128 if left out)", "> 0", metavar="N", nargs="+"
+        (256, 128), "spectrogram steps of 10 ms, and mel bins (128 if left out)", "> 0", nargs="+"
     )
     tubelet_size: int = option(2, "video frames of one token", "> 0")
 
@@ -200,7 +200,7 @@ class PretrainModelConfig(Settings):
     )
     skip_connections: bool = option(True, "decoders read these levels; without: self-attention")
     fusion_order: str = option("both", FUSION_HELP, choices=FUSION_ORDERS)
-    drop_path_rate: float = option(0.0, "stochastic depth at the end", NOT_ALL, flag="drop_path")
+    drop_path_rate: float = option(0.0, "drop path at the last block", NOT_ALL, flag="drop_path")
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale", ">= 0")
 
 
@@ -270,7 +270,7 @@ class ClassifierConfig(Settings):
     fusion_depth: int = option(2, "layers of the fusion encoder", aliases=("encoder_fusion_depth",))
     hierarchical_fusion: bool = option(True, "the head reads a mix of all layers, else the last")
     fusion_order: str = option("both", FUSION_HELP, choices=FUSION_ORDERS)
-    drop_path_rate: float = option(0.1, "stochastic depth at the end", NOT_ALL, flag="drop_path")
+    drop_path_rate: float = option(0.1, "drop path at the last block", NOT_ALL, flag="drop_path")
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale", ">= 0")
     class_names: tuple[str, ...] = harmless(
         (),
@@ -365,7 +365,7 @@ class ScoreConfig(Settings):
     )
     speaker_pattern: str = harmless(
         "",
-        "or a regular expression whose groups in a clip's name make the speaker; also "
+        "or a regular expression whose groups in a clip's name make the speaker, or "
         + ", ".join(PATTERNS),
         metavar="REGEX",
     )

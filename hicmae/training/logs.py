@@ -15,7 +15,6 @@ import re
 import shlex
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -33,14 +32,13 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 from tqdm import tqdm
 
+import hicmae
 from hicmae.config import HARMLESS, flat_settings
 from hicmae.io import write_whole
 from hicmae.training import distributed
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).parents[2]
-GIT_SECONDS = 5.0  # git may have to look at many files on a slow disk
 EVENTS = "events.out.tfevents."  # how TensorBoard's files begin
 UNITS = {"_per_s": (".1f", "/s"), "_s": (".3f", " s"), "_mib": (".0f", " MiB")}
 HPARAMS_FOLDER = "final"  # a TensorBoard run of its own: the tab shows all its numbers as columns
@@ -307,16 +305,15 @@ def provenance(device: torch.device, precision: str, processes: int) -> dict[str
     text = f"cd {shlex.quote(os.getcwd())}\n{shlex.quote(sys.executable or 'python')}{flags}"
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} thread(s)"
-    python, cuda = platform.python_version(), f", CUDA {torch.version.cuda}" if on_gpu else ""
+    cuda = f", CUDA {torch.version.cuda}" if on_gpu else ""
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}{cuda}"
     rows = {
-        "code": code_version(),
-        "versions": f"Python {python}, torch {torch.__version__}{cuda}",
+        "versions": f"hicmae {hicmae.__version__}, {versions}",
         "started": datetime.now().astimezone().isoformat(" ", "seconds"),
         "machine": f"{socket.gethostname()}, {platform.platform()}",
         "device": f"{device}, {name}",
         "processes": processes,
         "precision": precision,
-        "Slurm job": os.environ.get("SLURM_JOB_ID", "none"),
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     return {
@@ -324,18 +321,6 @@ def provenance(device: torch.device, precision: str, processes: int) -> dict[str
         "command": "".join(f"    {line}\n" for line in text.splitlines()),
         "environment": f"| run | |\n|---|---|\n{table}",
     }
-
-
-def code_version(root: Path = ROOT) -> str:
-    """Return the commit of the code in use, with "-dirty" where tracked files were changed."""
-    if not (root / ".git").exists():  # an installed package may lie in some other repository
-        return "not in a git checkout"
-    git = "git --no-optional-locks describe --always --dirty --abbrev=40 --exclude=*".split()
-    options: dict[str, Any] = {"cwd": root, "text": True, "stderr": subprocess.DEVNULL}
-    try:
-        return f"commit {subprocess.check_output(git, timeout=GIT_SECONDS, **options).strip()}"
-    except (OSError, subprocess.SubprocessError):
-        return "unknown: git is missing, refuses or takes too long"
 
 
 HParams = dict[str, bool | float | str]

@@ -2,15 +2,13 @@
 
 import logging
 import shlex
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from hicmae.training import logs
-from hicmae.training.logs import Board, RunLogger, code_version, hparams_of, provenance
+from hicmae.training.logs import Board, RunLogger, hparams_of, provenance
 from hicmae.training.logs import show_hparams as show
 from tests.boards import board, sessions, texts
 
@@ -77,11 +75,6 @@ def test_a_folder_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog, 
     assert f"HParams tab does not show this run: cannot write in '{tmp_path}" in caplog.text
 
 
-def git(folder, *arguments):
-    words = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
-
-
 def test_the_command_can_be_pasted_into_a_shell(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     words = ["run_pretraining.py", "--data_path", "my --clips", "--opt_betas", "0.9", "0.95", "--x"]
@@ -91,27 +84,6 @@ def test_the_command_can_be_pasted_into_a_shell(monkeypatch, tmp_path):
     script = "".join(line[4:] + "\n" for line in text.splitlines()).replace("\\\n", "")
     assert shlex.split(script) == ["cd", str(tmp_path), sys.executable, *words]
     assert "        --opt_betas 0.9 0.95 \\\n" in text
-
-
-def test_the_code_is_named_by_its_commit_or_the_text_says_that_it_cannot_be(tmp_path, monkeypatch):
-    code = tmp_path / "code"
-    code.mkdir()
-    (code / "a.py").write_text("1\n")
-    for words in ("init -q", "add a.py", "commit -q -m first", "tag -a v1 -m first"):
-        git(code, *words.split())
-    commit = git(code, "rev-parse", "HEAD")
-    assert code_version(code) == f"commit {commit}"
-    (code / "a.py").write_text("2\n")
-    assert code_version(code) == f"commit {commit}-dirty"
-    assert code_version(tmp_path) == "not in a git checkout"
-    (tmp_path / ".git").mkdir()  # which git refuses
-    assert code_version(tmp_path).startswith("unknown")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert code_version(code).startswith("unknown")
-    (tmp_path / "git").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
-    (tmp_path / "git").chmod(0o755)
-    monkeypatch.setattr(logs, "GIT_SECONDS", 0.2)
-    assert code_version(code).startswith("unknown")
 
 
 def test_texts_reach_tensorboard_once_a_start_even_if_they_are_not_utf_8(tmp_path):
