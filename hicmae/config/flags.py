@@ -25,17 +25,12 @@ def option(
     harmless: bool = False,
     **rest: Any,
 ) -> Any:
-    """Declare a dataclass field that is also a flag.
+    """Declare a dataclass field that is also a flag, of the field's name or of `flag`.
 
-    Args:
-        default: value without the flag.
-        description: one line for ``--help``; the default and `must` are appended.
-        must: what must hold of each number, e.g. "> 0 and <= 1".
-        flag: its name without dashes, where it is not that of the field.
-        aliases: older spellings, which ``--help`` does not show.
-        harmless: whether a resumed run may change it and is still the same run: it says where and
-            how to compute, or when to log, save and test.
-        rest: of argparse: `choices`, `metavar`, `nargs` where the type does not tell it.
+    ``--help`` shows the description, the default and what `must` hold of each number, e.g. "> 0 and
+    <= 1", but no `aliases` (older spellings). A `harmless` setting may change in a resumed run,
+    which is still the same run: it says where and how to compute, or when to log, save and test.
+    The rest is argparse's: `choices`, `metavar`, `nargs` where the type does not tell it.
     """
     about = {"help": description, "must": must, "flag": flag, "aliases": aliases, "rest": rest}
     return field(default=default, metadata={**about, "harmless": harmless})
@@ -83,10 +78,8 @@ class OneLineParser(argparse.ArgumentParser):
 def new_parser(description: str | None, configs: Any = None, **defaults: Any) -> OneLineParser:
     """Make a parser that takes no abbreviated flags and shows its description as it is.
 
-    Args:
-        description: for ``--help``.
-        configs: NamedTuple of dataclasses whose fields become flags.
-        defaults: other defaults than the fields' own, by flag.
+    The fields of the dataclasses of `configs`, a NamedTuple, become flags; `defaults`, by flag,
+    replace the fields' own.
     """
     style = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(description=description, allow_abbrev=False, formatter_class=style)

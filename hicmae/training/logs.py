@@ -254,16 +254,6 @@ def setup_logging(output_dir: str | Path | None = None, main: bool = True) -> No
     root.setLevel(logging.INFO)
 
 
-def format_values(values: Mapping[str, float]) -> str:
-    """Format numbers for a progress line, with the unit that a name ends in; `lr` as 1.00e-04."""
-    parts = []
-    for name, value in values.items():
-        ending = next((ending for ending in UNITS if name.endswith(ending)), "")
-        form, unit = UNITS[ending] if ending else (".2e" if "lr" in name.split("_") else ".4g", "")
-        parts.append(f"{name.removesuffix(ending)} {value:{form}}{unit}")
-    return "  ".join(parts)
-
-
 class Progress(AbstractContextManager["Progress"]):
     """A progress bar on a terminal, a log line `every` few steps elsewhere; only of rank 0.
 
@@ -281,10 +271,19 @@ class Progress(AbstractContextManager["Progress"]):
         self.close()
 
     def update(self, count: int = 1, values: Mapping[str, float] | None = None) -> None:
-        """Count steps done, and show `values` whenever a multiple of `every` is passed."""
+        """Count steps done, and show `values` whenever a multiple of `every` is passed.
+
+        A name ends in its unit, see `UNITS`; `lr` is shown as 1.00e-04.
+        """
         due = (self.done + count) // self.every > self.done // self.every
         self.done += count
-        text = format_values(values or {})
+        parts = []
+        for name, value in (values or {}).items():
+            usual = ".2e" if "lr" in name.split("_") else ".4g", ""
+            ending = next((ending for ending in UNITS if name.endswith(ending)), "")
+            form, unit = UNITS.get(ending, usual)
+            parts.append(f"{name.removesuffix(ending)} {value:{form}}{unit}")
+        text = "  ".join(parts)
         if text:
             self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(count)

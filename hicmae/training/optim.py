@@ -71,11 +71,10 @@ def layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float
     ids = layer_ids(name for name, _ in model.named_parameters())
     scales = {}
     for layer, name in sorted((ids[n], n) for n, p in model.named_parameters() if p.requires_grad):
-        match, kind = _LAYER.match(name), "head"
-        if match:
-            block = f"{'fusion' if match[1] == FUSION else 'block'}_{match[2]}"
-            kind = block if match[2] else "patch_embed"
-        scales[f"layer_{layer:02d}_{kind}"] = (layer_decay or 1.0) ** (max(ids.values()) - layer)
+        part, block = match.groups() if (match := _LAYER.match(name)) else ("", "")
+        kind = f"{'fusion' if part == FUSION else 'block'}_{block}" if block else "patch_embed"
+        label = f"layer_{layer:02d}_{kind if part else 'head'}"
+        scales[label] = (layer_decay or 1.0) ** (max(ids.values()) - layer)
     return scales if len(set(scales.values())) > 1 else {}
 
 
