@@ -128,10 +128,16 @@ def parse_configs(
 
 
 def from_flags(flags: Mapping[str, Any], config: type[Config]) -> Config:
-    """Build a dataclass from values by flag; ValueError from its own checks."""
-    names = {flag_of(item): item.name for item in fields(config)}  # type: ignore[arg-type]  # it is
-    values = {name: flags[flag] for flag, name in names.items() if flag in flags}
-    return config(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    """Build a dataclass, which checks them, from values by flag or alias; None: the default."""
+    values: dict[str, Any] = {}
+    for item in fields(config):  # type: ignore[arg-type]  # any dataclass will do
+        names = (flag_of(item), *item.metadata["aliases"])
+        value = next((flags[name] for name in names if flags.get(name) is not None), None)
+        if value is not None and isinstance(item.default, tuple):
+            value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if value is not None:
+            values[item.name] = value
+    return config(**values)
 
 
 def as_dict(configs: NamedTuple) -> dict[str, dict[str, Any]]:

@@ -15,11 +15,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 from torch import nn
 
-from hicmae.config import PretrainConfigs, PretrainLossConfig, flag_of, from_dict
+from hicmae.config import PretrainConfigs, PretrainLossConfig, flat_settings, from_dict
 from hicmae.data.batches import ClipIndex, PretrainBatch, joined
 from hicmae.data.clip_list import read_pretrain_list
 from hicmae.data.dataset import PretrainClips
-from hicmae.inference.model import find_weights, flat_settings
+from hicmae.inference.model import find_weights
 from hicmae.inference.style import STYLE, check_format, save_figure
 from hicmae.io import choose_device
 from hicmae.models.reconstruct import Reconstruction, reconstruct
@@ -110,8 +110,8 @@ def _draw_spectrograms(figure: SubFigure, column: Sequence[Axes], audios: list[n
     bar.set_label("normalised log energy")
 
 
-def settings_of(state: Mapping[str, Any], source: str | Path) -> dict[str, dict[str, Any]]:
-    """Return the settings of a pre-training checkpoint in the groups of `PretrainConfigs`.
+def settings_of(state: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """Return the settings of a pre-training checkpoint by flag.
 
     Args:
         state: content of the file. The original authors' files hold flags in a Namespace.
@@ -120,27 +120,14 @@ def settings_of(state: Mapping[str, Any], source: str | Path) -> dict[str, dict[
     Raises:
         ValueError: no settings, or those of fine-tuning.
     """
-    args = state.get("args")
-    flat = flat_settings(args)
+    flat = flat_settings(state.get("args"))
     if "mask_ratio" not in flat:
         lacks = "is fine-tuned and has no decoders" if flat else "holds no settings of its training"
         raise ValueError(
             f"checkpoint '{source}' {lacks}, but this picture needs a pre-trained one with its "
             "settings under 'args'; give a checkpoint of run_pretraining.py"
         )
-    if isinstance(args, Mapping) and set(PretrainConfigs._fields) <= args.keys():
-        return {name: dict(args[name]) for name in PretrainConfigs._fields}
-    found: dict[str, dict[str, Any]] = {}
-    for group, kind in PretrainConfigs.__annotations__.items():
-        found[group] = {}
-        for field in dataclasses.fields(kind):
-            names = (flag_of(field), *field.metadata["aliases"])  # those of the original among them
-            value = next((flat[name] for name in names if flat.get(name) is not None), None)
-            if isinstance(field.default, tuple) and isinstance(value, (int, float)):
-                value = (value,)
-            if value is not None:
-                found[group][flag_of(field)] = value
-    return found
+    return flat
 
 
 def rebuild_clips(
@@ -174,9 +161,9 @@ def reconstruction(source: Source, output: str | Path) -> Path:
     state = checkpoint.load(find_weights(Path(source.checkpoint)))
     settings = settings_of(state, source.checkpoint)
     if source.seed is not None:
-        settings["run"]["seed"] = source.seed
+        settings["seed"] = source.seed
     path, root = str(source.data_path), source.data_root
-    settings["data"] |= {"data_path": path, "data_root": root, "num_samples": 1}
+    settings |= {"data_path": path, "data_root": root, "num_samples": 1}
     configs = from_dict(PretrainConfigs, settings)
     dataset = PretrainClips(
         read_pretrain_list(path, root),
