@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,18 @@ import run_pretraining
 from hicmae.training.run import RESUMABLE
 from scripts import launch
 from tests.conftest import free_port
-from tests.small_runs import PRETRAIN, ROOT, lines, make_media
+from tests.small_runs import (
+    PRETRAIN,
+    ROOT,
+    assert_same_run,
+    children_of,
+    complete,
+    is_running,
+    lines,
+    make_media,
+    saved_within,
+    until,
+)
 
 SCRIPT = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base/pretrain_base.sh"
 LAUNCH = [sys.executable, str(ROOT / "scripts/launch.py"), "--nproc_per_node"]
@@ -84,6 +96,28 @@ def test_two_machines_that_meet_by_endpoint_or_by_address_train_as_one_process(t
                 value = pytest.approx(other[f"train_{part}"], rel=1e-4)
                 assert mine[f"train_{part}"] == value, (name, part)
     assert "2 process(es)" in (tmp_path / "script/run.log").read_text()
+
+
+@pytest.mark.slow
+def test_torchrun_brings_both_ranks_back_when_one_dies(tmp_path):
+    """Steps are slow enough to meet one of them."""
+    media, out = make_media(tmp_path / "media", 13), tmp_path / "out"
+    flags = [*PRETRAIN, "--data_path", str(media / "lists"), "--num_samples", "4", "--epochs", "3",
+             "--image_freq", "0", "--save_interval", "0", "--output_dir"]  # fmt: skip
+    complete("run_pretraining", [*flags, tmp_path / "whole"], tmp_path / "log", count=2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    agent = start(
+        [*torchrun, "--max-restarts=1", str(ROOT / "run_pretraining.py"), *flags, str(out)]
+    )
+    until(saved_within(out, 1))
+    commands = {p: Path(f"/proc/{p}/cmdline").read_bytes() for p in children_of(agent.pid)}
+    ranks = sorted(pid for pid, command in commands.items() if b"run_pretraining" in command)
+    os.kill(ranks[-1], signal.SIGKILL)
+    codes, written = ended([agent])
+    assert codes == [0], written
+    assert (out / "run.log").read_text().count("resumed from") == 1
+    assert_same_run(out, tmp_path / "whole", 2)
+    assert not any(map(is_running, ranks))
 
 
 WORKER = """

@@ -202,8 +202,9 @@ def _choose(run: Run) -> tuple[Path, dict[str, Any]] | None:
         if origin.get("path") == str(named.resolve()):
             if not named.exists() or origin["sha256"] == digest(named):
                 return path, content
-    origin = {"path": str(named.resolve()), "sha256": digest(named)} if named.is_file() else {}
-    return named, {**load(named, verify=True), "origin": origin}
+    content = load(named, verify=True)
+    content["origin"] = {"path": str(named.resolve()), "sha256": digest(named)}
+    return named, content
 
 
 def resume(

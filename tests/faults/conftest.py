@@ -1,5 +1,7 @@
 """Media, jobs to be disturbed, and the uninterrupted runs that they are compared with."""
 
+from functools import partial
+
 import pytest
 
 from tests.small_runs import (
@@ -33,11 +35,13 @@ class Job:
         """Run to the end; return the first process."""
         return self._call(complete, flags, **options)
 
+    def kill_when(self, condition, *flags, **options):
+        """Run until something holds, then kill all processes."""
+        self._call(partial(kill_when, condition), flags, **options)
+
     def kill_within(self, epoch, *flags, **options):
         """Save after every step, and kill all processes within an epoch."""
-        condition = saved_within(options.get("out") or self.out, epoch)
-        flags = [*flags, "--save_interval", "0"]
-        self._call(lambda *rest: kill_when(condition, *rest), flags, **options)
+        self.kill_when(saved_within(self.out, epoch), *flags, "--save_interval", "0", **options)
 
     def log(self):
         return (self.out / "run.log").read_text()

@@ -15,7 +15,6 @@ from hicmae.training import checkpoint
 from tests.small_runs import (
     assert_nothing_left,
     assert_same_run,
-    kill_when,
     start,
     steps_written,
     tensorboard_points,
@@ -103,7 +102,7 @@ def test_a_run_whose_last_state_cannot_be_saved_fails_and_goes_on_from_what_ther
     pretrain, whole
 ):
     first = pretrain.out / "checkpoint-0.pth"
-    pretrain._call(lambda *rest: kill_when(first.exists, *rest), [])
+    pretrain.kill_when(first.exists)
     before = first.read_bytes()
     (run,) = pretrain.start(fault=no_file_grows_large)
     assert run.wait() == 1

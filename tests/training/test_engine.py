@@ -1,7 +1,6 @@
 """The training loop on models small enough to check by hand."""
 
 from functools import partial
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from hicmae.data.loader import SkippedClips
 from hicmae.training.logs import RunLogger, read_lines
 from hicmae.training.loop import train_one_epoch
 from hicmae.training.run import choose_precision, seed_step
-from hicmae.training.state import BadSteps, MetricBuffer
+from hicmae.training.state import BadSteps
 from tests.training.parts import CPU, plan_of, run_in, state_of
 
 
@@ -178,27 +177,6 @@ def test_a_scaler_leaves_out_overflows_which_count_as_no_bad_step(tmp_path):
     assert [line["skipped"] for line in found] == [False, True, False, False]
     assert found[0]["grad_norm"] is None and means["bad_steps"] == 1
     assert torch.equal(model.weight, before) and state.scaler.get_scale() == 2.0**123
-
-
-def test_an_epoch_goes_on_where_a_run_was_stopped(tmp_path):
-    whole, loader = linear(), batches(6)
-    means = run_epoch(whole, loader, tmp_path / "whole", plan_of(6))
-    model = linear()
-    state = state_of(model, run_in(tmp_path))
-
-    def stop(state):
-        if state.step == 3:  # between two that are shown
-            raise KeyboardInterrupt
-
-    saver = SimpleNamespace(check=stop)
-    with pytest.raises(KeyboardInterrupt):
-        run_epoch(model, loader, tmp_path / "part", plan_of(6), state=state, saver=saver)
-    with RunLogger(tmp_path / "part") as logs:
-        state.metrics.read(logs)
-    state.metrics = MetricBuffer(10, **state.metrics.saved())
-    rest = run_epoch(model, loader[3:], tmp_path / "part", plan_of(6), state=state)
-    assert rest == means and torch.equal(model.weight, whole.weight)
-    assert lines(tmp_path / "whole") == lines(tmp_path / "part")
 
 
 def test_clips_that_could_not_be_read_reach_the_record(tmp_path):
