@@ -9,6 +9,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,17 +169,12 @@ def clip_options(configs: FinetuneConfigs) -> dict[str, Any]:
 
 def training_clips(configs: FinetuneConfigs, lists: splits.Lists) -> LabelledClips:
     """Describe how augmented clips are drawn; ``--aa none`` turns RandAugment off."""
-    augment, data = configs.augment, configs.data
+    chosen, data = vars(configs.augment), configs.data
+    options = {item.name: chosen[item.name] for item in fields(Augment) if item.name in chosen}
+    options["aa"] = None if chosen["aa"] in ("", "none") else chosen["aa"]
     return LabelledClips(
         lists.train,
-        augment=Augment(
-            aa=None if augment.aa in ("", "none") else augment.aa,
-            reprob=augment.reprob,
-            remode=augment.remode,
-            recount=augment.recount,
-            scale=augment.scale,
-            flip=augment.flip,
-        ),
+        augment=Augment(**options),
         roll_mag_aug=data.roll_mag_aug,
         num_samples=data.num_samples,
         seed=configs.run.seed,
