@@ -29,7 +29,7 @@ from hicmae.data.batches import LabelledBatch, ViewBatch
 from hicmae.data.clip_list import names_of_run, read_labelled_list
 from hicmae.data.dataset import LabelledClips, TestClips
 from hicmae.data.loader import ClipSampler, SkippedClips, make_loader
-from hicmae.inference.export import export_run
+from hicmae.inference.model import export_run
 from hicmae.io import write_whole
 from hicmae.models.losses import REGRESSION_LOSSES
 from hicmae.training import checkpoint, distributed, loop, transfer

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from hicmae.config import new_parser
 from hicmae.data.clip_list import AnyClip, read_labelled_list
 from hicmae.data.splits import take_share
-from hicmae.inference.cli import add_checkpoint_arguments, run_command
+from hicmae.inference.cli import COMPUTING, add_arguments, run_command
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.io import write_whole
 from hicmae.training.evaluate import Predictions, score, write_results
@@ -86,7 +86,7 @@ def extract(
         UnreadableClip: naming the first clip that cannot be read.
     """
     pairs = [(clip.video, clip.audio) for clip in clips]
-    found = recognizer.features_each(pairs, protocol="test", faces="cut")
+    found = recognizer.each(pairs, features=True, protocol="test", faces="cut")
     shown = tqdm(found, description, len(clips), disable=not description, dynamic_ncols=True)
     rows = []
     for levels in (features.mean() for features in shown):
@@ -194,9 +194,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = new_parser(str(__doc__))
     parser.prog = "python -m hicmae.knn"
     add = parser.add_argument
-    add_checkpoint_arguments(parser)
+    add_arguments(parser, *COMPUTING)
     add("--data_path", required=True, metavar="DIR", help="fold with train.csv and test.csv")
-    add("--data_root", default="", metavar="DIR", help="start of relative names")
+    add_arguments(parser, "data_root")
     add("--test_list", metavar="FILE", help="clips to classify (default: test.csv of the fold)")
     add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else the others)")
     neighbours = (1, 5, 10, 20)

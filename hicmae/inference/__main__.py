@@ -3,12 +3,11 @@
 import sys
 
 from hicmae.config import new_parser
-from hicmae.inference import cli, export
-
-COMMANDS = {"predict": cli.predict, "extract": cli.extract, "export": export.main}
+from hicmae.inference import cli
 
 if __name__ == "__main__":
     parser = new_parser(str(__doc__))
     parser.prog = "python -m hicmae.inference"
-    parser.add_argument("command", choices=COMMANDS, help="has a --help of its own")
-    sys.exit(COMMANDS[parser.parse_args(sys.argv[1:2]).command](sys.argv[2:]))
+    text = "has a --help of its own"
+    parser.add_argument("command", choices=("predict", "extract", "export"), help=text)
+    sys.exit(getattr(cli, parser.parse_args(sys.argv[1:2]).command)(sys.argv[2:]))

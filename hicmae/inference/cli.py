@@ -1,4 +1,4 @@
-"""Command lines of inference: hicmae-predict and hicmae-extract."""
+"""Command lines of inference: hicmae-predict, hicmae-extract and the export."""
 
 import argparse
 import csv
@@ -8,8 +8,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,11 @@ from hicmae.config import new_parser
 from hicmae.data.clip_list import wav_of
 from hicmae.data.video import FRAME_EXTENSIONS
 from hicmae.inference.clips import FACES, MISSING, PROTOCOLS
+from hicmae.inference.model import WEIGHTS, export_checkpoint, export_run
 from hicmae.inference.pictures import FILMS, draw_timeline, write_overlay
-from hicmae.inference.recognizer import EmotionRecognizer, Failure, Features, Prediction, Result
+from hicmae.inference.recognizer import EmotionRecognizer, Failure, Prediction
 from hicmae.inference.style import FORMATS
-from hicmae.io import UnreadableClip, check_writable, describe, whole_file
+from hicmae.io import UnreadableClip, check_writable, describe, whole_file, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +60,81 @@ cannot be read are named in OUTPUT.failed.csv.
 Without installation: python -m hicmae.inference extract. Exit code: 0; 1 where a clip could not be
 read; 2 where the command is wrong.
 """
+EXPORT = """Turn a fine-tuned or pre-trained checkpoint into config.json and model.safetensors.
+
+    python -m hicmae.inference export CHECKPOINT OUTPUT
+
+CHECKPOINT is the output folder of a finished run, a .pth of this project or of the original
+authors, or an export whose classes are to be renamed. OUTPUT becomes a folder with all that
+inference needs, in the layout of a model hub; of a run it gets two of them, last/ and best/.
+run_finetuning.py does this by itself, in <output_dir>/export/.
+"""
 SUFFIXES = frozenset(
     ".mp4 .m4v .mov .avi .mkv .webm .flv .mpg .mpeg .wmv .3gp .ts .mts "
     ".wav .m4a .aac .mp3 .flac .ogg .opus .wma".split()
 )
 SOUNDS = (".wav", ".flac", ".m4a", ".mp3", ".aac", ".ogg", ".opus")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LISTS = (".csv", ".txt", ".list")
-Columns = dict[str, np.ndarray]
+# What several commands ask.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "checkpoint": {
+        "required": True,
+        "metavar": "PATH",
+        "help": "export folder, output folder of a run, model.safetensors or .pth",
+    },
+    "device": {"default": "auto", "help": "auto, cpu, cuda[:n] or mps (%(default)s)"},
+    "batch_size": {"type": int, "default": 8, "metavar": "N", "help": "windows at once (8)"},
+    "precision": {
+        "choices": ("auto", "fp32", "bf16", "fp16"),
+        "default": "auto",
+        "help": "auto: bf16 on a GPU that has it, else fp32",
+    },
+    "modality": {
+        "choices": ("av", "a", "v"),
+        "help": "streams to read (default: those of the model); one stream of a model of both "
+        "needs --missing_modality",
+    },
+    "missing_modality": {
+        "choices": MISSING,
+        "default": "error",
+        "help": "what a model of both streams does without one: error: refuse the clip (default); "
+        "zeros: black frames or silence; drop: leave it out",
+    },
+    "faces": {
+        "choices": FACES,
+        "default": "auto",
+        "help": "auto: cut faces out of videos, take folders of frames as they are (default); "
+        "largest: cut out the main face; all: an answer for each person; cut: frames are faces",
+    },
+    "window": {
+        "type": float,
+        "metavar": "S",
+        "help": "seconds of a sliding window (default: what the model saw at once in training)",
+    },
+    "overlap": {
+        "type": float,
+        "metavar": "S",
+        "help": "seconds windows share (default: half of one)",
+    },
+    "protocol": {
+        "choices": PROTOCOLS,
+        "default": "windows",
+        "help": "windows: slide over the clip (default); test: the views of run_finetuning.py's "
+        "test",
+    },
+    "data_root": {"default": "", "metavar": "DIR", "help": "start of relative names"},
+    "quiet": {"action": "store_true", "help": "no progress bars, no table"},
+}
+COMPUTING = ("checkpoint", "device", "batch_size")
+MODEL = (*COMPUTING, "precision", "modality", "missing_modality")
+READING = ("faces", "window", "overlap", "protocol")
+
+
+def add_arguments(parser: argparse.ArgumentParser, *names: str, title: str = "") -> None:
+    """Add flags of the table, in a group of their own where they have a title."""
+    group = parser.add_argument_group(title) if title else parser
+    for name in names:
+        group.add_argument(f"--{name}", **ARGUMENTS[name])
 
 
 def run_command(
@@ -83,53 +152,11 @@ def run_command(
         return 2
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Add the flags that say which model computes where."""
-    text = "export folder, output folder of a run, model.safetensors or .pth"
-    parser.add_argument("--checkpoint", required=True, metavar="PATH", help=text)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda[:n] or mps (%(default)s)")
-    text = "windows at once (%(default)s)"
-    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help=text)
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which model reads clips, and how."""
-    group = parser.add_argument_group("model")
-    add_checkpoint_arguments(group)
-    text = "auto: bf16 on a GPU that has it, else fp32"
-    group.add_argument("--precision", choices=PRECISIONS, default="auto", help=text)
-    text = (
-        "streams to read (default: those of the model); one stream of a model of both needs "
-        "--missing_modality"
-    )
-    group.add_argument("--modality", choices=("av", "a", "v"), help=text)
-    text = (
-        "what a model of both streams does without one: error: refuse the clip (default); "
-        "zeros: black frames or silence; drop: leave it out"
-    )
-    group.add_argument("--missing_modality", choices=MISSING, default="error", help=text)
-    group = parser.add_argument_group("reading of clips")
-    text = (
-        "auto: cut faces out of videos, take folders of frames as they are (default); "
-        "largest: cut out the main face; all: an answer for each person; cut: frames are faces"
-    )
-    group.add_argument("--faces", choices=FACES, default="auto", help=text)
-    text = "seconds of a sliding window (default: what the model saw at once in training)"
-    group.add_argument("--window", type=float, metavar="S", help=text)
-    text = "seconds windows share (default: half of one)"
-    group.add_argument("--overlap", type=float, metavar="S", help=text)
-    text = "windows: slide over the clip (default); test: the views of run_finetuning.py's test"
-    group.add_argument("--protocol", choices=PROTOCOLS, default="windows", help=text)
-    parser.add_argument("--quiet", action="store_true", help="no progress bars, no table")
-
-
-def load_recognizer(args: argparse.Namespace) -> tuple[EmotionRecognizer, dict[str, Any]]:
-    """Load the model that `add_model_arguments` names; returns it and how it reads clips."""
-    flags = ("device", "precision", "modality", "missing_modality", "batch_size")
-    options = {name: getattr(args, name) for name in flags}
+def _load(args: argparse.Namespace) -> tuple[EmotionRecognizer, dict[str, Any]]:
+    """Load the model that a command line names; returns it and how it reads clips."""
+    options = {name: getattr(args, name) for name in MODEL if name != "checkpoint"}
     model = EmotionRecognizer.from_checkpoint(args.checkpoint, progress=not args.quiet, **options)
-    reading = ("faces", "window", "overlap", "protocol")
-    return model, {"on_error": "return", **{name: getattr(args, name) for name in reading}}
+    return model, {"on_error": "return", **{name: getattr(args, name) for name in READING}}
 
 
 def find_files(names: Iterable[str]) -> list[str]:
@@ -160,13 +187,15 @@ def find_files(names: Iterable[str]) -> list[str]:
 # hicmae-predict
 
 
-def predict_parser() -> argparse.ArgumentParser:
-    """Return the command line of hicmae-predict."""
+def predict(argv: Sequence[str] | None = None) -> int:
+    """Run hicmae-predict; returns the exit code."""
     parser = new_parser(PREDICT)
     parser.prog = "hicmae-predict"
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video, or folder of frames")
     parser.add_argument("--audio", metavar="FILE", help="sound to hear instead of the video's own")
-    add_model_arguments(parser)
+    add_arguments(parser, *MODEL, title="model")
+    add_arguments(parser, *READING, title="reading of clips")
+    add_arguments(parser, "quiet")
     group = parser.add_argument_group("results; with several videos their names are put in")
     for flag, text in (
         ("csv", "a row for each video"),
@@ -176,12 +205,7 @@ def predict_parser() -> argparse.ArgumentParser:
         ("overlay", "annotated copy: .mp4, for each video"),
     ):
         group.add_argument(f"--{flag}", metavar="FILE", help=text)
-    return parser
-
-
-def predict(argv: Sequence[str] | None = None) -> int:
-    """Run hicmae-predict; returns the exit code."""
-    return run_command(predict_parser(), _predict, argv)
+    return run_command(parser, _predict, argv)
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -193,36 +217,28 @@ def _predict(args: argparse.Namespace) -> int:
     files = find_files(args.videos)
     if args.audio and len(files) > 1:
         raise ValueError(f"--audio goes with one video, got {len(files)}")
-    recognizer, reading = load_recognizer(args)
-    pairs = [(file, args.audio) for file in files]
-    results: list[Result] = []
-    clips: list[list[Prediction]] = []  # the answered ones
+    recognizer, reading = _load(args)
+    clips: list[list[Any]] = []  # the people of each, or a Failure
     try:
-        for answer in recognizer.predict_each(pairs, **reading):
-            people = answer if isinstance(answer, list) else [answer]
-            results += people
-            if not isinstance(people[0], Failure):
-                clips.append(people)
+        for answer in recognizer.each([(file, args.audio) for file in files], **reading):
+            clips.append(answer if isinstance(answer, list) else [answer])
     except KeyboardInterrupt:
-        logger.warning("interrupted: %d clips are answered, the others are left out", len(clips))
-        results.append(Failure("", "interrupted"))
-    _write(args, results, recognizer.names)
-    drawn = _draw(args, clips, several=len(files) > 1)
-    return int(not drawn or any(isinstance(result, Failure) for result in results))
-
-
-def _write(args: argparse.Namespace, results: Sequence[Result], names: Sequence[str]) -> None:
-    """Write the files that are asked for and print the table."""
+        answered = sum(not isinstance(people[0], Failure) for people in clips)
+        logger.warning("interrupted: %d clips are answered, the others are left out", answered)
+        clips.append([Failure("", "interrupted")])
+    results = [result for people in clips for result in people]
     if args.csv:
-        write_csv(args.csv, table(results, names))
+        write_csv(args.csv, table(results, recognizer.names))
     if args.windows_csv:
-        write_csv(args.windows_csv, windows_table(results, names))
+        write_csv(args.windows_csv, windows_table(results, recognizer.names))
     if args.json:
-        text = json.dumps([result.to_dict() for result in results], indent=2, ensure_ascii=False)
-        with whole_file(args.json) as part:
-            part.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
+        content = [result.to_dict() for result in results]
+        write_whole(args.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     if not args.quiet:
         sys.stdout.write(short_table(results) + "\n")
+    answers = [people for people in clips if isinstance(people[0], Prediction)]
+    drawn = _draw(args, answers, several=len(files) > 1)
+    return int(not drawn or len(answers) < len(clips))
 
 
 def _draw(args: argparse.Namespace, clips: Sequence[list[Prediction]], several: bool) -> bool:
@@ -230,27 +246,24 @@ def _draw(args: argparse.Namespace, clips: Sequence[list[Prediction]], several: 
     drawn, taken = True, set[str]()
     for people in clips:
         file = people[0].file
-        stem = name = Path(file).stem
-        number = 2
-        while name in taken:
-            name, number = f"{stem}-{number}", number + 1
+        stem = Path(file).stem
+        names = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
+        name = next(name for name in names if name not in taken)
         taken.add(name)
-
-        def named(path: str, name: str = name) -> Path:
-            return Path(path).with_stem(f"{Path(path).stem}-{name}") if several else Path(path)
-
-        if args.plot:
-            draw_timeline(people, named(args.plot))
-        if args.overlay:
+        for path in filter(None, (args.plot, args.overlay)):
+            target = Path(path).with_stem(f"{Path(path).stem}-{name}") if several else Path(path)
             try:
-                write_overlay(file, people, named(args.overlay), not args.quiet)
+                if path == args.plot:
+                    draw_timeline(people, target)
+                else:
+                    write_overlay(file, people, target, not args.quiet)
             except UnreadableClip as error:
                 logger.error("no annotated copy: %s", error)
                 drawn = False
     return drawn
 
 
-def table(results: Iterable[Result], names: Sequence[str]) -> pd.DataFrame:
+def table(results: Iterable[Any], names: Sequence[str]) -> pd.DataFrame:
     """Return a row for each person or failed file, as text."""
     rows: list[dict[str, Any]] = []
     for result in results:
@@ -264,7 +277,7 @@ def table(results: Iterable[Result], names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
-def windows_table(results: Iterable[Result], names: Sequence[str]) -> pd.DataFrame:
+def windows_table(results: Iterable[Any], names: Sequence[str]) -> pd.DataFrame:
     """Return a row for each window of each person, as text."""
     rows = [
         {
@@ -277,7 +290,7 @@ def windows_table(results: Iterable[Result], names: Sequence[str]) -> pd.DataFra
             **_texts(window.scores),
         }
         for result in results
-        if not isinstance(result, Failure)
+        if isinstance(result, Prediction)
         for window in result.windows
     ]
     columns = ["file", "person", "start", "end", "status", "label", *names]
@@ -288,7 +301,7 @@ def _texts(scores: dict[str, float]) -> dict[str, str]:
     return {name: f"{score:.6f}" for name, score in scores.items()}
 
 
-def short_table(results: Iterable[Result]) -> str:
+def short_table(results: Iterable[Any]) -> str:
     """Return a table for the terminal: the two likeliest classes or all values of each result."""
     rows = []
     for result in results:
@@ -317,31 +330,18 @@ def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
 # hicmae-extract
 
 
-class Item(NamedTuple):
-    """A line of the list: video, its sound if it is named, and the label's fields."""
-
-    video: str
-    audio: str | None
-    label: tuple[str, ...]
-
-
-def extract_parser() -> argparse.ArgumentParser:
-    """Return the command line of hicmae-extract."""
+def extract(argv: Sequence[str] | None = None) -> int:
+    """Run hicmae-extract; returns the exit code."""
     parser = new_parser(EXTRACT)
     parser.prog = "hicmae-extract"
     parser.add_argument("data_path", metavar="LIST", help="list of clips, video or folder")
     parser.add_argument("--output", required=True, metavar="FILE", help=".npz or .parquet")
-    parser.add_argument("--data_root", default="", metavar="DIR", help="start of relative names")
-    parser.add_argument(
-        "--per_window", action="store_true", help="a row for each window, not for each clip"
-    )
-    add_model_arguments(parser)
-    return parser
-
-
-def extract(argv: Sequence[str] | None = None) -> int:
-    """Run hicmae-extract; returns the exit code."""
-    return run_command(extract_parser(), _extract, argv)
+    text = "a row for each window, not for each clip"
+    parser.add_argument("--per_window", action="store_true", help=text)
+    add_arguments(parser, "data_root", "quiet")
+    add_arguments(parser, *MODEL, title="model")
+    add_arguments(parser, *READING, title="reading of clips")
+    return run_command(parser, _extract, argv)
 
 
 def _extract(args: argparse.Namespace) -> int:
@@ -351,10 +351,25 @@ def _extract(args: argparse.Namespace) -> int:
     if is_table and importlib.util.find_spec("pyarrow") is None:  # said before an hour of work
         raise ValueError(".parquet needs the package pyarrow: pip install pyarrow, or write .npz")
     items = read_items(args.data_path, args.data_root)
-    pairs = [(item.video, item.audio) for item in items]
-    recognizer, reading = load_recognizer(args)
-    found = recognizer.features_each(pairs, **reading)
-    columns, failures = collect(items, found, args.per_window)
+    recognizer, reading = _load(args)
+    rows, failures = [], []
+    answers = recognizer.each([item[:2] for item in items], features=True, **reading)
+    for (video, _, label), found in zip(items, answers, strict=True):
+        if isinstance(found, Failure):
+            logger.warning("%s", found.reason)
+            failures.append(found)
+            continue
+        named = {"clip": video, "label": label}
+        windows = {"start": found.start, "end": found.end, **found.arrays}
+        if args.per_window:
+            parts = (zip(windows, row, strict=True) for row in zip(*windows.values(), strict=True))
+            rows += [{**named, **dict(part)} for part in parts]
+        else:
+            rows.append({**named, **found.mean()})
+    if not rows:
+        reason = failures[-1].reason
+        raise ValueError(f"none of {len(items)} clips could be read; the last: {reason}")
+    columns = _columns(rows)
     with whole_file(output) as part:
         if is_table:
             parquet_table(columns).to_parquet(part, index=False)
@@ -369,12 +384,12 @@ def _extract(args: argparse.Namespace) -> int:
     return int(bool(failures))
 
 
-def read_items(path: str, data_root: str = "") -> list[Item]:
-    """Read a list, or find the clips in a folder."""
+def read_items(path: str, data_root: str = "") -> list[tuple[str, str | None, list[str]]]:
+    """Read a list, or find the clips in a folder: video, its sound, and the fields of its label."""
     if os.path.isdir(path) or Path(path).suffix.lower() not in LISTS:
         if not os.path.exists(path):
             raise FileNotFoundError(f"'{path}' does not exist")
-        return [Item(file, None, ()) for file in find_files([path])]
+        return [(file, None, []) for file in find_files([path])]
     if not os.path.isfile(path):
         raise FileNotFoundError(f"list '{path}' does not exist")
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -384,68 +399,82 @@ def read_items(path: str, data_root: str = "") -> list[Item]:
             raise ValueError(f"list '{path}' cannot be read: {error}") from None
     if not rows:
         raise ValueError(f"list '{path}' is empty")
-    return [_item(fields, data_root) for fields in rows]
+    items: list[tuple[str, str | None, list[str]]] = []
+    for name, *label in rows:
+        video = os.path.join(data_root, name)
+        audio: str | None = wav_of(video)
+        if label and label[0].lower().endswith(SOUNDS):
+            audio = os.path.join(data_root, label.pop(0))
+        elif os.path.isdir(video) or audio == video or not os.path.isfile(str(audio)):
+            audio = None
+        items.append((video, audio, label))
+    return items
 
 
-def _item(fields: list[str], data_root: str) -> Item:
-    video, *rest = fields
-    video = os.path.join(data_root, video)
-    if rest and rest[0].lower().endswith(SOUNDS):
-        return Item(video, os.path.join(data_root, rest[0]), tuple(rest[1:]))
-    beside = wav_of(video)
-    has_wav = not os.path.isdir(video) and beside != video and os.path.isfile(beside)
-    return Item(video, beside if has_wav else None, tuple(rest))
-
-
-def collect(
-    items: Sequence[Item], found: Iterable[Features | Failure], per_window: bool
-) -> tuple[Columns, list[Failure]]:
-    """Put the features of all clips into columns; levels that a clip lacks are nan.
-
-    Raises:
-        ValueError: no clip has features.
-    """
-    failures: list[Failure] = []
-    chosen: list[Item] = []
-    rows: list[dict[str, np.ndarray]] = []
-    for item, features in zip(items, found, strict=True):
-        if isinstance(features, Failure):
-            logger.warning("%s", features.reason)
-            failures.append(features)
-            continue
-        windows = {"start": features.start, "end": features.end, **features.arrays}
-        count = len(features.start)
-        new = [{name: array[k] for name, array in windows.items()} for k in range(count)]
-        rows += new if per_window else [features.mean()]
-        chosen += [item] * (count if per_window else 1)
-    if not rows:
-        reason = failures[-1].reason
-        raise ValueError(f"none of {len(items)} clips could be read; the last: {reason}")
-    columns = {"clip": np.array([item.video for item in chosen])}
-    if all(item.label for item in chosen):
-        columns["label"] = _labels([item.label for item in chosen])
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Put rows into columns; levels that a row lacks are nan, labels numbers where all are."""
+    labels = [row.pop("label") for row in rows]
+    columns = {"clip": np.array([row.pop("clip") for row in rows])}
+    if all(labels):
+        try:
+            if all(len(label) == 1 and label[0].lstrip("-").isdecimal() for label in labels):
+                columns["label"] = np.array([int(label[0]) for label in labels])
+            else:
+                columns["label"] = np.array([[float(value) for value in label] for label in labels])
+        except ValueError:
+            columns["label"] = np.array([" ".join(label) for label in labels])
     for name, like in {name: value for row in rows for name, value in row.items()}.items():
         nothing = np.full_like(like, np.nan)
         columns[name] = np.stack([row.get(name, nothing) for row in rows])
-    return columns, failures
+    return columns
 
 
-def _labels(labels: Sequence[tuple[str, ...]]) -> np.ndarray:
-    """Return (n,) class indices, (n, K) numbers, or (n,) text where they are neither."""
-    if all(len(label) == 1 and label[0].lstrip("-").isdecimal() for label in labels):
-        return np.array([int(label[0]) for label in labels])
-    try:
-        return np.array([[float(value) for value in label] for label in labels])
-    except ValueError:
-        return np.array([" ".join(label) for label in labels])
-
-
-def parquet_table(columns: Columns) -> pd.DataFrame:
+def parquet_table(columns: dict[str, np.ndarray]) -> pd.DataFrame:
     """Return a table in which every level is a column of lists, of several blocks one for each."""
-    parts: Columns = {}
+    parts: dict[str, np.ndarray] = {}
     for name, values in columns.items():
-        blocks = {
-            f"{name}_{k}": values[:, k] for k in range(values.shape[1] if values.ndim == 3 else 0)
-        }
+        blocks = (
+            {f"{name}_{k}": block for k, block in enumerate(values.swapaxes(0, 1))}
+            if values.ndim == 3
+            else {}
+        )
         parts |= blocks or {name: values}
     return pd.DataFrame({name: list(values) for name, values in parts.items()})
+
+
+# export
+
+
+def export(argv: Sequence[str] | None = None) -> int:
+    """Run the export; returns the exit code."""
+    parser = new_parser(EXPORT)
+    parser.prog = "python -m hicmae.inference export"
+    parser.add_argument("checkpoint", help="run, .pth, export folder or model.safetensors")
+    parser.add_argument("output", help="folder to make")
+    text = (
+        "names of the classes or outputs; or a file with a name a line; or a data set: "
+        "cremad, mafw, ravdess, msp-improv, werewolf-xl"
+    )
+    parser.add_argument("--class_names", nargs="+", default=(), metavar="NAME", help=text)
+    add = parser.add_argument_group("settings that a .pth does not say").add_argument
+    for flag, kind, text in (
+        ("num_frames", int, "video frames of a clip (16)"),
+        ("sampling_rate", int, "frames from one sampled frame to the next (4)"),
+        ("input_size", int, "height and width of a face in pixels (160)"),
+        ("frame_rate", float, "frames a second of the training videos (measured, else 25)"),
+    ):
+        add(f"--{flag}", type=kind, metavar="N", help=text)
+    text = "steps and mel bins (256 128)"
+    add("--input_size_audio", type=int, nargs=2, metavar="N", help=text)
+    text = "what the head gives (classification)"
+    add("--task", choices=("classification", "regression"), help=text)
+    add("--head_activation", choices=("sigmoid", "relu", "tanh"), help="of the outputs (none)")
+
+    def run(args: argparse.Namespace) -> int:
+        options = vars(args)
+        path, output = Path(options.pop("checkpoint")), options.pop("output")
+        is_run = path.is_dir() and not (path / WEIGHTS).is_file()
+        (export_run if is_run else export_checkpoint)(path, output, **options)
+        return 0
+
+    return run_command(parser, run, argv)

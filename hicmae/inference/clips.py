@@ -1,6 +1,7 @@
 """What a model reads of a clip: windows, the faces seen in them, and these as tensors."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 FACES = ("auto", "largest", "all", "cut")
 PROTOCOLS = ("windows", "test")
 MISSING = ("error", "zeros", "drop")
-NO_FACE, NO_SOUND = "no face", "no sound"
 SEARCH_EVERY = 2  # of the frames looked at; a face is placed in the others on the way between two
 CROWDED = 0.2  # share of frames with several faces from which the user is told
 SEEN = 0.5  # share of a window's frames that must show the face
@@ -42,7 +42,19 @@ MEMORY = 256 * 1024**2  # bytes of frames that are kept instead of being decoded
 
 @dataclass(frozen=True)
 class Options:
-    """How a clip is read; `EmotionRecognizer.predict` says what they mean."""
+    """How a clip is read.
+
+    Attributes:
+        faces: "auto" cuts faces out of videos and takes a folder's frames as they are; "largest"
+            always cuts out the main face: large, near the middle, there for long; "all" cuts out
+            each; "cut" takes all frames as they are.
+        window: seconds of a sliding window; None: what the model saw at once in training.
+        overlap: seconds that neighbouring windows share; None: half a window.
+        protocol: "windows", or "test" for the views of run_finetuning.py's test, whose numbers it
+            gives.
+        missing_modality: what a model of both streams does without one: "error" refuses; "zeros"
+            puts black frames or silence in its place; "drop" leaves it out.
+    """
 
     faces: str = "auto"
     window: float | None = None
@@ -66,18 +78,12 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 class Window(NamedTuple):
-    """A stretch of a clip: seconds, and what of it the model reads.
-
-    Attributes:
-        start, end: seconds from the first frame.
-        frames: (T,) indices of frames; None where no picture is read.
-        samples: first sample and one past the last; None where no sound is read.
-    """
+    """A stretch of a clip, in seconds from the first frame, and what of it the model reads."""
 
     start: float
     end: float
-    frames: np.ndarray | None
-    samples: tuple[int, int] | None
+    frames: np.ndarray | None  # (T,) indices; None where no picture is read
+    samples: tuple[int, int] | None  # first and one past the last; None where no sound is read
 
 
 def sliding(
@@ -96,8 +102,8 @@ def sliding(
         times: (n,) seconds of the frames; None reads no picture.
         num_samples: of the sound; None reads no sound.
         clip: sizes of the model's input.
-        window: seconds; None takes what the model saw at once in training.
-        overlap: seconds; None takes half the window.
+        window: see `Options`.
+        overlap: see `Options`.
     """
     window = clip.clip_seconds if window is None else window
     overlap = window / 2 if overlap is None else overlap
@@ -125,32 +131,23 @@ def sliding(
             moments = start + step * np.arange(clip.num_frames) + _frame_step(times) / 4
             frames = (np.searchsorted(times, moments, side="right") - 1).clip(0)
         if num_samples is not None:
-            first, last = (
-                min(round(t * SAMPLE_RATE), num_samples) for t in (start, start + window)
-            )
-            samples = first, last
+            first, stop = (round(t * SAMPLE_RATE) for t in (start, start + window))
+            samples = min(first, num_samples), min(stop, num_samples)
         windows.append(Window(start, min(start + window, length), frames, samples))
     return windows
 
 
 def as_tested(
-    times: np.ndarray | None,
-    num_samples: int | None,
-    clip: Preprocessing,
-    num_segments: int,
-    source: str,
+    times: np.ndarray | None, num_samples: int | None, config: ModelConfig, source: str
 ) -> list[Window]:
-    """Return the temporal views of the test protocol, `num_segments` of them spread evenly.
-
-    The first arguments are those of `sliding`; `source` names the clip in messages.
-    """
-    moments = times
+    """Return the temporal views of the test protocol; arguments as in `sliding`."""
+    clip, moments = config.preprocessing, times
     if moments is None:
         seconds = (num_samples or 0) / SAMPLE_RATE
         moments = np.arange(max(round(seconds * FRAME_RATE), 1)) / FRAME_RATE
     count = len(moments)
     windows = []
-    for frames in test_windows(count, num_segments, clip.num_frames, clip.sampling_rate):
+    for frames in test_windows(count, config.test_num_segment, clip.num_frames, clip.sampling_rate):
         first = int(frames[0])
         last = min(first + clip.num_frames * clip.sampling_rate, count - 1)
         samples = None
@@ -174,17 +171,11 @@ class NoFace(UnreadableClip):
 
 
 class Person(NamedTuple):
-    """One face through the frames looked at.
+    """One face through the frames looked at."""
 
-    Attributes:
-        seen: (n,) bool, whether the face was found in each of them.
-        points: (n, 5, 2) of the face in pixels, where it was not found those of the nearest time.
-        boxes: (n, 4) left, top, right, bottom; nan where it was not found.
-    """
-
-    seen: np.ndarray
-    points: np.ndarray
-    boxes: np.ndarray
+    seen: np.ndarray  # (n,) bool, whether it was found in each of them
+    points: np.ndarray  # (n, 5, 2) in pixels; where it was not found, those of the nearest time
+    boxes: np.ndarray  # (n, 4) left, top, right, bottom; nan where it was not found
 
 
 class LookedAt:
@@ -225,7 +216,7 @@ def detector() -> Detector:
 def find_people(
     frames: LookedAt, times: np.ndarray, everyone: bool, least: int
 ) -> tuple[list[Person], float]:
-    """Find the main face, or every face, in frames.
+    """Find the main face, or every face, in frames; NoFace where there is none.
 
     Args:
         frames: to look at.
@@ -235,9 +226,6 @@ def find_people(
 
     Returns:
         The people, and the share of the frames that show several faces.
-
-    Raises:
-        NoFace: there is none.
     """
     faces, size = search(frames, detector(), SEARCH_EVERY)
     if not any(faces):
@@ -266,33 +254,35 @@ def find_people(
 
 
 @dataclass
-class PreparedClip:
-    """A clip whose windows and faces are known.
+class Clip:
+    """A clip on its way through a model. The keys of dicts are (person, window)."""
 
-    Attributes:
-        source: where frames and sound come from.
-        windows: what is to be read.
-        looked_at: the frames of all windows; None where no picture is read.
-        people: whose faces are cut out; None takes frames as they are.
-        waveform: (S,) the sound; None where none is read.
-        num_crops: spatial views of a window.
-        notes: what the user should know.
-        missing: (person, window) of what cannot be read whole, with the reason.
-    """
-
-    source: Source
-    windows: list[Window]
-    looked_at: LookedAt | None
-    people: list[Person] | None
-    waveform: np.ndarray | None
-    num_crops: int
-    notes: list[str]
-    missing: dict[tuple[int, int], str] = field(default_factory=dict)
+    file: str
+    windows: list[Window] = field(default_factory=list)
+    num_crops: int = 1  # spatial views of a window
+    looked_at: LookedAt | None = None  # the frames of all windows; None: no picture is read
+    people: list[Person] | None = None  # whose faces are cut out; None takes frames as they are
+    waveform: np.ndarray | None = None  # (S,); None: no sound is read
+    notes: list[str] = field(default_factory=list)  # what the user should know
+    missing: dict[tuple[int, int], str] = field(default_factory=dict)  # what cannot be read whole
+    # What the model said of each view.
+    rows: dict[tuple[int, int], list[dict[str, np.ndarray]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    waiting: int = 0  # views without a row
+    error: UnreadableClip | None = None  # why nothing can be said
 
     @property
     def num_people(self) -> int:
         """Number of people with an answer of their own."""
         return 1 if self.people is None else len(self.people)
+
+    def boxes(self, person: int) -> np.ndarray:
+        """Return (n, 5) seconds, left, top, right, bottom where a person was seen."""
+        if self.people is None or self.looked_at is None:
+            return np.empty((0, 5))
+        times, seen = self.looked_at.source.times[self.looked_at.indices], self.people[person].seen
+        return np.column_stack([times, self.people[person].boxes])[seen]
 
     def release(self) -> None:
         """Free the memory of pictures and sound."""
@@ -301,11 +291,14 @@ class PreparedClip:
             self.looked_at.kept = None
 
 
-def prepare(source: Source, config: ModelConfig, streams: str, options: Options) -> PreparedClip:
+def prepare(
+    clip: Clip, source: Source, config: ModelConfig, streams: str, options: Options
+) -> None:
     """Plan the windows of a clip and find the faces in it.
 
     Args:
-        source: the clip.
+        clip: to fill in.
+        source: what to read.
         config: of the model.
         streams: what is read, a part of the model's modality.
         options: of the user.
@@ -313,38 +306,34 @@ def prepare(source: Source, config: ModelConfig, streams: str, options: Options)
     Raises:
         UnreadableClip: nothing can be said about this clip.
     """
-    notes: list[str] = []
     may_miss = options.missing_modality != "error" and len(streams) > 1
-    waveform = None
     try:
-        waveform = _sound(source) if "a" in streams else None
+        clip.waveform = _sound(source) if "a" in streams else None
     except NoSound as error:
         if not (may_miss and source.has_picture):
             raise
-        notes.append(f"{error}; answered by the picture alone")
-    num_samples = None if waveform is None else len(waveform)
-    crops = config.test_num_crop if options.protocol == "test" else 1
+        clip.notes.append(f"{error}; answered by the picture alone")
 
     def plan(times: np.ndarray | None) -> list[Window]:
-        clip = config.preprocessing
+        num_samples = None if clip.waveform is None else len(clip.waveform)
         if options.protocol == "test":
-            return as_tested(times, num_samples, clip, config.test_num_segment, source.path)
-        return sliding(times, num_samples, clip, options.window, options.overlap)
+            clip.num_crops = config.test_num_crop
+            return as_tested(times, num_samples, config, source.path)
+        return sliding(times, num_samples, config.preprocessing, options.window, options.overlap)
 
     try:
         if "v" in streams and not source.has_picture:
             raise NoPicture(f"'{source.path}' has no picture, only sound")
-        windows = plan(source.times if "v" in streams else None)
-        looked_at, people = _look(source, windows, config, options, notes)
+        clip.windows = plan(source.times if "v" in streams else None)
+        if "v" in streams:
+            _look(clip, source, config, options)
     except (NoPicture, NoFace) as error:
-        if not may_miss or waveform is None:  # one of the two must be there
+        if not may_miss or clip.waveform is None:  # one of the two must be there
             raise
-        notes.append(f"{error}; answered by the sound alone")
-        windows = plan(None)
-        looked_at = people = None
-    if waveform is not None:
-        _warn_of_long_windows(options.window, config.preprocessing.audio_seconds)
-    return PreparedClip(source, windows, looked_at, people, waveform, crops, notes)
+        clip.notes.append(f"{error}; answered by the sound alone")
+        clip.windows, clip.looked_at = plan(None), None
+    if clip.waveform is not None and options.window is not None:
+        _warn_of_long_windows(options.window, config.preprocessing.input_size_audio[0] / 100)
 
 
 def _sound(source: Source) -> np.ndarray:
@@ -361,38 +350,28 @@ def _sound(source: Source) -> np.ndarray:
     return waveform
 
 
-def _look(
-    source: Source,
-    windows: Sequence[Window],
-    config: ModelConfig,
-    options: Options,
-    notes: list[str],
-) -> tuple[LookedAt | None, list[Person] | None]:
-    """Return the frames of all windows, and whose faces are to be cut out of them."""
-    frames = [window.frames for window in windows if window.frames is not None]
-    if not frames:
-        return None, None
+def _look(clip: Clip, source: Source, config: ModelConfig, options: Options) -> None:
+    """Note the frames of all windows, and whose faces are to be cut out of them."""
+    frames = [window.frames for window in clip.windows if window.frames is not None]
     wanted = np.unique(np.concatenate(frames))
-    looked_at = LookedAt(source, wanted.tolist())
+    clip.looked_at = LookedAt(source, wanted.tolist())
     if options.faces == "cut" or (options.faces == "auto" and isinstance(source, Folder)):
-        return looked_at, None
+        return
     everyone, least = options.faces == "all", max(config.preprocessing.num_frames // 2, 1)
-    people, crowded = find_people(looked_at, source.times[wanted], everyone, least)
+    clip.people, crowded = find_people(clip.looked_at, source.times[wanted], everyone, least)
     if crowded > CROWDED and not everyone:
-        notes.append(
+        clip.notes.append(
             f"{100 * crowded:.0f} % of the frames show several faces; this is about the main one"
         )
-    return looked_at, people
 
 
 @lru_cache(maxsize=8)  # once
-def _warn_of_long_windows(window: float | None, heard: float) -> None:
-    if window is not None and window > 1.1 * heard:
-        logger.warning(
-            "the model hears only the first %.2f s of each window of %.2f s; choose a shorter one",
-            heard,
-            window,
+def _warn_of_long_windows(window: float, heard: float) -> None:
+    if window > 1.1 * heard:
+        text = (
+            "the model hears only the first %.2f s of each window of %.2f s; choose a shorter one"
         )
+        logger.warning(text, heard, window)
 
 
 # Views
@@ -407,9 +386,7 @@ class View(NamedTuple):
     audio: Tensor | None
 
 
-def views_of(
-    clip: PreparedClip, config: ModelConfig, streams: str, may_miss: bool
-) -> Iterator[View]:
+def views_of(clip: Clip, config: ModelConfig, streams: str, may_miss: bool) -> Iterator[View]:
     """Yield the views of a prepared clip, by window.
 
     A window that lacks a stream which the model reads is noted in `clip.missing`; it is left out
@@ -420,9 +397,13 @@ def views_of(
     for number, (window, pictures) in enumerate(zip(clip.windows, seen, strict=True)):
         audio = None
         if clip.waveform is not None and window.samples is not None:
-            audio = _features(clip.waveform, window.samples, size)
+            start, stop = window.samples
+            if stop - start <= SHORTEST_SPAN and len(clip.waveform) < size[0] * HOP:
+                start, stop = 0, len(clip.waveform)  # a short clip is heard whole, as in training
+            if stop - start >= WINDOW:
+                audio = fbank(clip.waveform[start:stop], SAMPLE_RATE, size[1], size[0])
         for person, crops in enumerate(pictures):
-            parts = (("v", crops, NO_FACE), ("a", audio, NO_SOUND))
+            parts = (("v", crops, "no face"), ("a", audio, "no sound"))
             lacking = [why for stream, part, why in parts if stream in streams and part is None]
             if lacking:
                 clip.missing[person, number] = " and ".join(lacking)
@@ -432,7 +413,7 @@ def views_of(
                 yield View(person, number, crop, audio)
 
 
-def _pictures(clip: PreparedClip, input_size: int) -> Iterator[list[Tensor | None]]:
+def _pictures(clip: Clip, input_size: int) -> Iterator[list[Tensor | None]]:
     """Yield the pixels of each window for each person: (crops, 3, T, H, W), or None unseen."""
     if clip.looked_at is None:
         for _ in clip.windows:
@@ -463,15 +444,3 @@ def _crops(image: np.ndarray, input_size: int, num_crops: int) -> np.ndarray:
     size, boxes = view_crops(width, height, input_size, num_crops)
     small = np.asarray(resize(Image.fromarray(image), size))
     return np.stack([small[top:bottom, left:right] for left, top, right, bottom in boxes])
-
-
-def _features(
-    waveform: np.ndarray, samples: tuple[int, int], size: tuple[int, int]
-) -> Tensor | None:
-    """Return the filter bank (1, T, F) of a stretch of sound, None where it is too short."""
-    start, stop = samples
-    if stop - start <= SHORTEST_SPAN and len(waveform) < size[0] * HOP:
-        start, stop = 0, len(waveform)  # a short clip is heard whole, as in training
-    if stop - start < WINDOW:
-        return None
-    return fbank(waveform[start:stop], SAMPLE_RATE, size[1], size[0])

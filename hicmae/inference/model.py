@@ -1,4 +1,4 @@
-"""Models as files: exports (config.json and model.safetensors) and checkpoints (.pth).
+"""Models as files, read and written: exports (config.json, model.safetensors) and checkpoints.
 
 An export describes its model in config.json, and again in the metadata of its weights. Of a .pth
 the weights tell the sizes, and the settings of its run tell the rest.
@@ -6,25 +6,34 @@ the weights tell the sizes, and the settings of its run tell the rest.
 
 import inspect
 import json
+import logging
 import re
+import shlex
+import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import soundfile
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hicmae
 from hicmae.config import flat_settings
 from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
-from hicmae.data.clip_list import chosen_names, names_of_run
-from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD
+from hicmae.data.clip_list import chosen_names, names_of_run, read_labelled_list
+from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD, FrameFolder
+from hicmae.io import UnreadableClip, whole_file
 from hicmae.models.finetune import HiCMAEClassifier
-from hicmae.training import checkpoint
+from hicmae.training import checkpoint, distributed
 from hicmae.training.transfer import weights_of
+
+logger = logging.getLogger(__name__)
 
 FORMAT, FORMAT_VERSION = "hicmae", 1
 TASKS = ("classification", "regression", "pretraining")
@@ -39,24 +48,11 @@ FOLLOWS = frozenset(
     "embed_dim num_heads num_classes depth depth_audio fusion_depth drop_path_rate head_activation "
     "init_values modality num_frames img_size img_size_audio tubelet_size".split()
 )
-# What only one stream of a model of both needs.
-STREAMS = {
-    "v": ("encoder", "video_layer_weights", "encoder_fusion.blocks", "encoder_fusion.norm"),
-    "a": (
-        "encoder_audio",
-        "audio_layer_weights",
-        "encoder_fusion.blocks_audio",
-        "encoder_fusion.norm_audio",
-    ),
-}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of the network, by the names of the model builder.
-
-    `options` holds further ones of its arguments, e.g. those of ablations.
-    """
+    """Sizes of the network, by the names of the model builder; `options` holds its other ones."""
 
     model: str
     depth: int
@@ -87,35 +83,19 @@ class Preprocessing:
         """Length of what the model sees at once."""
         return self.num_frames * self.sampling_rate / self.frame_rate
 
-    @property
-    def audio_seconds(self) -> float:
-        """Length of what the model hears at once, steps of 10 ms."""
-        return self.input_size_audio[0] / 100
-
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model's description.
+    """A model's description; task "pretraining" has no names and gives features only."""
 
-    Attributes:
-        task: one of TASKS; a model of "pretraining" gives features only.
-        modality: "av", "a" or "v".
-        names: of the classes or regression outputs; () for pre-training.
-        architecture: sizes.
-        preprocessing: of clips.
-        test_num_segment: temporal views of the test protocol.
-        test_num_crop: spatial views of the test protocol.
-        training: where the weights come from, for people to read.
-    """
-
-    task: str
-    modality: str
-    names: tuple[str, ...]
+    task: str  # one of TASKS
+    modality: str  # "av", "a" or "v"
+    names: tuple[str, ...]  # of the classes or regression outputs
     architecture: Architecture
     preprocessing: Preprocessing
-    test_num_segment: int = 2
-    test_num_crop: int = 2
-    training: dict[str, Any] = field(default_factory=dict)
+    test_num_segment: int = 2  # temporal views of the test protocol
+    test_num_crop: int = 2  # spatial views of the test protocol
+    training: dict[str, Any] = field(default_factory=dict)  # where the weights come from
 
     def to_json(self) -> str:
         """Return the text of config.json; labels stand where model hubs look for them."""
@@ -146,11 +126,7 @@ class ModelConfig:
 
 
 def parse_config(text: str, source: str | Path) -> ModelConfig:
-    """Read the text of a config.json.
-
-    Args:
-        text: JSON.
-        source: what to call it in messages.
+    """Read the text of a config.json, which messages call `source`.
 
     Raises:
         ValueError: no JSON, another program's config, a later format, or a missing entry.
@@ -162,21 +138,27 @@ def parse_config(text: str, source: str | Path) -> ModelConfig:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
             f'\'{source}\' describes no model of this project: expected "format": "{FORMAT}"; '
-            "make it with: python -m hicmae.inference.export CHECKPOINT OUTPUT"
+            "make it with: python -m hicmae.inference export CHECKPOINT OUTPUT"
         )
     if content.get("format_version", 0) > FORMAT_VERSION:
         raise ValueError(
             f"'{source}' has format version {content['format_version']}, this version of hicmae "
             f"reads up to {FORMAT_VERSION}; install a newer one"
         )
+
+    def section(kind: type) -> Any:
+        known, values = {item.name for item in fields(kind)}, content[kind.__name__.lower()]
+        tuples = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return kind(**{name: value for name, value in tuples.items() if name in known})
+
     try:
         labels = content["id2label"]
         config = ModelConfig(
             task=content["task"],
             modality=content["modality"],
             names=tuple(labels[str(k)] for k in range(len(labels))),
-            architecture=_section(Architecture, content["architecture"]),
-            preprocessing=_section(Preprocessing, content["preprocessing"]),
+            architecture=section(Architecture),
+            preprocessing=section(Preprocessing),
             test_num_segment=content["test_num_segment"],
             test_num_crop=content["test_num_crop"],
             training=content.get("training", {}),
@@ -191,22 +173,7 @@ def parse_config(text: str, source: str | Path) -> ModelConfig:
     return config
 
 
-def _section(kind: type, values: Mapping[str, Any]) -> Any:
-    """Build a dataclass of numbers and strings from JSON, lists as tuples."""
-    known = {item.name for item in fields(kind)}
-    given = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()
-        if name in known
-    }
-    return kind(**given)
-
-
-class Described(NamedTuple):
-    """A model: its description and its weights."""
-
-    config: ModelConfig
-    weights: dict[str, Tensor]
+# Reading
 
 
 def find_weights(path: Path) -> Path:
@@ -229,20 +196,25 @@ def find_weights(path: Path) -> Path:
     return found[0]
 
 
-def read_model(path: str | Path, class_names: Sequence[str] = (), **overrides: Any) -> Described:
-    """Read a model from whatever holds one.
+def read_model(
+    path: str | Path, class_names: Sequence[str] = (), **overrides: Any
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Read the description and the weights of a model from whatever holds one.
 
     Args:
-        path: export folder, its parent, the output folder of a run, a weights file, or a .pth.
+        path: export folder, its parent, the output folder of a run, a weights file, or a .pth of
+            this project or of the original authors (a bare state dict will do).
         class_names: instead of those that the file leads to, see `chosen_names`.
-        overrides: see `read_checkpoint`; for a .pth only.
+        overrides: settings, by the names of the training flags, that a .pth lacks or has wrong;
+            None is no override. `frame_rate` is one of them.
 
     Raises:
         FileNotFoundError, ValueError: in one line.
     """
     path = find_weights(Path(path))
+    given = {name: value for name, value in overrides.items() if value is not None}
     if path.suffix != ".safetensors":
-        return read_checkpoint(path, class_names, **overrides)
+        return _read_checkpoint(path, class_names, given)
     try:
         with safe_open(path, "pt") as file:
             text, source = (file.metadata() or {}).get(METADATA), path
@@ -255,32 +227,22 @@ def read_model(path: str | Path, class_names: Sequence[str] = (), **overrides: A
     if text is None:
         raise FileNotFoundError(f"'{path}' describes no model and there is no '{beside}'")
     config = parse_config(text, source)
-    if given := [name for name, value in overrides.items() if value is not None]:
-        raise ValueError(f"--{given[0]} is for a .pth; '{source}' says it already")
+    if given:
+        raise ValueError(f"--{next(iter(given))} is for a .pth; '{source}' says it already")
     if class_names:
         config = replace(config, names=chosen_names(class_names, len(config.names)))
-    return Described(config, weights)
+    return config, weights
 
 
-def read_checkpoint(
-    path: str | Path, class_names: Sequence[str] = (), **overrides: Any
-) -> Described:
-    """Read a .pth of this project or of the original authors.
-
-    Args:
-        path: checkpoint; its weights alone (a bare state dict) will do.
-        class_names: instead of those the settings lead to, see `chosen_names`.
-        overrides: settings, by the names of the training flags, that the file lacks or has wrong;
-            None is no override. `frame_rate` is one of them.
-
-    Raises:
-        ValueError: no checkpoint of HiCMAE, or sizes that no registered model has.
-    """
+def _read_checkpoint(
+    path: Path, class_names: Sequence[str], given: Mapping[str, Any]
+) -> tuple[ModelConfig, dict[str, Tensor]]:
     state = checkpoint.load(path)
     weights = weights_of(state, "model|module", f"'{path}'")
-    given = {name: value for name, value in overrides.items() if value is not None}
     settings = {**flat_settings(state.get("args")), **given}
-    modality = "".join(m for m, prefix in ENCODERS.items() if _has(weights, prefix))
+    modality = "".join(
+        m for m, start in ENCODERS.items() if any(n.startswith(start) for n in weights)
+    )
     if not modality:
         raise ValueError(
             f"'{path}' holds no HiCMAE model: expected weights named encoder.* or encoder_audio.*, "
@@ -289,10 +251,8 @@ def read_checkpoint(
     task, names = "pretraining", tuple[str, ...]()
     if "head.weight" in weights:
         task = "regression" if "regress" in str(settings.get("task")) else "classification"
-        count = len(weights["head.weight"])
-        names = names_of_run(
-            settings | ({"class_names": class_names} if class_names else {}), task, count
-        )
+        chosen = {"class_names": class_names} if class_names else {}
+        names = names_of_run(settings | chosen, task, len(weights["head.weight"]))
     else:  # encoders and fusion are all that inference needs
         kept = (*ENCODERS.values(), FUSION)
         weights = {name: w for name, w in weights.items() if name.startswith(kept)}
@@ -301,21 +261,21 @@ def read_checkpoint(
         task=task,
         modality=modality,
         names=names,
-        architecture=_architecture(weights, modality, settings, str(path)),
+        architecture=_architecture(weights, modality, settings, path),
         preprocessing=_preprocessing(weights, settings),
         test_num_segment=int(settings.get("test_num_segment") or 2),
         test_num_crop=int(settings.get("test_num_crop") or 2),
         training={
-            "checkpoint": Path(path).name,
+            "checkpoint": path.name,
             "epoch": epoch if isinstance(epoch, (int, str)) else None,
             "settings": {name: value for name, value in settings.items() if _is_plain(value)},
         },
     )
-    return Described(config, weights)
+    return config, weights
 
 
 def _architecture(
-    weights: Mapping[str, Tensor], modality: str, settings: Mapping[str, Any], source: str
+    weights: Mapping[str, Tensor], modality: str, settings: Mapping[str, Any], source: Path
 ) -> Architecture:
     width = len(weights.get(f"{ENCODERS[modality[-1]]}norm.weight", ()))
     if width not in WIDTHS:
@@ -323,7 +283,12 @@ def _architecture(
             f"'{source}' has encoders of width {width}, expected one of "
             f"{', '.join(map(str, WIDTHS))}, the sizes of HiCMAE"
         )
-    depth, depth_audio = (_depth(weights, ENCODERS[stream]) for stream in "va")
+
+    def depth_of(part: str) -> int:
+        blocks = (re.match(re.escape(part) + r"blocks\.(\d+)\.", name) for name in weights)
+        return len({block[1] for block in blocks if block})
+
+    depth, depth_audio = depth_of(ENCODERS["v"]), depth_of(ENCODERS["a"])
     # Other arguments of the builder; not those with their default, for earlier versions' sake.
     arguments = inspect.signature(HiCMAEClassifier).parameters
     known = {n: v for n, v in settings.items() if n in arguments and n not in FOLLOWS}
@@ -332,7 +297,7 @@ def _architecture(
         model=f"avit_dim{width}_patch16_160_a256",
         depth=depth or depth_audio,
         depth_audio=depth_audio or depth,
-        fusion_depth=_depth(weights, FUSION) or 1,
+        fusion_depth=depth_of(FUSION) or 1,
         # Whether there are any gammas; their values are weights.
         init_values=float(any(".gamma_" in name for name in weights)),
         head_activation=activation if activation in ("sigmoid", "relu", "tanh") else None,
@@ -341,28 +306,16 @@ def _architecture(
 
 
 def _preprocessing(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Preprocessing:
-    default = Preprocessing()
-    sizes = settings.get("input_size_audio") or default.input_size_audio
-    sizes = tuple(sizes) if isinstance(sizes, (tuple, list)) else (int(sizes),)
+    clip = Preprocessing()
+    numbers = ("num_frames", "sampling_rate", "input_size", "frame_rate")
+    given = {n: type(getattr(clip, n))(settings[n]) for n in numbers if settings.get(n)}
+    sizes: Any = settings.get("input_size_audio") or clip.input_size_audio
+    values = list(sizes) if isinstance(sizes, (tuple, list)) else [sizes]
+    steps, bins = (*values, 128)[:2]
     kernel = weights.get("encoder.patch_embed.proj.weight")
-    return Preprocessing(
-        num_frames=int(settings.get("num_frames") or default.num_frames),
-        sampling_rate=int(settings.get("sampling_rate") or default.sampling_rate),
-        input_size=int(settings.get("input_size") or default.input_size),
-        input_size_audio=(int(sizes[0]), int(sizes[1]) if len(sizes) > 1 else 128),
-        tubelet_size=default.tubelet_size if kernel is None else kernel.shape[2],
-        frame_rate=float(settings.get("frame_rate") or default.frame_rate),
-    )
-
-
-def _depth(weights: Mapping[str, Tensor], encoder: str) -> int:
-    """Count the blocks of an encoder, 0 where there is none."""
-    pattern = re.compile(re.escape(encoder) + r"blocks\.(\d+)\.")
-    return len({match[1] for name in weights if (match := pattern.match(name))})
-
-
-def _has(weights: Mapping[str, Tensor], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in weights)
+    tubelet_size = clip.tubelet_size if kernel is None else kernel.shape[2]
+    size = int(steps), int(bins)
+    return Preprocessing(**given, input_size_audio=size, tubelet_size=tubelet_size)
 
 
 def _is_plain(value: Any) -> bool:
@@ -375,25 +328,35 @@ def _is_plain(value: Any) -> bool:
 def load_model(
     path: str | Path, streams: str | None = None, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, ModelConfig]:
-    """Build the model that a file or folder describes.
+    """Build the model that `read_model` finds, in evaluation mode, and return its description too.
 
     Args:
         path: see `read_model`.
         streams: "a" or "v" leaves the other encoder of a model of both out; None takes all.
         device: where the model goes.
 
-    Returns:
-        The model in evaluation mode, and its description.
-
     Raises:
         FileNotFoundError, ValueError: in one line.
     """
     config, weights = read_model(path)
-    model = build(config)
-    if streams is not None and config.modality == "av":
-        for name in (name for dropped in set("av") - set(streams) for name in STREAMS[dropped]):
-            owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, None)
+    sizes, clip = asdict(config.architecture), config.preprocessing
+    model = timm.create_model(
+        sizes.pop("model"),
+        **sizes.pop("options"),
+        **sizes,
+        num_classes=max(len(config.names), 1),
+        modality=config.modality,
+        num_frames=clip.num_frames,
+        img_size=clip.input_size,
+        img_size_audio=clip.input_size_audio,
+        tubelet_size=clip.tubelet_size,
+    )
+    for stream, suffix in (("video", ""), ("audio", "_audio")):
+        if config.modality == "av" and streams is not None and stream[0] not in streams:
+            for name in (f"encoder{suffix}", f"{stream}_layer_weights"):
+                setattr(model, name, None)
+            for name in (f"blocks{suffix}", f"norm{suffix}"):
+                setattr(model.encoder_fusion, name, None)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.task == "pretraining":  # it has no classifier
         wanted = {name: shape for name, shape in wanted.items() if name.startswith("encoder")}
@@ -407,17 +370,94 @@ def load_model(
     return model.eval().requires_grad_(False).to(device), config
 
 
-def build(config: ModelConfig) -> nn.Module:
-    """Create the classifier of a description, with random weights."""
-    sizes, clip = asdict(config.architecture), config.preprocessing
-    return timm.create_model(
-        sizes.pop("model"),
-        **sizes.pop("options"),
-        **sizes,
-        num_classes=max(len(config.names), 1),
-        modality=config.modality,
-        num_frames=clip.num_frames,
-        img_size=clip.input_size,
-        img_size_audio=clip.input_size_audio,
-        tubelet_size=clip.tubelet_size,
-    )
+# Writing
+
+
+def export_checkpoint(
+    path: str | Path,
+    output: str | Path,
+    class_names: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Path:
+    """Write config.json and model.safetensors of one model to a folder, and return that.
+
+    Args:
+        path: see `read_model`.
+        output: folder to make.
+        class_names: see `read_model`.
+        facts: put beside the training settings in config.json.
+        overrides: see `read_model`.
+    """
+    config, weights = read_model(path, class_names, **overrides)
+    config.training.update(facts or {})
+    text, output = config.to_json(), Path(output)
+    # Tensors that share memory are written twice.
+    single = {name: tensor.float().clone().contiguous() for name, tensor in weights.items()}
+    with whole_file(output / WEIGHTS) as part:
+        save_file(single, part, metadata={"format": "pt", METADATA: text})
+    with whole_file(output / CONFIG) as part:
+        part.write_text(text, encoding="utf-8")
+    logger.info("exported %s to %s", path, output)
+    return output
+
+
+def export_run(
+    output_dir: str | Path, output: str | Path | None = None, **overrides: Any
+) -> list[Path]:
+    """Export the last and the best epoch of a fine-tuning run; only rank 0 does.
+
+    Args:
+        output_dir: of the run.
+        output: folder for last/ and best/; None: <output_dir>/export.
+        overrides: see `export_checkpoint`.
+
+    Returns:
+        The folders that were written.
+    """
+    if not distributed.is_main():
+        return []
+    run = Path(output_dir)
+    numbered, best = checkpoint.numbered(run), run / "checkpoint-best.pth"
+    sources = {"last": numbered[-1][1]} if numbered else {}
+    if best.is_file():
+        sources["best"] = best
+    if not sources:
+        raise FileNotFoundError(f"'{output_dir}' holds no checkpoint-<epoch>.pth to export")
+
+    def read(name: str) -> dict[str, Any]:
+        path = run / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    if not overrides.get("frame_rate"):
+        overrides["frame_rate"] = _measured_frame_rate(flat_settings(read(CONFIG)))
+    written = []
+    for kind, path in sources.items():
+        metrics = read("metrics.json" if kind == "last" else "metrics_best.json")
+        means = {n: v.get("mean") if isinstance(v, dict) else v for n, v in metrics.items()}
+        scores = {n: v for n, v in means.items() if isinstance(v, (int, float))}
+        facts = {"command": shlex.join(sys.argv), "scores": scores}
+        target = Path(output or run / EXPORT) / kind
+        written.append(export_checkpoint(path, target, facts=facts, **overrides))
+    return written
+
+
+def _measured_frame_rate(settings: Mapping[str, Any], clips: int = 16) -> float | None:
+    """Return the median frames a second of training clips: frames of a folder over its wav's time.
+
+    None where that cannot be told: a modality alone, a list that is gone.
+    """
+    if settings.get("modality") != "av" or not settings.get("data_path"):
+        return None
+    task, root = settings.get("task", "classification"), settings.get("data_root", "")
+    try:
+        listed = read_labelled_list(Path(settings["data_path"]) / "train.csv", task, None, root)
+    except (OSError, ValueError):
+        return None
+    rates = []
+    for clip in listed[:: max(len(listed) // clips, 1)][:clips]:
+        try:
+            rates.append(len(FrameFolder(clip.video)) / soundfile.info(str(clip.audio)).duration)
+        except (UnreadableClip, OSError, soundfile.LibsndfileError, ZeroDivisionError):
+            continue
+    return round(statistics.median(rates), 2) if rates else None

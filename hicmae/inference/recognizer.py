@@ -1,41 +1,37 @@
 """EmotionRecognizer: a trained model that answers about videos, sounds and arrays."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import nn
+from tqdm import tqdm
 
 from hicmae.data.media import Arrays, open_source
+from hicmae.data.video import normalise
 from hicmae.inference import forward
-from hicmae.inference.clips import Options, PreparedClip, check_choice
-from hicmae.inference.forward import BatchRunner, Compute, OpenClip, Rows
+from hicmae.inference.clips import Clip, Options, View, check_choice, prepare, views_of
 from hicmae.inference.model import ModelConfig, load_model
 from hicmae.io import UnreadableClip, choose_device
 from hicmae.training.run import Precision, choose_precision
 
 PRETRAINED_FEATURES = ("video_layers", "audio_layers", "fusion_video", "fusion_audio")
-NamedClip = tuple[str, OpenClip]
-File = str | Path | tuple[str | Path, str | Path | None]  # a clip, or a clip and its sound
+Video = str | Path | Arrays
+File = Video | tuple[Video, str | Path | None]  # a clip, or a clip and its sound
 
 
 @dataclass(frozen=True)
 class WindowResult:
-    """What is said about a stretch of a clip.
-
-    Attributes:
-        start, end: seconds from the first frame.
-        scores: probability by class, or value by output; {} where nothing can be said.
-        status: why not, or what was missing; "" where nothing was.
-    """
+    """What is said about a stretch of a clip, in seconds from the first frame."""
 
     start: float
     end: float
-    scores: dict[str, float]
-    status: str = ""
+    scores: dict[str, float]  # probability by class, or value by output; {}: nothing can be said
+    status: str = ""  # why not, or what was missing
 
     @property
     def label(self) -> str | None:
@@ -120,24 +116,22 @@ class Failure:
 class Features:
     """Features of a clip's windows.
 
-    Attributes:
-        file: the clip.
-        start, end: (W,) seconds of each window.
-        arrays: by name of the level, float32 (W, L, D) for every block of an encoder, else (W, D);
-            see `EmotionRecognizer.features`.
+    Levels: video_layers and audio_layers (W, L, D), the output of every block of an encoder,
+    averaged over its tokens; video and audio (W, D), their mix by the learned layer weights;
+    fusion_video and fusion_audio (W, D), of the fusion encoder; fused (W, 4D), what the head reads.
+    A pre-training checkpoint has the layers and the fusion only, a model of one stream no fusion,
+    and its fused is (W, 2D). Without hierarchical feature fusion video and audio are the last
+    layer, and the fused of one stream is (W, D).
     """
 
     file: str
-    start: np.ndarray
-    end: np.ndarray
-    arrays: dict[str, np.ndarray] = field(repr=False)
+    start: np.ndarray  # (W,) seconds
+    end: np.ndarray  # (W,) seconds
+    arrays: dict[str, np.ndarray] = field(repr=False)  # float32, by level
 
     def mean(self) -> dict[str, np.ndarray]:
         """Return the mean over the windows by level, (L, D) or (D,)."""
         return {name: array.mean(axis=0) for name, array in self.arrays.items()}
-
-
-Result = Prediction | Failure
 
 
 @dataclass
@@ -179,8 +173,7 @@ class EmotionRecognizer:
             precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16" or "fp16".
             modality: None reads what the model was trained on; "a" or "v" reads one stream of a
                 model of both, which `missing_modality` must then allow.
-            missing_modality: what a model of both streams does without one: "error" refuses;
-                "zeros" puts black frames or silence in its place; "drop" leaves it out.
+            missing_modality: see `Options`.
             batch_size: windows that go through the model at once.
             progress: show progress bars.
 
@@ -191,7 +184,18 @@ class EmotionRecognizer:
         place = choose_device(device)
         # With "zeros" the other stream is silent or black, but goes through its encoder.
         model, config = load_model(path, None if missing_modality == "zeros" else modality, place)
-        streams = _streams(config, modality, missing_modality)
+        streams = config.modality if modality is None else modality
+        check_choice("modality", streams, ("av", "a", "v"))
+        if not set(streams) <= set(config.modality):
+            raise ValueError(
+                f"the model reads '{config.modality}' only; modality '{modality}' was asked"
+            )
+        may_miss = missing_modality != "error" or config.task == "pretraining"
+        if streams != config.modality and not may_miss:
+            raise ValueError(
+                f"the model was trained on both streams; modality '{modality}' alone needs "
+                "missing_modality 'zeros' or 'drop'"
+            )
         arithmetic = choose_precision(precision, place)
         return cls(model, config, arithmetic, streams, missing_modality, batch_size, progress)
 
@@ -201,52 +205,31 @@ class EmotionRecognizer:
         return self.config.names
 
     def predict(
-        self,
-        video: str | Path,
-        *,
-        audio: str | Path | None = None,
-        faces: str = "auto",
-        window: float | None = None,
-        overlap: float | None = None,
-        protocol: str = "windows",
+        self, video: Video, *, audio: str | Path | None = None, **options: Any
     ) -> Prediction:
         """Answer about one clip: its main face and its sound.
 
         Args:
             video: video file; sound file where only sound is read; or folder of face frames.
             audio: sound file to hear instead of the video's own.
-            faces: "auto" cuts faces out of videos and takes a folder's frames as they are;
-                "largest" always cuts out the main face: large, near the middle, there for long;
-                "cut" takes all frames as they are.
-            window: seconds of a sliding window; None: what the model saw at once in training.
-            overlap: seconds that neighbouring windows share; None: half a window.
-            protocol: "windows", or "test" for the views of run_finetuning.py's test, whose numbers
-                it gives.
+            options: faces, window, overlap and protocol, see `Options`.
 
         Raises:
             UnreadableClip: no such file, no face, no sound, ...; the message is one line.
             ValueError: an option that does not exist.
         """
-        if faces == "all":
+        if options.get("faces") == "all":
             raise ValueError("faces='all' gives an answer for each person: use predict_people")
-        return self.predict_people(
-            video, audio=audio, faces=faces, window=window, overlap=overlap, protocol=protocol
-        )[0]
+        return next(self.each([(video, audio)], **options))
 
     def predict_people(
-        self,
-        video: str | Path,
-        *,
-        audio: str | Path | None = None,
-        faces: str = "all",
-        **options: Any,
+        self, video: str | Path, *, audio: str | Path | None = None, **options: Any
     ) -> list[Prediction]:
         """Answer about everybody in a clip, the main one first; arguments as in `predict`.
 
         All of them are judged with the same sound.
         """
-        chosen = self._options(faces=faces, **options)
-        return next(self._predictions([self._file(video, audio)], chosen))
+        return next(self.each([(video, audio)], **{**options, "faces": "all"}))
 
     def predict_arrays(
         self,
@@ -266,166 +249,124 @@ class EmotionRecognizer:
             sample_rate: of the waveform in Hz; other rates than 16000 are resampled.
             options: as in `predict`.
         """
-        clip = "arrays", partial(Arrays, frames, fps, waveform, sample_rate)
-        return next(self._predictions([clip], self._options(**options)))[0]
+        return self.predict(Arrays(frames, fps, waveform, sample_rate), **options)
 
-    def predict_batch(
-        self, files: Iterable[File], *, on_error: str = "raise", **options: Any
-    ) -> list[Any]:
-        """Answer about many clips; windows of different clips go through the model together.
+    def features(
+        self, video: Video, *, audio: str | Path | None = None, **options: Any
+    ) -> Features:
+        """Return the features of a clip; arguments as in `predict`."""
+        return next(self.each([(video, audio)], features=True, **options))
+
+    def each(
+        self,
+        files: Iterable[File],
+        *,
+        features: bool = False,
+        on_error: str = "raise",
+        **options: Any,
+    ) -> Iterator[Any]:
+        """Yield the answers about many clips in order, each as soon as it is known.
+
+        Windows of different clips go through the model together.
 
         Args:
             files: as `video` of `predict`; pairs (video, audio) name the sound too.
+            features: give `Features` instead of predictions.
             on_error: "raise" stops at the first clip that cannot be read; "return" puts a `Failure`
                 in its place.
-            options: as in `predict`; with faces="all" there is a list for each clip.
-
-        Returns:
-            An answer for each file, in order.
+            options: see `Options`; with faces="all" there is a list of predictions for each clip.
         """
-        return list(self.predict_each(files, on_error=on_error, **options))
-
-    def predict_each(
-        self, files: Iterable[File], *, on_error: str = "raise", **options: Any
-    ) -> Iterator[Any]:
-        """Yield the answers of `predict_batch` one by one, as soon as each is known."""
-        chosen = self._options(**options)
-        for people in self._predictions(self._files(files), chosen, on_error):
-            several = isinstance(people, Failure) or chosen.faces == "all"
-            yield people if several else people[0]
-
-    def features_each(
-        self, files: Iterable[File], *, on_error: str = "raise", **options: Any
-    ) -> Iterator[Features | Failure]:
-        """Yield the features of many clips; arguments as in `predict_batch`."""
-        return self._features(self._files(files), self._options(**options), on_error)
-
-    def features(
-        self, video: str | Path, *, audio: str | Path | None = None, **options: Any
-    ) -> Features:
-        """Return the features of a clip; arguments as in `predict`.
-
-        Levels: video_layers and audio_layers (W, L, D), the output of every block of an encoder,
-        averaged over its tokens; video and audio (W, D), their mix by the learned layer weights;
-        fusion_video and fusion_audio (W, D), of the fusion encoder; fused (W, 4D), what the head
-        reads. A pre-training checkpoint has the layers and the fusion only, a model of one stream
-        no fusion, and its fused is (W, 2D). Without hierarchical feature fusion video and audio are
-        the last layer, and the fused of one stream is (W, D).
-        """
-        return next(self._features([self._file(video, audio)], self._options(**options)))
-
-    def features_arrays(
-        self,
-        frames: np.ndarray | None,
-        fps: float = 25.0,
-        waveform: np.ndarray | None = None,
-        sample_rate: float = 16000,
-        **options: Any,
-    ) -> Features:
-        """Return the features of a clip in memory; arguments as in `predict_arrays`."""
-        clip = "arrays", partial(Arrays, frames, fps, waveform, sample_rate)
-        return next(self._features([clip], self._options(**options)))
-
-    def _options(self, **options: Any) -> Options:
-        return Options(**options, missing_modality=self.missing_modality)
-
-    def _file(self, video: str | Path, audio: str | Path | None = None) -> NamedClip:
-        rate = self.config.preprocessing.frame_rate
-        return str(video), partial(open_source, video, audio, rate)
-
-    def _files(self, files: Iterable[File]) -> list[NamedClip]:
-        return [
-            self._file(*file) if isinstance(file, tuple) else self._file(file) for file in files
-        ]
-
-    def _predictions(
-        self, clips: Sequence[NamedClip], options: Options, on_error: str = "raise"
-    ) -> Iterator[Any]:
-        if self.config.task == "pretraining":
+        chosen = Options(**options, missing_modality=self.missing_modality)
+        check_choice("on_error", on_error, ("raise", "return"))
+        if features and chosen.faces == "all":
+            raise ValueError("features are those of one face; choose faces='largest' or 'cut'")
+        if self.config.task == "pretraining" and not features:
             raise ValueError(
                 "this is a pre-training checkpoint, which knows no emotions; fine-tune it first "
                 "(run_finetuning.py), or ask for features"
             )
-        return self._each(clips, options, on_error, self._scores, predictions_of)
 
-    def _features(
-        self, clips: Sequence[NamedClip], options: Options, on_error: str = "raise"
-    ) -> Iterator[Any]:
-        if options.faces == "all":
-            raise ValueError("features are those of one face; choose faces='largest' or 'cut'")
-        return self._each(clips, options, on_error, self._levels, features_of)
-
-    def _each(
-        self,
-        clips: Sequence[NamedClip],
-        options: Options,
-        on_error: str,
-        compute: Compute,
-        finish: Callable[[PreparedClip, Rows, ModelConfig], Any],
-    ) -> Iterator[Any]:
-        """Yield what `finish` makes of each clip, or a Failure in its place."""
-        check_choice("on_error", on_error, ("raise", "return"))
-        place, size = self.precision.device, self.batch_size
-        runner = BatchRunner(self.config, self.streams, compute, place, size, self.progress)
-        results = runner.run([open_clip for _, open_clip in clips], options)
-        for (name, _), (clip, rows) in zip(clips, results, strict=True):
+        def finished(clip: Clip) -> Any:
             try:
-                if isinstance(clip, UnreadableClip):
-                    raise clip
-                yield finish(clip, rows, self.config)
+                if clip.error:
+                    raise clip.error
+                if features:
+                    return _features_of(clip)
+                people = _predictions_of(clip, self.config)
+                return people if chosen.faces == "all" else people[0]
             except UnreadableClip as error:
                 if on_error == "raise":
                     raise
-                yield Failure(name, str(error))
+                return Failure(clip.file, str(error))
 
-    def _scores(self, video: Tensor | None, audio: Tensor | None) -> dict[str, Tensor]:
-        with self.precision.autocast():
-            scores = forward.scores(self.model, *self._filled(video, audio)).float()
-        return {"scores": scores.softmax(-1) if self.config.task == "classification" else scores}
+        files = list(files)
+        queue: deque[Clip] = deque()
+        batches: dict[tuple[bool, bool], list[tuple[Clip, View]]] = defaultdict(list)
+        several = self.progress and len(files) > 1
+        for file in tqdm(files, "clips", disable=not several):
+            video = file[0] if isinstance(file, tuple) else file
+            clip = Clip(video.path if isinstance(video, Arrays) else str(video))
+            queue.append(clip)
+            try:
+                for view in self._views(clip, file, chosen):
+                    batch = batches[view.video is None, view.audio is None]  # of the same streams
+                    batch.append((clip, view))
+                    clip.waiting += 1
+                    if len(batch) == self.batch_size:
+                        self._compute(batch, features)
+            except UnreadableClip as error:
+                clip.error = error
+            clip.release()  # many clips may wait for their batch
+            while queue and not queue[0].waiting:
+                yield finished(queue.popleft())
+        for batch in batches.values():
+            self._compute(batch, features)
+        yield from map(finished, queue)
 
-    def _levels(self, video: Tensor | None, audio: Tensor | None) -> dict[str, Tensor]:
-        with self.precision.autocast():
-            found = forward.features(self.model, *self._filled(video, audio))
-        if self.config.task == "pretraining":
-            found = {name: found[name] for name in PRETRAINED_FEATURES if name in found}
-        return found
+    def _views(self, clip: Clip, file: File, options: Options) -> Iterator[View]:
+        """Open a clip and yield its views."""
+        video, audio = file if isinstance(file, tuple) else (file, None)
+        rate = self.config.preprocessing.frame_rate
+        source = video if isinstance(video, Arrays) else open_source(video, audio, rate)
+        prepare(clip, source, self.config, self.streams, options)
+        views = views_of(clip, self.config, self.streams, options.missing_modality != "error")
+        total = len(clip.windows) * clip.num_people * clip.num_crops
+        yield from tqdm(views, "windows", total, leave=False, disable=not self.progress)
 
-    def _filled(
-        self, video: Tensor | None, audio: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """With missing_modality "zeros", put black frames or silence where a stream is missing."""
+    @torch.inference_mode()
+    def _compute(self, batch: list[tuple[Clip, View]], features: bool) -> None:
+        """Give the views of a batch their rows, and empty it."""
+        if not batch:
+            return
+        device, clip = self.precision.device, self.config.preprocessing
+        videos = [view.video for _, view in batch if view.video is not None]
+        audios = [view.audio for _, view in batch if view.audio is not None]
+        video = normalise(torch.stack(videos).to(device)) if videos else None
+        audio = torch.stack(audios).to(device) if audios else None
         if self.missing_modality == "zeros" and self.config.modality == "av":
-            clip, device = self.config.preprocessing, self.precision.device
-            if video is None and audio is not None:
-                video = forward.stand_in("v", len(audio), clip, device)
-            elif audio is None and video is not None:
-                audio = forward.stand_in("a", len(video), clip, device)
-        return video, audio
+            if video is None:
+                video = forward.stand_in("v", len(batch), clip, device)
+            if audio is None:
+                audio = forward.stand_in("a", len(batch), clip, device)
+        with self.precision.autocast():
+            if features:
+                rows = forward.features(self.model, video, audio)
+            else:
+                rows = {"scores": forward.scores(self.model, video, audio).float()}
+        if features and self.config.task == "pretraining":
+            rows = {name: rows[name] for name in PRETRAINED_FEATURES if name in rows}
+        if self.config.task == "classification" and not features:
+            rows = {"scores": rows["scores"].softmax(-1)}
+        arrays = {name: value.float().cpu().numpy() for name, value in rows.items()}
+        for index, (of, view) in enumerate(batch):
+            row = {name: array[index] for name, array in arrays.items()}
+            of.rows[view.person, view.window].append(row)
+            of.waiting -= 1
+        batch.clear()
 
 
-def _streams(config: ModelConfig, modality: str | None, missing_modality: str) -> str:
-    """Return which streams are read, and refuse what the model cannot do."""
-    modality = config.modality if modality is None else modality
-    check_choice("modality", modality, ("av", "a", "v"))
-    if not set(modality) <= set(config.modality):
-        raise ValueError(
-            f"the model reads '{config.modality}' only; modality '{modality}' was asked"
-        )
-    may_miss = missing_modality != "error" or config.task == "pretraining"
-    if modality != config.modality and not may_miss:
-        raise ValueError(
-            f"the model was trained on both streams; modality '{modality}' alone needs "
-            "missing_modality 'zeros' or 'drop'"
-        )
-    return modality
-
-
-def predictions_of(clip: PreparedClip, rows: Rows, config: ModelConfig) -> list[Prediction]:
-    """Average the views of each window, and the windows, for each person.
-
-    Raises:
-        UnreadableClip: no window could be answered.
-    """
+def _predictions_of(clip: Clip, config: ModelConfig) -> list[Prediction]:
+    """Average the views of each window, and the windows, for each person that has any."""
 
     def named(scores: np.ndarray) -> dict[str, float]:
         return dict(zip(config.names, scores.tolist(), strict=True))
@@ -434,59 +375,39 @@ def predictions_of(clip: PreparedClip, rows: Rows, config: ModelConfig) -> list[
     for person in range(clip.num_people):
         windows, means = [], []
         for number, window in enumerate(clip.windows):
-            views = [row["scores"].astype(float) for row in rows.get((person, number), [])]
+            views = [row["scores"].astype(float) for row in clip.rows.get((person, number), [])]
             means += [np.mean(views, axis=0)] if views else []
             scores, status = named(means[-1]) if views else {}, clip.missing.get((person, number))
             windows.append(WindowResult(window.start, window.end, scores, status or ""))
         if means:
+            mean, notes = named(np.mean(means, axis=0)), tuple(clip.notes)
+            boxes = clip.boxes(person)
             answers.append(
-                Prediction(
-                    file=clip.source.path,
-                    task=config.task,
-                    scores=named(np.mean(means, axis=0)),
-                    windows=tuple(windows),
-                    person=person,
-                    notes=tuple(clip.notes),
-                    boxes=_boxes(clip, person),
-                )
+                Prediction(clip.file, config.task, mean, tuple(windows), person, notes, boxes)
             )
     if not answers:
         raise _nothing_seen(clip)
     return answers
 
 
-def features_of(clip: PreparedClip, rows: Rows, config: ModelConfig) -> Features:
-    """Average the views of each window.
-
-    Raises:
-        UnreadableClip: no window has all that is needed.
-    """
-    if not rows:
+def _features_of(clip: Clip) -> Features:
+    """Average the views of each window; only levels that all windows have."""
+    if not clip.rows:
         raise _nothing_seen(clip)
-    keys = sorted(rows)
-    windows = [clip.windows[number] for _, number in keys]
-    # Levels that all windows have: in some a stream may be missing.
-    names = [name for name in rows[keys[0]][0] if all(name in views[0] for views in rows.values())]
+    rows = [clip.rows[key] for key in sorted(clip.rows)]
+    windows = [clip.windows[number] for _, number in sorted(clip.rows)]
+    names = [name for name in rows[0][0] if all(name in views[0] for views in rows)]
     arrays = {
-        name: np.stack([np.mean([row[name] for row in rows[key]], axis=0) for key in keys])
+        name: np.stack([np.mean([view[name] for view in views], axis=0) for views in rows])
         for name in names
     }
     start, end = (np.array([getattr(w, side) for w in windows]) for side in ("start", "end"))
-    return Features(clip.source.path, start, end, arrays)
+    return Features(clip.file, start, end, arrays)
 
 
-def _nothing_seen(clip: PreparedClip) -> UnreadableClip:
+def _nothing_seen(clip: Clip) -> UnreadableClip:
     reasons = ", ".join(sorted(set(clip.missing.values()))) or "it has no window"
     return UnreadableClip(
-        f"'{clip.source.path}' has no window with all that the model reads: {reasons}; "
+        f"'{clip.file}' has no window with all that the model reads: {reasons}; "
         "missing_modality 'zeros' or 'drop' lets a model of both streams answer from one"
     )
-
-
-def _boxes(clip: PreparedClip, person: int) -> np.ndarray:
-    """Return the (n, 5) times and boxes at which a person was seen."""
-    if clip.people is None or clip.looked_at is None:
-        return np.empty((0, 5))
-    found = clip.people[person]
-    times = clip.source.times[clip.looked_at.indices]
-    return np.column_stack([times, found.boxes])[found.seen]

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hicmae.config import new_parser
+from hicmae.config import flat_settings, new_parser
 from hicmae.data.splits import PATTERNS, SPEAKER_FILE, find_speakers
-from hicmae.inference.model import flat_settings
 from hicmae.io import write_whole
 from hicmae.report.comparison import compare_all
 from hicmae.report.page import as_html

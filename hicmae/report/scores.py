@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from hicmae.config import flat_settings
 from hicmae.data.clip_list import chosen_names, find_list, names_of_run
-from hicmae.inference.model import flat_settings
 from hicmae.io import one_line
 from hicmae.report.resampling import Plan, PredictionTable, intervals
 

@@ -176,7 +176,7 @@ def missing(folds: Sequence[Path], data: Path) -> list[dict[str, str]]:
                 fold / "export/last", modality=modality, missing_modality=way
             )
             pairs = [(clip.video, clip.audio) for clip in clips]
-            answers = recognizer.predict_each(pairs, protocol="test")
+            answers = recognizer.each(pairs, protocol="test")
             scores += [list(answer.scores.values()) for answer in answers]
             labels += [clip.label for clip in clips]
         metrics = classification_metrics(np.array(labels), np.array(scores))

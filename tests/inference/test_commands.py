@@ -101,11 +101,11 @@ def test_predict_runs_as_a_module_and_hicmae_imports_without_it(models, tmp_path
 
 
 def test_an_interrupted_command_writes_what_it_has(models, tmp_path, video, monkeypatch, caplog):
-    def interrupted(self, pairs, **options):
+    def interrupted(self, files, **options):
         yield made_up(video)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.EmotionRecognizer, "predict_each", interrupted)
+    monkeypatch.setattr(cli.EmotionRecognizer, "each", interrupted)
     flags = ["--checkpoint", str(models / "av.pth"), "--csv", str(tmp_path / "a.csv"), "--quiet"]
     assert cli.predict([video, video, *flags]) == 1
     assert "interrupted: 1 clips are answered" in caplog.text

@@ -13,8 +13,8 @@ from safetensors import safe_open
 import run_finetuning
 from hicmae import EmotionRecognizer
 from hicmae.data.clip_list import Clip, chosen_names, names_of_run, write_list
-from hicmae.inference import export
-from hicmae.inference.model import find_weights, load_model
+from hicmae.inference import cli
+from hicmae.inference.model import export_checkpoint, export_run, find_weights, load_model
 from tests.conftest import save_frames, save_wav
 from tests.small_recognizers import NAMES, classifier, speech
 
@@ -121,7 +121,7 @@ def test_names_are_found_in_order(tmp_path, caplog):
 
 
 def test_the_authors_checkpoint_is_understood(models, tmp_path, clip):
-    folder = export.export_checkpoint(models / "authors.pth", tmp_path / "out")
+    folder = export_checkpoint(models / "authors.pth", tmp_path / "out")
     recognizer = EmotionRecognizer.from_checkpoint(folder)
     assert recognizer.names == ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
     config = recognizer.config
@@ -140,23 +140,23 @@ def test_weights_alone_are_enough_with_a_few_flags(tmp_path):
     torch.save(classifier().state_dict(), tmp_path / "bare.pth")
     flags = ["--num_frames", "4", "--sampling_rate", "8", "--input_size", "32"]
     flags += ["--input_size_audio", "96", "128", "--class_names", *NAMES, "--frame_rate", "30"]
-    assert export.main([str(tmp_path / "bare.pth"), str(tmp_path / "out"), *flags]) == 0
+    assert cli.export([str(tmp_path / "bare.pth"), str(tmp_path / "out"), *flags]) == 0
     _, config = load_model(tmp_path / "out")
     assert config.names == NAMES and config.preprocessing.frame_rate == 30
     assert config.preprocessing.clip_seconds == pytest.approx(32 / 30)
 
 
 def test_a_weights_file_carries_its_description_but_config_json_beside_it_wins(models, tmp_path):
-    folder = export.export_checkpoint(models / "av.pth", tmp_path / "out")
+    folder = export_checkpoint(models / "av.pth", tmp_path / "out")
     shutil.copy(folder / "model.safetensors", tmp_path / "alone.safetensors")
     assert EmotionRecognizer.from_checkpoint(tmp_path / "alone.safetensors").names == NAMES
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace("glad", "cheerful"))
     assert EmotionRecognizer.from_checkpoint(folder).names == ("calm", "cheerful", "mad")
     command = [str(folder), str(tmp_path / "renamed"), "--class_names", "x", "y", "z"]
-    assert export.main(command) == 0
+    assert cli.export(command) == 0
     assert EmotionRecognizer.from_checkpoint(tmp_path / "renamed").names == ("x", "y", "z")
-    assert export.main([*command[:2], "--num_frames", "8"]) == 2  # config.json says it already
+    assert cli.export([*command[:2], "--num_frames", "8"]) == 2  # config.json says it already
 
 
 def test_a_folder_means_its_best_weights(tmp_path):
@@ -202,12 +202,12 @@ def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path, content, message, c
         EmotionRecognizer.from_checkpoint(path)
     assert "\n" not in str(error.value)
     with caplog.at_level(logging.INFO):
-        assert export.main([str(path), str(tmp_path / "out")]) == 2
+        assert cli.export([str(path), str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists() and "code of the file ran" not in capsys.readouterr().out
 
 
 def test_broken_exports_are_said_in_one_line(models, tmp_path):
-    folder = export.export_checkpoint(models / "av.pth", tmp_path / "out")
+    folder = export_checkpoint(models / "av.pth", tmp_path / "out")
     config, text = folder / "config.json", (folder / "config.json").read_text()
     for wrong, message in (
         ("{", "is no JSON"),
@@ -226,4 +226,4 @@ def test_broken_exports_are_said_in_one_line(models, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no model.safetensors and no checkpoint"):
         EmotionRecognizer.from_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no checkpoint-<epoch>.pth to export"):
-        export.export_run(tmp_path)
+        export_run(tmp_path)

@@ -82,7 +82,7 @@ def test_memory_files_and_batches_agree(recognizer, clip, video):
     assert answer.label == max(answer.probabilities, key=answer.probabilities.get)
     mean = np.mean([list(window.scores.values()) for window in answer.windows], axis=0)
     assert mean == pytest.approx(list(answer.scores.values()))
-    batch = model.predict_batch([(folder, wav), video, (folder, wav)], faces="cut")
+    batch = list(model.each([(folder, wav), video, (folder, wav)], faces="cut"))
     assert list(batch[0].scores.values()) == pytest.approx(list(answer.scores.values()), abs=1e-5)
     assert batch[2].file == folder and len(batch[1].windows) == 5
 
@@ -261,15 +261,15 @@ def test_whatever_is_wrong_with_a_file_is_one_line(recognizer, tmp_path, video):
         still.name: "is silent",
     }
     files = [str(tmp_path / name) for name in expected]
-    answers = model.predict_batch([*files, video], faces="cut", on_error="return")
+    answers = list(model.each([*files, video], faces="cut", on_error="return"))
     for answer, file, message in zip(answers, files, expected.values(), strict=False):
         assert isinstance(answer, Failure) and answer.file == file
         assert message in answer.reason and "\n" not in answer.reason
     assert answers[-1].label in NAMES
     with pytest.raises(UnreadableClip, match="nowhere.mp4' does not exist"):
-        model.predict_batch(files, faces="cut")
+        list(model.each(files, faces="cut"))
     with pytest.raises(ValueError, match="on_error must be one of raise, return, got 'skip'"):
-        model.predict_batch(files, on_error="skip")
+        list(model.each(files, on_error="skip"))
 
 
 def test_a_folder_needs_the_name_of_its_sound(recognizer, clip):
