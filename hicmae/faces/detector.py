@@ -58,7 +58,7 @@ class Face(NamedTuple):
 
 
 class Net(nn.Module):
-    """A trunk and several linear outputs on top of it, with given weights."""
+    """A trunk and several linear outputs on top of it, with the weights of a name."""
 
     def __init__(self, name: str, trunk: list[nn.Module], outputs: list[nn.Module]) -> None:
         super().__init__()
@@ -88,7 +88,6 @@ def load_nets() -> tuple[Net, Net, Net]:
     def pool(side: int, keep_edge: bool = True) -> nn.Module:
         return nn.MaxPool2d(side, 2, ceil_mode=keep_edge)
 
-    check_weights()
     proposing = [*conv(3, 10), pool(2), *conv(10, 16), *conv(16, 32)]
     refining = [*conv(3, 28), pool(3), *conv(28, 48), pool(3, keep_edge=False)]
     refining += [*conv(48, 64, kernel=2), *dense(576, 128)]
@@ -101,21 +100,13 @@ def load_nets() -> tuple[Net, Net, Net]:
     )
 
 
-def check_weights() -> None:
-    """Raise FileNotFoundError or ValueError where the weights are missing or not the known ones."""
-    for name in WEIGHTS_SHA256:
-        _read_verified(name)
-    if importlib.util.find_spec("joblib") is None or importlib.util.find_spec("lz4") is None:
-        raise FileNotFoundError(
-            f"joblib or lz4, which unpack MTCNN's weights, is missing; {INSTALL}"
-        )
-
-
 class Detector:
-    """Finds faces in images, and the points of faces whose place is roughly known."""
+    """Finds faces in images, and the points of faces whose place is roughly known.
+
+    `min_face` is the least face to find, as a share of the shorter side.
+    """
 
     def __init__(self, min_face: float = 0.1) -> None:
-        """Load the nets; `min_face` is the least face to find, as a share of the shorter side."""
         if not 0 < min_face < 1:
             raise ValueError(f"--min_face must be between 0 and 1, got {min_face}")
         self.min_face = min_face
@@ -141,14 +132,9 @@ class Detector:
 
     @torch.inference_mode()
     def locate(self, images: list[np.ndarray], boxes: np.ndarray) -> list[Face]:
-        """Place the points of one face in each image, knowing roughly where it is.
+        """Place the points of one face in each image, knowing roughly its box (len(images), 4).
 
-        Args:
-            images: (H, W, 3) uint8 RGB.
-            boxes: (len(images), 4) left, top, right, bottom in pixels.
-
-        Returns:
-            One Face an image; a score under ACCEPTED says that there is none.
+        Returns one Face an image; a score under ACCEPTED says that there is none.
         """
         placed = self._place(images, squared(boxes), np.arange(len(images)))
         return [Face(box, points, float(score)) for box, points, score in zip(*placed, strict=True)]
@@ -253,30 +239,36 @@ def _normalised(images: list[np.ndarray]) -> Tensor:
     return (batch.float() - 127.5) / 128
 
 
-def _read_verified(name: str) -> bytes:
-    package = importlib.util.find_spec("mtcnn")  # not imported: that would need TensorFlow
-    if package is None or not package.submodule_search_locations:
-        raise FileNotFoundError(
-            f"the package mtcnn, which holds the weights, is missing; {INSTALL}"
-        )
-    path = Path(package.submodule_search_locations[0]) / "assets" / "weights" / f"{name}.lz4"
-    if not path.is_file():
-        raise FileNotFoundError(f"weights '{path}' do not exist; {INSTALL}")
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != WEIGHTS_SHA256[name]:
-        raise ValueError(
-            f"weights '{path}' have SHA-256 {digest[:12]}..., expected "
-            f"{WEIGHTS_SHA256[name][:12]}... of mtcnn 1.0.0; {INSTALL}"
-        )
-    return data
+def check_weights() -> dict[str, bytes]:
+    """Return the files of weights; FileNotFoundError or ValueError where they are not the known."""
+    found = {name: importlib.util.find_spec(name) for name in ("mtcnn", "joblib", "lz4")}
+    if missing := [name for name, package in found.items() if package is None]:
+        does = "holds" if missing[0] == "mtcnn" else "unpacks"
+        text = f"the package {missing[0]}, which {does} the weights, is missing; {INSTALL}"
+        raise FileNotFoundError(text)
+    # mtcnn is not imported: that would need TensorFlow.
+    folder = (getattr(found["mtcnn"], "submodule_search_locations", None) or [""])[0]
+    files = {}
+    for name, expected in WEIGHTS_SHA256.items():
+        path = Path(folder) / "assets" / "weights" / f"{name}.lz4"
+        if not path.is_file():
+            raise FileNotFoundError(f"weights '{path}' do not exist; {INSTALL}")
+        files[name] = path.read_bytes()
+        digest = hashlib.sha256(files[name]).hexdigest()
+        if digest != expected:
+            raise ValueError(
+                f"weights '{path}' have SHA-256 {digest[:12]}..., expected {expected[:12]}... of "
+                f"mtcnn 1.0.0; {INSTALL}"
+            )
+    return files
 
 
 def _arrays(name: str) -> list[Tensor]:
     """Return a net's weights in the order of its parameters, in torch's order of axes."""
+    data = io.BytesIO(check_weights()[name])
     import joblib  # part of the optional weights, see INSTALL
 
-    arrays = [torch.from_numpy(np.array(a)) for a in joblib.load(io.BytesIO(_read_verified(name)))]
+    arrays = [torch.from_numpy(np.array(array)) for array in joblib.load(data)]
     # Kernels are stored (H, W, in, out) or (in, out), the slopes of PReLU (1, 1, C) or (C,).
     axes = {4: (3, 2, 0, 1), 2: (1, 0)}
     return [a.permute(axes[a.ndim]) if a.ndim in axes else a.flatten() for a in arrays]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import chain, islice
+from typing import Any
 
 import cv2
 import numpy as np
-from scipy.ndimage import correlate1d
 from scipy.optimize import linear_sum_assignment
 
 from hicmae.faces.detector import ACCEPTED, Detector, Face, overlaps
@@ -37,14 +38,9 @@ def template(img_size: int) -> np.ndarray:
 
 
 def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the turn, scale and shift that bring points closest to a target, least squares.
+    """Return the turn, scale and shift that bring points (N, 2) closest to a target, least squares.
 
-    Args:
-        points: (N, 2) x, y.
-        target: (N, 2) x, y.
-
-    Returns:
-        (2, 3) float64 matrix: target is about matrix[:, :2] @ point + matrix[:, 2].
+    In the (2, 3) float64 matrix, target is about matrix[:, :2] @ point + matrix[:, 2].
     """
     middle, goal = points.mean(0), target.mean(0)
     # In the complex plane turn and scale are one factor.
@@ -56,15 +52,9 @@ def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def align(image: np.ndarray, points: np.ndarray, img_size: int) -> np.ndarray:
-    """Cut the square around a face.
+    """Cut the square of `img_size` pixels around a face with points (5, 2) out of (H, W, 3) uint8.
 
-    Args:
-        image: (H, W, 3) uint8.
-        points: (5, 2) x, y of the face in it.
-        img_size: side of the square in pixels.
-
-    Returns:
-        (img_size, img_size, 3) uint8, black where the square leaves the image, as in OpenFace.
+    It is black where it leaves the image, as in OpenFace.
     """
     matrix = similarity(points, template(img_size))
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
@@ -86,12 +76,8 @@ def search(
 
     Every `detect_every`-th frame is searched, shrunk to SEARCH_SIZE. A face found in two such
     frames is placed in those between by the last net alone, on the way from one box to the other;
-    where that fails, or faces came or went, the frames between are searched too.
-
-    Args:
-        frames: (H, W, 3) uint8 RGB, all of one size; only a few are held at a time.
-        detector: finds and places faces.
-        detect_every: frames from one search to the next.
+    where that fails, or faces came or went, the frames between are searched too. Frames are
+    (H, W, 3) uint8 RGB, all of one size; only a few are held at a time.
 
     Returns:
         The faces in pixels of the frames as they came, and the frames' width and height.
@@ -101,8 +87,12 @@ def search(
     if first is None:
         return [], (0, 0)
     height, width = first.shape[:2]
-    scale = max(height, width, SEARCH_SIZE) / SEARCH_SIZE
-    small = (_shrunk(frame) for frame in chain([first], frames))
+    longer = max(height, width, SEARCH_SIZE)
+    small = chain([first], frames)
+    if longer > SEARCH_SIZE:
+        sides = (max(round(side * (SEARCH_SIZE / longer)), 1) for side in (width, height))
+        shrink = partial(cv2.resize, dsize=tuple(sides), interpolation=cv2.INTER_AREA)
+        small = chain(map(shrink, small))
     faces: list[list[Face]] = []
     before: list[Face] = []
     length = 1
@@ -110,14 +100,8 @@ def search(
         (after,) = detector.detect(chunk[-1:])
         faces += [*_between(chunk[:-1], before, after, detector), after]
         before, length = after, detect_every
+    scale = longer / SEARCH_SIZE
     return [[face.scaled(scale) for face in found] for found in faces], (width, height)
-
-
-def _shrunk(frame: np.ndarray) -> np.ndarray:
-    height, width = frame.shape[:2]
-    scale = SEARCH_SIZE / max(height, width, SEARCH_SIZE)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    return frame if scale == 1 else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
 def _between(
@@ -157,17 +141,13 @@ def _pairs(before: Sequence[Face], after: Sequence[Face]) -> list[tuple[int, int
 def follow(faces: Sequence[Sequence[Face]], size: tuple[int, int]) -> list[Track]:
     """Link faces that overlap from frame to frame; the main one comes first.
 
-    The main one is large, near the middle and there for long.
-
-    Args:
-        faces: the faces of each frame.
-        size: width and height of the frames.
+    It is large, near the middle and there for long. `size` is width and height of the frames.
     """
     tracks: list[Track] = []
     going_on: list[Track] = []
     for frame, found in enumerate(faces):
-        going_on = [track for track in going_on if frame - _last(track) <= LONGEST_PAUSE]
-        last_seen = [track[_last(track)] for track in going_on]
+        going_on = [t for t in going_on if frame - next(reversed(t)) <= LONGEST_PAUSE]
+        last_seen = [track[next(reversed(track))] for track in going_on]
         matched = {j: i for i, j in _pairs(last_seen, found)}
         for index, face in enumerate(found):
             if index in matched:
@@ -178,16 +158,13 @@ def follow(faces: Sequence[Sequence[Face]], size: tuple[int, int]) -> list[Track
     return sorted(tracks, key=lambda track: -_weight(track, size))
 
 
-def _last(track: Track) -> int:
-    return next(reversed(track))
-
-
 def _weight(track: Track, size: tuple[int, int]) -> float:
     """Sum over frames of a face's share of the frame, halved for one in a corner."""
     middle = np.array(size) / 2
-    away = [np.linalg.norm(face.centre - middle) for face in track.values()]
+    centres = np.stack([face.centre for face in track.values()])
+    away = np.linalg.norm(centres - middle, axis=1) / np.linalg.norm(middle)
     shares = np.array([face.size for face in track.values()]) / min(size)
-    return float(np.sum(shares * (1 - 0.5 * np.array(away) / np.linalg.norm(middle))))
+    return float(np.sum(shares * (1 - 0.5 * away)))
 
 
 def main_face(faces: Sequence[Sequence[Face]], size: tuple[int, int]) -> list[Face | None]:
@@ -203,10 +180,9 @@ def main_face(faces: Sequence[Sequence[Face]], size: tuple[int, int]) -> list[Fa
 
 
 def fill_gaps(chosen: Sequence[Face | None]) -> tuple[np.ndarray, int]:
-    """Give frames without a face the points of the nearest frame that has one.
+    """Return points (T, 5, 2), and the length of the longest gap in frames.
 
-    Returns:
-        points (T, 5, 2), and the length of the longest gap in frames.
+    Frames without a face have the points of the nearest frame that has one.
     """
     good = np.array([frame for frame, face in enumerate(chosen) if face is not None])
     if not len(good):
@@ -220,12 +196,7 @@ def fill_gaps(chosen: Sequence[Face | None]) -> tuple[np.ndarray, int]:
 def smooth(points: np.ndarray, sigma: float) -> np.ndarray:
     """Average points over neighbouring frames with Gaussian weights, but not across a cut.
 
-    Args:
-        points: (T, N, 2) x, y.
-        sigma: of the weights, in frames; 0 leaves the points as they are.
-
-    Returns:
-        (T, N, 2).
+    Points are (T, N, 2); `sigma` of the weights is in frames, 0 leaves the points as they are.
     """
     if sigma <= 0:
         return points
@@ -239,14 +210,18 @@ def smooth(points: np.ndarray, sigma: float) -> np.ndarray:
 
 def _smooth_shot(points: np.ndarray, sigma: float) -> np.ndarray:
     """Fit a line to the neighbours of each frame, so that motion does not lag at the ends."""
-    values, there = points.reshape(len(points), -1).astype(float), np.ones((len(points), 1))
-    offsets = np.arange(-np.ceil(3 * sigma), np.ceil(3 * sigma) + 1)
-    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
-    one, first, second = (
-        correlate1d(there, weights * offsets**power, axis=0, mode="constant") for power in range(3)
-    )
-    value, moment = (
-        correlate1d(values, weights * offsets**power, axis=0, mode="constant") for power in range(2)
-    )
-    second += 1e-9  # a single frame has no line, only its value
+    values, there = points.reshape(len(points), -1), np.ones((len(points), 1))
+    radius = int(np.ceil(3 * sigma))
+
+    def total(series: np.ndarray, power: int) -> Any:
+        """Sum weight x offset ** power x value over each frame's neighbours, in their order."""
+        padded = np.pad(series, ((radius, radius), (0, 0)))
+        return sum(
+            np.exp(-0.5 * (offset / sigma) ** 2) * (offset**power * padded[start:][: len(series)])
+            for start, offset in enumerate(range(-radius, radius + 1))
+        )
+
+    one, first, second = (total(there, power) for power in range(3))
+    value, moment = (total(values, power) for power in range(2))
+    second = second + 1e-9  # a single frame has no line, only its value
     return ((second * value - first * moment) / (one * second - first**2)).reshape(points.shape)

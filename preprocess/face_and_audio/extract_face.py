@@ -36,7 +36,7 @@ import torch
 from hicmae.config import Settings, add_arguments, from_flags, option
 from hicmae.data.media import UprightRgb
 from hicmae.faces.detector import Detector, check_weights
-from hicmae.faces.tracking import align, fill_gaps, main_face, search, smooth
+from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, main_face, search, smooth
 from hicmae.io import PART, UnreadableClip, whole_folder
 from preprocess.command_line import make_parser
 from preprocess.face_and_audio import batch
@@ -54,7 +54,7 @@ class FaceOptions(Settings):
 
     img_size: int = option(256, "side of the faces in pixels", ">= 16")
     detect_every: int = option(5, "search each Nth frame, between them follow the face", ">= 1")
-    smoothing: float = option(0.08, "sigma in seconds of the points' average; 0: none", ">= 0")
+    smoothing: float = option(SMOOTHING, "sigma in seconds of the points' average; 0: none", ">= 0")
     max_missing: float = option(
         0.5, "share of frames without a face from which a clip fails", ">= 0 and < 1"
     )
