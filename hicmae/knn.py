@@ -41,8 +41,6 @@ from hicmae.io import write_whole
 from hicmae.training.evaluate import Predictions, score, write_results
 
 TEMPERATURE = 0.07
-METRICS = ("cosine", "euclidean")
-FUSED = "fused"
 
 
 class Labelled(NamedTuple):
@@ -57,11 +55,7 @@ class Labelled(NamedTuple):
         return np.array([clip.label for clip in self.clips])
 
     def matrix(self, kind: str) -> np.ndarray:
-        """Return features (n, D); kinds joined by "+" side by side, each row of unit length.
-
-        Raises:
-            ValueError: a kind that the model does not have.
-        """
+        """Return features (n, D); kinds joined by "+" side by side, each row of unit length."""
         names, known = kind.split("+"), self.features[0]
         if unknown := [name for name in names if name not in known]:
             raise ValueError(
@@ -77,13 +71,7 @@ def extract(
 ) -> Labelled:
     """Compute every kind of features of clips, averaged over the views of the test.
 
-    Args:
-        recognizer: of a checkpoint of either stage.
-        clips: with their classes.
-        description: shown with the progress; empty: nothing is shown.
-
-    Raises:
-        UnreadableClip: naming the first clip that cannot be read.
+    Progress is shown with a description only. UnreadableClip names a clip that cannot be read.
     """
     pairs = [(clip.video, clip.audio) for clip in clips]
     found = recognizer.each(pairs, features=True, protocol="test", faces="cut")
@@ -98,8 +86,8 @@ def extract(
 
 def default_kinds(known: Sequence[str]) -> list[str]:
     """Return what the head reads; of a pre-trained model each stream, and what can be joined."""
-    if FUSED in known:
-        return [FUSED]
+    if "fused" in known:
+        return ["fused"]
     last = [name for name in known if name.endswith("_last")]
     fusion = [name for name in known if name.startswith("fusion_")]
     kinds = [*last, "+".join(last), "+".join(fusion), "+".join(last + fusion)]
@@ -115,25 +103,13 @@ def vote(
     metric: str = "cosine",
     temperature: float = TEMPERATURE,
 ) -> np.ndarray:
-    """Let the k nearest training clips of each test clip vote.
+    """Let the k nearest training clips (n, D) of each test clip (m, D) vote.
 
-    Args:
-        train: (n, D) features.
-        labels: (n,) classes.
-        test: (m, D) features.
-        k: neighbours.
-        num_classes: K.
-        metric: "cosine", weighted by exp(cosine / temperature), or "euclidean", a vote each.
-        temperature: see there.
+    With the metric "cosine" a vote weighs exp(cosine / temperature), with "euclidean" 1.
 
     Returns:
         (m, K) shares of the votes.
-
-    Raises:
-        ValueError: k is no number of training clips.
     """
-    if not 1 <= k <= len(train):
-        raise ValueError(f"--k {k} neighbours of {len(train)} training clips; give 1 to as many")
 
     def weight(distance: np.ndarray) -> np.ndarray:
         return np.exp(-distance / temperature)  # as of the cosine, but for a constant factor
@@ -146,47 +122,19 @@ def vote(
     return scores
 
 
-class Result(NamedTuple):
-    """The evaluation of one kind of features with one k."""
-
-    features: str
-    k: int
-    predictions: Predictions
-    metrics: dict[str, Any]
-
-
 def evaluate(
     train: Labelled, test: Labelled, kinds: Sequence[str], ks: Sequence[int], **options: Any
-) -> Iterator[Result]:
-    """Yield the result of every kind of features and every k; options of `vote`."""
+) -> Iterator[tuple[Predictions, dict[str, Any]]]:
+    """Yield predictions and metrics of every kind of features and every k; options of `vote`."""
     num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+    names = [clip.video for clip in test.clips]
     for kind in kinds:
         stored, asked = train.matrix(kind), test.matrix(kind)
         for k in ks:
             scores = vote(stored, train.labels, asked, k, num_classes, **options)
-            names = [clip.video for clip in test.clips]
             predictions = Predictions(names, test.labels, scores, [])
-            metrics = score(predictions, "classification")
             facts = {"features": kind, "k": k, "training_clips": len(train.clips)}
-            yield Result(kind, k, predictions, {**metrics, **facts})
-
-
-def table(results: Sequence[Result]) -> str:
-    """Return a Markdown table, in percent."""
-    rows = [(r.features, r.k, 100 * r.metrics["uar"], 100 * r.metrics["war"]) for r in results]
-    frame = pd.DataFrame(rows, columns=["features", "k", "UAR", "WAR"])
-    return str(frame.to_markdown(index=False, floatfmt=".2f")) + "\n"
-
-
-def write(results: Sequence[Result], output_dir: Path, settings: dict[str, Any]) -> None:
-    """Write each result as the fold of an experiment of its own."""
-    fold = Path(settings["data_path"]).resolve().name
-    for result in results:
-        folder = output_dir / result.features / f"k{result.k}" / fold
-        folder.mkdir(parents=True, exist_ok=True)
-        write_results(folder, "", result.predictions, result.metrics, "classification")
-        text = json.dumps({**settings, "features": result.features, "k": result.k}, indent=2)
-        write_whole(folder / "config.json", text + "\n")
+            yield predictions, {**score(predictions, "classification"), **facts}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -201,7 +149,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else the others)")
     neighbours = (1, 5, 10, 20)
     add("--k", nargs="+", type=int, default=neighbours, metavar="N", help="neighbours (1 5 10 20)")
-    add("--metric", choices=METRICS, default="cosine", help="how near features are (%(default)s)")
+    add(
+        "--metric",
+        choices=("cosine", "euclidean"),
+        default="cosine",
+        help="how near features are (%(default)s)",
+    )
     text = "of the votes: the smaller, the more the nearest decide (%(default)s)"
     add("--temperature", type=float, default=TEMPERATURE, metavar="T", help=text)
     text = "share of each class among the neighbours, as in run_finetuning.py (1)"
@@ -212,11 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_fold(args: argparse.Namespace) -> tuple[list[AnyClip], list[AnyClip]]:
-    """Read the labelled clips, the training ones as far as they are wanted, and those to classify.
-
-    Raises:
-        ValueError: a flag that no fold fits, or more neighbours than clips.
-    """
+    """Read the training clips, as far as they are wanted, and those to classify."""
     if not 0 < args.label_share <= 1:
         raise ValueError(f"--label_share must be above 0 and at most 1, got {args.label_share}")
     if not args.temperature > 0:
@@ -246,11 +195,21 @@ def run(args: argparse.Namespace) -> int:
         test.matrix(kind)
     train = extract(recognizer, train_clips, "training clips")
     test = extract(recognizer, test_clips, "clips to classify")
-    options = {"metric": args.metric, "temperature": args.temperature}
-    results = list(evaluate(train, test, kinds, args.k, **options))
-    sys.stdout.write(table(results))
-    if args.output_dir:
-        write(results, Path(args.output_dir), vars(args))
+    results = []
+    for predictions, metrics in evaluate(
+        train, test, kinds, args.k, metric=args.metric, temperature=args.temperature
+    ):
+        kind, k = metrics["features"], metrics["k"]
+        results.append((kind, k, 100 * metrics["uar"], 100 * metrics["war"]))
+        if args.output_dir:  # the fold of an experiment of its own
+            fold = Path(args.data_path).resolve().name
+            folder = Path(args.output_dir) / kind / f"k{k}" / fold
+            folder.mkdir(parents=True, exist_ok=True)
+            write_results(folder, "", predictions, metrics, "classification")
+            settings = {**vars(args), "features": kind, "k": k}
+            write_whole(folder / "config.json", json.dumps(settings, indent=2) + "\n")
+    table = pd.DataFrame(results, columns=["features", "k", "UAR", "WAR"])
+    sys.stdout.write(table.to_markdown(index=False, floatfmt=".2f") + "\n")
     return 0
 
 

@@ -77,53 +77,41 @@ SOUNDS = (".wav", ".flac", ".m4a", ".mp3", ".aac", ".ogg", ".opus")
 LISTS = (".csv", ".txt", ".list")
 # What several commands ask.
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "checkpoint": {
-        "required": True,
-        "metavar": "PATH",
-        "help": "export folder, output folder of a run, model.safetensors or .pth",
-    },
-    "device": {"default": "auto", "help": "auto, cpu, cuda[:n] or mps (%(default)s)"},
-    "batch_size": {"type": int, "default": 8, "metavar": "N", "help": "windows at once (8)"},
-    "precision": {
-        "choices": ("auto", "fp32", "bf16", "fp16"),
-        "default": "auto",
-        "help": "auto: bf16 on a GPU that has it, else fp32",
-    },
-    "modality": {
-        "choices": ("av", "a", "v"),
-        "help": "streams to read (default: those of the model); one stream of a model of both "
-        "needs --missing_modality",
-    },
-    "missing_modality": {
-        "choices": MISSING,
-        "default": "error",
-        "help": "what a model of both streams does without one: error: refuse the clip (default); "
+    "checkpoint": dict(
+        required=True,
+        metavar="PATH",
+        help="export folder, output folder of a run, model.safetensors or .pth",
+    ),
+    "device": dict(default="auto", help="auto, cpu, cuda[:n] or mps (%(default)s)"),
+    "batch_size": dict(type=int, default=8, metavar="N", help="windows at once (%(default)s)"),
+    "precision": dict(
+        choices=("auto", "fp32", "bf16", "fp16"), help="auto: bf16 on a GPU that has it, else fp32"
+    ),
+    "modality": dict(
+        choices=("av", "a", "v"),
+        help="streams to read (default: those of the model); one stream of a model of both needs "
+        "--missing_modality",
+    ),
+    "missing_modality": dict(
+        choices=MISSING,
+        help="what a model of both streams does without one: error: refuse the clip (default); "
         "zeros: black frames or silence; drop: leave it out",
-    },
-    "faces": {
-        "choices": FACES,
-        "default": "auto",
-        "help": "auto: cut faces out of videos, take folders of frames as they are (default); "
+    ),
+    "faces": dict(
+        choices=FACES,
+        help="auto: cut faces out of videos, take folders of frames as they are (default); "
         "largest: cut out the main face; all: an answer for each person; cut: frames are faces",
-    },
-    "window": {
-        "type": float,
-        "metavar": "S",
-        "help": "seconds of a sliding window (default: what the model saw at once in training)",
-    },
-    "overlap": {
-        "type": float,
-        "metavar": "S",
-        "help": "seconds windows share (default: half of one)",
-    },
-    "protocol": {
-        "choices": PROTOCOLS,
-        "default": "windows",
-        "help": "windows: slide over the clip (default); test: the views of run_finetuning.py's "
-        "test",
-    },
-    "data_root": {"default": "", "metavar": "DIR", "help": "start of relative names"},
-    "quiet": {"action": "store_true", "help": "no progress bars, no table"},
+    ),
+    "window": dict(
+        type=float, help="seconds of a sliding window (default: what the model saw in training)"
+    ),
+    "overlap": dict(type=float, help="seconds windows share (default: half of one)"),
+    "protocol": dict(
+        choices=PROTOCOLS,
+        help="windows: slide over the clip (default); test: the views of run_finetuning.py's test",
+    ),
+    "data_root": dict(default="", metavar="DIR", help="start of relative names"),
+    "quiet": dict(action="store_true", help="no progress bars, no table"),
 }
 COMPUTING = ("checkpoint", "device", "batch_size")
 MODEL = (*COMPUTING, "precision", "modality", "missing_modality")
@@ -134,7 +122,10 @@ def add_arguments(parser: argparse.ArgumentParser, *names: str, title: str = "")
     """Add flags of the table, in a group of their own where they have a title."""
     group = parser.add_argument_group(title) if title else parser
     for name in names:
-        group.add_argument(f"--{name}", **ARGUMENTS[name])
+        options = ARGUMENTS[name]
+        if "choices" in options and name != "modality":
+            options = {"default": options["choices"][0], **options}
+        group.add_argument(f"--{name}", **options)
 
 
 def run_command(
@@ -230,7 +221,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.csv:
         write_csv(args.csv, table(results, recognizer.names))
     if args.windows_csv:
-        write_csv(args.windows_csv, windows_table(results, recognizer.names))
+        write_csv(args.windows_csv, table(results, recognizer.names, by_window=True))
     if args.json:
         content = [result.to_dict() for result in results]
         write_whole(args.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -263,42 +254,27 @@ def _draw(args: argparse.Namespace, clips: Sequence[list[Prediction]], several: 
     return drawn
 
 
-def table(results: Iterable[Any], names: Sequence[str]) -> pd.DataFrame:
-    """Return a row for each person or failed file, as text."""
+def table(results: Iterable[Any], names: Sequence[str], by_window: bool = False) -> pd.DataFrame:
+    """Return a row for each person, or for each window of each person, as text."""
     rows: list[dict[str, Any]] = []
     for result in results:
+        file = {"file": result.file}
         if isinstance(result, Failure):
-            rows.append({"file": result.file, "status": "failed", "reason": result.reason})
+            failed = {"status": "failed", "reason": result.reason}
+            rows += [] if by_window else [{**file, **failed}]
             continue
-        notes, seconds = "; ".join(result.notes), f"{result.duration:.2f}"
-        row = {"file": result.file, "person": result.person, "status": "done", "reason": notes}
-        rows.append({**row, "seconds": seconds, "label": result.label, **_texts(result.scores)})
-    columns = ["file", "person", "status", "reason", "seconds", "label", *names]
-    return pd.DataFrame(rows, columns=columns, dtype=object)
-
-
-def windows_table(results: Iterable[Any], names: Sequence[str]) -> pd.DataFrame:
-    """Return a row for each window of each person, as text."""
-    rows = [
-        {
-            "file": result.file,
-            "person": result.person,
-            "start": f"{window.start:.3f}",
-            "end": f"{window.end:.3f}",
-            "status": window.status,
-            "label": window.label if result.task == "classification" else None,
-            **_texts(window.scores),
-        }
-        for result in results
-        if isinstance(result, Prediction)
-        for window in result.windows
-    ]
-    columns = ["file", "person", "start", "end", "status", "label", *names]
-    return pd.DataFrame(rows, columns=columns, dtype=object)
-
-
-def _texts(scores: dict[str, float]) -> dict[str, str]:
-    return {name: f"{score:.6f}" for name, score in scores.items()}
+        for part in result.windows if by_window else [result]:
+            row = {**file, "person": result.person, "label": part.label}
+            if by_window:
+                row |= {"start": f"{part.start:.3f}", "end": f"{part.end:.3f}"}
+                row |= {"status": part.status}
+                row |= {} if result.task == "classification" else {"label": None}
+            else:
+                row |= {"status": "done", "reason": "; ".join(result.notes)}
+                row |= {"seconds": f"{result.duration:.2f}"}
+            rows.append(row | {name: f"{score:.6f}" for name, score in part.scores.items()})
+    own = ["start", "end", "status"] if by_window else ["status", "reason", "seconds"]
+    return pd.DataFrame(rows, columns=["file", "person", *own, "label", *names], dtype=object)
 
 
 def short_table(results: Iterable[Any]) -> str:
@@ -372,7 +348,14 @@ def _extract(args: argparse.Namespace) -> int:
     columns = _columns(rows)
     with whole_file(output) as part:
         if is_table:
-            parquet_table(columns).to_parquet(part, index=False)
+            lists: dict[str, list[Any]] = {}  # a column of lists for each level, or for each block
+            for name, values in columns.items():
+                if values.ndim == 3:
+                    blocks = enumerate(values.swapaxes(0, 1))
+                    lists |= {f"{name}_{k}": list(block) for k, block in blocks}
+                else:
+                    lists[name] = list(values)
+            pd.DataFrame(lists).to_parquet(part, index=False)
         else:
             np.savez(part, **columns)  # type: ignore[arg-type]  # the stub takes all for its flag
     levels = ", ".join(f"{n} {a.shape}" for n, a in columns.items() if a.dtype == np.float32)
@@ -427,19 +410,6 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         nothing = np.full_like(like, np.nan)
         columns[name] = np.stack([row.get(name, nothing) for row in rows])
     return columns
-
-
-def parquet_table(columns: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Return a table in which every level is a column of lists, of several blocks one for each."""
-    parts: dict[str, np.ndarray] = {}
-    for name, values in columns.items():
-        blocks = (
-            {f"{name}_{k}": block for k, block in enumerate(values.swapaxes(0, 1))}
-            if values.ndim == 3
-            else {}
-        )
-        parts |= blocks or {name: values}
-    return pd.DataFrame({name: list(values) for name, values in parts.items()})
 
 
 # export

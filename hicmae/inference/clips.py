@@ -97,13 +97,8 @@ def sliding(
 
     All frames lie on one grid in time, `num_frames` a window, so that neighbouring windows share
     what they read.
-
-    Args:
-        times: (n,) seconds of the frames; None reads no picture.
-        num_samples: of the sound; None reads no sound.
-        clip: sizes of the model's input.
-        window: see `Options`.
-        overlap: see `Options`.
+    `times` (n,) are seconds of the frames, None reads no picture; without `num_samples` no sound is
+    read. See `Options` for the others.
     """
     window = clip.clip_seconds if window is None else window
     overlap = window / 2 if overlap is None else overlap
@@ -216,16 +211,10 @@ def detector() -> Detector:
 def find_people(
     frames: LookedAt, times: np.ndarray, everyone: bool, least: int
 ) -> tuple[list[Person], float]:
-    """Find the main face, or every face, in frames; NoFace where there is none.
+    """Find the main face in frames at times (n,) in seconds; NoFace where there is none.
 
-    Args:
-        frames: to look at.
-        times: (n,) their seconds.
-        everyone: return all that are seen in at least `least` frames, the main one first.
-        least: frames.
-
-    Returns:
-        The people, and the share of the frames that show several faces.
+    With `everyone` find all that are seen in at least `least` frames, the main one first. Also
+    return the share of the frames that show several faces.
     """
     faces, size = search(frames, detector(), SEARCH_EVERY)
     if not any(faces):
@@ -294,21 +283,22 @@ class Clip:
 def prepare(
     clip: Clip, source: Source, config: ModelConfig, streams: str, options: Options
 ) -> None:
-    """Plan the windows of a clip and find the faces in it.
+    """Plan the windows of a clip and find the faces in it; UnreadableClip where there is nothing.
 
-    Args:
-        clip: to fill in.
-        source: what to read.
-        config: of the model.
-        streams: what is read, a part of the model's modality.
-        options: of the user.
-
-    Raises:
-        UnreadableClip: nothing can be said about this clip.
+    `streams` is what is read of `source`, a part of the model's modality.
     """
     may_miss = options.missing_modality != "error" and len(streams) > 1
     try:
-        clip.waveform = _sound(source) if "a" in streams else None
+        waveform = source.sound() if "a" in streams else None
+        if waveform is not None and len(waveform) < WINDOW:
+            heard, least = (1000 * n / SAMPLE_RATE for n in (len(waveform), WINDOW))
+            raise NoSound(
+                f"'{source.heard}' is too short: {heard:.0f} ms of sound, expected at least "
+                f"{least:.0f} ms"
+            )
+        if waveform is not None and (waveform == waveform[0]).all():
+            raise NoSound(f"'{source.heard}' is silent: all its samples are {waveform[0]:g}")
+        clip.waveform = waveform
     except NoSound as error:
         if not (may_miss and source.has_picture):
             raise
@@ -334,20 +324,6 @@ def prepare(
         clip.windows, clip.looked_at = plan(None), None
     if clip.waveform is not None and options.window is not None:
         _warn_of_long_windows(options.window, config.preprocessing.input_size_audio[0] / 100)
-
-
-def _sound(source: Source) -> np.ndarray:
-    """Return the sound of a clip, (S,); NoSound where nothing can be heard."""
-    waveform = source.sound()
-    if len(waveform) < WINDOW:
-        heard, least = (1000 * n / SAMPLE_RATE for n in (len(waveform), WINDOW))
-        raise NoSound(
-            f"'{source.heard}' is too short: {heard:.0f} ms of sound, expected at least "
-            f"{least:.0f} ms"
-        )
-    if (waveform == waveform[0]).all():
-        raise NoSound(f"'{source.heard}' is silent: all its samples are {waveform[0]:g}")
-    return waveform
 
 
 def _look(clip: Clip, source: Source, config: ModelConfig, options: Options) -> None:
@@ -420,14 +396,21 @@ def _pictures(clip: Clip, input_size: int) -> Iterator[list[Tensor | None]]:
             yield [None] * clip.num_people
         return
     frames = enumerate(clip.looked_at)
-    held: dict[int, list[np.ndarray]] = {}  # crops of each person, by place among the frames
+    held: dict[int, list[np.ndarray]] = {}  # views of each person, by place among the frames
     for window in clip.windows:
         places = np.searchsorted(clip.looked_at.indices, np.asarray(window.frames))
-        held = {place: crops for place, crops in held.items() if place >= places[0]}
+        held = {place: views for place, views in held.items() if place >= places[0]}
         while max(held, default=-1) < places[-1]:
             place, frame = next(frames)
             faces = [align(frame, person.points[place], FACE_SIZE) for person in clip.people or ()]
-            held[place] = [_crops(image, input_size, clip.num_crops) for image in faces or [frame]]
+            held[place] = []
+            for image in faces or [frame]:
+                # The short side fits, and crops (n, size, size, 3) are cut of the long one.
+                height, width = image.shape[:2]
+                size, boxes = view_crops(width, height, input_size, clip.num_crops)
+                small = np.asarray(resize(Image.fromarray(image), size))
+                crops = [small[top:bottom, left:right] for left, top, right, bottom in boxes]
+                held[place].append(np.stack(crops))
         pictures: list[Tensor | None] = []
         for number in range(clip.num_people):
             if clip.people is not None and clip.people[number].seen[places].mean() < SEEN:
@@ -436,11 +419,3 @@ def _pictures(clip: Clip, input_size: int) -> Iterator[list[Tensor | None]]:
             pixels = torch.from_numpy(np.stack([held[place][number] for place in places]))
             pictures.append(rearrange(pixels, "t n h w c -> n c t h w"))
         yield pictures
-
-
-def _crops(image: np.ndarray, input_size: int, num_crops: int) -> np.ndarray:
-    """Resize a frame so that its short side fits, and cut its views, (n, size, size, 3)."""
-    height, width = image.shape[:2]
-    size, boxes = view_crops(width, height, input_size, num_crops)
-    small = np.asarray(resize(Image.fromarray(image), size))
-    return np.stack([small[top:bottom, left:right] for left, top, right, bottom in boxes])

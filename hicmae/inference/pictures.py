@@ -11,7 +11,6 @@ import av
 import matplotlib
 import numpy as np
 from av.audio.resampler import AudioResampler
-from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from matplotlib.axes import Axes
@@ -39,13 +38,6 @@ def draw_timeline(predictions: Sequence[Prediction], path: str | Path) -> Path:
 
     Up to eight classes or outputs are lines at the middles of the windows, more are shades. Grey
     marks time about which nothing can be said.
-
-    Args:
-        predictions: of one model.
-        path: .png, .pdf or .svg.
-
-    Raises:
-        ValueError: there is nothing to draw.
     """
     if not predictions:
         raise ValueError("no clip was answered, so there is no timeline to draw")
@@ -58,7 +50,11 @@ def draw_timeline(predictions: Sequence[Prediction], path: str | Path) -> Path:
         for panel, prediction in zip(axes, predictions, strict=True):
             (_lines if count <= len(OKABE_ITO) else _shades)(panel, prediction)
             panel.set_xlim(0, prediction.duration)
-            panel.set_title(_title(prediction), loc="left")
+            person = f", person {prediction.person + 1}" if prediction.person else ""
+            answer = ", ".join(f"{name} {value:.2f}" for name, value in prediction.values.items())
+            if prediction.label is not None:
+                answer = f"{prediction.label} ({100 * prediction.scores[prediction.label]:.0f} %)"
+            panel.set_title(f"{Path(prediction.file).name}{person}: {answer}", loc="left")
         axes[-1].set_xlabel("time (s)")
         with whole_file(path) as part:
             save_figure(figure, part)
@@ -109,21 +105,10 @@ def _over_time(prediction: Prediction) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return centres, edges, np.array(rows, float)
 
 
-def _title(prediction: Prediction) -> str:
-    person = f", person {prediction.person + 1}" if prediction.person else ""
-    answer = ", ".join(f"{name} {value:.2f}" for name, value in prediction.values.items())
-    if prediction.label is not None:
-        answer = f"{prediction.label} ({100 * prediction.scores[prediction.label]:.0f} %)"
-    return f"{Path(prediction.file).name}{person}: {answer}"
-
-
 class Annotator:
-    """Draws one person's answers into frames of one size.
+    """Draws one person's answers into frames of one size (width, height).
 
-    Args:
-        prediction: of that person.
-        size: width and height of the frames.
-        with_bars: draw the scores of all classes in the corner.
+    `with_bars` draws the scores of all classes in the corner.
     """
 
     def __init__(self, prediction: Prediction, size: tuple[int, int], with_bars: bool) -> None:
@@ -147,28 +132,20 @@ class Annotator:
             best = int(scores.argmax())
             text, colour = f"{self.names[best]} {100 * scores[best]:.0f} %", _colour(best)
             if self.prediction.task == "regression":
-                pairs = zip(self.names, scores, strict=True)
-                text, colour = (
-                    "  ".join(f"{name} {value:+.2f}" for name, value in pairs),
-                    _colour(0),
-                )
+                pairs, colour = zip(self.names, scores, strict=True), _colour(0)
+                text = "  ".join(f"{name} {value:+.2f}" for name, value in pairs)
             draw.rectangle(box.tolist(), outline=colour, width=max(round(min(self.size) / 200), 1))
-            self._label(draw, text, box[0], box[1], colour)
+            # The text stands on the box, moved inside the frame if need be.
+            pad = max(int(self.font.size) // 4, 2)
+            width, height = self.font.getlength(text) + 2 * pad, sum(self.font.getmetrics()) + pad
+            x = max(min(box[0], self.size[0] - width), 0)
+            y = max(min(box[1] - height, self.size[1] - height), 0)
+            draw.rectangle((x, y, x + width, y + height), fill=colour)
+            bright = np.dot(ImageColor.getrgb(colour)[:3], (0.299, 0.587, 0.114)) > 140
+            draw.text((x + pad, y + pad / 2), text, "black" if bright else "white", self.font)
         if self.bars:
             self._draw_bars(draw, scores)
         return np.asarray(image)
-
-    def _label(
-        self, draw: ImageDraw.ImageDraw, text: str, left: float, bottom: float, ground: str
-    ) -> None:
-        """Write on a colour with the lower left corner at a place, moved inside if need be."""
-        pad = max(int(self.font.size) // 4, 2)
-        width, height = self.font.getlength(text) + 2 * pad, sum(self.font.getmetrics()) + pad
-        x = max(min(left, self.size[0] - width), 0)
-        y = max(min(bottom - height, self.size[1] - height), 0)
-        draw.rectangle((x, y, x + width, y + height), fill=ground)
-        bright = np.dot(ImageColor.getrgb(ground)[:3], (0.299, 0.587, 0.114)) > 140
-        draw.text((x + pad, y + pad / 2), text, "black" if bright else "white", self.font)
 
     def _draw_bars(self, draw: ImageDraw.ImageDraw, scores: np.ndarray) -> None:
         """Draw a bar for each shown class or output, in the lower left corner."""
@@ -191,12 +168,7 @@ class Annotator:
 
 
 def box_at(boxes: np.ndarray, time: float) -> np.ndarray | None:
-    """Return left, top, right, bottom at a moment; None where the face was not seen.
-
-    Args:
-        boxes: (n, 5), see `Prediction`.
-        time: seconds.
-    """
+    """Return left, top, right, bottom at a moment; None where the face was not seen."""
     if not len(boxes):
         return None
     times = boxes[:, 0]
@@ -227,8 +199,7 @@ def write_overlay(
         progress: show a progress bar.
 
     Raises:
-        UnreadableClip: the video has no picture or cannot be decoded.
-        ValueError: a file ending that is no film's.
+        UnreadableClip, ValueError: no picture, one that cannot be decoded; no film's ending.
     """
     check_writable(path, FILMS)
     if Path(video).is_dir():
@@ -270,34 +241,24 @@ def _begin(packet: Packet) -> float:
 
 
 def _sound(target: OutputContainer, source: InputContainer, begin: float) -> Iterator[Packet]:
-    """Add the sound of a film to its copy; yields the packets, counted from `begin` seconds."""
+    """Add the sound of a film to its copy, and yield its packets, counted from `begin` seconds."""
     stream = first_stream(source, "audio")
     if stream is None or stream.codec_context is None:
-        return iter(())
+        return
     codec = stream.codec_context
     if codec.codec.canonical_name in COPIED:
-        return _copied(source, stream, target.add_stream_from_template(stream), begin)
+        copy = target.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.dts is not None:  # the last one is empty
+                shift = round(begin / (packet.time_base or 1))
+                packet.dts -= shift
+                packet.pts = None if packet.pts is None else packet.pts - shift
+                packet.stream = copy
+                yield packet
+        return
     rate = min(RATES, key=lambda known: abs(known - codec.sample_rate))
     layout = codec.layout.name if codec.layout.nb_channels <= 6 else "stereo"
-    aac = target.add_stream("aac", rate=rate, layout=layout)
-    return _encoded(source, stream, aac, begin)
-
-
-def _copied(
-    source: InputContainer, stream: AudioStream, copy: AudioStream, begin: float
-) -> Iterator[Packet]:
-    for packet in source.demux(stream):
-        if packet.dts is not None:  # the last one is empty
-            shift = round(begin / (packet.time_base or 1))
-            packet.dts -= shift
-            packet.pts = None if packet.pts is None else packet.pts - shift
-            packet.stream = copy
-            yield packet
-
-
-def _encoded(
-    source: InputContainer, stream: AudioStream, copy: AudioStream, begin: float
-) -> Iterator[Packet]:
+    copy = target.add_stream("aac", rate=rate, layout=layout)
     resampler = AudioResampler("fltp", copy.layout, copy.rate, frame_size=1024)
     for frame in chain(source.decode(stream), [None]):  # None: what is held back
         if frame is not None and frame.pts is not None:

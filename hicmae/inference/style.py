@@ -60,10 +60,9 @@ def figure_to_png(figure: Figure, dpi: int = 140) -> bytes:
 
 def check_format(path: str | Path) -> Path:
     """Refuse a picture of an unknown ending before anything is computed."""
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
+    if Path(path).suffix.lower() not in FORMATS:
         raise ValueError(f"cannot write '{path}': expected a name that ends in {' '.join(FORMATS)}")
-    return path
+    return Path(path)
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
