@@ -365,8 +365,8 @@ class View(NamedTuple):
 def views_of(clip: Clip, config: ModelConfig, streams: str, may_miss: bool) -> Iterator[View]:
     """Yield the views of a prepared clip, by window.
 
-    A window that lacks a stream which the model reads is noted in `clip.missing`; it is left out
-    unless `may_miss`.
+    A window without a stream that the model reads is noted in `clip.missing`; only where it
+    `may_miss` it is not left out.
     """
     size = config.preprocessing.input_size_audio
     seen = _pictures(clip, config.preprocessing.input_size)

@@ -330,13 +330,7 @@ def load_model(
 ) -> tuple[nn.Module, ModelConfig]:
     """Build the model that `read_model` finds, in evaluation mode, and return its description too.
 
-    Args:
-        path: see `read_model`.
-        streams: "a" or "v" leaves the other encoder of a model of both out; None takes all.
-        device: where the model goes.
-
-    Raises:
-        FileNotFoundError, ValueError: in one line.
+    Of a model of both, the stream "a" or "v" leaves the other encoder out.
     """
     config, weights = read_model(path)
     sizes, clip = asdict(config.architecture), config.preprocessing
@@ -382,12 +376,7 @@ def export_checkpoint(
 ) -> Path:
     """Write config.json and model.safetensors of one model to a folder, and return that.
 
-    Args:
-        path: see `read_model`.
-        output: folder to make.
-        class_names: see `read_model`.
-        facts: put beside the training settings in config.json.
-        overrides: see `read_model`.
+    `facts` are put beside the training settings in config.json; the rest is as in `read_model`.
     """
     config, weights = read_model(path, class_names, **overrides)
     config.training.update(facts or {})
@@ -405,15 +394,10 @@ def export_checkpoint(
 def export_run(
     output_dir: str | Path, output: str | Path | None = None, **overrides: Any
 ) -> list[Path]:
-    """Export the last and the best epoch of a fine-tuning run; only rank 0 does.
+    """Export the last and the best epoch of a run to last/ and best/ in a folder; rank 0 does.
 
-    Args:
-        output_dir: of the run.
-        output: folder for last/ and best/; None: <output_dir>/export.
-        overrides: see `export_checkpoint`.
-
-    Returns:
-        The folders that were written.
+    The folder is `output`, or <output_dir>/export. Returns what was written; `overrides` are those
+    of `read_model`.
     """
     if not distributed.is_main():
         return []

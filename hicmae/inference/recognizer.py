@@ -3,6 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +44,16 @@ class WindowResult:
 class Prediction:
     """What a model says about one face, or the voice, of a clip.
 
-    Attributes:
-        file: the clip.
-        task: "classification" or "regression".
-        scores: mean over the windows: probability by class name, or value by output name.
-        windows: in order of time; they overlap.
-        person: 0 for the main face; others with faces="all".
-        notes: what the user should know, e.g. that there was no sound.
-        boxes: (n, 5) seconds, left, top, right, bottom of the face in pixels; (0, 5) without.
+    `scores` is the mean over the windows: probability by class name, or value by output name;
+    `boxes` (n, 5) are seconds, left, top, right, bottom of the face in pixels, (0, 5) without.
     """
 
     file: str
-    task: str
+    task: str  # "classification" or "regression"
     scores: dict[str, float]
-    windows: tuple[WindowResult, ...]
-    person: int = 0
-    notes: tuple[str, ...] = ()
+    windows: tuple[WindowResult, ...]  # in order of time; they overlap
+    person: int = 0  # the main face; others with faces="all"
+    notes: tuple[str, ...] = ()  # what the user should know, e.g. that there was no sound
     boxes: np.ndarray = field(default_factory=lambda: np.empty((0, 5)), repr=False, compare=False)
 
     @property
@@ -243,7 +238,7 @@ class EmotionRecognizer:
 
         Args:
             frames: (T, H, W, 3) uint8 RGB; None where only sound is read.
-            fps: frames a second.
+            fps: of the frames.
             waveform: (S,) or (channels, S), floats in [-1, 1] or int16; None where only the picture
                 is read. It begins with the first frame.
             sample_rate: of the waveform in Hz; other rates than 16000 are resampled.
@@ -286,19 +281,7 @@ class EmotionRecognizer:
                 "(run_finetuning.py), or ask for features"
             )
 
-        def finished(clip: Clip) -> Any:
-            try:
-                if clip.error:
-                    raise clip.error
-                if features:
-                    return _features_of(clip)
-                people = _predictions_of(clip, self.config)
-                return people if chosen.faces == "all" else people[0]
-            except UnreadableClip as error:
-                if on_error == "raise":
-                    raise
-                return Failure(clip.file, str(error))
-
+        finish = partial(self._finish, features=features, options=chosen, on_error=on_error)
         files = list(files)
         queue: deque[Clip] = deque()
         batches: dict[tuple[bool, bool], list[tuple[Clip, View]]] = defaultdict(list)
@@ -318,10 +301,31 @@ class EmotionRecognizer:
                 clip.error = error
             clip.release()  # many clips may wait for their batch
             while queue and not queue[0].waiting:
-                yield finished(queue.popleft())
+                yield finish(queue.popleft())
         for batch in batches.values():
             self._compute(batch, features)
-        yield from map(finished, queue)
+        yield from map(finish, queue)
+
+    def _finish(self, clip: Clip, features: bool, options: Options, on_error: str) -> Any:
+        """Return what is known of a clip, or why nothing is."""
+        try:
+            if clip.error:
+                raise clip.error
+            if not clip.rows:
+                reasons = ", ".join(sorted(set(clip.missing.values()))) or "it has no window"
+                raise UnreadableClip(
+                    f"'{clip.file}' has no window with all that the model reads: {reasons}; "
+                    "missing_modality 'zeros' or 'drop' lets a model of both streams answer from "
+                    "one"
+                )
+        except UnreadableClip as error:
+            if on_error == "raise":
+                raise
+            return Failure(clip.file, str(error))
+        if features:
+            return _features_of(clip)
+        people = _predictions_of(clip, self.config)
+        return people if options.faces == "all" else people[0]
 
     def _views(self, clip: Clip, file: File, options: Options) -> Iterator[View]:
         """Open a clip and yield its views."""
@@ -353,9 +357,9 @@ class EmotionRecognizer:
                 rows = forward.features(self.model, video, audio)
             else:
                 rows = {"scores": forward.scores(self.model, video, audio).float()}
-        if features and self.config.task == "pretraining":
+        if self.config.task == "pretraining":
             rows = {name: rows[name] for name in PRETRAINED_FEATURES if name in rows}
-        if self.config.task == "classification" and not features:
+        elif self.config.task == "classification" and not features:
             rows = {"scores": rows["scores"].softmax(-1)}
         arrays = {name: value.float().cpu().numpy() for name, value in rows.items()}
         for index, (of, view) in enumerate(batch):
@@ -385,15 +389,11 @@ def _predictions_of(clip: Clip, config: ModelConfig) -> list[Prediction]:
             answers.append(
                 Prediction(clip.file, config.task, mean, tuple(windows), person, notes, boxes)
             )
-    if not answers:
-        raise _nothing_seen(clip)
     return answers
 
 
 def _features_of(clip: Clip) -> Features:
     """Average the views of each window; only levels that all windows have."""
-    if not clip.rows:
-        raise _nothing_seen(clip)
     rows = [clip.rows[key] for key in sorted(clip.rows)]
     windows = [clip.windows[number] for _, number in sorted(clip.rows)]
     names = [name for name in rows[0][0] if all(name in views[0] for views in rows)]
@@ -403,11 +403,3 @@ def _features_of(clip: Clip) -> Features:
     }
     start, end = (np.array([getattr(w, side) for w in windows]) for side in ("start", "end"))
     return Features(clip.file, start, end, arrays)
-
-
-def _nothing_seen(clip: Clip) -> UnreadableClip:
-    reasons = ", ".join(sorted(set(clip.missing.values()))) or "it has no window"
-    return UnreadableClip(
-        f"'{clip.file}' has no window with all that the model reads: {reasons}; "
-        "missing_modality 'zeros' or 'drop' lets a model of both streams answer from one"
-    )

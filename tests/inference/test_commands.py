@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from hicmae.data.clip_list import Clip, write_list
+from hicmae.data.media import MediaFile
 from hicmae.inference import cli
 from hicmae.inference.pictures import Annotator, box_at, draw_timeline, write_overlay
 from hicmae.inference.recognizer import Prediction, WindowResult
@@ -164,15 +165,19 @@ def test_other_sound_becomes_aac_and_a_mute_video_stays_mute(tmp_path):
     assert set(streams(write_overlay(mute, [made_up(mute)], tmp_path / "d.mp4"))) == {"video"}
 
 
-def test_a_rotated_video_is_annotated_upright(tmp_path):
-    source = save_media(tmp_path / "lying.mp4", pictures(5, (96, 64)))
-    turned = tmp_path / "turned.mp4"
-    command = [ffmpeg_program(), "-v", "error", "-display_rotation", "90", "-i", source]
+def test_a_telephones_rotated_video_is_read_and_annotated_upright(tmp_path):
+    lying = [np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 3, (48, 1, 3))] * 3
+    source, turned = save_media(tmp_path / "lying.mp4", lying), tmp_path / "turned.mp4"
+    command = [ffmpeg_program(), "-v", "error", "-display_rotation", "-90", "-i", source]
     subprocess.run([*command, "-c", "copy", turned], check=True, stdin=subprocess.DEVNULL)
     out = write_overlay(turned, [made_up(str(turned))], tmp_path / "out.mp4")
     with av.open(str(out)) as container:
-        frame = next(container.decode(video=0))
-    assert (frame.width, frame.height, frame.rotation) == (64, 96, 0)
+        written = next(container.decode(video=0))
+    assert written.rotation == 0
+    (read,) = MediaFile(turned).frames([1])
+    for frame in (read, written.to_ndarray(format="rgb24")):
+        assert frame.shape == (64, 48, 3)
+    assert read[-8:].mean() > read[:8].mean() + 100  # left has become top
 
 
 def test_a_copy_that_cannot_be_made_leaves_nothing(tmp_path, video):
