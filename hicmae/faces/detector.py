@@ -171,9 +171,8 @@ class Detector:
         patches, corners, sides = _patches(images, boxes, owner, 24)
         shifts, scores = self.rnet(patches)
         face = scores.softmax(1)[:, 1]
-        moved = torch.from_numpy(np.tile(corners, 2) + np.pad(sides, ((0, 0), (2, 0)))) + (
-            shifts * torch.from_numpy(np.tile(sides, 2))
-        )
+        edges = torch.from_numpy(np.concatenate([corners, corners + sides], 1))
+        moved = edges + shifts * torch.from_numpy(np.tile(sides, 2))
         good = torch.nonzero(face >= REFINED)[:, 0]
         owners = torch.from_numpy(owner)[good]
         kept = good[batched_nms(moved[good].float(), face[good], owners, SAME_PROPOSAL)]
@@ -204,10 +203,7 @@ def squared(boxes: np.ndarray) -> np.ndarray:
 
 
 def overlaps(first: np.ndarray, second: np.ndarray, of_smaller: bool = False) -> np.ndarray:
-    """Return the intersection over union of boxes (N, 4) and (M, 4), as (N, M).
-
-    With `of_smaller` it is over the smaller of the two: near 1 for a box inside another one.
-    """
+    """Return how boxes (N, 4) and (M, 4) overlap, (N, M): of their union, or of the smaller one."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     shared = (high - low).clip(0).prod(-1)

@@ -1,10 +1,9 @@
 """Using a model: one video in, emotions or features out.
 
-model.py        config.json and weights: exports, runs and .pth read alike; from them to a model
-export.py       a finished run or a .pth becomes a folder of config.json and model.safetensors
+model.py        config.json and weights: exports, runs and .pth read alike, and exported
 clips.py        which windows a model reads of a clip, whose faces, and these as tensors
-forward.py      views in batches through a model, also where one stream is missing
+forward.py      what a model says of a batch, also where one stream is missing
 recognizer.py   EmotionRecognizer, which puts it all together, and its answers
 pictures.py     scores over time as a picture; a copy of the film with the answers drawn in
-cli.py          hicmae-predict and hicmae-extract
+cli.py          hicmae-predict, hicmae-extract and the export
 """

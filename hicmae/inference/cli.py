@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -151,11 +152,7 @@ def _load(args: argparse.Namespace) -> tuple[EmotionRecognizer, dict[str, Any]]:
 
 
 def find_files(names: Iterable[str]) -> list[str]:
-    """Return the clips that names mean: folders of frames stay, other folders are searched.
-
-    Raises:
-        FileNotFoundError: a folder holds nothing to read.
-    """
+    """Return the clips that names mean: folders of frames stay, other folders are searched."""
     files: list[str] = []
     for name in names:
         if not os.path.isdir(name) or any(
@@ -188,14 +185,12 @@ def predict(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser, *READING, title="reading of clips")
     add_arguments(parser, "quiet")
     group = parser.add_argument_group("results; with several videos their names are put in")
-    for flag, text in (
-        ("csv", "a row for each video"),
-        ("windows_csv", "a row for each window"),
-        ("json", "all there is"),
-        ("plot", "scores over time: .png, .pdf or .svg, one for each video"),
-        ("overlay", "annotated copy: .mp4, for each video"),
-    ):
-        group.add_argument(f"--{flag}", metavar="FILE", help=text)
+    add = partial(group.add_argument, metavar="FILE")
+    add("--csv", help="a row for each video")
+    add("--windows_csv", help="a row for each window")
+    add("--json", help="all there is")
+    add("--plot", help="scores over time: .png, .pdf or .svg, one for each video")
+    add("--overlay", help="annotated copy: .mp4, for each video")
     return run_command(parser, _predict, argv)
 
 
@@ -427,13 +422,12 @@ def export(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--class_names", nargs="+", default=(), metavar="NAME", help=text)
     add = parser.add_argument_group("settings that a .pth does not say").add_argument
-    for flag, kind, text in (
-        ("num_frames", int, "video frames of a clip (16)"),
-        ("sampling_rate", int, "frames from one sampled frame to the next (4)"),
-        ("input_size", int, "height and width of a face in pixels (160)"),
-        ("frame_rate", float, "frames a second of the training videos (measured, else 25)"),
-    ):
-        add(f"--{flag}", type=kind, metavar="N", help=text)
+    add("--num_frames", type=int, metavar="N", help="video frames of a clip (16)")
+    text = "frames from one sampled frame to the next (4)"
+    add("--sampling_rate", type=int, metavar="N", help=text)
+    add("--input_size", type=int, metavar="N", help="height and width of a face in pixels (160)")
+    text = "frames a second of the training videos (measured, else 25)"
+    add("--frame_rate", type=float, metavar="N", help=text)
     text = "steps and mel bins (256 128)"
     add("--input_size_audio", type=int, nargs=2, metavar="N", help=text)
     text = "what the head gives (classification)"

@@ -205,7 +205,8 @@ class EmotionRecognizer:
         """Answer about one clip: its main face and its sound.
 
         Args:
-            video: video file; sound file where only sound is read; or folder of face frames.
+            video: video file; sound file where only sound is read; folder of face frames; or what
+                is in memory already.
             audio: sound file to hear instead of the video's own.
             options: faces, window, overlap and protocol, see `Options`.
 
@@ -234,15 +235,10 @@ class EmotionRecognizer:
         sample_rate: float = 16000,
         **options: Any,
     ) -> Prediction:
-        """Answer about a clip in memory.
+        """Answer about frames (T, H, W, 3) uint8 RGB and a waveform in memory, or one of them.
 
-        Args:
-            frames: (T, H, W, 3) uint8 RGB; None where only sound is read.
-            fps: of the frames.
-            waveform: (S,) or (channels, S), floats in [-1, 1] or int16; None where only the picture
-                is read. It begins with the first frame.
-            sample_rate: of the waveform in Hz; other rates than 16000 are resampled.
-            options: as in `predict`.
+        The waveform, (S,) or (channels, S), floats in [-1, 1] or int16, begins with the first
+        frame; other rates than 16000 Hz are resampled. The options are those of `predict`.
         """
         return self.predict(Arrays(frames, fps, waveform, sample_rate), **options)
 

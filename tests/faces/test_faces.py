@@ -72,24 +72,29 @@ def test_align_is_black_outside_the_image():
 # Tracking
 
 
-def test_the_main_face_is_large_and_near_the_middle_and_kept():
-    large, small = face_at(100, 80, 60), face_at(20, 20, 30)
-    faces = [[small, large]] * 5 + [[large._replace(score=0.8), small]] * 5
-    assert all(face.size == 60 for face in main_face(faces, (200, 150)))
+LARGE, SMALL, LEFT = face_at(100, 80, 60), face_at(20, 20, 30), face_at(30, 80, 40)
+PASSING, MIDDLE = face_at(160, 80, 90), face_at(100, 80, 50)
+FILMS = {
+    "large, near the middle and kept": (
+        [[SMALL, LARGE]] * 5 + [[LARGE._replace(score=0.8), SMALL]] * 5,
+        [60] * 10,
+    ),
+    "in front for a moment does not take over": (
+        [[MIDDLE]] * 10 + [[PASSING, MIDDLE]] * 3 + [[MIDDLE]] * 10,
+        [50] * 23,
+    ),
+    "another one only where it is gone": (
+        [[LARGE, LEFT]] * 6 + [[LEFT]] * 2 + [[]] + [[LARGE]] * 3,
+        [60] * 6 + [40] * 2 + [None] + [60] * 3,
+    ),
+}
 
 
-def test_a_face_in_front_for_a_moment_does_not_take_over():
-    main, passing = face_at(100, 80, 50), face_at(160, 80, 90)
-    faces = [[main]] * 10 + [[passing, main]] * 3 + [[main]] * 10
-    assert all(face is main for face in main_face(faces, (200, 150)))
-
-
-def test_another_face_fills_in_only_where_the_main_one_is_gone():
-    main, other = face_at(100, 80, 60), face_at(30, 80, 40)
-    chosen = main_face([[main, other]] * 6 + [[other]] * 2 + [[]] + [[main]] * 3, (200, 150))
-    assert [None if face is None else face.size for face in chosen] == (
-        [60] * 6 + [40] * 2 + [None] + [60] * 3
-    )
+@pytest.mark.parametrize("name", FILMS)
+def test_the_main_face_is(name):
+    faces, sizes = FILMS[name]
+    chosen = main_face(faces, (200, 150))
+    assert [None if face is None else face.size for face in chosen] == sizes
 
 
 def test_faces_are_followed_so_that_all_overlap_most():
