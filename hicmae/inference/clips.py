@@ -96,9 +96,8 @@ def sliding(
     """Slide a window over a clip; the last one ends where the clip does.
 
     All frames lie on one grid in time, `num_frames` a window, so that neighbouring windows share
-    what they read.
-    `times` (n,) are seconds of the frames, None reads no picture; without `num_samples` no sound is
-    read. See `Options` for the others.
+    what they read. `times` (n,) are seconds of the frames; None reads no picture, or no sound. For
+    window and overlap see `Options`.
     """
     window = clip.clip_seconds if window is None else window
     overlap = window / 2 if overlap is None else overlap
@@ -285,7 +284,7 @@ def prepare(
 ) -> None:
     """Plan the windows of a clip and find the faces in it; UnreadableClip where there is nothing.
 
-    `streams` is what is read of `source`, a part of the model's modality.
+    `streams` is what is read of the source, a part of the model's modality.
     """
     may_miss = options.missing_modality != "error" and len(streams) > 1
     try:

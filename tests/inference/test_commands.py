@@ -276,23 +276,22 @@ def test_extract_writes_parquet_where_pyarrow_is(models, tmp_path, clip, caplog)
         assert ".parquet needs the package pyarrow" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "content, output, message",
-    [
-        ("a.mp4 0\n", "f.txt", "f.txt' must end in .npz or .parquet"),
-        ("", "f.npz", "is empty"),
-        ('"open 0\n', "f.npz", "cannot be read"),
-        ("lost.mp4 0\n", "f.npz", "could be read; the last: 'lost.mp4' does not exist"),
-        (None, "f.npz", "list.csv' does not exist"),
-    ],
+NO_LISTS = (
+    ("a.mp4 0\n", "f.txt", "f.txt' must end in .npz or .parquet"),
+    ("", "f.npz", "is empty"),
+    ('"open 0\n', "f.npz", "cannot be read"),
+    ("lost.mp4 0\n", "f.npz", "could be read; the last: 'lost.mp4' does not exist"),
+    (None, "f.npz", "list.csv' does not exist"),
 )
+
+
+@pytest.mark.parametrize("content, output, message", NO_LISTS)
 def test_mistakes_in_an_extraction_are_named(models, tmp_path, content, output, message, caplog):
     if content is not None:
         (tmp_path / "list.csv").write_text(content)
     flags = ["--checkpoint", str(models / "av.pth"), "--output", str(tmp_path / output), "--quiet"]
     assert cli.extract([str(tmp_path / "list.csv"), *flags]) == 2
-    assert message in caplog.text
-    assert not (tmp_path / output).exists()
+    assert message in caplog.text and not (tmp_path / output).exists()
 
 
 # Examples
