@@ -20,11 +20,11 @@ Exit code: 0; 2 where the command or a clip is bad.
 """
 
 import argparse
+import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,32 +43,12 @@ from hicmae.training.evaluate import Predictions, score, write_results
 TEMPERATURE = 0.07
 
 
-class Labelled(NamedTuple):
-    """Clips with their features: of each clip (D,) by kind."""
-
-    clips: list[AnyClip]
-    features: list[dict[str, np.ndarray]]
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Return the classes, (n,)."""
-        return np.array([clip.label for clip in self.clips])
-
-    def matrix(self, kind: str) -> np.ndarray:
-        """Return features (n, D); kinds joined by "+" side by side, each row of unit length."""
-        names, known = kind.split("+"), self.features[0]
-        if unknown := [name for name in names if name not in known]:
-            raise ValueError(
-                f"--features {kind}: this model has no '{unknown[0]}', expected "
-                f"{', '.join(known)}, or several joined by '+'"
-            )
-        parts = [np.stack([row[name] for row in self.features]) for name in names]
-        return np.hstack([normalize(part) for part in parts] if len(parts) > 1 else parts)
+Features = dict[str, np.ndarray]  # (n, D) by kind
 
 
 def extract(
     recognizer: EmotionRecognizer, clips: Sequence[AnyClip], description: str = ""
-) -> Labelled:
+) -> Features:
     """Compute every kind of features of clips, averaged over the views of the test.
 
     Progress is shown with a description only. UnreadableClip names a clip that cannot be read.
@@ -81,7 +61,19 @@ def extract(
         layers = [name for name in levels if name.endswith("_layers")]
         last = {name.replace("_layers", "_last"): levels.pop(name)[-1] for name in layers}
         rows.append(last | levels)
-    return Labelled(list(clips), rows)
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def joined(features: Features, kind: str) -> np.ndarray:
+    """Return features (n, D); kinds joined by "+" side by side, each row of unit length."""
+    names = kind.split("+")
+    if unknown := [name for name in names if name not in features]:
+        raise ValueError(
+            f"--features {kind}: this model has no '{unknown[0]}', expected "
+            f"{', '.join(features)}, or several joined by '+'"
+        )
+    parts = [features[name] for name in names]
+    return np.hstack([normalize(part) for part in parts] if len(parts) > 1 else parts)
 
 
 def default_kinds(known: Sequence[str]) -> list[str]:
@@ -122,21 +114,6 @@ def vote(
     return scores
 
 
-def evaluate(
-    train: Labelled, test: Labelled, kinds: Sequence[str], ks: Sequence[int], **options: Any
-) -> Iterator[tuple[Predictions, dict[str, Any]]]:
-    """Yield predictions and metrics of every kind of features and every k; options of `vote`."""
-    num_classes = int(max(train.labels.max(), test.labels.max())) + 1
-    names = [clip.video for clip in test.clips]
-    for kind in kinds:
-        stored, asked = train.matrix(kind), test.matrix(kind)
-        for k in ks:
-            scores = vote(stored, train.labels, asked, k, num_classes, **options)
-            predictions = Predictions(names, test.labels, scores, [])
-            facts = {"features": kind, "k": k, "training_clips": len(train.clips)}
-            yield predictions, {**score(predictions, "classification"), **facts}
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = new_parser(str(__doc__))
@@ -147,8 +124,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_arguments(parser, "data_root")
     add("--test_list", metavar="FILE", help="clips to classify (default: test.csv of the fold)")
     add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else the others)")
-    neighbours = (1, 5, 10, 20)
-    add("--k", nargs="+", type=int, default=neighbours, metavar="N", help="neighbours (1 5 10 20)")
+    text = "neighbours (1 5 10 20)"
+    add("--k", nargs="+", type=int, default=(1, 5, 10, 20), metavar="N", help=text)
     add(
         "--metric",
         choices=("cosine", "euclidean"),
@@ -189,17 +166,21 @@ def run(args: argparse.Namespace) -> int:
     recognizer = EmotionRecognizer.from_checkpoint(
         args.checkpoint, args.device, batch_size=args.batch_size
     )
-    test = extract(recognizer, test_clips[:1])  # says whether the features are there, at once
-    kinds = args.features or default_kinds(list(test.features[0]))
+    first = extract(recognizer, test_clips[:1])  # says whether the features are there, at once
+    kinds = args.features or default_kinds(list(first))
     for kind in kinds:
-        test.matrix(kind)
+        joined(first, kind)
     train = extract(recognizer, train_clips, "training clips")
     test = extract(recognizer, test_clips, "clips to classify")
+    labels, truth = (np.array([c.label for c in clips]) for clips in (train_clips, test_clips))
+    num_classes = int(max(labels.max(), truth.max())) + 1
+    names, how = [clip.video for clip in test_clips], (args.metric, args.temperature)
     results = []
-    for predictions, metrics in evaluate(
-        train, test, kinds, args.k, metric=args.metric, temperature=args.temperature
-    ):
-        kind, k = metrics["features"], metrics["k"]
+    for kind, k in itertools.product(kinds, args.k):
+        scores = vote(joined(train, kind), labels, joined(test, kind), k, num_classes, *how)
+        predictions = Predictions(names, truth, scores, [])
+        facts = {"features": kind, "k": k, "training_clips": len(train_clips)}
+        metrics = {**score(predictions, "classification"), **facts}
         results.append((kind, k, 100 * metrics["uar"], 100 * metrics["war"]))
         if args.output_dir:  # the fold of an experiment of its own
             fold = Path(args.data_path).resolve().name

@@ -45,12 +45,11 @@ def test_euclidean_neighbours_have_a_vote_each():
 
 
 def test_joined_kinds_weigh_alike():
-    rows = [{"a": np.array([3.0, 4.0]), "b": np.array([0.0, 200.0])}]
-    labelled = knn.Labelled([Clip("v", "a.wav", 0)], rows)
-    np.testing.assert_allclose(labelled.matrix("a+b"), [[0.6, 0.8, 0, 1]])
-    np.testing.assert_array_equal(labelled.matrix("a"), [[3, 4]])
+    found = {"a": np.array([[3.0, 4.0]]), "b": np.array([[0.0, 200.0]])}
+    np.testing.assert_allclose(knn.joined(found, "a+b"), [[0.6, 0.8, 0, 1]])
+    np.testing.assert_array_equal(knn.joined(found, "a"), [[3, 4]])
     with pytest.raises(ValueError, match="--features a[+]c: this model has no 'c', expected a, b"):
-        labelled.matrix("a+c")
+        knn.joined(found, "a+c")
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +98,9 @@ def test_features_are_those_of_the_recognizer(models, fold):
     clip = read_labelled_list(fold / "test.csv")[2]
     found = knn.extract(recognizer, [clip])
     whole = recognizer.features(clip.video, audio=clip.audio, protocol="test").mean()
-    np.testing.assert_allclose(found.matrix("fused"), whole["fused"][None], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["fused"], whole["fused"][None], rtol=1e-5, atol=1e-6)
     last = whole["audio_layers"][-1:]
-    np.testing.assert_allclose(found.matrix("audio_last"), last, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["audio_last"], last, rtol=1e-5, atol=1e-6)
     assert last.shape == (1, 128) and not np.allclose(last, whole["audio_layers"][:1])
 
 
