@@ -165,16 +165,16 @@ def sound(wav: Wav, start: int, stop: int) -> np.ndarray:
 
     A span without any sound is accepted only where the rest of the wav has some.
     """
-    samples = _finite(wav, start, stop)
-    if (samples == samples[0]).all() and (_finite(wav, 0, len(wav)) == samples[0]).all():
+
+    def finite(start: int, stop: int) -> np.ndarray:
+        samples = wav.read(start, stop)
+        if not np.isfinite(samples).all():
+            raise UnreadableClip(f"audio '{wav.path}' holds values that are not finite")
+        return samples
+
+    samples = finite(start, stop)
+    if (samples == samples[0]).all() and (finite(0, len(wav)) == samples[0]).all():
         raise UnreadableClip(f"audio '{wav.path}' is silent: all its samples are {samples[0]:g}")
-    return samples
-
-
-def _finite(wav: Wav, start: int, stop: int) -> np.ndarray:
-    samples = wav.read(start, stop)
-    if not np.isfinite(samples).all():
-        raise UnreadableClip(f"audio '{wav.path}' holds values that are not finite")
     return samples
 
 

@@ -122,19 +122,6 @@ class ClipDataset(Dataset):
             return None, sound, max(round(len(sound or ()) * FRAME_RATE / SAMPLE_RATE), 1)
         return video, sound if "a" in self.modality else None, len(video or ())
 
-    def features(
-        self,
-        sound: Wav,
-        windows: Sequence[np.ndarray],
-        total_frames: int,
-        gains: Sequence[float] | None = None,
-    ) -> Tensor:
-        """Return the filter banks (V, 1, T, F) of the sound of V windows."""
-        settings = self.settings
-        return wav.window_features(
-            sound, windows, settings.span, total_frames, settings.input_size_audio, gains
-        )
-
     def target(self, clip: AnyClip) -> Tensor:
         """Return the label as (1,) int64 or (1, K) float32; without a label -1 or K = 0."""
         if self.task == "classification":
@@ -183,13 +170,22 @@ class PretrainClips(ClipDataset):
             for start in starts
         ]
         gains = [wav.draw_gain(rng) if self.roll_mag_aug else 1.0 for _ in windows]
-        spans = [self._span(video, window) for window in windows]
+        spans = []  # samples from the beginning of a window to the end of the frame after it
+        for window in windows:
+            last = min(int(window[-1]) + settings.sampling_rate, len(video) - 1)
+            start, stop = (int(time * SAMPLE_RATE) for time in video.times(int(window[0]), last))
+            spans.append((start, stop))
         audio = wav.span_features(sound(), spans, gains, settings.input_size_audio)
         frames = film.read_frames(video, windows)
         masks = [tube_mask(self.grid, self.mask_ratio, rng) for _ in windows]
         ratio, num_tokens = self.mask_ratio_audio, self.num_audio_tokens
         audio_masks = [random_mask(num_tokens, ratio, rng) for _ in windows]
-        pixels = [self._crop([frames[k] for k in window], rng) for window in windows]
+        pixels = []
+        for window in windows:
+            height, width = frames[int(window[0])].shape[:2]
+            box = film.draw_crop(film.face_box(width, height), rng)
+            size = (settings.input_size, settings.input_size)
+            pixels.append(film.resize_frames([frames[k] for k in window], size, box))
         return PretrainBatch(
             video=torch.stack(pixels),
             video_mask=torch.from_numpy(np.stack(masks)),
@@ -198,17 +194,6 @@ class PretrainClips(ClipDataset):
             names=(clip.video,) * self.num_samples,
             skipped=(),
         )
-
-    def _span(self, video: Video, window: np.ndarray) -> tuple[int, int]:
-        """Return the samples from the beginning of a window to the end of the frame after it."""
-        last = min(int(window[-1]) + self.settings.sampling_rate, len(video) - 1)
-        start, stop = (int(time * SAMPLE_RATE) for time in video.times(int(window[0]), last))
-        return start, stop
-
-    def _crop(self, frames: list[np.ndarray], rng: np.random.Generator) -> Tensor:
-        height, width = frames[0].shape[:2]
-        box = film.draw_crop(film.face_box(width, height), rng)
-        return film.resize_frames(frames, (self.settings.input_size,) * 2, box)
 
 
 class LabelledClips(ClipDataset):
@@ -239,11 +224,19 @@ class LabelledClips(ClipDataset):
         pixels = features = None
         if sound is not None:
             gains = [wav.draw_gain(rng) if self.roll_mag_aug else 1.0 for _ in windows]
-            features = self.features(sound, windows, total_frames, gains)
+            span, size = self.settings.span, self.settings.input_size_audio
+            features = wav.window_features(sound, windows, span, total_frames, size, gains)
         if video is not None:
-            images = self._squares(film.read_frames(video, windows))
-            clips = [self._pixels([images[k] for k in window], rng) for window in windows]
-            pixels = torch.stack(clips)
+            frames = film.read_frames(video, windows)
+            squares = film.resize_frames(list(frames.values()), (self.settings.input_size,) * 2)
+            # as images: RandAugment is Pillow's
+            images = map(Image.fromarray, squares.permute(1, 2, 3, 0).contiguous().numpy())
+            image = dict(zip(frames, images, strict=True))
+            chosen = [[image[k] for k in window] for window in windows]
+            transform = self.transform
+            pixels = torch.stack(
+                [transform(clip, rng) if transform else film.to_tensor(clip) for clip in chosen]
+            )
         target = self.target(clip).repeat_interleave(self.num_samples, dim=0)
         return LabelledBatch(pixels, features, target, (clip.video,) * self.num_samples, ())
 
@@ -252,15 +245,6 @@ class LabelledClips(ClipDataset):
         is_long = total_frames > settings.span
         end = int(rng.integers(settings.span, total_frames)) if is_long else None
         return film.train_frames(total_frames, end, settings.num_frames, settings.sampling_rate)
-
-    def _squares(self, frames: dict[int, np.ndarray]) -> dict[int, Image.Image]:
-        """Resize frames to squares, as images: RandAugment is Pillow's."""
-        pixels = film.resize_frames(list(frames.values()), (self.settings.input_size,) * 2)
-        images = map(Image.fromarray, pixels.permute(1, 2, 3, 0).contiguous().numpy())
-        return dict(zip(frames, images, strict=True))
-
-    def _pixels(self, images: list[Image.Image], rng: np.random.Generator) -> Tensor:
-        return film.to_tensor(images) if self.transform is None else self.transform(images, rng)
 
 
 class TestClips(ClipDataset):
@@ -300,7 +284,11 @@ class TestClips(ClipDataset):
         target, index = self.target(clip), torch.tensor([item.index])
         streams, skipped = read_or_skip(clip, self._streams, self.allow_skip, self.clip_timeout)
         if streams is None:
-            video, audio = self._nothing()
+            # no views, of the usual shapes
+            side, size_audio = self.settings.input_size, self.settings.input_size_audio
+            size = (0, 3, self.settings.num_frames, side, side)
+            video = torch.zeros(size, dtype=torch.uint8) if "v" in self.modality else None
+            audio = torch.zeros(0, 1, *size_audio) if "a" in self.modality else None
             return ViewBatch(video, audio, index[:0], index[:0], target[:0], (), skipped)
         video, audio = streams
         num_views = next(len(views) for views in streams if views is not None)
@@ -325,7 +313,8 @@ class TestClips(ClipDataset):
         if video is not None:
             pixels, num_crops = self._views(film.read_frames(video, windows), windows)
         if sound is not None:
-            features = self.features(sound, windows, total_frames)
+            span, size = self.settings.span, self.settings.input_size_audio
+            features = wav.window_features(sound, windows, span, total_frames, size)
             features = features.repeat_interleave(num_crops, dim=0)
         return pixels, features
 
@@ -344,14 +333,6 @@ class TestClips(ClipDataset):
             pixels = resized[:, [place[int(k)] for k in window]]
             views += [pixels[..., top:bottom, left:right] for left, top, right, bottom in boxes]
         return torch.stack(views), len(boxes)
-
-    def _nothing(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return what a skipped clip adds to a batch: no views, of the usual shapes."""
-        settings = self.settings
-        size = (0, 3, settings.num_frames, settings.input_size, settings.input_size)
-        video = torch.zeros(size, dtype=torch.uint8) if "v" in self.modality else None
-        audio = torch.zeros(0, 1, *settings.input_size_audio) if "a" in self.modality else None
-        return video, audio
 
 
 def _parts(name: str, size: int, part: int) -> int:

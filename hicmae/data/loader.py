@@ -46,16 +46,10 @@ def item_generator(seed: int, item: ClipIndex) -> np.random.Generator:
 
 
 def call_in_time(seconds: float, clip: str, function: Callable[..., T], *args: Any) -> T:
-    """Return function(*args); what it raises comes through.
+    """Return function(*args), run in another thread; what it raises comes through.
 
-    Args:
-        seconds: limit, as some files hang a decoder or a file system; 0: none, and no thread.
-        clip: its name, for the message.
-        function: runs in another thread of this process.
-        args: of the function.
-
-    Raises:
-        UnreadableClip: it has not returned in time; its thread is left to itself.
+    UnreadableClip, naming `clip`, when it has not returned in `seconds`, as some files hang a
+    decoder or a file system; its thread is left to itself. 0 seconds: no limit and no thread.
     """
     if not seconds:
         return function(*args)
@@ -88,11 +82,7 @@ def read_or_replace(
     rng: np.random.Generator,
     clip_timeout: float = 0.0,
 ) -> tuple[T, tuple[SkippedClip, ...]]:
-    """Read clip `index`; while that fails, read another clip drawn from the list instead.
-
-    Returns:
-        What `read` returned, and the clips that failed before.
-    """
+    """Read clip `index`, while that fails another of the list; return the failed ones too."""
     skipped: dict[int, SkippedClip] = {}
     while len(skipped) < min(MAX_TRIES, len(clips)):
         clip = clips[index]
@@ -112,11 +102,7 @@ def read_or_replace(
 def read_or_skip(
     clip: AnyClip, read: Callable[[Any], T], allow_skip: bool, clip_timeout: float = 0.0
 ) -> tuple[T | None, tuple[SkippedClip, ...]]:
-    """Read a clip for evaluation, where no other can stand in for it.
-
-    Returns:
-        What `read` returned and (), or None and the clip where it failed and may be skipped.
-    """
+    """Read a clip for evaluation; return None and the clip where it failed and may be skipped."""
     try:
         return call_in_time(clip_timeout, clip.video, read, clip), ()
     except UnreadableClip as error:

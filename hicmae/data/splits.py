@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -160,34 +160,45 @@ class Holdout(NamedTuple):
 def hold_out(
     clips: Sequence[AnyClip], groups: Sequence[str], share: float, seed: int, modality: str = "av"
 ) -> Holdout:
-    """Hold out whole groups of clips, so that every class gives about its share.
+    """Hold out whole groups (speakers) of clips, so that every class gives about its share.
 
     Of many random orders of the groups, and of the beginnings of each, the one is taken whose share
     of all clips and of every class (regression: of each third of every target's values) comes
-    nearest to `share`.
-
-    Args:
-        clips: the training list.
-        groups: speaker of each clip.
-        share: of the clips, in (0, 1).
-        seed: decides among the many ways.
-        modality: streams that are read; no file of them may be on both sides.
+    nearest to `share` in (0, 1). No file of a stream in `modality` may be on both sides.
     """
-    chosen = _choose(groups, _traits(clips), share, seed)
-    pairs = list(zip(clips, groups, strict=True))
-    train = [clip for clip, group in pairs if group not in chosen]
-    val = [clip for clip, group in pairs if group in chosen]
-    _refuse_shared_files(train, val, modality)
-    return Holdout(train, val, [group for group in groups if group in chosen])
+    chosen = _choose(groups, clips, share, seed)
+    held = Holdout([], [], [group for group in groups if group in chosen])
+    owner: dict[str, AnyClip] = {}  # of each file of the training clips
+    sides = [group in chosen for group in groups]
+    for clip, is_val in sorted(zip(clips, sides, strict=True), key=lambda pair: pair[1]):
+        (held.val if is_val else held.train).append(clip)
+        for stream in modality:
+            path = os.path.abspath(clip.video if stream == "v" else clip.audio or "")
+            if is_val and path in owner:
+                raise ValueError(
+                    f"'{path}' belongs to a training clip, '{owner[path].video}', and to the "
+                    f"validation clip '{clip.video}', expected one; mend train.csv or the speakers"
+                )
+            if not is_val:
+                owner[path] = clip
+    return held
 
 
-def _choose(groups: Sequence[str], traits: np.ndarray, share: float, seed: int) -> set[str]:
+def _choose(groups: Sequence[str], clips: Clips, share: float, seed: int) -> set[str]:
     names, members = np.unique(np.array(groups, object), return_inverse=True)
     if len(names) < 2:
         raise ValueError(
             f"expected at least two speakers or clips in the training list to hold some out, got "
             f"{len(names)}; use --val_split list"
         )
+    # (n, traits) 0 or 1: being a clip, and being of each class or third of a target's values
+    labels = np.array([clip.label for clip in clips])
+    if labels.ndim == 1:
+        kinds = [labels == label for label in np.unique(labels)]
+    else:
+        thirds = [np.searchsorted(np.quantile(v, (1 / 3, 2 / 3)), v) for v in labels.T]
+        kinds = [third == k for third in thirds for k in np.unique(third)]
+    traits = np.stack([np.ones(len(clips)), *kinds], axis=1)
     shares = np.zeros((len(names), traits.shape[1]))
     np.add.at(shares, members, traits)
     shares /= shares.sum(axis=0)
@@ -200,32 +211,6 @@ def _choose(groups: Sequence[str], traits: np.ndarray, share: float, seed: int) 
         if errors[size - 1] < least:
             best, least = order[:size], errors[size - 1]
     return set(names[best])
-
-
-def _traits(clips: Sequence[AnyClip]) -> np.ndarray:
-    """Return (n, traits) 0 or 1: being a clip, and being of each class or third of the values."""
-    labels = np.array([clip.label for clip in clips])
-    if labels.ndim == 1:
-        kinds = [labels == label for label in np.unique(labels)]
-    else:
-        thirds = [np.searchsorted(np.quantile(v, (1 / 3, 2 / 3)), v) for v in labels.T]
-        kinds = [third == k for third in thirds for k in np.unique(third)]
-    return np.stack([np.ones(len(clips)), *kinds], axis=1)
-
-
-def _refuse_shared_files(train: Iterable[AnyClip], val: Iterable[AnyClip], modality: str) -> None:
-    def files(clip: AnyClip) -> list[str]:
-        names = {"v": clip.video, "a": clip.audio or ""}
-        return [os.path.abspath(names[stream]) for stream in modality]
-
-    owner = {path: clip for clip in train for path in files(clip)}
-    for clip in val:
-        for path in files(clip):
-            if path in owner:
-                raise ValueError(
-                    f"'{path}' belongs to a training clip, '{owner[path].video}', and to the "
-                    f"validation clip '{clip.video}', expected one; mend train.csv or the speakers"
-                )
 
 
 def describe_holdout(holdout: Holdout, kind: str) -> None:
@@ -248,33 +233,21 @@ def describe_holdout(holdout: Holdout, kind: str) -> None:
             )
 
 
-def holdout_table(holdout: Holdout, kind: str) -> str:
-    """Return the content of val_clips.csv: clip,speaker; without speakers the clips alone."""
-    if kind != "speaker":
-        return share_table(holdout.val)
-    videos = (clip.video for clip in holdout.val)
-    return _table([("clip", "speaker"), *zip(videos, holdout.val_groups, strict=True)])
-
-
-def share_table(taken: Iterable[AnyClip]) -> str:
-    """Return the content of train_clips.csv: the names of the clips."""
-    return _table([("clip",), *((clip.video,) for clip in taken)])
-
-
-def _table(rows: Iterable[Sequence[str]]) -> str:
+def _table(clips: Clips, speakers: Sequence[str] | None = None) -> str:
+    """Return a csv table with the column clip, and speaker where there are some."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["clip"] if speakers is None else ["clip", "speaker"])
+    columns = [[clip.video for clip in clips], *([] if speakers is None else [speakers])]
+    writer.writerows(zip(*columns, strict=True))
     return text.getvalue()
 
 
 def take_share(clips: Sequence[AnyClip], share: float, seed: int) -> list[AnyClip]:
     """Draw a share in (0, 1] of the clips of every class, at least one; of a regression, of all.
 
-    The clips of a class are put into an order that the seed alone decides, and the first ones are
-    taken: a smaller share is part of a larger one. Single clips are drawn, not speakers, so that
-    the number of speakers does not fall as fast as that of labels.
-
-    The chosen clips are returned in list order.
+    The seed alone orders the clips of a class, and the first ones are taken, so a smaller share is
+    part of a larger one. Single clips are drawn, not speakers. They are returned in list order.
     """
     classes = np.array([clip.label if isinstance(clip.label, int) else 0 for clip in clips])
     chosen: list[int] = []
@@ -283,16 +256,6 @@ def take_share(clips: Sequence[AnyClip], share: float, seed: int) -> list[AnyCli
         members = order.permutation(np.flatnonzero(classes == label))
         chosen += members[: max(1, round(share * len(members)))].tolist()
     return [clips[index] for index in sorted(chosen)]
-
-
-def describe_share(taken: Sequence[AnyClip], total: int, share: float) -> None:
-    """Log how many clips there are, and of each class."""
-    counts = Counter(clip.label for clip in taken if isinstance(clip.label, int))
-    spread = ", ".join(str(counts[label]) for label in sorted(counts))
-    logger.info(
-        "--label_share %g: %d of %d training clips%s, named in %s",
-        *(share, len(taken), total, f" ({spread} of the classes)" if spread else "", SHARE_FILE),
-    )
 
 
 def item_name(video: str, fields: int) -> str:
@@ -309,12 +272,8 @@ def item_name(video: str, fields: int) -> str:
 def group_clips(videos: Sequence[str], labels: Sequence[Any], fields: int) -> dict[str, list[int]]:
     """Return the positions of each item's clips, items in the order of their first clips.
 
-    An item is a longer recording, such as AVCAffe's tasks, of which clips are pieces.
-
-    Args:
-        videos: names of the clips.
-        labels: class or regression targets of each; ValueError where those of an item differ.
-        fields: see `item_name`.
+    An item (see `item_name`) is a longer recording, such as AVCAffe's tasks, of which clips are
+    pieces; ValueError where labels (classes or regression targets) of an item differ.
     """
     items: dict[str, list[int]] = {}
     for index, video in enumerate(videos):
@@ -368,8 +327,7 @@ def read_lists(
         read: reads one list.
         output_dir: where the tables of `Lists` will be.
         val_path: list to validate on; "": val.csv, else test.csv.
-        val_split: "list": that list; "speaker" or "clip": clips held out of train.csv instead, so
-            that of the test list only the lines are read.
+        val_split: "list": that list; "speaker" or "clip": clips held out of train.csv instead.
         val_share: of train.csv to hold out.
         label_share: of what is left to train on.
         speakers: last arguments of `find_speakers`.
@@ -384,32 +342,36 @@ def read_lists(
             val_file = Path(val_path) if val_path else folder / "val.csv"
         val = test if val_file == folder / "test.csv" else read(val_file)
     else:
-        groups = _kept_together(train, folder, val_split, speakers, average_clips)
+        groups = [clip.video for clip in train]  # what stays on one side
+        if val_split == "speaker":
+            groups = find_speakers(groups, folder, *speakers)
+        elif average_clips:
+            groups = [item_name(video, average_clips) for video in groups]
         held = hold_out(train, groups, val_share, seed, modality)
         describe_holdout(held, val_split)
         if in_folder:
             logger.info("'%s' is not used", folder / "val.csv")
         train, val, val_file = held.train, held.val, output_dir / HOLDOUT_FILE
-        tables[HOLDOUT_FILE] = holdout_table(held, val_split)
+        owners = held.val_groups if val_split == "speaker" else None
+        tables[HOLDOUT_FILE] = _table(val, owners)
     for clips in (val, test) if average_clips else ():  # their items must have one label each
         group_clips([clip.video for clip in clips], [clip.label for clip in clips], average_clips)
     if label_share < 1:
-        taken = take_share(train, label_share, seed)
-        describe_share(taken, len(train), label_share)
-        train, tables[SHARE_FILE] = taken, share_table(taken)
+        total, train = len(train), take_share(train, label_share, seed)
+        _describe_share(train, total, label_share)
+        tables[SHARE_FILE] = _table(train)
     lists = Lists(train, val, test, str(val_file), tables)
     _describe(lists)
     return lists
 
 
-def _kept_together(
-    clips: Clips, folder: Path, val_split: str, speakers: tuple[str, str, str], average_clips: int
-) -> list[str]:
-    """Name for each clip what stays on one side of a split: its speaker, its item, or itself."""
-    videos = [clip.video for clip in clips]
-    if val_split == "speaker":
-        return find_speakers(videos, folder, *speakers)
-    return [item_name(video, average_clips) if average_clips else video for video in videos]
+def _describe_share(taken: Clips, total: int, share: float) -> None:
+    counts = Counter(clip.label for clip in taken if isinstance(clip.label, int))
+    spread = ", ".join(str(counts[label]) for label in sorted(counts))
+    logger.info(
+        "--label_share %g: %d of %d training clips%s, named in %s",
+        *(share, len(taken), total, f" ({spread} of the classes)" if spread else "", SHARE_FILE),
+    )
 
 
 def _describe(lists: Lists) -> None:
