@@ -88,19 +88,15 @@ class ClipTransform:
         """Transform T RGB images of input_size x input_size to (3, T, H, W) float32, normalised."""
         frame_seed, clip_seed = (int(seed) for seed in rng.integers(2**32, size=2))
         if self.rand_augment is not None:
-            images = self._rand_augment(images, frame_seed)
+            augmented: dict[int, Image.Image] = {}
+            for image in images:
+                if id(image) not in augmented:  # a repeated frame is one object
+                    with seeded_globals(frame_seed):  # the same draw for every frame
+                        augmented[id(image)] = self.rand_augment(image)
+            images = [augmented[id(image)] for image in images]
         video = normalise(to_tensor(images))
         with seeded_globals(clip_seed):
             return self._crop_flip_erase(video)
-
-    def _rand_augment(self, images: Sequence[Image.Image], seed: int) -> list[Image.Image]:
-        assert self.rand_augment is not None
-        augmented: dict[int, Image.Image] = {}
-        for image in images:
-            if id(image) not in augmented:  # a repeated frame is one object
-                with seeded_globals(seed):  # the same draw for every frame
-                    augmented[id(image)] = self.rand_augment(image)
-        return [augmented[id(image)] for image in images]
 
     def _crop_flip_erase(self, video: torch.Tensor) -> torch.Tensor:
         augment, size = self.augment, (self.input_size, self.input_size)

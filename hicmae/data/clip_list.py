@@ -238,12 +238,7 @@ def checked(names: Sequence[str], count: int, source: str) -> tuple[str, ...]:
 def chosen_names(chosen: Sequence[str], count: int) -> tuple[str, ...]:
     """Read --class_names: the names themselves, one file with a name a line, or a data set's name.
 
-    Args:
-        chosen: values of the flag.
-        count: number of classes or outputs.
-
-    Raises:
-        ValueError: not `count` names, or one twice.
+    ValueError unless they are `count` different ones.
     """
     names = tuple(chosen)
     if len(names) == 1:
@@ -256,11 +251,6 @@ def names_of_run(settings: dict[str, Any], task: str, count: int) -> tuple[str, 
 
     The flag --class_names comes first, then classes.txt (regression: targets.txt) in the folder of
     the lists or in the one above, then the table of known data sets, then "class 0", "class 1".
-
-    Args:
-        settings: flags by name.
-        task: "classification" or "regression".
-        count: number of classes or outputs.
     """
     if settings.get("class_names"):
         return chosen_names(settings["class_names"], count)

@@ -49,7 +49,7 @@ def base_name(path: str) -> str:
 def find_speakers(
     videos: Sequence[str], folder: Path, data_root: str = "", file: str = "", pattern: str = ""
 ) -> list[str]:
-    """Return the speaker of each clip.
+    """Return the speaker of each clip; ValueError where one is unknown.
 
     Args:
         videos: names of the clips of a list.
@@ -57,9 +57,6 @@ def find_speakers(
         data_root: folder that relative names of the table start from, as in lists.
         file: another table.
         pattern: regular expression, or key of `PATTERNS`, to use instead of a table.
-
-    Raises:
-        ValueError: a speaker is unknown; the message says which clip's, or how to name speakers.
     """
     if pattern:
         speakers = _by_pattern(videos, PATTERNS.get(pattern, pattern))

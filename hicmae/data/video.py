@@ -159,12 +159,8 @@ def test_windows(
     last frame (one is centred); windows that fall on the same frames are given once.
     """
     frames = _repeat_last(np.arange(0, total_frames, sampling_rate), num_frames)
-    slack = len(frames) - num_frames
-    if num_segments == 1:
-        starts = [slack // 2]
-    else:
-        starts = [k * slack // (num_segments - 1) for k in range(num_segments)]
-    return [frames[start : start + num_frames] for start in dict.fromkeys(starts)]
+    starts = _spread(len(frames) - num_frames, num_segments)
+    return [frames[start : start + num_frames] for start in starts]
 
 
 test_windows.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest thinks
@@ -172,6 +168,13 @@ test_windows.__test__ = False  # type: ignore[attr-defined]  # no test, whatever
 
 def _repeat_last(indices: np.ndarray, length: int) -> np.ndarray:
     return np.pad(indices, (0, max(length - len(indices), 0)), mode="edge")
+
+
+def _spread(slack: int, count: int) -> list[int]:
+    """Return the distinct ones of `count` starts spread evenly over 0..slack; one is centred."""
+    if count == 1:
+        return [slack // 2]
+    return list(dict.fromkeys(k * slack // (count - 1) for k in range(count)))
 
 
 # Geometry and pixels
@@ -219,13 +222,8 @@ def view_crops(
     """
     short = min(width, height)
     size = width * input_size // short, height * input_size // short
-    slack = max(size) - input_size
-    if num_crops == 1:
-        starts = [slack // 2]
-    else:
-        starts = [k * slack // (num_crops - 1) for k in range(num_crops)]
-    across = width > height
-    corners = [(start, 0) if across else (0, start) for start in dict.fromkeys(starts)]
+    starts = _spread(max(size) - input_size, num_crops)
+    corners = [(start, 0) if width > height else (0, start) for start in starts]
     return size, [(x, y, x + input_size, y + input_size) for x, y in corners]
 
 
