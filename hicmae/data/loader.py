@@ -137,7 +137,14 @@ class SkippedClips:
             logger.warning("skipped a clip: %s", clip.reason)
         if new:
             try:
-                self._append(new.values())
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with open(
+                    self.path, "a", newline="", encoding="utf-8", errors="surrogateescape"
+                ) as file:
+                    writer = csv.writer(file, lineterminator="\n")
+                    if file.tell() == 0:
+                        writer.writerow(SkippedClip._fields)
+                    writer.writerows(new.values())
             except OSError as error:
                 logger.warning("could not write '%s': %s; training goes on", self.path, error)
             self.videos.update(new)
@@ -148,14 +155,6 @@ class SkippedClips:
                 f"expected at most {self.max_bad_share:.2%}; see '{self.path}', mend the clips "
                 "or raise --max_bad_clips"
             )
-
-    def _append(self, clips: Iterable[SkippedClip]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if file.tell() == 0:
-                writer.writerow(SkippedClip._fields)
-            writer.writerows(clips)
 
 
 # Order

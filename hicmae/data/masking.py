@@ -22,11 +22,7 @@ def tube_mask(
 
 
 def random_mask(num_tokens: int, mask_ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """Mask `int(mask_ratio * num_tokens)` tokens drawn at random.
-
-    Returns:
-        (N,) bool, N = `num_tokens`.
-    """
+    """Return (N,) bool with `int(mask_ratio * N)` tokens masked at random, N = `num_tokens`."""
     return _mask(num_tokens, mask_ratio, rng, "tokens")
 
 

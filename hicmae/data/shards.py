@@ -113,11 +113,9 @@ def is_packed(path: str | Path) -> bool:
 
 
 def read_packed(path: str | Path) -> PackedClips:
-    """Read the clips of a folder of shards, or of one index.
+    """Read the clips of a folder of shards, or of one index; ValueError where an index is none.
 
-    Raises:
-        ValueError: an index is not one. A shard that is missing or broken shows when a clip of it
-            is read.
+    A shard that is missing or broken shows when a clip of it is read.
     """
     path = Path(path)
     names = sorted(filter(_is_index, os.listdir(path))) if path.is_dir() else [""]
