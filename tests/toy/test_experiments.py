@@ -45,8 +45,8 @@ def experiments(monkeypatch):
 
 @pytest.fixture
 def runs(experiments, tmp_path, monkeypatch):
-    """The module of the runs, with a repository of stand-ins."""
-    module = importlib.import_module("runs")
+    """The module with a repository of stand-ins."""
+    module = experiments
     root = tmp_path / "repository"
     (root / "scripts").mkdir(parents=True)
     (root / "scripts/demo.sh").write_text(DEMO)
@@ -177,18 +177,15 @@ def test_labels_compares_starts_and_kinds(small, tmp_path):
 
 def test_few_labels_are_seen_in_more_epochs(experiments, tmp_path):
     write_list(tmp_path / "train.csv", [Clip(f"v{k}", f"{k}.wav", k % 6) for k in range(504)])
-    row = {"kind": "full fine-tuning", "seed": 0}
     lengths = {}
     for share in (1.0, 0.1):
-        flags = experiments.label_flags(row | {"share": share}, tmp_path, None)
+        flags = experiments.label_flags(share, 0, experiments.FULL, tmp_path, None)
         lengths[share] = int(experiments.flag_value(flags, "--epochs"))
     assert lengths == {1.0: 40, 0.1: 200}
-    probe = experiments.label_flags(
-        row | {"share": 1.0, "kind": "linear probe"}, tmp_path, None, "--epochs 2"
-    )
+    probe = experiments.label_flags(1.0, 0, experiments.PROBE, tmp_path, None, "--epochs 2")
     assert "--linear_probe" in probe and "--epochs" not in probe and "--finetune" not in probe
     with pytest.raises(SystemExit, match="leaves 25 clips, fewer than one batch"):
-        experiments.label_flags(row | {"share": 0.05}, tmp_path, None)
+        experiments.label_flags(0.05, 0, experiments.FULL, tmp_path, None)
 
 
 def test_ablations_share_the_baselines_pretraining_and_compare_with_it(small, tmp_path):
