@@ -19,13 +19,21 @@ from hicmae.data import audio as wav
 from hicmae.data import video as film
 from hicmae.data.audio import SAMPLE_RATE, Wav, WavFile
 from hicmae.data.augment import Augment, ClipTransform
-from hicmae.data.batches import ClipIndex, LabelledBatch, PretrainBatch, ViewBatch, joined
+from hicmae.data.batches import (
+    ClipIndex,
+    LabelledBatch,
+    PretrainBatch,
+    SkippedClip,
+    ViewBatch,
+    joined,
+)
 from hicmae.data.clip_list import AnyClip
-from hicmae.data.loader import item_generator, read_or_replace, read_or_skip
+from hicmae.data.loader import call_in_time, item_generator, read_or_replace
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.data.media import FRAME_RATE, open_video
 from hicmae.data.shards import PackedClip, open_packed
 from hicmae.data.video import Video
+from hicmae.io import UnreadableClip
 
 PATCH_SIZE = 16
 MODALITIES = ("av", "a", "v")
@@ -132,13 +140,7 @@ class ClipDataset(Dataset):
 class PretrainClips(ClipDataset):
     """Random windows of unlabelled clips with the masks of their tokens.
 
-    Args:
-        clips: of `read_pretrain_list`.
-        settings: what a clip becomes.
-        tubelet_size: frames in a token.
-        mask_ratio: share of masked video tokens.
-        mask_ratio_audio: share of masked audio tokens.
-        options: see `ClipDataset`.
+    A token is `tubelet_size` frames deep; of the video's, `mask_ratio` is masked.
     """
 
     def __init__(
@@ -197,14 +199,7 @@ class PretrainClips(ClipDataset):
 
 
 class LabelledClips(ClipDataset):
-    """Random windows of labelled clips, for training.
-
-    Args:
-        clips: of `read_labelled_list`.
-        settings: what a clip becomes.
-        augment: transforms of the video, None for none.
-        options: see `ClipDataset`.
-    """
+    """Random windows of labelled clips, augmented, for training."""
 
     def __init__(
         self,
@@ -220,15 +215,20 @@ class LabelledClips(ClipDataset):
     def read(self, clip: AnyClip, rng: np.random.Generator) -> LabelledBatch:
         """Return `num_samples` samples of a clip."""
         video, sound, total_frames = self.open(clip)
-        windows = [self._window(total_frames, rng) for _ in range(self.num_samples)]
+        settings, windows = self.settings, []
+        for _ in range(self.num_samples):
+            is_long = total_frames > settings.span
+            end = int(rng.integers(settings.span, total_frames)) if is_long else None
+            rate = settings.sampling_rate
+            windows.append(film.train_frames(total_frames, end, settings.num_frames, rate))
         pixels = features = None
         if sound is not None:
             gains = [wav.draw_gain(rng) if self.roll_mag_aug else 1.0 for _ in windows]
-            span, size = self.settings.span, self.settings.input_size_audio
+            span, size = settings.span, settings.input_size_audio
             features = wav.window_features(sound, windows, span, total_frames, size, gains)
         if video is not None:
             frames = film.read_frames(video, windows)
-            squares = film.resize_frames(list(frames.values()), (self.settings.input_size,) * 2)
+            squares = film.resize_frames(list(frames.values()), (settings.input_size,) * 2)
             # as images: RandAugment is Pillow's
             images = map(Image.fromarray, squares.permute(1, 2, 3, 0).contiguous().numpy())
             image = dict(zip(frames, images, strict=True))
@@ -240,25 +240,17 @@ class LabelledClips(ClipDataset):
         target = self.target(clip).repeat_interleave(self.num_samples, dim=0)
         return LabelledBatch(pixels, features, target, (clip.video,) * self.num_samples, ())
 
-    def _window(self, total_frames: int, rng: np.random.Generator) -> np.ndarray:
-        settings = self.settings
-        is_long = total_frames > settings.span
-        end = int(rng.integers(settings.span, total_frames)) if is_long else None
-        return film.train_frames(total_frames, end, settings.num_frames, settings.sampling_rate)
-
 
 class TestClips(ClipDataset):
     """The distinct views of each clip: windows in time, crops along the longer side.
 
     Args:
-        clips: of `read_labelled_list`.
-        settings: what a clip becomes.
         num_segments: windows spread over the clip.
         num_crops: crops spread over a frame; square frames have one.
         centre: give one view instead, for validation: the window that training would draw from the
             middle, resized to a square.
         allow_skip: leave unreadable clips out instead of stopping.
-        options: task, modality and clip_timeout of `ClipDataset`; nothing is drawn here.
+        clips, settings, options: see `ClipDataset`; nothing is drawn here.
     """
 
     __test__ = False  # not a test, whatever pytest makes of its name
@@ -282,18 +274,23 @@ class TestClips(ClipDataset):
         """Return the views of a clip, none if it cannot be read and may be skipped."""
         clip = self.clips[item.index]
         target, index = self.target(clip), torch.tensor([item.index])
-        streams, skipped = read_or_skip(clip, self._streams, self.allow_skip, self.clip_timeout)
-        if streams is None:
+        try:
+            streams = call_in_time(self.clip_timeout, clip.video, self._streams, clip)
+        except UnreadableClip as error:
+            if not self.allow_skip:
+                raise RuntimeError(
+                    f"evaluation clip '{clip.video}' cannot be read: {error}; mend it or leave "
+                    "such clips out with --skip_bad_test_clips"
+                ) from error
             # no views, of the usual shapes
             side, size_audio = self.settings.input_size, self.settings.input_size_audio
             size = (0, 3, self.settings.num_frames, side, side)
             video = torch.zeros(size, dtype=torch.uint8) if "v" in self.modality else None
             audio = torch.zeros(0, 1, *size_audio) if "a" in self.modality else None
+            skipped = (SkippedClip(clip.video, str(error)),)
             return ViewBatch(video, audio, index[:0], index[:0], target[:0], (), skipped)
-        video, audio = streams
         num_views = next(len(views) for views in streams if views is not None)
-        view_clip = torch.zeros(num_views).long()
-        return ViewBatch(video, audio, view_clip, index, target, (clip.video,), ())
+        return ViewBatch(*streams, torch.zeros(num_views).long(), index, target, (clip.video,), ())
 
     @staticmethod
     def collate(items: Sequence[ViewBatch]) -> ViewBatch:
@@ -304,35 +301,29 @@ class TestClips(ClipDataset):
 
     def _streams(self, clip: AnyClip) -> tuple[Tensor | None, Tensor | None]:
         video, sound, total_frames = self.open(clip)
+        side = self.settings.input_size
         sampling = (self.settings.num_frames, self.settings.sampling_rate)
         if self.centre:
             windows = [film.train_frames(total_frames, None, *sampling)]
         else:
             windows = film.test_windows(total_frames, self.num_segments, *sampling)
-        pixels, features, num_crops = None, None, 1
+        pixels, features, boxes = None, None, [(0, 0, side, side)]
         if video is not None:
-            pixels, num_crops = self._views(film.read_frames(video, windows), windows)
+            frames, size = film.read_frames(video, windows), (side, side)
+            if not self.centre:
+                height, width = next(iter(frames.values())).shape[:2]
+                size, boxes = film.view_crops(width, height, side, self.num_crops)
+            resized = film.resize_frames(list(frames.values()), size)
+            place = {index: k for k, index in enumerate(frames)}
+            chosen = [resized[:, [place[int(k)] for k in window]] for window in windows]
+            pixels = torch.stack(
+                [part[..., y:bottom, x:right] for part in chosen for x, y, right, bottom in boxes]
+            )
         if sound is not None:
             span, size = self.settings.span, self.settings.input_size_audio
             features = wav.window_features(sound, windows, span, total_frames, size)
-            features = features.repeat_interleave(num_crops, dim=0)
+            features = features.repeat_interleave(len(boxes), dim=0)
         return pixels, features
-
-    def _views(
-        self, frames: dict[int, np.ndarray], windows: list[np.ndarray]
-    ) -> tuple[Tensor, int]:
-        """Return the views (V, 3, T, H, W), and how many crops each window has."""
-        side, (height, width) = self.settings.input_size, next(iter(frames.values())).shape[:2]
-        size, boxes = (side, side), [(0, 0, side, side)]
-        if not self.centre:
-            size, boxes = film.view_crops(width, height, side, self.num_crops)
-        resized = film.resize_frames(list(frames.values()), size)
-        place = {index: k for k, index in enumerate(frames)}
-        views = []
-        for window in windows:
-            pixels = resized[:, [place[int(k)] for k in window]]
-            views += [pixels[..., top:bottom, left:right] for left, top, right, bottom in boxes]
-        return torch.stack(views), len(boxes)
 
 
 def _parts(name: str, size: int, part: int) -> int:

@@ -7,12 +7,11 @@ Clips that take too long are skipped, and when the system kills workers, new one
 import csv
 import ctypes
 import logging
-import queue
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from concurrent import futures
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -35,7 +34,6 @@ SHARD_WINDOW = 8  # shards whose clips are shuffled together
 # First words of seeds, so that the order of an epoch shares no random numbers with its items.
 _ORDER, _ITEM = 1, 2
 _PR_SET_PDEATHSIG = 1
-_IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 T = TypeVar("T")
 
@@ -53,26 +51,22 @@ def call_in_time(seconds: float, clip: str, function: Callable[..., T], *args: A
     """
     if not seconds:
         return function(*args)
-    answers: queue.SimpleQueue = queue.SimpleQueue()
+    answer: futures.Future[T] = futures.Future()
 
     def work() -> None:
         try:
-            answers.put((function(*args), None))
-        except BaseException as error:  # raised again below
-            answers.put((None, error))
+            answer.set_result(function(*args))
+        except BaseException as error:  # raised again by `result`
+            answer.set_exception(error)
 
     # A daemon: a process ends without waiting for what hangs.
     threading.Thread(target=work, daemon=True, name="clip reader").start()
-    try:
-        result, error = answers.get(timeout=seconds)
-    except queue.Empty:
+    if not futures.wait([answer], seconds).done:
         raise UnreadableClip(
             f"clip '{clip}' was not read in {seconds:g} s; look at the file and its disk, or raise "
             "--clip_timeout"
-        ) from None
-    if error is not None:
-        raise error
-    return result
+        )
+    return answer.result()
 
 
 def read_or_replace(
@@ -97,21 +91,6 @@ def read_or_replace(
         f"{len(skipped)} clips in a row cannot be read, expected at most {MAX_TRIES - 1}; "
         f"check --data_root and the list; the last: {skipped.popitem()[1].reason}"
     )
-
-
-def read_or_skip(
-    clip: AnyClip, read: Callable[[Any], T], allow_skip: bool, clip_timeout: float = 0.0
-) -> tuple[T | None, tuple[SkippedClip, ...]]:
-    """Read a clip for evaluation; return None and the clip where it failed and may be skipped."""
-    try:
-        return call_in_time(clip_timeout, clip.video, read, clip), ()
-    except UnreadableClip as error:
-        if allow_skip:
-            return None, (SkippedClip(clip.video, str(error)),)
-        raise RuntimeError(
-            f"evaluation clip '{clip.video}' cannot be read: {error}; mend it or leave such clips "
-            "out with --skip_bad_test_clips"
-        ) from error
 
 
 class SkippedClips:
@@ -167,8 +146,7 @@ class ClipSampler(Sampler[ClipIndex]):
         num_clips: clips in the list.
         shuffle: draw a new order from (seed, epoch) for each epoch.
         seed: non-negative.
-        rank: of this process.
-        world_size: number of processes.
+        rank: of this process, of `world_size`.
         pad: training: repeat the first clips of the order until all shares are equal. Evaluation
             leaves the shares unequal instead, so that no clip counts twice.
         shards: (num_clips,) the shard of each packed clip: shuffled clips then come from a few
@@ -239,15 +217,10 @@ def make_loader(
     drop_last: bool,
     device_type: str = "cpu",
 ) -> DataLoader[Any]:
-    """Return a loader of the data set's own batches.
+    """Return a loader of the batches that the data set's `collate` makes.
 
-    Args:
-        dataset: one with a `collate` method.
-        sampler: order; its `set_epoch` reaches persistent workers, as an index carries its epoch.
-        batch_size: clips a batch.
-        num_workers: processes that decode; 0 decodes in this one.
-        drop_last: leave out a last smaller batch (training).
-        device_type: "cuda" pins the batches' memory.
+    Workers stay from epoch to epoch, as an index carries its epoch; with 0 this process decodes.
+    "cuda" pins the batches' memory.
     """
     if drop_last and len(sampler) < batch_size:
         raise ValueError(
@@ -263,6 +236,8 @@ def make_loader(
         pin_memory=device_type == "cuda",
         drop_last=drop_last,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_settle,
+        generator=torch.Generator(),  # so that starting workers again leaves the run's draws alone
     )
 
 
@@ -276,20 +251,38 @@ def epoch_batches(loader: DataLoader[Any], epoch: int, first: int = 0) -> Iterat
     while True:
         cast(ClipSampler, loader.sampler).set_epoch(epoch, done * (loader.batch_size or 1))
         batches: Iterator[Any] = iter(())
-        workers = _workers(loader)
         try:
-            batches = _started(loader)
-            workers = _workers(loader)
+            batches = iter(loader)
+            if loader.num_workers and threading.current_thread() is threading.main_thread():
+                # torch's handler raises wherever the main process is, even half-way through a step;
+                # without it a death is noticed when the worker's batch is due.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for batch in batches:
                 yield batch
                 done, deaths = done + 1, 0
             return
         except (RuntimeError, OSError, EOFError) as error:
-            dead = _dead(workers)
+            workers: list[BaseProcess] = list(getattr(loader._iterator, "_workers", ()))
+            # Its sockets fail a moment before its sentinel, and that before its code is there.
+            ended = wait([worker.sentinel for worker in workers], timeout=1) if workers else []
+            dead = next((worker for worker in workers if worker.sentinel in ended), None)
             if dead is None:
                 raise
-            deaths += 1
-            _report(dead, deaths, f"batch {done} of epoch {epoch}", error)
+            dead.join(timeout=5)
+            code, deaths = dead.exitcode or 0, deaths + 1
+            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            if deaths >= MAX_DEATHS:
+                raise RuntimeError(
+                    f"workers that load clips died {deaths} times in a row at batch {done} of "
+                    f"epoch {epoch}, the last by {cause}; lower --num_workers if memory or "
+                    "/dev/shm ran out (SIGKILL, SIGBUS), look for a broken clip otherwise, and "
+                    "start the command again"
+                ) from error
+            logger.warning(
+                "a worker that loads clips (process %s) was ended by %s; new ones go on at batch "
+                "%d of epoch %d with the same clips",
+                *(dead.pid, cause, done, epoch),
+            )
         del batches
         loader._iterator = None  # the last reference: torch ends the other workers
         end(workers)  # also those that wait for a lock of the dead one
@@ -303,58 +296,9 @@ def end(processes: list[BaseProcess]) -> None:
         process.join()
 
 
-def _workers(loader: DataLoader[Any]) -> list[BaseProcess]:
-    """Return the processes of a loader that keeps them from epoch to epoch."""
-    return list(getattr(loader._iterator, "_workers", ()))
-
-
-def _started(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Start an epoch's iterator; a worker's death is then noticed only when its batch is due."""
-    if not isinstance(loader.worker_init_fn, partial):
-        loader.worker_init_fn = partial(_settle, loader.worker_init_fn)
-    if loader.generator is None:
-        # Of the loader alone, so that starting workers once more leaves the run's draws alone.
-        loader.generator = torch.Generator()
-    batches = iter(loader)
-    if loader.num_workers and threading.current_thread() is threading.main_thread():
-        # torch's handler raises wherever the main process is, even half-way through a step.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return batches
-
-
-def _settle(then: Callable[[int], None] | None, worker: int) -> None:
+def _settle(worker: int) -> None:
     """Prepare a worker: it ends with its parent, never by a signal that is sent to a whole job."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    for number in _IGNORED:
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    if then is not None:
-        then(worker)
-
-
-def _dead(workers: list[BaseProcess]) -> BaseProcess | None:
-    """Return a worker that has ended, with its exit code known, or None where all live."""
-    # Its sockets fail a moment before its sentinel, and that a moment before the code is there.
-    ended = wait([worker.sentinel for worker in workers], timeout=1) if workers else []
-    for worker in workers:
-        if worker.sentinel in ended:
-            worker.join(timeout=5)
-            return worker
-    return None
-
-
-def _report(dead: BaseProcess, deaths: int, where: str, error: BaseException) -> None:
-    """Warn of a worker's end; RuntimeError when it was one of too many."""
-    code = dead.exitcode or 0
-    cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    if deaths >= MAX_DEATHS:
-        raise RuntimeError(
-            f"workers that load clips died {deaths} times in a row at {where}, the last by "
-            f"{cause}; lower --num_workers if memory or /dev/shm ran out (SIGKILL, SIGBUS), look "
-            "for a broken clip otherwise, and start the command again"
-        ) from error
-    logger.warning(
-        "a worker that loads clips (process %s) was ended by %s; new ones go on at %s with the "
-        "same clips",
-        *(dead.pid, cause, where),
-    )

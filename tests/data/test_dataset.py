@@ -263,7 +263,7 @@ def test_evaluation_stops_at_a_truncated_frame_or_skips_its_clip(labelled_clips,
     with open(path, "wb") as file:
         file.write(data[: len(data) // 2])
     with pytest.raises(
-        RuntimeError, match="evaluation clip .*c1' cannot be read: frame .*frame_004.jpg"
+        RuntimeError, match="clip .*c1' cannot be read: frame .*_004.jpg.*; .*--skip_bad_test_clips"
     ):
         TestClips(labelled_clips, centre=centre, settings=SMALL)[item(1)]
     dataset = TestClips(labelled_clips, allow_skip=True, centre=centre, settings=SMALL)

@@ -16,7 +16,6 @@ from hicmae.data.loader import (
     item_generator,
     make_loader,
     read_or_replace,
-    read_or_skip,
     shard_order,
 )
 from hicmae.io import UnreadableClip
@@ -143,14 +142,6 @@ def test_list_of_unreadable_clips_stops_after_bounded_tries(num_clips, tries):
     clips = [Clip(f"v{k}", None, None) for k in range(num_clips)]
     with pytest.raises(RuntimeError, match=rf"{tries} clips .*--data_root .*v\d+ is broken"):
         read_or_replace(clips, 0, reader({None}), np.random.default_rng(0))
-
-
-def test_evaluation_stops_at_an_unreadable_clip_unless_told_to_skip_it():
-    skipped = (SkippedClip("v3", "v3 is broken"),)
-    assert read_or_skip(CLIPS[2], reader({3}), allow_skip=False) == (2, ())
-    assert read_or_skip(CLIPS[3], reader({3}), allow_skip=True) == (None, skipped)
-    with pytest.raises(RuntimeError, match="'v3' .*v3 is broken; .*--skip_bad_test_clips"):
-        read_or_skip(CLIPS[3], reader({3}), allow_skip=False)
 
 
 def test_skipped_clips_are_named_once_in_log_and_file(tmp_path, caplog):
