@@ -22,7 +22,7 @@ from hicmae.report.scores import (
     read_json,
     read_predictions,
 )
-from hicmae.report.tables import as_data, as_latex, as_markdown, as_text, document
+from hicmae.report.tables import as_data, as_latex, as_text, document
 
 DESCRIPTION = """Tables over the finished folds of an experiment.
 
@@ -67,22 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_references(text: str) -> dict[str, float]:
-    """Read "video only=50,audio only=33.3" into names and percent."""
-    references = {}
-    for part in filter(None, map(str.strip, text.split(","))):
-        name, _, value = part.partition("=")
-        try:
-            references[name.strip()] = float(value)
-        except ValueError:
-            raise ValueError(
-                f"--ceilings expects 'name=percent,name=percent', got '{part}'"
-            ) from None
-    return references
-
-
 def make_plan(args: argparse.Namespace) -> Plan:
-    """Check the settings of resampling and look up the speaker of every clip."""
+    """Check the settings of resampling and look up the speaker of every tested clip."""
     if args.resamples < 0 or args.seed < 0:
         raise ValueError("--resamples and --seed must not be negative")
     if not 0 < args.confidence < 100:
@@ -91,11 +77,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
     chosen = sum(map(bool, (args.by_speaker, args.speaker_file, args.speaker_pattern)))
     if chosen > 1:
         raise ValueError("give one of --by_speaker, --speaker_file and --speaker_pattern")
-    return plan._replace(speakers=speakers_of(args)) if chosen else plan
-
-
-def speakers_of(args: argparse.Namespace) -> dict[str, str]:
-    """Look up the speaker of every tested clip."""
+    if not chosen:
+        return plan
     runs = [fold for folder in args.folders for fold in fold_folders(folder)[0]]
     folder = Path()
     if args.by_speaker:
@@ -110,25 +93,28 @@ def speakers_of(args: argparse.Namespace) -> dict[str, str]:
     tables = [read_predictions(path) for path in paths if path.is_file()]
     names = list(dict.fromkeys(clip for table in tables for clip in table.clips))
     found = find_speakers(names, folder, file=args.speaker_file, pattern=args.speaker_pattern)
-    return dict(zip(names, found, strict=True))
-
-
-def titles_of(folders: Sequence[str], titles: Sequence[str]) -> list[str]:
-    """Name each folder, by its last part where that tells them apart."""
-    if titles and len(titles) != len(folders):
-        raise ValueError(f"got {len(titles)} --titles for {len(folders)} folders")
-    last = [Path(folder).resolve().name for folder in folders]
-    found = list(titles) or (last if len(set(last)) == len(last) else list(folders))
-    if len(set(found)) < len(found):
-        raise ValueError(f"two of the folders are called alike: {', '.join(found)}; use --titles")
-    return found
+    return plan._replace(speakers=dict(zip(names, found, strict=True)))
 
 
 def build_all(args: argparse.Namespace) -> list[Report]:
-    """Score every folder that the command line names."""
-    references, plan = parse_references(args.ceilings), make_plan(args)
+    """Score every folder of the command line, called by its last part where that is enough."""
+    references = {}
+    for part in filter(None, map(str.strip, args.ceilings.split(","))):
+        name, _, value = part.partition("=")
+        try:
+            references[name.strip()] = float(value)
+        except ValueError:
+            expected = "--ceilings expects 'name=percent,name=percent'"
+            raise ValueError(f"{expected}, got '{part}'") from None
+    plan, folders, titles = make_plan(args), args.folders, args.titles
+    if titles and len(titles) != len(folders):
+        raise ValueError(f"got {len(titles)} --titles for {len(folders)} folders")
+    last = [Path(folder).resolve().name for folder in folders]
+    titles = titles or (last if len(set(last)) == len(last) else folders)
+    if len(set(titles)) < len(titles):
+        raise ValueError(f"two of the folders are called alike: {', '.join(titles)}; use --titles")
     reports = []
-    for folder, title in zip(args.folders, titles_of(args.folders, args.titles), strict=True):
+    for folder, title in zip(folders, titles, strict=True):
         report = build(folder, args.folds, references, args.class_names, plan, args.metrics, title)
         if args.chance and not report.is_regression:
             chance = {"chance": 100.0 / len(report.names)}
@@ -137,25 +123,20 @@ def build_all(args: argparse.Namespace) -> list[Report]:
     return reports
 
 
-def chosen_files(args: argparse.Namespace) -> dict[str, Path]:
-    """Return the file of each format, those beside the folds where none is named."""
-    files = {kind: Path(getattr(args, kind)) for kind in ENDINGS if getattr(args, kind)}
-    if files or len(args.folders) > 1:
-        return files
-    return {kind: Path(args.folders[0]) / f"report{ending}" for kind, ending in ENDINGS.items()}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the tables and write the files."""
+    """Print the tables and write the files, those beside the folds where none is named."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    files = {kind: Path(getattr(args, kind)) for kind in ENDINGS if getattr(args, kind)}
+    if not files and len(args.folders) == 1:
+        files = {kind: Path(args.folders[0]) / f"report{end}" for kind, end in ENDINGS.items()}
     try:
         reports = build_all(args)
         comparisons = compare_all(reports) if len(reports) > 1 else []
-        sections, files = document(reports, comparisons), chosen_files(args)
+        sections = document(reports, comparisons)
         sys.stdout.write(as_text(sections))
         makers = {
-            "markdown": lambda: as_markdown(sections),
+            "markdown": lambda: as_text(sections, markdown=True),
             "latex": lambda: as_latex(sections),
             "html": lambda: as_html(sections),
             "json": lambda: json.dumps(as_data(reports, comparisons), indent=2, allow_nan=False),

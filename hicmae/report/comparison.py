@@ -6,7 +6,7 @@ permutation test: how often is the difference as large when the two runs' predic
 random, clip by clip (or speaker by speaker)? The interval of a difference is a paired bootstrap.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,37 +59,33 @@ def compare_all(reports: Sequence[Report]) -> list[Comparison]:
     if not kinds:
         found = "; ".join(f"'{r.title}' {' and '.join(r.kinds)}" for r in reports)
         raise ValueError(f"the runs have no epoch in common ({found}); test them again")
-    return [c for kind in kinds for c in _adjusted([_compare(first, o, kind) for o in others])]
-
-
-def _compare(first: Report, other: Report, kind: str) -> Comparison:
-    baseline = first.pooled[kind]
-    aligned, notes = matched(baseline.table, other.pooled[kind].table, first.title, other.title)
     metrics = [*first.metrics]
     if first.is_regression:
         metrics += [f"{metric} {k}" for metric in first.metrics for k in range(len(first.names))]
-    return Comparison(
-        baseline=first.title,
-        title=other.title,
-        kind=kind,
-        num_clips=len(aligned.clips),
-        differences=paired(baseline, aligned, metrics, first.plan),
-        names=first.names,
-        by_speaker=first.plan.speakers is not None,
-        resamples=first.plan.resamples,
-        notes=notes,
-    )
+    comparisons = []
+    for kind in kinds:
+        base = first.pooled[kind]
+        runs = [matched(base.table, o.pooled[kind].table, first.title, o.title) for o in others]
+        tested = [paired(base, table, metrics, first.plan) for table, _ in runs]
+        adjusted = [holm([d.p_value for d in row]) for row in zip(*tested, strict=True)]
+        for k, (other, row) in enumerate(zip(others, tested, strict=True)):
+            differences = [
+                shown._replace(p_adjusted=p[k]) for shown, p in zip(row, adjusted, strict=True)
+            ]
+            facts = (first.names, first.plan.speakers is not None, first.plan.resamples, runs[k][1])
+            count = len(base.table.clips)
+            comparisons.append(
+                Comparison(first.title, other.title, kind, count, differences, *facts)
+            )
+    return comparisons
 
 
 def matched(
     first: PredictionTable, other: PredictionTable, title: str, other_title: str
 ) -> tuple[PredictionTable, list[str]]:
-    """Put the clips of the other run in the order of the first's.
+    """Put the other run's clips in the order of the first's; returns them and notes to the reader.
 
     Clips are found by their names or else by the names' last part.
-
-    Returns:
-        The other run's predictions, and notes for the reader.
     """
     if first.task != other.task:
         raise ValueError(
@@ -132,78 +128,47 @@ def _numbered(names: Sequence[str]) -> pd.MultiIndex:
 def paired(
     baseline: Pooled, other: PredictionTable, metrics: Sequence[str], plan: Plan
 ) -> list[Difference]:
-    """Test scores of two runs whose clips are in the same order.
+    """Test scores, named as by `resampling.statistic`, of two runs with clips in the same order.
 
-    Args:
-        baseline: the first run, with the fold of every clip.
-        other: the second run, with the same labels.
-        metrics: names of `resampling.statistic`.
-        plan: how to resample; without resamples only McNemar's test is left.
+    Without resamples only McNemar's test is left.
     """
     (first, score), (second, _) = statistic(baseline.table), statistic(other)
-    before, after = score(first.sum(0)), score(second.sum(0))
-    bounds, chances = _resampled(first, second, score, baseline, metrics, plan)
-    differences = []
-    for metric in metrics:
-        p_value, test = chances.get(metric, NAN), "permutation"
-        if metric == "war" and plan.speakers is None:
-            p_value, test = mcnemar(baseline.table, other)
-        scores = float(before[metric]), float(after[metric])
-        low, high = bounds.get(metric, (NAN, NAN))
-        differences.append(Difference(metric, *scores, low, high, p_value, test))
-    return differences
-
-
-def _resampled(
-    first: np.ndarray,
-    second: np.ndarray,
-    score: Callable[[np.ndarray], Scores],
-    baseline: Pooled,
-    metrics: Sequence[str],
-    plan: Plan,
-) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
-    """Return the paired bootstrap intervals and the permutation p-values of differences."""
-    if plan.resamples == 0:
-        return {}, {}
 
     def gap(before: np.ndarray, after: np.ndarray) -> Scores:
         low, high = score(before), score(after)
         return {name: high[name] - low[name] for name in metrics}
 
-    clips, folds = baseline.table.clips, baseline.folds
-    drawn = plan.draw(np.hstack((first, second)), clips, folds)
-    bounds = {n: plan.bounds(v) for n, v in gap(*np.split(drawn, 2, axis=1)).items()}
-    halves, _ = plan.by_unit((second - first) / 2, clips, folds)
-    centre = (first.sum(0) + second.sum(0)) / 2
-    observed = gap(centre - halves.sum(0), centre + halves.sum(0))
-    hits = dict.fromkeys(metrics, 1)  # the observed case is one of the permutations
-    for swapped in swapped_sums(halves, plan.resamples, np.random.default_rng((plan.seed, 1))):
-        for name, gaps in gap(centre - swapped, centre + swapped).items():
-            hits[name] += int((np.abs(gaps) >= abs(observed[name]) - ROUNDING).sum())
-    return bounds, {name: count / (plan.resamples + 1) for name, count in hits.items()}
+    bounds = dict.fromkeys(metrics, (NAN, NAN))
+    chances = dict.fromkeys(metrics, NAN)
+    if plan.resamples:
+        clips, folds = baseline.table.clips, baseline.folds
+        drawn = plan.draw(np.hstack((first, second)), clips, folds)
+        bounds = {n: plan.bounds(v) for n, v in gap(*np.split(drawn, 2, axis=1)).items()}
+        halves, _ = plan.by_unit((second - first) / 2, clips, folds)
+        centre = (first.sum(0) + second.sum(0)) / 2
+        observed = gap(centre - halves.sum(0), centre + halves.sum(0))
+        hits = dict.fromkeys(metrics, 1)  # the observed case is one of the permutations
+        for swapped in swapped_sums(halves, plan.resamples, np.random.default_rng((plan.seed, 1))):
+            for name, gaps in gap(centre - swapped, centre + swapped).items():
+                hits[name] += int((np.abs(gaps) >= abs(observed[name]) - ROUNDING).sum())
+        chances = {name: count / (plan.resamples + 1) for name, count in hits.items()}
+    before, after = score(first.sum(0)), score(second.sum(0))
+    differences = []
+    for metric in metrics:
+        p_value, test = chances[metric], "permutation"
+        if metric == "war" and plan.speakers is None:
+            p_value, test = mcnemar(baseline.table, other)
+        scores = float(before[metric]), float(after[metric])
+        differences.append(Difference(metric, *scores, *bounds[metric], p_value, test))
+    return differences
 
 
 def mcnemar(first: PredictionTable, other: PredictionTable) -> tuple[float, str]:
-    """Test the clips that one run alone gets right, exactly.
-
-    Returns:
-        Two-sided p-value, and the name of the test with both counts.
-    """
+    """Test the clips that one run alone gets right; returns the two-sided p and both counts."""
     right = first.predictions == first.labels, other.predictions == first.labels
     lost, won = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     p_value = binomtest(won, won + lost).pvalue if won + lost else 1.0
     return float(p_value), f"McNemar exact, {won} : {lost}"
-
-
-def _adjusted(comparisons: list[Comparison]) -> list[Comparison]:
-    """Correct the p-values of each metric for the number of compared runs (Holm)."""
-    by_metric = zip(*(c.differences for c in comparisons), strict=True)
-    adjusted = [
-        [d._replace(p_adjusted=p) for d, p in zip(row, holm([d.p_value for d in row]), strict=True)]
-        for row in by_metric
-    ]
-    by_run = zip(comparisons, zip(*adjusted, strict=True), strict=True)
-    return [c._replace(differences=list(differences)) for c, differences in by_run]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -4,7 +4,7 @@ import base64
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,15 +25,6 @@ MANY_POINTS = 2000  # above which their density is drawn instead
 NAN = float("nan")
 
 
-class Picture(NamedTuple):
-    """A picture for light and for dark pages, as data URIs; a wide one has a row of its own."""
-
-    title: str
-    light: str
-    dark: str
-    is_wide: bool
-
-
 def as_html(sections: Sequence[Section]) -> str:
     """Return the page."""
     environment = Environment(
@@ -46,44 +37,42 @@ def as_html(sections: Sequence[Section]) -> str:
     titles = [section.report.title for section in sections if section.report]
     return environment.get_template("page.html").render(
         title=" / ".join(titles) or "report",
-        parts=[(section, list(_pictures(section))) for section in sections],
+        parts=[(s, [_picture(*found) for found in _pictures(s)]) for s in sections],
         words=WORDS,
     )
 
 
-def _pictures(section: Section) -> Iterator[Picture]:
-    if section.report:
-        yield from _report_pictures(section.report)
-    if any(not math.isnan(d.low) for c in section.comparisons for d in c.differences):
-        yield _picture("Differences with their intervals", partial(_gaps, section.comparisons))
-
-
-def _report_pictures(report: Report) -> Iterator[Picture]:
-    if len(report.rows) > 1:
-        yield _picture("Scores of the folds", partial(_folds_figure, report))
-    several = len(report.names) > 1
-    if not report.is_regression:
+def _pictures(section: Section) -> Iterator[tuple[str, Callable[[], Figure], bool]]:
+    """Yield title, what draws it, and whether it needs a row of its own."""
+    report, compared = section.report, section.comparisons
+    if report and len(report.rows) > 1:
+        yield "Scores of the folds", partial(_folds_figure, report), False
+    if report and not report.is_regression:
         title = f"Recall of the classes with {interval_name(report)}"
-        yield _picture(title, partial(_recalls, report))
-    for kind, scores in report.scores.items():
+        yield title, partial(_recalls, report), False
+    for kind in report.kinds if report else ():
+        assert report
+        count = len(report.names)
         if report.is_regression:
             _, truth, guess, _ = report.pooled[kind].table
             draw = partial(scatter_figure, truth, guess, report.names)
-            yield _picture(f"Predictions, {kind} epoch", draw, several)
+            yield f"Predictions, {kind} epoch", draw, count > 1
         else:
-            counts = scores[TOTAL]["confusion"]
-            draw = partial(confusion_figure, counts, report.names)
-            is_wide = len(report.names) > FEW_CLASSES
-            yield _picture(f"Confusion matrix, {kind} epoch", draw, is_wide)
+            draw = partial(confusion_figure, report.scores[kind][TOTAL]["confusion"], report.names)
+            yield f"Confusion matrix, {kind} epoch", draw, count > FEW_CLASSES
+    if any(not math.isnan(d.low) for c in compared for d in c.differences):
+        yield "Differences with their intervals", partial(_gaps, compared), False
 
 
-def _picture(title: str, draw: Callable[[], Figure], is_wide: bool = False) -> Picture:
+def _picture(title: str, draw: Callable[[], Figure], is_wide: bool) -> dict[str, Any]:
+    """Draw a picture for light and for dark pages, as data URIs."""
+
     def address(scheme: dict[Any, Any]) -> str:
         with rc_context(scheme):
             data = base64.b64encode(figure_to_png(draw())).decode("ascii")
         return f"data:image/png;base64,{data}"
 
-    return Picture(title, address({}), address(DARK), is_wide)
+    return {"title": title, "light": address({}), "dark": address(DARK), "is_wide": is_wide}
 
 
 def _folds_figure(report: Report) -> Figure:

@@ -5,6 +5,7 @@ Drawing clips anew is then a matter of counts: equal vectors are drawn together,
 or binomial distribution. That is the distribution of the textbook's loop over clips, only faster.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -67,7 +68,8 @@ def statistic(table: PredictionTable) -> tuple[np.ndarray, Callable[[np.ndarray]
 
 def _score_classes(sums: np.ndarray) -> Scores:
     scores = class_scores(*np.split(sums, 3, axis=-1))
-    return scores | _numbered("recall", scores.pop("recall"))
+    recall = np.moveaxis(scores.pop("recall"), -1, 0)
+    return scores | {f"recall {k}": values for k, values in enumerate(recall)}
 
 
 def _score_numbers(sums: np.ndarray) -> Scores:
@@ -75,23 +77,17 @@ def _score_numbers(sums: np.ndarray) -> Scores:
     truth, guess, truth2, guess2, product, error = np.split(sums[..., 1:] / count, 6, axis=-1)
     unbiased = count / np.maximum(count - 1, 1)
     # Rounding leaves about 1e-16 of the second moment where there is no spread at all.
-    variance, variance_predicted = (
+    spread, spread_predicted = (
         np.where(square - mean**2 > 1e-13 * square, square - mean**2, 0.0) * unbiased
         for mean, square in ((truth, truth2), (guess, guess2))
     )
     covariance = (product - truth * guess) * unbiased
     mse = np.maximum(truth2 - 2 * product + guess2, 0.0)
-    named = number_scores(
-        variance, variance_predicted, covariance, truth - guess, mae=error, mse=mse
-    )
-    scores = {name: values.mean(-1) for name, values in named.items()}
-    for name, values in named.items():
-        scores |= _numbered(name, values)
-    return scores
-
-
-def _numbered(name: str, values: np.ndarray) -> Scores:
-    return {f"{name} {k}": values[..., k] for k in range(values.shape[-1])}
+    named = number_scores(spread, spread_predicted, covariance, truth - guess, mae=error, mse=mse)
+    outputs = range(truth.shape[-1])
+    return {name: values.mean(-1) for name, values in named.items()} | {
+        f"{name} {k}": values[..., k] for name, values in named.items() for k in outputs
+    }
 
 
 class Plan(NamedTuple):
@@ -109,12 +105,11 @@ class Plan(NamedTuple):
         if self.speakers is None:
             return values, strata
         pairs = [(fold, self.speakers[clip]) for fold, clip in zip(strata, clips, strict=True)]
-        for fold in dict.fromkeys(strata):
-            found = {speaker for name, speaker in pairs if name == fold}
-            if len(found) < 2:
+        for fold, count in Counter(fold for fold, _ in dict.fromkeys(pairs)).items():
+            if count < 2:
                 raise ValueError(
-                    f"'{fold}' has one speaker only ('{found.pop()}'), expected at least 2 to draw "
-                    "speakers; draw clips instead, without --by_speaker and --speaker_*"
+                    f"'{fold}' has one speaker only ('{dict(pairs)[fold]}'), expected at least 2 "
+                    "to draw speakers; draw clips instead, without --by_speaker and --speaker_*"
                 )
         _, first, unit = np.unique(
             np.array(["\n".join(pair) for pair in pairs]), return_index=True, return_inverse=True
@@ -123,10 +118,23 @@ class Plan(NamedTuple):
         np.add.at(sums, unit, values)
         return sums, [strata[k] for k in first]
 
+    # Not scipy.stats.bootstrap and permutation_test: they draw clip by clip, so they are slower by
+    # the number of clips and give other draws, and with them other digits, for the same seed.
     def draw(self, values: np.ndarray, clips: Sequence[str], strata: Sequence[str]) -> np.ndarray:
-        """Return bootstrap sums (R, S): clips or speakers drawn within folds."""
+        """Return bootstrap sums (R, S) of what clips add, (n, S).
+
+        Clips or speakers are drawn with replacement, of each stratum as many as it has.
+        """
         units, strata = self.by_unit(values, clips, strata)
-        return bootstrap_sums(units, strata, self.resamples, np.random.default_rng(self.seed))
+        rng, names = np.random.default_rng(self.seed), np.asarray(strata)
+        sums = np.zeros((self.resamples, units.shape[1]))
+        for name in dict.fromkeys(strata):
+            rows, counts = np.unique(units[names == name], axis=0, return_counts=True)
+            shares = counts / counts.sum()
+            for part in _parts(self.resamples, len(rows)):
+                drawn = rng.multinomial(counts.sum(), shares, size=part.stop - part.start)
+                sums[part] += drawn @ rows
+        return sums
 
     def bounds(self, scores: np.ndarray) -> tuple[float, float]:
         """Return the percentile interval of bootstrap scores (R,); nan are left out."""
@@ -138,41 +146,10 @@ class Plan(NamedTuple):
         return float(low), float(high)
 
 
-# Not scipy.stats.bootstrap and permutation_test: they draw clip by clip, so they are slower by the
-# number of clips and give other draws, and with them other digits, for the same seed.
-def bootstrap_sums(
-    values: np.ndarray, strata: Sequence[str], resamples: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Draw the units of every stratum with replacement, as many as there are, and add them up.
-
-    Args:
-        values: (n, S), what each unit adds.
-        strata: n names, e.g. of folds.
-        resamples: R.
-        rng: source of the draws.
-
-    Returns:
-        (R, S).
-    """
-    sums = np.zeros((resamples, values.shape[1]))
-    names = np.asarray(strata)
-    for name in dict.fromkeys(strata):
-        rows, counts = np.unique(values[names == name], axis=0, return_counts=True)
-        shares = counts / counts.sum()
-        for part in _parts(resamples, len(rows)):
-            drawn = rng.multinomial(counts.sum(), shares, size=part.stop - part.start)
-            sums[part] += drawn @ rows
-    return sums
-
-
 def swapped_sums(
     differences: np.ndarray, resamples: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Give every unit's difference (n, S) a random sign and add them up.
-
-    Yields:
-        (r, S) arrays with `resamples` rows together.
-    """
+    """Give every unit's difference (n, S) a random sign; yield sums (r, S), `resamples` in all."""
     rows, counts = np.unique(differences, axis=0, return_counts=True)
     for part in _parts(resamples, len(rows)):
         positive = rng.binomial(counts, 0.5, size=(part.stop - part.start, len(rows)))

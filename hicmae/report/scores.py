@@ -104,34 +104,28 @@ def build(
             pooled[kind] = Pooled(union, strata, intervals(union, strata, plan))
             scores[kind] = {n: table.scores() for n, table in (tables | {TOTAL: union}).items()}
     some = next(iter(pooled.values())).table
-    if names:
-        found = chosen_names(names, some.num_outputs)
-    else:
-        task = "regression" if some.is_regression else "classification"
-        settings = flat_settings(read_json(finished[0] / "config.json"))
-        found = names_of_run(settings, task, some.num_outputs)
+    known = NUMBER_METRICS if some.is_regression else CLASS_METRICS
+    task = "regression" if some.is_regression else "classification"
+    for metric in metrics:
+        if metric not in known:
+            use = ", ".join(known)
+            raise ValueError(f"--metrics {metric} is no score of {some.task}; use {use}")
+    settings = flat_settings(read_json(finished[0] / "config.json"))
+    number = some.num_outputs
+    found = chosen_names(names, number) if names else names_of_run(settings, task, number)
     return Report(
-        folder=Path(folder),
-        title=title or Path(folder).resolve().name,
-        rows=[run.name for run in finished],
-        scores=scores,
-        pooled=pooled,
-        metrics=_known_metrics(metrics, some),
-        references=references or {},
-        notes=notes_on(finished, unfinished, folds, parts),
-        names=list(found),
-        is_regression=some.is_regression,
-        plan=plan,
+        Path(folder),
+        title or Path(folder).resolve().name,
+        [run.name for run in finished],
+        scores,
+        pooled,
+        tuple(metrics) or known[:2],
+        references or {},
+        notes_on(finished, unfinished, folds, parts),
+        list(found),
+        some.is_regression,
+        plan,
     )
-
-
-def _known_metrics(metrics: Sequence[str], table: PredictionTable) -> tuple[str, ...]:
-    known = NUMBER_METRICS if table.is_regression else CLASS_METRICS
-    unknown = [metric for metric in metrics if metric not in known]
-    if unknown:
-        use = ", ".join(known)
-        raise ValueError(f"--metrics {unknown[0]} is no score of {table.task}; use {use}")
-    return tuple(metrics) or known[:2]
 
 
 def read_predictions(path: str | Path) -> PredictionTable:
@@ -178,18 +172,15 @@ def pool(tables: Mapping[str, PredictionTable]) -> PredictionTable:
                 f"folds of different tasks cannot be pooled: {first.task} in '{name}', "
                 f"{table.task} in '{other}'; give the folder of one experiment"
             )
+    clips, labels, predictions, _ = zip(*tables.values(), strict=True)
     return PredictionTable(
-        [clip for table in tables.values() for clip in table.clips],
-        np.concatenate([table.labels for table in tables.values()]),
-        np.concatenate([table.predictions for table in tables.values()]),
-        first.num_outputs,
+        sum(clips, []), np.concatenate(labels), np.concatenate(predictions), first.num_outputs
     )
 
 
 def natural_key(name: str) -> list[Any]:
     """Sort key that puts fold2 before fold10."""
-    parts = enumerate(re.split(r"(\d+)", name))
-    return [int(part) if k % 2 else part for k, part in parts]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def fold_folders(folder: str | Path) -> tuple[list[Path], list[Path]]:
@@ -200,15 +191,15 @@ def fold_folders(folder: str | Path) -> tuple[list[Path], list[Path]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"'{folder}' is no folder; give the one that holds the folds")
-    if _has(folder, KINDS.values()):
+
+    def has(run: Path, files: Iterable[str]) -> bool:
+        return any((run / name).is_file() for name in files)
+
+    if has(folder, KINDS.values()):
         return [folder], []
     children = sorted(filter(Path.is_dir, folder.iterdir()), key=lambda c: natural_key(c.name))
-    finished = [child for child in children if _has(child, KINDS.values())]
-    return finished, [c for c in children if c not in finished and _has(c, STARTED)]
-
-
-def _has(folder: Path, files: Iterable[str]) -> bool:
-    return any((folder / name).is_file() for name in files)
+    finished = [child for child in children if has(child, KINDS.values())]
+    return finished, [c for c in children if c not in finished and has(c, STARTED)]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -224,18 +215,6 @@ def notes_on(
     finished: Sequence[Path], unfinished: Sequence[Path], folds: int | None, parts: Parts
 ) -> list[str]:
     """Collect every note on an experiment, the most important first."""
-    notes = [*_missing(finished, unfinished, folds, parts), *_repeated(parts)]
-    for run in finished:
-        skipped = read_json(run / "metrics.json").get("skipped")
-        if skipped:
-            notes.append(f"{run.name}: {len(skipped)} clips unreadable and not scored")
-    return [*notes, *_mixed(finished), *_chosen(finished)]
-
-
-def _missing(
-    finished: Sequence[Path], unfinished: Sequence[Path], folds: int | None, parts: Parts
-) -> list[str]:
-    """Name folds that are unfinished, absent, or without one of the two prediction files."""
     notes = [f"{path.name} is not finished: it has no predictions" for path in unfinished]
     known = [path.name for path in (*finished, *unfinished)]
     numbers = {int(digits[-1]) for name in known if (digits := re.findall(r"\d+", name))}
@@ -246,31 +225,30 @@ def _missing(
         lacking = [path.name for path in finished if path.name not in parts[kind]]
         if lacking and len(lacking) < len(finished):
             notes.append(f"no {file} in {', '.join(lacking)}: not part of that Total")
-    return [*notes, "Total covers the finished folds only"] if notes else []
-
-
-def _repeated(parts: Parts) -> list[str]:
-    """Name clips that were tested more than once."""
-    notes = []
+    if notes:
+        notes.append("Total covers the finished folds only")
     for kind, tables in parts.items():
-        seen = Counter((clip, fold) for fold, table in tables.items() for clip in table.clips)
-        where: dict[str, list[str]] = defaultdict(list)
-        for (clip, fold), times in seen.items():
-            where[clip].append(f"{fold} ({times} times)" if times > 1 else fold)
-        shown = [
-            f"'{clip}' in {' and '.join(at)}"
-            for clip, at in where.items()
-            if len(at) > 1 or at[0].endswith("times)")
-        ]
-        if shown:
-            notes.append(f"{KINDS[kind]}: clips counted more than once: {_some(shown, 'more')}")
-    return notes
+        where: dict[str, Counter[str]] = defaultdict(Counter)  # clip -> fold -> how often
+        for fold, table in tables.items():
+            for clip in table.clips:
+                where[clip][fold] += 1
+        shown = []
+        for clip, at in where.items():
+            if at.total() > 1:
+                folds_of = (f"{f} ({n} times)" if n > 1 else f for f, n in at.items())
+                shown.append(f"'{clip}' in {' and '.join(folds_of)}")
+        notes += _listed(f"{KINDS[kind]}: clips counted more than once", shown, "more")
+    for run in finished:
+        skipped = read_json(run / "metrics.json").get("skipped")
+        if skipped:
+            notes.append(f"{run.name}: {len(skipped)} clips unreadable and not scored")
+    return [*notes, *_mixed(finished), *_chosen(finished)]
 
 
-def _some(items: Sequence[str], rest: str) -> str:
-    """Return the first three, and how many are left."""
+def _listed(what: str, items: Sequence[str], rest: str) -> list[str]:
+    """Make a note of the first three items and how many are left, none where there are none."""
     more = f" and {len(items) - 3} {rest}" if len(items) > 3 else ""
-    return "; ".join(items[:3]) + more
+    return [f"{what}: {'; '.join(items[:3])}{more}"] if items else []
 
 
 def _mixed(finished: Sequence[Path]) -> list[str]:
@@ -287,7 +265,7 @@ def _mixed(finished: Sequence[Path]) -> list[str]:
         for name, seen in values.items()
         if len(seen) > 1
     ]
-    return [f"the folds were not trained alike: {_some(mixed, 'more settings')}"] if mixed else []
+    return _listed("the folds were not trained alike", mixed, "more settings")
 
 
 def _chosen(finished: Sequence[Path]) -> list[str]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from hicmae.report.comparison import Comparison
@@ -112,30 +113,25 @@ def _table(caption: str, cells: Sequence[Sequence[str]], rules: Sequence[int] = 
 def main_table(report: Report) -> Table:
     """Lay out one row a fold, mean and deviation, Total with its interval, and references."""
     columns = [(kind, metric) for kind in report.kinds for metric in report.metrics]
-
-    def score_row(name: str) -> list[str]:
+    groups: list[list[list[str]]] = [[], [], [], []]  # with a line between them
+    for name in (*report.rows, TOTAL):
         count = next(s[name]["count"] for s in report.scores.values() if name in s)
-        return [name, str(count), *(percent(report.value(name, *column)) for column in columns)]
-
-    rows = [score_row(name) for name in report.rows]
-    rules = []
+        shown = [percent(report.value(name, *column)) for column in columns]
+        groups[2 if name == TOTAL else 0].append([name, str(count), *shown])
     spreads = [report.spread(*column) for column in columns]
     if any(spreads):
-        rules.append(len(rows))
         for k, name in enumerate(("mean", "std")):
-            rows.append([name, "", *(percent(pair[k] if pair else None) for pair in spreads)])
-    rules.append(len(rows))
-    rows.append(score_row(TOTAL))
+            shown = [percent(pair[k] if pair else None) for pair in spreads]
+            groups[1].append([name, "", *shown])
     if report.plan.resamples:
         bounds = (report.pooled[kind].intervals[metric] for kind, metric in columns)
-        rows.append([interval_name(report), "", *map(interval, bounds)])
-    if report.references:
-        rules.append(len(rows))
+        groups[2].append([interval_name(report), "", *map(interval, bounds)])
     for name, value in report.references.items():
         shown = [f"{value:.2f}" if metric == report.metrics[0] else "" for _, metric in columns]
-        rows.append([name, "", *shown])
+        groups[3].append([name, "", *shown])
     heading = ["fold", "clips", *(f"{metric_name(m)} {kind}" for kind, m in columns)]
-    return _table("Scores in percent; Total: all clips pooled.", [heading, *rows], rules)
+    rules = np.cumsum([len(group) for group in groups if group])[:-1].tolist()
+    return _table("Scores in percent; Total: all clips pooled.", [heading, *sum(groups, [])], rules)
 
 
 def detail_table(report: Report) -> Table:
@@ -212,25 +208,23 @@ def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     return notes + list(dict.fromkeys(note for c in comparisons for note in c.notes))
 
 
-def as_text(sections: Sequence[Section]) -> str:
-    """Return plain aligned text, for terminals and log files alike."""
+def as_text(sections: Sequence[Section], markdown: bool = False) -> str:
+    """Return plain aligned text, for terminals and log files, or Markdown with pipe tables."""
+    style, bullet, signs = ("pipe", "- ", _MARKDOWN) if markdown else ("simple", "note: ", {})
     blocks = []
     for section in sections:
-        blocks.append(f"{section.heading}\n{'=' * len(section.heading)}")
-        for table in section.tables:
-            lines = _grid(table, "simple")
-            blocks.append(f"{table.caption}\n\n" + _ruled(lines, 2, table.rules, lines[1]))
+        heading = section.heading.translate(signs)
+        blocks.append(f"# {heading}" if markdown else f"{heading}\n{'=' * len(heading)}")
+        for table in [_escaped(table, signs) for table in section.tables]:
+            sides = ["left" if name in WORDS else "right" for name in table.frame]
+            frame = table.frame.rename_axis(index=table.frame.columns.name)
+            options: dict[str, Any] = {"disable_numparse": True, "colalign": ("left", *sides)}
+            lines = frame.to_markdown(tablefmt=style, **options).splitlines()
+            rules = () if markdown else table.rules
+            blocks += [table.caption, _ruled(lines, 2, rules, lines[1])]
         if section.notes:
-            blocks.append("\n".join(f"note: {note}" for note in section.notes))
+            blocks.append("\n".join(bullet + note.translate(signs) for note in section.notes))
     return "\n\n".join(blocks) + "\n"
-
-
-def _grid(table: Table, style: str) -> list[str]:
-    """Lay cells out in columns, the names and columns of words flush left."""
-    sides = ["left" if name in WORDS else "right" for name in table.frame]
-    frame = table.frame.rename_axis(index=table.frame.columns.name)
-    options: dict[str, Any] = {"disable_numparse": True, "colalign": ("left", *sides)}
-    return frame.to_markdown(tablefmt=style, **options).splitlines()
 
 
 def _ruled(lines: list[str], start: int, rules: Sequence[int], rule: str) -> str:
@@ -246,18 +240,6 @@ def _escaped(table: Table, signs: dict[int, str]) -> Table:
 
     frame = table.frame.map(escape).rename(index=escape, columns=escape)
     return table._replace(caption=escape(table.caption), frame=frame)
-
-
-def as_markdown(sections: Sequence[Section]) -> str:
-    """Return Markdown with pipe tables."""
-    blocks = []
-    for section in sections:
-        blocks.append(f"# {section.heading.translate(_MARKDOWN)}")
-        for table in [_escaped(table, _MARKDOWN) for table in section.tables]:
-            blocks += [table.caption, "\n".join(_grid(table, "pipe"))]
-        if section.notes:
-            blocks.append("\n".join(f"- {note.translate(_MARKDOWN)}" for note in section.notes))
-    return "\n\n".join(blocks) + "\n"
 
 
 def as_latex(sections: Sequence[Section]) -> str:
@@ -281,32 +263,34 @@ def as_latex(sections: Sequence[Section]) -> str:
 
 def as_data(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -> dict[str, Any]:
     """Return everything for JSON, scores as fractions; of one run without the list around it."""
-    runs = [_report_data(report) for report in reports]
+    runs = []
+    for report in reports:
+        *folds, total = (
+            {"name": name} | {kind: report.scores.get(kind, {}).get(name) for kind in KINDS}
+            for name in (*report.rows, TOTAL)
+        )
+        spreads = {
+            kind: {metric: report.spread(kind, metric) for metric in report.metrics}
+            for kind in report.kinds
+        }
+        runs.append(
+            {
+                "folder": str(report.folder),
+                "title": report.title,
+                "names": report.names,
+                "folds": folds,
+                "total": total,
+                "mean_and_std_over_folds": spreads,
+                "intervals": {kind: pooled.intervals for kind, pooled in report.pooled.items()},
+                "bootstrap": report.plan._asdict() | {"speakers": report.plan.speakers is not None},
+                "references_percent": report.references,
+                "notes": report.notes,
+            }
+        )
     compared = [
         c._asdict() | {"differences": [d._asdict() for d in c.differences]} for c in comparisons
     ]
     return _plain(runs[0] if len(runs) == 1 else {"runs": runs, "comparisons": compared})
-
-
-def _report_data(report: Report) -> dict[str, Any]:
-    def row(name: str) -> dict[str, Any]:
-        return {"name": name} | {kind: report.scores.get(kind, {}).get(name) for kind in KINDS}
-
-    return {
-        "folder": str(report.folder),
-        "title": report.title,
-        "names": report.names,
-        "folds": [row(name) for name in report.rows],
-        "total": row(TOTAL),
-        "mean_and_std_over_folds": {
-            kind: {metric: report.spread(kind, metric) for metric in report.metrics}
-            for kind in report.kinds
-        },
-        "intervals": {kind: pooled.intervals for kind, pooled in report.pooled.items()},
-        "bootstrap": report.plan._asdict() | {"speakers": report.plan.speakers is not None},
-        "references_percent": report.references,
-        "notes": report.notes,
-    }
 
 
 def _plain(value: Any) -> Any:

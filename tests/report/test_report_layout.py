@@ -12,7 +12,7 @@ from hicmae.report.comparison import compare_all
 from hicmae.report.page import as_html
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import build
-from hicmae.report.tables import as_data, as_latex, as_markdown, as_text, chance, document
+from hicmae.report.tables import as_data, as_latex, as_text, chance, document
 from tests.report.fold_files import cells_of, write_fold, write_predictions, write_regression
 
 QUICK = Plan(resamples=100)
@@ -75,7 +75,7 @@ def test_text_is_aligned_plain_and_says_which_row_is_pooled(report):
 
 
 def test_markdown_escapes_what_would_break_a_table(report):
-    text = as_markdown(document([report]))
+    text = as_text(document([report]), markdown=True)
     head, marks = text[text.index("| fold") :].splitlines()[:2]
     assert head.split() == "| fold | clips | UAR last | WAR last |".split()
     assert [mark.endswith("-:") for mark in marks.strip("|").split("|")] == [False] + [True] * 3
@@ -145,7 +145,7 @@ def test_comparison_comes_first_in_every_format(compared):
     assert cells[2][8].startswith("McNemar exact, ") and cells[1][8] == "permutation"
     assert any("clip by clip" in note for note in sections[1].notes)
     page = as_html(sections)
-    for text in (as_text(sections), as_markdown(sections), as_latex(sections), page):
+    for text in (as_text(sections), as_text(sections, markdown=True), as_latex(sections), page):
         assert "p (Holm)" in text
     assert Page(page).tags.count("figure") == 1 + 3 * 2
     data = as_data(*compared)

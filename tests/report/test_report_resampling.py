@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hicmae.report.resampling import Plan, PredictionTable, bootstrap_sums, intervals, statistic
+from hicmae.report.resampling import Plan, PredictionTable, intervals, statistic
 from hicmae.training.evaluate import metrics_of_classes, regression_metrics
 
 
@@ -103,7 +103,7 @@ def test_intervals_of_numbers_agree_with_scipy():
 def test_each_fold_keeps_its_number_of_clips_in_every_resample():
     values = np.column_stack([np.r_[np.ones(7), np.zeros(5)], np.r_[np.zeros(7), np.ones(5)]])
     values = np.column_stack([values, np.arange(12)])
-    sums = bootstrap_sums(values, ["a"] * 7 + ["b"] * 5, 100, np.random.default_rng(0))
+    sums = Plan(100).draw(values, [""] * 12, ["a"] * 7 + ["b"] * 5)
     assert (sums[:, 0] == 7).all() and (sums[:, 1] == 5).all()
     assert sums[:, 2].std() > 1
 
