@@ -22,24 +22,18 @@ FBANK_MEAN, FBANK_STD = -4.2677393, 4.5689974
 
 
 def fbank(
-    waveform: np.ndarray | torch.Tensor,
-    sample_rate: int = SAMPLE_RATE,
-    num_mel_bins: int = 128,
-    target_length: int = 256,
-    gain: float = 1.0,
+    waveform: np.ndarray | torch.Tensor, size: tuple[int, int] = (256, 128), gain: float = 1.0
 ) -> torch.Tensor:
     """Compute `fbanks` of one waveform: (1, T, F)."""
-    return fbanks([waveform], [gain], sample_rate, num_mel_bins, target_length)[0]
+    return fbanks([waveform], [gain], size)[0]
 
 
 def fbanks(
     waveforms: Sequence[np.ndarray | torch.Tensor],
     gains: Sequence[float],
-    sample_rate: int = SAMPLE_RATE,
-    num_mel_bins: int = 128,
-    target_length: int = 256,
+    size: tuple[int, int] = (256, 128),
 ) -> torch.Tensor:
-    """Compute the normalised Kaldi log-mel filter banks of waveforms, on their device.
+    """Compute the normalised Kaldi log-mel filter banks of waveforms at 16 kHz, on their device.
 
     The arithmetic is torchaudio's `compliance.kaldi.fbank` (htk_compat, hanning window, no dither,
     no energy), less what it does for steps that are cut off, and its window and filters made once.
@@ -47,20 +41,22 @@ def fbanks(
     Args:
         waveforms: (S,) float in [-1, 1] each, at least one window of 25 ms.
         gains: factor of each waveform after its mean is taken off.
-        sample_rate: Hz.
-        num_mel_bins: F.
-        target_length: T, in steps of 10 ms; longer features are cut, shorter ones padded with zeros
+        size: (T, F), T in steps of 10 ms; longer features are cut, shorter ones padded with zeros
             (before the normalisation, so padding is not 0 in the result).
 
     Returns:
         (B, 1, T, F) float32.
     """
-    steps = [
-        _windows(torch.as_tensor(waveform, dtype=torch.float32), gain, sample_rate)[:target_length]
-        for waveform, gain in zip(waveforms, gains, strict=True)
-    ]
+    target_length, num_mel_bins = size
+    steps = []
+    for waveform, gain in zip(waveforms, gains, strict=True):
+        samples = torch.as_tensor(waveform, dtype=torch.float32)
+        if len(samples) < WINDOW:
+            raise ValueError(f"a waveform has {len(samples)} samples, expected at least {WINDOW}")
+        samples = (samples - samples.mean()) * gain
+        steps.append(samples.unfold(0, WINDOW, HOP)[:target_length])
     frames = torch.cat(steps)  # (steps of all, samples of a window)
-    taper, filters = (table.to(frames.device) for table in _tables(sample_rate, num_mel_bins))
+    taper, filters = (table.to(frames.device) for table in _tables(num_mel_bins))
     frames = frames - frames.mean(dim=1, keepdim=True)
     # Products before differences: fused, they round otherwise, which quiet bins would show.
     emphasised = frames.clone()
@@ -75,24 +71,14 @@ def fbanks(
     return padded.sub_(FBANK_MEAN).div_(2 * FBANK_STD)
 
 
-def _windows(samples: torch.Tensor, gain: float, sample_rate: int) -> torch.Tensor:
-    """Return the windows of 25 ms, each 10 ms after the one before, of samples without mean."""
-    size, hop = WINDOW * sample_rate // SAMPLE_RATE, HOP * sample_rate // SAMPLE_RATE
-    if len(samples) < size:
-        raise ValueError(f"a waveform has {len(samples)} samples, expected at least {size}")
-    return ((samples - samples.mean()) * gain).unfold(0, size, hop)
-
-
 @lru_cache(maxsize=8)
-def _tables(sample_rate: int, num_mel_bins: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _tables(num_mel_bins: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the window's taper and the mel filters (bins of the spectrum, F)."""
-    size = WINDOW * sample_rate // SAMPLE_RATE
-    padded_size = 1 << (size - 1).bit_length()
     # 20 Hz to Nyquist, no vocal tract warping: Kaldi's defaults
     filters, _ = kaldi.get_mel_banks(
-        num_mel_bins, padded_size, float(sample_rate), 20.0, 0.0, 100.0, -500.0, 1.0
+        num_mel_bins, 512, float(SAMPLE_RATE), 20.0, 0.0, 100.0, -500.0, 1.0
     )
-    taper = torch.hann_window(size, periodic=False)
+    taper = torch.hann_window(WINDOW, periodic=False)
     return taper, torch.nn.functional.pad(filters, (0, 1)).T.contiguous()
 
 
@@ -215,10 +201,8 @@ def span_features(
     size: tuple[int, int] = (256, 128),
 ) -> torch.Tensor:
     """Return `fbanks` of size (T, F) of the spans that `span_or_whole` makes of (start, stop)."""
-    steps, mel_bins = size
-    cut = [span_or_whole(str(wav.path), *span, len(wav), steps) for span in spans]
-    waveforms = [sound(wav, *span) for span in cut]
-    return fbanks(waveforms, gains, SAMPLE_RATE, mel_bins, steps)
+    cut = [span_or_whole(str(wav.path), *span, len(wav), size[0]) for span in spans]
+    return fbanks([sound(wav, *span) for span in cut], gains, size)
 
 
 def window_features(
@@ -229,15 +213,10 @@ def window_features(
     size: tuple[int, int] = (256, 128),
     gains: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """Return `fbanks` of size (T, F) of the audio of several windows of a labelled clip.
+    """Return `fbanks` of size (T, F) of the audio of windows of a labelled clip.
 
-    Args:
-        wav: as long as the video.
-        windows: frames of each window; only where it begins matters.
-        span: frames from there to the end of the audio, at most to the last frame.
-        total_frames: frames of the video.
-        size: (T, F).
-        gains: factor of the waveform for each window, 1 by default.
+    `wav` is as long as the video of `total_frames`. The sound of a window begins with its first
+    frame and is `span` frames long, at most to the last frame.
     """
     starts = [int(window[0]) for window in windows]
     spans = [

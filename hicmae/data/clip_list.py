@@ -145,6 +145,8 @@ def _read(path: Path, parse: Callable[[list[str]], Clip], expected: str) -> Sequ
         end = 0  # line where the row before ended: a quote left open swallows all lines after it
         try:
             for fields in reader:
+                if fields and not all(fields):
+                    raise ValueError("got an empty field")
                 if fields:
                     clips.append(parse(fields))
                 end = reader.line_num

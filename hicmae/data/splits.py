@@ -51,16 +51,13 @@ def find_speakers(
 ) -> list[str]:
     """Return the speaker of each clip; ValueError where one is unknown.
 
-    Args:
-        videos: names of the clips of a list.
-        folder: of that list; `clip_speakers.csv` is looked for in it and in the one above.
-        data_root: folder that relative names of the table start from, as in lists.
-        file: another table.
-        pattern: regular expression, or key of `PATTERNS`, to use instead of a table.
+    `pattern` is a regular expression or a key of `PATTERNS`. Without one a table, `file` or the
+    `clip_speakers.csv` in the `folder` of the list or the one above, is read (`read_speakers`).
     """
     if pattern:
-        speakers = _by_pattern(videos, PATTERNS.get(pattern, pattern))
-        reason = f"--speaker_pattern '{PATTERNS.get(pattern, pattern)}' does not match it"
+        pattern = PATTERNS.get(pattern, pattern)
+        speakers = _by_pattern(videos, pattern)
+        reason = f"--speaker_pattern '{pattern}' does not match it"
     else:
         beside = (folder / SPEAKER_FILE, folder.absolute().parent / SPEAKER_FILE)
         table = Path(file) if file else next((p for p in beside if p.is_file()), None)
@@ -133,9 +130,7 @@ def _by_pattern(videos: Sequence[str], pattern: str) -> list[str]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(
-            f"--speaker_pattern '{pattern}' is no regular expression: {error}"
-        ) from error
+        raise ValueError(f"--speaker_pattern '{pattern}' is no expression: {error}") from None
     if not expression.groups:
         raise ValueError(
             f"--speaker_pattern '{pattern}' has no group, expected one around the speaker, "
@@ -146,39 +141,46 @@ def _by_pattern(videos: Sequence[str], pattern: str) -> list[str]:
     return ["".join(group or "" for group in m.groups()) if m else "" for m in matches]
 
 
-class Holdout(NamedTuple):
-    """A training list in two, each in list order."""
-
-    train: list[AnyClip]
-    val: list[AnyClip]
-    val_groups: list[str]  # speaker, or whatever was kept whole, of each validation clip
-
-
 def hold_out(
-    clips: Sequence[AnyClip], groups: Sequence[str], share: float, seed: int, modality: str = "av"
-) -> Holdout:
+    clips: Clips, groups: Sequence[str], share: float, seed: int, modality: str = "av"
+) -> tuple[list[AnyClip], list[AnyClip], list[str]]:
     """Hold out whole groups (speakers) of clips, so that every class gives about its share.
 
     Of many random orders of the groups, and of the beginnings of each, the one is taken whose share
     of all clips and of every class (regression: of each third of every target's values) comes
     nearest to `share` in (0, 1). No file of a stream in `modality` may be on both sides.
+
+    Returns:
+        Training clips, validation clips and their groups, all in list order.
     """
     chosen = _choose(groups, clips, share, seed)
-    held = Holdout([], [], [group for group in groups if group in chosen])
-    owner: dict[str, AnyClip] = {}  # of each file of the training clips
-    sides = [group in chosen for group in groups]
-    for clip, is_val in sorted(zip(clips, sides, strict=True), key=lambda pair: pair[1]):
-        (held.val if is_val else held.train).append(clip)
-        for stream in modality:
-            path = os.path.abspath(clip.video if stream == "v" else clip.audio or "")
-            if is_val and path in owner:
-                raise ValueError(
-                    f"'{path}' belongs to a training clip, '{owner[path].video}', and to the "
-                    f"validation clip '{clip.video}', expected one; mend train.csv or the speakers"
-                )
-            if not is_val:
-                owner[path] = clip
-    return held
+    sides: tuple[list[AnyClip], list[AnyClip]] = ([], [])
+    for clip, group in zip(clips, groups, strict=True):
+        sides[group in chosen].append(clip)
+    train, val = ({path: c for c in side for path in _files(c, modality)} for side in sides)
+    for path, clip in val.items():
+        if path in train:
+            raise ValueError(
+                f"'{path}' belongs to a training clip, '{train[path].video}', and to the "
+                f"validation clip '{clip.video}', expected one; mend train.csv or the speakers"
+            )
+    logger.info(
+        "held out of train.csv for validation: %d of %d speakers or items, %d of %d clips",
+        *(len(chosen), len({*groups}), len(sides[1]), len(clips)),
+    )
+    classes = [{c.label for c in side if isinstance(c.label, int)} for side in sides]
+    for name, side in (("validation", 1), ("training", 0)):
+        if missing := ", ".join(map(str, sorted(classes[1 - side] - classes[side]))):
+            logger.warning(
+                "no %s clip is of class %s: too few speakers or items have it; see --val_share and "
+                "--seed",
+                *(name, missing),
+            )
+    return *sides, [group for group in groups if group in chosen]
+
+
+def _files(clip: AnyClip, modality: str) -> list[str]:
+    return [os.path.abspath((clip.video if s == "v" else clip.audio) or "") for s in modality]
 
 
 def _choose(groups: Sequence[str], clips: Clips, share: float, seed: int) -> set[str]:
@@ -208,36 +210,6 @@ def _choose(groups: Sequence[str], clips: Clips, share: float, seed: int) -> set
         if errors[size - 1] < least:
             best, least = order[:size], errors[size - 1]
     return set(names[best])
-
-
-def describe_holdout(holdout: Holdout, kind: str) -> None:
-    """Log what is held out; warn where a class is on one side only."""
-    train, val = holdout.train, holdout.val
-    total = len(train) + len(val)
-    speakers = f"{len(set(holdout.val_groups))} speaker(s), " if kind == "speaker" else ""
-    logger.info(
-        "held out of train.csv for validation: %s%d of %d clips (%.1f %%)",
-        *(speakers, len(val), total, 100 * len(val) / total),
-    )
-    of_train, of_val = (
-        {c.label for c in part if isinstance(c.label, int)} for part in (train, val)
-    )
-    for side, missing in (("validation", of_train - of_val), ("training", of_val - of_train)):
-        if missing:
-            logger.warning(
-                "no %s clip is of class %s: too few %ss have it; see --val_share and --seed",
-                *(side, ", ".join(map(str, sorted(missing))), kind),
-            )
-
-
-def _table(clips: Clips, speakers: Sequence[str] | None = None) -> str:
-    """Return a csv table with the column clip, and speaker where there are some."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["clip"] if speakers is None else ["clip", "speaker"])
-    columns = [[clip.video for clip in clips], *([] if speakers is None else [speakers])]
-    writer.writerows(zip(*columns, strict=True))
-    return text.getvalue()
 
 
 def take_share(clips: Sequence[AnyClip], share: float, seed: int) -> list[AnyClip]:
@@ -286,21 +258,13 @@ def group_clips(videos: Sequence[str], labels: Sequence[Any], fields: int) -> di
 
 
 class Lists(NamedTuple):
-    """The clips of a fold, and how they were chosen.
-
-    Attributes:
-        train: to train on.
-        val: to choose the best epoch by.
-        test: to test on.
-        val_file: where the validation clips come from.
-        tables: content by name of the files that tell which clips were held out or drawn.
-    """
+    """The clips of a fold, where those for validation come from, and what was held out or drawn."""
 
     train: Clips
     val: Clips
     test: Clips
     val_file: str
-    tables: dict[str, str]
+    tables: dict[str, str]  # files to write beside the results: content by name
 
 
 def read_lists(
@@ -319,18 +283,11 @@ def read_lists(
 ) -> Lists:
     """Read train.csv and test.csv, and choose what to validate on and how much to train on.
 
-    Args:
-        folder: of the lists.
-        read: reads one list.
-        output_dir: where the tables of `Lists` will be.
-        val_path: list to validate on; "": val.csv, else test.csv.
-        val_split: "list": that list; "speaker" or "clip": clips held out of train.csv instead.
-        val_share: of train.csv to hold out.
-        label_share: of what is left to train on.
-        speakers: last arguments of `find_speakers`.
-        average_clips: see `group_clips`; 0: each clip for itself.
-        seed: of all draws.
-        modality: streams that are read.
+    `read` reads each list of the folder. Clips to validate on are those of `val_path` ("": val.csv,
+    else test.csv) with the `val_split` "list"; with "speaker" or "clip" `val_share` of train.csv is
+    held out instead, where `speakers` are the last arguments of `find_speakers` and `average_clips`
+    tells items (see `group_clips`; 0: each clip is one). `label_share` of the rest is trained on.
+    The tables of `Lists` will be in `output_dir`; `modality` names the streams that are read.
     """
     train, test = read(folder / "train.csv"), read(folder / "test.csv")
     val_file, in_folder, tables = folder / "test.csv", find_list(folder / "val.csv"), {}
@@ -344,41 +301,37 @@ def read_lists(
             groups = find_speakers(groups, folder, *speakers)
         elif average_clips:
             groups = [item_name(video, average_clips) for video in groups]
-        held = hold_out(train, groups, val_share, seed, modality)
-        describe_holdout(held, val_split)
+        train, val, owners = hold_out(train, groups, val_share, seed, modality)
         if in_folder:
             logger.info("'%s' is not used", folder / "val.csv")
-        train, val, val_file = held.train, held.val, output_dir / HOLDOUT_FILE
-        owners = held.val_groups if val_split == "speaker" else None
-        tables[HOLDOUT_FILE] = _table(val, owners)
+        val_file = output_dir / HOLDOUT_FILE
+        speaker = {"speaker": owners} if val_split == "speaker" else {}
+        tables[HOLDOUT_FILE] = _table(clip=[clip.video for clip in val], **speaker)
     for clips in (val, test) if average_clips else ():  # their items must have one label each
         group_clips([clip.video for clip in clips], [clip.label for clip in clips], average_clips)
     if label_share < 1:
         total, train = len(train), take_share(train, label_share, seed)
-        _describe_share(train, total, label_share)
-        tables[SHARE_FILE] = _table(train)
-    lists = Lists(train, val, test, str(val_file), tables)
-    _describe(lists)
-    return lists
-
-
-def _describe_share(taken: Clips, total: int, share: float) -> None:
-    counts = Counter(clip.label for clip in taken if isinstance(clip.label, int))
-    spread = ", ".join(str(counts[label]) for label in sorted(counts))
-    logger.info(
-        "--label_share %g: %d of %d training clips%s, named in %s",
-        *(share, len(taken), total, f" ({spread} of the classes)" if spread else "", SHARE_FILE),
-    )
-
-
-def _describe(lists: Lists) -> None:
-    if lists.val == lists.test:
+        counts = Counter(clip.label for clip in train if isinstance(clip.label, int))
+        spread = f" (by class {dict(sorted(counts.items()))})" if counts else ""
+        described = label_share, len(train), total, spread, SHARE_FILE
+        logger.info("--label_share %g: %d of %d training clips%s, named in %s", *described)
+        tables[SHARE_FILE] = _table(clip=[clip.video for clip in train])
+    if val == test:
         logger.warning(
             "the best epoch is chosen on %s, the same clips as the test list, as in the published "
             "protocol: best-epoch results are optimistic, last-epoch results are not",
-            lists.val_file,
+            val_file,
         )
     else:
-        logger.info("the best epoch is chosen on %s, apart from the test list", lists.val_file)
-    counts = len(lists.train), len(lists.val), len(lists.test)
-    logger.info("clips: %d for training, %d for validation, %d for testing", *counts)
+        logger.info("the best epoch is chosen on %s, apart from the test list", val_file)
+    sizes = len(train), len(val), len(test)
+    logger.info("clips: %d for training, %d for validation, %d for testing", *sizes)
+    return Lists(train, val, test, str(val_file), tables)
+
+
+def _table(**columns: list[str]) -> str:
+    """Return a csv table."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([columns, *zip(*columns.values(), strict=True)])
+    return text.getvalue()

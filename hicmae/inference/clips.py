@@ -376,7 +376,7 @@ def views_of(clip: Clip, config: ModelConfig, streams: str, may_miss: bool) -> I
             if stop - start <= SHORTEST_SPAN and len(clip.waveform) < size[0] * HOP:
                 start, stop = 0, len(clip.waveform)  # a short clip is heard whole, as in training
             if stop - start >= WINDOW:
-                audio = fbank(clip.waveform[start:stop], SAMPLE_RATE, size[1], size[0])
+                audio = fbank(clip.waveform[start:stop], size)
         for person, crops in enumerate(pictures):
             parts = (("v", crops, "no face"), ("a", audio, "no sound"))
             lacking = [why for stream, part, why in parts if stream in streams and part is None]

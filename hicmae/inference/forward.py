@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hicmae.data.audio import HOP, SAMPLE_RATE, WINDOW, fbank
+from hicmae.data.audio import HOP, WINDOW, fbank
 from hicmae.data.video import normalise
 from hicmae.inference.model import Preprocessing
 from hicmae.models.finetune import ACTIVATIONS, HiCMAEClassifier
@@ -105,6 +105,6 @@ def stand_in(stream: str, count: int, clip: Preprocessing, device: torch.device)
     if stream == "v":
         size = (count, 3, clip.num_frames, clip.input_size, clip.input_size)
         return normalise(torch.zeros(size, dtype=torch.uint8, device=device))
-    steps, mel_bins = clip.input_size_audio
-    silence = fbank(torch.zeros(steps * HOP + WINDOW), SAMPLE_RATE, mel_bins, steps)
+    samples = clip.input_size_audio[0] * HOP + WINDOW
+    silence = fbank(torch.zeros(samples), clip.input_size_audio)
     return silence.to(device).expand(count, -1, -1, -1)

@@ -82,15 +82,13 @@ def torchaudio_fbank(waveform: np.ndarray, gain: float, bins: int, steps: int) -
 def test_fbank_equals_torchaudios(num_samples, bins, steps, gain):
     waveform = wave(num_samples, 5)
     expected = torchaudio_fbank(waveform, gain, bins, steps)
-    features = fbank(waveform, 16000, bins, steps, gain)
+    features = fbank(waveform, (steps, bins), gain)
     torch.testing.assert_close(features, expected, atol=2e-6, rtol=0)
-
-
-@pytest.mark.parametrize("scale", [1e-4, 0.0])
-def test_fbank_of_next_to_nothing_equals_torchaudios(scale):
-    waveform = wave(30000, 6) * np.float32(scale)
-    expected = torchaudio_fbank(waveform, 1.0, 128, 256)
-    torch.testing.assert_close(fbank(waveform), expected, atol=2e-5, rtol=0)
+    for scale in (1e-4, 0.0):  # next to nothing
+        quiet = waveform * np.float32(scale)
+        expected = torchaudio_fbank(quiet, gain, bins, steps)
+        features = fbank(quiet, (steps, bins), gain)
+        torch.testing.assert_close(features, expected, atol=2e-5, rtol=0)
 
 
 def test_filter_banks_of_several_waveforms_are_those_of_each():

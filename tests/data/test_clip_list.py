@@ -85,53 +85,37 @@ def test_failed_write_keeps_the_old_list_and_leaves_no_temporary_file(tmp_path):
     assert read_labelled_list(path)[0].video == "a"
 
 
-@pytest.mark.parametrize(
-    "line, facts",
-    [
-        ("clips/00017 3", "'<video> <audio.wav> <class index>', got 2 fields: 'clips/00017 3'"),
-        ("a b.wav 1 2", "got 4 fields"),
-        ("a b.wav happy", "got 'happy' where an integer belongs"),
-        ("a b.wav 1.0", "got '1.0' where an integer belongs"),
-        ("a b.wav 6", r"got class 6, expected 0 to 5 \(--nb_classes 6\)"),
-        ("a b.wav -1", "got class -1"),
-        ('a "b.wav 1\nc c.wav 2\nd d.wav 3\n', "got: unexpected end of data"),
-        ("a" * 200_000, "field larger than field limit"),
-    ],
-)
-def test_bad_classification_line_is_named(tmp_path, line, facts):
-    with pytest.raises(ValueError, match=f"train.csv:2: expected .*{facts}"):
-        read_labelled_list(write(tmp_path, f"ok ok.wav 5\n{line}"), num_classes=6)
+OK = "ok ok.wav 5\n"
+NUMBERS = "ok ok.wav 0.5 1\n"
 
 
 @pytest.mark.parametrize(
-    "line, facts",
+    "options, text, line, facts",
     [
-        ("a b.wav 1", r"targets \(1.0,\), expected 2"),
-        ("a b.wav 1 x", "'x' where a finite number belongs"),
-        ("a b.wav nan 1", "'nan' where a finite number belongs"),
-        ("a b.wav", "2 fields"),
+        ({}, OK + "clips/17 3", 2, "'<video> <audio.wav> <class index>', got 2 .*: 'clips/17 3'"),
+        ({}, OK + "a b.wav 1 2", 2, "got 4 fields"),
+        ({}, OK + "a b.wav happy", 2, "got 'happy' where an integer belongs"),
+        ({}, OK + "a b.wav 1.0", 2, "got '1.0' where an integer belongs"),
+        ({"num_classes": 6}, OK + "a b.wav 6", 2, r"class 6, expected 0 to 5 \(--nb_classes 6\)"),
+        ({}, OK + "a b.wav -1", 2, "got class -1"),
+        ({}, OK + 'a "b.wav 1\nc c.wav 2\nd d.wav 3\n', 2, "got: unexpected end of data"),
+        ({}, OK + "a" * 200_000, 2, "field larger than field limit"),
+        ({"task": "regression"}, NUMBERS + "a b.wav 1", 2, r"targets \(1.0,\), expected 2"),
+        ({"task": "regression"}, NUMBERS + "a b.wav 1 x", 2, "'x' where a finite number belongs"),
+        ({"task": "regression"}, NUMBERS + "a b.wav nan 1", 2, "'nan' where a finite number"),
+        ({"task": "regression"}, NUMBERS + "a b.wav", 2, "2 fields"),
+        ({"task": "regression", "num_classes": 3}, NUMBERS, 1, "expected 3 numbers"),
+        (None, "a.mp4\n", 1, "'<video.mp4> <int>' or .*got 1 fields: 'a.mp4'"),
+        (None, "a.mp4 a.wav\n", 1, "got 'a.wav' where an integer belongs"),
+        (None, "a.mp4  0", 1, "got an empty field"),
+        (None, "", 1, "got an empty list"),
+        (None, "\n\n", 1, "got an empty list"),
     ],
 )
-def test_bad_regression_line_is_named(tmp_path, line, facts):
-    path = write(tmp_path, f"ok ok.wav 0.5 1\n{line}\n")
-    with pytest.raises(ValueError, match=f"train.csv:2: .*got {facts}"):
-        read_labelled_list(path, task="regression")
-    with pytest.raises(ValueError, match="train.csv:1: .* expected 3 numbers"):
-        read_labelled_list(path, task="regression", num_classes=3)
-
-
-@pytest.mark.parametrize(
-    "text, facts",
-    [
-        ("a.mp4\n", "'<video.mp4> <int>' or .*got 1 fields: 'a.mp4'"),
-        ("a.mp4 a.wav\n", "got 'a.wav' where an integer belongs"),
-        ("", "got an empty list"),
-        ("\n\n", "got an empty list"),
-    ],
-)
-def test_bad_pretrain_list_is_named(tmp_path, text, facts):
-    with pytest.raises(ValueError, match=f"train.csv:1: expected .*{facts}"):
-        read_pretrain_list(write(tmp_path, text))
+def test_bad_line_of_a_list_is_named(tmp_path, options, text, line, facts):
+    read = read_pretrain_list if options is None else read_labelled_list
+    with pytest.raises(ValueError, match=f"train.csv:{line}: expected .*{facts}"):
+        read(write(tmp_path, text), **(options or {}))
 
 
 def test_missing_list_and_unknown_task_are_named(tmp_path):

@@ -128,8 +128,7 @@ def test_jpeg_frames_of_a_folder_are_stored_byte_for_byte(tmp_path):
     clips = labelled(tmp_path / "clips", "jpg", [0, 0, 0])[:1]
     (clip,) = read_packed(pack(tmp_path, clips, task="classification"))
     data = Path(clip.shard.path).read_bytes()[clip.places.frames :][: clip.places.frames_size]
-    names = sorted(os.listdir(clips[0].video))
-    assert data == b"".join(Path(clips[0].video, name).read_bytes() for name in names)
+    assert data == b"".join(path.read_bytes() for path in sorted(Path(clips[0].video).iterdir()))
 
 
 def test_regression_targets_are_kept(tmp_path):
@@ -221,7 +220,7 @@ def test_packed_clips_are_a_sequence(lossless):
 
 def test_names_need_not_be_utf8(tmp_path, files):
     name = "odd \udcff\n'name.mp4"
-    (clip,) = packed_with(tmp_path, files[0], lambda info, row: row.__setitem__(0, name))
+    (clip,) = packed_with(tmp_path, files[0], {}, name)
     assert clip.video == name
     assert PretrainClips([clip], SMALL, mask_ratio=0.5)[ClipIndex(0, 0)].names == (name,)
 
@@ -229,21 +228,21 @@ def test_names_need_not_be_utf8(tmp_path, files):
 # damage
 
 
-def packed_with(folder: Path, clip: Clip, change) -> packed.PackedClips:
-    """Pack a clip, let `change` alter its description and its row in the index."""
+def packed_with(folder: Path, clip: Clip, change: dict | bytes, name: str | None = None):
+    """Pack a clip, then change its description in the shard and its name in the index."""
     path = pack(folder, [clip])
     index = next(path.glob("*.index.json"))
     content = json.loads(index.read_text())
     row = content["clips"][0]
+    row[0] = name or row[0]
     tar = path / content["shard"]
-    data = bytearray(tar.read_bytes())
-    info = json.loads(data[row[3] : row[3] + row[4]])
-    change(info, row)
-    text = json.dumps(info).encode()
+    data = tar.read_bytes()
+    text = change
+    if isinstance(change, dict):
+        text = json.dumps(json.loads(data[row[3] : row[3] + row[4]]) | change).encode()
     row[3], row[4] = len(data), len(text)  # behind the end: no place but the index knows it
     tar.write_bytes(data + text)
-    content["size"] = len(data) + len(text)
-    index.write_text(json.dumps(content))
+    index.write_text(json.dumps(content | {"size": len(data) + len(text)}))
     return read_packed(path)
 
 
@@ -286,33 +285,17 @@ def test_flipped_bits_in_a_frame_are_noticed(shards):
 @pytest.mark.parametrize(
     "change",
     [
-        {"sizes": None},
-        {"sizes": []},
-        {"sizes": [5] * 66},
-        {"sizes": ["a"] * 66},
-        {"crc32": [1] * 66},
-        {"begins": None},
-        {"samples": 10**9},
-        {"samples": -3},
-        {"sample_type": "|O"},
-        {"wav_header": -400},
+        *({"sizes": None}, {"sizes": []}, {"sizes": [5] * 66}, {"sizes": ["a"] * 66}),
+        *({"crc32": [1] * 66}, {"begins": None}, {"samples": 10**9}, {"samples": -3}),
+        *({"sample_type": "|O"}, {"wav_header": -400}),
+        *(b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b"null"),
     ],
 )
 def test_clip_whose_description_is_wrong_is_refused(tmp_path, files, change):
-    clips = packed_with(tmp_path, files[0], lambda info, row: info.update(change))
+    clips = packed_with(tmp_path, files[0], change)
     with pytest.raises(RuntimeError, match="clips-000000.tar|has no frame times") as caught:
         PretrainClips(clips, SMALL, mask_ratio=0.5)[ClipIndex(0, 0)]
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", [b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b"null"])
-def test_description_that_is_none_is_refused(shards, text):
-    clip = read_packed(shards)[0]
-    with open(clip.shard.path, "r+b") as file:
-        file.seek(clip.places.info)
-        file.write(text[: clip.places.info_size].ljust(clip.places.info_size))
-    with pytest.raises(UnreadableClip, match="is damaged: its description"):
-        open_streams(clip)
 
 
 @pytest.mark.parametrize(
