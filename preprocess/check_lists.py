@@ -26,7 +26,6 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +35,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any f
 import pandas as pd
 
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, wav_of, write_list
-from preprocess.command_line import WHOLE, add_num_workers, add_shard, exit_code, make_parser
+from preprocess.command_line import (
+    WHOLE,
+    add_num_workers,
+    add_shard,
+    add_switch,
+    exit_code,
+    make_parser,
+)
 from preprocess.lists.clips import table_text, write_csv
 from preprocess.lists.inspection import Key, Record, inspect_all
 
@@ -45,6 +51,7 @@ logger = logging.getLogger("check_lists")
 EVALUATION = {"test", "val"}  # the same clips in both is the original's habit, not a leak
 
 Records = dict[Key, Record]
+Finding = tuple[int, str, str]  # place in the list, from 0; kind and detail of what is wrong
 
 
 class ListFile(NamedTuple):
@@ -54,15 +61,7 @@ class ListFile(NamedTuple):
     folder: Path  # absolute
     clips: list[Clip]
     files: list[Key]
-
-
-class Finding(NamedTuple):
-    """Something wrong with the clip at a place, from 0, of a list."""
-
-    list: ListFile
-    place: int
-    kind: str
-    detail: str
+    findings: list[Finding]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,12 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         default="ends",
         help="decode the first, middle and last frame, or all of them (%(default)s)",
     )
-    parser.add_argument(
-        "--across",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="compare all lists with each other, not only those in one folder",
-    )
+    use = "compare all lists with each other, not only those in one folder"
+    add_switch(parser, "--across", use)
     add_shard(parser)
     add_num_workers(parser)
     args = parser.parse_args(arguments)
@@ -106,18 +101,26 @@ def check(args: argparse.Namespace) -> int:
         bad = sum(bool(record.problems) for record in records.values())
         logger.info("shard %s: %d of %d clips are broken", args.shard, bad, len(records))
         return int(bad > 0)
-    findings = list(find(lists, records, args.across))
+    find(lists, records, args.across)
     rows = [
         [one.path, place + 1, *one.files[place], kind, detail]
-        for one, place, kind, detail in sorted(findings, key=lambda f: (str(f.list.path), f.place))
+        for one in sorted(lists, key=lambda one: str(one.path))
+        for place, kind, detail in sorted(one.findings, key=lambda finding: finding[0])
     ]
     write_csv(output / "report.csv", ["list", "clip", "video", "audio", "kind", "detail"], rows)
     for one in lists:
-        dropped = {finding.place for finding in findings if finding.list is one}
-        write_cleaned(one, dropped, args.cleaned, parent)
-    print(summary(lists, findings))
+        write_cleaned(one, args.cleaned, parent)
+    # A row a list, a column a kind.
+    counts = [Counter(kind for _, kind, _ in one.findings) for one in lists]
+    kinds = sorted(set().union(*counts))
+    names = pd.Index([str(one.path) for one in lists], dtype=object)
+    table = pd.DataFrame({kind: [n[kind] for n in counts] for kind in kinds}, names)
+    table.insert(0, "clips", [len(one.clips) for one in lists])
+    print(table_text(table))
+    if not rows:
+        print("\nnothing is wrong")
     logger.info("details are in %s", output / "report.csv")
-    return int(bool(findings))
+    return int(bool(rows))
 
 
 def find_lists(given: list[str], cleaned: str) -> list[Path]:
@@ -155,39 +158,30 @@ def read_list(path: Path, data_root: str) -> ListFile:
         clips.append(Clip(name, None if follows else sound, label))
         video = os.path.join(data_root, name)
         files.append((video, wav_of(video) if follows else os.path.join(data_root, str(sound))))
-    return ListFile(path, Path(os.path.abspath(path.parent)), clips, files)
+    return ListFile(path, Path(os.path.abspath(path.parent)), clips, files, [])
 
 
-def find(lists: list[ListFile], records: Records, across: bool) -> Iterator[Finding]:
-    """Yield everything that is wrong with the lists."""
+def find(lists: list[ListFile], records: Records, across: bool) -> None:
+    """Note everything that is wrong with the lists; of repeated clips, the later ones."""
     for one in lists:
+        first: dict[tuple[str, str], Key] = {}
         for place, clip in enumerate(one.files):
-            if records[clip].problems:
-                yield Finding(one, place, records[clip].problems, records[clip].detail)
-        yield from repeated(one, records)
+            record = records[clip]
+            if record.problems:
+                one.findings.append((place, record.problems, record.detail))
+            if same := shared(record, first):
+                one.findings.append((place, "in the list twice", same))
+            for trait in traits(record):
+                first.setdefault(trait, clip)
     for one, other in combinations(lists, 2):
         together = across or one.folder == other.folder
         if together and not {one.path.stem, other.path.stem} <= EVALUATION:
             train, test = (other, one) if one.path.stem in EVALUATION else (one, other)
-            yield from leaked(train, test, records)
-
-
-def repeated(one: ListFile, records: Records) -> Iterator[Finding]:
-    """Yield the later ones of clips that share a file or its content within a list."""
-    first: dict[tuple[str, str], Key] = {}
-    for place, clip in enumerate(one.files):
-        if same := shared(records[clip], first):
-            yield Finding(one, place, "in the list twice", same)
-        for trait in traits(records[clip]):
-            first.setdefault(trait, clip)
-
-
-def leaked(train: ListFile, test: ListFile, records: Records) -> Iterator[Finding]:
-    """Yield the clips of the training list that share a file or its content with the test list."""
-    tested = {trait: clip for clip in test.files for trait in traits(records[clip])}
-    for place, clip in enumerate(train.files):
-        if same := shared(records[clip], tested):
-            yield Finding(train, place, "in training and test", f"{test.path}: {same}")
+            tested = {trait: clip for clip in test.files for trait in traits(records[clip])}
+            for place, clip in enumerate(train.files):
+                if same := shared(records[clip], tested):
+                    detail = f"{test.path}: {same}"
+                    train.findings.append((place, "in training and test", detail))
 
 
 def traits(record: Record) -> list[tuple[str, str]]:
@@ -208,27 +202,18 @@ def shared(record: Record, owners: dict[tuple[str, str], Key]) -> str:
     return f"same {' and '.join(kind for kind, _ in same)} as '{video}', '{audio}'"
 
 
-def write_cleaned(one: ListFile, dropped: set[int], cleaned: str, parent: str) -> None:
-    """Write a list without the clips at some places, beside it or below a folder."""
+def write_cleaned(one: ListFile, cleaned: str, parent: str) -> None:
+    """Write a list without the clips that something is wrong with, beside it or below a folder."""
     path = Path(cleaned) / one.folder.relative_to(parent) / one.path.name
     if is_suffix(cleaned):
         path = one.path.with_name(f"{one.path.stem}{cleaned}{one.path.suffix}")
+    dropped = {place for place, *_ in one.findings}
     kept = [clip for place, clip in enumerate(one.clips) if place not in dropped]
     if kept:
         write_list(path, kept)
         logger.info("%s: %d of %d clips", path, len(kept), len(one.clips))
     else:
         logger.warning("%s is not written: no clip of %s is left", path, one.path)
-
-
-def summary(lists: list[ListFile], findings: list[Finding]) -> str:
-    """Return the table of findings by list and kind."""
-    counts = Counter((finding.list.path, finding.kind) for finding in findings)
-    kinds = sorted({finding.kind for finding in findings})
-    rows = [[len(one.clips), *(counts[one.path, kind] for kind in kinds)] for one in lists]
-    names = pd.Index([str(one.path) for one in lists], dtype=object)
-    table = pd.DataFrame(rows, names, ["clips", *kinds])
-    return table_text(table) + ("" if findings else "\n\nnothing is wrong")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,7 @@ class Shard(NamedTuple):
     parts: int = 1
 
     def take(self, items: Iterable[SupportsRichComparisonT]) -> list[SupportsRichComparisonT]:
-        """Return this part of the items: every n-th of their sorted list.
-
-        Each item is in one part, whatever order the jobs of an array see them in.
-        """
+        """Return every n-th of the sorted items; each is in one part, whatever their order."""
         return sorted(items)[self.part - 1 :: self.parts]
 
     def __str__(self) -> str:
@@ -60,24 +57,23 @@ def add_shard(parser: argparse.ArgumentParser, use: str = "do only this part of 
 
 
 def add_num_workers(parser: argparse.ArgumentParser) -> None:
-    """Add --num_workers, which is as many as there are cores by default."""
+    """Add --num_workers, by default the cores that a scheduler lets this process use."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     parser.add_argument(
-        "--num_workers", type=int, default=usable_cores(), help="in parallel (default: %(default)s)"
+        "--num_workers", type=int, default=cores, help="in parallel (default: %(default)s)"
     )
 
 
-def usable_cores() -> int:
-    """Return the number of cores this process may use; a scheduler may allow fewer than all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def add_switch(parser: argparse.ArgumentParser, flag: str, use: str) -> None:
+    """Add a flag that is off by default, and its --no- twin."""
+    parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=False, help=use)
 
 
 def exit_code(work: Callable[[], int | None], bad_data: int = 2) -> int:
-    """Do the work of a tool; an error is one line in the log.
+    """Return what `work` returns, or 0; after an error, one line in the log, `bad_data` or 2.
 
-    Returns:
-        What `work` returns, or 0; `bad_data` after a ValueError; 2 where the work cannot be done.
+    `bad_data` is the code of a ValueError.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

@@ -3,11 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
-
-from preprocess.lists.data_sets import dfew
-
-main = dfew.main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
+    from preprocess.lists.data_sets import dfew
+
+    sys.exit(dfew.main())

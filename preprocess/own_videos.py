@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 
 import pandas as pd
 
-from preprocess.command_line import WHOLE, exit_code, make_parser
+from preprocess.command_line import WHOLE, add_switch, exit_code, make_parser
 from preprocess.face_and_audio import batch, extract_audio, extract_face
 from preprocess.face_and_audio.batch import VIDEO_SUFFIXES, Job, find_jobs
 from preprocess.lists.clips import (
@@ -82,12 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         default="av",
         help="make the wavs only (a) or the faces only (v), for training with the same flag",
     )
-    parser.add_argument(
-        "--relative",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="write names relative to --output_dir, which is then training's --data_root",
-    )
+    use = "write names relative to --output_dir, which is then training's --data_root"
+    add_switch(parser, "--relative", use)
     batch.add_run_arguments(parser)
     extract_face.add_face_arguments(parser)
     args = parser.parse_args(arguments)
@@ -102,14 +98,6 @@ def prepare(args: argparse.Namespace) -> int:
     """Make wavs and faces, then the lists; returns the exit code."""
     if args.labels is not None:  # a mistake in it is said before an hour of work
         read_labels(args.labels, find_videos(args)[0], args.task)
-    code = extract_all(args)
-    if code > 1 or args.shard != WHOLE:
-        return code
-    return max(code, make_lists(args))
-
-
-def extract_all(args: argparse.Namespace) -> int:
-    """Make the wavs and the faces; returns the worse of the two exit codes."""
     work: dict[str, tuple[batch.Work, Callable[[Job], bool]]] = {
         "a": (extract_audio.convert, extract_audio.is_converted)
     }
@@ -123,8 +111,8 @@ def extract_all(args: argparse.Namespace) -> int:
         tool_args = argparse.Namespace(**vars(args) | flags)
         code = max(code, batch.run_tool(tool, tool_args, suffix, *work[modality]))
         if code > 1:
-            break
-    return code
+            return code
+    return code if args.shard != WHOLE else max(code, make_lists(args))
 
 
 def find_videos(args: argparse.Namespace) -> tuple[list[str], list[ListedClip], list[LeftOut]]:
@@ -172,7 +160,12 @@ def make_lists(args: argparse.Namespace) -> int:
             raise ValueError(f"no video of --labels '{args.labels}' has all its files; see the log")
         if args.task == "classification":
             names = class_names(labels["label"])
-        parts = labelled_parts(ready, labels, names, args)
+        labels = labels.loc[[clip.name for clip in ready]]
+        drawn = assign_parts(labels, args.test_share, args.seed)
+        parts = {part: [] for part in PARTS if (drawn == part).any()}
+        for clip, label, speaker in zip(ready, labels["label"], labels["speaker"], strict=True):
+            value = names.index(label) if args.task == "classification" else label
+            parts[drawn[clip.name]].append(clip._replace(label=value, speaker=speaker))
         kind = "classes" if args.task == "classification" else "targets"
         write_names(output / f"{kind}.txt", names)
     write_left_out(output / "left_out.csv", left_out)
@@ -181,19 +174,6 @@ def make_lists(args: argparse.Namespace) -> int:
     report(args, parts, names)
     logger.info("%d left out, see %s", len(left_out), output / "left_out.csv")
     return 1 if left_out else 0
-
-
-def labelled_parts(
-    clips: Sequence[ListedClip], labels: pd.DataFrame, names: list[str], args: argparse.Namespace
-) -> dict[str, list[ListedClip]]:
-    """Return the clips with their labels and speakers, by the list they go to."""
-    labels = labels.loc[[clip.name for clip in clips]]
-    drawn = assign_parts(labels, args.test_share, args.seed)
-    parts: dict[str, list[ListedClip]] = {p: [] for p in PARTS if (drawn == p).any()}
-    for clip, label, speaker in zip(clips, labels["label"], labels["speaker"], strict=True):
-        value = names.index(label) if args.task == "classification" else label
-        parts[drawn[clip.name]].append(clip._replace(label=value, speaker=speaker))
-    return parts
 
 
 def report(

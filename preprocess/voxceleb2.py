@@ -25,7 +25,7 @@ import glob
 import logging
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any f
 import pandas as pd
 from tqdm import tqdm
 
-from preprocess.command_line import WHOLE, add_shard, exit_code, make_parser
+from preprocess.command_line import WHOLE, add_shard, add_switch, exit_code, make_parser
 from preprocess.lists.building import SAVED_DATA, add_output_arguments, check_counts, checked_root
 from preprocess.lists.clips import (
     LeftOut,
@@ -60,9 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_output_arguments(parser, "VoxCeleb2")
     parser.add_argument("--video_dir", help=f"of the mp4 files ({' or '.join(VIDEO_DIRS)})")
     parser.add_argument("--audio_dir", help=f"of the wav files ({' or '.join(AUDIO_DIRS)})")
-    parser.add_argument(
-        "--check", action=argparse.BooleanOptionalAction, default=False, help="open every clip"
-    )
+    add_switch(parser, "--check", "open every clip")
     add_shard(parser, "check only this part and write no list")
     args = parser.parse_args(arguments)
     if args.shard != WHOLE and not args.check:
@@ -101,11 +99,12 @@ def find_clips(
     """Return the clips that have both halves, and those that do not, in order of their names."""
     video_dir = find(root, "give --video_dir", *([video_dir] if video_dir else VIDEO_DIRS))
     audio_dir = find(root, "give --audio_dir", *([audio_dir] if audio_dir else AUDIO_DIRS))
-    videos = names_in(video_dir, ".mp4")[".mp4"]
-    sounds = names_in(audio_dir, ".wav", ".m4a")
+    videos = names_in(video_dir)[".mp4"]
+    sounds = names_in(audio_dir)
     clips: Files = {}
     left_out = []
-    for name in sorted(videos.union(*sounds.values()), key=lambda name: name.split("/")):
+    every = videos | sounds[".wav"] | sounds[".m4a"]
+    for name in sorted(every, key=lambda name: name.split("/")):
         if name not in videos:
             left_out.append(LeftOut(name, "video missing"))
         elif name in sounds[".wav"]:
@@ -122,14 +121,12 @@ def find_clips(
     return clips, left_out
 
 
-def names_in(folder: str, *suffixes: str) -> dict[str, set[str]]:
+def names_in(folder: str) -> dict[str, set[str]]:
     """Return the names "id00012/21Uxsk56VDQ/00001" of the files below a folder, by suffix."""
-    names: dict[str, set[str]] = {suffix: set() for suffix in suffixes}
-    paths = glob.iglob("*/*/*", root_dir=folder)
-    for path in tqdm(paths, unit="file", desc="reading names"):
+    names: dict[str, set[str]] = defaultdict(set)
+    for path in tqdm(glob.iglob("*/*/*", root_dir=folder), unit="file", desc="reading names"):
         name, suffix = os.path.splitext(path)
-        if suffix in names:
-            names[suffix].add(name)
+        names[suffix].add(name)
     return names
 
 
@@ -156,9 +153,9 @@ def write(clips: Files, output: Path, relative_to: str | None) -> None:
     speakers = sorted(Counter(name.split("/", 1)[0] for name in clips).items())
     write_csv(output / "speakers.csv", ["speaker", "clips"], speakers)
     sizes = sorted(count for _, count in speakers)
-    row = {"clips": len(clips), "speakers": len(sizes), "fewest clips of one": sizes[0]}
-    row |= {"median": sizes[len(sizes) // 2], "most": sizes[-1]}
-    print(table_text(pd.DataFrame([row], ["VoxCeleb2"])))
+    columns = ["clips", "speakers", "fewest clips of one", "median", "most"]
+    row = [len(clips), len(sizes), sizes[0], sizes[len(sizes) // 2], sizes[-1]]
+    print(table_text(pd.DataFrame([row], ["VoxCeleb2"], columns)))
     logger.info("the list is %s", output / "train.csv")
 
 

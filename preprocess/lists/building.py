@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from preprocess.command_line import add_num_workers, exit_code, make_parser
+from preprocess.command_line import add_num_workers, add_switch, exit_code, make_parser
 from preprocess.lists.clips import (
     Label,
     LeftOut,
@@ -28,14 +28,7 @@ from preprocess.lists.clips import (
     write_left_out,
     write_names,
 )
-from preprocess.lists.files import (
-    Halves,
-    contents,
-    find,
-    frame_folders,
-    measure_all,
-    wav_files,
-)
+from preprocess.lists.files import Halves, contents, find, frame_folders, measure_all, wav_files
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +68,14 @@ class Found(NamedTuple):
 
 @dataclass
 class Plan:
-    """The protocol of a data set.
+    """The protocol of a data set: all labelled clips `wanted`, and the names in every list.
 
     Attributes:
         place: folder of the lists below saved/data, where the experiment scripts look.
-        wanted: all labelled clips.
-        folds: names of the clips of every list.
         labels: names of the classes, or of the regression targets.
         expected: published counts of "clips" in lists, "face folders", "wavs", "split01/test" ...
         left_out: clips that the protocol itself leaves out.
-        note: what the user should know, said in the log.
+        note: for the user, in the log.
     """
 
     place: str
@@ -100,13 +91,9 @@ class Plan:
 class DataSet:
     """What distinguishes one list script from another.
 
-    Attributes:
-        title: name for people.
-        read: from the command line and the files that are there to the protocol; its docstring is
-            the script's --help.
-        flags: the script's own flags, with what `add_argument` takes.
-        video_dirs: places of the face folders below --data_root, best first.
-        audio_dirs: places of the wavs.
+    `read` makes the protocol from the command line and the files that are there; its docstring is
+    the script's --help. `flags` are the script's own, with what `add_argument` takes. `video_dirs`
+    and `audio_dirs` are places of face folders and wavs below --data_root, best first.
     """
 
     title: str
@@ -137,18 +124,9 @@ def add_output_arguments(parser: argparse.ArgumentParser, title: str) -> None:
     parser.add_argument(
         "--output_dir", type=Path, help="default: where the experiment scripts look"
     )
-    parser.add_argument(
-        "--relative",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="write names relative to --data_root, which is then given again in training",
-    )
-    parser.add_argument(
-        "--strict",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="write nothing when a count differs from the published one",
-    )
+    use = "write names relative to --data_root, which is then given again in training"
+    add_switch(parser, "--relative", use)
+    add_switch(parser, "--strict", "write nothing when a count differs from the published one")
     add_num_workers(parser)
 
 
@@ -228,12 +206,10 @@ def match_files(plan: Plan, found: Found) -> tuple[list[ListedClip], list[LeftOu
         if video and audio:
             listed.append(ListedClip(clip.name, video, audio, clip.label, clip.speaker or None))
             continue
-        problems = []
-        if not video:
-            problems.append(found.videos.unusable.get(clip.name, ("video missing", "")))
-        if not audio:
-            problems.append(found.audios.unusable.get(audio_name, ("audio missing", "")))
-        nothing = problems == [("video missing", ""), ("audio missing", "")]
+        halves = [(found.videos, clip.name, "video"), (found.audios, audio_name, "audio")]
+        lacking = [half for half in halves if half[1] not in half[0].paths]
+        problems = [h.unusable.get(name, (f"{kind} missing", "")) for h, name, kind in lacking]
+        nothing = [reason for reason, _ in problems] == ["video missing", "audio missing"]
         reason = "both halves missing" if nothing else problems[0][0]
         left_out.append(LeftOut(clip.name, reason, "; ".join(d for _, d in problems if d)))
     left_out += [LeftOut(n, "not in the protocol") for n in found.names() if n not in known]
@@ -287,13 +263,7 @@ def fold_name(fold: int) -> str:
 def cross_validation(
     wanted: Iterable[Wanted], num_folds: int, test_fold: Callable[[Wanted], int]
 ) -> FoldNames:
-    """Return folds 1..num_folds in which a clip is tested in one fold and trained on in the others.
-
-    Args:
-        wanted: the clips.
-        num_folds: number of folds.
-        test_fold: the fold, from 1, that tests on a clip.
-    """
+    """Return folds; a clip is tested in one of them, `test_fold` from 1, else trained on."""
     fold_of = {clip.name: test_fold(clip) for clip in wanted}
     return {
         fold_name(fold): {
@@ -309,9 +279,7 @@ def official_split(
 ) -> tuple[list[Wanted], FoldNames]:
     """Return all clips of official lists, and the folds; a clip has the same label in all of them.
 
-    Args:
-        num_folds: number of folds, from 1.
-        read: returns (file:line, clip) for every line of one list, given fold and part.
+    `read` returns (file:line, clip) for every line of one list, given fold from 1 and part.
     """
     clips: dict[str, Wanted] = {}
     folds: FoldNames = {}

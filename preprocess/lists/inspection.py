@@ -19,18 +19,11 @@ from hicmae.data.audio import read_span
 from hicmae.data.media import FrameFolder, open_video
 from hicmae.io import UnreadableClip, whole_file
 from preprocess.command_line import WHOLE, Shard
-from preprocess.face_and_audio.batch import Job, outcomes_of
-from preprocess.lists.files import (
-    SAMPLE_RATE,
-    UnusableClip,
-    count_frames,
-    reading,
-    wav_seconds,
-)
+from preprocess.face_and_audio.batch import Job, Outcome, outcomes_of
+from preprocess.lists.files import SAMPLE_RATE, UnusableClip, count_frames, reading, wav_seconds
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 1 << 20  # bytes read at a time
 FRAMES_AT_ONCE = 64
 END = "."  # last field of a stored line; a line cut off by a crash has none
 
@@ -40,16 +33,10 @@ Key = tuple[str, str]  # video, audio
 class Record(NamedTuple):
     """What was found out about one clip.
 
-    Attributes:
-        video: mp4 file or folder of frames, as opened.
-        audio: wav, as opened.
-        stamp: changes when one of the files does.
-        problems: kinds of problems, separated by "; ", "" for a good clip.
-        detail: what exactly is wrong.
-        seconds: of the wav, 0 where it cannot be read.
-        frames: of the video, 0 where it cannot be read.
-        sound: hash of the samples, "" where there are none.
-        pictures: hash of the video file, or of the frames' files.
+    `video` (mp4 or folder of frames) and `audio` are as opened; `stamp` changes when a file does.
+    `problems` are kinds of problems, separated by "; ", "" for a good clip. `seconds` and `frames`
+    are 0 where they cannot be read; `sound` is a hash of the samples, `pictures` of the video file
+    or the frames' files, "" where there are none.
     """
 
     video: str
@@ -71,17 +58,10 @@ class Record(NamedTuple):
 def inspect_all(
     clips: Iterable[Key], folder: Path, shard: Shard, num_workers: int, decode: str = "ends"
 ) -> dict[Key, Record]:
-    """Inspect the clips that no run has inspected since they changed.
+    """Inspect the clips of a shard that no run has inspected since they changed; returns records.
 
-    Args:
-        clips: (video, audio) paths.
-        folder: place of the records.
-        shard: the part to do.
-        num_workers: processes.
-        decode: "ends" decodes the first, middle and last frame, "all" every frame.
-
-    Returns:
-        The records of this part of the clips.
+    `folder` keeps the records. `decode` "ends" decodes the first, middle and last frame, "all"
+    every frame.
     """
     mine = shard.take(dict.fromkeys(clips))
     records = load_records(folder, set(mine))
@@ -92,19 +72,19 @@ def inspect_all(
         return records
     name = "records" if shard == WHOLE else f"records-{shard.part}-of-{shard.parts}"
     path = folder / f"{name}.csv"
-    found = stored(_inspected(todo, num_workers, decode, path), path)
-    for record in tqdm(found, total=len(mine), initial=len(mine) - len(todo), unit="clip"):
-        records[record.key] = record
+    jobs = deque(Job(video, audio, str(path)) for video, audio in todo)
+    with closing(outcomes_of(jobs, partial(_work, decode=decode), num_workers)) as outcomes:
+        found = stored((_record_of(outcome) for outcome in outcomes), path)
+        for record in tqdm(found, total=len(mine), initial=len(mine) - len(todo), unit="clip"):
+            records[record.key] = record
     return records
 
 
-def _inspected(todo: list[Key], num_workers: int, decode: str, output: Path) -> Iterator[Record]:
-    """Yield records as they come; a clip that kills its process has one as well."""
-    jobs = deque(Job(video, audio, str(output)) for video, audio in todo)
-    with closing(outcomes_of(jobs, partial(_work, decode=decode), num_workers)) as outcomes:
-        for (video, audio, _), reason, _, details, _ in outcomes:
-            failed = Record(video, audio, "", "cannot be checked", reason, 0.0, 0, "", "")
-            yield details.get("record", failed)
+def _record_of(outcome: Outcome) -> Record:
+    """Return the record of a clip; one that kills its process has one as well."""
+    job = outcome.job
+    failed = Record(job.name, job.source, "", "cannot be checked", outcome.reason, 0.0, 0, "", "")
+    return outcome.details.get("record", failed)
 
 
 def _work(job: Job, decode: str) -> dict[str, Record]:
@@ -165,7 +145,7 @@ def _hash_files(paths: list[str]) -> str:
     for path in paths:
         with open(path, "rb") as file:
             size = 0
-            while block := file.read(BLOCK):
+            while block := file.read(1 << 20):
                 digest.update(block)
                 size += len(block)
         if size == 0:

@@ -1,8 +1,8 @@
 import csv
-import importlib
 import os
 import re
 import resource
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,10 +60,11 @@ def tree(tmp_path: Path) -> Tree:
     ],
 )
 def test_help_of_a_script_shows_the_tree(
-    name: str, fact: str, capsys: pytest.CaptureFixture
+    name: str, fact: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", "--help"])
     with pytest.raises(SystemExit, match="0"):
-        importlib.import_module(f"preprocess.{name}_av").main(["--help"])
+        runpy.run_path(str(ROOT / f"preprocess/{name}_av.py"), run_name="__main__")
     shown = capsys.readouterr().out
     assert fact in shown and "left_out.csv" in shown
 
