@@ -75,10 +75,8 @@ class ClipTransform:
     def __init__(self, augment: Augment, input_size: int) -> None:
         self.augment, self.input_size = augment, input_size
         # Translations in shares of the image and bicubic warps, as the original.
-        hparams = {
-            "translate_const": int(0.45 * input_size),
-            "interpolation": Image.Resampling.BICUBIC,
-        }
+        bicubic = Image.Resampling.BICUBIC
+        hparams = {"translate_const": int(0.45 * input_size), "interpolation": bicubic}
         self.rand_augment = rand_augment_transform(augment.aa, hparams) if augment.aa else None
         self.erase = RandomErasing(
             augment.reprob, mode=augment.remode, max_count=augment.recount, device="cpu"
@@ -114,14 +112,9 @@ class ClipTransform:
 def mix_batch(batch: LabelledBatch, mixup: Mixup, mix_audio: bool = False) -> LabelledBatch:
     """Mix each clip of a batch with its mirror in the batch, and smooth and mix the targets.
 
-    Args:
-        batch: video (B, 3, T, H, W) float, normalised, target (B,) int64.
-        mixup: timm's; its draws come from numpy's global generator.
-        mix_audio: blend the audio with the same share; the original leaves it as it is. Audio
-            without any video is always blended, as the targets are.
-
-    Returns:
-        The batch with new tensors and target (B, K) float32.
+    The video is (B, 3, T, H, W) float, normalised, the target (B,) int64 and then (B, K) float32;
+    all tensors are new. timm's draws come from numpy's global generator. The audio is blended with
+    the same share if `mix_audio` is set (the original leaves it as it is) or there is no video.
     """
     if batch.target.is_floating_point():
         raise ValueError(

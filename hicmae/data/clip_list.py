@@ -54,9 +54,8 @@ def read_pretrain_list(path: str | Path, data_root: str = "") -> Sequence[AnyCli
     Without a second name the wav stands beside the video under the same name, except for VoxCeleb2,
     where `video/file~/dev/mp4` becomes `audio/file~/dev/aac`.
 
-    Args:
-        path: list file, or its folder with train.csv; a folder of shards, or one index.
-        data_root: folder that relative names are joined to.
+    `path` is a list file, or its folder with train.csv; a folder of shards, or one index. Relative
+    names are joined to `data_root`.
     """
     path = Path(path)
     if path.is_dir() and not is_packed(path):
@@ -81,17 +80,13 @@ def read_labelled_list(
 ) -> Sequence[AnyClip]:
     """Read lines `<video> <audio.wav> <label>`, or several numbers as label for regression.
 
-    Args:
-        path: list file, or a folder of shards, or one index.
-        task: "classification" or "regression".
-        num_classes: upper bound of the class indices; for regression the number of targets, which
-            the first line fixes where it is not given.
-        data_root: folder that relative names are joined to.
+    `path` is a list file, a folder of shards, or one index. `num_classes` bounds the class indices;
+    for a regression it is the number of targets, which the first line fixes where it is not given.
+    Relative names are joined to `data_root`.
     """
     if task not in ("classification", "regression"):
         raise ValueError(f"task must be 'classification' or 'regression', got {task!r}")
-    is_class = task == "classification"
-    count = num_classes
+    is_class, count = task == "classification", num_classes
 
     def parse(fields: list[str]) -> Clip:
         nonlocal count
@@ -99,7 +94,8 @@ def read_labelled_list(
             raise ValueError(f"got {len(fields)} fields")
         label: Label = _integer(fields[2]) if is_class else tuple(map(_number, fields[2:]))
         count = _checked_count(label, is_class, count)
-        return Clip(os.path.join(data_root, fields[0]), os.path.join(data_root, fields[1]), label)
+        video, audio = (os.path.join(data_root, name) for name in fields[:2])
+        return Clip(video, audio, label)
 
     label_form = "<class index>" if is_class else "<number> ..."
     clips = _read(Path(path), parse, f"'<video> <audio.wav> {label_form}'")
@@ -139,10 +135,9 @@ def _read(path: Path, parse: Callable[[list[str]], Clip], expected: str) -> Sequ
     if is_packed(found):
         return read_packed(found)
     clips: list[Clip] = []
+    fields, end = [""], 0  # end of the row before: a quote left open swallows all lines after it
     with open(found, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.reader(file, delimiter=" ", strict=True)
-        fields: list[str] = []
-        end = 0  # line where the row before ended: a quote left open swallows all lines after it
         try:
             for fields in reader:
                 if fields and not all(fields):
@@ -224,19 +219,6 @@ def read_names(path: str | Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def checked(names: Sequence[str], count: int, source: str) -> tuple[str, ...]:
-    """Return names; ValueError, naming their `source`, unless they are `count` different ones."""
-    if len(names) != count:
-        raise ValueError(
-            f"{source} gives {len(names)} names ({', '.join(names)[:80]}), expected {count}, one "
-            "for each class or output"
-        )
-    if len(set(names)) != count:
-        twice = next(name for name in names if list(names).count(name) > 1)
-        raise ValueError(f"{source} gives the name '{twice}' twice; names must differ")
-    return tuple(names)
-
-
 def chosen_names(chosen: Sequence[str], count: int) -> tuple[str, ...]:
     """Read --class_names: the names themselves, one file with a name a line, or a data set's name.
 
@@ -245,7 +227,15 @@ def chosen_names(chosen: Sequence[str], count: int) -> tuple[str, ...]:
     names = tuple(chosen)
     if len(names) == 1:
         names = data_set_names(names[0], count) or read_names(names[0])
-    return checked(names, count, "--class_names")
+    if len(names) != count:
+        raise ValueError(
+            f"--class_names gives {len(names)} names ({', '.join(names)[:80]}), expected {count}, "
+            "one for each class or output"
+        )
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"--class_names gives the name '{twice[0]}' twice; names must differ")
+    return names
 
 
 def names_of_run(settings: dict[str, Any], task: str, count: int) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ class ClipDataset(Dataset):
     """What the data sets have in common: random windows of clips, drawn by (seed, epoch, index).
 
     Args:
-        clips: of `read_pretrain_list` or `read_labelled_list`.
+        clips: of a list.
         settings: what a clip becomes.
         task: "classification" or "regression".
         modality: "av", or "a" / "v" to read one stream only; frames of an unread video are counted

@@ -6,15 +6,10 @@ import numpy as np
 def tube_mask(
     grid: tuple[int, int, int], mask_ratio: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Mask the same random cells in every row of tubelets.
+    """Mask the same random cells, `mask_ratio` of them rounded down, in every row of tubelets.
 
-    Args:
-        grid: tokens along (time, height, width), (8, 10, 10) for the published model.
-        mask_ratio: share of the height x width cells to mask, rounded down.
-        rng: where the cells are drawn from.
-
-    Returns:
-        (N,) bool, N = time * height * width, token order time, height, width (width fastest).
+    `grid` is the tokens along (time, height, width), (8, 10, 10) for the published model. Returns
+    (N,) bool, N = time * height * width, in that order of tokens (width fastest).
     """
     depth, height, width = grid
     cells = _mask(height * width, mask_ratio, rng, f"patches in a {height}x{width} grid")

@@ -106,10 +106,7 @@ class PackedClips(Sequence[PackedClip]):
 
 def is_packed(path: str | Path) -> bool:
     """Tell whether a path is a folder with the indexes of shards, or one index."""
-    path = Path(path)
-    if path.name.endswith(SUFFIX):
-        return path.is_file()
-    return path.is_dir() and any(map(_is_index, os.listdir(path)))
+    return bool(_indexes(Path(path)))
 
 
 def read_packed(path: str | Path) -> PackedClips:
@@ -117,13 +114,14 @@ def read_packed(path: str | Path) -> PackedClips:
 
     A shard that is missing or broken shows when a clip of it is read.
     """
-    path = Path(path)
-    names = sorted(filter(_is_index, os.listdir(path))) if path.is_dir() else [""]
-    return PackedClips([read_index(path / name) for name in names])
+    return PackedClips([read_index(index) for index in _indexes(Path(path))])
 
 
-def _is_index(name: str) -> bool:
-    return name.endswith(SUFFIX) and not name.startswith(".")
+def _indexes(path: Path) -> list[Path]:
+    if path.is_dir():
+        names = sorted(os.listdir(path))
+        return [path / name for name in names if name.endswith(SUFFIX) and name[0] != "."]
+    return [path] if path.name.endswith(SUFFIX) and path.is_file() else []
 
 
 def read_index(path: Path) -> tuple[Shard, list[list[Any]]]:
@@ -276,9 +274,8 @@ def decode_image(data: bytes) -> np.ndarray | None:
         if channels == 3 and height * width <= MAX_PIXELS:
             return cv2.imdecode(np.frombuffer(data, np.uint8), _AS_PILLOW)
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return None
-            return np.asarray(image.convert("RGB"))
+            small = image.width * image.height <= MAX_PIXELS
+            return np.asarray(image.convert("RGB")) if small else None
     except (cv2.error, *IMAGE_ERRORS):
         return None
 

@@ -229,12 +229,9 @@ def take_share(clips: Sequence[AnyClip], share: float, seed: int) -> list[AnyCli
 
 def item_name(video: str, fields: int) -> str:
     """Return the first `fields` "_" fields of a clip's base name; ValueError where it has fewer."""
-    name = base_name(video)
-    parts = name.split("_")
+    parts = base_name(video).split("_")
     if len(parts) < fields:
-        raise ValueError(
-            f"--average_clips {fields} needs names of {fields} or more '_' fields, got '{name}'"
-        )
+        raise ValueError(f"--average_clips {fields} needs as many '_' fields, got '{video}'")
     return "_".join(parts[:fields])
 
 

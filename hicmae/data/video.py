@@ -117,10 +117,9 @@ def check_frame_size(what: str, width: int, height: int) -> None:
 def pretrain_frames(
     total_frames: int, start: int = 0, num_frames: int = 16, sampling_rate: int = 4
 ) -> np.ndarray:
-    """Return `num_frames` indices `start`, `start + sampling_rate`, ... of a clip for pre-training.
+    """Return (num_frames,) int64: `start`, `start + sampling_rate`, ... of a pre-training clip.
 
-    Returns:
-        (num_frames,) int64; in a shorter video the last index reached is repeated.
+    In a shorter video the last index reached is repeated.
     """
     reached = np.arange(start, total_frames, sampling_rate)[:num_frames]
     return _repeat_last(reached, num_frames)
@@ -129,17 +128,11 @@ def pretrain_frames(
 def train_frames(
     total_frames: int, end: int | None = None, num_frames: int = 16, sampling_rate: int = 4
 ) -> np.ndarray:
-    """Return the indices of a labelled clip: evenly spread over the span that ends at `end`.
+    """Return the (num_frames,) int64 indices of a labelled clip.
 
-    Args:
-        total_frames: frames of the video; no more than a span are taken from their start.
-        end: in [span, total_frames), span = num_frames * sampling_rate; None takes the centre, as
-            in validation.
-        num_frames: T.
-        sampling_rate: mean distance of neighbouring frames.
-
-    Returns:
-        (T,) int64.
+    They are evenly spread over the span of `num_frames * sampling_rate` frames that ends at `end`,
+    in [span, total_frames); None takes the centre, as in validation. A video of no more frames
+    than a span gives those from its start.
     """
     span = num_frames * sampling_rate
     if total_frames <= span:
@@ -239,8 +232,7 @@ def resize_frames(
 ) -> torch.Tensor:
     """Resize T frames (H, W, 3) uint8, or their part in `box`, to the pixels that `resize` gives.
 
-    Returns:
-        (3, T, height, width) uint8; not contiguous, as it is copied to its batch anyway.
+    Returns (3, T, height, width) uint8; not contiguous, as it is copied to its batch anyway.
     """
     left, top, right, bottom = box or (0, 0, frames[0].shape[1], frames[0].shape[0])
     alike = all(frame.shape == frames[0].shape for frame in frames)
