@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hicmae.config import flat_settings, new_parser
 from hicmae.data.splits import PATTERNS, SPEAKER_FILE, find_speakers
-from hicmae.io import write_whole
+from hicmae.io import describe, write_whole
 from hicmae.report.comparison import compare_all
 from hicmae.report.page import as_html
 from hicmae.report.resampling import Plan
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if files:
             sys.stdout.write(f"\nwritten: {', '.join(map(str, files.values()))}\n")
     except (OSError, ValueError) as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(2, f"error: {describe(error)}\n")
 
 
 if __name__ == "__main__":

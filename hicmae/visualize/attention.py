@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -21,8 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor, nn
 
-from hicmae.data.clip_list import AnyClip
-from hicmae.inference.style import STYLE, check_format, save_figure
+from hicmae.inference.style import STYLE
 from hicmae.models.encoder import ModalityEncoder
 from hicmae.models.layers import Attention, CrossAttention
 from hicmae.models.losses import unnormalize
@@ -43,12 +41,9 @@ HEAT: dict[str, Any] = {"cmap": "inferno", "alpha": 0.6, "vmin": 0.0, "interpola
 
 
 def attention_weights(layer: nn.Module, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-    """Return softmax(q k^T / sqrt(d)) of each head of a layer.
+    """Return softmax(q k^T / sqrt(d)) of each head of an `Attention` or `CrossAttention`.
 
-    Args:
-        layer: `Attention`, or `CrossAttention` with a context.
-        tokens: (B, N, D), the input of the layer.
-        context: (B, M, D), what a `CrossAttention` reads.
+    Tokens are (B, N, D), and (B, M, D) the context that a `CrossAttention` reads.
 
     Returns:
         (B, heads, N, M), rows sum to 1; M = N without context.
@@ -88,13 +83,9 @@ def recorded_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def rollout(maps: Sequence[Tensor]) -> Tensor:
     """Follow attention through a stack (Abnar and Zuidema, 2020, "attention rollout").
 
-    A residual connection counts as half of what a layer reads.
-
-    Args:
-        maps: (B, N, N) of each layer, first layer first.
-
-    Returns:
-        (B, N, N): how much of every input token is in every output token; rows sum to 1.
+    Takes (B, N, N) of each layer, first layer first; a residual connection counts as half of what
+    a layer reads. Returns (B, N, N): how much of every input token is in every output token; rows
+    sum to 1.
     """
     identity = torch.eye(maps[0].shape[-1], dtype=maps[0].dtype, device=maps[0].device)
     mixed = identity.expand_as(maps[0])
@@ -106,9 +97,7 @@ def rollout(maps: Sequence[Tensor]) -> Tensor:
 def looks(maps: dict[str, Tensor], method: str = "rollout") -> dict[str, Tensor]:
     """Reduce recorded attention to one number a token, the mean over all tokens that read it.
 
-    Args:
-        maps: of `recorded_attention`.
-        method: "rollout" through an encoder's blocks, or "last" for its last block alone.
+    The method is "rollout" through an encoder's blocks, or "last" for its last block alone.
 
     Returns:
         (B, N) each, in units of even attention: "video" and "audio", where each encoder looks in
@@ -123,12 +112,13 @@ def looks(maps: dict[str, Tensor], method: str = "rollout") -> dict[str, Tensor]
         ("video by audio", "encoder_fusion.blocks_audio.", ".cross_attn"),
     ):
         layers = [m for n, m in maps.items() if n.startswith(blocks) and n.endswith(layer)]
-        if layers and layer == ".cross_attn":
+        if not layers:
+            continue
+        if layer == ".cross_attn":
             weights = torch.stack(layers).mean(dim=0)
-        elif layers:
+        else:
             weights = rollout(layers) if method == "rollout" else layers[-1]
-        if layers:
-            found[name] = weights.mean(dim=1) * weights.shape[-1]
+        found[name] = weights.mean(dim=1) * weights.shape[-1]
     return found
 
 
@@ -141,19 +131,20 @@ class Looked(NamedTuple):
     maps: dict[str, np.ndarray]  # of `looks`, on the grid of tokens
 
     @property
-    def frames(self) -> np.ndarray:
-        """Positions in time, in tubelets, that are shown."""
-        length = 0 if self.video is None else len(self.maps["video"])
-        return np.linspace(0, length - 1, min(MOST_FRAMES, length)).round().astype(int)
+    def places(self) -> dict[int, int]:
+        """Positions in time that are shown: of the map, in tubelets -> of the video, in frames."""
+        if self.video is None:
+            return {}
+        length = len(self.maps["video"])
+        shown = np.linspace(0, length - 1, min(MOST_FRAMES, length)).round().astype(int).tolist()
+        return {place: place * (self.video.shape[1] // length) for place in shown}
 
 
 @torch.inference_mode()
-def look(
-    opened: Opened, clips: Sequence[AnyClip], method: str = "rollout", seed: int | None = None
-) -> list[Looked]:
+def look(opened: Opened, method: str = "rollout") -> list[Looked]:
     """Run a model over clips and see where it looks."""
     results = []
-    for batch in batches(opened, clips, batch_size=1, seed=seed):
+    for batch in batches(opened, batch_size=1):
         with recorded_attention(opened.model) as maps:
             scores = opened.model(batch.video, batch.audio)
         grids = {}
@@ -176,7 +167,7 @@ def attention_figure(clips: Sequence[Looked]) -> Figure:
     """Draw clips of one shape, each with its maps below it."""
     first = clips[0]
     rows = [row for row in ROWS if not row[1] or {row[1], row[2]} & first.maps.keys()]
-    frames, lines = len(first.frames), len(rows) * len(clips)
+    frames, lines = len(first.places), len(rows) * len(clips)
     # Frames and a scale, then the spectrogram and a scale, as far as the model reads them.
     widths = [1.0] * frames + [0.07] * (frames > 0)
     if first.audio is not None:
@@ -195,9 +186,9 @@ def attention_figure(clips: Sequence[Looked]) -> Figure:
             for empty in axes[frames + 1 : -2]:
                 empty.set_axis_off()
             if clip.audio is not None:
-                _draw_audio(axes[-2], axes[-1], clip, names[1])
-        for axes, place in zip(grid[0], first.frames, strict=False):
-            axes.set_title(f"frame {place * _tubelet(first)}")
+                _draw_audio(axes[-2:], clip, names[1])
+        for axes, frame in zip(grid[0], first.places.values(), strict=False):
+            axes.set_title(f"frame {frame}")
         if first.audio is not None:
             grid[0, -2].set_title("log-mel spectrogram")
             grid[-1, -2].set_xlabel("time (s)")
@@ -205,17 +196,13 @@ def attention_figure(clips: Sequence[Looked]) -> Figure:
     return figure
 
 
-def _tubelet(clip: Looked) -> int:
-    return 0 if clip.video is None else clip.video.shape[1] // len(clip.maps["video"])
-
-
 def _draw_video(row: Sequence[Axes], clip: Looked, name: str) -> None:
     """Draw one frame of each chosen tubelet, below a map if there is one, and the map's scale."""
     assert clip.video is not None
     heat, height, width = clip.maps.get(name), *clip.video.shape[2:]
     image: Any = None
-    for axes, place in zip(row, clip.frames, strict=False):
-        picture = np.moveaxis(clip.video[:, place * _tubelet(clip)], 0, -1)
+    for axes, (place, frame) in zip(row, clip.places.items(), strict=False):
+        picture = np.moveaxis(clip.video[:, frame], 0, -1)
         picture = picture if heat is None else picture.mean(-1)
         look: dict[str, Any] = {"extent": (0, width, height, 0)}
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1, **look)
@@ -226,7 +213,7 @@ def _draw_video(row: Sequence[Axes], clip: Looked, name: str) -> None:
     _scale(row[-1], image)
 
 
-def _draw_audio(axes: Axes, scale: Axes, clip: Looked, name: str) -> None:
+def _draw_audio(row: Sequence[Axes], clip: Looked, name: str) -> None:
     """Draw the spectrogram, below a map if there is one, and the map's scale."""
     assert clip.audio is not None
     heat, (steps, bins) = clip.maps.get(name), clip.audio.shape
@@ -234,11 +221,11 @@ def _draw_audio(axes: Axes, scale: Axes, clip: Looked, name: str) -> None:
     extent = (0.0, steps * HOP_SECONDS, 0.0, float(bins))
     look: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": extent}
     colours = "viridis" if heat is None else "gray"
-    axes.imshow(clip.audio.T, vmin=low, vmax=high, cmap=colours, **look)
-    axes.set_ylabel("mel bin")
-    axes.tick_params(labelbottom=False)
-    image = None if heat is None else axes.imshow(heat.T, vmax=heat.max(), **look, **HEAT)
-    _scale(scale, image)
+    row[0].imshow(clip.audio.T, vmin=low, vmax=high, cmap=colours, **look)
+    row[0].set_ylabel("mel bin")
+    row[0].tick_params(labelbottom=False)
+    image = None if heat is None else row[0].imshow(heat.T, vmax=heat.max(), **look, **HEAT)
+    _scale(row[1], image)
 
 
 def _scale(axes: Axes, image: Any) -> None:
@@ -252,10 +239,8 @@ def _scale(axes: Axes, image: Any) -> None:
     bar.outline.set_visible(False)
 
 
-def attention(source: Source, output: str | Path, method: str = "rollout") -> Path:
+def attention(source: Source, method: str = "rollout") -> Figure:
     """Draw where a fine-tuned or pre-trained model looks in clips; see `looks` for the method."""
-    check_format(output)
     if source.clip is None and source.num_clips < 1:
         raise ValueError(f"--num_clips must be at least 1 here, got {source.num_clips}")
-    opened, clips = source.open()
-    return save_figure(attention_figure(look(opened, clips, method, source.seed)), output)
+    return attention_figure(look(source.open(), method))

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from hicmae.data.clip_list import chosen_names
-from hicmae.inference.style import check_format, figure_to_image, save_figure
+from hicmae.inference.style import figure_to_image
 from hicmae.report.page import confusion_figure
 from hicmae.report.scores import KINDS, pool, read_predictions
 
@@ -18,11 +19,8 @@ def confusion_image(metrics: Mapping[str, Any], names: Sequence[str]) -> np.ndar
     return figure_to_image(confusion_figure(metrics["confusion"], names, title, small=True))
 
 
-def confusion(
-    pred_files: Sequence[str | Path], output: str | Path, class_names: Sequence[str] = ()
-) -> Path:
+def confusion(pred_files: Sequence[str | Path], class_names: Sequence[str] = ()) -> Figure:
     """Draw the confusion matrix of all given prediction files, or those of runs, together."""
-    check_format(output)
     paths = [p / KINDS["last"] if p.is_dir() else p for p in map(Path, pred_files)]
     pooled = pool({str(path): read_predictions(path) for path in paths})
     if pooled.is_regression:
@@ -32,4 +30,4 @@ def confusion(
     if class_names:
         names = list(chosen_names(class_names, pooled.num_outputs))
     title = f"{len(pooled.clips)} clips, UAR {scores['uar']:.2%}, WAR {scores['war']:.2%}"
-    return save_figure(confusion_figure(scores["confusion"], names, title), output)
+    return confusion_figure(scores["confusion"], names, title)

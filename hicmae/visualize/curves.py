@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hicmae.inference.style import STYLE, check_format, colour, save_figure
+from hicmae.inference.style import STYLE, colour
 from hicmae.report.scores import natural_key
 from hicmae.training.logs import read_lines
 
@@ -82,13 +82,12 @@ def _draw_panel(axes: Axes, quantity: str, keys: list[str], runs: Sequence[pd.Da
         axes.legend(lines, [s or k for (s, _), k in zip(splits, keys, strict=True)], fontsize=8)
 
 
-def curves(output_dirs: Sequence[str | Path], output: str | Path) -> Path:
+def curves(output_dirs: Sequence[str | Path]) -> Figure:
     """Draw the log.txt of one or several runs."""
-    check_format(output)
     logs = {}
     for folder in sorted(map(Path, output_dirs), key=lambda path: natural_key(path.name)):
         records = [record for record in read_lines(folder / "log.txt") if "epoch" in record]
         if not records:
             raise FileNotFoundError(f"'{folder / 'log.txt'}' holds no finished epoch yet")
         logs[folder.name if folder.name not in logs else str(folder)] = records
-    return save_figure(curves_figure(logs), output)
+    return curves_figure(logs)

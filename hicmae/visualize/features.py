@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.manifold import TSNE
@@ -20,7 +19,7 @@ from hicmae.data.clip_list import AnyClip, read_labelled_list, read_pretrain_lis
 from hicmae.data.dataset import ClipSettings, PretrainClips, TestClips
 from hicmae.inference import forward
 from hicmae.inference.model import ModelConfig, load_model
-from hicmae.inference.style import MARKERS, STYLE, check_format, colour, save_figure
+from hicmae.inference.style import MARKERS, STYLE, colour
 from hicmae.io import choose_device
 
 FEWEST = 5  # clips of t-SNE
@@ -29,11 +28,13 @@ SCRIPTS = {"pre-trained": "run_pretraining.py", "fine-tuned": "run_finetuning.py
 
 
 class Opened(NamedTuple):
-    """A model of either stage, on its device, and its description."""
+    """A model of either stage, on its device, and what it is shown."""
 
     model: nn.Module
     config: ModelConfig
     device: torch.device
+    clips: Sequence[AnyClip]
+    seed: int | None  # of windows, crops and masks
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,22 @@ class Source:
     num_clips: int = 0  # that many are drawn; 0: all
     seed: int | None = 0  # of draw, windows, crops and masks; None: a reconstruction's training's
 
-    def open(self, stage: str | None = None) -> tuple[Opened, list[AnyClip]]:
-        """Load the model, see `open_model`, and choose the clips."""
-        opened = open_model(self.checkpoint, self.device, stage)
-        listed = read_clips(opened.config, self.data_path, self.data_root)
-        return opened, [listed[k] for k in self.lines(len(listed))]
+    def open(self, stage: str | None = None) -> Opened:
+        """Load the model, see `open_model`, and choose the clips.
+
+        They are of the list, or of test.csv (pre-training: train.csv) in a folder.
+        """
+        model, config, device = open_model(self.checkpoint, self.device, stage)
+        path, pretraining = Path(self.data_path), config.task == "pretraining"
+        if path.is_dir():
+            path = path / ("train.csv" if pretraining else "test.csv")
+        listed: Sequence[AnyClip]
+        if pretraining:
+            listed = read_pretrain_list(path, self.data_root)
+        else:
+            listed = read_labelled_list(path, config.task, len(config.names), self.data_root)
+        clips = [listed[k] for k in self.lines(len(listed))]
+        return Opened(model, config, device, clips, self.seed)
 
     def lines(self, length: int) -> list[int]:
         """Choose lines of a list, drawn without replacement, in the list's order."""
@@ -68,7 +80,9 @@ class Source:
         return sorted(rng.choice(length, self.num_clips, replace=False).tolist())
 
 
-def open_model(path: str | Path, device: str = "auto", stage: str | None = None) -> Opened:
+def open_model(
+    path: str | Path, device: str = "auto", stage: str | None = None
+) -> tuple[nn.Module, ModelConfig, torch.device]:
     """Load a checkpoint; the stage "fine-tuned" or "pre-trained" refuses the other one."""
     chosen = choose_device(device)
     model, config = load_model(path, device=chosen)
@@ -78,27 +92,34 @@ def open_model(path: str | Path, device: str = "auto", stage: str | None = None)
             f"checkpoint '{path}' is {found}, but this picture needs a {stage} one; give a "
             f"checkpoint of {SCRIPTS[stage]}"
         )
-    return Opened(model, config, chosen)
+    return model, config, chosen
 
 
-def read_clips(config: ModelConfig, data_path: str | Path, data_root: str) -> Sequence[AnyClip]:
-    """Read the list that fits a model, or test.csv (pre-training: train.csv) in a folder."""
-    path = Path(data_path)
-    if config.task == "pretraining":
-        return read_pretrain_list(path / "train.csv" if path.is_dir() else path, data_root)
-    path = path / "test.csv" if path.is_dir() else path
-    return read_labelled_list(path, config.task, len(config.names), data_root)
-
-
-def batches(
-    opened: Opened, clips: Sequence[AnyClip], batch_size: int = 16, seed: int | None = None
-) -> Iterator[Any]:
+def batches(opened: Opened, batch_size: int = 16) -> Iterator[Any]:
     """Yield a `ViewBatch` of centre windows, or in pre-training a `PretrainBatch` of crops.
 
     Raises:
         ValueError: naming a clip that cannot be read.
     """
-    dataset = _dataset(opened.config, clips, seed or 0)
+    config, clips = opened.config, opened.clips
+    clip, trained = config.preprocessing, config.training.get("settings", {})
+    settings = ClipSettings(
+        clip.num_frames, clip.sampling_rate, clip.input_size, clip.input_size_audio
+    )
+    dataset: TestClips | PretrainClips
+    if config.task == "pretraining":
+        dataset = PretrainClips(
+            clips,
+            settings,
+            tubelet_size=clip.tubelet_size,
+            mask_ratio=trained.get("mask_ratio", 0.9),
+            mask_ratio_audio=trained.get("mask_ratio_audio", 0.8),
+            seed=opened.seed or 0,
+        )
+    else:
+        dataset = TestClips(
+            clips, settings, task=config.task, centre=True, modality=config.modality
+        )
     for start in range(0, len(clips), batch_size):
         chosen = range(start, min(start + batch_size, len(clips)))
         try:
@@ -111,23 +132,6 @@ def batches(
         yield batch
 
 
-def _dataset(config: ModelConfig, clips: Sequence[AnyClip], seed: int) -> TestClips | PretrainClips:
-    clip, trained = config.preprocessing, config.training.get("settings", {})
-    settings = ClipSettings(
-        clip.num_frames, clip.sampling_rate, clip.input_size, clip.input_size_audio
-    )
-    if config.task != "pretraining":
-        return TestClips(clips, settings, task=config.task, centre=True, modality=config.modality)
-    return PretrainClips(
-        clips,
-        settings,
-        tubelet_size=clip.tubelet_size,
-        mask_ratio=trained.get("mask_ratio", 0.9),
-        mask_ratio_audio=trained.get("mask_ratio_audio", 0.8),
-        seed=seed,
-    )
-
-
 def feature_names(modality: str) -> tuple[str, ...]:
     """Name the parts of a model's features; `fused` is all of them, as the head reads it."""
     if modality == "av":
@@ -136,16 +140,14 @@ def feature_names(modality: str) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def features_of(
-    opened: Opened, clips: Sequence[AnyClip]
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def features_of(opened: Opened) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Compute the features of `hicmae.inference` for the centre window of every clip.
 
     Returns:
         Each of `feature_names` -> (n, D), fused (n, 4D); and (n,) classes or (n, K) targets.
     """
     found, targets = [], []
-    for batch in batches(opened, clips):
+    for batch in batches(opened):
         found.append(forward.features(opened.model, batch.video, batch.audio))
         targets.append(batch.target)
     return {
@@ -164,13 +166,13 @@ def embed(vectors: np.ndarray, seed: int = 0, perplexity: float = 30.0) -> np.nd
 def tsne_figure(
     points: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str], target: int = 0
 ) -> Figure:
-    """Draw one panel for each set of features.
+    """Draw one panel for each set of features, title -> (n, 2).
 
     Args:
-        points: title of a panel -> (n, 2).
-        labels: (n,) classes, or (n, K) regression targets.
+        points: of the panels.
+        labels: (n,) classes, or (n, K) regression targets, of which `target` gives the colour.
         names: of the classes or outputs.
-        target: which regression output gives the colour.
+        target: number of an output.
     """
     is_regression = labels.ndim == 2
     with rc_context(STYLE):
@@ -179,8 +181,11 @@ def tsne_figure(
         for axes, (title, place) in zip(panels, points.items(), strict=True):
             if is_regression:
                 image = axes.scatter(*place.T, c=labels[:, target], s=9, cmap="viridis")
-            else:
-                _draw_classes(axes, place, labels, names)
+            for k, name in enumerate(() if is_regression else names):
+                # Beyond eight classes the markers move on against the colours.
+                marker = MARKERS[(k + k // len(MARKERS)) % len(MARKERS)]
+                look: dict[str, Any] = {"marker": marker, "alpha": 0.8, "linewidth": 0}
+                axes.scatter(*place[labels == k].T, 11, colour(k), label=name, **look)
             axes.set(title=title, xticks=[], yticks=[], xlabel="t-SNE 1")
             axes.set_box_aspect(1)
             axes.spines[:].set_visible(True)
@@ -195,32 +200,18 @@ def tsne_figure(
     return figure
 
 
-def _draw_classes(axes: Axes, place: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
-    for k, name in enumerate(names):
-        # A marker and a colour each: beyond eight classes the markers move on against the colours.
-        marker = MARKERS[(k + k // len(MARKERS)) % len(MARKERS)]
-        x, y = place[labels == k].T
-        axes.scatter(x, y, 11, colour(k), label=name, marker=marker, alpha=0.8, linewidth=0)
-
-
 def tsne(
-    source: Source,
-    output: str | Path,
-    features: Sequence[str] = (),
-    perplexity: float = 30.0,
-    target: int = 0,
-) -> Path:
-    """Lay out the features of a list by a fine-tuned checkpoint.
+    source: Source, features: Sequence[str] = (), perplexity: float = 30.0, target: int = 0
+) -> Figure:
+    """Lay out the features of a labelled list by a fine-tuned checkpoint.
 
     Args:
-        source: model and labelled list.
-        output: picture to write.
+        source: model and list.
         features: a panel each, of `feature_names`; none: each modality, and fused.
         perplexity: about how many neighbours count.
         target: which output of a regression gives the colour.
     """
-    check_format(output)
-    opened, clips = source.open("fine-tuned")
+    opened = source.open("fine-tuned")
     config = opened.config
     known = feature_names(config.modality)
     unknown = [part for part in features if part not in known]
@@ -230,19 +221,20 @@ def tsne(
         )
     if not 0 <= target < len(config.names):
         raise ValueError(f"--target {target} is not one of the {len(config.names)} outputs")
-    if len(clips) < FEWEST:
+    count = len(opened.clips)
+    if count < FEWEST:
         raise ValueError(
-            f"t-SNE needs at least {FEWEST} clips, got {len(clips)} of '{source.data_path}'"
+            f"t-SNE needs at least {FEWEST} clips, got {count} of '{source.data_path}'"
         )
     shown = features or (("video", "audio", "fused") if config.modality == "av" else ("fused",))
-    values, labels = features_of(opened, clips)
+    values, labels = features_of(opened)
     places = {TITLES.get(p, p): embed(values[p], source.seed or 0, perplexity) for p in shown}
-    return save_figure(tsne_figure(places, labels, config.names, target), output)
+    return tsne_figure(places, labels, config.names, target)
 
 
 def layer_weights_of(checkpoint: str | Path) -> dict[str, np.ndarray]:
     """Return the share of every block, (L,) for each stream; shares of a stream sum to 1."""
-    weights = open_model(checkpoint, "cpu", "fine-tuned").model.state_dict()
+    weights = open_model(checkpoint, "cpu", "fine-tuned")[0].state_dict()
     shares = {
         stream: weights[f"{stream}_layer_weights"].double().softmax(dim=0).numpy()
         for stream in ("video", "audio")
@@ -257,11 +249,7 @@ def layer_weights_of(checkpoint: str | Path) -> dict[str, np.ndarray]:
 
 
 def layer_weights_figure(runs: Mapping[str, Sequence[np.ndarray]]) -> Figure:
-    """Draw the mean share of each block over runs, every run as a point.
-
-    Args:
-        runs: stream -> (L,) shares of each run.
-    """
+    """Draw the mean share of each block over runs, stream -> (L,) of each, every run as a point."""
     with rc_context(STYLE):
         figure = Figure((2.7 * len(runs), 2.2))
         panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
@@ -286,9 +274,8 @@ def layer_weights_figure(runs: Mapping[str, Sequence[np.ndarray]]) -> Figure:
     return figure
 
 
-def layer_weights(checkpoint: Sequence[str | Path], output: str | Path) -> Path:
+def layer_weights(checkpoint: Sequence[str | Path]) -> Figure:
     """Draw the layer weights of one or several fine-tuned checkpoints, e.g. of all folds."""
-    check_format(output)
     found = [layer_weights_of(path) for path in checkpoint]
     sizes = [{stream: len(values) for stream, values in shares.items()} for shares in found]
     for path, blocks in zip(checkpoint, sizes, strict=True):
@@ -297,5 +284,4 @@ def layer_weights(checkpoint: Sequence[str | Path], output: str | Path) -> Path:
                 f"'{path}' has blocks {blocks}, '{checkpoint[0]}' has {sizes[0]}; draw models of "
                 "one size and modality together"
             )
-    runs = {stream: [shares[stream] for shares in found] for stream in found[0]}
-    return save_figure(layer_weights_figure(runs), output)
+    return layer_weights_figure({name: [shares[name] for shares in found] for name in found[0]})

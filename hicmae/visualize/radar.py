@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
-from hicmae.inference.style import MARKERS, STYLE, check_format, colour, save_figure
+from hicmae.inference.style import MARKERS, STYLE, colour
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import TOTAL, build
 from hicmae.report.tables import metric_name
@@ -25,10 +25,6 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     """Read a csv file with COLUMNS, values in percent."""
     try:
         scores = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"'{path}' does not exist; expected a csv file with the columns {','.join(COLUMNS)}"
-        ) from None
     except pd.errors.EmptyDataError:
         scores = pd.DataFrame()
     if not set(COLUMNS) <= set(scores) or scores.empty:
@@ -45,17 +41,15 @@ def read_scores(path: str | Path) -> pd.DataFrame:
 def scores_of_folders(
     entries: Sequence[str], metrics: Sequence[str] = (), kind: str = "last"
 ) -> pd.DataFrame:
-    """Score the finished folds of experiments.
+    """Score the finished folds of experiments; returns COLUMNS, as in a csv file.
 
     Args:
         entries: "DATASET=FOLDER", or "DATASET/METHOD=FOLDER".
         metrics: of `hicmae.report`; WAR or CCC if empty; "recall" is one axis a class.
         kind: "last" or "best" epoch.
-
-    Returns:
-        COLUMNS, as in a csv file.
     """
     rows = []
+    named = [metric for metric in metrics if metric != "recall"]
     for entry in entries:
         name, _, folder = entry.partition("=")
         if not name or not folder:
@@ -63,7 +57,6 @@ def scores_of_folders(
                 f"expected one csv file, or DATASET=FOLDER or DATASET/METHOD=FOLDER, got '{entry}'"
             )
         dataset, _, method = name.partition("/")
-        named = [metric for metric in metrics if metric != "recall"]
         report = build(folder, plan=Plan(resamples=0), metrics=named)
         if kind not in report.kinds:
             raise ValueError(f"'{folder}' has no predictions of its {kind} epoch")
@@ -85,7 +78,18 @@ def radar_figure(scores: pd.DataFrame, start: float = 0.0, relative: bool = Fals
         start: percent in the middle.
         relative: measure each axis by its best method instead of 100 %.
     """
-    values = _by_method(scores)
+    names = pd.MultiIndex.from_frame(scores[["dataset", "metric"]].drop_duplicates())
+    if len(names) < FEWEST_AXES:
+        raise ValueError(
+            f"a radar plot needs at least {FEWEST_AXES} axes (data sets times metrics), got "
+            f"{len(names)}; add some, or use the tables of python -m hicmae.report"
+        )
+    if scores.duplicated(["method", "dataset", "metric"]).any():
+        raise ValueError("a method has two values on one axis; name the methods apart")
+    values = scores.pivot(index="method", columns=["dataset", "metric"], values="value")
+    values = values.reindex(index=scores["method"].unique(), columns=names)
+    for method, row in values[values.isna().any(axis=1)].iterrows():
+        raise ValueError(f"method '{method}' has no value of {' '.join(row.isna().idxmax())}")
     best = values.max()
     radii = 100 * values / best.where(best > 0, 1.0) if relative else values
     highest = radii.max(axis=None)
@@ -103,7 +107,7 @@ def radar_figure(scores: pd.DataFrame, start: float = 0.0, relative: bool = Fals
             marker = MARKERS[number % len(MARKERS)]
             axes.plot(*closed, color=colour(number), marker=marker, ms=4, lw=1.4, label=method)
             axes.fill(*closed, color=colour(number), alpha=0.08)
-        _label(axes, values.columns, angles, best if relative else None)
+        _label(axes, names, angles, best if relative else None)
         axes.set_ylim(start, top)
         steps = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(start, top)
         ticks = [tick for tick in steps if start < tick <= top]
@@ -113,24 +117,6 @@ def radar_figure(scores: pd.DataFrame, start: float = 0.0, relative: bool = Fals
         if any(radii.index):
             figure.legend(loc="outside lower center", ncols=min(len(radii), 3))
     return figure
-
-
-def _by_method(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a method and a column an axis; refuse too few axes and gaps."""
-    axes = pd.MultiIndex.from_frame(scores[["dataset", "metric"]].drop_duplicates())
-    if len(axes) < FEWEST_AXES:
-        raise ValueError(
-            f"a radar plot needs at least {FEWEST_AXES} axes (data sets times metrics), got "
-            f"{len(axes)}; add some, or use the tables of python -m hicmae.report"
-        )
-    if scores.duplicated(["method", "dataset", "metric"]).any():
-        raise ValueError("a method has two values on one axis; name the methods apart")
-    table = scores.pivot(index="method", columns=["dataset", "metric"], values="value")
-    table = table.reindex(index=scores["method"].unique(), columns=axes)
-    for method, row in table.iterrows():
-        if row.isna().any():
-            raise ValueError(f"method '{method}' has no value of {' '.join(row.isna().idxmax())}")
-    return table
 
 
 def _label(
@@ -153,16 +139,14 @@ def _label(
 
 def radar(
     sources: Sequence[str],
-    output: str | Path,
     metrics: Sequence[str] = (),
     kind: str = "last",
     start: float = 0.0,
     relative: bool = False,
-) -> Path:
+) -> Figure:
     """Draw scores of a csv file or of report folders; arguments as for the functions above."""
-    check_format(output)
     if len(sources) == 1 and sources[0].endswith(".csv"):
         scores = read_scores(sources[0])
     else:
         scores = scores_of_folders(sources, metrics, kind)
-    return save_figure(radar_figure(scores, start, relative), output)
+    return radar_figure(scores, start, relative)

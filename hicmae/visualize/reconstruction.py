@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import timm
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -20,7 +21,7 @@ from hicmae.data.batches import ClipIndex, PretrainBatch, joined
 from hicmae.data.clip_list import read_pretrain_list
 from hicmae.data.dataset import PretrainClips
 from hicmae.inference.model import find_weights
-from hicmae.inference.style import STYLE, check_format, save_figure
+from hicmae.inference.style import STYLE
 from hicmae.io import choose_device
 from hicmae.models.reconstruct import Reconstruction, reconstruct
 from hicmae.training import checkpoint
@@ -41,7 +42,7 @@ def reconstruction_figure(
         frames: which of the T frames to draw; None: up to six, evenly spaced.
         title: written above.
     """
-    arrays = [_to_array(part) for part in parts]
+    arrays = [torch.as_tensor(part).detach().float().cpu().numpy() for part in parts]
     for first, axes in ((0, 4), (3, 2)):
         same = [array for k, array in enumerate(arrays) if k % 6 in range(first, first + 3)]
         if len({array.shape for array in same}) != 1 or same[0].ndim != axes:
@@ -60,32 +61,20 @@ def reconstruction_figure(
         for number, part in enumerate(figure.subfigures(num_clips, 1, squeeze=False)[:, 0]):
             clip = arrays[6 * number : 6 * number + 6]
             grid = part.subplots(3, len(widths), width_ratios=widths)
-            for row, name, video in zip(
-                grid, ("original", "masked", "rebuilt"), clip, strict=False
-            ):
+            names = ("original", "masked", "rebuilt")
+            for row, name, video in zip(grid, names, clip, strict=False):
                 row[0].set_ylabel(name)
-                _draw_frames(row, video, frames)
+                for axes, frame in zip(row, frames, strict=False):
+                    picture = np.moveaxis(video[:, frame], 0, -1)  # (H, W, 3)
+                    axes.imshow(np.where(np.isnan(picture), 0.5, np.clip(picture, 0.0, 1.0)))
+                    axes.set(xticks=[], yticks=[])
+                    axes.spines[:].set_visible(False)
             for axes, frame in zip(grid[0], frames, strict=False):
                 axes.set_title(f"frame {frame}")
             _draw_spectrograms(part, grid[:, -1], clip[3:])
         if title:
             figure.suptitle(title, fontsize=10)
     return figure
-
-
-def _to_array(value: Any) -> np.ndarray:
-    """Accept numpy arrays and tensors of any device and precision."""
-    if hasattr(value, "detach"):
-        value = value.detach().float().cpu().numpy()
-    return np.asarray(value, dtype=np.float32)
-
-
-def _draw_frames(row: Sequence[Axes], video: np.ndarray, frames: Sequence[int]) -> None:
-    for axes, frame in zip(row, frames, strict=False):
-        picture = np.moveaxis(video[:, frame], 0, -1)  # (H, W, 3)
-        axes.imshow(np.where(np.isnan(picture), 0.5, np.clip(picture, 0.0, 1.0)))
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
 
 
 def _draw_spectrograms(figure: SubFigure, column: Sequence[Axes], audios: list[np.ndarray]) -> None:
@@ -110,26 +99,6 @@ def _draw_spectrograms(figure: SubFigure, column: Sequence[Axes], audios: list[n
     bar.set_label("normalised log energy")
 
 
-def settings_of(state: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
-    """Return the settings of a pre-training checkpoint by flag.
-
-    Args:
-        state: content of the file. The original authors' files hold flags in a Namespace.
-        source: its name, for messages.
-
-    Raises:
-        ValueError: no settings, or those of fine-tuning.
-    """
-    flat = flat_settings(state.get("args"))
-    if "mask_ratio" not in flat:
-        lacks = "is fine-tuned and has no decoders" if flat else "holds no settings of its training"
-        raise ValueError(
-            f"checkpoint '{source}' {lacks}, but this picture needs a pre-trained one with its "
-            "settings under 'args'; give a checkpoint of run_pretraining.py"
-        )
-    return flat
-
-
 def rebuild_clips(
     model: nn.Module,
     items: Sequence[PretrainBatch],
@@ -151,15 +120,23 @@ def rebuild_clips(
     )
 
 
-def reconstruction(source: Source, output: str | Path) -> Path:
+def reconstruction(source: Source) -> Figure:
     """Rebuild clips of a list with a checkpoint of `run_pretraining.py` and draw them.
 
     Its settings say the model, the clip geometry, the masks and, where the source has none, the
-    seed. Without a number of clips the first of the list is drawn.
+    seed. Without a number of clips the first of the list is drawn. Files of the original authors
+    hold their settings as flags in a Namespace.
     """
-    check_format(output)
     state = checkpoint.load(find_weights(Path(source.checkpoint)))
-    settings = settings_of(state, source.checkpoint)
+    settings = flat_settings(state.get("args"))
+    if "mask_ratio" not in settings:
+        lacks = "holds no settings of its training"
+        if settings:
+            lacks = "is fine-tuned and has no decoders"
+        raise ValueError(
+            f"checkpoint '{source.checkpoint}' {lacks}, but this picture needs a pre-trained one "
+            "with its settings under 'args'; give a checkpoint of run_pretraining.py"
+        )
     if source.seed is not None:
         settings["seed"] = source.seed
     path, root = str(source.data_path), source.data_root
@@ -181,4 +158,4 @@ def reconstruction(source: Source, output: str | Path) -> Path:
     model.load_state_dict(state["model"])
     items = [dataset[ClipIndex(0, line)] for line in lines]
     rebuilt = rebuild_clips(model.to(precision.device), items, configs.loss, precision)
-    return save_figure(reconstruction_figure(*itertools.chain(*rebuilt)), output)
+    return reconstruction_figure(*itertools.chain(*rebuilt))

@@ -1,7 +1,6 @@
 """Whether a clip's sound finds its video among others, and the other way round."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -10,8 +9,7 @@ import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from hicmae.data.clip_list import AnyClip
-from hicmae.inference.style import STYLE, check_format, colour, save_figure
+from hicmae.inference.style import STYLE, colour
 from hicmae.io import write_whole
 from hicmae.models.encoder import pooled_unit
 from hicmae.models.layers import split_tokens
@@ -26,10 +24,8 @@ LEVELS = (3, 6, 9)  # of the original, where a checkpoint does not say which blo
 def recall_at(similarity: np.ndarray, rank: int) -> float:
     """Return how often the match is among the `rank` nearest; ties are broken by lot.
 
-    Args:
-        similarity: (n, n), row = what is searched with, column = what is found; matches on the
-            diagonal.
-        rank: k.
+    Rows of the similarity (n, n) are what is searched with, columns what is found; matches are on
+    its diagonal.
     """
     match = np.diag(similarity)[:, None]
     nearer = (similarity > match).sum(1)
@@ -39,23 +35,17 @@ def recall_at(similarity: np.ndarray, rank: int) -> float:
 
 @torch.inference_mode()
 def pooled_levels(
-    opened: Opened, clips: Sequence[AnyClip], levels: Sequence[int], masked: bool, seed: int | None
+    opened: Opened, levels: Sequence[int], masked: bool
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Compute the features that pre-training contrasts.
-
-    Args:
-        opened: pre-trained model.
-        clips: to encode.
-        levels: encoder blocks.
-        masked: hide the tokens that training would hide.
-        seed: of windows, crops and masks.
+    """Compute the features that pre-training contrasts after the encoder blocks `levels`.
 
     Returns:
-        Of video and audio, one (n, D) array of unit vectors a level.
+        Of video and audio, one (n, D) array of unit vectors a level; `masked` hides the tokens
+        that training would hide.
     """
     found: dict[str, list[list[torch.Tensor]]] = {"video_mask": [], "audio_mask": []}
     model = cast(HiCMAE, opened.model)
-    for batch in batches(opened, clips, seed=seed):
+    for batch in batches(opened):
         for encoder, clip, mask, name in (
             (model.encoder, batch.video, batch.video_mask, "video_mask"),
             (model.encoder_audio, batch.audio, batch.audio_mask, "audio_mask"),
@@ -125,28 +115,19 @@ def retrieval_figure(found: pd.DataFrame, num_clips: int) -> Figure:
     return figure
 
 
-def retrieval(
-    source: Source, output: str | Path, masked: bool = False, csv: str = ""
-) -> tuple[Path, str]:
+def retrieval(source: Source, masked: bool = False, csv: str = "") -> tuple[Figure, str]:
     """Measure and draw the retrieval of a pre-training checkpoint on a list.
 
-    Args:
-        source: model and pre-training list.
-        output: picture to write.
-        masked: hide what training hides.
-        csv: file for the figures; "": none.
-
     Returns:
-        The picture, and the figures as text.
+        The picture, and the figures as text; they are written to `csv`, too, where it is given.
     """
-    check_format(output)
-    opened, clips = source.open("pre-trained")
-    if len(clips) < 2:
-        raise ValueError(f"retrieval needs at least 2 clips to choose from, got {len(clips)}")
+    opened = source.open("pre-trained")
+    count = len(opened.clips)
+    if count < 2:
+        raise ValueError(f"retrieval needs at least 2 clips to choose from, got {count}")
     settings = opened.config.training.get("settings", {})
     levels = tuple(settings.get("return_intermediate_features") or LEVELS)
-    found = recalls(*pooled_levels(opened, clips, levels, masked, source.seed), levels)
+    found = recalls(*pooled_levels(opened, levels, masked), levels)
     if csv:
         write_whole(csv, found.to_csv(index=False))
-    picture = save_figure(retrieval_figure(found, len(clips)), output)
-    return picture, table(found, len(clips))
+    return retrieval_figure(found, count), table(found, count)

@@ -104,8 +104,8 @@ def size_of(path):
 
 
 def test_features_are_the_parts_of_what_the_head_reads(finetuned, labelled):
-    opened, clips = Source(finetuned, labelled).open()
-    values, labels = features_of(opened, clips)
+    opened = Source(finetuned, labelled).open()
+    values, labels = features_of(opened)
     assert {name: part.shape for name, part in values.items()} == {
         "video": (8, 128), "audio": (8, 128), "fusion_video": (8, 128), "fusion_audio": (8, 128),
         "fused": (8, 512),
@@ -149,8 +149,8 @@ def test_tsne_of_a_regression_is_coloured_by_the_chosen_output():
 
 
 def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled):
-    opened, clips = Source(finetuned, labelled).open()
-    looked = look(opened, clips[1:3])
+    opened = Source(finetuned, labelled).open()
+    looked = look(opened._replace(clips=opened.clips[1:3]))
     assert looked[0].title.splitlines()[0] == "joy" and looked[0].title.splitlines()[2] in NAMES
     assert looked[0].video.shape == (3, 4, 32, 32) and looked[0].audio.shape == (32, 128)
     assert {name: grid.shape for name, grid in looked[0].maps.items()} == {
@@ -169,7 +169,7 @@ def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled):
 def test_attention_of_one_modality_shows_that_one(labelled, tmp_path):
     for modality, images in (("v", 2), ("a", 1)):
         path = save_classifier(tmp_path / f"{modality}.pth", modality)
-        figure = attention_figure(look(*Source(path, labelled, clip=0).open()))
+        figure = attention_figure(look(Source(path, labelled, clip=0).open()))
         drawn = [axes for axes in figure.axes if axes.images]
         assert len(drawn) == 2 * images  # the input and its own attention
 
@@ -199,19 +199,19 @@ def test_recalls_search_both_ways():
 
 
 def test_levels_are_those_that_pretraining_contrasts(pretrained, unlabelled):
-    opened, clips = Source(pretrained, unlabelled).open("pre-trained")
+    opened = Source(pretrained, unlabelled).open("pre-trained")
     levels = (0, 1)
-    video, audio = pooled_levels(opened, clips, levels, masked=True, seed=0)
+    video, audio = pooled_levels(opened, levels, masked=True)
     configs = pretrain_configs()
     model = make_model(configs).eval()
     model.load_state_dict(checkpoint.load(pretrained)["model"])
-    (batch,) = batches(opened, clips, seed=0)
+    (batch,) = batches(opened)
     with torch.no_grad():
         output = model(batch.video, batch.video_mask, batch.audio, batch.audio_mask)
     for level in levels:
         np.testing.assert_allclose(video[level], output.video_levels[level], atol=1e-5)
         np.testing.assert_allclose(audio[level], output.audio_levels[level], atol=1e-5)
-    whole, _ = pooled_levels(opened, clips, levels, masked=False, seed=0)
+    whole, _ = pooled_levels(opened, levels, masked=False)
     assert np.abs(whole[1] - video[1]).max() > 1e-4
 
 
