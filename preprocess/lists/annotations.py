@@ -12,8 +12,7 @@ from typing import NamedTuple
 def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield (file:line, values by column) of a comma-separated table with a header.
 
-    Raises:
-        ValueError: one of `columns` is missing, or a row is shorter than its header.
+    ValueError where one of `columns` is missing, or a row is shorter than its header.
     """
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
@@ -76,15 +75,14 @@ def number(text: str, where: str) -> float:
 class Utterance(NamedTuple):
     """What one actor of IEMOCAP says, from `start` to `end` in seconds of the dialogue.
 
-    `speaker` is "Ses01F" and so on; `marked` tells the actor with the face markers, after whom the
-    dialogue is named.
+    `marked` tells the actor with the face markers, after whom the dialogue is named.
     """
 
     name: str
     start: float
     end: float
     emotion: str
-    speaker: str
+    speaker: str  # "Ses01F" and so on
     marked: bool
 
 

@@ -45,7 +45,7 @@ Parts = Mapping[str, Sequence[ListedClip]]  # "train", "test" and so on, in the 
 
 
 def in_list(clip: ListedClip, relative_to: str | Path | None) -> ListedClip:
-    """Return a clip with its paths as a list holds them: absolute, or relative to a folder."""
+    """Return a clip with its paths as a list holds them, see `path_in_list`."""
     video, audio = (path_in_list(path, relative_to) for path in (clip.video, clip.audio))
     return clip._replace(video=video, audio=audio)
 
@@ -58,9 +58,7 @@ def path_in_list(path: str, relative_to: str | Path | None) -> str:
 def write_folds(output: Path, folds: Mapping[str, Parts]) -> None:
     """Write FOLD/train.csv, FOLD/test.csv and so on; all folds are checked before the first list.
 
-    Args:
-        output: folder of the folds.
-        folds: parts by name of the fold; "" writes the lists to `output` itself.
+    A fold of the name "" writes its lists to `output` itself.
     """
     # Imported here, as hicmae brings torch, which --help and a refused folder do without.
     from hicmae.data.clip_list import Clip, write_list
@@ -74,10 +72,7 @@ def write_folds(output: Path, folds: Mapping[str, Parts]) -> None:
 
 
 def write_clip_speakers(output: Path, clips: Iterable[ListedClip]) -> None:
-    """Write clip_speakers.csv, by which --val_split speaker knows who is in a clip.
-
-    Without any known speaker there is no file.
-    """
+    """Write clip_speakers.csv, for --val_split speaker; without a known speaker there is none."""
     path = output / "clip_speakers.csv"
     rows = {clip.video: clip.speaker for clip in clips if clip.speaker is not None}
     if rows:
@@ -123,7 +118,7 @@ def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[obje
 
 
 def write_left_out(path: Path, left_out: Iterable[LeftOut]) -> None:
-    """Write left_out.csv (clip, reason, detail), also when nothing was left out."""
+    """Write left_out.csv, also when nothing was left out."""
     write_csv(path, LeftOut._fields, left_out)
 
 
@@ -152,12 +147,9 @@ def table_text(table: pd.DataFrame) -> str:
 
 
 def totals(clips: pd.DataFrame, by: str, labels: Sequence[str]) -> pd.DataFrame:
-    """Return clips, speakers, minutes and classes (or means of targets) of groups of clips.
+    """Return clips, speakers, minutes and classes (or means of targets) by a column, in its order.
 
-    Args:
-        clips: fields of `ListedClip` as columns.
-        by: column that tells the groups; they keep their order.
-        labels: names of the classes or targets.
+    `clips` has the fields of `ListedClip` as columns.
     """
     groups = clips.groupby(by, sort=False)
     table = groups.agg(

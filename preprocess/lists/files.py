@@ -22,13 +22,10 @@ TWO = "two of one name"
 
 
 class Halves(NamedTuple):
-    """Files of one kind by the name of their clip.
-
-    `unusable` holds what has a clip's name but cannot serve: name -> (kind of reason, detail).
-    """
+    """Files of one kind by the name of their clip; those that cannot serve have a reason."""
 
     paths: dict[str, str]
-    unusable: dict[str, tuple[str, str]]
+    unusable: dict[str, tuple[str, str]]  # kind of reason, detail
 
     def add(self, name: str, path: str) -> None:
         """Note a file under its clip's name; of two with one name, neither can be chosen."""
@@ -73,10 +70,7 @@ def wav_files(root: str) -> Halves:
 
 
 def _walk(root: str, found: Halves) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk as `os.walk` in order of names, each folder once, so that circles of links end.
-
-    Folders that cannot be read become unusable clips.
-    """
+    """Walk in order of names, each folder once as links may form circles; note unreadable ones."""
 
     def report(error: OSError) -> None:
         if error.filename == root:
@@ -96,11 +90,7 @@ def _walk(root: str, found: Halves) -> Iterator[tuple[str, list[str], list[str]]
 
 
 def find(root: str, remedy: str, *candidates: str) -> str:
-    """Return the first file or folder there is of some below a root; best first.
-
-    Raises:
-        FileNotFoundError: there is none; names what was expected, what is there, and the remedy.
-    """
+    """Return the first file or folder there is of some below a root; FileNotFoundError if none."""
     for candidate in candidates:
         path = os.path.normpath(os.path.join(root, candidate))
         if os.path.exists(path):
@@ -130,19 +120,19 @@ def reading(kind: str, path: str) -> Iterator[None]:
     """Turn what goes wrong while a file is read into UnusableClip; `kind` is video or audio."""
     try:
         yield
+        return
     except FileNotFoundError:
-        raise UnusableClip(f"{kind} missing", f"'{path}' does not exist") from None
+        problem, detail = "missing", f"'{path}' does not exist"
     except OSError as error:
-        raise UnusableClip(f"{kind} unreadable", f"'{path}': {error.strerror}") from None
+        problem, detail = "unreadable", f"'{path}': {error.strerror}"
     except (UnicodeError, TypeError):  # decord and soundfile take names as UTF-8
-        detail = f"name {ascii(path)} is not UTF-8; rename it"
-        raise UnusableClip(f"{kind} unreadable", detail) from None
+        problem, detail = "unreadable", f"name {ascii(path)} is not UTF-8; rename it"
     except soundfile.LibsndfileError as error:
-        detail = f"'{path}': {' '.join(str(error).split())[:200]}"
-        raise UnusableClip(f"{kind} unreadable", detail) from None
+        problem, detail = "unreadable", f"'{path}': {' '.join(str(error).split())[:200]}"
     except RuntimeError as error:  # UnreadableClip of our readers; they name the file
         problem = "silent" if " is silent" in str(error) else "unreadable"
-        raise UnusableClip(f"{kind} {problem}", str(error)) from None
+        detail = str(error)
+    raise UnusableClip(f"{kind} {problem}", detail)
 
 
 def wav_seconds(path: str) -> float:

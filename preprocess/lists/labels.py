@@ -21,11 +21,9 @@ def read_labels(
 ) -> tuple[pd.DataFrame, list[str], list[LeftOut]]:
     """Read labels.csv and match it with the videos.
 
-    Returns:
-        labels: a row for each labelled video, by its name: `label`, a class name or a tuple of
-            numbers; `speaker` and `split`, None where the file has no such column.
-        columns: "label", or the columns of numbers.
-        left_out: lines without a video.
+    Returns a row for each labelled video, by its name: `label`, a class name or a tuple of numbers,
+    `speaker` and `split`, None where the file has no such column; the names of the columns of
+    numbers, or "label"; and the lines without a video.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"--labels '{path}' does not exist")
@@ -88,13 +86,7 @@ def class_names(labels: Iterable[str]) -> list[str]:
 
 
 def assign_parts(labels: pd.DataFrame, share: float, seed: int) -> pd.Series:
-    """Return train, val or test for each labelled video: the column `split`, or as drawn.
-
-    Args:
-        labels: from `read_labels`.
-        share: of the clips, for testing.
-        seed: decides among the many ways.
-    """
+    """Return train, val or test for each row of `read_labels`: its `split`, or as drawn."""
     if labels["split"].notna().any():
         return labels["split"]
     speakers = labels["speaker"].where(labels["speaker"].notna(), labels.index)
@@ -106,10 +98,7 @@ def assign_parts(labels: pd.DataFrame, share: float, seed: int) -> pd.Series:
 def split_groups(groups: Mapping[str, Counter[str]], share: float, seed: int) -> set[str]:
     """Choose groups of clips for testing so that every class has about its share there.
 
-    Args:
-        groups: number of clips by class, of each speaker (or clip).
-        share: of the clips, for testing.
-        seed: decides among the many ways.
+    `groups` holds the number of clips by class, of each speaker (or clip).
     """
     if len(groups) < 2:
         raise ValueError(

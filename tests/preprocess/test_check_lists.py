@@ -46,11 +46,6 @@ def findings(folder: Path) -> list[tuple[str, str, str]]:
         ]
 
 
-def copied(clip: Clip, place: Path) -> Clip:
-    sound = shutil.copy(clip.audio, f"{place}.wav")
-    return Clip(shutil.copytree(clip.video, place), str(sound), 0)
-
-
 def test_good_lists_give_cleaned_lists_equal_to_them_which_are_not_checked_again(
     clips: Clips, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,7 +123,8 @@ def test_leaks_are_found_in_one_folder_or_across_and_leave_the_training_list(
     clips: Clips, tmp_path: Path
 ) -> None:
     a, b, c = clips("a"), clips("b"), clips("c")
-    renamed = copied(b, tmp_path / "renamed")
+    renamed = Clip(shutil.copytree(b.video, tmp_path / "renamed"), f"{tmp_path}/renamed.wav", 0)
+    shutil.copy(b.audio, renamed.audio)
     for fold, train, test in (("1", [a, c, renamed], [a, b]), ("2", [b], [c])):
         write_list(tmp_path / fold / "train.csv", train)
         write_list(tmp_path / fold / "test.csv", test)

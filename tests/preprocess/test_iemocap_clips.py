@@ -49,7 +49,7 @@ def pictures(path: Path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def test_each_utterance_has_its_frames_and_the_half_of_its_speaker(release: Path) -> None:
+def test_each_utterance_has_its_frames_and_the_half_of_its_speaker_once(release: Path) -> None:
     code, folder = cut(release)
     assert code == 0
     marked, other = (pictures(folder / f"Ses01F_impro01_{who}.mp4") for who in ("F000", "M000"))
@@ -57,27 +57,20 @@ def test_each_utterance_has_its_frames_and_the_half_of_its_speaker(release: Path
     assert marked[0].shape == other[0].shape == (48, 32, 3)
     assert np.abs(np.median(marked, axis=(0, 1, 2)) - RED).max() < 12
     assert np.abs(np.median(other, axis=(0, 1, 2)) - BLUE).max() < 12
+    # The third utterance starts after the end of the video.
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert sorted(path.stem[-4:] for path in before) == ["F000", "M000"]
+    with open(release.parent / "clips" / "iemocap_clips.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["utterances"], row["without_picture"]) == ("2", "Ses01F_impro01_M001")
+    assert cut(release)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 def test_the_marked_actor_may_sit_on_the_right(release: Path) -> None:
     _, folder = cut(release, "--marked_side", "right")
     marked = pictures(folder / "Ses01F_impro01_F000.mp4")
     assert np.abs(np.median(marked, axis=(0, 1, 2)) - BLUE).max() < 12
-
-
-def test_utterances_after_the_end_of_the_video_are_named(release: Path) -> None:
-    _, folder = cut(release)
-    assert sorted(path.stem[-4:] for path in folder.iterdir()) == ["F000", "M000"]
-    with open(release.parent / "clips" / "iemocap_clips.csv", newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert (row["utterances"], row["without_picture"]) == ("2", "Ses01F_impro01_M001")
-
-
-def test_what_is_cut_is_not_cut_again(release: Path) -> None:
-    _, folder = cut(release)
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert cut(release)[0] == 0
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 def test_a_dialogue_without_labels_fails_and_leaves_nothing(release: Path) -> None:

@@ -113,13 +113,8 @@ def test_videos_that_lack_something_are_left_out_with_the_reason(videos, tmp_pat
     assert reasons["lost.mp4"] == ("no such video", f"{labels}:9")
     assert reasons["anna/sad.mp4"][0] == "not used"  # sad.mkv, which comes first, has its place
     assert reasons["anna/sad.mp4"][1].startswith("'anna/sad.mkv' becomes the same")
-    clips = [
-        clip
-        for part in ("train", "test")
-        for clip in read_labelled_list(tmp_path / "out" / f"{part}.csv", num_classes=2)
-    ]
-    assert len(clips) == 5
-    assert not any("mute" in clip.video or "broken" in clip.video for clip in clips)
+    lists = "".join((tmp_path / "out" / f"{part}.csv").read_text() for part in ("train", "test"))
+    assert lists.count("\n") == 5 and "mute" not in lists and "broken" not in lists
 
 
 def test_without_labels_there_is_one_list_for_inference(videos, tmp_path, openface):
@@ -145,25 +140,14 @@ def test_regression_takes_every_other_column_as_a_target(videos, tmp_path, openf
 
 
 def test_a_given_split_is_kept(videos, tmp_path, openface):
-    split = ["train", "train", "val", "test", "test", "train"]
-    lines = [
-        f"{name},x{k % 2},{part}" for k, (name, part) in enumerate(zip(NAMES, split, strict=True))
-    ]
+    split = dict(zip(NAMES, ["train", "train", "val", "test", "test", "train"], strict=True))
+    lines = [f"{name},x{k % 2},{part}" for k, (name, part) in enumerate(split.items())]
     labels = write_labels(tmp_path / "labels.csv", "video,label,split", *lines)
     assert prepare(videos, tmp_path / "out", "--labels", labels, *openface) == 0
     for part in ("train", "val", "test"):
         clips = read_labelled_list(tmp_path / "out" / f"{part}.csv")
         names = {str(Path(clip.audio).relative_to(tmp_path / "out" / "audio")) for clip in clips}
-        assert names == {
-            name[:-4] + ".wav" for name, s in zip(NAMES, split, strict=True) if s == part
-        }
-
-
-def test_speakers_on_both_sides_of_a_given_split_are_an_error(videos, tmp_path, openface, caplog):
-    lines = [f"{name},x,{name[:4]},{'test' if k % 2 else 'train'}" for k, name in enumerate(NAMES)]
-    labels = write_labels(tmp_path / "labels.csv", "video,label,speaker,split", *lines)
-    assert prepare(videos, tmp_path / "out", "--labels", labels, *openface) == 2
-    assert "3 speakers are in train.csv and in test.csv, expected none" in caplog.text
+        assert names == {name[:-4] + ".wav" for name, own in split.items() if own == part}
 
 
 @pytest.mark.parametrize("modality, made", [("a", "audio"), ("v", "faces")])
