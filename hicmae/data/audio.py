@@ -38,14 +38,10 @@ def fbanks(
     The arithmetic is torchaudio's `compliance.kaldi.fbank` (htk_compat, hanning window, no dither,
     no energy), less what it does for steps that are cut off, and its window and filters made once.
 
-    Args:
-        waveforms: (S,) float in [-1, 1] each, at least one window of 25 ms.
-        gains: factor of each waveform after its mean is taken off.
-        size: (T, F), T in steps of 10 ms; longer features are cut, shorter ones padded with zeros
-            (before the normalisation, so padding is not 0 in the result).
-
-    Returns:
-        (B, 1, T, F) float32.
+    Each waveform is (S,) float in [-1, 1], at least one window of 25 ms, and is multiplied by its
+    gain after its mean is taken off. Of `size` (T, F), T is in steps of 10 ms; longer features are
+    cut, shorter ones padded with zeros (before the normalisation, so padding is not 0 in the
+    result). Returns (B, 1, T, F) float32.
     """
     target_length, num_mel_bins = size
     steps = []

@@ -72,16 +72,10 @@ def open_streams(clip: AnyClip) -> tuple[Video, Callable[[], Wav]]:
 class ClipDataset(Dataset):
     """What the data sets have in common: random windows of clips, drawn by (seed, epoch, index).
 
-    Args:
-        clips: of a list.
-        settings: what a clip becomes.
-        task: "classification" or "regression".
-        modality: "av", or "a" / "v" to read one stream only; frames of an unread video are counted
-            at 25 a second of the audio.
-        num_samples: windows taken from each clip that is opened.
-        roll_mag_aug: vary the magnitude of the audio.
-        seed: of all draws, together with epoch and index.
-        clip_timeout: seconds after which a clip counts as unreadable; 0: no limit.
+    `num_samples` windows are taken from each clip that is opened. `modality` is "av", or "a" / "v"
+    to read one stream only; frames of an unread video are counted at 25 a second of the audio.
+    `roll_mag_aug` varies the magnitude of the audio. A clip that takes more than `clip_timeout`
+    seconds counts as unreadable; 0: no limit.
     """
 
     collate: Callable[[Sequence[Any]], Any] = staticmethod(joined)
@@ -242,15 +236,12 @@ class LabelledClips(ClipDataset):
 
 
 class TestClips(ClipDataset):
-    """The distinct views of each clip: windows in time, crops along the longer side.
+    """The distinct views of each clip; nothing is drawn here.
 
-    Args:
-        num_segments: windows spread over the clip.
-        num_crops: crops spread over a frame; square frames have one.
-        centre: give one view instead, for validation: the window that training would draw from the
-            middle, resized to a square.
-        allow_skip: leave unreadable clips out instead of stopping.
-        clips, settings, options: see `ClipDataset`; nothing is drawn here.
+    They are `num_segments` windows spread over the clip, with `num_crops` crops along the longer
+    side, of which square frames have one. `centre` gives one view instead, for validation: the
+    window that training would draw from the middle, resized to a square. `allow_skip` leaves
+    unreadable clips out instead of stopping.
     """
 
     __test__ = False  # not a test, whatever pytest makes of its name

@@ -96,10 +96,8 @@ def read_or_replace(
 class SkippedClips:
     """The record of unreadable clips: a warning and a line of a csv file for each, once.
 
-    Args:
-        path: csv file with the columns video, reason; what an earlier run wrote there still counts.
-        num_clips: clips in the list.
-        max_bad_share: share of the list, in [0, 1], above which `record` raises.
+    What an earlier run wrote there still counts. `record` raises where more than `max_bad_share`,
+    in [0, 1], of the list's clips are bad.
     """
 
     def __init__(self, path: str | Path, num_clips: int, max_bad_share: float) -> None:
@@ -142,15 +140,10 @@ class SkippedClips:
 class ClipSampler(Sampler[ClipIndex]):
     """This process' share of the clips, in the order of one epoch.
 
-    Args:
-        num_clips: clips in the list.
-        shuffle: draw a new order from (seed, epoch) for each epoch.
-        seed: non-negative.
-        rank: of this process, of `world_size`.
-        pad: training: repeat the first clips of the order until all shares are equal. Evaluation
-            leaves the shares unequal instead, so that no clip counts twice.
-        shards: (num_clips,) the shard of each packed clip: shuffled clips then come from a few
-            shards at a time, so that disks read on.
+    With `shuffle` each (seed, epoch) gives a new order. `pad`, for training, repeats the first
+    clips of the order until all shares are equal; without it, for evaluation, they may differ, so
+    that no clip counts twice. `shards`, (num_clips,) the shard of each packed clip, makes shuffled
+    clips come from a few shards at a time, so that disks read on.
     """
 
     def __init__(

@@ -52,7 +52,8 @@ def find_speakers(
     """Return the speaker of each clip; ValueError where one is unknown.
 
     `pattern` is a regular expression or a key of `PATTERNS`. Without one a table, `file` or the
-    `clip_speakers.csv` in the `folder` of the list or the one above, is read (`read_speakers`).
+    `clip_speakers.csv` in the `folder` of the list or the one above, is read, whose
+    relative names start from `data_root`, as in lists.
     """
     if pattern:
         pattern = PATTERNS.get(pattern, pattern)
@@ -68,7 +69,7 @@ def find_speakers(
                 "writes it, or give --speaker_file (csv, columns clip,speaker) or "
                 f"--speaker_pattern (a regular expression, or {', '.join(PATTERNS)})"
             )
-        speakers = _by_table(videos, read_speakers(table, data_root), table)
+        speakers = _by_table(videos, table, data_root)
         reason = f"'{table}' has no line for it"
     unknown = [video for video, speaker in zip(videos, speakers, strict=True) if not speaker]
     if unknown:
@@ -79,14 +80,16 @@ def find_speakers(
     return speakers
 
 
-def read_speakers(path: Path, data_root: str = "") -> dict[str, str]:
-    """Read the columns `clip` and `speaker` of a csv file; others are ignored.
+def _by_table(videos: Sequence[str], path: Path, data_root: str) -> list[str]:
+    """Look clips up in the columns `clip` and `speaker` of a csv file; "" where there is no line.
 
-    A clip is listed by its name and, as in lists, by its name below `data_root`.
+    The table lists a clip by its whole name, also below `data_root`, or where that is clear by its
+    `base_name`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"--speaker_file '{path}' does not exist")
     speakers: dict[str, str] = {}
+    short: dict[str, set[str]] = {}
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         if not {"clip", "speaker"} <= set(reader.fieldnames or ()):
@@ -103,14 +106,7 @@ def read_speakers(path: Path, data_root: str = "") -> dict[str, str]:
                         f"{where}: '{name}' has speaker '{speaker}', but '{speakers[name]}' "
                         "before; expected one"
                     )
-    return speakers
-
-
-def _by_table(videos: Sequence[str], speakers: dict[str, str], table: Path) -> list[str]:
-    """Look clips up by their whole name, else by `base_name` where that is clear; "": unknown."""
-    short: dict[str, set[str]] = {}
-    for name, speaker in speakers.items():
-        short.setdefault(base_name(name), set()).add(speaker)
+            short.setdefault(base_name(clip), set()).add(speaker)
     others = Counter(base_name(video) for video in {*videos} - speakers.keys())
     found = []
     for video in videos:
@@ -118,7 +114,7 @@ def _by_table(videos: Sequence[str], speakers: dict[str, str], table: Path) -> l
         known = {speakers[video]} if video in speakers else short.get(name, set())
         if len(known) > 1 or (known and others[name] > 1 and video not in speakers):
             raise ValueError(
-                f"'{table}' leaves the speaker of '{video}' open: '{name}' is the name of several "
+                f"'{path}' leaves the speaker of '{video}' open: '{name}' is the name of several "
                 "clips; give whole names, as in the list"
             )
         found.append(next(iter(known), ""))
