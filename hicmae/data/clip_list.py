@@ -8,6 +8,7 @@ A folder of shards, or the index of one, may stand in place of a list; a folder 
 stands for `train.csv` beside it.
 """
 
+import contextlib
 import csv
 import logging
 import math
@@ -179,13 +180,10 @@ def _integer(text: str) -> int:
 
 
 def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"got {text!r} where a finite number belongs")
-    return value
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise ValueError(f"got {text!r} where a finite number belongs")
 
 
 # Names of classes and outputs, in the order of their numbers in the lists of preprocess/, which is
