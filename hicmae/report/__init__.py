@@ -3,11 +3,6 @@
 ``python -m hicmae.report FOLDER [FOLDER ...]`` prints the tables and writes them as Markdown,
 LaTeX, HTML and JSON. Total is pooled: the predictions of all folds are put together and scored
 once, as in the published tables. It is not the mean of the rows.
-
-- ``scores``: reads folds into a `Report`, with what the reader has to know about them.
-- ``resampling``: bootstrap intervals and permutations of clips or speakers.
-- ``comparison``: paired tests of runs.
-- ``tables``: as text, Markdown, LaTeX and JSON; ``page``: as HTML, with pictures.
 """
 
 from hicmae.report.scores import Report, build

@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from hicmae.inference.style import DARK, MARKERS, OKABE_ITO, STYLE, colour, figure_to_png
-from hicmae.report.comparison import Comparison
 from hicmae.report.scores import TOTAL, Report
 from hicmae.report.tables import WORDS, Section, interval_name, metric_name
 
@@ -44,24 +43,53 @@ def as_html(sections: Sequence[Section]) -> str:
 
 def _pictures(section: Section) -> Iterator[tuple[str, Callable[[], Figure], bool]]:
     """Yield title, what draws it, and whether it needs a row of its own."""
-    report, compared = section.report, section.comparisons
-    if report and len(report.rows) > 1:
-        yield "Scores of the folds", partial(_folds_figure, report), False
-    if report and not report.is_regression:
+    if section.report:
+        yield from _report_pictures(section.report)
+    points = {}
+    for compared in section.comparisons:
+        for shown in compared.differences:
+            name = f"{metric_name(shown.metric, compared.names)} {compared.kind}"
+            gap = (shown.value - shown.baseline, shown.low, shown.high)
+            points[f"{compared.title}: {name}"] = gap
+    if any(not math.isnan(low) for _, low, _ in points.values()):
+        label = f"difference to {section.comparisons[0].baseline} (percentage points)"
+        gaps = {"": list(points.values())}
+        draw = partial(intervals_figure, list(points), gaps, label, {"": 0.0})
+        yield "Differences with their intervals", draw, False
+
+
+def _report_pictures(report: Report) -> Iterator[tuple[str, Callable[[], Figure], bool]]:
+    none, series, recalls = (NAN, NAN), {}, {}
+    for kind in report.kinds:
+        bounds, total = report.pooled[kind].intervals, report.scores[kind][TOTAL]
+        for metric in report.metrics:
+            points = [(report.value(row, kind, metric), *none) for row in report.rows]
+            pooled = (report.value(TOTAL, kind, metric), *bounds.get(metric, none))
+            series[f"{metric_name(metric)} {kind}"] = [*points, pooled]
+        recalls[f"{kind} epoch"] = [
+            (value, *bounds.get(f"recall {k}", none))
+            for k, value in enumerate(total.get("recall", ()))
+        ]
+    if len(report.rows) > 1:
+        # The reference figures belong to the first metric.
+        first = metric_name(report.metrics[0])
+        lines = {f"{name} ({first})": value for name, value in report.references.items()}
+        names = [*report.rows, TOTAL]
+        draw = partial(intervals_figure, names, series, "score (%)", lines)
+        yield "Scores of the folds", draw, False
+    if not report.is_regression:
         title = f"Recall of the classes with {interval_name(report)}"
-        yield title, partial(_recalls, report), False
-    for kind in report.kinds if report else ():
-        assert report
-        count = len(report.names)
+        yield title, partial(intervals_figure, report.names, recalls, "recall (%)"), False
+    count = len(report.names)
+    for kind in report.kinds:
         if report.is_regression:
             _, truth, guess, _ = report.pooled[kind].table
             draw = partial(scatter_figure, truth, guess, report.names)
             yield f"Predictions, {kind} epoch", draw, count > 1
         else:
-            draw = partial(confusion_figure, report.scores[kind][TOTAL]["confusion"], report.names)
+            counts = report.scores[kind][TOTAL]["confusion"]
+            draw = partial(confusion_figure, counts, report.names)
             yield f"Confusion matrix, {kind} epoch", draw, count > FEW_CLASSES
-    if any(not math.isnan(d.low) for c in compared for d in c.differences):
-        yield "Differences with their intervals", partial(_gaps, compared), False
 
 
 def _picture(title: str, draw: Callable[[], Figure], is_wide: bool) -> dict[str, Any]:
@@ -73,42 +101,6 @@ def _picture(title: str, draw: Callable[[], Figure], is_wide: bool) -> dict[str,
         return f"data:image/png;base64,{data}"
 
     return {"title": title, "light": address({}), "dark": address(DARK), "is_wide": is_wide}
-
-
-def _folds_figure(report: Report) -> Figure:
-    series = {}
-    for kind in report.kinds:
-        for metric in report.metrics:
-            bounds = report.pooled[kind].intervals.get(metric, (NAN, NAN))
-            points = [(report.value(row, kind, metric), NAN, NAN) for row in report.rows]
-            total = (report.value(TOTAL, kind, metric), *bounds)
-            series[f"{metric_name(metric)} {kind}"] = [*points, total]
-    # The reference figures belong to the first metric.
-    first = metric_name(report.metrics[0])
-    lines = {f"{name} ({first})": value for name, value in report.references.items()}
-    return intervals_figure([*report.rows, TOTAL], series, "score (%)", lines)
-
-
-def _recalls(report: Report) -> Figure:
-    series = {}
-    for kind, scores in report.scores.items():
-        bounds = report.pooled[kind].intervals
-        series[f"{kind} epoch"] = [
-            (value, *bounds.get(f"recall {k}", (NAN, NAN)))
-            for k, value in enumerate(scores[TOTAL]["recall"])
-        ]
-    return intervals_figure(report.names, series, "recall (%)")
-
-
-def _gaps(comparisons: Sequence[Comparison]) -> Figure:
-    points = {}
-    for compared in comparisons:
-        for shown in compared.differences:
-            name = f"{metric_name(shown.metric, compared.names)} {compared.kind}"
-            gap = (shown.value - shown.baseline, shown.low, shown.high)
-            points[f"{compared.title}: {name}"] = gap
-    label = f"difference to {comparisons[0].baseline} (percentage points)"
-    return intervals_figure(list(points), {"": list(points.values())}, label, {"": 0.0})
 
 
 def intervals_figure(

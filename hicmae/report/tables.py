@@ -42,36 +42,33 @@ class Section(NamedTuple):
 
 
 def document(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -> list[Section]:
-    """Lay out everything: the comparison first where there is one, then report by report."""
+    """Lay out everything: the comparison first where there is one, then report by report.
+
+    The notes say how intervals, deviations and tests were computed.
+    """
+    first, method = reports[0], []
+    if first.spread(first.kinds[0], first.metrics[0]):
+        method.append("mean and std: over folds, sample standard deviation (n - 1)")
+    plan, unit = first.plan, "clips"
+    if plan.speakers is not None:
+        clips = first.pooled[first.kinds[0]].table.clips
+        unit = f"speakers ({len({plan.speakers[clip] for clip in clips})})"
+    if plan.resamples:
+        method.append(
+            f"{interval_name(first)}: percentile bootstrap of Total, {plan.resamples} resamples "
+            f"of {unit} within folds, seed {plan.seed}"
+        )
     sections = []
     if len(reports) > 1:
-        sections.append(Section("Runs side by side", [summary_table(reports)], _method(reports[0])))
+        sections.append(Section("Runs side by side", [summary_table(reports)], method))
+        method = []
     if comparisons:
         tables, notes = [comparison_table(comparisons)], _comparison_notes(comparisons)
         sections.append(Section("Differences", tables, notes, None, comparisons))
     for report in reports:
         tables = [main_table(report), detail_table(report)]
-        notes = [*report.notes, *([] if len(reports) > 1 else _method(report))]
-        sections.append(Section(report.title, tables, notes, report))
+        sections.append(Section(report.title, tables, [*report.notes, *method], report))
     return sections
-
-
-def _method(report: Report) -> list[str]:
-    """Say in words how intervals and deviations were computed."""
-    notes = []
-    if report.spread(report.kinds[0], report.metrics[0]):
-        notes.append("mean and std: over folds, sample standard deviation (n - 1)")
-    plan = report.plan
-    if plan.resamples:
-        unit = "clips"
-        if plan.speakers is not None:
-            clips = report.pooled[report.kinds[0]].table.clips
-            unit = f"speakers ({len({plan.speakers[clip] for clip in clips})})"
-        notes.append(
-            f"{interval_name(report)}: percentile bootstrap of Total, {plan.resamples} resamples "
-            f"of {unit} within folds, seed {plan.seed}"
-        )
-    return notes
 
 
 def interval_name(report: Report) -> str:

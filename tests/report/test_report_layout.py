@@ -112,7 +112,7 @@ def test_json_has_every_figure_and_no_nan(report):
     assert data["bootstrap"] == expected and data["references_percent"]["chance"] == 33.33
 
 
-def test_page_holds_everything_itself_and_escapes_names(report):
+def test_page_holds_everything_itself_and_escapes_names(report, tmp_path):
     text = as_html(document([report._replace(title="<b>mine</b>")]))
     page = Page(text)
     assert page.open == [] and "script" not in page.tags and "link" not in page.tags
@@ -122,9 +122,6 @@ def test_page_holds_everything_itself_and_escapes_names(report):
     assert "&lt;b&gt;mine&lt;/b&gt;" in text and "b" not in page.tags
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
     assert {"joy|glee", "chance", "33.33"} <= set(page.words)
-
-
-def test_page_of_a_regression_shows_predictions_against_targets(tmp_path):
     write_regression(tmp_path / "fold1", 1, 12)
     page = Page(as_html(document([build(tmp_path, plan=QUICK)])))
     assert page.tags.count("figure") == 1 and "Predictions," in page.words

@@ -6,12 +6,7 @@ import torch
 
 import hicmae  # noqa: F401  (registers the models)
 from hicmae.models.layers import Attention, CrossAttention
-from hicmae.visualize.attention import (
-    attention_weights,
-    looks,
-    recorded_attention,
-    rollout,
-)
+from hicmae.visualize.attention import attention_weights, looks, recorded_attention, rollout
 
 DIM, HEADS, BATCH = 24, 3, 2
 SIZES = {"num_frames": 4, "img_size": (32, 48), "img_size_audio": (64, 32), "tubelet_size": 2}
@@ -31,21 +26,15 @@ def values_of(layer, tokens):
     return values.unflatten(2, (HEADS, -1)).transpose(1, 2)
 
 
-def test_weights_of_self_attention_give_the_output_of_the_layer():
-    layer, tokens = randomised(Attention(DIM, HEADS, qkv_bias=True)), torch.randn(BATCH, 7, DIM)
-    weights = attention_weights(layer, tokens)
-    assert weights.shape == (BATCH, HEADS, 7, 7)
-    mixed = (weights @ values_of(layer, tokens)).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(layer.proj(mixed), layer(tokens), rtol=1e-4, atol=1e-5)
-
-
-def test_weights_of_cross_attention_give_the_output_of_the_layer():
-    layer = randomised(CrossAttention(DIM, HEADS))
-    tokens, context = torch.randn(BATCH, 5, DIM), torch.randn(BATCH, 8, DIM)
-    weights = attention_weights(layer, tokens, context)
-    assert weights.shape == (BATCH, HEADS, 5, 8)
-    mixed = (weights @ values_of(layer, context)).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(layer.proj(mixed), layer(tokens, context), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("crossed", [False, True])
+def test_weights_give_the_output_of_the_layer(crossed):
+    kind, options = (CrossAttention, {}) if crossed else (Attention, {"qkv_bias": True})
+    layer, tokens = randomised(kind(DIM, HEADS, **options)), torch.randn(BATCH, 7, DIM)
+    context = [torch.randn(BATCH, 8, DIM)] * crossed
+    weights = attention_weights(layer, tokens, *context)
+    assert weights.shape == (BATCH, HEADS, 7, 8 if crossed else 7)
+    mixed = (weights @ values_of(layer, (context or [tokens])[0])).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer.proj(mixed), layer(tokens, *context), rtol=1e-4, atol=1e-5)
 
 
 def test_weights_equal_a_slow_softmax_of_products():

@@ -89,9 +89,6 @@ def test_curves_show_bad_steps_only_where_there_were_any(counts, shown):
     figure = curves_figure({"run": log(2, train_loss=[1.0, 1.0], train_bad_steps=counts)})
     titles = [axes.get_title() for axes in figure.axes if axes.lines]
     assert titles == ["training loss", *shown]
-
-
-def test_curves_skip_epochs_without_a_number():
     figure = curves_figure({"run": log(train_loss=[3.0, None, 1.0])})
     assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 2]
     with pytest.raises(ValueError, match="hold no numbers to draw"):
@@ -130,22 +127,23 @@ def predictions(tmp_path):
     return [tmp_path / "a.csv", tmp_path / "run"]
 
 
-def test_confusion_is_pooled_over_files_and_runs_and_normalised_by_row(predictions):
-    axes = confusion(predictions, ["anger", "joy", "fear"]).axes[0]
+def test_confusion_is_pooled_over_files_and_runs_and_normalised_by_row(predictions, tmp_path):
+    (tmp_path / "classes.txt").write_text("anger\njoy\nfear\n")
+    axes = confusion(predictions, [str(tmp_path / "classes.txt")]).axes[0]
     expected = [[0.75, 0.25, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     np.testing.assert_allclose(axes.images[0].get_array(), expected)
     assert [text.get_text() for text in axes.texts][:3] == ["75%\n3", "25%\n1", "0"]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["anger", "joy", "fear"]
     assert axes.get_title() == "7 clips, UAR 91.67%, WAR 85.71%"
-
-
-def test_absent_class_has_an_empty_row_not_a_division_by_zero():
-    with np.errstate(all="raise"):
-        figure = confusion_figure([[2, 0], [0, 0]], ["a", "b"])
-    assert figure.axes[0].images[0].get_array().tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    out = tmp_path / "confusion.svg"
+    main(["confusion", *map(str, predictions), "--output", str(out)])
+    assert out.read_text().startswith("<?xml")
 
 
 def test_small_confusion_shows_percent_and_of_many_classes_colours_that_fit_a_screen():
+    with np.errstate(all="raise"):  # an absent class has an empty row
+        images = confusion_figure([[2, 0], [0, 0]], ["a", "b"]).axes[0].images
+    assert images[0].get_array().tolist() == [[1.0, 0.0], [0.0, 0.0]]
     (axes,) = confusion_figure([[3, 1], [0, 5]], ["anger", "joy"], small=True).axes
     assert [text.get_text() for text in axes.texts] == ["75", "25", "", "100"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["anger", "joy"]
@@ -153,17 +151,6 @@ def test_small_confusion_shows_percent_and_of_many_classes_colours_that_fit_a_sc
     assert not confusion_figure(counts, names, small=True).axes[0].texts
     image = confusion_image({"confusion": counts, "uar": 1.0, "war": 1.0}, names)
     assert image.dtype == np.uint8 and image.shape[2] == 3 and max(image.shape) < 1000
-
-
-def test_confusion_command_takes_a_file_of_names(predictions, tmp_path):
-    (tmp_path / "classes.txt").write_text("anger\njoy\nfear\n")
-    out = tmp_path / "confusion.png"
-    main(
-        ["confusion", *map(str, predictions), "--output", str(out)]
-        + ["--classes", str(tmp_path / "classes.txt")]
-    )
-    with Image.open(out) as picture:
-        assert picture.width > 300 and picture.height > 300
 
 
 def test_confusion_names_what_does_not_fit(predictions, tmp_path):
@@ -241,18 +228,12 @@ def test_folders_give_an_axis_a_class_or_a_data_set(tmp_path):
     assert both["metric"].tolist() == ["UAR", "class 0", "class 1", "class 2"]
     with pytest.raises(ValueError, match="has no predictions of its best epoch"):
         scores_of_folders([f"toy={tmp_path / 'a'}"], kind="best")
-    out = tmp_path / "radar.svg"
+    out, path = tmp_path / "radar.svg", tmp_path / "scores.csv"
     main(["radar", f"toy={tmp_path / 'a'}", "--metrics", "recall", "--output", str(out)])
     assert out.read_text().startswith("<?xml")
-
-
-def test_radar_command_reads_a_csv_file(tmp_path, capsys):
-    path, out = tmp_path / "scores.csv", tmp_path / "radar.png"
     scores(ours=[80, 40, 60, 70]).to_csv(path, index=False)
     assert read_scores(path).values.tolist()[1] == ["MAFW", "WAR", "ours", 40]
     main(["radar", str(path), "--output", str(out)])
-    assert capsys.readouterr().out == f"written: {out}\n"
-    assert out.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
