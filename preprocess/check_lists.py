@@ -35,14 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any f
 import pandas as pd
 
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, wav_of, write_list
-from preprocess.command_line import (
-    WHOLE,
-    add_num_workers,
-    add_shard,
-    add_switch,
-    exit_code,
-    make_parser,
-)
+from preprocess import command_line
 from preprocess.lists.clips import table_text, write_csv
 from preprocess.lists.inspection import Key, Record, inspect_all
 
@@ -66,7 +59,7 @@ class ListFile(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = make_parser(__doc__)
+    parser = command_line.make_parser(__doc__)
     parser.add_argument("lists", nargs="+", metavar="LIST", help="lists, or folders of lists")
     parser.add_argument("--data_root", default="", help="folder that relative names start from")
     parser.add_argument(
@@ -83,11 +76,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="decode the first, middle and last frame, or all of them (%(default)s)",
     )
     use = "compare all lists with each other, not only those in one folder"
-    add_switch(parser, "--across", use)
-    add_shard(parser)
-    add_num_workers(parser)
+    command_line.add_switch(parser, "--across", use)
+    command_line.add_shard(parser)
+    command_line.add_num_workers(parser)
     args = parser.parse_args(arguments)
-    return exit_code(lambda: check(args))
+    return command_line.exit_code(lambda: check(args))
 
 
 def check(args: argparse.Namespace) -> int:
@@ -97,7 +90,7 @@ def check(args: argparse.Namespace) -> int:
     output = args.output_dir or Path(parent) / "check"
     clips = [clip for one in lists for clip in one.files]
     records = inspect_all(clips, output, args.shard, args.num_workers, args.decode)
-    if args.shard != WHOLE:
+    if args.shard != command_line.WHOLE:
         bad = sum(bool(record.problems) for record in records.values())
         logger.info("shard %s: %d of %d clips are broken", args.shard, bad, len(records))
         return int(bad > 0)

@@ -72,9 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         default="classification",
         help="whether labels are classes or numbers (%(default)s)",
     )
-    parser.add_argument(
-        "--test_share", type=float, default=0.2, help="of the clips, for test.csv (%(default)s)"
-    )
+    use = "of the clips, for test.csv (%(default)s)"
+    parser.add_argument("--test_share", type=float, default=0.2, help=use)
     parser.add_argument("--seed", type=int, default=0, help="of the split (%(default)s)")
     parser.add_argument(
         "--modality",

@@ -74,7 +74,13 @@ def make_list(args: argparse.Namespace) -> None:
     output = args.output_dir or SAVED_DATA / "voxceleb2"
     clips, left_out = find_clips(root, args.video_dir, args.audio_dir)
     if args.check:
-        broken = check(clips, output, args)
+        from preprocess.lists.inspection import inspect_all  # here, as it brings torch
+
+        records = inspect_all(clips.values(), output / "check", args.shard, args.num_workers)
+        hours = sum(record.seconds for record in records.values()) / 3600
+        logger.info("%d clips are checked, %.1f h", len(records), hours)
+        checked = ((name, records[files]) for name, files in clips.items() if files in records)
+        broken = [LeftOut(name, r.problems, r.detail) for name, r in checked if r.problems]
         if args.shard != WHOLE:
             logger.info("shard %s: %d clips are broken", args.shard, len(broken))
             return
@@ -128,17 +134,6 @@ def names_in(folder: str) -> dict[str, set[str]]:
         name, suffix = os.path.splitext(path)
         names[suffix].add(name)
     return names
-
-
-def check(clips: Files, output: Path, args: argparse.Namespace) -> list[LeftOut]:
-    """Open every clip, or a shard's part; return the broken ones."""
-    from preprocess.lists.inspection import inspect_all  # here, as it brings torch
-
-    records = inspect_all(clips.values(), output / "check", args.shard, args.num_workers)
-    hours = sum(record.seconds for record in records.values()) / 3600
-    logger.info("%d clips are checked, %.1f h", len(records), hours)
-    checked = ((name, records[files]) for name, files in clips.items() if files in records)
-    return [LeftOut(name, r.problems, r.detail) for name, r in checked if r.problems]
 
 
 def write(clips: Files, output: Path, relative_to: str | None) -> None:

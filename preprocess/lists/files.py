@@ -162,16 +162,16 @@ def count_frames(folder: str) -> int:
     return frames
 
 
-def measure(clip: ListedClip) -> ListedClip | LeftOut:
-    """Return a clip with its length, or why it must be left out."""
-    try:
-        return clip._replace(seconds=wav_seconds(clip.audio), frames=count_frames(clip.video))
-    except UnusableClip as problem:
-        return LeftOut(clip.name, problem.kind, problem.detail)
-
-
 def measure_all(clips: Sequence[ListedClip], num_workers: int) -> Iterator[ListedClip | LeftOut]:
-    """Measure all clips, in order. Threads: the time goes to the file system."""
+    """Yield each clip with its length, or why it must be left out."""
+
+    def measure(clip: ListedClip) -> ListedClip | LeftOut:
+        try:
+            return clip._replace(seconds=wav_seconds(clip.audio), frames=count_frames(clip.video))
+        except UnusableClip as problem:
+            return LeftOut(clip.name, problem.kind, problem.detail)
+
+    # Threads: the time goes to the file system.
     with ThreadPoolExecutor(max(num_workers, 1)) as executor:
         results = executor.map(measure, clips)
         yield from tqdm(results, total=len(clips), unit="clip", desc="reading headers")

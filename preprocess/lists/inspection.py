@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 FRAMES_AT_ONCE = 64
 END = "."  # last field of a stored line; a line cut off by a crash has none
 
-Key = tuple[str, str]  # video, audio
+Key = tuple[str, str]  # video, audio: the first two fields of a record
 
 
 class Record(NamedTuple):
@@ -48,11 +48,6 @@ class Record(NamedTuple):
     frames: int
     sound: str
     pictures: str
-
-    @property
-    def key(self) -> Key:
-        """The clip."""
-        return self.video, self.audio
 
 
 def inspect_all(
@@ -76,7 +71,7 @@ def inspect_all(
     with closing(outcomes_of(jobs, partial(_work, decode=decode), num_workers)) as outcomes:
         found = stored((_record_of(outcome) for outcome in outcomes), path)
         for record in tqdm(found, total=len(mine), initial=len(mine) - len(todo), unit="clip"):
-            records[record.key] = record
+            records[record[:2]] = record
     return records
 
 
@@ -157,7 +152,7 @@ def _hash_files(paths: list[str]) -> str:
 def load_records(folder: Path, wanted: Container[Key]) -> dict[Key, Record]:
     """Return what any run or shard has found out about the wanted clips."""
     paths = sorted(folder.glob("records*"), key=lambda path: path.stat().st_mtime)
-    return {r.key: r for path in paths for r in _read(path) if r.key in wanted}  # the newest wins
+    return {r[:2]: r for path in paths for r in _read(path) if r[:2] in wanted}  # the newest wins
 
 
 def stored(records: Iterable[Record], path: Path) -> Iterator[Record]:
@@ -185,7 +180,7 @@ def _read(path: Path) -> Iterator[Record]:
 
 def _write(path: Path) -> None:
     """Write a file of records anew, each clip once."""
-    records = {record.key: record for record in _read(path)}
+    records = {record[:2]: record for record in _read(path)}
     with (
         whole_file(path) as part,
         open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
