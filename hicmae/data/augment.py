@@ -93,20 +93,17 @@ class ClipTransform:
                         augmented[id(image)] = self.rand_augment(image)
             images = [augmented[id(image)] for image in images]
         video = normalise(to_tensor(images))
-        with seeded_globals(clip_seed):
-            return self._crop_flip_erase(video)
-
-    def _crop_flip_erase(self, video: torch.Tensor) -> torch.Tensor:
         augment, size = self.augment, (self.input_size, self.input_size)
-        top, left, height, width = RandomResizedCrop.get_params(
-            video, list(augment.scale), list(augment.ratio)
-        )
-        crop = video[..., top : top + height, left : left + width].flatten(0, 1)  # (3 * T, h, w)
-        frames = interpolate(crop[None], size, mode="bilinear", align_corners=False)[0]
-        if random.random() < augment.flip:
-            frames = frames.flip(-1)
-        # As one image of 3 * T channels, so that all frames lose the same box.
-        return self.erase(frames).view(3, -1, *size)
+        with seeded_globals(clip_seed):
+            top, left, height, width = RandomResizedCrop.get_params(
+                video, list(augment.scale), list(augment.ratio)
+            )
+            crop = video[..., top : top + height, left : left + width].flatten(0, 1)  # (3 T, h, w)
+            frames = interpolate(crop[None], size, mode="bilinear", align_corners=False)[0]
+            if random.random() < augment.flip:
+                frames = frames.flip(-1)
+            # As one image of 3 T channels, so that all frames lose the same box.
+            return self.erase(frames).view(3, -1, *size)
 
 
 def mix_batch(batch: LabelledBatch, mixup: Mixup, mix_audio: bool = False) -> LabelledBatch:

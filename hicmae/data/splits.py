@@ -57,7 +57,19 @@ def find_speakers(
     """
     if pattern:
         pattern = PATTERNS.get(pattern, pattern)
-        speakers = _by_pattern(videos, pattern)
+        try:
+            search = re.compile(pattern).search
+        except re.error as error:
+            raise ValueError(f"--speaker_pattern '{pattern}' is no expression: {error}") from None
+        # in the last part of a name, or in all of it where the pattern holds a slash
+        names = videos if "/" in pattern else [PurePath(video).name for video in videos]
+        groups = [found.groups("") if (found := search(name)) else ("",) for name in names]
+        if () in groups:
+            raise ValueError(
+                f"--speaker_pattern '{pattern}' has no group, expected one around the speaker, "
+                r"e.g. '^(\d{4})_'"
+            )
+        speakers = ["".join(parts) for parts in groups]
         reason = f"--speaker_pattern '{pattern}' does not match it"
     else:
         beside = (folder / SPEAKER_FILE, folder.absolute().parent / SPEAKER_FILE)
@@ -119,22 +131,6 @@ def _by_table(videos: Sequence[str], path: Path, data_root: str) -> list[str]:
             )
         found.append(next(iter(known), ""))
     return found
-
-
-def _by_pattern(videos: Sequence[str], pattern: str) -> list[str]:
-    """Search the last part of each name, or all of it where the pattern holds a slash."""
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"--speaker_pattern '{pattern}' is no expression: {error}") from None
-    if not expression.groups:
-        raise ValueError(
-            f"--speaker_pattern '{pattern}' has no group, expected one around the speaker, "
-            r"e.g. '^(\d{4})_'"
-        )
-    names = videos if "/" in pattern else [PurePath(video).name for video in videos]
-    matches = map(expression.search, names)
-    return ["".join(group or "" for group in m.groups()) if m else "" for m in matches]
 
 
 def hold_out(
