@@ -17,17 +17,6 @@ from hicmae.data.clip_list import DATA_SETS, read_labelled_list, read_pretrain_l
 from preprocess import voxceleb2
 from preprocess.lists import building, data_sets
 from preprocess.lists.clips import LeftOut, ListedClip, table_text, write_folds, write_left_out
-from preprocess.lists.data_sets import (
-    avcaffe,
-    cremad,
-    dfew,
-    iemocap,
-    mafw,
-    mer2023,
-    msp_improv,
-    ravdess,
-    werewolf_xl,
-)
 from preprocess.lists.files import frame_folders, wav_files
 from tests.preprocess.trees import Tree
 
@@ -86,7 +75,7 @@ def test_cremad_lists_are_the_golden_folds(tree: Tree, capsys: pytest.CaptureFix
     tree.wav("1040_ITH_SAD_X")  # so it is distributed
     assert len(os.listdir(tree.root / "faces")) == 7442
 
-    assert tree.make(cremad.main, "--strict", "--relative") == 0
+    assert tree.make(data_sets.cremad.main, "--strict", "--relative") == 0
 
     tested: dict[str, tuple[int, int]] = {}
     for fold in range(1, 6):
@@ -116,7 +105,7 @@ def test_cremad_four_classes_leave_out_disgust_and_fear(tree: Tree) -> None:
         for actor in (1018, 1019, 1037, 1055, 1073, 1091)
         for emotion in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
     )
-    assert tree.make(cremad.main, "--classes", "4") == 0
+    assert tree.make(data_sets.cremad.main, "--classes", "4") == 0
     assert tree.read("split01/test.csv") == [
         (f"1018_DFA_{emotion}_XX", k) for k, emotion in enumerate(("ANG", "HAP", "NEU", "SAD"))
     ]
@@ -138,7 +127,7 @@ def test_mafw_takes_the_official_split_and_only_clips_with_sound(tree: Tree) -> 
     tree.wav("00003", "data/audio_16k")
     train = ["00001.mp4 disappointment", "00002.mp4 anger"]
     mafw_split(tree, "single", train, ["00003.mp4 fear"])
-    assert tree.make(mafw.main) == 0
+    assert tree.make(data_sets.mafw.main) == 0
     assert tree.read("split05/train.csv") == [("00001", 10)]
     assert tree.read("split05/test.csv") == [("00003", 2)]
     assert tree.left_out() == {"00002": "audio missing"}
@@ -151,7 +140,7 @@ def test_mafw_has_32_compound_classes_behind_the_single_ones(tree: Tree) -> None
     assert len({*compound, *DATA_SETS["mafw", 11]}) == 43 and sorted(compound) == list(compound)
     tree.clips(["00001", "20045"])
     mafw_split(tree, "compound", ["00001.mp4 anger"], ["20045.mp4 anger_anxiety"])
-    assert tree.make(mafw.main, "--subset", "compound") == 0
+    assert tree.make(data_sets.mafw.main, "--subset", "compound") == 0
     assert tree.read("split01/test.csv") == [("20045", 11)]
 
 
@@ -163,7 +152,7 @@ def test_dfew_labels_start_from_one_and_names_are_padded(tree: Tree) -> None:
         )
         tree.text(train, "video_name,label", "1,1", "23,7")
         tree.text(test, "video_name,label", "16372,4")
-    assert tree.make(dfew.main) == 0
+    assert tree.make(data_sets.dfew.main) == 0
     assert tree.read("split03/train.csv") == [("00001", 0), ("00023", 6)]
     assert tree.read("split03/test.csv") == [("16372", 3)]
 
@@ -176,7 +165,7 @@ def test_ravdess_pairs_video_02_with_wav_03_in_six_folds_of_four_actors(tree: Tr
             tree.wav(f"03-{rest}", f"audio_16k/Actor_{actor:02d}")
     tree.face("02-02-01-01-01-01-01")  # a song
     tree.wav("03-01-05-01-01-01-24")
-    assert tree.make(ravdess.main) == 0
+    assert tree.make(data_sets.ravdess.main) == 0
     tested = tree.read("split06/test.csv")
     assert {name[-2:] for name, _ in tested} == {"21", "22", "23", "24"}
     assert tested[:2] == [("02-01-01-01-02-01-21", 0), ("02-01-08-01-02-01-21", 7)]
@@ -199,7 +188,7 @@ def test_msp_improv_folds_are_the_sessions_of_the_speakers(
         lines += [f"UTD-{name}.avi; S; A:2.2; V:3.8; D:2.0 ; N:3.4;", "wkr1; Sad; ; A:2; V:4;", ""]
     lines.append("UTD-IMPROV-S01A-M06-P-MF01.avi; X; A:2.2; V:3.8; D:NaN ; N:3.4;")
     tree.text("Evalution.txt", *lines)
-    assert tree.make(msp_improv.main) == 0
+    assert tree.make(data_sets.msp_improv.main) == 0
     assert tree.read("split04/test.csv") == [("MSP-IMPROV-S05A-F04-R-FM01", 3)]
     assert len(tree.read("split04/train.csv")) == 5
     assert tree.left_out() == {"MSP-IMPROV-S01A-M06-P-MF01": "class X, the protocol takes A H N S"}
@@ -210,7 +199,7 @@ def test_werewolf_folds_are_six_sessions_each_with_three_targets(tree: Tree) -> 
     tree.clips(WEREWOLF)
     rows = [f"{name}.mp4,x,0.5,1.5,{k / 4}" for k, name in enumerate(WEREWOLF)]
     tree.text("labels.csv", "name,comment,dominance,valence,arousal", *rows)
-    assert tree.make(werewolf_xl.main) == 0
+    assert tree.make(data_sets.werewolf_xl.main) == 0
     assert (tree.out / "targets.txt").read_text().split() == ["valence", "arousal", "dominance"]
     assert tree.read("split02/test.csv") == [
         ("07_01_7", (1.5, 0.5, 0.5)),
@@ -226,7 +215,10 @@ def test_werewolf_takes_labels_and_folds_of_published_lists(tree: Tree) -> None:
         for part, chosen in (("test", tested), ("train", [n for n in WEREWOLF if n not in tested])):
             lines = [f"/x/{n}/{n}_aligned /y/{n}.wav 1.0 0.25 0.5" for n in chosen]
             tree.text(f"published/split0{k + 1}/{part}.csv", *lines)
-    assert tree.make(werewolf_xl.main, "--published_lists", str(tree.root / "published")) == 0
+    assert (
+        tree.make(data_sets.werewolf_xl.main, "--published_lists", str(tree.root / "published"))
+        == 0
+    )
     assert tree.read("split02/test.csv") == [("06_01_7", (1.0, 0.25, 0.5))]
     assert len(tree.read("split02/train.csv")) == 9
 
@@ -237,11 +229,11 @@ def test_mer2023_reads_the_official_tables_and_no_pickles(
     tree.clips(["sample_1", "sample_2"])
     tree.text("mer2023train/train-label.csv", "name,discrete,valence", "sample_1,worried,-1.5")
     tree.text("test1-label.csv", "name,discrete,valence", "sample_2,Neutral,0")
-    assert tree.make(mer2023.main) == 0
+    assert tree.make(data_sets.mer2023.main) == 0
     assert tree.read("split01/train.csv") == [("sample_1", 4)]
     assert tree.read("split01/test.csv") == [("sample_2", 0)]
     np.savez(tree.root / "label-6way.npz", train_corpus={"sample_1": {"emo": "sad"}})
-    assert tree.make(mer2023.main, "--train_labels", "label-6way.npz") == 1
+    assert tree.make(data_sets.mer2023.main, "--train_labels", "label-6way.npz") == 1
     assert "label-6way.npz' holds pickled objects" in caplog.text
 
 
@@ -256,7 +248,7 @@ def test_iemocap_folds_are_sessions_and_excited_is_happy(tree: Tree) -> None:
             tree.face(name)
             tree.wav(name, f"Session{session}/sentences/wav/{dialogue}")
         tree.text(f"Session{session}/dialog/EmoEvaluation/{dialogue}.txt", *lines)
-    assert tree.make(iemocap.main) == 0
+    assert tree.make(data_sets.iemocap.main) == 0
     assert tree.read("split02/test.csv") == [
         ("Ses02F_impro01_F000", 0),
         ("Ses02F_impro01_M001", 1),
@@ -275,31 +267,30 @@ def test_avcaffe_labels_tasks_and_splits_people(
     tree.text("ground_truths/valence.txt", *labels)
     tree.text("info/train.txt", "aiim003", "aiim004")
     tree.text("info/val.txt", "aiim001")
-    assert tree.make(avcaffe.main, "--target", "valence") == 0
+    assert tree.make(data_sets.avcaffe.main, "--target", "valence") == 0
     assert tree.read("split01/train.csv") == [("aiim003_task_2_clip_001", 1)]
     assert tree.read("split01/test.csv") == [("aiim001_task_1_clip_001", 4)]
     assert tree.left_out() == {"aiim003_task_9_clip_001": "task without valence"}
     tree.text("info/train.txt", "aiim003 aiim001")
-    assert tree.make(avcaffe.main, "--target", "valence") == 1
+    assert tree.make(data_sets.avcaffe.main, "--target", "valence") == 1
     assert "are in train.csv and in test.csv, expected none: 'aiim001" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("script", "data_set"), [("cream-d", cremad), ("mafw", mafw), ("werewolf-xl", werewolf_xl)]
+    ("script", "name"), [("cream-d", "cremad"), ("mafw", "mafw"), ("werewolf-xl", "werewolf_xl")]
 )
 def test_lists_go_where_the_experiment_script_looks(
-    script: str, data_set: building.DataSet, tree: Tree, monkeypatch: pytest.MonkeyPatch
+    script: str, name: str, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiments = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base"
-    place = re.search(
-        r"prepare_folds (\S+)", (experiments / script / "finetune_170.sh").read_text()
-    )[1]
+    text = (experiments / script / "finetune_170.sh").read_text()
+    place = re.search(r"prepare_folds (\S+)", text)[1]
     tree.clips([*FIVE, *WEREWOLF, "00001", "00002"])
     mafw_split(tree, "single", ["00001.mp4 anger"], ["00002.mp4 fear"])
-    rows = (f"{name},1,2,3" for name in WEREWOLF)
+    rows = (f"{clip},1,2,3" for clip in WEREWOLF)
     tree.text("labels.csv", "name,valence,arousal,dominance", *rows)
     monkeypatch.setattr(building, "SAVED_DATA", tree.root / "saved/data")
-    assert data_set.main(["--data_root", str(tree.root)]) == 0
+    assert getattr(data_sets, name).main(["--data_root", str(tree.root)]) == 0
     assert (tree.root / "saved/data" / place / "split03/train.csv").is_file()
 
 
@@ -326,7 +317,7 @@ def test_every_clip_without_a_good_half_is_left_out_with_its_reason(tree: Tree) 
     tree.clips(["1010_DFA_ANG_XX", 'holiday "photos"\nof ünal', "\udcff"])
     tree.face("1010_DFA_ANG_XX", place="faces/again", ending="")
 
-    assert tree.make(cremad.main) == 0
+    assert tree.make(data_sets.cremad.main) == 0
 
     assert [name for k in range(1, 6) for name, _ in tree.read(f"split0{k}/test.csv")] == FIVE
     assert tree.left_out() == {
@@ -348,10 +339,10 @@ def test_another_count_than_published_is_said_and_strict_refuses_it(
     tree: Tree, caplog: pytest.LogCaptureFixture
 ) -> None:
     tree.clips(FIVE)
-    assert tree.make(cremad.main, "--strict") == 1
+    assert tree.make(data_sets.cremad.main, "--strict") == 1
     assert "split01/test: got 1, expected 1463" in caplog.text
     assert not (tree.out / "split01").exists()
-    assert tree.make(cremad.main) == 0
+    assert tree.make(data_sets.cremad.main) == 0
     assert "clips: got 5, expected 7437; face folders: got 5, expected 7442" in caplog.text
 
 
@@ -377,7 +368,7 @@ def test_wrong_folder_says_what_was_expected_and_found(
         tree.face(name)
     for name in wavs:
         tree.wav(name)
-    assert tree.make(cremad.main) in (1, 2)
+    assert tree.make(data_sets.cremad.main) in (1, 2)
     assert re.search(message, caplog.text)
     assert not (tree.out / "split01").exists()
 
@@ -398,7 +389,7 @@ def test_official_lists_that_do_not_fit_are_refused(
 ) -> None:
     tree.clips(["00001", "00002"])
     mafw_split(tree, "single", train, ["00002.mp4 fear"])
-    assert tree.make(mafw.main) == 1
+    assert tree.make(data_sets.mafw.main) == 1
     assert re.search(message, caplog.text)
     assert not (tree.out / "split01").exists()
 
@@ -408,10 +399,10 @@ def test_official_table_without_its_columns_or_missing_is_named(
 ) -> None:
     tree.clips(["00001"])
     (tree.root / "EmoLabel_DataSplit").mkdir()
-    assert tree.make(dfew.main) == 2
+    assert tree.make(data_sets.dfew.main) == 2
     assert re.search(r"expected 'train\(single-labeled\)/set_1.csv' in .*found noth", caplog.text)
     tree.text("EmoLabel_DataSplit/train(single-labeled)/set_1.csv", "video,emotion", "1,1")
-    assert tree.make(dfew.main) == 1
+    assert tree.make(data_sets.dfew.main) == 1
     assert re.search(r"set_1.csv:1: .*video_name, label, got 'video, emotion'", caplog.text)
 
 
