@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from hicmae.data.audio import SAMPLE_RATE, WavFile
 from hicmae.data.clip_list import Clip
-from hicmae.data.media import FrameFolder, Video, open_video
+from hicmae.data.film import open_video
 from hicmae.data.shards import FORMAT, SUFFIX, PackedClip, PackedClips, open_packed, read_index
-from hicmae.data.video import face_box, resize
+from hicmae.data.video import FrameFolder, Video, face_box, resize
 from hicmae.io import UnreadableClip, whole_file
 from preprocess.face_and_audio.batch import Outcome
 

@@ -141,8 +141,9 @@ def broken_mp4(tmp_path: Path, write_mp4: Callable[..., str]) -> Callable[[str],
             if kind == "truncated":
                 data = data[: len(data) // 2]
             else:  # the index stays whole: the file opens, and fails at its late frames
-                start = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2
-                data[start : start + 800] = np.random.default_rng(0).bytes(800)
+                stop = data.index(b"moov") - 4
+                start = data.index(b"mdat") + (stop - data.index(b"mdat")) // 2
+                data[start:stop] = np.random.default_rng(0).bytes(stop - start)
             path.write_bytes(data)
         return str(path)
 

@@ -28,9 +28,9 @@ from hicmae.data.batches import (
     joined,
 )
 from hicmae.data.clip_list import AnyClip
+from hicmae.data.film import FRAME_RATE, open_video
 from hicmae.data.loader import call_in_time, item_generator, read_or_replace
 from hicmae.data.masking import random_mask, tube_mask
-from hicmae.data.media import FRAME_RATE, open_video
 from hicmae.data.shards import PackedClip, open_packed
 from hicmae.data.video import Video
 from hicmae.io import UnreadableClip

@@ -22,11 +22,13 @@ from hicmae.data.audio import (
     frames_to_samples,
     span_or_whole,
 )
-from hicmae.data.media import FRAME_RATE, Folder, NoPicture, NoSound, Source
+from hicmae.data.film import FRAME_RATE
+from hicmae.data.media import NoPicture, NoSound
 from hicmae.data.video import resize, test_windows, view_crops
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, follow, main_face, search, smooth
 from hicmae.inference.model import FACE_SIZE, ModelConfig, Preprocessing
+from hicmae.inference.sources import Folder, Source
 from hicmae.io import UnreadableClip
 
 logger = logging.getLogger(__name__)

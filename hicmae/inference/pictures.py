@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from hicmae.data.media import MediaFile, NoPicture, first_stream, needed_stream, opened
+from hicmae.data.media import NoPicture, first_stream, needed_stream, opened
 from hicmae.inference.recognizer import Prediction
+from hicmae.inference.sources import MediaFile
 from hicmae.inference.style import OKABE_ITO, STYLE, check_format, save_figure
 from hicmae.io import check_writable, whole_file
 

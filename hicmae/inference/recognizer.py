@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from hicmae.data.media import Arrays, open_source
 from hicmae.data.video import normalise
 from hicmae.inference import forward
 from hicmae.inference.clips import Clip, Options, View, check_choice, prepare, views_of
 from hicmae.inference.model import ModelConfig, load_model
+from hicmae.inference.sources import Arrays, open_source
 from hicmae.io import UnreadableClip, choose_device
 from hicmae.training.run import Precision, choose_precision
 

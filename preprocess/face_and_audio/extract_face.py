@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from hicmae.config import Settings, add_arguments, from_flags, option
-from hicmae.data.media import UprightRgb
+from hicmae.data.film import UprightRgb
 from hicmae.faces.detector import Detector, check_weights
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, main_face, search, smooth
 from hicmae.io import PART, UnreadableClip, whole_folder
@@ -120,7 +120,7 @@ def follow_face(path: str, options: FaceOptions) -> FacePath:
 def read_frames(path: str) -> Iterator[np.ndarray]:
     """Yield the frames of a video upright, (H, W, 3) uint8 RGB, all of the first one's size."""
     with open_stream(path, "video") as (container, stream):
-        yield from map(UprightRgb(), container.decode(stream))
+        yield from map(UprightRgb(stream), container.decode(stream))
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,7 +16,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from hicmae.data.audio import read_span
-from hicmae.data.media import FrameFolder, open_video
+from hicmae.data.film import open_video
+from hicmae.data.video import FrameFolder
 from hicmae.io import UnreadableClip, whole_file
 from preprocess.command_line import WHOLE, Shard
 from preprocess.face_and_audio.batch import Job, Outcome, outcomes_of

@@ -11,8 +11,8 @@ import torch
 from hicmae.config import PretrainConfigs, from_flags, new_parser
 from hicmae.data.batches import ClipIndex
 from hicmae.data.dataset import PretrainClips
+from hicmae.data.film import open_video
 from hicmae.data.loader import item_generator
-from hicmae.data.media import open_video
 from scripts import benchmark_data as data
 from scripts.benchmark import main
 

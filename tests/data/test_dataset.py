@@ -7,11 +7,11 @@ from PIL import Image
 
 import hicmae.data.audio as wav
 import hicmae.data.video as film
-from hicmae.data import media
 from hicmae.data.augment import Augment
 from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import Clip
 from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
+from hicmae.data.film import open_video
 from hicmae.data.loader import ClipSampler, make_loader
 from tests.conftest import same
 
@@ -208,7 +208,7 @@ def test_training_takes_random_windows_and_validation_the_centre(labelled_clips)
     valid = TestClips(labelled_clips, num_segments=5, centre=True, settings=SMALL)
     first, second = valid[item(3)], valid[item(3, 5)]
     assert same(first, second)
-    folder = media.open_video(labelled_clips[3].video)
+    folder = open_video(labelled_clips[3].video)
     assert torch.equal(first.video[0], squares(folder.read(film.train_frames(90))))
     span = 13 * 57600 // 89, 77 * 57600 // 89
     torch.testing.assert_close(first.audio[0], features_of(labelled_clips[3], *span))
@@ -274,7 +274,7 @@ def test_views_are_distinct_windows_of_square_frames(labelled_clips):
     assert batch.view_clip.tolist() == [0, 0, 1, 2, 2]
     assert batch.clip_index.tolist() == [3, 0, 2] and batch.target.tolist() == [3, 0, 2]
     assert batch.video.shape == (5, 3, 16, 32, 32) and batch.audio.shape == (5, 1, 256, 128)
-    folder = media.open_video(labelled_clips[3].video)
+    folder = open_video(labelled_clips[3].video)
     assert torch.equal(batch.video[1], squares(folder.read(range(28, 90, 4))))
     expected = features_of(labelled_clips[3], 28 * 57600 // 89, 57600)
     torch.testing.assert_close(batch.audio[1], expected)
@@ -286,7 +286,7 @@ def test_views_are_distinct_windows_of_square_frames(labelled_clips):
 def test_centre_view_squeezes_oblong_frames_to_the_whole_square(labelled_clips, write_frames):
     oblong = labelled_clips[3]._replace(video=write_frames("oblong", 90, (60, 40)))
     view = TestClips([oblong], num_crops=3, centre=True, settings=SMALL)[item(0)]
-    expected = squares(media.open_video(oblong.video).read(film.train_frames(90)))
+    expected = squares(open_video(oblong.video).read(film.train_frames(90)))
     assert torch.equal(view.video[0], expected) and view.view_clip.tolist() == [0]
 
 
@@ -298,7 +298,7 @@ def test_crops_of_oblong_frames_run_along_the_longer_side(write_frames, write_wa
     assert torch.equal(sample.audio[0], sample.audio[2]) and not torch.equal(
         sample.audio[2], sample.audio[3]
     )
-    (image,) = media.open_video(clip.video).read([0])
+    (image,) = open_video(clip.video).read([0])
     wide = film.resize(Image.fromarray(image), (48, 32) if size[0] > 40 else (32, 48))
     pixels = film.to_tensor([wide])[:, 0]
     for view, start in enumerate((0, 8, 16)):

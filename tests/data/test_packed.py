@@ -24,8 +24,8 @@ from hicmae.data.clip_list import (
     write_list,
 )
 from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips, open_streams
+from hicmae.data.film import open_video
 from hicmae.data.loader import ClipSampler, make_loader
-from hicmae.data.media import open_video
 from hicmae.data.shards import read_packed
 from hicmae.io import UnreadableClip
 from preprocess import pack_clips

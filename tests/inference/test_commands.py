@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from hicmae.data.clip_list import Clip, write_list
-from hicmae.data.media import MediaFile
 from hicmae.inference import cli
 from hicmae.inference.pictures import Annotator, box_at, draw_timeline, write_overlay
 from hicmae.inference.recognizer import Prediction, WindowResult
+from hicmae.inference.sources import MediaFile
 from hicmae.io import UnreadableClip
 from tests.preprocess.media_files import chirp, ffmpeg_program, pictures, portrait, save_media
 from tests.small_recognizers import NAMES, SIZES, speech

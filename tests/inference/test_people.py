@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hicmae.data.media import Arrays, MediaFile
 from hicmae.faces.detector import load_nets
 from hicmae.faces.tracking import align
 from hicmae.inference.clips import LookedAt, NoFace, detector, find_people
 from hicmae.inference.model import FACE_SIZE
+from hicmae.inference.sources import Arrays, MediaFile
 from hicmae.io import UnreadableClip
 from preprocess.face_and_audio import extract_face
 from tests.preprocess.media_files import pictures, portrait, save_media

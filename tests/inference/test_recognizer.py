@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hicmae.data import media
-from hicmae.data.media import Arrays, MediaFile, open_source
-from hicmae.inference import forward
+from hicmae.data import film
+from hicmae.inference import forward, sources
 from hicmae.inference.clips import sliding
 from hicmae.inference.model import Preprocessing
 from hicmae.inference.recognizer import Failure
+from hicmae.inference.sources import Arrays, MediaFile, open_source
 from hicmae.io import UnreadableClip
 from tests.conftest import save_frames, save_mp4, save_wav
 from tests.preprocess.media_files import pictures, save_media
@@ -112,14 +112,14 @@ def test_one_stream_is_neither_decoded_nor_loaded_without_need(recognizer, video
         raise AssertionError("must not be read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(media, "frames_at", refuse)
+        patch.setattr(film.Film, "frames", refuse)
         answer = recognizer("a").predict(video)
         kept = recognizer("av", modality="a", missing_modality="drop")
         kept.predict(video)
     assert len(answer.windows) == 6  # the encoder has padded the sound to a whole block
     assert kept.model.encoder is None and kept.model.encoder_fusion.blocks is None
     with monkeypatch.context() as patch:
-        patch.setattr(media, "read_sound", refuse)
+        patch.setattr(sources, "read_sound", refuse)
         recognizer("v").predict(video, faces="cut")
         kept = recognizer("av", modality="v", missing_modality="drop")
         kept.predict(video, faces="cut")
@@ -313,24 +313,21 @@ def test_jumping_finds_the_same_frames_as_reading_all(tmp_path, monkeypatch):
     assert source.times == pytest.approx(np.arange(200) / 25)
     wanted = [0, 3, 130, 131, 199]
     decoded = []
-    time_of = media._time_of
-    monkeypatch.setattr(
-        media, "_time_of", lambda *frame: decoded.append(time_of(*frame)) or decoded[-1]
-    )
+    decode = film.decoded
+
+    def counted(*args):
+        for image in decode(*args):
+            decoded.append(image.pts)
+            yield image
+
+    monkeypatch.setattr(film, "decoded", counted)
     read = greys(list(source.frames(wanted)))
     assert read == pytest.approx([20 + k for k in wanted], abs=1.5)
     assert len(decoded) == 200
     decoded.clear()
-    monkeypatch.setattr(media, "SEEK_GAP", 1.0)
+    monkeypatch.setattr(film, "SEEK_GAP", 1.0)
     assert greys(list(source.frames(wanted))) == read
     assert len(decoded) < 60
-
-
-def test_sound_that_begins_later_or_earlier_is_brought_in_step():
-    samples = np.ones(16000, np.float32)
-    late, early = media.in_step(samples, 0.5), media.in_step(samples, -0.5)
-    assert len(late) == 24000 and not late[:8000].any() and len(early) == 8000
-    assert media.in_step(samples, 0.03) is samples  # an encoder's delay
 
 
 def test_a_video_may_be_heard_with_another_files_sound(recognizer, tmp_path, halves):

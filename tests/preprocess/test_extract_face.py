@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hicmae.data.media import FrameFolder
+from hicmae.data.video import FrameFolder
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import similarity, template
 from hicmae.io import PART, UnreadableClip

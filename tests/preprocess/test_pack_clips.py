@@ -13,7 +13,7 @@ from PIL import Image
 
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.data.dataset import open_streams
-from hicmae.data.media import open_video
+from hicmae.data.film import open_video
 from hicmae.data.shards import read_packed
 from preprocess import pack_clips
 from preprocess.face_and_audio.batch import read_summary
@@ -129,7 +129,7 @@ def test_failures_are_listed_and_the_run_goes_on(media, tmp_path, caplog):
     assert pack(folder, output) == 1
     assert names_in(output) == ["v0.mp4", "v4.mp4", "v5.mp4"]
     rows = read_summary(output / "pack_clips.csv")
-    assert "v1.mp4' cannot be opened" in rows["v1.mp4"]["reason"]
+    assert "is no video or sound file" in rows["v1.mp4"]["reason"]
     assert "v2.wav' does not exist" in rows["v2.mp4"]["reason"]
     assert "sample rate 44100" in rows["v3.mp4"]["reason"]
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 3

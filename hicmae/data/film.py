@@ -1,0 +1,407 @@
+"""Films: one clock, and frames by their numbers.
+
+Seconds count from the first frame that a film displays; a frame is the one whose time stamp says
+so. PyAV reads every film. decord, and partial decoding of H.264, read the kinds of mp4 for which
+they give the same frames in less time.
+"""
+
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideData
+from av.video.reformatter import VideoReformatter
+
+from hicmae.data.media import (
+    MAX_DAMAGED,
+    Damage,
+    NoPicture,
+    decoded,
+    needed_stream,
+    one_line_errors,
+    open_container,
+    opened,
+    packets_of,
+)
+from hicmae.data.video import FrameFolder, FrameTimes, Video, check_frame_size
+from hicmae.io import UnreadableClip, one_line
+
+try:
+    import decord
+except ImportError:  # no wheels outside Linux x86-64; PyAV gives the same frames there
+    decord = None
+else:
+    decord.logging.set_level(decord.logging.FATAL)  # what is wrong with a clip is in our message
+
+logger = logging.getLogger(__name__)
+
+FRAME_RATE = 25.0  # frames a second where a file does not say
+SEEK_GAP = 8.0  # seconds between wanted frames from which jumping is cheaper than decoding
+
+_PIXEL_FORMATS = ("yuv420p", "yuvj420p")  # all decoders turn these into the very same RGB
+_SLICE, _IDR_SLICE = 1, 5  # kinds of NAL units of H.264
+# Kept, as each new one computes its tables again: as long as decoding five frames.
+_to_rgb = VideoReformatter()
+# Since PyAV 17 it would start threads for every frame; before, there was no such choice.
+_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+
+
+class Clock(NamedTuple):
+    """When each frame of a film is displayed.
+
+    Attributes:
+        stamps: (n,) int64 time stamps, ascending, each of one frame.
+        unit: seconds a tick.
+        lengths: (n,) int64 ticks that each frame lasts.
+        is_indexed: each frame is one packet with this stamp, from a key frame on, none dropped.
+    """
+
+    stamps: np.ndarray
+    unit: float
+    lengths: np.ndarray
+    is_indexed: bool
+
+    @property
+    def origin(self) -> float:
+        """Return when the first frame is displayed, in the file's own seconds."""
+        return float(self.stamps[0] * self.unit)
+
+    @property
+    def times(self) -> np.ndarray:
+        """Return the (n,) seconds from the origin at which frames begin."""
+        return (self.stamps - self.stamps[0]) * self.unit
+
+    @property
+    def duration(self) -> float:
+        """Return the seconds from the origin to the end of the last frame."""
+        return float((self.stamps[-1] + self.lengths[-1] - self.stamps[0]) * self.unit)
+
+    @property
+    def is_constant(self) -> bool:
+        """Tell whether the frames follow each other evenly, within half a frame's length."""
+        times = self.times
+        even = np.linspace(0.0, times[-1], len(times))
+        return bool(
+            (np.abs(times - even) <= max(times[-1], 1e-3) / max(len(times) - 1, 1) / 2).all()
+        )
+
+
+def read_clock(path: str, stream: Any, packets: Iterable[av.Packet]) -> Clock:
+    """Make the clock of a film from the packets of its video stream.
+
+    Files whose packets do not tell which frames there will be, and when, are decoded once.
+
+    Raises:
+        NoPicture: no frame is displayed.
+    """
+    hides_frames = stream.codec_context.name == "vp8"
+    stamps: list[Any] = []
+    lengths: list[int] = []
+    first, discarded = None, 0
+    for packet in packets:
+        if not packet.size or (hides_frames and not bytes(packet)[0] >> 4 & 1):
+            continue
+        first = first or packet
+        if packet.is_discard:  # decoded for others' sake, before the beginning of a cut film
+            discarded += 1
+        else:
+            stamps.append(packet.pts)
+            lengths.append(packet.duration or 0)
+    told = None not in stamps and len(set(stamps)) == len(stamps) > 0
+    if not told or first is None or not first.is_keyframe:
+        return _decoded_clock(path)
+    if not discarded and first.pts > min(stamps):  # frames before the first key frame
+        return _decoded_clock(path)
+    order = np.argsort(stamps)
+    ticks, spans = (np.array(values, np.int64)[order] for values in (stamps, lengths))
+    return Clock(ticks, float(stream.time_base), _filled(ticks, spans), not discarded)
+
+
+def _filled(ticks: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Let a frame of unknown length last until the next one, the last one as long as usual."""
+    steps = np.diff(ticks)
+    usual = int(np.median(steps)) if len(steps) else 1
+    return np.where(lengths > 0, lengths, np.append(steps, usual))
+
+
+def _decoded_clock(path: str) -> Clock:
+    """Make a clock by decoding a film: its packets do not tell which frames there will be."""
+    with opened(path) as container:
+        stream = needed_stream(container, "video")
+        stream.thread_type = "AUTO"
+        stamps = [frame.pts for frame in decoded(container, stream, Damage())]
+        unit, rate = float(stream.time_base or 0), float(stream.average_rate or FRAME_RATE)
+    if not stamps:
+        raise NoPicture(f"'{path}' holds no frame that can be decoded")
+    if any(stamp is None for stamp in stamps):  # a raw stream: only their number is known
+        unit, stamps = 1 / rate, list(range(len(stamps)))
+    ticks = np.unique(np.array(stamps, np.int64))
+    return Clock(ticks, unit, _filled(ticks, np.zeros_like(ticks)), False)
+
+
+class UprightRgb:
+    """Takes a stream's frames to (H, W, 3) uint8 RGB of the first one's size, as a player would.
+
+    Telephones store how they were held, and whether a picture is mirrored, in a matrix beside it;
+    old cameras store pixels that are not square.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        ratio = float(stream.sample_aspect_ratio or 1)
+        self.aspect = ratio if 0.1 < ratio < 10 else 1.0
+        self.converter = VideoReformatter()  # one for all: setting it up takes half the time
+        self.size: tuple[int, int] | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """Convert one frame."""
+        if self.size is None:
+            self.size = round(frame.width * self.aspect), frame.height
+            check_frame_size("a frame", *self.size)
+        image = self.converter.reformat(frame, *self.size, format="rgb24").to_ndarray()
+        return orient(image, display_matrix(frame))
+
+
+def display_matrix(frame: av.VideoFrame) -> np.ndarray:
+    """Return the (2, 2) matrix that takes places in a stored frame to places on the screen."""
+    side_data: Any = frame.side_data
+    try:
+        data = side_data[SideData.DISPLAYMATRIX]
+    except KeyError:
+        return np.eye(2)
+    return np.frombuffer(bytes(data), np.int32)[:9].reshape(3, 3)[:2, :2] / 65536
+
+
+def orient(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Turn and mirror an image (H, W, 3) by quarter turns, as a display matrix says."""
+    (a, b), (c, d) = matrix  # (x, y) is shown at (a x + c y, b x + d y)
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        image, across, down = image.swapaxes(0, 1), c, b
+    else:
+        across, down = a, d
+    image = image[:, ::-1] if across < 0 else image
+    return np.ascontiguousarray(image[::-1] if down < 0 else image)
+
+
+class Film:
+    """The picture of a video file, read with PyAV; opening it looks at its packets only."""
+
+    def __init__(self, path: str, clock: Clock | None = None) -> None:
+        self.path = path
+        if clock is None:
+            damage = Damage()
+            with opened(path) as container:
+                stream = needed_stream(container, "video")
+                clock = read_clock(path, stream, packets_of(container, stream, damage))
+            damage.check(path, "video")
+        self.clock = clock
+
+    def __len__(self) -> int:
+        return len(self.clock.stamps)
+
+    @cached_property
+    def frame_times(self) -> FrameTimes:
+        """Begin and end of each frame, in float32 as decord gives them and the original used."""
+        clock = self.clock
+        ends = clock.times + clock.lengths * clock.unit
+        return FrameTimes(clock.times.astype(np.float32), ends.astype(np.float32))
+
+    def times(self, first: int, last: int) -> tuple[float, float]:
+        """Return when frame `first` begins and frame `last` ends, in seconds."""
+        return self.frame_times.between(first, last)
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Return the frames at `indices`, see `Video`."""
+        return list(self.frames(indices, threads=1))
+
+    def frames(self, indices: Sequence[int], threads: int = 0) -> Iterator[np.ndarray]:
+        """Yield the frames at ascending indices upright, (H, W, 3) uint8 RGB of one size.
+
+        Where a frame is damaged, the one before stands in; UnreadableClip where too many are.
+
+        Args:
+            indices: of frames.
+            threads: to decode with; 0: as many as there are cores.
+        """
+        wanted = self.clock.stamps[np.asarray(indices, int)]
+        gaps = np.flatnonzero(np.diff(wanted) * self.clock.unit > SEEK_GAP) + 1
+        damaged = 0
+        for run in np.split(wanted, gaps):
+            for is_right, image in self._displayed(run.tolist(), threads):
+                damaged += not is_right
+                yield image
+        if damaged:
+            text = f"{damaged} of {len(wanted)} wanted frames of '{self.path}' are damaged"
+            if damaged > max(MAX_DAMAGED * len(wanted), 1):
+                raise UnreadableClip(f"{text}, expected at most {MAX_DAMAGED:.0%}")
+            logger.warning("%s; those before them stand in", text)
+
+    def _displayed(self, stamps: list[int], threads: int) -> Iterator[tuple[bool, np.ndarray]]:
+        """Yield what is displayed at ascending time stamps, and whether it is that very frame."""
+        for back in (0.0, 10.0, 60.0, None):
+            with opened(self.path) as container:
+                stream = needed_stream(container, "video")
+                stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
+                frames = self._from(container, stream, stamps[0], back)
+                if frames is None:
+                    continue
+                upright = UprightRgb(stream)
+                shown = ahead = None
+                for stamp in stamps:
+                    while shown is None or shown[0] < stamp:
+                        ahead = ahead or next(frames, None)
+                        if ahead is None or (shown is not None and ahead[0] > stamp):
+                            break
+                        shown, ahead = ahead, None
+                    if shown is None:
+                        raise UnreadableClip(f"'{self.path}' is damaged: no frame can be decoded")
+                    yield shown[0] == stamp and not shown[1].is_corrupt, upright(shown[1])
+                return
+
+    def _from(
+        self, container: InputContainer, stream: Any, stamp: int, back: float | None
+    ) -> Iterator[tuple[int, av.VideoFrame]] | None:
+        """Return time stamps and frames from `back` seconds before a stamp on; None: of the file.
+
+        A jump is believed only where it landed early enough, on a frame that is whole; else None.
+        """
+        frames = decoded(container, stream, Damage())
+        if back is None:
+            return (
+                (k if frame.pts is None else frame.pts, frame) for k, frame in enumerate(frames)
+            )
+        unit = self.clock.unit
+        if (stamp - self.clock.stamps[0]) * unit < back + SEEK_GAP:
+            return None
+        try:
+            container.seek(int(stamp - back / unit), stream=stream)
+        except av.FFmpegError:
+            return None
+        landed = next(frames, None)
+        if landed is None or landed.is_corrupt or landed.pts is None or landed.pts > stamp:
+            return None
+        return ((f.pts, f) for f in itertools.chain([landed], frames) if f.pts is not None)
+
+
+class DecordFilm(Film):
+    """A film read with decord: frames between the wanted ones are skipped, not converted."""
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Return the frames at `indices`, see `Video`; by PyAV where decord sees other frames."""
+        try:
+            # An absolute name, as FFmpeg would take "a:b.mp4" for a protocol.
+            reader = decord.VideoReader(os.path.abspath(self.path), num_threads=1)
+            if len(reader) == len(self):
+                return list(reader.get_batch(list(indices)).asnumpy())
+        except (decord.DECORDError, RuntimeError, UnicodeError) as error:
+            logger.debug("decord cannot read '%s': %s", self.path, one_line(error))
+        return super().read(indices)
+
+
+class H264Film(Film):
+    """An mp4 of H.264 of which as little is decoded as possible.
+
+    Decoding starts at the last key frame before which no wanted frame needs anything, stops with
+    the last wanted frame, and leaves out unwanted frames to which no other refers: often half of
+    all. The pixels are those of decoding everything.
+    """
+
+    def __init__(
+        self, path: str, clock: Clock, container: InputContainer, packets: Sequence[av.Packet]
+    ) -> None:
+        super().__init__(path, clock)
+        self.container = container  # stays open with its decoder
+        self.packets = [packet for packet in packets if packet.size]
+        self.codec = needed_stream(container, "video").codec_context
+        self.codec.thread_count = 1  # workers share the cores
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Return the frames at `indices`, see `Video`; by `Film` where any is damaged."""
+        stamps = self.clock.stamps[list(indices)].tolist()
+        try:
+            frames = self._decode(set(stamps))
+        except av.FFmpegError:
+            frames = {}
+        if not frames.keys() >= set(stamps):
+            return super().read(indices)
+        return [frames[stamp] for stamp in stamps]
+
+    def _decode(self, wanted: set[int]) -> dict[int, np.ndarray]:
+        """Return the frames with these time stamps, less those that are damaged."""
+        places = [place for place, packet in enumerate(self.packets) if packet.pts in wanted]
+        frames: dict[int, np.ndarray] = {}
+        self.codec.flush_buffers()
+        for packet in [*self.packets[self._start(places[0]) : places[-1] + 1], None]:
+            if packet is not None:
+                self.codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            for frame in self.codec.decode(packet):
+                if frame.pts in wanted and not frame.is_corrupt:
+                    rgb = _to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
+                    frames[frame.pts] = orient(rgb, display_matrix(frame))
+        self.codec.flush_buffers()  # or it would take no more packets
+        return frames
+
+    def _start(self, place: int) -> int:
+        """Return the last place up to `place` from which everything after can be decoded."""
+        for start in range(place, 0, -1):
+            if self.packets[start].is_keyframe and self._is_idr(self.packets[start]):
+                return start
+        return 0
+
+    def _is_idr(self, packet: av.Packet) -> bool:
+        """Tell whether no picture after this one refers to one before it.
+
+        Other keyframes only say that pictures get whole some time after them.
+        """
+        header = self.codec.extradata or b""
+        if len(header) < 5 or header[0] != 1:  # 1: lengths stand before the NAL units
+            return False
+        size_bytes, data, position = (header[4] & 3) + 1, bytes(packet), 0
+        while position + size_bytes < len(data):
+            size = int.from_bytes(data[position : position + size_bytes], "big")
+            kind = data[position + size_bytes] & 31
+            if kind in (_SLICE, _IDR_SLICE):
+                return kind == _IDR_SLICE
+            position += size_bytes + size
+        return False
+
+
+def open_video(path: str) -> Video:
+    """Open a folder of frames or a film, to read some of its frames as quickly as possible.
+
+    Raises:
+        UnreadableClip: there is nothing to read.
+    """
+    if os.path.isdir(path):
+        return FrameFolder(path)
+    damage = Damage()
+    with one_line_errors(path):
+        container = open_container(path)
+        stream = needed_stream(container, "video")
+        packets = list(packets_of(container, stream, damage))
+        clock = read_clock(path, stream, packets)
+    damage.check(path, "video")
+    codec = stream.codec_context
+    # Not codec.pix_fmt: where it is not known, PyAV 17 crashes.
+    pixels = codec.format.name if codec.format else ""
+    is_mp4 = "mp4" in container.format.name.split(",")
+    square = float(stream.sample_aspect_ratio or 1) == 1
+    if not (is_mp4 and clock.is_indexed and square and pixels in _PIXEL_FORMATS):
+        return Film(path, clock)
+    if codec.name == "h264":
+        return H264Film(path, clock, container, packets)
+    turned = not np.array_equal(display_matrix(first_frame(packets)), np.eye(2))
+    return Film(path, clock) if decord is None or turned else DecordFilm(path, clock)
+
+
+def first_frame(packets: Iterable[av.Packet]) -> av.VideoFrame:
+    """Decode packets up to the first frame."""
+    for packet in packets:
+        for frame in packet.decode():
+            return frame
+    raise UnreadableClip("no frame can be decoded")
