@@ -46,9 +46,8 @@ STALE = 24 * 3600  # seconds after which a temporary file belongs to no running 
 STOPPED = 3  # exit code of a run that ended before its clips did
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What may be wrong with a clip; a TypeError, say, is a mistake of ours and ends the run.
-CLIP_ERRORS = (
-    *(RuntimeError, OSError, ValueError, LookupError, ArithmeticError, MemoryError, EOFError),
-)
+CLIP_ERRORS: tuple[type[Exception], ...] = (RuntimeError, OSError, ValueError, LookupError)
+CLIP_ERRORS += (ArithmeticError, MemoryError, EOFError)
 
 
 class Job(NamedTuple):
@@ -174,13 +173,8 @@ def find_jobs(
 ) -> tuple[list[Job], list[Outcome]]:
     """Return the jobs of a shard in order, and what is wrong with the input itself.
 
-    Args:
-        source: folder, list or file, as --input.
-        output: folder.
-        suffixes: kinds of files to take from a folder.
-        output_suffix: what replaces a file's suffix in the name of what is made of it.
-        data_root: folder that relative names in a list start from.
-        shard: the part to do.
+    The flags are those of `add_arguments`: `source` is --input, and `suffixes` the kinds of files
+    to take from a folder; `output_suffix` replaces a file's own in the name of what is made of it.
     """
     problems: list[Outcome] = []
     if os.path.isdir(source):
@@ -377,12 +371,15 @@ def outcomes_of(pending: deque, work: Work, num_workers: int) -> Generator[Outco
     while pending:
         # A process that dies, of a decoder's crash or for want of memory, takes the pool with it.
         # Which clip it was shows when those in hand are done again one by one.
-        for job in (yield from _pooled(pending, work, num_workers)):
-            if (yield from _pooled(deque([job]), work, 1)):
+        suspects = deque((yield from _pooled(pending, work, num_workers, 2 * num_workers)))
+        while suspects:
+            for job in (yield from _pooled(suspects, work, 1, 1)):
                 yield Outcome(job, "the process that worked on it was killed or crashed")
 
 
-def _pooled(pending: deque, work: Work, num_workers: int) -> Generator[Outcome, None, list[Any]]:
+def _pooled(
+    pending: deque, work: Work, num_workers: int, in_hand: int
+) -> Generator[Outcome, None, list[Any]]:
     """Work through the jobs in processes; returns those that were in hand when one died."""
     # Not forked: torch and FFmpeg may hold locks, and macOS cannot.
     context = multiprocessing.get_context("spawn")
@@ -392,7 +389,7 @@ def _pooled(pending: deque, work: Work, num_workers: int) -> Generator[Outcome, 
     running: dict[Future[Outcome], Any] = {}
     try:
         while pending or running:
-            while pending and len(running) < 2 * num_workers:
+            while pending and len(running) < in_hand:
                 running[pool.submit(_attempt, work, pending[0])] = pending[0]
                 pending.popleft()
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -449,21 +446,15 @@ def open_stream(path: str, kind: Literal["audio", "video"]) -> Iterator[tuple[In
 
 def find_program(name: str, flag: str) -> str:
     """Return the path of a program; FileNotFoundError names the flag that was given for it."""
-    path = shutil.which(name)
-    if path is None:
-        raise FileNotFoundError(
-            f"{flag} '{name}' is no program that can be run; install it, or give its path"
-        )
-    return os.path.abspath(path)
+    if path := shutil.which(name):
+        return os.path.abspath(path)
+    raise FileNotFoundError(
+        f"{flag} '{name}' is no program that can be run; install it, or give its path"
+    )
 
 
 def run_program(command: list[str], timeout: float | None) -> None:
-    """Run a program without a shell; UnreadableClip with its last words where it fails.
-
-    Args:
-        command: program and arguments.
-        timeout: seconds after which it is killed.
-    """
+    """Run a program for some seconds; UnreadableClip with its last words where it fails."""
     name, silent = os.path.basename(command[0]), subprocess.DEVNULL
     try:
         done = subprocess.run(

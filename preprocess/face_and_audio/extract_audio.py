@@ -37,15 +37,10 @@ SAMPLE_BYTES = 2
 
 
 def convert(job: Job, ffmpeg: str | None = None, timeout: float | None = None) -> dict[str, Any]:
-    """Write the wav of one clip.
+    """Write the wav of one clip with the program `ffmpeg`, or with the libraries where it is None.
 
-    Args:
-        job: what to read and to write.
-        ffmpeg: program to do it with; None uses the libraries.
-        timeout: seconds that the program may take.
-
-    Returns:
-        Columns of the summary: duration in seconds; the sample rate and channels that were there.
+    The program may take `timeout` seconds. Returns columns of the summary: duration in seconds; the
+    sample rate and channels that were there.
     """
     with (
         batch.open_stream(job.source, "audio") as (container, stream),

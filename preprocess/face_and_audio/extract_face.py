@@ -136,14 +136,8 @@ def extract_with_openface(
 ) -> dict[str, Any]:
     """Make the folder of aligned faces of one clip with OpenFace's FeatureExtraction.
 
-    Args:
-        job: the video, and the folder to make.
-        program: path of FeatureExtraction.
-        img_size: side of the faces in pixels.
-        timeout: seconds it may take.
-
-    Returns:
-        Columns of the summary: the number of frames.
+    `program` is its path, `img_size` the side of the faces in pixels; it may take `timeout`
+    seconds. Returns columns of the summary.
     """
     if not os.path.getsize(job.source):
         raise UnreadableClip(f"'{job.source}' is an empty file")
@@ -186,10 +180,8 @@ def face_work(args: argparse.Namespace) -> batch.Work:
     options = from_flags(vars(args), FaceOptions)
     if args.backend == "openface":
         program = batch.find_program(args.openface, "--openface")
-        size = options.img_size
-        return functools.partial(
-            extract_with_openface, program=program, img_size=size, timeout=args.timeout
-        )
+        flags = {"program": program, "img_size": options.img_size, "timeout": args.timeout}
+        return functools.partial(extract_with_openface, **flags)
     try:
         check_weights()
     except FileNotFoundError as error:
