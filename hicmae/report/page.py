@@ -111,12 +111,9 @@ def intervals_figure(
 ) -> Figure:
     """Draw points with their intervals, a row a name, a colour and marker a series.
 
-    Args:
-        names: of the rows, first on top.
-        series: name -> value, lower and upper bound of every row, as fractions; a missing value is
-            left out, and so is the interval of a bound that is nan.
-        label: of the horizontal axis, which is in percent.
-        lines: name -> position of vertical reference lines; an empty name has no legend entry.
+    The series hold value, lower and upper bound of every row, first on top, as fractions; a missing
+    value is left out, and so is the interval of a bound that is nan. Positions of the vertical
+    reference lines are in percent, as the axis is; an empty name has no legend entry.
     """
     rows = np.arange(len(names))
     with rc_context(STYLE):
@@ -171,14 +168,10 @@ def scatter_figure(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str
 def confusion_figure(
     confusion: ArrayLike, names: Sequence[str], title: str = "", small: bool = False
 ) -> Figure:
-    """Draw a confusion matrix, coloured by the share of each true class.
+    """Draw (K, K) counts, row = true class, coloured by the share of each true class.
 
-    Args:
-        confusion: (K, K) counts, row = true class.
-        names: K class names.
-        title: written above.
-        small: for a screen and drawn quickly: shares without counts and scale, and with many
-            classes colours only.
+    A small matrix is for a screen and drawn quickly: shares without counts and scale, and with
+    many classes colours only.
     """
     counts, num = np.asarray(confusion), len(names)
     if counts.shape != (num, num):

@@ -28,11 +28,9 @@ SPLITS: dict[str, tuple[str, Any]] = {
 
 
 def curves_figure(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Draw every figure of the epochs: one panel a quantity, one colour a run.
+    """Draw the log.txt of runs, a dictionary an epoch: one panel a quantity, one colour a run.
 
-    Args:
-        logs: name of a run -> its log.txt, one dictionary an epoch. Keys `train_x`, `val_x` and
-            `test_x` share the panel x, with solid, dashed and dotted lines.
+    Keys `train_x`, `val_x` and `test_x` share the panel x, with solid, dashed and dotted lines.
     """
     runs = [pd.DataFrame(log).set_index("epoch").select_dtypes("number") for log in logs.values()]
     runs = [run.where(np.isfinite(run)) for run in runs]

@@ -168,11 +168,7 @@ def tsne_figure(
 ) -> Figure:
     """Draw one panel for each set of features, title -> (n, 2).
 
-    Args:
-        points: of the panels.
-        labels: (n,) classes, or (n, K) regression targets, of which `target` gives the colour.
-        names: of the classes or outputs.
-        target: number of an output.
+    Labels are (n,) classes, or (n, K) regression targets, of which `target` gives the colour.
     """
     is_regression = labels.ndim == 2
     with rc_context(STYLE):
@@ -205,11 +201,8 @@ def tsne(
 ) -> Figure:
     """Lay out the features of a labelled list by a fine-tuned checkpoint.
 
-    Args:
-        source: model and list.
-        features: a panel each, of `feature_names`; none: each modality, and fused.
-        perplexity: about how many neighbours count.
-        target: which output of a regression gives the colour.
+    Features are a panel each, of `feature_names`; without any, each modality and fused. The
+    output `target` of a regression gives the colour.
     """
     opened = source.open("fine-tuned")
     config = opened.config

@@ -43,10 +43,8 @@ def scores_of_folders(
 ) -> pd.DataFrame:
     """Score the finished folds of experiments; returns COLUMNS, as in a csv file.
 
-    Args:
-        entries: "DATASET=FOLDER", or "DATASET/METHOD=FOLDER".
-        metrics: of `hicmae.report`; WAR or CCC if empty; "recall" is one axis a class.
-        kind: "last" or "best" epoch.
+    Entries are "DATASET=FOLDER", or "DATASET/METHOD=FOLDER"; metrics those of `hicmae.report`, WAR
+    or CCC if empty; "recall" is one axis a class.
     """
     rows = []
     named = [metric for metric in metrics if metric != "recall"]
@@ -71,12 +69,9 @@ def scores_of_folders(
 
 
 def radar_figure(scores: pd.DataFrame, start: float = 0.0, relative: bool = False) -> Figure:
-    """Draw one polygon a method; every data set and metric is an axis.
+    """Draw one polygon a method; every data set and metric of the COLUMNS is an axis.
 
-    Args:
-        scores: with COLUMNS; every method has one on every axis.
-        start: percent in the middle.
-        relative: measure each axis by its best method instead of 100 %.
+    The middle is at `start` percent; `relative` measures an axis by its best method, not 100 %.
     """
     names = pd.MultiIndex.from_frame(scores[["dataset", "metric"]].drop_duplicates())
     if len(names) < FEWEST_AXES:

@@ -130,7 +130,7 @@ def test_clusters_far_apart_stay_apart_and_the_seed_decides():
     np.testing.assert_array_equal(place, embed(vectors, seed=1))
 
 
-def test_tsne_draws_a_colour_and_marker_a_class_beyond_eight_too():
+def test_tsne_draws_a_colour_and_marker_a_class_or_the_chosen_output():
     labels = np.repeat(np.arange(11), 2)
     place = np.random.default_rng(0).random((22, 2))
     figure = tsne_figure({"all": place}, labels, [f"class {k}" for k in range(11)])
@@ -139,16 +139,13 @@ def test_tsne_draws_a_colour_and_marker_a_class_beyond_eight_too():
     assert len(clouds) == len(looks) == 11
     np.testing.assert_array_equal(clouds[3].get_offsets(), place[labels == 3])
     assert len(figure.legends[0].get_texts()) == 11
-
-
-def test_tsne_of_a_regression_is_coloured_by_the_chosen_output():
     targets = np.random.default_rng(0).random((9, 2))
     figure = tsne_figure({"all": targets}, targets, ["valence", "arousal"], target=1)
     np.testing.assert_array_equal(figure.axes[0].collections[0].get_array(), targets[:, 1])
     assert figure.axes[1].get_ylabel() == "arousal"
 
 
-def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled):
+def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled, tmp_path):
     opened = Source(finetuned, labelled).open()
     looked = look(opened._replace(clips=opened.clips[1:3]))
     assert looked[0].title.splitlines()[0] == "joy" and looked[0].title.splitlines()[2] in NAMES
@@ -164,9 +161,6 @@ def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled):
     np.testing.assert_allclose(maps[2], looked[0].maps["audio"].T)
     np.testing.assert_allclose(maps[3], looked[0].maps["video by audio"][0])
     assert images[2].origin == "lower"
-
-
-def test_attention_of_one_modality_shows_that_one(labelled, tmp_path):
     for modality, images in (("v", 2), ("a", 1)):
         path = save_classifier(tmp_path / f"{modality}.pth", modality)
         figure = attention_figure(look(Source(path, labelled, clip=0).open()))
