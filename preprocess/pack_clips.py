@@ -20,50 +20,303 @@ hand or by a full disk.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import itertools
+import json
 import logging
 import os
 import re
 import sys
+import tarfile
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
 import numpy as np
+import soundfile
+from PIL import Image
+from tqdm import tqdm
 
-from hicmae.data.clip_list import read_labelled_list, read_pretrain_list
-from hicmae.io import describe
-from preprocess.command_line import (
-    Shard,
-    add_num_workers,
-    add_shard,
-    make_parser,
-)
+from hicmae.data.audio import SAMPLE_RATE, WavFile
+from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list
+from hicmae.data.film import open_video
+from hicmae.data.shards import FORMAT, SUFFIX, PackedClip, PackedClips, open_packed, read_index
+from hicmae.data.video import FrameFolder, Video, face_box, resize
+from hicmae.io import UnreadableClip, describe, whole_file, write_whole
+from preprocess.command_line import add_num_workers, add_shard, make_parser
 from preprocess.face_and_audio import batch
 from preprocess.face_and_audio.batch import Ledger, Outcome
-from preprocess.packing import (
-    Names,
-    PackJob,
-    Settings,
-    encode,
-    next_number,
-    packed_names,
-    verify,
-    write_shard,
-)
 
 logger = logging.getLogger("pack_clips")
-TOOL = "pack_clips"
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+FRAMES_AT_ONCE = 512  # decoded frames that are held in memory
+MEMBERS = ("json", "mjpeg", "wav")  # of a clip, in the order of the index's places
+
+Names = tuple[str, str | None]  # of video and audio, as in the list
+
+
+class PackJob(NamedTuple):
+    """A clip to pack; `clip` has the names of the list, `source` and `audio` the files."""
+
+    name: str
+    source: str
+    output: str
+    audio: str
+    clip: Clip
+
+
+# One clip
+
+
+def encode(
+    job: PackJob, pretraining: bool, size: int | None = None, quality: int | None = 95
+) -> dict[str, Any]:
+    """Read a clip and encode it; UnreadableClip where training could not use it either.
+
+    Args:
+        job: the clip.
+        pretraining: cut VoxCeleb2's 224 x 224 frames to the face, as pre-training does.
+        size: short side to shrink frames to; None keeps them.
+        quality: of JPEG, 1 to 100, without chroma subsampling; None stores PNG, without loss.
+
+    Returns:
+        The bytes of the clip's MEMBERS; frames and source_bytes, for the summary.
+    """
+    video, sound = open_video(job.source), WavFile(job.audio)
+    images = []
+    for start in range(0, len(video), FRAMES_AT_ONCE):
+        indices = range(start, min(start + FRAMES_AT_ONCE, len(video)))
+        for index, frame in zip(indices, video.read(indices), strict=True):
+            shrinks = size is not None and size < min(frame.shape[:2])
+            file = None if shrinks else _jpeg_file(video, index)
+            images.append(file or _image(frame, pretraining, size, quality))
+    wav, sample_type = _wav(sound)
+    info = {
+        "video": job.clip.video,
+        "audio": job.clip.audio,
+        "label": job.clip.label,
+        "sizes": [len(image) for image in images],
+        "crc32": [zlib.crc32(image) for image in images],
+        **_times(video, pretraining),
+        "sample_rate": SAMPLE_RATE,
+        "samples": len(sound),
+        "sample_type": sample_type,
+        "wav_header": len(wav) - np.dtype(sample_type).itemsize * len(sound),
+    }
+    return {
+        "members": (json.dumps(info, separators=(",", ":")).encode(), b"".join(images), wav),
+        "frames": len(images),
+        "source_bytes": _bytes_of(job.source) + _bytes_of(job.audio),
+    }
+
+
+def _jpeg_file(video: Video, index: int) -> bytes | None:
+    """Return the file of a frame that is stored as it is: a JPEG in a folder."""
+    if not isinstance(video, FrameFolder):
+        return None
+    path = Path(video.path, video.names[index])
+    with Image.open(path) as image:
+        is_stored = image.format == "JPEG" and image.mode == "RGB"
+    return path.read_bytes() if is_stored else None
+
+
+def _image(frame: np.ndarray, pretraining: bool, size: int | None, quality: int | None) -> bytes:
+    image = Image.fromarray(frame)
+    if pretraining:
+        image = image.crop(face_box(*image.size))
+    short = min(image.size)
+    if size is not None and size < short:
+        width, height = (side * size // short for side in image.size)
+        image = resize(image, (width, height))
+    file = io.BytesIO()
+    if quality is None:
+        image.save(file, "PNG")
+    else:
+        image.save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
+    return file.getvalue()
+
+
+def _times(video: Video, needed: bool) -> dict[str, list[float] | None]:
+    """Return when frames begin and end, as decimals of which float32 makes the very same."""
+    try:
+        times = [video.times(index, index) for index in range(len(video))]
+    except UnreadableClip:  # a folder of images has none
+        if needed:
+            raise
+        return {"begins": None, "ends": None}
+    begins, ends = ([float(str(np.float32(t))) for t in ts] for ts in zip(*times, strict=True))
+    return {"begins": begins, "ends": ends}
+
+
+def _wav(sound: WavFile) -> tuple[bytes, str]:
+    """Return the sound as a wav file, and the type of its samples, which lose nothing."""
+    kind, subtype, sample_type = "float32", "FLOAT", "<f4"
+    if sound.file.subtype == "PCM_16":
+        kind, subtype, sample_type = "int16", "PCM_16", "<i2"
+    sound.file.seek(0)
+    try:
+        samples = sound.file.read(dtype=kind)
+    except soundfile.LibsndfileError as error:
+        raise UnreadableClip(f"audio '{sound.path}' cannot be read: {error}") from None
+    if len(samples) != len(sound):
+        raise UnreadableClip(
+            f"audio '{sound.path}' is cut off: got {len(samples)} of {len(sound)} samples from 0"
+        )
+    file = io.BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, subtype=subtype, format="WAV")
+    data = file.getvalue()
+    if not data.endswith(samples.astype(sample_type).tobytes()):
+        raise UnreadableClip(f"audio '{sound.path}' cannot be packed: its samples are not last")
+    return data, sample_type
+
+
+def _bytes_of(path: str) -> int:
+    """Return the size of a file, or of the files in a folder of frames."""
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    with os.scandir(path) as entries:
+        return sum(entry.stat().st_size for entry in entries)
+
+
+# Shards
+
+
+def packed_names(folder: Path) -> dict[Names, str]:
+    """Return the names of the clips in a folder's shards, and the shard of each."""
+    indexes = [read_index(path) for path in sorted(folder.glob("*" + SUFFIX))]
+    return {(row[0], row[1]): shard.path for shard, rows in indexes for row in rows}
+
+
+def write_shard(path: Path, clips: Iterable[Outcome], limit: int) -> list[Outcome]:
+    """Write clips until a shard has `limit` bytes, or there are none left; then its index.
+
+    The shard gets its name when it is whole, the index after it: without index it does not count,
+    and is written anew. `clips` are outcomes of `encode`; those in the shard are returned, without
+    their members.
+    """
+    done: list[Outcome] = []
+    with whole_file(path) as part, open(part, "wb") as file:
+        # The stream writes whole blocks, so the file's position tells how large it is.
+        with tarfile.open(fileobj=file, mode="w|") as tar:
+            for outcome in clips:
+                details = dict(outcome.details)
+                for kind, data in zip(MEMBERS, details.pop("members"), strict=True):
+                    member = tarfile.TarInfo(f"{path.stem}-{len(done):05d}.{kind}")
+                    member.size, member.mode = len(data), 0o444
+                    member.uname = member.gname = "hicmae"
+                    tar.addfile(member, io.BytesIO(data))
+                done.append(outcome._replace(details=details))
+                if file.tell() >= limit:
+                    break
+        file.flush()
+        os.fsync(file.fileno())
+        places = [number for _, *place in member_places(part) for number in place]
+        content = {"format": FORMAT, "shard": path.name, "size": file.tell()}
+        content["sha256"] = sha256_of(part)
+    content["clips"] = [
+        [clip.video, clip.audio, clip.label, *places[6 * k : 6 * k + 6]]
+        for k, clip in enumerate(outcome.job.clip for outcome in done)
+    ]
+    write_whole(path.with_name(path.stem + SUFFIX), json.dumps(content, separators=(",", ":")))
+    return done
+
+
+def member_places(path: str | Path) -> list[tuple[str, int, int]]:
+    """Return name, offset and size of each member; ValueError for what no shard of ours has."""
+    places = []
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            if not member.isreg():
+                raise ValueError(f"member {member.name[:80]!r} is no file")
+            if "/" in member.name or "\\" in member.name or member.name.startswith("."):
+                raise ValueError(f"member {member.name[:80]!r} has a path for a name")
+            places.append((member.name, member.offset_data, member.size))
+    return places
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# Checks
+
+
+def verify(folder: Path, num_workers: int) -> int:
+    """Check all shards of a folder, and that no clip is in two; say what is wrong."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--output_dir '{folder}' is no folder")
+    indexes = sorted(folder.glob("*" + SUFFIX))
+    problems = [
+        f"'{tar}' has no index: it is not whole, delete it"
+        for tar in sorted(folder.glob("*.tar"))
+        if not tar.with_name(tar.stem + SUFFIX).is_file()
+    ]
+    seen: dict[Names, Path] = {}
+    with ThreadPoolExecutor(num_workers) as executor:  # hashing leaves the other threads alone
+        checked = executor.map(check_shard, indexes)
+        bar = tqdm(checked, total=len(indexes), unit="shard", disable=None)
+        for path, (clips, found) in zip(indexes, bar, strict=True):
+            problems += found
+            for clip in clips:
+                first = seen.setdefault((clip.video, clip.audio), path)
+                if first != path:
+                    problems.append(f"clip {clip.video!r} is in '{first}' and in '{path}'")
+    if problems:
+        problems.append("delete such shards with their indexes, and run the packing command again")
+        for problem in problems:
+            logger.error("%s", problem)
+        return 1
+    if not seen:
+        raise FileNotFoundError(f"'{folder}' holds no shard")
+    logger.info("%d clips are as they were packed", len(seen))
+    return 0
+
+
+def check_shard(index: Path) -> tuple[list[PackedClip], list[str]]:
+    """Compare a shard with its index byte by byte; return its clips and what is wrong with it."""
+    try:
+        entry = read_index(index)
+    except ValueError as error:
+        return [], [str(error)]
+    shard, clips = entry[0], list(PackedClips([entry]))
+    try:
+        if sha256_of(shard.path) != shard.sha256:
+            return clips, [f"'{shard.path}' has changed: its SHA-256 is not that of the index"]
+        members, problems = member_places(shard.path), []
+        places = [place for clip in clips for place in clip.places]
+        if [number for _, *place in members for number in place] != places:
+            problems.append(f"'{shard.path}' has other members than its index says")
+        kinds = [name.rpartition(".")[2] for name, _, _ in members]
+        if kinds != list(MEMBERS) * len(clips):
+            names = ", ".join(MEMBERS)
+            problems.append(f"'{shard.path}' has members other than {names} of each clip")
+        for clip in [] if problems else clips:
+            video, wav = open_packed(clip)
+            video.check()
+            wav.read(0, len(wav))
+    except (OSError, ValueError, UnreadableClip) as error:
+        return clips, [f"'{shard.path}': {error}"]
+    return clips, problems
+
+
+# The command
 
 
 def parse_size(text: str) -> int:
     """Read 1GB, 500MB or a number of bytes, for argparse."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)B?", text.strip().upper())
-    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    size = int(float(match[1]) * 1000 ** " KMG".index(match[2] or " ")) if match else 0
     if size < 1:
         raise argparse.ArgumentTypeError(f"expected a size such as 1GB or 500MB, got {text!r}")
     return size
@@ -105,36 +358,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def run_verify(args: argparse.Namespace) -> int:
-    """Check all shards, and say what is wrong."""
-    if not args.output_dir.is_dir():
-        raise FileNotFoundError(f"--output_dir '{args.output_dir}' is no folder")
-    num_clips, problems = verify(args.output_dir, args.num_workers)
-    for problem in problems:
-        logger.error("%s", problem)
-    if problems:
-        logger.error("delete such shards with their indexes, and run the packing command again")
-        return 1
-    if not num_clips:
-        raise FileNotFoundError(f"'{args.output_dir}' holds no shard")
-    logger.info("%d clips are as they were packed", num_clips)
-    return 0
-
-
 def pack(args: argparse.Namespace) -> int:
     """Pack the clips of a list that are in no shard yet; returns the exit code."""
     jobs = find_jobs(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     batch.sweep(str(args.output_dir))
     packed = packed_names(args.output_dir)
-    ledger = Ledger(batch.summary_path(args.output_dir, TOOL, args.shard))
+    ledger = Ledger(batch.summary_path(args.output_dir, "pack_clips", args.shard))
     for names in jobs.keys() & packed.keys():
         ledger.keep(jobs.pop(names)._replace(output=packed[names]))
     # In a random order, so that clips of a speaker, who stand together in lists, meet others.
     waiting = list(jobs.values())
     pending = deque(waiting[k] for k in np.random.default_rng(0).permutation(len(waiting)))
-    settings = Settings(args.task == "pretrain", args.size, None if args.lossless else args.quality)
-    work = partial(encode, settings=settings)
+    quality = None if args.lossless else args.quality
+    work = partial(encode, pretraining=args.task == "pretrain", size=args.size, quality=quality)
     with ledger.outcomes(pending, work, args.num_workers, "packing") as outcomes:
         write_all(args, ledger, _encoded(outcomes, ledger))
     return ledger.close()
@@ -149,18 +386,13 @@ def find_jobs(args: argparse.Namespace) -> dict[Names, PackJob]:
     if not isinstance(clips, list):
         raise ValueError(f"'{args.list}' is packed already; name a list of files")
     jobs: dict[Names, PackJob] = {}
+    root = os.path.join(args.data_root, "")  # the names are those of a list with this --data_root
     for clip in clips:
-        video, audio = (_name(str(path), args.data_root) for path in (clip.video, clip.audio))
+        video, audio = (str(path).removeprefix(root) for path in (clip.video, clip.audio))
         named = clip._replace(video=video, audio=audio)
         jobs.setdefault((video, audio), PackJob(video, clip.video, "", str(clip.audio), named))
     mine = set(args.shard.take(jobs))
     return {names: job for names, job in jobs.items() if names in mine}
-
-
-def _name(path: str, data_root: str) -> str:
-    """Return the name of a file as a list with this --data_root has it."""
-    root = os.path.join(data_root, "")
-    return path[len(root) :] if data_root and path.startswith(root) else path
 
 
 def _encoded(outcomes: Iterable[Outcome], ledger: Ledger) -> Iterator[Outcome]:
@@ -174,8 +406,15 @@ def _encoded(outcomes: Iterable[Outcome], ledger: Ledger) -> Iterator[Outcome]:
 
 def write_all(args: argparse.Namespace, ledger: Ledger, clips: Iterator[Outcome]) -> None:
     """Write shard after shard, and say what a clip costs beside the files it was made from."""
-    prefix, source, sizes = prefix_of(args.shard), 0, []
-    for number in itertools.count(next_number(args.output_dir, prefix)):
+    prefix, source, sizes = "clips", 0, []
+    if args.shard.parts > 1:  # parts of an array never want the same name
+        part, parts = args.shard
+        prefix = f"clips-{part:0{len(str(parts))}d}of{parts}"
+    ends = [
+        path.name.removesuffix(SUFFIX).rpartition("-")[2]
+        for path in args.output_dir.glob(f"{prefix}-*{SUFFIX}")
+    ]
+    for number in itertools.count(1 + max((int(k) for k in ends if k.isdigit()), default=-1)):
         first = next(clips, None)
         if first is None:
             break
@@ -192,19 +431,12 @@ def write_all(args: argparse.Namespace, ledger: Ledger, clips: Iterator[Outcome]
         )
 
 
-def prefix_of(shard: Shard) -> str:
-    """Return how the names of shards begin: parts of an array never want the same name."""
-    if shard.parts == 1:
-        return "clips"
-    return f"clips-{shard.part:0{len(str(shard.parts))}d}of{shard.parts}"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parse(arguments)
     try:
-        return run_verify(args) if args.verify else pack(args)
+        return verify(args.output_dir, args.num_workers) if args.verify else pack(args)
     except (OSError, ValueError) as error:
         logger.error("error: %s", describe(error))
         return batch.STOPPED if getattr(error, "errno", None) in batch.DISK_FULL else 2

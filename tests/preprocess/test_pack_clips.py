@@ -17,7 +17,7 @@ from hicmae.data.film import open_video
 from hicmae.data.shards import read_packed
 from preprocess import pack_clips
 from preprocess.face_and_audio.batch import read_summary
-from preprocess.packing import packed_names, sha256_of
+from preprocess.pack_clips import packed_names, sha256_of
 from tests.conftest import save_frames, save_mp4, save_wav
 
 
@@ -167,7 +167,7 @@ def test_half_a_shard_is_not_there(media, tmp_path, monkeypatch, caplog, error, 
         return open(path, mode, *args, **options)
 
     monkeypatch.setattr(Stopping, "error", error)
-    monkeypatch.setattr("preprocess.packing.open", opened, raising=False)
+    monkeypatch.setattr("preprocess.pack_clips.open", opened, raising=False)
     assert pack(media, tmp_path, "--shard_size", "30KB") == 3
     assert any(re.search(message, record.message) for record in caplog.records)
     assert [path.name for path in tmp_path.iterdir()] == ["pack_clips.csv"]
