@@ -30,8 +30,7 @@ def extract(source: Path, output: Path, *flags: str) -> int:
 
 
 def summary(output: Path, name: str = "extract_audio.csv") -> dict[str, dict[str, str]]:
-    with open(output / name, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return {row["clip"]: row for row in csv.DictReader(file)}
+    return batch.read_summary(output / name)
 
 
 def read(path: Path) -> np.ndarray:

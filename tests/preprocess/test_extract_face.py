@@ -1,4 +1,3 @@
-import csv
 import errno
 import importlib.util
 import logging
@@ -43,8 +42,7 @@ def extract(source: Path, output: Path, *flags: str) -> int:
 
 
 def summary(output: Path) -> dict[str, dict[str, str]]:
-    with open(output / "extract_face.csv", newline="", encoding="utf-8") as file:
-        return {row["clip"]: row for row in csv.DictReader(file)}
+    return batch.read_summary(output / "extract_face.csv")
 
 
 # Whole clips
