@@ -223,7 +223,9 @@ def item_name(video: str, fields: int) -> str:
     """Return the first `fields` "_" fields of a clip's base name; ValueError where it has fewer."""
     parts = base_name(video).split("_")
     if len(parts) < fields:
-        raise ValueError(f"--average_clips {fields} needs as many '_' fields, got '{video}'")
+        raise ValueError(
+            f"--average_clips {fields} needs names of as many '_' fields, got '{'_'.join(parts)}'"
+        )
     return "_".join(parts[:fields])
 
 
