@@ -35,9 +35,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 
 import pandas as pd
 
+from hicmae.data.media import VIDEO_SUFFIXES
 from preprocess.command_line import WHOLE, add_switch, exit_code, make_parser
 from preprocess.face_and_audio import batch, extract_audio, extract_face
-from preprocess.face_and_audio.batch import VIDEO_SUFFIXES, Job, find_jobs
+from preprocess.face_and_audio.batch import Job, find_jobs
 from preprocess.lists.clips import (
     LeftOut,
     ListedClip,

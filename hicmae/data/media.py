@@ -24,7 +24,7 @@ from hicmae.io import UnreadableClip
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .flv .mpg .mpeg .wmv .3gp .ts .mts .m2ts .ogv .mxf .vob".split()
+    ".mp4 .m4v .mov .avi .mkv .webm .flv .mpg .mpeg .wmv .3gp .ts .mts".split()
 )
 AUDIO_SUFFIXES = frozenset(".wav .m4a .aac .mp3 .flac .ogg .opus .wma".split())
 MAX_DAMAGED = 0.1  # share of packets, or of wanted frames, beyond which a file is refused

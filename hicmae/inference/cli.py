@@ -18,6 +18,7 @@ import pandas as pd
 
 from hicmae.config import new_parser
 from hicmae.data.clip_list import wav_of
+from hicmae.data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from hicmae.data.video import FRAME_EXTENSIONS
 from hicmae.inference.clips import FACES, MISSING, PROTOCOLS
 from hicmae.inference.model import WEIGHTS, export_checkpoint, export_run
@@ -70,10 +71,6 @@ authors, or an export whose classes are to be renamed. OUTPUT becomes a folder w
 inference needs, in the layout of a model hub; of a run it gets two of them, last/ and best/.
 run_finetuning.py does this by itself, in <output_dir>/export/.
 """
-SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .flv .mpg .mpeg .wmv .3gp .ts .mts "
-    ".wav .m4a .aac .mp3 .flac .ogg .opus .wma".split()
-)
 SOUNDS = (".wav", ".flac", ".m4a", ".mp3", ".aac", ".ogg", ".opus")
 LISTS = (".csv", ".txt", ".list")
 # What several commands ask.
@@ -154,6 +151,7 @@ def _load(args: argparse.Namespace) -> tuple[EmotionRecognizer, dict[str, Any]]:
 def find_files(names: Iterable[str]) -> list[str]:
     """Return the clips that names mean: folders of frames stay, other folders are searched."""
     files: list[str] = []
+    readable = VIDEO_SUFFIXES | AUDIO_SUFFIXES
     for name in names:
         if not os.path.isdir(name) or any(
             file.lower().endswith(FRAME_EXTENSIONS) for file in os.listdir(name)
@@ -164,7 +162,7 @@ def find_files(names: Iterable[str]) -> list[str]:
             os.path.join(folder, file)
             for folder, _, content in os.walk(name)
             for file in content
-            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")
+            if os.path.splitext(file)[1].lower() in readable and not file.startswith(".")
         )
         if not found:
             raise FileNotFoundError(f"folder '{name}' holds no video, sound file or face frame")

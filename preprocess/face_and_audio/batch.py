@@ -36,10 +36,6 @@ from preprocess.command_line import WHOLE, Shard, add_num_workers, add_shard
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .flv .mpg .mpeg .wmv .3gp .ts .mts".split()
-)
-AUDIO_SUFFIXES = frozenset(".wav .m4a .aac .mp3 .flac .ogg .opus .wma".split())
 LIST_SUFFIXES = frozenset((".csv", ".txt", ".list"))
 SUMMARY_EVERY = 60  # seconds between writings of the summary
 STALE = 24 * 3600  # seconds after which a temporary file belongs to no running process

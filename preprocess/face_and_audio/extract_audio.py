@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 import av
 
 from hicmae.data.audio import SAMPLE_RATE
+from hicmae.data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from hicmae.io import UnreadableClip, whole_file
 from preprocess.command_line import make_parser
 from preprocess.face_and_audio import batch
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = make_parser(__doc__)
-    batch.add_arguments(parser, batch.VIDEO_SUFFIXES | batch.AUDIO_SUFFIXES)
+    batch.add_arguments(parser, VIDEO_SUFFIXES | AUDIO_SUFFIXES)
     parser.add_argument(
         "--backend",
         choices=("pyav", "ffmpeg"),

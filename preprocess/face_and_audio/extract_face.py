@@ -35,6 +35,7 @@ import torch
 
 from hicmae.config import Settings, add_arguments, from_flags, option
 from hicmae.data.film import UprightRgb
+from hicmae.data.media import VIDEO_SUFFIXES
 from hicmae.faces.detector import Detector, check_weights
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, main_face, search, smooth
 from hicmae.io import PART, UnreadableClip, whole_folder
@@ -193,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = make_parser(__doc__)
-    batch.add_arguments(parser, batch.VIDEO_SUFFIXES)
+    batch.add_arguments(parser, VIDEO_SUFFIXES)
     add_face_arguments(parser)
     args = parser.parse_args(arguments)
     try:
