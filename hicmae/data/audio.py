@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 import soundfile
@@ -83,20 +82,30 @@ def draw_gain(rng: np.random.Generator) -> float:
     return float(rng.beta(10, 10) + 0.5)
 
 
-class Wav(Protocol):
+class Wav:
     """A mono 16 kHz recording: a `WavFile`, or the sound of a packed clip."""
 
-    @property
-    def path(self) -> str | None:
-        """Name of the file, for messages."""
+    path: str
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return samples `start` to `stop` (exclusive) as float32, or raise UnreadableClip."""
+        """Return samples `start` to `stop` (exclusive) as (stop - start,) float32 in [-1, 1]."""
+        raise NotImplementedError
+
+    def sound(self, start: int, stop: int) -> np.ndarray:
+        """Read samples; UnreadableClip where some are not finite, or the whole wav is silent."""
+        samples = self.read(start, stop)
+        if not np.isfinite(samples).all():
+            raise UnreadableClip(f"audio '{self.path}' holds values that are not finite")
+        value = samples[0]
+        if (samples == value).all() and (self.read(0, len(self)) == value).all():
+            raise UnreadableClip(f"audio '{self.path}' is silent: all its samples are {value:g}")
+        return samples
 
 
-class WavFile:
+class WavFile(Wav):
     """A mono 16 kHz wav, opened once for all the spans that are read of it."""
 
     def __init__(self, path: str | None) -> None:
@@ -123,7 +132,7 @@ class WavFile:
         return self.file.frames
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return samples `start` to `stop` (exclusive), (stop - start,) float32 in [-1, 1]."""
+        """Return samples, see `Wav`."""
         try:
             self.file.seek(start)
             samples = self.file.read(stop - start, dtype="float32")
@@ -135,29 +144,6 @@ class WavFile:
                 f"from {start}"
             )
         return samples
-
-
-def read_span(path: str, start: int, stop: int) -> np.ndarray:
-    """Read `sound` from a file."""
-    return sound(WavFile(path), start, stop)
-
-
-def sound(wav: Wav, start: int, stop: int) -> np.ndarray:
-    """Read samples `start` to `stop` (exclusive), (stop - start,) float32 in [-1, 1].
-
-    A span without any sound is accepted only where the rest of the wav has some.
-    """
-
-    def finite(start: int, stop: int) -> np.ndarray:
-        samples = wav.read(start, stop)
-        if not np.isfinite(samples).all():
-            raise UnreadableClip(f"audio '{wav.path}' holds values that are not finite")
-        return samples
-
-    samples = finite(start, stop)
-    if (samples == samples[0]).all() and (finite(0, len(wav)) == samples[0]).all():
-        raise UnreadableClip(f"audio '{wav.path}' is silent: all its samples are {samples[0]:g}")
-    return samples
 
 
 def frames_to_samples(first: int, last: int, num_frames: int, num_samples: int) -> tuple[int, int]:
@@ -197,26 +183,5 @@ def span_features(
     size: tuple[int, int] = (256, 128),
 ) -> torch.Tensor:
     """Return `fbanks` of size (T, F) of the spans that `span_or_whole` makes of (start, stop)."""
-    cut = [span_or_whole(str(wav.path), *span, len(wav), size[0]) for span in spans]
-    return fbanks([sound(wav, *span) for span in cut], gains, size)
-
-
-def window_features(
-    wav: Wav,
-    windows: Sequence[np.ndarray],
-    span: int,
-    total_frames: int,
-    size: tuple[int, int] = (256, 128),
-    gains: Sequence[float] | None = None,
-) -> torch.Tensor:
-    """Return `fbanks` of size (T, F) of the audio of windows of a labelled clip.
-
-    `wav` is as long as the video of `total_frames`. The sound of a window begins with its first
-    frame and is `span` frames long, at most to the last frame.
-    """
-    starts = [int(window[0]) for window in windows]
-    spans = [
-        frames_to_samples(k, min(k + span, total_frames - 1), total_frames, len(wav))
-        for k in starts
-    ]
-    return span_features(wav, spans, gains or [1.0] * len(spans), size)
+    cut = [span_or_whole(wav.path, *span, len(wav), size[0]) for span in spans]
+    return fbanks([wav.sound(*span) for span in cut], gains, size)

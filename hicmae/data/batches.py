@@ -40,10 +40,7 @@ class PretrainBatch(NamedTuple):
     skipped: tuple[SkippedClip, ...]
 
     def to(self, device: torch.device | str) -> "PretrainBatch":
-        """Move the clips, and normalise the pixels there; the masks stay on the CPU.
-
-        Reading a mask on the host, as splitting tokens by it does, then never waits for a GPU.
-        """
+        """Move the clips, and normalise the pixels there; see `_moved`."""
         return _moved(self, device)
 
 
@@ -92,19 +89,21 @@ Batch = TypeVar("Batch", PretrainBatch, LabelledBatch, ViewBatch)
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """Join batches along their first axis: tensors and tuples are concatenated, None stays None."""
-
-    def join(values: tuple[Any, ...]) -> Any:
-        if values[0] is None:
-            return None
+    columns: list[Any] = []
+    for values in zip(*batches, strict=True):
         if isinstance(values[0], Tensor):
-            return torch.cat(values)
-        return tuple(itertools.chain.from_iterable(values))
-
-    return type(batches[0])(*map(join, zip(*batches, strict=True)))
+            columns.append(torch.cat(values))
+        else:
+            joint = itertools.chain.from_iterable(values) if values[0] is not None else None
+            columns.append(joint and tuple(joint))
+    return type(batches[0])(*columns)
 
 
 def _moved(batch: Batch, device: torch.device | str) -> Batch:
-    """Move all tensors but masks, and normalise uint8 pixels on the device."""
+    """Move all tensors but masks, and normalise uint8 pixels on the device.
+
+    Reading a mask on the host, as splitting tokens by it does, then never waits for a GPU.
+    """
     values: list[Any] = [
         value.to(device, non_blocking=True)
         if isinstance(value, Tensor) and value.dtype != torch.bool

@@ -5,9 +5,9 @@ it, none where it was skipped. `collate` joins items to a larger batch of the sa
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -61,14 +61,7 @@ class ClipSettings:
         return self.num_frames * self.sampling_rate
 
 
-def open_streams(clip: AnyClip) -> tuple[Video, Callable[[], Wav]]:
-    """Open the video of a clip; its sound is opened when it is called for."""
-    if isinstance(clip, PackedClip):
-        video, sound = open_packed(clip)
-        return video, lambda: sound
-    return open_video(clip.video), lambda: WavFile(clip.audio)
-
-
+@dataclass(eq=False)
 class ClipDataset(Dataset):
     """What the data sets have in common: random windows of clips, drawn by (seed, epoch, index).
 
@@ -78,25 +71,24 @@ class ClipDataset(Dataset):
     seconds counts as unreadable; 0: no limit.
     """
 
-    collate: Callable[[Sequence[Any]], Any] = staticmethod(joined)
+    clips: Sequence[AnyClip]
+    settings: ClipSettings = ClipSettings()
+    _: KW_ONLY
+    task: str = "classification"
+    modality: str = "av"
+    num_samples: int = 1
+    roll_mag_aug: bool = False
+    seed: int = 0
+    clip_timeout: float = 0.0
 
-    def __init__(
-        self,
-        clips: Sequence[AnyClip],
-        settings: ClipSettings | None = None,
-        *,
-        task: str = "classification",
-        modality: str = "av",
-        num_samples: int = 1,
-        roll_mag_aug: bool = False,
-        seed: int = 0,
-        clip_timeout: float = 0.0,
-    ) -> None:
-        if modality not in MODALITIES:
-            raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, got {modality!r}")
-        self.clips, self.settings = clips, settings or ClipSettings()
-        self.task, self.modality, self.clip_timeout = task, modality, clip_timeout
-        self.num_samples, self.roll_mag_aug, self.seed = num_samples, roll_mag_aug, seed
+    def __post_init__(self) -> None:
+        """Check the modality."""
+        if self.modality not in MODALITIES:
+            raise ValueError(
+                f"modality must be one of {', '.join(MODALITIES)}, got {self.modality!r}"
+            )
+        self.sampling = self.settings.num_frames, self.settings.sampling_rate
+        self.size = self.settings.input_size, self.settings.input_size
 
     def __getitem__(self, item: ClipIndex) -> Any:
         """Return `num_samples` samples of the clip, or of another one if it cannot be read."""
@@ -108,13 +100,18 @@ class ClipDataset(Dataset):
         """Return the batch of one clip, or raise UnreadableClip."""
         raise NotImplementedError
 
+    @staticmethod
+    def collate(items: Sequence[Any]) -> Any:
+        """Join items to a larger batch."""
+        return joined(items)
+
     def __len__(self) -> int:
         return len(self.clips)
 
     def open(self, clip: AnyClip) -> tuple[Video | None, Wav | None, int]:
         """Open the streams that the modality reads; return them and the number of frames."""
-        sound: Wav | None = None
-        video: Video | None = None
+        video: Video | None
+        sound: Wav | None
         if isinstance(clip, PackedClip):
             video, sound = open_packed(clip)
         else:
@@ -124,6 +121,24 @@ class ClipDataset(Dataset):
             return None, sound, max(round(len(sound or ()) * FRAME_RATE / SAMPLE_RATE), 1)
         return video, sound if "a" in self.modality else None, len(video or ())
 
+    def gains(self, rng: np.random.Generator) -> list[float]:
+        """Draw the magnitude of the sound of each sample."""
+        return [wav.draw_gain(rng) if self.roll_mag_aug else 1.0 for _ in range(self.num_samples)]
+
+    def features(
+        self, sound: Wav, windows: Sequence[np.ndarray], total: int, gains: Sequence[float]
+    ) -> Tensor:
+        """Return the (B, 1, T, F) filter banks of windows of a labelled clip of `total` frames.
+
+        The wav is as long as the video. The sound of a window begins with its first frame and is
+        as long as a span, at most to the last frame.
+        """
+        firsts = [int(window[0]) for window in windows]
+        lasts = [min(first + self.settings.span, total - 1) for first in firsts]
+        pairs = zip(firsts, lasts, strict=True)
+        spans = [wav.frames_to_samples(*pair, total, len(sound)) for pair in pairs]
+        return wav.span_features(sound, spans, gains, self.settings.input_size_audio)
+
     def target(self, clip: AnyClip) -> Tensor:
         """Return the label as (1,) int64 or (1, K) float32; without a label -1 or K = 0."""
         if self.task == "classification":
@@ -131,47 +146,45 @@ class ClipDataset(Dataset):
         return torch.tensor([() if clip.label is None else clip.label], dtype=torch.float32)
 
 
+@dataclass(eq=False, kw_only=True)
 class PretrainClips(ClipDataset):
     """Random windows of unlabelled clips with the masks of their tokens.
 
     A token is `tubelet_size` frames deep; of the video's, `mask_ratio` is masked.
     """
 
-    def __init__(
-        self,
-        clips: Sequence[AnyClip],
-        settings: ClipSettings | None = None,
-        *,
-        tubelet_size: int = 2,
-        mask_ratio: float = 0.9,
-        mask_ratio_audio: float = 0.8,
-        **options: Any,
-    ) -> None:
-        super().__init__(clips, settings, **options)
-        self.mask_ratio, self.mask_ratio_audio = mask_ratio, mask_ratio_audio
-        side = _parts("input_size", self.settings.input_size, PATCH_SIZE)
-        self.grid = (_parts("num_frames", self.settings.num_frames, tubelet_size), side, side)
-        sizes = self.settings.input_size_audio
-        steps, mel_bins = (_parts("input_size_audio", size, PATCH_SIZE) for size in sizes)
-        self.num_audio_tokens = steps * mel_bins
+    tubelet_size: int = 2
+    mask_ratio: float = 0.9
+    mask_ratio_audio: float = 0.8
+
+    def __post_init__(self) -> None:
+        """Count the tokens, as (time, height, width) and of the audio."""
+        super().__post_init__()
+        settings, sizes = self.settings, []
+        for name, size, part in (
+            ("input_size", settings.input_size, PATCH_SIZE),
+            ("num_frames", settings.num_frames, self.tubelet_size),
+            *(("input_size_audio", size, PATCH_SIZE) for size in settings.input_size_audio),
+        ):
+            if size <= 0 or size % part:
+                raise ValueError(f"{name} must be a multiple of {part}, got {size}")
+            sizes.append(size // part)
+        self.grid, self.num_audio_tokens = (sizes[1], sizes[0], sizes[0]), sizes[2] * sizes[3]
 
     def read(self, clip: AnyClip, rng: np.random.Generator) -> PretrainBatch:
         """Return `num_samples` samples of a clip."""
-        settings = self.settings
-        video, sound = open_streams(clip)
-        free = len(video) - settings.span
+        video, sound, total = self.open(clip)
+        assert video is not None and sound is not None  # both are read in pre-training
+        free = total - self.settings.span
         starts = [int(rng.integers(free + 1)) if free > 0 else 0 for _ in range(self.num_samples)]
-        windows = [
-            film.pretrain_frames(len(video), start, settings.num_frames, settings.sampling_rate)
-            for start in starts
-        ]
-        gains = [wav.draw_gain(rng) if self.roll_mag_aug else 1.0 for _ in windows]
+        windows = [film.pretrain_frames(total, start, *self.sampling) for start in starts]
+        gains = self.gains(rng)
         spans = []  # samples from the beginning of a window to the end of the frame after it
         for window in windows:
-            last = min(int(window[-1]) + settings.sampling_rate, len(video) - 1)
+            last = min(int(window[-1]) + self.settings.sampling_rate, total - 1)
             start, stop = (int(time * SAMPLE_RATE) for time in video.times(int(window[0]), last))
             spans.append((start, stop))
-        audio = wav.span_features(sound(), spans, gains, settings.input_size_audio)
+        audio = wav.span_features(sound, spans, gains, self.settings.input_size_audio)
         frames = film.read_frames(video, windows)
         masks = [tube_mask(self.grid, self.mask_ratio, rng) for _ in windows]
         ratio, num_tokens = self.mask_ratio_audio, self.num_audio_tokens
@@ -180,8 +193,7 @@ class PretrainClips(ClipDataset):
         for window in windows:
             height, width = frames[int(window[0])].shape[:2]
             box = film.draw_crop(film.face_box(width, height), rng)
-            size = (settings.input_size, settings.input_size)
-            pixels.append(film.resize_frames([frames[k] for k in window], size, box))
+            pixels.append(film.resize_frames([frames[k] for k in window], self.size, box))
         return PretrainBatch(
             video=torch.stack(pixels),
             video_mask=torch.from_numpy(np.stack(masks)),
@@ -192,37 +204,31 @@ class PretrainClips(ClipDataset):
         )
 
 
+@dataclass(eq=False, kw_only=True)
 class LabelledClips(ClipDataset):
     """Random windows of labelled clips, augmented, for training."""
 
-    def __init__(
-        self,
-        clips: Sequence[AnyClip],
-        settings: ClipSettings | None = None,
-        *,
-        augment: Augment | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(clips, settings, **options)
-        self.transform = ClipTransform(augment, self.settings.input_size) if augment else None
+    augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        """Make the transform."""
+        super().__post_init__()
+        size = self.settings.input_size
+        self.transform = ClipTransform(self.augment, size) if self.augment else None
 
     def read(self, clip: AnyClip, rng: np.random.Generator) -> LabelledBatch:
         """Return `num_samples` samples of a clip."""
-        video, sound, total_frames = self.open(clip)
-        settings, windows = self.settings, []
+        video, sound, total = self.open(clip)
+        span, windows = self.settings.span, []
         for _ in range(self.num_samples):
-            is_long = total_frames > settings.span
-            end = int(rng.integers(settings.span, total_frames)) if is_long else None
-            rate = settings.sampling_rate
-            windows.append(film.train_frames(total_frames, end, settings.num_frames, rate))
+            end = int(rng.integers(span, total)) if total > span else None
+            windows.append(film.train_frames(total, end, *self.sampling))
         pixels = features = None
         if sound is not None:
-            gains = [wav.draw_gain(rng) if self.roll_mag_aug else 1.0 for _ in windows]
-            span, size = settings.span, settings.input_size_audio
-            features = wav.window_features(sound, windows, span, total_frames, size, gains)
+            features = self.features(sound, windows, total, self.gains(rng))
         if video is not None:
             frames = film.read_frames(video, windows)
-            squares = film.resize_frames(list(frames.values()), (settings.input_size,) * 2)
+            squares = film.resize_frames(list(frames.values()), self.size)
             # as images: RandAugment is Pillow's
             images = map(Image.fromarray, squares.permute(1, 2, 3, 0).contiguous().numpy())
             image = dict(zip(frames, images, strict=True))
@@ -235,6 +241,7 @@ class LabelledClips(ClipDataset):
         return LabelledBatch(pixels, features, target, (clip.video,) * self.num_samples, ())
 
 
+@dataclass(eq=False, kw_only=True)
 class TestClips(ClipDataset):
     """The distinct views of each clip; nothing is drawn here.
 
@@ -244,22 +251,12 @@ class TestClips(ClipDataset):
     unreadable clips out instead of stopping.
     """
 
-    __test__ = False  # not a test, whatever pytest makes of its name
+    __test__: ClassVar[bool] = False  # not a test, whatever pytest makes of its name
 
-    def __init__(
-        self,
-        clips: Sequence[AnyClip],
-        settings: ClipSettings | None = None,
-        *,
-        num_segments: int = 2,
-        num_crops: int = 2,
-        centre: bool = False,
-        allow_skip: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(clips, settings, **options)
-        self.num_segments, self.num_crops, self.centre = num_segments, num_crops, centre
-        self.allow_skip = allow_skip
+    num_segments: int = 2
+    num_crops: int = 2
+    centre: bool = False
+    allow_skip: bool = False
 
     def __getitem__(self, item: ClipIndex) -> ViewBatch:
         """Return the views of a clip, none if it cannot be read and may be skipped."""
@@ -274,36 +271,34 @@ class TestClips(ClipDataset):
                     "such clips out with --skip_bad_test_clips"
                 ) from error
             # no views, of the usual shapes
-            side, size_audio = self.settings.input_size, self.settings.input_size_audio
-            size = (0, 3, self.settings.num_frames, side, side)
+            size = (0, 3, self.settings.num_frames, *self.size)
             video = torch.zeros(size, dtype=torch.uint8) if "v" in self.modality else None
-            audio = torch.zeros(0, 1, *size_audio) if "a" in self.modality else None
+            size_audio = (0, 1, *self.settings.input_size_audio)
+            audio = torch.zeros(size_audio) if "a" in self.modality else None
             skipped = (SkippedClip(clip.video, str(error)),)
             return ViewBatch(video, audio, index[:0], index[:0], target[:0], (), skipped)
         num_views = next(len(views) for views in streams if views is not None)
         return ViewBatch(*streams, torch.zeros(num_views).long(), index, target, (clip.video,), ())
 
     @staticmethod
-    def collate(items: Sequence[ViewBatch]) -> ViewBatch:
+    def collate(items: Sequence[Any]) -> Any:
         """Join items to one batch, with `view_clip` counted through it."""
         firsts = itertools.accumulate((len(item.clip_index) for item in items), initial=0)
         pairs = zip(items, firsts, strict=False)
         return joined([item._replace(view_clip=item.view_clip + first) for item, first in pairs])
 
     def _streams(self, clip: AnyClip) -> tuple[Tensor | None, Tensor | None]:
-        video, sound, total_frames = self.open(clip)
-        side = self.settings.input_size
-        sampling = (self.settings.num_frames, self.settings.sampling_rate)
+        video, sound, total = self.open(clip)
         if self.centre:
-            windows = [film.train_frames(total_frames, None, *sampling)]
+            windows = [film.train_frames(total, None, *self.sampling)]
         else:
-            windows = film.test_windows(total_frames, self.num_segments, *sampling)
-        pixels, features, boxes = None, None, [(0, 0, side, side)]
+            windows = film.test_windows(total, self.num_segments, *self.sampling)
+        pixels, features, size, boxes = None, None, self.size, [(0, 0, *self.size)]
         if video is not None:
-            frames, size = film.read_frames(video, windows), (side, side)
+            frames = film.read_frames(video, windows)
             if not self.centre:
                 height, width = next(iter(frames.values())).shape[:2]
-                size, boxes = film.view_crops(width, height, side, self.num_crops)
+                size, boxes = film.view_crops(width, height, size[0], self.num_crops)
             resized = film.resize_frames(list(frames.values()), size)
             place = {index: k for k, index in enumerate(frames)}
             chosen = [resized[:, [place[int(k)] for k in window]] for window in windows]
@@ -311,13 +306,6 @@ class TestClips(ClipDataset):
                 [part[..., y:bottom, x:right] for part in chosen for x, y, right, bottom in boxes]
             )
         if sound is not None:
-            span, size = self.settings.span, self.settings.input_size_audio
-            features = wav.window_features(sound, windows, span, total_frames, size)
+            features = self.features(sound, windows, total, [1.0] * len(windows))
             features = features.repeat_interleave(len(boxes), dim=0)
         return pixels, features
-
-
-def _parts(name: str, size: int, part: int) -> int:
-    if size <= 0 or size % part:
-        raise ValueError(f"{name} must be a multiple of {part}, got {size}")
-    return size // part

@@ -8,8 +8,8 @@ they give the same frames in less time.
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import av
@@ -85,27 +85,31 @@ class Clock(NamedTuple):
     @property
     def is_constant(self) -> bool:
         """Tell whether the frames follow each other evenly, within half a frame's length."""
-        times = self.times
+        times, steps = self.times, max(len(self.stamps) - 1, 1)
         even = np.linspace(0.0, times[-1], len(times))
-        return bool(
-            (np.abs(times - even) <= max(times[-1], 1e-3) / max(len(times) - 1, 1) / 2).all()
-        )
+        return bool((np.abs(times - even) <= max(times[-1], 1e-3) / steps / 2).all())
 
 
-def read_clock(path: str, stream: Any, packets: Iterable[av.Packet]) -> Clock:
-    """Make the clock of a film from the packets of its video stream.
+def read_clock(container: InputContainer, kept: list[av.Packet] | None = None) -> Clock:
+    """Make the clock of a film from its video packets, which are appended to `kept`.
 
-    Files whose packets do not tell which frames there will be, and when, are decoded once.
+    Films whose packets do not tell which frames there will be, and when, are decoded once.
 
     Raises:
         NoPicture: no frame is displayed.
+        UnreadableClip: too many packets are damaged.
     """
+    stream, damage = needed_stream(container, "video"), Damage()
     hides_frames = stream.codec_context.name == "vp8"
     stamps: list[Any] = []
     lengths: list[int] = []
     first, discarded = None, 0
-    for packet in packets:
-        if not packet.size or (hides_frames and not bytes(packet)[0] >> 4 & 1):
+    for packet in packets_of(container, stream, damage):
+        if not packet.size:
+            continue
+        if kept is not None:
+            kept.append(packet)
+        if hides_frames and not bytes(packet)[0] >> 4 & 1:
             continue
         first = first or packet
         if packet.is_discard:  # decoded for others' sake, before the beginning of a cut film
@@ -113,11 +117,15 @@ def read_clock(path: str, stream: Any, packets: Iterable[av.Packet]) -> Clock:
         else:
             stamps.append(packet.pts)
             lengths.append(packet.duration or 0)
+    damage.check(container.name, "video")
     told = None not in stamps and len(set(stamps)) == len(stamps) > 0
-    if not told or first is None or not first.is_keyframe:
-        return _decoded_clock(path)
-    if not discarded and first.pts > min(stamps):  # frames before the first key frame
-        return _decoded_clock(path)
+    if (
+        first is None
+        or not (told and first.is_keyframe)
+        or (first.pts > min(stamps) and not discarded)  # frames before the first key frame
+    ):
+        file = os.stat(container.name)
+        return _decoded_clock(container.name, file.st_size, file.st_mtime_ns)
     order = np.argsort(stamps)
     ticks, spans = (np.array(values, np.int64)[order] for values in (stamps, lengths))
     return Clock(ticks, float(stream.time_base), _filled(ticks, spans), not discarded)
@@ -130,8 +138,9 @@ def _filled(ticks: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.where(lengths > 0, lengths, np.append(steps, usual))
 
 
-def _decoded_clock(path: str) -> Clock:
-    """Make a clock by decoding a film: its packets do not tell which frames there will be."""
+@lru_cache(maxsize=4096)
+def _decoded_clock(path: str, size: int, changed: int) -> Clock:
+    """Make a clock by decoding a film; kept as long as the file has this size and time."""
     with opened(path) as container:
         stream = needed_stream(container, "video")
         stream.thread_type = "AUTO"
@@ -181,39 +190,25 @@ def orient(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Turn and mirror an image (H, W, 3) by quarter turns, as a display matrix says."""
     (a, b), (c, d) = matrix  # (x, y) is shown at (a x + c y, b x + d y)
     if abs(b) + abs(c) > abs(a) + abs(d):
-        image, across, down = image.swapaxes(0, 1), c, b
-    else:
-        across, down = a, d
-    image = image[:, ::-1] if across < 0 else image
-    return np.ascontiguousarray(image[::-1] if down < 0 else image)
+        image, a, d = image.swapaxes(0, 1), c, b
+    image = image[:, ::-1] if a < 0 else image
+    return np.ascontiguousarray(image[::-1] if d < 0 else image)
 
 
-class Film:
+class Film(Video):
     """The picture of a video file, read with PyAV; opening it looks at its packets only."""
 
     def __init__(self, path: str, clock: Clock | None = None) -> None:
-        self.path = path
         if clock is None:
-            damage = Damage()
             with opened(path) as container:
-                stream = needed_stream(container, "video")
-                clock = read_clock(path, stream, packets_of(container, stream, damage))
-            damage.check(path, "video")
-        self.clock = clock
+                clock = read_clock(container)
+        self.path, self.clock = path, clock
+        times, spans = clock.times, clock.lengths * clock.unit
+        # In float32, as decord gives them and the original used.
+        self.frame_times = FrameTimes(times.astype(np.float32), (times + spans).astype(np.float32))
 
     def __len__(self) -> int:
         return len(self.clock.stamps)
-
-    @cached_property
-    def frame_times(self) -> FrameTimes:
-        """Begin and end of each frame, in float32 as decord gives them and the original used."""
-        clock = self.clock
-        ends = clock.times + clock.lengths * clock.unit
-        return FrameTimes(clock.times.astype(np.float32), ends.astype(np.float32))
-
-    def times(self, first: int, last: int) -> tuple[float, float]:
-        """Return when frame `first` begins and frame `last` ends, in seconds."""
-        return self.frame_times.between(first, last)
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Return the frames at `indices`, see `Video`."""
@@ -223,31 +218,31 @@ class Film:
         """Yield the frames at ascending indices upright, (H, W, 3) uint8 RGB of one size.
 
         Where a frame is damaged, the one before stands in; UnreadableClip where too many are.
-
-        Args:
-            indices: of frames.
-            threads: to decode with; 0: as many as there are cores.
+        `threads` decode; 0: as many as there are cores.
         """
         wanted = self.clock.stamps[np.asarray(indices, int)]
         gaps = np.flatnonzero(np.diff(wanted) * self.clock.unit > SEEK_GAP) + 1
-        damaged = 0
+        wrong, damage = 0, Damage()
         for run in np.split(wanted, gaps):
-            for is_right, image in self._displayed(run.tolist(), threads):
-                damaged += not is_right
+            for is_right, image in self._displayed(run.tolist(), threads, damage):
+                wrong += not is_right
                 yield image
-        if damaged:
-            text = f"{damaged} of {len(wanted)} wanted frames of '{self.path}' are damaged"
-            if damaged > max(MAX_DAMAGED * len(wanted), 1):
-                raise UnreadableClip(f"{text}, expected at most {MAX_DAMAGED:.0%}")
-            logger.warning("%s; those before them stand in", text)
+        text = f"{wrong} of {len(wanted)} wanted frames of '{self.path}' are damaged"
+        if wrong > max(MAX_DAMAGED * len(wanted), 1):
+            raise UnreadableClip(f"{text}, expected at most {MAX_DAMAGED:.0%}")
+        if wrong or damage["damaged"]:
+            packets = f"{damage['damaged']} of {damage['packets']} packets there"
+            logger.warning("%s, %s; the frames before stand in", text, packets)
 
-    def _displayed(self, stamps: list[int], threads: int) -> Iterator[tuple[bool, np.ndarray]]:
+    def _displayed(
+        self, stamps: list[int], threads: int, damage: Damage
+    ) -> Iterator[tuple[bool, np.ndarray]]:
         """Yield what is displayed at ascending time stamps, and whether it is that very frame."""
         for back in (0.0, 10.0, 60.0, None):
             with opened(self.path) as container:
                 stream = needed_stream(container, "video")
                 stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
-                frames = self._from(container, stream, stamps[0], back)
+                frames = self._from(container, stream, stamps[0], back, damage)
                 if frames is None:
                     continue
                 upright = UprightRgb(stream)
@@ -264,17 +259,15 @@ class Film:
                 return
 
     def _from(
-        self, container: InputContainer, stream: Any, stamp: int, back: float | None
+        self, container: InputContainer, stream: Any, stamp: int, back: float | None, damage: Damage
     ) -> Iterator[tuple[int, av.VideoFrame]] | None:
         """Return time stamps and frames from `back` seconds before a stamp on; None: of the file.
 
         A jump is believed only where it landed early enough, on a frame that is whole; else None.
         """
-        frames = decoded(container, stream, Damage())
+        frames = decoded(container, stream, damage)
         if back is None:
-            return (
-                (k if frame.pts is None else frame.pts, frame) for k, frame in enumerate(frames)
-            )
+            return ((k if f.pts is None else f.pts, f) for k, f in enumerate(frames))
         unit = self.clock.unit
         if (stamp - self.clock.stamps[0]) * unit < back + SEEK_GAP:
             return None
@@ -315,8 +308,7 @@ class H264Film(Film):
         self, path: str, clock: Clock, container: InputContainer, packets: Sequence[av.Packet]
     ) -> None:
         super().__init__(path, clock)
-        self.container = container  # stays open with its decoder
-        self.packets = [packet for packet in packets if packet.size]
+        self.container, self.packets = container, packets  # stays open with its decoder
         self.codec = needed_stream(container, "video").codec_context
         self.codec.thread_count = 1  # workers share the cores
 
@@ -379,13 +371,11 @@ def open_video(path: str) -> Video:
     """
     if os.path.isdir(path):
         return FrameFolder(path)
-    damage = Damage()
+    packets: list[av.Packet] = []
     with one_line_errors(path):
         container = open_container(path)
-        stream = needed_stream(container, "video")
-        packets = list(packets_of(container, stream, damage))
-        clock = read_clock(path, stream, packets)
-    damage.check(path, "video")
+        clock = read_clock(container, packets)
+    stream = needed_stream(container, "video")
     codec = stream.codec_context
     # Not codec.pix_fmt: where it is not known, PyAV 17 crashes.
     pixels = codec.format.name if codec.format else ""
@@ -395,13 +385,9 @@ def open_video(path: str) -> Video:
         return Film(path, clock)
     if codec.name == "h264":
         return H264Film(path, clock, container, packets)
-    turned = not np.array_equal(display_matrix(first_frame(packets)), np.eye(2))
-    return Film(path, clock) if decord is None or turned else DecordFilm(path, clock)
-
-
-def first_frame(packets: Iterable[av.Packet]) -> av.VideoFrame:
-    """Decode packets up to the first frame."""
-    for packet in packets:
-        for frame in packet.decode():
-            return frame
-    raise UnreadableClip("no frame can be decoded")
+    try:
+        first = next((frame for packet in packets for frame in packet.decode()), None)
+    except av.FFmpegError:
+        first = None
+    is_plain = first is not None and np.array_equal(display_matrix(first), np.eye(2))
+    return DecordFilm(path, clock) if decord is not None and is_plain else Film(path, clock)

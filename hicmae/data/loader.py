@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
+from dataclasses import KW_ONLY, dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -61,12 +62,12 @@ def call_in_time(seconds: float, clip: str, function: Callable[..., T], *args: A
 
     # A daemon: a process ends without waiting for what hangs.
     threading.Thread(target=work, daemon=True, name="clip reader").start()
-    if not futures.wait([answer], seconds).done:
-        raise UnreadableClip(
-            f"clip '{clip}' was not read in {seconds:g} s; look at the file and its disk, or raise "
-            "--clip_timeout"
-        )
-    return answer.result()
+    if futures.wait([answer], seconds).done:
+        return answer.result()
+    raise UnreadableClip(
+        f"clip '{clip}' was not read in {seconds:g} s; look at the file and its disk, or raise "
+        "--clip_timeout"
+    )
 
 
 def read_or_replace(
@@ -113,14 +114,12 @@ class SkippedClips:
         for clip in new.values():
             logger.warning("skipped a clip: %s", clip.reason)
         if new:
+            options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with open(
-                    self.path, "a", newline="", encoding="utf-8", errors="surrogateescape"
-                ) as file:
+                with open(self.path, "a", newline="", **options) as file:
                     writer = csv.writer(file, lineterminator="\n")
-                    if file.tell() == 0:
-                        writer.writerow(SkippedClip._fields)
+                    writer.writerows([] if file.tell() else [SkippedClip._fields])
                     writer.writerows(new.values())
             except OSError as error:
                 logger.warning("could not write '%s': %s; training goes on", self.path, error)
@@ -137,6 +136,7 @@ class SkippedClips:
 # Order
 
 
+@dataclass(eq=False)
 class ClipSampler(Sampler[ClipIndex]):
     """This process' share of the clips, in the order of one epoch.
 
@@ -146,22 +146,19 @@ class ClipSampler(Sampler[ClipIndex]):
     clips come from a few shards at a time, so that disks read on.
     """
 
-    def __init__(
-        self,
-        num_clips: int,
-        *,
-        shuffle: bool,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        pad: bool,
-        shards: np.ndarray | None = None,
-    ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
-        self.num_clips, self.shuffle, self.seed = num_clips, shuffle, seed
-        self.rank, self.world_size, self.pad = rank, world_size, pad
-        self.shards = shards if shuffle else None
+    num_clips: int
+    _: KW_ONLY
+    shuffle: bool
+    seed: int
+    pad: bool
+    rank: int = 0
+    world_size: int = 1
+    shards: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Begin with epoch 0."""
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must be in 0..{self.world_size - 1}, got {self.rank}")
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -176,7 +173,7 @@ class ClipSampler(Sampler[ClipIndex]):
     def __iter__(self) -> Iterator[ClipIndex]:
         order = np.arange(self.num_clips)
         rng = np.random.default_rng((_ORDER, self.seed, self.epoch))
-        if self.shards is not None:
+        if self.shuffle and self.shards is not None:
             order = shard_order(self.shards, rng)
         elif self.shuffle:
             rng.shuffle(order)

@@ -46,16 +46,16 @@ class NoSound(UnreadableClip):
 
 def check_file(path: str) -> None:
     """Raise UnreadableClip where a path is no file, or one that is empty or may not be read."""
-    if not os.path.isfile(path):  # a pipe, say, would never end
-        problem = "is no file" if os.path.exists(path) else "does not exist"
-        raise UnreadableClip(f"'{path}' {problem}")
     try:
-        with open(path, "rb") as file:
-            is_empty = not file.read(1)
+        if not os.path.isfile(path):  # a pipe, say, would never end
+            problem = "is no file" if os.path.exists(path) else "does not exist"
+        else:
+            with open(path, "rb") as file:
+                problem = "" if file.read(1) else "is an empty file"
     except OSError as error:
-        raise UnreadableClip(f"'{path}' cannot be read: {error.strerror}") from None
-    if is_empty:
-        raise UnreadableClip(f"'{path}' is an empty file")
+        problem = f"cannot be read: {error.strerror}"
+    if problem:
+        raise UnreadableClip(f"'{path}' {problem}")
 
 
 @contextmanager
@@ -63,12 +63,10 @@ def one_line_errors(path: str) -> Iterator[None]:
     """Turn what FFmpeg says about a file into UnreadableClip, one line that names the file."""
     try:
         yield
-    except av.InvalidDataError as error:
-        raise UnreadableClip(
-            f"'{path}' is no video or sound file, or damaged: {error.strerror}"
-        ) from None
     except av.FFmpegError as error:
-        raise UnreadableClip(f"'{path}' cannot be decoded: {error.strerror}") from None
+        is_bad = isinstance(error, av.InvalidDataError)
+        problem = "is no video or sound file, or damaged" if is_bad else "cannot be decoded"
+        raise UnreadableClip(f"'{path}' {problem}: {error.strerror}") from None
 
 
 def open_container(path: str) -> InputContainer:
@@ -90,12 +88,9 @@ def opened(path: str) -> Iterator[InputContainer]:
 
 def first_stream(container: InputContainer, kind: Kind) -> Any:
     """Return the stream of a kind that players choose, or None; a song's cover is no video."""
-    streams = [
-        stream
-        for stream in getattr(container.streams, kind)
-        if not stream.disposition & Disposition.attached_pic
-    ]
-    default = (stream for stream in streams if stream.disposition & Disposition.default)
+    streams: list[Any] = list(getattr(container.streams, kind))
+    streams = [s for s in streams if not s.disposition & Disposition.attached_pic]
+    default = (s for s in streams if s.disposition & Disposition.default)
     return next(default, next(iter(streams), None))
 
 

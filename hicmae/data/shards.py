@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from hicmae.data.audio import WINDOW
-from hicmae.data.video import IMAGE_ERRORS, MAX_PIXELS, FrameTimes
+from hicmae.data.audio import WINDOW, Wav
+from hicmae.data.video import IMAGE_ERRORS, MAX_PIXELS, FrameTimes, Video
 from hicmae.io import UnreadableClip, one_line
 
 SUFFIX = ".index.json"
@@ -79,7 +79,7 @@ class PackedClips(Sequence[PackedClip]):
         self.shard_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         self._places = np.array([row[3:] for row in rows], np.int64).reshape(-1, 6)
         names = [json.dumps(row[:3]).encode() for row in rows]
-        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        self._ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
         self._names = b"".join(names)
 
     def __len__(self) -> int:
@@ -90,8 +90,7 @@ class PackedClips(Sequence[PackedClip]):
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
         index = range(len(self))[index]  # negative numbers, and IndexError
-        start = self._ends[index - 1] if index else 0
-        video, audio, label = json.loads(self._names[start : self._ends[index]])
+        video, audio, label = json.loads(self._names[self._ends[index] : self._ends[index + 1]])
         label = tuple(label) if isinstance(label, list) else label
         shard = self.shards[self.shard_of[index]]
         return PackedClip(video, audio, label, shard, Places(*self._places[index].tolist()))
@@ -99,7 +98,7 @@ class PackedClips(Sequence[PackedClip]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PackedClips):
             return NotImplemented
-        return self.shards == other.shards and self._names == other._names
+        return (self.shards, self._names) == (other.shards, other._names)
 
     __hash__ = None  # type: ignore[assignment]  # Python's way to say: compared by content
 
@@ -132,8 +131,8 @@ def read_index(path: Path) -> tuple[Shard, list[list[Any]]]:
             raise ValueError(f"expected format {FORMAT!r}, got {content['format']!r}")
         shard = Shard(str(path.parent / content["shard"]), content["size"], content["sha256"])
         rows = content["clips"]
-        if not rows or any(len(row) != 3 + len(Places._fields) for row in rows):
-            raise ValueError(f"expected clips, rows of {3 + len(Places._fields)} values")
+        if not rows or any(len(row) != 9 for row in rows):
+            raise ValueError("expected clips, rows of 9 values")
         if any(row[k] + row[k + 1] > shard.size for row in rows for k in (3, 5, 7)):
             raise ValueError("a clip lies outside its shard")
     except (OSError, *_WRONG) as error:
@@ -183,23 +182,23 @@ def read_bytes(shard: Shard, offset: int, size: int) -> bytes:
     return data
 
 
-class PackedVideo:
+class PackedVideo(Video):
     """The frames of a packed clip."""
 
     def __init__(self, clip: PackedClip, info: dict[str, Any]) -> None:
         self.path, self.clip, self.checksums = clip.video, clip, info["crc32"]
-        self.ends = np.cumsum(np.array(info["sizes"], np.int64))
-        if len(self.checksums) != len(self) or self.ends[-1] != clip.places.frames_size:
+        self.ends = np.cumsum(np.array([0, *info["sizes"]], np.int64))
+        if not 0 < len(self.checksums) == len(self) or self.ends[-1] != clip.places.frames_size:
             raise ValueError("its frames do not fill their place")
-        self._times = info["begins"] and FrameTimes(
-            np.array(info["begins"], np.float32), np.array(info["ends"], np.float32)
-        )
+        if info["begins"]:
+            begins, ends = (np.array(info[name], np.float32) for name in ("begins", "ends"))
+            self.frame_times = FrameTimes(begins, ends)
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.ends) - 1
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Return the (H, W, 3) RGB frames at `indices`."""
+        """Return the frames at `indices`, see `Video`."""
         frames = []
         for index in indices:
             frame = decode_image(self._data(index))
@@ -208,30 +207,21 @@ class PackedVideo:
             frames.append(frame)
         return frames
 
-    def times(self, first: int, last: int) -> tuple[float, float]:
-        """Return when frame `first` begins and frame `last` ends; UnreadableClip without times."""
-        if self._times is None:
-            raise UnreadableClip(
-                f"video '{self.path}' has no frame times, expected a video file in pre-training"
-            )
-        return self._times.between(first, last)
-
     def check(self) -> None:
         """Raise UnreadableClip if a frame is not what was packed."""
         for index in range(len(self)):
             self._data(index)
 
     def _data(self, index: int) -> bytes:
-        start = int(self.ends[index - 1]) if index else 0
-        size = int(self.ends[index]) - start
-        data = read_bytes(self.clip.shard, self.clip.places.frames + start, size)
+        start, stop = self.ends[index : index + 2].tolist()
+        data = read_bytes(self.clip.shard, self.clip.places.frames + start, stop - start)
         if zlib.crc32(data) != self.checksums[index]:
             raise _damaged(self.clip, f"frame {index} is not what was packed")
         return data
 
 
-class PackedWav:
-    """The sound of a packed clip: mono, 16 kHz."""
+class PackedWav(Wav):
+    """The sound of a packed clip."""
 
     def __init__(self, clip: PackedClip, info: dict[str, Any]) -> None:
         self.path, self.clip = clip.audio or clip.video, clip
@@ -245,7 +235,7 @@ class PackedWav:
         return self.samples
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return samples `start` to `stop` (exclusive) as float32 in [-1, 1]."""
+        """Return samples, see `Wav`."""
         if not 0 <= start <= stop <= len(self):
             raise _damaged(self.clip, f"its sound ends before sample {stop}")
         width = self.dtype.itemsize
@@ -262,9 +252,8 @@ def open_packed(clip: PackedClip) -> tuple[PackedVideo, PackedWav]:
         info = json.loads(data)
         return PackedVideo(clip, info), PackedWav(clip, info)
     except _WRONG as error:
-        raise _damaged(
-            clip, f"its description: {type(error).__name__}: {one_line(error)}"
-        ) from None
+        reason = f"its description: {type(error).__name__}: {one_line(error)}"
+        raise _damaged(clip, reason) from None
 
 
 def decode_image(data: bytes) -> np.ndarray | None:

@@ -4,7 +4,7 @@ import functools
 import math
 import os
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,31 +26,33 @@ _EXACT_PARTS = 1024
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
-class Video(Protocol):
-    """The frames of a clip: a folder, a video file, or a packed clip."""
-
-    path: str
-
-    def __len__(self) -> int: ...
-
-    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Return the (H, W, 3) uint8 RGB frames at `indices`, which ascend without repetition."""
-        ...
-
-    def times(self, first: int, last: int) -> tuple[float, float]:
-        """Return when frame `first` begins and frame `last` ends, in seconds."""
-        ...
-
-
 class FrameTimes(NamedTuple):
     """When each frame begins and ends, in seconds; two (frames,) float32 arrays, ascending."""
 
     begins: np.ndarray
     ends: np.ndarray
 
-    def between(self, first: int, last: int) -> tuple[float, float]:
-        """Return when frame `first` begins and frame `last` ends."""
-        return float(self.begins[first]), float(self.ends[last])
+
+class Video:
+    """The frames of a clip: a folder, a film, or a packed clip; images carry no `frame_times`."""
+
+    path: str
+    frame_times: FrameTimes | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Return the (H, W, 3) uint8 RGB frames at `indices`, which ascend without repetition."""
+        raise NotImplementedError
+
+    def times(self, first: int, last: int) -> tuple[float, float]:
+        """Return when frame `first` begins and frame `last` ends, in seconds."""
+        if self.frame_times is None:
+            raise UnreadableClip(
+                f"video '{self.path}' has no frame times, expected a video file in pre-training"
+            )
+        return float(self.frame_times.begins[first]), float(self.frame_times.ends[last])
 
 
 def read_frames(video: Video, windows: Iterable[np.ndarray]) -> dict[int, np.ndarray]:
@@ -59,21 +61,17 @@ def read_frames(video: Video, windows: Iterable[np.ndarray]) -> dict[int, np.nda
     return dict(zip(wanted, video.read(wanted), strict=True))
 
 
-class FrameFolder:
+class FrameFolder(Video):
     """A folder of frames, in the order of their names."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
         try:
             names = os.listdir(path)
         except OSError as error:
-            raise UnreadableClip(
-                f"video folder '{path}' cannot be read: {error.strerror}"
-            ) from None
+            raise UnreadableClip(f"video '{path}' cannot be read: {error.strerror}") from None
+        self.path = path
         self.names = sorted(
-            name
-            for name in names
-            if name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
+            n for n in names if n.lower().endswith(FRAME_EXTENSIONS) and n[0] != "."
         )
         if not self.names:
             raise UnreadableClip(
@@ -83,24 +81,18 @@ class FrameFolder:
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, indices: Iterable[int]) -> list[np.ndarray]:
-        """Return the (H, W, 3) RGB frames at `indices`."""
-        return [self._read(os.path.join(self.path, self.names[index])) for index in indices]
-
-    def times(self, first: int, last: int) -> tuple[float, float]:
-        """Raise UnreadableClip: images carry no times."""
-        raise UnreadableClip(
-            f"video folder '{self.path}' has no frame times, expected a video file in pre-training"
-        )
-
-    @staticmethod
-    def _read(path: str) -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                check_frame_size(f"frame '{path}'", *image.size)
-                return np.asarray(image.convert("RGB"))
-        except IMAGE_ERRORS as error:
-            raise UnreadableClip(f"frame '{path}' cannot be read: {one_line(error)}") from None
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Return the frames at `indices`, see `Video`."""
+        frames = []
+        for index in indices:
+            path = os.path.join(self.path, self.names[index])
+            try:
+                with Image.open(path) as image:
+                    check_frame_size(f"frame '{path}'", *image.size)
+                    frames.append(np.asarray(image.convert("RGB")))
+            except IMAGE_ERRORS as error:
+                raise UnreadableClip(f"frame '{path}' cannot be read: {one_line(error)}") from None
+        return frames
 
 
 def check_frame_size(what: str, width: int, height: int) -> None:
@@ -121,8 +113,7 @@ def pretrain_frames(
 
     In a shorter video the last index reached is repeated.
     """
-    reached = np.arange(start, total_frames, sampling_rate)[:num_frames]
-    return _repeat_last(reached, num_frames)
+    return _repeat_last(np.arange(start, total_frames, sampling_rate)[:num_frames], num_frames)
 
 
 def train_frames(
@@ -197,12 +188,11 @@ def crop_offsets(
 def draw_crop(region: Box, rng: np.random.Generator) -> Box:
     """Draw one multi-scale crop of a region of an image."""
     left, top, right, bottom = region
-    width, height = right - left, bottom - top
-    sizes = crop_sizes(width, height)
-    crop_width, crop_height = sizes[rng.integers(len(sizes))]
-    offsets = crop_offsets(width, height, crop_width, crop_height)
+    sizes = crop_sizes(right - left, bottom - top)
+    width, height = sizes[rng.integers(len(sizes))]
+    offsets = crop_offsets(right - left, bottom - top, width, height)
     x, y = offsets[rng.integers(len(offsets))]
-    return left + x, top + y, left + x + crop_width, top + y + crop_height
+    return left + x, top + y, left + x + width, top + y + height
 
 
 def view_crops(
@@ -232,27 +222,23 @@ def resize_frames(
 ) -> torch.Tensor:
     """Resize T frames (H, W, 3) uint8, or their part in `box`, to the pixels that `resize` gives.
 
-    Returns (3, T, height, width) uint8; not contiguous, as it is copied to its batch anyway.
+    torch does it for frames of one size that are not shrunk, by weights that are exact fractions:
+    a new pixel's centre lies at (2 i + 1) before / (2 after) - 1/2 of the old ones, so weights are
+    multiples of 1 / (2 after / gcd). Returns (3, T, height, width) uint8; not contiguous, as it is
+    copied to its batch anyway.
     """
     left, top, right, bottom = box or (0, 0, frames[0].shape[1], frames[0].shape[0])
-    alike = all(frame.shape == frames[0].shape for frame in frames)
-    if alike and _is_exact(right - left, size[0]) and _is_exact(bottom - top, size[1]):
+    sides = ((right - left, size[0]), (bottom - top, size[1]))
+    is_exact = all(
+        old <= new and _EXACT_PARTS % (2 * new // math.gcd(old, new)) == 0 for old, new in sides
+    )
+    if is_exact and all(frame.shape == frames[0].shape for frame in frames):
         part = np.stack([frame[top:bottom, left:right] for frame in frames])
         pixels = rearrange(torch.from_numpy(part), "t h w c -> t c h w")
         if part.shape[1:3] != (size[1], size[0]):
             pixels = interpolate(pixels, (size[1], size[0]), mode="bilinear", antialias=True)
         return rearrange(pixels, "t c h w -> c t h w")
     return to_tensor([resize(Image.fromarray(frame), size, box) for frame in frames])
-
-
-def _is_exact(before: int, after: int) -> bool:
-    """Tell whether enlarging `before` pixels to `after` takes weights that are exact fractions.
-
-    A new pixel's centre lies at (2 i + 1) before / (2 after) - 1/2 of the old ones, so its weights
-    are multiples of 1 / (2 after / gcd). Shrinking averages over more pixels, with other weights.
-    """
-    parts = 2 * after // math.gcd(before, after)
-    return before <= after and _EXACT_PARTS % parts == 0
 
 
 def to_tensor(frames: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from hicmae.data.audio import read_span
+from hicmae.data.audio import WavFile
 from hicmae.data.film import open_video
 from hicmae.data.video import FrameFolder
 from hicmae.io import UnreadableClip, whole_file
@@ -98,7 +98,7 @@ def inspect(clip: Key, decode: str = "ends") -> Record:
     try:
         seconds = wav_seconds(clip[1])
         with reading("audio", clip[1]):
-            samples = read_span(clip[1], 0, round(seconds * SAMPLE_RATE))
+            samples = WavFile(clip[1]).sound(0, round(seconds * SAMPLE_RATE))
         sound = hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest()
     except UnusableClip as problem:
         problems.append(problem)

@@ -10,10 +10,8 @@ from hicmae.data.audio import (
     fbank,
     fbanks,
     frames_to_samples,
-    read_span,
     span_features,
     span_or_whole,
-    window_features,
 )
 from hicmae.data.video import test_windows
 from hicmae.io import UnreadableClip
@@ -126,18 +124,9 @@ def test_a_short_span_becomes_the_whole_of_a_short_wav_and_is_refused_of_a_long_
 def test_features_are_those_of_exactly_the_samples_of_a_span(write_wav):
     path = write_wav(samples=wave(60000, 3))
     samples = soundfile.read(path, dtype="float32")[0]
-    np.testing.assert_array_equal(read_span(path, 1234, 3000), samples[1234:3000])
+    np.testing.assert_array_equal(WavFile(path).sound(1234, 3000), samples[1234:3000])
     features = span_features(WavFile(path), [(8000, 48960)], [1.0])
     torch.testing.assert_close(features[0], fbank(samples[8000:48960]))
-
-
-def test_features_of_windows_follow_their_frames(write_wav):
-    wav = WavFile(write_wav(samples=wave(64000, 4)))
-    windows = test_windows(101, 2, 16, 4)
-    features = window_features(wav, windows, 64, 101, (256, 128))
-    assert features.shape == (2, 1, 256, 128)
-    spans = [(0, 64 * 640), (int(windows[1][0]) * 640, 64000)]
-    torch.testing.assert_close(features, span_features(wav, spans, [1.0, 1.0]))
 
 
 # files that are no use
@@ -156,12 +145,12 @@ def test_features_of_windows_follow_their_frames(write_wav):
 )
 def test_wav_that_is_of_no_use_is_refused(write_wav, content, facts):
     with pytest.raises(UnreadableClip, match=f"clip.wav' .*{facts}"):
-        read_span(write_wav(**content), 0, 3000)
+        WavFile(write_wav(**content)).sound(0, 3000)
 
 
 def test_silent_span_of_a_wav_with_sound_is_accepted(write_wav):
     path = write_wav(samples=np.concatenate([np.zeros(30000, np.float32), tone(20000)]))
-    assert not read_span(path, 0, 20000).any()
+    assert not WavFile(path).sound(0, 20000).any()
     assert torch.isfinite(span_features(WavFile(path), [(0, 20000)], [1.0])).all()
 
 
@@ -171,4 +160,4 @@ def test_truncated_wav_gives_what_is_there(write_wav, tmp_path):
     path.write_bytes(data[: 44 + 2 * 9000])
     assert len(WavFile(str(path))) == 9000
     with pytest.raises(UnreadableClip, match="cut.wav' is cut off: got 1000 of 3000 samples"):
-        read_span(str(path), 8000, 11000)
+        WavFile(str(path)).sound(8000, 11000)

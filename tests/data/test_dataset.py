@@ -28,7 +28,7 @@ def squares(frames) -> torch.Tensor:
 
 
 def features_of(clip: Clip, start: int, stop: int) -> torch.Tensor:
-    return wav.fbank(wav.read_span(clip.audio, start, stop))
+    return wav.fbank(wav.WavFile(clip.audio).sound(start, stop))
 
 
 def batches(dataset, num_workers: int, batch_size: int = 2) -> list:
@@ -76,7 +76,7 @@ def test_pretrain_audio_belongs_to_the_frames(write_mp4, write_wav):
 def test_pretrain_audio_of_a_short_clip_is_all_of_it(write_mp4, write_wav):
     clip = Clip(write_mp4(frames=30), write_wav(samples=19200), None)
     sample = PretrainClips([clip], SMALL)[item(0)]
-    expected = wav.fbank(wav.read_span(clip.audio, 0, 19200))
+    expected = wav.fbank(wav.WavFile(clip.audio).sound(0, 19200))
     torch.testing.assert_close(sample.audio[0], expected)
     last = sample.video[0, :, 7:]
     assert (last == last[:, :1]).all()

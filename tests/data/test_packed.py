@@ -23,10 +23,10 @@ from hicmae.data.clip_list import (
     read_pretrain_list,
     write_list,
 )
-from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips, open_streams
+from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
 from hicmae.data.film import open_video
 from hicmae.data.loader import ClipSampler, make_loader
-from hicmae.data.shards import read_packed
+from hicmae.data.shards import open_packed, read_packed
 from hicmae.io import UnreadableClip
 from preprocess import pack_clips
 from tests.conftest import frame, same, save_frames, save_mp4, save_wav
@@ -147,11 +147,11 @@ def test_samples_of_every_kind_are_kept(tmp_path, write_mp4, subtype):
     path = str(tmp_path / "a.wav")
     soundfile.write(path, samples, 16000, subtype=subtype)
     (clip,) = read_packed(pack(tmp_path, [Clip(write_mp4(frames=20), path, None)]))
-    _, sound = open_streams(clip)
-    np.testing.assert_array_equal(sound().read(100, 29000), WavFile(path).read(100, 29000))
-    assert len(sound()) == 30000
+    _, sound = open_packed(clip)
+    np.testing.assert_array_equal(sound.read(100, 29000), WavFile(path).read(100, 29000))
+    assert len(sound) == 30000
     with pytest.raises(UnreadableClip, match="its sound ends before sample 99999"):
-        sound().read(0, 99999)
+        sound.read(0, 99999)
 
 
 def test_workers_give_the_same_batches(lossless):
@@ -344,7 +344,7 @@ def test_few_shards_are_open_at_a_time(lossless, tmp_path):
     for number in range(packed.MAX_OPEN):
         shutil.copytree(lossless, tmp_path / str(number))
         for clip in read_packed(tmp_path / str(number)):
-            open_streams(clip)
+            open_packed(clip)
     files = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
     assert 0 < sum(file.endswith(".tar") for file in files) <= packed.MAX_OPEN
 

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from hicmae.data.clip_list import Clip, write_list
-from hicmae.data.dataset import open_streams
 from hicmae.data.film import open_video
-from hicmae.data.shards import read_packed
+from hicmae.data.shards import open_packed, read_packed
 from preprocess import pack_clips
 from preprocess.face_and_audio.batch import read_summary
 from preprocess.pack_clips import packed_names, sha256_of
@@ -62,7 +61,7 @@ def test_clips_are_packed_under_the_names_of_the_list(media, tmp_path, caplog):
 def test_every_frame_and_its_times_are_kept(media, tmp_path):
     pack(media, tmp_path, "--lossless")
     for clip in read_packed(tmp_path):
-        stored, video = open_streams(clip)[0], open_video(str(media / clip.video))
+        stored, video = open_packed(clip)[0], open_video(str(media / clip.video))
         assert len(stored) == len(video)
         for one, other in zip(stored.read(range(20)), video.read(range(20)), strict=True):
             np.testing.assert_array_equal(one, other)
@@ -79,10 +78,10 @@ def test_quality_and_size_are_followed(media, tmp_path):
         sizes.append(sum(clip.places.frames_size for clip in read_packed(tmp_path / quality)))
     assert sizes[0] < 0.7 * sizes[1]
     pack(media, tmp_path / "small", "--size", "24")
-    (frame,) = open_streams(read_packed(tmp_path / "small")[0])[0].read([7])
+    (frame,) = open_packed(read_packed(tmp_path / "small")[0])[0].read([7])
     assert frame.shape == (24, 32, 3)
     pack(media, tmp_path / "same", "--size", "400")
-    assert open_streams(read_packed(tmp_path / "same")[0])[0].read([7])[0].shape == (48, 64, 3)
+    assert open_packed(read_packed(tmp_path / "same")[0])[0].read([7])[0].shape == (48, 64, 3)
 
 
 def test_shards_are_as_large_as_asked(media, tmp_path):
@@ -200,7 +199,7 @@ def test_folders_of_frames_are_packed_in_rgb_but_have_no_times_for_pretraining(t
     write_list(tmp_path / "list.csv", [Clip("c", "c.wav", 1)])
     assert pack(tmp_path, tmp_path / "out", "--task", "classification") == 0
     (clip,) = read_packed(tmp_path / "out")
-    shapes = [frame.shape for frame in open_streams(clip)[0].read([0, 1, 2])]
+    shapes = [frame.shape for frame in open_packed(clip)[0].read([0, 1, 2])]
     assert shapes == [(40, 40, 3)] * 3 and clip.label == 1
     assert pack(tmp_path, tmp_path / "pretrain") == 1
     assert "no frame times" in read_summary(tmp_path / "pretrain" / "pack_clips.csv")["c"]["reason"]
