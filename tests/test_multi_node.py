@@ -150,8 +150,51 @@ def test_signals_reach_every_process_and_its_exit_code_comes_back(number, code, 
 
 def test_code_of_a_resumable_run_is_the_same_everywhere():
     assert launch.RESUMABLE == RESUMABLE
-    texts = [(ROOT / f"scripts/lib/{name}.sh").read_text() for name in ("common", "slurm")]
-    assert f'"$status" = {RESUMABLE}' in "".join(texts)
+    common, slurm = ((ROOT / f"scripts/lib/{name}.sh").read_text() for name in ("common", "slurm"))
+    assert f'"$status" = {RESUMABLE}' in common and f"1USR1{RESUMABLE}" in slurm
+
+
+TWO = {"NNODES": "2", "MASTER_ADDR": "a", "NODE_RANK": "1", "GPUS": "4"}
+BY_ADDRESS = "--nnodes 2 --nproc_per_node {} --node_rank 1 --master_addr a --master_port {} "
+MEANT = [
+    ({}, "--standalone --nproc_per_node gpu"),
+    ({"NPROC": "4", "RDZV_ENDPOINT": "a:1"}, "--standalone --nproc_per_node 4"),
+    ({"DEVICE": "cpu"}, ""),
+    ({"GPUS": "1"}, ""),
+    (TWO, BY_ADDRESS.format(4, 29500) + "--rdzv_conf timeout=600"),
+    (TWO | {"DEVICE": "cpu", "MASTER_PORT": "7", "JOIN_TIMEOUT": "9"},
+     BY_ADDRESS.format(1, 7) + "--rdzv_conf timeout=9"),
+    ({"NNODES": "2", "RDZV_ENDPOINT": "a:7", "JOIN_TIMEOUT": "9"},
+     "--nnodes 2 --nproc_per_node gpu --rdzv_backend c10d --rdzv_endpoint a:7 --rdzv_id hicmae "
+     "--rdzv_conf join_timeout=9,read_timeout=9"),
+    ({"SLURM_STEP_ID": "0"}, "--standalone --nproc_per_node gpu"),
+]  # fmt: skip
+REFUSED = [
+    ({"GPUS": "0"}, "GPUS must be a whole number above 0, got '0'"),
+    ({"NNODES": "two"}, "NNODES must be a whole number above 0, got 'two'"),
+    ({"JOIN_TIMEOUT": "1 s"}, "JOIN_TIMEOUT must be a whole number above 0, got '1 s'"),
+    ({"NNODES": "2"}, "NNODES=2, but .* no place to meet; set MASTER_ADDR"),
+    (TWO | {"NODE_RANK": ""}, "NODE_RANK must be .* from 0 to 1, got ''"),
+    (TWO | {"NODE_RANK": "2"}, "NODE_RANK must be .* from 0 to 1, got '2'"),
+    ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "4 tasks on 1 .*--ntasks-per-node=1"),
+]
+
+
+@pytest.mark.parametrize(("variables", "flags"), MEANT)
+def test_variables_say_where_to_run(variables, flags):
+    assert launch.flags_of(variables) == flags.split()
+
+
+@pytest.mark.parametrize(("variables", "message"), REFUSED)
+def test_variables_that_cannot_work_are_refused(variables, message):
+    with pytest.raises(ValueError, match=message):
+        launch.flags_of(variables)
+
+
+def test_missing_packages_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    assert launch.main(["--standalone", "run_pretraining.py"]) == 2
+    assert re.search("lacks torch, timm; run '.*requirements.txt'\n", capsys.readouterr().err)
 
 
 C10D = ["--rdzv_backend", "c10d", "--rdzv_conf", "join_timeout=1,read_timeout=1"]

@@ -34,7 +34,8 @@ __all__ = ["add_arguments", "as_dict", "flat_settings", "from_dict", "from_flags
 SHARE, NOT_ALL, PART, NOT_NONE = ">= 0 and <= 1", ">= 0 and < 1", "> 0 and < 1", "> 0 and <= 1"
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 CPU_GEMM = ("auto", "onednn", "mkl")
-WORKERS = min(8, os.cpu_count() or 1)
+CORES = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
+WORKERS = min(16, max(CORES // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
 # By task; the first loss and metric are the defaults, as are these alphas of mixup and cutmix.
 LOSSES = {"classification": ("ce",), "regression": ("mse", "mae", "ccc", "pcc")}
 METRICS = {
@@ -54,7 +55,9 @@ class RunConfig(Settings):
     log_dir: str = harmless("", "folder for TensorBoard files; empty: output_dir", metavar="DIR")
     device: str = harmless("auto", "where to compute: auto, cpu, cuda, cuda:N or mps")
     precision: str = option(
-        "auto", "of the forward pass; auto: bf16 where a GPU has it, else fp32", choices=PRECISIONS
+        "auto",
+        "of the forward pass; auto: bf16, fp16 on older GPUs, fp32 on a CPU",
+        choices=PRECISIONS,
     )
     cpu_gemm: str = harmless("auto", "fp32 products on a CPU; auto: the faster", choices=CPU_GEMM)
     compile: bool = harmless(False, "torch.compile the steps; minutes at first, then faster")

@@ -217,3 +217,13 @@ def test_bf16_computes_in_half_precision_and_keeps_float32_weights(tmp_path):
     for name, chosen in (("auto", "fp32"), ("bf16", "bf16")):
         precision = choose_precision(name, CPU)
         assert precision.name == chosen and precision.grad_scaler().get_scale() == 1
+
+
+@pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "fp16")])
+def test_auto_takes_fp16_on_a_gpu_that_only_emulates_bf16(has_bf16, name, monkeypatch):
+    def supported(including_emulation=True):
+        return including_emulation or has_bf16
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert choose_precision("auto", torch.device("cuda")).name == name
+    assert choose_precision("bf16", torch.device("cuda")).name == "bf16"

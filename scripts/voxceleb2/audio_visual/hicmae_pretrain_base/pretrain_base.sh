@@ -11,23 +11,19 @@
 #         Started again, it goes on from the newest checkpoint. One GPU, several, or several machines:
 #         the total batch stays 160. Variables such as GPUS and DATA_PATH: scripts/README.md.
 set -eu
-SCRIPT_DIR=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
-# shellcheck disable=SC2034  # read by common.sh
-SCRIPT=$SCRIPT_DIR/$(basename -- "$0")
+ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/../../../.." && pwd -P)
 # shellcheck source=scripts/lib/common.sh
-. "$SCRIPT_DIR/../../../lib/common.sh"
-find_root
+. "$ROOT/scripts/lib/common.sh"
 
 DATA_PATH=$(absolute "${DATA_PATH:-$ROOT/saved/data/voxceleb2/train.csv}")
 OUTPUT_DIR=$(absolute "${OUTPUT_DIR:-$ROOT/saved/model/pretraining/voxceleb2/audio_visual/hicmae_pretrain_base}")
 if [ -d "$DATA_PATH" ] && ! has_shards "$DATA_PATH"; then DATA_PATH=$DATA_PATH/train.csv; fi
 need_list "$DATA_PATH"
-
 start "$@"
 # shellcheck disable=SC2086  # EXTRA_ARGS is several words
-train run_pretraining.py \
+run scripts/launch.py run_pretraining.py \
     --data_path "$DATA_PATH" ${DATA_ROOT:+--data_root "$(absolute "$DATA_ROOT")"} --output_dir "$OUTPUT_DIR" \
-    --device "$DEVICE" --precision "$PRECISION" --num_workers "$NUM_WORKERS" \
+    --device "${DEVICE:-cuda}" --precision "${PRECISION:-auto}" ${NUM_WORKERS:+--num_workers "$NUM_WORKERS"} \
     --total_batch "${TOTAL_BATCH:-160}" --batch_size "${BATCH_SIZE:-40}" \
     --epochs "${EPOCHS:-100}" --warmup_epochs "${WARMUP_EPOCHS:-5}" --save_ckpt_freq 10 \
     --lr 3e-4 --min_lr 1e-5 --opt_betas 0.9 0.95 --weight_decay 0.05 --drop_path 0 \

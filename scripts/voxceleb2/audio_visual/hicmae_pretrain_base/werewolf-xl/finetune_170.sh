@@ -11,21 +11,15 @@
 #         Started again, it skips finished folds and goes on with the others. With any number of GPUs
 #         the total batch stays 128. Variables such as GPUS and FOLDS: scripts/README.md.
 set -eu
-SCRIPT_DIR=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
-# shellcheck disable=SC2034  # read by common.sh
-SCRIPT=$SCRIPT_DIR/$(basename -- "$0")
+ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/../../../../.." && pwd -P)
 # shellcheck source=scripts/lib/common.sh
-. "$SCRIPT_DIR/../../../../lib/common.sh"
-# shellcheck source=scripts/lib/finetune.sh
-. "$SCRIPT_DIR/../../../../lib/finetune.sh"
-find_root
+. "$ROOT/scripts/lib/common.sh"
 prepare_folds werewolf-xl/audio_visual
-
 start "$@"
 # shellcheck disable=SC2086  # EXTRA_ARGS is several words
 run_folds \
     ${DATA_ROOT:+--data_root "$(absolute "$DATA_ROOT")"} --finetune "$CHECKPOINT" --modality "${MODALITY:-av}" \
-    --device "$DEVICE" --precision "$PRECISION" --num_workers "$NUM_WORKERS" \
+    --device "${DEVICE:-cuda}" --precision "${PRECISION:-auto}" ${NUM_WORKERS:+--num_workers "$NUM_WORKERS"} \
     --total_batch "${TOTAL_BATCH:-128}" --batch_size "${BATCH_SIZE:-32}" \
     --epochs "${EPOCHS:-30}" --warmup_epochs "${WARMUP_EPOCHS:-5}" --save_ckpt_freq 1000 \
     --lr 1e-3 --min_lr 1e-6 --opt_betas 0.9 0.999 --weight_decay 0.05 --layer_decay 0.75 --drop_path 0.1 \
