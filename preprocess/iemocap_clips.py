@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any f
 import av
 import numpy as np
 
+from hicmae.data.media import needed_stream, opened
 from hicmae.io import UnreadableClip, whole_folder
 from preprocess.command_line import make_parser
 from preprocess.face_and_audio import batch
-from preprocess.face_and_audio.batch import Job, open_stream
+from preprocess.face_and_audio.batch import Job
 from preprocess.lists.annotations import Utterance, read_utterances
 
 TOOL = "iemocap_clips"
@@ -79,7 +80,9 @@ def _write(
     """Write the mp4 files in one pass over the dialogue; yields the names that are complete."""
     waiting = sorted(utterances, key=lambda utterance: utterance.start)
     speaking: dict[Utterance, Writer] = {}
-    with open_stream(source, "video") as (container, stream):
+    with opened(source) as container:
+        stream = needed_stream(container, "video")
+        stream.codec_context.thread_count = 1  # the processes share the cores
         rate = stream.average_rate or 30
         for index, frame in enumerate(container.decode(stream)):
             seconds = index / float(rate)  # time stamps of AVI count frames as well
@@ -117,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     args = parser.parse_args(arguments)
     work = functools.partial(cut, marked_side=args.marked_side)
-    return batch.run_tool(TOOL, args, "", work, batch.has_folder)
+    return batch.run_tool(TOOL, args, "", work)
 
 
 if __name__ == "__main__":

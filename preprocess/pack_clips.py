@@ -31,7 +31,7 @@ import sys
 import tarfile
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ from tqdm import tqdm
 from hicmae.data.audio import SAMPLE_RATE, WavFile
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list
 from hicmae.data.film import open_video
-from hicmae.data.shards import FORMAT, SUFFIX, PackedClip, PackedClips, open_packed, read_index
+from hicmae.data.shards import FORMAT, SUFFIX, PackedClips, open_packed, read_index, read_packed
 from hicmae.data.video import FrameFolder, Video, face_box, resize
 from hicmae.io import UnreadableClip, describe, whole_file, write_whole
 from preprocess.command_line import add_num_workers, add_shard, make_parser
@@ -93,10 +93,8 @@ def encode(
     for start in range(0, len(video), FRAMES_AT_ONCE):
         indices = range(start, min(start + FRAMES_AT_ONCE, len(video)))
         for index, frame in zip(indices, video.read(indices), strict=True):
-            shrinks = size is not None and size < min(frame.shape[:2])
-            file = None if shrinks else _jpeg_file(video, index)
-            images.append(file or _image(frame, pretraining, size, quality))
-    wav, sample_type = _wav(sound)
+            images.append(_image(video, index, frame, pretraining, size, quality))
+    wav, samples = _wav(sound)
     info = {
         "video": job.clip.video,
         "audio": job.clip.audio,
@@ -105,28 +103,37 @@ def encode(
         "crc32": [zlib.crc32(image) for image in images],
         **_times(video, pretraining),
         "sample_rate": SAMPLE_RATE,
-        "samples": len(sound),
-        "sample_type": sample_type,
-        "wav_header": len(wav) - np.dtype(sample_type).itemsize * len(sound),
+        "samples": len(samples),
+        "sample_type": samples.dtype.str,
+        "wav_header": len(wav) - samples.nbytes,
     }
+    is_folder = os.path.isdir(job.source)
+    files = [entry.path for entry in os.scandir(job.source)] if is_folder else [job.source]
     return {
         "members": (json.dumps(info, separators=(",", ":")).encode(), b"".join(images), wav),
         "frames": len(images),
-        "source_bytes": _bytes_of(job.source) + _bytes_of(job.audio),
+        "source_bytes": sum(map(os.path.getsize, [*files, job.audio])),
     }
 
 
-def _jpeg_file(video: Video, index: int) -> bytes | None:
-    """Return the file of a frame that is stored as it is: a JPEG in a folder."""
-    if not isinstance(video, FrameFolder):
-        return None
-    path = Path(video.path, video.names[index])
-    with Image.open(path) as image:
-        is_stored = image.format == "JPEG" and image.mode == "RGB"
-    return path.read_bytes() if is_stored else None
+def _image(
+    video: Video,
+    index: int,
+    frame: np.ndarray,
+    pretraining: bool,
+    size: int | None,
+    quality: int | None,
+) -> bytes:
+    """Return a frame's image file: that of a folder where it is a JPEG to be kept, else a new one.
 
-
-def _image(frame: np.ndarray, pretraining: bool, size: int | None, quality: int | None) -> bytes:
+    The others are those of `encode`; `frame` is frame `index` of the video.
+    """
+    shrinks = size is not None and size < min(frame.shape[:2])
+    if isinstance(video, FrameFolder) and not shrinks:
+        path = Path(video.path, video.names[index])
+        with Image.open(path) as stored:
+            if stored.format == "JPEG" and stored.mode == "RGB":
+                return path.read_bytes()
     image = Image.fromarray(frame)
     if pretraining:
         image = image.crop(face_box(*image.size))
@@ -154,64 +161,47 @@ def _times(video: Video, needed: bool) -> dict[str, list[float] | None]:
     return {"begins": begins, "ends": ends}
 
 
-def _wav(sound: WavFile) -> tuple[bytes, str]:
-    """Return the sound as a wav file, and the type of its samples, which lose nothing."""
-    kind, subtype, sample_type = "float32", "FLOAT", "<f4"
+def _wav(sound: WavFile) -> tuple[bytes, np.ndarray]:
+    """Return the sound as a wav file, and its samples, of a type that loses nothing."""
+    samples, subtype = sound.read(0, len(sound)), "FLOAT"
     if sound.file.subtype == "PCM_16":
-        kind, subtype, sample_type = "int16", "PCM_16", "<i2"
-    sound.file.seek(0)
-    try:
-        samples = sound.file.read(dtype=kind)
-    except soundfile.LibsndfileError as error:
-        raise UnreadableClip(f"audio '{sound.path}' cannot be read: {error}") from None
-    if len(samples) != len(sound):
-        raise UnreadableClip(
-            f"audio '{sound.path}' is cut off: got {len(samples)} of {len(sound)} samples from 0"
-        )
+        samples, subtype = (samples * 32768).astype(np.int16), "PCM_16"
     file = io.BytesIO()
     soundfile.write(file, samples, SAMPLE_RATE, subtype=subtype, format="WAV")
     data = file.getvalue()
-    if not data.endswith(samples.astype(sample_type).tobytes()):
+    if not data.endswith(samples.tobytes()):
         raise UnreadableClip(f"audio '{sound.path}' cannot be packed: its samples are not last")
-    return data, sample_type
-
-
-def _bytes_of(path: str) -> int:
-    """Return the size of a file, or of the files in a folder of frames."""
-    if not os.path.isdir(path):
-        return os.path.getsize(path)
-    with os.scandir(path) as entries:
-        return sum(entry.stat().st_size for entry in entries)
+    return data, samples
 
 
 # Shards
 
 
-def packed_names(folder: Path) -> dict[Names, str]:
-    """Return the names of the clips in a folder's shards, and the shard of each."""
-    indexes = [read_index(path) for path in sorted(folder.glob("*" + SUFFIX))]
-    return {(row[0], row[1]): shard.path for shard, rows in indexes for row in rows}
+def write_shard(
+    path: Path, outcomes: Iterator[Outcome], limit: int
+) -> Generator[Outcome, None, None]:
+    """Write clips, outcomes of `encode`, until a shard has `limit` bytes; then its index.
 
-
-def write_shard(path: Path, clips: Iterable[Outcome], limit: int) -> list[Outcome]:
-    """Write clips until a shard has `limit` bytes, or there are none left; then its index.
-
-    The shard gets its name when it is whole, the index after it: without index it does not count,
-    and is written anew. `clips` are outcomes of `encode`; those in the shard are returned, without
-    their members.
+    Failures are yielded as they come, what was written, without its members, at the end: the shard
+    gets its name when it is whole, the index after it; without index it does not count, and is
+    written anew.
     """
     done: list[Outcome] = []
     with whole_file(path) as part, open(part, "wb") as file:
         # The stream writes whole blocks, so the file's position tells how large it is.
         with tarfile.open(fileobj=file, mode="w|") as tar:
-            for outcome in clips:
+            for outcome in outcomes:
+                if outcome.reason:
+                    yield outcome
+                    continue
                 details = dict(outcome.details)
                 for kind, data in zip(MEMBERS, details.pop("members"), strict=True):
                     member = tarfile.TarInfo(f"{path.stem}-{len(done):05d}.{kind}")
                     member.size, member.mode = len(data), 0o444
                     member.uname = member.gname = "hicmae"
                     tar.addfile(member, io.BytesIO(data))
-                done.append(outcome._replace(details=details))
+                job = outcome.job._replace(output=str(path))
+                done.append(outcome._replace(job=job, details=details))
                 if file.tell() >= limit:
                     break
         file.flush()
@@ -220,11 +210,10 @@ def write_shard(path: Path, clips: Iterable[Outcome], limit: int) -> list[Outcom
         content = {"format": FORMAT, "shard": path.name, "size": file.tell()}
         content["sha256"] = sha256_of(part)
     content["clips"] = [
-        [clip.video, clip.audio, clip.label, *places[6 * k : 6 * k + 6]]
-        for k, clip in enumerate(outcome.job.clip for outcome in done)
+        [*outcome.job.clip, *places[6 * k : 6 * k + 6]] for k, outcome in enumerate(done)
     ]
     write_whole(path.with_name(path.stem + SUFFIX), json.dumps(content, separators=(",", ":")))
-    return done
+    yield from done
 
 
 def member_places(path: str | Path) -> list[tuple[str, int, int]]:
@@ -266,12 +255,11 @@ def verify(folder: Path, num_workers: int) -> int:
     with ThreadPoolExecutor(num_workers) as executor:  # hashing leaves the other threads alone
         checked = executor.map(check_shard, indexes)
         bar = tqdm(checked, total=len(indexes), unit="shard", disable=None)
-        for path, (clips, found) in zip(indexes, bar, strict=True):
+        for path, (names, found) in zip(indexes, bar, strict=True):
             problems += found
-            for clip in clips:
-                first = seen.setdefault((clip.video, clip.audio), path)
-                if first != path:
-                    problems.append(f"clip {clip.video!r} is in '{first}' and in '{path}'")
+            for clip in names:
+                if (first := seen.setdefault(clip, path)) != path:
+                    problems.append(f"clip {clip[0]!r} is in '{first}' and in '{path}'")
     if problems:
         problems.append("delete such shards with their indexes, and run the packing command again")
         for problem in problems:
@@ -283,31 +271,30 @@ def verify(folder: Path, num_workers: int) -> int:
     return 0
 
 
-def check_shard(index: Path) -> tuple[list[PackedClip], list[str]]:
+def check_shard(index: Path) -> tuple[list[Names], list[str]]:
     """Compare a shard with its index byte by byte; return its clips and what is wrong with it."""
     try:
         entry = read_index(index)
     except ValueError as error:
         return [], [str(error)]
     shard, clips = entry[0], list(PackedClips([entry]))
+    names = [(clip.video, clip.audio) for clip in clips]
     try:
         if sha256_of(shard.path) != shard.sha256:
-            return clips, [f"'{shard.path}' has changed: its SHA-256 is not that of the index"]
-        members, problems = member_places(shard.path), []
+            raise ValueError("it has changed: its SHA-256 is not that of the index")
+        members = member_places(shard.path)
         places = [place for clip in clips for place in clip.places]
         if [number for _, *place in members for number in place] != places:
-            problems.append(f"'{shard.path}' has other members than its index says")
-        kinds = [name.rpartition(".")[2] for name, _, _ in members]
-        if kinds != list(MEMBERS) * len(clips):
-            names = ", ".join(MEMBERS)
-            problems.append(f"'{shard.path}' has members other than {names} of each clip")
-        for clip in [] if problems else clips:
+            raise ValueError("it has other members than its index says")
+        if [name.rpartition(".")[2] for name, _, _ in members] != list(MEMBERS) * len(clips):
+            raise ValueError(f"it has members other than {', '.join(MEMBERS)} of each clip")
+        for clip in clips:
             video, wav = open_packed(clip)
             video.check()
             wav.read(0, len(wav))
     except (OSError, ValueError, UnreadableClip) as error:
-        return clips, [f"'{shard.path}': {error}"]
-    return clips, problems
+        return names, [f"'{shard.path}': {error}"]
+    return names, []
 
 
 # The command
@@ -344,9 +331,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="shrink frames to this short side in pixels")
     add_shard(parser)
     add_num_workers(parser)
-    parser.add_argument(  # its older name
-        "--workers", dest="num_workers", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
     parser.add_argument("--verify", action="store_true", help="pack nothing, check the shards")
     args = parser.parse_args(arguments)
     if not 1 <= args.quality <= 100:
@@ -363,18 +347,17 @@ def pack(args: argparse.Namespace) -> int:
     jobs = find_jobs(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     batch.sweep(str(args.output_dir))
-    packed = packed_names(args.output_dir)
     ledger = Ledger(batch.summary_path(args.output_dir, "pack_clips", args.shard))
-    for names in jobs.keys() & packed.keys():
-        ledger.keep(jobs.pop(names)._replace(output=packed[names]))
+    for clip in read_packed(args.output_dir):
+        if job := jobs.pop((clip.video, clip.audio), None):
+            ledger.keep(job._replace(output=clip.shard.path))
     # In a random order, so that clips of a speaker, who stand together in lists, meet others.
     waiting = list(jobs.values())
     pending = deque(waiting[k] for k in np.random.default_rng(0).permutation(len(waiting)))
     quality = None if args.lossless else args.quality
     work = partial(encode, pretraining=args.task == "pretrain", size=args.size, quality=quality)
-    with ledger.outcomes(pending, work, args.num_workers, "packing") as outcomes:
-        write_all(args, ledger, _encoded(outcomes, ledger))
-    return ledger.close()
+    finish = partial(write_all, args=args)
+    return ledger.run(pending, work, args.num_workers, "packing", finish)
 
 
 def find_jobs(args: argparse.Namespace) -> dict[Names, PackJob]:
@@ -395,18 +378,11 @@ def find_jobs(args: argparse.Namespace) -> dict[Names, PackJob]:
     return {names: job for names, job in jobs.items() if names in mine}
 
 
-def _encoded(outcomes: Iterable[Outcome], ledger: Ledger) -> Iterator[Outcome]:
-    """Yield the clips that could be encoded, and note the others."""
-    for outcome in outcomes:
-        if outcome.reason:
-            ledger.note(outcome)
-        else:
-            yield outcome
-
-
-def write_all(args: argparse.Namespace, ledger: Ledger, clips: Iterator[Outcome]) -> None:
+def write_all(
+    outcomes: Iterator[Outcome], args: argparse.Namespace
+) -> Generator[Outcome, None, None]:
     """Write shard after shard, and say what a clip costs beside the files it was made from."""
-    prefix, source, sizes = "clips", 0, []
+    prefix, sizes, sources = "clips", [], []
     if args.shard.parts > 1:  # parts of an array never want the same name
         part, parts = args.shard
         prefix = f"clips-{part:0{len(str(parts))}d}of{parts}"
@@ -414,17 +390,19 @@ def write_all(args: argparse.Namespace, ledger: Ledger, clips: Iterator[Outcome]
         path.name.removesuffix(SUFFIX).rpartition("-")[2]
         for path in args.output_dir.glob(f"{prefix}-*{SUFFIX}")
     ]
-    for number in itertools.count(1 + max((int(k) for k in ends if k.isdigit()), default=-1)):
-        first = next(clips, None)
-        if first is None:
-            break
+    number = max((int(k) for k in ends if k.isdigit()), default=-1)
+    for first in outcomes:
+        if first.reason:
+            yield first
+            continue
+        number += 1
         path = args.output_dir / f"{prefix}-{number:06d}.tar"
-        for outcome in write_shard(path, itertools.chain([first], clips), args.shard_size):
-            source += outcome.details["source_bytes"]
-            ledger.note(outcome._replace(job=outcome.job._replace(output=str(path))))
+        for outcome in write_shard(path, itertools.chain([first], outcomes), args.shard_size):
+            sources += [] if outcome.reason else [outcome.details["source_bytes"]]
+            yield outcome
         sizes.append(path.stat().st_size)
     if sizes:
-        packed, files = sum(sizes) / ledger.done / 1e3, source / ledger.done / 1e3
+        packed, files = (sum(of_all) / len(sources) / 1e3 for of_all in (sizes, sources))
         logger.info(
             "%d shards, %.3f GB; a clip takes %.0f KB, its files took %.0f KB (%.1f times)",
             *(len(sizes), sum(sizes) / 1e9, packed, files, packed / max(files, 1e-9)),

@@ -14,24 +14,20 @@ import functools
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
-import subprocess
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from av.container import InputContainer
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hicmae.data.media import first_stream, needed_stream, opened
-from hicmae.io import PART, UnreadableClip, describe, remove, whole_file
+from hicmae.io import PART, check_writable, describe, remove, whole_file
 from preprocess.command_line import WHOLE, Shard, add_num_workers, add_shard
 
 logger = logging.getLogger(__name__)
@@ -55,13 +51,12 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a job, a `Job` or a tool's own kind with `name` and `output`."""
+    """What became of a job, a `Job` or a tool's own kind with the same fields and more."""
 
     job: Any
     reason: str = ""  # why it failed
     seconds: float = 0.0
     details: Mapping[str, Any] = {}  # more columns of the summary
-    stops: bool = False  # no use in going on: the disk is full
 
 
 Work = Callable[[Any], dict[str, Any]]  # makes what a job asks for; returns the details
@@ -69,18 +64,13 @@ Work = Callable[[Any], dict[str, Any]]  # makes what a job asks for; returns the
 
 def add_arguments(parser: argparse.ArgumentParser, suffixes: Iterable[str]) -> None:
     """Add the flags that all tools have; `suffixes` are the kinds of files a tool takes."""
-    parser.add_argument(
-        "--input",
-        required=True,
-        help="folder, searched with all its subfolders; one file; or a list (.csv .txt .list) with "
-        "a file name a line (of our own lists the first field is taken)",
-    )
-    output = parser.add_mutually_exclusive_group(required=True)
-    output.add_argument("--output_dir", help="folder; names below it are as below the input folder")
-    output.add_argument("--output", dest="output_dir", help=argparse.SUPPRESS)  # its older name
-    parser.add_argument(
-        "--data_root", default="", help="folder that relative names in a list start from"
-    )
+    use = "folder, searched with all its subfolders; one file; or a list (.csv .txt .list) with a "
+    use += "file name a line (of our own lists the first field is taken)"
+    parser.add_argument("--input", required=True, help=use)
+    use = "folder; names below it are as below the input folder"
+    parser.add_argument("--output_dir", required=True, help=use)
+    use = "folder that relative names in a list start from"
+    parser.add_argument("--data_root", default="", help=use)
     parser.add_argument(
         "--ext",
         nargs="+",
@@ -95,9 +85,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how to run, whatever the input is."""
     add_shard(parser)
     add_num_workers(parser)
-    parser.add_argument(
-        "--overwrite", action="store_true", help="do again what is done (default: only the rest)"
-    )
+    use = "do again what is done (default: only the rest)"
+    parser.add_argument("--overwrite", action="store_true", help=use)
+
+
+def has_folder(job: Job) -> bool:
+    """Tell whether the folder that a job makes is there; it appears whole or not at all."""
+    return Path(job.output).is_dir()
 
 
 def run_tool(
@@ -105,7 +99,7 @@ def run_tool(
     args: argparse.Namespace,
     output_suffix: str,
     work: Work,
-    is_done: Callable[[Job], bool],
+    is_done: Callable[[Job], bool] = has_folder,
 ) -> int:
     """Run a tool on what the flags of `add_arguments` name.
 
@@ -119,41 +113,30 @@ def run_tool(
     Returns:
         Exit code: 0; 1 where a clip failed; 2 without input; STOPPED where clips were not tried.
     """
+    summary = summary_path(args.output_dir, tool, args.shard)
     try:
         if args.num_workers < 1:
             raise ValueError(f"--num_workers must be at least 1, got {args.num_workers}")
-        jobs, problems = find_jobs(
+        jobs, outcomes = find_jobs(
             args.input, args.output_dir, args.ext, output_suffix, args.data_root, args.shard
         )
-        os.makedirs(args.output_dir, exist_ok=True)
-        if not os.access(args.output_dir, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), args.output_dir)
+        check_writable(summary)
     except (OSError, ValueError) as error:
         logger.error("error: %s", describe(error))
         return 2
-    ledger = Ledger(summary_path(args.output_dir, tool, args.shard))
-    for outcome in problems:
-        ledger.note(outcome)
+    ledger = Ledger(summary)
     pending: deque[Job] = deque()
     for job in jobs:
         try:
-            if not args.overwrite and is_done(job):
-                ledger.keep(job)
-            else:
+            if args.overwrite or not is_done(job):
                 pending.append(job)
+            else:
+                ledger.keep(job)
         except CLIP_ERRORS as error:
-            ledger.note(Outcome(job, describe(error)))
-    with ledger.outcomes(pending, work, args.num_workers, tool) as outcomes:
-        for outcome in outcomes:
-            ledger.note(outcome)
-            if outcome.stops:
-                break
-    return ledger.close()
-
-
-def has_folder(job: Job) -> bool:
-    """Tell whether the folder that a job makes is there; it appears whole or not at all."""
-    return Path(job.output).is_dir()
+            outcomes.append(Outcome(job, describe(error)))
+    for outcome in outcomes:
+        ledger.note(outcome)
+    return ledger.run(pending, work, args.num_workers, tool)
 
 
 # Which clips
@@ -179,7 +162,12 @@ def find_jobs(
         raise FileNotFoundError(f"--input '{source}' does not exist")
     elif Path(source).suffix.lower() in LIST_SUFFIXES:
         files = sorted(set(_read_names(source, data_root)))
-        root = _common_folder(files, data_root)
+        root = os.path.commonpath(
+            [os.path.dirname(os.path.abspath(file)) for file in files or [source]]
+        )
+        given = os.path.abspath(data_root)
+        if data_root and os.path.commonpath([given, root]) == given:
+            root = given
     else:
         root, files = os.path.dirname(source) or ".", [source]
     if not files and not problems:
@@ -211,12 +199,11 @@ def _walk(
 
     seen = set()
     for path, folders, names in os.walk(folder, followlinks=True, onerror=report):
-        status = os.stat(path)
-        is_output = path != folder and os.path.abspath(path) == os.path.abspath(output)
-        if (status.st_dev, status.st_ino) in seen or is_output:
+        place = os.path.realpath(path)
+        if place in seen or (path != folder and os.path.abspath(path) == os.path.abspath(output)):
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
@@ -235,15 +222,6 @@ def _read_names(path: str, data_root: str) -> Iterator[str]:
             raise ValueError(f"list '{path}' cannot be read: {error}") from None
 
 
-def _common_folder(files: list[str], data_root: str) -> str:
-    """Return --data_root where all files are below it, else the deepest folder above them all."""
-    folders = [os.path.dirname(os.path.abspath(file)) for file in files] or [os.curdir]
-    root = os.path.abspath(data_root)
-    if data_root and os.path.commonpath([root, *folders]) == root:
-        return root
-    return os.path.commonpath(folders)
-
-
 # What became of them
 
 
@@ -252,66 +230,74 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, read_summary(path)
-        self.done = self.kept = self.failed = self.left = 0
-        self.stopped = ""
+        self.clips = Counter[str]()  # how many are "done", "kept" of an earlier run, "failed"
         self._start = self._written = time.monotonic()
 
     def keep(self, job: Any) -> None:
         """Count a clip that an earlier run has done; what is known about it stays."""
-        self.kept += 1
+        self.clips["kept"] += 1
         if self.rows.get(job.name, {}).get("status") != "done":
-            self.rows[job.name] = _row(Outcome(job))
+            self._enter(Outcome(job))
 
     def note(self, outcome: Outcome) -> None:
         """Enter an outcome, and name a failure in the log."""
-        self.rows[outcome.job.name] = _row(outcome)
-        self.left -= 1
-        if outcome.reason:
-            self.failed += 1
-            # repr, as names may hold line breaks
+        self._enter(outcome)
+        self.clips["failed" if outcome.reason else "done"] += 1
+        if outcome.reason:  # repr, as names may hold line breaks
             logger.warning("%r: %s", outcome.job.name, outcome.reason)
-        else:
-            self.done += 1
-        if outcome.stops:
-            self.stopped = "the disk is full"
         if time.monotonic() - self._written > SUMMARY_EVERY:
             self._write()
-            logger.info("%d clips done, %d failed so far", self.done, self.failed)
+            logger.info("%d clips done, %d failed so far", self.clips["done"], self.clips["failed"])
 
-    @contextmanager
-    def outcomes(
-        self, pending: deque, work: Work, num_workers: int, title: str
-    ) -> Iterator[Iterable[Outcome]]:
-        """Work in processes, with a progress bar, and yield the outcomes as they come.
+    def run(
+        self,
+        pending: deque,
+        work: Work,
+        num_workers: int,
+        title: str,
+        finish: Callable[[Iterator[Outcome]], Generator[Outcome, None, None]] | None = None,
+    ) -> int:
+        """Work in processes with a progress bar, note what comes, and return the exit code.
 
-        An interrupt or a full disk ends the block and is remembered.
+        `finish` takes the outcomes and yields them again when all that they need is done.
         """
-        self.left = total = len(pending)
-        outcomes = outcomes_of(pending, work, num_workers)
-        bar = tqdm(outcomes, title, total, unit="clip", disable=None, dynamic_ncols=True)
-        with closing(outcomes), bar, logging_redirect_tqdm():
-            try:
-                yield bar
-            except KeyboardInterrupt:
-                self.stopped = "interrupted"
-            except OSError as error:
-                if error.errno not in DISK_FULL:
-                    raise
-                self.stopped = "the disk is full"
-
-    def close(self) -> int:
-        """Write the summary, say how it went, and return the exit code."""
+        left, stopped = len(pending), ""
+        found = outcomes_of(pending, work, num_workers)
+        bar = tqdm(found, title, left, unit="clip", disable=None, dynamic_ncols=True)
+        with closing(found), bar, logging_redirect_tqdm():
+            outcomes = finish(iter(bar)) if finish else (outcome for outcome in bar)
+            with closing(outcomes):
+                try:
+                    for outcome in outcomes:
+                        left -= 1
+                        self.note(outcome)
+                except KeyboardInterrupt:
+                    stopped = "interrupted"
+                except OSError as error:
+                    if error.errno not in DISK_FULL:
+                        raise
+                    stopped = "the disk is full"
         self._write()
-        seconds = time.monotonic() - self._start
-        rate = f" ({self.done / seconds:.1f} a second)" if self.done else ""
+        done, seconds = self.clips["done"], time.monotonic() - self._start
+        rate = f" ({done / seconds:.1f} a second)" if done else ""
         logger.info(
             "%d clips done%s, %d done before, %d failed; see %s",
-            *(self.done, rate, self.kept, self.failed, self.path),
+            *(done, rate, self.clips["kept"], self.clips["failed"], self.path),
         )
-        if self.stopped:
-            logger.error("%s: %d clips are left, the same command goes on", self.stopped, self.left)
+        if stopped:
+            logger.error("%s: %d clips are left, the same command goes on", stopped, left)
             return STOPPED
-        return 1 if self.failed else 0
+        return 1 if self.clips["failed"] else 0
+
+    def _enter(self, outcome: Outcome) -> None:
+        self.rows[outcome.job.name] = {
+            "clip": outcome.job.name,
+            "status": "failed" if outcome.reason else "done",
+            "reason": outcome.reason,
+            "output": "" if outcome.reason else outcome.job.output,
+            "seconds": f"{outcome.seconds:.2f}",
+            **outcome.details,
+        }
 
     def _write(self) -> None:
         columns = dict.fromkeys(column for row in self.rows.values() for column in row)
@@ -342,22 +328,11 @@ def read_summary(path: Path) -> dict[str, dict[str, object]]:
         return {row["clip"]: dict(row) for row in csv.DictReader(file) if row.get("clip")}
 
 
-def _row(outcome: Outcome) -> dict[str, object]:
-    return {
-        "clip": outcome.job.name,
-        "status": "failed" if outcome.reason else "done",
-        "reason": outcome.reason,
-        "output": "" if outcome.reason else outcome.job.output,
-        "seconds": f"{outcome.seconds:.2f}",
-        **outcome.details,
-    }
-
-
 # Processes
 
 
 def outcomes_of(pending: deque, work: Work, num_workers: int) -> Generator[Outcome, None, None]:
-    """Yield the outcomes in the order in which they come."""
+    """Yield the outcomes in the order in which they come; OSError where the disk is full."""
     if num_workers <= 1:
         while pending:
             yield _attempt(work, pending.popleft())
@@ -367,15 +342,13 @@ def outcomes_of(pending: deque, work: Work, num_workers: int) -> Generator[Outco
     while pending:
         # A process that dies, of a decoder's crash or for want of memory, takes the pool with it.
         # Which clip it was shows when those in hand are done again one by one.
-        suspects = deque((yield from _pooled(pending, work, num_workers, 2 * num_workers)))
+        suspects = deque((yield from _pooled(pending, work, num_workers)))
         while suspects:
-            for job in (yield from _pooled(suspects, work, 1, 1)):
+            for job in (yield from _pooled(suspects, work, 1)):
                 yield Outcome(job, "the process that worked on it was killed or crashed")
 
 
-def _pooled(
-    pending: deque, work: Work, num_workers: int, in_hand: int
-) -> Generator[Outcome, None, list[Any]]:
+def _pooled(pending: deque, work: Work, num_workers: int) -> Generator[Outcome, None, list[Any]]:
     """Work through the jobs in processes; returns those that were in hand when one died."""
     # Not forked: torch and FFmpeg may hold locks, and macOS cannot.
     context = multiprocessing.get_context("spawn")
@@ -385,7 +358,7 @@ def _pooled(
     running: dict[Future[Outcome], Any] = {}
     try:
         while pending or running:
-            while pending and len(running) < in_hand:
+            while pending and len(running) < 2 * num_workers - 1:  # one process has one in hand
                 running[pool.submit(_attempt, work, pending[0])] = pending[0]
                 pending.popleft()
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -399,67 +372,23 @@ def _pooled(
 
 
 def _attempt(work: Work, job: Any) -> Outcome:
-    start = time.monotonic()
+    start, details, reason = time.monotonic(), {}, ""
     try:
         sweep(os.path.dirname(job.output))
         details = work(job)
     except CLIP_ERRORS as error:
-        full = isinstance(error, OSError) and error.errno in DISK_FULL
-        reason = describe(error).removeprefix(f"'{job.source}' ")  # the row has the name
-        return Outcome(job, reason, time.monotonic() - start, stops=full)
-    return Outcome(job, "", time.monotonic() - start, details)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
+        reason = describe(error)
+        for name in (job.source, os.path.abspath(job.source)):
+            reason = reason.removeprefix(f"'{name}' ")  # the row has the name
+    return Outcome(job, reason, time.monotonic() - start, details)
 
 
 @functools.lru_cache(maxsize=4096)
 def sweep(folder: str) -> None:
     """Delete what killed runs left in a folder, once a process."""
-    if not os.path.isdir(folder):
-        return
-    with os.scandir(folder) as entries:
-        parts = [entry.path for entry in entries if entry.name.startswith(PART)]
-    for path in parts:
+    for part in Path(folder).glob(f"{PART}*"):
         with suppress(FileNotFoundError):  # another process was faster
-            if time.time() - os.stat(path).st_mtime > STALE:
-                remove(path)
-
-
-# One clip
-
-
-@contextmanager
-def open_stream(path: str, kind: Literal["audio", "video"]) -> Iterator[tuple[InputContainer, Any]]:
-    """Yield a file's container and its first stream of a kind, "audio" or "video".
-
-    Raises UnreadableClip where there is none; in the body too, where it cannot be decoded.
-    """
-    with opened(path) as container:
-        if first_stream(container, kind) is None:
-            raise UnreadableClip(f"'{path}' has no {'sound' if kind == 'audio' else 'picture'}")
-        stream = needed_stream(container, kind)
-        stream.codec_context.thread_count = 1  # the processes share the cores
-        yield container, stream
-
-
-def find_program(name: str, flag: str) -> str:
-    """Return the path of a program; FileNotFoundError names the flag that was given for it."""
-    if path := shutil.which(name):
-        return os.path.abspath(path)
-    raise FileNotFoundError(
-        f"{flag} '{name}' is no program that can be run; install it, or give its path"
-    )
-
-
-def run_program(command: list[str], timeout: float | None) -> None:
-    """Run a program for some seconds; UnreadableClip with its last words where it fails."""
-    name, silent = os.path.basename(command[0]), subprocess.DEVNULL
-    try:
-        done = subprocess.run(
-            command, stdin=silent, stdout=silent, stderr=subprocess.PIPE, timeout=timeout
-        )
-    except subprocess.TimeoutExpired:
-        raise UnreadableClip(f"{name} took longer than {timeout:g} s") from None
-    code = done.returncode
-    if code:
-        words = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
-        how = f"exit code {code}" if code > 0 else f"signal {-code}"
-        raise UnreadableClip(f"{name} failed with {how}: {words[-1]}")
+            if time.time() - part.stat().st_mtime > STALE:
+                remove(part)

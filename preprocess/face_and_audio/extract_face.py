@@ -20,6 +20,8 @@ import argparse
 import functools
 import logging
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -35,13 +37,13 @@ import torch
 
 from hicmae.config import Settings, add_arguments, from_flags, option
 from hicmae.data.film import UprightRgb
-from hicmae.data.media import VIDEO_SUFFIXES
+from hicmae.data.media import VIDEO_SUFFIXES, needed_stream, opened
 from hicmae.faces.detector import Detector, check_weights
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, main_face, search, smooth
 from hicmae.io import PART, UnreadableClip, whole_folder
 from preprocess.command_line import make_parser
 from preprocess.face_and_audio import batch
-from preprocess.face_and_audio.batch import Job, open_stream
+from preprocess.face_and_audio.batch import Job
 
 TOOL = "extract_face"
 SUFFIX = "_aligned"  # as OpenFace ends its folders
@@ -106,8 +108,8 @@ def follow_face(path: str, options: FaceOptions) -> FacePath:
             f"{options.max_missing:g} that --max_missing allows"
         )
     points, longest_gap = fill_gaps(chosen)
-    with open_stream(path, "video") as (_, stream):
-        sigma = options.smoothing * float(stream.average_rate or 25)
+    with opened(path) as container:
+        rate = needed_stream(container, "video").average_rate
     details: dict[str, Any] = {
         "frames": len(points),
         "missing": missing,
@@ -115,12 +117,14 @@ def follow_face(path: str, options: FaceOptions) -> FacePath:
         "several": sum(len(found) > 1 for found in faces),
         "face_size": round(float(np.median([face.size for face in chosen if face is not None]))),
     }
-    return FacePath(smooth(points, sigma), details)
+    return FacePath(smooth(points, options.smoothing * float(rate or 25)), details)
 
 
 def read_frames(path: str) -> Iterator[np.ndarray]:
     """Yield the frames of a video upright, (H, W, 3) uint8 RGB, all of the first one's size."""
-    with open_stream(path, "video") as (container, stream):
+    with opened(path) as container:
+        stream = needed_stream(container, "video")
+        stream.codec_context.thread_count = 1  # the processes share the cores
         yield from map(UprightRgb(stream), container.decode(stream))
 
 
@@ -150,13 +154,27 @@ def extract_with_openface(
         link = Path(folder, "clip" + Path(job.source).suffix)
         link.symlink_to(os.path.abspath(job.source))
         command = [program, "-f", str(link), "-out_dir", folder, *OPENFACE_FLAGS]
-        batch.run_program([*command, "-simsize", str(img_size)], timeout)
+        run_program([*command, "-simsize", str(img_size)], timeout)
         aligned = Path(folder, "clip_aligned")
         frames = len(list(aligned.glob("*.jpg")))
         if not frames:
             raise UnreadableClip("OpenFace wrote no aligned face")
         aligned.replace(part)
     return {"frames": frames}
+
+
+def run_program(command: list[str], timeout: float | None) -> None:
+    """Run a program for some seconds; UnreadableClip with its last words where it fails."""
+    name, silent = os.path.basename(command[0]), subprocess.DEVNULL
+    try:
+        done = subprocess.run(
+            command, stdin=silent, stdout=silent, stderr=subprocess.PIPE, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        raise UnreadableClip(f"{name} took longer than {timeout:g} s") from None
+    if done.returncode:  # a signal's number where it is negative
+        words = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
+        raise UnreadableClip(f"{name} failed with exit code {done.returncode}: {words[-1]}")
 
 
 def add_face_arguments(parser: argparse.ArgumentParser) -> None:
@@ -180,9 +198,14 @@ def face_work(args: argparse.Namespace) -> batch.Work:
     """Return what makes the faces of one clip; raises where flags or programs are not right."""
     options = from_flags(vars(args), FaceOptions)
     if args.backend == "openface":
-        program = batch.find_program(args.openface, "--openface")
-        flags = {"program": program, "img_size": options.img_size, "timeout": args.timeout}
-        return functools.partial(extract_with_openface, **flags)
+        program = shutil.which(args.openface)
+        if program is None:
+            raise FileNotFoundError(
+                f"--openface '{args.openface}' is no program that can be run; install it, or give "
+                "its path"
+            )
+        flags = {"img_size": options.img_size, "timeout": args.timeout}
+        return functools.partial(extract_with_openface, program=os.path.abspath(program), **flags)
     try:
         check_weights()
     except FileNotFoundError as error:
@@ -201,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
         work = face_work(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    return batch.run_tool(TOOL, args, SUFFIX, work, batch.has_folder)
+    return batch.run_tool(TOOL, args, SUFFIX, work)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Real small media files for the tests of what cuts faces and sound out of them."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import av
 import cv2
@@ -10,6 +12,10 @@ import numpy as np
 import pytest
 from matplotlib.cbook import get_sample_data
 
+from preprocess.face_and_audio import batch
+
+HARD_NAMES = ["a space.mp4", "quote'\"s.mp4", "ünï ☺.mp4", "line\nbreak.mp4", "-a:b %d -x.mp4"]
+HARD_NAMES += [os.fsdecode(b"\xff\xfe.mp4")]
 # Middles of the pupils of the portrait that matplotlib ships, read off by eye, in pixels.
 PORTRAIT_EYES = np.array([[222.0, 189.6], [306.0, 186.6]])
 SIZE = 360, 300  # width, height of the test videos
@@ -28,6 +34,33 @@ def portrait() -> np.ndarray:
     """Return a photograph of one face, (600, 512, 3) RGB."""
     name = str(get_sample_data("grace_hopper.jpg", asfileobj=False))
     return cv2.cvtColor(cv2.imread(name), cv2.COLOR_BGR2RGB)
+
+
+def run(tool: ModuleType, source: Path, output: Path, *flags: str) -> int:
+    """Run extract_audio or extract_face on all that is below a folder."""
+    names = ["--input", str(source), "--output_dir", str(output)]
+    return tool.main([*names, "--num_workers", "1", *flags])
+
+
+def summary(output: Path, tool: str) -> dict[str, dict[str, str]]:
+    return batch.read_summary(batch.summary_path(output, tool))
+
+
+def save_bad_files(folder: Path) -> set[str]:
+    """Write files that no tool can use; returns their names."""
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("no film at all\n" * 300)
+    (folder / "playlist.mp4").write_text("#EXTM3U\nhttp://127.0.0.1:9/x.ts\n")
+    (folder / "gone.mp4").symlink_to(folder / "nowhere.mp4")
+    data = save_media(folder / "cut.mp4", pictures(9), chirp(0.4, 16000)).read_bytes()
+    (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
+    return {"empty.mp4", "text.mp4", "playlist.mp4", "gone.mp4", "cut.mp4"}
+
+
+def failures(output: Path, tool: str) -> dict[str, str]:
+    """Return the reasons of the clips that failed."""
+    rows = summary(output, tool)
+    return {name: row["reason"] for name, row in rows.items() if row["status"] == "failed"}
 
 
 def chirp(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
