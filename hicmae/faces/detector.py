@@ -58,15 +58,11 @@ class Face(NamedTuple):
 
 
 class Net(nn.Module):
-    """A trunk and several linear outputs on top of it, with the weights of a name."""
+    """A trunk and several linear outputs on top of it."""
 
-    def __init__(self, name: str, trunk: list[nn.Module], outputs: list[nn.Module]) -> None:
+    def __init__(self, trunk: list[nn.Module], outputs: list[nn.Module]) -> None:
         super().__init__()
         self.trunk, self.outputs = nn.Sequential(*trunk), nn.ModuleList(outputs)
-        with torch.no_grad():
-            for parameter, array in zip(self.parameters(), _arrays(name), strict=True):
-                parameter.copy_(array)
-        self.eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map (B, 3, H, W) in [-1, 1] to one tensor an output."""
@@ -75,7 +71,7 @@ class Net(nn.Module):
 
 
 @lru_cache(maxsize=1)
-def load_nets() -> tuple[Net, Net, Net]:
+def load_nets() -> tuple[Net, ...]:
     """Build P-Net, R-Net and O-Net with the weights of the installed package."""
 
     def conv(inputs: int, outputs: int, kernel: int = 3) -> list[nn.Module]:
@@ -93,11 +89,22 @@ def load_nets() -> tuple[Net, Net, Net]:
     refining += [*conv(48, 64, kernel=2), *dense(576, 128)]
     placing = [*conv(3, 32), pool(3), *conv(32, 64), pool(3, keep_edge=False)]
     placing += [*conv(64, 64), pool(2), *conv(64, 128, kernel=2), *dense(1152, 256)]
-    return (
-        Net("pnet", proposing, [nn.Conv2d(32, size, 1) for size in (4, 2)]),
-        Net("rnet", refining, [nn.Linear(128, size) for size in (4, 2)]),
-        Net("onet", placing, [nn.Linear(256, size) for size in (4, 10, 2)]),
+    nets = (
+        Net(proposing, [nn.Conv2d(32, size, 1) for size in (4, 2)]),
+        Net(refining, [nn.Linear(128, size) for size in (4, 2)]),
+        Net(placing, [nn.Linear(256, size) for size in (4, 10, 2)]),
     )
+    files = check_weights()
+    import joblib  # part of the optional weights, see INSTALL
+
+    # Kernels are stored (H, W, in, out) or (in, out), the slopes of PReLU (1, 1, C) or (C,).
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}
+    for net, data in zip(nets, files.values(), strict=True):
+        arrays = [torch.from_numpy(np.array(array)) for array in joblib.load(io.BytesIO(data))]
+        for parameter, a in zip(net.parameters(), arrays, strict=True):
+            parameter.data.copy_(a.permute(axes[a.ndim]) if a.ndim in axes else a.flatten())
+        net.eval()
+    return nets
 
 
 class Detector:
@@ -116,18 +123,23 @@ class Detector:
     def detect(self, images: list[np.ndarray]) -> list[list[Face]]:
         """Return the faces of each image, best first; images (H, W, 3) uint8 RGB of one size."""
         boxes, owner = self._propose(images)
-        boxes, owner = self._refine(images, boxes, owner)
-        boxes, _, scores = self._place(images, boxes, owner)
+        if len(boxes):  # drop those in which R-Net sees no face, and shift the others
+            moved, _, face = map(torch.from_numpy, _closer(self.rnet, 24, images, boxes, owner))
+            good = torch.nonzero(face >= REFINED)[:, 0]
+            owners = torch.from_numpy(owner)[good]
+            kept = good[batched_nms(moved[good], face[good], owners, SAME_PROPOSAL)]
+            boxes, owner = squared(moved[kept].numpy()), owner[kept.numpy()]
+        boxes, _, scores = _closer(self.onet, 48, images, boxes, owner)
         nested = overlaps(boxes, boxes, of_smaller=True)
-        kept: list[list[int]] = [[] for _ in images]
+        found: list[list[int]] = [[] for _ in images]
         for index in np.argsort(-scores):
-            others = kept[owner[index]]
+            others = found[owner[index]]
             if scores[index] >= ACCEPTED and (nested[index, others] < SAME_FACE).all():
                 others.append(index)
         # Once more, from the box found: it brings faces in all frames to O-Net alike.
         return [
-            self.locate([image] * len(found), boxes[found])
-            for image, found in zip(images, kept, strict=True)
+            self.locate([image] * len(faces), boxes[faces])
+            for image, faces in zip(images, found, strict=True)
         ]
 
     @torch.inference_mode()
@@ -136,11 +148,11 @@ class Detector:
 
         Returns one Face an image; a score under ACCEPTED says that there is none.
         """
-        placed = self._place(images, squared(boxes), np.arange(len(images)))
+        placed = _closer(self.onet, 48, images, squared(boxes), np.arange(len(images)))
         return [Face(box, points, float(score)) for box, points, score in zip(*placed, strict=True)]
 
     def _propose(self, images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return boxes (N, 4) that may hold faces, and the image (N,) each is in."""
+        """Return square boxes (N, 4) that may hold faces, and the image (N,) each is in."""
         height, width = images[0].shape[:2]
         scale = CELL / max(self.min_face * min(height, width), CELL)
         found = []
@@ -162,37 +174,37 @@ class Detector:
         kept = batched_nms(boxes, scores, owner, SAME_PROPOSAL)
         return squared(boxes[kept].numpy()), owner[kept].numpy()
 
-    def _refine(
-        self, images: list[np.ndarray], boxes: np.ndarray, owner: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Drop the boxes in which R-Net sees no face, and shift the others."""
-        if not len(boxes):
-            return boxes, owner
-        patches, corners, sides = _patches(images, boxes, owner, 24)
-        shifts, scores = self.rnet(patches)
-        face = scores.softmax(1)[:, 1]
-        edges = torch.from_numpy(np.concatenate([corners, corners + sides], 1))
-        moved = edges + shifts * torch.from_numpy(np.tile(sides, 2))
-        good = torch.nonzero(face >= REFINED)[:, 0]
-        owners = torch.from_numpy(owner)[good]
-        kept = good[batched_nms(moved[good].float(), face[good], owners, SAME_PROPOSAL)]
-        return squared(moved[kept].numpy()), owner[kept.numpy()]
 
-    def _place(
-        self, images: list[np.ndarray], boxes: np.ndarray, owner: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return boxes (N, 4), points (N, 5, 2), scores (N,) that O-Net gives to square boxes."""
-        if not len(boxes):
-            return boxes, np.empty((0, 5, 2)), np.empty(0)
-        patches, corners, sides = _patches(images, boxes, owner, 48)
-        shifts, points, scores = (output.numpy() for output in self.onet(patches))
-        edges = np.concatenate([corners, corners + sides], 1)
-        points = points.reshape(-1, 2, 5).transpose(0, 2, 1)  # all x come before all y
-        return (
-            edges + shifts * np.tile(sides, 2),
-            corners[:, None] + points * sides[:, None],
-            torch.from_numpy(scores).softmax(1)[:, 1].numpy(),
-        )
+def _closer(
+    net: Net, size: int, images: list[np.ndarray], boxes: np.ndarray, owner: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Show a net the square boxes (N, 4) of images in patches of `size` pixels.
+
+    Returns the boxes and points (N, 5, 2), or (N, 0, 2) of R-Net, that it gives, and scores (N,).
+    """
+    if not len(boxes):
+        return boxes, np.empty((0, 5, 2)), np.empty(0)
+    corners = np.rint(boxes[:, :2]).astype(int)
+    sides = np.maximum(np.rint(boxes[:, 2:] - boxes[:, :2]).astype(int), 1)
+    patches = []
+    for (x, y), (width, height), index in zip(corners, sides, owner, strict=True):
+        left, top = max(x, 0), max(y, 0)
+        part = images[index][top : max(y + height, 0), left : max(x + width, 0)]
+        patch = np.full((height, width, 3), GREY, np.uint8)
+        patch[top - y :, left - x :][: part.shape[0], : part.shape[1]] = part
+        method = cv2.INTER_AREA if width > size else cv2.INTER_LINEAR
+        patches.append(cv2.resize(patch, (size, size), interpolation=method))
+    shifts, *points, scores = net(_normalised(patches))
+    corners, sides = corners.astype(np.float32), sides.astype(np.float32)
+    edges = np.concatenate([corners, corners + sides], 1) + shifts.numpy() * np.tile(sides, 2)
+    places = points[0].unflatten(1, (2, 5)).mT if points else torch.empty(len(boxes), 0, 2)
+    places = corners[:, None] + places.numpy() * sides[:, None]  # all x come before all y
+    return edges, places, scores.softmax(1)[:, 1].numpy()
+
+
+def _normalised(images: list[np.ndarray]) -> Tensor:
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return (batch.float() - 127.5) / 128
 
 
 def squared(boxes: np.ndarray) -> np.ndarray:
@@ -213,35 +225,13 @@ def overlaps(first: np.ndarray, second: np.ndarray, of_smaller: bool = False) ->
     return shared / (one[:, None] + other - shared)
 
 
-def _patches(
-    images: list[np.ndarray], boxes: np.ndarray, owner: np.ndarray, size: int
-) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Cut square boxes out of images; returns the patches and their exact corners and sides."""
-    corners = np.rint(boxes[:, :2]).astype(int)
-    sides = np.maximum(np.rint(boxes[:, 2:] - boxes[:, :2]).astype(int), 1)
-    patches = []
-    for (x, y), (width, height), index in zip(corners, sides, owner, strict=True):
-        left, top = max(x, 0), max(y, 0)
-        part = images[index][top : max(y + height, 0), left : max(x + width, 0)]
-        patch = np.full((height, width, 3), GREY, np.uint8)
-        patch[top - y :, left - x :][: part.shape[0], : part.shape[1]] = part
-        method = cv2.INTER_AREA if width > size else cv2.INTER_LINEAR
-        patches.append(cv2.resize(patch, (size, size), interpolation=method))
-    return _normalised(patches), corners.astype(np.float32), sides.astype(np.float32)
-
-
-def _normalised(images: list[np.ndarray]) -> Tensor:
-    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return (batch.float() - 127.5) / 128
-
-
 def check_weights() -> dict[str, bytes]:
     """Return the files of weights; FileNotFoundError or ValueError where they are not the known."""
     found = {name: importlib.util.find_spec(name) for name in ("mtcnn", "joblib", "lz4")}
     if missing := [name for name, package in found.items() if package is None]:
-        does = "holds" if missing[0] == "mtcnn" else "unpacks"
-        text = f"the package {missing[0]}, which {does} the weights, is missing; {INSTALL}"
-        raise FileNotFoundError(text)
+        raise FileNotFoundError(
+            f"the package {missing[0]}, which the weights need, is missing; {INSTALL}"
+        )
     # mtcnn is not imported: that would need TensorFlow.
     folder = (getattr(found["mtcnn"], "submodule_search_locations", None) or [""])[0]
     files = {}
@@ -257,14 +247,3 @@ def check_weights() -> dict[str, bytes]:
                 f"mtcnn 1.0.0; {INSTALL}"
             )
     return files
-
-
-def _arrays(name: str) -> list[Tensor]:
-    """Return a net's weights in the order of its parameters, in torch's order of axes."""
-    data = io.BytesIO(check_weights()[name])
-    import joblib  # part of the optional weights, see INSTALL
-
-    arrays = [torch.from_numpy(np.array(array)) for array in joblib.load(data)]
-    # Kernels are stored (H, W, in, out) or (in, out), the slopes of PReLU (1, 1, C) or (C,).
-    axes = {4: (3, 2, 0, 1), 2: (1, 0)}
-    return [a.permute(axes[a.ndim]) if a.ndim in axes else a.flatten() for a in arrays]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -44,8 +43,7 @@ def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     """
     middle, goal = points.mean(0), target.mean(0)
     # In the complex plane turn and scale are one factor.
-    source = (points - middle) @ [1, 1j]
-    wanted = (target - goal) @ [1, 1j]
+    source, wanted = (points - middle) @ [1, 1j], (target - goal) @ [1, 1j]
     factor = (source.conj() @ wanted) / max((source.conj() @ source).real, 1e-12)
     turn = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
     return np.column_stack([turn, goal - turn @ middle])
@@ -87,12 +85,12 @@ def search(
     if first is None:
         return [], (0, 0)
     height, width = first.shape[:2]
-    longer = max(height, width, SEARCH_SIZE)
+    scale = max(height, width, SEARCH_SIZE) / SEARCH_SIZE
     small = chain([first], frames)
-    if longer > SEARCH_SIZE:
-        sides = (max(round(side * (SEARCH_SIZE / longer)), 1) for side in (width, height))
-        shrink = partial(cv2.resize, dsize=tuple(sides), interpolation=cv2.INTER_AREA)
-        small = chain(map(shrink, small))
+    if scale > 1:
+        longer = max(height, width)
+        sides = [max(round(side * (SEARCH_SIZE / longer)), 1) for side in (width, height)]
+        small = chain(cv2.resize(f, sides, interpolation=cv2.INTER_AREA) for f in small)
     faces: list[list[Face]] = []
     before: list[Face] = []
     length = 1
@@ -100,7 +98,6 @@ def search(
         (after,) = detector.detect(chunk[-1:])
         faces += [*_between(chunk[:-1], before, after, detector), after]
         before, length = after, detect_every
-    scale = longer / SEARCH_SIZE
     return [[face.scaled(scale) for face in found] for found in faces], (width, height)
 
 
@@ -108,22 +105,20 @@ def _between(
     frames: list[np.ndarray], before: list[Face], after: list[Face], detector: Detector
 ) -> list[list[Face]]:
     """Return the faces of the frames between two searched ones."""
-    if not frames:
-        return []
     pairs = _pairs(before, after)
-    if len(pairs) < max(len(before), len(after)):
-        return detector.detect(frames)
     steps = np.arange(1, len(frames) + 1)[:, None] / (len(frames) + 1)
     found: list[list[Face]] = [[] for _ in frames]
-    for i, j in pairs:
-        boxes = before[i].box + steps * (after[j].box - before[i].box)
-        for faces, face in zip(found, detector.locate(frames, boxes), strict=True):
-            faces += [face] if face.score >= ACCEPTED else []
-    lost = [index for index, faces in enumerate(found) if len(faces) < len(pairs)]
-    if lost:
-        searched = detector.detect([frames[index] for index in lost])
-        for index, faces in zip(lost, searched, strict=True):
-            found[index] = faces
+    if frames and len(pairs) == max(len(before), len(after)):
+        for i, j in pairs:
+            boxes = before[i].box + steps * (after[j].box - before[i].box)
+            for faces, face in zip(found, detector.locate(frames, boxes), strict=True):
+                faces += [face] if face.score >= ACCEPTED else []
+        lost = [index for index, faces in enumerate(found) if len(faces) < len(pairs)]
+    else:
+        lost = list(range(len(frames)))
+    searched = detector.detect([frames[index] for index in lost]) if lost else []
+    for index, faces in zip(lost, searched, strict=True):
+        found[index] = faces
     return found
 
 
@@ -131,8 +126,8 @@ def _pairs(before: Sequence[Face], after: Sequence[Face]) -> list[tuple[int, int
     """Match the faces of two frames so that the pairs overlap most; returns their indices."""
     if not before or not after:
         return []
-    boxes = [np.stack([face.box for face in faces]) for faces in (before, after)]
-    shared = overlaps(boxes[0], boxes[1])
+    first, second = (np.stack([face.box for face in faces]) for faces in (before, after))
+    shared = overlaps(first, second)
     shared[shared <= SAME_TRACK] = 0
     rows, columns = linear_sum_assignment(shared, maximize=True)
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if shared[i, j]]
@@ -155,16 +150,16 @@ def follow(faces: Sequence[Sequence[Face]], size: tuple[int, int]) -> list[Track
             else:
                 tracks.append({frame: face})
                 going_on.append(tracks[-1])
-    return sorted(tracks, key=lambda track: -_weight(track, size))
-
-
-def _weight(track: Track, size: tuple[int, int]) -> float:
-    """Sum over frames of a face's share of the frame, halved for one in a corner."""
     middle = np.array(size) / 2
-    centres = np.stack([face.centre for face in track.values()])
-    away = np.linalg.norm(centres - middle, axis=1) / np.linalg.norm(middle)
-    shares = np.array([face.size for face in track.values()]) / min(size)
-    return float(np.sum(shares * (1 - 0.5 * away)))
+
+    def weight(track: Track) -> float:
+        """Sum over frames of a face's share of the frame, halved for one in a corner."""
+        centres = np.stack([face.centre for face in track.values()])
+        away = np.linalg.norm(centres - middle, axis=1) / np.linalg.norm(middle)
+        shares = np.array([face.size for face in track.values()]) / min(size)
+        return float(np.sum(shares * (1 - 0.5 * away)))
+
+    return sorted(tracks, key=weight, reverse=True)
 
 
 def main_face(faces: Sequence[Sequence[Face]], size: tuple[int, int]) -> list[Face | None]:
@@ -196,7 +191,8 @@ def fill_gaps(chosen: Sequence[Face | None]) -> tuple[np.ndarray, int]:
 def smooth(points: np.ndarray, sigma: float) -> np.ndarray:
     """Average points over neighbouring frames with Gaussian weights, but not across a cut.
 
-    Points are (T, N, 2); `sigma` of the weights is in frames, 0 leaves the points as they are.
+    Points are (T, N, 2); `sigma` of the weights is in frames, 0 leaves the points as they are. A
+    line is fitted to the neighbours of each frame, so that motion does not lag at the ends.
     """
     if sigma <= 0:
         return points
@@ -205,23 +201,20 @@ def smooth(points: np.ndarray, sigma: float) -> np.ndarray:
     moved = np.linalg.norm(np.diff(middle, axis=0), axis=1) / (2 * spread[:-1])
     grown = np.abs(np.log(spread[1:] / spread[:-1]))
     cuts = np.flatnonzero((moved > CUT) | (grown > CUT)) + 1
-    return np.concatenate([_smooth_shot(shot, sigma) for shot in np.split(points, cuts)])
-
-
-def _smooth_shot(points: np.ndarray, sigma: float) -> np.ndarray:
-    """Fit a line to the neighbours of each frame, so that motion does not lag at the ends."""
-    values, there = points.reshape(len(points), -1), np.ones((len(points), 1))
-    radius = int(np.ceil(3 * sigma))
+    offsets = range(-(radius := int(np.ceil(3 * sigma))), radius + 1)
 
     def total(series: np.ndarray, power: int) -> Any:
         """Sum weight x offset ** power x value over each frame's neighbours, in their order."""
         padded = np.pad(series, ((radius, radius), (0, 0)))
         return sum(
             np.exp(-0.5 * (offset / sigma) ** 2) * (offset**power * padded[start:][: len(series)])
-            for start, offset in enumerate(range(-radius, radius + 1))
+            for start, offset in enumerate(offsets)
         )
 
-    one, first, second = (total(there, power) for power in range(3))
-    value, moment = (total(values, power) for power in range(2))
-    second = second + 1e-9  # a single frame has no line, only its value
-    return ((second * value - first * moment) / (one * second - first**2)).reshape(points.shape)
+    shots = []
+    for shot in np.split(points.reshape(len(points), -1), cuts):
+        one, first, second = (total(np.ones((len(shot), 1)), power) for power in range(3))
+        value, moment = (total(shot, power) for power in range(2))
+        second = second + 1e-9  # a single frame has no line, only its value
+        shots.append((second * value - first * moment) / (one * second - first**2))
+    return np.concatenate(shots).reshape(points.shape)

@@ -55,7 +55,7 @@ def test_missing_weights_are_said_with_what_to_do(monkeypatch, capsys, tmp_path)
     with pytest.raises(SystemExit, match="2"):
         extract(tmp_path, tmp_path / "out")
     message = capsys.readouterr().err
-    assert "the package mtcnn, which holds the weights, is missing" in message
+    assert "the package mtcnn, which the weights need, is missing" in message
     assert "pip install" in message and "--backend openface" in message
 
 
