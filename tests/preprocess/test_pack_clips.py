@@ -38,6 +38,9 @@ def pack(media: Path, output: Path, *flags: str, workers: int = 1, name: str = "
     return pack_clips.main([str(media / name), *where, "--num_workers", str(workers), *flags])
 
 
+NAMES = [f"v{k}.mp4" for k in range(6)]
+
+
 def names_in(folder: Path) -> list[str]:
     return sorted(clip.video for clip in read_packed(folder))
 
@@ -49,7 +52,7 @@ def state(folder: Path) -> dict[str, int]:
 def test_clips_are_packed_under_the_names_of_the_list(media, tmp_path, caplog):
     caplog.set_level("INFO")
     assert pack(media, tmp_path) == 0
-    assert names_in(tmp_path) == [f"v{k}.mp4" for k in range(6)]
+    assert names_in(tmp_path) == NAMES
     assert {clip.audio for clip in read_packed(tmp_path)} == {f"v{k}.wav" for k in range(6)}
     assert "1 shards, 0.000 GB; a clip takes" in caplog.text and "its files took" in caplog.text
     rows = read_summary(tmp_path / "pack_clips.csv")
@@ -65,10 +68,8 @@ def test_every_frame_and_its_times_are_kept(media, tmp_path):
         assert len(stored) == len(video)
         for one, other in zip(stored.read(range(20)), video.read(range(20)), strict=True):
             np.testing.assert_array_equal(one, other)
-        last = len(video) - 1
-        assert [stored.times(k, last) for k in range(20)] == [
-            video.times(k, last) for k in range(20)
-        ]
+        for k in range(20):
+            assert stored.times(k, len(video) - 1) == video.times(k, len(video) - 1)
 
 
 def test_quality_and_size_are_followed(media, tmp_path):
@@ -84,19 +85,12 @@ def test_quality_and_size_are_followed(media, tmp_path):
     assert open_packed(read_packed(tmp_path / "same")[0])[0].read([7])[0].shape == (48, 64, 3)
 
 
-def test_shards_are_as_large_as_asked(media, tmp_path):
-    assert pack(media, tmp_path, "--shard_size", "100KB") == 0
-    shards = read_packed(tmp_path).shards
-    assert len(shards) >= 2
-    assert all(100_000 <= shard.size < 200_000 for shard in shards[:-1])
-
-
 def test_running_again_packs_only_what_is_missing(media, tmp_path):
     write_list(media / "some.csv", [Clip(f"v{k}.mp4", None, None) for k in (1, 4)])
     assert pack(media, tmp_path, name="some.csv") == 0
     before = state(tmp_path)
     assert pack(media, tmp_path) == 0
-    assert names_in(tmp_path) == [f"v{k}.mp4" for k in range(6)]
+    assert names_in(tmp_path) == NAMES
     after = state(tmp_path)
     assert {name: after[name] for name in before} == before and len(after) == 4
     assert pack(media, tmp_path) == 0
@@ -105,18 +99,13 @@ def test_running_again_packs_only_what_is_missing(media, tmp_path):
 
 
 def test_parts_of_an_array_share_the_list_without_asking_each_other(media, tmp_path):
+    write_list(media / "twice.csv", [Clip(name, None, None) for name in [*NAMES, "v1.mp4"]])
     for part in (1, 2, 3):
-        assert pack(media, tmp_path, "--shard", f"{part}/3") == 0
-    assert names_in(tmp_path) == [f"v{k}.mp4" for k in range(6)]
+        assert pack(media, tmp_path, "--shard", f"{part}/3", name="twice.csv") == 0
+    assert names_in(tmp_path) == NAMES
     tars = {path.name for path in tmp_path.glob("*.tar")}
     assert tars == {f"clips-{part}of3-000000.tar" for part in (1, 2, 3)}
     assert len(list(tmp_path.glob("pack_clips_*of3.csv"))) == 3
-
-
-def test_a_clip_that_is_in_the_list_twice_is_packed_once(media, tmp_path):
-    write_list(media / "twice.csv", [Clip("v1.mp4", None, None)] * 2)
-    assert pack(media, tmp_path, name="twice.csv") == 0
-    assert names_in(tmp_path) == ["v1.mp4"]
 
 
 def test_failures_are_listed_and_the_run_goes_on(media, tmp_path, caplog):
@@ -135,7 +124,7 @@ def test_failures_are_listed_and_the_run_goes_on(media, tmp_path, caplog):
     for name in ("v1.mp4", "v2.wav", "v3.wav"):
         shutil.copy(media / name, folder / name)
     assert pack(folder, output) == 0
-    assert names_in(output) == [f"v{k}.mp4" for k in range(6)]
+    assert names_in(output) == NAMES
     assert {row["status"] for row in read_summary(output / "pack_clips.csv").values()} == {"done"}
 
 
@@ -172,7 +161,7 @@ def test_half_a_shard_is_not_there(media, tmp_path, monkeypatch, caplog, error, 
     assert [path.name for path in tmp_path.iterdir()] == ["pack_clips.csv"]
     monkeypatch.undo()
     assert pack(media, tmp_path) == 0
-    assert names_in(tmp_path) == [f"v{k}.mp4" for k in range(6)]
+    assert names_in(tmp_path) == NAMES
 
 
 def test_shard_without_index_is_written_anew(media, tmp_path):
@@ -184,12 +173,15 @@ def test_shard_without_index_is_written_anew(media, tmp_path):
     assert len(read_packed(tmp_path)) == 6
 
 
-def test_any_number_of_processes_packs_the_same(media, tmp_path):
+def test_any_number_of_processes_packs_shards_of_the_asked_size(media, tmp_path):
+    size = ("--shard_size", "100KB")
     for workers, name in ((1, "one"), (1, "again"), (2, "two")):
-        assert pack(media, tmp_path / name, workers=workers) == 0
+        assert pack(media, tmp_path / name, *size, workers=workers) == 0
+        assert names_in(tmp_path / name) == NAMES
+        shards = read_packed(tmp_path / name).shards
+        assert len(shards) >= 2 and all(100_000 <= shard.size < 200_000 for shard in shards[:-1])
     first, again = ((tmp_path / n / "clips-000000.tar").read_bytes() for n in ("one", "again"))
     assert first == again
-    assert names_in(tmp_path / "two") == [f"v{k}.mp4" for k in range(6)]
 
 
 def test_folders_of_frames_are_packed_in_rgb_but_have_no_times_for_pretraining(tmp_path):
@@ -233,27 +225,25 @@ def change_a_byte(packed: Path) -> None:
     path.write_bytes(data)
 
 
-def move_a_clip(packed: Path) -> None:
-    reindex(packed, lambda content: content["clips"][0].__setitem__(5, 512))
-
-
 def repeat_a_shard(packed: Path) -> None:
     shutil.copy(packed / "clips-000000.tar", packed / "clips-9.tar")
     text = (packed / "clips-000000.index.json").read_text()
     (packed / "clips-9.index.json").write_text(text.replace("clips-000000.tar", "clips-9.tar"))
 
 
-def lose_an_index(packed: Path) -> None:
-    (packed / "clips-000000.index.json").unlink()
-
-
 @pytest.mark.parametrize(
     "damage, message",
     [
         (change_a_byte, "clips-000001.tar': it has changed: its SHA-256 is not that of the index"),
-        (move_a_clip, "has other members than its index says"),
+        (
+            lambda packed: reindex(packed, lambda content: content["clips"][0].__setitem__(5, 512)),
+            "has other members than its index says",
+        ),
         (repeat_a_shard, "clips-000000.index.json' and in"),
-        (lose_an_index, "clips-000000.tar' has no index: it is not whole"),
+        (
+            lambda packed: (packed / "clips-000000.index.json").unlink(),
+            "clips-000000.tar' has no index: it is not whole",
+        ),
     ],
 )
 def test_damage_is_found(packed, caplog, damage, message):
@@ -315,21 +305,21 @@ def test_sizes_are_read_with_units():
 
 
 def test_bad_input_is_one_line(media, tmp_path, caplog):
-    assert pack(tmp_path, tmp_path / "out") == 2
-    assert "list.csv' does not exist" in caplog.text
-    caplog.clear()
+    def said(code: int) -> str:
+        text = caplog.text
+        caplog.clear()
+        assert code == 2
+        return text
+
+    assert "list.csv' does not exist" in said(pack(tmp_path, tmp_path / "out"))
     (tmp_path / "list.csv").write_text("a b c d e\n")
-    assert pack(tmp_path, tmp_path / "out") == 2
-    assert "list.csv:1: expected" in caplog.text
-    caplog.clear()
+    assert "list.csv:1: expected" in said(pack(tmp_path, tmp_path / "out"))
     (tmp_path / "file").touch()
-    assert pack(media, tmp_path / "file") == 2
-    assert "file': File exists" in caplog.text
-    caplog.clear()
-    assert verify(tmp_path / "nowhere") == 2 and "is no folder" in caplog.text
+    assert "file': File exists" in said(pack(media, tmp_path / "file"))
+    assert "is no folder" in said(verify(tmp_path / "nowhere"))
     os.mkdir(tmp_path / "empty")
-    assert verify(tmp_path / "empty") == 2 and "holds no shard" in caplog.text
+    assert "holds no shard" in said(verify(tmp_path / "empty"))
     pack(media, tmp_path / "shards")
     shutil.copytree(tmp_path / "shards", tmp_path / "again" / "list")
-    assert pack(tmp_path / "again", tmp_path / "out") == 2
-    assert "is packed already; name a list of files" in caplog.text
+    said(2)
+    assert "name a list of files" in said(pack(tmp_path / "again", tmp_path / "out"))
