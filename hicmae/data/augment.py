@@ -49,9 +49,8 @@ class Augment:
                 f"--aa must name a RandAugment such as 'rand-m7-n4-mstd0.5-inc1', got {self.aa!r}"
             )
         if self.remode not in ERASING_MODES:
-            raise ValueError(
-                f"--remode must be one of {', '.join(ERASING_MODES)}, got {self.remode!r}"
-            )
+            modes = ", ".join(ERASING_MODES)
+            raise ValueError(f"--remode must be one of {modes}, got {self.remode!r}")
 
 
 @contextmanager

@@ -52,11 +52,8 @@ def find_list(path: str | Path) -> Path | None:
 def read_pretrain_list(path: str | Path, data_root: str = "") -> Sequence[AnyClip]:
     """Read lines `<video.mp4> <int>`, or `<video.mp4> <audio.wav> <int>`; the integer is ignored.
 
-    Without a second name the wav stands beside the video under the same name, except for VoxCeleb2,
-    where `video/file~/dev/mp4` becomes `audio/file~/dev/aac`.
-
-    `path` is a list file, or its folder with train.csv; a folder of shards, or one index. Relative
-    names are joined to `data_root`.
+    Without a second name the wav is `wav_of` the video. `path` is a list file, or its folder with
+    train.csv; a folder of shards, or one index. Relative names are joined to `data_root`.
     """
     path = Path(path)
     if path.is_dir() and not is_packed(path):
@@ -81,9 +78,8 @@ def read_labelled_list(
 ) -> Sequence[AnyClip]:
     """Read lines `<video> <audio.wav> <label>`, or several numbers as label for regression.
 
-    `path` is a list file, a folder of shards, or one index. `num_classes` bounds the class indices;
+    `path` and `data_root` are as in `read_pretrain_list`. `num_classes` bounds the class indices;
     for a regression it is the number of targets, which the first line fixes where it is not given.
-    Relative names are joined to `data_root`.
     """
     if task not in ("classification", "regression"):
         raise ValueError(f"task must be 'classification' or 'regression', got {task!r}")
@@ -114,10 +110,8 @@ def read_labelled_list(
 
 def write_list(path: str | Path, clips: Iterable[Clip]) -> None:
     """Write a list; a reader sees the old file or the whole new one. Clips without label get 0."""
-    with (
-        whole_file(path) as part,
-        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
+    options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+    with whole_file(path) as part, part.open("w", newline="", **options) as file:
         writer = csv.writer(file, delimiter=" ", lineterminator="\n")
         for video, audio, label in clips:
             labels = label if isinstance(label, tuple) else (label or 0,)
@@ -125,7 +119,7 @@ def write_list(path: str | Path, clips: Iterable[Clip]) -> None:
 
 
 def wav_of(video: str) -> str:
-    """Return the name of the wav that belongs to a pre-training video."""
+    """Return the wav of a pre-training video: beside it, for VoxCeleb2 in a tree of its own."""
     return os.path.splitext(video.replace(_VOXCELEB_VIDEO, _VOXCELEB_AUDIO))[0] + ".wav"
 
 
@@ -208,20 +202,16 @@ def data_set_names(data_set: str, count: int) -> tuple[str, ...]:
 
 def read_names(path: str | Path) -> tuple[str, ...]:
     """Read a file of names, one a line."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError):
+    if not Path(path).is_file():
         raise FileNotFoundError(
             f"'{path}' is no file; expected the names of classes or outputs, one a line"
-        ) from None
+        )
+    text = Path(path).read_text(encoding="utf-8-sig")
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def chosen_names(chosen: Sequence[str], count: int) -> tuple[str, ...]:
-    """Read --class_names: the names themselves, one file with a name a line, or a data set's name.
-
-    ValueError unless they are `count` different ones.
-    """
+    """Read --class_names, `count` different names: themselves, a file of them, or a data set's."""
     names = tuple(chosen)
     if len(names) == 1:
         names = data_set_names(names[0], count) or read_names(names[0])
@@ -230,8 +220,7 @@ def chosen_names(chosen: Sequence[str], count: int) -> tuple[str, ...]:
             f"--class_names gives {len(names)} names ({', '.join(names)[:80]}), expected {count}, "
             "one for each class or output"
         )
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
+    if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"--class_names gives the name '{twice[0]}' twice; names must differ")
     return names
 

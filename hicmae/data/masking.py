@@ -12,16 +12,14 @@ def tube_mask(
     (N,) bool, N = time * height * width, in that order of tokens (width fastest).
     """
     depth, height, width = grid
-    cells = _mask(height * width, mask_ratio, rng, f"patches in a {height}x{width} grid")
+    cells = random_mask(height * width, mask_ratio, rng, f"patches in a {height}x{width} grid")
     return np.tile(cells, depth)
 
 
-def random_mask(num_tokens: int, mask_ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """Return (N,) bool with `int(mask_ratio * N)` tokens masked at random, N = `num_tokens`."""
-    return _mask(num_tokens, mask_ratio, rng, "tokens")
-
-
-def _mask(num_cells: int, mask_ratio: float, rng: np.random.Generator, cells: str) -> np.ndarray:
+def random_mask(
+    num_cells: int, mask_ratio: float, rng: np.random.Generator, cells: str = "tokens"
+) -> np.ndarray:
+    """Return (N,) bool with `int(mask_ratio * N)` of N = `num_cells` masked at random."""
     num_masked = int(mask_ratio * num_cells)
     if not 0 < num_masked < num_cells:
         raise ValueError(

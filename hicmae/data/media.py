@@ -41,9 +41,6 @@ class NoSound(UnreadableClip):
     """There is no sound where some is needed."""
 
 
-# Opening
-
-
 def check_file(path: str) -> None:
     """Raise UnreadableClip where a path is no file, or one that is empty or may not be read."""
     try:

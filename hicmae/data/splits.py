@@ -4,7 +4,6 @@ Speakers come from a table beside the lists, or from the clips' names.
 """
 
 import csv
-import io
 import logging
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from hicmae.data.clip_list import AnyClip, find_list
 
@@ -38,12 +38,11 @@ PATTERNS = {
 DRAWS = 1000  # orders of the groups to choose from; more hardly balance better
 # First words of seeds, so that these draws share no random numbers with the order of the clips.
 _HOLD_OUT, _SHARE = 3, 5
-_ENDING = re.compile(r"(?:_aligned|\.[A-Za-z]\w{1,3})$")
 
 
 def base_name(path: str) -> str:
     """Return a clip's own name: the last part of its path without `.mp4`, `_aligned` and such."""
-    return _ENDING.sub("", PurePath(path).name)
+    return re.sub(r"(?:_aligned|\.[A-Za-z]\w{1,3})$", "", PurePath(path).name)
 
 
 def find_speakers(
@@ -69,8 +68,7 @@ def find_speakers(
                 f"--speaker_pattern '{pattern}' has no group, expected one around the speaker, "
                 r"e.g. '^(\d{4})_'"
             )
-        speakers = ["".join(parts) for parts in groups]
-        reason = f"--speaker_pattern '{pattern}' does not match it"
+        speakers, reason = ["".join(g) for g in groups], f"--speaker_pattern '{pattern}' fails"
     else:
         beside = (folder / SPEAKER_FILE, folder.absolute().parent / SPEAKER_FILE)
         table = Path(file) if file else next((p for p in beside if p.is_file()), None)
@@ -81,8 +79,7 @@ def find_speakers(
                 "writes it, or give --speaker_file (csv, columns clip,speaker) or "
                 f"--speaker_pattern (a regular expression, or {', '.join(PATTERNS)})"
             )
-        speakers = _by_table(videos, table, data_root)
-        reason = f"'{table}' has no line for it"
+        speakers, reason = _by_table(videos, table, data_root), f"'{table}' has no line for it"
     unknown = [video for video, speaker in zip(videos, speakers, strict=True) if not speaker]
     if unknown:
         raise ValueError(
@@ -145,70 +142,72 @@ def hold_out(
     Returns:
         Training clips, validation clips and their groups, all in list order.
     """
-    chosen = _choose(groups, clips, share, seed)
-    sides: tuple[list[AnyClip], list[AnyClip]] = ([], [])
-    for clip, group in zip(clips, groups, strict=True):
-        sides[group in chosen].append(clip)
-    train, val = ({path: c for c in side for path in _files(c, modality)} for side in sides)
-    for path, clip in val.items():
-        if path in train:
-            raise ValueError(
-                f"'{path}' belongs to a training clip, '{train[path].video}', and to the "
-                f"validation clip '{clip.video}', expected one; mend train.csv or the speakers"
-            )
-    logger.info(
-        "held out of train.csv for validation: %d of %d speakers or items, %d of %d clips",
-        *(len(chosen), len({*groups}), len(sides[1]), len(clips)),
-    )
-    classes = [{c.label for c in side if isinstance(c.label, int)} for side in sides]
-    for name, side in (("validation", 1), ("training", 0)):
-        if missing := ", ".join(map(str, sorted(classes[1 - side] - classes[side]))):
-            logger.warning(
-                "no %s clip is of class %s: too few speakers or items have it; see --val_share and "
-                "--seed",
-                *(name, missing),
-            )
-    return *sides, [group for group in groups if group in chosen]
-
-
-def _files(clip: AnyClip, modality: str) -> list[str]:
-    return [os.path.abspath((clip.video if s == "v" else clip.audio) or "") for s in modality]
-
-
-def _choose(groups: Sequence[str], clips: Clips, share: float, seed: int) -> set[str]:
     names, members = np.unique(np.array(groups, object), return_inverse=True)
     if len(names) < 2:
         raise ValueError(
             f"expected at least two speakers or clips in the training list to hold some out, got "
             f"{len(names)}; use --val_split list"
         )
-    # (n, traits) 0 or 1: being a clip, and being of each class or third of a target's values
-    labels = np.array([clip.label for clip in clips])
-    if labels.ndim == 1:
-        kinds = [labels == label for label in np.unique(labels)]
-    else:
-        thirds = [np.searchsorted(np.quantile(v, (1 / 3, 2 / 3)), v) for v in labels.T]
-        kinds = [third == k for third in thirds for k in np.unique(third)]
-    traits = np.stack([np.ones(len(clips)), *kinds], axis=1)
+    rng = np.random.default_rng((_HOLD_OUT, seed))
+    best, least = np.arange(1), np.inf
+    traits = _traits(np.array([clip.label for clip in clips]))
     shares = np.zeros((len(names), traits.shape[1]))
     np.add.at(shares, members, traits)
     shares /= shares.sum(axis=0)
-    rng = np.random.default_rng((_HOLD_OUT, seed))
-    best, least = np.arange(1), np.inf
     for _ in range(DRAWS):
         order = rng.permutation(len(names))
         errors = np.abs(shares[order[:-1]].cumsum(axis=0) - share).mean(axis=1)
         size = int(errors.argmin()) + 1
         if errors[size - 1] < least:
             best, least = order[:size], errors[size - 1]
-    return set(names[best])
+    held = np.isin(members, best)
+    train, val = ([clips[k] for k in np.flatnonzero(side).tolist()] for side in (~held, held))
+    _check_sides(train, val, modality)
+    logger.info(
+        "held out of train.csv for validation: %d of %d speakers or items, %d of %d clips",
+        *(len(best), len(names), len(val), len(clips)),
+    )
+    return train, val, [groups[k] for k in np.flatnonzero(held).tolist()]
+
+
+def _traits(labels: np.ndarray) -> np.ndarray:
+    """Return (n, traits) 0 or 1: being a clip, and being of each class or third of the values."""
+    if labels.ndim == 1:
+        kinds = [labels == label for label in np.unique(labels)]
+    else:
+        thirds = [np.searchsorted(np.quantile(v, (1 / 3, 2 / 3)), v) for v in labels.T]
+        kinds = [third == k for third in thirds for k in np.unique(third)]
+    return np.stack([np.ones(len(labels)), *kinds], axis=1)
+
+
+def _check_sides(train: Clips, val: Clips, modality: str) -> None:
+    """Refuse a file that is on both sides; warn of a class that is on one side only."""
+    files: list[dict[str, AnyClip]] = [{}, {}]
+    for side, clips in zip(files, (train, val), strict=True):
+        for clip in clips:
+            paths = [(clip.video if stream == "v" else clip.audio) or "" for stream in modality]
+            side.update({os.path.abspath(path): clip for path in paths})
+    for path in files[1].keys() & files[0].keys():
+        raise ValueError(
+            f"'{path}' belongs to a training clip, '{files[0][path].video}', and to the "
+            f"validation clip '{files[1][path].video}', expected one; mend train.csv or the "
+            "speakers"
+        )
+    classes = [{c.label for c in some if isinstance(c.label, int)} for some in (train, val)]
+    for name, k in (("validation", 1), ("training", 0)):
+        if missing := ", ".join(map(str, sorted(classes[1 - k] - classes[k]))):
+            logger.warning(
+                "no %s clip is of class %s: too few speakers or items have it; see --val_share and "
+                "--seed",
+                *(name, missing),
+            )
 
 
 def take_share(clips: Sequence[AnyClip], share: float, seed: int) -> list[AnyClip]:
     """Draw a share in (0, 1] of the clips of every class, at least one; of a regression, of all.
 
     The seed alone orders the clips of a class, and the first ones are taken, so a smaller share is
-    part of a larger one. Single clips are drawn, not speakers. They are returned in list order.
+    part of a larger one. Returns single clips, whoever speaks, in list order.
     """
     classes = np.array([clip.label if isinstance(clip.label, int) else 0 for clip in clips])
     chosen: list[int] = []
@@ -297,7 +296,8 @@ def read_lists(
             logger.info("'%s' is not used", folder / "val.csv")
         val_file = output_dir / HOLDOUT_FILE
         speaker = {"speaker": owners} if val_split == "speaker" else {}
-        tables[HOLDOUT_FILE] = _table(clip=[clip.video for clip in val], **speaker)
+        held = pd.DataFrame({"clip": [clip.video for clip in val], **speaker}, dtype=object)
+        tables[HOLDOUT_FILE] = held.to_csv(index=False, lineterminator="\n")
     for clips in (val, test) if average_clips else ():  # their items must have one label each
         group_clips([clip.video for clip in clips], [clip.label for clip in clips], average_clips)
     if label_share < 1:
@@ -306,7 +306,8 @@ def read_lists(
         spread = f" (by class {dict(sorted(counts.items()))})" if counts else ""
         described = label_share, len(train), total, spread, SHARE_FILE
         logger.info("--label_share %g: %d of %d training clips%s, named in %s", *described)
-        tables[SHARE_FILE] = _table(clip=[clip.video for clip in train])
+        drawn = pd.DataFrame({"clip": [clip.video for clip in train]}, dtype=object)
+        tables[SHARE_FILE] = drawn.to_csv(index=False, lineterminator="\n")
     if val == test:
         logger.warning(
             "the best epoch is chosen on %s, the same clips as the test list, as in the published "
@@ -318,11 +319,3 @@ def read_lists(
     sizes = len(train), len(val), len(test)
     logger.info("clips: %d for training, %d for validation, %d for testing", *sizes)
     return Lists(train, val, test, str(val_file), tables)
-
-
-def _table(**columns: list[str]) -> str:
-    """Return a csv table."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([columns, *zip(*columns.values(), strict=True)])
-    return text.getvalue()
