@@ -1,20 +1,13 @@
-"""Measures around the model, for scripts/benchmark.py: reading clips, and feeding a device.
-
-It also holds what all benchmarks share: how steps are timed and what a machine is called.
-"""
+"""What scripts/benchmark.py measures around the model: reading clips, and feeding a device."""
 
 import argparse
-import importlib
 import itertools
-import os
-import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import av
@@ -25,111 +18,32 @@ import soundfile
 import torch
 from matplotlib.cbook import get_sample_data
 
-from hicmae.config import PretrainConfigs, Settings, from_flags, option
+from hicmae.config import PretrainConfigs, Settings, from_dict, from_flags, option
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.data.dataset import PretrainClips
-from hicmae.data.loader import ClipSampler, epoch_batches, item_generator, make_loader
+from hicmae.data.loader import epoch_batches, item_generator
 from hicmae.data.shards import PackedClips, read_packed
 from hicmae.io import whole_file
 from hicmae.training import distributed
-from hicmae.training.loop import as_trained, train_step
+from hicmae.training.loop import as_trained, train_step, training_loader
 from hicmae.training.optim import make_optimizer, parameter_groups
-from hicmae.training.run import choose_precision
+from hicmae.training.run import Run, choose_precision
 from hicmae.training.state import MetricBuffer, TrainState
 from preprocess import pack_clips
 from run_pretraining import make_dataset, make_loss, make_model
+from scripts.benchmark_models import (
+    Mark,
+    device_name,
+    measure_in_turns,
+    plain,
+    processor,
+    summary,
+)
 
 VOXCELEB2_CLIPS, EPOCHS = 1_091_581, 100  # of the published pre-training
 CACHE = "saved/benchmarks/clips"
 NOT_SET = "-"  # stands for a path that a benchmark does not need
-GPU_ROUND = 5  # steps between two turns on a GPU, so that its queue runs full
-
-Step = Callable[[], object]
-
-
-# Time and machine
-
-
-def processor() -> str:
-    """Name the processor and how many of its cores are here."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{named[0] if named else platform.processor()}, {os.cpu_count()} cores"
-
-
-def device_name(device: torch.device) -> str:
-    """Name what computes."""
-    on_gpu = device.type == "cuda"
-    return torch.cuda.get_device_name(device) if on_gpu else f"cpu ({processor()})"
-
-
-def plain(module: str) -> ModuleType:
-    """Import a module of the plain baseline, tests/plain."""
-    try:
-        return importlib.import_module(f"tests.plain.{module}")
-    except ModuleNotFoundError as error:
-        raise RuntimeError(
-            f"the plain baseline, tests/plain of the repository, cannot be imported ({error}); "
-            "take the whole repository, or add --no-plain where there is such a flag"
-        ) from error
-
-
-class Mark:
-    """A point in the device's own time: on a GPU, when it has done all that was asked before."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.event: Any = None
-        if device.type == "cuda":
-            self.event = torch.cuda.Event(enable_timing=True)
-            self.event.record()
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
-
-    def until(self, later: "Mark") -> float:
-        """Return the seconds to a later mark, once the device has reached it."""
-        if self.event is None:
-            return later.wall - self.wall
-        later.event.synchronize()
-        return self.event.elapsed_time(later.event) / 1e3
-
-
-def measure_in_turns(
-    variants: Mapping[str, Step], steps: int, warmup: int, device: torch.device
-) -> pd.DataFrame:
-    """Time every variant, step by step in turns, so that a machine's drift meets all alike.
-
-    Args:
-        variants: name -> one step.
-        steps: measured for each variant, at least one.
-        warmup: steps of each variant before that; the first compiles and fills caches.
-        device: says how to time.
-
-    Returns:
-        A row a step: variant, wall in seconds, and cpu, those of this process on all cores.
-    """
-    for step in variants.values():
-        for _ in range(warmup):
-            step()
-    rows: list[tuple[str, float, float]] = []
-    chunk = GPU_ROUND if device.type == "cuda" else 1
-    for first in range(0, steps, chunk):
-        for name, step in variants.items():
-            marks = [Mark(device)]
-            for _ in range(min(chunk, steps - first)):
-                step()
-                marks.append(Mark(device))
-            pairs = itertools.pairwise(marks)
-            rows += [(name, one.until(other), other.cpu - one.cpu) for one, other in pairs]
-    return pd.DataFrame(rows, columns=["variant", "wall", "cpu"])
-
-
-def summary(times: pd.DataFrame) -> dict[str, float]:
-    """Return median and quartiles of the wall time of a step, and the median of its CPU time."""
-    low, median, high = times.wall.quantile([0.25, 0.5, 0.75])
-    quartiles = {"step_s_quartile1": low, "step_s_quartile3": high}
-    return {"step_s": median, **quartiles, "cpu_s": times.cpu.median()}
-
 
 # Clips like VoxCeleb2's: a moving face at a realistic bit rate
 
@@ -137,8 +51,9 @@ SIDE, FRAME_RATE, SECONDS, SAMPLE_RATE = 224, 25, 8, 16000
 BIT_RATE = 220_000  # of H.264; VoxCeleb2's files are about this large
 # What ffmpeg takes by default, and what is usual in VoxCeleb2: few keyframes, three B-frames.
 ENCODER = {"preset": "medium", "threads": "1"}
-FACE_CENTRE = (264, 220)  # of the portrait
+FACE_CENTRE = np.array([264, 220])  # of the portrait
 GRAIN = 5.0  # standard deviation of the camera's noise, in grey levels
+JPEG_QUALITY = 95  # of shards
 
 
 def make_clips(folder: Path, count: int) -> list[Clip]:
@@ -165,8 +80,9 @@ def _write_video(path: Path, rng: np.random.Generator) -> None:
         stream.pix_fmt, stream.bit_rate = "yuv420p", BIT_RATE
         for index in range(FRAME_RATE * SECONDS):
             sway = np.sin(2 * np.pi * np.array([0.3, 0.5, 0.4, 0.25]) * index / FRAME_RATE + phases)
-            turn = cv2.getRotationMatrix2D(FACE_CENTRE, 6 * sway[0], 0.6 + 0.03 * sway[3])
-            turn[:, 2] += SIDE / 2 - np.array(FACE_CENTRE) + [8 * sway[1], 5 * sway[2]]
+            centre = tuple(FACE_CENTRE.tolist())
+            turn = cv2.getRotationMatrix2D(centre, 6 * sway[0], 0.6 + 0.03 * sway[3])
+            turn[:, 2] += SIDE / 2 - FACE_CENTRE + [8 * sway[1], 5 * sway[2]]
             picture = cv2.warpAffine(portrait, turn, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT)
             noisy = (picture + rng.normal(0, GRAIN, picture.shape)).clip(0, 255).astype(np.uint8)
             frame = av.VideoFrame.from_ndarray(noisy, format="bgr24")
@@ -201,55 +117,57 @@ class LoaderConfig(Settings):
     num_clips: int = option(8, "clips to make", "> 0")
     steps: int = option(40, "items of each kind", "> 0")
     num_samples: int = option(4, "samples of a clip at once", "> 0")
-    quality: int = option(95, "of the shards' JPEG")
     cache: str = option(CACHE, "where clips are kept", metavar="DIR")
 
 
 def run_loader(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; return the figures."""
     config = from_flags(vars(args), LoaderConfig)
-    load_clip = plain("loader").load_clip
-    clips = make_clips(Path(config.cache), config.num_clips)
+    clips, many = make_clips(Path(config.cache), config.num_clips), config.num_samples
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as workers do
     with tempfile.TemporaryDirectory(prefix="hicmae-loader-") as folder:
-        samples, items = {"plain": 1}, {"plain": plain_items(load_clip, clips)}
-        packed = pack(clips, Path(folder), config.quality)
-        for source, kept in (("mp4", clips), ("shards", packed)):
-            for name, count in ((source, 1), (f"{source}_samples", config.num_samples)):
-                samples[name], items[name] = count, own_items(kept, count)
-        steps = {name: clip.__next__ for name, clip in items.items()}
+        packed = pack(clips, Path(folder))
+        kinds = {  # samples at once, and what yields them
+            "plain": (1, plain_items(clips)),
+            "mp4": (1, own_items(clips, 1)),
+            "mp4_samples": (many, own_items(clips, many)),
+            "shards": (1, own_items(packed, 1)),
+            "shards_samples": (many, own_items(packed, many)),
+        }
+        steps = {name: items.__next__ for name, (_, items) in kinds.items()}
         times = measure_in_turns(steps, config.steps, 2, torch.device("cpu"))
     torch.set_num_threads(threads)
     # All variants load the same windows, whose costs differ: totals compare, medians would not.
-    rates = 1 / times.groupby("variant")[["cpu", "wall"]].mean().mul(1 / pd.Series(samples), axis=0)
+    samples = pd.Series({name: count for name, (count, _) in kinds.items()})
+    rates = 1 / times.groupby("variant")[["cpu", "wall"]].mean().mul(1 / samples, axis=0)
     ratios = rates / rates.loc["plain"]
-    variants = {
-        name: {
-            "num_samples": count,
-            "clips_per_s": rates.cpu[name],
-            "ratio": ratios.cpu[name],
-            "wall_clips_per_s": rates.wall[name],
-            "wall_ratio": ratios.wall[name],
-            **summary(times[times.variant == name]),
-        }
-        for name, count in samples.items()
-    }
+    table = {"num_samples": samples, "clips_per_s": rates.cpu, "ratio": ratios.cpu}
+    table |= {"wall_clips_per_s": rates.wall, "wall_ratio": ratios.wall}
+    rows = pd.DataFrame(table, dtype=object).loc[[*kinds]].to_dict("index")
     return {
         "device": f"cpu ({processor()}), one core",
         "model": "pretraining clips",
         "batch_size": 1,
-        "num_samples": config.num_samples,
+        "num_samples": many,
         "clips_per_s": rates.cpu["mp4"],
         "plain_clips_per_s": rates.cpu["plain"],
         "ratio": ratios.cpu["mp4"],
-        "jpeg_quality": config.quality,
-        "variants": variants,
+        "jpeg_quality": JPEG_QUALITY,
+        "variants": {
+            name: row | summary(times[times.variant == name]) for name, row in rows.items()
+        },
     }
 
 
-def plain_items(load_clip: Callable[..., Any], clips: list[Clip]) -> Iterator[Any]:
+def endless_items(num_clips: int) -> Iterator[ClipIndex]:
+    """Yield the items of one epoch after the other."""
+    return (ClipIndex(epoch, k) for epoch in itertools.count() for k in range(num_clips))
+
+
+def plain_items(clips: list[Clip]) -> Iterator[Any]:
     """Yield clips as the plain loader gives them, endlessly."""
+    load_clip = plain("loader").load_clip
     for item in endless_items(len(clips)):
         clip = clips[item.index]
         yield load_clip(clip.video, clip.audio, item_generator(0, item))
@@ -264,12 +182,7 @@ def own_items(clips: list[Clip] | PackedClips, num_samples: int) -> Iterator[Pre
         yield dataset[item._replace(index=order[item.index])]
 
 
-def endless_items(num_clips: int) -> Iterator[ClipIndex]:
-    """Yield the items of one epoch after the other."""
-    return (ClipIndex(epoch, k) for epoch in itertools.count() for k in range(num_clips))
-
-
-def pack(clips: list[Clip], folder: Path, quality: int) -> PackedClips:
+def pack(clips: list[Clip], folder: Path, quality: int = JPEG_QUALITY) -> PackedClips:
     """Return the clips, packed into a folder."""
     write_list(folder / "clips.csv", [clip._replace(label=0) for clip in clips])
     flags = ["--output_dir", str(folder / "packed"), "--quality", str(quality)]
@@ -302,9 +215,8 @@ class FeedConfig(Settings):
 
 def run_feed(args: argparse.Namespace) -> dict[str, Any]:
     """Measure every source in one run; return the result."""
-    flags, config = vars(args), from_flags(vars(args), FeedConfig)
-    groups = PretrainConfigs.__annotations__.items()
-    configs = PretrainConfigs(**{name: from_flags(flags, kind) for name, kind in groups})
+    config = from_flags(vars(args), FeedConfig)
+    configs = from_dict(PretrainConfigs, vars(args))
     sources = {"files": configs.data.data_path, "shards": config.shards or NOT_SET}
     with tempfile.TemporaryDirectory(prefix="hicmae-feed-") as folder:
         if config.make_clips and sources["files"] == NOT_SET:
@@ -314,12 +226,16 @@ def run_feed(args: argparse.Namespace) -> dict[str, Any]:
         if not sources:
             raise ValueError("no clips to read; give --data_path, --shards or --make_clips")
         device = distributed.start(configs.run.device)
-        rows = [_feed(configs, device, kind, path, config) for kind, path in sources.items()]
+        run = Run(configs.run, choose_precision(configs.run.precision, device))
+        rows = []
+        for kind, path in sources.items():
+            source = configs._replace(data=replace(configs.data, data_path=path))
+            rows.append({"source": kind, "data_path": path, **feed(run, source, config)})
     return {
         "device": device_name(device),
         "processes": distributed.world_size(),
         "model": configs.model.model_name,
-        "precision": choose_precision(configs.run.precision, device).name,
+        "precision": run.precision.name,
         "batch_size": configs.optim.batch_size,
         "accum_iter": configs.optim.accum_iter,
         "num_samples": configs.data.num_samples,
@@ -329,28 +245,22 @@ def run_feed(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _feed(
-    configs: PretrainConfigs, device: torch.device, kind: str, path: str, config: FeedConfig
-) -> dict[str, Any]:
+def feed(run: Run, configs: PretrainConfigs, config: FeedConfig) -> dict[str, Any]:
     """Train from one source, from its first batch alone, and read it without a model."""
-    dataset = make_dataset(configs._replace(data=replace(configs.data, data_path=path)))
-    batch_size, workers, steps = configs.optim.batch_size, configs.run.num_workers, config.steps
+    dataset = make_dataset(configs)
+    workers, passes, steps = run.config.num_workers, configs.optim.accum_iter, config.steps
     num_clips, processes = len(dataset), distributed.world_size()
     # One epoch of all steps, the reading alone, and what is loaded in advance: of a short list
     # clips come again, of a long one they are spread over it.
-    wanted = (config.warmup + 2 * steps) * configs.optim.accum_iter + 4 * workers + 2
-    wanted *= batch_size * processes
+    wanted = (config.warmup + 2 * steps) * passes + 4 * workers + 2
+    wanted *= configs.optim.batch_size * processes
     stride = max(num_clips // wanted, 1)
     dataset.clips = [dataset.clips[k * stride % num_clips] for k in range(wanted)]
-    rank = distributed.rank()
-    sampler = ClipSampler(
-        wanted, shuffle=True, seed=configs.run.seed, rank=rank, world_size=processes, pad=True
-    )
-    loader = make_loader(dataset, sampler, batch_size, workers, True, device.type)
+    loader = training_loader(run, dataset, configs.optim.batch_size)
     batches = epoch_batches(loader, 0)
     first = next(batches)
-    fixed, _ = train(configs, device, itertools.repeat(first), steps, config.warmup)
-    fed, waits = train(configs, device, batches, steps, config.warmup)
+    fixed, _ = train(run, configs, itertools.repeat(first), steps, config.warmup)
+    fed, waits = train(run, configs, batches, steps, config.warmup)
     for _ in range(2 * workers + 1):  # loaded while the last steps still ran
         next(batches)
     start = time.perf_counter()
@@ -358,40 +268,34 @@ def _feed(
     alone = loaded / (time.perf_counter() - start)
     del batches
     loader._iterator = None  # ends its workers before the next source starts its own
-    row = {"source": kind, "data_path": path, "clips_in_list": num_clips}
-    row["times_read"] = wanted / num_clips
-    row |= feed_rates(fed, fixed, waits, len(first.names) * configs.optim.accum_iter * processes)
-    needed = row["fixed_clips_per_s"] / processes / alone * max(workers, 1)
-    return row | {"loader_clips_per_s": alone, "loader_cores_per_device": needed}
+    rates = feed_rates(fed, fixed, waits, len(first.names) * passes * processes)
+    cores = rates["fixed_clips_per_s"] / processes / alone * max(workers, 1)
+    about = {"clips_in_list": num_clips, "times_read": wanted / num_clips}
+    return {**about, **rates, "loader_clips_per_s": alone, "loader_cores_per_device": cores}
 
 
 def train(
-    configs: PretrainConfigs,
-    device: torch.device,
-    batches: Iterator[PretrainBatch],
-    steps: int,
-    warmup: int,
+    run: Run, configs: PretrainConfigs, batches: Iterator[PretrainBatch], steps: int, warmup: int
 ) -> tuple[pd.DataFrame, float]:
     """Train a fresh model of run_pretraining.py on batches, enough for warmup + steps steps.
 
     Returns:
         The times of the steps, and the seconds in which they could only wait for their batches.
     """
-    torch.manual_seed(configs.run.seed)
-    precision = choose_precision(configs.run.precision, device)
-    model = make_model(configs).to(device).train()
+    torch.manual_seed(run.config.seed)
+    model = make_model(configs).to(run.device).train()
     optimizer = make_optimizer(parameter_groups(model, 0.05), configs.optim.lr)
-    state = TrainState(model, optimizer, precision.grad_scaler(), MetricBuffer(1))
-    trained, compute_loss = as_trained(model, configs.run, device), make_loss(configs.loss)
+    state = TrainState(model, optimizer, run.precision.grad_scaler(), MetricBuffer(1))
+    trained, compute_loss = as_trained(model, run.config, run.device), make_loss(configs.loss)
     waits = []
 
     def step() -> None:
-        asked = Mark(device)
+        asked = Mark(run.device)
         group = list(itertools.islice(batches, configs.optim.accum_iter))
-        waits.append((asked, Mark(device)))
-        train_step(trained, group, compute_loss, state, precision)
+        waits.append((asked, Mark(run.device)))
+        train_step(trained, group, compute_loss, state, run.precision)
 
-    times = measure_in_turns({"": step}, steps, warmup, device)
+    times = measure_in_turns({"": step}, steps, warmup, run.device)
     return times, sum(asked.until(given) for asked, given in waits[warmup:])
 
 
@@ -409,7 +313,7 @@ def feed_rates(
         "wait_share": waits / fed.wall.sum(),
         "slower_share": 1 - fed_rate / fixed_rate,
         **summary(fed),
-        **{f"fixed_{name}": value for name, value in summary(fixed).items()},
+        **summary(fixed, "fixed_"),
         "voxceleb2_days": VOXCELEB2_CLIPS * EPOCHS / 86400 / fed_rate,
         "voxceleb2_days_if_fed": VOXCELEB2_CLIPS * EPOCHS / 86400 / fixed_rate,
     }
