@@ -363,7 +363,7 @@ def test_last_and_best(
 
 def draw_confusion(metrics: dict[str, Any], names: Sequence[str]) -> np.ndarray:
     """Draw the confusion matrix for TensorBoard, (H, W, 3) uint8; only rank 0 does."""
-    from hicmae.visualize.confusion import confusion_image  # the other ranks need no matplotlib
+    from hicmae.visualize.runs import confusion_image  # the other ranks need no matplotlib
 
     return confusion_image(metrics, names)
 

@@ -74,7 +74,7 @@ def find_speakers(
         table = Path(file) if file else next((p for p in beside if p.is_file()), None)
         if table is None:
             raise ValueError(
-                f"--val_split speaker needs to know who speaks, but neither '{folder}' nor the "
+                f"speakers are asked for, but neither '{folder}' nor the "
                 f"folder above holds {SPEAKER_FILE}; make the lists again by their script, which "
                 "writes it, or give --speaker_file (csv, columns clip,speaker) or "
                 f"--speaker_pattern (a regular expression, or {', '.join(PATTERNS)})"

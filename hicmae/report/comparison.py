@@ -14,24 +14,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from hicmae.report.resampling import Plan, PredictionTable, Scores, statistic, swapped_sums
-from hicmae.report.scores import Pooled, Report
+from hicmae.report.resampling import Plan, PredictionTable, Scores, statistic
+from hicmae.report.scores import Report
 
 ROUNDING = 1e-12  # differences closer than this are equal
-NAN = float("nan")
-
-
-class Difference(NamedTuple):
-    """One score of two runs; bounds of the difference and p are nan without resamples."""
-
-    metric: str
-    baseline: float
-    value: float
-    low: float
-    high: float
-    p_value: float
-    test: str
-    p_adjusted: float = NAN  # Holm's over all compared runs
+# A score of two runs; bounds of the difference and p are nan without resamples.
+DIFFERENCE = ["metric", "baseline", "value", "low", "high", "p_value", "test"]
 
 
 class Comparison(NamedTuple):
@@ -41,7 +29,7 @@ class Comparison(NamedTuple):
     title: str  # of the other one
     kind: str  # of the epoch, "last" or "best"
     num_clips: int
-    differences: list[Difference]  # a score each
+    differences: pd.DataFrame  # a score each: DIFFERENCE, and p_adjusted by Holm over all runs
     names: list[str]  # of the classes or outputs
     by_speaker: bool  # whether speakers were drawn and swapped instead of clips
     resamples: int
@@ -55,28 +43,23 @@ def compare_all(reports: Sequence[Report]) -> list[Comparison]:
         ValueError: the runs were not tested on the same clips or have no epoch in common.
     """
     first, *others = reports
-    kinds = [kind for kind in first.kinds if all(kind in other.kinds for other in others)]
-    if not kinds:
-        found = "; ".join(f"'{r.title}' {' and '.join(r.kinds)}" for r in reports)
-        raise ValueError(f"the runs have no epoch in common ({found}); test them again")
-    metrics = [*first.metrics]
+    plan, metrics, comparisons = first.plan, [*first.metrics], []
     if first.is_regression:
         metrics += [f"{metric} {k}" for metric in first.metrics for k in range(len(first.names))]
-    comparisons = []
-    for kind in kinds:
+    for kind in [kind for kind in first.kinds if all(kind in other.kinds for other in others)]:
         base = first.pooled[kind]
-        runs = [matched(base.table, o.pooled[kind].table, first.title, o.title) for o in others]
-        tested = [paired(base, table, metrics, first.plan) for table, _ in runs]
-        adjusted = [holm([d.p_value for d in row]) for row in zip(*tested, strict=True)]
-        for k, (other, row) in enumerate(zip(others, tested, strict=True)):
-            differences = [
-                shown._replace(p_adjusted=p[k]) for shown, p in zip(row, adjusted, strict=True)
-            ]
-            facts = (first.names, first.plan.speakers is not None, first.plan.resamples, runs[k][1])
-            count = len(base.table.clips)
+        runs = [matched(base, o.pooled[kind], first.title, o.title) for o in others]
+        tested = [paired(base, table, metrics, plan) for table, _ in runs]
+        adjusted = np.apply_along_axis(holm, 0, np.array([found["p_value"] for found in tested]))
+        for other, found, p, (_, notes) in zip(others, tested, adjusted, runs, strict=True):
+            facts = first.names, plan.draws_speakers, plan.resamples, notes
+            found["p_adjusted"] = p
             comparisons.append(
-                Comparison(first.title, other.title, kind, count, differences, *facts)
+                Comparison(first.title, other.title, kind, len(base.clips), found, *facts)
             )
+    if not comparisons:
+        found = "; ".join(f"'{r.title}' {' and '.join(r.kinds)}" for r in reports)
+        raise ValueError(f"the runs have no epoch in common ({found}); test them again")
     return comparisons
 
 
@@ -92,89 +75,87 @@ def matched(
             f"'{title}' and '{other_title}' are of different tasks: {first.task} against "
             f"{other.task}; compare runs of one task"
         )
-    keys, other_keys, notes = _numbered(first.clips), _numbered(other.clips), []
-    short, other_short = (_numbered([Path(c).name for c in t.clips]) for t in (first, other))
+
+    def keys_of(names: Sequence[str]) -> pd.MultiIndex:
+        clips = pd.Series(names, dtype=object)  # a number tells those of one name apart
+        return pd.MultiIndex.from_arrays([clips, clips.groupby(clips).cumcount()])
+
+    keys, other_keys, notes = keys_of(first.clips), keys_of(other.clips), []
+    short, other_short = (keys_of([Path(c).name for c in t.clips]) for t in (first, other))
     moved = set(keys) != set(other_keys) and set(short) == set(other_short)
     if moved and not short.get_level_values(1).any():
         keys, other_keys = short, other_short
         notes = [f"clips of '{other_title}' were matched by the last part of their names"]
-    only, extra = keys.difference(other_keys, sort=False), other_keys.difference(keys, sort=False)
-    for lacking, here, there in ((only, title, other_title), (extra, other_title, title)):
+    for own, there, here, elsewhere in (
+        (keys, other_keys, title, other_title),
+        (other_keys, keys, other_title, title),
+    ):
+        lacking = own.difference(there, sort=False)
         if len(lacking):
             raise ValueError(
                 f"runs must be tested on the same clips, but {len(lacking)} of '{here}' are not in "
-                f"'{there}', first '{lacking[0][0]}'; compare experiments with the same folds "
+                f"'{elsewhere}', first '{lacking[0][0]}'; compare experiments with the same folds "
                 "(folds of one experiment: give the folder that holds them)"
             )
     order = other_keys.get_indexer(keys)
-    labels, predictions = other.labels[order], other.predictions[order]
-    wrong = (first.labels != labels).reshape(len(order), -1).any(1)
-    if wrong.any():
-        k = int(wrong.argmax())
+    labels = other.labels[order]
+    wrong = np.flatnonzero((first.labels != labels).reshape(len(order), -1).any(1))
+    if len(wrong):
+        k = wrong[0]
         raise ValueError(
-            f"{int(wrong.sum())} clips have other labels in '{other_title}' than in '{title}', "
-            f"first '{first.clips[k]}': {labels[k]} against {first.labels[k]}; compare runs "
-            "on the same lists"
+            f"{len(wrong)} clips have other labels in '{other_title}' than in '{title}', first "
+            f"'{first.clips[k]}': {labels[k]} against {first.labels[k]}; compare runs on the same "
+            "lists"
         )
-    return PredictionTable(first.clips, labels, predictions, first.num_outputs), notes
-
-
-def _numbered(names: Sequence[str]) -> pd.MultiIndex:
-    """Number the tests of each clip, which tells those of one name apart."""
-    clips = pd.Series(names, dtype=object)
-    return pd.MultiIndex.from_arrays([clips, clips.groupby(clips).cumcount()])
+    return first._replace(predictions=other.predictions[order]), notes
 
 
 def paired(
-    baseline: Pooled, other: PredictionTable, metrics: Sequence[str], plan: Plan
-) -> list[Difference]:
+    first: PredictionTable, other: PredictionTable, metrics: Sequence[str], plan: Plan
+) -> pd.DataFrame:
     """Test scores, named as by `resampling.statistic`, of two runs with clips in the same order.
 
-    Without resamples only McNemar's test is left.
+    Returns the columns DIFFERENCE; without resamples only McNemar's test is left.
     """
-    (first, score), (second, _) = statistic(baseline.table), statistic(other)
+    (before, score), (after, _) = statistic(first), statistic(other)
 
-    def gap(before: np.ndarray, after: np.ndarray) -> Scores:
-        low, high = score(before), score(after)
-        return {name: high[name] - low[name] for name in metrics}
+    def gap(low: np.ndarray, high: np.ndarray) -> Scores:
+        scores, others = score(low), score(high)
+        return {name: others[name] - scores[name] for name in metrics}
 
-    bounds = dict.fromkeys(metrics, (NAN, NAN))
-    chances = dict.fromkeys(metrics, NAN)
+    bounds, chances = dict.fromkeys(metrics, (np.nan, np.nan)), dict.fromkeys(metrics, np.nan)
     if plan.resamples:
-        clips, folds = baseline.table.clips, baseline.folds
-        drawn = plan.draw(np.hstack((first, second)), clips, folds)
-        bounds = {n: plan.bounds(v) for n, v in gap(*np.split(drawn, 2, axis=1)).items()}
-        halves, _ = plan.by_unit((second - first) / 2, clips, folds)
-        centre = (first.sum(0) + second.sum(0)) / 2
+        drawn = np.split(plan.draw(first, np.hstack((before, after))), 2, axis=1)
+        bounds = {name: plan.bounds(gaps) for name, gaps in gap(*drawn).items()}
+        halves, _ = first.units((after - before) / 2)
+        centre = (before.sum(0) + after.sum(0)) / 2
         observed = gap(centre - halves.sum(0), centre + halves.sum(0))
         hits = dict.fromkeys(metrics, 1)  # the observed case is one of the permutations
-        for swapped in swapped_sums(halves, plan.resamples, np.random.default_rng((plan.seed, 1))):
+        for swapped in plan.swapped(halves):
             for name, gaps in gap(centre - swapped, centre + swapped).items():
                 hits[name] += int((np.abs(gaps) >= abs(observed[name]) - ROUNDING).sum())
         chances = {name: count / (plan.resamples + 1) for name, count in hits.items()}
-    before, after = score(first.sum(0)), score(second.sum(0))
-    differences = []
+    old, new, rows = score(before.sum(0)), score(after.sum(0)), []
     for metric in metrics:
-        p_value, test = chances[metric], "permutation"
-        if metric == "war" and plan.speakers is None:
-            p_value, test = mcnemar(baseline.table, other)
-        scores = float(before[metric]), float(after[metric])
-        differences.append(Difference(metric, *scores, *bounds[metric], p_value, test))
-    return differences
+        test: tuple[float, str] = chances[metric], "permutation"
+        if metric == "war" and not first.speakers:
+            test = mcnemar(first, other)
+        rows.append((metric, float(old[metric]), float(new[metric]), *bounds[metric], *test))
+    return pd.DataFrame(rows, columns=DIFFERENCE)
 
 
 def mcnemar(first: PredictionTable, other: PredictionTable) -> tuple[float, str]:
     """Test the clips that one run alone gets right; returns the two-sided p and both counts."""
-    right = first.predictions == first.labels, other.predictions == first.labels
-    lost, won = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    right, other_right = (table.predictions == table.labels for table in (first, other))
+    won, lost = int((other_right & ~right).sum()), int((right & ~other_right).sum())
     p_value = binomtest(won, won + lost).pvalue if won + lost else 1.0
     return float(p_value), f"McNemar exact, {won} : {lost}"
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values by Holm's step-down method."""
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Adjust p-values (n,) by Holm's step-down method."""
     order = np.argsort(p_values)
     steps = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted.tolist()
+    return adjusted

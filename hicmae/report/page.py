@@ -1,9 +1,7 @@
 """Reports as one HTML page that needs nothing else: pictures are inside it."""
 
 import base64
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,6 @@ from hicmae.report.tables import WORDS, Section, interval_name, metric_name
 FEW_CLASSES = 7  # whose confusion matrix can be read at half the width of the page
 MANY_CLASSES = 20  # whose small confusion matrix has no figures
 MANY_POINTS = 2000  # above which their density is drawn instead
-NAN = float("nan")
 
 
 def as_html(sections: Sequence[Section]) -> str:
@@ -36,83 +33,80 @@ def as_html(sections: Sequence[Section]) -> str:
     titles = [section.report.title for section in sections if section.report]
     return environment.get_template("page.html").render(
         title=" / ".join(titles) or "report",
-        parts=[(s, [_picture(*found) for found in _pictures(s)]) for s in sections],
+        parts=[(section, _pictures(section)) for section in sections],
         words=WORDS,
     )
 
 
-def _pictures(section: Section) -> Iterator[tuple[str, Callable[[], Figure], bool]]:
-    """Yield title, what draws it, and whether it needs a row of its own."""
+def _pictures(section: Section) -> list[dict[str, Any]]:
+    """Draw what a section says, for light and for dark pages, as data URIs."""
+    pictures: list[dict[str, Any]] = []
+
+    def add(title: str, draw: Callable[..., Figure], *args: Any, is_wide: bool = False) -> None:
+        picture = {"title": title, "is_wide": is_wide}
+        for page, scheme in (("light", {}), ("dark", DARK)):
+            with rc_context(scheme):
+                data = base64.b64encode(figure_to_png(draw(*args))).decode("ascii")
+            picture[page] = f"data:image/png;base64,{data}"
+        pictures.append(picture)
+
     if section.report:
-        yield from _report_pictures(section.report)
-    points = {}
-    for compared in section.comparisons:
-        for shown in compared.differences:
-            name = f"{metric_name(shown.metric, compared.names)} {compared.kind}"
-            gap = (shown.value - shown.baseline, shown.low, shown.high)
-            points[f"{compared.title}: {name}"] = gap
-    if any(not math.isnan(low) for _, low, _ in points.values()):
+        _draw_report(section.report, add)
+    gaps = {
+        f"{c.title}: {metric_name(d.metric, c.names)} {c.kind}": (
+            d.value - d.baseline,
+            d.low,
+            d.high,
+        )
+        for c in section.comparisons
+        for d in c.differences.itertuples()
+    }
+    values = np.array(list(gaps.values())).reshape(-1, 3)
+    if not np.isnan(values[:, 1]).all():
         label = f"difference to {section.comparisons[0].baseline} (percentage points)"
-        gaps = {"": list(points.values())}
-        draw = partial(intervals_figure, list(points), gaps, label, {"": 0.0})
-        yield "Differences with their intervals", draw, False
+        title = "Differences with their intervals"
+        add(title, intervals_figure, list(gaps), {"": values}, label, {"": 0.0})
+    return pictures
 
 
-def _report_pictures(report: Report) -> Iterator[tuple[str, Callable[[], Figure], bool]]:
-    none, series, recalls = (NAN, NAN), {}, {}
-    for kind in report.kinds:
-        bounds, total = report.pooled[kind].intervals, report.scores[kind][TOTAL]
-        for metric in report.metrics:
-            points = [(report.value(row, kind, metric), *none) for row in report.rows]
-            pooled = (report.value(TOTAL, kind, metric), *bounds.get(metric, none))
-            series[f"{metric_name(metric)} {kind}"] = [*points, pooled]
-        recalls[f"{kind} epoch"] = [
-            (value, *bounds.get(f"recall {k}", none))
-            for k, value in enumerate(total.get("recall", ()))
-        ]
+def _draw_report(report: Report, add: Callable[..., None]) -> None:
+    count, first, rows = len(report.names), report.metrics[0], [*report.rows, TOTAL]
     if len(report.rows) > 1:
+        series = {}
+        for kind in report.kinds:
+            for metric in report.metrics:
+                values = report.frame.loc[rows, (kind, metric)].to_numpy()
+                bounds = np.full((len(rows), 2), np.nan)
+                bounds[-1] = report.total(kind, metric)[0, 1:]
+                series[f"{metric_name(metric)} {kind}"] = np.column_stack((values, bounds))
         # The reference figures belong to the first metric.
-        first = metric_name(report.metrics[0])
-        lines = {f"{name} ({first})": value for name, value in report.references.items()}
-        names = [*report.rows, TOTAL]
-        draw = partial(intervals_figure, names, series, "score (%)", lines)
-        yield "Scores of the folds", draw, False
+        lines = {f"{n} ({metric_name(first)})": value for n, value in report.references.items()}
+        add("Scores of the folds", intervals_figure, rows, series, "score (%)", lines)
     if not report.is_regression:
+        recalls = {f"{kind} epoch": report.parts(kind, "recall") for kind in report.kinds}
         title = f"Recall of the classes with {interval_name(report)}"
-        yield title, partial(intervals_figure, report.names, recalls, "recall (%)"), False
-    count = len(report.names)
-    for kind in report.kinds:
+        add(title, intervals_figure, report.names, recalls, "recall (%)")
+    for kind, table in report.pooled.items():
         if report.is_regression:
-            _, truth, guess, _ = report.pooled[kind].table
-            draw = partial(scatter_figure, truth, guess, report.names)
-            yield f"Predictions, {kind} epoch", draw, count > 1
+            sides = table.labels, table.predictions
+            title = f"Predictions, {kind} epoch"
+            add(title, scatter_figure, *sides, report.names, is_wide=count > 1)
         else:
-            counts = report.scores[kind][TOTAL]["confusion"]
-            draw = partial(confusion_figure, counts, report.names)
-            yield f"Confusion matrix, {kind} epoch", draw, count > FEW_CLASSES
-
-
-def _picture(title: str, draw: Callable[[], Figure], is_wide: bool) -> dict[str, Any]:
-    """Draw a picture for light and for dark pages, as data URIs."""
-
-    def address(scheme: dict[Any, Any]) -> str:
-        with rc_context(scheme):
-            data = base64.b64encode(figure_to_png(draw())).decode("ascii")
-        return f"data:image/png;base64,{data}"
-
-    return {"title": title, "light": address({}), "dark": address(DARK), "is_wide": is_wide}
+            counts, is_wide = report.scores[kind][TOTAL]["confusion"], count > FEW_CLASSES
+            title = f"Confusion matrix, {kind} epoch"
+            add(title, confusion_figure, counts, report.names, is_wide=is_wide)
 
 
 def intervals_figure(
     names: Sequence[str],
-    series: Mapping[str, Sequence[tuple[float | None, float, float]]],
+    series: Mapping[str, np.ndarray],
     label: str,
     lines: Mapping[str, float] | None = None,
 ) -> Figure:
     """Draw points with their intervals, a row a name, a colour and marker a series.
 
-    The series hold value, lower and upper bound of every row, first on top, as fractions; a missing
-    value is left out, and so is the interval of a bound that is nan. Positions of the vertical
+    The series (rows, 3) hold value, lower and upper bound, first row on top, as fractions; a value
+    of nan is left out, and so is the interval of a bound that is nan. Positions of the vertical
     reference lines are in percent, as the axis is; an empty name has no legend entry.
     """
     rows = np.arange(len(names))
@@ -121,7 +115,7 @@ def intervals_figure(
         axes = figure.subplots()
         for number, (name, points) in enumerate(series.items()):
             shift = (number - (len(series) - 1) / 2) * 0.6 / max(len(series), 2)
-            value, low, high = 100 * np.array(points, dtype=float).T
+            value, low, high = 100 * points.T
             reach = np.nan_to_num(np.stack((value - low, high - value))).clip(min=0)
             known = ~np.isnan(value)
             axes.errorbar(

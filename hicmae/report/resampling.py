@@ -7,10 +7,14 @@ or binomial distribution. That is the distribution of the textbook's loop over c
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from hicmae.config import Settings, option, refuse
+from hicmae.data.splits import PATTERNS, SPEAKER_FILE, find_speakers
 from hicmae.training.evaluate import (
     Scores,
     class_scores,
@@ -26,9 +30,11 @@ class PredictionTable(NamedTuple):
     """Predictions of one or several test sets."""
 
     clips: list[str]  # n names
+    folds: list[str]  # n names of the test sets
     labels: np.ndarray  # (n,) classes or (n, K) targets
     predictions: np.ndarray  # (n,) classes or (n, K) values
     num_outputs: int  # K, number of classes or of regression outputs
+    speakers: Sequence[str] = ()  # n names where speakers are drawn, else none
 
     @property
     def is_regression(self) -> bool:
@@ -45,6 +51,26 @@ class PredictionTable(NamedTuple):
         if self.is_regression:
             return regression_metrics(self.labels, self.predictions)
         return metrics_of_classes(self.labels, self.predictions, self.num_outputs)
+
+    def units(self, values: np.ndarray) -> tuple[np.ndarray, Sequence[str]]:
+        """Return what each drawn unit adds, (u, S), and its fold: a clip, or a fold's speaker.
+
+        Args:
+            values: (n, S), what each clip adds.
+        """
+        if not self.speakers:
+            return values, self.folds
+        pairs = list(zip(self.folds, self.speakers, strict=True))
+        units = {pair: k for k, pair in enumerate(sorted(set(pairs)))}
+        for fold, count in Counter(fold for fold, _ in units).items():
+            if count < 2:
+                raise ValueError(
+                    f"'{fold}' has one speaker only ('{dict(pairs)[fold]}'), expected at least 2 "
+                    "to draw speakers; draw clips instead, without --by_speaker and --speaker_*"
+                )
+        sums = np.zeros((len(units), values.shape[1]))
+        np.add.at(sums, [units[pair] for pair in pairs], values)
+        return sums, [fold for fold, _ in units]
 
 
 def statistic(table: PredictionTable) -> tuple[np.ndarray, Callable[[np.ndarray], Scores]]:
@@ -90,84 +116,86 @@ def _score_numbers(sums: np.ndarray) -> Scores:
     }
 
 
-class Plan(NamedTuple):
-    """How to resample."""
+@dataclass(frozen=True)
+class Plan(Settings):
+    """intervals and tests."""
 
-    resamples: int = 5000  # number of draws; 0: none, no intervals
-    confidence: float = 0.95  # coverage of the intervals
-    seed: int = 0
-    speakers: dict[str, str] | None = None  # of each clip; None: clips are drawn one by one
+    resamples: int = option(5000, "draws; 0: none", ">= 0")
+    confidence: float = option(95.0, "coverage in percent", "> 0 and < 100")
+    seed: int = option(0, "of the draws", ">= 0")
+    by_speaker: bool = option(
+        False, f"draw speakers instead of clips, by {SPEAKER_FILE} beside the lists of the run"
+    )
+    speaker_file: str = option("", "the same by a csv with clip,speaker", metavar="FILE")
+    speaker_pattern: str = option(
+        "",
+        "the same by the group of a pattern in clips' names, e.g. '^(\\d{4})_', or by the name of "
+        f"a data set: {', '.join(PATTERNS)}",
+        metavar="REGEX",
+    )
 
-    def by_unit(
-        self, values: np.ndarray, clips: Sequence[str], strata: Sequence[str]
-    ) -> tuple[np.ndarray, Sequence[str]]:
-        """Return what each drawn unit adds, (u, S), and its stratum: of clips, or of speakers."""
-        if self.speakers is None:
-            return values, strata
-        pairs = [(fold, self.speakers[clip]) for fold, clip in zip(strata, clips, strict=True)]
-        for fold, count in Counter(fold for fold, _ in dict.fromkeys(pairs)).items():
-            if count < 2:
-                raise ValueError(
-                    f"'{fold}' has one speaker only ('{dict(pairs)[fold]}'), expected at least 2 "
-                    "to draw speakers; draw clips instead, without --by_speaker and --speaker_*"
-                )
-        _, first, unit = np.unique(
-            np.array(["\n".join(pair) for pair in pairs]), return_index=True, return_inverse=True
+    def _check(self) -> None:
+        chosen = (self.by_speaker, self.speaker_file, self.speaker_pattern)
+        refuse(
+            sum(map(bool, chosen)) > 1,
+            "give one of --by_speaker, --speaker_file and --speaker_pattern",
         )
-        sums = np.zeros((len(first), values.shape[1]))
-        np.add.at(sums, unit, values)
-        return sums, [strata[k] for k in first]
+
+    @property
+    def draws_speakers(self) -> bool:
+        """Whether speakers are drawn instead of clips."""
+        return bool(self.by_speaker or self.speaker_file or self.speaker_pattern)
+
+    def speakers(self, clips: Sequence[str], data_path: str) -> Sequence[str]:
+        """Return the speaker of every clip of a run's lists, none where clips are drawn."""
+        if not self.draws_speakers:
+            return ()
+        file, pattern = self.speaker_file, self.speaker_pattern
+        return find_speakers(clips, Path(data_path or "lists unknown"), file=file, pattern=pattern)
 
     # Not scipy.stats.bootstrap and permutation_test: they draw clip by clip, so they are slower by
     # the number of clips and give other draws, and with them other digits, for the same seed.
-    def draw(self, values: np.ndarray, clips: Sequence[str], strata: Sequence[str]) -> np.ndarray:
+    def draw(self, table: PredictionTable, values: np.ndarray) -> np.ndarray:
         """Return bootstrap sums (R, S) of what clips add, (n, S).
 
-        Clips or speakers are drawn with replacement, of each stratum as many as it has.
+        Clips or speakers are drawn with replacement, of each fold as many as it has.
         """
-        units, strata = self.by_unit(values, clips, strata)
-        rng, names = np.random.default_rng(self.seed), np.asarray(strata)
+        units, folds = table.units(values)
+        rng, names = np.random.default_rng(self.seed), np.asarray(folds)
         sums = np.zeros((self.resamples, units.shape[1]))
-        for name in dict.fromkeys(strata):
+        for name in dict.fromkeys(folds):
             rows, counts = np.unique(units[names == name], axis=0, return_counts=True)
-            shares = counts / counts.sum()
-            for part in _parts(self.resamples, len(rows)):
-                drawn = rng.multinomial(counts.sum(), shares, size=part.stop - part.start)
+            for part in self._parts(len(rows)):
+                size = part.stop - part.start
+                drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size)
                 sums[part] += drawn @ rows
         return sums
 
+    def swapped(self, values: np.ndarray) -> Iterator[np.ndarray]:
+        """Give every unit's difference (u, S) a random sign; yield sums (r, S), R in all."""
+        rng = np.random.default_rng((self.seed, 1))
+        rows, counts = np.unique(values, axis=0, return_counts=True)
+        for part in self._parts(len(rows)):
+            positive = rng.binomial(counts, 0.5, size=(part.stop - part.start, len(rows)))
+            yield (2 * positive - counts) @ rows
+
+    def _parts(self, width: int) -> Iterator[slice]:
+        """Cut the resamples so that each part needs a bounded number of random numbers."""
+        step = max(1, MAX_WEIGHTS // max(width, 1))
+        return (slice(k, min(k + step, self.resamples)) for k in range(0, self.resamples, step))
+
     def bounds(self, scores: np.ndarray) -> tuple[float, float]:
         """Return the percentile interval of bootstrap scores (R,); nan are left out."""
-        known = scores[~np.isnan(scores)]
+        known, tail = scores[~np.isnan(scores)], (1 - self.confidence / 100) / 2
         if not len(known):
             return float("nan"), float("nan")
-        tail = (1 - self.confidence) / 2
         low, high = np.quantile(known, (tail, 1 - tail))
         return float(low), float(high)
 
-
-def swapped_sums(
-    differences: np.ndarray, resamples: int, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
-    """Give every unit's difference (n, S) a random sign; yield sums (r, S), `resamples` in all."""
-    rows, counts = np.unique(differences, axis=0, return_counts=True)
-    for part in _parts(resamples, len(rows)):
-        positive = rng.binomial(counts, 0.5, size=(part.stop - part.start, len(rows)))
-        yield (2 * positive - counts) @ rows
-
-
-def _parts(resamples: int, width: int) -> Iterator[slice]:
-    """Cut the resamples so that each part needs a bounded number of random numbers."""
-    step = max(1, MAX_WEIGHTS // max(width, 1))
-    return (slice(k, min(k + step, resamples)) for k in range(0, resamples, step))
-
-
-def intervals(
-    table: PredictionTable, strata: Sequence[str], plan: Plan
-) -> dict[str, tuple[float, float]]:
-    """Return the bootstrap interval of every score of `statistic`, {} without resamples."""
-    if plan.resamples == 0:
-        return {}
-    values, score = statistic(table)
-    drawn = score(plan.draw(values, table.clips, strata))
-    return {name: plan.bounds(scores) for name, scores in drawn.items()}
+    def intervals(self, table: PredictionTable) -> dict[str, tuple[float, float]]:
+        """Return the bootstrap interval of every score of `statistic`, {} without resamples."""
+        if not self.resamples:
+            return {}
+        values, score = statistic(table)
+        drawn = score(self.draw(table, values))
+        return {name: self.bounds(scores) for name, scores in drawn.items()}

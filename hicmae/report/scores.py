@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from hicmae.config import flat_settings
-from hicmae.data.clip_list import chosen_names, find_list, names_of_run
+from hicmae.data.clip_list import chosen_names, names_of_run
 from hicmae.io import one_line
-from hicmae.report.resampling import Plan, PredictionTable, intervals
+from hicmae.report.resampling import Plan, PredictionTable
 
 KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
 STARTED = ("config.json", "log.txt", "steps.jsonl", "run.log")  # files of a run that has begun
@@ -22,17 +22,8 @@ NUMBER_METRICS = ("pcc", "ccc", "acc", "mae", "mse", "rmse")
 # Settings in which the folds of one experiment may differ: where, on what, and how fast.
 _FREE = {"run", "data_path", "data_root", "val_path", "finetune", "batch_size", "accum_iter"}
 
-TOTAL = "Total"
-
-Parts = dict[str, dict[str, PredictionTable]]  # kind -> fold -> its predictions
-
-
-class Pooled(NamedTuple):
-    """The predictions of all folds together."""
-
-    table: PredictionTable
-    folds: list[str]  # n names, the fold of every prediction
-    intervals: dict[str, tuple[float, float]]  # of every score of `resampling.statistic`
+# Rows of `Report.frame` beside the folds: all folds pooled, and the bounds of its intervals.
+TOTAL, LOW, HIGH = "Total", "Total, low", "Total, high"
 
 
 class Report(NamedTuple):
@@ -42,7 +33,8 @@ class Report(NamedTuple):
     title: str  # how it is called in tables
     rows: list[str]  # names of the folds
     scores: dict[str, dict[str, dict[str, Any]]]  # kind -> fold, or TOTAL -> its metrics
-    pooled: dict[str, Pooled]  # kind -> the union of the folds
+    frame: pd.DataFrame  # folds, TOTAL, LOW, HIGH by (kind, metric): fractions, nan where none
+    pooled: dict[str, PredictionTable]  # kind -> the union of the folds
     metrics: tuple[str, ...]  # what the main table shows
     references: dict[str, float]  # figures in percent to print under the table
     notes: list[str]  # what the reader has to know
@@ -55,14 +47,17 @@ class Report(NamedTuple):
         """Which of the last and the best epoch have predictions."""
         return list(self.pooled)
 
-    def value(self, row: str, kind: str, metric: str) -> float:
-        """Return a score of a fold or TOTAL, of a regression the mean over outputs, or nan."""
-        value = self.scores[kind].get(row, {}).get(metric, float("nan"))
-        return value["mean"] if isinstance(value, dict) else value
+    def total(self, kind: str, *metrics: str) -> np.ndarray:
+        """Return pooled scores with their bounds, (metrics, 3)."""
+        return self.frame[kind].loc[[TOTAL, LOW, HIGH], list(metrics)].to_numpy().T
+
+    def parts(self, kind: str, metric: str) -> np.ndarray:
+        """Return the pooled score of every class or output with its bounds, (K, 3)."""
+        return self.total(kind, *(f"{metric} {k}" for k in range(len(self.names))))
 
     def spread(self, kind: str, metric: str) -> tuple[float, float] | None:
         """Return mean and sample standard deviation over folds, None for fewer than two."""
-        values = [self.value(row, kind, metric) for row in self.rows if row in self.scores[kind]]
+        values = self.frame.loc[self.rows, (kind, metric)].dropna().tolist()
         return (float(np.mean(values)), float(np.std(values, ddof=1))) if len(values) > 1 else None
 
 
@@ -83,8 +78,8 @@ def build(
         references: as in `Report`.
         names: as `--class_names` takes them; empty: those of the run.
         plan: how intervals are drawn.
-        metrics: of the main table; UAR and WAR, or PCC and CCC, if empty.
-        title: as in `Report`; the folder's name if empty.
+        metrics: UAR and WAR, or PCC and CCC, if empty.
+        title: the folder's name if empty.
     """
     plan = plan or Plan()
     finished, unfinished = fold_folders(folder)
@@ -94,42 +89,54 @@ def build(
             f"no sub-folder of '{folder}' holds {' or '.join(KINDS.values())} yet (started: "
             f"{waiting}); run run_finetuning.py for its folds first"
         )
-    parts, scores, pooled = {}, {}, {}
+    settings = flat_settings(read_json(finished[0] / "config.json"))
+    scores, pooled, frames = {}, {}, {}
     for kind, file in KINDS.items():
-        tables = {p.name: read_predictions(p / file) for p in finished if (p / file).is_file()}
-        parts[kind] = tables
+        tables = [read_predictions(p / file, p.name) for p in finished if (p / file).is_file()]
         if tables:
             union = pool(tables)
-            strata = [name for name, table in tables.items() for _ in table.clips]
-            pooled[kind] = Pooled(union, strata, intervals(union, strata, plan))
-            scores[kind] = {n: table.scores() for n, table in (tables | {TOTAL: union}).items()}
-    some = next(iter(pooled.values())).table
-    known = NUMBER_METRICS if some.is_regression else CLASS_METRICS
-    task = "regression" if some.is_regression else "classification"
+            whose = plan.speakers(union.clips, settings.get("data_path", ""))
+            pooled[kind] = union = union._replace(speakers=whose)
+            scores[kind] = {table.folds[0]: table.scores() for table in tables}
+            scores[kind][TOTAL] = union.scores()
+            rows = {name: named_scores(found) for name, found in scores[kind].items()}
+            bounds = plan.intervals(union) or dict.fromkeys(rows[TOTAL], (np.nan, np.nan))
+            rows |= {end: {n: b[k] for n, b in bounds.items()} for k, end in enumerate((LOW, HIGH))}
+            frames[kind] = pd.DataFrame.from_dict(rows, orient="index").astype(float)
+    regression, number = union.is_regression, union.num_outputs
+    known = NUMBER_METRICS if regression else CLASS_METRICS
     for metric in metrics:
         if metric not in known:
             use = ", ".join(known)
-            raise ValueError(f"--metrics {metric} is no score of {some.task}; use {use}")
-    settings = flat_settings(read_json(finished[0] / "config.json"))
-    number = some.num_outputs
-    found = chosen_names(names, number) if names else names_of_run(settings, task, number)
+            raise ValueError(f"--metrics {metric} is no score of {union.task}; use {use}")
+    task = "regression" if regression else "classification"
     return Report(
         Path(folder),
         title or Path(folder).resolve().name,
         [run.name for run in finished],
         scores,
+        pd.concat(frames, axis=1),
         pooled,
         tuple(metrics) or known[:2],
         references or {},
-        notes_on(finished, unfinished, folds, parts),
-        list(found),
-        some.is_regression,
+        notes_on(finished, unfinished, folds, pooled),
+        list(chosen_names(names, number) if names else names_of_run(settings, task, number)),
+        regression,
         plan,
     )
 
 
-def read_predictions(path: str | Path) -> PredictionTable:
-    """Read `pred.csv`.
+def named_scores(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return metrics by the names of `resampling.statistic`: first means, then "recall 0", ..."""
+    each = {n: v["per_output"] if isinstance(v, dict) else v for n, v in metrics.items()}
+    means = {n: v["mean"] if isinstance(v, dict) else v for n, v in metrics.items()}
+    found = {n: v for n, v in means.items() if n in CLASS_METRICS or n in NUMBER_METRICS}
+    lists = {n: v for n, v in each.items() if n == "recall" or n in NUMBER_METRICS}
+    return found | {f"{n} {k}": value for n, v in lists.items() for k, value in enumerate(v)}
+
+
+def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
+    """Read `pred.csv` of a fold, which is called by its path if it has no name.
 
     Columns are clip,label,prediction,p0.. or, for regression, clip,label0..,prediction0..
     """
@@ -160,22 +167,22 @@ def read_predictions(path: str | Path) -> PredictionTable:
     truth, guess = np.split(np.array(table[columns], np.float64, order="C"), 2, axis=1)
     if not regression:
         truth, guess = truth[:, 0].astype(np.int64), guess[:, 0].astype(np.int64)
-    return PredictionTable(table["clip"].tolist(), truth, guess, outputs)
+    clips = table["clip"].tolist()
+    return PredictionTable(clips, [fold or str(path)] * len(clips), truth, guess, outputs)
 
 
-def pool(tables: Mapping[str, PredictionTable]) -> PredictionTable:
-    """Put the predictions of several folds together, given by their names."""
-    (name, first), *others = tables.items()
-    for other, table in others:
+def pool(tables: Sequence[PredictionTable]) -> PredictionTable:
+    """Put the predictions of several folds together."""
+    first = tables[0]
+    for table in tables:
         if table.task != first.task:
             raise ValueError(
-                f"folds of different tasks cannot be pooled: {first.task} in '{name}', "
-                f"{table.task} in '{other}'; give the folder of one experiment"
+                f"folds of different tasks cannot be pooled: {first.task} in '{first.folds[0]}', "
+                f"{table.task} in '{table.folds[0]}'; give the folder of one experiment"
             )
-    clips, labels, predictions, _ = zip(*tables.values(), strict=True)
-    return PredictionTable(
-        sum(clips, []), np.concatenate(labels), np.concatenate(predictions), first.num_outputs
-    )
+    clips, folds, labels, predictions, *_ = zip(*tables, strict=True)
+    arrays = np.concatenate(labels), np.concatenate(predictions)
+    return PredictionTable(sum(clips, []), sum(folds, []), *arrays, first.num_outputs)
 
 
 def natural_key(name: str) -> list[Any]:
@@ -192,14 +199,13 @@ def fold_folders(folder: str | Path) -> tuple[list[Path], list[Path]]:
     if not folder.is_dir():
         raise FileNotFoundError(f"'{folder}' is no folder; give the one that holds the folds")
 
-    def has(run: Path, files: Iterable[str]) -> bool:
-        return any((run / name).is_file() for name in files)
+    def having(runs: Iterable[Path], files: Iterable[str]) -> list[Path]:
+        return [run for run in runs if any((run / name).is_file() for name in files)]
 
-    if has(folder, KINDS.values()):
-        return [folder], []
     children = sorted(filter(Path.is_dir, folder.iterdir()), key=lambda c: natural_key(c.name))
-    finished = [child for child in children if has(child, KINDS.values())]
-    return finished, [c for c in children if c not in finished and has(c, STARTED)]
+    finished = having([folder], KINDS.values()) or having(children, KINDS.values())
+    others = [] if folder in finished else [c for c in children if c not in finished]
+    return finished, having(others, STARTED)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -212,7 +218,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def notes_on(
-    finished: Sequence[Path], unfinished: Sequence[Path], folds: int | None, parts: Parts
+    finished: Sequence[Path],
+    unfinished: Sequence[Path],
+    folds: int | None,
+    pooled: Mapping[str, PredictionTable],
 ) -> list[str]:
     """Collect every note on an experiment, the most important first."""
     notes = [f"{path.name} is not finished: it has no predictions" for path in unfinished]
@@ -221,22 +230,17 @@ def notes_on(
     absent = sorted(set(range(1, (folds or max(numbers, default=0)) + 1)) - numbers)
     if absent and (folds or len(known) > 1):
         notes.append(f"missing: fold {', '.join(map(str, absent))}")
-    for kind, file in KINDS.items():
-        lacking = [path.name for path in finished if path.name not in parts[kind]]
-        if lacking and len(lacking) < len(finished):
-            notes.append(f"no {file} in {', '.join(lacking)}: not part of that Total")
+    for kind, table in pooled.items():
+        lacking = [path.name for path in finished if path.name not in table.folds]
+        if lacking:
+            notes.append(f"no {KINDS[kind]} in {', '.join(lacking)}: not part of that Total")
     if notes:
         notes.append("Total covers the finished folds only")
-    for kind, tables in parts.items():
-        where: dict[str, Counter[str]] = defaultdict(Counter)  # clip -> fold -> how often
-        for fold, table in tables.items():
-            for clip in table.clips:
-                where[clip][fold] += 1
-        shown = []
-        for clip, at in where.items():
-            if at.total() > 1:
-                folds_of = (f"{f} ({n} times)" if n > 1 else f for f, n in at.items())
-                shown.append(f"'{clip}' in {' and '.join(folds_of)}")
+    for kind, table in pooled.items():
+        times, where = Counter(table.clips), defaultdict[str, list[str]](list)
+        for (clip, fold), count in Counter(zip(table.clips, table.folds, strict=True)).items():
+            where[clip].append(f"{fold} ({count} times)" if count > 1 else fold)
+        shown = [f"'{clip}' in {' and '.join(at)}" for clip, at in where.items() if times[clip] > 1]
         notes += _listed(f"{KINDS[kind]}: clips counted more than once", shown, "more")
     for run in finished:
         skipped = read_json(run / "metrics.json").get("skipped")
@@ -253,46 +257,27 @@ def _listed(what: str, items: Sequence[str], rest: str) -> list[str]:
 
 def _mixed(finished: Sequence[Path]) -> list[str]:
     """Say in which settings the folds differ, though they should be one experiment."""
-    values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    values = defaultdict[str, dict[str, list[str]]](dict)  # flag -> value -> folds
     for run in finished:
         settings = read_json(run / "config.json")
         flags = flat_settings({n: v for n, v in settings.items() if n not in _FREE})
         for name, value in flags.items():
-            if name not in _FREE:
-                values[name][json.dumps(value)].append(run.name)
+            values[name].setdefault(json.dumps(value), []).append(run.name)
     mixed = [
         f"{name} is " + ", ".join(f"{value} in {' '.join(at)}" for value, at in seen.items())
         for name, seen in values.items()
-        if len(seen) > 1
+        if len(seen) > 1 and name not in _FREE
     ]
     return _listed("the folds were not trained alike", mixed, "more settings")
 
 
 def _chosen(finished: Sequence[Path]) -> list[str]:
-    """Say on which file the best epochs were chosen."""
-    sources: dict[str, list[str]] = defaultdict(list)
+    """Say on which list the best epochs were chosen."""
+    sources = defaultdict[str, list[str]](list)
     for run in finished:
-        source = chosen_on(run) if (run / KINDS["best"]).is_file() else ""
-        if source:
+        if source := read_json(run / "metrics_best.json").get("chosen_on"):
             sources[Path(source).name].append(run.name)
-    if not sources:
-        return []
     parts = [f"{s} ({', '.join(f)})" if len(sources) > 1 else s for s, f in sources.items()]
     seen = any(source.startswith("test") for source in sources)
     warning = ", the test list itself, as published: read the best columns as upper bounds"
-    return [f"best epoch chosen on {' and '.join(parts)}{warning if seen else ''}"]
-
-
-def chosen_on(fold: Path) -> str:
-    """Return the list that picked a fold's best epoch, "" when that cannot be told.
-
-    `chosen_on` of metrics_best.json says so; otherwise the settings do, by the rule of
-    run_finetuning.py: --val_path, else val.csv in --data_path, else test.csv.
-    """
-    recorded = read_json(fold / "metrics_best.json").get("chosen_on")
-    settings = flat_settings(read_json(fold / "config.json"))
-    data_path = settings.get("data_path")
-    if recorded or not data_path:
-        return str(recorded or "")
-    default = "val.csv" if find_list(Path(data_path) / "val.csv") else "test.csv"
-    return str(settings.get("val_path") or Path(data_path) / default)
+    return [f"best epoch chosen on {' and '.join(parts)}{warning * seen}"] if parts else []

@@ -1,5 +1,6 @@
 """Figures of reports as tables: plain text, Markdown, LaTeX; and as JSON."""
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hicmae.report.comparison import Comparison
-from hicmae.report.scores import KINDS, TOTAL, Report
+from hicmae.report.scores import HIGH, KINDS, LOW, TOTAL, Report
 
 METRIC_NAMES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "micro_f1": "micro F1"}
 WORDS = ("score", "test")  # columns that do not hold figures
@@ -46,19 +47,16 @@ def document(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) 
 
     The notes say how intervals, deviations and tests were computed.
     """
-    first, method = reports[0], []
-    if first.spread(first.kinds[0], first.metrics[0]):
+    first, method, sections = reports[0], list[str](), list[Section]()
+    plan, kind = first.plan, first.kinds[0]
+    if first.spread(kind, first.metrics[0]):
         method.append("mean and std: over folds, sample standard deviation (n - 1)")
-    plan, unit = first.plan, "clips"
-    if plan.speakers is not None:
-        clips = first.pooled[first.kinds[0]].table.clips
-        unit = f"speakers ({len({plan.speakers[clip] for clip in clips})})"
     if plan.resamples:
+        speakers = len(set(first.pooled[kind].speakers))
         method.append(
-            f"{interval_name(first)}: percentile bootstrap of Total, {plan.resamples} resamples "
-            f"of {unit} within folds, seed {plan.seed}"
+            f"{interval_name(first)}: percentile bootstrap of Total, {plan.resamples} resamples of "
+            f"{f'speakers ({speakers})' if speakers else 'clips'} within folds, seed {plan.seed}"
         )
-    sections = []
     if len(reports) > 1:
         sections.append(Section("Runs side by side", [summary_table(reports)], method))
         method = []
@@ -73,7 +71,7 @@ def document(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) 
 
 def interval_name(report: Report) -> str:
     """Return e.g. "95% CI"."""
-    return f"{100 * report.plan.confidence:g}% CI"
+    return f"{report.plan.confidence:g}% CI"
 
 
 def metric_name(metric: str, names: Sequence[str] = ()) -> str:
@@ -83,14 +81,14 @@ def metric_name(metric: str, names: Sequence[str] = ()) -> str:
     return f"{shown} {names[int(number)]}" if number else shown
 
 
-def percent(value: float | None, signs: str = ".2f") -> str:
+def percent(value: float, signs: str = ".2f") -> str:
     """Return a fraction in percent with two digits, "-" where there is none."""
-    return "-" if value is None or math.isnan(value) else f"{100.0 * value:{signs}}"
+    return "-" if math.isnan(value) else f"{100.0 * value:{signs}}"
 
 
-def interval(bounds: tuple[float, float]) -> str:
+def interval(low: float, high: float) -> str:
     """Return an interval in percent, "-" where there is none."""
-    return "-" if math.isnan(bounds[0]) else f"[{percent(bounds[0])}, {percent(bounds[1])}]"
+    return "-" if math.isnan(low) else f"[{percent(low)}, {percent(high)}]"
 
 
 def chance(p_value: float) -> str:
@@ -100,11 +98,13 @@ def chance(p_value: float) -> str:
     return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
 
 
-def _table(caption: str, cells: Sequence[Sequence[str]], rules: Sequence[int] = ()) -> Table:
-    """Make a table of cells, heading first, the first column holding names."""
-    heading, *rows = cells
-    frame = pd.DataFrame(rows, columns=heading, dtype=object).set_index(heading[0])
-    return Table(caption, frame.rename_axis(index=None, columns=heading[0]), rules)
+def _table(
+    caption: str, heading: Sequence[str], rows: Sequence[Sequence[str]], rules: Sequence[int] = ()
+) -> Table:
+    """Make a table of cells, the first column holding names."""
+    names, *columns = zip(*rows, strict=True)
+    frame = pd.DataFrame(list(zip(*columns, strict=True)), names, heading[1:], dtype=object)
+    return Table(caption, frame.rename_axis(columns=heading[0]), rules)
 
 
 def main_table(report: Report) -> Table:
@@ -113,86 +113,91 @@ def main_table(report: Report) -> Table:
     groups: list[list[list[str]]] = [[], [], [], []]  # with a line between them
     for name in (*report.rows, TOTAL):
         count = next(s[name]["count"] for s in report.scores.values() if name in s)
-        shown = [percent(report.value(name, *column)) for column in columns]
+        shown = list(map(percent, report.frame.loc[name, columns]))
         groups[2 if name == TOTAL else 0].append([name, str(count), *shown])
-    spreads = [report.spread(*column) for column in columns]
-    if any(spreads):
-        for k, name in enumerate(("mean", "std")):
-            shown = [percent(pair[k] if pair else None) for pair in spreads]
-            groups[1].append([name, "", *shown])
+    spreads = [report.spread(*column) or (math.nan, math.nan) for column in columns]
+    if not np.isnan(spreads).all():
+        for name, values in zip(("mean", "std"), zip(*spreads, strict=True), strict=True):
+            groups[1].append([name, "", *map(percent, values)])
     if report.plan.resamples:
-        bounds = (report.pooled[kind].intervals[metric] for kind, metric in columns)
-        groups[2].append([interval_name(report), "", *map(interval, bounds)])
+        bounds = [interval(*report.total(*column)[0, 1:]) for column in columns]
+        groups[2].append([interval_name(report), "", *bounds])
     for name, value in report.references.items():
         shown = [f"{value:.2f}" if metric == report.metrics[0] else "" for _, metric in columns]
         groups[3].append([name, "", *shown])
     heading = ["fold", "clips", *(f"{metric_name(m)} {kind}" for kind, m in columns)]
     rules = np.cumsum([len(group) for group in groups if group])[:-1].tolist()
-    return _table("Scores in percent; Total: all clips pooled.", [heading, *sum(groups, [])], rules)
+    return _table("Scores in percent; Total: all clips pooled.", heading, sum(groups, []), rules)
+
+
+def _with_intervals(
+    caption: str, columns: dict[str, list[str]], scores: dict[str, np.ndarray], first: Report
+) -> Table:
+    """Lay out columns of cells, the first holding names, and scores with bounds, (rows, 3)."""
+    cells = list(columns.items())
+    for name, values in scores.items():
+        cells.append((name, [percent(value) for value, _, _ in values]))
+        if first.plan.resamples:
+            cells.append((interval_name(first), [interval(*bounds) for _, *bounds in values]))
+    heading, rows = zip(*cells, strict=True)
+    return _table(caption, heading, list(zip(*rows, strict=True)))
 
 
 def detail_table(report: Report) -> Table:
     """Lay out the pooled scores of every class (recall) or output, with their intervals."""
-    columns = [["output" if report.is_regression else "class", *report.names]]
+    what, columns = "Outputs", {"output": report.names}
     if not report.is_regression:
         confusion = report.scores[report.kinds[0]][TOTAL]["confusion"]
-        columns.append(["clips", *(str(sum(row)) for row in confusion)])
-    for kind in report.kinds:
-        bounds = report.pooled[kind].intervals
-        for metric in report.metrics if report.is_regression else ("recall",):
-            found = report.scores[kind][TOTAL][metric]
-            values = found["per_output"] if report.is_regression else found
-            name = metric_name(metric) if report.is_regression else metric
-            columns.append([f"{name} {kind}", *map(percent, values)])
-            if bounds:
-                pairs = [interval(bounds[f"{metric} {k}"]) for k in range(len(report.names))]
-                columns.append([interval_name(report), *pairs])
-    what = "Outputs" if report.is_regression else "Recall of the classes"
-    return _table(f"{what}, all folds pooled, in percent.", list(zip(*columns, strict=True)))
+        what, columns = "Recall of the classes", {"class": report.names}
+        columns["clips"] = [str(sum(row)) for row in confusion]
+    scores = {
+        f"{metric_name(metric) if report.is_regression else metric} {kind}": report.parts(
+            kind, metric
+        )
+        for kind in report.kinds
+        for metric in (report.metrics if report.is_regression else ("recall",))
+    }
+    return _with_intervals(f"{what}, all folds pooled, in percent.", columns, scores, report)
 
 
 def summary_table(reports: Sequence[Report]) -> Table:
     """Lay out Total of every run with its interval, for the epochs that all have."""
-    first = reports[0]
-    columns = [["run", *(report.title for report in reports)], ["clips"]]
-    columns[1] += [str(len(report.pooled[report.kinds[0]].table.clips)) for report in reports]
-    for kind in [kind for kind in first.kinds if all(kind in r.kinds for r in reports)]:
-        for metric in first.metrics:
-            values = [percent(report.value(TOTAL, kind, metric)) for report in reports]
-            columns.append([f"{metric_name(metric)} {kind}", *values])
-            if first.plan.resamples:
-                pairs = [interval(report.pooled[kind].intervals[metric]) for report in reports]
-                columns.append([interval_name(first), *pairs])
-    return _table("Total of every run, in percent.", list(zip(*columns, strict=True)))
+    columns = {
+        "run": [report.title for report in reports],
+        "clips": [str(len(report.pooled[report.kinds[0]].clips)) for report in reports],
+    }
+    scores = {
+        f"{metric_name(metric)} {kind}": np.vstack([r.total(kind, metric) for r in reports])
+        for kind in reports[0].kinds
+        if all(kind in report.kinds for report in reports)
+        for metric in reports[0].metrics
+    }
+    return _with_intervals("Total of every run, in percent.", columns, scores, reports[0])
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """Lay out every difference to the first run with its interval and p-value."""
     adjusted = ["p (Holm)"] * (len({c.title for c in comparisons}) > 1)
-    rows = [["run", "score", "first", "value", "difference", "CI", "p", *adjusted, "test"]]
+    heading = ["run", "score", "first", "value", "difference", "CI", "p", *adjusted, "test"]
+    rows: list[list[str]] = []
     rules = []
     for compared in comparisons:
-        rules.append(len(rows) - 1)
-        for number, shown in enumerate(compared.differences):
-            rows.append(
-                [
-                    "" if number else compared.title,
-                    f"{metric_name(shown.metric, compared.names)} {compared.kind}",
-                    percent(shown.baseline),
-                    percent(shown.value),
-                    percent(shown.value - shown.baseline, "+.2f"),
-                    interval((shown.low, shown.high)),
-                    *map(chance, (shown.p_value, shown.p_adjusted)[: 1 + len(adjusted)]),
-                    shown.test,
-                ]
-            )
+        rules.append(len(rows))
+        for shown in compared.differences.itertuples():
+            cells = [compared.title if len(rows) == rules[-1] else ""]
+            cells.append(f"{metric_name(shown.metric, compared.names)} {compared.kind}")
+            cells += map(percent, (shown.baseline, shown.value))
+            cells.append(percent(shown.value - shown.baseline, "+.2f"))
+            cells.append(interval(shown.low, shown.high))
+            cells += map(chance, (shown.p_value, shown.p_adjusted)[: 1 + len(adjusted)])
+            rows.append([*cells, shown.test])
     caption = f"Differences to '{comparisons[0].baseline}', in percentage points."
-    return _table(caption, rows, rules[1:])
+    return _table(caption, heading, rows, rules[1:])
 
 
 def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     first = comparisons[0]
-    tests = " ".join(difference.test for difference in first.differences)
+    tests = " ".join(first.differences["test"])
     notes = [f"the same {first.num_clips} clips in all runs; CI: paired bootstrap; p: two-sided"]
     if "McNemar" in tests:
         notes.append("McNemar exact, a : b: clips that only the run, or only the first, gets right")
@@ -212,13 +217,12 @@ def as_text(sections: Sequence[Section], markdown: bool = False) -> str:
     for section in sections:
         heading = section.heading.translate(signs)
         blocks.append(f"# {heading}" if markdown else f"{heading}\n{'=' * len(heading)}")
-        for table in [_escaped(table, signs) for table in section.tables]:
-            sides = ["left" if name in WORDS else "right" for name in table.frame]
-            frame = table.frame.rename_axis(index=table.frame.columns.name)
-            options: dict[str, Any] = {"disable_numparse": True, "colalign": ("left", *sides)}
+        for caption, frame, rules in [_escaped(table, signs) for table in section.tables]:
+            sides = ["left", *("left" if name in WORDS else "right" for name in frame)]
+            options: dict[str, Any] = {"disable_numparse": True, "colalign": sides}
+            frame = frame.rename_axis(index=frame.columns.name)
             lines = frame.to_markdown(tablefmt=style, **options).splitlines()
-            rules = () if markdown else table.rules
-            blocks += [table.caption, _ruled(lines, 2, rules, lines[1])]
+            blocks += [caption, _ruled(lines, 2, () if markdown else rules, lines[1])]
         if section.notes:
             blocks.append("\n".join(bullet + note.translate(signs) for note in section.notes))
     return "\n\n".join(blocks) + "\n"
@@ -243,33 +247,32 @@ def as_latex(sections: Sequence[Section]) -> str:
     r"""Return LaTeX tables, to be read by \input; they need the package booktabs."""
     blocks = [r"% needs \usepackage{booktabs}"]
     for section in sections:
-        for table in section.tables:
-            shown = _escaped(table, _LATEX)
-            text = shown.frame.style.to_latex(
+        for caption, frame, rules in [_escaped(table, _LATEX) for table in section.tables]:
+            text = frame.style.to_latex(
                 hrules=True,
                 position="t",
                 position_float="centering",
-                caption=f"{section.heading.translate(_LATEX)}: {shown.caption}",
-                column_format="l" + "".join("l" if name in WORDS else "r" for name in table.frame),
+                caption=f"{section.heading.translate(_LATEX)}: {caption}",
+                column_format="l" + "".join("l" if name in WORDS else "r" for name in frame),
             )
             lines = text.splitlines()
-            blocks.append(_ruled(lines, lines.index(r"\midrule") + 1, table.rules, r"\midrule"))
+            blocks.append(_ruled(lines, lines.index(r"\midrule") + 1, rules, r"\midrule"))
         blocks.append("\n".join(f"% {note}" for note in section.notes))
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def as_data(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -> dict[str, Any]:
-    """Return everything for JSON, scores as fractions; of one run without the list around it."""
+def as_json(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -> str:
+    """Return everything, scores as fractions; of one run without the list around it."""
     runs = []
     for report in reports:
+        plan = report.plan
         *folds, total = (
             {"name": name} | {kind: report.scores.get(kind, {}).get(name) for kind in KINDS}
             for name in (*report.rows, TOTAL)
         )
-        spreads = {
-            kind: {metric: report.spread(kind, metric) for metric in report.metrics}
-            for kind in report.kinds
-        }
+        spreads = {k: {m: report.spread(k, m) for m in report.metrics} for k in report.kinds}
+        bounds = {k: report.frame[k].loc[[LOW, HIGH]].to_dict("list") for k in report.kinds}
+        bootstrap = {"resamples": plan.resamples, "confidence": plan.confidence / 100}
         runs.append(
             {
                 "folder": str(report.folder),
@@ -278,22 +281,16 @@ def as_data(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -
                 "folds": folds,
                 "total": total,
                 "mean_and_std_over_folds": spreads,
-                "intervals": {kind: pooled.intervals for kind, pooled in report.pooled.items()},
-                "bootstrap": report.plan._asdict() | {"speakers": report.plan.speakers is not None},
+                "intervals": bounds if plan.resamples else dict.fromkeys(report.kinds, {}),
+                "bootstrap": bootstrap | {"seed": plan.seed, "speakers": plan.draws_speakers},
                 "references_percent": report.references,
                 "notes": report.notes,
             }
         )
     compared = [
-        c._asdict() | {"differences": [d._asdict() for d in c.differences]} for c in comparisons
+        c._asdict() | {"differences": c.differences.to_dict("records")} for c in comparisons
     ]
-    return _plain(runs[0] if len(runs) == 1 else {"runs": runs, "comparisons": compared})
-
-
-def _plain(value: Any) -> Any:
-    """Replace nan, which JSON lacks, by None, and tuples by lists."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    content = runs[0] if len(runs) == 1 else {"runs": runs, "comparisons": compared}
+    # JSON has no nan.
+    plain = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=2) + "\n"

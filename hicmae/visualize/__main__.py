@@ -1,7 +1,6 @@
 """Command line of the pictures."""
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,20 +10,26 @@ from matplotlib.figure import Figure
 from hicmae.config import new_parser
 from hicmae.inference.style import check_format, save_figure
 from hicmae.io import describe
-from hicmae.visualize.attention import METHODS, attention
-from hicmae.visualize.confusion import confusion
-from hicmae.visualize.curves import curves
-from hicmae.visualize.features import Source, layer_weights, tsne
-from hicmae.visualize.radar import radar
+from hicmae.visualize.attention import attention
+from hicmae.visualize.features import layer_weights, retrieval, tsne
 from hicmae.visualize.reconstruction import reconstruction
-from hicmae.visualize.retrieval import retrieval
+from hicmae.visualize.runs import confusion, curves, radar
 
 Draw = Callable[..., "Figure | tuple[Figure, str]"]
-DRAWN = "clips drawn; 0: all (default: 0)"
-LAYOUT = "features of labelled clips laid out by t-SNE, coloured by class"
+NAMES = "names, a file with one a line, or a data set (default: numbers)"
+SOURCES = (
+    "one csv file with the columns dataset,metric,method,value (percent), or finished experiments "
+    "as DATASET=FOLDER or DATASET/METHOD=FOLDER"
+)
+SCORES = "of experiments: uar, war, ccc, ...; recall: an axis a class (default: war or ccc)"
 REBUILT = (
     "clips rebuilt by a pre-training checkpoint; a rebuilt patch has the mean and deviation of the "
     "true one, which the model does not predict"
+)
+LAYOUT = "features of labelled clips laid out by t-SNE, coloured by class"
+PARTS = (
+    "a panel each: video, audio (layer-weighted), fusion_video, fusion_audio (fusion encoder), "
+    "fused (all, as the head reads it); default: video audio fused"
 )
 LOOKS = (
     "where each modality looks: self-attention of the encoders, and what the other modality reads "
@@ -41,80 +46,49 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("Pictures of results.")
     parser.prog = "python -m hicmae.visualize"
     commands = parser.add_subparsers(required=True, metavar="PICTURE")
-    _add_figures(commands)
-    _add_model_pictures(commands)
-    return parser
 
+    def add_picture(draw: Draw, text: str) -> Any:
+        part = commands.add_parser(draw.__name__, help=text, description=text, allow_abbrev=False)
+        part.set_defaults(draw=draw)
+        formats = ".png (200 dpi), .pdf or .svg"
+        part.add_argument("--output", "--out", required=True, metavar="FILE", help=formats)
+        return part.add_argument
 
-def _add(commands: Any, draw: Draw, text: str, stage: str = "", clips: str = "") -> Any:
-    """Add the sub-command that is called like its function, of clips with those of `Source`."""
-    parser = commands.add_parser(draw.__name__, help=text, description=text, allow_abbrev=False)
-    parser.set_defaults(draw=draw)
-    add = parser.add_argument
-    add("--output", "--out", required=True, metavar="FILE", help=".png (200 dpi), .pdf or .svg")
-    if stage:
+    def add_of_clips(draw: Draw, text: str, stage: str, count: int = 0) -> Any:
+        add, start = add_picture(draw, text), 0 if draw is not reconstruction else None
         text = f"{stage} checkpoint, export or run"
         add("--checkpoint", required=True, metavar="FILE", help=text)
-        add("--data_path", required=True, metavar="LIST", help=f"{clips}, or its folder")
+        add("--data_path", required=True, metavar="LIST", help="list that fits it, or its folder")
         add("--data_root", default="", metavar="DIR", help="start of relative paths")
         add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... or mps (default: auto)")
-    return add
+        add("--clip", type=int, metavar="N", help="this line of the list, from 0")
+        text = f"clips drawn; 0: all, of a reconstruction the first (default: {count})"
+        add("--num_clips", type=int, default=count, metavar="N", help=text)
+        text = "of draw, windows, crops and masks (default: 0, of a reconstruction the training's)"
+        add("--seed", type=int, default=start, help=text)
+        return add
 
-
-def _add_figures(commands: Any) -> None:
-    """Add the pictures of what runs have written."""
-    add = _add(commands, curves, "losses and scores over the epochs")
+    add = add_picture(curves, "losses and scores over the epochs")
     add("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run with a log.txt")
-
-    add = _add(commands, confusion, "confusion matrix, pooled over the files")
+    add = add_picture(confusion, "confusion matrix, pooled over the files")
     add("pred_files", nargs="+", metavar="PRED.csv", help="predictions of a test, or its run")
-    add("--class_names", "--classes", nargs="+", default=(), metavar="NAME",
-        help="names, a file with one a line, or a data set (default: numbers)")  # fmt: skip
-
-    add = _add(commands, radar, "scores across data sets, a polygon a method")
-    add("sources", nargs="+", metavar="SOURCE",
-        help="one csv file with the columns dataset,metric,method,value (percent), or finished "
-        "experiments as DATASET=FOLDER or DATASET/METHOD=FOLDER")  # fmt: skip
-    add("--metrics", nargs="+", default=(), metavar="SCORE",
-        help="of experiments: uar, war, ccc, ...; recall: an axis a class "
-        "(default: war or ccc)")  # fmt: skip
+    add("--class_names", "--classes", nargs="+", default=(), metavar="NAME", help=NAMES)
+    add = add_picture(radar, "scores across data sets, a polygon a method")
+    add("sources", nargs="+", metavar="SOURCE", help=SOURCES)
+    add("--metrics", nargs="+", default=(), metavar="SCORE", help=SCORES)
     add("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
-    add("--start", type=float, default=0.0, metavar="PERCENT", help="in the middle (default: 0)")
-    add("--relative", action="store_true", help="measure each axis by its best method")
-
-    text = "learned weights of the encoder blocks, mean over checkpoints"
-    add = _add(commands, layer_weights, text)
+    add = add_picture(layer_weights, "learned weights of encoder blocks, mean over checkpoints")
     add("--checkpoint", required=True, nargs="+", metavar="FILE", help="fine-tuned, e.g. of folds")
-
-
-def _add_model_pictures(commands: Any) -> None:
-    """Add the pictures that run a model over clips."""
-    add = _add(commands, reconstruction, REBUILT, "pre-training", "pre-training list")
-    add("--clip", type=int, metavar="N", help="line of the list, from 0 (default: 0)")
-    add("--num_clips", type=int, default=0, metavar="N", help="draw so many clips instead")
-    add("--seed", type=int, help="of the draw, windows, crops and masks (default: the training's)")
-
-    add = _add(commands, tsne, LAYOUT, "fine-tuned", "labelled list")
-    add("--num_clips", type=int, default=0, metavar="N", help=DRAWN)
-    add("--seed", type=int, default=0, help="of the draw and of t-SNE (default: 0)")
-    add("--features", nargs="+", default=(), metavar="PART",
-        help="a panel each: video, audio (layer-weighted), fusion_video, fusion_audio (fusion "
-        "encoder), fused (all, as the head reads it); default: video audio fused")  # fmt: skip
+    add_of_clips(reconstruction, REBUILT, "pre-training")
+    add_of_clips(attention, LOOKS, "fine-tuned or pre-training", count=1)
+    add = add_of_clips(tsne, LAYOUT, "fine-tuned")
+    add("--features", nargs="+", default=(), metavar="PART", help=PARTS)
     add("--perplexity", type=float, default=30.0, help="about how many neighbours count (30)")
     add("--target", type=int, default=0, metavar="K", help="output that gives the colour (0)")
-
-    add = _add(commands, attention, LOOKS, "fine-tuned or pre-training", "list that fits it")
-    add("--clip", type=int, metavar="N", help="this line of the list, from 0")
-    add("--num_clips", type=int, default=1, metavar="N", help="clips drawn (default: 1)")
-    add("--seed", type=int, default=0, help="of the draw (default: 0)")
-    add("--method", default=METHODS[0], choices=METHODS,
-        help="self-attention through all blocks, or of the last one (rollout)")  # fmt: skip
-
-    add = _add(commands, retrieval, FINDS, "pre-training", "pre-training list")
-    add("--num_clips", type=int, default=0, metavar="N", help=DRAWN)
-    add("--seed", type=int, default=0, help="of the draw, windows, crops and masks (default: 0)")
+    add = add_of_clips(retrieval, FINDS, "pre-training")
     add("--masked", action="store_true", help="hide the tokens that training hides")
     add("--csv", default="", metavar="FILE", help="write the figures, too")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,9 +97,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     values = vars(parser.parse_args(argv))
     draw: Draw = values.pop("draw")
     output = values.pop("output")
-    if "data_path" in values:
-        known = {field.name for field in dataclasses.fields(Source)} & values.keys()
-        values["source"] = Source(**{name: values.pop(name) for name in known})
     try:
         check_format(output)
         drawn = draw(**values)

@@ -24,11 +24,15 @@ from hicmae.inference.style import STYLE
 from hicmae.models.encoder import ModalityEncoder
 from hicmae.models.layers import Attention, CrossAttention
 from hicmae.models.losses import unnormalize
-from hicmae.visualize.features import Opened, Source, batches
+from hicmae.visualize.clips import (
+    Opened,
+    batches,
+    draw_frame,
+    draw_spectrogram,
+    evenly,
+    open_clips,
+)
 
-HOP_SECONDS = 0.01  # between two spectrogram steps
-MOST_FRAMES = 6
-METHODS = ("rollout", "last")
 # Rows of the picture: label, map over the frames, map over the spectrogram. Cross-attention is
 # drawn over what is read: over the frames, what the audio reads in them.
 ROWS = (
@@ -94,15 +98,13 @@ def rollout(maps: Sequence[Tensor]) -> Tensor:
     return mixed
 
 
-def looks(maps: dict[str, Tensor], method: str = "rollout") -> dict[str, Tensor]:
+def looks(maps: dict[str, Tensor]) -> dict[str, Tensor]:
     """Reduce recorded attention to one number a token, the mean over all tokens that read it.
-
-    The method is "rollout" through an encoder's blocks, or "last" for its last block alone.
 
     Returns:
         (B, N) each, in units of even attention: "video" and "audio", where each encoder looks in
-        its own stream; "video by audio" and "audio by video", what the fusion encoder reads in the
-        other one, mean over its layers.
+        its own stream, by `rollout`; "video by audio" and "audio by video", what the fusion encoder
+        reads in the other one, mean over its layers.
     """
     found: dict[str, Tensor] = {}
     for name, blocks, layer in (
@@ -112,13 +114,9 @@ def looks(maps: dict[str, Tensor], method: str = "rollout") -> dict[str, Tensor]
         ("video by audio", "encoder_fusion.blocks_audio.", ".cross_attn"),
     ):
         layers = [m for n, m in maps.items() if n.startswith(blocks) and n.endswith(layer)]
-        if not layers:
-            continue
-        if layer == ".cross_attn":
-            weights = torch.stack(layers).mean(dim=0)
-        else:
-            weights = rollout(layers) if method == "rollout" else layers[-1]
-        found[name] = weights.mean(dim=1) * weights.shape[-1]
+        if layers:
+            weights = rollout(layers) if layer == ".attn" else torch.stack(layers).mean(dim=0)
+            found[name] = weights.mean(dim=1) * weights.shape[-1]
     return found
 
 
@@ -130,25 +128,16 @@ class Looked(NamedTuple):
     audio: np.ndarray | None  # (T, F)
     maps: dict[str, np.ndarray]  # of `looks`, on the grid of tokens
 
-    @property
-    def places(self) -> dict[int, int]:
-        """Positions in time that are shown: of the map, in tubelets -> of the video, in frames."""
-        if self.video is None:
-            return {}
-        length = len(self.maps["video"])
-        shown = np.linspace(0, length - 1, min(MOST_FRAMES, length)).round().astype(int).tolist()
-        return {place: place * (self.video.shape[1] // length) for place in shown}
-
 
 @torch.inference_mode()
-def look(opened: Opened, method: str = "rollout") -> list[Looked]:
+def look(opened: Opened) -> list[Looked]:
     """Run a model over clips and see where it looks."""
     results = []
     for batch in batches(opened, batch_size=1):
         with recorded_attention(opened.model) as maps:
             scores = opened.model(batch.video, batch.audio)
         grids = {}
-        for name, weights in looks(maps, method).items():
+        for name, weights in looks(maps).items():
             encoder = "encoder" if name.startswith("video") else "encoder_audio"
             grid = cast(ModalityEncoder, opened.model.get_submodule(encoder)).patch_embed.grid
             grids[name] = weights[0].reshape(grid).float().cpu().numpy()
@@ -164,14 +153,18 @@ def look(opened: Opened, method: str = "rollout") -> list[Looked]:
 
 
 def attention_figure(clips: Sequence[Looked]) -> Figure:
-    """Draw clips of one shape, each with its maps below it."""
+    """Draw clips of one shape, each with its maps below it: one frame of each shown tubelet."""
     first = clips[0]
     rows = [row for row in ROWS if not row[1] or {row[1], row[2]} & first.maps.keys()]
-    frames, lines = len(first.places), len(rows) * len(clips)
+    places, depth = [], 1  # shown tubelets, and the frames of each
+    if first.video is not None:
+        length = len(first.maps["video"])
+        places, depth = evenly(length), first.video.shape[1] // length
     # Frames and a scale, then the spectrogram and a scale, as far as the model reads them.
-    widths = [1.0] * frames + [0.07] * (frames > 0)
+    widths = [1.0] * len(places) + [0.07] * bool(places)
     if first.audio is not None:
-        widths += [0.3] * (frames > 0) + [2.3, 0.07]  # room for labels between the two
+        widths += [0.3] * bool(places) + [2.3, 0.07]  # room for labels between the two
+    lines = len(rows) * len(clips)
     with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(
             (0.98 * sum(widths) + 2.0, 1.02 * lines + 0.55),
@@ -181,14 +174,19 @@ def attention_figure(clips: Sequence[Looked]) -> Figure:
         for axes, (clip, (label, *names)) in zip(grid, itertools.product(clips, rows), strict=True):
             label = label if names[0] else clip.title or label
             axes[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6)
-            if clip.video is not None:
-                _draw_video(axes[: frames + 1], clip, names[0])
-            for empty in axes[frames + 1 : -2]:
+            heat, heat_audio = (clip.maps.get(name) for name in names)
+            for empty in axes[len(places) + 1 : -2]:
                 empty.set_axis_off()
+            if clip.video is not None:
+                images = [
+                    _draw_frame(panel, clip.video[:, place * depth], heat, place)
+                    for panel, place in zip(axes, places, strict=False)
+                ]
+                _draw_scale(axes[len(places)], images[-1])
             if clip.audio is not None:
-                _draw_audio(axes[-2:], clip, names[1])
-        for axes, frame in zip(grid[0], first.places.values(), strict=False):
-            axes.set_title(f"frame {frame}")
+                _draw_scale(axes[-1], _draw_audio(axes[-2], clip.audio, heat_audio))
+        for panel, place in zip(grid[0], places, strict=False):
+            panel.set_title(f"frame {place * depth}")
         if first.audio is not None:
             grid[0, -2].set_title("log-mel spectrogram")
             grid[-1, -2].set_xlabel("time (s)")
@@ -196,39 +194,29 @@ def attention_figure(clips: Sequence[Looked]) -> Figure:
     return figure
 
 
-def _draw_video(row: Sequence[Axes], clip: Looked, name: str) -> None:
-    """Draw one frame of each chosen tubelet, below a map if there is one, and the map's scale."""
-    assert clip.video is not None
-    heat, height, width = clip.maps.get(name), *clip.video.shape[2:]
-    image: Any = None
-    for axes, (place, frame) in zip(row, clip.places.items(), strict=False):
-        picture = np.moveaxis(clip.video[:, frame], 0, -1)
-        picture = picture if heat is None else picture.mean(-1)
-        look: dict[str, Any] = {"extent": (0, width, height, 0)}
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=1, **look)
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-        if heat is not None:
-            image = axes.imshow(heat[place], vmax=heat.max(), **look, **HEAT)
-    _scale(row[-1], image)
+def _draw_frame(axes: Axes, frame: np.ndarray, heat: np.ndarray | None, place: int) -> Any:
+    """Draw a frame (3, H, W), below a map if there is one, which is returned."""
+    size: dict[str, Any] = {"extent": (0, frame.shape[2], frame.shape[1], 0)}
+    picture = np.moveaxis(frame, 0, -1)
+    if heat is None:
+        draw_frame(axes, picture, **size)
+        return None
+    draw_frame(axes, picture.mean(-1), cmap="gray", vmin=0, vmax=1, **size)
+    return axes.imshow(heat[place], vmax=heat.max(), **size, **HEAT)
 
 
-def _draw_audio(row: Sequence[Axes], clip: Looked, name: str) -> None:
-    """Draw the spectrogram, below a map if there is one, and the map's scale."""
-    assert clip.audio is not None
-    heat, (steps, bins) = clip.maps.get(name), clip.audio.shape
-    low, high = np.percentile(clip.audio, (1, 99))
-    extent = (0.0, steps * HOP_SECONDS, 0.0, float(bins))
-    look: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": extent}
+def _draw_audio(axes: Axes, audio: np.ndarray, heat: np.ndarray | None) -> Any:
+    """Draw a spectrogram (T, F), below a map if there is one, which is returned."""
+    low, high = np.percentile(audio, (1, 99))
     colours = "viridis" if heat is None else "gray"
-    row[0].imshow(clip.audio.T, vmin=low, vmax=high, cmap=colours, **look)
-    row[0].set_ylabel("mel bin")
-    row[0].tick_params(labelbottom=False)
-    image = None if heat is None else row[0].imshow(heat.T, vmax=heat.max(), **look, **HEAT)
-    _scale(row[1], image)
+    draw_spectrogram(axes, audio, audio.shape, vmin=low, vmax=high, cmap=colours)
+    axes.tick_params(labelbottom=False)
+    if heat is not None:
+        return draw_spectrogram(axes, heat, audio.shape, vmax=heat.max(), **HEAT)
+    return None
 
 
-def _scale(axes: Axes, image: Any) -> None:
+def _draw_scale(axes: Axes, image: Any) -> None:
     """Draw the scale of a map; where there is no map, its place stays empty."""
     if image is None:
         axes.set_axis_off()
@@ -239,8 +227,8 @@ def _scale(axes: Axes, image: Any) -> None:
     bar.outline.set_visible(False)
 
 
-def attention(source: Source, method: str = "rollout") -> Figure:
-    """Draw where a fine-tuned or pre-trained model looks in clips; see `looks` for the method."""
-    if source.clip is None and source.num_clips < 1:
-        raise ValueError(f"--num_clips must be at least 1 here, got {source.num_clips}")
-    return attention_figure(look(source.open(), method))
+def attention(num_clips: int = 1, **source: Any) -> Figure:
+    """Draw where a fine-tuned or pre-trained model looks in the clips of `open_clips`."""
+    if source.get("clip") is None and num_clips < 1:
+        raise ValueError(f"--num_clips must be at least 1 here, got {num_clips}")
+    return attention_figure(look(open_clips("", num_clips=num_clips, **source)))

@@ -1,142 +1,36 @@
-"""Models and clips of the pictures below; features laid out by t-SNE; learned layer weights."""
+"""What a model has learned: features laid out by t-SNE, retrieval, weights of encoder blocks."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
-from hicmae.data.batches import ClipIndex
-from hicmae.data.clip_list import AnyClip, read_labelled_list, read_pretrain_list
-from hicmae.data.dataset import ClipSettings, PretrainClips, TestClips
 from hicmae.inference import forward
-from hicmae.inference.model import ModelConfig, load_model
 from hicmae.inference.style import MARKERS, STYLE, colour
-from hicmae.io import choose_device
+from hicmae.io import write_whole
+from hicmae.models.encoder import pooled_unit
+from hicmae.models.layers import split_tokens
+from hicmae.models.pretrain import HiCMAE
+from hicmae.visualize.clips import Opened, batches, open_clips, open_model
 
 FEWEST = 5  # clips of t-SNE
+RANKS = (1, 5, 10)  # of retrieval
+LEVELS = (3, 6, 9)  # of the original, where a checkpoint does not say which blocks are contrasted
 TITLES = {"fusion_video": "fused video", "fusion_audio": "fused audio"}
-SCRIPTS = {"pre-trained": "run_pretraining.py", "fine-tuned": "run_finetuning.py"}
-
-
-class Opened(NamedTuple):
-    """A model of either stage, on its device, and what it is shown."""
-
-    model: nn.Module
-    config: ModelConfig
-    device: torch.device
-    clips: Sequence[AnyClip]
-    seed: int | None  # of windows, crops and masks
-
-
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint and the clips of a list that it is shown."""
-
-    checkpoint: str | Path  # of this project or of the original authors, an export, or a run
-    data_path: str | Path  # list that fits it, or its folder
-    data_root: str = ""  # start of relative paths in the list
-    device: str = "auto"
-    clip: int | None = None  # this line of the list, from 0; None: draw some
-    num_clips: int = 0  # that many are drawn; 0: all
-    seed: int | None = 0  # of draw, windows, crops and masks; None: a reconstruction's training's
-
-    def open(self, stage: str | None = None) -> Opened:
-        """Load the model, see `open_model`, and choose the clips.
-
-        They are of the list, or of test.csv (pre-training: train.csv) in a folder.
-        """
-        model, config, device = open_model(self.checkpoint, self.device, stage)
-        path, pretraining = Path(self.data_path), config.task == "pretraining"
-        if path.is_dir():
-            path = path / ("train.csv" if pretraining else "test.csv")
-        listed: Sequence[AnyClip]
-        if pretraining:
-            listed = read_pretrain_list(path, self.data_root)
-        else:
-            listed = read_labelled_list(path, config.task, len(config.names), self.data_root)
-        clips = [listed[k] for k in self.lines(len(listed))]
-        return Opened(model, config, device, clips, self.seed)
-
-    def lines(self, length: int) -> list[int]:
-        """Choose lines of a list, drawn without replacement, in the list's order."""
-        if self.clip is not None:
-            if not 0 <= self.clip < length:
-                raise ValueError(f"--clip {self.clip} is not in the list of {length} clips")
-            return [self.clip]
-        if self.num_clips < 0:
-            raise ValueError(f"--num_clips must not be negative, got {self.num_clips}")
-        if not 0 < self.num_clips < length:
-            return list(range(length))
-        rng = np.random.default_rng(self.seed)
-        return sorted(rng.choice(length, self.num_clips, replace=False).tolist())
-
-
-def open_model(
-    path: str | Path, device: str = "auto", stage: str | None = None
-) -> tuple[nn.Module, ModelConfig, torch.device]:
-    """Load a checkpoint; the stage "fine-tuned" or "pre-trained" refuses the other one."""
-    chosen = choose_device(device)
-    model, config = load_model(path, device=chosen)
-    found = "pre-trained" if config.task == "pretraining" else "fine-tuned"
-    if stage not in (None, found):
-        raise ValueError(
-            f"checkpoint '{path}' is {found}, but this picture needs a {stage} one; give a "
-            f"checkpoint of {SCRIPTS[stage]}"
-        )
-    return model, config, chosen
-
-
-def batches(opened: Opened, batch_size: int = 16) -> Iterator[Any]:
-    """Yield a `ViewBatch` of centre windows, or in pre-training a `PretrainBatch` of crops.
-
-    Raises:
-        ValueError: naming a clip that cannot be read.
-    """
-    config, clips = opened.config, opened.clips
-    clip, trained = config.preprocessing, config.training.get("settings", {})
-    settings = ClipSettings(
-        clip.num_frames, clip.sampling_rate, clip.input_size, clip.input_size_audio
-    )
-    dataset: TestClips | PretrainClips
-    if config.task == "pretraining":
-        dataset = PretrainClips(
-            clips,
-            settings,
-            tubelet_size=clip.tubelet_size,
-            mask_ratio=trained.get("mask_ratio", 0.9),
-            mask_ratio_audio=trained.get("mask_ratio_audio", 0.8),
-            seed=opened.seed or 0,
-        )
-    else:
-        dataset = TestClips(
-            clips, settings, task=config.task, centre=True, modality=config.modality
-        )
-    for start in range(0, len(clips), batch_size):
-        chosen = range(start, min(start + batch_size, len(clips)))
-        try:
-            items: list[Any] = [dataset[ClipIndex(0, k)] for k in chosen]
-        except RuntimeError as error:
-            raise ValueError(f"{error}") from error
-        batch = dataset.collate(items).to(opened.device)
-        if batch.skipped:  # in pre-training another clip stands in for it, which would be its twin
-            raise ValueError(f"a clip cannot be read: {batch.skipped[0].reason}")
-        yield batch
-
-
-def feature_names(modality: str) -> tuple[str, ...]:
-    """Name the parts of a model's features; `fused` is all of them, as the head reads it."""
-    if modality == "av":
-        return ("video", "audio", "fusion_video", "fusion_audio", "fused")
-    return ("video" if modality == "v" else "audio", "fused")
+# Parts of a model's features by its modality; `fused` is all of them, as the head reads it.
+PARTS = {
+    "av": ("video", "audio", "fusion_video", "fusion_audio", "fused"),
+    "v": ("video", "fused"),
+    "a": ("audio", "fused"),
+}
 
 
 @torch.inference_mode()
@@ -144,7 +38,7 @@ def features_of(opened: Opened) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Compute the features of `hicmae.inference` for the centre window of every clip.
 
     Returns:
-        Each of `feature_names` -> (n, D), fused (n, 4D); and (n,) classes or (n, K) targets.
+        Each of `PARTS` -> (n, D), fused (n, 4D); and (n,) classes or (n, K) targets.
     """
     found, targets = [], []
     for batch in batches(opened):
@@ -152,7 +46,7 @@ def features_of(opened: Opened) -> tuple[dict[str, np.ndarray], np.ndarray]:
         targets.append(batch.target)
     return {
         name: torch.cat([parts[name] for parts in found]).float().cpu().numpy()
-        for name in feature_names(opened.config.modality)
+        for name in PARTS[opened.config.modality]
     }, torch.cat(targets).cpu().numpy()
 
 
@@ -197,41 +91,145 @@ def tsne_figure(
 
 
 def tsne(
-    source: Source, features: Sequence[str] = (), perplexity: float = 30.0, target: int = 0
+    features: Sequence[str] = (), perplexity: float = 30.0, target: int = 0, **source: Any
 ) -> Figure:
     """Lay out the features of a labelled list by a fine-tuned checkpoint.
 
-    Features are a panel each, of `feature_names`; without any, each modality and fused. The
-    output `target` of a regression gives the colour.
+    Features are a panel each, of `PARTS`; without any, each modality and fused. The output `target`
+    of a regression gives the colour; the `source` is that of `open_clips`.
     """
-    opened = source.open("fine-tuned")
-    config = opened.config
-    known = feature_names(config.modality)
+    opened = open_clips("fine-tuned", **source)
+    names, known = opened.config.names, PARTS[opened.config.modality]
     unknown = [part for part in features if part not in known]
     if unknown:
         raise ValueError(
             f"--features '{unknown[0]}' is no part of this model's features; use {', '.join(known)}"
         )
-    if not 0 <= target < len(config.names):
-        raise ValueError(f"--target {target} is not one of the {len(config.names)} outputs")
-    count = len(opened.clips)
-    if count < FEWEST:
-        raise ValueError(
-            f"t-SNE needs at least {FEWEST} clips, got {count} of '{source.data_path}'"
-        )
-    shown = features or (("video", "audio", "fused") if config.modality == "av" else ("fused",))
+    if not 0 <= target < len(names):
+        raise ValueError(f"--target {target} is not one of the {len(names)} outputs")
+    if len(opened.clips) < FEWEST:
+        raise ValueError(f"t-SNE needs at least {FEWEST} clips, got {len(opened.clips)}")
+    shown = features or (("video", "audio", "fused") if len(known) > 2 else ("fused",))
     values, labels = features_of(opened)
-    places = {TITLES.get(p, p): embed(values[p], source.seed or 0, perplexity) for p in shown}
-    return tsne_figure(places, labels, config.names, target)
+    places = {
+        TITLES.get(part, part): embed(values[part], opened.seed, perplexity) for part in shown
+    }
+    return tsne_figure(places, labels, names, target)
+
+
+def recall_at(similarity: np.ndarray, rank: int) -> float:
+    """Return how often the match is among the `rank` nearest; ties are broken by lot.
+
+    Rows of the similarity (n, n) are what is searched with, columns what is found; matches are on
+    its diagonal.
+    """
+    match = np.diag(similarity)[:, None]
+    nearer = (similarity > match).sum(1)
+    equal = (similarity == match).sum(1)  # with the match itself
+    return float(np.clip((rank - nearer) / equal, 0.0, 1.0).mean())
+
+
+@torch.inference_mode()
+def pooled_levels(
+    opened: Opened, levels: Sequence[int], masked: bool
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Compute the features that pre-training contrasts after the encoder blocks `levels`.
+
+    Returns:
+        Of video and audio, one (n, D) array of unit vectors a level; `masked` hides the tokens
+        that training would hide.
+    """
+    streams: tuple[list, list] = ([], [])
+    model = cast(HiCMAE, opened.model)
+    for batch in batches(opened):
+        for found, encoder, clip, mask in (
+            (streams[0], model.encoder, batch.video, batch.video_mask),
+            (streams[1], model.encoder_audio, batch.audio, batch.audio_mask),
+        ):
+            split = split_tokens(mask, encoder.patch_embed.num_tokens, "mask")
+            visible = split.visible.to(opened.device) if masked else None
+            output = encoder(clip, visible, levels)
+            found.append([pooled_unit(level).float().cpu() for level in output.levels])
+    video, audio = ([torch.cat(p).numpy() for p in zip(*found, strict=True)] for found in streams)
+    return video, audio
+
+
+def recalls(
+    video: Sequence[np.ndarray], audio: Sequence[np.ndarray], levels: Sequence[int]
+) -> pd.DataFrame:
+    """Score both directions at every level.
+
+    Returns:
+        level, direction, rank, value: how often the match is among the `rank` nearest, and chance:
+        the same for guessing, both in 0..1.
+    """
+    rows = []
+    for level, video_level, audio_level in zip(levels, video, audio, strict=True):
+        similarity = audio_level.astype(np.float64) @ video_level.astype(np.float64).T
+        for direction, matrix in (("audio to video", similarity), ("video to audio", similarity.T)):
+            for rank in RANKS:
+                chance = min(rank / len(matrix), 1.0)
+                rows.append((level, direction, rank, recall_at(matrix, rank), chance))
+    return pd.DataFrame(rows, columns=["level", "direction", "rank", "value", "chance"])
+
+
+def table(found: pd.DataFrame, num_clips: int) -> str:
+    """Lay the figures out as plain text."""
+    rows = "block " + found["level"].astype(str) + ", " + found["direction"]
+    shown = found.assign(row=rows).pivot_table("value", "row", "rank", sort=False)
+    shown.loc["chance"] = found.groupby("rank")["chance"].first()
+    shown.columns = pd.Index([f"R@{rank}" for rank in shown], name="level")
+    text = (100 * shown).rename_axis(None).to_string(float_format="{:.2f}".format, col_space=7)
+    return f"recall in percent among {num_clips} clips\n{text}"
+
+
+def retrieval_figure(found: pd.DataFrame, num_clips: int) -> Figure:
+    """Draw one panel a direction: bars of recall for every level, chance as lines across them."""
+    with rc_context(STYLE):
+        figure = Figure((5.4, 2.5))
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (direction, own) in zip(panels, found.groupby("direction"), strict=True):
+            handles = {}
+            for number, (rank, scores) in enumerate(own.groupby("rank")):
+                place = np.arange(len(scores)) + (number - 1) * 0.27
+                values, chance = 100 * scores["value"], 100 * scores["chance"]
+                handles[f"R@{rank}"] = axes.bar(place, values, 0.25, color=colour(number))
+                edges = place - 0.125, place + 0.125
+                line = axes.hlines(chance, *edges, color="black", linewidth=1.5)
+            axes.set_xticks(range(len(scores)), scores["level"].astype(str))
+            axes.grid(axis="x", visible=False)
+            axes.set(title=direction, xlabel="encoder block")
+        panels[0].set_ylabel(f"recall (%), {num_clips} clips")
+        handles["chance"] = line
+        figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=4)
+    return figure
+
+
+def retrieval(masked: bool = False, csv: str = "", **source: Any) -> tuple[Figure, str]:
+    """Measure and draw the retrieval of a pre-training checkpoint on the list of `open_clips`.
+
+    Returns:
+        The picture, and the figures as text; they are written to `csv`, too, where it is given.
+    """
+    opened = open_clips("pre-trained", **source)
+    count = len(opened.clips)
+    if count < 2:
+        raise ValueError(f"retrieval needs at least 2 clips to choose from, got {count}")
+    settings = opened.config.training.get("settings", {})
+    levels = tuple(settings.get("return_intermediate_features") or LEVELS)
+    found = recalls(*pooled_levels(opened, levels, masked), levels)
+    if csv:
+        write_whole(csv, found.to_csv(index=False))
+    return retrieval_figure(found, count), table(found, count)
 
 
 def layer_weights_of(checkpoint: str | Path) -> dict[str, np.ndarray]:
     """Return the share of every block, (L,) for each stream; shares of a stream sum to 1."""
-    weights = open_model(checkpoint, "cpu", "fine-tuned")[0].state_dict()
+    weights, end = open_model(checkpoint, "cpu", "fine-tuned")[0].state_dict(), "_layer_weights"
     shares = {
-        stream: weights[f"{stream}_layer_weights"].double().softmax(dim=0).numpy()
-        for stream in ("video", "audio")
-        if f"{stream}_layer_weights" in weights
+        name.removesuffix(end): values.double().softmax(dim=0).numpy()
+        for name, values in weights.items()
+        if name.endswith(end)
     }
     if not shares:
         raise ValueError(
@@ -241,34 +239,8 @@ def layer_weights_of(checkpoint: str | Path) -> dict[str, np.ndarray]:
     return shares
 
 
-def layer_weights_figure(runs: Mapping[str, Sequence[np.ndarray]]) -> Figure:
-    """Draw the mean share of each block over runs, stream -> (L,) of each, every run as a point."""
-    with rc_context(STYLE):
-        figure = Figure((2.7 * len(runs), 2.2))
-        panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-        for number, (axes, (stream, shares)) in enumerate(zip(panels, runs.items(), strict=True)):
-            values = 100 * np.stack(shares)  # (runs, L)
-            blocks, even = np.arange(values.shape[1]), 100 / values.shape[1]
-            axes.bar(blocks, values.mean(0), 0.7, color=colour(number), alpha=0.85)
-            if len(values) > 1:
-                for shift, own in zip(np.linspace(-0.2, 0.2, len(values)), values, strict=True):
-                    axes.plot(blocks + shift, own, "o", color="black", markersize=2.5)
-            line = axes.axhline(even, color="black", linestyle="--", linewidth=1)
-            axes.set_xticks(blocks)
-            axes.grid(axis="x", visible=False)
-            axes.set(title=f"{stream} encoder", xlabel="encoder block")
-            axes.set_ylim(0, max(1.25 * even, 1.15 * float(values.max())))
-        panels[0].set_ylabel("layer weight (%)")
-        handles = {"equal weights": line}
-        if len(shares) > 1:
-            point = Line2D([], [], color="black", marker="o", markersize=2.5, linestyle="")
-            handles["one run"] = point
-        figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=2)
-    return figure
-
-
 def layer_weights(checkpoint: Sequence[str | Path]) -> Figure:
-    """Draw the layer weights of one or several fine-tuned checkpoints, e.g. of all folds."""
+    """Draw the mean layer weights of fine-tuned checkpoints, e.g. of all folds, each as a point."""
     found = [layer_weights_of(path) for path in checkpoint]
     sizes = [{stream: len(values) for stream, values in shares.items()} for shares in found]
     for path, blocks in zip(checkpoint, sizes, strict=True):
@@ -277,4 +249,25 @@ def layer_weights(checkpoint: Sequence[str | Path]) -> Figure:
                 f"'{path}' has blocks {blocks}, '{checkpoint[0]}' has {sizes[0]}; draw models of "
                 "one size and modality together"
             )
-    return layer_weights_figure({name: [shares[name] for shares in found] for name in found[0]})
+    with rc_context(STYLE):
+        figure = Figure((2.7 * len(sizes[0]), 2.2))
+        panels = figure.subplots(1, len(sizes[0]), sharey=True, squeeze=False)[0]
+        for number, (axes, stream) in enumerate(zip(panels, sizes[0], strict=True)):
+            values = 100 * np.stack([shares[stream] for shares in found])  # (runs, L)
+            places, even = np.arange(values.shape[1]), 100 / values.shape[1]
+            axes.bar(places, values.mean(0), 0.7, color=colour(number), alpha=0.85)
+            if len(values) > 1:
+                for shift, own in zip(np.linspace(-0.2, 0.2, len(values)), values, strict=True):
+                    axes.plot(places + shift, own, "o", color="black", markersize=2.5)
+            line = axes.axhline(even, color="black", linestyle="--", linewidth=1)
+            axes.set_xticks(places)
+            axes.grid(axis="x", visible=False)
+            axes.set(title=f"{stream} encoder", xlabel="encoder block")
+            axes.set_ylim(0, max(1.25 * even, 1.15 * float(values.max())))
+        panels[0].set_ylabel("layer weight (%)")
+        handles = {"equal weights": line}
+        if len(found) > 1:
+            point = Line2D([], [], color="black", marker="o", markersize=2.5, linestyle="")
+            handles["one run"] = point
+        figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=2)
+    return figure

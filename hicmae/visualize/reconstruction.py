@@ -1,6 +1,5 @@
 """Masked clips beside what a pre-training checkpoint makes of them."""
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +23,9 @@ from hicmae.inference.model import find_weights
 from hicmae.inference.style import STYLE
 from hicmae.io import choose_device
 from hicmae.models.reconstruct import Reconstruction, reconstruct
-from hicmae.training import checkpoint
+from hicmae.training import checkpoint as checkpoints
 from hicmae.training.run import Precision, choose_precision
-from hicmae.visualize.attention import HOP_SECONDS
-from hicmae.visualize.features import Source
+from hicmae.visualize.clips import choose_lines, draw_frame, draw_spectrogram, evenly
 
 
 def reconstruction_figure(
@@ -50,9 +48,7 @@ def reconstruction_figure(
                 "original, masked and rebuilt must have one shape, (3, T, H, W) for video and "
                 f"(T, F) for audio, got {[array.shape for array in same]}"
             )
-    if frames is None:
-        length = arrays[0].shape[1]
-        frames = np.linspace(0, length - 1, min(6, length)).round().astype(int).tolist()
+    frames = evenly(arrays[0].shape[1]) if frames is None else frames
     widths, num_clips = [1.0] * len(frames) + [2.0], len(arrays) // 6
     size = (1.05 * sum(widths) + 1.0, (3.55 + 0.25 * bool(title)) * num_clips)
     tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
@@ -66,9 +62,7 @@ def reconstruction_figure(
                 row[0].set_ylabel(name)
                 for axes, frame in zip(row, frames, strict=False):
                     picture = np.moveaxis(video[:, frame], 0, -1)  # (H, W, 3)
-                    axes.imshow(np.where(np.isnan(picture), 0.5, np.clip(picture, 0.0, 1.0)))
-                    axes.set(xticks=[], yticks=[])
-                    axes.spines[:].set_visible(False)
+                    draw_frame(axes, np.where(np.isnan(picture), 0.5, np.clip(picture, 0.0, 1.0)))
             for axes, frame in zip(grid[0], frames, strict=False):
                 axes.set_title(f"frame {frame}")
             _draw_spectrograms(part, grid[:, -1], clip[3:])
@@ -79,19 +73,17 @@ def reconstruction_figure(
 
 def _draw_spectrograms(figure: SubFigure, column: Sequence[Axes], audios: list[np.ndarray]) -> None:
     low, high = np.nanpercentile(audios[0], (1, 99))
-    steps, bins = audios[0].shape
     look: dict[str, Any] = {
         "cmap": matplotlib.colormaps["viridis"].with_extremes(bad="#808080"),
-        "extent": (0.0, steps * HOP_SECONDS, 0.0, float(bins)),
+        "interpolation": "nearest",
         "vmin": low,
         "vmax": max(high, low + 1e-6),
     }
     for axes, audio in zip(column, audios, strict=True):
-        image = axes.imshow(audio.T, origin="lower", aspect="auto", interpolation="nearest", **look)
+        image = draw_spectrogram(axes, audio, audio.shape, **look)
         axes.grid(False)
         axes.yaxis.tick_right()
         axes.yaxis.set_label_position("right")
-        axes.set_ylabel("mel bin")
         axes.tick_params(labelbottom=axes is column[-1])
     column[0].set_title("log-mel spectrogram")
     column[-1].set_xlabel("time (s)")
@@ -109,10 +101,7 @@ def rebuild_clips(
     batch = joined(items).to(precision.device)
     return reconstruct(
         model,
-        batch.video,
-        batch.video_mask,
-        batch.audio,
-        batch.audio_mask,
+        *batch[:4],
         precision.autocast(),
         loss.frame_diff_group_size if loss.frame_diff else None,
         loss.normalize_target,
@@ -120,30 +109,34 @@ def rebuild_clips(
     )
 
 
-def reconstruction(source: Source) -> Figure:
+def reconstruction(
+    checkpoint: str,
+    data_path: str,
+    data_root: str = "",
+    device: str = "auto",
+    clip: int | None = None,
+    num_clips: int = 0,
+    seed: int | None = None,
+) -> Figure:
     """Rebuild clips of a list with a checkpoint of `run_pretraining.py` and draw them.
 
-    Its settings say the model, the clip geometry, the masks and, where the source has none, the
-    seed. Without a number of clips the first of the list is drawn. Files of the original authors
-    hold their settings as flags in a Namespace.
+    Its settings say the model, the clip geometry, the masks and, where none is given, the seed.
+    Without a number of clips the first of the list is drawn. Files of the original authors hold
+    their settings as flags in a Namespace.
     """
-    state = checkpoint.load(find_weights(Path(source.checkpoint)))
+    state = checkpoints.load(find_weights(Path(checkpoint)))
     settings = flat_settings(state.get("args"))
     if "mask_ratio" not in settings:
-        lacks = "holds no settings of its training"
-        if settings:
-            lacks = "is fine-tuned and has no decoders"
+        lacks = "is fine-tuned and has no decoders" if settings else "holds no settings"
         raise ValueError(
-            f"checkpoint '{source.checkpoint}' {lacks}, but this picture needs a pre-trained one "
-            "with its settings under 'args'; give a checkpoint of run_pretraining.py"
+            f"checkpoint '{checkpoint}' {lacks}, but this picture needs a pre-trained one with its "
+            "settings under 'args'; give a checkpoint of run_pretraining.py"
         )
-    if source.seed is not None:
-        settings["seed"] = source.seed
-    path, root = str(source.data_path), source.data_root
-    settings |= {"data_path": path, "data_root": root, "num_samples": 1}
+    settings |= {"data_path": data_path, "data_root": data_root, "num_samples": 1}
+    settings |= {} if seed is None else {"seed": seed}
     configs = from_dict(PretrainConfigs, settings)
     dataset = PretrainClips(
-        read_pretrain_list(path, root),
+        read_pretrain_list(data_path, data_root),
         configs.clip,
         tubelet_size=configs.clip.tubelet_size,
         **vars(configs.mask),
@@ -151,9 +144,9 @@ def reconstruction(source: Source) -> Figure:
         seed=configs.run.seed,
         clip_timeout=configs.data.clip_timeout,
     )
-    clip = source.clip if source.num_clips or source.clip is not None else 0
-    lines = dataclasses.replace(source, clip=clip, seed=configs.run.seed).lines(len(dataset))
-    precision = choose_precision("fp32", choose_device(source.device))
+    clip = 0 if clip is None and not num_clips else clip
+    lines = choose_lines(len(dataset), clip, num_clips, configs.run.seed)
+    precision = choose_precision("fp32", choose_device(device))
     model = timm.create_model(**vars(configs.model), **configs.clip.of_model())
     model.load_state_dict(state["model"])
     items = [dataset[ClipIndex(0, line)] for line in lines]

@@ -12,7 +12,7 @@ from hicmae.report.comparison import compare_all
 from hicmae.report.page import as_html
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import build
-from hicmae.report.tables import as_data, as_latex, as_text, chance, document
+from hicmae.report.tables import as_json, as_latex, as_text, chance, document
 from tests.report.fold_files import cells_of, write_fold, write_predictions, write_regression
 
 QUICK = Plan(resamples=100)
@@ -101,7 +101,7 @@ def test_latex_has_booktabs_tables_with_every_special_character_escaped(report):
 
 
 def test_json_has_every_figure_and_no_nan(report):
-    data = json.loads(json.dumps(as_data([report]), allow_nan=False))
+    data = json.loads(as_json([report]))
     assert data["total"]["last"]["count"] == 22 and data["total"]["best"] is None
     assert [fold["name"] for fold in data["folds"]] == ["fold1", "fold2"]
     mean, std = data["mean_and_std_over_folds"]["last"]["uar"]
@@ -145,7 +145,7 @@ def test_comparison_comes_first_in_every_format(compared):
     for text in (as_text(sections), as_text(sections, markdown=True), as_latex(sections), page):
         assert "p (Holm)" in text
     assert Page(page).tags.count("figure") == 1 + 3 * 2
-    data = as_data(*compared)
+    data = json.loads(as_json(*compared))
     assert [c["title"] for c in data["comparisons"]] == ["new", "newer"] and len(data["runs"]) == 3
     built, comparisons = compared  # two runs need no adjustment
     assert "p (Holm)" not in document(built[:2], comparisons[:1])[1].tables[0].frame
@@ -214,11 +214,11 @@ def test_speakers_are_found_beside_the_lists_of_the_run(tmp_path, capsys):
     [
         (["gone"], "'gone' is no folder; give the one that holds the folds"),
         (["exp", "--class_names", "none.txt"], "'none.txt' is no file; expected the names"),
-        (["exp", "--confidence", "0"], "--confidence must be in percent, 0 to 100, got 0"),
-        (["exp", "--resamples", "-1"], "--resamples and --seed must not be negative"),
+        (["exp", "--confidence", "0"], "--confidence must be > 0 and < 100, got 0"),
+        (["exp", "--resamples", "-1"], "--resamples must be >= 0, got -1"),
         (["exp", "--ceilings", "video"], "--ceilings expects 'name=percent,name=percent', got"),
         (["exp", "--by_speaker", "--speaker_pattern", "b"], "give one of --by_speaker, --speaker"),
-        (["exp", "--by_speaker"], "finds no clip_speakers.csv beside the lists of the runs"),
+        (["exp", "--by_speaker"], "nor the folder above holds clip_speakers.csv"),
         (["exp", "--speaker_file", "a"], "'a' does not exist"),
         (["exp", "--speaker_pattern", "(z)"], "9 of 9 clips have no known speaker, first 'fold1"),
         (["exp", "exp"], "two of the folders are called alike"),

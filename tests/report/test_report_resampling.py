@@ -4,22 +4,25 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hicmae.report.resampling import Plan, PredictionTable, intervals, statistic
+from hicmae.report.resampling import Plan, PredictionTable, statistic
 from hicmae.training.evaluate import metrics_of_classes, regression_metrics
+
+
+def table_of(labels, guesses, k=2, folds=None, speakers=()):
+    clips = [f"clip{i}" for i in range(len(labels))]
+    return PredictionTable(clips, folds or ["f"] * len(clips), labels, guesses, k, speakers)
 
 
 def classes_table(seed=0, n=60, k=4):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, k, n)
-    guesses = np.where(rng.random(n) < 0.6, labels, rng.integers(0, k, n))
-    return PredictionTable([f"clip{i}" for i in range(n)], labels, guesses, k)
+    return table_of(labels, np.where(rng.random(n) < 0.6, labels, rng.integers(0, k, n)), k)
 
 
 def numbers_table(seed=0, n=50, k=3):
     rng = np.random.default_rng(seed)
     truth = 100 + rng.random((n, k))
-    guess = truth + 0.3 * rng.standard_normal((n, k))
-    return PredictionTable([f"clip{i}" for i in range(n)], truth, guess, k)
+    return table_of(truth, truth + 0.3 * rng.standard_normal((n, k)), k)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -50,15 +53,14 @@ def test_sums_of_numbers_give_the_metrics_of_the_clips(seed):
 def test_a_constant_output_correlates_with_nothing_in_any_resample():
     table = numbers_table()
     table.predictions[:, 1] = 0.1
-    bounds = intervals(table, ["f"] * 50, Plan(resamples=200))
+    bounds = Plan(resamples=200).intervals(table)
     assert bounds["pcc 1"] == bounds["ccc 1"] == (0.0, 0.0)
     assert bounds["pcc 0"][0] > 0.3
 
 
 def test_interval_of_the_accuracy_is_that_of_the_binomial_distribution():
     right = np.r_[np.zeros(90), np.ones(210)].astype(int)
-    table = PredictionTable([str(i) for i in range(300)], np.ones(300, int), right, 2)
-    bounds = intervals(table, ["f"] * 300, Plan(resamples=40_000, seed=3))
+    bounds = Plan(resamples=40_000, seed=3).intervals(table_of(np.ones(300, int), right))
     exact = stats.binom.ppf([0.025, 0.975], 300, 0.7) / 300
     assert bounds["war"] == pytest.approx(exact, abs=1.5 / 300)
 
@@ -74,12 +76,11 @@ def test_intervals_of_the_uar_agree_with_scipy():
         (table.labels, table.predictions), uar, paired=True, vectorized=False,
         n_resamples=2000, method="percentile", rng=np.random.default_rng(0),
     )  # fmt: skip
-    bounds = intervals(table, ["f"] * 80, Plan(resamples=5000))["uar"]
+    bounds = Plan().intervals(table)["uar"]
     spread = expected.standard_error
     assert bounds == pytest.approx(tuple(expected.confidence_interval), abs=0.3 * spread)
     values, score = statistic(table)
-    drawn = Plan(5000).draw(values, table.clips, ["f"] * 80)
-    assert score(drawn)["uar"].std() == pytest.approx(spread, rel=0.08)
+    assert score(Plan().draw(table, values))["uar"].std() == pytest.approx(spread, rel=0.08)
 
 
 def test_intervals_of_numbers_agree_with_scipy():
@@ -95,7 +96,7 @@ def test_intervals_of_numbers_agree_with_scipy():
         (np.arange(50),), ccc, vectorized=False, n_resamples=1500, method="percentile",
         rng=np.random.default_rng(0),
     )  # fmt: skip
-    bounds = intervals(table, ["f"] * 50, Plan(resamples=5000))["ccc"]
+    bounds = Plan().intervals(table)["ccc"]
     spread = expected.standard_error
     assert bounds == pytest.approx(tuple(expected.confidence_interval), abs=0.3 * spread)
 
@@ -103,26 +104,25 @@ def test_intervals_of_numbers_agree_with_scipy():
 def test_each_fold_keeps_its_number_of_clips_in_every_resample():
     values = np.column_stack([np.r_[np.ones(7), np.zeros(5)], np.r_[np.zeros(7), np.ones(5)]])
     values = np.column_stack([values, np.arange(12)])
-    sums = Plan(100).draw(values, [""] * 12, ["a"] * 7 + ["b"] * 5)
+    table = table_of(np.zeros(12, int), np.zeros(12, int), folds=["a"] * 7 + ["b"] * 5)
+    sums = Plan(100).draw(table, values)
     assert (sums[:, 0] == 7).all() and (sums[:, 1] == 5).all()
     assert sums[:, 2].std() > 1
 
 
 def test_folds_that_are_right_or_wrong_throughout_leave_the_total_certain():
-    certain = PredictionTable(
-        [str(k) for k in range(6)], np.zeros(6, int), np.r_[0, 0, 0, 1, 1, 1], 2
-    )
-    folds = ["right"] * 3 + ["wrong"] * 3
-    assert intervals(certain, folds, Plan(resamples=500))["war"] == (0.5, 0.5)
-    low, high = intervals(certain, ["one"] * 6, Plan(resamples=500))["war"]
+    labels, guesses = np.zeros(6, int), np.repeat((0, 1), 3)
+    certain = table_of(labels, guesses, folds=["right"] * 3 + ["wrong"] * 3)
+    assert Plan(resamples=500).intervals(certain)["war"] == (0.5, 0.5)
+    low, high = Plan(resamples=500).intervals(table_of(labels, guesses))["war"]
     assert low < 0.5 < high
 
 
 def test_seed_and_confidence_decide_the_interval():
-    table, folds = classes_table(), ["f"] * 60
-    again = [intervals(table, folds, Plan(300, seed=seed)) for seed in (1, 1, 2)]
+    table = classes_table()
+    again = [Plan(300, seed=seed).intervals(table) for seed in (1, 1, 2)]
     assert again[0] == again[1] != again[2]
-    narrow, wide = (intervals(table, folds, Plan(2000, c))["uar"] for c in (0.8, 0.99))
+    narrow, wide = (Plan(2000, percent).intervals(table)["uar"] for percent in (80, 99))
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
@@ -131,16 +131,13 @@ def test_drawing_speakers_equals_a_slow_loop_over_speakers():
     speakers = np.repeat(np.arange(8), 10)
     skill = np.repeat(rng.random(8), 10)  # clips of one speaker fail together
     guesses = (rng.random(80) < skill).astype(int)
-    clips = [f"s{s}_{i}" for i, s in enumerate(speakers)]
-    table = PredictionTable(clips, np.ones(80, int), guesses, 2)
-    whose = dict(zip(clips, map(str, speakers), strict=True))
+    table = table_of(np.ones(80, int), guesses, speakers=list(map(str, speakers)))
     drawn = [
         np.mean([guesses[speakers == s].mean() for s in rng.integers(0, 8, 8)]) for _ in range(4000)
     ]
-    plan = Plan(resamples=4000, speakers=whose)
-    bounds = intervals(table, ["f"] * 80, plan)["war"]
+    bounds = Plan(4000).intervals(table)["war"]
     assert bounds == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
-    alone = intervals(table, ["f"] * 80, plan._replace(speakers=None))["war"]
+    alone = Plan(4000).intervals(table._replace(speakers=()))["war"]
     assert bounds[1] - bounds[0] > 1.5 * (alone[1] - alone[0])
     with pytest.raises(ValueError, match=r"'f' has one speaker only \('anna'\), expected at least"):
-        intervals(table, ["f"] * 80, plan._replace(speakers=dict.fromkeys(clips, "anna")))
+        Plan(4000).intervals(table._replace(speakers=["anna"] * 80))

@@ -25,34 +25,36 @@ from hicmae.data.clip_list import Clip, write_list
 from hicmae.training import checkpoint
 from hicmae.visualize.__main__ import main
 from hicmae.visualize.attention import attention_figure, look
+from hicmae.visualize.clips import batches, choose_lines, open_clips
 from hicmae.visualize.features import (
-    Source,
-    batches,
     embed,
     features_of,
-    layer_weights_figure,
-    layer_weights_of,
+    layer_weights,
+    pooled_levels,
+    recall_at,
+    recalls,
+    retrieval_figure,
+    table,
     tsne_figure,
 )
-from hicmae.visualize.retrieval import pooled_levels, recall_at, recalls, retrieval_figure, table
 from run_pretraining import make_model
 
 CLIP = {"num_frames": 4, "sampling_rate": 2, "input_size": 32, "input_size_audio": (32, 128)}
 NAMES = ("anger", "joy", "fear")
 
 
-def save_classifier(path, modality="av", **settings):
+def save_classifier(path, modality="av", weights=(0.0, 1.0)):
     torch.manual_seed(0)
     model = timm.create_model(
         "avit_dim128_patch16_160_a256", num_classes=3, depth=2, depth_audio=2, fusion_depth=1,
         modality=modality, num_frames=4, img_size=32, img_size_audio=(32, 128),
     )  # fmt: skip
     with torch.no_grad():
-        for name, weights in model.named_parameters():
+        for name, parameter in model.named_parameters():
             if name.endswith("layer_weights"):
-                weights.copy_(torch.tensor([0.0, 1.0]))
+                parameter.copy_(torch.tensor(weights))
     args = {**CLIP, "task": "classification", "class_names": NAMES, "modality": modality}
-    checkpoint.save(path, {"model": model.state_dict(), "args": {**args, **settings}, "epoch": 0})
+    checkpoint.save(path, {"model": model.state_dict(), "args": args, "epoch": 0})
     return str(path)
 
 
@@ -104,7 +106,7 @@ def size_of(path):
 
 
 def test_features_are_the_parts_of_what_the_head_reads(finetuned, labelled):
-    opened = Source(finetuned, labelled).open()
+    opened = open_clips("", finetuned, labelled)
     values, labels = features_of(opened)
     assert {name: part.shape for name, part in values.items()} == {
         "video": (8, 128), "audio": (8, 128), "fusion_video": (8, 128), "fusion_audio": (8, 128),
@@ -146,7 +148,7 @@ def test_tsne_draws_a_colour_and_marker_a_class_or_the_chosen_output():
 
 
 def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled, tmp_path):
-    opened = Source(finetuned, labelled).open()
+    opened = open_clips("", finetuned, labelled)
     looked = look(opened._replace(clips=opened.clips[1:3]))
     assert looked[0].title.splitlines()[0] == "joy" and looked[0].title.splitlines()[2] in NAMES
     assert looked[0].video.shape == (3, 4, 32, 32) and looked[0].audio.shape == (32, 128)
@@ -163,7 +165,7 @@ def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled, tmp
     assert images[2].origin == "lower"
     for modality, images in (("v", 2), ("a", 1)):
         path = save_classifier(tmp_path / f"{modality}.pth", modality)
-        figure = attention_figure(look(Source(path, labelled, clip=0).open()))
+        figure = attention_figure(look(open_clips("", path, labelled, clip=0)))
         drawn = [axes for axes in figure.axes if axes.images]
         assert len(drawn) == 2 * images  # the input and its own attention
 
@@ -193,7 +195,7 @@ def test_recalls_search_both_ways():
 
 
 def test_levels_are_those_that_pretraining_contrasts(pretrained, unlabelled):
-    opened = Source(pretrained, unlabelled).open("pre-trained")
+    opened = open_clips("pre-trained", pretrained, unlabelled)
     levels = (0, 1)
     video, audio = pooled_levels(opened, levels, masked=True)
     configs = pretrain_configs()
@@ -222,15 +224,14 @@ def test_retrieval_command_prints_draws_and_writes_the_figures(
     assert len(rows) == 2 * 2 * 3 and rows[0]["chance"] == "0.25"
 
 
-def test_layer_weights_are_shares_of_each_stream(finetuned):
-    shares = layer_weights_of(finetuned)
-    expected = np.exp([0.0, 1.0]) / np.exp([0.0, 1.0]).sum()
-    assert list(shares) == ["video", "audio"]
-    np.testing.assert_allclose(shares["video"], expected)
-    figure = layer_weights_figure({"video": [shares["video"], expected[::-1]]})
-    assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx([50, 50])
-    points = figure.axes[0].lines[0]
-    assert points.get_ydata().tolist() == pytest.approx((100 * expected).tolist())
+def test_layer_weights_are_shares_of_each_stream(finetuned, tmp_path):
+    other = save_classifier(tmp_path / "other.pth", weights=(1.0, 0.0))
+    expected = 100 * np.exp([0.0, 1.0]) / np.exp([0.0, 1.0]).sum()
+    video, audio = layer_weights([finetuned, other]).axes
+    assert (video.get_title(), audio.get_title()) == ("video encoder", "audio encoder")
+    assert [bar.get_height() for bar in video.patches] == pytest.approx([50, 50])
+    points = [line.get_ydata().tolist() for line in audio.lines[:2]]
+    assert points == [pytest.approx(expected), pytest.approx(expected[::-1])]
 
 
 def test_reconstruction_of_the_original_authors_files_reads_their_flags(
@@ -254,7 +255,7 @@ def test_reconstruction_of_the_original_authors_files_reads_their_flags(
 
 def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides():
     def lines(length, num_clips, seed=0, clip=None):
-        return Source("", "", num_clips=num_clips, seed=seed, clip=clip).lines(length)
+        return choose_lines(length, clip, num_clips, seed)
 
     drawn = lines(50, 10)
     assert drawn == sorted(set(drawn)) and len(drawn) == 10 and drawn != lines(50, 10, seed=1)
@@ -274,7 +275,7 @@ def test_commands_draw_at_200_dpi_as_much_as_was_asked_for(
         return size_of(tmp_path / "picture.png")
 
     assert size("tsne", *tuned)[0] > 2.2 * size("tsne", *tuned, "--features", "fused")[0]
-    assert size("attention", *tuned, "--method", "last")[0] > 600
+    assert size("attention", *tuned)[0] > 600
     assert size("attention", *trained)[0] > 600
     one, two = (size("reconstruction", *trained, *n) for n in ([], ["--num_clips", "2"]))
     assert two[1] > 1.7 * one[1]
@@ -302,7 +303,7 @@ def test_commands_say_in_one_line_what_does_not_fit(
         ("retrieval", pretrained, few, "", "at least 2 clips to choose from, got 1"),
         ("retrieval", pretrained, broken, "", "gone.mp4"),
         ("reconstruction", finetuned, unlabelled, "", "is fine-tuned and has no decoders"),
-        ("reconstruction", bare, unlabelled, "", "holds no settings of its training"),
+        ("reconstruction", bare, unlabelled, "", "holds no settings, but"),
         ("reconstruction", pretrained, unlabelled, "--clip 9", "--clip 9 is not in the list of 5"),
         ("reconstruction", pretrained, unlabelled, "--device gpu", "--device must be auto, cpu,"),
         ("layer_weights", pretrained, "", "", "needs a fine-tuned one"),

@@ -11,10 +11,16 @@ from PIL import Image
 from hicmae.inference.style import figure_to_image
 from hicmae.report.page import confusion_figure, scatter_figure
 from hicmae.visualize.__main__ import main
-from hicmae.visualize.confusion import confusion, confusion_image
-from hicmae.visualize.curves import curves_figure
-from hicmae.visualize.radar import COLUMNS, radar_figure, read_scores, scores_of_folders
 from hicmae.visualize.reconstruction import reconstruction_figure
+from hicmae.visualize.runs import (
+    COLUMNS,
+    confusion,
+    confusion_image,
+    curves_figure,
+    radar_figure,
+    read_scores,
+    scores_of_folders,
+)
 from tests.report.fold_files import write_predictions
 
 T, H, W, STEPS, BINS = 4, 32, 48, 64, 24
@@ -189,21 +195,6 @@ def test_each_method_is_a_closed_polygon_through_its_values():
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert names == ["CREMA-D", "MAFW", "DFEW", "IEMOCAP"] and axes.get_title() == "WAR"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours", "theirs"]
-
-
-def test_relative_axes_end_at_the_best_method_and_say_its_value():
-    figure = radar_figure(scores(ours=[80, 40, 60, 70], theirs=[75, 30, 65, 72]), relative=True)
-    (axes,) = figure.axes
-    assert axes.lines[0].get_ydata() == pytest.approx([100, 100, 100 * 60 / 65, 100 * 70 / 72, 100])
-    assert axes.get_xticklabels()[2].get_text() == "DFEW\n65.0%"
-
-
-def test_middle_may_start_above_zero_but_not_above_the_scores():
-    figure = radar_figure(scores(ours=[80, 40, 60, 70]), start=50)
-    assert figure.axes[0].get_ylim() == (50, 80)
-    assert min(figure.axes[0].lines[0].get_ydata()) == 50
-    with pytest.raises(ValueError, match="--start 90 is not below the scores, which reach 80.0"):
-        radar_figure(scores(ours=[80, 40, 60, 70]), start=90)
 
 
 def write_run(folder, right):

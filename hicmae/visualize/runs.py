@@ -1,0 +1,217 @@
+"""Pictures of what runs have written: curves, confusion matrices, scores across data sets."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.projections.polar import PolarAxes
+from matplotlib.ticker import MaxNLocator
+
+from hicmae.data.clip_list import chosen_names
+from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image
+from hicmae.report.page import confusion_figure
+from hicmae.report.resampling import Plan
+from hicmae.report.scores import KINDS, build, natural_key, pool, read_predictions
+from hicmae.report.tables import metric_name
+from hicmae.training.logs import read_lines
+
+# What log.txt holds beside curves worth drawing; there is nothing to see in bad steps of zero.
+NOT_CURVES = {"n_parameters", "step", "count", "clips", "memory_mib", "weight_decay"}
+SPLITS: dict[str, tuple[str, Any]] = {
+    "train": ("training", "-"),
+    "val": ("validation", "--"),
+    "test": ("test", ":"),
+}
+COLUMNS = ["dataset", "metric", "method", "value"]  # data set and metric name an axis together
+FEWEST_AXES = 3
+
+
+def curves(output_dirs: Sequence[str | Path]) -> Figure:
+    """Draw the log.txt of one or several runs."""
+    logs = {}
+    for folder in sorted(map(Path, output_dirs), key=lambda path: natural_key(path.name)):
+        records = [record for record in read_lines(folder / "log.txt") if "epoch" in record]
+        if not records:
+            raise FileNotFoundError(f"'{folder / 'log.txt'}' holds no finished epoch yet")
+        logs[folder.name if folder.name not in logs else str(folder)] = records
+    return curves_figure(logs)
+
+
+def curves_figure(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Draw the log.txt of runs, a dictionary an epoch: one panel a quantity, one colour a run.
+
+    Keys `train_x`, `val_x` and `test_x` share the panel x, with solid, dashed and dotted lines.
+    """
+    runs = [pd.DataFrame(log).set_index("epoch").select_dtypes("number") for log in logs.values()]
+    runs = [run.where(np.isfinite(run)) for run in runs]
+    panels: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for run in runs for key in run):
+        split, _, rest = key.partition("_")
+        quantity = rest if split in SPLITS else key
+        values = pd.concat([run[key] for run in runs if key in run]).dropna()
+        drawable = values.any() if quantity == "bad_steps" else len(values)
+        if drawable and not {quantity, key} & NOT_CURVES:
+            panels.setdefault(quantity, []).append(key)
+    if not panels:
+        raise ValueError("the logs hold no numbers to draw; is one epoch finished?")
+    columns = min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    with rc_context(STYLE):
+        figure = Figure((2.9 * columns, 2.1 * rows))
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, (quantity, keys) in zip(grid.flat, panels.items(), strict=False):
+            _draw_panel(axes, quantity, keys, runs)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid.flat[: len(panels)][-columns:]:  # the lowest of each column
+            axes.set_xlabel("epoch")
+        if len(runs) > 1:
+            lines = [Line2D([], [], color=colour(number)) for number in range(len(runs))]
+            figure.legend(lines, list(logs), loc="outside lower center", ncols=min(len(runs), 6))
+    return figure
+
+
+def _draw_panel(axes: Axes, quantity: str, keys: list[str], runs: Sequence[pd.DataFrame]) -> None:
+    """Draw one quantity; splits of it are told apart by dashes, a single one needs none."""
+    splits = [SPLITS.get(key.split("_")[0], ("", "-")) for key in keys]
+    dashes: list[Any] = [dash if len(keys) > 1 else "-" for _, dash in splits]
+    for number, run in enumerate(runs):
+        for key, dash in zip(keys, dashes, strict=True):
+            points = run[key].dropna() if key in run else pd.Series(dtype=float)
+            (line,) = axes.plot(points.index, points, dash, color=colour(number), linewidth=1.3)
+            line.set(marker="o" if len(points) < 3 else "", markersize=3)
+    name = quantity.upper() if quantity in ("uar", "war") else quantity.replace("_", " ")
+    axes.set_title(f"{splits[0][0]} {name}".strip() if len(keys) == 1 else name)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    if "lr" in quantity.split("_"):
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    if len(keys) > 1:
+        lines = [Line2D([], [], color="#555555", linestyle=dash) for dash in dashes]
+        axes.legend(lines, [s or k for (s, _), k in zip(splits, keys, strict=True)], fontsize=8)
+
+
+def confusion(pred_files: Sequence[str | Path], class_names: Sequence[str] = ()) -> Figure:
+    """Draw the confusion matrix of all given prediction files, or those of runs, together."""
+    paths = [p / KINDS["last"] if p.is_dir() else p for p in map(Path, pred_files)]
+    pooled = pool([read_predictions(path) for path in paths])
+    if pooled.is_regression:
+        raise ValueError(f"'{paths[0]}' is of a regression; it has no confusion matrix")
+    scores, count = pooled.scores(), pooled.num_outputs
+    names = chosen_names(class_names, count) if class_names else list(map(str, range(count)))
+    title = f"{scores['count']} clips, UAR {scores['uar']:.2%}, WAR {scores['war']:.2%}"
+    return confusion_figure(scores["confusion"], names, title)
+
+
+def confusion_image(metrics: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
+    """Draw the confusion matrix among the metrics of a classifier, (H, W, 3) uint8."""
+    title = f"UAR {metrics['uar']:.1%}, WAR {metrics['war']:.1%}"
+    return figure_to_image(confusion_figure(metrics["confusion"], names, title, small=True))
+
+
+def read_scores(path: str | Path) -> pd.DataFrame:
+    """Read a csv file with COLUMNS, values in percent."""
+    try:
+        scores = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except pd.errors.EmptyDataError:
+        scores = pd.DataFrame()
+    if not set(COLUMNS) <= set(scores) or scores.empty:
+        header = ",".join(scores)[:80]
+        raise ValueError(f"{path}:1: expected the columns {','.join(COLUMNS)}, got '{header}'")
+    values = pd.to_numeric(scores["value"], errors="coerce").replace([-np.inf, np.inf], np.nan)
+    if values.isna().any():
+        line = int(values.isna().argmax())
+        got = scores["value"][line]
+        raise ValueError(f"{path}:{line + 2}: expected a number as value, got '{got}'")
+    return scores[COLUMNS].assign(value=values)
+
+
+def scores_of_folders(
+    entries: Sequence[str], metrics: Sequence[str] = (), kind: str = "last"
+) -> pd.DataFrame:
+    """Score the finished folds of experiments; returns COLUMNS, as in a csv file.
+
+    Entries are "DATASET=FOLDER", or "DATASET/METHOD=FOLDER"; metrics those of `hicmae.report`, WAR
+    or CCC if empty; "recall" is one axis a class.
+    """
+    rows = []
+    named = [metric for metric in metrics if metric != "recall"]
+    for entry in entries:
+        name, _, folder = entry.partition("=")
+        if not name or not folder:
+            raise ValueError(
+                f"expected one csv file, or DATASET=FOLDER or DATASET/METHOD=FOLDER, got '{entry}'"
+            )
+        dataset, _, method = name.partition("/")
+        report = build(folder, plan=Plan(resamples=0), metrics=named)
+        if kind not in report.kinds:
+            raise ValueError(f"'{folder}' has no predictions of its {kind} epoch")
+        shown = named or ([] if metrics else report.metrics[-1:])
+        values = [(metric_name(m), report.total(kind, m)[0, 0]) for m in shown]
+        if "recall" in metrics:
+            if report.is_regression:
+                raise ValueError(f"'{folder}' is a regression; it has no recall of classes")
+            values += zip(report.names, report.parts(kind, "recall")[:, 0], strict=True)
+        rows += [(dataset, m, method, 100 * np.nan_to_num(value)) for m, value in values]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def radar_figure(scores: pd.DataFrame) -> Figure:
+    """Draw one polygon a method; every data set and metric of the COLUMNS is an axis."""
+    names = pd.MultiIndex.from_frame(scores[["dataset", "metric"]].drop_duplicates())
+    if len(names) < FEWEST_AXES:
+        raise ValueError(
+            f"a radar plot needs at least {FEWEST_AXES} axes (data sets times metrics), got "
+            f"{len(names)}; add some, or use the tables of python -m hicmae.report"
+        )
+    if scores.duplicated(["method", "dataset", "metric"]).any():
+        raise ValueError("a method has two values on one axis; name the methods apart")
+    values = scores.pivot(index="method", columns=["dataset", "metric"], values="value")
+    values = values.reindex(index=scores["method"].unique(), columns=names)
+    for method, row in values[values.isna().any(axis=1)].iterrows():
+        raise ValueError(f"method '{method}' has no value of {' '.join(row.isna().idxmax())}")
+    top = max(10 * math.ceil((values.max(axis=None) - 1e-9) / 10), 10)
+    angles = np.linspace(0, 2 * math.pi, len(names), endpoint=False)
+    with rc_context(STYLE):
+        figure = Figure((4.0, 3.7))
+        axes = cast(PolarAxes, figure.add_subplot(projection="polar"))
+        axes.set_theta_offset(math.pi / 2)  # the first axis points up, the others go clockwise
+        axes.set_theta_direction(-1)
+        for number, (method, row) in enumerate(values.iterrows()):
+            closed = np.append(angles, angles[0]), np.append(row, row.iloc[0]).clip(min=0)
+            marker = MARKERS[number % len(MARKERS)]
+            axes.plot(*closed, color=colour(number), marker=marker, ms=4, lw=1.4, label=method)
+            axes.fill(*closed, color=colour(number), alpha=0.08)
+        # Axes are named by what differs between them; what they share becomes the title.
+        levels = [(own.nunique() > 1, own) for _, own in names.to_frame().items()]
+        texts = [
+            "\n".join(own.iloc[k] for varies, own in levels if varies) for k in range(len(names))
+        ]
+        axes.set_xticks(angles, texts)
+        axes.tick_params(axis="x", pad=6)
+        for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
+            side = math.sin(angle)  # clockwise from the top: positive on the right
+            label.set(ha="center" if abs(side) < 0.1 else "left" if side > 0 else "right")
+        axes.set_title(" ".join(own.iloc[0] for varies, own in levels if not varies), pad=16)
+        axes.set_ylim(0, top)
+        steps = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(0, top)
+        ticks = [tick for tick in steps if 0 < tick <= top]
+        axes.set_yticks(ticks, [f"{tick:g}%" for tick in ticks], fontsize=8, color="#555555")
+        axes.set_rlabel_position(180 / len(angles))
+        axes.spines["polar"].set_color("#aaaaaa")
+        if any(values.index):
+            figure.legend(loc="outside lower center", ncols=min(len(values), 3))
+    return figure
+
+
+def radar(sources: Sequence[str], metrics: Sequence[str] = (), kind: str = "last") -> Figure:
+    """Draw scores of a csv file or of report folders; arguments as for `scores_of_folders`."""
+    if len(sources) == 1 and sources[0].endswith(".csv"):
+        return radar_figure(read_scores(sources[0]))
+    return radar_figure(scores_of_folders(sources, metrics, kind))
