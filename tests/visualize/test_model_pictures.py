@@ -301,7 +301,7 @@ def test_commands_say_in_one_line_what_does_not_fit(
         ("attention", finetuned, labelled, "--num_clips 0", "at least 1 here, got 0"),
         ("retrieval", finetuned, labelled, "", "is fine-tuned, but this picture needs a pre-"),
         ("retrieval", pretrained, few, "", "at least 2 clips to choose from, got 1"),
-        ("retrieval", pretrained, broken, "", "gone.mp4"),
+        ("retrieval", pretrained, broken, "", "gone."),
         ("reconstruction", finetuned, unlabelled, "", "is fine-tuned and has no decoders"),
         ("reconstruction", bare, unlabelled, "", "holds no settings, but"),
         ("reconstruction", pretrained, unlabelled, "--clip 9", "--clip 9 is not in the list of 5"),
