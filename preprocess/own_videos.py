@@ -125,7 +125,7 @@ def find_videos(args: argparse.Namespace) -> tuple[list[str], list[ListedClip], 
     left_out: list[LeftOut] = []
     for modality, (name, tool, suffix) in HALVES.items():
         folder = os.path.join(args.output_dir, name)
-        jobs, problems = find_jobs(args.videos, folder, VIDEO_SUFFIXES, suffix)
+        jobs, problems, _ = find_jobs(args.videos, folder, VIDEO_SUFFIXES, suffix)
         made[modality] = {job.name: job.output for job in jobs}
         if modality in args.modality:
             rows = batch.read_summary(batch.summary_path(folder, tool))

@@ -202,7 +202,7 @@ class Film(Video):
         if clock is None:
             with opened(path) as container:
                 clock = read_clock(container)
-        self.path, self.clock = path, clock
+        self.path, self.clock, self.damage = path, clock, Damage()
         times, spans = clock.times, clock.lengths * clock.unit
         # In float32, as decord gives them and the original used.
         self.frame_times = FrameTimes(times.astype(np.float32), (times + spans).astype(np.float32))
@@ -223,6 +223,7 @@ class Film(Video):
         wanted = self.clock.stamps[np.asarray(indices, int)]
         gaps = np.flatnonzero(np.diff(wanted) * self.clock.unit > SEEK_GAP) + 1
         wrong, damage = 0, Damage()
+        self.damage = damage  # of the last reading
         for run in np.split(wanted, gaps):
             for is_right, image in self._displayed(run.tolist(), threads, damage):
                 wrong += not is_right

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
@@ -24,7 +24,7 @@ from hicmae.io import UnreadableClip
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .flv .mpg .mpeg .wmv .3gp .ts .mts".split()
+    ".mp4 .m4v .mov .avi .mkv .webm .flv .mpg .mpeg .wmv .3gp .ts .mts .m2ts .ogv .mxf .vob".split()
 )
 AUDIO_SUFFIXES = frozenset(".wav .m4a .aac .mp3 .flac .ogg .opus .wma".split())
 MAX_DAMAGED = 0.1  # share of packets, or of wanted frames, beyond which a file is refused
@@ -176,22 +176,55 @@ def read_sound(path: str, origin: float | None = None) -> np.ndarray:
     """
     if origin is None and (samples := _plain_wav(path)) is not None:
         return samples
+    return decode_sound(path, origin).samples.astype(np.float32) / 32768
+
+
+class Sound(NamedTuple):
+    """A file's sound, mono, 16 kHz, each sample in its time.
+
+    Attributes:
+        samples: (S,) int16.
+        begin: when the file's own sound begins, in its own seconds.
+        seconds: from there to its end, with what is missing between.
+        rate: samples a second in the file.
+        channels: in the file.
+        damaged: packets that were passed over.
+    """
+
+    samples: np.ndarray
+    begin: float
+    seconds: float
+    rate: int
+    channels: int
+    damaged: int
+
+
+def decode_sound(path: str, origin: float | None = None, length: int | None = None) -> Sound:
+    """Decode a file's sound, see `read_sound`; cut, or filled with silence, to `length` samples."""
     damage = Damage()
     with opened(path) as container:
         stream = needed_stream(container, "audio")
+        codec = stream.codec_context
         pieces = _pieces(decoded(container, stream, damage))
+        rate, channels = codec.sample_rate, codec.layout.nb_channels
     damage.check(path, "audio")
     if not pieces:
         raise NoSound(f"'{path}' has a sound track without a sample")
+    begin = min(time for time, _ in pieces)
+    end = max(time + len(part) / SAMPLE_RATE for time, part in pieces)
     start = pieces[0][0] if origin is None else origin
-    places = [(round((begin - start) * SAMPLE_RATE), samples) for begin, samples in pieces]
-    whole = np.zeros(max(max(place + len(part) for place, part in places), 0), np.int16)
+    places = [(round((time - start) * SAMPLE_RATE), part) for time, part in pieces]
+    if length is None:
+        length = max(max(place + len(part) for place, part in places), 0)
+    whole, heard = np.zeros(length, np.int16), 0
     for place, part in places:
-        part = part[max(-place, 0) :]
-        whole[max(place, 0) : max(place, 0) + len(part)] = part
-    if not len(whole):
-        raise NoSound(f"the sound of '{path}' ends before its picture begins")
-    return whole.astype(np.float32) / 32768
+        first = max(place, 0)
+        part = part[first - place :][: max(length - first, 0)]
+        whole[first : first + len(part)] = part
+        heard += len(part)
+    if not heard:
+        raise NoSound(f"'{path}' has no sound while its picture is shown")
+    return Sound(whole, begin, end - begin, rate, channels, damage["damaged"])
 
 
 def _plain_wav(path: str) -> np.ndarray | None:

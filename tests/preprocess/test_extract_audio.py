@@ -187,7 +187,7 @@ def test_a_list_may_name_files_plainly_or_be_one_of_ours(tmp_path):
 def test_circular_links_end(tmp_path):
     save_media(tmp_path / "in" / "a.mp4", sound=chirp(0.2, RATE))
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in", target_is_directory=True)
-    jobs, problems = find_jobs(str(tmp_path / "in"), str(tmp_path / "out"), {".mp4"}, ".wav")
+    jobs, problems, _ = find_jobs(str(tmp_path / "in"), str(tmp_path / "out"), {".mp4"}, ".wav")
     assert [job.name for job in jobs] == ["a.mp4"] and not problems
 
 

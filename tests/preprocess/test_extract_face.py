@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from hicmae.data.film import Film
 from hicmae.data.video import FrameFolder
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import similarity, template
@@ -65,7 +66,7 @@ def test_eyes_rest_in_place_under_shift_scale_and_roll(tmp_path):
     cameras = [camera((40 * t, -25 * t), 1 + 0.35 * t, 18 * t) for t in steps]
     save_media(tmp_path / "in" / "moving face.mp4", shoot(cameras))
     assert extract(tmp_path / "in", tmp_path / "out") == 0
-    path = follow_face(str(tmp_path / "in" / "moving face.mp4"), FaceOptions())
+    path = follow_face(Film(str(tmp_path / "in" / "moving face.mp4")), FaceOptions())
     landed = np.stack(
         [
             moved(moved(PORTRAIT_EYES, shot), similarity(points, template(256)))
@@ -89,7 +90,7 @@ def test_eyes_rest_in_place_under_shift_scale_and_roll(tmp_path):
 @needs_weights
 def test_following_between_searched_frames_agrees_with_searching_all(tmp_path):
     cameras = [camera((5 * k, 2 * k), 1.0, 1.5 * k) for k in range(-6, 7)]
-    video = str(save_media(tmp_path / "a.mp4", shoot(cameras)))
+    video = Film(str(save_media(tmp_path / "a.mp4", shoot(cameras))))
     every = follow_face(video, FaceOptions(detect_every=1, smoothing=0))
     some = follow_face(video, FaceOptions(detect_every=6, smoothing=0))
     difference = np.linalg.norm(every.points - some.points, axis=2)
