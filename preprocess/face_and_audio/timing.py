@@ -16,6 +16,7 @@ from hicmae.data.film import FRAME_RATE, Clock
 from hicmae.data.media import Sound
 from hicmae.io import UnreadableClip
 
+COLUMNS = ("offset", "film_seconds", "sound_seconds", "rate_kind", "frame_rate")
 LONGEST = 24 * 3600  # seconds of a film; time stamps beyond are damaged
 
 
@@ -38,7 +39,7 @@ def chosen_frames(clock: Clock, frame_rate: float) -> np.ndarray:
 
     A film of constant rate, one whose frames are all displayed within half a frame's length of an
     even grid, gives every frame once. Any other gives, `frame_rate` times a second, the frame that
-    appears nearest to that moment, but none that is still further ahead than to the next moment.
+    appears nearest to that moment; in a long pause that is the frame before it, almost to its end.
     """
     times, last = clock.times, last_moment(clock)
     if clock.is_constant:
@@ -47,7 +48,7 @@ def chosen_frames(clock: Clock, frame_rate: float) -> np.ndarray:
     after = np.minimum(np.searchsorted(times, moments), len(times) - 1)
     before = np.maximum(after - 1, 0)
     ahead = times[after] - moments
-    is_nearer = (ahead <= moments - times[before]) & (ahead <= 1 / frame_rate)
+    is_nearer = (ahead <= moments - times[before]) & (ahead <= 1.5 / frame_rate)
     return np.where(is_nearer, after, before)
 
 
@@ -65,9 +66,7 @@ def columns(clock: Clock | None, sound: Sound | None, damaged: int) -> dict[str,
     lasts; rate_kind: constant or variable; frame_rate: displayed frames a second, on average;
     damaged: packets that were passed over.
     """
-    row: dict[str, Any] = dict.fromkeys(
-        ("offset", "film_seconds", "sound_seconds", "rate_kind", "frame_rate"), ""
-    )
+    row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
     if clock is not None:
         row["film_seconds"] = f"{clock.duration:.3f}"
         row["rate_kind"] = "constant" if clock.is_constant else "variable"

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import wave
@@ -55,7 +56,7 @@ def delay_between(first: np.ndarray, second: np.ndarray, most: int = 64) -> int:
 def clips(tmp_path: Path) -> Path:
     folder = tmp_path / "clips"
     for index, name in enumerate(HARD_NAMES):
-        save_media(folder / "sub dir" / name, pictures(3), chirp(0.3 + index / 10, RATE))
+        save_media(folder / "sub dir" / name, pictures(8 + index), chirp(0.3, RATE))
     return folder
 
 
@@ -92,6 +93,8 @@ def test_bad_files_are_reported_and_the_others_unharmed(tmp_path, caplog):
     save_media(folder / "good.mp4", pictures(5), chirp(0.4, RATE))
     save_media(folder / "silent film.mp4", pictures(5))
     save_media(folder / "one frame.mp4", pictures(1), chirp(0.04, RATE))
+    for name in ("notes.txt", "list.TXT", "README", ".hidden"):
+        (folder / name).touch()
     soundfile.write(folder / "no sample.wav", np.zeros(0), RATE, subtype="PCM_16")
     bad = save_bad_files(folder)
     with caplog.at_level(logging.INFO):
@@ -103,6 +106,7 @@ def test_bad_files_are_reported_and_the_others_unharmed(tmp_path, caplog):
     assert "no video or sound file" in reasons["text.mp4"]
     assert reasons["gone.mp4"] == "does not exist"
     assert "'silent film.mp4': has no sound" in caplog.text
+    assert re.search("passed over.*: 2 .txt, 1 without an ending", caplog.text)
     assert "2 clips done" in caplog.text and "7 failed" in caplog.text
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"good.wav", "one frame.wav", "extract_audio.csv"}
@@ -110,6 +114,17 @@ def test_bad_files_are_reported_and_the_others_unharmed(tmp_path, caplog):
 
 
 # Which clips
+
+
+def test_every_kind_of_film_is_found(tmp_path):
+    for suffix in ("m2ts", "mts", "mxf", "MKV"):
+        codec = "pcm_s16le" if suffix == "mxf" else "aac"
+        path = tmp_path / "in" / f"{suffix}.{suffix}"
+        save_media(path, pictures(9), chirp(0.4, 48000), 48000, codec)
+    for suffix in (".vob", ".ogv"):
+        shutil.copy(path, tmp_path / "in" / f"x{suffix}{suffix}")
+    assert extract(tmp_path / "in", tmp_path / "out") == 0
+    assert len(list((tmp_path / "out").glob("*.wav"))) == 6
 
 
 def test_a_second_run_does_only_what_is_missing_whatever_the_names(clips, tmp_path, caplog):
@@ -265,9 +280,9 @@ def test_the_summary_is_written_now_and_then_for_runs_that_are_killed(clips, tmp
     monkeypatch.setattr(batch, "SUMMARY_EVERY", -1)
     seen, convert = [], extract_audio.convert
 
-    def look(job):
+    def look(*arguments, **options):
         seen.append(len(summary(tmp_path / "out")))
-        return convert(job)
+        return convert(*arguments, **options)
 
     monkeypatch.setattr(extract_audio, "convert", look)
     extract(clips, tmp_path / "out")
@@ -296,15 +311,15 @@ def double(job: Job, victim: str = "") -> dict[str, object]:
 def test_a_clip_that_kills_its_process_fails_alone(tmp_path):
     source = tmp_path / "in"
     source.mkdir()
-    for k in range(6):
+    for k in range(3):
         (source / f"{k}.mp4").touch()
     parser = make_parser("")
     batch.add_arguments(parser, [".mp4"])
     flags = ["--input", str(source), "--output_dir", str(tmp_path / "out"), "--num_workers", "2"]
-    work = functools.partial(double, victim="3.mp4")
+    work = functools.partial(double, victim="1.mp4")
     assert batch.run_tool("double", parser.parse_args(flags), "", work) == 1
     assert failures(tmp_path / "out", "double") == {
-        "3.mp4": "the process that worked on it was killed or crashed"
+        "1.mp4": "the process that worked on it was killed or crashed"
     }
     rows = summary(tmp_path / "out", "double")
     assert str(os.getpid()) not in {row["process"] for row in rows.values()}

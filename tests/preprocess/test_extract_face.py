@@ -16,6 +16,7 @@ from hicmae.faces.tracking import similarity, template
 from hicmae.io import PART
 from preprocess.face_and_audio import batch, extract_face
 from preprocess.face_and_audio.extract_face import FaceOptions, follow_face
+from tests.media.clock_films import save_film
 from tests.preprocess import media_files
 from tests.preprocess.media_files import (
     HARD_NAMES,
@@ -184,13 +185,13 @@ def test_impossible_options_are_named(tmp_path, capsys, option):
 FAKE_OPENFACE = """#!/bin/sh
 printf '%s\\n' "$@" > "$(dirname "$0")/arguments"
 while [ $# -gt 0 ]; do
-  case "$1" in -f) file=$2;; -out_dir) out=$2;; esac
+  case "$1" in -f | -fdir) file=$2;; -out_dir) out=$2;; esac
   shift
 done
-grep -q broken "$file" && { echo "could not open the video" >&2; exit 1; }
+grep -rq broken "$file" && { echo "could not open the video" >&2; exit 1; }
 name=$(basename "$file"); name=${name%.*}
 mkdir -p "$out/${name}_aligned"
-grep -q faceless "$file" && exit 0
+grep -rq faceless "$file" && exit 0
 for k in 1 2 3; do echo jpg > "$out/${name}_aligned/frame_det_00_00000$k.jpg"; done
 echo "frame,confidence" > "$out/$name.csv"
 """
@@ -217,6 +218,17 @@ def test_openface_is_run_as_the_original_did_and_its_folders_moved(tmp_path, ope
     assert {path.parent.name[:-8] for path in made} == {Path(name).stem for name in HARD_NAMES}
     assert len(made) == 3 * len(HARD_NAMES)
     assert summary(tmp_path / "out")["sub/a space.mp4"]["frames"] == "3"
+
+
+def test_openface_is_given_the_frames_of_films_of_variable_rate(tmp_path, openface):
+    steady = save_media(tmp_path / "steady.mp4", pictures(5))
+    varying = save_film(tmp_path / "varying.mp4", np.array([0, 0.1, 0.2, 0.6]))
+    flags = ["--backend", "openface", "--openface", str(openface)]
+    for path, flag in ((steady, "-f"), (Path(varying), "-fdir")):
+        assert extract(path, tmp_path / "out", *flags) == 0
+        assert flag in (openface.parent / "arguments").read_text().splitlines()
+        row = summary(tmp_path / "out")[path.name]
+        assert row["rate_kind"] == ("constant" if flag == "-f" else "variable")
 
 
 def test_what_openface_cannot_do_is_reported_and_leaves_nothing(tmp_path, openface):
