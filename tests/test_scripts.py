@@ -234,78 +234,84 @@ def test_background_run_detaches_and_keeps_its_log(shell, fake, tmp_path):
     assert "--seed 3" in log.read_text()
 
 
-DEMO_PYTHON = """#!/bin/sh
-case "$1 $2" in -c* | "-m pip") exit 0 ;; "--version "*) echo Python 3.11.0; exit 0 ;; esac
-echo "run: $*"
-case "$*" in *"${FAKE_FAIL:-nothing}"*) exit 7 ;; esac
-for word in "$@"; do
-    case $before in --output_dir | --out) out=$word ;; --epochs) epochs=$word ;; esac
-    before=$word
-done
-case "$*" in
-*visualize*) : >"$out" ;;
-*run_pretraining.py* | *run_finetuning.py*)
-    mkdir -p "$out"
-    : >"$out/metrics_best.json"
-    : >"$out/checkpoint-$((epochs - 1)).pth"
-    ;;
-*toy_av.py*) mkdir -p "$out"; : >"$out/pretrain.csv" ;;
+VENV_PYTHON = f"""#!/bin/sh
+case "$1 $2" in
+"-m pip") ;;
+"-m pytest") echo "run: $*" ;;
+*) exec '{sys.executable}' "$@" ;;
 esac
+"""
+# Stands for whatever the demo starts: says so, fails on FAKE_FAIL, and leaves what a run does.
+STAND_IN = """
+import os, pathlib, sys
+print("run:", *sys.argv, flush=True)
+out = pathlib.Path(sys.argv[-1])
+if os.environ.get("FAKE_FAIL", "nothing") in out.name:
+    sys.exit(7)
+if "--output_dir" in sys.argv:
+    for name in ("pretrain.csv", "checkpoint-9.pth", "metrics_best.json"):
+        (out / name).touch()
 """
 
 
 @pytest.fixture
-def demo(tmp_path):
-    """A copy of the scripts beside an environment whose Python only notes what it is asked."""
+def copy(tmp_path):
+    """A copy of the scripts beside an environment, with stand-ins for all that they start."""
     folder = tmp_path / "a copy"
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     for name in ("requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     (folder / ".venv").mkdir()
-    write_program(folder / ".venv" / "bin" / "python", DEMO_PYTHON)
-    return folder / "scripts" / "demo.sh"
+    write_program(folder / ".venv" / "bin" / "python", VENV_PYTHON)
+    for name in ("preprocess/toy_av", "run_pretraining", "run_finetuning", "hicmae/__init__",
+                 "hicmae/visualize", "hicmae/report"):  # fmt: skip
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{name}.py").write_text("" if "__" in name else STAND_IN)
+    return folder / "scripts"
 
 
 def runs_of(result):
     assert result.returncode == 0, result.stderr
-    return re.findall(r"(?:run_\w+|toy_av)(?=\.py)", result.stdout)
+    return re.findall(r"run: \S*?(run_\w+|toy_av)\.py", result.stdout)
 
 
-def test_demo_knows_its_flags_goes_on_where_it_stopped_and_ends(demo, tmp_path):
-    shown = commands(start(demo, tmp_path, shell="bash", DRY_RUN=1))
+def test_demo_knows_its_flags_goes_on_where_it_stopped_and_ends(copy, tmp_path):
+    script = copy / "demo.sh"
+    shown = commands(start(script, tmp_path, shell="bash", DRY_RUN=1))
     assert len(shown) == 3
     for _, entry, flags in shown:
         check_flags(entry, flags)
-    stopped = start(demo, tmp_path, shell="bash", FAKE_FAIL="fold2")
+    stopped = start(script, tmp_path, shell="bash", FAKE_FAIL="fold2")
     assert stopped.returncode == 7
-    again = start(demo, tmp_path, shell="bash")
-    assert runs_of(again) == ["run_finetuning"] and "fold2" in again.stdout
-    over = start(demo, tmp_path, shell="bash")
-    assert runs_of(over) == [] and "-m hicmae.report" in over.stdout
-    assert "finished before" in over.stderr and "installing" not in over.stderr
+    again = start(script, tmp_path, shell="bash")
+    assert runs_of(again) == ["run_finetuning"] and "fold2: going on" in again.stderr
+    over = start(script, tmp_path, shell="bash")
+    assert runs_of(over) == [] and "hicmae/report.py" in over.stdout
+    assert "fold2: finished before" in over.stderr and "installing" not in over.stderr
 
 
-def test_demo_with_other_settings_repeats_only_what_depends_on_them(demo, tmp_path):
-    first = start(demo, tmp_path, shell="bash")
+def test_demo_with_other_settings_repeats_only_what_depends_on_them(copy, tmp_path):
+    first = start(copy / "demo.sh", tmp_path, shell="bash")
     assert runs_of(first) == ["toy_av", "run_pretraining", "run_finetuning", "run_finetuning"]
-    stale = demo.parents[1] / "saved/demo/folds/fold1/stale"
+    stale = copy.parent / "saved/demo/folds/fold1/stale"
     stale.touch()
-    text = demo.read_text()
-    demo.write_text(re.sub(r"^FINETUNE_EPOCHS=.*", "FINETUNE_EPOCHS=3", text, flags=re.M))
-    result = start(demo, tmp_path, shell="bash")
+    text = (copy / "demo.py").read_text()
+    changed, count = re.subn(r"--layer_decay \S+", "--layer_decay 0.5", text)
+    assert count == 1 and (copy / "demo.py").write_text(changed)
+    result = start(copy / "demo.sh", tmp_path, shell="bash")
     assert runs_of(result) == ["run_finetuning"] * 2 and not stale.exists()
     assert "settings have changed, starting over" in result.stderr
 
 
-def test_test_script_passes_its_arguments_on(demo, tmp_path):
-    result = start(demo.with_name("test.sh"), tmp_path, "-k", "a b", shell="bash")
+def test_test_script_passes_its_arguments_on(copy, tmp_path):
+    result = start(copy / "test.sh", tmp_path, "-k", "a b", shell="bash")
     assert result.stdout.splitlines() == ["run: -m pytest -q -n 2 -k a b"]
 
 
-def test_unsupported_python_is_refused(demo, tmp_path):
-    shutil.rmtree(demo.parents[1] / ".venv")
+def test_unsupported_python_is_refused(copy, tmp_path):
+    shutil.rmtree(copy.parent / ".venv")
     old = write_program(tmp_path / "bin" / "old_python", "#!/bin/sh\nexit 1\n")
-    result = start(demo, tmp_path, shell="bash", PYTHON=old)
+    result = start(copy / "demo.sh", tmp_path, shell="bash", PYTHON=old)
     assert result.returncode == 1
     assert re.search("error: no Python 3.10, 3.11 or 3.12 found", result.stderr)
 

@@ -1,4 +1,4 @@
-"""Experiments on the synthetic benchmark, with the settings of scripts/demo.sh.
+"""Experiments on the synthetic benchmark, with the settings of scripts/demo.py.
 
     python scripts/toy/experiments.py modalities    audio, video, both, and one that is missing
     python scripts/toy/experiments.py labels        pre-trained or not, on few and many labels
@@ -13,16 +13,12 @@ import argparse
 import itertools
 import json
 import math
-import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,9 +30,10 @@ from hicmae import EmotionRecognizer
 from hicmae.config import new_parser
 from hicmae.data.clip_list import read_labelled_list, write_list
 from hicmae.training.evaluate import classification_metrics
+from scripts import demo
+from scripts.demo import Run, flag_value
 
 ROOT = Path(__file__).resolve().parents[2]
-PLACES = ("--output_dir", "--finetune", "--data_path")  # of the demo; a run names its own
 # What the benchmark's design allows in percent: sound cannot tell valences apart, the picture
 # cannot tell arousals apart.
 MODALITIES = {"a": ("audio", 33.3), "v": ("video", 50.0), "av": ("audio and video", 100.0)}
@@ -50,13 +47,12 @@ MISSING = {  # name -> modality that is read, how the other one is filled in
 
 FULL, PROBE = "full fine-tuning", "linear probe"
 LEAST_STEPS = {FULL: 200, PROBE: 300}  # few labels make short epochs
-PROBE_LR, WARMUP_STEPS = "0.4", "30"
+PROBE_FLAGS = ["--linear_probe", "--lr", "0.4"]
 K, KNN_FEATURES = 10, "video_last+audio_last+fusion_video+fusion_audio"
 
 # In place of the demo's epochs, so that all variants take about 40 minutes on two cores.
 PRETRAIN = ["--epochs", "5", "--image_freq", "0"]
 FINETUNE = ["--epochs", "20", "--warmup_epochs", "1", "--image_freq", "0", "--no-export"]
-VIDEO_FIRST, AUDIO_FIRST = "--fusion_order video_first", "--fusion_order audio_first"
 NO_PRETRAINING = "no --finetune"
 # name -> title, changed flags of run_pretraining.py, and of run_finetuning.py
 VARIANTS = {
@@ -67,8 +63,8 @@ VARIANTS = {
     "no_contrast": ("no contrastive loss", "--contrastive_levels none", ""),
     "top_contrast": ("contrast of the top level only", "--contrastive_levels top", ""),
     "no_feature_fusion": ("no hierarchical feature fusion", "", "--no-hierarchical_fusion"),
-    "video_first": ("fusion: video first", VIDEO_FIRST, VIDEO_FIRST),
-    "audio_first": ("fusion: audio first", AUDIO_FIRST, AUDIO_FIRST),
+    "video_first": ("fusion: video first", *2 * ["--fusion_order video_first"]),
+    "audio_first": ("fusion: audio first", *2 * ["--fusion_order audio_first"]),
     "masks_50_50": ("masking ratios 0.5 and 0.5", "--mask_ratio 0.5 --mask_ratio_audio 0.5", ""),
     "masks_90_80": ("masking ratios 0.9 and 0.8, the paper's",
                     "--mask_ratio 0.9 --mask_ratio_audio 0.8", ""),
@@ -80,34 +76,6 @@ VARIANTS = {
 # Runs
 
 
-class Run(NamedTuple):
-    """One run of an entry script."""
-
-    folder: Path  # output folder
-    script: str  # run_pretraining.py or run_finetuning.py
-    flags: Sequence[str]  # on top of the demo's; holds --data_path
-    product: str = "metrics_best.json"  # what a finished run has left
-
-
-@cache
-def demo_flags(script: str) -> list[str]:
-    """Return the flags that the demo gives an entry script, without its places."""
-    demo = ["bash", str(ROOT / "scripts/demo.sh")]
-    environment = {**os.environ, "DRY_RUN": "1", "FOLDS": "1"}
-    shown = subprocess.run(demo, env=environment, check=True, capture_output=True, text=True).stdout
-    commands = [shlex.split(line) for line in shown.splitlines()]
-    words = next(words for words in commands if len(words) > 1 and words[1] == script)[2:]
-    for flag in set(PLACES) & set(words):
-        at = words.index(flag)
-        del words[at : at + 2]
-    return words
-
-
-def flag_value(flags: Sequence[str], name: str) -> str:
-    """Return the value that counts: the last one."""
-    return flags[len(flags) - [*reversed(flags)].index(name)]
-
-
 def last_checkpoint(run: Path) -> Path:
     """Return the checkpoint of the highest epoch; exit where there is none."""
     found = {int(p.stem[11:]): p for p in run.glob("checkpoint-*.pth") if p.stem[11:].isdigit()}
@@ -116,48 +84,19 @@ def last_checkpoint(run: Path) -> Path:
     return found[max(found)]
 
 
-def run_all(runs: Sequence[Run], jobs: int = 1, extra: str = "") -> None:
-    """Make the runs that are not finished, `jobs` at a time; exit with the log of a failed one."""
-    with ThreadPoolExecutor(jobs) as pool:
-        made = pool.map(lambda run: _make(run, jobs, shlex.split(extra)), runs)
-        list(tqdm(made, total=len(runs), desc="runs", unit="run", dynamic_ncols=True))
-
-
-def _make(run: Run, jobs: int, extra: Sequence[str]) -> None:
-    flags = [*demo_flags(run.script), *run.flags, *extra, "--output_dir", str(run.folder)]
-    command = shlex.join([run.script, *flags]) + "\n"
-    if "--finetune" in flags:  # starts over with the run it starts from
-        origin = Path(flag_value(flags, "--finetune")).parent / "command.txt"
-        command += origin.read_text(encoding="utf-8") if origin.exists() else ""
-    stamp, log = run.folder / "command.txt", run.folder / "console.log"
-    if stamp.exists() and stamp.read_text(encoding="utf-8") != command:
-        shutil.rmtree(run.folder)
-    elif (run.folder / run.product).exists():
-        return
-    run.folder.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(command, encoding="utf-8")
-    threads = str(max((os.cpu_count() or 1) // jobs, 1))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
-    program = [sys.executable, str(ROOT / run.script), *flags]
-    with log.open("ab") as file:
-        code = subprocess.call(program, cwd=ROOT, env=environment, stdout=file, stderr=file)
-    if code:
-        raise SystemExit(f"error: {run.script} stopped with code {code}; see '{log}'")
-
-
-def run_module(name: str, *arguments: object) -> None:
-    """Run a module of the package; exit with what it says where it fails."""
-    command = [sys.executable, "-m", name, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr.strip() or f"error: {name} failed")
+def run_all(runs: Sequence[Run], extra: str = "") -> None:
+    """Make the runs that are not finished, with the demo's flags before their own."""
+    for run in tqdm(runs, desc="runs", unit="run", dynamic_ncols=True):
+        flags = [*demo.FLAGS[run.script], *run.flags, *shlex.split(extra)]
+        demo.make(run._replace(flags=flags), quiet=True)
 
 
 def report(folders: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
     """Score experiments by hicmae.report, with intervals by speakers; compared with the first."""
     file, titles = args.out / "report.json", range(len(folders))
     meta = ["--speaker_file", args.data / "meta.csv"]
-    run_module("hicmae.report", *folders, "--titles", *titles, *meta, "--json", file)
+    words = ["-m", "hicmae.report", *folders, "--titles", *titles, *meta, "--json", file]
+    demo.call(words, args.out / "report.log")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -166,17 +105,12 @@ def uar_of(run: Path) -> float:
     return 100 * json.loads((run / "metrics.json").read_text(encoding="utf-8"))["uar"]
 
 
-def table(rows: list[dict[str, str]]) -> str:
+def table(rows: Any, **options: Any) -> str:
     """Lay out rows in Markdown as they are, no string read as a number."""
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) + "\n"
+    return pd.DataFrame(rows).to_markdown(disable_numparse=True, **options) + "\n"
 
 
-def mean(values: Sequence[float], form: str = ".1f") -> str:
-    """Show the mean in percent; - where there is nothing."""
-    return format(100 * np.mean(values), form) if len(values) else "-"
-
-
-# Experiments
+# modalities
 
 
 def modalities(args: argparse.Namespace) -> str:
@@ -189,7 +123,7 @@ def modalities(args: argparse.Namespace) -> str:
     for modality, fold in itertools.product("av", folds):
         flags = [*start, "--data_path", str(args.data / fold.name), "--modality", modality]
         runs.append(Run(args.out / modality / fold.name, "run_finetuning.py", flags))
-    run_all(runs, args.jobs, args.extra)
+    run_all(runs, args.extra)
     rows = []
     reports = report([args.out / "a", args.out / "v", args.demo / "folds"], args)["runs"]
     for (name, ceiling), found in zip(MODALITIES.values(), reports, strict=True):
@@ -201,7 +135,7 @@ def modalities(args: argparse.Namespace) -> str:
             "95 % interval": f"{100 * low:.1f} to {100 * high:.1f}",
             "WAR": f"{100 * scores['war']:.2f}",
         })  # fmt: skip
-    return table(rows) + "\n" + table(missing(folds, args.data))
+    return table(rows, index=False) + "\n" + table(missing(folds, args.data), index=False)
 
 
 def missing(folds: Sequence[Path], data: Path) -> list[dict[str, str]]:
@@ -226,48 +160,57 @@ def missing(folds: Sequence[Path], data: Path) -> list[dict[str, str]]:
     return rows
 
 
+# labels
+
+
 def labels(args: argparse.Namespace) -> str:
     """Compare pre-trained and random starts: fine-tuning, a probe, k-NN; few and many labels.
 
     Scores are those of the test speakers after the last epoch. Validation after each epoch, which
     decides nothing here, is left to one clip.
     """
-    demo = last_checkpoint(args.demo / "pretrain")
-    starts: dict[str, Path | None] = {f"{int(demo.stem[11:]) + 1} epochs": demo}
+    own = last_checkpoint(args.demo / "pretrain")
+    starts: dict[str, Path | None] = {f"{int(own.stem[11:]) + 1} epochs": own}
     if args.longer:
+        folder, name = args.out / f"pretrain{args.longer}", f"checkpoint-{args.longer - 1}.pth"
         flags = ["--data_path", str(args.data / "pretrain.csv"), "--epochs", str(args.longer)]
-        product = f"checkpoint-{args.longer - 1}.pth"
-        longer = Run(args.out / f"pretrain{args.longer}", "run_pretraining.py", flags, product)
-        run_all([longer])
-        starts[f"{args.longer} epochs"] = longer.folder / product
+        run_all([Run(folder, "run_pretraining.py", flags, name)])
+        starts[f"{args.longer} epochs"] = folder / name
     starts["random"] = None
     lists = {fold: args.out / f"lists/fold{fold}" for fold in args.folds}
     for fold, folder in lists.items():
-        one_validation_clip(args.data / f"fold{fold}", folder)
-    names, runs = ("share", "fold", "seed", "kind", "start"), {}
+        for name in ("train", "val", "test"):
+            clips = list(read_labelled_list(args.data / f"fold{fold}/{name}.csv"))
+            write_list(folder / f"{name}.csv", clips[:1] if name == "val" else clips)
+        shutil.copyfile(args.data / "classes.txt", folder / "classes.txt")
+    runs, rows = [], []
     shares = sorted(args.shares, reverse=True)  # the longest runs first
-    for values in itertools.product(shares, args.folds, args.seeds, LEAST_STEPS, starts):
-        share, fold, seed, kind, start = values
+    for share, fold, seed, kind, start in itertools.product(
+        shares, args.folds, args.seeds, LEAST_STEPS, starts
+    ):
         place = f"{start}_{kind}/share{100 * share:g}/fold{fold}_seed{seed}".replace(" ", "_")
         flags = label_flags(share, seed, kind, lists[fold], starts[start], args.extra)
-        runs[values] = Run(args.out / place, "run_finetuning.py", flags)
-    run_all([*runs.values()], args.jobs, args.extra)
-    rows = [dict(zip(names, key, strict=True)) | {"uar": uar_of(runs[key].folder)} for key in runs]
-    for row, run in zip([*rows], runs.values(), strict=True):
-        if row["kind"] == PROBE:
-            uar = neighbours(run.folder, row, lists[row["fold"]], starts[row["start"]])
-            rows.append(row | {"kind": f"{K}-NN", "uar": uar})
-    found = pd.DataFrame(rows)[["start", "kind", "share", "fold", "seed", "uar"]]
+        runs.append(Run(args.out / place, "run_finetuning.py", flags))
+        rows.append({"start": start, "kind": kind, "share": share, "fold": fold, "seed": seed})
+    run_all(runs, args.extra)
+    for row, run in zip([*rows], runs, strict=True):
+        row["uar"] = uar_of(run.folder)
+        if row["kind"] == PROBE:  # random weights are those that the probe has kept
+            out, model = run.folder / "knn", starts[row["start"]] or last_checkpoint(run.folder)
+            places = ["--checkpoint", model, "--data_path", lists[row["fold"]], "--output_dir", out]
+            draws = ["--k", K, "--label_share", row["share"], "--seed", row["seed"]]
+            words = ["-m", "hicmae.knn", *places, "--features", KNN_FEATURES, *draws]
+            demo.call(words, args.out / "knn.log")
+            rows.append(row | {"kind": f"{K}-NN", "uar": uar_of(next(out.glob(f"*/k{K}/*")))})
+    found = pd.DataFrame(rows)
     found.to_csv(args.out / "results.csv", index=False)
-    return spreads(found)
-
-
-def one_validation_clip(fold: Path, folder: Path) -> None:
-    """Write the lists of a fold with a single validation clip."""
-    for name in ("train", "val", "test"):
-        clips = list(read_labelled_list(fold / f"{name}.csv"))
-        write_list(folder / f"{name}.csv", clips[:1] if name == "val" else clips)
-    shutil.copyfile(fold.parent / "classes.txt", folder / "classes.txt")
+    # Mean and standard deviation over folds and seeds, a column for each share.
+    groups = found.groupby(["kind", "start", "share"], sort=False)["uar"]
+    shown = groups.agg(lambda uar: f"{uar.mean():.1f}" + f" ± {uar.std():.1f}" * (len(uar) > 1))
+    wide = shown.unstack("share", sort=False).sort_index(axis=1)
+    wide = wide.rename(columns=lambda share: f"{100 * share:g} % of labels")
+    wide.index = [f"{start}, {kind}" for kind, start in wide.index]
+    return table(wide, stralign="right")
 
 
 def label_flags(
@@ -276,38 +219,22 @@ def label_flags(
     """Return the flags of one run; its length is ours unless `extra` gives one."""
     flags = ["--data_path", str(lists), "--seed", str(seed), "--label_share", f"{share:g}"]
     flags += "--no-export --image_freq 0 --save_ckpt_freq 100000 --keep_ckpts 1".split()
-    demo = demo_flags("run_finetuning.py")
+    usual = demo.FLAGS["run_finetuning.py"]
     clips = round(len(read_labelled_list(lists / "train.csv")) * share)
-    steps = clips // int(flag_value(demo, "--batch_size"))
+    steps = clips // int(flag_value(usual, "--batch_size"))
     if not steps:
         raise SystemExit(f"error: --shares {share:g} leaves {clips} clips, fewer than one batch; "
                          "give a larger share")  # fmt: skip
     if "--epochs" not in extra.split():
         epochs = math.ceil(LEAST_STEPS[kind] / steps)
         if kind == FULL:
-            epochs = max(epochs, int(flag_value(demo, "--epochs")))
-        flags += ["--epochs", str(epochs), "--warmup_steps", WARMUP_STEPS]
+            epochs = max(epochs, int(flag_value(usual, "--epochs")))
+        flags += ["--epochs", str(epochs), "--warmup_steps", "30"]
     flags += ["--finetune", str(checkpoint)] if checkpoint else []
-    return flags + (["--linear_probe", "--lr", PROBE_LR] if kind == PROBE else [])
+    return flags + (PROBE_FLAGS if kind == PROBE else [])
 
 
-def neighbours(folder: Path, row: dict[str, Any], lists: Path, checkpoint: Path | None) -> float:
-    """Return the UAR of k-NN in percent; random weights are those that the probe has kept."""
-    out, model = folder / "knn", checkpoint or last_checkpoint(folder)
-    places = ["--checkpoint", model, "--data_path", lists, "--output_dir", out]
-    draws = ["--k", K, "--label_share", row["share"], "--seed", row["seed"]]
-    run_module("hicmae.knn", *places, "--features", KNN_FEATURES, *draws)
-    return uar_of(next(out.glob(f"*/k{K}/*")))
-
-
-def spreads(found: pd.DataFrame) -> str:
-    """Lay out mean and standard deviation over folds and seeds, a column for each share."""
-    groups = found.groupby(["kind", "start", "share"], sort=False)["uar"]
-    shown = groups.agg(lambda uar: f"{uar.mean():.1f}" + f" ± {uar.std():.1f}" * (len(uar) > 1))
-    wide = shown.unstack("share", sort=False)
-    wide = wide[sorted(wide.columns)].rename(columns=lambda share: f"{100 * share:g} % of labels")
-    wide.index = [f"{start}, {kind}" for kind, start in wide.index]
-    return wide.to_markdown(stralign="right") + "\n"
+# ablations
 
 
 def ablations(args: argparse.Namespace) -> str:
@@ -325,7 +252,7 @@ def ablations(args: argparse.Namespace) -> str:
             folder = pretrained[name] = args.out / "pretrain" / (name if flags else "baseline")
             more = [*PRETRAIN, *data, *flags.split()]
             runs[folder] = Run(folder, "run_pretraining.py", more, product)
-    run_all([*runs.values()], args.jobs, args.extra)
+    run_all([*runs.values()], args.extra)
     tuned = []
     for name, fold, seed in itertools.product(chosen, args.folds, args.seeds):
         folder = args.out / "finetune" / name / f"seed{seed}" / f"fold{fold}"
@@ -334,8 +261,9 @@ def ablations(args: argparse.Namespace) -> str:
             flags += ["--finetune", str(pretrained[name] / product)]
         flags += ["--data_path", str(args.data / f"fold{fold}"), "--seed", str(seed)]
         tuned.append(Run(folder, "run_finetuning.py", flags))
-    run_all(tuned, args.jobs, args.extra)
-    return table([ablation_row(name, pretrained.get(name), args) for name in chosen])
+    run_all(tuned, args.extra)
+    rows = [ablation_row(name, pretrained.get(name), args) for name in chosen]
+    return table(rows, index=False)
 
 
 def ablation_row(name: str, pretrained: Path | None, args: argparse.Namespace) -> dict[str, str]:
@@ -343,12 +271,13 @@ def ablation_row(name: str, pretrained: Path | None, args: argparse.Namespace) -
     losses: dict[str, float] = {}
     if pretrained:
         losses = json.loads((pretrained / "log.txt").read_text().splitlines()[-1])
-    top = [value for key, value in losses.items() if "contrastive_acc" in key][-1:]
+    named = {"loss video": "loss_video", "audio": "loss_audio", "contrast": "loss_contrastive"}
+    parts = {k: losses.get(f"train_{part}") for k, part in named.items()}
     scores, halves, differences, paired = [], [], [], []
     for seed in args.seeds:
-        folders = [args.out / "finetune" / v / f"seed{seed}" for v in ("baseline", name)]
-        both = report(folders if name != "baseline" else folders[:1], args)
-        found = both["runs"][1] if "runs" in both else both
+        both = report([args.out / "finetune" / variant / f"seed{seed}"
+                       for variant in dict.fromkeys(("baseline", name))], args)  # fmt: skip
+        found = both.get("runs", [both])[-1]
         scores += [fold["last"]["uar"] for fold in found["folds"]]
         low, high = found["intervals"]["last"]["uar"]
         halves.append((high - low) / 2)
@@ -357,31 +286,34 @@ def ablation_row(name: str, pretrained: Path | None, args: argparse.Namespace) -
                 if comparison["kind"] == "last" and d["metric"] == "uar":
                     differences.append(d["value"] - d["baseline"])
                     paired.append((d["high"] - d["low"]) / 2)
+
+    def mean(values: Sequence[float], form: str = ".1f") -> str:
+        return format(100 * np.mean(values), form) if len(values) else "-"
+
     spread = f" ± {100 * np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
     title, *flags = VARIANTS[name]
-    named = {"loss video": "loss_video", "audio": "loss_audio", "contrast": "loss_contrastive"}
     return {
         "variant": title,
         "flags": " ".join(dict.fromkeys(filter(None, flags))) or "-",
-        **{k: f"{losses[f'train_{v}']:.4f}" if f"train_{v}" in losses else "-"
-           for k, v in named.items()},
-        "top accuracy": mean(top),
+        **{k: "-" if part is None else f"{part:.4f}" for k, part in parts.items()},
+        "top accuracy": mean([v for key, v in losses.items() if "contrastive_acc" in key][-1:]),
         "UAR": mean(scores) + spread,
         "95 %": mean(halves),
         "difference": mean(differences, "+.1f"),
         "its 95 %": mean(paired),
-    }  # fmt: skip
+    }
 
 
 # Command line
 
-NUMBERS = {
-    "labels": (
-        ("--folds", [1], "of the benchmark"),
-        ("--seeds", [0, 1, 2], "of labels and runs"),
-        ("--shares", [0.1, 0.3, 1.0], "of labels"),
-    ),
-    "ablations": (("--folds", [1, 2], "of the benchmark"), ("--seeds", [0], "of fine-tuning")),
+EXPERIMENTS = {  # and their own numbers: flag -> default, help
+    modalities: {},
+    labels: {
+        "--folds": ([1], "of the benchmark"),
+        "--seeds": ([0, 1, 2], "of labels and runs"),
+        "--shares": ([0.1, 0.3, 1.0], "of labels"),
+    },
+    ablations: {"--folds": ([1, 2], "of the benchmark"), "--seeds": ([0], "of fine-tuning")},
 }
 
 
@@ -389,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the runs, print the table and write it."""
     parser = new_parser(__doc__)
     commands = parser.add_subparsers(dest="experiment", required=True)
-    for run in (modalities, labels, ablations):
+    for run, numbers in EXPERIMENTS.items():
         name = run.__name__
         command = commands.add_parser(name, help=run.__doc__.splitlines()[0])
         command.set_defaults(run=run)
@@ -400,12 +332,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ):
             place = {"type": Path, "default": ROOT / default, "metavar": "DIR"}
             command.add_argument(flag, **place, help=f"{text} ({default})")
-        command.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
         command.add_argument("--extra", default="", metavar="FLAGS", help="more flags of every run")
-        for flag, default, text in NUMBERS.get(name, ()):
+        for flag, (default, text) in numbers.items():
             several = {"nargs": "+", "type": type(default[0]), "default": default, "metavar": "N"}
-            shown = " ".join(f"{number:g}" for number in default)
-            command.add_argument(flag, **several, help=f"{text} ({shown})")
+            command.add_argument(flag, **several, help=f"{text} ({' '.join(map(str, default))})")
     commands.choices["labels"].add_argument(
         "--longer", type=int, metavar="EPOCHS", help="of one more pre-training to compare (none)"
     )

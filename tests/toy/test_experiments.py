@@ -3,7 +3,6 @@
 import importlib
 import json
 import re
-import shlex
 
 import pytest
 import timm
@@ -12,13 +11,11 @@ import torch
 import run_finetuning
 import run_pretraining
 from hicmae.data.clip_list import Clip, write_list
+from scripts import demo
+from scripts.demo import Run
+from scripts.toy import experiments
 from tests.conftest import save_frames, save_mp4, save_wav, tone
-from tests.small_runs import ROOT
 
-DEMO = """#!/usr/bin/env bash
-echo python preprocess/toy_av.py --output_dir data
-echo python run_finetuning.py --data_path /fold1 --output_dir /demo --finetune /x.pth --epochs 4
-"""
 # Notes how often it was called with which flags; fails when told to.
 SCRIPT = """
 import json, sys
@@ -37,70 +34,53 @@ SMALL = "--device cpu --num_workers 0 --epochs 1 --warmup_epochs 0 --batch_size 
 
 
 @pytest.fixture
-def experiments(monkeypatch):
-    """The script as a module."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts/toy"))
-    return importlib.import_module("experiments")
-
-
-@pytest.fixture
-def runs(experiments, tmp_path, monkeypatch):
-    """The module with a repository of stand-ins."""
-    module = experiments
-    root = tmp_path / "repository"
-    (root / "scripts").mkdir(parents=True)
-    (root / "scripts/demo.sh").write_text(DEMO)
-    (root / "run_finetuning.py").write_text(SCRIPT)
-    monkeypatch.setattr(module, "ROOT", root)
-    module.demo_flags.cache_clear()
-    yield module
-    module.demo_flags.cache_clear()
+def root(tmp_path, monkeypatch):
+    """A repository of stand-ins."""
+    (tmp_path / "run_finetuning.py").write_text(SCRIPT)
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    return tmp_path
 
 
 def calls(folder):
     return json.loads((folder / "calls.json").read_text())
 
 
-def test_flags_of_the_real_demo_name_its_model_and_no_places(experiments):
-    for script, model in (("run_pretraining.py", "pretrain_"), ("run_finetuning.py", "avit_")):
-        flags = experiments.demo_flags(script)
-        assert experiments.flag_value(flags, "--model").startswith(model)
-        assert not set(flags) & {"--output_dir", "--finetune", "--data_path"}
+def test_a_finished_run_is_not_made_again_and_another_command_starts_over(root):
+    runs = [Run(root / name, "run_finetuning.py", ["--data_path", "d"]) for name in "ab"]
+    experiments.run_all(runs)
+    experiments.run_all(runs)
+    usual = demo.FLAGS["run_finetuning.py"]
+    assert calls(root / "b") == [[*usual, "--data_path", "d", "--output_dir", str(root / "b")]]
+    experiments.run_all(runs, "--epochs 2")
+    assert [demo.flag_value(flags, "--epochs") for flags in calls(root / "a")] == ["2"]
 
 
-def test_a_finished_run_is_not_made_again_and_another_command_starts_over(runs, tmp_path):
-    some = [runs.Run(tmp_path / name, "run_finetuning.py", ["--data_path", "d"]) for name in "ab"]
-    runs.run_all(some, jobs=2)
-    runs.run_all(some, jobs=2)
-    flags = ["--epochs", "4", "--data_path", "d", "--output_dir", str(tmp_path / "b")]
-    assert calls(tmp_path / "b") == [flags]
-    runs.run_all(some, extra="--epochs 2")
-    assert [runs.flag_value(flags, "--epochs") for flags in calls(tmp_path / "a")] == ["2"]
+def test_a_run_cut_off_goes_on_in_its_folder(root, capsys):
+    for _ in range(2):
+        demo.make(Run(root / "a", "run_finetuning.py", ["--half"]))
+    assert len(calls(root / "a")) == 2
+    assert capsys.readouterr().err == "== a: starting\n== a: going on\n"
 
 
-def test_a_run_cut_off_goes_on_in_its_folder(runs, tmp_path):
-    some = [runs.Run(tmp_path / "a", "run_finetuning.py", ["--half"])]
-    runs.run_all(some)
-    runs.run_all(some)
-    assert len(calls(tmp_path / "a")) == 2
-
-
-def test_a_run_starts_over_when_that_which_it_starts_from_had_another_command(runs, tmp_path):
-    first = tmp_path / "first/checkpoint-9.pth"
-    some = [runs.Run(tmp_path / "a", "run_finetuning.py", ["--finetune", str(first)])]
-    first.parent.mkdir()
+@pytest.mark.parametrize("flag, path", [("--finetune", "checkpoint-9.pth"), ("--data_path", "f1")])
+def test_a_run_starts_over_when_that_which_it_starts_from_had_another_command(flag, path, root):
+    run = Run(root / "a", "run_finetuning.py", [flag, str(root / "first" / path)])
+    (root / "first").mkdir()
     for command in ("x", "x", "y"):
-        (first.parent / "command.txt").write_text(command)
-        runs.run_all(some)
-        assert len(calls(tmp_path / "a")) == 1
-        assert (tmp_path / "a/command.txt").read_text().endswith(command)
+        (root / "first/command.txt").write_text(command)
+        demo.make(run)
+        assert len(calls(root / "a")) == 1
+        assert (root / "a/command.txt").read_text().endswith(command)
 
 
-def test_a_failed_run_names_its_log(runs, tmp_path):
-    with pytest.raises(SystemExit, match=r"run_finetuning.py stopped with code 3; see '.*a/conso"):
-        runs.run_all([runs.Run(tmp_path / "a", "run_finetuning.py", ["--fail"])])
+def test_a_failed_run_names_its_log(root, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        experiments.run_all([Run(root / "a", "run_finetuning.py", ["--fail"])])
+    assert end.value.code == 3
+    error = capsys.readouterr().err
+    assert re.search("run_finetuning.py stopped with code 3; see '.*a/console.log'", error)
     with pytest.raises(SystemExit, match=r"no checkpoint-<epoch>.pth in '.*nothing'; run scripts"):
-        runs.last_checkpoint(tmp_path / "nothing")
+        experiments.last_checkpoint(tmp_path / "nothing")
 
 
 @pytest.fixture(scope="module")
@@ -132,22 +112,21 @@ def benchmark(tmp_path_factory):
 
 
 @pytest.fixture
-def small(experiments, monkeypatch, benchmark):
-    """Run an experiment with the entry scripts in this process and one epoch each."""
+def small(monkeypatch, benchmark):
+    """Run an experiment with everything in this process and one epoch each."""
 
-    def run_here(chosen, jobs=1, extra=""):
-        for run in chosen:
-            script = {"run_pretraining.py": run_pretraining, "run_finetuning.py": run_finetuning}
-            flags = [*experiments.demo_flags(run.script), *run.flags, *shlex.split(extra)]
-            script[run.script].main([*flags, "--output_dir", str(run.folder)])
-            assert (run.folder / run.product).exists()
+    def make_here(run, quiet):
+        script = {"run_pretraining.py": run_pretraining, "run_finetuning.py": run_finetuning}
+        script[run.script].main([*run.flags, "--output_dir", str(run.folder)])
+        assert (run.folder / run.product).exists()
 
-    def run_module_here(name, *arguments):
-        main = importlib.import_module("hicmae.report.__main__" if "report" in name else name).main
-        main([str(argument) for argument in arguments])
+    def call_here(words, log):
+        _, name, *arguments = map(str, words)
+        module = importlib.import_module("hicmae.report.__main__" if "report" in name else name)
+        module.main(arguments)
 
-    monkeypatch.setattr(experiments, "run_all", run_here)
-    monkeypatch.setattr(experiments, "run_module", run_module_here)
+    monkeypatch.setattr(demo, "make", make_here)
+    monkeypatch.setattr(demo, "call", call_here)
 
     def run(name, out, *more):
         places = ["--data", benchmark / "data", "--demo", benchmark / "demo", "--out", out]
@@ -175,12 +154,12 @@ def test_labels_compares_starts_and_kinds(small, tmp_path):
     assert (tmp_path / "results.csv").read_text().startswith("start,kind,share,fold,seed,uar\n")
 
 
-def test_few_labels_are_seen_in_more_epochs(experiments, tmp_path):
+def test_few_labels_are_seen_in_more_epochs(tmp_path):
     write_list(tmp_path / "train.csv", [Clip(f"v{k}", f"{k}.wav", k % 6) for k in range(504)])
     lengths = {}
     for share in (1.0, 0.1):
         flags = experiments.label_flags(share, 0, experiments.FULL, tmp_path, None)
-        lengths[share] = int(experiments.flag_value(flags, "--epochs"))
+        lengths[share] = int(demo.flag_value(flags, "--epochs"))
     assert lengths == {1.0: 40, 0.1: 200}
     probe = experiments.label_flags(1.0, 0, experiments.PROBE, tmp_path, None, "--epochs 2")
     assert "--linear_probe" in probe and "--epochs" not in probe and "--finetune" not in probe
@@ -207,9 +186,8 @@ def test_ablations_share_the_baselines_pretraining_and_compare_with_it(small, tm
 
 def test_modalities_scores_streams_alone_and_missing(small, benchmark, tmp_path):
     flags = ["--data_path", str(benchmark / "data/fold1"), *SMALL.split()]
-    experiments = importlib.import_module("experiments")
-    demo = experiments.demo_flags("run_finetuning.py")
-    run_finetuning.main([*demo, *flags, "--output_dir", str(benchmark / "demo/folds/fold1")])
+    usual = demo.FLAGS["run_finetuning.py"]
+    run_finetuning.main([*usual, *flags, "--output_dir", str(benchmark / "demo/folds/fold1")])
     rows = small("modalities", tmp_path)
     assert [row[:2] for row in rows[:3]] == [
         ["audio", "33.3"], ["video", "50.0"], ["audio and video", "100.0"]]  # fmt: skip

@@ -1,0 +1,141 @@
+"""HiCMAE from nothing to scores, on the synthetic talking-face benchmark (preprocess/toy_av.py).
+
+Started by scripts/demo.sh. Reads nothing. Writes saved/data/toy_av/ and saved/demo/. Variables:
+FOLDS ("1 2") of the four speaker-independent folds, DEVICE (auto), DRY_RUN=1 prints the commands.
+A step whose command has changed starts over, with everything that depends on it.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA, DEMO = ROOT / "saved/data/toy_av", ROOT / "saved/demo"
+DRY_RUN = os.environ.get("DRY_RUN") == "1"
+
+SEED, PRETRAIN_EPOCHS, FINETUNE_EPOCHS = "0", 10, 40
+# Half of the cores load clips, beside the arithmetic; bf16 is faster on CPUs too.
+WORKERS = min(((os.cpu_count() or 1) + 1) // 2, 8)
+BOTH = f"""
+    --device {os.environ.get("DEVICE", "auto")} --seed {SEED}
+    --precision bf16 --num_workers {WORKERS}
+    --num_frames 4 --sampling_rate 16 --input_size 64 --input_size_audio 128 128
+"""
+PRETRAIN = f"""
+    --model pretrain_hicmae_dim128_patch16_160_a256
+    --encoder_depth 2 --encoder_depth_audio 2 --encoder_fusion_depth 1
+    --decoder_depth 3 --decoder_depth_audio 3 --return_intermediate_features 0 1
+    --batch_size 8 --num_samples 4
+    --epochs {PRETRAIN_EPOCHS} --warmup_epochs 1 --lr 0.064 --min_lr 1e-3
+    --mask_ratio 0.75 --mask_ratio_audio 0.75 --roll_mag_aug --clip_grad 1
+"""
+FINETUNE = f"""
+    --model avit_dim128_patch16_160_a256 --nb_classes 6
+    --depth 2 --depth_audio 2 --fusion_depth 1
+    --batch_size 32 --epochs {FINETUNE_EPOCHS} --warmup_epochs 2 --lr 0.016 --min_lr 1e-4
+    --layer_decay 1 --drop_path 0 --aa none --reprob 0 --crop_scale 1 1
+    --mixup 0 --cutmix 0 --smoothing 0.1 --roll_mag_aug --clip_grad 1 --val_metric uar
+"""
+FLAGS = {
+    "run_pretraining.py": [*BOTH.split(), *PRETRAIN.split()],
+    "run_finetuning.py": [*BOTH.split(), *FINETUNE.split()],
+}
+
+
+class Run(NamedTuple):
+    """One run of a script."""
+
+    folder: Path  # output folder
+    script: str
+    flags: Sequence[str]
+    product: str = "metrics_best.json"  # what a finished run has left
+
+
+def flag_value(flags: Sequence[str], name: str) -> str:
+    """Return the value that counts: the last one."""
+    return flags[len(flags) - [*reversed(flags)].index(name)]
+
+
+def call(words: Sequence[object], log: Path | None = None) -> None:
+    """Run Python with these arguments, which `log` hears; exit with its code where it fails."""
+    command = [sys.executable, *map(str, words)]
+    if DRY_RUN:
+        print(shlex.join(command))
+        return
+    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ
+    with log.open("ab") if log else nullcontext() as file:
+        code = subprocess.call(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+    if code:
+        where = f"; see '{log}'" if log else ""
+        sys.stderr.write(f"error: {words[0]} stopped with code {code}{where}\n")
+        sys.exit(code)
+
+
+def make(run: Run, quiet: bool = False) -> None:
+    """Make a run that is not finished; one cut off goes on, one of another command starts over.
+
+    command.txt keeps its command and those of what it starts from. `quiet`, console.log gets what
+    the run says.
+    """
+    words = [run.script, *run.flags, "--output_dir", str(run.folder)]
+    if DRY_RUN:
+        return call(words)
+    text, stamp = shlex.join(words) + "\n", run.folder / "command.txt"
+    for flag in ("--data_path", "--finetune"):
+        if flag in run.flags:
+            origin = Path(flag_value(run.flags, flag)).parent / "command.txt"
+            text += origin.read_text(encoding="utf-8") if origin.exists() else ""
+    state = "starting"
+    if stamp.exists() and stamp.read_text(encoding="utf-8") != text:
+        state = "the settings have changed, starting over"
+        shutil.rmtree(run.folder)
+    elif stamp.exists():
+        state = "finished before" if (run.folder / run.product).exists() else "going on"
+    if not quiet:
+        print(f"== {run.folder.name}: {state}", file=sys.stderr)
+    if state != "finished before":
+        run.folder.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(text, encoding="utf-8")
+        call(words, run.folder / "console.log" if quiet else None)
+
+
+def main() -> None:
+    """Make data and runs, draw the pictures, print the table."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    make(Run(DATA, "preprocess/toy_av.py", ["--seed", SEED], "pretrain.csv"))
+    source = ["--data_path", str(DATA / "pretrain.csv")]
+    script, product = "run_pretraining.py", f"checkpoint-{PRETRAIN_EPOCHS - 1}.pth"
+    pretrained = Run(DEMO / "pretrain", script, [*source, *FLAGS[script]], product)
+    make(pretrained)
+    checkpoint, script, folds = str(pretrained.folder / product), "run_finetuning.py", []
+    for fold in os.environ.get("FOLDS", "1 2").split():
+        places = ["--data_path", str(DATA / f"fold{fold}"), "--finetune", checkpoint]
+        folds.append(DEMO / f"folds/fold{fold}")
+        make(Run(folds[-1], script, [*places, *FLAGS[script]]))
+    names = DATA / "classes.txt"
+    pictures = {
+        "reconstruction": ["reconstruction", "--checkpoint", checkpoint, *source],
+        "curves_pretrain": ["curves", pretrained.folder],
+        "curves": ["curves", *folds],
+        "confusion": ["confusion", *(f / "pred.csv" for f in folds), "--classes", names],
+    }
+    for name, words in pictures.items():
+        call(["-m", "hicmae.visualize", *words, "--out", DEMO / f"{name}.png"])
+    report = ["-m", "hicmae.report", DEMO / "folds", "--classes", names, "--chance"]
+    report += ["--speaker_file", DATA / "meta.csv"]
+    call([*report, "--ceilings", "video only=50,audio only=33.3"])
+    if not DRY_RUN:
+        print(f"pictures are in '{DEMO}', the page is folds/report.html there", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
