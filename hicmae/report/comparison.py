@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from hicmae.report.resampling import Plan, PredictionTable, Scores, statistic
-from hicmae.report.scores import Report
+from hicmae.report.scores import Report, metric_name
 
 ROUNDING = 1e-12  # differences closer than this are equal
 # A score of two runs; bounds of the difference and p are nan without resamples.
@@ -34,6 +34,10 @@ class Comparison(NamedTuple):
     by_speaker: bool  # whether speakers were drawn and swapped instead of clips
     resamples: int
     notes: list[str]  # what the reader has to know
+
+    def scores(self) -> list[str]:
+        """Name the score of each difference."""
+        return [f"{metric_name(m, self.names)} {self.kind}" for m in self.differences["metric"]]
 
 
 def compare_all(reports: Sequence[Report]) -> list[Comparison]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -13,12 +14,10 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from hicmae.inference.style import DARK, MARKERS, OKABE_ITO, STYLE, colour, figure_to_png
-from hicmae.report.scores import TOTAL, Report
-from hicmae.report.tables import WORDS, Section, interval_name, metric_name
+from hicmae.report.scores import TOTAL, Report, metric_name
+from hicmae.report.tables import WORDS, Section, interval_name
 
 FEW_CLASSES = 7  # whose confusion matrix can be read at half the width of the page
-MANY_CLASSES = 20  # whose small confusion matrix has no figures
-MANY_POINTS = 2000  # above which their density is drawn instead
 
 
 def as_html(sections: Sequence[Section]) -> str:
@@ -52,20 +51,14 @@ def _pictures(section: Section) -> list[dict[str, Any]]:
 
     if section.report:
         _draw_report(section.report, add)
-    gaps = {
-        f"{c.title}: {metric_name(d.metric, c.names)} {c.kind}": (
-            d.value - d.baseline,
-            d.low,
-            d.high,
-        )
-        for c in section.comparisons
-        for d in c.differences.itertuples()
-    }
-    values = np.array(list(gaps.values())).reshape(-1, 3)
-    if not np.isnan(values[:, 1]).all():
-        label = f"difference to {section.comparisons[0].baseline} (percentage points)"
-        title = "Differences with their intervals"
-        add(title, intervals_figure, list(gaps), {"": values}, label, {"": 0.0})
+    names = [f"{c.title}: {name}" for c in section.comparisons for name in c.scores()]
+    if names:
+        found = pd.concat([c.differences for c in section.comparisons])
+        gaps = np.column_stack((found["value"] - found["baseline"], found[["low", "high"]]))
+        if not found["low"].isna().all():
+            label = f"difference to {section.comparisons[0].baseline} (percentage points)"
+            title = "Differences with their intervals"
+            add(title, intervals_figure, names, {"": gaps}, label, {"": 0.0})
     return pictures
 
 
@@ -145,14 +138,10 @@ def scatter_figure(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str
     with rc_context(STYLE):
         figure = Figure((2.5 * len(names), 2.7))
         panels = figure.subplots(1, len(names), squeeze=False)[0]
-        for k, (axes, name) in enumerate(zip(panels, names, strict=True)):
-            both = np.concatenate((truth[:, k], predicted[:, k]))
+        for axes, name, *both in zip(panels, names, truth.T, predicted.T, strict=True):
             pad = 0.04 * float(np.ptp(both)) or 0.5
-            limits = (float(both.min()) - pad, float(both.max()) + pad)
-            if len(truth) > MANY_POINTS:
-                axes.hexbin(truth[:, k], predicted[:, k], gridsize=40, bins="log", cmap="viridis")
-            else:
-                axes.plot(truth[:, k], predicted[:, k], "o", color=OKABE_ITO[0], ms=2.5, alpha=0.5)
+            limits = (float(np.min(both)) - pad, float(np.max(both)) + pad)
+            axes.plot(*both, "o", color=OKABE_ITO[0], ms=2.5, alpha=0.5)
             axes.plot(limits, limits, "--", color="#888888", linewidth=1)
             axes.set(xlim=limits, ylim=limits, aspect="equal", title=name, xlabel="true value")
         panels[0].set_ylabel("predicted value")
@@ -164,29 +153,23 @@ def confusion_figure(
 ) -> Figure:
     """Draw (K, K) counts, row = true class, coloured by the share of each true class.
 
-    A small matrix is for a screen and drawn quickly: shares without counts and scale, and with
-    many classes colours only.
+    A small matrix is for a screen and drawn quickly: shares without counts and scale.
     """
-    counts, num = np.asarray(confusion), len(names)
+    counts, num, longest = np.asarray(confusion), len(names), max(map(len, names))
     if counts.shape != (num, num):
         raise ValueError(f"{num} class names for a confusion matrix of {counts.shape}")
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    longest, many = max(map(len, names)), small and num > MANY_CLASSES
-    side = (0.14 if many else 0.32) * num + 0.3 + 0.07 * longest if small else 0.52 * num + 1.9
+    side = 0.32 * num + 0.3 + 0.07 * longest if small else 0.52 * num + 1.9
     size = (max(side, 2.6), side + 0.3) if small else (side + 0.5, side)
-    fonts = {"font.size": 6 if many else 8, "axes.titlesize": 8} if small else {}
-    with rc_context(STYLE | {"axes.grid": False} | fonts):
+    with rc_context(STYLE | {"axes.grid": False} | ({"font.size": 8} if small else {})):
         figure = Figure(size)
         axes = figure.subplots()
         display = ConfusionMatrixDisplay(share, display_labels=names)
-        display.plot(
-            ax=axes, include_values=not many, colorbar=False, im_kw={"vmin": 0.0, "vmax": 1.0}
-        )
-        for (row, column), text in () if many else np.ndenumerate(display.text_):
-            percent, count = 100 * share[row, column], counts[row, column]
-            shown = f"{percent:.0f}%\n{count}" if count else "0"
-            text.set_text((f"{percent:.0f}" if count else "") if small else shown)
-            text.set(color="black" if percent > 60 else "white", fontsize=7, linespacing=1.3)
+        display.plot(ax=axes, colorbar=False, im_kw={"vmin": 0.0, "vmax": 1.0})
+        for place, text in np.ndenumerate(display.text_):
+            shown = f"{100 * share[place]:.0f}" + ("" if small else f"%\n{counts[place]}")
+            text.set_text(shown if counts[place] else "" if small else "0")
+            text.set(color="black" if share[place] > 0.6 else "white", fontsize=7, linespacing=1.3)
         if longest > 4:
             axes.set_xticks(range(num), names, rotation=40, ha="right")
         axes.tick_params(length=0)

@@ -18,6 +18,7 @@ from hicmae.report.resampling import Plan, PredictionTable
 KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
 STARTED = ("config.json", "log.txt", "steps.jsonl", "run.log")  # files of a run that has begun
 CLASS_METRICS = ("uar", "war", "weighted_f1", "macro_f1", "micro_f1")
+METRIC_NAMES = {f"{name}_f1": f"{name} F1" for name in ("weighted", "macro", "micro")}
 NUMBER_METRICS = ("pcc", "ccc", "acc", "mae", "mse", "rmse")
 # Settings in which the folds of one experiment may differ: where, on what, and how fast.
 _FREE = {"run", "data_path", "data_root", "val_path", "finetune", "batch_size", "accum_iter"}
@@ -124,6 +125,13 @@ def build(
         regression,
         plan,
     )
+
+
+def metric_name(metric: str, names: Sequence[str] = ()) -> str:
+    """Return how a metric is written, e.g. "UAR" or, for "ccc 0", "CCC valence"."""
+    base, _, number = metric.partition(" ")
+    shown = METRIC_NAMES.get(base, base if base == "recall" else base.upper())
+    return f"{shown} {names[int(number)]}" if number else shown
 
 
 def named_scores(metrics: Mapping[str, Any]) -> dict[str, float | None]:

@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 
 from hicmae.report.comparison import Comparison
-from hicmae.report.scores import HIGH, KINDS, LOW, TOTAL, Report
+from hicmae.report.scores import HIGH, KINDS, LOW, TOTAL, Report, metric_name
 
-METRIC_NAMES = {"weighted_f1": "weighted F1", "macro_f1": "macro F1", "micro_f1": "micro F1"}
 WORDS = ("score", "test")  # columns that do not hold figures
 # What Markdown would read as a table border, emphasis or markup, and LaTeX as a command; a bracket
 # at the start of a row would be an argument of the row above.
@@ -22,6 +21,9 @@ _LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"[": "{}["}
 )
+
+
+Cells = list[tuple[str, list[str]]]  # columns of a table: heading and cells
 
 
 class Table(NamedTuple):
@@ -74,13 +76,6 @@ def interval_name(report: Report) -> str:
     return f"{report.plan.confidence:g}% CI"
 
 
-def metric_name(metric: str, names: Sequence[str] = ()) -> str:
-    """Return how a metric is written, e.g. "UAR" or, for "ccc 0", "CCC valence"."""
-    base, _, number = metric.partition(" ")
-    shown = METRIC_NAMES.get(base, base.upper())
-    return f"{shown} {names[int(number)]}" if number else shown
-
-
 def percent(value: float, signs: str = ".2f") -> str:
     """Return a fraction in percent with two digits, "-" where there is none."""
     return "-" if math.isnan(value) else f"{100.0 * value:{signs}}"
@@ -98,101 +93,97 @@ def chance(p_value: float) -> str:
     return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
 
 
-def _table(
-    caption: str, heading: Sequence[str], rows: Sequence[Sequence[str]], rules: Sequence[int] = ()
-) -> Table:
-    """Make a table of cells, the first column holding names."""
-    names, *columns = zip(*rows, strict=True)
-    frame = pd.DataFrame(list(zip(*columns, strict=True)), names, heading[1:], dtype=object)
-    return Table(caption, frame.rename_axis(columns=heading[0]), rules)
+def _table(caption: str, cells: Cells, rules: Sequence[int] = ()) -> Table:
+    """Make a table of columns, the first one holding names."""
+    (heading, names), *columns = cells
+    frame = pd.DataFrame(dict(enumerate(column for _, column in columns)), names, dtype=object)
+    frame.columns = pd.Index([name for name, _ in columns], name=heading)
+    return Table(caption, frame, rules)
 
 
 def main_table(report: Report) -> Table:
     """Lay out one row a fold, mean and deviation, Total with its interval, and references."""
     columns = [(kind, metric) for kind in report.kinds for metric in report.metrics]
-    groups: list[list[list[str]]] = [[], [], [], []]  # with a line between them
-    for name in (*report.rows, TOTAL):
-        count = next(s[name]["count"] for s in report.scores.values() if name in s)
-        shown = list(map(percent, report.frame.loc[name, columns]))
-        groups[2 if name == TOTAL else 0].append([name, str(count), *shown])
-    spreads = [report.spread(*column) or (math.nan, math.nan) for column in columns]
-    if not np.isnan(spreads).all():
-        for name, values in zip(("mean", "std"), zip(*spreads, strict=True), strict=True):
-            groups[1].append([name, "", *map(percent, values)])
-    if report.plan.resamples:
-        bounds = [interval(*report.total(*column)[0, 1:]) for column in columns]
-        groups[2].append([interval_name(report), "", *bounds])
-    for name, value in report.references.items():
-        shown = [f"{value:.2f}" if metric == report.metrics[0] else "" for _, metric in columns]
-        groups[3].append([name, "", *shown])
-    heading = ["fold", "clips", *(f"{metric_name(m)} {kind}" for kind, m in columns)]
+    spreads = {column: report.spread(*column) or (math.nan, math.nan) for column in columns}
+    groups = [  # with a line between them
+        report.rows,
+        ["mean", "std"] * bool(np.isfinite(list(spreads.values())).any()),
+        [TOTAL, *[interval_name(report)] * bool(report.plan.resamples)],
+        list(report.references),
+    ]
+    names = sum(groups, [])
+    counts = {n: str(found["count"]) for s in report.scores.values() for n, found in s.items()}
+    cells: Cells = [("fold", names), ("clips", [counts.get(name, "") for name in names])]
+    for kind, metric in columns:
+        values = map(percent, report.frame.loc[report.rows, (kind, metric)])
+        spread = map(percent, spreads[kind, metric] if groups[1] else ())
+        (total, *bounds), first = report.total(kind, metric)[0], metric == report.metrics[0]
+        pooled = [percent(total), interval(*bounds)][: len(groups[2])]
+        references = (f"{value:.2f}" if first else "" for value in report.references.values())
+        column = [*values, *spread, *pooled, *references]
+        cells.append((f"{metric_name(metric)} {kind}", column))
     rules = np.cumsum([len(group) for group in groups if group])[:-1].tolist()
-    return _table("Scores in percent; Total: all clips pooled.", heading, sum(groups, []), rules)
+    return _table("Scores in percent; Total: all clips pooled.", cells, rules)
 
 
-def _with_intervals(
-    caption: str, columns: dict[str, list[str]], scores: dict[str, np.ndarray], first: Report
-) -> Table:
-    """Lay out columns of cells, the first holding names, and scores with bounds, (rows, 3)."""
-    cells = list(columns.items())
+def _with_intervals(scores: dict[str, np.ndarray], report: Report) -> Cells:
+    """Return columns of scores and of their intervals, from (rows, 3) each."""
+    cells: Cells = []
     for name, values in scores.items():
         cells.append((name, [percent(value) for value, _, _ in values]))
-        if first.plan.resamples:
-            cells.append((interval_name(first), [interval(*bounds) for _, *bounds in values]))
-    heading, rows = zip(*cells, strict=True)
-    return _table(caption, heading, list(zip(*rows, strict=True)))
+        if report.plan.resamples:
+            cells.append((interval_name(report), [interval(*bounds) for _, *bounds in values]))
+    return cells
 
 
 def detail_table(report: Report) -> Table:
     """Lay out the pooled scores of every class (recall) or output, with their intervals."""
-    what, columns = "Outputs", {"output": report.names}
+    what, metrics, cells = "Outputs", report.metrics, Cells([("output", report.names)])
     if not report.is_regression:
-        confusion = report.scores[report.kinds[0]][TOTAL]["confusion"]
-        what, columns = "Recall of the classes", {"class": report.names}
-        columns["clips"] = [str(sum(row)) for row in confusion]
+        confusion = np.array(report.scores[report.kinds[0]][TOTAL]["confusion"])
+        counts = list(map(str, confusion.sum(1)))
+        what, metrics = "Recall of the classes", ("recall",)
+        cells = [("class", report.names), ("clips", counts)]
     scores = {
-        f"{metric_name(metric) if report.is_regression else metric} {kind}": report.parts(
-            kind, metric
-        )
-        for kind in report.kinds
-        for metric in (report.metrics if report.is_regression else ("recall",))
+        f"{metric_name(m)} {kind}": report.parts(kind, m) for kind in report.kinds for m in metrics
     }
-    return _with_intervals(f"{what}, all folds pooled, in percent.", columns, scores, report)
+    caption = f"{what}, all folds pooled, in percent."
+    return _table(caption, cells + _with_intervals(scores, report))
 
 
 def summary_table(reports: Sequence[Report]) -> Table:
     """Lay out Total of every run with its interval, for the epochs that all have."""
-    columns = {
-        "run": [report.title for report in reports],
-        "clips": [str(len(report.pooled[report.kinds[0]].clips)) for report in reports],
-    }
+    first, counts = reports[0], [str(len(r.pooled[r.kinds[0]].clips)) for r in reports]
     scores = {
         f"{metric_name(metric)} {kind}": np.vstack([r.total(kind, metric) for r in reports])
-        for kind in reports[0].kinds
+        for kind in first.kinds
         if all(kind in report.kinds for report in reports)
-        for metric in reports[0].metrics
+        for metric in first.metrics
     }
-    return _with_intervals("Total of every run, in percent.", columns, scores, reports[0])
+    cells: Cells = [("run", [report.title for report in reports]), ("clips", counts)]
+    return _table("Total of every run, in percent.", cells + _with_intervals(scores, first))
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """Lay out every difference to the first run with its interval and p-value."""
-    adjusted = ["p (Holm)"] * (len({c.title for c in comparisons}) > 1)
-    heading = ["run", "score", "first", "value", "difference", "CI", "p", *adjusted, "test"]
-    rows: list[list[str]] = []
-    rules = []
-    for compared in comparisons:
-        rules.append(len(rows))
-        for shown in compared.differences.itertuples():
-            cells = [compared.title if len(rows) == rules[-1] else ""]
-            cells.append(f"{metric_name(shown.metric, compared.names)} {compared.kind}")
-            cells += map(percent, (shown.baseline, shown.value))
-            cells.append(percent(shown.value - shown.baseline, "+.2f"))
-            cells.append(interval(shown.low, shown.high))
-            cells += map(chance, (shown.p_value, shown.p_adjusted)[: 1 + len(adjusted)])
-            rows.append([*cells, shown.test])
+    found = pd.concat([compared.differences for compared in comparisons])
+    gaps, count = found["value"] - found["baseline"], len(comparisons[0].differences)
+    columns = {
+        "run": [c.title * (k == 0) for c in comparisons for k in range(count)],
+        "score": [name for c in comparisons for name in c.scores()],
+        "first": found["baseline"].map(percent),
+        "value": found["value"].map(percent),
+        "difference": [percent(gap, "+.2f") for gap in gaps],
+        "CI": map(interval, found["low"], found["high"]),
+        "p": found["p_value"].map(chance),
+        "p (Holm)": found["p_adjusted"].map(chance),
+        "test": found["test"],
+    }
+    if len({compared.title for compared in comparisons}) == 1:
+        del columns["p (Holm)"]
     caption = f"Differences to '{comparisons[0].baseline}', in percentage points."
-    return _table(caption, heading, rows, rules[1:])
+    cells = [(name, list(column)) for name, column in columns.items()]
+    return _table(caption, cells, range(count, len(found), count))
 
 
 def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:

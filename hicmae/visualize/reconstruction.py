@@ -28,17 +28,12 @@ from hicmae.training.run import Precision, choose_precision
 from hicmae.visualize.clips import choose_lines, draw_frame, draw_spectrogram, evenly
 
 
-def reconstruction_figure(
-    *parts: ArrayLike, frames: Sequence[int] | None = None, title: str = ""
-) -> Figure:
+def reconstruction_figure(*parts: ArrayLike) -> Figure:
     """Draw clips as they are, as the model sees them, and as the model rebuilds them.
 
-    Args:
-        *parts: six arrays or tensors a clip, all clips of one shape: (3, T, H, W) pixels in 0..1,
-            clipped, as they are, masked and rebuilt; likewise the (T, F) log-mel spectrogram. What
-            is nan is drawn in grey. The first spectrogram of a clip sets the range of its colours.
-        frames: which of the T frames to draw; None: up to six, evenly spaced.
-        title: written above.
+    The parts are six arrays or tensors a clip, all clips of one shape: (3, T, H, W) pixels in 0..1,
+    clipped, as they are, masked and rebuilt; likewise the (T, F) log-mel spectrogram. What is nan
+    is drawn in grey. The first spectrogram of a clip sets the range of its colours.
     """
     arrays = [torch.as_tensor(part).detach().float().cpu().numpy() for part in parts]
     for first, axes in ((0, 4), (3, 2)):
@@ -48,9 +43,9 @@ def reconstruction_figure(
                 "original, masked and rebuilt must have one shape, (3, T, H, W) for video and "
                 f"(T, F) for audio, got {[array.shape for array in same]}"
             )
-    frames = evenly(arrays[0].shape[1]) if frames is None else frames
-    widths, num_clips = [1.0] * len(frames) + [2.0], len(arrays) // 6
-    size = (1.05 * sum(widths) + 1.0, (3.55 + 0.25 * bool(title)) * num_clips)
+    frames, num_clips = evenly(arrays[0].shape[1]), len(arrays) // 6
+    widths = [1.0] * len(frames) + [2.0]
+    size = (1.05 * sum(widths) + 1.0, 3.55 * num_clips)
     tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     with matplotlib.rc_context(STYLE):
         figure = Figure(size, layout=tight)
@@ -66,8 +61,6 @@ def reconstruction_figure(
             for axes, frame in zip(grid[0], frames, strict=False):
                 axes.set_title(f"frame {frame}")
             _draw_spectrograms(part, grid[:, -1], clip[3:])
-        if title:
-            figure.suptitle(title, fontsize=10)
     return figure
 
 

@@ -18,8 +18,7 @@ from hicmae.data.clip_list import chosen_names
 from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image
 from hicmae.report.page import confusion_figure
 from hicmae.report.resampling import Plan
-from hicmae.report.scores import KINDS, build, natural_key, pool, read_predictions
-from hicmae.report.tables import metric_name
+from hicmae.report.scores import KINDS, build, metric_name, natural_key, pool, read_predictions
 from hicmae.training.logs import read_lines
 
 # What log.txt holds beside curves worth drawing; there is nothing to see in bad steps of zero.

@@ -12,7 +12,7 @@ from hicmae.report.comparison import compare_all
 from hicmae.report.page import as_html
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import build
-from hicmae.report.tables import as_json, as_latex, as_text, chance, document
+from hicmae.report.tables import as_json, as_latex, as_text, document
 from tests.report.fold_files import cells_of, write_fold, write_predictions, write_regression
 
 QUICK = Plan(resamples=100)
@@ -151,11 +151,6 @@ def test_comparison_comes_first_in_every_format(compared):
     assert "p (Holm)" not in document(built[:2], comparisons[:1])[1].tables[0].frame
 
 
-def test_p_values_are_never_shown_as_zero():
-    shown = [chance(p) for p in (0.04321, 0.00001, 1.0, float("nan"))]
-    assert shown == ["0.0432", "<0.0001", "1.0000", "-"]
-
-
 def test_command_prints_the_table_and_writes_it_beside_the_folds_or_where_told(tmp_path, capsys):
     folder = tmp_path / "exp"
     for k in (1, 2):
@@ -183,30 +178,24 @@ def test_command_prints_the_table_and_writes_it_beside_the_folds_or_where_told(t
 
 
 def test_command_compares_folders_and_draws_speakers(tmp_path, capsys):
-    clips = [f"s{i // 5}_{i}" for i in range(20)]
-    labels = np.arange(20) % 3
-    for name, guesses in (("a", labels), ("b", np.zeros(20, int))):
-        write_predictions(tmp_path / name / "fold1" / "pred.csv", clips, labels, guesses)
-    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
-    main([*folders, "--titles", "ours", "theirs", "--speaker_pattern", "^(s[0-9])",
-          "--resamples", "200", "--confidence", "90"])  # fmt: skip
-    shown = capsys.readouterr().out
-    assert "Differences to 'ours'" in shown and "speaker by speaker" in shown
-    assert "90% CI" in shown and "speakers (4) within folds" in shown
-    assert "written" not in shown and not list((tmp_path / "a").glob("report.*"))
-
-
-def test_speakers_are_found_beside_the_lists_of_the_run(tmp_path, capsys):
-    clips = [f"/faces/{i:02d}_aligned" for i in range(12)]
-    write_predictions(tmp_path / "exp" / "fold1" / "pred.csv", clips, [0] * 12, [0, 1] * 6)
+    clips, labels = [f"/faces/s{i // 5}_{i}_aligned" for i in range(20)], np.arange(20) % 3
     lists = tmp_path / "lists" / "split01"
     lists.mkdir(parents=True)
-    rows = [f"{i:02d},speaker {i // 4}" for i in range(12)]
-    (lists.parent / "clip_speakers.csv").write_text("\n".join(["clip,speaker", *rows]) + "\n")
-    settings = {"data": {"data_path": str(lists)}}
-    (tmp_path / "exp" / "fold1" / "config.json").write_text(json.dumps(settings))
-    main([str(tmp_path / "exp"), "--by_speaker", "--resamples", "50"])
-    assert "50 resamples of speakers (3) within folds" in capsys.readouterr().out
+    rows = ["clip,speaker", *(f"s{i // 5}_{i},{i // 5}" for i in range(20))]
+    (lists.parent / "clip_speakers.csv").write_text("\n".join(rows) + "\n")
+    for name, guesses in (("a", labels), ("b", np.zeros(20, int))):
+        write_predictions(tmp_path / name / "fold1" / "pred.csv", clips, labels, guesses)
+        settings = json.dumps({"data": {"data_path": str(lists)}})
+        (tmp_path / name / "fold1" / "config.json").write_text(settings)
+    folders, shown = [str(tmp_path / "a"), str(tmp_path / "b")], []
+    for speakers in (["--speaker_pattern", "^(s[0-9])"], ["--by_speaker"]):
+        main([*folders, "--titles", "ours", "theirs", *speakers, "--resamples", "200",
+              "--confidence", "90"])  # fmt: skip
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert "Differences to 'ours'" in shown[0] and "speaker by speaker" in shown[0]
+    assert "90% CI" in shown[0] and "speakers (4) within folds" in shown[0]
+    assert "written" not in shown[0] and not list((tmp_path / "a").glob("report.*"))
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,13 @@
 """Attention maps: the weights that the layers use, followed through the encoders."""
 
 import pytest
-import timm
 import torch
 
-import hicmae  # noqa: F401  (registers the models)
 from hicmae.models.layers import Attention, CrossAttention
 from hicmae.visualize.attention import attention_weights, looks, recorded_attention, rollout
+from tests.small_models import classifier, clips
 
 DIM, HEADS, BATCH = 24, 3, 2
-SIZES = {"num_frames": 4, "img_size": (32, 48), "img_size_audio": (64, 32), "tubelet_size": 2}
 
 
 def randomised(layer):
@@ -37,18 +35,6 @@ def test_weights_give_the_output_of_the_layer(crossed):
     torch.testing.assert_close(layer.proj(mixed), layer(tokens, *context), rtol=1e-4, atol=1e-5)
 
 
-def test_weights_equal_a_slow_softmax_of_products():
-    layer, tokens = randomised(Attention(DIM, HEADS, qkv_bias=True)), torch.randn(1, 4, DIM)
-    weights, size = attention_weights(layer, tokens)[0], DIM // HEADS
-    query = tokens[0] @ layer.qkv.weight[:DIM].T + layer.q_bias
-    key = tokens[0] @ layer.qkv.weight[DIM : 2 * DIM].T  # no bias
-    for head in range(HEADS):
-        part = slice(head * size, (head + 1) * size)
-        for i in range(4):
-            products = torch.stack([query[i, part] @ key[j, part] for j in range(4)]) / size**0.5
-            torch.testing.assert_close(weights[head, i], products.exp() / products.exp().sum())
-
-
 def test_rollout_multiplies_layers_with_their_residual_connections():
     first, second = torch.rand(2, 1, 3, 3).softmax(-1)
     one = torch.eye(3)
@@ -57,24 +43,15 @@ def test_rollout_multiplies_layers_with_their_residual_connections():
     torch.testing.assert_close(rollout([first, second]).sum(-1), torch.ones(1, 3))
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    options = {"num_classes": 3, "depth": 3, "depth_audio": 2, "fusion_depth": 2, **SIZES}
-    return randomised(timm.create_model("avit_dim128_patch16_160_a256", **options)).eval()
-
-
-@pytest.fixture(scope="module")
-def clip():
-    torch.manual_seed(1)
-    return torch.randn(2, 3, 4, 32, 48), torch.randn(2, 1, 64, 32)
-
-
 @torch.inference_mode()
-def test_every_attention_layer_is_recorded_and_the_answer_stays(model, clip):
+def test_every_attention_layer_is_recorded_and_the_answer_stays():
+    model, clip = randomised(classifier(depth=3, depth_audio=2)).eval(), clips()[::2]
     expected = model(*clip)
     with recorded_attention(model) as maps:
         torch.testing.assert_close(model(*clip), expected, rtol=0, atol=0)
+    before = dict(maps)
+    model(*clip)
+    assert all(maps[name] is weights for name, weights in before.items())  # the hooks are gone
     assert maps["encoder.blocks.2.attn"].shape == (2, 12, 12)
     assert maps["encoder_audio.blocks.1.attn"].shape == (2, 8, 8)
     assert maps["encoder_fusion.blocks.1.cross_attn"].shape == (2, 12, 8)
@@ -82,16 +59,7 @@ def test_every_attention_layer_is_recorded_and_the_answer_stays(model, clip):
     assert len(maps) == 3 + 2 + 2 * 2 * 2
     for weights in maps.values():
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]))
-    before = dict(maps)
-    model(*clip[::1])
-    assert all(maps[name] is weights for name, weights in before.items())  # the hooks are gone
-
-
-@torch.inference_mode()
-def test_looks_average_the_readers_in_units_of_even_attention(model, clip):
-    with recorded_attention(model) as maps:
-        model(*clip)
-    found = looks(maps)
+    found = looks(maps)  # mean over the readers, in units of even attention
     sizes = {"video": 12, "audio": 8, "audio by video": 8, "video by audio": 12}
     assert {name: len(values[0]) for name, values in found.items()} == sizes
     for values in found.values():

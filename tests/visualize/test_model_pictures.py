@@ -5,22 +5,10 @@ import csv
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 
-import hicmae  # noqa: F401  (registers the models)
-from hicmae.config import (
-    ClipConfig,
-    DataConfig,
-    MaskConfig,
-    OptimConfig,
-    PretrainConfigs,
-    PretrainLossConfig,
-    PretrainModelConfig,
-    RunConfig,
-    as_dict,
-)
+from hicmae.config import PretrainConfigs, as_dict, from_dict
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.training import checkpoint
 from hicmae.visualize.__main__ import main
@@ -38,17 +26,15 @@ from hicmae.visualize.features import (
     tsne_figure,
 )
 from run_pretraining import make_model
+from tests.small_models import classifier
 
 CLIP = {"num_frames": 4, "sampling_rate": 2, "input_size": 32, "input_size_audio": (32, 128)}
 NAMES = ("anger", "joy", "fear")
 
 
 def save_classifier(path, modality="av", weights=(0.0, 1.0)):
-    torch.manual_seed(0)
-    model = timm.create_model(
-        "avit_dim128_patch16_160_a256", num_classes=3, depth=2, depth_audio=2, fusion_depth=1,
-        modality=modality, num_frames=4, img_size=32, img_size_audio=(32, 128),
-    )  # fmt: skip
+    sizes = {"img_size": 32, "img_size_audio": (32, 128), "depth_audio": 2, "fusion_depth": 1}
+    model = classifier(num_classes=3, modality=modality, **sizes)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("layer_weights"):
@@ -64,15 +50,13 @@ def finetuned(tmp_path_factory):
 
 
 def pretrain_configs():
-    return PretrainConfigs(
-        RunConfig(output_dir="out"),
-        DataConfig(data_path="x", num_samples=2),
-        ClipConfig(**CLIP),
-        PretrainModelConfig("pretrain_hicmae_dim128_patch16_160_a256", 2, 2, 3, 3, 1, (0, 1)),
-        MaskConfig(0.5, 0.5),
-        PretrainLossConfig(frame_diff=True),
-        OptimConfig(),
-    )
+    settings = {
+        "data_path": "x", "num_samples": 2, "model": "pretrain_hicmae_dim128_patch16_160_a256",
+        "encoder_depth": 2, "encoder_depth_audio": 2, "decoder_depth": 3, "decoder_depth_audio": 3,
+        "encoder_fusion_depth": 1, "return_intermediate_features": (0, 1), "mask_ratio": 0.5,
+        "mask_ratio_audio": 0.5, "use_frame_diff_as_target": True,
+    }  # fmt: skip
+    return from_dict(PretrainConfigs, {"output_dir": "out", **settings, **CLIP})
 
 
 @pytest.fixture(scope="module")
@@ -254,14 +238,14 @@ def test_reconstruction_of_the_original_authors_files_reads_their_flags(
 
 
 def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides():
-    def lines(length, num_clips, seed=0, clip=None):
-        return choose_lines(length, clip, num_clips, seed)
-
-    drawn = lines(50, 10)
-    assert drawn == sorted(set(drawn)) and len(drawn) == 10 and drawn != lines(50, 10, seed=1)
-    assert lines(3, 0) == lines(3, 9) == [0, 1, 2] and lines(3, 9, clip=1) == [1]
+    drawn = choose_lines(50, None, 10, 0)
+    assert (
+        drawn == sorted(set(drawn)) and len(drawn) == 10 and drawn != choose_lines(50, None, 10, 1)
+    )
+    assert choose_lines(3, None, 0, 0) == choose_lines(3, None, 9, 0) == [0, 1, 2]
+    assert choose_lines(3, 1, 9, 0) == [1]
     with pytest.raises(ValueError, match="--num_clips must not be negative, got -1"):
-        lines(3, -1)
+        choose_lines(3, None, -1, 0)
 
 
 def test_commands_draw_at_200_dpi_as_much_as_was_asked_for(

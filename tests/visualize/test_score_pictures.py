@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hicmae.inference.style import figure_to_image
-from hicmae.report.page import confusion_figure, scatter_figure
+from hicmae.report.page import confusion_figure
 from hicmae.visualize.__main__ import main
 from hicmae.visualize.reconstruction import reconstruction_figure
 from hicmae.visualize.runs import (
@@ -27,44 +27,39 @@ T, H, W, STEPS, BINS = 4, 32, 48, 64, 24
 AXES = [("CREMA-D", "WAR"), ("MAFW", "WAR"), ("DFEW", "WAR"), ("IEMOCAP", "WAR")]
 
 
-def clip():
+def refused(capsys, *arguments):
+    """Run a command that ends in one line; return that."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(map(str, arguments)))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    return error
+
+
+def test_reconstruction_draws_pixels_in_place_clipped_and_hidden_ones_grey():
     rng = np.random.default_rng(0)
     video, audio = rng.random((3, T, H, W)), rng.standard_normal((STEPS, BINS))
     masked_video, masked_audio = video.copy(), audio.copy()
     masked_video[..., 16:, :16] = np.nan
     masked_audio[16:32] = np.nan
-    return [video, masked_video, video * 2 - 0.5, audio, masked_audio, audio * 0.5]
-
-
-def test_reconstruction_shows_the_chosen_frames_in_three_rows_and_three_spectrograms():
-    figure = reconstruction_figure(*clip(), frames=(0, 3), title="step 7")
+    parts = [video, masked_video, video * 2 - 0.5, audio, masked_audio, audio * 0.5]
+    figure = reconstruction_figure(*parts)
     images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    assert [image.shape for image in images if image.shape[-1] == 3] == [(H, W, 3)] * 6
+    frames = [image for image in images if image.shape == (H, W, 3)]
+    assert len(frames) == 3 * T
     assert [image.shape for image in images if image.shape == (BINS, STEPS)] == [(BINS, STEPS)] * 3
     names = [axes.get_ylabel() for axes in figure.axes]
-    assert [n for n in names if n in ("original", "masked", "rebuilt")] == [
-        "original", "masked", "rebuilt"
-    ]  # fmt: skip
+    assert [names[k] for k in (0, T + 1, 2 * T + 2)] == ["original", "masked", "rebuilt"]
     assert {"frame 0", "frame 3"} <= {axes.get_title() for axes in figure.axes}
-
-
-def test_reconstruction_draws_pixels_in_place_clipped_and_hidden_ones_grey():
-    video, *_ = parts = clip()
-    figure = reconstruction_figure(*parts, frames=(1,))
-    frames = [a.images[0].get_array() for a in figure.axes if a.images][::2][:3]
-    np.testing.assert_allclose(frames[0][5, 40], video[:, 1, 5, 40], rtol=1e-6)
-    assert (frames[1][20, 3] == 0.5).all() and not (frames[1][20, 30] == 0.5).any()
-    assert frames[2].min() == 0.0 and frames[2].max() == 1.0
+    np.testing.assert_allclose(frames[1][5, 40], video[:, 1, 5, 40], rtol=1e-6)
+    assert (frames[T][20, 3] == 0.5).all() and not (frames[T][20, 30] == 0.5).any()
+    assert frames[-1].min() == 0.0 and frames[-1].max() == 1.0
+    tensors = [torch.tensor(part).to(torch.bfloat16) for part in parts]
+    image = figure_to_image(reconstruction_figure(*tensors))
+    assert image.dtype == np.uint8 and image.shape[2] == 3 and image.std() > 10
     parts[1] = parts[1][:, :2]
     with pytest.raises(ValueError, match=r"must have one shape, .*\(3, 2, 32, 48\)"):
         reconstruction_figure(*parts)
-
-
-def test_reconstruction_takes_tensors_and_becomes_an_image_for_tensorboard():
-    tensors = [torch.tensor(part).to(torch.bfloat16) for part in clip()]
-    image = figure_to_image(reconstruction_figure(*tensors))
-    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-    assert 200 < image.shape[0] < image.shape[1] and image.std() > 10
 
 
 def log(epochs=3, **values):
@@ -101,28 +96,19 @@ def test_curves_show_bad_steps_only_where_there_were_any(counts, shown):
         curves_figure({"run": log(1, note=["a"])})
 
 
-def test_curves_command_writes_a_200_dpi_picture_of_runs_in_natural_order(tmp_path, capsys):
-    for k in (10, 2):
-        records = log(2, train_loss=[2.0, 1.0], train_lr=[1e-4, 1e-5])
-        write_log(tmp_path / f"fold{k}", records)
+def test_curves_command_draws_runs_at_200_dpi_or_as_vectors(tmp_path, capsys):
+    for k, epochs in ((10, 2), (2, 1)):  # one epoch is enough
+        write_log(tmp_path / f"fold{k}", log(epochs, train_loss=[2.0, 1.0], train_lr=[1e-4, 1e-5]))
     out = tmp_path / "pictures" / "curves.png"
-    main(["curves", str(tmp_path / "fold10"), str(tmp_path / "fold2"), "--out", str(out)])
-    assert capsys.readouterr().out == f"written: {out}\n"
+    for path in (out, out.with_suffix(".pdf")):
+        main(["curves", str(tmp_path / "fold10"), str(tmp_path / "fold2"), "--out", str(path)])
+        assert capsys.readouterr().out == f"written: {path}\n"
     with Image.open(out) as picture:
         assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
         assert picture.width > 600
-
-
-def test_one_finished_epoch_is_enough_for_curves_and_none_is_refused(tmp_path, capsys):
-    write_log(tmp_path / "run", log(1, train_loss=[2.0]))
-    main(["curves", str(tmp_path / "run"), "--output", str(tmp_path / "one.pdf")])
-    capsys.readouterr()
-    assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+    assert path.read_bytes().startswith(b"%PDF")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SystemExit) as stopped:
-        main(["curves", str(tmp_path / "empty"), "--output", str(tmp_path / "a.png")])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.count("\n") == 1
+    error = refused(capsys, "curves", tmp_path / "empty", "--output", tmp_path / "a.png")
     assert "holds no finished epoch yet" in error and not (tmp_path / "a.png").exists()
 
 
@@ -144,36 +130,22 @@ def test_confusion_is_pooled_over_files_and_runs_and_normalised_by_row(predictio
     out = tmp_path / "confusion.svg"
     main(["confusion", *map(str, predictions), "--output", str(out)])
     assert out.read_text().startswith("<?xml")
-
-
-def test_small_confusion_shows_percent_and_of_many_classes_colours_that_fit_a_screen():
-    with np.errstate(all="raise"):  # an absent class has an empty row
-        images = confusion_figure([[2, 0], [0, 0]], ["a", "b"]).axes[0].images
-    assert images[0].get_array().tolist() == [[1.0, 0.0], [0.0, 0.0]]
-    (axes,) = confusion_figure([[3, 1], [0, 5]], ["anger", "joy"], small=True).axes
-    assert [text.get_text() for text in axes.texts] == ["75", "25", "", "100"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["anger", "joy"]
-    names, counts = [f"emotion {k}" for k in range(43)], np.eye(43, dtype=int).tolist()
-    assert not confusion_figure(counts, names, small=True).axes[0].texts
-    image = confusion_image({"confusion": counts, "uar": 1.0, "war": 1.0}, names)
-    assert image.dtype == np.uint8 and image.shape[2] == 3 and max(image.shape) < 1000
-
-
-def test_confusion_names_what_does_not_fit(predictions, tmp_path):
     with pytest.raises(ValueError, match="--class_names gives 2 names .a, b., expected 3"):
         confusion(predictions, ["a", "b"])
     (tmp_path / "r.csv").write_text("clip,label0,prediction0\na,0.5,0.6\nb,0.1,0.2\n")
     with pytest.raises(ValueError, match="is of a regression; it has no confusion matrix"):
         confusion([tmp_path / "r.csv"])
-    with pytest.raises(ValueError, match=r"2 class names for a confusion matrix of \(3, 3\)"):
-        confusion_figure(np.eye(3), ["a", "b"])
 
 
-def test_scatter_of_many_predictions_is_their_density():
-    few, many = (np.random.default_rng(0).random((n, 1)) for n in (20, 2001))
-    assert len(scatter_figure(few, few, ["x"]).axes[0].lines[0].get_xdata()) == 20
-    (cells,) = scatter_figure(many, many, ["x"]).axes[0].collections
-    assert len(cells.get_array()) < 2001
+def test_small_confusion_shows_percent_and_an_absent_class_has_an_empty_row():
+    with np.errstate(all="raise"):
+        images = confusion_figure([[2, 0], [0, 0]], ["a", "b"]).axes[0].images
+    assert images[0].get_array().tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    (axes,) = confusion_figure([[3, 1], [0, 5]], ["anger", "joy"], small=True).axes
+    assert [text.get_text() for text in axes.texts] == ["75", "25", "", "100"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["anger", "joy"]
+    image = confusion_image({"confusion": np.eye(3), "uar": 1.0, "war": 1.0}, ["a", "b", "c"])
+    assert image.dtype == np.uint8 and image.shape[2] == 3 and max(image.shape) < 400
 
 
 def scores(**methods):
@@ -240,17 +212,20 @@ def test_gaps_and_repeats_are_refused(found, message):
         radar_figure(found)
 
 
-def test_files_and_entries_that_hold_no_scores_are_refused_in_one_line(tmp_path, capsys):
-    with pytest.raises(FileNotFoundError, match="gone.csv"):
-        read_scores(tmp_path / "gone.csv")
-    (tmp_path / "a.csv").write_text("dataset,value\nx,1\n")
-    with pytest.raises(ValueError, match="a.csv:1: expected the columns .*, got 'dataset,value'"):
-        read_scores(tmp_path / "a.csv")
-    (tmp_path / "b.csv").write_text("dataset,metric,method,value\nx,WAR,a,1\nx,UAR,a,none\n")
-    with pytest.raises(ValueError, match="b.csv:3: expected a number as value, got 'none'"):
-        read_scores(tmp_path / "b.csv")
-    with pytest.raises(SystemExit) as stopped:
-        main(["radar", str(tmp_path), "--output", str(tmp_path / "x.png")])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.count("\n") == 1
-    assert "DATASET=FOLDER or DATASET/METHOD=FOLDER" in error
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "s.csv': No such file"),
+        (
+            "dataset,value\nx,1\n",
+            "s.csv:1: expected the columns dataset,metric,method,value, got '",
+        ),
+        ("dataset,metric,method,value\nx,WAR,a,1\nx,UAR,a,none\n", "s.csv:3: expected a number"),
+    ],
+)
+def test_files_that_hold_no_scores_are_refused_in_one_line(tmp_path, capsys, text, message):
+    if text:
+        (tmp_path / "s.csv").write_text(text)
+    out = tmp_path / "x.png"
+    assert message in refused(capsys, "radar", tmp_path / "s.csv", "--output", out)
+    assert "DATASET/METHOD=FOLDER" in refused(capsys, "radar", tmp_path, "--output", out)
