@@ -8,7 +8,7 @@ Several GPUs: ``torchrun --nproc_per_node=4 run_finetuning.py ...``; ``--help`` 
 import argparse
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -25,27 +25,27 @@ import hicmae  # noqa: F401  (registers the models)
 from hicmae.config import LOWER_IS_BETTER, FinetuneConfigs, as_dict, new_parser, parse_configs
 from hicmae.data import splits
 from hicmae.data.augment import Augment, Mixup, mix_batch
-from hicmae.data.batches import LabelledBatch, ViewBatch
+from hicmae.data.batches import LabelledBatch
 from hicmae.data.clip_list import names_of_run, read_labelled_list
 from hicmae.data.dataset import LabelledClips, TestClips
-from hicmae.data.loader import ClipSampler, SkippedClips, make_loader
+from hicmae.data.loader import SkippedClips
 from hicmae.inference.model import export_run
 from hicmae.io import write_whole
 from hicmae.models.losses import REGRESSION_LOSSES
 from hicmae.training import checkpoint, distributed, loop, transfer
 from hicmae.training import evaluate as scoring
-from hicmae.training.logs import RunLogger
 from hicmae.training.optim import freeze
 from hicmae.training.resume import Saver, find_checkpoint, resume
 from hicmae.training.run import Run, open_run, run_command, write_settings
-from hicmae.training.state import Plan, TrainState, make_plan, make_state, num_parameters
+from hicmae.training.state import make_state, num_parameters
 
 logger = logging.getLogger("hicmae")
 
 DEFAULTS = {"batch_size": 14, "epochs": 50, "lr": 1e-3, "min_lr": 1e-6, "opt_betas": (0.9, 0.999)}
-# Settings of a classifier that are arguments of its builder.
+# Settings of a classifier that are arguments of its builder, and of `splits.read_lists`.
 MODEL = ("num_classes", "depth", "depth_audio", "fusion_depth", "drop_path_rate", "init_values",
          "head_activation", "modality", "hierarchical_fusion", "fusion_order")  # fmt: skip
+SPLIT = ("val_path", "val_split", "val_share", "label_share", "average_clips")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,43 +68,34 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     known = {"class_names": classifier.class_names, "data_path": configs.data.data_path}
     names = names_of_run(known, classifier.task, classifier.num_classes)
     logger.info("names: %s", ", ".join(names))
-    loader = loop.training_loader(run, training_clips(configs, lists), optim.batch_size)
+    loader = loop.clip_loader(run, training_clips(configs, lists), optim.batch_size)
     val_loader = scoring_loader(run, configs, lists.val, centre=True)
     clips = {"training": lists.train, "validation": lists.val, "test": lists.test}
-    plan, found = make_plan(configs, loader, clips), find_checkpoint(run)
+    found = find_checkpoint(run)
 
     torch.manual_seed(run.config.seed)
     model = make_model(configs).to(run.device)
     if found is None and classifier.finetune:
-        partly = classifier.allow_partial
-        transfer.load_pretrained(model, classifier.finetune, allow_partial=partly)
+        transfer.load_pretrained(model, classifier.finetune, classifier.allow_partial)
     elif found is None and (classifier.linear_probe or classifier.freeze_layers):
         logger.warning("what is frozen keeps its random start: no --finetune FILE is given")
     freeze(model, classifier.linear_probe, classifier.freeze_layers)
-    state = make_state(model, plan, run, classifier.layer_decay)
-    resume(run, plan, state, found)
+    state = make_state(run, configs, model, loader, clips, classifier.layer_decay)
+    resume(run, state, found)
     for name, table in lists.tables.items() if distributed.is_main() else ():
         write_whole(run.output_dir / name, table)  # which clips were held out or drawn
 
     trained, compute_loss = loop.as_trained(model, run.config, run.device), make_loss(configs)
     record = run.output_dir / "skipped_clips.csv"
     skipped = SkippedClips(record, len(lists.train), configs.data.max_bad_clips)
-    with loop.open_logs(run, plan, state) as logs:
-        saver = Saver(run, plan, state, logs)
-        check = partial(saver.check, state)
+    with loop.open_logs(run, state) as logs:
+        saver = Saver(run, state, logs)
         for _ in range(state.epoch, optim.epochs):
-            means = loop.train_one_epoch(
-                trained, loader, compute_loss, run, plan, state, logs, skipped, saver
-            )
-            batches = loop.EvaluationBatches(val_loader, check)
-            metrics = evaluate(run, configs, model, batches, "validation")
-            keep_best(saver, state, configs, metrics)
-            log_epoch(logs, run, plan, state, means, metrics, names)
-            saver.end_epoch(state)
-        saver.finish(state)
-    test_batches = loop.EvaluationBatches(scoring_loader(run, configs, lists.test), check)
-    final, images = test_last_and_best(run, configs, state, test_batches, lists.val_file, names)
-    loop.show_end(run, plan, final, images)
+            means = loop.train_one_epoch(trained, loader, compute_loss, run, state, saver, skipped)
+            metrics = evaluate(run, configs, model, val_loader, "validation", saver.check)
+            end_epoch(saver, configs, means, metrics, names)
+        saver.finish()
+    test_last_and_best(saver, configs, lists, names)
     if configs.score.export:
         export_run(run.output_dir)
 
@@ -124,12 +115,9 @@ def test_only(run: Run, configs: FinetuneConfigs) -> None:
     logger.info("testing %s", path)
     transfer.load_pretrained(model, source, require_all=True)
     clips = list_reader(configs)(Path(configs.data.data_path, "test.csv"))
-    fields = configs.score.average_clips
-    if fields:  # their items must have one label each
-        splits.group_clips([clip.video for clip in clips], [clip.label for clip in clips], fields)
-    batches = loop.EvaluationBatches(scoring_loader(run, configs, clips), run.check_stop)
-    metrics = evaluate(run, configs, model, batches, "test", suffix="")
-    logger.info("test: %s", scoring.summary(metrics, scoring.SHOWN[configs.classifier.task]))
+    loader = scoring_loader(run, configs, clips)
+    metrics = evaluate(run, configs, model, loader, "test", run.check_stop, suffix="")
+    logger.info("test: %s", scoring.summary(metrics, configs.classifier.task))
 
 
 # Data
@@ -149,12 +137,8 @@ def read_lists(configs: FinetuneConfigs) -> splits.Lists:
         Path(data.data_path),
         list_reader(configs),
         Path(configs.run.output_dir),
-        val_path=score.val_path,
-        val_split=score.val_split,
-        val_share=score.val_share,
-        label_share=score.label_share,
+        **{name: getattr(score, name) for name in SPLIT},
         speakers=(data.data_root, score.speaker_file, score.speaker_pattern),
-        average_clips=score.average_clips,
         seed=configs.run.seed,
         modality=configs.classifier.modality,
     )
@@ -198,16 +182,7 @@ def scoring_loader(
         allow_skip=score.skip_bad_test_clips,
         **clip_options(configs),
     )
-    sampler = ClipSampler(
-        len(dataset),
-        shuffle=False,
-        seed=run.config.seed,
-        rank=distributed.rank() if score.dist_eval else 0,
-        world_size=distributed.world_size() if score.dist_eval else 1,
-        pad=False,
-    )
-    workers, device = run.config.num_workers, run.device.type
-    return make_loader(dataset, sampler, configs.optim.batch_size, workers, False, device)
+    return loop.clip_loader(run, dataset, configs.optim.batch_size, False, score.dist_eval)
 
 
 # Model and loss
@@ -238,7 +213,7 @@ def make_loss(configs: FinetuneConfigs) -> loop.ComputeLoss:
     )
 
     def compute_loss(model: nn.Module, batch: LabelledBatch) -> tuple[Tensor, loop.LossParts]:
-        if augment.mixes:
+        if augment.mixup or augment.cutmix:
             mixed = mix_batch(batch, mixup, augment.mixup_audio)
             return F.cross_entropy(model(mixed.video, mixed.audio).float(), mixed.target), {}
         scores = model(batch.video, batch.audio).float()
@@ -256,8 +231,9 @@ def evaluate(
     run: Run,
     configs: FinetuneConfigs,
     model: nn.Module,
-    batches: Iterable[ViewBatch],
+    loader: DataLoader,
     description: str,
+    before_each: Callable[[], None],
     suffix: str | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
@@ -266,99 +242,80 @@ def evaluate(
     On the CPU, and with --deterministic, the results do not depend on the batch size or on the
     number of processes. With a `suffix` they go to pred<suffix>.csv and, with `facts` such as the
     epoch beside them, to metrics<suffix>.json; with --average_clips the scores of the single clips
-    go to pred_clips<suffix>.csv.
+    go to pred_clips<suffix>.csv. `before_each` batch may raise to stop.
     """
-    task, fields = configs.classifier.task, configs.score.average_clips
-    one_by_one = run.device.type == "cpu" or run.config.deterministic
-    options = {"clip_by_clip": one_by_one, "shared": configs.score.dist_eval}
-    clips = scoring.predict(model, batches, run.precision, task, description, **options)
-    items = scoring.average_clips(clips, fields) if fields else clips
-    if fields:
+    task, average = configs.classifier.task, configs.score.average_clips
+    clips = scoring.predict(
+        *(model, loader, run.precision, task, description),
+        before_each=before_each,
+        clip_by_clip=run.device.type == "cpu" or run.config.deterministic,
+        shared=configs.score.dist_eval,
+    )
+    items = scoring.average_clips(clips, average) if average else clips
+    if average:
         facts |= {"clips": len(clips.names), "items": len(items.names)}
     metrics = {**scoring.score(items, task), **facts}
     if suffix is not None and distributed.is_main():
         scoring.write_results(run.output_dir, suffix, items, metrics, task)
-        if fields:
+        if average:
             scoring.write_predictions(run.output_dir / f"pred_clips{suffix}.csv", clips, task)
     return metrics
 
 
-def keep_best(
-    saver: Saver, state: TrainState, configs: FinetuneConfigs, metrics: dict[str, Any]
-) -> None:
-    """Save checkpoint-best.pth when this epoch validates better than all before."""
-    name, best = configs.score.val_metric, state.best["value"]
-    value = scoring.headline(metrics, name)
-    better = best is None or (value < best if name in LOWER_IS_BETTER else value > best)
-    if better and not saver.save_best(state, value):
-        logger.warning("epoch %d is the best so far, but could not be kept", state.epoch)
-    shown, best = scoring.summary(metrics, scoring.SHOWN[configs.classifier.task]), state.best
-    kept = "none kept" if best["value"] is None else f"{best['value']:.4f} in epoch {best['epoch']}"
-    logger.info("epoch %d: validation %s; best %s %s", state.epoch, shown, name, kept)
-
-
-def log_epoch(
-    logs: RunLogger,
-    run: Run,
-    plan: Plan,
-    state: TrainState,
-    means: dict[str, float],
+def end_epoch(
+    saver: Saver,
+    configs: FinetuneConfigs,
+    train: dict[str, float],
     metrics: dict[str, Any],
     names: Sequence[str],
 ) -> None:
-    """Write the epoch's line to log.txt; show its metrics, recalls and confusion in TensorBoard."""
-    numbers = [name for name, value in metrics.items() if isinstance(value, (float, dict))]
-    single = {name: scoring.headline(metrics, name) for name in numbers}
-    step = plan.last_step(state.epoch)
-    logs.scalars(step, single, prefix="val")
-    train = {f"train_{name}": value for name, value in means.items()}
-    val = {f"val_{name}": value for name, value in single.items()}
-    count = num_parameters(state.model)
-    logs.epoch({**train, **val, "epoch": state.epoch, "n_parameters": count})
-    if "confusion" in metrics and logs.main:
-        recalls = zip(names, metrics["recall"], strict=True)
-        logs.scalars(step, {name: r for name, r in recalls if r is not None}, prefix="val_recall")
-        if run.draws(state.epoch):
-            logs.image("val/confusion", draw_confusion(metrics, names), step)
+    """Keep the epoch that validates best; write each one's figures, show them, and save."""
+    state, name, board = saver.state, configs.score.val_metric, saver.logs.board
+    numbers = [key for key, value in metrics.items() if isinstance(value, (float, dict))]
+    val = {key: scoring.headline(metrics, key) for key in numbers}
+    value, best = val[name], state.best["value"]
+    better = best is None or (value < best if name in LOWER_IS_BETTER else value > best)
+    if better and not saver.save_best(value):
+        logger.warning("epoch %d is the best so far, but could not be kept", state.epoch)
+    shown, best = scoring.summary(metrics, configs.classifier.task), state.best
+    kept = "none kept" if best["value"] is None else f"{best['value']:.4f} in epoch {best['epoch']}"
+    logger.info("epoch %d: validation %s; best %s %s", state.epoch, shown, name, kept)
+    board.scalars(state.last_step, val, "val")
+    if "confusion" in metrics and distributed.is_main():
+        recalls = {n: r for n, r in zip(names, metrics["recall"], strict=True) if r is not None}
+        board.scalars(state.last_step, recalls, "val_recall")
+        if saver.run.draws(state.epoch):
+            board.image("val/confusion", draw_confusion(metrics, names), state.last_step)
+    saver.end_epoch({**train, **{f"val_{key}": number for key, number in val.items()}})
 
 
 def test_last_and_best(
-    run: Run,
-    configs: FinetuneConfigs,
-    state: TrainState,
-    batches: loop.EvaluationBatches,
-    val_file: str,
-    names: Sequence[str],
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Test the model as it is after the last epoch, then the best epoch's weights.
-
-    Returns:
-        Final numbers and, on rank 0, pictures by tag, to show beside the settings.
-    """
-    shown, metric = scoring.SHOWN[configs.classifier.task], configs.score.val_metric
-    last, best = configs.optim.epochs - 1, state.best
+    saver: Saver, configs: FinetuneConfigs, lists: splits.Lists, names: Sequence[str]
+) -> None:
+    """Test the model as it is after the last epoch, then the best epoch's weights."""
+    run, state, task = saver.run, saver.state, configs.classifier.task
+    metric, last, best = configs.score.val_metric, configs.optim.epochs - 1, state.best
+    loader, final, images = scoring_loader(run, configs, lists.test), dict[str, float](), {}
     if best["epoch"] < 0:
         logger.warning("no best epoch could be saved; the last one stands for it")
-    epochs = {"last": last, "best": last if best["epoch"] < 0 else best["epoch"]}
-    final: dict[str, float] = {}
-    images: dict[str, np.ndarray] = {}
-    for kind, epoch in epochs.items():
+    for kind, epoch in {"last": last, "best": last if best["epoch"] < 0 else best["epoch"]}.items():
         if epoch != last:
             content = checkpoint.load(run.output_dir / "checkpoint-best.pth")
             state.model.load_state_dict(content["model"])
         suffix, how, facts = "", "", dict[str, Any](epoch=epoch)
         if kind == "best":
-            suffix, how = "_best", f", chosen by {metric} on {val_file}"
-            facts["chosen_on"] = val_file
-        text = f"test, {kind} epoch"
-        metrics = evaluate(run, configs, state.model, batches, text, suffix, **facts)
-        logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics, shown))
-        final |= {f"test_{kind}/{name}": scoring.headline(metrics, name) for name in shown}
+            suffix, how = "_best", f", chosen by {metric} on {lists.val_file}"
+            facts["chosen_on"] = lists.val_file
+        text, model = f"test, {kind} epoch", state.model
+        metrics = evaluate(run, configs, model, loader, text, saver.check, suffix, **facts)
+        logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics, task))
+        for name in scoring.SHOWN[task]:
+            final[f"test_{kind}/{name}"] = scoring.headline(metrics, name)
         if run.config.image_freq and "confusion" in metrics and distributed.is_main():
             images[f"test_{kind}/confusion"] = draw_confusion(metrics, names)
     if best["value"] is not None:
         final[f"val_best/{metric}"] = best["value"]
-    return final, images
+    loop.show_outcome(run, state.plan, final, images)
 
 
 def draw_confusion(metrics: dict[str, Any], names: Sequence[str]) -> np.ndarray:

@@ -23,10 +23,10 @@ from hicmae.data.loader import SkippedClips
 from hicmae.models.layers import split_tokens
 from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
 from hicmae.training import distributed, loop
-from hicmae.training.logs import RunLogger, read_lines
+from hicmae.training.logs import read_lines
 from hicmae.training.resume import Saver, find_checkpoint, resume
 from hicmae.training.run import Run, open_run, run_command
-from hicmae.training.state import Plan, TrainState, make_plan, make_state, num_parameters
+from hicmae.training.state import make_state, num_parameters
 
 logger = logging.getLogger("hicmae")
 
@@ -47,31 +47,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 def pretrain(run: Run, configs: PretrainConfigs) -> None:
     """Build data, model and optimiser, then train epoch by epoch."""
     dataset, epochs = make_dataset(configs), configs.optim.epochs
-    loader = loop.training_loader(run, dataset, configs.optim.batch_size)
-    plan = make_plan(configs, loader, {"training": dataset.clips})
+    loader = loop.clip_loader(run, dataset, configs.optim.batch_size)
+    if configs.loss.gather:
+        distributed.check_equal_batches(configs.optim.batch_size * dataset.num_samples)
 
     torch.manual_seed(run.config.seed)
     model = make_model(configs).to(run.device)
     logger.info("%s: %.2f M parameters", configs.model.model_name, num_parameters(model) / 1e6)
-    state = make_state(model, plan, run)
-    resume(run, plan, state, find_checkpoint(run))
+    state = make_state(run, configs, model, loader, {"training": dataset.clips})
+    resume(run, state, find_checkpoint(run))
 
     trained, compute_loss = loop.as_trained(model, run.config, run.device), make_loss(configs.loss)
     record = run.output_dir / "skipped_clips.csv"
     skipped = SkippedClips(record, len(dataset), configs.data.max_bad_clips)
-    with loop.open_logs(run, plan, state) as logs:
-        saver = Saver(run, plan, state, logs)
+    with loop.open_logs(run, state) as logs:
+        saver = Saver(run, state, logs)
         for epoch in range(state.epoch, epochs):
-            means = loop.train_one_epoch(
-                trained, loader, compute_loss, run, plan, state, logs, skipped, saver
-            )
-            train = {f"train_{name}": value for name, value in means.items()}
-            logs.epoch({**train, "epoch": epoch, "n_parameters": num_parameters(model)})
+            means = loop.train_one_epoch(trained, loader, compute_loss, run, state, saver, skipped)
             if distributed.is_main() and run.draws(epoch):
-                log_images(logs, run, plan, state, dataset, configs.loss)
-            saver.end_epoch(state)
-        saver.finish(state)
-    loop.show_end(run, plan, final_metrics(run))
+                log_images(saver, dataset, configs.loss)
+            saver.end_epoch(means)
+        saver.finish()
+    loop.show_outcome(run, state.plan, final_metrics(run))
     logger.info("pre-training done: %s/checkpoint-%d.pth", run.output_dir, epochs - 1)
 
 
@@ -100,8 +97,6 @@ def make_loss(config: PretrainLossConfig) -> loop.ComputeLoss:
     """Return the function that takes a batch to its loss and the parts to log."""
 
     def compute_loss(model: nn.Module, batch: PretrainBatch) -> tuple[Tensor, loop.LossParts]:
-        if config.gather:
-            distributed.check_equal_batches(len(batch.video))
         # The masks are still on the CPU: splitting them there costs a GPU no synchronisation.
         split, split_audio = (
             split_tokens(mask, None, name).to(batch.video.device)
@@ -133,24 +128,18 @@ def final_metrics(run: Run) -> dict[str, float]:
     }
 
 
-def log_images(
-    logs: RunLogger,
-    run: Run,
-    plan: Plan,
-    state: TrainState,
-    dataset: PretrainClips,
-    loss: PretrainLossConfig,
-) -> None:
+def log_images(saver: Saver, dataset: PretrainClips, loss: PretrainLossConfig) -> None:
     """Show what the model makes of the first clips of the list, always with the same masks."""
     # Imported where it is drawn: the other ranks need no matplotlib.
     from hicmae.inference.style import figure_to_image
     from hicmae.visualize.reconstruction import rebuild_clips, reconstruction_figure
 
+    state = saver.state
     items = [dataset[ClipIndex(0, index)] for index in range(min(2, len(dataset)))]
-    rebuilt = rebuild_clips(state.model, items, loss, run.precision)
+    rebuilt = rebuild_clips(state.model, items, loss, saver.run.precision)
     for index, clip in enumerate(rebuilt[:: dataset.num_samples]):  # one draw of each clip
         image = figure_to_image(reconstruction_figure(*clip))
-        logs.image(f"reconstruction/{index}", image, plan.last_step(state.epoch))
+        saver.logs.board.image(f"reconstruction/{index}", image, state.last_step)
 
 
 if __name__ == "__main__":

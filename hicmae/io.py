@@ -31,15 +31,10 @@ def describe(error: Exception) -> str:
 
 
 def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
-    """Return the device that --device names.
+    """Return the device that --device names; ValueError: it is not known, or not there.
 
-    Args:
-        name: "cpu", "mps", "cuda", "cuda:1", or "auto": a CUDA GPU if there is one, else the CPU.
-        local_rank: number of this process on its machine; it takes the GPU of that number where
-            `name` gives none. None takes the current GPU.
-
-    Raises:
-        ValueError: no such device is known, or it is not there.
+    "auto" is a CUDA GPU if there is one, else the CPU. Where `name` gives no number of a GPU, it is
+    `local_rank`, the number of this process on its machine, or without that the current one.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise ValueError(f"--device must be auto, cpu, mps, cuda or cuda:<number>, got {name!r}")
@@ -62,9 +57,7 @@ def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.de
 def check_writable(path: str | Path, suffixes: tuple[str, ...] = ()) -> None:
     """Refuse a file that cannot be written later, before an hour of work.
 
-    Raises:
-        ValueError: its name ends in none of `suffixes`.
-        OSError: its folder cannot be made or written.
+    ValueError: its name ends in none of `suffixes`. OSError: its folder cannot be written.
     """
     path = Path(path)
     if suffixes and path.suffix.lower() not in suffixes:
@@ -78,9 +71,8 @@ def check_writable(path: str | Path, suffixes: tuple[str, ...] = ()) -> None:
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name in the folder of `path`; the file takes its place when it is whole.
 
-    Whoever reads `path` sees the old or the new whole file, also after a full disk, an error or a
-    power cut. A killed process leaves its temporary `.part-*` behind, which nobody takes for a file
-    of ours. The folder is made if it is missing.
+    Whoever reads `path` sees the old or the new whole file, also after a full disk or a power cut;
+    a killed process leaves its temporary `.part-*` behind. The folder is made if it is missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,10 +117,9 @@ def remove(path: str | Path) -> None:
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write a text (UTF-8) or bytes by `whole_file`."""
-    if isinstance(content, str):
-        content = content.encode("utf-8", "surrogateescape")
+    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     with whole_file(path) as part:
-        part.write_bytes(content)
+        part.write_bytes(data)
 
 
 def _sync(path: Path) -> None:

@@ -26,10 +26,9 @@ from hicmae.data.loader import epoch_batches, item_generator
 from hicmae.data.shards import PackedClips, read_packed
 from hicmae.io import whole_file
 from hicmae.training import distributed
-from hicmae.training.loop import as_trained, train_step, training_loader
+from hicmae.training.loop import as_trained, clip_loader, train_step
 from hicmae.training.optim import make_optimizer, parameter_groups
 from hicmae.training.run import Run, choose_precision
-from hicmae.training.state import MetricBuffer, TrainState
 from preprocess import pack_clips
 from run_pretraining import make_dataset, make_loss, make_model
 from scripts.benchmark_models import (
@@ -256,7 +255,7 @@ def feed(run: Run, configs: PretrainConfigs, config: FeedConfig) -> dict[str, An
     wanted *= configs.optim.batch_size * processes
     stride = max(num_clips // wanted, 1)
     dataset.clips = [dataset.clips[k * stride % num_clips] for k in range(wanted)]
-    loader = training_loader(run, dataset, configs.optim.batch_size)
+    loader = clip_loader(run, dataset, configs.optim.batch_size)
     batches = epoch_batches(loader, 0)
     first = next(batches)
     fixed, _ = train(run, configs, itertools.repeat(first), steps, config.warmup)
@@ -285,7 +284,7 @@ def train(
     torch.manual_seed(run.config.seed)
     model = make_model(configs).to(run.device).train()
     optimizer = make_optimizer(parameter_groups(model, 0.05), configs.optim.lr)
-    state = TrainState(model, optimizer, run.precision.grad_scaler(), MetricBuffer(1))
+    scaler = run.precision.grad_scaler()
     trained, compute_loss = as_trained(model, run.config, run.device), make_loss(configs.loss)
     waits = []
 
@@ -293,7 +292,7 @@ def train(
         asked = Mark(run.device)
         group = list(itertools.islice(batches, configs.optim.accum_iter))
         waits.append((asked, Mark(run.device)))
-        train_step(trained, group, compute_loss, state, run.precision)
+        train_step(trained, group, compute_loss, optimizer, scaler, run.precision)
 
     times = measure_in_turns({"": step}, steps, warmup, run.device)
     return times, sum(asked.until(given) for asked, given in waits[warmup:])

@@ -42,7 +42,6 @@ from hicmae.training import run
 from hicmae.training.evaluate import predict
 from hicmae.training.loop import train_step
 from hicmae.training.optim import make_optimizer, parameter_groups
-from hicmae.training.state import MetricBuffer, TrainState
 
 TASKS = {"pretrain": "pre-training", "finetune": "fine-tuning", "infer": "testing"}
 LEVERS = ("compile", "cuda_graphs", "checkpoint_activations")
@@ -173,9 +172,9 @@ class BenchmarkConfig(Settings):
     errors: bool = option(True, "compare with float64")
     profile: bool = option(False, "show the operators that take most of the time")
 
-    def _check(self) -> None:
-        if self.cuda_graphs and not self.compile:
-            raise ValueError("--cuda_graphs replays compiled passes; add --compile")
+    def _refused(self) -> dict[str, object]:
+        alone = self.cuda_graphs and not self.compile
+        return {"--cuda_graphs needs compiled passes; add --compile": alone}
 
     def arithmetic(self) -> run.Precision:
         """Choose device and precision as training does."""
@@ -284,11 +283,12 @@ def our_step(task: str, config: BenchmarkConfig, precision: run.Precision, count
         return lambda: predict(scored, [views], precision, "classification", "")
     groups = parameter_groups(model, 0.05, LAYER_DECAY if tuning else None)
     optimizer = make_optimizer(groups, 1e-4, (0.9, 0.999) if tuning else (0.9, 0.95))
-    state = TrainState(model, optimizer, precision.grad_scaler(), MetricBuffer(1))
+    scaler = precision.grad_scaler()
     trained = with_levers(config, model.train())
     batches = [random_batch(task, config, count, precision.device)]
+    how = optimizer, scaler, precision
     return lambda: train_step(
-        trained, batches, lambda model, batch: (compute(model, batch)[1], {}), state, precision
+        trained, batches, lambda model, batch: (compute(model, batch)[1], {}), *how
     )
 
 

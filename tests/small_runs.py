@@ -133,37 +133,63 @@ class Run:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-def start(script, command, log, fault=None, count=1):
-    """Start one process, or a group of ranks as torchrun does."""
-    if count == 1:
-        return [Run(script, command, log, fault)]
-    group = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    return [
-        Run(script, command, f"{log}.{rank}", fault, RANK=rank, LOCAL_RANK=rank, **group)
-        for rank in range(count)
-    ]
+class Job:
+    """A script with its arguments, as `count` ranks; `folder` has its logs, `out` its results."""
+
+    def __init__(self, script, arguments, folder, count=1):
+        self.script, self.arguments, self.count = script, arguments, count
+        self.folder, self.out = Path(folder), Path(folder) / "out"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self, *flags, out=None, fault=None):
+        """Start one process, or a group of ranks as torchrun does; return them."""
+        command = [*self.arguments, *flags, "--output_dir", out or self.out]
+        if self.count == 1:
+            return [Run(self.script, command, self.folder / "log", fault)]
+        group = {"WORLD_SIZE": self.count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        return [
+            Run(self.script, command, self.folder / f"log{k}", fault, RANK=k, LOCAL_RANK=k, **group)
+            for k in range(self.count)
+        ]
+
+    def complete(self, *flags, **options):
+        """Run to the end; all must succeed; return the first process."""
+        return finish(self.start(*flags, **options))
+
+    def kill_when(self, condition, *flags, **options):
+        """Run until something holds, then kill all processes."""
+        group = self.start(*flags, **options)
+        until(condition, *group)
+        for run in group:
+            run.kill().wait()
+
+    def kill_within(self, epoch, *flags, **options):
+        """Save after every step, and kill all processes within an epoch."""
+        self.kill_when(saved_within(self.out, epoch), *flags, "--save_interval", "0", **options)
+
+    def has_steps(self, count):
+        """Return a condition: that many lines are in steps.jsonl."""
+        path = self.out / "steps.jsonl"
+        return lambda: path.exists() and path.read_bytes().count(b"\n") >= count
+
+    def log(self):
+        return (self.out / "run.log").read_text()
 
 
 def finish(runs):
-    """Wait for all of them; all must succeed."""
+    """Wait for all of them; all must succeed; return the first."""
     for run in runs:
         code = run.wait()
         assert code == 0, run.output()[-3000:]
+    return runs[0]
 
 
-def complete(script, command, log, fault=None, count=1):
-    """Run to the end; return the first process."""
-    group = start(script, command, log, fault, count)
-    finish(group)
-    return group[0]
-
-
-def kill_when(condition, script, command, log, fault=None, count=1):
-    """Run until something holds, then kill all processes."""
-    group = start(script, command, log, fault, count)
-    until(condition, *group)
-    for run in group:
-        run.kill().wait()
+def stopped_after(run):
+    """Return the steps that a run says it has done, and check that it says how to go on."""
+    text = run.output()
+    assert "start the same command again to go on (exit code 75)" in text
+    assert "Traceback" not in text
+    return int(re.search(r"stopped by (?:SIGTERM|SIGUSR1) after (\d+) steps, all saved", text)[1])
 
 
 def until(condition, *runs, seconds=LIMIT):
@@ -179,12 +205,6 @@ def until(condition, *runs, seconds=LIMIT):
 def saved_within(folder, epoch):
     """Return a condition: a state within that epoch is saved."""
     return lambda: list(Path(folder).glob(f"checkpoint-{epoch}-step*.pth"))
-
-
-def steps_written(folder, count):
-    """Return a condition: that many lines are in steps.jsonl."""
-    path = Path(folder) / "steps.jsonl"
-    return lambda: path.exists() and path.read_bytes().count(b"\n") >= count
 
 
 def children_of(pid):

@@ -9,19 +9,7 @@ import torch
 import hicmae  # noqa: F401
 import run_finetuning
 from hicmae import EmotionRecognizer
-from tests.small_runs import (
-    FINETUNE,
-    assert_same_run,
-    complete,
-    finish,
-    kill_when,
-    last_state,
-    lines,
-    make_media,
-    rows,
-    saved_within,
-    start,
-)
+from tests.small_runs import FINETUNE, Job, assert_same_run, last_state, lines, make_media, rows
 
 TRAINED = ("video_layer_weights", "audio_layer_weights", "fc_norm.", "head.")
 
@@ -81,12 +69,11 @@ def test_the_export_of_a_probe_answers_as_its_test(probe):
 
 
 def test_a_killed_probe_goes_on_bit_for_bit(media, probe, tmp_path):
-    flags = ["--linear_probe", "--lr", "0.5", "--save_interval", "0"]
-    again = ["run_finetuning", [*command(media, *flags), tmp_path / "out"], tmp_path / "log"]
-    kill_when(saved_within(tmp_path / "out", 1), *again)
-    complete(*again)
-    assert "of its 6 steps done" in (tmp_path / "out/run.log").read_text()
-    assert_same_run(tmp_path / "out", probe, 1)
+    job = Job("run_finetuning", command(media, "--linear_probe", "--lr", "0.5")[:-1], tmp_path)
+    job.kill_within(1)
+    job.complete("--save_interval", "0")
+    assert "of its 6 steps done" in job.log()
+    assert_same_run(job.out, probe, 1)
 
 
 UPPER = ("encoder.blocks.1", "encoder_audio.blocks.1", "encoder.norm", "encoder_audio.norm",
@@ -100,10 +87,9 @@ UPPER = ("encoder.blocks.1", "encoder_audio.blocks.1", "encoder.norm", "encoder_
 def test_two_processes_train_what_one_does(media, tmp_path, frozen, trained):
     plain = ["--mixup", "0", "--cutmix", "0", "--drop_path", "0", "--epochs", "1", "--no-export"]
     arguments = command(media, frozen, *plain, "--warmup_epochs", "0")
-    runs = start("run_finetuning", [*arguments, tmp_path / "two"], tmp_path / "log", count=2)
-    one = [*arguments, tmp_path / "one", "--batch_size", "4"]
-    finish([*runs, *start("run_finetuning", one, tmp_path / "log")])
-    one, two = (last_state(tmp_path / name, 0)["model"] for name in ("one", "two"))
+    for count, flags in ((2, []), (1, ["--batch_size", "4"])):
+        Job("run_finetuning", arguments[:-1], tmp_path / f"{count}", count).complete(*flags)
+    one, two = (last_state(tmp_path / f"{count}/out", 0)["model"] for count in (1, 2))
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-5)
     assert_kept(media, two, trained)

@@ -17,9 +17,9 @@ from tests.conftest import free_port
 from tests.small_runs import (
     PRETRAIN,
     ROOT,
+    Job,
     assert_same_run,
     children_of,
-    complete,
     is_running,
     lines,
     make_media,
@@ -104,7 +104,7 @@ def test_torchrun_brings_both_ranks_back_when_one_dies(tmp_path):
     media, out = make_media(tmp_path / "media", 13), tmp_path / "out"
     flags = [*PRETRAIN, "--data_path", str(media / "lists"), "--num_samples", "4", "--epochs", "3",
              "--image_freq", "0", "--save_interval", "0", "--output_dir"]  # fmt: skip
-    complete("run_pretraining", [*flags, tmp_path / "whole"], tmp_path / "log", count=2)
+    Job("run_pretraining", flags[:-1], tmp_path, 2).complete(out=tmp_path / "whole")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*torchrun, "--max-restarts=1", str(ROOT / "run_pretraining.py"), *flags, str(out)]
     agent = start(command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1)

@@ -17,7 +17,7 @@ from tests.small_runs import (
     FINETUNE,
     PRETRAIN,
     ROOT,
-    complete,
+    Job,
     finetune,
     lines,
     make_media,
@@ -143,7 +143,7 @@ def test_two_processes_test_every_clip_once_and_agree_with_one_and_with_training
     arguments = [*FINETUNE, "--data_path", str(media / "fold"), "--nb_classes", "3", "--eval",
                  "--resume", str(finetuned / "checkpoint-1.pth"), "--output_dir"]  # fmt: skip
     run_finetuning.main([*arguments, str(tmp_path / "one"), "--batch_size", "3"])
-    complete("run_finetuning", [*arguments, tmp_path / "two"], tmp_path / "log", count=2)
+    Job("run_finetuning", arguments[:-1], tmp_path, 2).complete(out=tmp_path / "two")
     expected = rows(finetuned / "pred.csv")
     for name in ("one", "two"):
         for row, other in zip(rows(tmp_path / name / "pred.csv"), expected, strict=True):
@@ -191,8 +191,7 @@ def test_two_processes_pretrain_as_one_does_on_the_joined_batch(media, tmp_path)
     """Batches of 1 + 1 and of 2 hold the same clips; gathered negatives make the losses equal."""
     base = [*PRETRAIN, "--data_path", media / "lists", "--epochs", "2", "--gather_negatives"]
     run_pretraining.main([*map(str, base), "--output_dir", str(tmp_path / "one")])
-    command = [*base, "--batch_size", "1", "--output_dir", tmp_path / "two"]
-    complete("run_pretraining", command, tmp_path / "log", count=2)
+    Job("run_pretraining", base, tmp_path, 2).complete("--batch_size", "1", out=tmp_path / "two")
     one, two = lines(tmp_path / "one/log.txt"), lines(tmp_path / "two/log.txt")
     for mine, other in zip(one, two, strict=True):
         for name in ("loss", "loss_video", "loss_audio", "loss_contrastive", "grad_norm"):

@@ -135,7 +135,7 @@ def test_bad_settings_end_in_one_line(parse, arguments, facts, capsys):
 
 def test_each_task_gets_its_own_defaults():
     fine = finetuning("--task regression")
-    assert (fine.score.loss, fine.score.val_metric, fine.augment.mixes) == ("mse", "ccc", False)
+    assert (fine.score.loss, fine.score.val_metric, fine.augment.mixup) == ("mse", "ccc", 0)
     fine = finetuning("--val_metric acc1")
     assert (fine.score.loss, fine.score.val_metric) == ("ce", "war")
     assert (fine.augment.mixup, fine.augment.cutmix) == (0.8, 1.0)

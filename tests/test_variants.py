@@ -8,7 +8,7 @@ from hicmae.visualize.__main__ import main as visualize
 from tests.small_runs import (
     FINETUNE,
     PRETRAIN,
-    complete,
+    Job,
     finetune,
     lines,
     make_media,
@@ -132,12 +132,11 @@ def test_finetuning_in_another_order_is_told_and_testing_refused(
 
 
 def test_variants_train_in_two_processes_without_unused_parameters(media, tmp_path):
-    flags = ["--epochs", "1", "--batch_size", "1", "--output_dir"]
     more = ["--data_path", media / "lists", "--fusion_order", "audio_first", "--image_freq", "0"]
-    command = [*PRETRAIN, *VARIANTS["none"], *more, *flags, tmp_path / "pre"]
-    complete("run_pretraining", command, tmp_path / "log", count=2)
+    jobs = [("run_pretraining", [*PRETRAIN, *VARIANTS["none"], *more])]
     more = ["--data_path", media / "fold", "--nb_classes", "3", "--no-hierarchical_fusion"]
-    command = [*FINETUNE, *more, "--no-export", *VIEWS, *flags, tmp_path / "fine"]
-    complete("run_finetuning", command, tmp_path / "log", count=2)
-    for name in ("pre", "fine"):
-        assert len(lines(tmp_path / name / "steps.jsonl")) == 2
+    jobs += [("run_finetuning", [*FINETUNE, *more, "--no-export", *VIEWS])]
+    for script, arguments in jobs:
+        job = Job(script, arguments, tmp_path / script, 2)
+        job.complete("--epochs", "1", "--batch_size", "1")
+        assert len(lines(job.out / "steps.jsonl")) == 2

@@ -238,7 +238,7 @@ def _read_checkpoint(
     path: Path, class_names: Sequence[str], given: Mapping[str, Any]
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
     state = checkpoint.load(path)
-    weights = weights_of(state, "model|module", f"'{path}'")
+    weights = weights_of(state, f"'{path}'")
     settings = {**flat_settings(state.get("args")), **given}
     modality = "".join(
         m for m, start in ENCODERS.items() if any(n.startswith(start) for n in weights)

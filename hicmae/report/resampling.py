@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hicmae.config import Settings, option, refuse
+from hicmae.config import Refused, Settings, option
 from hicmae.data.splits import PATTERNS, SPEAKER_FILE, find_speakers
 from hicmae.training.evaluate import (
     Scores,
@@ -134,12 +134,9 @@ class Plan(Settings):
         metavar="REGEX",
     )
 
-    def _check(self) -> None:
-        chosen = (self.by_speaker, self.speaker_file, self.speaker_pattern)
-        refuse(
-            sum(map(bool, chosen)) > 1,
-            "give one of --by_speaker, --speaker_file and --speaker_pattern",
-        )
+    def _refused(self) -> Refused:
+        chosen = sum(map(bool, (self.by_speaker, self.speaker_file, self.speaker_pattern)))
+        return {"give one of --by_speaker, --speaker_file and --speaker_pattern": chosen > 1}
 
     @property
     def draws_speakers(self) -> bool:

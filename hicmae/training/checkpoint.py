@@ -74,14 +74,9 @@ def digest(path: Path, but: int = 0) -> str:
 def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; nothing but tensors, containers and Namespace is allowed.
 
-    Args:
-        path: file written here, by the original code, or any `torch.save` of a dictionary.
-        verify: also compare the check sum at its end, or those within the archive where there is
-            none; torch itself does neither.
-
-    Returns:
-        The saved dictionary, e.g. keys model, optimizer, epoch, scaler, args. `epoch` may be the
-        string "best" in released files.
+    It was written here, by the original code, whose `epoch` may be "best", or is any `torch.save`
+    of a dictionary. `verify` also compares the check sum at its end, or those within the archive
+    where there is none; torch itself does neither.
     """
     path = Path(path)
     if not path.exists():
@@ -116,14 +111,12 @@ def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
 
 def _explain(path: Path, error: Exception) -> str:
     """Say what an exception of torch.load means and what to do."""
-    text = str(error)
-    if called := re.search(r"GLOBAL ([\w.]+)|whose module (\S+) is blocked", text):
+    if called := re.search(r"GLOBAL ([\w.]+)|whose module (\S+) is blocked", str(error)):
         return (
             f"is refused: loading it would call '{called[1] or called[2]}', and only tensors, "
-            "plain containers and argparse.Namespace are allowed; get the file from a source you "
-            "trust or re-save its weights alone"
+            "plain containers and argparse.Namespace are allowed; re-save its weights alone"
         )
-    if "Unsupported operand 149" in text:  # how pickles begin from protocol 4 on
+    if "Unsupported operand 149" in str(error):  # how pickles begin from protocol 4 on
         return (
             "is refused: it is a pickle of a newer protocol than torch.save's own, 2; re-save its "
             "weights alone with torch.save as it is"
@@ -136,16 +129,11 @@ def _explain(path: Path, error: Exception) -> str:
 
 
 def in_order(output_dir: str | Path) -> list[tuple[int, float, Path]]:
-    """Return epoch, step and path of every state of a run in training order.
-
-    The step is inf at the end of an epoch, which comes after all states within it.
-    """
-    found = []
-    for path in Path(output_dir).glob("checkpoint-*.pth"):
-        match = re.fullmatch(r"checkpoint-(\d+)(?:-step(\d+))?\.pth", path.name)
-        if match and path.is_file():
-            found.append((int(match[1]), float(match[2] or math.inf), path))
-    return sorted(found)
+    """Return epoch, step, inf at the end of an epoch, and path of a run's states, oldest first."""
+    paths = [path for path in Path(output_dir).glob("checkpoint-*.pth") if path.is_file()]
+    names = [re.fullmatch(r"checkpoint-(\d+)(?:-step(\d+))?\.pth", path.name) for path in paths]
+    pairs = zip(names, paths, strict=True)
+    return sorted((int(m[1]), float(m[2] or math.inf), path) for m, path in pairs if m)
 
 
 def numbered(output_dir: str | Path) -> list[tuple[int, Path]]:
@@ -164,12 +152,16 @@ def whole(output_dir: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, content
 
 
-def prune(output_dir: str | Path, keep_every: int, keep_last: int = 2) -> None:
-    """Delete all states but the newest `keep_last` and those at the end of every nth epoch.
+def prune(newest: Path, keep_every: int, keep_last: int = 2) -> None:
+    """Delete states but the last up to the `newest`, and ends of every nth epoch, from 1.
 
-    Two are the default, so that one is left if the newest breaks. Epochs are counted from 1.
+    Those after it, if any, are of a run that went back: the newest first, they go.
     """
-    entries = in_order(output_dir)
-    for epoch, step, path in entries[: max(len(entries) - keep_last, 0)]:
+    entries = in_order(newest.parent)
+    end = [path for _, _, path in entries].index(newest) + 1
+    for _, _, path in reversed(entries[end:]):
+        path.unlink(missing_ok=True)
+        logger.warning("removed '%s', which lay ahead of this run", path)
+    for epoch, step, path in entries[: max(end - keep_last, 0)]:
         if step < math.inf or (epoch + 1) % keep_every:
             path.unlink(missing_ok=True)

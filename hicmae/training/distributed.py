@@ -19,15 +19,11 @@ from hicmae.io import choose_device, one_line
 Item = TypeVar("Item")
 TIMEOUT = timedelta(minutes=30)  # longest wait of one rank for another, e.g. while rank 0 saves
 
-_batch: int | None = None  # clips of every rank's batch, once they have agreed
-
 
 def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> torch.device:
     """Choose this process's device, its own GPU, and join the process group under torchrun.
 
-    Raises:
-        ValueError: the device is not there.
-        RuntimeError: the other ranks are not there after `timeout`.
+    ValueError: the device is not there. RuntimeError: the other ranks are not after `timeout`.
     """
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     on_gpu = chosen.type == "cuda"
@@ -48,11 +44,9 @@ def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> torch.device:
 
 def stop() -> None:
     """Leave the process group, if any, when models and optimisers are out of scope."""
-    global _batch
     gc.collect()  # a DDP wrapper that outlives its group can abort the interpreter at exit
     if dist.is_initialized():
         dist.destroy_process_group()
-    _batch = None
 
 
 def rank() -> int:
@@ -96,39 +90,26 @@ def highest(values: Sequence[int]) -> list[int]:
 
 def any_rank(flag: Tensor) -> Tensor:
     """Return whether a flag, () bool on the training device, is set on any rank."""
-    if world_size() == 1:
-        return flag
     count = flag.float()
-    dist.all_reduce(count)
+    if world_size() > 1:
+        dist.all_reduce(count)
     return count > 0
 
 
 def all_mean(values: dict[str, float]) -> dict[str, float]:
     """Return each value's mean over the ranks; every rank must pass the same keys."""
-    if world_size() == 1:
-        return dict(values)
     total = torch.tensor([values[key] for key in sorted(values)], dtype=torch.float64)
-    dist.all_reduce(total)
+    if world_size() > 1:
+        dist.all_reduce(total)
     mean = dict(zip(sorted(values), (total / world_size()).tolist(), strict=True))
     return {key: mean[key] for key in values}
 
 
 def check_equal_batches(count: int) -> None:
-    """Refuse batches of unequal `count`, which a gather would mix up or wait for without end.
-
-    The ranks tell each other once; later each of them only compares with what was agreed.
-    """
-    global _batch
-    if _batch is None:
-        counts = gather_objects([count])
-        if len(set(counts)) > 1:
-            raise ValueError(
-                f"the ranks' batches hold {counts} clips, expected equally many; use one "
-                "--batch_size and --num_samples on all machines"
-            )
-        _batch = count
-    if count != _batch:
+    """Refuse batches of unequal `count`, which a gather would mix up or wait for without end."""
+    counts = gather_objects([count])
+    if len(set(counts)) > 1:
         raise ValueError(
-            f"a batch holds {count} clips, expected {_batch} as before: ranks gather their clips "
-            "only while all batches are of one size; leave the last, smaller batch out"
+            f"the ranks' batches hold {counts} clips, expected equally many; use one "
+            "--batch_size and --num_samples on all machines"
         )

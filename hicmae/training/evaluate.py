@@ -3,8 +3,9 @@
 All scores are fractions in 0..1 (or correlations in -1..1), never percent.
 """
 
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from torch import nn
+from torch.utils.data import DataLoader
 
 from hicmae.data.batches import SkippedClip, ViewBatch
+from hicmae.data.loader import epoch_batches
 from hicmae.data.splits import group_clips
 from hicmae.io import write_whole
 from hicmae.training import distributed
@@ -30,11 +33,9 @@ def class_scores(support: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -
     """Score a classifier by its counts of each class, (..., K); leading axes are e.g. resamples.
 
     `support` counts the clips of a class, `predicted` those taken for it, `hits` those of both.
-
-    Returns:
-        `uar` mean recall over the classes that occur, `war` accuracy, and `weighted_f1`,
-        `macro_f1`, `micro_f1` over the classes that occur as label or prediction, (...) each;
-        `recall` (..., K), nan where a class does not occur.
+    Returns `uar` mean recall over the classes that occur, `war` accuracy, and `weighted_f1`,
+    `macro_f1`, `micro_f1` over the classes that occur as label or prediction, (...) each; `recall`
+    (..., K), nan where a class does not occur.
     """
     total = support.sum(-1)
     seen = (support + predicted).any(axis=tuple(range(support.ndim - 1)))
@@ -62,12 +63,9 @@ def number_scores(
     """Score a regression by its moments over clips, of any shape; e.g. (resamples, K).
 
     Variances, of targets and predictions, and covariance are unbiased (n - 1) as in the original's
-    evaluation; `shift` is the difference of the means, `mae` and `mse` are the mean errors.
-
-    Returns:
-        `acc` (1 - MAE, which has a meaning for targets in 0..1), `mae`, `mse`, `rmse`, `pcc`
-        (Pearson's correlation) and `ccc` (the concordance correlation); a correlation with a side
-        that does not vary is undefined and counts as 0.
+    evaluation; `shift` is the difference of the means, `mae` and `mse` are the mean errors. Returns
+    `acc` (1 - MAE, which has a meaning for targets in 0..1), `mae`, `mse`, `rmse`, Pearson's and
+    the concordance correlation, `pcc` and `ccc`, which are 0 where a side does not vary.
     """
     varies = (variance > 0) & (variance_predicted > 0)
     pcc = _ratio(covariance, np.where(varies, np.sqrt(variance * variance_predicted), 0.0))
@@ -78,12 +76,7 @@ def number_scores(
 
 
 def classification_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, Any]:
-    """Score a classifier by `metrics_of_classes`; the highest score wins, the first among equals.
-
-    Args:
-        labels: (n,) true classes, in 0..K-1.
-        scores: (n, K) one score per class, e.g. probabilities.
-    """
+    """Score (n, K) scores by `metrics_of_classes`; the highest wins, the first among equals."""
     values = _checked("scores", scores)
     return metrics_of_classes(labels, values.argmax(1), values.shape[1])
 
@@ -93,9 +86,8 @@ def metrics_of_classes(
 ) -> dict[str, Any]:
     """Score predicted classes, (n,) in 0..K-1 as the labels are.
 
-    Returns:
-        The scores of `class_scores` as plain numbers (a recall of None: the class does not occur),
-        `confusion` (K lists of K counts, row = true class), and `count`.
+    Returns the scores of `class_scores` as plain numbers (a recall of None: the class does not
+    occur), `confusion` (K lists of K counts, row = true class), and `count`.
     """
     truth, guess = np.asarray(labels), np.asarray(predictions)
     for name, values in (("label", truth), ("prediction", guess)):
@@ -114,10 +106,9 @@ def metrics_of_classes(
 
 
 def regression_metrics(target: ArrayLike, prediction: ArrayLike) -> dict[str, Any]:
-    """Score a regression, (n, K) values each, per output and on average over the outputs.
+    """Score a regression, (n, K) values each.
 
-    Returns:
-        Each score of `number_scores` as {"mean": float, "per_output": [K floats]}; and `count`.
+    Returns each score of `number_scores` as {"mean": float, "per_output": [K floats]}; and `count`.
     """
     truth, guess = _checked("targets", target), _checked("predictions", prediction)
     # Rounding leaves a variance of about eps^2 in a constant column; take that as none.
@@ -142,8 +133,7 @@ def _checked(name: str, values: ArrayLike) -> np.ndarray:
     table = np.asarray(values, dtype=np.float64)
     if len(table) == 0:
         raise ValueError("there are no predictions to score; the test list is empty")
-    bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
-    if len(bad):
+    if len(bad := np.flatnonzero(~np.isfinite(table).all(axis=1))):
         raise ValueError(
             f"{name} of {len(bad)} clip(s) are not finite, first in row {bad[0]}; the model has "
             "diverged or the list holds nan"
@@ -170,34 +160,44 @@ class Predictions(NamedTuple):
     skipped: list[SkippedClip]  # clips that could not be read, when that is allowed; by name
 
 
+def in_turns(loader: DataLoader[Any], before_each: Callable[[], None]) -> Iterator[Any]:
+    """Yield a loader's batches in list order, with a call before each that may raise to stop.
+
+    Ranks may have unequal numbers of batches, so all take as many turns as the longest.
+    """
+    (turns,) = distributed.highest([len(loader)])
+    batches = epoch_batches(loader, epoch=0)
+    for _ in range(turns):
+        before_each()
+        yield from itertools.islice(batches, 1)
+
+
 @torch.inference_mode()
 def predict(
     model: nn.Module,
-    loader: Iterable[ViewBatch],
+    loader: Sequence[ViewBatch] | DataLoader[Any],
     precision: Precision,
     task: str,
     description: str,
     *,
+    before_each: Callable[[], None] = lambda: None,
     clip_by_clip: bool = False,
     shared: bool = True,
 ) -> Predictions:
     """Score the clips of this rank's loader and gather those of all ranks.
 
-    Args:
-        model: not wrapped by DistributedDataParallel (ranks may hold different numbers of clips).
-        loader: knows the number of its batches.
-        precision: of the forward pass; scores are averaged in float64.
-        task: "classification" (softmax of each view) or "regression".
-        description: shown with the progress.
-        clip_by_clip: one forward pass for each clip. Matrix products round differently in batches
-            of another size; this way scores depend neither on the batch size nor on the processes.
-        shared: each rank has a part of the list; otherwise each has all of it.
+    The model is not wrapped by DistributedDataParallel, as ranks may hold different numbers of
+    clips. Of a classification the softmax of each view is averaged, in float64. `clip_by_clip`
+    makes one forward pass for each clip: matrix products round differently in batches of another
+    size; this way scores depend neither on the batch size nor on the processes. With `shared` each
+    rank has a part of the list, else all of it. See `in_turns` for `before_each`.
     """
     model.eval()
     rows: list[tuple[int, str, np.ndarray, np.ndarray]] = []  # list index, name, target, scores
     skipped: list[SkippedClip] = []
-    with Progress(len(loader), description, every=50) as progress:  # type: ignore[arg-type]  # sized
-        for batch in loader:
+    batches = in_turns(loader, before_each) if isinstance(loader, DataLoader) else loader
+    with Progress(len(loader), description, every=50) as progress:
+        for batch in batches:
             skipped += batch.skipped
             if batch.names:
                 means = _scores(model, batch.to(precision.device), precision, task, clip_by_clip)
@@ -220,9 +220,8 @@ def _scores(
 ) -> np.ndarray:
     """Return the mean scores of the batch's clips, (B, K)."""
     count, clip = len(batch.names), batch.view_clip
-    parts = [clip == k for k in range(count)] if clip_by_clip else [slice(None)]
     scores, owners = [], []
-    for part in parts:
+    for part in [clip == k for k in range(count)] if clip_by_clip else [slice(None)]:
         video, audio = (None if x is None else x[part] for x in (batch.video, batch.audio))
         with precision.autocast():
             values = model(video, audio).float()
@@ -235,8 +234,7 @@ def _scores(
 def average_clips(predictions: Predictions, fields: int) -> Predictions:
     """Average the scores of the clips of an item: their names share the first `fields` "_" fields.
 
-    Raises:
-        ValueError: clips of an item have different labels.
+    ValueError: clips of an item have different labels.
     """
     items = group_clips(predictions.names, list(predictions.targets), fields)
     targets = predictions.targets[[members[0] for members in items.values()]]
@@ -260,9 +258,9 @@ def headline(metrics: dict[str, Any], name: str) -> float:
     return float(value["mean"] if isinstance(value, dict) else value)
 
 
-def summary(metrics: dict[str, Any], names: Sequence[str]) -> str:
-    """Return the named metrics as one readable line."""
-    return ", ".join(f"{name} {headline(metrics, name):.4f}" for name in names)
+def summary(metrics: dict[str, Any], task: str) -> str:
+    """Return the metrics of a task that are worth a line as one."""
+    return ", ".join(f"{name} {headline(metrics, name):.4f}" for name in SHOWN[task])
 
 
 def write_predictions(path: Path, predictions: Predictions, task: str) -> None:

@@ -39,22 +39,26 @@ from hicmae.training import distributed
 
 logger = logging.getLogger(__name__)
 
+HParams = dict[str, bool | float | str]
 EVENTS = "events.out.tfevents."  # how TensorBoard's files begin
 UNITS = {"_per_s": (".1f", "/s"), "_s": (".3f", " s"), "_mib": (".0f", " MiB")}
-HPARAMS_FOLDER = "final"  # a TensorBoard run of its own: the tab shows all its numbers as columns
 HPARAMS_PATHS = {"data_path", "val_path"}  # which clips: folds differ in nothing else
 
 
 class AppendFile:
-    """Appends bytes at once, unbuffered; what a full disk refuses is kept and written later."""
+    """Appends bytes at once, unbuffered; what a full disk refuses is kept and written later.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("ab", buffering=0)
+    Without a path, and once it is closed, every method does nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = path.open("ab", buffering=0) if path else None
         self._waiting = b""
 
     def write(self, data: bytes) -> None:
         """Append `data` after all that waits; warn, once, when there is no space."""
+        if self._file is None:
+            return
         blocked = bool(self._waiting)
         self._waiting += data
         try:
@@ -62,21 +66,43 @@ class AppendFile:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
             if not blocked:
-                text = "could not write '%s': %s; training goes on and will try again"
-                logger.warning(text, self.path, error.strerror or error)
+                self._warn("write", "training goes on and will try again", error)
 
     def sync(self) -> None:
         """Try again what waits, and have the system put the file on the disk."""
         self.write(b"")
         try:
-            os.fsync(self._file.fileno())
+            if self._file:
+                os.fsync(self._file.fileno())
         except OSError as error:
-            logger.warning("could not flush '%s': %s", self.path, error.strerror or error)
+            self._warn("flush", "training goes on", error)
+
+    def _warn(self, what: str, then: str, error: OSError) -> None:
+        name = getattr(self._file, "name", "")
+        logger.warning("could not %s '%s': %s; %s", what, name, error.strerror or error, then)
 
     def close(self) -> None:
         """Write what waits, if that is possible now, and close the file."""
         self.sync()
-        self._file.close()
+        if self._file:
+            self._file.close()
+        self._file = None
+
+
+class LineFile(AppendFile):
+    """A JSON-lines file; lines whose `key` is `resume` or more are dropped first, None: none."""
+
+    def __init__(self, path: Path | None, key: str, resume: int | None) -> None:
+        if path and resume is not None:
+            drop_lines_from(path, key, resume)
+        super().__init__(path)
+
+    def line(self, values: Mapping[str, Any]) -> None:
+        """Append an object; nan and inf, which JSON does not know, become null."""
+        wrong = {
+            k: None for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)
+        }
+        self.write((json.dumps({**values, **wrong}, allow_nan=False) + "\n").encode())
 
 
 class Board(AppendFile):
@@ -85,7 +111,9 @@ class Board(AppendFile):
     What earlier files hold of `purge_step` and later steps is hidden; None hides nothing.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+    def __init__(self, folder: Path | None, purge_step: int | None = None) -> None:
+        if folder is None:
+            return super().__init__(None)
         folder.mkdir(parents=True, exist_ok=True)
         # The newest name must sort last, as readers expect, even if the clock went back.
         names = " ".join(path.name for path in folder.glob(f"{EVENTS}*"))
@@ -103,10 +131,11 @@ class Board(AppendFile):
         sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
         self.write(length + sums[0] + event + sums[1])
 
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        """Add a number."""
-        # Not by summary.scalar, which changes tags and complains of nan.
-        self.event(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
+    def scalars(self, step: int, values: Mapping[str, float], prefix: str = "") -> None:
+        """Add numbers, as `<prefix>/<name>`."""
+        for name, value in values.items():  # not by summary.scalar, which complains of nan
+            value = Summary.Value(tag=f"{prefix}/{name}" if prefix else name, simple_value=value)
+            self.event(step=step, summary=Summary(value=[value]))
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Add a picture, (H, W, 3) uint8: a drawing as PNG, a photograph as JPEG."""
@@ -117,6 +146,13 @@ class Board(AppendFile):
         sizes = {"height": picture.height, "width": picture.width, "colorspace": 3}
         content = Summary.Image(**sizes, encoded_image_string=smaller)
         self.event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=content)]))
+
+    def texts(self, step: int, texts: Mapping[str, str], prefix: str) -> None:
+        """Add Markdown, as `<prefix>/<name>`."""
+        for name, text in texts.items():
+            made = summary.text(name, text.encode("utf-8", "backslashreplace").decode())
+            made.value[0].tag = f"{prefix}/{name}"  # without the ending that summary.text gives it
+            self.event(step=step, summary=made)
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -143,80 +179,35 @@ def drop_lines_from(path: Path, key: str, limit: int) -> None:
 
 
 class RunLogger(AbstractContextManager["RunLogger"]):
-    """Write a run's numbers and images; where `main` is not set, every method does nothing.
+    """The files of a run's numbers: `steps` (steps.jsonl), `epochs` (log.txt) and `board`.
 
-    log.txt and steps.jsonl are in `output_dir`, TensorBoard's file in `log_dir` or there too. Lines
+    TensorBoard's file is in `log_dir`, the others in `output_dir`; None: nothing is written. Lines
     from `resume_epoch` and `resume_step` on are dropped, as TensorBoard's events from `purge_step`
-    (default: `resume_step`) on are hidden; 0 starts over, None appends.
+    on are hidden; 0 starts over, None appends.
     """
 
     def __init__(
         self,
-        output_dir: str | Path,
-        log_dir: str | Path | None = None,
-        main: bool = True,
+        output_dir: Path | None,
+        log_dir: Path | None,
         resume_step: int | None = None,
         resume_epoch: int | None = None,
         purge_step: int | None = None,
     ) -> None:
-        self.main = main
-        if not main:
-            return
-        steps, epochs = Path(output_dir, "steps.jsonl"), Path(output_dir, "log.txt")
-        steps.parent.mkdir(parents=True, exist_ok=True)
-        for path, key, limit in ((steps, "step", resume_step), (epochs, "epoch", resume_epoch)):
-            if limit is not None:
-                drop_lines_from(path, key, limit)
-        self._steps, self._epochs = AppendFile(steps), AppendFile(epochs)
-        hidden = resume_step if purge_step is None else purge_step
-        self._board = Board(Path(log_dir or output_dir), hidden)
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def scalars(self, step: int, values: Mapping[str, float], prefix: str) -> None:
-        """Send numbers to TensorBoard as `prefix/name`."""
-        for name, value in values.items() if self.main else ():
-            self._board.scalar(f"{prefix}/{name}", value, step)
-
-    def image(self, tag: str, image: np.ndarray, step: int) -> None:
-        """Send a picture, (H, W, 3) uint8, to TensorBoard."""
-        if self.main:
-            self._board.image(tag, np.asarray(image, dtype=np.uint8), step)
-
-    def texts(self, step: int, texts: Mapping[str, str], prefix: str) -> None:
-        """Send Markdown to TensorBoard as `prefix/name`."""
-        for name, text in texts.items() if self.main else ():
-            made = summary.text(name, text.encode("utf-8", "backslashreplace").decode())
-            made.value[0].tag = f"{prefix}/{name}"  # without the ending that summary.text gives it
-            self._board.event(step=step, summary=made)
-
-    def step(self, values: Mapping[str, Any]) -> None:
-        """Append one line to steps.jsonl; `values` holds at least `step`."""
-        if self.main:
-            self._steps.write(_line(values))
-
-    def epoch(self, values: Mapping[str, Any]) -> None:
-        """Append one line to log.txt; `values` holds at least `epoch`."""
-        if self.main:
-            self._epochs.write(_line(values))
+        if output_dir:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        self.steps = LineFile(output_dir and output_dir / "steps.jsonl", "step", resume_step)
+        self.epochs = LineFile(output_dir and output_dir / "log.txt", "epoch", resume_epoch)
+        self.board = Board(log_dir if output_dir else None, purge_step)
 
     def sync(self) -> None:
         """Have all that was logged on the disk, e.g. before a checkpoint says that it was."""
-        for file in (self._steps, self._epochs, self._board) if self.main else ():
+        for file in (self.steps, self.epochs, self.board):
             file.sync()
 
-    def close(self) -> None:
-        """Close every file; calling it again does nothing."""
-        for file in (self._steps, self._epochs, self._board) if self.main else ():
+    def __exit__(self, *_: object) -> None:
+        for file in (self.steps, self.epochs, self.board):
             file.close()
-        self.main = False
-
-
-def _line(values: Mapping[str, Any]) -> bytes:
-    """Return one line of valid JSON, which knows neither nan nor inf: they become null."""
-    wrong = {n: None for n, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
-    return (json.dumps({**values, **wrong}, allow_nan=False) + "\n").encode()
 
 
 class _ConsoleHandler(logging.Handler):
@@ -233,19 +224,19 @@ class _ConsoleHandler(logging.Handler):
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def setup_logging(output_dir: str | Path | None = None, main: bool = True) -> None:
-    """Send log records of the whole process to the console and to OUTPUT_DIR/run.log, if given.
+def setup_logging(output_dir: Path, main: bool = True) -> None:
+    """Send log records of the whole process to the console and to OUTPUT_DIR/run.log.
 
-    Ranks that are not `main` print only warnings. Calling it again replaces what it installed.
+    Ranks that are not `main` only print warnings. Calling it again replaces what it installed.
     """
     root = logging.getLogger()
     for handler in [h for h in root.handlers if getattr(h, "of_hicmae", False)]:
         root.removeHandler(handler)
         handler.close()
     handlers: list[logging.Handler] = [_ConsoleHandler()]
-    if main and output_dir is not None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(Path(output_dir) / "run.log", encoding="utf-8"))
+    if main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(output_dir / "run.log", encoding="utf-8"))
     for handler in handlers:
         handler.setLevel(logging.INFO if main else logging.WARNING)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
@@ -268,15 +259,14 @@ class Progress(AbstractContextManager["Progress"]):
         self._bar = tqdm(total=total, desc=desc, initial=initial, dynamic_ncols=True, **options)
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._bar.close()
 
-    def update(self, count: int = 1, values: Mapping[str, float] | None = None) -> None:
-        """Count steps done, and show `values` whenever a multiple of `every` is passed.
+    def update(self, values: Mapping[str, float] | None = None) -> None:
+        """Count a step, and show `values` whenever a multiple of `every` is reached.
 
         A name ends in its unit, see `UNITS`; `lr` is shown as 1.00e-04.
         """
-        due = (self.done + count) // self.every > self.done // self.every
-        self.done += count
+        self.done += 1
         parts = []
         for name, value in (values or {}).items():
             usual = ".2e" if "lr" in name.split("_") else ".4g", ""
@@ -286,15 +276,12 @@ class Progress(AbstractContextManager["Progress"]):
         text = "  ".join(parts)
         if text:
             self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(count)
-        if self._main and self._bar.disable and (due or self.done == self.total):
-            seconds = (time.monotonic() - self._started) / max(self.done - self._initial, 1)
+        self._bar.update()
+        due = self.done % self.every == 0 or self.done == self.total
+        if self._main and self._bar.disable and due:
+            seconds = (time.monotonic() - self._started) / (self.done - self._initial)
             left = timedelta(seconds=int(seconds * (self.total - self.done)))
             logger.info("%s [%d/%d] eta %s  %s", self.desc, self.done, self.total, left, text)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._bar.close()
 
 
 def provenance(device: torch.device, precision: str, processes: int) -> dict[str, str]:
@@ -315,14 +302,9 @@ def provenance(device: torch.device, precision: str, processes: int) -> dict[str
         "precision": precision,
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
-    return {
-        # Indented, Markdown leaves it as it is: it can be pasted into a shell.
-        "command": "".join(f"    {line}\n" for line in text.splitlines()),
-        "environment": f"| run | |\n|---|---|\n{table}",
-    }
-
-
-HParams = dict[str, bool | float | str]
+    # Indented, Markdown leaves the command as it is: it can be pasted into a shell.
+    command = "".join(f"    {line}\n" for line in text.splitlines())
+    return {"command": command, "environment": f"| run | |\n|---|---|\n{table}"}
 
 
 def hparams_of(settings: Mapping[str, Any], **facts: bool | float | str) -> HParams:
@@ -330,10 +312,8 @@ def hparams_of(settings: Mapping[str, Any], **facts: bool | float | str) -> HPar
     compared: HParams = {}
     for name, value in flat_settings(settings).items():
         if name in HPARAMS_PATHS or name not in HARMLESS:
-            if isinstance(value, list):
-                value = " ".join(map(str, value))
-            if value is None or value == "":  # an empty cell would hide that runs differ
-                value = "none"
+            value = " ".join(map(str, value)) if isinstance(value, list) else value
+            value = "none" if value in (None, "") else value  # an empty cell would hide a change
             compared[name] = value if isinstance(value, (bool, str)) else float(value)
     return {**compared, **facts}
 
@@ -347,11 +327,12 @@ def show_hparams(
 ) -> None:
     """Show the settings of a run that starts or goes on, or, once, what came out of it.
 
+    They are a TensorBoard run of their own, `final`, as the tab shows all its numbers as columns.
     TensorBoard believes the first settings it finds, so a start removes those of an earlier one,
     and its end. At the end there are `final` numbers and `images`, (H, W, 3) uint8, by tag, shown
     at the `step` that is the length of the run.
     """
-    folder = log_dir / HPARAMS_FOLDER
+    folder = log_dir / "final"
     _, start, end = summary.hparams(hparams, {})
     try:
         paths = list(folder.glob(f"{EVENTS}*"))
@@ -363,8 +344,7 @@ def show_hparams(
         board = Board(folder, None if final is None else 1)  # settings are at step 0
         if final is None or not paths:
             board.event(step=0, summary=start)
-        for tag, value in (final or {}).items():
-            board.scalar(tag, value, step)
+        board.scalars(step, final or {})
         for tag, image in (images or {}).items():
             board.image(tag, image, step)
         if final is not None:

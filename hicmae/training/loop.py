@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,19 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from hicmae.config import RunConfig
+from hicmae.data.dataset import ClipDataset
 from hicmae.data.loader import ClipSampler, SkippedClips, epoch_batches, make_loader
 from hicmae.training import distributed
-from hicmae.training.logs import (
-    HParams,
-    Progress,
-    RunLogger,
-    hparams_of,
-    provenance,
-    show_hparams,
-)
+from hicmae.training.logs import Progress, RunLogger, hparams_of, provenance, show_hparams
 from hicmae.training.optim import set_learning_rate
 from hicmae.training.resume import Saver
 from hicmae.training.run import Precision, Run, checkpoint_activations, compiled, seed_step
@@ -34,19 +28,24 @@ LossParts = dict[str, Tensor]
 ComputeLoss = Callable[[nn.Module, Any], tuple[Tensor, LossParts]]
 
 
-def training_loader(run: Run, dataset: Dataset, batch_size: int) -> DataLoader:
-    """Build the loader of this rank's share of the training clips, shuffled anew each epoch."""
+def clip_loader(
+    run: Run, dataset: ClipDataset, batch_size: int, trains: bool = True, shared: bool = True
+) -> DataLoader:
+    """Build the loader of this rank's share of the clips, or of all where they are not `shared`.
+
+    To train they are shuffled anew each epoch, and shares are equal.
+    """
     sampler = ClipSampler(
-        len(dataset),  # type: ignore[arg-type]  # ours have a length
-        shuffle=True,
+        len(dataset),
+        shuffle=trains,
         seed=run.config.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        pad=True,
-        shards=getattr(dataset.clips, "shard_of", None),  # type: ignore[attr-defined]  # ours have
+        rank=distributed.rank() if shared else 0,
+        world_size=distributed.world_size() if shared else 1,
+        pad=trains,
+        shards=getattr(dataset.clips, "shard_of", None),
     )
     workers = run.config.num_workers
-    return make_loader(dataset, sampler, batch_size, workers, True, run.device.type)
+    return make_loader(dataset, sampler, batch_size, workers, trains, run.device.type)
 
 
 def as_trained(model: nn.Module, config: RunConfig, device: torch.device) -> nn.Module:
@@ -68,75 +67,70 @@ def train_one_epoch(
     loader: Iterable[Any],
     compute_loss: ComputeLoss,
     run: Run,
-    plan: Plan,
     state: TrainState,
-    logs: RunLogger,
+    saver: Saver,
     skipped: SkippedClips,
-    saver: Saver | None = None,
 ) -> dict[str, float]:
     """Train for one pass over the clips, or the rest of one, and log every step.
 
-    `model` is of `as_trained`; `loader` of `training_loader`, or batches from where `state` stands.
+    `model` is of `as_trained`; `loader` of `clip_loader`, or batches from where `state` stands.
     What a step draws depends on its number only. `skipped` gets the clips that could not be read;
     `saver` saves, or stops, after a step where it is time. Returns means over the epoch and all
-    ranks. RuntimeError: too many steps in a row have no finite loss; `Stopped` passes through.
+    ranks, as `train_<name>`. RuntimeError: too many steps in a row have no finite loss.
     """
     model.train()
-    config, precision, optim, metrics = run.config, run.precision, plan.optim, state.metrics
-    if saver is not None:
-        saver.check(state)  # a signal may have come while the last epoch was validated and saved
+    config, plan, metrics, logs = run.config, state.plan, state.metrics, saver.logs
+    optim = plan.optim
+    saver.check()  # a signal may have come while the last epoch was validated and saved
     if isinstance(loader, DataLoader):
         loader = epoch_batches(loader, state.epoch, state.step * optim.accum_iter)
-    batches = iter(loader)
-    progress = Progress(
-        plan.steps, f"epoch {state.epoch}/{optim.epochs}", config.print_freq, state.step
-    )
+    batches, text = iter(loader), f"epoch {state.epoch}/{optim.epochs}"
     metrics.restart_clock()
     if state.step == plan.steps:  # only what follows the epoch is left; show its last step again
-        show(plan, state, logs)
+        show(state, logs)
     try:
-        while state.step < plan.steps:
-            started = time.perf_counter()
-            group = list(itertools.islice(batches, optim.accum_iter))
-            waited = time.perf_counter() - started
-            skipped.record(clip for batch in group for clip in batch.skipped)
-            step = plan.steps_done(state)
-            lr = float(plan.lr[step])
-            seed_step(config.seed, step, distributed.rank())
-            set_learning_rate(state.optimizer, lr, float(plan.weight_decay[step]))
-            clips = [name for batch in group for name in batch.names]
-            facts = {"step": step, "epoch": state.epoch, "lr": lr, "clips": clips}
-            figures = train_step(model, group, compute_loss, state, precision, optim.clip_grad)
-            metrics.add(facts, figures, waited)
-            state.step += 1
-            shows = state.step % config.print_freq == 0 or state.step == plan.steps
-            progress.update(1, show(plan, state, logs) if shows else None)
-            if len(metrics.unread) >= config.max_bad_steps:
-                metrics.read(logs)
-            if saver is not None and state.step < plan.steps:  # the end of an epoch is saved later
-                saver.check(state)
+        with Progress(plan.steps, text, config.print_freq, state.step) as progress:
+            while state.step < plan.steps:
+                started = time.perf_counter()
+                group = list(itertools.islice(batches, optim.accum_iter))
+                waited = time.perf_counter() - started
+                skipped.record(clip for batch in group for clip in batch.skipped)
+                step = state.steps_done
+                lr = float(plan.lr[step])
+                seed_step(config.seed, step, distributed.rank())
+                set_learning_rate(state.optimizer, lr, float(plan.weight_decay[step]))
+                how = state.optimizer, state.scaler, run.precision, optim.clip_grad
+                figures = train_step(model, group, compute_loss, *how)
+                clips = [name for batch in group for name in batch.names]
+                facts = {"step": step, "epoch": state.epoch, "lr": lr, "clips": clips}
+                metrics.add(facts, figures, waited)
+                state.step += 1
+                shows = state.step % config.print_freq == 0 or state.step == plan.steps
+                progress.update(show(state, logs) if shows else None)
+                if len(metrics.unread) >= config.max_bad_steps:
+                    metrics.read(logs)
+                if state.step < plan.steps:  # the end of an epoch is saved later
+                    saver.check()
     except BadSteps as bad:
-        raise RuntimeError(saver.dump(state, bad) if saver else str(bad)) from bad
-    progress.close()
+        raise RuntimeError(saver.dump(bad)) from bad
     means = distributed.all_mean(metrics.means())
     # The last step's number: it is dropped, or not, together with that step on resume.
     shown = {name: m for name, m in means.items() if m or name != "bad_steps"}
-    logs.scalars(plan.last_step(state.epoch), shown, prefix="epoch")
-    return means
+    logs.board.scalars(state.last_step, shown, prefix="epoch")
+    return {f"train_{name}": mean for name, mean in means.items()}
 
 
-def show(plan: Plan, state: TrainState, logs: RunLogger) -> dict[str, float]:
+def show(state: TrainState, logs: RunLogger) -> dict[str, float]:
     """Read what is new, send the figures of the last step to TensorBoard and return them."""
     state.metrics.read(logs)
-    step = plan.steps_done(state) - 1
+    step, plan = state.steps_done - 1, state.plan
     lr = float(plan.lr[step])
     shown = {**state.metrics.last, "lr": lr, **state.metrics.speed()}
     if state.metrics.bad_steps:
         shown["bad_steps"] = state.metrics.bad_steps
-    decay = float(plan.weight_decay[step])
+    logs.board.scalars(step, {**shown, "weight_decay": float(plan.weight_decay[step])}, "train")
     rates = {layer: lr * scale for layer, scale in state.layer_scales.items()}
-    logs.scalars(step, {**shown, "weight_decay": decay}, prefix="train")
-    logs.scalars(step, rates, prefix="lr")
+    logs.board.scalars(step, rates, prefix="lr")
     state.metrics.restart_clock()
     return shown
 
@@ -145,7 +139,8 @@ def train_step(
     model: nn.Module,
     batches: Sequence[Any],
     compute_loss: ComputeLoss,
-    state: TrainState,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     precision: Precision,
     clip_grad: float | None = None,
 ) -> LossParts:
@@ -154,7 +149,6 @@ def train_step(
     Returns:
         Figures unread: of the loss, `grad_norm` before clipping, `skipped`: bad on any rank.
     """
-    optimizer, scaler = state.optimizer, state.scaler
     sums: LossParts = {}
     for index, batch in enumerate(batches):
         # DDP averages gradients over ranks once a step, with the last batch.
@@ -189,56 +183,33 @@ def train_step(
     return sums | {"grad_norm": grad_norm, "skipped": bad}
 
 
-class EvaluationBatches:
-    """The batches of a loader in list order, with a call before each that may raise to stop.
-
-    Ranks may have unequal numbers of batches, so all take as many turns as the longest.
-    """
-
-    def __init__(self, loader: DataLoader[Any], before_each: Callable[[], None]) -> None:
-        self.loader, self.before_each = loader, before_each
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        (turns,) = distributed.highest([len(self.loader)])
-        batches = epoch_batches(self.loader, epoch=0)
-        for _ in range(turns):
-            self.before_each()
-            batch = next(batches, None)
-            if batch is not None:
-                yield batch
-
-
-def open_logs(run: Run, plan: Plan, state: TrainState) -> RunLogger:
+def open_logs(run: Run, state: TrainState) -> RunLogger:
     """Open the logs, without what they hold beyond the place where the run goes on.
 
     Nothing is written where all epochs are done.
     """
-    done = plan.steps_done(state)
+    plan, done = state.plan, state.steps_done
     # Where only validation is left of an epoch, its figures may stand at its last step already;
     # they go, and `train_one_epoch` shows that step again.
     purge_step = done - (state.step == plan.steps)
     writes = distributed.is_main() and state.epoch < plan.optim.epochs
-    logs = RunLogger(run.output_dir, run.log_dir, writes, done, state.epoch, purge_step)
+    folder = run.output_dir if writes else None
+    logs = RunLogger(folder, run.log_dir, done, state.epoch, purge_step)
     if writes:
         facts = provenance(run.device, run.precision.name, plan.world_size)
-        logs.texts(purge_step, facts, prefix="run")
-        show_hparams(run.log_dir, _hparams(plan))
+        logs.board.texts(purge_step, facts, prefix="run")
+        show_outcome(run, plan)
     return logs
 
 
-def _hparams(plan: Plan) -> HParams:
-    return hparams_of(plan.settings, total_batch=plan.total_batch, processes=plan.world_size)
-
-
-def show_end(
+def show_outcome(
     run: Run,
     plan: Plan,
-    metrics: Mapping[str, float],
+    final: Mapping[str, float] | None = None,
     images: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Show in TensorBoard, once, final numbers and pictures, (H, W, 3) uint8, by tag."""
+    """Show in TensorBoard the settings and, at the end, once, `final` numbers and `images`."""
     if distributed.is_main():
-        show_hparams(run.log_dir, _hparams(plan), metrics, len(plan.lr), images)
+        facts = {"total_batch": plan.total_batch, "processes": plan.world_size}
+        hparams = hparams_of(plan.settings, **facts)
+        show_hparams(run.log_dir, hparams, final, len(plan.lr), images)

@@ -25,10 +25,7 @@ def parameter_groups(
 
     1-d parameters, biases and mask tokens have no weight decay. `layer_decay`, in (0, 1], is the
     learning-rate factor from one layer to the one below it; None: one learning rate everywhere.
-
-    Returns:
-        One dictionary per (scale, decay) pair with keys `params`, `weight_decay`, `lr_scale` and
-        `names` (in the order of `params`), in the order in which the model first uses each pair.
+    Groups have `params`, `weight_decay`, `lr_scale` and the `names` of the parameters.
     """
     ids = layer_ids(name for name, _ in model.named_parameters())
     last = max(ids.values(), default=0)
@@ -64,9 +61,8 @@ def layer_ids(names: Iterable[str]) -> dict[str, int]:
 def layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
     """Return the learning-rate scale of every layer that trains, to be shown, from the input up.
 
-    Returns:
-        Scales by names such as `layer_00_patch_embed`, `layer_03_block_2` (of both encoders),
-        `layer_11_fusion_0` and `layer_13_head`; {} where all are equal.
+    They have names such as `layer_00_patch_embed`, `layer_03_block_2` (of both encoders),
+    `layer_11_fusion_0` and `layer_13_head`; {} where all are equal.
     """
     ids = layer_ids(name for name, _ in model.named_parameters())
     scales = {}
@@ -87,13 +83,10 @@ def cosine_schedule(
     start_warmup: float = 0.0,
     warmup_steps: int = -1,
 ) -> np.ndarray:
-    """Return one value per optimisation step: a linear rise to `base`, then half a cosine down.
+    """Return a value a step, float64: a linear rise to `base`, then half a cosine down.
 
     The cosine would reach `final` one step after the last. Where `warmup_steps` is positive, the
     rise from `start_warmup` takes so many steps instead of `warmup_epochs`.
-
-    Returns:
-        (epochs * steps_per_epoch,) float64.
     """
     total = epochs * steps_per_epoch
     rise = warmup_steps if warmup_steps > 0 else warmup_epochs * steps_per_epoch
@@ -113,10 +106,7 @@ def make_optimizer(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
 ) -> torch.optim.AdamW:
-    """Build AdamW over `parameter_groups`, each starting at `lr` (scaled with the batch) * scale.
-
-    On GPUs and CPUs a step is one pass over memory.
-    """
+    """Build AdamW over `parameter_groups`; on GPUs and CPUs a step is one pass over memory."""
     fused = all(p.device.type in ("cuda", "cpu") for group in groups for p in group["params"])
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
     set_learning_rate(optimizer, lr)
@@ -136,16 +126,11 @@ def set_learning_rate(
 def freeze(model: nn.Module, linear_probe: bool = False, layers: int = 0) -> None:
     """Freeze parts of a classifier, before its optimiser is made, and log what is left to train.
 
-    A frozen weight asks for no gradient: autograd keeps no graph of what lies below the first
-    weight that trains, DistributedDataParallel does not exchange it and the optimiser does not
-    know it. Frozen modules stay in evaluation mode, without stochastic depth.
-
-    Args:
-        model: of any modality; the weights to keep are loaded.
-        linear_probe: freeze encoders and fusion; `fc_norm`, which the head reads through and which
-            pre-training does not have, trains with the head and the layer weights.
-        layers: freeze the patch embedding and so many blocks of each encoder. The encoder's norm
-            is applied to every level, so it is frozen only together with the last block.
+    A frozen weight asks for no gradient: autograd keeps no graph below the first weight that
+    trains. Frozen modules stay in evaluation mode, without stochastic depth. `linear_probe` freezes
+    encoders and fusion; `fc_norm`, which pre-training does not have, trains with the head and the
+    layer weights. `layers` freezes the patch embedding and so many blocks of each encoder, whose
+    norm is applied to every level and so is frozen only together with the last block.
     """
     if not linear_probe and not layers:
         return

@@ -4,7 +4,6 @@ A run that is killed at any moment and started again equals one that was not.
 """
 
 import logging
-import math
 import os
 import signal
 import time
@@ -17,14 +16,15 @@ import torch
 from hicmae.config import HARMLESS, flat_settings
 from hicmae.io import one_line
 from hicmae.training import checkpoint, distributed
-from hicmae.training.checkpoint import digest, in_order, load
+from hicmae.training.checkpoint import digest, load
 from hicmae.training.logs import RunLogger
 from hicmae.training.optim import set_learning_rate
 from hicmae.training.run import Run, Stopped, write_settings
-from hicmae.training.state import NO_BEST, BadSteps, MetricBuffer, Plan, TrainState
+from hicmae.training.state import NO_BEST, BadSteps, MetricBuffer, Plan, TrainState, num_parameters
 
 logger = logging.getLogger(__name__)
 
+Found = tuple[Path, dict[str, Any]]  # a checkpoint and its content
 COUNTS = {
     "steps": "steps of an epoch",
     "total_batch": "clips of a step (batch_size x accum_iter x processes)",
@@ -44,22 +44,16 @@ class Saver:
     def __init__(
         self,
         run: Run,
-        plan: Plan,
         state: TrainState,
         logs: RunLogger,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.run, self.plan, self.logs, self._clock = run, plan, logs, clock
+        self.run, self.state, self.logs, self._clock = run, state, logs, clock
         self._saved_at = (state.epoch, state.step)
         self._checked = self._saved = clock()
         self._writing = 0.0  # seconds that the last save took
-        here = (state.epoch, plan.steps_done(state)) if state.step else (state.epoch - 1, math.inf)
-        self._later = [path for epoch, s, path in in_order(run.output_dir) if (epoch, s) > here]
-        if self._later and distributed.is_main():
-            names = ", ".join(path.name for path in self._later)
-            logger.warning("the next save replaces what lies ahead of this run: %s", names)
 
-    def check(self, state: TrainState) -> None:
+    def check(self) -> None:
         """Save if it is time; where any rank got SIGTERM or SIGUSR1, save and raise `Stopped`.
 
         It is time where another step, and writing, would end beyond the interval.
@@ -68,47 +62,50 @@ class Saver:
         step, self._checked = now - self._checked, now
         late = interval == 0 or now - self._saved + step + self._writing > interval
         number, due = distributed.highest([self.run.signal, int(late)])
-        saved = self.save(state) if number or due else True
+        saved = self.save() if number or due else True
         if number:
-            name, steps = signal.Signals(number).name, self.plan.steps_done(state)
             end = "all saved" if saved else "but the last ones could NOT be saved"
+            name, steps = signal.Signals(number).name, self.state.steps_done
             raise Stopped(f"stopped by {name} after {steps} steps, {end}")
 
-    def end_epoch(self, state: TrainState) -> None:
-        """Save the end of the epoch in hand, after all that belongs to it is logged."""
+    def end_epoch(self, figures: Mapping[str, float]) -> None:
+        """Write the line of the epoch in hand to log.txt, and save its end."""
+        state, metrics = self.state, self.state.metrics
+        ending = {"epoch": state.epoch, "n_parameters": num_parameters(state.model)}
+        self.logs.epochs.line({**figures, **ending})
         state.epoch, state.step = state.epoch + 1, 0
-        metrics = state.metrics  # bad steps in a row go on
+        # Bad steps in a row go on.
         state.metrics = MetricBuffer(metrics.max_bad_steps, bad_in_a_row=metrics.bad_in_a_row)
-        self.save(state)
+        self.save()
 
-    def finish(self, state: TrainState) -> None:
+    def finish(self) -> None:
         """Make sure that the last state is saved, or raise OSError; then the model may change."""
-        if not self.save(state):
+        if not self.save():
             raise OSError(
                 f"the state after the last epoch is not saved in '{self.run.output_dir}'; "
                 "free space and start the command again: it goes on from the last save"
             )
 
-    def save(self, state: TrainState) -> bool:
+    def save(self) -> bool:
         """Save the state, unless that is done; return whether it is on disk."""
+        state, plan = self.state, self.state.plan
         if self._saved_at == (state.epoch, state.step):
             return True
-        started, plan = self._clock(), self.plan
-        steps_done = plan.steps_done(state)
+        started = self._clock()
         state.metrics.read(self.logs)
         self.logs.sync()
         progress = {
             "epoch": state.epoch,
             "step": state.step,
-            "steps_done": steps_done,
+            "steps_done": state.steps_done,
             "clips_done": state.step * plan.total_batch,
             **{name: getattr(plan, name) for name in ("clips", *COUNTS)},
             "torch": str(torch.__version__),
         }
         metrics = distributed.gather_objects([state.metrics.saved()])
         more = {"progress": progress, "origin": state.origin, "metrics": metrics}
-        name = f"{state.epoch}-step{steps_done}" if state.step else f"{state.epoch - 1}"
-        saved = self._write(name, self._content(state) | more)
+        name = f"{state.epoch}-step{state.steps_done}" if state.step else f"{state.epoch - 1}"
+        saved = self._write(name, more)
         if saved:
             self._saved_at = (state.epoch, state.step)
         # Counted from the state that was saved; a failed attempt is not repeated at every step.
@@ -116,71 +113,69 @@ class Saver:
         self._writing = self._checked - started
         return saved
 
-    def save_best(self, state: TrainState, value: float) -> bool:
+    def save_best(self, value: float) -> bool:
         """Write the epoch in hand, not yet ended, to checkpoint-best.pth; return the success."""
-        best = {"epoch": state.epoch, "value": value}
-        saved = self._write("best", {**self._content(state), "epoch": state.epoch, "best": best})
+        epoch = self.state.epoch
+        best = {"epoch": epoch, "value": value}
+        saved = self._write("best", {"epoch": epoch, "best": best})
         if saved:
-            state.best = best
+            self.state.best = best
         return saved
 
-    def dump(self, state: TrainState, bad: BadSteps) -> str:
+    def dump(self, bad: BadSteps) -> str:
         """Write the state in which training failed, with the clips of all ranks; tell it."""
         steps = distributed.gather_objects([bad.steps])
         path = self.run.output_dir / f"bad_steps-{bad.steps[-1]['step']}.pth"
         written = f"state and clips are in '{path}'"
         if distributed.is_main():
             try:
-                checkpoint.save(path, {**self._content(state), "bad_steps": steps})
+                checkpoint.save(path, {**self._content(), "bad_steps": steps})
             except OSError as error:
                 written = str(error)
-        return (
-            f"{bad}; {written}; lower --lr, set --clip_grad, or use --precision bf16 or fp32, and "
-            "resume"
-        )
+        advice = "lower --lr, set --clip_grad, or use --precision bf16 or fp32, and resume"
+        return f"{bad}; {written}; {advice}"
 
-    def _content(self, state: TrainState) -> dict[str, Any]:
+    def _content(self) -> dict[str, Any]:
+        state = self.state
         return {
             "model": state.model.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "scaler": state.scaler.state_dict(),
-            "args": self.plan.settings,
+            "args": state.plan.settings,
             "best": state.best,
             "epoch": state.epoch - 1,  # the last whole one, as in the original
         }
 
-    def _write(self, name: str, content: dict[str, Any]) -> bool:
+    def _write(self, name: str, more: dict[str, Any]) -> bool:
         """Write a checkpoint and prune; without success warn, and leave all files as they were."""
         written = True
         if distributed.is_main():
-            folder, config = self.run.output_dir, self.run.config
-            path = folder / f"checkpoint-{name}.pth"
+            path, config = self.run.output_dir / f"checkpoint-{name}.pth", self.run.config
             try:
-                checkpoint.save(path, content)
-                while name != "best" and self._later:
-                    if (later := self._later.pop()) != path:
-                        later.unlink(missing_ok=True)
-                checkpoint.prune(folder, config.save_ckpt_freq, config.keep_ckpts)
+                checkpoint.save(path, self._content() | more)
+                if name != "best":
+                    checkpoint.prune(path, config.save_ckpt_freq, config.keep_ckpts)
             except OSError as error:
                 written = False
                 logger.warning("%s; training goes on", error)
         return distributed.broadcast(written)
 
 
-def find_checkpoint(run: Run) -> tuple[Path, dict[str, Any]] | None:
+def find_checkpoint(run: Run) -> Found | None:
     """Choose the checkpoint to go on from, the same on every rank; None: start afresh.
 
     Without --resume that is the newest whole one of the output folder. With it, it is the named
     one, unless the folder holds newer ones of a run that began there: then the same command was
     started again.
     """
-    found, told, problem = None, None, None
+    found: Found | None = None
+    problem: OSError | ValueError | None = None
     if distributed.is_main():
         try:
             found = _choose(run)
-            told = found and (found[0], found[1].get("origin"))
         except (OSError, ValueError) as error:
             problem = error
+    told = found and (found[0], found[1].get("origin"))
     told, problem = distributed.broadcast((told, problem))
     if problem is not None:
         raise problem
@@ -189,32 +184,30 @@ def find_checkpoint(run: Run) -> tuple[Path, dict[str, Any]] | None:
     return told[0], {**load(told[0], verify=True), "origin": told[1]}
 
 
-def _choose(run: Run) -> tuple[Path, dict[str, Any]] | None:
+def _choose(run: Run) -> Found | None:
+    named = Path(run.config.resume) if run.config.resume else None
     # A launcher that starts a group again means the run it started before.
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    looks = run.config.auto_resume or restarted
-    in_folder = checkpoint.whole(run.output_dir) if looks else iter(())
-    if not run.config.resume:
-        return next(in_folder, None)
-    named = Path(run.config.resume)
-    for path, content in in_folder:
-        origin = content.get("origin") or {}
-        if origin.get("path") == str(named.resolve()):
-            if not named.exists() or origin["sha256"] == digest(named):
+    if run.config.auto_resume or restarted:
+        for path, content in checkpoint.whole(run.output_dir):
+            origin = content.get("origin") or {}
+            begun = named and origin.get("path") == str(named.resolve())
+            if named is None or begun and (not named.exists() or origin["sha256"] == digest(named)):
                 return path, content
+    if named is None:
+        return None
     content = load(named, verify=True)
     content["origin"] = {"path": str(named.resolve()), "sha256": digest(named)}
     return named, content
 
 
-def resume(
-    run: Run, plan: Plan, state: TrainState, found: tuple[Path, dict[str, Any]] | None
-) -> None:
+def resume(run: Run, state: TrainState, found: Found | None) -> None:
     """Bring a state to where a checkpoint stands, and write down the settings that hold.
 
     `state`, at its beginning, is changed in place with its model; `found` is of `find_checkpoint`.
     ValueError: it is no training state, or of another model or other settings.
     """
+    plan = state.plan
     if found is not None:
         path, content = found
         missing = {"model", "optimizer", "epoch"} - content.keys()
@@ -233,21 +226,8 @@ def resume(
             )
         if changed:
             logger.warning("resuming with changes allowed by --allow_changes: %s", changed)
-        _load_state(plan, state, path, content)
-        state.best = content.get("best", NO_BEST)
-        if distributed.is_main() and state.best["epoch"] >= 0:
-            kept = None
-            try:
-                kept = load(run.output_dir / "checkpoint-best.pth", verify=True)["epoch"]
-            except (OSError, ValueError) as error:
-                logger.warning("%s", error)
-            if kept != state.best["epoch"]:
-                text = (
-                    "the weights of the best epoch so far (%d) are not on disk; it is chosen anew"
-                )
-                logger.warning(text, state.best["epoch"])
-                state.best = NO_BEST
-        state.best = distributed.broadcast(state.best)
+        _load_state(state, path, content)
+        state.best = distributed.broadcast(_best_on_disk(run, content.get("best", NO_BEST)))
         content.clear()  # the caller may hold it for days
         text = "resumed from %s: epoch %d, %d of its %d steps done"
         logger.info(text, path, state.epoch, state.step, plan.steps)
@@ -279,9 +259,24 @@ def find_changes(plan: Plan, content: Mapping[str, Any]) -> tuple[list[str], lis
     return found
 
 
-def _load_state(plan: Plan, state: TrainState, path: Path, content: dict[str, Any]) -> None:
+def _best_on_disk(run: Run, best: dict[str, Any]) -> dict[str, Any]:
+    """Return the best epoch so far if its weights are still there, else `NO_BEST`; of rank 0."""
+    if distributed.is_main() and best["epoch"] >= 0:
+        kept = None
+        try:
+            kept = load(run.output_dir / "checkpoint-best.pth", verify=True)["epoch"]
+        except (OSError, ValueError) as error:
+            logger.warning("%s", error)
+        if kept != best["epoch"]:
+            text = "the weights of the best epoch so far (%d) are not on disk; it is chosen anew"
+            logger.warning(text, best["epoch"])
+            return NO_BEST
+    return best
+
+
+def _load_state(state: TrainState, path: Path, content: dict[str, Any]) -> None:
     """Load model, optimiser, scaler, epoch, step, and what the epoch has added up to."""
-    optimizer, state.origin = state.optimizer, content.get("origin")
+    plan, optimizer, state.origin = state.plan, state.optimizer, content.get("origin")
     chosen = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     try:
         state.model.load_state_dict(content["model"])
@@ -308,6 +303,6 @@ def _load_state(plan: Plan, state: TrainState, path: Path, content: dict[str, An
             means = {n: sum(rank["sums"][n] for rank in saved) / len(saved) for n in names}
             mine = {**saved[0], "sums": means}
         state.metrics = MetricBuffer(state.metrics.max_bad_steps, **mine)
-    if done := min(plan.steps_done(state), len(plan.lr)):
+    if done := min(state.steps_done, len(plan.lr)):
         rates = float(plan.lr[done - 1]), float(plan.weight_decay[done - 1])
         set_learning_rate(optimizer, *rates)  # as the last step left them

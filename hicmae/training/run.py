@@ -88,8 +88,7 @@ class Run:
 
     def draws(self, epoch: int) -> bool:
         """Return whether pictures are drawn after an epoch."""
-        freq = self.config.image_freq
-        return freq > 0 and (epoch + 1) % freq == 0
+        return self.config.image_freq > 0 and (epoch + 1) % self.config.image_freq == 0
 
     def note(self, number: int, _: FrameType | None = None) -> None:
         """Serve as a signal handler; the run looks at `signal` after each step."""
@@ -128,10 +127,9 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
         if trains and is_main:
             stack.enter_context(own_folder(run.output_dir))
         setup_logging(run.output_dir, is_main)
-        if trains and is_main:
-            for path in run.output_dir.glob(f"{PART}*"):
-                path.unlink(missing_ok=True)
-                logger.info("removed '%s', which a killed run left half-written", path.name)
+        for path in run.output_dir.glob(f"{PART}*") if trains and is_main else ():
+            path.unlink(missing_ok=True)
+            logger.info("removed '%s', which a killed run left half-written", path.name)
         logger.info(
             "device %s, precision %s, %d process(es), output in %s",
             *(device, run.precision.name, distributed.world_size(), run.output_dir),
@@ -149,20 +147,18 @@ def own_folder(folder: Path, wait: float = 20.0) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + wait
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= deadline:
-                    raise RuntimeError(
-                        f"another run is writing to '{folder}'; wait for it, end it, or choose "
-                        "another --output_dir"
-                    ) from error
-                time.sleep(0.2)
-            except OSError as error:
-                logger.debug("'%s' is on a file system without locks: %s", folder, error)
-                break
+        with suppress(OSError):  # a file system without locks
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() >= deadline:
+                        raise RuntimeError(
+                            f"another run is writing to '{folder}'; wait for it, end it, or choose "
+                            "another --output_dir"
+                        ) from error
+                    time.sleep(0.2)
         yield
     finally:
         with suppress(OSError):
@@ -232,9 +228,8 @@ def determinism(wanted: bool) -> Iterator[None]:
 
 
 def compiled(model: nn.Module, cuda_graphs: bool = False) -> nn.Module:
-    """Return the model as torch.compile runs it, for batches of one size.
+    """Return the model as torch.compile runs it, for batches of one size; save the model itself.
 
-    Parameters are shared with the model, whose own state dict keeps its names: save that one.
     `cuda_graphs` replays the kernels of a whole pass with one launch (GPUs only).
     """
     mode = "reduce-overhead" if cuda_graphs else None

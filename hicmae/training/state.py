@@ -41,56 +41,6 @@ class Plan:
     lr: np.ndarray  # learning rate of each step of the run
     weight_decay: np.ndarray  # the same
 
-    def steps_done(self, state: "TrainState") -> int:
-        """Return the steps of the whole run."""
-        return state.epoch * self.steps + state.step
-
-    def last_step(self, epoch: int) -> int:
-        """Return the number of an epoch's last step, under which its figures are shown."""
-        return (epoch + 1) * self.steps - 1
-
-
-def make_plan(
-    configs: PretrainConfigs | FinetuneConfigs,
-    loader: DataLoader,
-    lists: Mapping[str, Sequence[AnyClip]],
-) -> Plan:
-    """Share the clips of `training_loader` among steps, alike for all numbers of processes.
-
-    `lists` holds the clips of each list by its name. ValueError: an epoch is shorter than one step.
-    """
-    optim, world_size = configs.optim, distributed.world_size()
-    if len(loader) < optim.accum_iter:
-        raise ValueError(
-            f"an epoch has {len(loader)} batch(es) a process, fewer than --accum_iter "
-            f"{optim.accum_iter}; lower --accum_iter or --batch_size"
-        )
-    total_batch = optim.batch_size * optim.accum_iter * world_size
-    num_clips = len(loader.dataset)  # type: ignore[arg-type]  # ours have a length
-    steps = max(num_clips // total_batch, 1)
-    lr, min_lr = (
-        rate * optim.batch_size * optim.accum_iter * world_size / 256
-        for rate in (optim.lr, optim.min_lr)
-    )
-    decay = optim.weight_decay
-    last_decay = decay if optim.weight_decay_end is None else optim.weight_decay_end
-    logger.info(
-        "total batch %d = %d process(es) x %d clips x %d passes, learning rate %.3g to %.3g, "
-        "%d steps an epoch",
-        *(total_batch, world_size, optim.batch_size, optim.accum_iter, lr, min_lr, steps),
-    )
-    warmup = {"warmup_epochs": optim.warmup_epochs, "warmup_steps": optim.warmup_steps}
-    return Plan(
-        settings=as_dict(configs),
-        optim=optim,
-        clips={n: describe_clips(clips, configs.data.data_root) for n, clips in lists.items()},
-        steps=steps,
-        total_batch=total_batch,
-        world_size=world_size,
-        lr=cosine_schedule(lr, min_lr, optim.epochs, steps, **warmup),
-        weight_decay=cosine_schedule(decay, last_decay, optim.epochs, steps),
-    )
-
 
 def describe_clips(clips: Sequence[AnyClip], root: str) -> str:
     """Tell an ordered list of clips apart from others in a few characters, wherever `root` lies."""
@@ -161,20 +111,17 @@ class MetricBuffer:
         table = torch.stack([torch.stack([f[n].float() for n in names]) for _, f in unread])
         for (step, _), row in zip(unread, table.tolist(), strict=True):  # the one synchronisation
             values = dict(zip(names, row, strict=True))
-            skipped, number, lr = bool(values.pop("skipped")), step["step"], step["lr"]
-            place = {"step": number, "epoch": step["epoch"]}
-            logs.step({**place, **values, "lr": lr, "skipped": skipped})
+            skipped, facts = bool(values.pop("skipped")), dict(step)
+            clips, lr, epoch = (facts.pop(name) for name in ("clips", "lr", "epoch"))
+            logs.steps.line({**facts, "epoch": epoch, **values, "lr": lr, "skipped": skipped})
             self.last = values
             for name, value in values.items():
                 counts = not skipped and math.isfinite(value)  # fp16 may overflow the gradient norm
                 self.sums[name] = self.sums.get(name, 0.0) + (value if counts else 0.0)
                 self.counts[name] = self.counts.get(name, 0) + counts
-            if not skipped:
-                self.bad_in_a_row = []
-                continue
-            self.bad_steps += 1
-            bad = {"step": number, "lr": lr, **values, "clips": step["clips"]}
-            self.bad_in_a_row.append(bad)
+            self.bad_steps += skipped
+            bad = {**facts, "lr": lr, **values, "clips": clips}
+            self.bad_in_a_row = [*self.bad_in_a_row, bad] if skipped else []
             if len(self.bad_in_a_row) >= self.max_bad_steps:
                 raise BadSteps(self.bad_in_a_row)
 
@@ -206,6 +153,7 @@ class MetricBuffer:
 class TrainState:
     """All that training changes: what a checkpoint keeps, and a resumed run goes on with."""
 
+    plan: Plan
     model: nn.Module  # not wrapped for several processes
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # of the loss, in fp16
@@ -216,20 +164,66 @@ class TrainState:
     origin: dict[str, str] | None = None  # path and sha256 of the file that --resume named
     layer_scales: Mapping[str, float] = field(default_factory=dict)  # of the rate, to be shown
 
+    @property
+    def steps_done(self) -> int:
+        """Steps of the whole run."""
+        return self.epoch * self.plan.steps + self.step
+
+    @property
+    def last_step(self) -> int:
+        """Number of the epoch's last step, under which its figures are shown."""
+        return (self.epoch + 1) * self.plan.steps - 1
+
 
 def make_state(
-    model: nn.Module, plan: Plan, run: Run, layer_decay: float | None = None
+    run: Run,
+    configs: PretrainConfigs | FinetuneConfigs,
+    model: nn.Module,
+    loader: DataLoader,
+    lists: Mapping[str, Sequence[AnyClip]],
+    layer_decay: float | None = None,
 ) -> TrainState:
-    """Make the optimiser of a model, and the state of a run that begins."""
-    optim = plan.optim
-    groups = parameter_groups(model, optim.weight_decay, layer_decay)
-    return TrainState(
-        model=model,
-        optimizer=make_optimizer(groups, float(plan.lr.max()), optim.opt_betas, optim.opt_eps),
-        scaler=run.precision.grad_scaler(),
-        metrics=MetricBuffer(run.config.max_bad_steps),
-        layer_scales=layer_scales(model, layer_decay),
+    """Plan a run and make the model's optimiser: the state of a run that begins.
+
+    The clips of `clip_loader` are shared among steps, alike for all numbers of processes;
+    `lists` holds the clips of each list by its name. ValueError: an epoch is shorter than one step.
+    """
+    optim, world_size = configs.optim, distributed.world_size()
+    if len(loader) < optim.accum_iter:
+        raise ValueError(
+            f"an epoch has {len(loader)} batch(es) a process, fewer than --accum_iter "
+            f"{optim.accum_iter}; lower --accum_iter or --batch_size"
+        )
+    total_batch = optim.batch_size * optim.accum_iter * world_size
+    num_clips = len(loader.dataset)  # type: ignore[arg-type]  # ours have a length
+    steps = max(num_clips // total_batch, 1)
+    lr, min_lr = (
+        rate * optim.batch_size * optim.accum_iter * world_size / 256
+        for rate in (optim.lr, optim.min_lr)
     )
+    decay = optim.weight_decay
+    last_decay = decay if optim.weight_decay_end is None else optim.weight_decay_end
+    logger.info(
+        "total batch %d = %d process(es) x %d clips x %d passes, learning rate %.3g to %.3g, "
+        "%d steps an epoch",
+        *(total_batch, world_size, optim.batch_size, optim.accum_iter, lr, min_lr, steps),
+    )
+    warmup = {"warmup_epochs": optim.warmup_epochs, "warmup_steps": optim.warmup_steps}
+    plan = Plan(
+        settings=as_dict(configs),
+        optim=optim,
+        clips={n: describe_clips(clips, configs.data.data_root) for n, clips in lists.items()},
+        steps=steps,
+        total_batch=total_batch,
+        world_size=world_size,
+        lr=cosine_schedule(lr, min_lr, optim.epochs, steps, **warmup),
+        weight_decay=cosine_schedule(decay, last_decay, optim.epochs, steps),
+    )
+    groups = parameter_groups(model, decay, layer_decay)
+    optimizer = make_optimizer(groups, float(plan.lr.max()), optim.opt_betas, optim.opt_eps)
+    metrics, scales = MetricBuffer(configs.run.max_bad_steps), layer_scales(model, layer_decay)
+    scaler = run.precision.grad_scaler()
+    return TrainState(plan, model, optimizer, scaler, metrics, layer_scales=scales)
 
 
 def num_parameters(model: nn.Module) -> int:

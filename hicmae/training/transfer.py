@@ -22,12 +22,12 @@ _FAMILY = re.compile(r"(encoder(?:_audio|_fusion)?\.(?:blocks(?:_audio)?\.\d+|\w
 class LoadReport(NamedTuple):
     """Names of weights by what happens to them."""
 
-    loaded: tuple[str, ...]  # in both, same shape
-    new: tuple[str, ...]  # in the model only; they keep their initial values
-    unused: tuple[str, ...]  # in the checkpoint only
-    mismatched: tuple[str, ...]  # in both, as "name: (checkpoint) -> (model)"; not loaded
+    loaded: list[str]  # in both, same shape
+    new: list[str]  # in the model only; they keep their initial values
+    unused: list[str]  # in the checkpoint only
+    mismatched: list[str]  # in both, as "name: (checkpoint) -> (model)"; not loaded
     share: float  # of the model's encoder weights (counted in numbers) that is loaded, 0..1
-    problems: tuple[str, ...]  # reasons why encoders do not fit
+    problems: list[str]  # reasons why encoders do not fit
 
 
 def load_pretrained(
@@ -38,22 +38,18 @@ def load_pretrained(
 ) -> LoadReport:
     """Copy every weight whose name and shape fit into the model, and report the rest.
 
-    Decoders, mask tokens and projections of a pre-training checkpoint are left over, as are
-    streams that the model lacks; the classifier's head, `fc_norm` and layer weights stay new.
-
-    Args:
-        model: pre-training model or classifier, changed in place.
-        source: checkpoint file or its content; a bare state dict works as well.
-        allow_partial: accept encoders of another depth or with missing weights, as long as half
-            of the model's encoder weights are found.
-        require_all: refuse when any weight of the model is not loaded (testing without training).
+    `source` is a checkpoint file or its content, or a bare state dict. Decoders, mask tokens and
+    projections of a pre-training checkpoint are left over, as are streams that the model lacks; the
+    classifier's head, `fc_norm` and layer weights stay new. `allow_partial` accepts encoders of
+    another depth or with missing weights, as long as half of the model's encoder weights are found.
+    `require_all` refuses when any weight of the model is not loaded (testing without training).
 
     Raises:
         ValueError: the checkpoint does not fit; the model is as it was.
     """
     name = "the given weights" if isinstance(source, Mapping) else f"'{source}'"
     content = source if isinstance(source, Mapping) else load(source)
-    weights = weights_of(content, "model|module", name)
+    weights = weights_of(content, name)
     report = compare(model, weights)
     enough = report.share >= MIN_SHARE
     if report.problems and not (allow_partial and enough):
@@ -78,15 +74,9 @@ def load_pretrained(
     return report
 
 
-def weights_of(content: Mapping[str, Any], model_key: str, source: str) -> dict[str, Tensor]:
-    """Find the state dict in a checkpoint and strip the prefixes of DDP and torch.compile.
-
-    Args:
-        content: a checkpoint, or itself a state dict.
-        model_key: names under which the weights may stand, split by "|".
-        source: what to call the checkpoint in messages.
-    """
-    keys = model_key.split("|")
+def weights_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Find the state dict in a checkpoint, if it is none itself, and strip added prefixes."""
+    keys = ("model", "module")
     weights = next((content[k] for k in keys if isinstance(content.get(k), Mapping)), content)
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(
@@ -99,29 +89,30 @@ def weights_of(content: Mapping[str, Any], model_key: str, source: str) -> dict[
 
 def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
     """Compare a state dict with a model's by name and shape, without changing the model."""
-    own = model.state_dict()
-    shapes = {n: (tuple(weights[n].shape), tuple(w.shape)) for n, w in own.items() if n in weights}
-    loaded = tuple(name for name, (theirs, mine) in shapes.items() if theirs == mine)
-    mismatched = tuple(f"{n}: {theirs} -> {m}" for n, (theirs, m) in shapes.items() if theirs != m)
-    sizes = {n: w.numel() for n, w in own.items() if n.startswith(ENCODERS)}
-    encoders, families = {name.split(".")[0] for name in sizes}, set(map(_family, own))
-    lacking = [name for name in sizes if name not in weights]
-    blocks = [n for n in weights if n.split(".")[0] in encoders and ".blocks" in n]
+    own = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    given = {name: tuple(weight.shape) for name, weight in weights.items()}
+    both = [name for name in own if name in given]
+    loaded = [name for name in both if own[name] == given[name]]
+    other = {n: f"{n}: {given[n]} -> {own[n]}" for n in both if own[n] != given[n]}
+    sizes = {n: w.numel() for n, w in model.state_dict().items() if n.startswith(ENCODERS)}
+    streams, families = {name.split(".")[0] for name in sizes}, set(map(_family, own))
+    lacking = [name for name in sizes if name not in given]
+    blocks = [name for name in given if name.split(".")[0] in streams and ".blocks" in name]
     surplus = [name for name in blocks if _family(name) not in families]
-    other = [text for text in mismatched if text.startswith(ENCODERS)]
+    wrong = [text for name, text in other.items() if name in sizes]
     problems = {
         f"the checkpoint lacks {_folded(lacking)}": lacking,
-        f"it has no more than {_folded(weights)}": lacking and not shapes,
+        f"it has no more than {_folded(weights)}": lacking and not both,
         f"its {_folded(surplus)} would be unused": surplus,
-        f"other shapes (checkpoint -> model): {', '.join(other[:2])}, {len(other)} in all": other,
+        f"other shapes (checkpoint -> model): {', '.join(wrong[:2])}, {len(wrong)} in all": wrong,
     }
     return LoadReport(
         loaded,
-        new=tuple(name for name in own if name not in weights),
-        unused=tuple(name for name in weights if name not in own),
-        mismatched=mismatched,
+        new=[name for name in own if name not in given],
+        unused=[name for name in given if name not in own],
+        mismatched=list(other.values()),
         share=sum(sizes.get(n, 0) for n in loaded) / sum(sizes.values()) if sizes else 1.0,
-        problems=tuple(text for text, there in problems.items() if there),
+        problems=[text for text, there in problems.items() if there],
     )
 
 
@@ -129,14 +120,15 @@ def _check_variant(
     model: nn.Module, content: Mapping[str, Any], report: LoadReport, source: str, testing: bool
 ) -> None:
     """Refuse to test what was trained otherwise; warn of fusion in an order no weight shows."""
-    own = (*report.loaded, *report.new, *report.mismatched)
-    mixes, mixed = (any(n.endswith("_layer_weights") for n in x) for x in (own, report.unused))
+    lacking = report.new + report.mismatched
+    mixes, mixed = (
+        any(n.endswith("_layer_weights") for n in x) for x in (model.state_dict(), report.unused)
+    )
     if testing and mixed and not mixes:
         raise ValueError(
             f"{source} has layer weights, which this model does not read; test it without "
             "--no-hierarchical_fusion, as it was trained"
         )
-    lacking = report.new + report.mismatched
     if testing and lacking:
         raise ValueError(
             f"{source} lacks weights of the model: {_folded(lacking)}; testing needs a fine-tuned "

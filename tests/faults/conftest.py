@@ -1,50 +1,8 @@
 """Media, jobs to be disturbed, and the uninterrupted runs that they are compared with."""
 
-from functools import partial
-
 import pytest
 
-from tests.small_runs import (
-    FINETUNE,
-    PRETRAIN,
-    complete,
-    finish,
-    kill_when,
-    make_media,
-    saved_within,
-    start,
-)
-
-
-class Job:
-    """A script with its arguments, the folder of its logs, and `out`, where it writes."""
-
-    def __init__(self, script, arguments, folder):
-        self.script, self.arguments, self.folder = script, arguments, folder
-        self.out = folder / "out"
-
-    def _call(self, function, flags, out=None, fault=None, count=1):
-        command = [*self.arguments, *flags, "--output_dir", out or self.out]
-        return function(self.script, command, self.folder / "log", fault, count)
-
-    def start(self, *flags, **options):
-        """Start one process or `count` ranks; return them."""
-        return self._call(start, flags, **options)
-
-    def complete(self, *flags, **options):
-        """Run to the end; return the first process."""
-        return self._call(complete, flags, **options)
-
-    def kill_when(self, condition, *flags, **options):
-        """Run until something holds, then kill all processes."""
-        self._call(partial(kill_when, condition), flags, **options)
-
-    def kill_within(self, epoch, *flags, **options):
-        """Save after every step, and kill all processes within an epoch."""
-        self.kill_when(saved_within(self.out, epoch), *flags, "--save_interval", "0", **options)
-
-    def log(self):
-        return (self.out / "run.log").read_text()
+from tests.small_runs import FINETUNE, PRETRAIN, Job, make_media
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +25,13 @@ def arguments(media):
 
 @pytest.fixture
 def job(arguments, tmp_path):
-    """Return a maker of jobs by script."""
-    return lambda script: Job(script, arguments[script], tmp_path)
+    """Return a maker of jobs by script and number of ranks, whose steps have the same clips."""
+
+    def make(script, count=1):
+        flags = ["--accum_iter", "1"] if count == 2 else []
+        return Job(script, [*arguments[script], *flags], tmp_path, count)
+
+    return make
 
 
 @pytest.fixture
@@ -82,12 +45,17 @@ def finetune(job):
 
 
 @pytest.fixture(scope="session")
-def whole(media, arguments):
-    """Both runs, never interrupted."""
-    folder = media / "whole"
-    folder.mkdir()
-    started = [
-        start(n, [*c, "--output_dir", folder / n], folder / "log") for n, c in arguments.items()
-    ]
-    finish(sum(started, []))
-    return folder
+def whole(arguments, tmp_path_factory):
+    """Return the folder of a run that was never interrupted, by script and number of ranks."""
+    found = {}
+
+    def folder_of(script, count=1):
+        if (script, count) not in found:
+            flags = ["--accum_iter", "1"] if count == 2 else []
+            folder = tmp_path_factory.mktemp(f"whole_{script}_{count}")
+            job = Job(script, [*arguments[script], *flags], folder, count)
+            job.complete()
+            found[script, count] = job.out
+        return found[script, count]
+
+    return folder_of

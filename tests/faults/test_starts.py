@@ -8,25 +8,15 @@ import shutil
 import pytest
 import torch
 
-from tests.small_runs import (
-    assert_same_run,
-    finish,
-    kill_when,
-    last_state,
-    lines,
-    saved_within,
-    steps_written,
-    until,
-)
+from tests.small_runs import Job, assert_same_run, finish, last_state, lines, until
 
 
 @pytest.fixture(scope="module")
 def first(arguments, tmp_path_factory):
     """A pre-training run that was killed in its second epoch."""
-    out = tmp_path_factory.mktemp("stopped") / "out"
-    command = [*arguments["run_pretraining"], "--output_dir", out, "--save_interval", "0"]
-    kill_when(saved_within(out, 1), "run_pretraining", command, out.with_name("log"))
-    return out
+    job = Job("run_pretraining", arguments["run_pretraining"], tmp_path_factory.mktemp("stopped"))
+    job.kill_within(1)
+    return job.out
 
 
 @pytest.fixture
@@ -95,15 +85,15 @@ def test_the_same_command_with_resume_goes_on_from_its_own_saves(pretrain, whole
     pretrain.kill_within(2, "--resume", begin)
     run = pretrain.complete("--resume", begin)
     assert "resumed from" in run.output() and "epoch 2, " in pretrain.log()
-    assert_same_weights(pretrain.out, whole / "run_pretraining")
+    assert_same_weights(pretrain.out, whole("run_pretraining"))
 
 
 @pytest.mark.slow
 def test_going_back_with_resume_replaces_later_checkpoints(pretrain, whole):
-    out = shutil.copytree(whole / "run_pretraining", pretrain.out)
+    out = shutil.copytree(whole("run_pretraining"), pretrain.out)
     pretrain.complete("--resume", out / "checkpoint-1.pth")
-    assert "ahead of this run: checkpoint-2.pth" in pretrain.log()
-    assert_same_weights(out, whole / "run_pretraining")
+    assert "checkpoint-2.pth', which lay ahead of this run" in pretrain.log()
+    assert_same_weights(out, whole("run_pretraining"))
     assert [line["step"] for line in lines(out / "steps.jsonl")] == list(range(9))
 
 
@@ -116,7 +106,7 @@ def impatient():
 
 def test_a_second_start_in_the_same_folder_is_refused(pretrain):
     (run,) = pretrain.start("--epochs", "400")
-    until(steps_written(pretrain.out, 1), run)
+    until(pretrain.has_steps(1), run)
     (second,) = pretrain.start(fault=impatient)
     assert second.wait() == 1
     assert f"another run is writing to '{pretrain.out}'; wait for it, end it" in second.output()
@@ -125,7 +115,7 @@ def test_a_second_start_in_the_same_folder_is_refused(pretrain):
 
 
 def test_a_finished_run_started_again_says_so_and_changes_nothing(finetune, whole):
-    out = shutil.copytree(whole / "run_finetuning", finetune.out)
+    out = shutil.copytree(whole("run_finetuning"), finetune.out)
     before = contents(out)
     run = finetune.complete()
     assert "training is finished: all 3 epochs are done" in run.output()
@@ -153,6 +143,6 @@ def test_deterministic_runs_are_equal_bit_by_bit_and_others_to_rounding(
     outs = [tmp_path / "a", tmp_path / "b"]
     finish([run for out in outs for run in job(script).start("--deterministic", out=out)])
     assert_same_run(*outs, 2)
-    found, expected = (lines(x / "steps.jsonl") for x in (outs[0], whole / script))
+    found, expected = (lines(x / "steps.jsonl") for x in (outs[0], whole(script)))
     for line, other in zip(found, expected, strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import Dataset
 
 from hicmae.data.loader import ClipSampler, end, epoch_batches, make_loader
-from hicmae.training.loop import EvaluationBatches
-from tests.small_runs import assert_same_run, children_of, steps_written, until
+from hicmae.training.evaluate import in_turns
+from tests.small_runs import assert_same_run, children_of, until
 
 
 class Numbers(Dataset):
@@ -94,8 +94,7 @@ def test_an_evaluation_goes_on_with_new_workers_and_looks_up_before_each_batch()
     sampler = ClipSampler(23, shuffle=False, seed=0, pad=False)
     loader = make_loader(Numbers(), sampler, 4, 2, False)
     looks, seen = [], []
-    batches = EvaluationBatches(loader, lambda: looks.append(len(seen)))
-    assert len(batches) == 6
+    batches = in_turns(loader, lambda: looks.append(len(seen)))
     for batch in batches:
         seen += batch[:, 1].tolist()
         if len(seen) == 8:
@@ -124,8 +123,8 @@ def slow_reading():
 def test_a_run_whose_worker_is_killed_equals_the_undisturbed(script, job, whole):
     disturbed = job(script)
     (run,) = disturbed.start("--num_workers", "1", "--print_freq", "1", fault=slow_reading)
-    until(steps_written(disturbed.out, 4), run)
+    until(disturbed.has_steps(4), run)
     os.kill(max(children_of(run.process.pid)), signal.SIGKILL)
     assert run.wait() == 0, run.output()
     assert "was ended by SIGKILL; new ones go on" in run.output()
-    assert_same_run(disturbed.out, whole / script, 2)
+    assert_same_run(disturbed.out, whole(script), 2)

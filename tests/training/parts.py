@@ -26,7 +26,7 @@ def plan_of(steps, accum_iter=1, lr=0.1, clip_grad=None, **changes):
     return Plan(**values)
 
 
-def state_of(model, run, make=torch.optim.SGD, **options):
+def state_of(model, run, plan, make=torch.optim.SGD, **options):
     optimizer = make(model.parameters(), lr=1.0, weight_decay=0.0, **options)
     metrics = MetricBuffer(run.config.max_bad_steps)
-    return TrainState(model, optimizer, run.precision.grad_scaler(), metrics)
+    return TrainState(plan, model, optimizer, run.precision.grad_scaler(), metrics)

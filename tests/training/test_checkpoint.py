@@ -187,20 +187,24 @@ def test_states_within_an_epoch_stand_between_those_of_its_ends(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names, options, left",
+    "names, newest, options, left",
     [
         # Every fifth counted from 1, and the last two.
-        ([*range(12), "best"], {"keep_every": 5}, [10, 11, 4, 9, "best"]),
+        ([*range(12), "best"], 11, {"keep_every": 5}, [10, 11, 4, 9, "best"]),
         (
             ["0", "1-step5", "1", "2-step8", "2-step9"],
+            "2-step9",
             {"keep_every": 1, "keep_last": 1},
             ["0", "1", "2-step9"],
         ),
+        # A run that went back, and those ahead of it.
+        (["0", "1-step5", "1", "2-step9"], "0", {"keep_every": 9}, ["0"]),
+        (["0", "1-step5", "1-step6", "1"], "1-step6", {"keep_every": 9}, ["1-step5", "1-step6"]),
     ],
 )
-def test_prune_keeps_every_nth_epoch_and_the_last_states(tmp_path, names, options, left):
+def test_prune_keeps_every_nth_epoch_and_the_last_states(tmp_path, names, newest, options, left):
     for name in names:
         (tmp_path / f"checkpoint-{name}.pth").touch()
-    prune(tmp_path, **options)
+    prune(tmp_path / f"checkpoint-{newest}.pth", **options)
     found = sorted(path.name for path in tmp_path.iterdir())
     assert found == [f"checkpoint-{name}.pth" for name in left]

@@ -201,13 +201,9 @@ def test_each_process_of_a_machine_takes_the_gpu_of_its_number(environment, monk
 
 
 def test_batches_that_cannot_be_gathered_are_refused(monkeypatch):
-    monkeypatch.setattr(distributed, "_batch", None)
     monkeypatch.setattr(distributed, "gather_objects", lambda items: [2, 2, 1])
     with pytest.raises(ValueError, match=r"hold \[2, 2, 1\] clips, expected equally many; use one"):
         distributed.check_equal_batches(2)
-    monkeypatch.setattr(distributed, "_batch", 2)
-    with pytest.raises(ValueError, match="a batch holds 3 clips, expected 2 as before"):
-        distributed.check_equal_batches(3)
 
 
 def test_determinism_holds_within_and_not_beyond(monkeypatch):

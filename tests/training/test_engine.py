@@ -12,6 +12,7 @@ from hicmae.data.batches import SkippedClip
 from hicmae.data.loader import SkippedClips
 from hicmae.training.logs import RunLogger, read_lines
 from hicmae.training.loop import train_one_epoch
+from hicmae.training.resume import Saver
 from hicmae.training.run import choose_precision, seed_step
 from hicmae.training.state import BadSteps
 from tests.training.parts import CPU, plan_of, run_in, state_of
@@ -44,12 +45,13 @@ def linear(seed=0):
     return nn.Linear(3, 1)
 
 
-def run_epoch(model, loader, folder, plan, loss=squared_error, state=None, saver=None, **config):
+def run_epoch(model, loader, folder, plan, loss=squared_error, state=None, **config):
     run = run_in(folder, **{"print_freq": 2, **config})
-    state = state or state_of(model, run)
-    with RunLogger(folder) as logs:
+    state = state or state_of(model, run, plan)
+    with RunLogger(folder, folder) as logs:
         skipped = SkippedClips(folder / "skipped_clips.csv", 10, 0.5)
-        return train_one_epoch(model, loader, loss, run, plan, state, logs, skipped, saver)
+        saver = Saver(run, state, logs)
+        return train_one_epoch(model, loader, loss, run, state, saver, skipped)
 
 
 def lines(folder):
@@ -69,7 +71,7 @@ def test_steps_follow_the_schedule_and_equal_a_plain_loop(tmp_path):
                 parameter -= plan.lr[step] * gradient
         losses.append(loss.item())
     torch.testing.assert_close(model.weight, plain.weight)
-    assert means["loss"] == pytest.approx(np.mean(losses))
+    assert means["train_loss"] == pytest.approx(np.mean(losses))
     found = lines(tmp_path)
     assert [line["step"] for line in found] == list(range(5))
     assert [line["loss"] for line in found] == pytest.approx(losses)
@@ -120,7 +122,7 @@ def test_a_loss_that_is_not_finite_skips_its_step_and_nothing_else(tmp_path, fus
             plan = plan_of(4, lr=0.1)
             plan.lr[:] = np.delete(plan_of(5).lr, 2)
         make = partial(torch.optim.AdamW, fused=fused)
-        state = state_of(model, run_in(tmp_path), make)
+        state = state_of(model, run_in(tmp_path), plan, make)
         loss = failing(at, value)
         means = run_epoch(model, loader, tmp_path / name, plan, loss, state)
         ends.append((model.state_dict(), state.optimizer.state_dict()["state"], means))
@@ -128,7 +130,7 @@ def test_a_loss_that_is_not_finite_skips_its_step_and_nothing_else(tmp_path, fus
     assert all(torch.equal(bad[key], expected[key]) for key in bad)
     for index, parts in expected_moments.items():
         assert all(torch.equal(moments[index][key], parts[key]) for key in parts)
-    assert means.pop("bad_steps") == 1 and expected_means.pop("bad_steps") == 0
+    assert means.pop("train_bad_steps") == 1 and expected_means.pop("train_bad_steps") == 0
     assert means == expected_means
     found = lines(tmp_path / "bad")
     assert [line["skipped"] for line in found] == [False, False, True, False, False]
@@ -164,7 +166,7 @@ def test_too_many_bad_steps_in_a_row_stop_with_figures_and_clips(tmp_path):
 def test_a_scaler_leaves_out_overflows_which_count_as_no_bad_step(tmp_path):
     """fp16: the first scale is too large for these gradients; a NaN loss still is a bad step."""
     model = linear()
-    state = state_of(model, run_in(tmp_path))
+    state = state_of(model, run_in(tmp_path), plan_of(4))
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     before, calls = model.weight.detach().clone(), iter(range(9))
 
@@ -175,7 +177,7 @@ def test_a_scaler_leaves_out_overflows_which_count_as_no_bad_step(tmp_path):
     means = run_epoch(model, batches(4), tmp_path, plan_of(4), huge, state)
     found = lines(tmp_path)
     assert [line["skipped"] for line in found] == [False, True, False, False]
-    assert found[0]["grad_norm"] is None and means["bad_steps"] == 1
+    assert found[0]["grad_norm"] is None and means["train_bad_steps"] == 1
     assert torch.equal(model.weight, before) and state.scaler.get_scale() == 2.0**123
 
 

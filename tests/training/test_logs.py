@@ -51,9 +51,9 @@ def losses(folder):
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
     values = {"step": 3, "loss": float("nan"), "lr": np.float64("inf"), "skipped": True}
-    with RunLogger(tmp_path) as log:
-        log.step({**values, "best": None})
-        log.epoch({**values, "epoch": 1})
+    with RunLogger(tmp_path, tmp_path) as log:
+        log.steps.line({**values, "best": None})
+        log.epochs.line({**values, "epoch": 1})
     written = (tmp_path / "steps.jsonl").read_text()
     assert written == '{"step": 3, "loss": null, "lr": null, "skipped": true, "best": null}\n'
     (epoch,) = read_lines(tmp_path / "log.txt")
@@ -61,25 +61,25 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
 
 
 def test_resume_writes_no_step_and_no_epoch_twice(tmp_path):
-    with RunLogger(tmp_path) as log:
+    with RunLogger(tmp_path, tmp_path) as log:
         for step in range(10):
-            log.step({"step": step, "loss": 1.0})
+            log.steps.line({"step": step, "loss": 1.0})
         for epoch in range(3):
-            log.epoch({"epoch": epoch, "run": 1})
+            log.epochs.line({"epoch": epoch, "run": 1})
     with (tmp_path / "steps.jsonl").open("a") as file:
         file.write('{"step": 10, "lo')  # cut short by a kill
-    with RunLogger(tmp_path, resume_step=6, resume_epoch=2) as log:
+    with RunLogger(tmp_path, tmp_path, resume_step=6, resume_epoch=2) as log:
         for step in range(6, 12):
-            log.step({"step": step, "loss": 2.0})
-        log.epoch({"epoch": 2, "run": 2})
+            log.steps.line({"step": step, "loss": 2.0})
+        log.epochs.line({"epoch": 2, "run": 2})
     steps = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps] == list(range(12))
     assert [line["loss"] for line in steps] == [1.0] * 6 + [2.0] * 6
     epochs = [(line["epoch"], line["run"]) for line in read_lines(tmp_path / "log.txt")]
     assert epochs == [(0, 1), (1, 1), (2, 2)]
     for options, expected in (({}, 13), ({"resume_step": 0}, 1)):  # appended, and started over
-        with RunLogger(tmp_path, **options) as log:
-            log.step({"step": 0})
+        with RunLogger(tmp_path, tmp_path, **options) as log:
+            log.steps.line({"step": 0})
         assert len(read_lines(tmp_path / "steps.jsonl")) == expected
 
 
@@ -101,16 +101,16 @@ class FullDisk:
 
 
 def test_full_disk_warns_once_and_what_it_refused_is_written_later(tmp_path, caplog):
-    log = RunLogger(tmp_path)
-    log.step({"step": 0})
-    disk = log._steps._file = FullDisk(log._steps._file, space=4)  # part of a line still fits
-    log.step({"step": 1})
-    log.step({"step": 2})
+    log = RunLogger(tmp_path, tmp_path)
+    log.steps.line({"step": 0})
+    disk = log.steps._file = FullDisk(log.steps._file, space=4)  # part of a line still fits
+    log.steps.line({"step": 1})
+    log.steps.line({"step": 2})
     written = read_lines(tmp_path / "steps.jsonl")  # before it is closed: a kill would lose none
     assert [line["step"] for line in written] == [0]
     disk.space = 10**6
-    log.step({"step": 3})
-    log.close()
+    log.steps.line({"step": 3})
+    log.__exit__()
     text = (tmp_path / "steps.jsonl").read_text()
     assert text == "".join(f'{{"step": {step}}}\n' for step in range(4))
     assert caplog.text.count("training goes on") == 1
@@ -131,8 +131,8 @@ def test_a_console_that_is_gone_does_not_end_the_run(tmp_path, monkeypatch, root
 def test_event_files_sort_by_start_even_if_the_clock_goes_back(tmp_path, monkeypatch):
     for now in (5e9, 4e9, 4e9):
         monkeypatch.setattr(time, "time", lambda now=now: now)
-        with RunLogger(tmp_path, resume_step=0) as log:
-            log.scalars(0, {"loss": now}, "train")
+        with RunLogger(tmp_path, tmp_path, purge_step=0) as log:
+            log.board.scalars(0, {"loss": now}, "train")
     stamps = sorted(int(path.name.split(".")[3]) for path in tmp_path.glob("events*"))
     assert stamps == [5000000000, 5000000001, 5000000002]
     assert losses(tmp_path) == [(0, 4e9)]
@@ -142,11 +142,11 @@ def test_event_files_sort_by_start_even_if_the_clock_goes_back(tmp_path, monkeyp
 def test_tensorboard_forgets_steps_after_the_resume_and_reads_on_after_a_torn_file(tmp_path, torn):
     with RunLogger(tmp_path / "out", tmp_path / "board") as log:
         for step in range(3):
-            log.scalars(step, {"loss": float(step)}, "train")
+            log.board.scalars(step, {"loss": float(step)}, "train")
     (events,) = (tmp_path / "board").iterdir()
     events.write_bytes(events.read_bytes()[: events.stat().st_size - torn])
-    with RunLogger(tmp_path / "out", tmp_path / "board", resume_step=2) as log:
-        log.scalars(2, {"loss": 20.0}, "train")
+    with RunLogger(tmp_path / "out", tmp_path / "board", purge_step=2) as log:
+        log.board.scalars(2, {"loss": 20.0}, "train")
     assert losses(tmp_path / "board") == [(0, 0), (1, 1), (2, 20)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["log.txt", "steps.jsonl"]
 
@@ -171,9 +171,9 @@ def test_pictures_are_small_and_look_as_they_did(tmp_path):
     noise = Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8))
     drawing = np.kron(rng.integers(0, 255, (6, 8, 3), np.uint8), np.ones((40, 40, 1), np.uint8))
     cases = {"photograph": (np.asarray(noise.resize((320, 240))), 3), "drawing": (drawing, 0)}
-    with RunLogger(tmp_path) as log:
+    with RunLogger(tmp_path, tmp_path) as log:
         for name, (image, _) in cases.items():
-            log.image(name, image, 2)
+            log.board.image(name, image, 2)
     for name, (image, error) in cases.items():
         (shown,) = board(tmp_path).Images(name)
         assert (shown.step, shown.height, shown.width) == (2, *image.shape[:2])
@@ -184,16 +184,14 @@ def test_pictures_are_small_and_look_as_they_did(tmp_path):
 
 
 def test_other_ranks_and_closed_logs_write_nothing(tmp_path):
-    with RunLogger(tmp_path / "closed") as closed:
+    with RunLogger(tmp_path, tmp_path) as closed:
         pass
-    for log in (RunLogger(tmp_path / "out", main=False), closed):
-        log.step({"step": 0})
-        log.epoch({"epoch": 0})
-        log.scalars(0, {"loss": 1.0}, "train")
-        log.image("a", np.zeros((2, 3, 3)), 0)
-        log.close()
-    assert not (tmp_path / "out").exists()
-    assert (tmp_path / "closed/steps.jsonl").read_text() == ""
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for log in (RunLogger(None, tmp_path), closed):
+        log.steps.line({"step": 0})
+        log.board.scalars(0, {"loss": 1.0}, "train")
+        log.sync()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_records_go_once_to_console_and_file_and_of_other_ranks_warnings_only_to_the_console(
@@ -226,7 +224,7 @@ def test_progress_away_from_a_terminal_logs_every_few_steps_with_the_remaining_t
         patch.setattr(time, "monotonic", now.__next__)
         with Progress(110, "epoch 3/9", 4, 100) as progress:
             for _ in range(10):
-                progress.update(1, values)
+                progress.update(values)
     assert [record.getMessage() for record in caplog.records] == [
         f"epoch 3/9 [104/110] eta 0:02:00  {shown}",
         f"epoch 3/9 [108/110] eta 0:00:40  {shown}",
@@ -242,13 +240,13 @@ def test_progress_on_a_terminal_is_a_bar_and_silent_on_other_ranks(caplog, monke
         with monkeypatch.context() as patch:
             patch.setattr(distributed, "is_main", lambda: False)
             with Progress(3, "hidden") as other:
-                other.update(3)
+                other.update()
         assert terminal.getvalue() == ""
         with Progress(3, "epoch 1/2") as progress:
             time.sleep(0.15)  # the bar is redrawn at most every tenth of a second
-            progress.update(2, {"loss": 0.25})
+            progress.update({"loss": 0.25})
     assert "epoch 1/2" in terminal.getvalue()
-    assert "2/3" in terminal.getvalue() and "loss 0.25" in terminal.getvalue()
+    assert "1/3" in terminal.getvalue() and "loss 0.25" in terminal.getvalue()
     assert caplog.records == []
 
 
@@ -290,7 +288,7 @@ def test_a_run_that_goes_on_has_one_session_with_the_settings_that_hold_now(tmp_
 def test_an_end_cut_short_by_a_kill_is_written_again_and_a_whole_one_is_not(tmp_path):
     show(tmp_path, CHOSEN)
     cut = Board(tmp_path / "final", purge_step=1)
-    cut.scalar("loss", 1.0, 4)
+    cut.scalars(4, {"loss": 1.0})
     cut.close()
     for _ in range(2):
         show(tmp_path, CHOSEN, {"loss": 1.0, "accuracy": 0.5}, 4)
@@ -321,8 +319,8 @@ def test_the_command_can_be_pasted_into_a_shell(monkeypatch, tmp_path):
 def test_texts_reach_tensorboard_once_a_start_even_if_they_are_not_utf_8(tmp_path):
     facts = provenance(torch.device("cpu"), "bf16", 4)
     for step, text in ((0, "first"), (4, "second"), (4, "third \udcff")):
-        with RunLogger(tmp_path, resume_step=step) as log:
-            log.texts(step, {**facts, "command": text}, prefix="run")
+        with RunLogger(tmp_path, tmp_path, purge_step=step) as log:
+            log.board.texts(step, {**facts, "command": text}, prefix="run")
     assert texts(tmp_path, "run/command") == {0: "first", 4: "third \\udcff"}
     shown = texts(tmp_path, "run/environment")[4]
     assert "| processes | 4 |" in shown and "| precision | bf16 |" in shown

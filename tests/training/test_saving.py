@@ -28,13 +28,13 @@ class Saving:
 
     def __init__(self, folder, save_interval):
         self.run, self.now = run_in(folder, save_interval=save_interval), 0.0
-        self.state, self.logs = state_of(nn.Linear(2, 2), self.run), RunLogger(folder, main=False)
-        self.saver = Saver(self.run, plan(), self.state, self.logs, lambda: self.now)
+        self.state, self.logs = state_of(nn.Linear(2, 2), self.run, plan()), RunLogger(None, None)
+        self.saver = Saver(self.run, self.state, self.logs, lambda: self.now)
 
     def step(self, seconds=0.0):
         self.now += seconds
         self.state.step += 1
-        self.saver.check(self.state)
+        self.saver.check()
 
     def saved_steps(self, seconds, count):
         """Return after which of so many steps of so many seconds the state was saved."""
@@ -80,11 +80,11 @@ def test_a_failed_save_is_tried_again_after_the_interval_and_at_the_end(tmp_path
         saving = Saving(tmp_path, 1.0)
         saving.saved_steps(25, 9)
         assert failed == [f"checkpoint-0-step{step}.pth" for step in (2, 4, 6, 8)]
-        saving.saver.end_epoch(saving.state)
+        saving.saver.end_epoch({})
         with pytest.raises(OSError, match="state after the last epoch is not saved in .*; free"):
-            saving.saver.finish(saving.state)
+            saving.saver.finish()
         assert failed[4:] == ["checkpoint-0.pth"] * 2
-    saving.saver.finish(saving.state)
+    saving.saver.finish()
     assert checkpoint.load(tmp_path / "checkpoint-0.pth", verify=True)["epoch"] == 0
 
 
@@ -92,7 +92,7 @@ def test_a_request_to_stop_saves_what_is_new_and_only_that(tmp_path):
     saving = Saving(tmp_path, 60)
     saving.run.note(15)
     with pytest.raises(Stopped, match="stopped by SIGTERM after 0 steps, all saved"):
-        saving.saver.check(saving.state)
+        saving.saver.check()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(Stopped, match="stopped by SIGTERM after 1 steps, all saved"):
         saving.step()
@@ -115,37 +115,10 @@ def test_a_resumed_state_is_the_saved_one_with_the_rates_of_its_last_step(tmp_pa
     saving, other = (Saving(tmp_path / name, 0.0) for name in ("a", "b"))
     saving.saved_steps(0, 3)
     path = tmp_path / "a/checkpoint-0-step3.pth"
-    resume(other.run, plan(), other.state, (path, checkpoint.load(path)))
+    resume(other.run, other.state, (path, checkpoint.load(path)))
     assert (other.state.epoch, other.state.step) == (0, 3)
     assert torch.equal(other.state.model.weight, saving.state.model.weight)
     assert other.state.optimizer.param_groups[0]["lr"] == plan().lr[2]
-
-
-@pytest.mark.parametrize(
-    ("epoch", "step", "gone"),
-    [
-        (0, 0, ["0", "1", "1-step5", "2-step9"]),
-        (1, 0, ["1", "1-step5", "2-step9"]),
-        (1, 1, ["1", "2-step9"]),
-        (2, 0, ["2-step9"]),
-        (2, 1, []),
-    ],
-)
-def test_states_ahead_of_the_run_go_when_its_first_save_is_there(
-    tmp_path, monkeypatch, epoch, step, gone
-):
-    """Steps 5 and 9 of the run are the first ones of epochs 1 and 2: an epoch has four."""
-    names = {f"checkpoint-{name}.pth" for name in ("0", "1-step5", "1", "2-step9")}
-    for name in names:
-        (tmp_path / name).touch()
-    saving = Saving(tmp_path, 0.0)
-    monkeypatch.setattr(checkpoint, "prune", lambda *_: None)
-    saving.state.epoch, saving.state.step = epoch, step
-    saver = Saver(saving.run, plan(steps=4), saving.state, saving.logs)
-    assert {path.name for path in tmp_path.iterdir()} == names
-    saver.end_epoch(saving.state)
-    left = names - {f"checkpoint-{name}.pth" for name in gone}
-    assert {path.name for path in tmp_path.iterdir()} == left | {f"checkpoint-{epoch}.pth"}
 
 
 # Changes

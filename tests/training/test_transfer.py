@@ -42,7 +42,7 @@ def test_pretraining_checkpoint_fills_the_encoders_and_reports_the_rest(
     assert families(report.new) == {"fc_norm", "head", "video_layer_weights", "audio_layer_weights"}
     kinds = ("decoder", "encoder_to_decoder", "mask_token")
     assert families(report.unused) == {f"{n}{end}" for n in kinds for end in ("", "_audio")}
-    assert report.share == 1.0 and report.mismatched == () and report.problems == ()
+    assert report.share == 1.0 and report.mismatched == [] and report.problems == []
     assert torch.equal(model.head.weight, head)
     lines = caplog.messages[-1].splitlines()
     assert lines[0].startswith(f"loaded {len(report.loaded)} of {len(state)} tensors (100.0%")
@@ -68,7 +68,7 @@ def test_half_precision_weights_load_into_a_float_model(pretrained):
 def test_one_stream_model_takes_its_own_encoder_only(pretrained):
     report = load_pretrained(classifier(modality="a"), pretrained)
     assert families(report.loaded) == {"encoder_audio"}
-    assert {"encoder", "encoder_fusion"} <= families(report.unused) and report.problems == ()
+    assert {"encoder", "encoder_fusion"} <= families(report.unused) and report.problems == []
 
 
 def test_head_of_another_class_count_keeps_its_initial_values(caplog):
@@ -173,7 +173,7 @@ def test_decoders_of_the_other_kind_are_left_over_or_new(caplog):
     with_skips = small_models.pretraining_model()
     without = small_models.pretraining_model(skip_connections=False)
     report = load_pretrained(without, with_skips.state_dict())
-    assert report.new == () and report.unused and all("cross" in n for n in report.unused)
+    assert report.new == [] and report.unused and all("cross" in n for n in report.unused)
     report = load_pretrained(with_skips, without.state_dict())
-    assert report.unused == () and report.new and all("cross" in n for n in report.new)
+    assert report.unused == [] and report.new and all("cross" in n for n in report.new)
     assert "new, keep their initial values: decoder.* (20), decoder_audio.* (20)" in caplog.text

@@ -5,46 +5,181 @@ flag is spelled otherwise, the field says so. It also says which values are allo
 resumed run may change it. Settings are saved by their flags, in groups.
 """
 
+import argparse
 import itertools
+import operator
 import os
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from functools import partial
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from hicmae.config.flags import (
-    Settings,
-    add_arguments,
-    as_dict,
-    flag_of,
-    flat_settings,
-    from_dict,
-    from_flags,
-    harmless,
-    new_parser,
-    option,
-    parse_configs,
-    refuse,
-)
-from hicmae.data.dataset import ClipSettings
+from hicmae.data.dataset import MODALITIES, ClipSettings
 from hicmae.data.splits import PATTERNS
 from hicmae.models.encoder import FUSION_ORDERS
 
-__all__ = ["add_arguments", "as_dict", "flat_settings", "from_dict", "from_flags", "new_parser",
-           "parse_configs"]  # fmt: skip
-
+Config = TypeVar("Config")
+Configs = TypeVar("Configs")
+Refused = Mapping[str, object]  # what is wrong, by the message that says so
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+RULES = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 SHARE, NOT_ALL, PART, NOT_NONE = ">= 0 and <= 1", ">= 0 and < 1", "> 0 and < 1", "> 0 and <= 1"
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 CPU_GEMM = ("auto", "onednn", "mkl")
 CORES = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
 WORKERS = min(16, max(CORES // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
+CONTRASTED, ACTIVATIONS = ("all", "top", "none"), ("sigmoid", "relu", "tanh")
 # By task; the first loss and metric are the defaults, as are these alphas of mixup and cutmix.
 LOSSES = {"classification": ("ce",), "regression": ("mse", "mae", "ccc", "pcc")}
 METRICS = {
     "classification": ("war", "uar", "acc1", "weighted_f1", "macro_f1", "micro_f1"),
     "regression": ("ccc", "pcc", "acc", "mae", "mse", "rmse"),
 }
+ALL_METRICS = sum(METRICS.values(), ())
 MIXING = {"classification": (0.8, 1.0), "regression": (0.0, 0.0)}
-LOWER_IS_BETTER = ("mae", "mse", "rmse")
 FUSION_HELP = "stream that fusion layers update first, for the other to read; both: at once"
+LOWER_IS_BETTER = ("mae", "mse", "rmse")
+
+
+def option(default: Any, description: str, must: str = "", **about: Any) -> Any:
+    """Declare a dataclass field that is also a flag, of the field's name or named in `flag`.
+
+    ``--help`` shows the description, the default and what `must` hold of each number, e.g. "> 0 and
+    <= 1", but no `aliases` (older spellings). A `harmless` setting may change in a resumed run,
+    which is still the same run: it says where and how to compute, or when to log, save and test.
+    The rest is argparse's: `choices`, `metavar`, `nargs` where the type does not tell it.
+    """
+    usual = {"flag": "", "aliases": (), "harmless": False}
+    known = {name: about.pop(name, value) for name, value in usual.items()}
+    return field(
+        default=default, metadata={"help": description, "must": must, "rest": about, **known}
+    )
+
+
+harmless = partial(option, harmless=True)
+
+
+def flag_of(item: Field) -> str:
+    """Return the flag of a field, without dashes."""
+    return item.metadata["flag"] or item.name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A group of flags; ValueError names the one whose value is not allowed."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, must = getattr(self, item.name), item.metadata["must"]
+            numbers = value if isinstance(value, tuple) else (value,)
+            for sign, limit in map(str.split, must.split(" and ") if must else ()):
+                if not all(n is None or RULES[sign](n, float(limit)) for n in numbers):
+                    raise ValueError(f"--{flag_of(item)} must be {must}, got {value}")
+        for message, wrong in self._refused().items():
+            if wrong:
+                raise ValueError(message)
+
+    def _refused(self) -> Refused:
+        """Return which settings do not go together."""
+        return {}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a bad flag in one line instead of printing the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and say where the flags are described."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def new_parser(description: str | None, configs: Any = None, **defaults: Any) -> OneLineParser:
+    """Make a parser that takes no abbreviated flags and shows its description as it is.
+
+    The fields of the dataclasses of `configs`, a NamedTuple, become flags; `defaults`, by flag,
+    replace the fields' own.
+    """
+    style = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(description=description, allow_abbrev=False, formatter_class=style)
+    for config in configs.__annotations__.values() if configs else ():
+        add_arguments(parser, config, **defaults)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser, config: type, **defaults: Any) -> None:
+    """Add a group of flags, one for each field; its title is the dataclass's first line."""
+    group = parser.add_argument_group((config.__doc__ or "").splitlines()[0].rstrip("."))
+    hints = typing.get_type_hints(config)
+    for item in fields(config):
+        flag, about, kind = flag_of(item), item.metadata, hints[item.name]
+        default, options = defaults.get(flag, item.default), {"dest": flag, **about["rest"]}
+        if isinstance(kind, types.UnionType):  # X | None
+            kind = typing.get_args(kind)[0]
+        if typing.get_origin(kind) is tuple:
+            kind, *others = typing.get_args(kind)
+            options.setdefault("nargs", "+" if others == [...] else 1 + len(others))
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            metavar = None if "choices" in options else METAVARS[kind]
+            options = {"metavar": metavar, "type": kind, **options}
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        notes = [f"default: {shown}"] if shown not in (None, "") else []
+        notes += [about["must"]] if about["must"] else []
+        text = about["help"].replace("%", "%%") + (f" ({'; '.join(notes)})" if notes else "")
+        group.add_argument(f"--{flag}", default=default, help=text, **options)
+        if about["aliases"]:
+            options |= {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            group.add_argument(*[f"--{alias}" for alias in about["aliases"]], **options)
+
+
+def parse_configs(
+    parser: argparse.ArgumentParser, configs: type[Configs], argv: Sequence[str] | None
+) -> Configs:
+    """Parse the command line, or `argv`; a wrong setting ends in one line and exit code 2."""
+    flags = vars(parser.parse_args(argv))
+    try:
+        parsed = from_dict(configs, flags)
+        return parsed.completed() if hasattr(parsed, "completed") else parsed
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def from_flags(flags: Mapping[str, Any], config: type[Config]) -> Config:
+    """Build a dataclass, which checks them, from values by flag or alias; None: the default."""
+    values: dict[str, Any] = {}
+    for item in fields(config):  # type: ignore[arg-type]  # any dataclass will do
+        names = (flag_of(item), *item.metadata["aliases"])
+        value = next((flags[name] for name in names if flags.get(name) is not None), None)
+        if value is not None and isinstance(item.default, tuple):
+            value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if value is not None:
+            values[item.name] = value
+    return config(**values)
+
+
+def as_dict(configs: NamedTuple) -> dict[str, dict[str, Any]]:
+    """Return the settings in groups by flag, for JSON and for checkpoints."""
+    return {
+        group: {flag_of(item): getattr(config, item.name) for item in fields(config)}
+        for group, config in configs._asdict().items()
+    }
+
+
+def from_dict(configs: type[Configs], settings: Any) -> Configs:
+    """Undo `as_dict`, or take what `flat_settings` takes; what is missing has its default."""
+    flags, groups = flat_settings(settings), configs.__annotations__.items()
+    return configs(**{name: from_flags(flags, kind) for name, kind in groups})
+
+
+def flat_settings(args: Any) -> dict[str, Any]:
+    """Return settings by flag, lists for tuples, from groups of flags, flags, or a Namespace."""
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    flat: dict[str, Any] = {}
+    for name, value in args.items() if isinstance(args, Mapping) else ():
+        flat.update(value if isinstance(value, Mapping) else {name: value})
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in flat.items()}
 
 
 @dataclass(frozen=True)
@@ -54,24 +189,16 @@ class RunConfig(Settings):
     output_dir: str = harmless("", "folder for checkpoints, logs and results", metavar="DIR")
     log_dir: str = harmless("", "folder for TensorBoard files; empty: output_dir", metavar="DIR")
     device: str = harmless("auto", "where to compute: auto, cpu, cuda, cuda:N or mps")
-    precision: str = option(
-        "auto",
-        "of the forward pass; auto: bf16, fp16 on older GPUs, fp32 on a CPU",
-        choices=PRECISIONS,
-    )
+    precision: str = option("auto", "auto: bf16, fp16 on older GPUs", choices=PRECISIONS)
     cpu_gemm: str = harmless("auto", "fp32 products on a CPU; auto: the faster", choices=CPU_GEMM)
     compile: bool = harmless(False, "torch.compile the steps; minutes at first, then faster")
     cuda_graphs: bool = harmless(False, "with --compile on a GPU: replay a pass by one launch")
-    checkpoint_activations: bool = harmless(
-        False, "compute the blocks again in the backward pass: less memory, same gradients"
-    )
+    checkpoint_activations: bool = harmless(False, "compute blocks twice to save memory; exact")
     seed: int = option(0, "seed of everything random", ">= 0")
     resume: str = harmless("", "checkpoint file to go on from", metavar="FILE")
     auto_resume: bool = harmless(True, "go on from the newest whole checkpoint in output_dir")
     allow_changes: bool = harmless(False, "go on even with what makes it another run; it is listed")
-    save_interval: float = harmless(
-        15.0, "minutes of training that may be lost at most; 0: save after every step", ">= 0"
-    )
+    save_interval: float = harmless(15.0, "minutes of training lost at most; 0: no step", ">= 0")
     save_ckpt_freq: int = harmless(10, "keep the checkpoint of every this many epochs", "> 0")
     keep_ckpts: int = harmless(2, "keep this many of the last checkpoints as well", "> 0")
     max_bad_steps: int = harmless(10, "bad steps (not finite) in a row that end training", "> 0")
@@ -80,10 +207,12 @@ class RunConfig(Settings):
     image_freq: int = harmless(1, "epochs between pictures in TensorBoard; 0: none", ">= 0")
     num_workers: int = harmless(WORKERS, "processes for each GPU that load clips; 0: none", ">= 0")
 
-    def _check(self) -> None:
-        refuse(not self.output_dir, "--output_dir is missing; name the folder for all results")
+    def _refused(self) -> Refused:
         alone = self.cuda_graphs and not self.compile
-        refuse(alone, "--cuda_graphs replays compiled passes; add --compile")
+        return {
+            "--output_dir is missing; name the folder for all results": not self.output_dir,
+            "--cuda_graphs replays compiled passes; add --compile": alone,
+        }
 
 
 @dataclass(frozen=True)
@@ -98,8 +227,8 @@ class DataConfig(Settings):
     max_bad_clips: float = harmless(0.01, "share of unreadable clips that ends training", SHARE)
     clip_timeout: float = harmless(60.0, "seconds until a clip is skipped; 0: no limit", ">= 0")
 
-    def _check(self) -> None:
-        refuse(not self.data_path, "--data_path is missing; name the clip list or its folder")
+    def _refused(self) -> Refused:
+        return {"--data_path is missing; name the clip list or its folder": not self.data_path}
 
 
 @dataclass(frozen=True)
@@ -110,21 +239,27 @@ class ClipConfig(ClipSettings, Settings):
     sampling_rate: int = option(4, "frames from one sampled frame to the next", "> 0")
     input_size: int = option(160, "height and width of a video frame in pixels", "> 0")
     input_size_audio: tuple[int, int] = option(
-        (256, 128), "spectrogram steps of 10 ms, and mel bins (128 if left out)", "> 0", nargs="+"
+        (256, 128), "10 ms steps, mel bins", "> 0", nargs="+"
     )
     tubelet_size: int = option(2, "video frames of one token", "> 0")
 
-    def _check(self) -> None:
-        sizes = self.input_size_audio
-        refuse(len(sizes) > 2, f"--input_size_audio takes steps and mel bins, got {sizes}")
-        if len(sizes) == 1:
-            object.__setattr__(self, "input_size_audio", (sizes[0], 128))
-        for flag, size, part, whole in (
-            ("num_frames", self.num_frames, self.tubelet_size, "--tubelet_size"),
-            ("input_size", self.input_size, 16, "the patch size"),
-            *(("input_size_audio", size, 16, "the patch size") for size in sizes),
-        ):
-            refuse(size % part, f"--{flag} {size} is not a multiple of {whole}, {part}")
+    def __post_init__(self) -> None:
+        if len(self.input_size_audio) == 1:
+            object.__setattr__(self, "input_size_audio", (*self.input_size_audio, 128))
+        super().__post_init__()
+
+    def _refused(self) -> Refused:
+        sizes, tubelet = self.input_size_audio, self.tubelet_size
+        patches = [("input_size", self.input_size), *(("input_size_audio", size) for size in sizes)]
+        return {
+            f"--input_size_audio takes steps and mel bins, got {sizes}": len(sizes) != 2,
+            f"--num_frames {self.num_frames} is not a multiple of --tubelet_size, {tubelet}": (
+                self.num_frames % tubelet
+            ),
+        } | {
+            f"--{k} {size} is not a multiple of the patch size, 16": size % 16
+            for k, size in patches
+        }
 
     def of_model(self) -> dict[str, Any]:
         """Return the geometry as the arguments of a model."""
@@ -150,18 +285,15 @@ class OptimConfig(Settings):
     opt_eps: float = option(1e-8, "AdamW epsilon", "> 0")
     clip_grad: float | None = option(None, "largest gradient norm; none: no clipping", "> 0")
 
-    def _check(self) -> None:
-        warmup, epochs = self.warmup_epochs, self.epochs
-        refuse(warmup > epochs, f"--warmup_epochs {warmup} is more than --epochs {epochs}")
-        both = self.total_batch and self.accum_iter > 1
-        refuse(both, "--total_batch chooses --accum_iter; leave one of them out")
+    def _refused(self) -> Refused:
+        warmup, epochs, total = self.warmup_epochs, self.epochs, self.total_batch
+        return {
+            f"--warmup_epochs {warmup} is more than --epochs {epochs}": warmup > epochs,
+            "--total_batch chooses --accum_iter; leave one out": total and self.accum_iter > 1,
+        }
 
     def shared(self, processes: int) -> "OptimConfig":
-        """Return the batches that --total_batch means for so many processes.
-
-        Raises:
-            ValueError: the total cannot be had in equal passes of about --batch_size clips.
-        """
+        """Return the batches that --total_batch means for so many processes, or ValueError."""
         total, largest = self.total_batch, self.batch_size
         if not total:
             return self
@@ -190,17 +322,13 @@ def _passes(total: int, processes: int, largest: int) -> tuple[int, int] | None:
 class PretrainModelConfig(Settings):
     """Pre-training model."""
 
-    model_name: str = option(
-        "pretrain_hicmae_dim512_patch16_160_a256", "registered name", flag="model", metavar="NAME"
-    )
+    model_name: str = option("pretrain_hicmae_dim512_patch16_160_a256", "timm name", flag="model")
     encoder_depth: int = option(10, "blocks of the video encoder")
     encoder_depth_audio: int = option(10, "blocks of the audio encoder")
     decoder_depth: int = option(4, "blocks of the video decoder: one more than kept levels")
     decoder_depth_audio: int = option(4, "blocks of the audio decoder: one more than kept levels")
     encoder_fusion_depth: int = option(2, "layers of the cross-modal fusion encoder")
-    return_intermediate_features: tuple[int, ...] = option(
-        (3, 6, 9), "encoder blocks (from 0) that feed decoders and contrast", metavar="BLOCK"
-    )
+    return_intermediate_features: tuple[int, ...] = option((3, 6, 9), "kept blocks, from 0")
     skip_connections: bool = option(True, "decoders read these levels; without: self-attention")
     fusion_order: str = option("both", FUSION_HELP, choices=FUSION_ORDERS)
     drop_path_rate: float = option(0.0, "drop path at the last block", NOT_ALL, flag="drop_path")
@@ -220,30 +348,18 @@ class PretrainLossConfig(Settings):
     """Pre-training loss."""
 
     loss_weight: float = option(0.0025, "weight of the contrastive loss", ">= 0")
-    contrastive_levels: str = option(
-        "all", "which of the kept encoder blocks to contrast", choices=("all", "top", "none")
-    )
-    temperature: float = option(
-        0.07, "temperature of the contrastive loss", "> 0", flag="inter_contrastive_temperature"
-    )
+    contrastive_levels: str = option("all", "kept blocks to contrast", choices=CONTRASTED)
+    temperature: float = option(0.07, "of InfoNCE", "> 0", flag="inter_contrastive_temperature")
     gather: bool = option(False, "contrast with the clips of all GPUs", flag="gather_negatives")
-    frame_diff: bool = option(
-        False, "predict differences to the first frame of a group", flag="use_frame_diff_as_target"
-    )
+    frame_diff: bool = option(False, "frame differences", flag="use_frame_diff_as_target")
     frame_diff_group_size: int = option(2, "frames of such a group", "> 0")
-    target_diff_weight: float | None = option(
-        None, "weight of a tubelet's later frames, 1 - w for its first; none: plain mean", SHARE
-    )
-    normalize_target: bool = option(
-        True, "normalise each video patch and channel", aliases=("normlize_target",)
-    )
-    normalize_target_audio: bool = option(
-        True, "normalise each audio patch", aliases=("normlize_target_audio",)
-    )
+    target_diff_weight: float | None = option(None, "of a tubelet's later frames", SHARE)
+    normalize_target: bool = option(True, "by patch, channel", aliases=("normlize_target",))
+    normalize_target_audio: bool = option(True, "by patch", aliases=("normlize_target_audio",))
 
-    def _check(self) -> None:
+    def _refused(self) -> Refused:
         nothing = self.gather and self.contrastive_levels == "none"
-        refuse(nothing, "--gather_negatives needs a contrast, --contrastive_levels has none")
+        return {"--gather_negatives needs a contrast, --contrastive_levels has none": nothing}
 
 
 class PretrainConfigs(NamedTuple):
@@ -264,10 +380,8 @@ class ClassifierConfig(Settings):
 
     task: str = option("classification", "kind of labels", choices=tuple(LOSSES))
     num_classes: int = option(0, "classes, or regression outputs", flag="nb_classes")
-    modality: str = option("av", "streams to read: both, audio, video", choices=("av", "a", "v"))
-    model_name: str = option(
-        "avit_dim512_patch16_160_a256", "registered name", flag="model", metavar="NAME"
-    )
+    modality: str = option("av", "streams to read: both, audio, video", choices=MODALITIES)
+    model_name: str = option("avit_dim512_patch16_160_a256", "registered name", flag="model")
     depth: int = option(10, "blocks of the video encoder", aliases=("encoder_depth",))
     depth_audio: int = option(10, "blocks of the audio encoder", aliases=("encoder_depth_audio",))
     fusion_depth: int = option(2, "layers of the fusion encoder", aliases=("encoder_fusion_depth",))
@@ -276,39 +390,34 @@ class ClassifierConfig(Settings):
     drop_path_rate: float = option(0.1, "drop path at the last block", NOT_ALL, flag="drop_path")
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale", ">= 0")
     class_names: tuple[str, ...] = harmless(
-        (),
-        "names, a file with one a line, or a data set's name; default: classes.txt (regression: "
-        "targets.txt) in data_path or above",
-        metavar="NAME",
-    )
-    head_activation: str | None = option(
-        None, "function after the head (regression)", choices=("sigmoid", "relu", "tanh")
-    )
+        (), "names, a file, or a data set's; default: classes.txt (regression: targets.txt) in "
+        "data_path or above", metavar="NAME",
+    )  # fmt: skip
+    head_activation: str | None = option(None, "of a regression", choices=ACTIVATIONS)
     finetune: str = option("", "pre-training checkpoint to start from", metavar="FILE")
     allow_partial: bool = option(False, "accept a checkpoint of deeper or shallower encoders")
     layer_decay: float = option(0.75, "learning-rate factor from layer to lower layer", NOT_NONE)
-    linear_probe: bool = option(
-        False, "train only fc_norm, head, layer weights; wants a large --lr"
-    )
+    linear_probe: bool = option(False, "train only fc_norm, head, layer weights; raise --lr")
     freeze_layers: int = option(0, "lowest blocks of each encoder to freeze; 0: none", ">= 0")
 
-    def _check(self) -> None:
-        classes, classifies = self.num_classes, self.task == "classification"
-        refuse(classes < 1, "--nb_classes is missing; give the number of classes or outputs")
-        refuse(classifies and classes < 2, f"--nb_classes must be at least 2, got {classes}")
-        wrong = classifies and self.head_activation
-        refuse(wrong, "--head_activation is for --task regression only; leave it out")
-        refuse(
-            self.modality != "av" and self.fusion_order != "both",
-            f"--fusion_order {self.fusion_order} is for --modality av, --modality {self.modality} "
-            "has no fusion; leave it out",
-        )
-        both = self.linear_probe and self.freeze_layers
-        refuse(both, "--linear_probe freezes all that --freeze_layers does; give one")
+    def _refused(self) -> Refused:
+        classes, classifies = self.num_classes, self.task != "regression"
+        order, modality, frozen = self.fusion_order, self.modality, self.freeze_layers
+        probe, activation = self.linear_probe, self.head_activation
+        wrong: dict[str, object] = {
+            "--nb_classes is missing; give the number of classes or outputs": classes < 1,
+            f"--nb_classes must be at least 2, got {classes}": classifies and classes < 2,
+            "--head_activation is for --task regression; leave it out": classifies and activation,
+            f"--fusion_order {order}, but --modality {modality} has no fusion; leave one out": (
+                order != "both" and modality != "av"
+            ),
+            "--linear_probe freezes all that --freeze_layers does; give one": probe and frozen,
+        }
         for stream, flag in (("v", "depth"), ("a", "depth_audio")):
-            depth, frozen = getattr(self, flag), self.freeze_layers
+            depth = getattr(self, flag)
             text = f"--freeze_layers {frozen} is more than the {depth} blocks of --{flag}"
-            refuse(stream in self.modality and frozen > depth, text)
+            wrong[text] = stream in modality and frozen > depth
+        return wrong
 
 
 @dataclass(frozen=True)
@@ -319,9 +428,7 @@ class AugmentConfig(Settings):
     reprob: float = option(0.25, "probability of random erasing", SHARE)
     remode: str = option("pixel", "filling of erased boxes", choices=("pixel", "rand", "const"))
     recount: int = option(1, "erased boxes a clip", "> 0")
-    scale: tuple[float, float] = option(
-        (0.08, 1.0), "areas of random crops", NOT_NONE, flag="crop_scale", metavar="SHARE"
-    )
+    scale: tuple[float, float] = option((0.08, 1.0), "areas of crops", NOT_NONE, flag="crop_scale")
     flip: float = option(0.5, "probability of a horizontal flip", SHARE)
     mixup: float | None = option(None, "mixup alpha; 0: off (default: 0.8, regression 0)", ">= 0")
     cutmix: float | None = option(None, "cutmix alpha; 0: off (default: 1, regression 0)", ">= 0")
@@ -330,16 +437,9 @@ class AugmentConfig(Settings):
     mixup_audio: bool = option(False, "mix the audio too (the original mixes video and targets)")
     smoothing: float = option(0.1, "label smoothing", NOT_ALL)
 
-    def _check(self) -> None:
-        refuse(
-            self.scale[0] > self.scale[1],
-            f"--crop_scale takes two shares, the smaller one first, got {self.scale}",
-        )
-
-    @property
-    def mixes(self) -> bool:
-        """Whether batches are mixed at all."""
-        return bool(self.mixup or self.cutmix)
+    def _refused(self) -> Refused:
+        low, high = self.scale
+        return {f"--crop_scale takes two shares, the smaller first, got {low} {high}": low > high}
 
 
 @dataclass(frozen=True)
@@ -347,34 +447,21 @@ class ScoreConfig(Settings):
     """Loss, validation and testing."""
 
     loss: str = option("", "default: ce, or mse for regression", choices=sum(LOSSES.values(), ()))
-    val_metric: str = option(
-        "", "picks the best epoch; default: war, or ccc", choices=sum(METRICS.values(), ())
-    )
-    val_path: str = harmless(
-        "", "validation list; default: val.csv in data_path, else test.csv", metavar="FILE"
-    )
+    val_metric: str = option("", "of the best epoch; default: war, or ccc", choices=ALL_METRICS)
+    val_path: str = harmless("", "validation list; default: val.csv or test.csv", metavar="FILE")
     val_split: str = option(
-        "list",
-        "list: validate on --val_path, val.csv or test.csv; speaker, clip: on a part of train.csv, "
-        "all clips of some speakers or clips at random",
+        "list", "list: validate on --val_path, val.csv or test.csv; speaker, clip: on a part of "
+        "train.csv, all clips of some speakers or clips at random",
         choices=("list", "speaker", "clip"),
-    )
+    )  # fmt: skip
     val_share: float = option(0.2, "share of train.csv that --val_split holds out", PART)
-    label_share: float = option(
-        1.0, "share of each class to train on; smaller shares are parts of larger ones", NOT_NONE
-    )
-    speaker_file: str = harmless(
-        "", "csv of clip,speaker; default: clip_speakers.csv in data_path or above", metavar="FILE"
-    )
+    label_share: float = option(1.0, "share of each class to train on, nested", NOT_NONE)
+    speaker_file: str = harmless("", "csv of clip,speaker beside the lists", metavar="FILE")
     speaker_pattern: str = harmless(
-        "",
-        "or a regular expression whose groups in a clip's name make the speaker, or "
-        + ", ".join(PATTERNS),
-        metavar="REGEX",
-    )
-    average_clips: int = option(
-        0, "score clips with the same first N '_' fields of their names as one; 0: off", ">= 0"
-    )
+        "", "or a regular expression whose groups in a clip's name make the speaker, or "
+        + ", ".join(PATTERNS), metavar="REGEX",
+    )  # fmt: skip
+    average_clips: int = option(0, "clips alike in the first N '_' fields are one; 0: off", ">= 0")
     test_num_segment: int = harmless(2, "temporal views of a test clip", "> 0")
     test_num_crop: int = harmless(2, "spatial views of a test clip", "> 0")
     dist_eval: bool = harmless(True, "share testing among the GPUs")
@@ -382,15 +469,15 @@ class ScoreConfig(Settings):
     skip_bad_test_clips: bool = harmless(False, "leave unreadable test clips out, and report them")
     export: bool = harmless(True, "write export/last and export/best at the end, for prediction")
 
-    def _check(self) -> None:
+    def _refused(self) -> Refused:
         split, by_file, by_pattern = self.val_split, self.speaker_file, self.speaker_pattern
-        both = split != "list" and self.val_path
-        refuse(both, f"--val_path names a list, --val_split {split} holds clips out; give one")
         name = "--speaker_file" if by_file else "--speaker_pattern"
-        unused = split != "speaker" and (by_file or by_pattern)
-        refuse(unused, f"{name} is for --val_split speaker; add that or leave it out")
-        both = by_file and by_pattern
-        refuse(both, "--speaker_file and --speaker_pattern both name speakers; give one")
+        both, unused = by_file and by_pattern, split != "speaker" and (by_file or by_pattern)
+        return {
+            f"--val_path and --val_split {split}; give one": split != "list" and self.val_path,
+            f"{name} is for --val_split speaker; add that or leave it out": unused,
+            "--speaker_file and --speaker_pattern both name speakers; give one": both,
+        }
 
 
 class FinetuneConfigs(NamedTuple):
@@ -409,10 +496,11 @@ class FinetuneConfigs(NamedTuple):
         task, score, augment = self.classifier.task, self.score, self.augment
         loss, metric = score.loss or LOSSES[task][0], score.val_metric or METRICS[task][0]
         for flag, value, allowed in (("loss", loss, LOSSES), ("val_metric", metric, METRICS)):
-            text = f"--{flag} {value} does not fit --task {task}; use {', '.join(allowed[task])}"
-            refuse(value not in allowed[task], text)
-        wrong = task == "regression" and augment.mixes
-        refuse(wrong, "--mixup and --cutmix are for classification; leave them out or set 0")
+            if value not in allowed[task]:
+                fitting = ", ".join(allowed[task])
+                raise ValueError(f"--{flag} {value} does not fit --task {task}; use {fitting}")
+        if task == "regression" and (augment.mixup or augment.cutmix):
+            raise ValueError("--mixup and --cutmix are for classification; leave out or set 0")
         metric = "war" if metric == "acc1" else metric  # another name
         alphas = zip((augment.mixup, augment.cutmix), MIXING[task], strict=True)
         mixup, cutmix = (usual if given is None else given for given, usual in alphas)
