@@ -33,6 +33,7 @@ import zlib
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ import soundfile
 from PIL import Image
 from tqdm import tqdm
 
+from hicmae.config import Settings, add_arguments, from_flags, option
 from hicmae.data.audio import SAMPLE_RATE, WavFile
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list
 from hicmae.data.film import open_video
@@ -71,29 +73,30 @@ class PackJob(NamedTuple):
     clip: Clip
 
 
+@dataclass(frozen=True)
+class PackOptions(Settings):
+    """How frames are stored."""
+
+    quality: int = option(95, "of JPEG, without chroma subsampling", ">= 1 and <= 100")
+    lossless: bool = option(False, "store PNG")
+    size: int | None = option(None, "shrink frames to this short side in pixels", ">= 1")
+
+
 # One clip
 
 
-def encode(
-    job: PackJob, pretraining: bool, size: int | None = None, quality: int | None = 95
-) -> dict[str, Any]:
+def encode(job: PackJob, options: PackOptions, pretraining: bool) -> dict[str, Any]:
     """Read a clip and encode it; UnreadableClip where training could not use it either.
 
-    Args:
-        job: the clip.
-        pretraining: cut VoxCeleb2's 224 x 224 frames to the face, as pre-training does.
-        size: short side to shrink frames to; None keeps them.
-        quality: of JPEG, 1 to 100, without chroma subsampling; None stores PNG, without loss.
-
-    Returns:
-        The bytes of the clip's MEMBERS; frames and source_bytes, for the summary.
+    For `pretraining`, VoxCeleb2's 224 x 224 frames are cut to the face, as they are there. Returns
+    the bytes of the clip's MEMBERS; its number of frames, for the summary.
     """
     video, sound = open_video(job.source), WavFile(job.audio)
     images = []
     for start in range(0, len(video), FRAMES_AT_ONCE):
         indices = range(start, min(start + FRAMES_AT_ONCE, len(video)))
         for index, frame in zip(indices, video.read(indices), strict=True):
-            images.append(_image(video, index, frame, pretraining, size, quality))
+            images.append(_image(video, index, frame, options, pretraining))
     wav, samples = _wav(sound)
     info = {
         "video": job.clip.video,
@@ -107,28 +110,20 @@ def encode(
         "sample_type": samples.dtype.str,
         "wav_header": len(wav) - samples.nbytes,
     }
-    is_folder = os.path.isdir(job.source)
-    files = [entry.path for entry in os.scandir(job.source)] if is_folder else [job.source]
     return {
         "members": (json.dumps(info, separators=(",", ":")).encode(), b"".join(images), wav),
         "frames": len(images),
-        "source_bytes": sum(map(os.path.getsize, [*files, job.audio])),
     }
 
 
 def _image(
-    video: Video,
-    index: int,
-    frame: np.ndarray,
-    pretraining: bool,
-    size: int | None,
-    quality: int | None,
+    video: Video, index: int, frame: np.ndarray, options: PackOptions, pretraining: bool
 ) -> bytes:
-    """Return a frame's image file: that of a folder where it is a JPEG to be kept, else a new one.
+    """Return the image file of frame `index`: a folder's own JPEG where it is kept, else a new one.
 
-    The others are those of `encode`; `frame` is frame `index` of the video.
+    `options` and `pretraining` are those of `encode`.
     """
-    shrinks = size is not None and size < min(frame.shape[:2])
+    shrinks = options.size is not None and options.size < min(frame.shape[:2])
     if isinstance(video, FrameFolder) and not shrinks:
         path = Path(video.path, video.names[index])
         with Image.open(path) as stored:
@@ -138,14 +133,14 @@ def _image(
     if pretraining:
         image = image.crop(face_box(*image.size))
     short = min(image.size)
-    if size is not None and size < short:
-        width, height = (side * size // short for side in image.size)
+    if options.size is not None and options.size < short:
+        width, height = (side * options.size // short for side in image.size)
         image = resize(image, (width, height))
     file = io.BytesIO()
-    if quality is None:
+    if options.lossless:
         image.save(file, "PNG")
     else:
-        image.save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
+        image.save(file, "JPEG", quality=options.quality, subsampling=0, optimize=True)
     return file.getvalue()
 
 
@@ -324,19 +319,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shard_size", type=parse_size, default=10**9, metavar="SIZE", help="of one file (1GB)"
     )
-    parser.add_argument(
-        "--quality", type=int, default=95, help="of JPEG, 1 to 100 (%(default)s); no subsampling"
-    )
-    parser.add_argument("--lossless", action="store_true", help="store PNG")
-    parser.add_argument("--size", type=int, help="shrink frames to this short side in pixels")
+    add_arguments(parser, PackOptions)
     add_shard(parser)
     add_num_workers(parser)
     parser.add_argument("--verify", action="store_true", help="pack nothing, check the shards")
     args = parser.parse_args(arguments)
-    if not 1 <= args.quality <= 100:
-        parser.error(f"--quality must be from 1 to 100, got {args.quality}")
-    if args.num_workers < 1 or (args.size is not None and args.size < 1):
-        parser.error("--num_workers and --size must be at least 1")
+    if args.num_workers < 1:
+        parser.error("--num_workers must be at least 1")
     if args.list is None and not args.verify:
         parser.error("name the list to pack, or give --verify")
     return args
@@ -350,12 +339,12 @@ def pack(args: argparse.Namespace) -> int:
     ledger = Ledger(batch.summary_path(args.output_dir, "pack_clips", args.shard))
     for clip in read_packed(args.output_dir):
         if job := jobs.pop((clip.video, clip.audio), None):
-            ledger.keep(job._replace(output=clip.shard.path))
+            ledger.note(Outcome(job._replace(output=clip.shard.path)), kept=True)
     # In a random order, so that clips of a speaker, who stand together in lists, meet others.
     waiting = list(jobs.values())
     pending = deque(waiting[k] for k in np.random.default_rng(0).permutation(len(waiting)))
-    quality = None if args.lossless else args.quality
-    work = partial(encode, pretraining=args.task == "pretrain", size=args.size, quality=quality)
+    options = from_flags(vars(args), PackOptions)
+    work = partial(encode, options=options, pretraining=args.task == "pretrain")
     finish = partial(write_all, args=args)
     return ledger.run(pending, work, args.num_workers, "packing", finish)
 
@@ -381,32 +370,25 @@ def find_jobs(args: argparse.Namespace) -> dict[Names, PackJob]:
 def write_all(
     outcomes: Iterator[Outcome], args: argparse.Namespace
 ) -> Generator[Outcome, None, None]:
-    """Write shard after shard, and say what a clip costs beside the files it was made from."""
-    prefix, sizes, sources = "clips", [], []
+    """Write shard after shard; yields failures as they come, and clips when they are packed."""
+    prefix, total, clips = "clips", 0, 0
     if args.shard.parts > 1:  # parts of an array never want the same name
         part, parts = args.shard
         prefix = f"clips-{part:0{len(str(parts))}d}of{parts}"
-    ends = [
-        path.name.removesuffix(SUFFIX).rpartition("-")[2]
-        for path in args.output_dir.glob(f"{prefix}-*{SUFFIX}")
-    ]
-    number = max((int(k) for k in ends if k.isdigit()), default=-1)
+    names = [path.name.removesuffix(SUFFIX) for path in args.output_dir.glob(f"{prefix}-*{SUFFIX}")]
+    ends = [int(end) for name in names if (end := name.rpartition("-")[2]).isdigit()]
+    numbers = itertools.count(max(ends, default=-1) + 1)
     for first in outcomes:
         if first.reason:
             yield first
             continue
-        number += 1
-        path = args.output_dir / f"{prefix}-{number:06d}.tar"
+        path = args.output_dir / f"{prefix}-{next(numbers):06d}.tar"
         for outcome in write_shard(path, itertools.chain([first], outcomes), args.shard_size):
-            sources += [] if outcome.reason else [outcome.details["source_bytes"]]
+            clips += not outcome.reason
             yield outcome
-        sizes.append(path.stat().st_size)
-    if sizes:
-        packed, files = (sum(of_all) / len(sources) / 1e3 for of_all in (sizes, sources))
-        logger.info(
-            "%d shards, %.3f GB; a clip takes %.0f KB, its files took %.0f KB (%.1f times)",
-            *(len(sizes), sum(sizes) / 1e9, packed, files, packed / max(files, 1e-9)),
-        )
+        total += path.stat().st_size
+    if clips:
+        logger.info("%.3f GB are packed; a clip takes %.0f KB", total / 1e9, total / clips / 1e3)
 
 
 def main(arguments: list[str] | None = None) -> int:

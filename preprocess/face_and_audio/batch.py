@@ -101,7 +101,9 @@ def run_tool(
     work: Work,
     is_done: Callable[[Job], bool] = has_folder,
 ) -> int:
-    """Run a tool on what the flags of `add_arguments` name.
+    """Run a tool on what the flags of `add_arguments` name, and return the exit code.
+
+    It is 0; 1 where a clip failed; 2 without input; STOPPED where clips were not tried.
 
     Args:
         tool: its name, which its summary gets.
@@ -109,9 +111,6 @@ def run_tool(
         output_suffix: what replaces a file's suffix in the name of what is made of it.
         work: makes one output, picklable; raises CLIP_ERRORS.
         is_done: tells whether an output is there; raises CLIP_ERRORS where it is a wrong one.
-
-    Returns:
-        Exit code: 0; 1 where a clip failed; 2 without input; STOPPED where clips were not tried.
     """
     summary = summary_path(args.output_dir, tool, args.shard)
     try:
@@ -136,7 +135,7 @@ def run_tool(
             if args.overwrite or not is_done(job):
                 pending.append(job)
             else:
-                ledger.keep(job)
+                ledger.note(Outcome(job), kept=True)
         except CLIP_ERRORS as error:
             outcomes.append(Outcome(job, describe(error)))
     for outcome in outcomes:
@@ -157,15 +156,21 @@ def find_jobs(
 ) -> tuple[list[Job], list[Outcome], Counter[str]]:
     """Return the jobs of a shard in order, what is wrong with the input itself, and passed over.
 
-    Passed over are files of other kinds in a folder, counted by their endings.
-
-    The flags are those of `add_arguments`: `source` is --input, and `suffixes` the kinds of files
-    to take from a folder; `output_suffix` replaces a file's own in the name of what is made of it.
+    Passed over are files of other kinds in a folder, counted by their endings. The flags are those
+    of `add_arguments`: `source` is --input, `suffixes` --ext; `output_suffix` replaces a file's own
+    in the name of what is made of it.
     """
     problems: list[Outcome] = []
     others = Counter[str]()
     if os.path.isdir(source):
-        root, files = source, sorted(_walk(source, frozenset(suffixes), output, problems, others))
+        root, files = source, []
+        for file in _walk(source, output, problems):
+            suffix = os.path.splitext(file)[1].lower()
+            if suffix in suffixes:
+                files.append(file)
+            else:
+                others[suffix] += 1
+        files.sort()
     elif not os.path.isfile(source):
         raise FileNotFoundError(f"--input '{source}' does not exist")
     elif Path(source).suffix.lower() in LIST_SUFFIXES:
@@ -196,33 +201,20 @@ def find_jobs(
     return jobs, problems, others
 
 
-def _walk(
-    folder: str,
-    suffixes: frozenset[str],
-    output: str,
-    problems: list[Outcome],
-    others: Counter[str],
-) -> Iterator[str]:
-    """Yield the files of a folder and its subfolders, following links but never in circles."""
-
-    def report(error: OSError) -> None:
-        job = Job(str(error.filename), str(error.filename), "")
-        problems.append(Outcome(job, f"folder cannot be read: {error.strerror}"))
-
-    seen = set()
-    for path, folders, names in os.walk(folder, followlinks=True, onerror=report):
-        place = os.path.realpath(path)
-        if place in seen or (path != folder and os.path.abspath(path) == os.path.abspath(output)):
+def _walk(folder: str, output: str, problems: list[Outcome]) -> Iterator[str]:
+    """Yield the visible files of a folder, following links but never in circles or to `output`."""
+    errors: list[OSError] = []
+    seen = {os.path.realpath(output)} - {os.path.realpath(folder)}
+    for path, folders, names in os.walk(folder, followlinks=True, onerror=errors.append):
+        if (place := os.path.realpath(path)) in seen:
             folders.clear()
             continue
         seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in suffixes and not name.startswith("."):
-                yield os.path.join(path, name)
-            elif not name.startswith("."):
-                others[suffix] += 1
+        yield from (os.path.join(path, name) for name in names if not name.startswith("."))
+    for error in errors:
+        job = Job(str(error.filename), str(error.filename), "")
+        problems.append(Outcome(job, f"folder cannot be read: {error.strerror}"))
 
 
 def _read_names(path: str, data_root: str) -> Iterator[str]:
@@ -248,18 +240,24 @@ class Ledger:
         self.clips = Counter[str]()  # how many are "done", "kept" of an earlier run, "failed"
         self._start = self._written = time.monotonic()
 
-    def keep(self, job: Any) -> None:
-        """Count a clip that an earlier run has done; what is known about it stays."""
-        self.clips["kept"] += 1
-        if self.rows.get(job.name, {}).get("status") != "done":
-            self._enter(Outcome(job))
+    def note(self, outcome: Outcome, kept: bool = False) -> None:
+        """Enter an outcome, and name a failure in the log.
 
-    def note(self, outcome: Outcome) -> None:
-        """Enter an outcome, and name a failure in the log."""
-        self._enter(outcome)
-        self.clips["failed" if outcome.reason else "done"] += 1
-        if outcome.reason:  # repr, as names may hold line breaks
-            logger.warning("%r: %s", outcome.job.name, outcome.reason)
+        `kept` is what an earlier run has done; what is known about it stays.
+        """
+        name, reason = outcome.job.name, outcome.reason
+        self.clips["kept" if kept else "failed" if reason else "done"] += 1
+        if not kept or self.rows.get(name, {}).get("status") != "done":
+            self.rows[name] = {
+                "clip": name,
+                "status": "failed" if reason else "done",
+                "reason": reason,
+                "output": "" if reason else outcome.job.output,
+                "seconds": f"{outcome.seconds:.2f}",
+                **outcome.details,
+            }
+        if reason:
+            logger.warning("%r: %s", name, reason)  # repr, as names may hold line breaks
         if time.monotonic() - self._written > SUMMARY_EVERY:
             self._write()
             logger.info("%d clips done, %d failed so far", self.clips["done"], self.clips["failed"])
@@ -280,8 +278,7 @@ class Ledger:
         found = outcomes_of(pending, work, num_workers)
         bar = tqdm(found, title, left, unit="clip", disable=None, dynamic_ncols=True)
         with closing(found), bar, logging_redirect_tqdm():
-            outcomes = finish(iter(bar)) if finish else (outcome for outcome in bar)
-            with closing(outcomes):
+            with closing(finish(iter(bar)) if finish else iter(bar)) as outcomes:
                 try:
                     for outcome in outcomes:
                         left -= 1
@@ -303,16 +300,6 @@ class Ledger:
             logger.error("%s: %d clips are left, the same command goes on", stopped, left)
             return STOPPED
         return 1 if self.clips["failed"] else 0
-
-    def _enter(self, outcome: Outcome) -> None:
-        self.rows[outcome.job.name] = {
-            "clip": outcome.job.name,
-            "status": "failed" if outcome.reason else "done",
-            "reason": outcome.reason,
-            "output": "" if outcome.reason else outcome.job.output,
-            "seconds": f"{outcome.seconds:.2f}",
-            **outcome.details,
-        }
 
     def _write(self) -> None:
         columns = dict.fromkeys(column for row in self.rows.values() for column in row)

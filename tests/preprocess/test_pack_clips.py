@@ -54,7 +54,7 @@ def test_clips_are_packed_under_the_names_of_the_list(media, tmp_path, caplog):
     assert pack(media, tmp_path) == 0
     assert names_in(tmp_path) == NAMES
     assert {clip.audio for clip in read_packed(tmp_path)} == {f"v{k}.wav" for k in range(6)}
-    assert "1 shards, 0.000 GB; a clip takes" in caplog.text and "its files took" in caplog.text
+    assert re.search("0.000 GB are packed; a clip takes [1-9]", caplog.text)
     rows = read_summary(tmp_path / "pack_clips.csv")
     assert {row["status"] for row in rows.values()} == {"done"}
     assert rows["v3.mp4"]["frames"] == "23"
@@ -285,9 +285,7 @@ def test_evil_members_are_found(packed, caplog, name, kind, message):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--quality", "0"], "--quality must be from 1 to 100, got 0"),
         (["--num_workers", "0"], "must be at least 1"),
-        (["--size", "0"], "must be at least 1"),
         (["--shard_size", "big"], "expected a size such as 1GB or 500MB, got 'big'"),
         (["--shard_size", "0"], "expected a size"),
         (["--shard", "4/3"], "expected i/n with 1 <= i <= n"),
@@ -316,6 +314,8 @@ def test_bad_input_is_one_line(media, tmp_path, caplog):
     assert "list.csv:1: expected" in said(pack(tmp_path, tmp_path / "out"))
     (tmp_path / "file").touch()
     assert "file': File exists" in said(pack(media, tmp_path / "file"))
+    assert "--quality must be" in said(pack(media, tmp_path / "out", "--quality", "0"))
+    assert "--size must be" in said(pack(media, tmp_path / "out", "--size", "0"))
     assert "is no folder" in said(verify(tmp_path / "nowhere"))
     os.mkdir(tmp_path / "empty")
     assert "holds no shard" in said(verify(tmp_path / "empty"))
