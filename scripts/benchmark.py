@@ -9,6 +9,7 @@ Steps of both are taken in turns, so that a busy machine slows both alike. Each 
 
 import argparse
 import datetime
+import inspect
 import json
 import os
 import shlex
@@ -16,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -42,24 +43,6 @@ COLUMNS = {
 }
 
 
-def markdown(table: pd.DataFrame, index: bool = True) -> str:
-    """Lay out cells as they are, no string read as a number."""
-    return table.to_markdown(index=index, disable_numparse=True)
-
-
-def shown(figures: dict[str, Any]) -> str:
-    """Lay out single figures one below the other, then each list or dict of rows as a table."""
-    many = {name: rows for name, rows in figures.items() if isinstance(rows, (dict, list))}
-    single = {name: value for name, value in figures.items() if name not in many}
-    tables = [pd.DataFrame({"": single}, dtype=object)]
-    for name, rows in many.items():
-        rows = [rows] if isinstance(rows, dict) else rows
-        tables.append(pd.DataFrame(rows, dtype=object).T.rename_axis(name))
-    form = "{:.5g}".format
-    cells = (t.map(lambda cell: form(cell) if isinstance(cell, float) else cell) for t in tables)
-    return "\n\n".join(map(markdown, cells))
-
-
 def run_table(args: argparse.Namespace) -> dict[str, Any]:
     """Make a Markdown table for each device, from the files of model benchmarks."""
     rows, order = [], [*models.TASKS]
@@ -75,10 +58,9 @@ def run_table(args: argparse.Namespace) -> dict[str, Any]:
                          "python scripts/benchmark.py all")  # fmt: skip
     rows.sort(key=lambda row: (order.index(row["benchmark"]), row["model"], row["precision"]))
     texts = []
-    for device in dict.fromkeys(row["device"] for row in rows):
-        mine = [row for row in rows if row["device"] == device]
+    for device, mine in pd.Series(rows).groupby([row["device"] for row in rows], sort=False):
         dates = ", ".join(sorted({row["date"][:10] for row in mine}))
-        table = markdown(pd.DataFrame([cells_of(row) for row in mine]), index=False)
+        table = pd.DataFrame(map(cells_of, mine)).to_markdown(index=False, disable_numparse=True)
         texts.append(f"{device}, {dates}:\n\n{table}")
     return {"text": "\n\n".join(texts), "rows": rows}
 
@@ -147,33 +129,15 @@ def run_all(args: argparse.Namespace) -> dict[str, Any]:
 # Command line
 
 
-class Benchmark(NamedTuple):
-    """A command; `run` takes its flags and returns its figures, or a `text` to print."""
-
-    run: Callable[[argparse.Namespace], dict[str, Any]]
-    about: str  # its --help
-    configs: Sequence[type] = ()  # whose fields are its flags
-    others: dict[str, dict[str, Any]] = {}  # further arguments
-
-
-TASK = "Time {}, by ours and by the plain baseline, in turns, on random clips."
-BENCHMARKS = {
-    **{task: Benchmark(models.run_task, TASK.format(what), [models.BenchmarkConfig])
-       for task, what in models.TASKS.items()},
-    "loader": Benchmark(data.run_loader, data.LOADER_HELP, [data.LoaderConfig]),
-    "feed": Benchmark(data.run_feed, data.FEED_HELP,
-                      [*PretrainConfigs.__annotations__.values(), data.FeedConfig]),
-    "table": Benchmark(
-        run_table, "Print tables for a page, from the JSON files of a folder.", (),
-        {"folder": {"metavar": "FOLDER", "help": "holds the files that --json wrote"}},
-    ),
-    "all": Benchmark(
-        run_all, "Measure all that saved/benchmarks holds.", (),
-        {"--device": {"choices": [*ALL], "required": True, "help": "where to compute"},
-         "--output_dir": {"default": "saved/benchmarks", "metavar": "DIR", "help": "of JSON files"},
-         "flags": {"nargs": "*", "help": "after --: more flags of every command"}},
-    ),
-}  # fmt: skip
+# name -> a function that returns figures, or a `text` to print, and dataclasses of its flags; its
+# docstring is shown by --help.
+BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Sequence[type]]] = {
+    **dict.fromkeys(models.TASKS, (models.run_task, [models.BenchmarkConfig])),
+    "loader": (data.run_loader, [data.LoaderConfig]),
+    "feed": (data.run_feed, [*PretrainConfigs.__annotations__.values(), data.FeedConfig]),
+    "table": (run_table, []),
+    "all": (run_all, []),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,16 +145,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = new_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, benchmark in BENCHMARKS.items():
-        command = commands.add_parser(
-            name, description=benchmark.about, help=benchmark.about.splitlines()[0],
-            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        for config in benchmark.configs:
+    for name, (run, configs) in BENCHMARKS.items():
+        about, style = inspect.getdoc(run) or "", argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, description=about, help=about.splitlines()[0],
+                                      allow_abbrev=False, formatter_class=style)  # fmt: skip
+        for config in configs:
             add_arguments(command, config, output_dir=data.NOT_SET, data_path=data.NOT_SET)
-        for flag, options in benchmark.others.items():
-            command.add_argument(flag, **options)
         command.add_argument("--json", metavar="FILE", help="write the figures there as one object")
+    table, every = commands.choices["table"], commands.choices["all"]
+    table.add_argument("folder", metavar="FOLDER", help="holds the files that --json wrote")
+    every.add_argument("--device", choices=[*ALL], required=True, help="where to compute")
+    every.add_argument("--output_dir", default="saved/benchmarks", metavar="DIR", help="of results")
+    every.add_argument("flags", nargs="*", help="after --: more flags of every command")
     args = parser.parse_args(argv)
     threads = os.environ.get("OMP_NUM_THREADS")
     program = f"OMP_NUM_THREADS={threads} " * bool(threads) + "python scripts/benchmark.py"
@@ -204,9 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "load_average": list(os.getloadavg()),
     }
     try:
-        figures = BENCHMARKS[args.command].run(args)
+        figures = BENCHMARKS[args.command][0](args)
         if distributed.is_main():
-            print(figures.pop("text", None) or shown(figures))
+            print(figures.pop("text", None) or json.dumps(figures, indent=2))
             if args.json:
                 write_whole(args.json, json.dumps({**context, **figures}, indent=2) + "\n")
     except EXPECTED as error:

@@ -31,14 +31,8 @@ from hicmae.training.optim import make_optimizer, parameter_groups
 from hicmae.training.run import Run, choose_precision
 from preprocess import pack_clips
 from run_pretraining import make_dataset, make_loss, make_model
-from scripts.benchmark_models import (
-    Mark,
-    device_name,
-    measure_in_turns,
-    plain,
-    processor,
-    summary,
-)
+from scripts import benchmark_models as models
+from scripts.benchmark_models import Mark, measure_in_turns, summary
 
 VOXCELEB2_CLIPS, EPOCHS = 1_091_581, 100  # of the published pre-training
 CACHE = "saved/benchmarks/clips"
@@ -99,15 +93,6 @@ def _write_voice(path: Path, rng: np.random.Generator) -> None:
 
 # loader
 
-LOADER_HELP = """Time the reading of clips on one core, beside a plain loader.
-
-Clips like VoxCeleb2's (224 x 224, 25 frames a second, 8 s, H.264 at 220 kbit/s, 16 kHz wav) are
-made and packed, and the same windows are loaded in turns: by the plain loader of tests/plain, from
-the mp4, and from the shard; once and --num_samples times a clip. Ours yields uint8 pixels, which
-training normalises on its device. Files are in the page cache. Rates count the CPU time of this
-process; ratios are to the plain loader.
-"""
-
 
 @dataclass(frozen=True)
 class LoaderConfig(Settings):
@@ -120,7 +105,14 @@ class LoaderConfig(Settings):
 
 
 def run_loader(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure; return the figures."""
+    """Time the reading of clips on one core, beside a plain loader.
+
+    Clips like VoxCeleb2's (224 x 224, 25 frames a second, 8 s, H.264 at 220 kbit/s, 16 kHz wav) are
+    made and packed, and the same windows are loaded in turns: by the plain loader of tests/plain,
+    from the mp4, and from the shard; once and --num_samples times a clip. Ours yields uint8 pixels,
+    which training normalises on its device. Files are in the page cache. Rates count the CPU time
+    of this process; ratios are to the plain loader.
+    """
     config = from_flags(vars(args), LoaderConfig)
     clips, many = make_clips(Path(config.cache), config.num_clips), config.num_samples
     threads = torch.get_num_threads()
@@ -145,7 +137,7 @@ def run_loader(args: argparse.Namespace) -> dict[str, Any]:
     table |= {"wall_clips_per_s": rates.wall, "wall_ratio": ratios.wall}
     rows = pd.DataFrame(table, dtype=object).loc[[*kinds]].to_dict("index")
     return {
-        "device": f"cpu ({processor()}), one core",
+        "device": f"cpu ({models.processor()}), one core",
         "model": "pretraining clips",
         "batch_size": 1,
         "num_samples": many,
@@ -166,7 +158,7 @@ def endless_items(num_clips: int) -> Iterator[ClipIndex]:
 
 def plain_items(clips: list[Clip]) -> Iterator[Any]:
     """Yield clips as the plain loader gives them, endlessly."""
-    load_clip = plain("loader").load_clip
+    load_clip = models.plain("loader").load_clip
     for item in endless_items(len(clips)):
         clip = clips[item.index]
         yield load_clip(clip.video, clip.audio, item_generator(0, item))
@@ -192,15 +184,6 @@ def pack(clips: list[Clip], folder: Path, quality: int = JPEG_QUALITY) -> Packed
 
 # feed
 
-FEED_HELP = """Does the loader keep the device busy, and what does VoxCeleb2 need.
-
-It takes the flags of run_pretraining.py and trains for some steps from each source and from one
-batch that is always there (fixed). Their difference is what the data cost: wait_share is the share
-of the time in which the device had nothing to do but wait for a batch, slower_share the loss of
-clips/s. On a CPU the loader takes cores from the model as well. Started by torchrun, it trains in
-several processes that exchange gradients; compare fixed_clips_per_s for what that costs.
-"""
-
 
 @dataclass(frozen=True)
 class FeedConfig(Settings):
@@ -213,7 +196,14 @@ class FeedConfig(Settings):
 
 
 def run_feed(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure every source in one run; return the result."""
+    """Does the loader keep the device busy, and what does VoxCeleb2 need.
+
+    It takes the flags of run_pretraining.py and trains for some steps from each source and from one
+    batch that is always there (fixed). Their difference is what the data cost: wait_share is the
+    share of the time in which the device had nothing to do but wait for a batch, slower_share the
+    loss of clips/s. On a CPU the loader takes cores from the model as well. Started by torchrun, it
+    trains in several processes that exchange gradients; compare fixed_clips_per_s for their cost.
+    """
     config = from_flags(vars(args), FeedConfig)
     configs = from_dict(PretrainConfigs, vars(args))
     sources = {"files": configs.data.data_path, "shards": config.shards or NOT_SET}
@@ -231,7 +221,7 @@ def run_feed(args: argparse.Namespace) -> dict[str, Any]:
             source = configs._replace(data=replace(configs.data, data_path=path))
             rows.append({"source": kind, "data_path": path, **feed(run, source, config)})
     return {
-        "device": device_name(device),
+        "device": models.device_name(device),
         "processes": distributed.world_size(),
         "model": configs.model.model_name,
         "precision": run.precision.name,

@@ -3,11 +3,10 @@
     python scripts/launch.py run_pretraining.py FLAG...
     python scripts/launch.py --nproc_per_node 4 run_pretraining.py FLAG...
 
-Without flags of torchrun before the script, the variables of scripts/README.md say where: DEVICE,
-GPUS, NNODES and so on, or SLURM's own under srun. On top of torchrun, machines that do not find
-each other end in one line instead of a trace; SIGTERM and SIGUSR1 reach the training processes,
-which get the time they need to save; and the exit code is theirs, so that a batch system can tell a
-stopped run, which goes on, from a failed one. DRY_RUN=1 prints the command.
+Without flags of torchrun before the script, variables say where (scripts/README.md), or SLURM's own
+under srun. On top of torchrun, machines that do not find each other end in one line; SIGTERM and
+SIGUSR1 reach the training processes, which get the time they need to save; and the exit code is
+theirs, which tells a stopped run, which goes on, from a failed one. DRY_RUN=1 prints the command.
 """
 
 import os
@@ -130,7 +129,11 @@ def torchrun(words: Sequence[str]) -> int:
     endpoint = run.get_rdzv_endpoint(args)
     try:
         if args.nnodes != "1" and not args.standalone and endpoint:
-            _check_address(endpoint)
+            host, _, port = endpoint.rpartition(":")
+            if not host or not port.isdigit():
+                raise OSError(f"the address must be <host>:<port>, got '{endpoint}'")
+            # torchrun would look for a name that nobody knows until its time is over.
+            socket.getaddrinfo(host.strip("[]"), port)
         with Forwarder():
             run.run(args)
     except ChildFailedError as error:
@@ -144,8 +147,13 @@ def torchrun(words: Sequence[str]) -> int:
         text = f"process {rank} ended first, with {ended}; what it said stands above"
         return _fail(text, code if code > 0 else 128 - code)
     except (RendezvousError, DistError, OSError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = (str(cause).strip().splitlines() or ["not all of them came in time"])[0]
         where = f"the {args.nnodes} machines do not reach each other at {endpoint}"
-        return _fail(f"{where}: {_reason(error)}; start all of them, {ADVICE[args.rdzv_backend]}")
+        advice = f"start all of them, {ADVICE[args.rdzv_backend]}"
+        return _fail(f"{where}: {reason.rstrip('.')}; {advice}")
     except SignalException as error:
         return 128 + error.sigval
     return 0
@@ -179,22 +187,6 @@ class Forwarder:
             self.first_term = now
         for pid in workers:
             os.kill(pid, number)
-
-
-def _check_address(endpoint: str) -> None:
-    """Refuse a name nobody knows at once; torchrun would try until its time is over."""
-    host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdigit():
-        raise OSError(f"the address must be <host>:<port>, got '{endpoint}'")
-    socket.getaddrinfo(host.strip("[]"), port)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the innermost cause in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or ["not all of them came in time"]
-    return lines[0].rstrip(".")
 
 
 def _fail(message: str, code: int = 1) -> int:

@@ -215,11 +215,9 @@ def test_machines_that_do_not_meet_end_in_one_line(arguments, match, capfd):
     assert code == 1
     written = capfd.readouterr().err
     assert re.search(APART + match.replace("PORT", port), written.splitlines()[-1]), written
-
-
-def test_nothing_but_that_line_is_written():
-    arguments = [word.replace("PORT", str(free_port())) for word in STATIC]
-    address = ["1", "--nnodes", "2", "--master_addr", "127.0.0.1"]
-    codes, (written,) = ended([start([*LAUNCH, *address, *arguments, "never_started.py"])], 60)
-    assert codes == [1]
-    assert re.fullmatch(APART + "; start all of them, each.*\n", written), written
+    if "--master_addr" in arguments:  # torch itself stays silent
+        arguments[-1] = "127.0.0.1"
+        command = [*LAUNCH, "1", "--nnodes", "2", *arguments, "never_started.py"]
+        codes, (written,) = ended([start(command)], 60)
+        assert codes == [1]
+        assert re.fullmatch(APART + "; start all of them, each.*\n", written), written

@@ -163,14 +163,11 @@ def test_variables_change_a_run(shell, inputs, tmp_path):
     two = commands(start(MAFW, tmp_path, shell=shell, **settings | more))
     assert [(value(flags, "--device"), launcher) for launcher, _, flags in two] == [("cpu", [])] * 2
 
-
-@every_shell
-def test_shards_stand_for_lists(shell, inputs, tmp_path):
     shards = Path(inputs["DATA_PATH"], "packed")
     for folder in (shards, *(shards / "split01" / part for part in ("train", "test"))):
         folder.mkdir(parents=True)
         (folder / "clips-000000.index.json").touch()
-    settings = inputs | {"DATA_PATH": shards, "DRY_RUN": 1, "FOLDS": 1}
+    settings = inputs | {"DATA_PATH": shards, "DRY_RUN": 1, "FOLDS": 1}  # they stand for lists
     for script, path in ((PRETRAIN, shards), (MAFW, shards / "split01")):
         ((_, _, flags),) = commands(start(script, tmp_path, shell=shell, **settings))
         assert value(flags, "--data_path") == str(path)

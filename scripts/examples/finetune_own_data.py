@@ -9,28 +9,25 @@ from nothing, which only a test of the tools is good for. All other flags go to 
 Written to --output_dir: data/ (wavs, faces, lists) and run/ (checkpoints, scores, export/).
 """
 
-import argparse
-import csv
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
+import pandas as pd
+
 import run_finetuning
 from hicmae import EmotionRecognizer
+from hicmae.config import new_parser
 from hicmae.data.clip_list import read_labelled_list, read_names
 from preprocess import own_videos
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the example."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--videos", required=True, metavar="DIR", help="folder of videos")
-    parser.add_argument(
-        "--labels", required=True, metavar="FILE", help="csv with video,label[,speaker]"
-    )
+    parser.add_argument("--labels", required=True, metavar="FILE", help="video,label[,speaker]")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="gets data/ and run/")
     parser.add_argument("--num_workers", type=int, default=2, help="processes (%(default)s)")
     args, flags = parser.parse_known_args(argv)
@@ -50,9 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         ["--data_path", str(data), "--nb_classes", str(len(classes))]
         + ["--output_dir", str(run), "--num_workers", str(args.num_workers), *flags]
     )
-    with open(run / "pred.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    right = sum(row["label"] == row["prediction"] for row in rows)
+    rows = pd.read_csv(run / "pred.csv")
+    right = (rows.label == rows.prediction).sum()
     print(f"test clips answered rightly: {right} of {len(rows)}")
 
     # The model answers about a test clip as in the test.

@@ -7,7 +7,6 @@ RUN is the output folder of run_finetuning.py, or what `python -m hicmae.inferen
 takes the frames as they are. Written to DIR: timeline.png, features.npz, annotated.mp4.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,26 +15,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 import numpy as np
 
 from hicmae import EmotionRecognizer
+from hicmae.config import new_parser
 from hicmae.inference.pictures import draw_timeline, write_overlay
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the example."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("video", help="any film with a face in it")
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN", help="run, export, or checkpoint file"
-    )
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run, export or file")
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="for what is written")
     parser.add_argument(
-        "--faces",
-        default="auto",
-        choices=("auto", "largest", "cut"),
+        "--faces", default="auto", choices=("auto", "largest", "cut"),
         help="auto: cut faces out of videos; largest: of several the largest; cut: the frames are "
         "faces already (%(default)s)",
-    )
+    )  # fmt: skip
     args = parser.parse_args(argv)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)

@@ -129,29 +129,18 @@ def test_variants_take_turns():
     assert "".join(order) == "ababab" and list(times.variant) == list("abab")
 
 
-def test_files_of_a_folder_become_a_table_each_device(tmp_path, capsys):
-    row = {
-        "benchmark": "infer", "model": "hicmae dim256", "device": "cpu (X, 2 cores)",
-        "date": "2026-11-23T00:00:00", "precision": "fp32", "cpu_gemm": "onednn", "batch_size": 4,
-        "ratio": 4.0, "ratio_cpu_time": 3.9, "ratio_per_view": 2.0, "share_of_peak": 0.5,
-        "peak_memory_ratio": 0.75, "prediction_error": 2e-7, "compile": True,
-    }  # fmt: skip
-    (tmp_path / "a.json").write_text(json.dumps(row))
-    (tmp_path / "b.json").write_text(json.dumps({**row, "benchmark": "pretrain", "ratio": 2.5}))
-    (tmp_path / "c.json").write_text(json.dumps({"benchmark": "loader"}))
-    assert main(["table", str(tmp_path)]) == 0
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == "cpu (X, 2 cores), 2026-11-23:" and len(lines) == 6
-    assert lines[4].startswith("| pre-training | HiCMAE-T | 4 | fp32 (onednn), compile | 2.50x")
-    assert "| 4.00x | 3.90x | 2.00x | 75% | 50% | 2e-07 |" in lines[5]
-
-
-def test_the_committed_files_make_the_committed_table(capsys):
+def test_the_committed_files_make_the_committed_table_and_devices_their_own(tmp_path, capsys):
     folder = Path(__file__).parents[2] / "saved/benchmarks"
     assert main(["table", str(folder)]) == 0
     page = {" ".join(line.split()) for line in (folder / "README.md").read_text().splitlines()}
     rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()][4:]
     assert len(rows) == 10 and set(rows) <= page
+    row = json.loads((folder / "cpu_infer_b.json").read_text()) | {"device": "X", "compile": True}
+    for name, device in (("a", "X"), ("b", "Y")):
+        (tmp_path / f"{name}.json").write_text(json.dumps(row | {"device": device}))
+    assert main(["table", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("fp32 (onednn), compile") == 2 and "\nY, 2026-11-23:\n" in shown
 
 
 def test_tables_refuse_folders_without_figures(tmp_path, capsys):
