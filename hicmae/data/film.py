@@ -60,17 +60,21 @@ class Clock(NamedTuple):
         unit: seconds a tick.
         lengths: (n,) int64 ticks that each frame lasts.
         is_indexed: each frame is one packet with this stamp, from a key frame on, none dropped.
+        is_counted: frames do not tell their stamps; the k-th displayed one has the k-th.
+        delay: ticks by which stamps are too late for the sound; an avi counts frames from 0.
     """
 
     stamps: np.ndarray
     unit: float
     lengths: np.ndarray
     is_indexed: bool
+    is_counted: bool = False
+    delay: int = 0
 
     @property
     def origin(self) -> float:
         """Return when the first frame is displayed, in the file's own seconds."""
-        return float(self.stamps[0] * self.unit)
+        return float((self.stamps[0] - self.delay) * self.unit)
 
     @property
     def times(self) -> np.ndarray:
@@ -119,16 +123,21 @@ def read_clock(container: InputContainer, kept: list[av.Packet] | None = None) -
             lengths.append(packet.duration or 0)
     damage.check(container.name, "video")
     told = None not in stamps and len(set(stamps)) == len(stamps) > 0
+    # An avi has no stamps: FFmpeg makes them of the order of packets, the first of which is at 0.
+    is_avi = container.format.name == "avi"
+    told &= not (is_avi and stream.codec_context.has_b_frames)
+    start = first.dts if first is not None and is_avi else None
     if (
         first is None
         or not (told and first.is_keyframe)
         or (first.pts > min(stamps) and not discarded)  # frames before the first key frame
     ):
         file = os.stat(container.name)
-        return _decoded_clock(container.name, file.st_size, file.st_mtime_ns)
+        return _decoded_clock(container.name, file.st_size, file.st_mtime_ns, start)
     order = np.argsort(stamps)
     ticks, spans = (np.array(values, np.int64)[order] for values in (stamps, lengths))
-    return Clock(ticks, float(stream.time_base), _filled(ticks, spans), not discarded)
+    unit, delay = float(stream.time_base), 0 if start is None else int(ticks[0] - start)
+    return Clock(ticks, unit, _filled(ticks, spans), not discarded, False, delay)
 
 
 def _filled(ticks: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -139,7 +148,7 @@ def _filled(ticks: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def _decoded_clock(path: str, size: int, changed: int) -> Clock:
+def _decoded_clock(path: str, size: int, changed: int, start: int | None) -> Clock:
     """Make a clock by decoding a film; kept as long as the file has this size and time."""
     with opened(path) as container:
         stream = needed_stream(container, "video")
@@ -148,10 +157,18 @@ def _decoded_clock(path: str, size: int, changed: int) -> Clock:
         unit, rate = float(stream.time_base or 0), float(stream.average_rate or FRAME_RATE)
     if not stamps:
         raise NoPicture(f"'{path}' holds no frame that can be decoded")
-    if any(stamp is None for stamp in stamps):  # a raw stream: only their number is known
-        unit, stamps = 1 / rate, list(range(len(stamps)))
-    ticks = np.unique(np.array(stamps, np.int64))
-    return Clock(ticks, unit, _filled(ticks, np.zeros_like(ticks)), False)
+    known = [(k, stamp) for k, stamp in enumerate(stamps) if stamp is not None]
+    ticks, numbers = np.array([stamp for _, stamp in known], np.int64), np.arange(len(stamps))
+    is_counted = len(known) < len(stamps) or bool((np.diff(ticks) < 0).any())
+    if len(known) < len(stamps):
+        unit = unit if known else 1 / rate
+        place, stamp = known[0] if known else (0, 0)
+        ticks = stamp + np.round((numbers - place) / (rate * unit)).astype(np.int64)
+    elif is_counted:  # the right stamps in another order; ascending, as each is of one frame
+        ticks = np.maximum.accumulate(np.sort(ticks) - numbers) + numbers
+    ticks = np.unique(ticks)
+    delay = 0 if start is None else int(ticks[0] - start)
+    return Clock(ticks, unit, _filled(ticks, np.zeros_like(ticks)), False, is_counted, delay)
 
 
 class UprightRgb:
@@ -267,8 +284,10 @@ class Film(Video):
         A jump is believed only where it landed early enough, on a frame that is whole; else None.
         """
         frames = decoded(container, stream, damage)
+        if self.clock.is_counted:
+            return zip(self.clock.stamps.tolist(), frames, strict=False) if back is None else None
         if back is None:
-            return ((k if f.pts is None else f.pts, f) for k, f in enumerate(frames))
+            return ((f.pts, f) for f in frames if f.pts is not None)
         unit = self.clock.unit
         if (stamp - self.clock.stamps[0]) * unit < back + SEEK_GAP:
             return None

@@ -79,6 +79,8 @@ FILMS = {
     "variable.mp4": ({"times": VARIABLE}, 0.0),
     "late picture.mkv": ({"times": STEADY + 0.4}, 0.0),
     "bframes.avi": ({"codecs": ("mpeg4", "mp3")}, 0.0),
+    "reordered.avi": ({"codecs": ("libx264", "pcm_s16le")}, 0.0),
+    "first stamp only.vob": ({"codecs": ("libx264", "mp2")}, 0.0),
     "vp8.webm": ({"codecs": ("libvpx", "libopus")}, 0.0),
     "stream.ts": ({}, 0.0),
 }
