@@ -129,7 +129,7 @@ def main() -> None:
         "confusion": ["confusion", *(f / "pred.csv" for f in folds), "--classes", names],
     }
     for name, words in pictures.items():
-        call(["-m", "hicmae.visualize", *words, "--out", DEMO / f"{name}.png"])
+        call(["-m", "hicmae.visualize", *words, "--output", DEMO / f"{name}.png"])
     report = ["-m", "hicmae.report", DEMO / "folds", "--classes", names, "--chance"]
     report += ["--speaker_file", DATA / "meta.csv"]
     call([*report, "--ceilings", "video only=50,audio only=33.3"])
@@ -138,4 +138,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

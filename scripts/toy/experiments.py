@@ -5,8 +5,8 @@
     python scripts/toy/experiments.py ablations     the parts of HiCMAE, one left out at a time
 
 Each starts from a finished demo, makes the runs that are not there yet, and prints a table, which
-OUT/table.md holds too. A run that was cut off goes on; one whose command has changed, or that of
-the run it starts from, starts over. How the settings were chosen stands in scripts/toy/README.md.
+table.md holds too. A run that was cut off goes on; one whose command has changed, or that of the
+run it starts from, starts over. How the settings were chosen stands in scripts/toy/README.md.
 """
 
 import argparse
@@ -93,10 +93,10 @@ def run_all(runs: Sequence[Run], extra: str = "") -> None:
 
 def report(folders: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
     """Score experiments by hicmae.report, with intervals by speakers; compared with the first."""
-    file, titles = args.out / "report.json", range(len(folders))
+    file, titles = args.output_dir / "report.json", range(len(folders))
     meta = ["--speaker_file", args.data / "meta.csv"]
     words = ["-m", "hicmae.report", *folders, "--titles", *titles, *meta, "--json", file]
-    demo.call(words, args.out / "report.log")
+    demo.call(words, args.output_dir / "report.log")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -122,10 +122,12 @@ def modalities(args: argparse.Namespace) -> str:
     runs = []
     for modality, fold in itertools.product("av", folds):
         flags = [*start, "--data_path", str(args.data / fold.name), "--modality", modality]
-        runs.append(Run(args.out / modality / fold.name, "run_finetuning.py", flags))
+        runs.append(Run(args.output_dir / modality / fold.name, "run_finetuning.py", flags))
     run_all(runs, args.extra)
     rows = []
-    reports = report([args.out / "a", args.out / "v", args.demo / "folds"], args)["runs"]
+    reports = report([args.output_dir / "a", args.output_dir / "v", args.demo / "folds"], args)[
+        "runs"
+    ]
     for (name, ceiling), found in zip(MODALITIES.values(), reports, strict=True):
         scores, (low, high) = found["total"]["last"], found["intervals"]["last"]["uar"]
         rows.append({
@@ -172,12 +174,15 @@ def labels(args: argparse.Namespace) -> str:
     own = last_checkpoint(args.demo / "pretrain")
     starts: dict[str, Path | None] = {f"{int(own.stem[11:]) + 1} epochs": own}
     if args.longer:
-        folder, name = args.out / f"pretrain{args.longer}", f"checkpoint-{args.longer - 1}.pth"
+        folder, name = (
+            args.output_dir / f"pretrain{args.longer}",
+            f"checkpoint-{args.longer - 1}.pth",
+        )
         flags = ["--data_path", str(args.data / "pretrain.csv"), "--epochs", str(args.longer)]
         run_all([Run(folder, "run_pretraining.py", flags, name)])
         starts[f"{args.longer} epochs"] = folder / name
     starts["random"] = None
-    lists = {fold: args.out / f"lists/fold{fold}" for fold in args.folds}
+    lists = {fold: args.output_dir / f"lists/fold{fold}" for fold in args.folds}
     for fold, folder in lists.items():
         for name in ("train", "val", "test"):
             clips = list(read_labelled_list(args.data / f"fold{fold}/{name}.csv"))
@@ -190,7 +195,7 @@ def labels(args: argparse.Namespace) -> str:
     ):
         place = f"{start}_{kind}/share{100 * share:g}/fold{fold}_seed{seed}".replace(" ", "_")
         flags = label_flags(share, seed, kind, lists[fold], starts[start], args.extra)
-        runs.append(Run(args.out / place, "run_finetuning.py", flags))
+        runs.append(Run(args.output_dir / place, "run_finetuning.py", flags))
         rows.append({"start": start, "kind": kind, "share": share, "fold": fold, "seed": seed})
     run_all(runs, args.extra)
     for row, run in zip([*rows], runs, strict=True):
@@ -200,10 +205,10 @@ def labels(args: argparse.Namespace) -> str:
             places = ["--checkpoint", model, "--data_path", lists[row["fold"]], "--output_dir", out]
             draws = ["--k", K, "--label_share", row["share"], "--seed", row["seed"]]
             words = ["-m", "hicmae.knn", *places, "--features", KNN_FEATURES, *draws]
-            demo.call(words, args.out / "knn.log")
+            demo.call(words, args.output_dir / "knn.log")
             rows.append(row | {"kind": f"{K}-NN", "uar": uar_of(next(out.glob(f"*/k{K}/*")))})
     found = pd.DataFrame(rows)
-    found.to_csv(args.out / "results.csv", index=False)
+    found.to_csv(args.output_dir / "results.csv", index=False)
     # Mean and standard deviation over folds and seeds, a column for each share.
     groups = found.groupby(["kind", "start", "share"], sort=False)["uar"]
     shown = groups.agg(lambda uar: f"{uar.mean():.1f}" + f" ± {uar.std():.1f}" * (len(uar) > 1))
@@ -249,13 +254,15 @@ def ablations(args: argparse.Namespace) -> str:
     for name in chosen:
         flags = VARIANTS[name][1]
         if flags != NO_PRETRAINING:  # of its own, or the baseline's where it changes nothing
-            folder = pretrained[name] = args.out / "pretrain" / (name if flags else "baseline")
+            folder = pretrained[name] = (
+                args.output_dir / "pretrain" / (name if flags else "baseline")
+            )
             more = [*PRETRAIN, *data, *flags.split()]
             runs[folder] = Run(folder, "run_pretraining.py", more, product)
     run_all([*runs.values()], args.extra)
     tuned = []
     for name, fold, seed in itertools.product(chosen, args.folds, args.seeds):
-        folder = args.out / "finetune" / name / f"seed{seed}" / f"fold{fold}"
+        folder = args.output_dir / "finetune" / name / f"seed{seed}" / f"fold{fold}"
         flags = [*FINETUNE, *VARIANTS[name][2].split()]
         if name in pretrained:
             flags += ["--finetune", str(pretrained[name] / product)]
@@ -275,7 +282,7 @@ def ablation_row(name: str, pretrained: Path | None, args: argparse.Namespace) -
     parts = {k: losses.get(f"train_{part}") for k, part in named.items()}
     scores, halves, differences, paired = [], [], [], []
     for seed in args.seeds:
-        both = report([args.out / "finetune" / variant / f"seed{seed}"
+        both = report([args.output_dir / "finetune" / variant / f"seed{seed}"
                        for variant in dict.fromkeys(("baseline", name))], args)  # fmt: skip
         found = both.get("runs", [both])[-1]
         scores += [fold["last"]["uar"] for fold in found["folds"]]
@@ -328,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for flag, default, text in (
             ("--data", "saved/data/toy_av", "the synthetic benchmark"),
             ("--demo", "saved/demo", "finished runs of scripts/demo.sh"),
-            ("--out", f"saved/toy/{name}", "folder of the runs and of the table"),
+            ("--output_dir", f"saved/toy/{name}", "folder of the runs and of the table"),
         ):
             place = {"type": Path, "default": ROOT / default, "metavar": "DIR"}
             command.add_argument(flag, **place, help=f"{text} ({default})")
@@ -343,9 +350,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--only", nargs="+", choices=VARIANTS, metavar="NAME", help=f"of {', '.join(VARIANTS)}"
     )
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     text = args.run(args)
-    (args.out / "table.md").write_text(text, encoding="utf-8")
+    (args.output_dir / "table.md").write_text(text, encoding="utf-8")
     sys.stdout.write(text)
 
 

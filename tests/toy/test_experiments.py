@@ -129,7 +129,7 @@ def small(monkeypatch, benchmark):
     monkeypatch.setattr(demo, "call", call_here)
 
     def run(name, out, *more):
-        places = ["--data", benchmark / "data", "--demo", benchmark / "demo", "--out", out]
+        places = ["--data", benchmark / "data", "--demo", benchmark / "demo", "--output_dir", out]
         experiments.main([name, *map(str, places), "--extra", SMALL, *more])
         rows = (out / "table.md").read_text().splitlines()[2:]
         return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
