@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -282,10 +281,12 @@ def end_epoch(
     logger.info("epoch %d: validation %s; best %s %s", state.epoch, shown, name, kept)
     board.scalars(state.last_step, val, "val")
     if "confusion" in metrics and distributed.is_main():
+        from hicmae.visualize.runs import confusion_image  # the other ranks need no matplotlib
+
         recalls = {n: r for n, r in zip(names, metrics["recall"], strict=True) if r is not None}
         board.scalars(state.last_step, recalls, "val_recall")
         if saver.run.draws(state.epoch):
-            board.image("val/confusion", draw_confusion(metrics, names), state.last_step)
+            board.image("val/confusion", confusion_image(metrics, names), state.last_step)
     saver.end_epoch({**train, **{f"val_{key}": number for key, number in val.items()}})
 
 
@@ -312,17 +313,12 @@ def test_last_and_best(
         for name in scoring.SHOWN[task]:
             final[f"test_{kind}/{name}"] = scoring.headline(metrics, name)
         if run.config.image_freq and "confusion" in metrics and distributed.is_main():
-            images[f"test_{kind}/confusion"] = draw_confusion(metrics, names)
+            from hicmae.visualize.runs import confusion_image  # as above
+
+            images[f"test_{kind}/confusion"] = confusion_image(metrics, names)
     if best["value"] is not None:
         final[f"val_best/{metric}"] = best["value"]
     loop.show_outcome(run, state.plan, final, images)
-
-
-def draw_confusion(metrics: dict[str, Any], names: Sequence[str]) -> np.ndarray:
-    """Draw the confusion matrix for TensorBoard, (H, W, 3) uint8; only rank 0 does."""
-    from hicmae.visualize.runs import confusion_image  # the other ranks need no matplotlib
-
-    return confusion_image(metrics, names)
 
 
 if __name__ == "__main__":

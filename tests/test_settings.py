@@ -68,15 +68,6 @@ def test_settings_survive_json_under_the_names_of_their_flags(parse):
     assert flat_settings(None) == {}
 
 
-@pytest.mark.parametrize("script", [run_pretraining, run_finetuning])
-def test_help_names_every_group_default_and_rule_but_no_old_spelling(script, capsys):
-    text = script.build_parser().format_help()
-    for title in ("Where and how to run", "Clip geometry", "Clips", "Optimisation"):
-        assert f"{title}:" in text
-    assert "(default: 16; > 0)" in text and "--no-roll_mag_aug" in text
-    assert "update_freq" not in text and "normlize" not in text
-
-
 PRE = [
     ("--mask_ratoi 0.5", "unrecognized.*--mask_ratoi"),
     ("--mask_ratio 1.0", "--mask_ratio must be > 0 and < 1, got 1.0"),

@@ -160,6 +160,17 @@ def test_labels_that_differ_within_an_item_are_refused_before_training(media, tm
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
+def test_a_share_of_the_labels_is_drawn_after_the_validation_clips(media, tmp_path):
+    options = ["--val_split", "clip", "--val_share", "0.25", "--linear_probe", "--label_share"]
+    finetune(media / "fold", tmp_path, *options, "0.5", "--epochs", "1")
+    names = ("val_clips.csv", "train_clips.csv")
+    held, trained = ({row["clip"] for row in rows(tmp_path / name)} for name in names)
+    assert len(held) == 2 and len(trained) == 4 and not held & trained
+    assert "clips: 4 for training, 2 for" in (tmp_path / "run.log").read_text()
+    with pytest.raises(ValueError, match="label_share 0.5 -> 1.0, clips of the training list"):
+        finetune(media / "fold", tmp_path, *options, "1", "--epochs", "1")
+
+
 # Fold, task, batch size, more flags.
 CASES = [
     ("fold", "classification", 1, []),

@@ -1,6 +1,7 @@
-"""The ablations through both scripts: each trains, resumes, exports and is told apart."""
+"""Ablations and frozen weights through both scripts: each trains, exports and is told apart."""
 
 import pytest
+import torch
 
 from hicmae import EmotionRecognizer
 from hicmae.inference.model import parse_config
@@ -10,6 +11,7 @@ from tests.small_runs import (
     PRETRAIN,
     Job,
     finetune,
+    last_state,
     lines,
     make_media,
     pretrain,
@@ -62,10 +64,12 @@ def test_pictures_of_a_model_whose_levels_nothing_reads(pretrained, media, tmp_p
     assert picture.stat().st_size > 10_000
 
 
-FINETUNED = {
-    "av": ["--no-hierarchical_fusion", "--fusion_order", "video_first"],
-    "a": ["--no-hierarchical_fusion", "--modality", "a"],
-    "v": ["--no-hierarchical_fusion", "--modality", "v"],
+LAST = ["--no-hierarchical_fusion"]
+FINETUNED = {  # flags, and what the export says of them
+    "av": ([*LAST, "--fusion_order", "video_first"], {"fusion_order": "video_first"}),
+    "a": ([*LAST, "--modality", "a"], {}),
+    "v": ([*LAST, "--modality", "v"], {}),
+    "probe": (["--linear_probe", "--lr", "0.5", "--warmup_epochs", "0"], {}),
 }
 
 
@@ -75,16 +79,15 @@ def finetuned(pretrained, media):
     start = ["--finetune", str(pretrained["video_first"] / "checkpoint-0.pth")]
     return {
         name: finetune(media, media / "finetuned" / name, *start, *VIEWS, *flags)
-        for name, flags in FINETUNED.items()
+        for name, (flags, _) in FINETUNED.items()
     }
 
 
 @pytest.mark.parametrize("name", FINETUNED)
 def test_an_exported_variant_answers_with_the_numbers_of_its_test(finetuned, name):
-    run = finetuned[name]
-    options = {"hierarchical_fusion": False}
-    if name == "av":
-        options["fusion_order"] = "video_first"
+    run, (flags, options) = finetuned[name], FINETUNED[name]
+    if "--no-hierarchical_fusion" in flags:
+        options = {"hierarchical_fusion": False, **options}
     config = run / "export/last/config.json"
     assert parse_config(config.read_text(), config).architecture.options == options
     for source in (run / "export/last", run / "checkpoint-0.pth"):
@@ -96,6 +99,64 @@ def test_an_exported_variant_answers_with_the_numbers_of_its_test(finetuned, nam
             answer = recognizer.predict(video, audio=wav, protocol="test")
             scores = [float(row[f"p{k}"]) for k in range(3)]
             assert list(answer.probabilities.values()) == pytest.approx(scores, abs=1e-6)
+
+
+# Frozen weights
+
+TRAINED = ("video_layer_weights", "audio_layer_weights", "fc_norm.", "head.")
+UPPER = ("encoder.blocks.1", "encoder_audio.blocks.1", "encoder.norm", "encoder_audio.norm",
+         "encoder_fusion")  # fmt: skip
+
+
+def assert_kept(start, weights, trained=TRAINED):
+    """Frozen weights are those of the start bit for bit, all others have moved."""
+    encoders = [name for name in start if name.startswith("encoder") and "_to_" not in name]
+    assert set(encoders) < set(weights)
+    for name in encoders:
+        assert torch.equal(weights[name], start[name]) != name.startswith(trained), name
+
+
+def test_a_probe_keeps_encoders_and_fusion_and_trains_the_rest(pretrained, finetuned):
+    probe = finetuned["probe"]
+    state = last_state(probe, 0)
+    assert_kept(last_state(pretrained["video_first"], 0)["model"], state["model"])
+    assert not torch.equal(state["model"]["video_layer_weights"], torch.full((2,), 0.5))
+    trained = 2 + 2 + 2 * 512 + 3 * 512 + 3
+    assert f"frozen: encoders and fusion; {trained:,} of" in (probe / "run.log").read_text()
+    assert [line["n_parameters"] for line in lines(probe / "log.txt")] == [trained]
+    assert len(state["optimizer"]["state"]) == 6
+
+
+@pytest.mark.parametrize(
+    "flag, trained",
+    [
+        ("--linear_probe", TRAINED),
+        ("--freeze_layers=1", (*TRAINED, *UPPER)),
+        ("--no-hierarchical_fusion", ("encoder",)),
+    ],
+)
+def test_two_processes_train_what_one_does(pretrained, media, tmp_path, flag, trained):
+    """With frozen or without unused parameters, which DDP would wait for."""
+    start = pretrained["video_first"] / "checkpoint-0.pth"
+    flags = [
+        *("--mixup", "0", "--cutmix", "0", "--drop_path", "0", "--warmup_epochs", "0"),
+        *("--no-export", "--image_freq", "0", "--finetune", str(start), *VIEWS, flag),
+    ]
+    one = finetune(media, tmp_path / "one", *flags, "--batch_size", "4")
+    lists = ["--data_path", media / "fold", "--nb_classes", "3", "--epochs", "1"]
+    job = Job("run_finetuning", [*FINETUNE, *lists, *flags], tmp_path, 2)
+    job.complete()
+    one, two = (last_state(folder, 0)["model"] for folder in (one, job.out))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-5)
+    assert_kept(last_state(pretrained["video_first"], 0)["model"], two, trained)
+
+
+def test_what_is_frozen_without_a_checkpoint_is_told(media, tmp_path, caplog):
+    caplog.set_level("INFO")
+    finetune(media, tmp_path, "--freeze_layers", "2", "--no-export", "--modality", "a", *VIEWS)
+    assert "what is frozen keeps its random start" in caplog.text
+    assert "frozen: 2 block(s) of each encoder" in caplog.text
 
 
 def test_features_of_a_variant_are_those_of_its_last_layer(finetuned):
@@ -131,12 +192,9 @@ def test_finetuning_in_another_order_is_told_and_testing_refused(
                  "--resume", str(finetuned["av"] / "checkpoint-0.pth"))  # fmt: skip
 
 
-def test_variants_train_in_two_processes_without_unused_parameters(media, tmp_path):
-    more = ["--data_path", media / "lists", "--fusion_order", "audio_first", "--image_freq", "0"]
-    jobs = [("run_pretraining", [*PRETRAIN, *VARIANTS["none"], *more])]
-    more = ["--data_path", media / "fold", "--nb_classes", "3", "--no-hierarchical_fusion"]
-    jobs += [("run_finetuning", [*FINETUNE, *more, "--no-export", *VIEWS])]
-    for script, arguments in jobs:
-        job = Job(script, arguments, tmp_path / script, 2)
-        job.complete("--epochs", "1", "--batch_size", "1")
-        assert len(lines(job.out / "steps.jsonl")) == 2
+def test_a_variant_pretrains_in_two_processes_without_unused_parameters(media, tmp_path):
+    flags = ["--fusion_order", "audio_first", "--image_freq", "0", "--epochs", "1"]
+    arguments = [*PRETRAIN, *VARIANTS["none"], *flags, "--data_path", media / "lists"]
+    job = Job("run_pretraining", arguments, tmp_path, 2)
+    job.complete("--batch_size", "1")
+    assert len(lines(job.out / "steps.jsonl")) == 2

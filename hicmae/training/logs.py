@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 HParams = dict[str, bool | float | str]
 EVENTS = "events.out.tfevents."  # how TensorBoard's files begin
-UNITS = {"_per_s": (".1f", "/s"), "_s": (".3f", " s"), "_mib": (".0f", " MiB")}
 HPARAMS_PATHS = {"data_path", "val_path"}  # which clips: folds differ in nothing else
 
 
@@ -66,20 +65,15 @@ class AppendFile:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
             if not blocked:
-                self._warn("write", "training goes on and will try again", error)
+                text = "could not write '%s': %s; training goes on and will try again"
+                logger.warning(text, self._file.name, error.strerror or error)
 
     def sync(self) -> None:
         """Try again what waits, and have the system put the file on the disk."""
         self.write(b"")
-        try:
+        with suppress(OSError):  # what cannot be written is told by then
             if self._file:
                 os.fsync(self._file.fileno())
-        except OSError as error:
-            self._warn("flush", "training goes on", error)
-
-    def _warn(self, what: str, then: str, error: OSError) -> None:
-        name = getattr(self._file, "name", "")
-        logger.warning("could not %s '%s': %s; %s", what, name, error.strerror or error, then)
 
     def close(self) -> None:
         """Write what waits, if that is possible now, and close the file."""
@@ -262,18 +256,9 @@ class Progress(AbstractContextManager["Progress"]):
         self._bar.close()
 
     def update(self, values: Mapping[str, float] | None = None) -> None:
-        """Count a step, and show `values` whenever a multiple of `every` is reached.
-
-        A name ends in its unit, see `UNITS`; `lr` is shown as 1.00e-04.
-        """
+        """Count a step, and show `values` whenever a multiple of `every` is reached."""
         self.done += 1
-        parts = []
-        for name, value in (values or {}).items():
-            usual = ".2e" if "lr" in name.split("_") else ".4g", ""
-            ending = next((ending for ending in UNITS if name.endswith(ending)), "")
-            form, unit = UNITS.get(ending, usual)
-            parts.append(f"{name.removesuffix(ending)} {value:{form}}{unit}")
-        text = "  ".join(parts)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
         if text:
             self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
@@ -293,15 +278,13 @@ def provenance(device: torch.device, precision: str, processes: int) -> dict[str
     name = torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} thread(s)"
     cuda = f", CUDA {torch.version.cuda}" if on_gpu else ""
     versions = f"Python {platform.python_version()}, torch {torch.__version__}{cuda}"
-    rows = {
-        "versions": f"hicmae {hicmae.__version__}, {versions}",
-        "started": datetime.now().astimezone().isoformat(" ", "seconds"),
-        "machine": f"{socket.gethostname()}, {platform.platform()}",
-        "device": f"{device}, {name}",
-        "processes": processes,
-        "precision": precision,
-    }
-    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    table = (
+        f"| versions | hicmae {hicmae.__version__}, {versions} |\n"
+        f"| started | {datetime.now().astimezone().isoformat(' ', 'seconds')} |\n"
+        f"| machine | {socket.gethostname()}, {platform.platform()} |\n"
+        f"| device | {device}, {name} |\n"
+        f"| processes | {processes} |\n| precision | {precision} |\n"
+    )
     # Indented, Markdown leaves the command as it is: it can be pasted into a shell.
     command = "".join(f"    {line}\n" for line in text.splitlines())
     return {"command": command, "environment": f"| run | |\n|---|---|\n{table}"}

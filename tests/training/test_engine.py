@@ -181,13 +181,6 @@ def test_a_scaler_leaves_out_overflows_which_count_as_no_bad_step(tmp_path):
     assert torch.equal(model.weight, before) and state.scaler.get_scale() == 2.0**123
 
 
-def test_clips_that_could_not_be_read_reach_the_record(tmp_path):
-    loader = batches(2)
-    loader[1] = loader[1]._replace(skipped=(SkippedClip("bad.mp4", "no video stream"),))
-    run_epoch(linear(), loader, tmp_path, plan_of(2))
-    assert "bad.mp4,no video stream" in (tmp_path / "skipped_clips.csv").read_text()
-
-
 def test_a_record_of_clips_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
     record = SkippedClips(tmp_path / "no_folder" / "skipped.csv", 10, 0.5)
     (tmp_path / "no_folder").touch()

@@ -99,17 +99,6 @@ def test_a_request_to_stop_saves_what_is_new_and_only_that(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0-step1.pth"]
 
 
-def test_a_state_loads_as_the_originals_do_and_holds_all_of_a_run(tmp_path):
-    saving = Saving(tmp_path, 0.0)
-    saving.saved_steps(0, 7)
-    content = torch.load(tmp_path / "checkpoint-0-step7.pth", weights_only=True)
-    assert torch.equal(content["model"]["weight"], saving.state.model.weight)
-    assert content["epoch"] == -1 and content["args"] == SETTINGS
-    progress = content["progress"]
-    assert (progress["epoch"], progress["step"], progress["clips_done"]) == (0, 7, 28)
-    assert {"optimizer", "scaler", "best", "origin", "metrics"} <= content.keys()
-
-
 def test_a_resumed_state_is_the_saved_one_with_the_rates_of_its_last_step(tmp_path):
     """A run that was stopped in its last validation takes no other step before it is saved."""
     saving, other = (Saving(tmp_path / name, 0.0) for name in ("a", "b"))
