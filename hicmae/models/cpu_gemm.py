@@ -28,15 +28,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def install(model: Model, choice: str = "auto") -> Model:
-    """Let the layers of a model compute float32 products on a CPU by the library of choice.
-
-    Args:
-        model: changed in place, and returned.
-        choice: see `library`.
-
-    Raises:
-        ValueError: see `library`.
-    """
+    """Let the layers of a model, which is returned, compute float32 products by a `library`."""
     if library(choice) == "onednn":
         _install(model)
     return model
@@ -80,14 +72,10 @@ class _Products(TorchFunctionMode):
 
 
 def library(choice: str) -> str:
-    """Return the library of float32 products on this CPU, "onednn" or "mkl".
+    """Return the library of float32 products on this CPU, "onednn" or "mkl" (torch's own choice).
 
-    Args:
-        choice: "onednn", "mkl" (what torch does by itself), or "auto": oneDNN exactly on x86
-            processors with AVX-512 that Intel did not make.
-
-    Raises:
-        ValueError: another name, or oneDNN is not part of this build of torch.
+    "auto" is oneDNN exactly on x86 processors with AVX-512 that Intel did not make. ValueError for
+    another name, or where this build of torch has no oneDNN.
     """
     if choice not in CHOICES:
         raise ValueError(f"--cpu_gemm must be one of {', '.join(CHOICES)}, got '{choice}'")

@@ -1,9 +1,10 @@
 """The modality encoders and the cross-modal fusion encoder (paper, section 3.2)."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
+from timm.models import register_model
 from torch import Tensor, nn
 
 from hicmae.models.cpu_gemm import install
@@ -30,12 +31,7 @@ class EncoderOutput(NamedTuple):
 class ModalityEncoder(nn.Module):
     """A ViT without class token over the visible tokens of one modality.
 
-    Args:
-        patch_embed: of the modality.
-        depth: number of blocks L.
-        num_heads: attention heads of a block.
-        drop_path: stochastic-depth rate of the last block.
-        init_values: start of the layer-scale gammas, 0 leaves them out.
+    It has `depth` blocks, see `Block`; `drop_path` is the rate of the last one.
     """
 
     def __init__(
@@ -65,24 +61,19 @@ class ModalityEncoder(nn.Module):
         level_blocks: Sequence[int],
         pool: bool = False,
     ) -> EncoderOutput:
-        """Encode the visible tokens and keep the levels that others read.
+        """Encode the tokens at the positions `visible` (B, V), or all N, of a normalised clip.
 
-        Args:
-            clip: (B, C, T, H, W) or (B, 1, T, F), normalised.
-            visible: (B, V) positions of the visible tokens; None encodes all N.
-            level_blocks: 0-based indices of the blocks whose output is kept, ascending.
-            pool: average each level over its tokens, to (B, D).
+        The outputs of `level_blocks`, 0-based and ascending, are kept; `pool` averages each over
+        its tokens, to (B, D).
         """
         positions = self.positions if visible is None else self.positions[visible]
         tokens = self.patch_embed(clip, visible) + positions
-        levels = []
-        last = len(self.blocks) - 1
+        levels, last = [], len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             tokens = block(tokens)
-            if index == last or index in level_blocks:
-                normed = self.norm(tokens)
-                if index in level_blocks:
-                    levels.append(normed.mean(dim=1) if pool else normed)
+            normed = self.norm(tokens) if index == last or index in level_blocks else tokens
+            if index in level_blocks:
+                levels.append(normed.mean(dim=1) if pool else normed)
         return EncoderOutput(normed, levels)
 
 
@@ -106,17 +97,11 @@ def audio_encoder(img_size_audio: Sequence[int], embed_dim: int, **options: Any)
 
 
 class CrossModalFusion(nn.Module):
-    """Layers in which the modalities read each other.
+    """Layers in which the modalities read each other; see `Block` and `ModalityEncoder`.
 
-    Args:
-        embed_dim: D.
-        depth: number of layers.
-        num_heads: attention heads of a block.
-        drop_path: stochastic-depth rate of the last layer.
-        init_values: start of the layer-scale gammas, 0 leaves them out.
-        order: in each layer, "both": each stream reads the other's input to the layer;
-            "video_first", "audio_first": that stream does, and the other one then reads its
-            output. All three have the same parameters.
+    By the order "both", each stream reads the other's input to the layer; by "video_first" and
+    "audio_first", that stream does, and the other one then reads its output. All three have the
+    same parameters.
     """
 
     def __init__(
@@ -145,14 +130,13 @@ class CrossModalFusion(nn.Module):
     def forward(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Mix the streams (B, Nv, D) and (B, Na, D); same shapes, after a norm each."""
         for block, block_audio in zip(self.blocks, self.blocks_audio, strict=True):
-            if self.order == "both":
-                video, audio = block(video, audio), block_audio(audio, video)
-            elif self.order == "video_first":
-                video = block(video, audio)
+            if self.order == "audio_first":
                 audio = block_audio(audio, video)
+                video = block(video, audio)
             else:
-                audio = block_audio(audio, video)
-                video = block(video, audio)
+                mixed = block(video, audio)
+                audio = block_audio(audio, video if self.order == "both" else mixed)
+                video = mixed
         return self.norm(video), self.norm_audio(audio)
 
 
@@ -162,43 +146,28 @@ def pooled_unit(tokens: Tensor) -> Tensor:
 
 
 def check_sizes(**sizes: int) -> None:
-    """Refuse a stack without a block, or a head without an output.
-
-    Raises:
-        ValueError: naming the argument and its value.
-    """
+    """Refuse a stack without a block, or a head without an output."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
-Model = TypeVar("Model", bound=nn.Module)
+def register(name: str, model: type[nn.Module], *sizes: int) -> None:
+    """Register a model with timm under a name, its first arguments being these sizes.
 
-
-def build(
-    model: type[Model],
-    *sizes: int,
-    pretrained: bool = False,
-    cpu_gemm: str = "auto",
-    **options: Any,
-) -> Model:
-    """Build a registered model from its sizes and what `timm.create_model` passes on.
-
-    Args:
-        model: the class.
-        sizes: its first arguments.
-        pretrained: must be False.
-        cpu_gemm: library of float32 products on a CPU, see `install`.
-        options: the class's other arguments, and what timm adds for its own models.
-
-    Raises:
-        ValueError: weights were asked for; none are hosted.
+    `timm.create_model` passes the others on; `cpu_gemm` is the library of float32 products on a
+    CPU, see `install`.
     """
-    if pretrained:
-        raise ValueError(
-            "pretrained=True: no weights are hosted for HiCMAE; create the model without it and "
-            "load a file with hicmae.training.transfer.load_pretrained (scripts: --finetune)"
-        )
-    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        options.pop(name, None)
-    return install(model(*sizes, **options), cpu_gemm)
+
+    def make(pretrained: bool = False, cpu_gemm: str = "auto", **options: Any) -> nn.Module:
+        if pretrained:
+            raise ValueError(
+                "pretrained=True: no weights are hosted for HiCMAE; create the model without it "
+                "and load a file with hicmae.training.transfer.load_pretrained (--finetune)"
+            )
+        for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+            options.pop(unused, None)
+        return install(model(*sizes, **options), cpu_gemm)
+
+    make.__name__, make.__module__ = name, model.__module__
+    register_model(make)

@@ -5,15 +5,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models import register_model
 from torch import Tensor, nn
 
 from hicmae.models.encoder import (
     CrossModalFusion,
     ModalityEncoder,
     audio_encoder,
-    build,
     check_sizes,
+    register,
     video_encoder,
 )
 from hicmae.models.layers import LayerNorm, init_linears
@@ -39,20 +38,9 @@ class HiCMAEClassifier(nn.Module):
     of the other layers is gone. With one modality it would then read the same mean twice, and reads
     it once. (The paper names this ablation; that the last layer takes the place is our reading.)
 
-    Args:
-        embed_dim: encoder width D.
-        num_heads: attention heads.
-        num_classes: K classes, or outputs of a regression.
-        depth: blocks of the video encoder.
-        depth_audio: blocks of the audio encoder.
-        fusion_depth: layers of the fusion encoder.
-        drop_path_rate: stochastic depth of the last block of every stack.
-        head_activation: None, "sigmoid", "relu" or "tanh" after the head (regression).
-        init_values: start of the layer-scale gammas, 0 leaves them out.
-        modality: "av", "a" (audio only) or "v" (video only).
-        hierarchical_fusion: whether the head reads all layers of an encoder, or the last one only.
-        fusion_order: see `CrossModalFusion`; no matter with one modality.
-        num_frames, img_size, img_size_audio, tubelet_size: clip geometry, see `HiCMAE`.
+    The model scores `num_classes`, or outputs of a regression, which `head_activation` bounds:
+    None, "sigmoid", "relu" or "tanh". Its modality is "av", "a" (audio only) or "v" (video only).
+    The other arguments are those of `HiCMAE`.
     """
 
     def __init__(
@@ -111,14 +99,10 @@ class HiCMAEClassifier(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes)
 
     def forward(self, video: Tensor | None, audio: Tensor | None) -> Tensor:
-        """Score clips.
+        """Return logits or regression outputs (B, K) of normalised clips.
 
-        Args:
-            video: (B, 3, T, H, W), ImageNet-normalised; unused with modality "a".
-            audio: (B, 1, T, F), normalised log-mel spectrogram; unused with modality "v".
-
-        Returns:
-            (B, K), logits or regression outputs.
+        Video is (B, 3, T, H, W), audio, the log-mel spectrogram, is (B, 1, T, F); what the modality
+        leaves out is not read.
         """
         scores = self.head(self.forward_features(video, audio))
         return ACTIVATIONS[self.head_activation](scores)
@@ -126,10 +110,9 @@ class HiCMAEClassifier(nn.Module):
     def forward_features(self, video: Tensor | None, audio: Tensor | None) -> Tensor:
         """Return what the head reads, after `fc_norm`.
 
-        Returns:
-            (B, 4D): layer-weighted video and audio features, then the means of the fused video and
-            audio tokens. With one modality (B, 2D): its layer-weighted feature and its last
-            layer's mean; without hierarchical fusion (B, D), the latter alone.
+        It is (B, 4D): layer-weighted video and audio features, then the means of the fused video
+        and audio tokens. With one modality (B, 2D): its layer-weighted feature and its last layer's
+        mean; without hierarchical fusion (B, D), the latter alone.
         """
         weighted, last = [], []
         if "v" in self.modality:
@@ -168,25 +151,6 @@ def _mix_layers(levels: list[Tensor], layer_weights: Tensor | None) -> Tensor:
     return torch.einsum("lbd,l->bd", torch.stack(levels), layer_weights.softmax(dim=0))
 
 
-@register_model
-def avit_dim128_patch16_160_a256(**options: Any) -> HiCMAEClassifier:
-    """Build a very small classifier for demonstrations and tests."""
-    return build(HiCMAEClassifier, 128, 4, **options)
-
-
-@register_model
-def avit_dim256_patch16_160_a256(**options: Any) -> HiCMAEClassifier:
-    """Build the classifier of HiCMAE-T."""
-    return build(HiCMAEClassifier, 256, 4, **options)
-
-
-@register_model
-def avit_dim384_patch16_160_a256(**options: Any) -> HiCMAEClassifier:
-    """Build the classifier of HiCMAE-S."""
-    return build(HiCMAEClassifier, 384, 6, **options)
-
-
-@register_model
-def avit_dim512_patch16_160_a256(**options: Any) -> HiCMAEClassifier:
-    """Build the classifier of HiCMAE-B."""
-    return build(HiCMAEClassifier, 512, 8, **options)
+# Widths and attention heads, as for `HiCMAE`.
+for _sizes in ((128, 4), (256, 4), (384, 6), (512, 8)):
+    register(f"avit_dim{_sizes[0]}_patch16_160_a256", HiCMAEClassifier, *_sizes)

@@ -25,31 +25,23 @@ LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)
 
 
 def sincos_positions(num_tokens: int, dim: int) -> Tensor:
-    """Make the fixed sine-cosine position table of "Attention is all you need", section 3.5.
+    """Make the fixed position table of "Attention is all you need", section 3.5, in float64.
 
-    Args:
-        num_tokens: rows; all axes of the token grid are flattened to one position.
-        dim: width; even columns hold sines, odd columns cosines.
-
-    Returns:
-        (num_tokens, dim) float32, computed in float64.
+    Returns (num_tokens, dim) float32: all axes of the token grid are flattened to one position,
+    even columns hold sines, odd columns cosines.
     """
     column = torch.arange(dim, dtype=torch.float64)
     rate = torch.pow(10000.0, -2.0 * torch.div(column, 2, rounding_mode="floor") / dim)
     angle = torch.arange(num_tokens, dtype=torch.float64)[:, None] * rate
-    angle[:, 0::2] = angle[:, 0::2].sin()
-    angle[:, 1::2] = angle[:, 1::2].cos()
-    return angle.float()
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
 
 
 class Block(beit.Block):
     """Pre-norm transformer block: self-attention whose key has no bias, then MLP.
 
-    Args:
-        dim: token width D.
-        num_heads: attention heads; D must be divisible by it.
-        drop_path: probability that a residual branch of a clip is dropped (stochastic depth).
-        init_values: start value of the layer-scale gammas; 0 leaves them out.
+    Tokens are `dim` wide, which `num_heads` divides; a residual branch of a clip is dropped with
+    probability `drop_path` (stochastic depth); `init_values` start the layer-scale gammas, 0 leaves
+    them out.
     """
 
     def __init__(
@@ -57,14 +49,8 @@ class Block(beit.Block):
     ) -> None:
         if dim % num_heads:
             raise ValueError(f"embed dim {dim} is not divisible by {num_heads} attention heads")
-        super().__init__(
-            dim,
-            num_heads,
-            qkv_bias=True,
-            drop_path=drop_path,
-            init_values=init_values,
-            norm_layer=LayerNorm,
-        )
+        rates: dict[str, Any] = {"drop_path": drop_path, "init_values": init_values}
+        super().__init__(dim, num_heads, qkv_bias=True, norm_layer=LayerNorm, **rates)
 
 
 class CrossAttention(nn.Module):
@@ -158,12 +144,9 @@ class TokenSplit(NamedTuple):
 
 
 def split_tokens(mask: Tensor | TokenSplit, num_tokens: int | None, name: str) -> TokenSplit:
-    """Turn a mask into the positions of the visible and of the masked tokens.
+    """Turn a mask, (B, N) bool and True = masked, into positions; a `TokenSplit` stays as it is.
 
-    Args:
-        mask: (B, N) bool, True = masked; a `TokenSplit` is returned as it is.
-        num_tokens: the N that is expected; None takes any.
-        name: how the mask is called in an error message.
+    N must be `num_tokens` where that is given; messages call the mask by its name.
 
     Raises:
         ValueError: wrong shape or type, rows that mask different numbers of tokens, or nothing or
@@ -193,11 +176,7 @@ def split_tokens(mask: Tensor | TokenSplit, num_tokens: int | None, name: str) -
 
 
 def token_grid(size: Sequence[int], patch_size: Sequence[int], name: str) -> tuple[int, ...]:
-    """Count the patches along each axis, e.g. (16, 160, 160) by (2, 16, 16) -> (8, 10, 10).
-
-    Raises:
-        ValueError: an axis is not a positive multiple of the patch.
-    """
+    """Count the patches along each axis, e.g. (16, 160, 160) by (2, 16, 16) -> (8, 10, 10)."""
     if any(s <= 0 or s % p for s, p in zip(size, patch_size, strict=True)):
         raise ValueError(
             f"{name} size {tuple(size)} is not a positive multiple of the patch {tuple(patch_size)}"
@@ -206,15 +185,10 @@ def token_grid(size: Sequence[int], patch_size: Sequence[int], name: str) -> tup
 
 
 def cut_patches(clip: Tensor, patch_size: Sequence[int], index: Tensor | None = None) -> Tensor:
-    """Cut a clip into non-overlapping patches, all of them or only those at `index`.
+    """Cut a clip, (B, C, T, H, W) or (B, C, T, F), into non-overlapping patches.
 
-    Args:
-        clip: (B, C, T, H, W) or (B, C, T, F).
-        patch_size: one length for each axis after the channels.
-        index: (B, n) token positions, last axis fastest; None takes all N in order.
-
-    Returns:
-        (B, n, C, *patch_size); only the wanted patches are ever copied.
+    Returns (B, n, C, *patch_size), all N in order, last axis fastest, or those at the positions of
+    the index (B, n); only the wanted patches are ever copied.
     """
     axes = len(patch_size)
     lengths = dict(zip("pqr", patch_size, strict=False))
@@ -230,27 +204,15 @@ def cut_patches(clip: Tensor, patch_size: Sequence[int], index: Tensor | None = 
 
 
 def join_patches(patches: Tensor, grid: Sequence[int]) -> Tensor:
-    """Put all patches of a clip back together; the inverse of `cut_patches` without an index.
-
-    Args:
-        patches: (B, N, C, *patch_size), N = product of `grid`.
-        grid: patches along each axis.
-
-    Returns:
-        (B, C, *size).
-    """
+    """Put all patches of a clip, (B, N, C, *patch_size), back together on their grid."""
     return rearrange(patches.unflatten(1, grid), f"{GRID[len(grid)]} -> {CLIP[len(grid)]}")
 
 
 class PatchEmbed(nn.Module):
     """Linear embedding of patches; the weights are stored as the convolution they equal.
 
-    Args:
-        size: clip size without batch and channels, (T, H, W) or (T, F).
-        patch_size: length of a patch along each of these axes.
-        channels: 3 for RGB frames, 1 for a spectrogram.
-        embed_dim: D.
-        name: "video" or "audio", for error messages.
+    The size of a clip, without batch and channels, is (T, H, W) or (T, F), as is that of a patch;
+    messages call the clip by its name.
     """
 
     def __init__(
@@ -268,20 +230,10 @@ class PatchEmbed(nn.Module):
         self.grid = token_grid(size, patch_size, name)
         self.num_tokens = math.prod(self.grid)
         conv: Any = nn.Conv3d if len(self.grid) == 3 else nn.Conv2d
-        self.proj: nn.Conv3d | nn.Conv2d = conv(
-            channels, embed_dim, self.patch_size, stride=self.patch_size
-        )
+        self.proj: nn.Conv3d | nn.Conv2d = conv(channels, embed_dim, *[self.patch_size] * 2)
 
     def forward(self, clip: Tensor, index: Tensor | None = None) -> Tensor:
-        """Embed all patches, or only those that are wanted.
-
-        Args:
-            clip: (B, C, T, H, W) video or (B, 1, T, F) spectrogram.
-            index: (B, V) positions of the wanted tokens; None embeds all N.
-
-        Returns:
-            (B, V, D).
-        """
+        """Embed all patches of (B, C, *size), or those at the index (B, V), as (B, V, D)."""
         if tuple(clip.shape[1:]) != self.clip_shape:
             raise ValueError(
                 f"{self.name} has shape {tuple(clip.shape)}, expected (B, "

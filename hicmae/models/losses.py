@@ -57,20 +57,18 @@ def pretrain_loss(
 
     Args:
         output: what the model returned for these clips and masks.
-        video: (B, 3, T, H, W), ImageNet-normalised, as the model saw it.
+        video: (B, 3, T, H, W), ImageNet-normalised, as the model saw it, like the others.
         video_mask: (B, Nv) bool, True = masked, or its `TokenSplit`.
-        audio: (B, 1, T, F), as the model saw it.
+        audio: (B, 1, T, F).
         audio_mask: (B, Na) bool or its `TokenSplit`.
-        loss_weight: weight of the contrast.
-        temperature: of the InfoNCE softmax.
+        loss_weight: of the contrast.
+        temperature: see `contrastive_loss`, like `gather`.
         frame_diff: predict differences to the first frame of each group instead of later frames.
         frame_diff_group_size: frames of such a group.
-        target_diff_weight: weight w of each tubelet's later frames, 1 - w for its first; None
-            averages over all values.
+        target_diff_weight: see `video_mse`.
         normalize_target: normalise each video patch and channel to mean 0, deviation 1.
         normalize_target_audio: the same for each spectrogram patch.
-        gather: contrast with the clips of all ranks, whose batches must be equally large, instead
-            of this rank's own batch.
+        gather: contrast with the clips of all ranks.
         contrastive_levels: see `contrasted`.
     """
     tubelet_size = output.video.shape[-1] // (video.shape[1] * PATCH_SIZE**2)
@@ -129,15 +127,11 @@ def video_target(
     normalize: bool = True,
     frame_diff_group_size: int | None = 2,
 ) -> Tensor:
-    """Make the values the video decoder has to predict.
+    """Make the values the video decoder has to predict at the positions `masked` (B, M).
 
-    Args:
-        video: (B, 3, T, H, W), ImageNet-normalised.
-        masked: (B, M) positions of the masked tubelets.
-        tubelet_size: frames of a tubelet.
-        normalize: standardise each patch and channel over its pixels.
-        frame_diff_group_size: group in which later frames become differences to the first one,
-            after normalising; None keeps all frames.
+    The video is (B, 3, T, H, W), ImageNet-normalised; `normalize` standardises each patch and
+    channel over its pixels. Then later frames of a group become differences to its first one; a
+    group size of None keeps all frames.
 
     Returns:
         (B, M, tubelet_size * 16 * 16 * 3) in (frame, y, x, channel) order.
@@ -183,26 +177,18 @@ def frame_differences(clip: Tensor, group_size: int, time_axis: int = 2) -> Tens
 def audio_target(audio: Tensor, masked: Tensor, normalize: bool = True) -> Tensor:
     """Make the values (B, M, 256) the audio decoder has to predict, in (time, frequency) order.
 
-    Args:
-        audio: (B, 1, T, F).
-        masked: (B, M) positions of the masked patches.
-        normalize: standardise each patch.
+    The audio is (B, 1, T, F), positions are (B, M); `normalize` standardises each patch.
     """
-    patches = cut_patches(_precise(audio), (PATCH_SIZE, PATCH_SIZE), masked)
-    values = rearrange(patches, "b n c p q -> b n (c p q)")
+    values = cut_patches(_precise(audio), (PATCH_SIZE, PATCH_SIZE), masked).flatten(2)
     return _standardize(values) if normalize else values
 
 
 def video_mse(
     predicted: Tensor, target: Tensor, tubelet_size: int, target_diff_weight: float | None = None
 ) -> Tensor:
-    """Mean squared error over masked patches, optionally weighting first and later frames apart.
+    """Mean squared error over masked patches, (B, M, P) each, of all values, frame slowest.
 
-    Args:
-        predicted: (B, M, P).
-        target: (B, M, P), frame slowest.
-        tubelet_size: frames of a tubelet.
-        target_diff_weight: w; the loss is (1 - w) * mse(first frames) + w * mse(later frames).
+    A weight w makes it (1 - w) * mse(first frames of tubelets) + w * mse(their later frames).
     """
     if target_diff_weight is None:
         return F.mse_loss(predicted, target)
@@ -213,12 +199,7 @@ def video_mse(
 
 
 def contrasted(num_levels: int, which: str) -> range:
-    """Return the numbers of the levels to contrast, 0 the shallowest.
-
-    Args:
-        num_levels: kept by the model.
-        which: "all"; "top", the deepest one; or "none".
-    """
+    """Return which levels to contrast, 0 the shallowest: "all"; "top", the deepest; or "none"."""
     first = {"all": 0, "top": num_levels - 1, "none": num_levels}
     if which not in first:
         choices = ", ".join(map(repr, first))
@@ -232,14 +213,10 @@ def contrastive_loss(
     temperature: float = 0.07,
     gather: bool = False,
 ) -> Tensor:
-    """Sum the symmetric InfoNCE loss over levels.
+    """Sum the symmetric InfoNCE loss over levels, of (B, D) unit-length features each.
 
-    Args:
-        video_levels: (B, D) unit-length features, one a level.
-        audio_levels: the same clips' audio features.
-        temperature: of the softmax.
-        gather: compare with the clips of all ranks (with their gradients), not only this rank's;
-            B must be the same on every rank.
+    `gather` compares with the clips of all ranks (with their gradients), not only this rank's; B
+    must be the same on every rank.
     """
     own = [_precise(level) for level in (*video_levels, *audio_levels)]
     everyone, offset = own, 0

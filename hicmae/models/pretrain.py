@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.models import register_model
 from torch import Tensor, nn
 
 from hicmae.models.encoder import (
     CrossModalFusion,
     ModalityEncoder,
     audio_encoder,
-    build,
     check_sizes,
     pooled_unit,
+    register,
     video_encoder,
 )
 from hicmae.models.layers import (
@@ -32,16 +31,8 @@ class SkipDecoder(nn.Module):
     """Block 0 sees the fused tokens only; block i >= 1 also reads encoder level number -i.
 
     So the deepest kept level enters block 1 and the shallowest the last one (paper, section 3.3).
-    Without skip connections every block is like block 0.
-
-    Args:
-        encoder: of the same modality; says how many tokens there are and what a patch holds.
-        embed_dim: decoder width.
-        depth: number of blocks, one more than the number of skip connections if there are any.
-        num_heads: attention heads of a block.
-        drop_path: stochastic-depth rate of the last block.
-        init_values: start of the layer-scale gammas, 0 leaves them out.
-        skip_connections: whether blocks after the first read encoder levels.
+    Without skip connections every block is like block 0. The encoder of the same modality says how
+    many tokens there are and what a patch holds; see `ModalityEncoder` for the other arguments.
     """
 
     def __init__(
@@ -76,17 +67,11 @@ class SkipDecoder(nn.Module):
         project: nn.Module,
         mask_token: Tensor,
     ) -> Tensor:
-        """Predict the masked patches of one modality.
+        """Predict the masked patches of one modality, (B, M, P) in position order.
 
-        Args:
-            fused: (B, V, D), visible tokens after the fusion encoder.
-            levels: (B, V, D) each, shallow first; without skip connections none of them is read.
-            split: positions of the visible and of the masked tokens.
-            project: maps encoder width D to decoder width, fused tokens and levels alike.
-            mask_token: (1, 1, decoder width), stands for each of the M masked tokens.
-
-        Returns:
-            (B, M, P), in position order.
+        The visible tokens after the fusion encoder and the levels, shallow first, are (B, V, D)
+        each, which `project` maps to the decoder's width; `mask_token`, (1, 1, width), stands for
+        each of the M masked tokens.
         """
         positions = self.positions[split.visible]
         visible = project(fused) + positions
@@ -115,28 +100,12 @@ class HiCMAEOutput(NamedTuple):
 class HiCMAE(nn.Module):
     """Hierarchical contrastive masked autoencoder (arXiv 2401.05698, section 3).
 
-    Args:
-        embed_dim: encoder width D.
-        num_heads: attention heads of encoder and fusion blocks.
-        decoder_embed_dim: decoder width.
-        decoder_num_heads: attention heads of decoder blocks.
-        encoder_depth: blocks of the video encoder.
-        encoder_depth_audio: blocks of the audio encoder.
-        decoder_depth: blocks of the video decoder, one more than the kept levels (any number
-            without skip connections).
-        decoder_depth_audio: blocks of the audio decoder, likewise.
-        encoder_fusion_depth: layers of the fusion encoder.
-        return_intermediate_features: 0-based encoder blocks whose output feeds the decoders and
-            the contrast, ascending.
-        skip_connections: whether the decoders read these levels; without them, their blocks are
-            of plain self-attention and see fused tokens only.
-        fusion_order: see `CrossModalFusion`.
-        drop_path_rate: stochastic depth of the last block of every stack.
-        init_values: start of the layer-scale gammas, 0 leaves them out.
-        num_frames: T of a video clip.
-        img_size: H and W of a video clip, one number or a pair.
-        img_size_audio: (T, F) of a spectrogram.
-        tubelet_size: frames of one video token.
+    `return_intermediate_features` are the encoder blocks, 0-based and ascending, whose output feeds
+    the decoders and the contrast. Decoders have one block more than there are of these, but any
+    number without `skip_connections`: then their blocks are of plain self-attention and see fused
+    tokens only. For `fusion_order` see `CrossModalFusion`, for `init_values` see `Block`; the
+    `drop_path_rate` is that of the last block of every stack. Clips have `num_frames`, `img_size`
+    (H = W, or both) and `img_size_audio` (T, F); a video token is `tubelet_size` frames deep.
     """
 
     def __init__(
@@ -161,18 +130,11 @@ class HiCMAE(nn.Module):
         tubelet_size: int = 2,
     ) -> None:
         super().__init__()
-        check_sizes(
-            encoder_depth=encoder_depth,
-            encoder_depth_audio=encoder_depth_audio,
-            encoder_fusion_depth=encoder_fusion_depth,
-            decoder_depth=decoder_depth,
-            decoder_depth_audio=decoder_depth_audio,
-        )
         self.level_blocks = tuple(return_intermediate_features)
-        _check_levels(self.level_blocks, encoder_depth, encoder_depth_audio)
-        if skip_connections:
-            _check_skips(self.level_blocks, decoder_depth, decoder_depth_audio)
-
+        depths = {"encoder_depth": encoder_depth, "encoder_depth_audio": encoder_depth_audio}
+        narrow_depths = {"decoder_depth": decoder_depth, "decoder_depth_audio": decoder_depth_audio}
+        check_sizes(**depths, **narrow_depths, encoder_fusion_depth=encoder_fusion_depth)
+        _check_levels(self.level_blocks, depths, narrow_depths if skip_connections else {})
         stack: dict[str, Any] = {"drop_path": drop_path_rate, "init_values": init_values}
         wide = {"embed_dim": embed_dim, "num_heads": num_heads, **stack}
         self.encoder = video_encoder(
@@ -192,9 +154,9 @@ class HiCMAE(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self.mask_token_audio = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
 
-        encoders = (self.encoder, self.encoder_audio, self.encoder_fusion)
-        for part in (*encoders, self.decoder, self.decoder_audio):
-            init_linears(part, nn.init.xavier_uniform_)
+        for name, part in self.named_children():
+            if not name.startswith("encoder_to_decoder"):
+                init_linears(part, nn.init.xavier_uniform_)
         for token in (self.mask_token, self.mask_token_audio):
             nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02)
 
@@ -205,16 +167,11 @@ class HiCMAE(nn.Module):
         audio: Tensor,
         audio_mask: Tensor | TokenSplit,
     ) -> HiCMAEOutput:
-        """Encode what is visible and predict what is masked.
+        """Encode what is visible of normalised clips and predict what is masked.
 
-        Args:
-            video: (B, 3, T, H, W), ImageNet-normalised.
-            video_mask: (B, Nv) bool, True = masked, equally many in every row.
-            audio: (B, 1, T, F), normalised log-mel spectrogram.
-            audio_mask: (B, Na) bool.
-
-        Raises:
-            ValueError: a clip or mask that does not fit the model's geometry.
+        Video is (B, 3, T, H, W), its mask (B, Nv) bool, True = masked, equally many in every row;
+        audio, the log-mel spectrogram, is (B, 1, T, F), its mask (B, Na). ValueError where one does
+        not fit the model's geometry.
         """
         num_tokens = self.encoder.patch_embed.num_tokens
         split = split_tokens(video_mask, num_tokens, "video_mask")
@@ -240,43 +197,25 @@ class HiCMAE(nn.Module):
         )
 
 
-def _check_levels(levels: tuple[int, ...], depth: int, depth_audio: int) -> None:
-    shallowest = min(depth, depth_audio)
+def _check_levels(
+    levels: tuple[int, ...], encoders: dict[str, int], decoders: dict[str, int]
+) -> None:
+    """Refuse levels that the encoders do not have, or decoders with another number of skips."""
+    shallowest = min(encoders.values())
     if list(levels) != sorted({level for level in levels if 0 <= level < shallowest}):
         raise ValueError(
             f"return_intermediate_features is {levels}, expected ascending block indices from 0 to "
-            f"{shallowest - 1} (encoder_depth {depth}, encoder_depth_audio {depth_audio})"
+            f"{shallowest - 1} ({', '.join(f'{name} {depth}' for name, depth in encoders.items())})"
         )
-
-
-def _check_skips(levels: tuple[int, ...], depth: int, depth_audio: int) -> None:
-    for name, value in (("decoder_depth", depth), ("decoder_depth_audio", depth_audio)):
-        if value != len(levels) + 1:
+    for name, depth in decoders.items():
+        if depth != len(levels) + 1:
             raise ValueError(
-                f"{name} is {value}, expected {len(levels) + 1}: "
-                f"one block and one more for each kept level {levels}"
+                f"{name} is {depth}, expected {len(levels) + 1}: one block and one more for each "
+                f"kept level {levels}"
             )
 
 
-@register_model
-def pretrain_hicmae_dim128_patch16_160_a256(**options: Any) -> HiCMAE:
-    """Build a very small model for demonstrations and tests."""
-    return build(HiCMAE, 128, 4, 64, 2, **options)
-
-
-@register_model
-def pretrain_hicmae_dim256_patch16_160_a256(**options: Any) -> HiCMAE:
-    """Build HiCMAE-T (the decoder width, 128, is this project's choice)."""
-    return build(HiCMAE, 256, 4, 128, 2, **options)
-
-
-@register_model
-def pretrain_hicmae_dim384_patch16_160_a256(**options: Any) -> HiCMAE:
-    """Build HiCMAE-S."""
-    return build(HiCMAE, 384, 6, 192, 3, **options)
-
-
-@register_model
-def pretrain_hicmae_dim512_patch16_160_a256(**options: Any) -> HiCMAE:
-    """Build HiCMAE-B."""
-    return build(HiCMAE, 512, 8, 384, 6, **options)
+# Widths and attention heads of encoders and decoders: a very small model for demonstrations and
+# tests, HiCMAE-T (the decoder width, 128, is this project's choice), HiCMAE-S and HiCMAE-B.
+for _sizes in ((128, 4, 64, 2), (256, 4, 128, 2), (384, 6, 192, 3), (512, 8, 384, 6)):
+    register(f"pretrain_hicmae_dim{_sizes[0]}_patch16_160_a256", HiCMAE, *_sizes)

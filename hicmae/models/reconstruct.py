@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from hicmae.models.encoder import PATCH_SIZE, ModalityEncoder
@@ -38,16 +37,8 @@ def reconstruct(
 ) -> list[Reconstruction]:
     """Rebuild the masked patches of every clip of a batch.
 
-    Args:
-        model: pre-training model.
-        video: as for `pretrain_loss`, like the other arguments of these names.
-        video_mask: (B, N) bool.
-        audio: spectrograms.
-        audio_mask: (B, N) bool.
-        autocast: precision of the forward pass.
-        frame_diff_group_size: None: the target has no frame differences.
-        normalize_target: whether the target's patches are standardised.
-        normalize_target_audio: the same of the spectrogram.
+    The arguments are those of `pretrain_loss`, with the precision of the forward pass; a group
+    size of None says that the target has no frame differences.
     """
     model.eval()
     tubelet_size = cast(ModalityEncoder, model.encoder).patch_embed.patch_size[0]
@@ -55,64 +46,47 @@ def reconstruct(
     split_audio = split_tokens(audio_mask, None, "audio_mask").to(audio.device)
     with autocast:
         output = model(video, split, audio, split_audio)
-    pixels = unnormalize(video.float()).clamp(0, 1)
-    rebuilt = rebuild_video(
-        output.video.float(),
-        video.float(),
-        split,
-        tubelet_size,
-        frame_diff_group_size,
-        normalize_target,
-    )
-    rebuilt_audio = rebuild_audio(
-        output.audio.float(), audio.float(), split_audio, normalize_target_audio
+    pixels = unnormalize(video.float())
+    patch_size, patch_size_audio = (tubelet_size, PATCH_SIZE, PATCH_SIZE), (PATCH_SIZE, PATCH_SIZE)
+    group = frame_diff_group_size
+    rebuilt = rebuild(output.video.float(), pixels, split, patch_size, normalize_target, group)
+    rebuilt_audio = rebuild(
+        output.audio.float(), audio.float(), split_audio, patch_size_audio, normalize_target_audio
     )
     clips = zip(
-        pixels,
-        _replaced(pixels, split.masked, (tubelet_size, PATCH_SIZE, PATCH_SIZE), 0.5),
+        pixels.clamp(0, 1),
+        _replaced(pixels.clamp(0, 1), split.masked, patch_size, 0.5),
         rebuilt.clamp(0, 1),
         audio[:, 0],
-        _replaced(audio, split_audio.masked, (PATCH_SIZE, PATCH_SIZE), float("nan"))[:, 0],
+        _replaced(audio, split_audio.masked, patch_size_audio, float("nan"))[:, 0],
         rebuilt_audio[:, 0],
         strict=True,
     )
     return [Reconstruction(*(part.float().cpu() for part in clip)) for clip in clips]
 
 
-def rebuild_video(
+def rebuild(
     predicted: Tensor,
-    video: Tensor,
+    clip: Tensor,
     split: TokenSplit,
-    tubelet_size: int = 2,
-    frame_diff_group_size: int | None = 2,
+    patch_size: Sequence[int],
     normalize: bool = True,
+    frame_diff_group_size: int | None = None,
 ) -> Tensor:
-    """Put predictions in the place of masked patches, undoing differences and normalisation.
+    """Put predictions (B, M, P) in the place of masked patches, undoing what targets undergo.
 
-    A normalised patch gets the mean and deviation of the true one, which the model does not
-    predict. With perfect predictions the result is the clip itself.
-
-    Args:
-        predicted: (B, M, P).
-        video: (B, 3, T, H, W), ImageNet-normalised.
-        split: the clips' visible and masked tokens.
-        tubelet_size: frames of a tubelet.
-        frame_diff_group_size: as in `video_target`.
-        normalize: as in `video_target`.
-
-    Returns:
-        (B, 3, T, H, W) pixels, about [0, 1].
+    The clip is (B, 3, T, H, W) pixels or a (B, 1, T, F) spectrogram, and so is the result. A
+    normalised patch gets the mean and deviation of the true one, which the model does not predict.
+    With perfect predictions the result is the clip itself.
     """
-    patch_size = (tubelet_size, PATCH_SIZE, PATCH_SIZE)
-    grid = token_grid(video.shape[2:], patch_size, "video")
-    patches = cut_patches(unnormalize(video), patch_size)
-    std, mean = torch.std_mean(patches, dim=(3, 4, 5), keepdim=True)
+    patches = cut_patches(clip, patch_size)
+    grid = token_grid(clip.shape[2:], patch_size, "clip")
+    std, mean = torch.std_mean(patches, dim=tuple(range(3, patches.dim())), keepdim=True)
     scale, offset = (std + TARGET_EPS, mean) if normalize else (1.0, 0.0)
     target = join_patches((patches - offset) / scale, grid)
     if frame_diff_group_size is not None:
         target = frame_differences(target, frame_diff_group_size)
-    axes = {"p": tubelet_size, "q": PATCH_SIZE, "r": PATCH_SIZE}
-    values = rearrange(predicted, "b n (p q r c) -> b n c p q r", **axes)
+    values = predicted.unflatten(2, (*patch_size, clip.shape[1])).movedim(-1, 2)
     target = _replaced(target, split.masked, patch_size, values)
     if frame_diff_group_size is not None:
         target = undo_frame_differences(target, frame_diff_group_size)
@@ -124,19 +98,6 @@ def undo_frame_differences(clip: Tensor, group_size: int) -> Tensor:
     groups = clip.unflatten(2, (-1, group_size))
     first, later = groups.split((1, group_size - 1), dim=3)
     return torch.cat((first, later + first), dim=3).flatten(2, 3)
-
-
-def rebuild_audio(
-    predicted: Tensor, audio: Tensor, split: TokenSplit, normalize: bool = True
-) -> Tensor:
-    """Put predictions (B, M, 256) in the place of masked patches of (B, 1, T, F)."""
-    patch_size = (PATCH_SIZE, PATCH_SIZE)
-    values = predicted.unflatten(2, (1, *patch_size))
-    if normalize:
-        true = cut_patches(audio, patch_size, split.masked)
-        std, mean = torch.std_mean(true, dim=(3, 4), keepdim=True)
-        values = values * (std + TARGET_EPS) + mean
-    return _replaced(audio, split.masked, patch_size, values)
 
 
 def _replaced(

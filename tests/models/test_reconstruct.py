@@ -5,7 +5,7 @@ import torch
 
 from hicmae.models import losses
 from hicmae.models.layers import split_tokens
-from hicmae.models.reconstruct import rebuild_audio, rebuild_video, undo_frame_differences
+from hicmae.models.reconstruct import rebuild, undo_frame_differences
 
 
 def masked(rows, length):
@@ -23,15 +23,15 @@ def test_perfect_video_predictions_give_back_the_clip(normalize, group):
     tubes = [[0, 2, 3, 6, 8, 9], [1, 4, 5, 7, 10, 11]]  # the same cells in both tubelet rows
     split = masked(tubes, 12)
     target = losses.video_target(video, split.masked, 2, normalize, group)
-    rebuilt = rebuild_video(target, video, split, 2, group, normalize)
-    torch.testing.assert_close(rebuilt, losses.unnormalize(video))
+    pixels = losses.unnormalize(video)
+    rebuilt = rebuild(target, pixels, split, (2, 16, 16), normalize, group)
+    torch.testing.assert_close(rebuilt, pixels)
 
 
 def test_wrong_predictions_change_masked_pixels_only():
-    video = torch.randn(1, 3, 4, 32, 48, dtype=torch.float64)
-    split = masked([[0, 6]], 12)
-    rebuilt = rebuild_video(torch.zeros(1, 2, 1536).double(), video, split)
-    changed = (rebuilt - losses.unnormalize(video)).abs() > 1e-9
+    pixels, predicted = torch.rand(1, 3, 4, 32, 48).double(), torch.zeros(1, 2, 1536).double()
+    rebuilt = rebuild(predicted, pixels, masked([[0, 6]], 12), (2, 16, 16), True, 2)
+    changed = (rebuilt - pixels).abs() > 1e-9
     assert changed[..., :16, :16].any()
     assert not changed[..., 16:, :].any() and not changed[..., 16:].any()
 
@@ -41,7 +41,7 @@ def test_perfect_audio_predictions_give_back_the_spectrogram(normalize):
     audio = torch.randn(2, 1, 64, 32, dtype=torch.float64)
     split = masked([[0, 3, 4], [1, 2, 7]], 8)
     target = losses.audio_target(audio, split.masked, normalize)
-    torch.testing.assert_close(rebuild_audio(target, audio, split, normalize), audio)
+    torch.testing.assert_close(rebuild(target, audio, split, (16, 16), normalize), audio)
 
 
 def test_frame_differences_are_undone():
