@@ -124,6 +124,9 @@ def torchrun(words: Sequence[str]) -> int:
     args = run.parse_args(["--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT", *words])
     if args.nproc_per_node == "gpu":  # without a GPU, one process says so
         args.nproc_per_node = str(max(torch.cuda.device_count(), 1))
+        if args.standalone and args.nproc_per_node == "1":
+            program = [sys.executable, args.training_script, *args.training_script_args]
+            os.execv(sys.executable, program)
     if args.nproc_per_node != "1":
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     endpoint = run.get_rdzv_endpoint(args)

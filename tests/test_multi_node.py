@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import run_pretraining
 from hicmae.training.run import RESUMABLE
@@ -189,6 +190,20 @@ def test_variables_say_where_to_run(variables, flags):
 def test_variables_that_cannot_work_are_refused(variables, message):
     with pytest.raises(ValueError, match=message):
         launch.flags_of(variables)
+
+
+def test_a_machine_with_one_gpu_or_none_needs_no_torchrun(monkeypatch):
+    started = []
+
+    def replace_process(program, words):
+        started.append(words)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execv", replace_process)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(SystemExit):
+        launch.main(["--standalone", "--nproc_per_node", "gpu", "run.py", "--seed", "3"])
+    assert started == [[sys.executable, "run.py", "--seed", "3"]]
 
 
 def test_missing_packages_are_named(monkeypatch, capsys):
