@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 
 import pandas as pd
 
+from hicmae.config import add_arguments
 from hicmae.data.media import VIDEO_SUFFIXES
 from preprocess.command_line import WHOLE, add_switch, exit_code, make_parser
 from preprocess.face_and_audio import batch, extract_audio, extract_face
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     use = "write names relative to --output_dir, which is then training's --data_root"
     add_switch(parser, "--relative", use)
     batch.add_run_arguments(parser)
-    extract_face.add_face_arguments(parser)
+    add_arguments(parser, extract_face.FaceOptions)
     args = parser.parse_args(arguments)
     if not 0 < args.test_share < 1:
         parser.error(f"--test_share must be between 0 and 1, got {args.test_share}")

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
@@ -57,6 +57,9 @@ OPENFACE_FLAGS = ("-simalign", "-format_aligned", "jpg", "-nomask")  # as the or
 class FaceOptions(Settings):
     """How faces are found and cut."""
 
+    backend: str = option("mtcnn", "what finds and aligns faces", choices=("mtcnn", "openface"))
+    openface: str = option("FeatureExtraction", "program of that backend")
+    timeout: float = option(600.0, "seconds that it may take for a clip", "> 0")
     img_size: int = option(256, "side of the faces in pixels", ">= 16")
     frame_rate: float = option(
         25.0, "frames a second from videos of variable rate", "> 0 and <= 1000"
@@ -71,20 +74,13 @@ class FaceOptions(Settings):
     )
 
 
-class FacePath(NamedTuple):
-    """The main face of a clip: its points (T, 5, 2) in pixels, and columns of the summary."""
-
-    points: np.ndarray
-    details: dict[str, Any]
-
-
 def extract(job: Job, options: FaceOptions) -> dict[str, Any]:
     """Make the folder of aligned faces of one clip; returns columns of the summary."""
     film = Film(job.source)
     try:
-        path = follow_face(film, options)
+        path, details = follow_face(film, options)
         with whole_folder(job.output) as part:
-            frames = zip(frames_of(film, options.frame_rate), path.points, strict=True)
+            frames = zip(frames_of(film, options.frame_rate), path, strict=True)
             for number, (frame, points) in enumerate(frames, start=1):
                 face = cv2.cvtColor(align(frame, points, options.img_size), cv2.COLOR_RGB2BGR)
                 # OpenCV's own writer says nothing when the disk is full.
@@ -92,16 +88,16 @@ def extract(job: Job, options: FaceOptions) -> dict[str, Any]:
                 (part / f"frame_det_00_{number:06d}.jpg").write_bytes(data.tobytes())
     except cv2.error as error:
         raise UnreadableClip(f"'{job.source}' has frames that cannot be used: {error}") from None
-    return path.details | time_columns(film)
+    return details | time_columns(film)
 
 
-def follow_face(film: Film, options: FaceOptions) -> FacePath:
-    """Find the main face of a film and its points in every frame of `frames_of`, smoothed.
+def follow_face(film: Film, options: FaceOptions) -> tuple[np.ndarray, dict[str, Any]]:
+    """Find the main face of a film: its points (T, 5, 2) in every frame of `frames_of`, smoothed.
 
     Frames without a face have the points of the nearest frame with one, so that every frame is kept
-    and stays in step with the sound. UnreadableClip where too many have none. The details are:
-    frames; those without a face, in all and at most in a row; those with several; and the median
-    size of the face in pixels.
+    and stays in step with the sound. UnreadableClip where too many have none. Beside the points are
+    columns of the summary: frames; those without a face, in all and at most in a row; those with
+    several; and the median size of the face in pixels.
     """
     frames = frames_of(film, options.frame_rate)
     faces, size = search(frames, _detector(options.min_face), options.detect_every)
@@ -126,7 +122,7 @@ def follow_face(film: Film, options: FaceOptions) -> FacePath:
             told = float(needed_stream(container, "video").average_rate or 0)
         rate = timing.mean_rate(film.clock)
         rate = told if abs(told - rate) < 0.05 * rate else rate  # without rounded time stamps
-    return FacePath(smooth(points, options.smoothing * rate), details)
+    return smooth(points, options.smoothing * rate), details
 
 
 def frames_of(film: Film, frame_rate: float) -> Iterator[np.ndarray]:
@@ -150,13 +146,11 @@ def _detector(min_face: float) -> Detector:
     return Detector(min_face)
 
 
-def extract_with_openface(
-    job: Job, program: str, options: FaceOptions, timeout: float | None
-) -> dict[str, Any]:
+def extract_with_openface(job: Job, options: FaceOptions) -> dict[str, Any]:
     """Make the folder of aligned faces of one clip with OpenFace's FeatureExtraction.
 
-    `program` is its path; it may take `timeout` seconds. OpenFace reads films itself, but is given
-    the frames of those of variable rate. Returns columns of the summary.
+    OpenFace reads films itself, but is given the frames of those of variable rate. Returns columns
+    of the summary.
     """
     if not os.path.getsize(job.source):
         raise UnreadableClip(f"'{job.source}' is an empty file")
@@ -177,8 +171,8 @@ def extract_with_openface(
             for number, frame in enumerate(frames_of(film, options.frame_rate)):
                 _, data = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
                 (source / f"{number:06d}.png").write_bytes(data.tobytes())
-        command = [program, flag, str(source), "-out_dir", folder, *OPENFACE_FLAGS]
-        run_program([*command, "-simsize", str(options.img_size)], timeout)
+        command = [options.openface, flag, str(source), "-out_dir", folder, *OPENFACE_FLAGS]
+        run_program([*command, "-simsize", str(options.img_size)], options.timeout)
         aligned = Path(folder, "clip_aligned")
         frames = len(list(aligned.glob("*.jpg")))
         if not frames:
@@ -187,7 +181,7 @@ def extract_with_openface(
     return {"frames": frames} | (time_columns(film) if film else {})
 
 
-def run_program(command: list[str], timeout: float | None) -> None:
+def run_program(command: list[str], timeout: float) -> None:
     """Run a program for some seconds; UnreadableClip with its last words where it fails."""
     name, silent = os.path.basename(command[0]), subprocess.DEVNULL
     try:
@@ -201,35 +195,16 @@ def run_program(command: list[str], timeout: float | None) -> None:
         raise UnreadableClip(f"{name} failed with exit code {done.returncode}: {words[-1]}")
 
 
-def add_face_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how faces are found and cut."""
-    parser.add_argument(
-        "--backend",
-        choices=("mtcnn", "openface"),
-        default="mtcnn",
-        help="what finds and aligns faces (%(default)s)",
-    )
-    parser.add_argument(
-        "--openface", default="FeatureExtraction", help="program of that backend (%(default)s)"
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=600, help="seconds it may take for a clip (%(default)s)"
-    )
-    add_arguments(parser, FaceOptions)
-
-
 def face_work(args: argparse.Namespace) -> batch.Work:
     """Return what makes the faces of one clip; raises where flags or programs are not right."""
     options = from_flags(vars(args), FaceOptions)
     if args.backend == "openface":
-        program = shutil.which(args.openface)
-        if program is None:
+        if shutil.which(options.openface) is None:
             raise FileNotFoundError(
-                f"--openface '{args.openface}' is no program that can be run; install it, or give "
-                "its path"
+                f"--openface '{options.openface}' is no program that can be run; install it, or "
+                "give its path"
             )
-        flags = {"program": os.path.abspath(program), "timeout": args.timeout}
-        return functools.partial(extract_with_openface, options=options, **flags)
+        return functools.partial(extract_with_openface, options=options)
     try:
         check_weights()
     except FileNotFoundError as error:
@@ -242,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = make_parser(__doc__)
     batch.add_arguments(parser, VIDEO_SUFFIXES)
-    add_face_arguments(parser)
+    add_arguments(parser, FaceOptions)
     args = parser.parse_args(arguments)
     try:
         work = face_work(args)

@@ -80,7 +80,7 @@ def test_faces_are_cut_as_extract_face_cuts_them(tmp_path):
     looked_at = LookedAt(source, range(0, 24, 4))
     (person,), crowded = find_people(looked_at, source.times[::4], False, 2)
     assert crowded == 0
-    followed = extract_face.follow_face(Film(video), extract_face.FaceOptions()).points[::4]
+    followed = extract_face.follow_face(Film(video), extract_face.FaceOptions())[0][::4]
     eyes = np.linalg.norm(followed[0, 1] - followed[0, 0])
     assert np.abs(person.points - followed).max() < 0.05 * eyes
     for position, frame in enumerate(looked_at):

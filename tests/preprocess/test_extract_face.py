@@ -67,11 +67,11 @@ def test_eyes_rest_in_place_under_shift_scale_and_roll(tmp_path):
     cameras = [camera((40 * t, -25 * t), 1 + 0.35 * t, 18 * t) for t in steps]
     save_media(tmp_path / "in" / "moving face.mp4", shoot(cameras))
     assert extract(tmp_path / "in", tmp_path / "out") == 0
-    path = follow_face(Film(str(tmp_path / "in" / "moving face.mp4")), FaceOptions())
+    path, _ = follow_face(Film(str(tmp_path / "in" / "moving face.mp4")), FaceOptions())
     landed = np.stack(
         [
             moved(moved(PORTRAIT_EYES, shot), similarity(points, template(256)))
-            for shot, points in zip(cameras, path.points, strict=True)
+            for shot, points in zip(cameras, path, strict=True)
         ]
     )  # (T, 2, 2): where the portrait's pupils are in the crops
     # This face is not the mean face, so its eyes rest some pixels beside the mean eyes ...
@@ -92,9 +92,9 @@ def test_eyes_rest_in_place_under_shift_scale_and_roll(tmp_path):
 def test_following_between_searched_frames_agrees_with_searching_all(tmp_path):
     cameras = [camera((5 * k, 2 * k), 1.0, 1.5 * k) for k in range(-6, 7)]
     video = Film(str(save_media(tmp_path / "a.mp4", shoot(cameras))))
-    every = follow_face(video, FaceOptions(detect_every=1, smoothing=0))
-    some = follow_face(video, FaceOptions(detect_every=6, smoothing=0))
-    difference = np.linalg.norm(every.points - some.points, axis=2)
+    every, _ = follow_face(video, FaceOptions(detect_every=1, smoothing=0))
+    some, _ = follow_face(video, FaceOptions(detect_every=6, smoothing=0))
+    difference = np.linalg.norm(every - some, axis=2)
     assert difference.mean() < 0.02 * 60 and difference.max() < 0.1 * 60  # inter-ocular distance
 
 

@@ -12,7 +12,7 @@ from hicmae.data.film import Clock, Film
 from hicmae.data.video import FrameFolder
 from preprocess.face_and_audio import batch, extract_audio, extract_face, timing
 from preprocess.face_and_audio.batch import Job
-from preprocess.face_and_audio.extract_face import FaceOptions, FacePath
+from preprocess.face_and_audio.extract_face import FaceOptions
 from tests.media.clock_films import FILMS, SECONDS, STEADY, heard_at, save_film, seen_at
 from tests.preprocess import media_files
 
@@ -41,9 +41,9 @@ SHARED = {
 def prepare(tmp_path, monkeypatch):
     """Return what prepares a film: its frames, whole as no face is looked for, its wav, its rows"""
 
-    def whole(film: Film, options: FaceOptions) -> FacePath:
+    def whole(film: Film, options: FaceOptions) -> tuple[np.ndarray, dict]:
         frames = timing.chosen_frames(film.clock, options.frame_rate)
-        return FacePath(np.zeros((len(frames), 5, 2)), {"frames": len(frames)})
+        return np.zeros((len(frames), 5, 2)), {"frames": len(frames)}
 
     def run(path: str | Path, **options) -> tuple[list[np.ndarray], np.ndarray, list[dict]]:
         folder, wav = str(tmp_path / "faces"), str(tmp_path / "a.wav")
