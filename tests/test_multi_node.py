@@ -33,22 +33,11 @@ LAUNCH = [sys.executable, str(ROOT / "scripts/launch.py"), "--nproc_per_node"]
 PARTS = ("loss", "loss_video", "loss_audio", "loss_contrastive", "grad_norm")
 
 
-def environment(**settings):
-    left_out = re.compile(
-        r"(RANK|WORLD_SIZE|LOCAL_RANK|MASTER_.*|SLURM_.*|NNODES|NODE_RANK|RDZV_.*)"
-    )
-    env = {name: value for name, value in os.environ.items() if not left_out.fullmatch(name)}
-    return env | {"OMP_NUM_THREADS": "1"} | {name: str(v) for name, v in settings.items()}
-
-
 def start(command, **settings):
-    return subprocess.Popen(
-        command,
-        env=environment(**settings),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    env = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    env |= {name: str(value) for name, value in settings.items()}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=env, **pipes)
 
 
 def ended(machines, seconds=200):
