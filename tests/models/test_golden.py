@@ -1,102 +1,92 @@
-"""Both models against float64 values of the original code."""
+"""Our models and the plain ones of tests/plain against float64 values of the original code."""
 
 import pytest
 import timm
 import torch
 
-import hicmae  # noqa: F401
+import hicmae  # noqa: F401  (registers the models)
 from hicmae.models.losses import pretrain_loss
 from tests.golden_inputs import golden, golden_clips, relative_error, set_golden_weights
+from tests.plain.model import PlainClassifier, PlainPretraining
+from tests.plain.training import contrast_logits, pretraining_losses, score_views
+from tests.small_models import GEOMETRY, classifier, clips, pretraining_model
 
 MODEL = golden("golden_model")
 SHAPES = golden("state_dict_shapes")
-SMALL = {
-    "encoder_depth": 4,
-    "encoder_depth_audio": 4,
-    "decoder_depth": 3,
-    "decoder_depth_audio": 3,
-    "encoder_fusion_depth": 1,
-    "return_intermediate_features": (1, 3),
+SIZES = {"dim256": (256, 4, 128, 2), "dim384": (384, 6, 192, 3), "dim512": (512, 8, 384, 6)}
+LOSSES = ("loss", "loss_video", "loss_audio", "loss_contrastive")
+MILLIONS = {  # parameters, as published
+    "avit_dim256_patch16_160_a256": 20.47,
+    "avit_dim384_patch16_160_a256": 45.65,
+    "avit_dim512_patch16_160_a256": 80.79,
+    "pretrain_hicmae_dim512_patch16_160_a256": 99.61,
 }
 
 
-def small_pretraining_model():
-    model = timm.create_model("pretrain_hicmae_dim384_patch16_160_a256", **SMALL)
-    return set_golden_weights(model)
-
-
-@pytest.fixture(scope="module", params=["pretrain_small_diff", "pretrain_small_nodiff"])
-def pretraining(request):
-    model = small_pretraining_model()
-    video, video_mask, audio, audio_mask = golden_clips(2, 11)
-    output = model(video, video_mask, audio, audio_mask)
-    loss = pretrain_loss(
-        output, video, video_mask, audio, audio_mask, frame_diff=request.param.endswith("_diff")
+def our_pretraining():
+    depths = {"encoder_depth": 4, "encoder_depth_audio": 4, "encoder_fusion_depth": 1}
+    depths |= {"decoder_depth": 3, "decoder_depth_audio": 3}
+    options = {"return_intermediate_features": (1, 3), **depths}
+    return set_golden_weights(
+        timm.create_model("pretrain_hicmae_dim384_patch16_160_a256", **options)
     )
-    loss.total.backward()
-    return MODEL[request.param], model, output, loss
 
 
-def test_pretraining_losses_equal_the_original(pretraining):
-    expected, _, _, loss = pretraining
-    for name, value in (
-        ("loss", loss.total),
-        ("loss_video", loss.video),
-        ("loss_audio", loss.audio),
-        ("loss_contrastive", loss.contrast),
-    ):
+def run_ours(inputs, frame_diff):
+    model = our_pretraining()
+    output = model(*inputs)
+    loss = pretrain_loss(output, *inputs, frame_diff=frame_diff)
+    levels = zip(output.video_levels, output.audio_levels, strict=True)
+    return model, loss, output, [video @ audio.T / 0.07 for video, audio in levels]
+
+
+def run_plain(inputs, frame_diff):
+    sizes = {"depth": 4, "depth_audio": 4, "fusion_depth": 1, "keep": (1, 3)}
+    model = set_golden_weights(PlainPretraining(*SIZES["dim384"], **sizes))
+    *losses, output = pretraining_losses(model, *inputs, frame_diff=frame_diff)
+    return model, losses, output, list(map(contrast_logits, *output[2:]))
+
+
+@pytest.mark.parametrize("kind", ["diff", "nodiff"])
+@pytest.mark.parametrize("run", [run_ours, run_plain])
+def test_pretraining_equals_the_original(run, kind):
+    expected = MODEL[f"pretrain_small_{kind}"]
+    model, losses, output, logits = run(golden_clips(2, 11), kind == "diff")
+    losses[0].backward()
+    for name, value in zip(LOSSES, losses, strict=True):
         assert value.item() == pytest.approx(expected[name], rel=1e-9)
-
-
-def test_reconstructions_equal_the_original(pretraining):
-    expected, _, output, _ = pretraining
-    assert output.video.shape == (2, 720, 1536)
-    assert output.audio.shape == (2, 102, 256)
-    video, audio = output.video.detach(), output.audio.detach()
+    video, audio = (part.detach() for part in output[:2])
+    assert video.shape == (2, 720, 1536) and audio.shape == (2, 102, 256)
     assert relative_error(video[:, ::97, ::151], expected["recon_video_sample"]) < 1e-9
     assert relative_error(audio[:, ::17, ::31], expected["recon_audio_sample"]) < 1e-9
     assert video.sum().item() == pytest.approx(expected["recon_video_sum"], rel=1e-6)
     assert video.abs().sum().item() == pytest.approx(expected["recon_video_abs"], rel=1e-9)
     assert audio.abs().sum().item() == pytest.approx(expected["recon_audio_abs"], rel=1e-9)
-
-
-def test_contrastive_logits_equal_the_original(pretraining):
-    expected, _, output, _ = pretraining
-    for level, logits in enumerate(expected["logits"]):
-        video, audio = output.video_levels[level], output.audio_levels[level]
-        assert relative_error((video @ audio.T / 0.07).detach(), logits) < 1e-9
-
-
-def test_gradient_of_every_parameter_equals_the_original(pretraining):
-    expected, model, _, _ = pretraining
+    for found, known in zip(logits, expected["logits"], strict=True):
+        assert relative_error(found.detach(), known) < 1e-9
     norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
-    assert norms.keys() == expected["grad_norm"].keys()
-    for name, norm in norms.items():
-        assert norm == pytest.approx(expected["grad_norm"][name], rel=1e-6), name
+    assert norms == pytest.approx(expected["grad_norm"], rel=1e-6)
 
 
 def test_float32_losses_stay_within_1e_4_of_float64():
-    model = small_pretraining_model().float()
     video, video_mask, audio, audio_mask = golden_clips(2, 11)
-    video, audio = video.float(), audio.float()
+    inputs = video.float(), video_mask, audio.float(), audio_mask
     with torch.no_grad():
-        output = model(video, video_mask, audio, audio_mask)
-        loss = pretrain_loss(output, video, video_mask, audio, audio_mask)
-    expected = MODEL["pretrain_small_diff"]
-    parts = (loss.total, loss.video, loss.audio, loss.contrast)
-    names = ("loss", "loss_video", "loss_audio", "loss_contrastive")
-    for name, value in zip(names, parts, strict=True):
-        assert value.item() == pytest.approx(expected[name], rel=1e-4)
+        loss = pretrain_loss(our_pretraining().float()(*inputs), *inputs)
+    for name, value in zip(LOSSES, loss, strict=True):
+        assert value.item() == pytest.approx(MODEL["pretrain_small_diff"][name], rel=1e-4)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-def test_classifier_equals_the_original(dtype, tolerance):
-    model = timm.create_model(
-        "avit_dim256_patch16_160_a256", num_classes=6, depth=3, depth_audio=3, fusion_depth=1
-    )
+@pytest.mark.parametrize(
+    "plain, dtype, tolerance",
+    [(False, torch.float64, 1e-9), (False, torch.float32, 1e-4), (True, torch.float64, 1e-9)],
+)
+def test_classifier_equals_the_original(plain, dtype, tolerance):
+    options = {"num_classes": 6, "depth": 3, "depth_audio": 3, "fusion_depth": 1}
+    name = "avit_dim256_patch16_160_a256"
+    model = PlainClassifier(256, 4, **options) if plain else timm.create_model(name, **options)
     model = set_golden_weights(model).eval().to(dtype)
-    video, _, audio, _ = golden_clips(2, 21)
-    video, audio = video.to(dtype), audio.to(dtype)
+    video, audio = (clip.to(dtype) for clip in golden_clips(2, 21)[::2])
     expected = MODEL["finetune_small"]
     with torch.no_grad():
         features = model.forward_features(video, audio)
@@ -108,22 +98,53 @@ def test_classifier_equals_the_original(dtype, tolerance):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_state_dict_has_the_names_and_shapes_of_released_checkpoints(name):
-    options = {"num_classes": 6} if name.startswith("avit") else {}
-    model = timm.create_model(name, **options)
-    assert {key: list(value.shape) for key, value in model.state_dict().items()} == SHAPES[name]
+    tuned = name.startswith("avit")
+    width, heads, *decoder = SIZES[name.split("_")[1 if tuned else 2]]
+    plain = PlainClassifier(width, heads, 6) if tuned else PlainPretraining(width, heads, *decoder)
+    ours = timm.create_model(name, **({"num_classes": 6} if tuned else {}))
+    for model in (ours, plain):
+        assert {key: list(value.shape) for key, value in model.state_dict().items()} == SHAPES[name]
+    count = sum(parameter.numel() for parameter in ours.parameters()) / 1e6
+    assert count == pytest.approx(MILLIONS.get(name, count), abs=0.006)
 
 
-@pytest.mark.parametrize(
-    "name, millions",
-    [
-        ("avit_dim256_patch16_160_a256", 20.47),
-        ("avit_dim384_patch16_160_a256", 45.65),
-        ("avit_dim512_patch16_160_a256", 80.79),
-        ("pretrain_hicmae_dim512_patch16_160_a256", 99.61),
-    ],
-)
-def test_models_have_the_published_number_of_parameters(name, millions):
-    options = {"num_classes": 6} if name.startswith("avit") else {}
-    model = timm.create_model(name, **options)
-    count = sum(p.numel() for p in model.parameters()) / 1e6
-    assert count == pytest.approx(millions, abs=0.006)
+def assert_same_gradients(ours, plain):
+    known = dict(plain.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, known[name].grad, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("init_values", [0.0, 0.3])
+@pytest.mark.parametrize("frame_diff", [True, False])
+def test_fast_pretraining_equals_plain_in_float64(init_values, frame_diff):
+    ours = pretraining_model(init_values=init_values).double()
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    sizes = {"depth": 3, "depth_audio": 4, "fusion_depth": 2, "keep": (0, 2)}
+    plain = PlainPretraining(128, 4, 64, 2, init_values=init_values, **sizes, **GEOMETRY).double()
+    plain.load_state_dict(ours.state_dict())
+    inputs = clips(3, torch.float64)
+    output = ours(*inputs)
+    loss = pretrain_loss(output, *inputs, frame_diff=frame_diff)
+    *expected, seen = pretraining_losses(plain, *inputs, frame_diff=frame_diff)
+    for value, known in zip(loss, expected, strict=True):
+        assert value.item() == pytest.approx(known.item(), rel=1e-10)
+    torch.testing.assert_close(output[:2], seen[:2], rtol=1e-10, atol=1e-10)
+    loss.total.backward()
+    expected[0].backward()
+    assert_same_gradients(ours, plain)
+
+
+def test_fast_classifier_equals_plain_in_float64():
+    ours = classifier().double()
+    plain = PlainClassifier(128, 4, num_classes=5, depth=2, depth_audio=3, **GEOMETRY).double()
+    plain.load_state_dict(ours.state_dict())
+    video, _, audio, _ = clips(3, torch.float64)
+    scores, expected = ours(video, audio), plain(video, audio)
+    torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-10)
+    scores.square().sum().backward()
+    expected.square().sum().backward()
+    assert_same_gradients(ours, plain)
+    views = [(video, audio), (video + 1, audio)]
+    expected = torch.stack([ours(*view) for view in views]).softmax(dim=-1)
+    torch.testing.assert_close(score_views(plain, views, "cpu"), expected.detach().float())

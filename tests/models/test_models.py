@@ -172,33 +172,23 @@ def test_a_classifier_has_the_parts_of_its_modality_only(modality):
     whole, last = (
         shapes(classifier(modality=modality, hierarchical_fusion=on)) for on in (True, False)
     )
-    parts = {name.split(".")[0] for name in whole}
-    wanted = {ENCODERS[s] for s in STREAMS[modality]} | {
-        f"{s}_layer_weights" for s in STREAMS[modality]
-    }
-    assert parts == wanted | {"fc_norm", "head"} | (
-        {"encoder_fusion"} if modality == "av" else set()
-    )
-    assert whole.keys() - last.keys() == {f"{s}_layer_weights" for s in STREAMS[modality]}
+    weights = {f"{stream}_layer_weights" for stream in STREAMS[modality]}
+    wanted = weights | {ENCODERS[stream] for stream in STREAMS[modality]} | {"fc_norm", "head"}
+    wanted |= {"encoder_fusion"} if modality == "av" else set()
+    assert {name.split(".")[0] for name in whole} == wanted
+    assert whole.keys() - last.keys() == weights
 
 
+@pytest.mark.parametrize("hierarchical_fusion", [True, False])
 @pytest.mark.parametrize(
-    ("order", "modality", "hierarchical_fusion"),
-    [
-        ("both", "av", True),
-        ("both", "a", True),
-        ("both", "v", True),
-        ("video_first", "av", False),
-        ("audio_first", "av", False),
-        ("both", "a", False),
-        ("both", "v", False),
-    ],
-)
-def test_every_parameter_of_the_classifier_gets_a_gradient(order, modality, hierarchical_fusion):
-    model = classifier(
-        modality=modality, fusion_order=order, hierarchical_fusion=hierarchical_fusion
-    )
-    model(**streams(modality)).square().sum().backward()
+    "options",
+    [{}, {"modality": "a"}, {"modality": "v"}, {"fusion_order": "video_first"},
+     {"fusion_order": "audio_first"}],
+    ids=str,
+)  # fmt: skip
+def test_every_parameter_of_the_classifier_gets_a_gradient(options, hierarchical_fusion):
+    model = classifier(hierarchical_fusion=hierarchical_fusion, **options)
+    model(**streams(model.modality)).square().sum().backward()
     assert without_gradient(model) == []
 
 
@@ -253,17 +243,11 @@ def test_position_tables_follow_the_geometry_and_stay_out_of_the_state_dict():
 @pytest.mark.parametrize(
     "make, options, message",
     [
-        (pretraining_model, {"decoder_depth": 2}, r"decoder_depth is 2, expected 3"),
         (pretraining_model, {"decoder_depth_audio": 4}, r"decoder_depth_audio is 4, expected 3"),
-        (pretraining_model, {"return_intermediate_features": (2, 0)}, "indices from 0 to 2"),
         (pretraining_model, {"return_intermediate_features": (0, 0)}, "indices from 0 to 2"),
         (pretraining_model, {"return_intermediate_features": (0, 3)}, "indices from 0 to 2"),
         (pretraining_model, {"encoder_fusion_depth": 0}, "encoder_fusion_depth .* 1, got 0"),
-        (
-            pretraining_model,
-            {"skip_connections": False, "decoder_depth_audio": 0},
-            "decoder_depth_audio must be at least 1, got 0",
-        ),
+        (pretraining_model, {"decoder_depth_audio": 0}, "decoder_depth_audio must .* 1, got 0"),
         (pretraining_model, {"img_size": 40}, r"video size \(4, 40, 40\) is not a .* multiple"),
         (pretraining_model, {"fusion_order": "late"}, "fusion_order is 'late', expected .*both"),
         (pretraining_model, {"cpu_gemm": "blas"}, "--cpu_gemm must be one of auto, .*got 'blas'"),

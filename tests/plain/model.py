@@ -10,6 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
 from torch import nn
 
 PATCH = 16
@@ -22,30 +23,6 @@ def sine_cosine_table(num_positions, dim):
     table[:, 0::2] = torch.sin(position * frequency)
     table[:, 1::2] = torch.cos(position * frequency)
     return table.float().unsqueeze(0)
-
-
-class DropPath(nn.Module):
-    def __init__(self, rate):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x):
-        if self.rate == 0.0 or not self.training:
-            return x
-        keep = 1.0 - self.rate
-        kept = x.new_empty(x.shape[0], 1, 1).bernoulli_(keep)
-        return x / keep * kept
-
-
-class Mlp(nn.Module):
-    def __init__(self, dim, hidden):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x):
-        return self.fc2(self.act(self.fc1(x)))
 
 
 def softmax_attention(q, k, v, scale):
@@ -201,41 +178,37 @@ class Decoder(nn.Module):
         return self.head(self.norm(x[:, -num_masked:]))
 
 
+def both_encoders(
+    dim, heads, depth, depth_audio, num_frames, img_size, img_size_audio, tubelet=2, **options
+):
+    patch, size = (tubelet, PATCH, PATCH), (num_frames, *img_size)
+    video = Encoder(size, patch, 3, dim, depth, heads, **options)
+    return video, Encoder(img_size_audio, patch[1:], 1, dim, depth_audio, heads, **options)
+
+
+GEOMETRY = {"num_frames": 16, "img_size": (160, 160), "img_size_audio": (256, 128)}
+DEPTHS = {"depth": 10, "depth_audio": 10}
+
+
 class PlainPretraining(nn.Module):
-    """The masked autoencoder; returns predictions and the kept features of both modalities."""
+    """The masked autoencoder; returns predictions and the kept features of both modalities.
+
+    The sizes are those of DEPTHS and GEOMETRY, `drop` and `init_values`, by name.
+    """
 
     def __init__(
-        self,
-        dim=512,
-        heads=8,
-        decoder_dim=384,
-        decoder_heads=6,
-        depth=10,
-        depth_audio=10,
-        fusion_depth=2,
-        keep=(3, 6, 9),
-        drop=0.0,
-        init_values=0.0,
-        num_frames=16,
-        img_size=(160, 160),
-        img_size_audio=(256, 128),
-        tubelet=2,
-    ):
+        self, dim=512, heads=8, decoder_dim=384, decoder_heads=6, fusion_depth=2, keep=(3, 6, 9),
+        tubelet=2, **sizes
+    ):  # fmt: skip
         super().__init__()
         self.keep = tuple(keep)
-        options = {"drop": drop, "init_values": init_values}
-        video_patch, audio_patch = (tubelet, PATCH, PATCH), (PATCH, PATCH)
-        self.encoder = Encoder(
-            (num_frames, *img_size), video_patch, 3, dim, depth, heads, **options
-        )
-        self.encoder_audio = Encoder(
-            img_size_audio, audio_patch, 1, dim, depth_audio, heads, **options
-        )
+        options = {name: sizes[name] for name in ("drop", "init_values") if name in sizes}
+        sizes = DEPTHS | GEOMETRY | sizes
+        self.encoder, self.encoder_audio = both_encoders(dim, heads, tubelet=tubelet, **sizes)
         self.encoder_fusion = Fusion(dim, fusion_depth, heads, **options)
-        decoder_depth = len(self.keep) + 1
-        size = (decoder_dim, decoder_depth, decoder_heads)
-        self.decoder = Decoder(*size, values=3 * math.prod(video_patch), **options)
-        self.decoder_audio = Decoder(*size, values=math.prod(audio_patch), **options)
+        size = (decoder_dim, len(self.keep) + 1, decoder_heads)
+        self.decoder = Decoder(*size, values=3 * tubelet * PATCH**2, **options)
+        self.decoder_audio = Decoder(*size, values=PATCH**2, **options)
         self.encoder_to_decoder = nn.Linear(dim, decoder_dim, bias=False)
         self.encoder_to_decoder_audio = nn.Linear(dim, decoder_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
@@ -248,28 +221,16 @@ class PlainPretraining(nn.Module):
         x, features = self.encoder(video, video_mask, self.keep)
         x_audio, features_audio = self.encoder_audio(audio, audio_mask, self.keep)
         x, x_audio = self.encoder_fusion(x, x_audio)
-        predicted = self.decode(
-            self.decoder,
-            self.encoder_to_decoder,
-            self.mask_token,
-            self.decoder_pos,
-            x,
-            features,
-            video_mask,
-        )
-        predicted_audio = self.decode(
-            self.decoder_audio,
-            self.encoder_to_decoder_audio,
-            self.mask_token_audio,
-            self.decoder_pos_audio,
-            x_audio,
-            features_audio,
-            audio_mask,
-        )
+        predicted = self.decode("", x, features, video_mask)
+        predicted_audio = self.decode("_audio", x_audio, features_audio, audio_mask)
         return predicted, predicted_audio, features, features_audio
 
-    def decode(self, decoder, project, mask_token, table, x, features, mask):
-        batch, _, dim = x.shape[0], x.shape[1], mask_token.shape[-1]
+    def decode(self, stream, x, features, mask):
+        decoder, project, mask_token, table = (
+            getattr(self, name + stream)
+            for name in ("decoder", "encoder_to_decoder", "mask_token", "decoder_pos")
+        )
+        batch, dim = len(x), mask_token.shape[-1]
         table = table.expand(batch, -1, -1).type_as(x)
         visible_pos = table[~mask].reshape(batch, -1, dim)
         masked_pos = table[mask].reshape(batch, -1, dim)
@@ -281,31 +242,15 @@ class PlainPretraining(nn.Module):
 class PlainClassifier(nn.Module):
     """Encoders over all tokens, layer-weighted features, fusion, linear head (audio and video)."""
 
-    def __init__(
-        self,
-        dim=512,
-        heads=8,
-        num_classes=6,
-        depth=10,
-        depth_audio=10,
-        fusion_depth=2,
-        drop=0.0,
-        init_values=0.0,
-        num_frames=16,
-        img_size=(160, 160),
-        img_size_audio=(256, 128),
-        tubelet=2,
-    ):
+    def __init__(self, dim=512, heads=8, num_classes=6, fusion_depth=2, **sizes):
         super().__init__()
-        options = {"drop": drop, "init_values": init_values}
-        size, size_audio = (num_frames, *img_size), img_size_audio
-        self.encoder = Encoder(size, (tubelet, PATCH, PATCH), 3, dim, depth, heads, **options)
-        self.encoder_audio = Encoder(
-            size_audio, (PATCH, PATCH), 1, dim, depth_audio, heads, **options
-        )
+        options = {name: sizes[name] for name in ("drop", "init_values") if name in sizes}
+        sizes = DEPTHS | GEOMETRY | sizes
+        self.encoder, self.encoder_audio = both_encoders(dim, heads, **sizes)
         self.encoder_fusion = Fusion(dim, fusion_depth, heads, **options)
-        self.video_layer_weights = nn.Parameter(torch.full((depth,), 1.0 / depth))
-        self.audio_layer_weights = nn.Parameter(torch.full((depth_audio,), 1.0 / depth_audio))
+        for name, depth in (("video", sizes["depth"]), ("audio", sizes["depth_audio"])):
+            weights = nn.Parameter(torch.full((depth,), 1.0 / depth))
+            self.register_parameter(f"{name}_layer_weights", weights)
         self.fc_norm = nn.LayerNorm(4 * dim, eps=1e-6)
         self.head = nn.Linear(4 * dim, num_classes)
 

@@ -84,28 +84,17 @@ def pretraining_losses(
     return total, loss_video, loss_audio, contrast, output
 
 
-def make_optimizer(model, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05):
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, foreach=False, fused=False)
-
-
-def gradient_norm(parameters):
-    norms = [torch.norm(p.grad.detach(), 2) for p in parameters if p.grad is not None]
-    return torch.norm(torch.stack(norms), 2)
-
-
 class PlainTrainer:
     """One optimisation step after the other, waiting for each."""
 
     def __init__(self, model, device, betas=(0.9, 0.95)):
         self.model = model
         self.device = torch.device(device)
-        self.optimizer = make_optimizer(model, betas=betas)
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        plain = {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}
+        groups = [{"params": decayed, "weight_decay": 0.05}, plain]
+        one_by_one = {"foreach": False, "fused": False}
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=betas, **one_by_one)
         self.half = self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half)
 
@@ -120,7 +109,8 @@ class PlainTrainer:
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = gradient_norm(self.model.parameters())
+        grads = [p.grad.detach() for p in self.model.parameters() if p.grad is not None]
+        norm = torch.norm(torch.stack([torch.norm(grad, 2) for grad in grads]), 2)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.half:
