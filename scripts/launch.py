@@ -16,7 +16,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -120,7 +121,7 @@ def torchrun(words: Sequence[str]) -> int:
 
     if quiet:
         del os.environ["TORCH_CPP_LOG_LEVEL"]  # the processes say what they have to say
-    # torchrun would answer SIGTERM by ending the processes; Forwarder tells them instead.
+    # torchrun would answer SIGTERM by ending the processes; here they are told.
     args = run.parse_args(["--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT", *words])
     if args.nproc_per_node == "gpu":  # without a GPU, one process says so
         args.nproc_per_node = str(max(torch.cuda.device_count(), 1))
@@ -137,7 +138,7 @@ def torchrun(words: Sequence[str]) -> int:
                 raise OSError(f"the address must be <host>:<port>, got '{endpoint}'")
             # torchrun would look for a name that nobody knows until its time is over.
             socket.getaddrinfo(host.strip("[]"), port)
-        with Forwarder():
+        with forwarded_signals():
             run.run(args)
     except ChildFailedError as error:
         codes = {f.exitcode for f in error.failures.values()}
@@ -162,34 +163,34 @@ def torchrun(words: Sequence[str]) -> int:
     return 0
 
 
-class Forwarder:
-    """While it is entered, SIGTERM and SIGUSR1 go to the training processes.
+@contextmanager
+def forwarded_signals() -> Iterator[None]:
+    """Pass SIGTERM and SIGUSR1 on to the training processes.
 
     A second SIGTERM, later than `SAME_REQUEST`, ends them after torchrun's 30 seconds.
     """
+    from torch.distributed.elastic.multiprocessing import SignalException
 
-    def __enter__(self) -> None:
-        self.first_term: float | None = None
-        self.before = {number: signal.signal(number, self._forward) for number in FORWARDED}
+    terms: list[float] = []  # when SIGTERM came
 
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        from torch.distributed.elastic.multiprocessing import SignalException
-
-        now = time.monotonic()
-        again = self.first_term is not None and now - self.first_term > SAME_REQUEST
+    def forward(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            terms.append(time.monotonic())
         lists = Path("/proc/self/task").glob("*/children")  # Linux
         workers = [int(pid) for path in lists for pid in path.read_text().split()]
-        if not workers or (number == signal.SIGTERM and again):
+        again = number == signal.SIGTERM and terms[-1] - terms[0] > SAME_REQUEST
+        if again or not workers:
             name = signal.Signals(number).name
             raise SignalException(f"stopped by {name}", sigval=signal.Signals(number))
-        if number == signal.SIGTERM and self.first_term is None:
-            self.first_term = now
         for pid in workers:
             os.kill(pid, number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str, code: int = 1) -> int:
