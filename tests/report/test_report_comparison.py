@@ -7,17 +7,11 @@ import pytest
 from scipy import stats
 
 from hicmae.report.comparison import compare_all, holm, matched, mcnemar, paired
-from hicmae.report.resampling import Plan, PredictionTable
+from hicmae.report.resampling import Plan
 from hicmae.report.scores import build
-from tests.report.fold_files import write_fold, write_predictions, write_regression
+from tests.report.fold_files import table_of, write_fold, write_predictions, write_regression
 
 QUICK = Plan(resamples=200)
-
-
-def table(labels, guesses, k=2, clips=None, speakers=()):
-    labels = np.asarray(labels)
-    clips = clips or [f"c{i}" for i in range(len(labels))]
-    return PredictionTable(clips, ["f"] * len(clips), labels, np.asarray(guesses), k, speakers)
 
 
 def compare(*tables, metrics=("uar",), **plan):
@@ -32,11 +26,14 @@ def test_mcnemar_is_the_binomial_test_of_the_clips_that_one_run_alone_gets_right
     labels = np.zeros(20, int)
     first = np.r_[np.zeros(10), np.ones(10)].astype(int)
     other = np.r_[np.ones(2), np.zeros(15), np.ones(3)].astype(int)
-    p_value, name = mcnemar(table(labels, first), table(labels, other))
+    p_value, name = mcnemar(table_of(labels, first), table_of(labels, other))
     assert name == "McNemar exact, 7 : 2"
     by_hand = 2 * sum(stats.binom.pmf(k, 9, 0.5) for k in range(3))
     assert p_value == pytest.approx(by_hand)
-    assert mcnemar(table(labels, first), table(labels, first)) == (1.0, "McNemar exact, 0 : 0")
+    assert mcnemar(table_of(labels, first), table_of(labels, first)) == (
+        1.0,
+        "McNemar exact, 0 : 0",
+    )
 
 
 def test_permutation_of_the_uar_equals_enumeration_of_all_swaps():
@@ -50,7 +47,9 @@ def test_permutation_of_the_uar_equals_enumeration_of_all_swaps():
         gaps.append(uar(labels, b, 3) - uar(labels, a, 3))
     observed = uar(labels, right[1], 3) - uar(labels, right[0], 3)
     exact = np.mean(np.abs(gaps) >= abs(observed) - 1e-12)
-    found = compare(table(labels, first, 3), table(labels, other, 3), resamples=20_000).loc["uar"]
+    found = compare(table_of(labels, first, 3), table_of(labels, other, 3), resamples=20_000).loc[
+        "uar"
+    ]
     assert found.test == "permutation"
     assert found.value - found.baseline == pytest.approx(observed)
     assert found.p_value == pytest.approx(exact, abs=0.012)
@@ -71,7 +70,7 @@ def test_permutation_of_the_ccc_agrees_with_scipy():
         (first[:, 0], other[:, 0]), gap, permutation_type="samples", n_resamples=2000,
         vectorized=False, rng=np.random.default_rng(1),
     )  # fmt: skip
-    tables = (table(truth, guess, 1) for guess in (first, other))
+    tables = (table_of(truth, guess, 1) for guess in (first, other))
     p_values = compare(*tables, metrics=["ccc", "ccc 0"]).p_value
     assert p_values["ccc"] == pytest.approx(expected.pvalue, abs=0.03)
     assert p_values["ccc"] == p_values["ccc 0"]
@@ -82,7 +81,7 @@ def test_interval_of_a_difference_is_that_of_paired_clips():
     labels = np.zeros(200, int)
     first = (rng.random(200) < 0.3).astype(int)
     other = np.where(rng.random(200) < 0.05, 1 - first, first)  # nearly the same answers
-    found = compare(table(labels, first), table(labels, other), metrics=["war"]).loc["war"]
+    found = compare(table_of(labels, first), table_of(labels, other), metrics=["war"]).loc["war"]
     gaps = (other == 0).astype(float) - (first == 0)
     drawn = gaps[rng.integers(0, 200, (5000, 200))].mean(1)
     assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.006)
@@ -94,7 +93,7 @@ def test_speakers_are_swapped_as_a_whole():
     first, other = np.ones(40, int), np.zeros(40, int)
     first[30:], other[30:] = 0, 1  # speakers 0..2 get better, speaker 3 gets worse
     speakers = [str(i // 10) for i in range(40)]
-    one, two = (table(labels, guesses, speakers=speakers) for guesses in (first, other))
+    one, two = (table_of(labels, guesses, speakers=speakers) for guesses in (first, other))
     found = compare(one, two, metrics=["war", "uar"], resamples=20_000).loc["war"]
     gaps = [abs(sum(signs)) for signs in itertools.product([1, -1], repeat=4)]
     exact = np.mean(np.array(gaps) >= 2)
@@ -153,13 +152,13 @@ def test_regressions_are_compared_per_output(tmp_path):
 
 
 def test_runs_on_other_clips_labels_or_tasks_are_refused(tmp_path):
-    one = table([0, 1], [0, 1])
+    one = table_of([0, 1], [0, 1])
     with pytest.raises(ValueError, match=r"1 of 'a' are not in 'b', first 'c1'"):
-        matched(one, table([0, 1], [0, 1], clips=["c0", "d1"]), "a", "b")
+        matched(one, table_of([0, 1], [0, 1], clips=["c0", "d1"]), "a", "b")
     with pytest.raises(ValueError, match="1 of 'b' are not in 'a', first 'c2'"):
-        matched(one, table([0, 1, 1], [0, 1, 1]), "a", "b")
+        matched(one, table_of([0, 1, 1], [0, 1, 1]), "a", "b")
     with pytest.raises(ValueError, match="different tasks: 2 classes against 3 classes"):
-        matched(one, table([0, 1], [0, 1], 3), "a", "b")
+        matched(one, table_of([0, 1], [0, 1], 3), "a", "b")
     for name, label in (("a", 0), ("b", 1)):
         write_predictions(tmp_path / name / "f1" / "pred.csv", ["x", "y"], [label, 0], [0, 0])
     with pytest.raises(ValueError, match="1 clips have other labels in 'b' than in 'a', first 'x'"):

@@ -4,13 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hicmae.report.resampling import Plan, PredictionTable, statistic
+from hicmae.report.resampling import Plan, statistic
 from hicmae.training.evaluate import metrics_of_classes, regression_metrics
-
-
-def table_of(labels, guesses, k=2, folds=None, speakers=()):
-    clips = [f"clip{i}" for i in range(len(labels))]
-    return PredictionTable(clips, folds or ["f"] * len(clips), labels, guesses, k, speakers)
+from tests.report.fold_files import table_of
 
 
 def classes_table(seed=0, n=60, k=4):
