@@ -55,11 +55,7 @@ class ModalityEncoder(nn.Module):
         self.register_buffer("positions", positions, persistent=False)
 
     def forward(
-        self,
-        clip: Tensor,
-        visible: Tensor | None,
-        level_blocks: Sequence[int],
-        pool: bool = False,
+        self, clip: Tensor, visible: Tensor | None, level_blocks: Sequence[int], pool: bool = False
     ) -> EncoderOutput:
         """Encode the tokens at the positions `visible` (B, V), or all N, of a normalised clip.
 

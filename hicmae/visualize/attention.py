@@ -24,14 +24,7 @@ from hicmae.inference.style import STYLE
 from hicmae.models.encoder import ModalityEncoder
 from hicmae.models.layers import Attention, CrossAttention
 from hicmae.models.losses import unnormalize
-from hicmae.visualize.clips import (
-    Opened,
-    batches,
-    draw_frame,
-    draw_spectrogram,
-    evenly,
-    open_clips,
-)
+from hicmae.visualize.clips import Opened, batches, draw_frame, draw_spectrogram, evenly, open_clips
 
 # Rows of the picture: label, map over the frames, map over the spectrogram. Cross-attention is
 # drawn over what is read: over the frames, what the audio reads in them.

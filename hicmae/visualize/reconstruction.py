@@ -85,10 +85,7 @@ def _draw_spectrograms(figure: SubFigure, column: Sequence[Axes], audios: list[n
 
 
 def rebuild_clips(
-    model: nn.Module,
-    items: Sequence[PretrainBatch],
-    loss: PretrainLossConfig,
-    precision: Precision,
+    model: nn.Module, items: Sequence[PretrainBatch], loss: PretrainLossConfig, precision: Precision
 ) -> list[Reconstruction]:
     """Rebuild the masked patches of some items of `PretrainClips`, as their loss has it."""
     batch = joined(items).to(precision.device)
