@@ -115,6 +115,19 @@ def test_sound_may_keep_its_length(tmp_path):
     assert heard_at(wav[16000 - 800 : 16000 + 800]) == pytest.approx(1.0, abs=0.04)
 
 
+def test_a_film_with_a_hole_is_in_step_and_one_of_holes_fails(tmp_path, prepare):
+    whole = bytearray(Path(save_film(tmp_path / "a.mp4")).read_bytes())
+    middle = len(whole) // 2
+    for share, name in ((0.02, "hole.mp4"), (0.3, "holes.mp4")):
+        size = int(share * len(whole))
+        (tmp_path / name).write_bytes(whole[:middle] + bytes(size) + whole[middle + size :])
+    frames, wav, (seen, heard) = prepare(tmp_path / "hole.mp4")
+    assert len(frames) == 125 and 0 < seen["damaged"] < 5 and 0 < heard["damaged"] < 10
+    assert np.median(np.abs(offsets(frames, wav))) < 0.04
+    with pytest.raises(RuntimeError, match="of 125 wanted frames of .* are damaged, expected at"):
+        prepare(tmp_path / "holes.mp4")
+
+
 def test_too_much_damage_is_the_reason_of_a_failure(tmp_path):
     save_film(tmp_path / "in" / "a.mp4", bad=range(20, 80))
     assert media_files.run(extract_audio, tmp_path / "in", tmp_path / "out") == 1
