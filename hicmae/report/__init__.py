@@ -4,7 +4,3 @@
 LaTeX, HTML and JSON. Total is pooled: the predictions of all folds are put together and scored
 once, as in the published tables. It is not the mean of the rows.
 """
-
-from hicmae.report.scores import Report, build
-
-__all__ = ["Report", "build"]

@@ -11,7 +11,7 @@ from hicmae.report.comparison import compare_all
 from hicmae.report.page import as_html
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import CLASS_METRICS, NUMBER_METRICS, Report, build
-from hicmae.report.tables import as_json, as_latex, as_text, document
+from hicmae.report.tables import as_json, as_text, document
 
 DESCRIPTION = """Tables over the finished folds of an experiment.
 
@@ -87,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sections = document(reports, comparisons)
         sys.stdout.write(as_text(sections))
         makers = {
-            "markdown": lambda: as_text(sections, markdown=True),
-            "latex": lambda: as_latex(sections),
+            "markdown": lambda: as_text(sections, "markdown"),
+            "latex": lambda: as_text(sections, "latex"),
             "html": lambda: as_html(sections),
             "json": lambda: as_json(reports, comparisons),
         }

@@ -53,10 +53,9 @@ class PredictionTable(NamedTuple):
         return metrics_of_classes(self.labels, self.predictions, self.num_outputs)
 
     def units(self, values: np.ndarray) -> tuple[np.ndarray, Sequence[str]]:
-        """Return what each drawn unit adds, (u, S), and its fold: a clip, or a fold's speaker.
+        """Return what each drawn unit, a clip or a fold's speaker, adds, (u, S), and its fold.
 
-        Args:
-            values: (n, S), what each clip adds.
+        The values are what each clip adds, (n, S).
         """
         if not self.speakers:
             return values, self.folds

@@ -14,15 +14,16 @@ from hicmae.report.scores import HIGH, KINDS, LOW, TOTAL, Report, metric_name
 WORDS = ("score", "test")  # columns that do not hold figures
 # What Markdown would read as a table border, emphasis or markup, and LaTeX as a command; a bracket
 # at the start of a row would be an argument of the row above.
-_MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in "\\|*_`<"})
-_LATEX = str.maketrans(
-    {sign: f"\\{sign}" for sign in "{}$&#_%"}
-    | {sign: f"${sign}$" for sign in "<>|"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"[": "{}["}
-)
-
-
+SIGNS: dict[str, Any] = {
+    "text": {},
+    "markdown": str.maketrans({sign: f"\\{sign}" for sign in "\\|*_`<"}),
+    "latex": str.maketrans(
+        {sign: f"\\{sign}" for sign in "{}$&#_%"}
+        | {sign: f"${sign}$" for sign in "<>|"}
+        | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+        | {"[": "{}["}
+    ),
+}
 Cells = list[tuple[str, list[str]]]  # columns of a table: heading and cells
 
 
@@ -201,54 +202,46 @@ def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     return notes + list(dict.fromkeys(note for c in comparisons for note in c.notes))
 
 
-def as_text(sections: Sequence[Section], markdown: bool = False) -> str:
-    """Return plain aligned text, for terminals and log files, or Markdown with pipe tables."""
-    style, bullet, signs = ("pipe", "- ", _MARKDOWN) if markdown else ("simple", "note: ", {})
-    blocks = []
-    for section in sections:
-        heading = section.heading.translate(signs)
-        blocks.append(f"# {heading}" if markdown else f"{heading}\n{'=' * len(heading)}")
-        for caption, frame, rules in [_escaped(table, signs) for table in section.tables]:
-            sides = ["left", *("left" if name in WORDS else "right" for name in frame)]
-            options: dict[str, Any] = {"disable_numparse": True, "colalign": sides}
-            frame = frame.rename_axis(index=frame.columns.name)
-            lines = frame.to_markdown(tablefmt=style, **options).splitlines()
-            blocks += [caption, _ruled(lines, 2, () if markdown else rules, lines[1])]
-        if section.notes:
-            blocks.append("\n".join(bullet + note.translate(signs) for note in section.notes))
-    return "\n\n".join(blocks) + "\n"
+def as_text(sections: Sequence[Section], form: str = "text") -> str:
+    r"""Return aligned "text" for terminals and logs, "markdown" with pipe tables, or "latex".
 
+    LaTeX is to be read by \input; its tables need the package booktabs.
+    """
+    signs = SIGNS[form]
 
-def _ruled(lines: list[str], start: int, rules: Sequence[int], rule: str) -> str:
-    """Insert a rule above some rows; the first row is the line `start`."""
-    for row in sorted(rules, reverse=True):
-        lines.insert(start + row, rule)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _escaped(table: Table, signs: dict[int, str]) -> Table:
     def escape(text: str) -> str:
         return text.translate(signs)
 
-    frame = table.frame.map(escape).rename(index=escape, columns=escape)
-    return table._replace(caption=escape(table.caption), frame=frame)
-
-
-def as_latex(sections: Sequence[Section]) -> str:
-    r"""Return LaTeX tables, to be read by \input; they need the package booktabs."""
-    blocks = [r"% needs \usepackage{booktabs}"]
+    blocks = [r"% needs \usepackage{booktabs}"] if form == "latex" else []
     for section in sections:
-        for caption, frame, rules in [_escaped(table, _LATEX) for table in section.tables]:
-            text = frame.style.to_latex(
-                hrules=True,
-                position="t",
-                position_float="centering",
-                caption=f"{section.heading.translate(_LATEX)}: {caption}",
-                column_format="l" + "".join("l" if name in WORDS else "r" for name in frame),
-            )
-            lines = text.splitlines()
-            blocks.append(_ruled(lines, lines.index(r"\midrule") + 1, rules, r"\midrule"))
-        blocks.append("\n".join(f"% {note}" for note in section.notes))
+        heading = escape(section.heading)
+        if form != "latex":
+            underline = "\n" + "=" * len(heading)
+            blocks.append(f"# {heading}" if form == "markdown" else heading + underline)
+        for caption, frame, rules in section.tables:
+            frame = frame.map(escape).rename(index=escape, columns=escape)
+            sides = ["left", *("left" if name in WORDS else "right" for name in frame)]
+            if form == "latex":
+                text = frame.style.to_latex(
+                    hrules=True,
+                    position="t",
+                    position_float="centering",
+                    caption=f"{heading}: {escape(caption)}",
+                    column_format="".join(side[0] for side in sides),
+                )
+            else:
+                style: dict[str, Any] = {"tablefmt": "pipe" if form == "markdown" else "simple"}
+                frame = frame.rename_axis(index=frame.columns.name)
+                text = frame.to_markdown(disable_numparse=True, colalign=sides, **style)
+                blocks.append(escape(caption))
+            lines = [line.rstrip() for line in text.splitlines()]
+            rule = lines.index(r"\midrule") if form == "latex" else 1
+            for row in () if form == "markdown" else sorted(rules, reverse=True):
+                lines.insert(rule + 1 + row, lines[rule])
+            blocks.append("\n".join(lines))
+        bullet = {"text": "note: ", "markdown": "- ", "latex": "% "}[form]
+        notes = section.notes if form == "latex" else map(escape, section.notes)
+        blocks.append("\n".join(bullet + note for note in notes))
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 

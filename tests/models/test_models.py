@@ -5,7 +5,7 @@ import timm
 import torch
 
 from hicmae.models.encoder import FUSION_ORDERS, CrossModalFusion, EncoderOutput
-from hicmae.models.layers import split_tokens
+from hicmae.models.layers import Block, split_tokens
 from hicmae.models.losses import pretrain_loss
 from tests.small_models import DEPTHS, classifier, clips, pretraining_model, without_gradient
 
@@ -251,6 +251,7 @@ def test_position_tables_follow_the_geometry_and_stay_out_of_the_state_dict():
         (pretraining_model, {"img_size": 40}, r"video size \(4, 40, 40\) is not a .* multiple"),
         (pretraining_model, {"fusion_order": "late"}, "fusion_order is 'late', expected .*both"),
         (pretraining_model, {"cpu_gemm": "blas"}, "--cpu_gemm must be one of auto, .*got 'blas'"),
+        (Block, {"dim": 10, "num_heads": 3}, "embed dim 10 is not divisible by 3 attention heads"),
         (classifier, {"num_classes": 0}, "num_classes must be at least 1, got 0"),
         (classifier, {"head_activation": "softmax"}, "head_activation is 'softmax', .*'tanh'"),
         (classifier, {"modality": "video"}, "modality is 'video', expected one of av, a, v"),

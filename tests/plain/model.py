@@ -25,51 +25,32 @@ def sine_cosine_table(num_positions, dim):
     return table.float().unsqueeze(0)
 
 
-def softmax_attention(q, k, v, scale):
-    """Attend per head; (B, heads, N, head width) each, result (B, N, D)."""
-    q = q * scale
-    weights = (q @ k.transpose(-2, -1)).softmax(dim=-1)
-    return (weights @ v).transpose(1, 2).flatten(2)
-
-
 class Attention(nn.Module):
-    def __init__(self, dim, heads):
+    """Attention of tokens to each other or, crossed, to a context; keys have no bias."""
+
+    def __init__(self, dim, heads, cross=False):
         super().__init__()
         self.heads = heads
         self.scale = (dim // heads) ** -0.5
-        self.qkv = nn.Linear(dim, dim * 3, bias=False)
+        if cross:
+            self.q = nn.Linear(dim, dim, bias=False)
+            self.kv = nn.Linear(dim, dim * 2, bias=False)
+        else:
+            self.qkv = nn.Linear(dim, dim * 3, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x):
-        batch, length, _ = x.shape
-        k_bias = torch.zeros_like(self.v_bias, requires_grad=False)
-        bias = torch.cat([self.q_bias, k_bias, self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
-        q, k, v = qkv.reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return self.proj(softmax_attention(q, k, v, self.scale))
-
-
-class CrossAttention(nn.Module):
-    def __init__(self, dim, heads):
-        super().__init__()
-        self.heads = heads
-        self.scale = (dim // heads) ** -0.5
-        self.q = nn.Linear(dim, dim, bias=False)
-        self.kv = nn.Linear(dim, dim * 2, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(dim))
-        self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x, context):
-        batch, length, _ = x.shape
-        k_bias = torch.zeros_like(self.v_bias, requires_grad=False)
-        q = F.linear(x, self.q.weight, self.q_bias)
-        q = q.reshape(batch, length, self.heads, -1).transpose(1, 2)
-        kv = F.linear(context, self.kv.weight, torch.cat([k_bias, self.v_bias]))
-        k, v = kv.reshape(batch, context.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return self.proj(softmax_attention(q, k, v, self.scale))
+    def forward(self, x, context=None):
+        bias = torch.cat([torch.zeros_like(self.v_bias, requires_grad=False), self.v_bias])
+        if context is None:
+            q, k, v = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, bias])).chunk(3, -1)
+        else:
+            q = F.linear(x, self.q.weight, self.q_bias)
+            k, v = F.linear(context, self.kv.weight, bias).chunk(2, -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        weights = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):
@@ -80,7 +61,7 @@ class Layer(nn.Module):
         if cross:
             self.cross_norm1 = nn.LayerNorm(dim, eps=1e-6)
             self.cross_norm2 = nn.LayerNorm(dim, eps=1e-6)
-            self.cross_attn = CrossAttention(dim, heads)
+            self.cross_attn = Attention(dim, heads, cross=True)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
@@ -155,9 +136,7 @@ class Fusion(nn.Module):
 
     def forward(self, video, audio):
         for block, block_audio in zip(self.blocks, self.blocks_audio, strict=True):
-            new_video = block(video, audio)
-            new_audio = block_audio(audio, video)
-            video, audio = new_video, new_audio
+            video, audio = block(video, audio), block_audio(audio, video)
         return self.norm(video), self.norm_audio(audio)
 
 

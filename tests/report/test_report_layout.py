@@ -12,7 +12,7 @@ from hicmae.report.comparison import compare_all
 from hicmae.report.page import as_html
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import build
-from hicmae.report.tables import as_json, as_latex, as_text, document
+from hicmae.report.tables import as_json, as_text, document
 from tests.report.fold_files import cells_of, write_fold, write_predictions, write_regression
 
 QUICK = Plan(resamples=100)
@@ -75,7 +75,7 @@ def test_text_is_aligned_plain_and_says_which_row_is_pooled(report):
 
 
 def test_markdown_escapes_what_would_break_a_table(report):
-    text = as_text(document([report]), markdown=True)
+    text = as_text(document([report]), "markdown")
     head, marks = text[text.index("| fold") :].splitlines()[:2]
     assert head.split() == "| fold | clips | UAR last | WAR last |".split()
     assert [mark.endswith("-:") for mark in marks.strip("|").split("|")] == [False] + [True] * 3
@@ -85,7 +85,7 @@ def test_markdown_escapes_what_would_break_a_table(report):
 
 
 def test_latex_has_booktabs_tables_with_every_special_character_escaped(report):
-    text = as_latex(document([report]))
+    text = as_text(document([report]), "latex")
     assert text.startswith(r"% needs \usepackage{booktabs}")
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
     assert r"f\_ear \& 100\% &" in text and r"joy$|$glee &" in text and r"95\% CI &" in text
@@ -95,7 +95,8 @@ def test_latex_has_booktabs_tables_with_every_special_character_escaped(report):
         assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
     assert r"& {}[" in text  # a bracket after \\ would be an argument
     name = "a\\b{c}$d&e#f^g_h~i%j<k>"
-    text = as_latex(document([report._replace(names=[name, "x", "y"], notes=["100% of a"])]))
+    changed = report._replace(names=[name, "x", "y"], notes=["100% of a"])
+    text = as_text(document([changed]), "latex")
     assert r"a\textbackslash{}b\{c\}\$d\&e\#f\textasciicircum{}g\_h\textasciitilde{}i\%j" in text
     assert r"$<$k$>$ & " in text and "\n% 100% of a\n" in text
 
@@ -142,7 +143,12 @@ def test_comparison_comes_first_in_every_format(compared):
     assert cells[2][8].startswith("McNemar exact, ") and cells[1][8] == "permutation"
     assert any("clip by clip" in note for note in sections[1].notes)
     page = as_html(sections)
-    for text in (as_text(sections), as_text(sections, markdown=True), as_latex(sections), page):
+    for text in (
+        as_text(sections),
+        as_text(sections, "markdown"),
+        as_text(sections, "latex"),
+        page,
+    ):
         assert "p (Holm)" in text
     assert Page(page).tags.count("figure") == 1 + 3 * 2
     data = json.loads(as_json(*compared))
