@@ -1,11 +1,11 @@
 """What a model reads of a clip: windows, the faces seen in them, and these as tensors."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,14 +24,13 @@ from hicmae.data.audio import (
 )
 from hicmae.data.film import FRAME_RATE
 from hicmae.data.media import NoPicture, NoSound
+from hicmae.data.shards import PackedClip
 from hicmae.data.video import resize, test_windows, view_crops
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, follow, main_face, search, smooth
 from hicmae.inference.model import FACE_SIZE, ModelConfig, Preprocessing
-from hicmae.inference.sources import Folder, Source
+from hicmae.inference.sources import Asked, FaceFrames, Source, open_source
 from hicmae.io import UnreadableClip
-
-logger = logging.getLogger(__name__)
 
 FACES = ("auto", "largest", "all", "cut")
 PROTOCOLS = ("windows", "test")
@@ -79,13 +78,22 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 # Windows
 
 
-class Window(NamedTuple):
-    """A stretch of a clip, in seconds from the first frame, and what of it the model reads."""
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a clip, in seconds from the first frame, and what is said about it."""
 
     start: float
     end: float
-    frames: np.ndarray | None  # (T,) indices; None where no picture is read
-    samples: tuple[int, int] | None  # first and one past the last; None where no sound is read
+    scores: dict[str, float] = field(default_factory=dict)  # as of `Prediction`; {}: none
+    status: str = ""  # why there are none, or what was missing
+    # What is read of it: (T,) indices of frames; the first sample and one past the last.
+    frames: np.ndarray | None = field(default=None, repr=False, compare=False)
+    samples: tuple[int, int] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def label(self) -> str | None:
+        """The likeliest class; for values the one that is largest."""
+        return max(self.scores, key=self.scores.__getitem__) if self.scores else None
 
 
 def sliding(
@@ -129,7 +137,7 @@ def sliding(
         if num_samples is not None:
             first, stop = (round(t * SAMPLE_RATE) for t in (start, start + window))
             samples = min(first, num_samples), min(stop, num_samples)
-        windows.append(Window(start, min(start + window, length), frames, samples))
+        windows.append(Window(start, min(start + window, length), frames=frames, samples=samples))
     return windows
 
 
@@ -150,8 +158,8 @@ def as_tested(
         if num_samples is not None:
             span = frames_to_samples(first, last, count, num_samples)
             samples = span_or_whole(source, *span, num_samples, clip.input_size_audio[0])
-        shown = None if times is None else frames
-        windows.append(Window(float(moments[first]), float(moments[last]), shown, samples))
+        window = Window(float(moments[first]), float(moments[last]), samples=samples)
+        windows.append(window if times is None else replace(window, frames=frames))
     return windows
 
 
@@ -166,36 +174,21 @@ class NoFace(UnreadableClip):
     """No face was found."""
 
 
-class Person(NamedTuple):
-    """One face through the frames looked at."""
-
-    seen: np.ndarray  # (n,) bool, whether it was found in each of them
-    points: np.ndarray  # (n, 5, 2) in pixels; where it was not found, those of the nearest time
-    boxes: np.ndarray  # (n, 4) left, top, right, bottom; nan where it was not found
-
-
 class LookedAt:
     """The frames of a source at some indices, decoded once if they fit into memory."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.source, self.indices = source, list(indices)
-        self.kept: list[np.ndarray] | None = None
+        self.kept: list[np.ndarray] = []
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        if self.kept is not None:
-            yield from self.kept
-            return
-        kept: list[np.ndarray] = []
-        size = 0
-        for frame in self.source.frames(self.indices):
-            size += frame.nbytes
-            if size <= MEMORY:
-                kept.append(frame)
-            else:
-                kept.clear()
-            yield frame
-        if size <= MEMORY:
-            self.kept = kept
+        frames = iter(self.kept or self.source.frames(self.indices))
+        first = next(frames)
+        if first.nbytes * len(self.indices) <= MEMORY:
+            self.kept = self.kept or [first, *frames]
+            frames = iter(self.kept[1:])
+        yield first
+        yield from frames
 
 
 @lru_cache(maxsize=1)
@@ -211,11 +204,15 @@ def detector() -> Detector:
 
 def find_people(
     frames: LookedAt, times: np.ndarray, everyone: bool, least: int
-) -> tuple[list[Person], float]:
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Find the main face in frames at times (n,) in seconds; NoFace where there is none.
 
-    With `everyone` find all that are seen in at least `least` frames, the main one first. Also
-    return the share of the frames that show several faces.
+    With `everyone` find all that are seen in at least `least` frames, the main one first.
+
+    Returns:
+        points (P, n, 5, 2) of each person in pixels, where the face is not found those of the
+        nearest time; boxes (P, n, 4), nan where it is not found; and the share of the frames that
+        show several faces.
     """
     faces, size = search(frames, detector(), SEARCH_EVERY)
     if not any(faces):
@@ -229,129 +226,13 @@ def find_people(
         kept = [track for track in tracks if len(track) >= least] or tracks[:1]
         paths = [[track.get(k) for k in range(len(faces))] for track in kept]
     none, sigma = np.full(4, np.nan), SMOOTHING / _frame_step(times)
-    people = [
-        Person(
-            seen=np.array([face is not None for face in path]),
-            points=smooth(fill_gaps(path)[0], sigma),
-            boxes=np.stack([none if face is None else face.box for face in path]),
-        )
-        for path in paths
-    ]
-    return people, float(np.mean([len(found) > 1 for found in faces]))
+    points = [smooth(fill_gaps(path)[0], sigma) for path in paths]
+    boxes = [[none if face is None else face.box for face in path] for path in paths]
+    crowded = float(np.mean([len(found) > 1 for found in faces]))
+    return np.stack(points), np.array(boxes, float), crowded
 
 
 # A clip
-
-
-@dataclass
-class Clip:
-    """A clip on its way through a model. The keys of dicts are (person, window)."""
-
-    file: str
-    windows: list[Window] = field(default_factory=list)
-    num_crops: int = 1  # spatial views of a window
-    looked_at: LookedAt | None = None  # the frames of all windows; None: no picture is read
-    people: list[Person] | None = None  # whose faces are cut out; None takes frames as they are
-    waveform: np.ndarray | None = None  # (S,); None: no sound is read
-    notes: list[str] = field(default_factory=list)  # what the user should know
-    missing: dict[tuple[int, int], str] = field(default_factory=dict)  # what cannot be read whole
-    # What the model said of each view.
-    rows: dict[tuple[int, int], list[dict[str, np.ndarray]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    waiting: int = 0  # views without a row
-    error: UnreadableClip | None = None  # why nothing can be said
-
-    @property
-    def num_people(self) -> int:
-        """Number of people with an answer of their own."""
-        return 1 if self.people is None else len(self.people)
-
-    def boxes(self, person: int) -> np.ndarray:
-        """Return (n, 5) seconds, left, top, right, bottom where a person was seen."""
-        if self.people is None or self.looked_at is None:
-            return np.empty((0, 5))
-        times, seen = self.looked_at.source.times[self.looked_at.indices], self.people[person].seen
-        return np.column_stack([times, self.people[person].boxes])[seen]
-
-    def release(self) -> None:
-        """Free the memory of pictures and sound."""
-        self.waveform = None
-        if self.looked_at is not None:
-            self.looked_at.kept = None
-
-
-def prepare(
-    clip: Clip, source: Source, config: ModelConfig, streams: str, options: Options
-) -> None:
-    """Plan the windows of a clip and find the faces in it; UnreadableClip where there is nothing.
-
-    `streams` is what is read of the source, a part of the model's modality.
-    """
-    may_miss = options.missing_modality != "error" and len(streams) > 1
-    try:
-        waveform = source.sound() if "a" in streams else None
-        if waveform is not None and len(waveform) < WINDOW:
-            heard, least = (1000 * n / SAMPLE_RATE for n in (len(waveform), WINDOW))
-            raise NoSound(
-                f"'{source.heard}' is too short: {heard:.0f} ms of sound, expected at least "
-                f"{least:.0f} ms"
-            )
-        if waveform is not None and (waveform == waveform[0]).all():
-            raise NoSound(f"'{source.heard}' is silent: all its samples are {waveform[0]:g}")
-        clip.waveform = waveform
-    except NoSound as error:
-        if not (may_miss and source.has_picture):
-            raise
-        clip.notes.append(f"{error}; answered by the picture alone")
-
-    def plan(times: np.ndarray | None) -> list[Window]:
-        num_samples = None if clip.waveform is None else len(clip.waveform)
-        if options.protocol == "test":
-            clip.num_crops = config.test_num_crop
-            return as_tested(times, num_samples, config, source.path)
-        return sliding(times, num_samples, config.preprocessing, options.window, options.overlap)
-
-    try:
-        if "v" in streams and not source.has_picture:
-            raise NoPicture(f"'{source.path}' has no picture, only sound")
-        clip.windows = plan(source.times if "v" in streams else None)
-        if "v" in streams:
-            _look(clip, source, config, options)
-    except (NoPicture, NoFace) as error:
-        if not may_miss or clip.waveform is None:  # one of the two must be there
-            raise
-        clip.notes.append(f"{error}; answered by the sound alone")
-        clip.windows, clip.looked_at = plan(None), None
-    if clip.waveform is not None and options.window is not None:
-        _warn_of_long_windows(options.window, config.preprocessing.input_size_audio[0] / 100)
-
-
-def _look(clip: Clip, source: Source, config: ModelConfig, options: Options) -> None:
-    """Note the frames of all windows, and whose faces are to be cut out of them."""
-    frames = [window.frames for window in clip.windows if window.frames is not None]
-    wanted = np.unique(np.concatenate(frames))
-    clip.looked_at = LookedAt(source, wanted.tolist())
-    if options.faces == "cut" or (options.faces == "auto" and isinstance(source, Folder)):
-        return
-    everyone, least = options.faces == "all", max(config.preprocessing.num_frames // 2, 1)
-    clip.people, crowded = find_people(clip.looked_at, source.times[wanted], everyone, least)
-    if crowded > CROWDED and not everyone:
-        clip.notes.append(
-            f"{100 * crowded:.0f} % of the frames show several faces; this is about the main one"
-        )
-
-
-@lru_cache(maxsize=8)  # once
-def _warn_of_long_windows(window: float, heard: float) -> None:
-    if window > 1.1 * heard:
-        text = (
-            "the model hears only the first %.2f s of each window of %.2f s; choose a shorter one"
-        )
-        logger.warning(text, heard, window)
-
-
-# Views
 
 
 class View(NamedTuple):
@@ -363,60 +244,163 @@ class View(NamedTuple):
     audio: Tensor | None
 
 
-def views_of(clip: Clip, config: ModelConfig, streams: str, may_miss: bool) -> Iterator[View]:
-    """Yield the views of a prepared clip, by window.
+@dataclass
+class Clip:
+    """A clip on its way through a model. The keys of dicts are (person, window)."""
 
-    A window without a stream that the model reads is noted in `clip.missing`; only where it
-    `may_miss` it is not left out.
-    """
-    size = config.preprocessing.input_size_audio
-    seen = _pictures(clip, config.preprocessing.input_size)
-    for number, (window, pictures) in enumerate(zip(clip.windows, seen, strict=True)):
-        audio = None
-        if clip.waveform is not None and window.samples is not None:
-            start, stop = window.samples
-            if stop - start <= SHORTEST_SPAN and len(clip.waveform) < size[0] * HOP:
-                start, stop = 0, len(clip.waveform)  # a short clip is heard whole, as in training
-            if stop - start >= WINDOW:
-                audio = fbank(clip.waveform[start:stop], size)
-        for person, crops in enumerate(pictures):
-            parts = (("v", crops, "no face"), ("a", audio, "no sound"))
-            lacking = [why for stream, part, why in parts if stream in streams and part is None]
-            if lacking:
-                clip.missing[person, number] = " and ".join(lacking)
-            if lacking and (not may_miss or len(lacking) == len(streams)):
+    video: Asked
+    audio: str | Path | None  # to be heard instead of the video's own sound
+    config: ModelConfig
+    streams: str  # what is read of it, a part of the model's modality
+    options: Options
+    windows: list[Window] = field(default_factory=list)
+    num_crops: int = 1  # spatial views of a window
+    frames: LookedAt | None = None  # of all windows; None: no picture is read
+    times: np.ndarray | None = None  # of these frames
+    points: np.ndarray | None = None  # of the people's faces; None takes frames as they are
+    boxes: np.ndarray | None = None  # likewise, see `find_people`
+    num_people: int = 1  # with an answer of their own
+    waveform: np.ndarray | None = None  # (S,); None: no sound is read
+    notes: list[str] = field(default_factory=list)  # what the user should know
+    missing: dict[tuple[int, int], str] = field(default_factory=dict)  # what cannot be read whole
+    # What the model said of each view.
+    rows: dict[tuple[int, int], list[dict[str, np.ndarray]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    waiting: int = 0  # views without a row
+    error: UnreadableClip | None = None  # why nothing can be said
+
+    @property
+    def file(self) -> str:
+        """Name of the clip."""
+        clip: Any = self.video
+        return clip.video if isinstance(clip, PackedClip) else str(getattr(clip, "path", clip))
+
+    @property
+    def may_miss(self) -> bool:
+        """Tell whether one of the streams may be missing."""
+        return self.options.missing_modality != "error" and len(self.streams) > 1
+
+    def prepare(self) -> int:
+        """Plan the windows and find the faces; UnreadableClip where there is nothing to read.
+
+        Returns the number of views, less those that will be missing.
+        """
+        source = open_source(self.video, self.audio, self.config.preprocessing.frame_rate)
+        try:
+            waveform = source.sound if "a" in self.streams else None
+            if waveform is not None and len(waveform) < WINDOW:
+                heard, least = (1000 * n / SAMPLE_RATE for n in (len(waveform), WINDOW))
+                raise NoSound(
+                    f"'{source.heard}' is too short: {heard:.0f} ms of sound, expected at least "
+                    f"{least:.0f} ms"
+                )
+            if waveform is not None and (waveform == waveform[0]).all():
+                raise NoSound(f"'{source.heard}' is silent: all its samples are {waveform[0]:g}")
+            self.waveform = waveform
+        except NoSound as error:
+            if not (self.may_miss and source.has_picture):
+                raise
+            self.notes.append(f"{error}; answered by the picture alone")
+        try:
+            if "v" in self.streams and not source.has_picture:
+                raise NoPicture(f"'{source.path}' has no picture, only sound")
+            self._plan(source, source.times if "v" in self.streams else None)
+            if "v" in self.streams:
+                self._look(source)
+        except (NoPicture, NoFace) as error:
+            if not self.may_miss or self.waveform is None:  # one of the two must be there
+                raise
+            self.notes.append(f"{error}; answered by the sound alone")
+            self._plan(source, None)
+            self.frames = None
+        return len(self.windows) * self.num_people * self.num_crops
+
+    def _plan(self, source: Source, times: np.ndarray | None) -> None:
+        num_samples = None if self.waveform is None else len(self.waveform)
+        config, options = self.config, self.options
+        if options.protocol == "test":
+            self.num_crops = config.test_num_crop
+            self.windows = as_tested(times, num_samples, config, source.path)
+        else:
+            sizes = options.window, options.overlap
+            self.windows = sliding(times, num_samples, config.preprocessing, *sizes)
+
+    def _look(self, source: Source) -> None:
+        """Note the frames of all windows, and whose faces are to be cut out of them."""
+        frames = [window.frames for window in self.windows if window.frames is not None]
+        wanted = np.unique(np.concatenate(frames))
+        self.frames, self.times = LookedAt(source, wanted.tolist()), source.times[wanted]
+        faces = self.options.faces
+        if faces == "cut" or (faces == "auto" and isinstance(source, FaceFrames)):
+            return
+        everyone, least = faces == "all", max(self.config.preprocessing.num_frames // 2, 1)
+        self.points, self.boxes, crowded = find_people(self.frames, self.times, everyone, least)
+        self.num_people = len(self.points)
+        if crowded > CROWDED and not everyone:
+            share = f"{100 * crowded:.0f} %"
+            self.notes.append(
+                f"{share} of the frames show several faces; this is about the main one"
+            )
+
+    def views(self) -> Iterator[View]:
+        """Yield the views, by window, once it is prepared.
+
+        A window without a stream that the model reads is noted in `missing`; only where one
+        `may_miss` it is not left out.
+        """
+        size = self.config.preprocessing.input_size_audio
+        for number, (window, pictures) in enumerate(
+            zip(self.windows, self._pictures(), strict=True)
+        ):
+            audio = None
+            if self.waveform is not None and window.samples is not None:
+                start, stop = window.samples
+                if stop - start <= SHORTEST_SPAN and len(self.waveform) < size[0] * HOP:
+                    start, stop = 0, len(self.waveform)  # a short clip is heard whole, as trained
+                if stop - start >= WINDOW:
+                    audio = fbank(self.waveform[start:stop], size)
+            for person, crops in enumerate(pictures):
+                parts = (("v", crops, "no face"), ("a", audio, "no sound"))
+                lacking = [why for s, part, why in parts if s in self.streams and part is None]
+                if lacking:
+                    self.missing[person, number] = " and ".join(lacking)
+                if lacking and (not self.may_miss or len(lacking) == len(self.streams)):
+                    continue
+                for crop in [None] if crops is None else crops:
+                    yield View(person, number, crop, audio)
+
+    def _pictures(self) -> Iterator[list[Tensor | None]]:
+        """Yield the pixels of each window for each person: (crops, 3, T, H, W), or None unseen."""
+        frames = enumerate(self.frames or ())
+        input_size = self.config.preprocessing.input_size
+        held: dict[int, list[np.ndarray]] = {}  # views of each person, by place among the frames
+        for window in self.windows:
+            pictures: list[Tensor | None] = [None] * self.num_people
+            if self.frames is None:
+                yield pictures
                 continue
-            for crop in [None] if crops is None else crops:
-                yield View(person, number, crop, audio)
+            places = np.searchsorted(self.frames.indices, np.asarray(window.frames))
+            held = {place: views for place, views in held.items() if place >= places[0]}
+            while max(held, default=-1) < places[-1]:
+                place, frame = next(frames)
+                images = [frame]
+                if self.points is not None:
+                    images = [align(frame, points[place], FACE_SIZE) for points in self.points]
+                held[place] = []
+                for image in images:
+                    # The short side fits, and crops (n, size, size, 3) are cut of the long one.
+                    height, width = image.shape[:2]
+                    size, boxes = view_crops(width, height, input_size, self.num_crops)
+                    small = np.asarray(resize(Image.fromarray(image), size))
+                    crops = [small[top:bottom, left:right] for left, top, right, bottom in boxes]
+                    held[place].append(np.stack(crops))
+            for number in range(self.num_people):
+                if self.boxes is None or np.isfinite(self.boxes[number, places, 0]).mean() >= SEEN:
+                    pixels = torch.from_numpy(np.stack([held[place][number] for place in places]))
+                    pictures[number] = rearrange(pixels, "t n h w c -> n c t h w")
+            yield pictures
 
-
-def _pictures(clip: Clip, input_size: int) -> Iterator[list[Tensor | None]]:
-    """Yield the pixels of each window for each person: (crops, 3, T, H, W), or None unseen."""
-    if clip.looked_at is None:
-        for _ in clip.windows:
-            yield [None] * clip.num_people
-        return
-    frames = enumerate(clip.looked_at)
-    held: dict[int, list[np.ndarray]] = {}  # views of each person, by place among the frames
-    for window in clip.windows:
-        places = np.searchsorted(clip.looked_at.indices, np.asarray(window.frames))
-        held = {place: views for place, views in held.items() if place >= places[0]}
-        while max(held, default=-1) < places[-1]:
-            place, frame = next(frames)
-            faces = [align(frame, person.points[place], FACE_SIZE) for person in clip.people or ()]
-            held[place] = []
-            for image in faces or [frame]:
-                # The short side fits, and crops (n, size, size, 3) are cut of the long one.
-                height, width = image.shape[:2]
-                size, boxes = view_crops(width, height, input_size, clip.num_crops)
-                small = np.asarray(resize(Image.fromarray(image), size))
-                crops = [small[top:bottom, left:right] for left, top, right, bottom in boxes]
-                held[place].append(np.stack(crops))
-        pictures: list[Tensor | None] = []
-        for number in range(clip.num_people):
-            if clip.people is not None and clip.people[number].seen[places].mean() < SEEN:
-                pictures.append(None)
-                continue
-            pixels = torch.from_numpy(np.stack([held[place][number] for place in places]))
-            pictures.append(rearrange(pixels, "t n h w c -> n c t h w"))
-        yield pictures
+    def release(self) -> None:
+        """Free the memory of pictures and sound."""
+        self.waveform = self.frames = None

@@ -12,6 +12,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from hicmae.config import flat_settings
 from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
 from hicmae.data.clip_list import chosen_names, names_of_run, read_labelled_list
 from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD, FrameFolder
-from hicmae.io import UnreadableClip, whole_file
-from hicmae.models.finetune import HiCMAEClassifier
+from hicmae.io import UnreadableClip, whole_file, write_whole
+from hicmae.models.finetune import ACTIVATIONS, MODALITIES, HiCMAEClassifier
 from hicmae.training import checkpoint, distributed
 from hicmae.training.transfer import weights_of
 
@@ -40,6 +41,14 @@ TASKS = ("classification", "regression", "pretraining")
 CONFIG, WEIGHTS, EXPORT = "config.json", "model.safetensors", "export"
 METADATA = "hicmae_config"  # where a weights file alone carries its config.json
 FACE_SIZE = 256  # pixels of an aligned face, as preprocess/face_and_audio/extract_face.py cuts it
+CONSTANTS = {  # of preprocessing, for readers of config.json
+    "pixel_mean": IMAGENET_MEAN,
+    "pixel_std": IMAGENET_STD,
+    "audio_sample_rate": SAMPLE_RATE,
+    "filter_bank_mean": FBANK_MEAN,
+    "filter_bank_std": FBANK_STD,
+    "face_size": FACE_SIZE,
+}
 WIDTHS = (128, 256, 384, 512)  # of the registered models
 ENCODERS = {"a": "encoder_audio.", "v": "encoder."}  # beginnings of the names of their weights
 FUSION = "encoder_fusion."
@@ -105,72 +114,43 @@ class ModelConfig:
             "library_name": "hicmae",
             "hicmae_version": hicmae.__version__,
             "model_type": "hicmae",
-            "task": self.task,
-            "modality": self.modality,
-            "id2label": {str(k): name for k, name in enumerate(self.names)},
-            "architecture": asdict(self.architecture),
-            "preprocessing": asdict(self.preprocessing),
-            "preprocessing_constants": {
-                "pixel_mean": IMAGENET_MEAN,
-                "pixel_std": IMAGENET_STD,
-                "audio_sample_rate": SAMPLE_RATE,
-                "filter_bank_mean": FBANK_MEAN,
-                "filter_bank_std": FBANK_STD,
-                "face_size": FACE_SIZE,
-            },
-            "test_num_segment": self.test_num_segment,
-            "test_num_crop": self.test_num_crop,
-            "training": self.training,
+            **asdict(self),
+            "preprocessing_constants": CONSTANTS,
         }
+        content["id2label"] = dict(enumerate(content.pop("names")))
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def parse_config(text: str, source: str | Path) -> ModelConfig:
-    """Read the text of a config.json, which messages call `source`.
+    """Read the text of a config.json, which messages call `source`; ValueError where it is none."""
 
-    Raises:
-        ValueError: no JSON, another program's config, a later format, or a missing entry.
-    """
+    def known(kind: type, values: Mapping[str, Any]) -> Any:
+        given = {item.name: values[item.name] for item in fields(kind) if item.name in values}
+        return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
+
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"'{source}' is no JSON: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(
-            f'\'{source}\' describes no model of this project: expected "format": "{FORMAT}"; '
-            "make it with: python -m hicmae.inference export CHECKPOINT OUTPUT"
-        )
-    if content.get("format_version", 0) > FORMAT_VERSION:
-        raise ValueError(
-            f"'{source}' has format version {content['format_version']}, this version of hicmae "
-            f"reads up to {FORMAT_VERSION}; install a newer one"
-        )
-
-    def section(kind: type) -> Any:
-        known, values = {item.name for item in fields(kind)}, content[kind.__name__.lower()]
-        tuples = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-        return kind(**{name: value for name, value in tuples.items() if name in known})
-
-    try:
+        if content["format"] != FORMAT or content.get("format_version", 0) > FORMAT_VERSION:
+            raise ValueError(
+                f"format '{content['format']}' {content.get('format_version', 0)}, expected "
+                f"'{FORMAT}' up to {FORMAT_VERSION}, which this version of hicmae reads"
+            )
+        if content["task"] not in TASKS or content["modality"] not in MODALITIES:
+            raise ValueError(
+                f"task '{content['task']}' and modality '{content['modality']}', expected "
+                f"{', '.join(TASKS)} and {', '.join(MODALITIES)}"
+            )
         labels = content["id2label"]
-        config = ModelConfig(
-            task=content["task"],
-            modality=content["modality"],
-            names=tuple(labels[str(k)] for k in range(len(labels))),
-            architecture=section(Architecture),
-            preprocessing=section(Preprocessing),
-            test_num_segment=content["test_num_segment"],
-            test_num_crop=content["test_num_crop"],
-            training=content.get("training", {}),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"'{source}' lacks or misspells an entry: {error}; export again") from None
-    if config.task not in TASKS or config.modality not in ("av", "a", "v"):
+        content["names"] = [labels[str(k)] for k in range(len(labels))]
+        for kind in (Architecture, Preprocessing):
+            content[kind.__name__.lower()] = known(kind, content[kind.__name__.lower()])
+        return known(ModelConfig, content)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(
-            f"'{source}' has task '{config.task}' and modality '{config.modality}', expected "
-            f"{', '.join(TASKS)} and av, a or v"
-        )
-    return config
+            f"'{source}' describes no model of this project: {reason}; make it with: "
+            "python -m hicmae.inference export CHECKPOINT OUTPUT"
+        ) from None
 
 
 # Reading
@@ -178,22 +158,18 @@ def parse_config(text: str, source: str | Path) -> ModelConfig:
 
 def find_weights(path: Path) -> Path:
     """Return the weights file that a path means: itself, or the best there is in a folder."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"checkpoint '{path}' does not exist; name a folder with {WEIGHTS}, the output folder "
-            "of a run, or a .pth"
-        )
     kinds = ("", f"{EXPORT}/best", f"{EXPORT}/last", "best", "last")
-    places = [*(path / kind / WEIGHTS for kind in kinds), path / "checkpoint-best.pth"]
-    found = [place for place in places if place.is_file()]
-    found += [saved for _, saved in reversed(checkpoint.numbered(path))]
-    if not found:
-        raise FileNotFoundError(
-            f"'{path}' holds no {WEIGHTS} and no checkpoint-*.pth; is it the folder of a run?"
-        )
-    return found[0]
+    places = [path, *(path / kind / WEIGHTS for kind in kinds), path / "checkpoint-best.pth"]
+    if path.is_dir():
+        places += [saved for _, saved in reversed(checkpoint.numbered(path))]
+    for place in places:
+        if place.is_file():
+            return place
+    problem = f"holds no {WEIGHTS} and no checkpoint" if path.is_dir() else "does not exist"
+    raise FileNotFoundError(
+        f"checkpoint '{path}' {problem}; name a folder with {WEIGHTS}, the output folder of a run, "
+        "or a .pth"
+    )
 
 
 def read_model(
@@ -222,10 +198,8 @@ def read_model(
     except (SafetensorError, OSError) as error:
         raise ValueError(f"'{path}' is damaged or no safetensors file: {error}") from None
     beside = path.with_name(CONFIG)
-    if beside.is_file():  # first, as people may have edited it
+    if beside.is_file() or text is None:  # people may have edited it
         text, source = beside.read_text(encoding="utf-8"), beside
-    if text is None:
-        raise FileNotFoundError(f"'{path}' describes no model and there is no '{beside}'")
     config = parse_config(text, source)
     if given:
         raise ValueError(f"--{next(iter(given))} is for a .pth; '{source}' says it already")
@@ -241,7 +215,7 @@ def _read_checkpoint(
     weights = weights_of(state, f"'{path}'")
     settings = {**flat_settings(state.get("args")), **given}
     modality = "".join(
-        m for m, start in ENCODERS.items() if any(n.startswith(start) for n in weights)
+        m for m, part in ENCODERS.items() if any(n.startswith(part) for n in weights)
     )
     if not modality:
         raise ValueError(
@@ -285,8 +259,8 @@ def _architecture(
         )
 
     def depth_of(part: str) -> int:
-        blocks = (re.match(re.escape(part) + r"blocks\.(\d+)\.", name) for name in weights)
-        return len({block[1] for block in blocks if block})
+        names = "\n".join(weights)
+        return len(set(re.findall(rf"^{re.escape(part)}blocks\.(\d+)\.", names, re.MULTILINE)))
 
     depth, depth_audio = depth_of(ENCODERS["v"]), depth_of(ENCODERS["a"])
     # Other arguments of the builder; not those with their default, for earlier versions' sake.
@@ -300,7 +274,7 @@ def _architecture(
         fusion_depth=depth_of(FUSION) or 1,
         # Whether there are any gammas; their values are weights.
         init_values=float(any(".gamma_" in name for name in weights)),
-        head_activation=activation if activation in ("sigmoid", "relu", "tanh") else None,
+        head_activation=activation if activation in ACTIVATIONS else None,
         options={n: v for n, v in known.items() if v != arguments[n].default},
     )
 
@@ -310,18 +284,16 @@ def _preprocessing(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -
     numbers = ("num_frames", "sampling_rate", "input_size", "frame_rate")
     given = {n: type(getattr(clip, n))(settings[n]) for n in numbers if settings.get(n)}
     sizes: Any = settings.get("input_size_audio") or clip.input_size_audio
-    values = list(sizes) if isinstance(sizes, (tuple, list)) else [sizes]
-    steps, bins = (*values, 128)[:2]
+    steps, bins = [*(sizes if isinstance(sizes, (tuple, list)) else [sizes]), 128][:2]
     kernel = weights.get("encoder.patch_embed.proj.weight")
-    tubelet_size = clip.tubelet_size if kernel is None else kernel.shape[2]
-    size = int(steps), int(bins)
-    return Preprocessing(**given, input_size_audio=size, tubelet_size=tubelet_size)
+    given["tubelet_size"] = clip.tubelet_size if kernel is None else kernel.shape[2]
+    return Preprocessing(**given, input_size_audio=(int(steps), int(bins)))
 
 
 def _is_plain(value: Any) -> bool:
     """Tell whether JSON can hold a value; the original's Namespace may hold other things."""
     if isinstance(value, (tuple, list)):
-        return all(_is_plain(item) for item in value)
+        return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
 
 
@@ -385,8 +357,7 @@ def export_checkpoint(
     single = {name: tensor.float().clone().contiguous() for name, tensor in weights.items()}
     with whole_file(output / WEIGHTS) as part:
         save_file(single, part, metadata={"format": "pt", METADATA: text})
-    with whole_file(output / CONFIG) as part:
-        part.write_text(text, encoding="utf-8")
+    write_whole(output / CONFIG, text)
     logger.info("exported %s to %s", path, output)
     return output
 
@@ -404,8 +375,7 @@ def export_run(
     run = Path(output_dir)
     numbered, best = checkpoint.numbered(run), run / "checkpoint-best.pth"
     sources = {"last": numbered[-1][1]} if numbered else {}
-    if best.is_file():
-        sources["best"] = best
+    sources |= {"best": best} if best.is_file() else {}
     if not sources:
         raise FileNotFoundError(f"'{output_dir}' holds no checkpoint-<epoch>.pth to export")
 
@@ -413,8 +383,7 @@ def export_run(
         path = run / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    if not overrides.get("frame_rate"):
-        overrides["frame_rate"] = _measured_frame_rate(flat_settings(read(CONFIG)))
+    overrides["frame_rate"] = overrides.get("frame_rate") or _measured_frame_rate(read(CONFIG))
     written = []
     for kind, path in sources.items():
         metrics = read("metrics.json" if kind == "last" else "metrics_best.json")
@@ -426,22 +395,19 @@ def export_run(
     return written
 
 
-def _measured_frame_rate(settings: Mapping[str, Any], clips: int = 16) -> float | None:
+def _measured_frame_rate(saved: Mapping[str, Any], clips: int = 16) -> float | None:
     """Return the median frames a second of training clips: frames of a folder over its wav's time.
 
     None where that cannot be told: a modality alone, a list that is gone.
     """
+    settings, rates = flat_settings(saved), []
     if settings.get("modality") != "av" or not settings.get("data_path"):
         return None
     task, root = settings.get("task", "classification"), settings.get("data_root", "")
-    try:
+    with suppress(OSError, ValueError):
         listed = read_labelled_list(Path(settings["data_path"]) / "train.csv", task, None, root)
-    except (OSError, ValueError):
-        return None
-    rates = []
-    for clip in listed[:: max(len(listed) // clips, 1)][:clips]:
-        try:
-            rates.append(len(FrameFolder(clip.video)) / soundfile.info(str(clip.audio)).duration)
-        except (UnreadableClip, OSError, soundfile.LibsndfileError, ZeroDivisionError):
-            continue
+        for clip in listed[:: max(len(listed) // clips, 1)][:clips]:
+            with suppress(UnreadableClip, OSError, soundfile.LibsndfileError, ZeroDivisionError):
+                seconds = soundfile.info(str(clip.audio)).duration
+                rates.append(len(FrameFolder(clip.video)) / seconds)
     return round(statistics.median(rates), 2) if rates else None

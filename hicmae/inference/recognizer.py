@@ -1,8 +1,9 @@
 """EmotionRecognizer: a trained model that answers about videos, sounds and arrays."""
 
+import logging
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,32 +13,20 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from hicmae.data.clip_list import AnyClip
+from hicmae.data.shards import PackedClip
 from hicmae.data.video import normalise
 from hicmae.inference import forward
-from hicmae.inference.clips import Clip, Options, View, check_choice, prepare, views_of
+from hicmae.inference.clips import Clip, Options, View, Window, check_choice
 from hicmae.inference.model import ModelConfig, load_model
-from hicmae.inference.sources import Arrays, open_source
+from hicmae.inference.sources import Arrays, Asked
 from hicmae.io import UnreadableClip, choose_device
 from hicmae.training.run import Precision, choose_precision
 
+logger = logging.getLogger(__name__)
+
 PRETRAINED_FEATURES = ("video_layers", "audio_layers", "fusion_video", "fusion_audio")
-Video = str | Path | Arrays
-File = Video | tuple[Video, str | Path | None]  # a clip, or a clip and its sound
-
-
-@dataclass(frozen=True)
-class WindowResult:
-    """What is said about a stretch of a clip, in seconds from the first frame."""
-
-    start: float
-    end: float
-    scores: dict[str, float]  # probability by class, or value by output; {}: nothing can be said
-    status: str = ""  # why not, or what was missing
-
-    @property
-    def label(self) -> str | None:
-        """The likeliest class; for values the one that is largest."""
-        return max(self.scores, key=self.scores.__getitem__) if self.scores else None
+File = Asked | AnyClip | tuple[Asked, str | Path | None]  # a clip, of a list or not, or with sound
 
 
 @dataclass(frozen=True)
@@ -51,7 +40,7 @@ class Prediction:
     file: str
     task: str  # "classification" or "regression"
     scores: dict[str, float]
-    windows: tuple[WindowResult, ...]  # in order of time; they overlap
+    windows: tuple[Window, ...]  # in order of time; they overlap
     person: int = 0  # the main face; others with faces="all"
     notes: tuple[str, ...] = ()  # what the user should know, e.g. that there was no sound
     boxes: np.ndarray = field(default_factory=lambda: np.empty((0, 5)), repr=False, compare=False)
@@ -200,7 +189,7 @@ class EmotionRecognizer:
         return self.config.names
 
     def predict(
-        self, video: Video, *, audio: str | Path | None = None, **options: Any
+        self, video: Asked, *, audio: str | Path | None = None, **options: Any
     ) -> Prediction:
         """Answer about one clip: its main face and its sound.
 
@@ -219,7 +208,7 @@ class EmotionRecognizer:
         return next(self.each([(video, audio)], **options))
 
     def predict_people(
-        self, video: str | Path, *, audio: str | Path | None = None, **options: Any
+        self, video: Asked, *, audio: str | Path | None = None, **options: Any
     ) -> list[Prediction]:
         """Answer about everybody in a clip, the main one first; arguments as in `predict`.
 
@@ -235,15 +224,11 @@ class EmotionRecognizer:
         sample_rate: float = 16000,
         **options: Any,
     ) -> Prediction:
-        """Answer about frames (T, H, W, 3) uint8 RGB and a waveform in memory, or one of them.
-
-        The waveform, (S,) or (channels, S), floats in [-1, 1] or int16, begins with the first
-        frame; other rates than 16000 Hz are resampled. The options are those of `predict`.
-        """
+        """Answer about frames and a waveform, see `Arrays`; the options are those of `predict`."""
         return self.predict(Arrays(frames, fps, waveform, sample_rate), **options)
 
     def features(
-        self, video: Video, *, audio: str | Path | None = None, **options: Any
+        self, video: Asked, *, audio: str | Path | None = None, **options: Any
     ) -> Features:
         """Return the features of a clip; arguments as in `predict`."""
         return next(self.each([(video, audio)], features=True, **options))
@@ -261,7 +246,8 @@ class EmotionRecognizer:
         Windows of different clips go through the model together.
 
         Args:
-            files: as `video` of `predict`; pairs (video, audio) name the sound too.
+            files: as `video` of `predict`; pairs (video, audio) name the sound too, as do clips of
+                a list.
             features: give `Features` instead of predictions.
             on_error: "raise" stops at the first clip that cannot be read; "return" puts a `Failure`
                 in its place.
@@ -276,18 +262,23 @@ class EmotionRecognizer:
                 "this is a pre-training checkpoint, which knows no emotions; fine-tune it first "
                 "(run_finetuning.py), or ask for features"
             )
-
-        finish = partial(self._finish, features=features, options=chosen, on_error=on_error)
+        heard = self.config.preprocessing.input_size_audio[0] / 100
+        if "a" in self.streams and (chosen.window or 0) > 1.1 * heard:
+            text = "the model hears only the first %.2f s of each window of %.2f s"
+            logger.warning(f"{text}; choose a shorter one", heard, chosen.window)
+        finish = partial(_finished, features=features, on_error=on_error)
         files = list(files)
         queue: deque[Clip] = deque()
         batches: dict[tuple[bool, bool], list[tuple[Clip, View]]] = defaultdict(list)
-        several = self.progress and len(files) > 1
-        for file in tqdm(files, "clips", disable=not several):
-            video = file[0] if isinstance(file, tuple) else file
-            clip = Clip(video.path if isinstance(video, Arrays) else str(video))
+        hidden = not self.progress
+        for file in tqdm(files, "clips", disable=hidden or len(files) < 2):
+            paired = isinstance(file, tuple) and not isinstance(file, PackedClip)
+            video, audio, *_ = file if paired else (file, None)
+            clip = Clip(video, audio, self.config, self.streams, chosen)
             queue.append(clip)
             try:
-                for view in self._views(clip, file, chosen):
+                views = tqdm(clip.views(), "windows", clip.prepare(), leave=False, disable=hidden)
+                for view in views:
                     batch = batches[view.video is None, view.audio is None]  # of the same streams
                     batch.append((clip, view))
                     clip.waiting += 1
@@ -301,37 +292,6 @@ class EmotionRecognizer:
         for batch in batches.values():
             self._compute(batch, features)
         yield from map(finish, queue)
-
-    def _finish(self, clip: Clip, features: bool, options: Options, on_error: str) -> Any:
-        """Return what is known of a clip, or why nothing is."""
-        try:
-            if clip.error:
-                raise clip.error
-            if not clip.rows:
-                reasons = ", ".join(sorted(set(clip.missing.values()))) or "it has no window"
-                raise UnreadableClip(
-                    f"'{clip.file}' has no window with all that the model reads: {reasons}; "
-                    "missing_modality 'zeros' or 'drop' lets a model of both streams answer from "
-                    "one"
-                )
-        except UnreadableClip as error:
-            if on_error == "raise":
-                raise
-            return Failure(clip.file, str(error))
-        if features:
-            return _features_of(clip)
-        people = _predictions_of(clip, self.config)
-        return people if options.faces == "all" else people[0]
-
-    def _views(self, clip: Clip, file: File, options: Options) -> Iterator[View]:
-        """Open a clip and yield its views."""
-        video, audio = file if isinstance(file, tuple) else (file, None)
-        rate = self.config.preprocessing.frame_rate
-        source = video if isinstance(video, Arrays) else open_source(video, audio, rate)
-        prepare(clip, source, self.config, self.streams, options)
-        views = views_of(clip, self.config, self.streams, options.missing_modality != "error")
-        total = len(clip.windows) * clip.num_people * clip.num_crops
-        yield from tqdm(views, "windows", total, leave=False, disable=not self.progress)
 
     @torch.inference_mode()
     def _compute(self, batch: list[tuple[Clip, View]], features: bool) -> None:
@@ -365,31 +325,22 @@ class EmotionRecognizer:
         batch.clear()
 
 
-def _predictions_of(clip: Clip, config: ModelConfig) -> list[Prediction]:
-    """Average the views of each window, and the windows, for each person that has any."""
-
-    def named(scores: np.ndarray) -> dict[str, float]:
-        return dict(zip(config.names, scores.tolist(), strict=True))
-
-    answers = []
-    for person in range(clip.num_people):
-        windows, means = [], []
-        for number, window in enumerate(clip.windows):
-            views = [row["scores"].astype(float) for row in clip.rows.get((person, number), [])]
-            means += [np.mean(views, axis=0)] if views else []
-            scores, status = named(means[-1]) if views else {}, clip.missing.get((person, number))
-            windows.append(WindowResult(window.start, window.end, scores, status or ""))
-        if means:
-            mean, notes = named(np.mean(means, axis=0)), tuple(clip.notes)
-            boxes = clip.boxes(person)
-            answers.append(
-                Prediction(clip.file, config.task, mean, tuple(windows), person, notes, boxes)
-            )
-    return answers
-
-
-def _features_of(clip: Clip) -> Features:
-    """Average the views of each window; only levels that all windows have."""
+def _finished(clip: Clip, features: bool, on_error: str) -> Any:
+    """Return what is known of a clip, or why nothing is."""
+    if not clip.error and not clip.rows:
+        reasons = ", ".join(sorted(set(clip.missing.values()))) or "it has no window"
+        clip.error = UnreadableClip(
+            f"'{clip.file}' has no window with all that the model reads: {reasons}; "
+            "missing_modality 'zeros' or 'drop' lets a model of both streams answer from one"
+        )
+    if clip.error and on_error == "raise":
+        raise clip.error
+    if clip.error:
+        return Failure(clip.file, str(clip.error))
+    if not features:
+        people = [_prediction_of(clip, person) for person in sorted({p for p, _ in clip.rows})]
+        return people if clip.options.faces == "all" else people[0]
+    # Only levels that all windows have.
     rows = [clip.rows[key] for key in sorted(clip.rows)]
     windows = [clip.windows[number] for _, number in sorted(clip.rows)]
     names = [name for name in rows[0][0] if all(name in views[0] for views in rows)]
@@ -399,3 +350,24 @@ def _features_of(clip: Clip) -> Features:
     }
     start, end = (np.array([getattr(w, side) for w in windows]) for side in ("start", "end"))
     return Features(clip.file, start, end, arrays)
+
+
+def _prediction_of(clip: Clip, person: int) -> Prediction:
+    """Average the views of each window, and the windows."""
+
+    def named(scores: np.ndarray) -> dict[str, float]:
+        return dict(zip(clip.config.names, scores.tolist(), strict=True))
+
+    windows, means = [], []
+    for number, window in enumerate(clip.windows):
+        views = [row["scores"].astype(float) for row in clip.rows.get((person, number), [])]
+        means += [np.mean(views, axis=0)] if views else []
+        scores = named(means[-1]) if views else {}
+        status = clip.missing.get((person, number), "")
+        windows.append(replace(window, scores=scores, status=status))
+    boxes = np.empty((0, 5))
+    if clip.boxes is not None and clip.times is not None:
+        boxes = np.column_stack([clip.times, clip.boxes[person]])
+        boxes = boxes[np.isfinite(boxes[:, 1])]
+    mean, notes = named(np.mean(means, axis=0)), tuple(clip.notes)
+    return Prediction(clip.file, clip.config.task, mean, tuple(windows), person, notes, boxes)

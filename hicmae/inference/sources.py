@@ -1,11 +1,13 @@
 """What inference is asked about: picture and sound of a clip by time.
 
-`path` and `heard` name where the two come from; nothing is decoded before it is wanted.
+`path` and `heard` name where the two come from; nothing is decoded before it is wanted. `times`
+(n,) are seconds of the frames, ascending from 0; `frames` yields (H, W, 3) uint8 RGB; `sound` (S,)
+is float32 in [-1, 1], mono, 16 kHz, beginning with the picture.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ import numpy as np
 from hicmae.data.audio import SAMPLE_RATE
 from hicmae.data.film import FRAME_RATE, Film
 from hicmae.data.media import NoPicture, NoSound, read_sound, streams_of, to_mono
-from hicmae.data.video import FrameFolder
+from hicmae.data.shards import PackedClip, open_packed
+from hicmae.data.video import FrameFolder, Video
 from hicmae.io import UnreadableClip
 
 
@@ -21,89 +24,87 @@ class MediaFile:
     """A video or sound file, or a video with the sound of another file; the two begin together."""
 
     def __init__(self, path: str | Path, audio: str | Path | None = None) -> None:
-        """Open the file; UnreadableClip in one line where that cannot be done."""
-        self.path = self.heard = str(path)
+        self.path, self.heard = str(path), str(path if audio is None else audio)
         self.has_picture, self.has_sound = streams_of(self.path)
         if audio is not None:
-            self.heard = str(audio)
             self.has_sound = streams_of(self.heard)[1]
 
     @cached_property
     def film(self) -> Film:
-        """The picture; NoPicture where there is only sound."""
-        if not self.has_picture:
-            raise NoPicture(f"'{self.path}' has no picture, only sound")
+        """The picture; its times are read from the packets."""
         return Film(self.path)
 
     @property
     def times(self) -> np.ndarray:
-        """(n,) seconds of the frames, ascending from 0; read from the packets, not decoded."""
+        """Seconds of the frames."""
         return self.film.clock.times
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield the frames at ascending indices upright, (H, W, 3) uint8 RGB of one size."""
+        """Yield the frames at ascending indices, upright and of one size."""
         return self.film.frames(indices)
 
+    @cached_property
     def sound(self) -> np.ndarray:
-        """Return the sound as (S,) float32 in [-1, 1], mono, 16 kHz, beginning with the picture."""
+        """Samples; NoSound where there are none."""
         if not self.has_sound:
             raise NoSound(f"'{self.heard}' has no sound")
         together = self.has_picture and self.heard == self.path
         return read_sound(self.heard, self.film.clock.origin if together else None)
 
 
-class Folder:
-    """A folder of frames with the sound of another file, if any."""
+class FaceFrames:
+    """Frames of a face with their sound: a folder and a file, or a packed clip.
+
+    Frames without times are spread over the sound, as in training; `rate` a second counts where
+    there is none either. `read` gives the sound of `heard`.
+    """
 
     has_picture = True
 
-    def __init__(self, path: str | Path, frame_rate: float, audio: str | Path | None) -> None:
-        """List the frames; `frame_rate` counts where there is no sound to tell the time by."""
-        self.path, self.frame_rate = str(path), frame_rate
-        self.heard = self.path if audio is None else str(audio)
-        self.folder = FrameFolder(self.path)
-        self.has_sound = audio is not None and streams_of(self.heard)[1]
+    def __init__(
+        self, video: Video, heard: str, read: Callable[[], np.ndarray] | None, rate: float
+    ) -> None:
+        self.path, self.heard, self.has_sound = video.path, heard, read is not None
+        self.video, self.read, self.rate = video, read, rate
 
     @cached_property
     def times(self) -> np.ndarray:
-        """(n,) seconds of the frames: spread over the sound, as in training."""
-        count, rate = len(self.folder), self.frame_rate
+        """Seconds of the frames."""
+        if self.video.frame_times is not None:
+            return self.video.frame_times.begins.astype(float)
+        count, rate = len(self.video), self.rate
         if self.has_sound and count > 1:
-            rate = (count - 1) / max(len(self._samples) / SAMPLE_RATE, 1e-3)
+            rate = (count - 1) / max(len(self.sound) / SAMPLE_RATE, 1e-3)
         return np.arange(count) / rate
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield the frames at `indices`, (H, W, 3) uint8 RGB."""
-        return (self.folder.read([index])[0] for index in indices)
+        """Yield the frames at `indices`."""
+        return (self.video.read([index])[0] for index in indices)
 
     @cached_property
-    def _samples(self) -> np.ndarray:
-        if not self.has_sound:
-            raise NoSound(f"'{self.path}' is a folder of frames without sound; name its sound file")
-        return read_sound(self.heard)
-
     def sound(self) -> np.ndarray:
-        """Return the sound as (S,) float32, mono, 16 kHz."""
-        return self._samples
+        """Samples; NoSound where there are none."""
+        if self.read is None:
+            raise NoSound(f"'{self.path}' is a folder of frames without sound; name its sound file")
+        return self.read()
 
 
 class Arrays:
-    """Frames and waveform already in memory."""
+    """Frames (T, H, W, 3) uint8 RGB and a waveform in memory, or one of them.
+
+    The waveform, (S,) or (channels, S), floats in [-1, 1] or int16, begins with the first frame;
+    other rates than 16000 Hz are resampled. ValueError for another shape, type or rate.
+    """
 
     path = heard = "arrays"
 
     def __init__(
         self,
         frames: np.ndarray | None,
-        fps: float,
-        waveform: np.ndarray | None,
-        sample_rate: float,
+        fps: float = 25.0,
+        waveform: np.ndarray | None = None,
+        sample_rate: float = SAMPLE_RATE,
     ) -> None:
-        """Check what is given: (T, H, W, 3) uint8 RGB; (S,) or (channels, S) in [-1, 1] or int16.
-
-        Raises:
-            ValueError: of another shape or type, or a rate that is none.
-        """
         for name, rate in (("fps", fps), ("sample_rate", sample_rate)):
             if not (isinstance(rate, (int, float)) and 0 < rate < 1e7):
                 raise ValueError(f"{name} must be a positive number, got {rate!r}")
@@ -125,24 +126,33 @@ class Arrays:
         """Yield the frames at `indices`."""
         yield from self.images[np.asarray(indices, int)]
 
+    @property
     def sound(self) -> np.ndarray:
-        """Return the sound as (S,) float32, mono, 16 kHz."""
+        """Samples; NoSound where there are none."""
         if self.samples is None:
             raise NoSound("no waveform is given")
         return self.samples
 
 
-Source = MediaFile | Folder | Arrays
+Asked = str | Path | PackedClip | Arrays
+Source = MediaFile | FaceFrames | Arrays
 
 
 def open_source(
-    path: str | Path, audio: str | Path | None = None, frame_rate: float = FRAME_RATE
+    clip: Asked, audio: str | Path | None = None, frame_rate: float = FRAME_RATE
 ) -> Source:
-    """Open a video, a sound file or a folder of frames.
+    """Open a video, a sound file, a folder of frames or a packed clip; UnreadableClip in one line.
 
-    Args:
-        path: what to read.
-        audio: sound to take instead of the file's own.
-        frame_rate: of a folder of frames without sound.
+    `audio` is heard instead of the file's own sound; `frame_rate` is that of frames without sound.
     """
-    return Folder(path, frame_rate, audio) if os.path.isdir(path) else MediaFile(path, audio)
+    if isinstance(clip, Arrays):
+        return clip
+    if isinstance(clip, PackedClip):
+        video, wav = open_packed(clip)
+        return FaceFrames(video, wav.path, partial(wav.read, 0, len(wav)), frame_rate)
+    if not os.path.isdir(clip):
+        return MediaFile(clip, audio)
+    heard = str(clip if audio is None else audio)
+    has_sound = audio is not None and streams_of(heard)[1]
+    read = partial(read_sound, heard) if has_sound else None
+    return FaceFrames(FrameFolder(str(clip)), heard, read, frame_rate)

@@ -16,8 +16,9 @@ from PIL import Image
 
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.inference import cli
+from hicmae.inference.clips import Window
 from hicmae.inference.pictures import Annotator, box_at, draw_timeline, write_overlay
-from hicmae.inference.recognizer import Prediction, WindowResult
+from hicmae.inference.recognizer import Prediction
 from hicmae.inference.sources import MediaFile
 from hicmae.io import UnreadableClip
 from tests.preprocess.media_files import chirp, ffmpeg_program, pictures, portrait, save_media
@@ -48,7 +49,7 @@ def made_up(file: str, count: int = 4, names: tuple[str, ...] = NAMES, **more) -
     """Return a prediction whose answer changes over time."""
     shares = np.random.default_rng(0).dirichlet(np.ones(len(names)), count)
     scores = [dict(zip(names, row.tolist(), strict=True)) for row in shares]
-    windows = [WindowResult(0.5 * k, 0.5 * k + 1, scores[k]) for k in range(count)]
+    windows = [Window(0.5 * k, 0.5 * k + 1, scores[k]) for k in range(count)]
     mean = dict(zip(names, shares.mean(0).tolist(), strict=True))
     return Prediction(
         file, **{"task": "classification", "scores": mean, "windows": windows, **more}
@@ -196,7 +197,7 @@ def test_a_copy_that_cannot_be_made_leaves_nothing(tmp_path, video):
 
 def test_drawing_follows_scores_and_face_and_stays_inside():
     early, late = (dict(zip(NAMES, shares, strict=True)) for shares in ((1, 0, 0), (0, 0, 1)))
-    windows = (WindowResult(0, 1, early), WindowResult(1, 4, {}), WindowResult(4, 5, late))
+    windows = (Window(0, 1, early), Window(1, 4, {}), Window(4, 5, late))
     boxes = np.array([[0.2, -30, -30, 40, 40], [0.8, -20, -20, 50, 50], [5, 300, 100, 900, 900]])
     person = made_up("a", windows=windows, boxes=boxes)
     annotator = Annotator(person, (160, 120), with_bars=True)
@@ -221,7 +222,7 @@ def test_drawing_follows_scores_and_face_and_stays_inside():
 def test_timelines_show_gaps_and_any_number_of_classes(tmp_path, count):
     names = tuple(f"class {k}" for k in range(count))
     person = made_up("a.mp4", 6, names)
-    gap = WindowResult(1.0, 2.0, {}, "no face")
+    gap = Window(1.0, 2.0, {}, "no face")
     person = made_up("a.mp4", 6, names, windows=(*person.windows[:2], gap, *person.windows[3:]))
     path = draw_timeline([person, person], tmp_path / "t.png")
     width, height = Image.open(path).size

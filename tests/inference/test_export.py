@@ -205,10 +205,13 @@ def test_broken_exports_are_said_in_one_line(models, tmp_path):
     folder = export_checkpoint(models / "av.pth", tmp_path / "out")
     config, text = folder / "config.json", (folder / "config.json").read_text()
     for wrong, message in (
-        ("{", "is no JSON"),
-        ('{"model_type": "bert"}', 'describes no model of this project: expected "format": "hicma'),
-        (text.replace('"format_version": 1', '"format_version": 9'), "has format version 9, this"),
-        (text.replace('"task"', '"tusk"'), "lacks or misspells an entry: 'task'"),
+        ("{", "out.config.json' describes no model of this project: Expecting"),
+        ('{"model_type": "bert"}', "describes no model of this project: it lacks 'format'"),
+        (
+            text.replace('"format_version": 1', '"format_version": 9'),
+            "format 'hicmae' 9, expected 'hicmae' up to 1",
+        ),
+        (text.replace('"task"', '"tusk"'), "it lacks 'task'"),
         (text.replace('"modality": "av"', '"modality": "x"', 1), "modality 'x', expected"),
         (text.replace('"depth": 2', '"depth": 4'), "do not fit its description: 27 are miss"),
     ):

@@ -333,7 +333,7 @@ def test_jumping_finds_the_same_frames_as_reading_all(tmp_path, monkeypatch):
 def test_a_video_may_be_heard_with_another_files_sound(recognizer, tmp_path, halves):
     mute, dark = halves
     source = open_source(mute, dark)
-    assert source.has_sound and len(source.sound()) == 64000
+    assert source.has_sound and len(source.sound) == 64000
     joined = recognizer().predict(mute, audio=dark, faces="cut")
     frames = np.stack(list(MediaFile(mute).frames(range(100))))
     stored = np.round(speech(4.0) * 32767).astype(np.int16)

@@ -11,7 +11,7 @@ from tests.media.clock_films import FILMS, heard_at, save_film, seen_at
 def offsets(path: str) -> list[float]:
     """Return by how many seconds sound is ahead of the picture, at frames with sound."""
     source = open_source(path)
-    times, samples = source.times, source.sound()
+    times, samples = source.times, source.sound
     wanted = [k for k, time in enumerate(times) if 0.3 < time < times[-1] - 0.3][::5]
     found = []
     for k, image in zip(wanted, source.frames(wanted), strict=True):
@@ -31,8 +31,8 @@ def test_what_is_seen_is_heard(tmp_path, name):
 def test_a_damaged_sound_packet_costs_that_packet_only(tmp_path, caplog):
     path = save_film(tmp_path / "a.mp4", bad=(50,))
     assert np.abs(offsets(path)).max() < 0.04
-    whole = open_source(save_film(tmp_path / "b.mp4")).sound()
-    assert abs(len(open_source(path).sound()) - len(whole)) < 400
+    whole = open_source(save_film(tmp_path / "b.mp4")).sound
+    assert abs(len(open_source(path).sound) - len(whole)) < 400
 
 
 def test_frames_are_those_of_their_times_in_every_reader(tmp_path):
