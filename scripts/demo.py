@@ -78,15 +78,16 @@ def call(words: Sequence[object], log: Path | None = None) -> None:
         sys.exit(code)
 
 
-def make(run: Run, quiet: bool = False) -> None:
+def make(run: Run, quiet: bool = False) -> bool:
     """Make a run that is not finished; one cut off goes on, one of another command starts over.
 
     command.txt keeps its command and those of what it starts from. `quiet`, console.log gets what
-    the run says.
+    the run says. Returns whether there was something to do.
     """
     words = [run.script, *run.flags, "--output_dir", str(run.folder)]
     if DRY_RUN:
-        return call(words)
+        call(words)
+        return True
     text, stamp = shlex.join(words) + "\n", run.folder / "command.txt"
     for flag in ("--data_path", "--finetune"):
         if flag in run.flags:
@@ -100,10 +101,12 @@ def make(run: Run, quiet: bool = False) -> None:
         state = "finished before" if (run.folder / run.product).exists() else "going on"
     if not quiet:
         print(f"== {run.folder.name}: {state}", file=sys.stderr)
-    if state != "finished before":
-        run.folder.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(text, encoding="utf-8")
-        call(words, run.folder / "console.log" if quiet else None)
+    if state == "finished before":
+        return False
+    run.folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(text, encoding="utf-8")
+    call(words, run.folder / "console.log" if quiet else None)
+    return True
 
 
 def main() -> None:
@@ -111,16 +114,16 @@ def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    make(Run(DATA, "preprocess/toy_av.py", ["--seed", SEED], "pretrain.csv"))
+    new = make(Run(DATA, "preprocess/toy_av.py", ["--seed", SEED], "pretrain.csv"))
     source = ["--data_path", str(DATA / "pretrain.csv")]
     script, product = "run_pretraining.py", f"checkpoint-{PRETRAIN_EPOCHS - 1}.pth"
     pretrained = Run(DEMO / "pretrain", script, [*source, *FLAGS[script]], product)
-    make(pretrained)
+    new |= make(pretrained)
     checkpoint, script, folds = str(pretrained.folder / product), "run_finetuning.py", []
     for fold in os.environ.get("FOLDS", "1 2").split():
         places = ["--data_path", str(DATA / f"fold{fold}"), "--finetune", checkpoint]
         folds.append(DEMO / f"folds/fold{fold}")
-        make(Run(folds[-1], script, [*places, *FLAGS[script]]))
+        new |= make(Run(folds[-1], script, [*places, *FLAGS[script]]))
     names = DATA / "classes.txt"
     pictures = {
         "reconstruction": ["reconstruction", "--checkpoint", checkpoint, *source],
@@ -129,7 +132,9 @@ def main() -> None:
         "confusion": ["confusion", *(f / "pred.csv" for f in folds), "--classes", names],
     }
     for name, words in pictures.items():
-        call(["-m", "hicmae.visualize", *words, "--output", DEMO / f"{name}.png"])
+        path = DEMO / f"{name}.png"
+        if new or not path.exists():
+            call(["-m", "hicmae.visualize", *words, "--output", path])
     report = ["-m", "hicmae.report", DEMO / "folds", "--classes", names, "--chance"]
     report += ["--speaker_file", DATA / "meta.csv"]
     call([*report, "--ceilings", "video only=50,audio only=33.3"])
