@@ -47,9 +47,8 @@ def option(default: Any, description: str, must: str = "", **about: Any) -> Any:
     """Declare a dataclass field that is also a flag, of the field's name or named in `flag`.
 
     ``--help`` shows the description, the default and what `must` hold of each number, e.g. "> 0 and
-    <= 1", but no `aliases` (older spellings). A `harmless` setting may change in a resumed run,
-    which is still the same run: it says where and how to compute, or when to log, save and test.
-    The rest is argparse's: `choices`, `metavar`, `nargs` where the type does not tell it.
+    <= 1", but no `aliases` (older spellings). A `harmless` setting says where and how to compute,
+    or when to log, save and test: a resumed run may change it. The rest is argparse's.
     """
     usual = {"flag": "", "aliases": (), "harmless": False}
     known = {name: about.pop(name, value) for name, value in usual.items()}
@@ -95,11 +94,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def new_parser(description: str | None, configs: Any = None, **defaults: Any) -> OneLineParser:
-    """Make a parser that takes no abbreviated flags and shows its description as it is.
-
-    The fields of the dataclasses of `configs`, a NamedTuple, become flags; `defaults`, by flag,
-    replace the fields' own.
-    """
+    """Make a parser of the fields of a NamedTuple of dataclasses; `defaults` replace theirs."""
     style = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(description=description, allow_abbrev=False, formatter_class=style)
     for config in configs.__annotations__.values() if configs else ():
@@ -238,9 +233,7 @@ class ClipConfig(ClipSettings, Settings):
     num_frames: int = option(16, "video frames of a clip", "> 0")
     sampling_rate: int = option(4, "frames from one sampled frame to the next", "> 0")
     input_size: int = option(160, "height and width of a video frame in pixels", "> 0")
-    input_size_audio: tuple[int, int] = option(
-        (256, 128), "10 ms steps, mel bins", "> 0", nargs="+"
-    )
+    input_size_audio: tuple[int, int] = option((256, 128), "steps, mel bins", "> 0", nargs="+")
     tubelet_size: int = option(2, "video frames of one token", "> 0")
 
     def __post_init__(self) -> None:
@@ -249,13 +242,11 @@ class ClipConfig(ClipSettings, Settings):
         super().__post_init__()
 
     def _refused(self) -> Refused:
-        sizes, tubelet = self.input_size_audio, self.tubelet_size
+        sizes, frames, tubelet = self.input_size_audio, self.num_frames, self.tubelet_size
         patches = [("input_size", self.input_size), *(("input_size_audio", size) for size in sizes)]
         return {
             f"--input_size_audio takes steps and mel bins, got {sizes}": len(sizes) != 2,
-            f"--num_frames {self.num_frames} is not a multiple of --tubelet_size, {tubelet}": (
-                self.num_frames % tubelet
-            ),
+            f"--num_frames {frames} is no multiple of --tubelet_size, {tubelet}": frames % tubelet,
         } | {
             f"--{k} {size} is not a multiple of the patch size, 16": size % 16
             for k, size in patches
@@ -389,10 +380,7 @@ class ClassifierConfig(Settings):
     fusion_order: str = option("both", FUSION_HELP, choices=FUSION_ORDERS)
     drop_path_rate: float = option(0.1, "drop path at the last block", NOT_ALL, flag="drop_path")
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale", ">= 0")
-    class_names: tuple[str, ...] = harmless(
-        (), "names, a file, or a data set's; default: classes.txt (regression: targets.txt) in "
-        "data_path or above", metavar="NAME",
-    )  # fmt: skip
+    class_names: tuple[str, ...] = harmless((), "names, a file, or a data set's", metavar="NAME")
     head_activation: str | None = option(None, "of a regression", choices=ACTIVATIONS)
     finetune: str = option("", "pre-training checkpoint to start from", metavar="FILE")
     allow_partial: bool = option(False, "accept a checkpoint of deeper or shallower encoders")
@@ -404,13 +392,12 @@ class ClassifierConfig(Settings):
         classes, classifies = self.num_classes, self.task != "regression"
         order, modality, frozen = self.fusion_order, self.modality, self.freeze_layers
         probe, activation = self.linear_probe, self.head_activation
+        unused = order != "both" and modality != "av"
         wrong: dict[str, object] = {
             "--nb_classes is missing; give the number of classes or outputs": classes < 1,
             f"--nb_classes must be at least 2, got {classes}": classifies and classes < 2,
             "--head_activation is for --task regression; leave it out": classifies and activation,
-            f"--fusion_order {order}, but --modality {modality} has no fusion; leave one out": (
-                order != "both" and modality != "av"
-            ),
+            f"--fusion_order {order} for --modality {modality} has no fusion to order": unused,
             "--linear_probe freezes all that --freeze_layers does; give one": probe and frozen,
         }
         for stream, flag in (("v", "depth"), ("a", "depth_audio")):

@@ -40,7 +40,7 @@ from hicmae.models.layers import split_tokens
 from hicmae.models.losses import pretrain_loss
 from hicmae.training import run
 from hicmae.training.evaluate import predict
-from hicmae.training.loop import train_step
+from hicmae.training.loop import as_trained, train_step
 from hicmae.training.optim import make_optimizer, parameter_groups
 
 TASKS = {"pretrain": "pre-training", "finetune": "fine-tuning", "infer": "testing"}
@@ -263,13 +263,6 @@ def compute(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 # Steps
 
 
-def with_levers(config: BenchmarkConfig, model: nn.Module) -> nn.Module:
-    """Apply --checkpoint_activations and --compile as training does."""
-    if config.checkpoint_activations:
-        run.checkpoint_activations(model)
-    return run.compiled(model, config.cuda_graphs) if config.compile else model
-
-
 def our_step(task: str, config: BenchmarkConfig, precision: run.Precision, count: int) -> Step:
     """Build our step for `count` clips, the one of hicmae.training."""
     tuning = task == "finetune"
@@ -279,12 +272,12 @@ def our_step(task: str, config: BenchmarkConfig, precision: run.Precision, count
         numbers = torch.arange(count)
         clip_of, targets = numbers.repeat_interleave(WINDOWS), torch.zeros_like(numbers)
         views = ViewBatch(video, audio, clip_of, numbers, targets, ("",) * count, ())
-        scored = with_levers(config, model.eval())
+        scored = as_trained(model.eval(), config, precision.device)
         return lambda: predict(scored, [views], precision, "classification", "")
     groups = parameter_groups(model, 0.05, LAYER_DECAY if tuning else None)
     optimizer = make_optimizer(groups, 1e-4, (0.9, 0.999) if tuning else (0.9, 0.95))
     scaler = precision.grad_scaler()
-    trained = with_levers(config, model.train())
+    trained = as_trained(model.train(), config, precision.device)
     batches = [random_batch(task, config, count, precision.device)]
     how = optimizer, scaler, precision
     return lambda: train_step(
@@ -354,7 +347,7 @@ def measure_errors(task: str, config: BenchmarkConfig, precision: run.Precision)
 
     model = make_model(task, config).to(precision.device)
     exact = answer(copy.deepcopy(model).double(), run.Precision("fp32", precision.device))
-    mine = answer(with_levers(config, model), precision)
+    mine = answer(as_trained(model, config, precision.device), precision)
     return {
         f"{name}_error": float((mine[name] - true).abs().max() / true.abs().max())
         for name, true in exact.items()

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from hicmae.training import distributed
 from hicmae.training.logs import Progress, RunLogger, hparams_of, provenance, show_hparams
 from hicmae.training.optim import set_learning_rate
 from hicmae.training.resume import Saver
-from hicmae.training.run import Precision, Run, checkpoint_activations, compiled, seed_step
+from hicmae.training.run import Precision, Run, checkpoint_activations, seed_step
 from hicmae.training.state import BadSteps, Plan, TrainState
 
 LossParts = dict[str, Tensor]
@@ -59,7 +59,10 @@ def as_trained(model: nn.Module, config: RunConfig, device: torch.device) -> nn.
         # static_graph would forbid the passes without synchronisation that --accum_iter makes.
         devices = [device] if device.type == "cuda" else None
         model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-    return compiled(model, config.cuda_graphs) if config.compile else model
+    if not config.compile:
+        return model
+    mode = "reduce-overhead" if config.cuda_graphs else None  # one launch for a whole pass
+    return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
 
 
 def train_one_epoch(

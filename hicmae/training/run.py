@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -225,15 +225,6 @@ def determinism(wanted: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         cudnn.deterministic, cudnn.benchmark = before[1:]
-
-
-def compiled(model: nn.Module, cuda_graphs: bool = False) -> nn.Module:
-    """Return the model as torch.compile runs it, for batches of one size; save the model itself.
-
-    `cuda_graphs` replays the kernels of a whole pass with one launch (GPUs only).
-    """
-    mode = "reduce-overhead" if cuda_graphs else None
-    return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
 
 
 def checkpoint_activations(model: nn.Module) -> None:

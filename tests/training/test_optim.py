@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 import hicmae  # noqa: F401  (registers the models)
+from hicmae.config import RunConfig
 from hicmae.models.losses import pretrain_loss
+from hicmae.training.loop import as_trained
 from hicmae.training.optim import (
     cosine_schedule,
     freeze,
@@ -21,7 +23,6 @@ from hicmae.training.optim import (
     parameter_groups,
     set_learning_rate,
 )
-from hicmae.training.run import checkpoint_activations, compiled
 from tests.small_models import classifier as small
 from tests.small_models import clips, pretraining_model
 
@@ -194,73 +195,56 @@ def test_frozen_modules_have_no_stochastic_depth(options):
         assert torch.equal(model.train()(video, audio), whole(video, audio))
 
 
-@pytest.mark.parametrize("options", [{"linear_probe": True}, {"layers": 1}])
-def test_checkpointed_activations_train_the_same(options):
-    plain, saving = small(), small()
-    for model in (plain, saving):
-        freeze(model, **options)
-    checkpoint_activations(saving)
-    steps(plain)
-    steps(saving)
-    for mine, other in zip(plain.parameters(), saving.parameters(), strict=True):
-        assert torch.equal(mine, other)
+# Levers of time and memory change neither gradients nor names.
+
+SHALLOW = {"encoder_depth": 1, "encoder_depth_audio": 1, "encoder_fusion_depth": 1,
+           "decoder_depth": 2, "decoder_depth_audio": 2,
+           "return_intermediate_features": (0,)}  # fmt: skip
+# Drop path, whose draws a compiled model makes otherwise, and tolerances.
+LEVERS = {"checkpoint_activations": (0.5, 0, 0), "compile": (0.0, 1e-3, 1e-5)}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{"linear_probe": True}, {"layers": 1}])
-def test_a_compiled_model_has_the_same_gradients(options):
-    plain, own = (small(depth=1, depth_audio=2, fusion_depth=1) for _ in range(2))
-    for model in (plain, own):
-        freeze(model, **options)
-        trained = compiled(model) if model is own else model
-        functional.cross_entropy(trained.train()(*inputs()), torch.arange(4)).backward()
-    for mine, other in zip(own.parameters(), plain.parameters(), strict=True):
-        assert (mine.grad is None) == (other.grad is None) == (not mine.requires_grad)
-        if mine.requires_grad:
-            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-5)
+def with_levers(model, **levers):
+    return as_trained(model, RunConfig(output_dir="unused", **levers), torch.device("cpu"))
 
 
-# Of pre-training
-
-
-def gradients(network, parameters_of):
+def gradients(frozen, drop, **levers):
+    """Return names and gradients of a shallow model: pre-training, or of what is not frozen."""
+    if frozen is None:
+        model = pretraining_model(**SHALLOW, drop_path_rate=drop)
+    else:
+        model = small(depth=1, depth_audio=2, fusion_depth=1, drop_path_rate=drop)
+        freeze(model, **frozen)
+    trained, batch = with_levers(model, **levers).train(), clips(4)
     torch.manual_seed(3)  # of stochastic depth
-    inputs = clips()
-    pretrain_loss(network(*inputs), *inputs).total.backward()
-    return {name: p.grad for name, p in parameters_of.named_parameters()}
+    if frozen is None:
+        pretrain_loss(trained(*clips()), *clips()).total.backward()
+    else:
+        functional.cross_entropy(trained(batch[0], batch[2]), torch.arange(4)).backward()
+    return list(model.state_dict()), {name: p.grad for name, p in model.named_parameters()}
 
 
-def test_checkpointed_activations_give_the_same_gradients_bit_by_bit():
-    plain, saving = (pretraining_model(drop_path_rate=0.5) for _ in range(2))
-    names = list(saving.state_dict())
-    checkpoint_activations(saving)
-    assert list(saving.state_dict()) == names
-    expected, found = gradients(plain, plain), gradients(saving, saving)
+@pytest.mark.parametrize(
+    "lever", ["checkpoint_activations", pytest.param("compile", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("frozen", [None, {"linear_probe": True}, {"layers": 1}])
+def test_levers_change_no_gradient_and_no_name(frozen, lever):
+    drop, rtol, atol = LEVERS[lever]
+    names, expected = gradients(frozen, drop)
+    found_names, found = gradients(frozen, drop, **{lever: True})
+    assert found_names == names
     for name, gradient in expected.items():
-        assert torch.equal(found[name], gradient), name
+        assert (gradient is None) == (found[name] is None), name
+        if gradient is not None:
+            torch.testing.assert_close(found[name], gradient, rtol=rtol, atol=atol)
 
 
 def test_checkpointed_activations_keep_less():
-    sizes = {}
-    for name in ("plain", "saving"):
-        network, kept = pretraining_model(), []
-        if name == "saving":
-            checkpoint_activations(network)
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor, kept=kept: kept.append(tensor.numel()), lambda nothing: None
-        ):
+    sizes = []
+    for saves in (False, True):
+        network, kept = with_levers(pretraining_model(), checkpoint_activations=saves), []
+        hooks = torch.autograd.graph.saved_tensors_hooks
+        with hooks(lambda x, kept=kept: kept.append(x.numel()), lambda nothing: None):
             network(*clips())
-        sizes[name] = sum(kept)
-    assert sizes["saving"] < 0.5 * sizes["plain"]
-
-
-@pytest.mark.slow
-def test_compiled_model_agrees_and_keeps_its_names():
-    parts = ("encoder_depth", "encoder_depth_audio", "encoder_fusion_depth")
-    shallow = {**dict.fromkeys(parts, 1), "decoder_depth": 2, "decoder_depth_audio": 2}
-    eager, own = (pretraining_model(**shallow, return_intermediate_features=(0,)) for _ in range(2))
-    trained = compiled(own)
-    expected, found = gradients(eager, eager), gradients(trained, own)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
-    assert not any("_orig_mod" in name for name in own.state_dict())
+        sizes.append(sum(kept))
+    assert sizes[1] < 0.5 * sizes[0]
