@@ -33,6 +33,7 @@ from hicmae.io import write_whole
 from hicmae.models.losses import REGRESSION_LOSSES
 from hicmae.training import checkpoint, distributed, loop, transfer
 from hicmae.training import evaluate as scoring
+from hicmae.training.logs import show_hparams
 from hicmae.training.optim import freeze
 from hicmae.training.resume import Saver, find_checkpoint, resume
 from hicmae.training.run import Run, open_run, run_command, write_settings
@@ -105,12 +106,12 @@ def test_only(run: Run, configs: FinetuneConfigs) -> None:
         write_settings(run, as_dict(configs))
     model = make_model(configs).to(run.device)
     named = configs.run.resume or configs.classifier.finetune
-    found = None if named else next(checkpoint.whole(run.output_dir), None)
-    if not named and found is None:
+    found = (named, named) if named else next(checkpoint.whole(run.output_dir), None)
+    if found is None:
         raise FileNotFoundError(
             f"--eval found no checkpoint-<epoch>.pth in {run.output_dir}; name a file with --resume"
         )
-    path, source = found if found else (named, named)
+    path, source = found
     logger.info("testing %s", path)
     transfer.load_pretrained(model, source, require_all=True)
     clips = list_reader(configs)(Path(configs.data.data_path, "test.csv"))
@@ -318,7 +319,7 @@ def test_last_and_best(
             images[f"test_{kind}/confusion"] = confusion_image(metrics, names)
     if best["value"] is not None:
         final[f"val_best/{metric}"] = best["value"]
-    loop.show_outcome(run, state.plan, final, images)
+    show_hparams(run.log_dir, state.plan.hparams, final, len(state.plan.lr), images)
 
 
 if __name__ == "__main__":

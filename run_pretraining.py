@@ -23,7 +23,7 @@ from hicmae.data.loader import SkippedClips
 from hicmae.models.layers import split_tokens
 from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
 from hicmae.training import distributed, loop
-from hicmae.training.logs import read_lines
+from hicmae.training.logs import read_lines, show_hparams
 from hicmae.training.resume import Saver, find_checkpoint, resume
 from hicmae.training.run import Run, open_run, run_command
 from hicmae.training.state import make_state, num_parameters
@@ -68,7 +68,8 @@ def pretrain(run: Run, configs: PretrainConfigs) -> None:
                 log_images(saver, dataset, configs.loss)
             saver.end_epoch(means)
         saver.finish()
-    loop.show_outcome(run, state.plan, final_metrics(run))
+    plan = state.plan
+    show_hparams(run.log_dir, plan.hparams, final_metrics(run), len(plan.lr))
     logger.info("pre-training done: %s/checkpoint-%d.pth", run.output_dir, epochs - 1)
 
 

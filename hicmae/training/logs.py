@@ -315,6 +315,8 @@ def show_hparams(
     and its end. At the end there are `final` numbers and `images`, (H, W, 3) uint8, by tag, shown
     at the `step` that is the length of the run.
     """
+    if not distributed.is_main():
+        return
     folder = log_dir / "final"
     _, start, end = summary.hparams(hparams, {})
     try:

@@ -3,11 +3,10 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -17,11 +16,11 @@ from hicmae.config import RunConfig
 from hicmae.data.dataset import ClipDataset
 from hicmae.data.loader import ClipSampler, SkippedClips, epoch_batches, make_loader
 from hicmae.training import distributed
-from hicmae.training.logs import Progress, RunLogger, hparams_of, provenance, show_hparams
+from hicmae.training.logs import Progress, RunLogger, provenance, show_hparams
 from hicmae.training.optim import set_learning_rate
 from hicmae.training.resume import Saver
 from hicmae.training.run import Precision, Run, checkpoint_activations, seed_step
-from hicmae.training.state import BadSteps, Plan, TrainState
+from hicmae.training.state import BadSteps, TrainState
 
 LossParts = dict[str, Tensor]
 # (model, batch on the device) -> loss to minimise, named scalars to log
@@ -201,18 +200,5 @@ def open_logs(run: Run, state: TrainState) -> RunLogger:
     if writes:
         facts = provenance(run.device, run.precision.name, plan.world_size)
         logs.board.texts(purge_step, facts, prefix="run")
-        show_outcome(run, plan)
+        show_hparams(run.log_dir, plan.hparams)
     return logs
-
-
-def show_outcome(
-    run: Run,
-    plan: Plan,
-    final: Mapping[str, float] | None = None,
-    images: Mapping[str, np.ndarray] | None = None,
-) -> None:
-    """Show in TensorBoard the settings and, at the end, once, `final` numbers and `images`."""
-    if distributed.is_main():
-        facts = {"total_batch": plan.total_batch, "processes": plan.world_size}
-        hparams = hparams_of(plan.settings, **facts)
-        show_hparams(run.log_dir, hparams, final, len(plan.lr), images)

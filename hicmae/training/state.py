@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from hicmae.config import FinetuneConfigs, OptimConfig, PretrainConfigs, as_dict
 from hicmae.data.clip_list import AnyClip
 from hicmae.training import distributed
-from hicmae.training.logs import RunLogger
+from hicmae.training.logs import HParams, RunLogger, hparams_of
 from hicmae.training.optim import cosine_schedule, layer_scales, make_optimizer, parameter_groups
 from hicmae.training.run import Run
 
@@ -40,6 +40,11 @@ class Plan:
     world_size: int  # processes
     lr: np.ndarray  # learning rate of each step of the run
     weight_decay: np.ndarray  # the same
+
+    @property
+    def hparams(self) -> HParams:
+        """What TensorBoard's HParams tab compares."""
+        return hparams_of(self.settings, total_batch=self.total_batch, processes=self.world_size)
 
 
 def describe_clips(clips: Sequence[AnyClip], root: str) -> str:

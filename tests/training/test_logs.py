@@ -265,15 +265,6 @@ def test_a_run_shows_its_settings_from_the_start_and_its_metrics_at_the_end(tmp_
     assert [e.step for e in board(tmp_path / "a/final").Images("test_last/confusion")] == [9]
 
 
-def test_runs_in_one_tensorboard_are_compared_whatever_their_flags(tmp_path):
-    other = {**CHOSEN, "lr": 2e-3, "clip_grad": 1.0, "mask_ratio": 0.9}
-    for name, settings in (("a", CHOSEN), ("b", other)):
-        show(tmp_path / name, settings, {f"test_last/{name}": 1.0, "test_last/uar": 0.5}, 4)
-    rows = sessions(tmp_path)
-    assert (rows["a/final"][1], rows["b/final"][1]) == (CHOSEN, other)
-    assert rows["b/final"][2] == {"test_last/b": 1.0, "test_last/uar": 0.5}
-
-
 def test_a_run_that_goes_on_has_one_session_with_the_settings_that_hold_now(tmp_path):
     show(tmp_path, CHOSEN)
     show(tmp_path, {**CHOSEN, "lr": 5e-4})
