@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hicmae.data.media import AUDIO_SUFFIXES
 from hicmae.data.shards import PackedClip, is_packed, read_packed
 from hicmae.io import whole_file
 
@@ -108,6 +109,31 @@ def read_labelled_list(
     return clips
 
 
+def read_any_list(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, list[str]]]:
+    """Read lines `<video> [<audio.wav>] [<label> ...]` of either stage, or shards.
+
+    Returns the clips and the fields of their labels. The sound of a line without one is the wav
+    beside its video; where there is none, or with a folder of frames, it is the video's own: None.
+    """
+    labels: list[list[str]] = []
+
+    def parse(fields: list[str]) -> Clip:
+        video, label = os.path.join(data_root, fields[0]), fields[1:]
+        audio: str | None = wav_of(video)
+        if label and os.path.splitext(label[0])[1].lower() in AUDIO_SUFFIXES:
+            audio = os.path.join(data_root, label.pop(0))
+        elif os.path.isdir(video) or audio == video or not os.path.isfile(str(audio)):
+            audio = None
+        labels.append(label)
+        return Clip(video, audio, None)
+
+    clips = _read(Path(path), parse, "'<video> [<audio.wav>] [<label> ...]'")
+    for clip in clips if not labels else ():
+        values = clip.label if isinstance(clip.label, tuple) else [clip.label]
+        labels.append([str(value) for value in values if value is not None])
+    return list(zip(clips, labels, strict=True))
+
+
 def write_list(path: str | Path, clips: Iterable[Clip]) -> None:
     """Write a list; a reader sees the old file or the whole new one. Clips without label get 0."""
     options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
@@ -183,21 +209,27 @@ def _number(text: str) -> float:
 # Names of classes and outputs, in the order of their numbers in the lists of preprocess/, which is
 # that of the published protocols.
 DATA_SETS = {
-    ("cremad", 6): ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"),
-    ("cremad", 4): ("ANG", "HAP", "NEU", "SAD"),
-    ("mafw", 11): tuple(
-        "anger disgust fear happiness neutral sadness surprise contempt anxiety helplessness "
-        "disappointment".split()
-    ),
-    ("ravdess", 8): tuple("neutral calm happy sad angry fearful disgust surprised".split()),
-    ("mspimprov", 4): ("A", "H", "N", "S"),
-    ("werewolfxl", 3): ("valence", "arousal", "dominance"),
+    ("cremad", 6): "ANG DIS FEA HAP NEU SAD",
+    ("cremad", 4): "ANG HAP NEU SAD",
+    ("mafw", 11): "anger disgust fear happiness neutral sadness surprise contempt anxiety "
+    "helplessness disappointment",
+    ("dfew", 7): "happy sad neutral angry surprise disgust fear",
+    ("mer2023", 6): "neutral angry happy sad worried surprise",
+    ("ravdess", 8): "neutral calm happy sad angry fearful disgust surprised",
+    ("iemocap", 4): "ang hap neu sad",
+    ("mspimprov", 4): "A H N S",
+    ("avcaffearousal", 5): "Excited Wide-awake Neutral Dull Calm",
+    ("avcaffevalence", 5): "Pleasant Pleased Neutral Unsatisfied Unpleasant",
+    ("werewolfxl", 3): "valence arousal dominance",
 }
 
 
 def data_set_names(data_set: str, count: int) -> tuple[str, ...]:
-    """Return the names of a known data set's classes, () for an unknown one."""
-    return DATA_SETS.get((re.sub(r"[^a-z0-9]", "", data_set.lower()), count), ())
+    """Return the names of a known data set's classes, () for an unknown one.
+
+    Case and punctuation do not matter. AVCAffe has two sets: "avcaffe arousal", "avcaffe valence".
+    """
+    return tuple(DATA_SETS.get((re.sub(r"[^a-z0-9]", "", data_set.lower()), count), "").split())
 
 
 def read_names(path: str | Path) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from hicmae.data.audio import SAMPLE_RATE
-from hicmae.data.video import check_frame_size
+from hicmae.data.video import FRAME_EXTENSIONS, check_frame_size
 from hicmae.io import UnreadableClip
 
 logger = logging.getLogger(__name__)
@@ -102,6 +102,23 @@ def needed_stream(container: InputContainer, kind: Kind) -> Any:
     if kind == "video":
         check_frame_size(f"a frame of '{container.name}'", stream.width, stream.height)
     return stream
+
+
+def find_clips(name: str) -> list[str]:
+    """Return the clips that a name means: a folder is searched, unless it holds frames itself."""
+    if not os.path.isdir(name) or any(
+        file.lower().endswith(FRAME_EXTENSIONS) for file in os.listdir(name)
+    ):
+        return [name]
+    found = sorted(
+        os.path.join(folder, file)
+        for folder, _, content in os.walk(name)
+        for file in content
+        if os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES | AUDIO_SUFFIXES and file[0] != "."
+    )
+    if not found:
+        raise FileNotFoundError(f"folder '{name}' holds no video, sound file or face frame")
+    return found
 
 
 def streams_of(path: str) -> tuple[bool, bool]:

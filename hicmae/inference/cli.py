@@ -1,11 +1,9 @@
 """Command lines of inference: hicmae-predict, hicmae-extract and the export."""
 
 import argparse
-import csv
 import importlib.util
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -17,9 +15,8 @@ import numpy as np
 import pandas as pd
 
 from hicmae.config import new_parser
-from hicmae.data.clip_list import wav_of
-from hicmae.data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES
-from hicmae.data.video import FRAME_EXTENSIONS
+from hicmae.data.clip_list import DATA_SETS, AnyClip, Clip, find_list, read_any_list
+from hicmae.data.media import find_clips
 from hicmae.inference.clips import FACES, MISSING, PROTOCOLS
 from hicmae.inference.model import WEIGHTS, export_checkpoint, export_run
 from hicmae.inference.pictures import FILMS, draw_timeline, write_overlay
@@ -42,11 +39,12 @@ read, which the table and the files say; 2 where the command is wrong.
 """
 EXTRACT = """Write the features of a list of clips, by a model of either stage.
 
-    hicmae-extract LIST --checkpoint PATH --output features.npz
+    hicmae-extract --data_path PATH --checkpoint PATH --output features.npz
 
-LIST is a list of this project (<video> [<audio.wav>] [<label> ...], fields separated by a space), a
-video, a folder of videos or a folder of face frames. In lists of pre-training the wav beside the
-video is heard, where there is one. The output has a row for each clip, the mean over its windows,
+--data_path is a list of this project (<video> [<audio.wav>] [<label> ...], fields separated by a
+space), a folder of lists (test.csv, else train.csv) or shards, a video, a folder of videos or a
+folder of face frames. In lists of pre-training the wav beside the video is heard, where there is
+one. The output has a row for each clip, the mean over its windows,
 or with --per_window a row for each window:
 
     clip, label (where the list has any), start, end (with --per_window, in seconds)
@@ -71,7 +69,6 @@ authors, or an export whose classes are to be renamed. OUTPUT becomes a folder w
 inference needs, in the layout of a model hub; of a run it gets two of them, last/ and best/.
 run_finetuning.py does this by itself, in <output_dir>/export/.
 """
-SOUNDS = (".wav", ".flac", ".m4a", ".mp3", ".aac", ".ogg", ".opus")
 LISTS = (".csv", ".txt", ".list")
 # What several commands ask.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -148,28 +145,6 @@ def _load(args: argparse.Namespace) -> tuple[EmotionRecognizer, dict[str, Any]]:
     return model, {"on_error": "return", **{name: getattr(args, name) for name in READING}}
 
 
-def find_files(names: Iterable[str]) -> list[str]:
-    """Return the clips that names mean: folders of frames stay, other folders are searched."""
-    files: list[str] = []
-    readable = VIDEO_SUFFIXES | AUDIO_SUFFIXES
-    for name in names:
-        if not os.path.isdir(name) or any(
-            file.lower().endswith(FRAME_EXTENSIONS) for file in os.listdir(name)
-        ):
-            files.append(name)
-            continue
-        found = sorted(
-            os.path.join(folder, file)
-            for folder, _, content in os.walk(name)
-            for file in content
-            if os.path.splitext(file)[1].lower() in readable and not file.startswith(".")
-        )
-        if not found:
-            raise FileNotFoundError(f"folder '{name}' holds no video, sound file or face frame")
-        files += found
-    return files
-
-
 # hicmae-predict
 
 
@@ -198,7 +173,7 @@ def _predict(args: argparse.Namespace) -> int:
     for path, suffixes in ((args.plot, FORMATS), (args.overlay, FILMS)):
         if path:
             check_writable(path, suffixes)
-    files = find_files(args.videos)
+    files = [file for name in args.videos for file in find_clips(name)]
     if args.audio and len(files) > 1:
         raise ValueError(f"--audio goes with one video, got {len(files)}")
     recognizer, reading = _load(args)
@@ -303,7 +278,9 @@ def extract(argv: Sequence[str] | None = None) -> int:
     """Run hicmae-extract; returns the exit code."""
     parser = new_parser(EXTRACT)
     parser.prog = "hicmae-extract"
-    parser.add_argument("data_path", metavar="LIST", help="list of clips, video or folder")
+    clips = parser.add_mutually_exclusive_group(required=True)
+    clips.add_argument("--data_path", metavar="PATH", help="list, folder of lists or shards, video")
+    clips.add_argument("list", nargs="?", metavar="PATH", help="the same, without its flag")
     parser.add_argument("--output", required=True, metavar="FILE", help=".npz or .parquet")
     text = "a row for each window, not for each clip"
     parser.add_argument("--per_window", action="store_true", help=text)
@@ -319,16 +296,16 @@ def _extract(args: argparse.Namespace) -> int:
     is_table = output.suffix.lower() == ".parquet"
     if is_table and importlib.util.find_spec("pyarrow") is None:  # said before an hour of work
         raise ValueError(".parquet needs the package pyarrow: pip install pyarrow, or write .npz")
-    items = read_items(args.data_path, args.data_root)
+    items = read_items(args.data_path or args.list, args.data_root)
     recognizer, reading = _load(args)
     rows, failures = [], []
-    answers = recognizer.each([item[:2] for item in items], features=True, **reading)
-    for (video, _, label), found in zip(items, answers, strict=True):
+    answers = recognizer.each([clip for clip, _ in items], features=True, **reading)
+    for (clip, label), found in zip(items, answers, strict=True):
         if isinstance(found, Failure):
             logger.warning("%s", found.reason)
             failures.append(found)
             continue
-        named = {"clip": video, "label": label}
+        named = {"clip": clip.video, "label": label}
         windows = {"start": found.start, "end": found.end, **found.arrays}
         if args.per_window:
             parts = (zip(windows, row, strict=True) for row in zip(*windows.values(), strict=True))
@@ -360,31 +337,15 @@ def _extract(args: argparse.Namespace) -> int:
     return int(bool(failures))
 
 
-def read_items(path: str, data_root: str = "") -> list[tuple[str, str | None, list[str]]]:
-    """Read a list, or find the clips in a folder: video, its sound, and the fields of its label."""
-    if os.path.isdir(path) or Path(path).suffix.lower() not in LISTS:
-        if not os.path.exists(path):
-            raise FileNotFoundError(f"'{path}' does not exist")
-        return [(file, None, []) for file in find_files([path])]
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"list '{path}' does not exist")
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        try:
-            rows = [fields for fields in csv.reader(file, delimiter=" ", strict=True) if fields]
-        except csv.Error as error:
-            raise ValueError(f"list '{path}' cannot be read: {error}") from None
-    if not rows:
-        raise ValueError(f"list '{path}' is empty")
-    items: list[tuple[str, str | None, list[str]]] = []
-    for name, *label in rows:
-        video = os.path.join(data_root, name)
-        audio: str | None = wav_of(video)
-        if label and label[0].lower().endswith(SOUNDS):
-            audio = os.path.join(data_root, label.pop(0))
-        elif os.path.isdir(video) or audio == video or not os.path.isfile(str(audio)):
-            audio = None
-        items.append((video, audio, label))
-    return items
+def read_items(path: str, data_root: str = "") -> list[tuple[AnyClip, list[str]]]:
+    """Read a list, the one of a folder, or shards, or find the clips in a folder or a film."""
+    for place in (Path(path), Path(path) / "test.csv", Path(path) / "train.csv"):
+        is_list = place.suffix.lower() in LISTS or place.is_dir() or place.name.endswith(".json")
+        if is_list and find_list(place):
+            return read_any_list(place, data_root)
+    if not Path(path).exists():
+        raise FileNotFoundError(f"'{path}' does not exist")
+    return [(Clip(file, None, None), []) for file in find_clips(path)]
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -414,10 +375,8 @@ def export(argv: Sequence[str] | None = None) -> int:
     parser.prog = "python -m hicmae.inference export"
     parser.add_argument("checkpoint", help="run, .pth, export folder or model.safetensors")
     parser.add_argument("output", help="folder to make")
-    text = (
-        "names of the classes or outputs; or a file with a name a line; or a data set: "
-        "cremad, mafw, ravdess, msp-improv, werewolf-xl"
-    )
+    known = ", ".join(dict.fromkeys(name for name, _ in DATA_SETS))
+    text = f"names of the classes or outputs; or a file with a name a line; or a data set: {known}"
     parser.add_argument("--class_names", nargs="+", default=(), metavar="NAME", help=text)
     add = parser.add_argument_group("settings that a .pth does not say").add_argument
     add("--num_frames", type=int, metavar="N", help="video frames of a clip (16)")

@@ -50,11 +50,6 @@ MAFW_COMPOUND = tuple(
     "sadness_helplessness_disappointment sadness_surprise surprise_anxiety".split()
 )
 
-AVCAFFE_CLASSES = {
-    "arousal": ("Excited", "Wide-awake", "Neutral", "Dull", "Calm"),
-    "valence": ("Pleasant", "Pleased", "Neutral", "Unsatisfied", "Unpleasant"),
-}
-
 RAVDESS_NAME = r"0([123])-0([12])-0([1-8])-0[12]-0[12]-0[12]-(0[1-9]|1\d|2[0-4])"
 MSP_LINE = (
     r"(?:UTD|MSP)-IMPROV-(S\d\d[AHNS]-([FM])0([1-6])-[PRST]-[FM]{2}\d+)\.avi\s*;\s*([A-Z])\s*;.*"
@@ -345,7 +340,7 @@ def dfew(args: argparse.Namespace, found: Found) -> Plan:
             yield where, Wanted(match[1].zfill(5), int(label[0]) - 1)
 
     wanted, folds = official_split(5, read)
-    classes = "happy sad neutral angry surprise disgust fear".split()
+    classes = known_classes("DFEW", 7)
     return Plan("dfew/audio_visual", wanted, folds, classes)
 
 
@@ -374,7 +369,7 @@ def mer2023(args: argparse.Namespace, found: Found) -> Plan:
     files. Classes in the baseline's order: neutral angry happy sad worried surprise
     (https://github.com/zeroQiaoba/MER2023-Baseline). Lists go to saved/data/mer2023/audio_visual.
     """
-    classes = "neutral angry happy sad worried surprise".split()
+    classes = known_classes("MER2023", 6)
     wanted: list[Wanted] = []
     parts: dict[str, list[str]] = {}
     for part, chosen, places in (
@@ -411,7 +406,7 @@ def iemocap(args: argparse.Namespace, found: Found) -> Plan:
     preprocess/iemocap_clips.py cuts them by the times above and to the half of the speaker. Other
     classes are left out. Lists go to saved/data/iemocap/audio_visual.
     """
-    classes = ("ang", "hap", "neu", "sad")
+    classes = known_classes("IEMOCAP", 4)
     find(found.root, "give another --data_root", "Session1/dialog/EmoEvaluation")
     wanted, left_out = [], []
     for path in sorted(Path(found.root).glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
@@ -432,7 +427,7 @@ def iemocap(args: argparse.Namespace, found: Found) -> Plan:
     "AVCAffe",
     flags={
         "--target": {
-            "choices": tuple(AVCAFFE_CLASSES),
+            "choices": ("arousal", "valence"),
             "default": "arousal",
             "help": "what to predict (%(default)s)",
         }
@@ -454,7 +449,7 @@ def avcaffe(args: argparse.Namespace, found: Found) -> Plan:
     own loader: excited wide-awake neutral dull calm; pleasant pleased neutral unsatisfied
     unpleasant. Lists go to saved/data/avcaffe/audio_visual/<target>.
     """
-    classes = AVCAFFE_CLASSES[args.target]
+    classes = known_classes(f"AVCAffe {args.target}", 5)
     form = f"'aiim<person>_task_<number>, <{args.target}>'"
     purpose = f"the data set's self-reports come with it, lines {form}"
     labels = {}

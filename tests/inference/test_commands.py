@@ -21,6 +21,7 @@ from hicmae.inference.pictures import Annotator, box_at, draw_timeline, write_ov
 from hicmae.inference.recognizer import Prediction
 from hicmae.inference.sources import MediaFile
 from hicmae.io import UnreadableClip
+from preprocess import pack_clips
 from tests.preprocess.media_files import chirp, ffmpeg_program, pictures, portrait, save_media
 from tests.small_recognizers import NAMES, SIZES, speech
 
@@ -263,6 +264,22 @@ def test_extract_reads_pretraining_checkpoints_and_lists(models, tmp_path, video
     assert np.load(tmp_path / "f.npz")["video_layers"].shape == (1, 2, 128)
 
 
+def test_extract_reads_folders_of_lists_and_shards_alike(models, tmp_path, clip):
+    write_list(tmp_path / "fold" / "test.csv", [Clip(*clip, 2)])
+    shards = [str(tmp_path / "fold/test.csv"), "--output_dir", str(tmp_path / "s")]
+    assert pack_clips.main([*shards, "--task", "classification", "--num_workers", "1"]) == 0
+    flags = ["--checkpoint", str(models / "av.pth"), "--device", "cpu", "--quiet"]
+    found = []
+    for path in ("fold", "s"):
+        output = tmp_path / f"{path}.npz"
+        command = ["--data_path", str(tmp_path / path), "--output", str(output), *flags]
+        assert cli.extract(command) == 0
+        found.append(np.load(output))
+    assert found[0]["label"].tolist() == [2] and found[0].keys() == found[1].keys()
+    for name in found[0]:
+        assert np.array_equal(found[0][name], found[1][name]), name
+
+
 def test_extract_writes_parquet_where_pyarrow_is(models, tmp_path, clip, caplog):
     flags = ["--checkpoint", str(models / "v.pth"), "--quiet", "--output"]
     if has("pyarrow"):
@@ -279,8 +296,8 @@ def test_extract_writes_parquet_where_pyarrow_is(models, tmp_path, clip, caplog)
 
 NO_LISTS = (
     ("a.mp4 0\n", "f.txt", "f.txt' must end in .npz or .parquet"),
-    ("", "f.npz", "is empty"),
-    ('"open 0\n', "f.npz", "cannot be read"),
+    ("", "f.npz", "list.csv:1: expected at least one line"),
+    ('"open 0\n', "f.npz", "list.csv:1: expected '<video> [<audio.wav>]"),
     ("lost.mp4 0\n", "f.npz", "could be read; the last: 'lost.mp4' does not exist"),
     (None, "f.npz", "list.csv' does not exist"),
 )

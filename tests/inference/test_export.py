@@ -111,6 +111,8 @@ def test_names_are_found_in_order(tmp_path, caplog):
     assert "classes.txt has 2 names for 3 outputs: unused" in caplog.text
     assert names_of_run({"data_set": "MAFW"}, "classification", 11)[7] == "contempt"
     assert chosen_names(["crema-d"], 4) == ("ANG", "HAP", "NEU", "SAD")
+    assert chosen_names(["IEMOCAP"], 4) == ("ang", "hap", "neu", "sad")
+    assert chosen_names(["AVCAffe valence"], 5)[0] == "Pleasant"
     with pytest.raises(ValueError, match="gives the name 'a' twice"):
         chosen_names(["a", "b", "a"], 3)
 
