@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 from hicmae import EmotionRecognizer
 from hicmae.config import new_parser
 from hicmae.data.clip_list import read_labelled_list, write_list
+from hicmae.training.checkpoint import numbered
 from hicmae.training.evaluate import classification_metrics
 from scripts import demo
 from scripts.demo import Run, flag_value
@@ -78,10 +79,9 @@ VARIANTS = {
 
 def last_checkpoint(run: Path) -> Path:
     """Return the checkpoint of the highest epoch; exit where there is none."""
-    found = {int(p.stem[11:]): p for p in run.glob("checkpoint-*.pth") if p.stem[11:].isdigit()}
-    if not found:
+    if not (found := numbered(run)):
         raise SystemExit(f"error: no checkpoint-<epoch>.pth in '{run}'; run scripts/demo.sh first")
-    return found[max(found)]
+    return found[-1][1]
 
 
 def run_all(runs: Sequence[Run], extra: str = "") -> None:
