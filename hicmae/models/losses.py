@@ -55,21 +55,11 @@ def pretrain_loss(
 ) -> PretrainLoss:
     """Compare predictions with the masked patches and contrast the modalities at every level.
 
-    Args:
-        output: what the model returned for these clips and masks.
-        video: (B, 3, T, H, W), ImageNet-normalised, as the model saw it, like the others.
-        video_mask: (B, Nv) bool, True = masked, or its `TokenSplit`.
-        audio: (B, 1, T, F).
-        audio_mask: (B, Na) bool or its `TokenSplit`.
-        loss_weight: of the contrast.
-        temperature: see `contrastive_loss`, like `gather`.
-        frame_diff: predict differences to the first frame of each group instead of later frames.
-        frame_diff_group_size: frames of such a group.
-        target_diff_weight: see `video_mse`.
-        normalize_target: normalise each video patch and channel to mean 0, deviation 1.
-        normalize_target_audio: the same for each spectrogram patch.
-        gather: contrast with the clips of all ranks.
-        contrastive_levels: see `contrasted`.
+    The output is the model's for these normalised clips, video (B, 3, T, H, W) and audio
+    (B, 1, T, F), and masks, (B, N) bool, True = masked, or their `TokenSplit`. With `frame_diff` the
+    later frames of each group are differences to its first; `normalize_target` and
+    `normalize_target_audio` standardise each patch, of video each channel by itself. For the other
+    arguments see `video_mse`, `contrasted` and `contrastive_loss`.
     """
     tubelet_size = output.video.shape[-1] // (video.shape[1] * PATCH_SIZE**2)
     group_size = frame_diff_group_size if frame_diff else None

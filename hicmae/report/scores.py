@@ -71,16 +71,11 @@ def build(
     metrics: Sequence[str] = (),
     title: str = "",
 ) -> Report:
-    """Score every finished fold and the union of their predictions.
+    """Score every finished fold under a folder, or a single run, and the union of their predictions.
 
-    Args:
-        folder: experiment folder with one sub-folder a fold, or a single run.
-        folds: how many there should be; None: only gaps in the numbering are noticed.
-        references: as in `Report`.
-        names: as `--class_names` takes them; empty: those of the run.
-        plan: how intervals are drawn.
-        metrics: UAR and WAR, or PCC and CCC, if empty.
-        title: the folder's name if empty.
+    `folds` is how many there should be (None: only gaps in the numbering are noticed); names are as
+    `--class_names` takes them, those of the run if there are none. The others are as in `Report`;
+    UAR and WAR, or PCC and CCC, are the metrics if there are none.
     """
     plan = plan or Plan()
     finished, unfinished = fold_folders(folder)

@@ -223,25 +223,22 @@ def retrieval(masked: bool = False, csv: str = "", **source: Any) -> tuple[Figur
     return retrieval_figure(found, count), table(found, count)
 
 
-def layer_weights_of(checkpoint: str | Path) -> dict[str, np.ndarray]:
-    """Return the share of every block, (L,) for each stream; shares of a stream sum to 1."""
-    weights, end = open_model(checkpoint, "cpu", "fine-tuned")[0].state_dict(), "_layer_weights"
-    shares = {
-        name.removesuffix(end): values.double().softmax(dim=0).numpy()
-        for name, values in weights.items()
-        if name.endswith(end)
-    }
-    if not shares:
-        raise ValueError(
-            f"'{checkpoint}' has no layer weights to draw: it was fine-tuned with "
-            "--no-hierarchical_fusion"
-        )
-    return shares
-
-
 def layer_weights(checkpoint: Sequence[str | Path]) -> Figure:
     """Draw the mean layer weights of fine-tuned checkpoints, e.g. of all folds, each as a point."""
-    found = [layer_weights_of(path) for path in checkpoint]
+    found: list[dict[str, np.ndarray]] = []
+    for path in checkpoint:
+        weights = open_model(path, "cpu", "fine-tuned")[0].state_dict()
+        shares = {
+            stream: weights[f"{stream}_layer_weights"].double().softmax(dim=0).numpy()
+            for stream in ("video", "audio")
+            if f"{stream}_layer_weights" in weights
+        }
+        if not shares:
+            raise ValueError(
+                f"'{path}' has no layer weights to draw: it was fine-tuned with "
+                "--no-hierarchical_fusion"
+            )
+        found.append(shares)
     sizes = [{stream: len(values) for stream, values in shares.items()} for shares in found]
     for path, blocks in zip(checkpoint, sizes, strict=True):
         if blocks != sizes[0]:
