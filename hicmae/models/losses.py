@@ -56,8 +56,8 @@ def pretrain_loss(
     """Compare predictions with the masked patches and contrast the modalities at every level.
 
     The output is the model's for these normalised clips, video (B, 3, T, H, W) and audio
-    (B, 1, T, F), and masks, (B, N) bool, True = masked, or their `TokenSplit`. With `frame_diff` the
-    later frames of each group are differences to its first; `normalize_target` and
+    (B, 1, T, F), and masks, (B, N) bool, True = masked, or their `TokenSplit`. With `frame_diff`
+    later frames of a group are differences to its first; `normalize_target` and
     `normalize_target_audio` standardise each patch, of video each channel by itself. For the other
     arguments see `video_mse`, `contrasted` and `contrastive_loss`.
     """

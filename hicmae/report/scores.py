@@ -71,7 +71,7 @@ def build(
     metrics: Sequence[str] = (),
     title: str = "",
 ) -> Report:
-    """Score every finished fold under a folder, or a single run, and the union of their predictions.
+    """Score every finished fold under a folder, or a single run, and all of them together.
 
     `folds` is how many there should be (None: only gaps in the numbering are noticed); names are as
     `--class_names` takes them, those of the run if there are none. The others are as in `Report`;
