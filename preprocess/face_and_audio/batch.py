@@ -17,7 +17,7 @@ import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
@@ -124,10 +124,8 @@ def run_tool(
         logger.error("error: %s", describe(error))
         return 2
     if others:
-        kinds = ", ".join(
-            f"{count} {kind or 'without an ending'}" for kind, count in others.items()
-        )
-        logger.info("passed over, as of other kinds than --ext: %s", kinds)
+        kinds = (f"{count} {kind or 'without an ending'}" for kind, count in others.items())
+        logger.info("passed over: %s", ", ".join(kinds))
     ledger = Ledger(summary)
     pending: deque[Job] = deque()
     for job in jobs:
@@ -149,7 +147,7 @@ def run_tool(
 def find_jobs(
     source: str,
     output: str,
-    suffixes: Iterable[str],
+    suffixes: Collection[str],
     output_suffix: str,
     data_root: str = "",
     shard: Shard = WHOLE,
@@ -277,18 +275,22 @@ class Ledger:
         left, stopped = len(pending), ""
         found = outcomes_of(pending, work, num_workers)
         bar = tqdm(found, title, left, unit="clip", disable=None, dynamic_ncols=True)
-        with closing(found), bar, logging_redirect_tqdm():
-            with closing(finish(iter(bar)) if finish else iter(bar)) as outcomes:
-                try:
-                    for outcome in outcomes:
-                        left -= 1
-                        self.note(outcome)
-                except KeyboardInterrupt:
-                    stopped = "interrupted"
-                except OSError as error:
-                    if error.errno not in DISK_FULL:
-                        raise
-                    stopped = "the disk is full"
+        with (
+            closing(found),
+            bar,
+            logging_redirect_tqdm(),
+            closing(finish(iter(bar)) if finish else iter(bar)) as outcomes,
+        ):
+            try:
+                for outcome in outcomes:
+                    left -= 1
+                    self.note(outcome)
+            except KeyboardInterrupt:
+                stopped = "interrupted"
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                stopped = "the disk is full"
         self._write()
         done, seconds = self.clips["done"], time.monotonic() - self._start
         rate = f" ({done / seconds:.1f} a second)" if done else ""

@@ -8,8 +8,8 @@ that is too short. With --output_dir the same folder as --input the wavs stand b
 (VoxCeleb2: --ext m4a). The same command run again does only what is missing. extract_audio.csv in
 the output folder has a row for each clip.
 
-Exit code: 0; 1 where a clip failed; 2 where input is missing; 3 where the run was
-stopped, by hand or by a full disk.
+Exit code: 0; 1 where a clip failed; 2 where input is missing; 3 where the run was stopped, by hand
+or by a full disk.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ def convert(job: Job, keep_length: bool = False) -> dict[str, Any]:
     With `keep_length` it is all of the sound and no more, whatever the picture does.
     """
     clock = None
-    if not keep_length:
-        with suppress(NoPicture):
-            clock = Film(job.source).clock
-    if clock is None:
+    with suppress(UnreadableClip if keep_length else NoPicture):
+        clock = Film(job.source).clock
+    if keep_length or clock is None:
         sound = decode_sound(job.source)
     else:
         sound = decode_sound(job.source, clock.origin, timing.wav_length(clock))
@@ -66,22 +65,17 @@ def is_converted(job: Job) -> bool:
     if not os.path.lexists(job.output):
         return False
     try:
-        _samples_in(Path(job.output))
-    except (wave.Error, EOFError, UnreadableClip) as error:
+        with wave.open(job.output, "rb") as wav:
+            form = wav.getframerate(), wav.getnchannels(), 8 * wav.getsampwidth()
+            found = "got {} Hz, {} channels, {} bit".format(*form)
+    except (wave.Error, EOFError) as error:
+        form, found = None, str(error)
+    if form != (SAMPLE_RATE, 1, 8 * SAMPLE_BYTES):
         raise UnreadableClip(
-            f"'{job.output}' is there, but not as a mono {SAMPLE_RATE} Hz 16 bit wav ({error}); "
+            f"'{job.output}' is there, but not as a mono {SAMPLE_RATE} Hz 16 bit wav ({found}); "
             "replace it with --overwrite, or choose another --output_dir"
-        ) from None
+        )
     return True
-
-
-def _samples_in(path: Path) -> int:
-    """Return the number of samples; UnreadableClip for a wav that is not what we make."""
-    with wave.open(str(path), "rb") as wav:
-        rate, channels, depth = wav.getframerate(), wav.getnchannels(), 8 * wav.getsampwidth()
-        if (rate, channels, depth) != (SAMPLE_RATE, 1, 8 * SAMPLE_BYTES):
-            raise UnreadableClip(f"got {rate} Hz, {channels} channels, {depth} bit")
-        return wav.getnframes()
 
 
 def main(arguments: list[str] | None = None) -> int:

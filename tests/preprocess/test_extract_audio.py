@@ -106,7 +106,7 @@ def test_bad_files_are_reported_and_the_others_unharmed(tmp_path, caplog):
     assert "no video or sound file" in reasons["text.mp4"]
     assert reasons["gone.mp4"] == "does not exist"
     assert "'silent film.mp4': has no sound" in caplog.text
-    assert re.search("passed over.*: 2 .txt, 1 without an ending", caplog.text)
+    assert "passed over: 2 .txt, 1 without an ending" in caplog.text
     assert "2 clips done" in caplog.text and "7 failed" in caplog.text
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"good.wav", "one frame.wav", "extract_audio.csv"}

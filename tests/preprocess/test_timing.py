@@ -112,6 +112,8 @@ def test_sound_may_keep_its_length(tmp_path):
     code = media_files.run(extract_audio, path, tmp_path / "out", "--keep_length")
     wav = soundfile.read(tmp_path / "out" / "a.wav")[0]
     assert code == 0 and len(wav) / 16000 == pytest.approx(2.0, abs=0.05)
+    row = media_files.summary(tmp_path / "out", "extract_audio")["a.mp4"]
+    assert float(row["offset"]) == pytest.approx(0.5, abs=0.03)
     assert heard_at(wav[16000 - 800 : 16000 + 800]) == pytest.approx(1.0, abs=0.04)
 
 
