@@ -22,10 +22,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import logging
 import os
 import sys
-from collections import Counter
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -33,28 +37,59 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
 import pandas as pd
+from tqdm import tqdm
 
+from hicmae.data.audio import WavFile
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, wav_of, write_list
+from hicmae.data.film import open_video
+from hicmae.data.video import FrameFolder
+from hicmae.io import UnreadableClip, whole_file
 from preprocess import command_line
-from preprocess.lists.clips import table_text, write_csv
-from preprocess.lists.inspection import Key, Record, inspect_all
+from preprocess.command_line import WHOLE, Shard
+from preprocess.face_and_audio.batch import Job, outcomes_of
+from preprocess.lists.clips import SAMPLE_RATE, Problem, count_frames, reading, wav_seconds
+from preprocess.lists.writing import table_text, write_csv
 
 logger = logging.getLogger("check_lists")
 
 EVALUATION = {"test", "val"}  # the same clips in both is the original's habit, not a leak
+FRAMES_AT_ONCE = 64
+END = "."  # last field of a stored record; a line cut off by a crash has none
 
-Records = dict[Key, Record]
-Finding = tuple[int, str, str]  # place in the list, from 0; kind and detail of what is wrong
+Key = tuple[str, str]  # video, audio: the first two fields of a record
+
+
+class Record(NamedTuple):
+    """What was found out about one clip.
+
+    `video` (mp4 or folder of frames) and `audio` are as opened; `stamp` changes when a file does.
+    `problems` are kinds of problems, separated by "; ", "" for a good clip. `seconds` and `frames`
+    are 0 where they cannot be read; `sound` is a hash of the samples, `pictures` of the video file
+    or the frames' files, "" where there are none.
+    """
+
+    video: str
+    audio: str
+    stamp: str
+    problems: str
+    detail: str
+    seconds: float = 0.0
+    frames: int = 0
+    sound: str = ""
+    pictures: str = ""
 
 
 class ListFile(NamedTuple):
-    """A list: its clips as written in it, and the files to open."""
+    """A list: its clips as written in it, the files to open, and what is wrong.
+
+    `findings` are the place in the list from 0, the kind and the detail.
+    """
 
     path: Path
     folder: Path  # absolute
     clips: list[Clip]
     files: list[Key]
-    findings: list[Finding]
+    findings: list[tuple[int, str, str]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,30 +125,32 @@ def check(args: argparse.Namespace) -> int:
     output = args.output_dir or Path(parent) / "check"
     clips = [clip for one in lists for clip in one.files]
     records = inspect_all(clips, output, args.shard, args.num_workers, args.decode)
-    if args.shard != command_line.WHOLE:
+    if args.shard != WHOLE:
         bad = sum(bool(record.problems) for record in records.values())
         logger.info("shard %s: %d of %d clips are broken", args.shard, bad, len(records))
         return int(bad > 0)
-    find(lists, records, args.across)
+    compare(lists, records, args.across)
     rows = [
-        [one.path, place + 1, *one.files[place], kind, detail]
+        [str(one.path), place + 1, *one.files[place], kind, detail]
         for one in sorted(lists, key=lambda one: str(one.path))
         for place, kind, detail in sorted(one.findings, key=lambda finding: finding[0])
     ]
-    write_csv(output / "report.csv", ["list", "clip", "video", "audio", "kind", "detail"], rows)
+    columns = ["list", "clip", "video", "audio", "kind", "detail"]
+    write_csv(output / "report.csv", columns, rows)
     for one in lists:
         write_cleaned(one, args.cleaned, parent)
-    # A row a list, a column a kind.
-    counts = [Counter(kind for _, kind, _ in one.findings) for one in lists]
-    kinds = sorted(set().union(*counts))
+    found = pd.DataFrame(rows, columns=columns, dtype=object)
     names = pd.Index([str(one.path) for one in lists], dtype=object)
-    table = pd.DataFrame({kind: [n[kind] for n in counts] for kind in kinds}, names)
+    table = pd.crosstab(found["list"], found["kind"]).reindex(names, fill_value=0)
     table.insert(0, "clips", [len(one.clips) for one in lists])
     print(table_text(table))
     if not rows:
         print("\nnothing is wrong")
     logger.info("details are in %s", output / "report.csv")
     return int(bool(rows))
+
+
+# The lists
 
 
 def find_lists(given: list[str], cleaned: str) -> list[Path]:
@@ -134,8 +171,6 @@ def is_suffix(cleaned: str) -> bool:
 
 def read_list(path: Path, data_root: str) -> ListFile:
     """Read a list of either stage; which one it is shows in its first line."""
-    if not path.is_file():
-        raise FileNotFoundError(f"list '{path}' does not exist")
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         first = next((row for row in csv.reader(file, delimiter=" ") if row), [])
     if len(first) == 2:
@@ -154,7 +189,7 @@ def read_list(path: Path, data_root: str) -> ListFile:
     return ListFile(path, Path(os.path.abspath(path.parent)), clips, files, [])
 
 
-def find(lists: list[ListFile], records: Records, across: bool) -> None:
+def compare(lists: list[ListFile], records: dict[Key, Record], across: bool) -> None:
     """Note everything that is wrong with the lists; of repeated clips, the later ones."""
     for one in lists:
         first: dict[tuple[str, str], Key] = {}
@@ -207,6 +242,116 @@ def write_cleaned(one: ListFile, cleaned: str, parent: str) -> None:
         logger.info("%s: %d of %d clips", path, len(kept), len(one.clips))
     else:
         logger.warning("%s is not written: no clip of %s is left", path, one.path)
+
+
+# The clips
+
+
+def inspect_all(
+    clips: Iterable[Key], folder: Path, shard: Shard, num_workers: int, decode: str = "ends"
+) -> dict[Key, Record]:
+    """Inspect the clips of a shard that no run has inspected since they changed; returns records.
+
+    `folder` keeps the records. `decode` "ends" decodes the first, middle and last frame, "all"
+    every frame.
+    """
+    mine = shard.take(dict.fromkeys(clips))
+    wanted = set(mine)
+    paths = sorted(folder.glob("records*"), key=lambda path: path.stat().st_mtime)
+    stored = (record for path in paths for record in read_records(path))  # the newest wins
+    records = {record[:2]: record for record in stored if record[:2] in wanted}
+    todo = [c for c in mine if c not in records or records[c].stamp != stamp_of(*c, decode)]
+    if len(todo) < len(mine):
+        logger.info("%d of %d clips are checked already", len(mine) - len(todo), len(mine))
+    if not todo:
+        return records
+    part = "" if shard == WHOLE else f"-{shard.part}-of-{shard.parts}"
+    path = folder / f"records{part}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():  # anew, without what will be inspected again and what a crash has cut off
+        known, again = {record[:2]: record for record in read_records(path)}, set(todo)
+        with whole_file(path) as whole:
+            append(whole, (known[key] for key in known if key not in again))
+    jobs = deque(Job(video, audio, str(path)) for video, audio in todo)
+    with closing(outcomes_of(jobs, partial(work, decode=decode), num_workers)) as outcomes:
+        for outcome in tqdm(outcomes, total=len(mine), initial=len(mine) - len(todo), unit="clip"):
+            video, audio, _ = outcome.job
+            died = Record(video, audio, "", "cannot be checked", outcome.reason)  # its process did
+            records[video, audio] = outcome.details.get("record", died)
+            append(path, [records[video, audio]])
+    return records
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a file, without a line that a crash has cut off."""
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        for row in csv.reader(file):
+            if len(row) == len(Record._fields) + 1 and row[-1] == END:
+                video, audio, stamp, problems, detail, seconds, frames, *hashes = row[:-1]
+                numbers = float(seconds), int(frames)
+                yield Record(video, audio, stamp, problems, detail, *numbers, *hashes)
+
+
+def append(path: Path, records: Iterable[Record]) -> None:
+    """Add records to a file and close it: a lost network mount or a kill costs one line."""
+    with open(path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file, lineterminator="\n").writerows([*record, END] for record in records)
+
+
+def work(job: Job, decode: str) -> dict[str, Record]:
+    """Inspect a clip in a process of the pool."""
+    return {"record": inspect(job.name, job.source, decode)}
+
+
+def inspect(video: str, audio: str, decode: str = "ends") -> Record:
+    """Open both halves of a clip, decode frames, read all samples, hash both."""
+    frames, pictures, seconds, sound = 0, "", 0.0, ""
+    stamp, problems = stamp_of(video, audio, decode), list[Problem]()
+    with reading("video", video, problems):
+        frames, pictures = read_video(video, decode)
+    with reading("audio", audio, problems):
+        seconds = wav_seconds(audio)
+        samples = WavFile(audio).sound(0, round(seconds * SAMPLE_RATE))
+        sound = hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest()
+    kinds, details = ("; ".join(problem[k] for problem in problems) for k in (0, 1))
+    return Record(video, audio, stamp, kinds, details, seconds, frames, sound, pictures)
+
+
+def read_video(path: str, decode: str) -> tuple[int, str]:
+    """Return the number of frames and the hash of their files' bytes."""
+    os.stat(path)
+    if os.path.isdir(path):
+        count_frames(path)
+    film = open_video(path)
+    total, files = len(film), [path]
+    if isinstance(film, FrameFolder):
+        files = [os.path.join(path, name) for name in film.names]
+    wanted = range(total) if decode == "all" else sorted({0, total // 2, total - 1})
+    for start in range(0, len(wanted), FRAMES_AT_ONCE):
+        film.read(wanted[start : start + FRAMES_AT_ONCE])
+    digest = hashlib.blake2b(digest_size=16)
+    for name in files:
+        with open(name, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+            size = file.tell()
+        if size == 0:
+            raise UnreadableClip(f"frame '{name}' is an empty file")
+        digest.update(size.to_bytes(8, "big"))
+    return total, digest.hexdigest()
+
+
+def stamp_of(video: str, audio: str, decode: str) -> str:
+    """Return a text that changes when a file of the clip does, or what is checked of it."""
+    parts = [decode]
+    for path in (video, audio):
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            parts.append(f"no {error.errno}")
+        else:
+            parts.append(f"{status.st_size:x} {status.st_mtime_ns:x}")
+    return " ".join(parts)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import random
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
@@ -40,25 +41,16 @@ from hicmae.data.media import VIDEO_SUFFIXES
 from preprocess.command_line import WHOLE, add_switch, exit_code, make_parser
 from preprocess.face_and_audio import batch, extract_audio, extract_face
 from preprocess.face_and_audio.batch import Job, find_jobs
-from preprocess.lists.clips import (
-    LeftOut,
-    ListedClip,
-    in_list,
-    table_text,
-    totals,
-    write_clip_speakers,
-    write_folds,
-    write_left_out,
-    write_names,
-)
-from preprocess.lists.labels import PARTS, assign_parts, class_names, read_labels
+from preprocess.lists.annotations import PARTS, read_labels
+from preprocess.lists.clips import Candidate
+from preprocess.lists.writing import as_table, table_text, totals, write_left_out, write_lists
 
 logger = logging.getLogger(__name__)
 
-# By modality: folder below --output_dir, the tool that fills it, what its names end with.
+# By half of a clip: folder below --output_dir, the tool that fills it, what its names end with.
 HALVES = {
-    "a": ("audio", extract_audio.TOOL, ".wav"),
-    "v": ("faces", extract_face.TOOL, extract_face.SUFFIX),
+    "audio": ("audio", extract_audio.TOOL, ".wav"),
+    "video": ("faces", extract_face.TOOL, extract_face.SUFFIX),
 }
 
 
@@ -98,95 +90,75 @@ def main(arguments: list[str] | None = None) -> int:
 def prepare(args: argparse.Namespace) -> int:
     """Make wavs and faces, then the lists; returns the exit code."""
     if args.labels is not None:  # a mistake in it is said before an hour of work
-        read_labels(args.labels, find_videos(args)[0], args.task)
-    work: dict[str, tuple[batch.Work, Callable[[Job], bool]]] = {
-        "a": (extract_audio.convert, extract_audio.is_converted)
-    }
-    if "v" in args.modality:  # first, so that a missing program is said before an hour of work
-        work["v"] = extract_face.face_work(args), batch.has_folder
+        read_labels(args.labels, [clip.name for clip in find_videos(args)], args.task)
+    work: dict[str, tuple[batch.Work, Callable[[Job], bool]]] = {}
+    if "a" in args.modality:
+        work["audio"] = extract_audio.convert, extract_audio.is_converted
+    if "v" in args.modality:  # made now, so that a missing program is said before an hour of work
+        work["video"] = extract_face.face_work(args), batch.has_folder
     code = 0
-    for modality in args.modality:
-        folder, tool, suffix = HALVES[modality]
+    for half, (make, is_done) in work.items():
+        folder, tool, suffix = HALVES[half]
         flags = {"input": args.videos, "data_root": "", "ext": sorted(VIDEO_SUFFIXES)}
         flags["output_dir"] = os.path.join(args.output_dir, folder)
         tool_args = argparse.Namespace(**vars(args) | flags)
-        code = max(code, batch.run_tool(tool, tool_args, suffix, *work[modality]))
+        code = max(code, batch.run_tool(tool, tool_args, suffix, make, is_done))
         if code > 1:
             return code
     return code if args.shard != WHOLE else max(code, make_lists(args))
 
 
-def find_videos(args: argparse.Namespace) -> tuple[list[str], list[ListedClip], list[LeftOut]]:
-    """Return the names of all videos, those with all they need (label 0 for now), and the others.
+def find_videos(args: argparse.Namespace) -> list[Candidate]:
+    """Return all videos, without labels, and with a reason where something is missing.
 
-    The half that --modality leaves out is named in the lists as if it were there; training with the
-    same flag does not look for it.
+    The half that --modality leaves out is named as if it were there; training with the same flag
+    does not look for it.
     """
-    made: dict[str, dict[str, str]] = {}
-    left_out: list[LeftOut] = []
-    for modality, (name, tool, suffix) in HALVES.items():
+    found: dict[str, Candidate] = {}
+    for half, (name, tool, suffix) in HALVES.items():
         folder = os.path.join(args.output_dir, name)
         jobs, problems, _ = find_jobs(args.videos, folder, VIDEO_SUFFIXES, suffix)
-        made[modality] = {job.name: job.output for job in jobs}
-        if modality in args.modality:
-            rows = batch.read_summary(batch.summary_path(folder, tool))
-            left_out += [
-                LeftOut(video, f"no {name}", str(rows.get(video, {}).get("reason", "")))
-                for video, path in made[modality].items()
-                if not os.path.exists(path)
-            ]
-    left_out += [LeftOut(outcome.job.name, "not used", outcome.reason) for outcome in problems]
-    missing = {clip.clip for clip in left_out}
-    relative_to = args.output_dir if args.relative else None
-    ready = [
-        in_list(ListedClip(video, made["v"][video], wav, 0), relative_to)
-        for video, wav in made["a"].items()
-        if video not in missing
-    ]
-    return [*made["a"], *(outcome.job.name for outcome in problems)], ready, left_out
+        rows = batch.read_summary(batch.summary_path(folder, tool))
+        for job in jobs:
+            clip = found.get(job.name, Candidate(job.name))
+            is_audio, output = half == "audio", job.output
+            clip = clip._replace(audio=output) if is_audio else clip._replace(video=output)
+            if half[0] in args.modality and not os.path.exists(job.output) and not clip.reason:
+                detail = str(rows.get(job.name, {}).get("reason", ""))
+                clip = clip._replace(reason=f"no {name}", detail=detail)
+            found[job.name] = clip
+    unused = (Candidate(o.job.name, reason="not used", detail=o.reason) for o in problems)
+    return [*found.values(), *unused]
 
 
 def make_lists(args: argparse.Namespace) -> int:
-    """Write the lists of the videos that have all they need; returns the exit code."""
-    output = Path(args.output_dir)
-    videos, ready, left_out = find_videos(args)
+    """Write the lists of the videos that have all they need, and show what is in them."""
+    output, clips = Path(args.output_dir), find_videos(args)
     names: list[str] = []
-    parts = {"inference": ready}
+    lists = {"inference": [clip for clip in clips if not clip.reason]}
     if args.labels is not None:
-        labels, names, unmatched = read_labels(args.labels, videos, args.task)
-        left_out += unmatched
-        left_out += [LeftOut(c.name, "no label") for c in ready if c.name not in labels.index]
-        ready = [clip for clip in ready if clip.name in labels.index]
-        if not ready:
-            raise ValueError(f"no video of --labels '{args.labels}' has all its files; see the log")
+        labels, names, unknown = read_labels(args.labels, [clip.name for clip in clips], args.task)
         if args.task == "classification":
             names = class_names(labels["label"])
-        labels = labels.loc[[clip.name for clip in ready]]
+        for place, clip in enumerate(clips):
+            if not clip.reason and clip.name not in labels.index:
+                clips[place] = clip._replace(reason="no label")
+        clips += unknown
+        ready = {clip.name: clip for clip in clips if not clip.reason}
+        if not ready:
+            raise ValueError(f"no video of --labels '{args.labels}' has all its files; see the log")
+        labels = labels.loc[[*ready]]
         drawn = assign_parts(labels, args.test_share, args.seed)
-        parts = {part: [] for part in PARTS if (drawn == part).any()}
-        for clip, label, speaker in zip(ready, labels["label"], labels["speaker"], strict=True):
-            value = names.index(label) if args.task == "classification" else label
-            parts[drawn[clip.name]].append(clip._replace(label=value, speaker=speaker))
-        kind = "classes" if args.task == "classification" else "targets"
-        write_names(output / f"{kind}.txt", names)
-    write_left_out(output / "left_out.csv", left_out)
-    write_folds(output, {"": parts})
-    write_clip_speakers(output, chain(*parts.values()))
-    report(args, parts, names)
-    logger.info("%d left out, see %s", len(left_out), output / "left_out.csv")
-    return 1 if left_out else 0
-
-
-def report(
-    args: argparse.Namespace, parts: Mapping[str, Sequence[ListedClip]], names: Sequence[str]
-) -> None:
-    """Show what is in the lists, and the command that uses them."""
-    clips = pd.DataFrame(
-        [(f"{part}.csv", *clip) for part, own in parts.items() for clip in own],
-        columns=["list", *ListedClip._fields],
-        dtype=object,
-    )
-    logger.info("%s", table_text(totals(clips, "list", names).drop(columns="minutes")))
+        lists = {part: [] for part in PARTS if (drawn == part).any()}
+        for name, part, label, speaker in zip(
+            ready, drawn, labels["label"], labels["speaker"], strict=True
+        ):
+            value = names.index(label) if isinstance(label, str) else label
+            lists[part].append(ready[name]._replace(label=value, speaker=speaker))
+    is_left_out = write_left_out(output, clips)
+    write_lists(output, lists, names, args.output_dir if args.relative else None)
+    table = totals(as_table(lists), "list", names).drop(columns="minutes")
+    logger.info("%s", table_text(table))
     if args.labels is not None:
         options = f"--task {args.task} --modality {args.modality} --nb_classes {len(names)}"
         root = f" --data_root {shlex.quote(args.output_dir)}" if args.relative else ""
@@ -194,6 +166,51 @@ def report(
             "python run_finetuning.py --data_path %s%s %s --finetune CHECKPOINT --output_dir RUN",
             *(shlex.quote(args.output_dir), root, options),
         )
+    return int(is_left_out)
+
+
+def class_names(labels: Iterable[str]) -> list[str]:
+    """Return the classes in order: numbers by their value, then words by the alphabet."""
+
+    def key(name: str) -> tuple[bool, int, str]:
+        return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+
+    return sorted(set(labels), key=key)
+
+
+def assign_parts(labels: pd.DataFrame, share: float, seed: int) -> pd.Series:
+    """Return train, val or test for each row of `read_labels`: its `split`, or as drawn.
+
+    Speakers, or clips where nobody knows, are drawn so that every class has about its share in
+    test.
+    """
+    if labels["split"].notna().any():
+        return labels["split"]
+    speakers = labels["speaker"].where(labels["speaker"].notna(), labels.index)
+    kinds = labels["label"].map(lambda label: label if isinstance(label, str) else "")
+    groups = {speaker: Counter(own) for speaker, own in kinds.groupby(speakers, sort=False)}
+    if len(groups) < 2:
+        raise ValueError(
+            f"expected at least two speakers or clips to split, got {len(groups)}; "
+            "add some, or a column 'split'"
+        )
+    total: Counter[str] = sum(groups.values(), Counter())
+    wanted = {label: share * count for label, count in total.items()}
+
+    def distance(counts: Counter[str]) -> float:
+        return sum((counts[label] - want) ** 2 / want for label, want in wanted.items())
+
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)
+    test: list[str] = []
+    counts: Counter[str] = Counter()
+    for group in order:
+        larger = counts + groups[group]
+        if distance(larger) < distance(counts) and len(test) < len(groups) - 1:
+            test.append(group)
+            counts = larger
+    test = test or [min(order, key=lambda group: distance(groups[group]))]
+    return speakers.isin(test).map({True: "test", False: "train"})
 
 
 if __name__ == "__main__":

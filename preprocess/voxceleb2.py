@@ -33,17 +33,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any f
 import pandas as pd
 from tqdm import tqdm
 
+from hicmae.data.clip_list import wav_of, write_list
+from preprocess.check_lists import inspect_all
 from preprocess.command_line import WHOLE, add_shard, add_switch, exit_code, make_parser
-from preprocess.lists.building import SAVED_DATA, add_output_arguments, check_counts, checked_root
-from preprocess.lists.clips import (
-    LeftOut,
-    left_out_table,
-    path_in_list,
-    table_text,
-    write_csv,
-    write_left_out,
+from preprocess.lists.building import (
+    SAVED_DATA,
+    add_place_arguments,
+    check_counts,
+    contents,
+    find_places,
 )
-from preprocess.lists.files import contents, find
+from preprocess.lists.clips import Candidate
+from preprocess.lists.writing import in_list, table_text, write_csv, write_left_out
 
 logger = logging.getLogger("voxceleb2")
 
@@ -51,15 +52,11 @@ VIDEO_DIRS = ("video/file~/dev/mp4", "dev/mp4")
 AUDIO_DIRS = ("audio/file~/dev/aac", "dev/aac")
 NUM_VIDEOS, NUM_USABLE = 1_092_009, 1_091_581
 
-Files = dict[str, tuple[str, str]]  # mp4 and wav by name of the clip, "id00012/21Uxsk56VDQ/00001"
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = make_parser(__doc__)
-    add_output_arguments(parser, "VoxCeleb2")
-    parser.add_argument("--video_dir", help=f"of the mp4 files ({' or '.join(VIDEO_DIRS)})")
-    parser.add_argument("--audio_dir", help=f"of the wav files ({' or '.join(AUDIO_DIRS)})")
+    add_place_arguments(parser, "VoxCeleb2", VIDEO_DIRS, AUDIO_DIRS)
     add_switch(parser, "--check", "open every clip")
     add_shard(parser, "check only this part and write no list")
     args = parser.parse_args(arguments)
@@ -69,62 +66,67 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_list(args: argparse.Namespace) -> None:
-    """Find the clips, check them if asked, write the list."""
-    root = checked_root(args.data_root, "VoxCeleb2")
+    """Find the clips, check them if asked, write the list and the table of speakers."""
+    root, video_dir, audio_dir = find_places(args, "VoxCeleb2")
     output = args.output_dir or SAVED_DATA / "voxceleb2"
-    clips, left_out = find_clips(root, args.video_dir, args.audio_dir)
+    clips = find_clips(video_dir, audio_dir)
+    expected = {"videos": NUM_VIDEOS}
     if args.check:
-        from preprocess.lists.inspection import inspect_all  # here, as it brings torch
-
-        records = inspect_all(clips.values(), output / "check", args.shard, args.num_workers)
+        expected["usable clips"] = NUM_USABLE
+        files = [(clip.video, clip.audio) for clip in clips if not clip.reason]
+        records = inspect_all(files, output / "check", args.shard, args.num_workers)
         hours = sum(record.seconds for record in records.values()) / 3600
         logger.info("%d clips are checked, %.1f h", len(records), hours)
-        checked = ((name, records[files]) for name, files in clips.items() if files in records)
-        broken = [LeftOut(name, r.problems, r.detail) for name, r in checked if r.problems]
         if args.shard != WHOLE:
-            logger.info("shard %s: %d clips are broken", args.shard, len(broken))
+            broken = sum(bool(record.problems) for record in records.values())
+            logger.info("shard %s: %d clips are broken", args.shard, broken)
             return
-        left_out += broken
-        gone = {clip.clip for clip in broken}
-        clips = {name: files for name, files in clips.items() if name not in gone}
-    write_left_out(output / "left_out.csv", left_out)
-    logger.info("%s", left_out_table(left_out))
+        for place, clip in enumerate(clips):
+            if not clip.reason:
+                record = records[clip.video, clip.audio]
+                clips[place] = clip._replace(reason=record.problems, detail=record.detail)
+    write_left_out(output, clips)
+    videos = sum(clip.reason != "video missing" for clip in clips)
+    clips = [clip for clip in clips if not clip.reason]
     if not clips:
         raise ValueError(
             f"no clip can be used; see '{output / 'left_out.csv'}', and make the files again"
         )
-    videos = len(clips) + sum(clip.reason != "video missing" for clip in left_out)
-    expected = {"videos": NUM_VIDEOS} | ({"usable clips": NUM_USABLE} if args.check else {})
     check_counts({"videos": videos, "usable clips": len(clips)}, expected, args.strict)
-    write(clips, output, root if args.relative else None)
+    lines = (in_list(clip, root if args.relative else None) for clip in clips)
+    lines = (
+        line._replace(audio=None) if line.audio == wav_of(line.video) else line for line in lines
+    )
+    write_list(output / "train.csv", lines)
+    speakers = sorted(Counter(clip.name.split("/", 1)[0] for clip in clips).items())
+    write_csv(output / "speakers.csv", ["speaker", "clips"], speakers)
+    sizes = sorted(count for _, count in speakers)
+    columns = ["clips", "speakers", "fewest clips of one", "median", "most"]
+    row = [len(clips), len(sizes), sizes[0], sizes[len(sizes) // 2], sizes[-1]]
+    print(table_text(pd.DataFrame([row], ["VoxCeleb2"], columns)))
+    logger.info("the list is %s", output / "train.csv")
 
 
-def find_clips(
-    root: str, video_dir: str | None, audio_dir: str | None
-) -> tuple[Files, list[LeftOut]]:
-    """Return the clips that have both halves, and those that do not, in order of their names."""
-    video_dir = find(root, "give --video_dir", *([video_dir] if video_dir else VIDEO_DIRS))
-    audio_dir = find(root, "give --audio_dir", *([audio_dir] if audio_dir else AUDIO_DIRS))
-    videos = names_in(video_dir)[".mp4"]
-    sounds = names_in(audio_dir)
-    clips: Files = {}
-    left_out = []
+def find_clips(video_dir: str, audio_dir: str) -> list[Candidate]:
+    """Return all clips in order of their names, with a reason where a half is missing."""
+    videos, sounds = names_in(video_dir)[".mp4"], names_in(audio_dir)
+    clips = []
     every = videos | sounds[".wav"] | sounds[".m4a"]
     for name in sorted(every, key=lambda name: name.split("/")):
+        reason = ""
         if name not in videos:
-            left_out.append(LeftOut(name, "video missing"))
-        elif name in sounds[".wav"]:
-            clips[name] = f"{video_dir}/{name}.mp4", f"{audio_dir}/{name}.wav"
-        else:
+            reason = "video missing"
+        elif name not in sounds[".wav"]:
             reason = "m4a without wav" if name in sounds[".m4a"] else "audio missing"
-            left_out.append(LeftOut(name, reason))
-    if not clips:
+        files = f"{video_dir}/{name}.mp4", f"{audio_dir}/{name}.wav"
+        clips.append(Candidate(name, 0, None, *files, reason=reason))
+    if all(clip.reason for clip in clips):
         raise FileNotFoundError(
             f"expected id*/*/*.mp4 in '{video_dir}' and id*/*/*.wav in '{audio_dir}', found "
             f"{contents(video_dir)} and {contents(audio_dir)}, and no clip in both; make the wavs "
             "with preprocess/face_and_audio/extract_audio.py"
         )
-    return clips, left_out
+    return clips
 
 
 def names_in(folder: str) -> dict[str, set[str]]:
@@ -134,24 +136,6 @@ def names_in(folder: str) -> dict[str, set[str]]:
         name, suffix = os.path.splitext(path)
         names[suffix].add(name)
     return names
-
-
-def write(clips: Files, output: Path, relative_to: str | None) -> None:
-    """Write the list and the table of speakers; the wav is named where its name does not follow."""
-    from hicmae.data.clip_list import Clip, wav_of, write_list  # here, as it brings torch
-
-    def line(files: tuple[str, str]) -> Clip:
-        video, audio = (path_in_list(path, relative_to) for path in files)
-        return Clip(video, None if wav_of(video) == audio else audio, None)
-
-    write_list(output / "train.csv", map(line, clips.values()))
-    speakers = sorted(Counter(name.split("/", 1)[0] for name in clips).items())
-    write_csv(output / "speakers.csv", ["speaker", "clips"], speakers)
-    sizes = sorted(count for _, count in speakers)
-    columns = ["clips", "speakers", "fewest clips of one", "median", "most"]
-    row = [len(clips), len(sizes), sizes[0], sizes[len(sizes) // 2], sizes[-1]]
-    print(table_text(pd.DataFrame([row], ["VoxCeleb2"], columns)))
-    logger.info("the list is %s", output / "train.csv")
 
 
 if __name__ == "__main__":

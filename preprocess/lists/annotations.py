@@ -1,12 +1,20 @@
-"""Read official annotation files; what does not fit is an error with file and line."""
+"""Read official annotation files and one's own labels.csv; errors name file and line."""
 
 from __future__ import annotations
 
 import csv
 import math
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePath
 from typing import NamedTuple
+
+import pandas as pd
+
+from preprocess.lists.clips import Candidate
+
+PARTS = ("train", "val", "test")
 
 
 def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -96,3 +104,61 @@ def read_utterances(path: str) -> Iterator[Utterance]:
             start, end, name, session, marked, gender, emotion = match.groups()
             times = float(start), float(end)
             yield Utterance(name, *times, emotion, f"Ses0{session}{gender}", marked == gender)
+
+
+# One's own videos
+
+
+def read_labels(
+    path: str, videos: Iterable[str], task: str
+) -> tuple[pd.DataFrame, list[str], list[Candidate]]:
+    """Read labels.csv and match it with the videos.
+
+    Returns a row for each labelled video, by its name: `label`, a class name or a tuple of numbers,
+    `speaker` and `split`, None where the file has no such column; the names of the columns of
+    numbers, or "label"; and the lines without a video.
+    """
+    classes = task == "classification"
+    lines = list(read_table(path, ["video", "label"] if classes else ["video"]))
+    columns, names = ["label"], ["label", "speaker", "split"]
+    if not classes:
+        header = lines[0][1] if lines else {}
+        names = names[1:]
+        columns = [column for column in header if column not in ("", "video", *names)]
+        if not columns:
+            raise ValueError(f"{path}:1: expected the column video and one for each target")
+    known = _spellings(videos)
+    labels: dict[str, list[object]] = {}
+    unknown = []
+    for where, row in lines:
+        for column in names:
+            expected = "train, val or test" if column == "split" else "a name"
+            text = row.get(column, "train")
+            if not text or (column == "split" and text not in PARTS):
+                raise ValueError(f"{where}, column '{column}': expected {expected}, got {text!r}")
+        label: object = row.get("label")
+        if not classes:
+            label = tuple(number(row[c], f"{where}, column '{c}'") for c in columns)
+        matches = known.get(os.path.normpath(row["video"]), [])
+        if len(matches) > 1 or set(matches) & labels.keys():
+            problem = "several videos" if len(matches) > 1 else "a video that has a label already"
+            raise ValueError(f"{where}: {row['video']!r} names {problem}, expected one of its own")
+        elif matches:
+            labels[matches[0]] = [label, row.get("speaker"), row.get("split")]
+        else:
+            unknown.append(Candidate(row["video"], reason="no such video", detail=where))
+    fields = ["label", "speaker", "split"]
+    table = pd.DataFrame(labels.values(), pd.Index(labels, dtype=object), fields, dtype=object)
+    return table, columns, unknown
+
+
+def _spellings(videos: Iterable[str]) -> dict[str, list[str]]:
+    """Return what a name in labels.csv may mean: whole, without suffix, folder or both."""
+    known: dict[str, list[str]] = {}
+    paths = {video: PurePath(video) for video in videos}
+    for spell in (str, lambda p: str(p.with_suffix("")), lambda p: p.name, lambda p: p.stem):
+        meant: dict[str, list[str]] = {}
+        for video, path in paths.items():
+            meant.setdefault(spell(path), []).append(video)
+        known = meant | known  # a fuller name comes first
+    return known

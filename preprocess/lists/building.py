@@ -5,30 +5,23 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from preprocess.command_line import add_num_workers, add_switch, exit_code, make_parser
-from preprocess.lists.clips import (
-    Label,
-    LeftOut,
-    ListedClip,
-    in_list,
-    left_out_table,
+from preprocess.lists.clips import Candidate, Half, frame_folders, measured, wav_files
+from preprocess.lists.writing import (
+    as_table,
     table_text,
     totals,
-    write_clip_speakers,
     write_csv,
-    write_folds,
     write_left_out,
-    write_names,
+    write_lists,
 )
-from preprocess.lists.files import Halves, contents, find, frame_folders, measure_all, wav_files
 
 logger = logging.getLogger(__name__)
 
@@ -42,48 +35,52 @@ known; left_out.csv, which tells why a clip is in no list. Exit code: 0; 1 where
 contradict the protocol; 2 where something is missing.
 """
 
-FoldNames = dict[str, dict[str, list[str]]]  # fold -> "train" or "test" -> names of its clips
-
-
-class Wanted(NamedTuple):
-    """A labelled clip before its files are known; `audio_name` where the wav is named otherwise."""
-
-    name: str
-    label: Label
-    speaker: str = ""
-    audio_name: str = ""
-
 
 class Found(NamedTuple):
-    """The face folders and wavs below --data_root, the folder `root`."""
+    """The face folders and wavs below --data_root, the folder `root`, by the names of clips."""
 
     root: str
-    videos: Halves
-    audios: Halves
+    videos: dict[str, Half]
+    audios: dict[str, Half]
 
     def names(self) -> list[str]:
         """Every name that stands for a clip, whichever half has it, also unusable halves."""
-        return sorted(set(chain(*self.videos, *self.audios)))
+        return sorted({*self.videos, *self.audios})
+
+    def with_files(self, clip: Candidate) -> Candidate:
+        """Return a clip with its files, or with the reason why there are none."""
+        video = self.videos.get(clip.name, ("video missing", ""))
+        audio = self.audios.get(clip.audio or clip.name, ("audio missing", ""))
+        if isinstance(video, str) and isinstance(audio, str):
+            return clip._replace(video=video, audio=audio)
+        problems = [half for half in (video, audio) if not isinstance(half, str)]
+        nothing = [reason for reason, _ in problems] == ["video missing", "audio missing"]
+        return clip._replace(
+            reason="both halves missing" if nothing else problems[0][0],
+            detail="; ".join(detail for _, detail in problems if detail),
+        )
 
 
 @dataclass
 class Plan:
-    """The protocol of a data set: all labelled clips `wanted`, and the names in every list.
+    """The protocol of a data set.
 
     Attributes:
         place: folder of the lists below saved/data, where the experiment scripts look.
         labels: names of the classes, or of the regression targets.
-        expected: published counts of "clips" in lists, "face folders", "wavs", "split01/test" ...
-        left_out: clips that the protocol itself leaves out.
+        clips: all that the protocol knows, without files; with a reason where it leaves one out.
+        lists: names of the clips of each list, see `list_name`.
+        test_sizes: published numbers of test clips, fold by fold.
+        expected: other published counts, of "clips" in lists, "face folders", "wavs".
         note: for the user, in the log.
     """
 
     place: str
-    wanted: Sequence[Wanted]
-    folds: FoldNames
     labels: Sequence[str]
+    clips: Sequence[Candidate]
+    lists: Mapping[str, Sequence[str]]
+    test_sizes: Sequence[int] = ()
     expected: Mapping[str, int] = field(default_factory=dict)
-    left_out: Sequence[LeftOut] = ()
     note: str = ""
 
 
@@ -106,21 +103,24 @@ class DataSet:
         """Run the list script; returns its exit code."""
         parser = make_parser(self.read.__doc__)
         parser.epilog = EPILOG
-        add_output_arguments(parser, self.title)
-        for flag, places in (("--video_dir", self.video_dirs), ("--audio_dir", self.audio_dirs)):
-            default = (
-                f"relative to --data_root (default: the first there is of {', '.join(places)})"
-            )
-            parser.add_argument(flag, help=default)
+        add_place_arguments(parser, self.title, self.video_dirs, self.audio_dirs)
         for flag, options in self.flags.items():
             parser.add_argument(flag, **options)
         args = parser.parse_args(arguments)
         return exit_code(lambda: make_lists(self, args), bad_data=1)
 
 
-def add_output_arguments(parser: argparse.ArgumentParser, title: str) -> None:
-    """Add the flags that say where a data set is, and where and how its lists are written."""
+def add_place_arguments(
+    parser: argparse.ArgumentParser, title: str, *places: Sequence[str]
+) -> None:
+    """Add the flags that say where a data set is, and where and how its lists are written.
+
+    `places` are those below --data_root where videos are expected, and wavs.
+    """
     parser.add_argument("--data_root", required=True, help=f"folder of {title}")
+    for flag, known in zip(("--video_dir", "--audio_dir"), places, strict=True):
+        use = f"relative to --data_root (default: the first there is of {', '.join(known)})"
+        parser.add_argument(flag, nargs=1, default=known, help=use)
     parser.add_argument(
         "--output_dir", type=Path, help="default: where the experiment scripts look"
     )
@@ -130,90 +130,73 @@ def add_output_arguments(parser: argparse.ArgumentParser, title: str) -> None:
     add_num_workers(parser)
 
 
-def make_lists(data_set: DataSet, args: argparse.Namespace) -> None:
-    """Make the lists of a data set: find, match, measure, check, write, report."""
-    found = find_halves(data_set, args)
-    plan = data_set.read(args, found)
-    output = args.output_dir or SAVED_DATA / plan.place
-    if plan.note:
-        logger.info("note: %s", plan.note)
-    listed, left_out = match_files(plan, found)
-    measured: dict[str, ListedClip] = {}
-    for result in measure_all(listed, args.num_workers):
-        if isinstance(result, LeftOut):
-            left_out.append(result)
-        else:
-            measured[result.name] = in_list(result, found.root if args.relative else None)
-    write_left_out(output / "left_out.csv", left_out)
-    logger.info("%s\n(all of them, with details: %s)", left_out_table(left_out), output)
-
-    folds = {
-        fold: {part: [measured[n] for n in names if n in measured] for part, names in parts.items()}
-        for fold, parts in plan.folds.items()
-    }
-    lists = {f"{f}/{p}": clips for f, parts in folds.items() for p, clips in parts.items()}
-    in_lists = {clip.name for clips in lists.values() for clip in clips}
-    used = [clip for name, clip in measured.items() if name in in_lists]
-    counts = {"face folders": len(found.videos.paths), "wavs": len(found.audios.paths)}
-    counts |= {"clips": len(used)} | {name: len(clips) for name, clips in lists.items()}
-    check_counts(counts, plan.expected, args.strict)
-    write_folds(output, folds)
-    write_clip_speakers(output, used)
-    report(output, lists, used, plan.labels)
-
-
-def checked_root(data_root: str, title: str) -> str:
-    """Return --data_root as an absolute path; FileNotFoundError where there is no folder."""
-    root = os.path.abspath(os.path.expanduser(data_root))
+def find_places(args: argparse.Namespace, title: str) -> tuple[str, str, str]:
+    """Return --data_root, --video_dir and --audio_dir; FileNotFoundError where one is missing."""
+    root = os.path.abspath(os.path.expanduser(args.data_root))
     if not os.path.isdir(root):
         parent = os.path.dirname(root)
         raise FileNotFoundError(
-            f"--data_root '{data_root}' is no folder, expected that of {title}; "
+            f"--data_root '{args.data_root}' is no folder, expected that of {title}; "
             f"'{parent}' holds {contents(parent)}"
         )
-    return root
+    video_dir = find(root, "give --video_dir", *args.video_dir)
+    return root, video_dir, find(root, "give --audio_dir", *args.audio_dir)
 
 
-def find_halves(data_set: DataSet, args: argparse.Namespace) -> Found:
-    """Find face folders and wavs; FileNotFoundError where a whole kind is missing."""
-    root = checked_root(args.data_root, data_set.title)
-    video_dirs = data_set.video_dirs if args.video_dir is None else [args.video_dir]
-    audio_dirs = data_set.audio_dirs if args.audio_dir is None else [args.audio_dir]
-    video_dir = find(root, "give --video_dir", *video_dirs)
-    audio_dir = find(root, "give --audio_dir", *audio_dirs)
+def find(root: str, remedy: str, *candidates: str) -> str:
+    """Return the first file or folder there is of some below a root; FileNotFoundError if none."""
+    for candidate in candidates:
+        path = os.path.normpath(os.path.join(root, candidate))
+        if os.path.exists(path):
+            return path
+    expected = " or ".join(f"'{name}'" for name in candidates)
+    raise FileNotFoundError(f"expected {expected} in '{root}', found {contents(root)}; {remedy}")
+
+
+def contents(folder: str, shown: int = 8) -> str:
+    """Name what is in a folder, shortened."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(e.name + ("/" if e.is_dir() else "") for e in entries)
+    except OSError as error:
+        return f"that it cannot be read ({error.strerror})"
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(repr, names[:shown])) + more if names else "nothing"
+
+
+def make_lists(data_set: DataSet, args: argparse.Namespace) -> None:
+    """Make the lists of a data set: find, match, measure, check, write, report."""
+    root, video_dir, audio_dir = find_places(args, data_set.title)
     found = Found(root, frame_folders(video_dir), wav_files(audio_dir))
+    counts: Counter[str] = Counter()
     for halves, kind, folder, tool in (
-        (found.videos, "folders of jpg, png or bmp frames", video_dir, "extract_face.py"),
+        (found.videos, "face folders", video_dir, "extract_face.py"),
         (found.audios, "wavs", audio_dir, "extract_audio.py"),
     ):
-        logger.info("%d %s in %s", len(halves.paths), kind, folder)
-        if not any(halves):
+        counts[kind] = sum(isinstance(half, str) for half in halves.values())
+        logger.info("%d %s in %s", counts[kind], kind, folder)
+        if not halves:
             raise FileNotFoundError(
                 f"expected {kind} in '{folder}', found {contents(folder)}; make them with "
                 f"preprocess/face_and_audio/{tool}"
             )
-    return found
-
-
-def match_files(plan: Plan, found: Found) -> tuple[list[ListedClip], list[LeftOut]]:
-    """Give the wanted clips their files; return those without, and files no protocol asks for."""
-    listed, left_out = [], list(plan.left_out)
-    known = {clip.clip for clip in left_out}
-    for clip in plan.wanted:
-        audio_name = clip.audio_name or clip.name
-        known |= {clip.name, audio_name}
-        video, audio = found.videos.paths.get(clip.name), found.audios.paths.get(audio_name)
-        if video and audio:
-            listed.append(ListedClip(clip.name, video, audio, clip.label, clip.speaker or None))
-            continue
-        halves = [(found.videos, clip.name, "video"), (found.audios, audio_name, "audio")]
-        lacking = [half for half in halves if half[1] not in half[0].paths]
-        problems = [h.unusable.get(name, (f"{kind} missing", "")) for h, name, kind in lacking]
-        nothing = [reason for reason, _ in problems] == ["video missing", "audio missing"]
-        reason = "both halves missing" if nothing else problems[0][0]
-        left_out.append(LeftOut(clip.name, reason, "; ".join(d for _, d in problems if d)))
-    left_out += [LeftOut(n, "not in the protocol") for n in found.names() if n not in known]
-    return listed, left_out
+    plan = data_set.read(args, found)
+    output = args.output_dir or SAVED_DATA / plan.place
+    if plan.note:
+        logger.info("note: %s", plan.note)
+    asked = {name for clip in plan.clips for name in (clip.name, clip.audio)}
+    others = (name for name in found.names() if name not in asked)
+    clips = [clip if clip.reason else found.with_files(clip) for clip in plan.clips]
+    clips += [Candidate(name, reason="not in the protocol") for name in others]
+    clips = measured(clips, args.num_workers)
+    write_left_out(output, clips)
+    good = {clip.name: clip for clip in clips if not clip.reason}
+    lists = {name: [good[c] for c in own if c in good] for name, own in plan.lists.items()}
+    counts.update({name: len(own) for name, own in lists.items()}, clips=len(good))
+    tests = {list_name(k, "test"): size for k, size in enumerate(plan.test_sizes, 1)}
+    check_counts(counts, tests | dict(plan.expected), args.strict)
+    write_lists(output, lists, plan.labels, root if args.relative else None)
+    report(output, lists, plan.labels)
 
 
 def check_counts(counts: Mapping[str, int], expected: Mapping[str, int], strict: bool) -> None:
@@ -229,25 +212,17 @@ def check_counts(counts: Mapping[str, int], expected: Mapping[str, int], strict:
         logger.info("no published counts to compare with")
 
 
-def report(
-    output: Path,
-    lists: Mapping[str, Sequence[ListedClip]],
-    used: Sequence[ListedClip],
-    labels: Sequence[str],
-) -> None:
-    """Write speakers.csv and the names of the labels, and show what the lists hold."""
-    regression = isinstance(used[0].label, tuple)
-    write_names(output / ("targets.txt" if regression else "classes.txt"), labels)
-    rows = [(name, *clip) for name, clips in lists.items() for clip in clips]
-    columns = ["list", *ListedClip._fields]
-    print(table_text(totals(pd.DataFrame(rows, columns=columns, dtype=object), "list", labels)))
-    clips = pd.DataFrame(used, columns=columns[1:], dtype=object)
+def report(output: Path, lists: Mapping[str, Sequence[Candidate]], labels: Sequence[str]) -> None:
+    """Write speakers.csv, and show what the lists hold."""
+    lines = as_table(lists)
+    print(table_text(totals(lines, "list", labels)))
+    clips = lines.drop_duplicates("name")
     speakers = totals(clips, "speaker", labels).drop(columns="speakers").sort_index()
     write_csv(output / "speakers.csv", ["speaker", *speakers], speakers.itertuples())
     sizes = speakers["clips"].tolist() or [0]
-    print(f"\n{len(speakers)} known speakers with {min(sizes)} to {max(sizes)} clips each")
     seconds, frames = clips["seconds"], clips["frames"]
     print(
+        f"\n{len(speakers)} known speakers with {min(sizes)} to {max(sizes)} clips each\n"
         f"{len(clips)} clips, {seconds.sum() / 3600:.2f} h; a clip lasts {seconds.min():.2f} to "
         f"{seconds.max():.2f} s, mean {seconds.mean():.2f} s, and has {frames.min()} to "
         f"{frames.max()} frames"
@@ -255,36 +230,37 @@ def report(
     logger.info("lists are in %s", output)
 
 
-def fold_name(fold: int) -> str:
-    """Return the folder of a fold, as the experiment scripts look for it."""
-    return f"split{fold:02d}"
+# Folds
+
+
+def list_name(fold: int, part: str) -> str:
+    """Return the name of a list, "split01/train", as the experiment scripts look for it."""
+    return f"split{fold:02d}/{part}"
 
 
 def cross_validation(
-    wanted: Iterable[Wanted], num_folds: int, test_fold: Callable[[Wanted], int]
-) -> FoldNames:
-    """Return folds; a clip is tested in one of them, `test_fold` from 1, else trained on."""
-    fold_of = {clip.name: test_fold(clip) for clip in wanted}
+    clips: Iterable[Candidate], num_folds: int, test_fold: Callable[[str], int]
+) -> dict[str, list[str]]:
+    """Return lists; a speaker is tested in one fold, `test_fold` from 1, else trained on."""
+    fold_of = {clip.name: test_fold(str(clip.speaker)) for clip in clips if not clip.reason}
     return {
-        fold_name(fold): {
-            "train": [name for name, tested in fold_of.items() if tested != fold],
-            "test": [name for name, tested in fold_of.items() if tested == fold],
-        }
-        for fold in range(1, num_folds + 1)
+        list_name(k, part): [name for name, own in fold_of.items() if (own == k) == tested]
+        for k in range(1, num_folds + 1)
+        for part, tested in (("train", False), ("test", True))
     }
 
 
 def official_split(
-    num_folds: int, read: Callable[[int, str], Iterable[tuple[str, Wanted]]]
-) -> tuple[list[Wanted], FoldNames]:
-    """Return all clips of official lists, and the folds; a clip has the same label in all of them.
+    num_folds: int, read: Callable[[int, str], Iterable[tuple[str, Candidate]]]
+) -> tuple[list[Candidate], dict[str, list[str]]]:
+    """Return all clips of official lists, and the lists; a clip's label is the same in all of them.
 
     `read` returns (file:line, clip) for every line of one list, given fold from 1 and part.
     """
-    clips: dict[str, Wanted] = {}
-    folds: FoldNames = {}
+    clips: dict[str, Candidate] = {}
+    lists: dict[str, list[str]] = {}
     for fold, part in product(range(1, num_folds + 1), ("train", "test")):
-        names = folds.setdefault(fold_name(fold), {}).setdefault(part, [])
+        names = lists[list_name(fold, part)] = []
         for where, clip in read(fold, part):
             known = clips.setdefault(clip.name, clip)
             if known != clip:
@@ -293,4 +269,4 @@ def official_split(
                     f"another list, got {clip.label} (classes count from 0)"
                 )
             names.append(clip.name)
-    return list(clips.values()), folds
+    return list(clips.values()), lists

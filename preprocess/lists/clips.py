@@ -1,174 +1,178 @@
-"""Clips on their way into lists: the checks of a fold, and all files that are written."""
+"""A clip on its way into a list: its files, found by name and measured without decoding."""
 
 from __future__ import annotations
 
-import csv
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
-import pandas as pd
+import soundfile
+from tqdm import tqdm
+
+SAMPLE_RATE = 16000
+LEAST = 1024  # samples; a wav must be longer
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # what hicmae.data.video reads
+ALIGNED = "_aligned"  # OpenFace's and extract_face's ending of a folder of faces
+CONVERT = "convert it with preprocess/face_and_audio/extract_audio.py"
+TWO = "two of one name"
 
 Label = int | tuple[float, ...]
+Problem = tuple[str, str]  # one of few kinds, and the details
+Half = str | Problem  # a path, or why there is none
 
 
-class ListedClip(NamedTuple):
-    """A clip that has all it needs for one line of a list.
+class Candidate(NamedTuple):
+    """A clip that a list may hold; with a `reason`, one of few kinds, it is in none.
 
-    `name` is what its data set calls it, unique in a list. `video` is a folder of face frames or a
-    video file, `audio` a wav; both as found, absolute or from the current folder. `label` is a
-    class index or a tuple of regression targets. `speaker` is None where nobody knows. `seconds` of
-    sound and the number of `frames` are 0 until they are read.
+    `name` is what its data set calls it, unique in a list. `label` is a class index or a tuple of
+    regression targets. `speaker` is None where nobody knows. `video` is a folder of face frames or
+    a video file, `audio` a wav; before files are looked for, `audio` is the wav's name where that
+    is not the clip's. `seconds` of sound and the number of `frames` are 0 until they are read.
     """
 
     name: str
-    video: str
-    audio: str
-    label: Label
+    label: Label = 0
     speaker: str | None = None
+    video: str = ""
+    audio: str = ""
     seconds: float = 0.0
     frames: int = 0
-
-
-class LeftOut(NamedTuple):
-    """A clip that is in no list: its name, one of few kinds of reason, and the details."""
-
-    clip: str
-    reason: str
+    reason: str = ""
     detail: str = ""
 
 
-Parts = Mapping[str, Sequence[ListedClip]]  # "train", "test" and so on, in the order of the lists
+# Which files
 
 
-def in_list(clip: ListedClip, relative_to: str | Path | None) -> ListedClip:
-    """Return a clip with its paths as a list holds them, see `path_in_list`."""
-    video, audio = (path_in_list(path, relative_to) for path in (clip.video, clip.audio))
-    return clip._replace(video=video, audio=audio)
+def frame_folders(root: str) -> dict[str, Half]:
+    """Find folders that directly hold pictures; `x/x_aligned/` and `x/` are both clip x."""
+    found: dict[str, Half] = {}
+    for folder, subfolders, names in _walk(root, found):
+        clip = os.path.basename(folder).removesuffix(ALIGNED)
+        if any(map(is_frame, names)):
+            subfolders.clear()  # frames lie in a folder of their own
+            _add(found, clip, folder)
+        elif not subfolders and folder != root:
+            found.setdefault(clip, ("no face frames", f"'{folder}' holds no picture"))
+    return found
 
 
-def path_in_list(path: str, relative_to: str | Path | None) -> str:
-    """Return an absolute path, or one relative to a folder, which training's --data_root names."""
-    return os.path.abspath(path) if relative_to is None else os.path.relpath(path, relative_to)
+def wav_files(root: str) -> dict[str, Half]:
+    """Find the wavs under a folder; the name of the clip is the name of the file."""
+    found: dict[str, Half] = {}
+    for folder, _, names in _walk(root, found):
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() == ".wav" and not name.startswith("."):
+                _add(found, stem, os.path.join(folder, name))
+    return found
 
 
-def write_folds(output: Path, folds: Mapping[str, Parts]) -> None:
-    """Write FOLD/train.csv, FOLD/test.csv and so on; all folds are checked before the first list.
-
-    A fold of the name "" writes its lists to `output` itself.
-    """
-    # Imported here, as hicmae brings torch, which --help and a refused folder do without.
-    from hicmae.data.clip_list import Clip, write_list
-
-    for fold, parts in folds.items():
-        check_fold(str(output / fold), parts)
-    for fold, parts in folds.items():
-        for part, clips in parts.items():
-            lines = (Clip(clip.video, clip.audio, clip.label) for clip in clips)
-            write_list(output / fold / f"{part}.csv", lines)
+def _add(found: dict[str, Half], name: str, path: str) -> None:
+    """Note a file under its clip's name; of two with one name, neither can be chosen."""
+    known = found.get(name, ("", ""))
+    if isinstance(known, str):
+        found[name] = TWO, f"'{known}' and '{path}'"
+    elif known[0] != TWO:
+        found[name] = path
 
 
-def write_clip_speakers(output: Path, clips: Iterable[ListedClip]) -> None:
-    """Write clip_speakers.csv, for --val_split speaker; without a known speaker there is none."""
-    path = output / "clip_speakers.csv"
-    rows = {clip.video: clip.speaker for clip in clips if clip.speaker is not None}
-    if rows:
-        write_csv(path, ["clip", "speaker"], rows.items())
-    else:
-        path.unlink(missing_ok=True)
+def _walk(root: str, found: dict[str, Half]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk in order of names, each folder once as links may form circles; note unreadable ones."""
+
+    def note(error: OSError) -> None:
+        if error.filename == root:
+            raise error
+        clip = os.path.basename(error.filename).removesuffix(ALIGNED)
+        found.setdefault(clip, ("cannot be read", f"'{error.filename}': {error.strerror}"))
+
+    seen = set()
+    for folder, subfolders, names in os.walk(root, onerror=note, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders.sort()
+        yield folder, subfolders, sorted(names)
 
 
-def check_fold(where: str, parts: Parts) -> None:
-    """Refuse a fold whose parts are empty, repeat a clip, or share a clip or a speaker."""
-    for part, clips in parts.items():
-        if not clips:
-            raise ValueError(
-                f"{where}: no clip is left for {part}.csv, expected at least one; see left_out.csv"
-            )
-        twice = [name for name, count in Counter(c.name for c in clips).items() if count > 1]
-        if twice:
-            raise ValueError(
-                f"{where}: {len(twice)} clips are twice in {part}.csv, expected each once: "
-                f"{some(twice)}; check the files named so"
-            )
-    for one, other in combinations(parts, 2):
-        for things, trait in (("clips", "name"), ("speakers", "speaker")):
-            first, second = ({getattr(c, trait) for c in parts[p]} for p in (one, other))
-            if shared := (first & second) - {None}:
-                raise ValueError(
-                    f"{where}: {len(shared)} {things} are in {one}.csv and in {other}.csv, "
-                    f"expected none: {some(shared)}; check the split and the names"
-                )
+def is_frame(name: str) -> bool:
+    """Tell whether a file of this name is a frame; names with a dot first are copies of macOS."""
+    return name.lower().endswith(FRAME_SUFFIXES) and not name.startswith(".")
 
 
-def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table whole or not at all; names may hold bytes that are not UTF-8."""
-    from hicmae.io import whole_file  # as above
+# What is in them
 
-    with (
-        whole_file(path) as part,
-        open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+
+class Unusable(Exception):
+    """One half of a clip cannot be used; the arguments are a `Problem`."""
+
+
+@contextmanager
+def reading(kind: str, path: str, problems: list[Problem]) -> Iterator[None]:
+    """Note what goes wrong while a file is read, and go on; `kind` is video or audio."""
+    try:
+        yield
+    except Unusable as error:
+        what, detail = error.args
+        problems.append((what, detail))
+    except FileNotFoundError:
+        problems.append((f"{kind} missing", f"'{path}' does not exist"))
+    except OSError as error:
+        problems.append((f"{kind} unreadable", f"'{path}': {error.strerror}"))
+    except (UnicodeError, TypeError):  # decord and soundfile take names as UTF-8
+        problems.append((f"{kind} unreadable", f"name {ascii(path)} is not UTF-8; rename it"))
+    except soundfile.LibsndfileError as error:
+        words = " ".join(str(error).split())[:200]
+        problems.append((f"{kind} unreadable", f"'{path}': {words}"))
+    except RuntimeError as error:  # UnreadableClip of our readers; they name the file
+        silent = " is silent" in str(error)
+        problems.append((f"{kind} {'silent' if silent else 'unreadable'}", str(error)))
+
+
+def wav_seconds(path: str) -> float:
+    """Return the length of a mono 16 kHz wav; Unusable where it is anything else."""
+    with open(path, "rb") as file:  # for the system's own words on what is wrong
+        if not file.read(1):
+            raise Unusable("audio unreadable", f"'{path}' is an empty file")
+    info = soundfile.info(path)
+    rate, channels, samples = info.samplerate, info.channels, info.frames
+    for kind, fits, detail in (
+        ("audio sample rate", rate == SAMPLE_RATE, f"{rate} Hz, expected {SAMPLE_RATE}; {CONVERT}"),
+        ("audio channels", channels == 1, f"{channels} channels, expected 1; {CONVERT}"),
+        ("audio too short", samples > LEAST, f"{samples} samples, expected more than {LEAST}"),
     ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        if not fits:
+            raise Unusable(kind, f"'{path}' has {detail}")
+    return samples / SAMPLE_RATE
 
 
-def write_left_out(path: Path, left_out: Iterable[LeftOut]) -> None:
-    """Write left_out.csv, also when nothing was left out."""
-    write_csv(path, LeftOut._fields, left_out)
+def count_frames(folder: str) -> int:
+    """Return how many pictures a folder holds; Unusable where there is none."""
+    frames = sum(map(is_frame, os.listdir(folder)))
+    if not frames:
+        raise Unusable("no face frames", f"'{folder}' holds no picture")
+    return frames
 
 
-def write_names(path: Path, names: Iterable[str]) -> None:
-    """Write classes.txt or targets.txt, a name a line."""
-    from hicmae.io import write_whole
+def measured(clips: Iterable[Candidate], num_workers: int) -> list[Candidate]:
+    """Return clips with their lengths, or with the reason why they must be left out."""
 
-    write_whole(path, "".join(f"{name}\n" for name in names))
+    def measure(clip: Candidate) -> Candidate:
+        if clip.reason:
+            return clip
+        problems: list[Problem] = []
+        with reading("audio", clip.audio, problems):
+            clip = clip._replace(seconds=wav_seconds(clip.audio))
+        with reading("video", clip.video, problems):
+            clip = clip._replace(frames=count_frames(clip.video))
+        reason, detail = problems[0] if problems else ("", "")
+        return clip._replace(reason=reason, detail=detail)
 
-
-def some(names: Iterable[str], shown: int = 5) -> str:
-    """Name a few of many, for a message."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - shown} more" if len(ordered) > shown else ""
-    return ", ".join(map(repr, ordered[:shown])) + more
-
-
-def table_text(table: pd.DataFrame) -> str:
-    """Lay out a table for the terminal, a line a row, in ASCII whatever its names hold."""
-
-    def plain(value: object) -> str:
-        return ascii(str(value))[1:-1]
-
-    shown = table.rename(index=plain, columns=plain).rename_axis(index=None, columns=None)
-    return shown.map(plain).to_string()
-
-
-def totals(clips: pd.DataFrame, by: str, labels: Sequence[str]) -> pd.DataFrame:
-    """Return clips, speakers, minutes and classes (or means of targets) by a column, in its order.
-
-    `clips` has the fields of `ListedClip` as columns.
-    """
-    groups = clips.groupby(by, sort=False)
-    table = groups.agg(
-        clips=("name", "size"), speakers=("speaker", "nunique"), minutes=("seconds", "sum")
-    )
-    table["minutes"] = [f"{seconds / 60:.1f}" for seconds in table["minutes"]]
-    if isinstance(clips["label"].iloc[0], tuple):
-        values = pd.DataFrame(clips["label"].tolist(), clips.index, labels)
-        return table.join(values.groupby(clips[by]).agg(lambda v: f"{sum(v) / len(v):.3f}"))
-    counts = {name: (clips["label"] == k).groupby(clips[by]).sum() for k, name in enumerate(labels)}
-    return table.join(pd.DataFrame(counts))
-
-
-def left_out_table(left_out: Sequence[LeftOut]) -> str:
-    """Say how many clips were left out for which reason, with an example each."""
-    if not left_out:
-        return "nothing was left out"
-    table = pd.DataFrame(left_out, columns=LeftOut._fields, dtype=object)
-    groups = table.groupby("reason", sort=False)["clip"].agg(["size", "first"])
-    groups.columns = pd.Index(["left out", "for example"])
-    groups["for example"] = groups["for example"].str[:60]
-    return table_text(groups.sort_values("left out", ascending=False, kind="stable"))
+    # Threads: the time goes to the file system.
+    with ThreadPoolExecutor(max(num_workers, 1)) as executor:
+        every = list(clips)
+        return list(tqdm(executor.map(measure, every), "reading headers", len(every), unit="clip"))

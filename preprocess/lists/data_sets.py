@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from hicmae.data.clip_list import data_set_names, read_labelled_list
 from preprocess.lists.annotations import (
     class_index,
     matched,
@@ -24,13 +25,14 @@ from preprocess.lists.building import (
     DataSet,
     Found,
     Plan,
-    Wanted,
     cross_validation,
-    fold_name,
+    find,
+    list_name,
     official_split,
 )
-from preprocess.lists.clips import LeftOut
-from preprocess.lists.files import ALIGNED, find
+from preprocess.lists.clips import ALIGNED, Candidate, Label
+
+Lines = Iterator[tuple[str, Candidate]]  # (file:line, clip) of an official list
 
 # With 6 classes as published, with 4 counted in the same folds.
 CREMAD_TEST_SIZES = {6: (1463, 1470, 1475, 1474, 1555), 4: (963, 968, 971, 971, 1023)}
@@ -57,11 +59,11 @@ MSP_LINE = (
 WEREWOLF_TARGETS = ("valence", "arousal", "dominance")
 
 
-def known_classes(data_set: str, count: int) -> tuple[str, ...]:
-    """Return the class names that the whole project knows, in the order of the published lists."""
-    from hicmae.data.clip_list import data_set_names  # here, as hicmae brings torch
-
-    return data_set_names(data_set, count)
+def of_class(name: str, emotion: str, classes: Sequence[str], speaker: str) -> Candidate:
+    """Return a clip of one of the classes, or one that is left out for its class."""
+    if emotion in classes:
+        return Candidate(name, classes.index(emotion), speaker)
+    return Candidate(name, reason=f"class {emotion}, the protocol takes {' '.join(classes)}")
 
 
 @partial(
@@ -73,8 +75,6 @@ def known_classes(data_set: str, count: int) -> tuple[str, ...]:
 def cremad(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of CREMA-D: 5 speaker-independent folds, 6 or 4 classes.
 
-    python preprocess/cremad_av.py --data_root CREMA-D
-
     Expected below --data_root (https://github.com/CheyneyComputerScience/CREMA-D):
 
         faces/1001_DFA_ANG_XX/*.jpg      faces of VideoFlash/
@@ -85,26 +85,23 @@ def cremad(args: argparse.Namespace, found: Found) -> Plan:
     in the original, because its wav is distributed as 1040_ITH_SAD_X.wav. Lists go to
     saved/data/cream-d/audio_visual, or ..._4classes.
     """
-    classes = known_classes("CREMA-D", args.classes)
-    wanted, left_out = [], []
+    classes = data_set_names("CREMA-D", args.classes)
+    clips = []
     for name in found.names():
         match = re.fullmatch(CREMAD_NAME, name)
         if name in CREMAD_MISNAMED:
-            left_out.append(LeftOut(name, "without audio in the original: its wav is misnamed"))
+            reason = "without audio in the original: its wav is misnamed"
+            clips.append(Candidate(name, reason=reason))
         elif match is None:
-            left_out.append(LeftOut(name, "name is not actor_sentence_EMOTION_level"))
+            clips.append(Candidate(name, reason="name is not actor_sentence_EMOTION_level"))
         elif name in CREMAD_DROPPED:
-            left_out.append(LeftOut(name, "dropped by the protocol"))
-        elif match[2] not in classes:
-            left_out.append(LeftOut(name, f"class not among the {args.classes}"))
+            clips.append(Candidate(name, reason="dropped by the protocol"))
         else:
-            wanted.append(Wanted(name, classes.index(match[2]), speaker=match[1]))
-    folds = cross_validation(wanted, 5, lambda clip: min((int(clip.speaker) - 1001) // 18 + 1, 5))
+            clips.append(of_class(name, match[2], classes, match[1]))
+    lists = cross_validation(clips, 5, lambda actor: min((int(actor) - 1001) // 18 + 1, 5))
     sizes = CREMAD_TEST_SIZES[args.classes]
-    expected = {f"{fold_name(k)}/test": size for k, size in enumerate(sizes, 1)}
-    expected |= {"clips": sum(sizes), "face folders": 7442}
     place = "cream-d/audio_visual" + ("_4classes" if args.classes == 4 else "")
-    return Plan(place, wanted, folds, classes, expected, left_out)
+    return Plan(place, classes, clips, lists, sizes, {"clips": sum(sizes), "face folders": 7442})
 
 
 @partial(
@@ -124,8 +121,6 @@ def cremad(args: argparse.Namespace, found: Found) -> Plan:
 def mafw(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of MAFW: official folds, 11 single classes or 43 with the compound ones.
 
-    python preprocess/mafw_av.py --data_root MAFW [--subset compound]
-
     Expected below --data_root (https://mafw-database.github.io/MAFW/):
 
         data/frames/00025/*.png     or faces/
@@ -140,26 +135,23 @@ def mafw(args: argparse.Namespace, found: Found) -> Plan:
     place = args.split_dir or f"Train & Test Set/{args.subset}/no_caption"
     split_dir = find(found.root, "give --split_dir", place)
     single = args.subset == "single"
-    classes = known_classes("MAFW", 11) + (() if single else MAFW_COMPOUND)
+    classes = data_set_names("MAFW", 11) + (() if single else MAFW_COMPOUND)
     form = "'<clip>.mp4 <class>'"
 
-    def read(fold: int, part: str) -> Iterator[tuple[str, Wanted]]:
+    def read(fold: int, part: str) -> Lines:
         purpose = f"MAFW's official split comes with it, lines {form}"
         for where, line in read_lines(find(split_dir, purpose, f"set_{fold}/{part}.txt")):
             match = matched(r"(\S+)\.mp4\s+(\S+)", line, where, form)
-            yield where, Wanted(match[1], class_index(match[2], classes, where))
+            yield where, Candidate(match[1], class_index(match[2], classes, where))
 
-    wanted, folds = official_split(5, read)
-    expected = {f"{fold_name(k)}/test": size for k, size in enumerate(MAFW_TEST_SIZES, 1)}
-    expected = (expected if single else {}) | {"face folders": 10045, "wavs": 10024}
-    return Plan(f"mafw/audio_visual/{args.subset}", wanted, folds, classes, expected)
+    place, sizes = f"mafw/audio_visual/{args.subset}", MAFW_TEST_SIZES if single else ()
+    counts = {"face folders": 10045, "wavs": 10024}
+    return Plan(place, classes, *official_split(5, read), sizes, counts)
 
 
 @partial(DataSet, "RAVDESS")
 def ravdess(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of RAVDESS (speech): 6 folds of 4 actors, 8 classes.
-
-    python preprocess/ravdess_av.py --data_root RAVDESS
 
     Expected below --data_root (https://zenodo.org/records/1188976):
 
@@ -171,34 +163,39 @@ def ravdess(args: argparse.Namespace, found: Found) -> Plan:
     0..7. Test fold k holds actors 4k-3 to 4k, 240 clips each. Lists go to
     saved/data/ravdess/audio_visual.
     """
-    clips: dict[str, Wanted] = {}
-    left_out = []
+    speech: dict[str, Candidate] = {}
+    clips = []
     for name in found.names():
         match = re.fullmatch(RAVDESS_NAME, name)
         if match is None:
-            left_out.append(LeftOut(name, "name is not seven numbers of RAVDESS"))
+            clips.append(Candidate(name, reason="name is not seven numbers of RAVDESS"))
         elif match[1] == "1":
             reason = "video with sound (01-*), the protocol takes 02-* and 03-*"
-            left_out.append(LeftOut(name, reason))
+            clips.append(Candidate(name, reason=reason))
         elif match[2] == "2":
-            left_out.append(LeftOut(name, "song, the protocol takes speech"))
+            clips.append(Candidate(name, reason="song, the protocol takes speech"))
         else:  # the wav of 02-x is 03-x
             video, audio = "02" + name[2:], "03" + name[2:]
-            clips[video] = Wanted(video, int(match[3]) - 1, match[4], audio)
-    wanted = sorted(clips.values(), key=lambda clip: (clip.speaker, clip.name))
-    folds = cross_validation(wanted, 6, lambda clip: (int(clip.speaker) - 1) // 4 + 1)
-    expected = {"clips": 1440} | {f"{fold}/test": 240 for fold in folds}
-    classes = known_classes("RAVDESS", 8)
-    return Plan("ravdess/audio_visual", wanted, folds, classes, expected, left_out)
+            speech[video] = Candidate(video, int(match[3]) - 1, match[4], audio=audio)
+    clips += sorted(speech.values(), key=lambda clip: (clip.speaker, clip.name))
+    lists = cross_validation(clips, 6, lambda actor: (int(actor) - 1) // 4 + 1)
+    classes = data_set_names("RAVDESS", 8)
+    return Plan("ravdess/audio_visual", classes, clips, lists, [240] * 6, {"clips": 1440})
 
 
 @partial(
-    DataSet, "MSP-IMPROV", flags={"--labels": {"help": "relative to --data_root (Evalution.txt)"}}
+    DataSet,
+    "MSP-IMPROV",
+    flags={
+        "--labels": {
+            "nargs": 1,
+            "default": ("Evalution.txt", "Evaluation.txt"),
+            "help": "relative to --data_root (Evalution.txt)",
+        }
+    },
 )
 def msp_improv(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of MSP-IMPROV: 6 folds, one a session, 4 classes A H N S.
-
-    python preprocess/msp_improv_av.py --data_root MSP-IMPROV
 
     Expected below --data_root
     (https://ecs.utdallas.edu/research/researchlabs/msp-lab/MSP-Improv.html):
@@ -211,27 +208,22 @@ def msp_improv(args: argparse.Namespace, found: Found) -> Plan:
     A name is corpus-sentence-speaker-situation-turn; the speaker's number is the session. Clips of
     other classes (O, X) are left out; 7 787 remain. Lists go to saved/data/msp-improv/audio_visual.
     """
-    classes = known_classes("MSP-IMPROV", 4)
-    places = [args.labels] if args.labels else ["Evalution.txt", "Evaluation.txt"]
+    classes = data_set_names("MSP-IMPROV", 4)
     form = "'UTD-IMPROV-<clip>.avi; <class>; ...'"
-    path = find(found.root, f"the corpus's labels come with it, lines {form}", *places)
-    wanted, left_out = [], []
+    path = find(found.root, f"the corpus's labels come with it, lines {form}", *args.labels)
+    clips = []
     for where, line in read_lines(path):
-        if "-IMPROV-" not in line:  # the votes of single raters follow below a clip's line
-            continue
-        match = matched(MSP_LINE, line, where, form)
-        name = f"MSP-IMPROV-{match[1]}"
-        if match[4] in classes:
-            wanted.append(Wanted(name, classes.index(match[4]), f"{match[2]}0{match[3]}"))
-        else:
-            left_out.append(LeftOut(name, f"class {match[4]}, the protocol takes A H N S"))
-    folds = cross_validation(wanted, 6, lambda clip: int(clip.speaker[-1]))
+        if "-IMPROV-" in line:  # the votes of single raters follow below a clip's line
+            match = matched(MSP_LINE, line, where, form)
+            speaker = f"{match[2]}0{match[3]}"
+            clips.append(of_class(f"MSP-IMPROV-{match[1]}", match[4], classes, speaker))
+    lists = cross_validation(clips, 6, lambda speaker: int(speaker[-1]))
     note = (
         "the original's val.csv of MSP-IMPROV is its test.csv; none is written here, and "
         "training without one chooses its best epoch on test.csv, as the original does"
     )
-    expected = {"clips": 7787}
-    return Plan("msp-improv/audio_visual", wanted, folds, classes, expected, left_out, note)
+    place = "msp-improv/audio_visual"
+    return Plan(place, classes, clips, lists, expected={"clips": 7787}, note=note)
 
 
 @partial(
@@ -269,41 +261,32 @@ def werewolf_xl(args: argparse.Namespace, found: Found) -> Plan:
     sessions; the protocol separates sessions, and clip_speakers.csv names session_player. 14 457
     clips were used in the original. Lists go to saved/data/werewolf-xl/audio_visual.
     """
+
+    def rated(name: str, targets: Label, where: str) -> Candidate:
+        form = "a clip <session>_<player>_<number>"
+        return Candidate(name, targets, matched(r"(\d\d_\d\d)_\d+", name, where, form)[1])
+
+    def published(fold: int, part: str) -> Lines:
+        path = os.path.join(args.published_lists, f"{list_name(fold, part)}.csv")
+        for clip in read_labelled_list(path, "regression", len(WEREWOLF_TARGETS)):
+            name = os.path.basename(clip.video).removesuffix(ALIGNED)
+            yield path, rated(name, clip.label or (), path)
+
     if args.published_lists:
-        wanted, folds = official_split(5, partial(_published, args.published_lists))
+        clips, lists = official_split(5, published)
     else:
+        known: dict[str, Candidate] = {}
         purpose = f"give --labels, a table with the columns {', '.join(args.columns)}"
-        wanted = list(_rated(find(found.root, purpose, args.labels), args.columns))
-        folds = cross_validation(wanted, 5, lambda c: min((int(c.speaker[:2]) - 1) // 6 + 1, 5))
-    expected = {"clips": 14457}
-    return Plan("werewolf-xl/audio_visual", wanted, folds, WEREWOLF_TARGETS, expected)
-
-
-def _published(folder: str, fold: int, part: str) -> Iterator[tuple[str, Wanted]]:
-    """Yield the clips of a list that exists, whatever folders their names are in."""
-    from hicmae.data.clip_list import read_labelled_list
-
-    path = os.path.join(folder, fold_name(fold), f"{part}.csv")
-    for clip in read_labelled_list(path, "regression", len(WEREWOLF_TARGETS)):
-        name = os.path.basename(clip.video).removesuffix(ALIGNED)
-        yield path, Wanted(name, clip.label or (), _seat(name, path))
-
-
-def _rated(path: str, columns: list[str]) -> Iterator[Wanted]:
-    """Yield the clips of a table with their targets."""
-    seen = set()
-    for where, row in read_table(path, columns):
-        name = os.path.splitext(row[columns[0]])[0]
-        if name in seen:
-            raise ValueError(f"{where}: expected each clip once, got '{name}' again")
-        seen.add(name)
-        targets = tuple(number(row[column], where) for column in columns[1:])
-        yield Wanted(name, targets, _seat(name, where))
-
-
-def _seat(name: str, where: str) -> str:
-    """Return who speaks: session_player."""
-    return matched(r"(\d\d_\d\d)_\d+", name, where, "a clip <session>_<player>_<number>")[1]
+        for where, row in read_table(find(found.root, purpose, args.labels), args.columns):
+            name = os.path.splitext(row[args.columns[0]])[0]
+            if name in known:
+                raise ValueError(f"{where}: expected each clip once, got '{name}' again")
+            targets = tuple(number(row[column], where) for column in args.columns[1:])
+            known[name] = rated(name, targets, where)
+        clips = list(known.values())
+        lists = cross_validation(clips, 5, lambda player: min((int(player[:2]) - 1) // 6 + 1, 5))
+    place = "werewolf-xl/audio_visual"
+    return Plan(place, WEREWOLF_TARGETS, clips, lists, expected={"clips": 14457})
 
 
 @partial(
@@ -317,8 +300,6 @@ def _seat(name: str, where: str) -> str:
 def dfew(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of DFEW: the official 5 folds of the single-labelled clips, 7 classes.
 
-    python preprocess/dfew_av.py --data_root DFEW
-
     Expected below --data_root (https://dfew-dataset.github.io/):
 
         faces/00001/*.jpg          without it, the frames in Clip/clip_224x224
@@ -331,31 +312,35 @@ def dfew(args: argparse.Namespace, found: Found) -> Plan:
     """
     split_dir = find(found.root, "give --split_dir", args.split_dir)
 
-    def read(fold: int, part: str) -> Iterator[tuple[str, Wanted]]:
+    def read(fold: int, part: str) -> Lines:
         purpose = "DFEW's official split comes with it, columns video_name,label"
         path = find(split_dir, purpose, f"{part}(single-labeled)/set_{fold}.csv")
         for where, row in read_table(path, ["video_name", "label"]):
             match = matched(r"0*(\d{1,5})", row["video_name"], where, "a clip's number")
             label = matched(r"[1-7]", row["label"], where, "a label 1..7")
-            yield where, Wanted(match[1].zfill(5), int(label[0]) - 1)
+            yield where, Candidate(match[1].zfill(5), int(label[0]) - 1)
 
-    wanted, folds = official_split(5, read)
-    classes = known_classes("DFEW", 7)
-    return Plan("dfew/audio_visual", wanted, folds, classes)
+    classes = data_set_names("DFEW", 7)
+    return Plan("dfew/audio_visual", classes, *official_split(5, read))
 
 
 @partial(
     DataSet,
     "MER2023",
     flags={
-        "--train_labels": {"help": "relative to --data_root (train-label.csv)"},
-        "--test_labels": {"help": "relative to --data_root (test1-label.csv)"},
+        f"--{part}_labels": {
+            "nargs": 1,
+            "default": (f"{name}-label.csv", f"{folder}/{name}-label.csv"),
+            "help": f"relative to --data_root ({name}-label.csv)",
+        }
+        for part, name, folder in (
+            ("train", "train", "mer2023train"),
+            ("test", "test1", "test-labels"),
+        )
     },
 )
 def mer2023(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of MER2023 (MER-MULTI): official training and test clips, 6 classes.
-
-    python preprocess/mer2023_av.py --data_root MER2023
 
     Expected below --data_root (http://merchallenge.cn/datasets):
 
@@ -369,31 +354,22 @@ def mer2023(args: argparse.Namespace, found: Found) -> Plan:
     files. Classes in the baseline's order: neutral angry happy sad worried surprise
     (https://github.com/zeroQiaoba/MER2023-Baseline). Lists go to saved/data/mer2023/audio_visual.
     """
-    classes = known_classes("MER2023", 6)
-    wanted: list[Wanted] = []
-    parts: dict[str, list[str]] = {}
-    for part, chosen, places in (
-        ("train", args.train_labels, ("train-label.csv", "mer2023train/train-label.csv")),
-        ("test", args.test_labels, ("test1-label.csv", "test-labels/test1-label.csv")),
-    ):
+    classes = data_set_names("MER2023", 6)
+
+    def read(_: int, part: str) -> Lines:
         purpose = f"give --{part}_labels, a table with the columns name,discrete"
-        path = find(found.root, purpose, *([chosen] if chosen else places))
+        path = find(found.root, purpose, *getattr(args, f"{part}_labels"))
         if path.endswith(".npz"):
             raise ValueError(f"'{path}' holds pickled objects, expected the official csv")
-        clips = [
-            Wanted(row["name"], class_index(row["discrete"], classes, where))
-            for where, row in read_table(path, ["name", "discrete"])
-        ]
-        parts[part] = [clip.name for clip in clips]
-        wanted += clips
-    return Plan("mer2023/audio_visual", wanted, {"split01": parts}, classes)
+        for where, row in read_table(path, ["name", "discrete"]):
+            yield where, Candidate(row["name"], class_index(row["discrete"], classes, where))
+
+    return Plan("mer2023/audio_visual", classes, *official_split(1, read))
 
 
 @partial(DataSet, "IEMOCAP", audio_dirs=("audio_16k", "audio", "."))
 def iemocap(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of IEMOCAP: 5 folds, one a session, 4 classes ang, hap (with exc), neu, sad.
-
-    python preprocess/iemocap_av.py --data_root IEMOCAP_full_release
 
     Expected below --data_root (https://sail.usc.edu/iemocap/):
 
@@ -406,20 +382,15 @@ def iemocap(args: argparse.Namespace, found: Found) -> Plan:
     preprocess/iemocap_clips.py cuts them by the times above and to the half of the speaker. Other
     classes are left out. Lists go to saved/data/iemocap/audio_visual.
     """
-    classes = known_classes("IEMOCAP", 4)
+    classes = data_set_names("IEMOCAP", 4)
     find(found.root, "give another --data_root", "Session1/dialog/EmoEvaluation")
-    wanted, left_out = [], []
+    clips = []
     for path in sorted(Path(found.root).glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
-        for utterance in read_utterances(str(path)):
-            emotion = "hap" if utterance.emotion == "exc" else utterance.emotion
-            if emotion in classes:
-                label = classes.index(emotion)
-                wanted.append(Wanted(utterance.name, label, utterance.speaker))
-            else:
-                reason = f"class {emotion} is not among the four"
-                left_out.append(LeftOut(utterance.name, reason))
-    folds = cross_validation(wanted, 5, lambda clip: int(clip.speaker[4]))
-    return Plan("iemocap/audio_visual", wanted, folds, classes, left_out=left_out)
+        for one in read_utterances(str(path)):
+            emotion = "hap" if one.emotion == "exc" else one.emotion
+            clips.append(of_class(one.name, emotion, classes, one.speaker))
+    lists = cross_validation(clips, 5, lambda speaker: int(speaker[4]))
+    return Plan("iemocap/audio_visual", classes, clips, lists)
 
 
 @partial(
@@ -449,7 +420,7 @@ def avcaffe(args: argparse.Namespace, found: Found) -> Plan:
     own loader: excited wide-awake neutral dull calm; pleasant pleased neutral unsatisfied
     unpleasant. Lists go to saved/data/avcaffe/audio_visual/<target>.
     """
-    classes = known_classes(f"AVCAffe {args.target}", 5)
+    classes = data_set_names(f"AVCAffe {args.target}", 5)
     form = f"'aiim<person>_task_<number>, <{args.target}>'"
     purpose = f"the data set's self-reports come with it, lines {form}"
     labels = {}
@@ -457,30 +428,25 @@ def avcaffe(args: argparse.Namespace, found: Found) -> Plan:
         if "," in line:  # other lines are headings
             task = matched(r"(aiim\d{3}_task_\d+)\s*,\s*(.+)", line, where, form)
             labels[task[1]] = class_index(task[2], classes, where)
-    people = {
-        part: set(_participants(found.root, f"info/{name}.txt"))
-        for part, name in (("train", "train"), ("test", "val"))
-    }
-    wanted, left_out = [], []
+    people = {}
+    purpose = "AVCAffe's official split comes with it, lines aiim001 .. aiim108"
+    for part, name in (("train", "train"), ("test", "val")):
+        people[list_name(1, part)] = {
+            matched(r"aiim\d{3}", person, where, "a participant aiim<number>")[0]
+            for where, line in read_lines(find(found.root, purpose, f"info/{name}.txt"))
+            for person in re.split(r"[\s,]+", line.strip(", "))
+        }
+    clips = []
     for name in found.names():
         match = re.fullmatch(r"((aiim\d{3})_task_\d+)(?:_.*)?", name, re.DOTALL)
         if match is None:
-            left_out.append(LeftOut(name, "name is not aiim<person>_task_<number>_..."))
+            clips.append(Candidate(name, reason="name is not aiim<person>_task_<number>_..."))
         elif match[1] not in labels:
-            left_out.append(LeftOut(name, f"task without {args.target}"))
+            clips.append(Candidate(name, reason=f"task without {args.target}"))
         elif not any(match[2] in group for group in people.values()):
-            left_out.append(LeftOut(name, "participant in neither official list"))
+            clips.append(Candidate(name, reason="participant in neither official list"))
         else:
-            wanted.append(Wanted(name, labels[match[1]], match[2]))
-    parts = {p: [c.name for c in wanted if c.speaker in group] for p, group in people.items()}
+            clips.append(Candidate(name, labels[match[1]], match[2]))
+    lists = {name: [c.name for c in clips if c.speaker in group] for name, group in people.items()}
     note = "clips of one task are scored as one: test with --average_clips 3"
-    place = f"avcaffe/audio_visual/{args.target}"
-    return Plan(place, wanted, {"split01": parts}, classes, left_out=left_out, note=note)
-
-
-def _participants(root: str, name: str) -> Iterator[str]:
-    """Yield the participants of one official list of AVCAffe."""
-    path = find(root, "AVCAffe's official split comes with it, lines aiim001 .. aiim108", name)
-    for where, line in read_lines(path):
-        for person in re.split(r"[\s,]+", line.strip(", ")):
-            yield matched(r"aiim\d{3}", person, where, "a participant aiim<number>")[0]
+    return Plan(f"avcaffe/audio_visual/{args.target}", classes, clips, lists, note=note)

@@ -229,7 +229,7 @@ def write_lists(jobs: list[Job], folds: int, folder: Path, relative: bool) -> No
     """Write pretrain.csv and fold<k>/train.csv, val.csv, test.csv (speaker-independent)."""
     from hicmae.data.clip_list import Clip as ListedClip
     from hicmae.data.clip_list import write_list
-    from preprocess.lists.clips import write_csv
+    from preprocess.lists.writing import write_csv
 
     def name(path: Path) -> str:
         return os.path.relpath(path, folder) if relative else str(path.resolve())

@@ -10,8 +10,8 @@ import soundfile
 
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, write_list
 from preprocess import check_lists
+from preprocess.check_lists import Key, Record, inspect, inspect_all
 from preprocess.command_line import WHOLE, parse_shard
-from preprocess.lists.inspection import Record, inspect, inspect_all, load_records, stored
 from tests.conftest import save_frames, save_mp4, save_wav, tone
 
 
@@ -195,9 +195,7 @@ def test_shards_divide_the_clips_and_a_run_without_one_joins_them(
     assert check(path, "--shard", "2/2") == 1
     assert not (tmp_path / "l/train.cleaned.csv").exists()
     opened: list[object] = []
-    monkeypatch.setattr(
-        "preprocess.lists.inspection.inspect", lambda clip, decode: opened.append(clip)
-    )
+    monkeypatch.setattr("preprocess.check_lists.inspect", lambda *clip, decode: opened.append(clip))
     assert check(path) == 1
     assert opened == []
     assert findings(tmp_path / "l") == [("train.csv", "d", "audio missing")]
@@ -218,24 +216,36 @@ def test_only_missing_and_changed_clips_are_opened_again(clips: Clips, tmp_path:
     assert before[0] == after[0] and before[1] != after[1]
 
 
-def record(name: str, problems: str = "") -> Record:
-    return Record(f"{name}\n.mp4", f"{name}.wav", "s", problems, "", 1.5, 7, "f0", "0f")
+def test_stopped_run_keeps_its_records_but_not_the_line_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [(f"{name}\n.mp4", f"{name}.wav") for name in "abcd"]
+    opened: list[str] = []
 
+    def look(video: str, audio: str, decode: str) -> Record:
+        opened.append(audio)
+        if audio == "c.wav" and len(opened) == 3:
+            raise KeyboardInterrupt
+        problems = "audio missing" if audio == "b.wav" else ""
+        return Record(video, audio, f"{decode} no 2 no 2", problems, "", 1.5, 7, "f0", "0f")
 
-def test_stopped_run_keeps_its_records_but_not_the_line_cut_off(tmp_path: Path) -> None:
-    path = tmp_path / "records-1-of-2.csv"
-    running = stored([record("a"), record("b", "audio missing"), record("c")], path)
-    next(running), next(running)
-    running.close()
-    with open(path, "a") as file:
-        file.write('"d\n.mp4",d.wav,s')
-    wanted = {(f"{name}\n.mp4", f"{name}.wav") for name in "abcd"}
-    assert sorted(r.audio for r in load_records(tmp_path, wanted).values()) == ["a.wav", "b.wav"]
-    again = [record("c"), record("a", "video missing")]
-    assert list(stored(again, path)) == again
-    loaded = load_records(tmp_path, wanted)
-    assert list(loaded.values()) == [again[1], record("b", "audio missing"), again[0]]
-    assert len(path.read_text().splitlines()) == 6  # each name has a line break
+    def inspected() -> dict[Key, Record]:
+        return inspect_all(clips, tmp_path, WHOLE, 1)
+
+    monkeypatch.setattr(check_lists, "inspect", look)
+    with pytest.raises(KeyboardInterrupt):
+        inspected()
+    with open(tmp_path / "records.csv", "a") as file:
+        file.write('"c\n.mp4",c.wav,s')
+    assert {record.audio: record.problems for record in inspected().values()} == {
+        "a.wav": "",
+        "b.wav": "audio missing",
+        "c.wav": "",
+        "d.wav": "",
+    }
+    assert opened == ["a.wav", "b.wav", "c.wav", "c.wav", "d.wav"]
+    assert len((tmp_path / "records.csv").read_text().splitlines()) == 8  # names break lines
+    assert inspected()[clips[0]] == look(*clips[0], "ends")
 
 
 def test_every_item_is_in_one_shard_whatever_the_order() -> None:
@@ -255,7 +265,7 @@ def test_impossible_shard_is_refused(text: str, capsys: pytest.CaptureFixture) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "does not exist"),
+        (None, "No such file"),
         ("", "got an empty list"),
         ("a b c d\n", "x.csv:1: expected '<video> <audio.wav> <number> ...'"),
     ],
@@ -273,6 +283,6 @@ def test_names_that_are_not_utf8_are_reported(tmp_path: Path) -> None:
     path = str(tmp_path / "clip\udcff")
     shutil.copy(save_mp4(tmp_path / "a.mp4", 3), f"{path}.mp4")
     shutil.copy(save_wav(tmp_path / "a.wav", 4000), f"{path}.wav")
-    found = inspect((f"{path}.mp4", f"{path}.wav"))
+    found = inspect(f"{path}.mp4", f"{path}.wav")
     assert found.problems == "audio unreadable"
     assert found.detail.count("is not UTF-8; rename it") == 1

@@ -16,8 +16,8 @@ import soundfile
 from hicmae.data.clip_list import DATA_SETS, read_labelled_list, read_pretrain_list
 from preprocess import voxceleb2
 from preprocess.lists import building, data_sets
-from preprocess.lists.clips import LeftOut, ListedClip, table_text, write_folds, write_left_out
-from preprocess.lists.files import frame_folders, wav_files
+from preprocess.lists.clips import Candidate, frame_folders, wav_files
+from preprocess.lists.writing import table_text, write_left_out, write_lists
 from tests.preprocess.trees import Tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,7 +110,7 @@ def test_cremad_four_classes_leave_out_disgust_and_fear(tree: Tree) -> None:
         (f"1018_DFA_{emotion}_XX", k) for k, emotion in enumerate(("ANG", "HAP", "NEU", "SAD"))
     ]
     assert len(tree.read("split05/test.csv")) == 8  # actors 1073 and 1091
-    assert tree.left_out()["1091_DFA_FEA_XX"] == "class not among the 4"
+    assert tree.left_out()["1091_DFA_FEA_XX"] == "class FEA, the protocol takes ANG HAP NEU SAD"
 
 
 def mafw_split(tree: Tree, subset: str, train: list[str], test: list[str]) -> None:
@@ -256,7 +256,7 @@ def test_iemocap_folds_are_sessions_and_excited_is_happy(tree: Tree) -> None:
         ("Ses02F_impro01_M003", 2),
         ("Ses02F_impro01_F004", 3),
     ]
-    assert tree.left_out()["Ses05F_impro01_M005"] == "class fru is not among the four"
+    assert tree.left_out()["Ses05F_impro01_M005"] == "class fru, the protocol takes ang hap neu sad"
 
 
 def test_avcaffe_labels_tasks_and_splits_people(
@@ -273,7 +273,9 @@ def test_avcaffe_labels_tasks_and_splits_people(
     assert tree.left_out() == {"aiim003_task_9_clip_001": "task without valence"}
     tree.text("info/train.txt", "aiim003 aiim001")
     assert tree.make(data_sets.avcaffe.main, "--target", "valence") == 1
-    assert "are in train.csv and in test.csv, expected none: 'aiim001" in caplog.text
+    assert (
+        "are in split01/train.csv and in split01/test.csv, expected none: 'aiim001" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -351,8 +353,8 @@ def test_another_count_than_published_is_said_and_strict_refuses_it(
     [
         ([], ["a"], r"expected 'faces' or .* found 'audio_16k/', 'one.jpg', 'one.wav'"),
         (["a"], [], r"'audio_16k' or 'audio' or 'AudioWAV' in .*--audio_dir"),
-        (None, ["a"], r"expected folders of jpg.* found nothing; .*extract_face.py"),
-        (["1001_DFA_ANG_XX"], ["1001_DFA_ANG_XX"], r"split01: no clip is left for train.csv"),
+        (None, ["a"], r"expected face folders.* found nothing; .*extract_face.py"),
+        (["1001_DFA_ANG_XX"], ["1001_DFA_ANG_XX"], r"no clip is left for .*split01/train.csv"),
     ],
 )
 def test_wrong_folder_says_what_was_expected_and_found(
@@ -378,8 +380,8 @@ def test_wrong_folder_says_what_was_expected_and_found(
     [
         (["00001.mp4 joy"], r"set_1/train.txt:1: expected one of anger, .*, got 'joy'"),
         (["00001 anger"], r"set_1/train.txt:1: expected '<clip>.mp4 <class>', got '00001 anger'"),
-        (["00001.mp4 anger", "00002.mp4 fear"], r"1 clips are in train.csv and in test.csv.*00002"),
-        (["00001.mp4 anger"] * 2, "1 clips are twice in train.csv, expected each once: '00001'"),
+        (["00001.mp4 anger", "00002.mp4 fear"], r"1 clips are in split01/train.csv and in .*00002"),
+        (["00001.mp4 anger"] * 2, "1 clips are twice in .*split01/train.csv', .*: '00001'"),
         (["00001.mp4 fear", "00002.mp4 joy"], "train.txt:2: expected one of anger"),
         (["00002.mp4 sadness"], "test.txt:1: expected the label 5 that clip 00002 has in another"),
     ],
@@ -407,13 +409,15 @@ def test_official_table_without_its_columns_or_missing_is_named(
 
 
 def test_speaker_on_both_sides_is_refused_and_unknown_ones_are_not_one(tmp_path: Path) -> None:
-    clips = [ListedClip(name, f"/v/{name}", f"/a/{name}.wav", 0, "s") for name in "ab"]
-    parts = {"train": clips[:1], "test": clips[1:]}
-    with pytest.raises(ValueError, match="fold: 1 speakers are in train.csv and in test.csv.*'s'"):
-        write_folds(tmp_path, {"fold": parts})
+    lists = {
+        f"fold/{part}": [Candidate(name, 0, "s", f"/v/{name}", f"/a/{name}.wav")]
+        for part, name in (("train", "a"), ("test", "b"))
+    }
+    with pytest.raises(ValueError, match="1 speakers are in fold/train.csv and in fold/.*'s'"):
+        write_lists(tmp_path, lists, ["x"])
     assert list(tmp_path.iterdir()) == []
-    unknown = {part: [clip._replace(speaker=None) for clip in own] for part, own in parts.items()}
-    write_folds(tmp_path, {"fold": unknown})
+    unknown = {name: [clip._replace(speaker=None) for clip in own] for name, own in lists.items()}
+    write_lists(tmp_path, unknown, ["x"])
     assert (tmp_path / "fold/test.csv").read_text() == "/v/b /a/b.wav 0\n"
 
 
@@ -422,10 +426,11 @@ def test_full_disk_leaves_no_half_written_file(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            write_left_out(tmp_path / "left_out.csv", [LeftOut("x" * 5000, "why")])
+            write_left_out(tmp_path, [Candidate("x" * 5000, reason="why")])
         with pytest.raises(OSError, match="File too large"):
-            long = ListedClip("x", "x" * 5000, "x.wav", 0)
-            write_folds(tmp_path, {"fold": {"train": [long]}})
+            write_lists(
+                tmp_path, {"fold/train": [Candidate("x", 0, None, "x" * 5000, "x.wav")]}, ()
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -446,10 +451,10 @@ def test_folders_and_wavs_are_found_at_any_depth_and_links_in_a_circle_end(tmp_p
         (tmp_path / name).touch()
     (tmp_path / "s1/round").symlink_to(tmp_path, target_is_directory=True)
     found = frame_folders(str(tmp_path))
-    places = {name: os.path.relpath(path, tmp_path) for name, path in found.paths.items()}
+    assert found.pop("hidden")[0] == "no face frames"
+    places = {name: os.path.relpath(path, tmp_path) for name, path in found.items()}
     assert places == {"x": "x/x_aligned", "y": "s1/A/y_aligned", "z": "z"}
-    assert set(found.unusable) == {"hidden"}
-    assert sorted(wav_files(str(tmp_path)).paths) == ["1", "2", "b c"]
+    assert sorted(wav_files(str(tmp_path))) == ["1", "2", "b c"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -460,8 +465,7 @@ def test_folder_without_permission_is_reported_and_others_are_found(tmp_path: Pa
     (tmp_path / "a").chmod(0)
     found = frame_folders(str(tmp_path))
     (tmp_path / "a").chmod(0o700)
-    assert set(found.paths) == {"b"}
-    assert found.unusable["a"][0] == "cannot be read"
+    assert found["b"] == str(tmp_path / "b") and found["a"][0] == "cannot be read"
 
 
 # VoxCeleb2
@@ -532,7 +536,7 @@ def test_voxceleb2_shards_divide_the_check_and_the_last_run_only_joins_them(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a clip was opened again")
 
-    monkeypatch.setattr("preprocess.lists.inspection.inspect", refuse)
+    monkeypatch.setattr("preprocess.check_lists.inspect", refuse)
     assert make_voxceleb_list(tmp_path / "V", *flags) == 0
     listed = read_pretrain_list(tmp_path / "out/train.csv")
     assert [Path(clip.video).parts[-3] for clip in listed] == ["id0", "id1", "id2", "id4"]

@@ -1,0 +1,156 @@
+"""All files that are made of clips: lists, the tables beside them, the reasons for leaving out."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+
+from hicmae.data.clip_list import Clip, write_list
+from hicmae.data.splits import SPEAKER_FILE
+from hicmae.io import whole_file, write_whole
+from preprocess.lists.clips import Candidate
+
+logger = logging.getLogger(__name__)
+
+Lists = Mapping[str, Sequence[Candidate]]  # by name, such as "split01/train" or "test"
+
+
+def in_list(clip: Candidate, relative_to: str | None) -> Clip:
+    """Return a clip as a list holds it: with absolute paths, or relative to training's --data_root.
+
+    `relative_to` is that folder; None for absolute ones.
+    """
+    paths = clip.video, clip.audio
+    if relative_to is None:
+        video, audio = map(os.path.abspath, paths)
+    else:
+        video, audio = (os.path.relpath(path, relative_to) for path in paths)
+    return Clip(video, audio, clip.label)
+
+
+def write_lists(
+    output: Path, lists: Lists, labels: Sequence[str], relative_to: str | None = None
+) -> None:
+    """Write NAME.csv of each list, the names of its labels, and clip_speakers.csv.
+
+    Nothing is written where a list is empty or repeats a clip, or where it shares a clip or a
+    speaker with another one of its folder. `labels` go to classes.txt, or targets.txt of a
+    regression. The speakers serve --val_split speaker. For `relative_to` see `in_list`.
+    """
+    check_lists(output, lists)
+    speakers: dict[str, str] = {}
+    for name, clips in lists.items():
+        lines = [in_list(clip, relative_to) for clip in clips]
+        write_list(output / f"{name}.csv", lines)
+        for line, clip in zip(lines, clips, strict=True):
+            if clip.speaker is not None:
+                speakers[line.video] = clip.speaker
+    if speakers:
+        write_csv(output / SPEAKER_FILE, ["clip", "speaker"], speakers.items())
+    else:
+        (output / SPEAKER_FILE).unlink(missing_ok=True)
+    if labels:
+        kind = "targets" if isinstance(lines[0].label, tuple) else "classes"
+        write_whole(output / f"{kind}.txt", "".join(f"{label}\n" for label in labels))
+
+
+def check_lists(output: Path, lists: Lists) -> None:
+    """Refuse lists that are empty, repeat a clip, or share a clip or a speaker in one folder."""
+    for name, clips in lists.items():
+        if not clips:
+            raise ValueError(
+                f"no clip is left for '{output / name}.csv', expected at least one; see "
+                "left_out.csv"
+            )
+        twice = [clip for clip, count in Counter(c.name for c in clips).items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"{len(twice)} clips are twice in '{output / name}.csv', expected each once: "
+                f"{some(twice)}; check the files named so"
+            )
+    for one, other in combinations(lists, 2):
+        for things, trait in (("clips", "name"), ("speakers", "speaker")):
+            first, second = ({getattr(c, trait) for c in lists[name]} for name in (one, other))
+            shared = (first & second) - {None}
+            if shared and os.path.dirname(one) == os.path.dirname(other):
+                raise ValueError(
+                    f"{output}: {len(shared)} {things} are in {one}.csv and in {other}.csv, "
+                    f"expected none: {some(shared)}; check the split and the names"
+                )
+
+
+def some(names: Iterable[str], shown: int = 5) -> str:
+    """Name a few of many, for a message."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - shown} more" if len(ordered) > shown else ""
+    return ", ".join(map(repr, ordered[:shown])) + more
+
+
+def write_left_out(output: Path, clips: Iterable[Candidate]) -> bool:
+    """Write left_out.csv, also where nothing was left out, and log how many for which reason.
+
+    Returns whether something was left out.
+    """
+    path, rows = output / "left_out.csv", [(c.name, c.reason, c.detail) for c in clips if c.reason]
+    write_csv(path, ["clip", "reason", "detail"], rows)
+    if not rows:
+        logger.info("nothing was left out")
+        return False
+    table = pd.DataFrame(rows, columns=["clip", "reason", "detail"], dtype=object)
+    groups = table.groupby("reason", sort=False)["clip"].agg(["size", "first"])
+    groups.columns = pd.Index(["left out", "for example"])
+    groups["for example"] = groups["for example"].str[:60]
+    groups = groups.sort_values("left out", ascending=False, kind="stable")
+    logger.info("%s\n(all of them, with details: %s)", table_text(groups), path)
+    return True
+
+
+def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table whole or not at all; names may hold bytes that are not UTF-8."""
+    with (
+        whole_file(path) as part,
+        open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def as_table(lists: Lists) -> pd.DataFrame:
+    """Return a row for each line of each list: the column `list` and the fields of the clip."""
+    rows = [(name, *clip) for name, clips in lists.items() for clip in clips]
+    return pd.DataFrame(rows, columns=["list", *Candidate._fields], dtype=object)
+
+
+def totals(clips: pd.DataFrame, by: str, labels: Sequence[str]) -> pd.DataFrame:
+    """Count the clips of `as_table`, their speakers, minutes and classes, by a column.
+
+    Of a regression there are the means of the targets. Rows are in the order of the clips.
+    """
+    groups = clips.groupby(by, sort=False)
+    table = groups.agg(
+        clips=("name", "size"), speakers=("speaker", "nunique"), minutes=("seconds", "sum")
+    )
+    table["minutes"] = [f"{seconds / 60:.1f}" for seconds in table["minutes"]]
+    if isinstance(clips["label"].iloc[0], tuple):
+        values = pd.DataFrame(clips["label"].tolist(), clips.index, labels)
+        return table.join(values.groupby(clips[by]).agg(lambda v: f"{sum(v) / len(v):.3f}"))
+    counts = {name: (clips["label"] == k).groupby(clips[by]).sum() for k, name in enumerate(labels)}
+    return table.join(pd.DataFrame(counts))
+
+
+def table_text(table: pd.DataFrame) -> str:
+    """Lay out a table for the terminal, a line a row, in ASCII whatever its names hold."""
+
+    def plain(value: object) -> str:
+        return ascii(str(value))[1:-1]
+
+    shown = table.rename(index=plain, columns=plain).rename_axis(index=None, columns=None)
+    return shown.map(plain).to_string()
