@@ -41,8 +41,6 @@ from hicmae.io import write_whole
 from hicmae.training.evaluate import Predictions, score, write_results
 
 TEMPERATURE = 0.07
-
-
 Features = dict[str, np.ndarray]  # (n, D) by kind
 
 
@@ -53,8 +51,7 @@ def extract(
 
     Progress is shown with a description only. UnreadableClip names a clip that cannot be read.
     """
-    pairs = [(clip.video, clip.audio) for clip in clips]
-    found = recognizer.each(pairs, features=True, protocol="test", faces="cut")
+    found = recognizer.each(clips, features=True, protocol="test", faces="cut")
     shown = tqdm(found, description, len(clips), disable=not description, dynamic_ncols=True)
     rows = []
     for levels in (features.mean() for features in shown):
@@ -102,11 +99,8 @@ def vote(
     Returns:
         (m, K) shares of the votes.
     """
-
-    def weight(distance: np.ndarray) -> np.ndarray:
-        return np.exp(-distance / temperature)  # as of the cosine, but for a constant factor
-
-    weights = weight if metric == "cosine" else "uniform"
+    # As of the cosine, but for a constant factor.
+    weights = (lambda far: np.exp(-far / temperature)) if metric == "cosine" else "uniform"
     classifier = KNeighborsClassifier(k, metric=metric, weights=weights, algorithm="brute")
     classifier.fit(train, labels)
     scores = np.zeros((len(test), num_classes))
@@ -126,12 +120,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else the others)")
     text = "neighbours (1 5 10 20)"
     add("--k", nargs="+", type=int, default=(1, 5, 10, 20), metavar="N", help=text)
-    add(
-        "--metric",
-        choices=("cosine", "euclidean"),
-        default="cosine",
-        help="how near features are (%(default)s)",
-    )
+    text = "how near features are (%(default)s)"
+    add("--metric", choices=("cosine", "euclidean"), default="cosine", help=text)
     text = "of the votes: the smaller, the more the nearest decide (%(default)s)"
     add("--temperature", type=float, default=TEMPERATURE, metavar="T", help=text)
     text = "share of each class among the neighbours, as in run_finetuning.py (1)"
@@ -148,8 +138,8 @@ def read_fold(args: argparse.Namespace) -> tuple[list[AnyClip], list[AnyClip]]:
     if not args.temperature > 0:
         raise ValueError(f"--temperature must be greater than 0, got {args.temperature}")
     folder = Path(args.data_path)
-    train = list(read_labelled_list(folder / "train.csv", data_root=args.data_root))
-    test = read_labelled_list(args.test_list or folder / "test.csv", data_root=args.data_root)
+    lists = folder / "train.csv", args.test_list or folder / "test.csv"
+    train, test = (list(read_labelled_list(path, data_root=args.data_root)) for path in lists)
     if args.label_share < 1:
         train = take_share(train, args.label_share, args.seed)
     if not 1 <= min(args.k) <= max(args.k) <= len(train):
@@ -157,7 +147,7 @@ def read_fold(args: argparse.Namespace) -> tuple[list[AnyClip], list[AnyClip]]:
             f"--k must be 1 to {len(train)}, the number of training clips, got "
             f"{' '.join(map(str, args.k))}"
         )
-    return train, list(test)
+    return train, test
 
 
 def run(args: argparse.Namespace) -> int:
@@ -183,8 +173,7 @@ def run(args: argparse.Namespace) -> int:
         metrics = {**score(predictions, "classification"), **facts}
         results.append((kind, k, 100 * metrics["uar"], 100 * metrics["war"]))
         if args.output_dir:  # the fold of an experiment of its own
-            fold = Path(args.data_path).resolve().name
-            folder = Path(args.output_dir) / kind / f"k{k}" / fold
+            folder = Path(args.output_dir, kind, f"k{k}", Path(args.data_path).resolve().name)
             folder.mkdir(parents=True, exist_ok=True)
             write_results(folder, "", predictions, metrics, "classification")
             settings = {**vars(args), "features": kind, "k": k}

@@ -204,8 +204,7 @@ def _draw(args: argparse.Namespace, clips: Sequence[list[Prediction]], several: 
     """Write the pictures and annotated copies; returns whether all could be made."""
     drawn, taken = True, set[str]()
     for people in clips:
-        file = people[0].file
-        stem = Path(file).stem
+        file, stem = people[0].file, Path(people[0].file).stem
         names = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
         name = next(name for name in names if name not in taken)
         taken.add(name)
@@ -226,17 +225,16 @@ def table(results: Iterable[Any], names: Sequence[str], by_window: bool = False)
     """Return a row for each person, or for each window of each person, as text."""
     rows: list[dict[str, Any]] = []
     for result in results:
-        file = {"file": result.file}
         if isinstance(result, Failure):
-            failed = {"status": "failed", "reason": result.reason}
-            rows += [] if by_window else [{**file, **failed}]
+            failed = {"file": result.file, "status": "failed", "reason": result.reason}
+            rows += [] if by_window else [failed]
             continue
         for part in result.windows if by_window else [result]:
-            row = {**file, "person": result.person, "label": part.label}
+            label = part.label if result.task == "classification" else None
+            row = {"file": result.file, "person": result.person, "label": label}
             if by_window:
                 row |= {"start": f"{part.start:.3f}", "end": f"{part.end:.3f}"}
                 row |= {"status": part.status}
-                row |= {} if result.task == "classification" else {"label": None}
             else:
                 row |= {"status": "done", "reason": "; ".join(result.notes)}
                 row |= {"seconds": f"{result.duration:.2f}"}
@@ -317,14 +315,12 @@ def _extract(args: argparse.Namespace) -> int:
         raise ValueError(f"none of {len(items)} clips could be read; the last: {reason}")
     columns = _columns(rows)
     with whole_file(output) as part:
-        if is_table:
-            lists: dict[str, list[Any]] = {}  # a column of lists for each level, or for each block
+        if is_table:  # a column of lists for each level, or for each block
+            lists: dict[str, list[Any]] = {}
             for name, values in columns.items():
-                if values.ndim == 3:
-                    blocks = enumerate(values.swapaxes(0, 1))
-                    lists |= {f"{name}_{k}": list(block) for k, block in blocks}
-                else:
-                    lists[name] = list(values)
+                blocks = values.swapaxes(0, 1) if values.ndim == 3 else [values]
+                number = "_{}" if values.ndim == 3 else ""
+                lists |= {name + number.format(k): list(v) for k, v in enumerate(blocks)}
             pd.DataFrame(lists).to_parquet(part, index=False)
         else:
             np.savez(part, **columns)  # type: ignore[arg-type]  # the stub takes all for its flag

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from hicmae.data.film import Film
 from hicmae.data.media import NoPicture, first_stream, needed_stream, opened
 from hicmae.inference.recognizer import Prediction
-from hicmae.inference.sources import MediaFile
 from hicmae.inference.style import OKABE_ITO, STYLE, check_format, save_figure
 from hicmae.io import check_writable, whole_file
 
@@ -205,8 +205,8 @@ def write_overlay(
     check_writable(path, FILMS)
     if Path(video).is_dir():
         raise NoPicture(f"'{video}' is a folder of frames; an annotated copy needs a video")
-    film = MediaFile(video)
-    times, first = film.times, next(iter(film.frames([0])))
+    film = Film(str(video))
+    times, first = film.clock.times, next(film.frames([0]))
     height, width = (side - side % 2 for side in first.shape[:2])  # even, as H.264 wants
     drawers = [Annotator(p, (width, height), with_bars=k == 0) for k, p in enumerate(predictions)]
     bar = tqdm(times, "overlay", leave=False, disable=not progress)
@@ -228,17 +228,14 @@ def write_overlay(
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             last = max(round((time + offset) / unit), last + 1)
             frame.pts, frame.time_base = last, unit
-            while waiting is not None and _begin(waiting) <= time + offset:
+            begins = time + offset
+            while waiting is not None and (waiting.dts or 0) * (waiting.time_base or 0) <= begins:
                 target.mux(waiting)
                 waiting = next(sound, None)
             target.mux(copy.encode(frame))
         target.mux(copy.encode(None))
         target.mux([packet for packet in chain([waiting], sound) if packet is not None])
     return Path(path)
-
-
-def _begin(packet: Packet) -> float:
-    return float((packet.dts or 0) * (packet.time_base or 0))
 
 
 def _sound(target: OutputContainer, source: InputContainer, begin: float) -> Iterator[Packet]:
