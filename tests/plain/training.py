@@ -9,6 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from tests.plain.model import PATCH
 
@@ -16,19 +17,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def cut_video(video, tubelet=2):
-    """(B, 3, T, H, W) -> (B, N, pixels of a tubelet, 3)."""
-    b, c, t, h, w = video.shape
-    grid = video.reshape(b, c, t // tubelet, tubelet, h // PATCH, PATCH, w // PATCH, PATCH)
-    grid = grid.permute(0, 2, 4, 6, 3, 5, 7, 1)  # b, t, h, w, then within a tubelet, then c
-    return grid.reshape(b, -1, tubelet * PATCH * PATCH, c)
-
-
-def join_video(patches, shape, tubelet=2):
-    """Undo `cut_video` for a clip of this shape."""
-    b, c, t, h, w = shape
-    grid = patches.reshape(b, t // tubelet, h // PATCH, w // PATCH, tubelet, PATCH, PATCH, c)
-    return grid.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(b, c, t, h, w)
+CLIP, PATCHES = "b c (t p) (h q) (w r)", "b (t h w) (p q r) c"
 
 
 @torch.no_grad()
@@ -36,27 +25,27 @@ def video_labels(video, mask, tubelet=2, frame_diff=True, group=2):
     """Normalise every patch of the clip, take differences, and keep the masked patches."""
     mean = torch.as_tensor(MEAN, dtype=video.dtype, device=video.device).reshape(1, 3, 1, 1, 1)
     std = torch.as_tensor(STD, dtype=video.dtype, device=video.device).reshape(1, 3, 1, 1, 1)
-    patches = cut_video(video * std + mean, tubelet)
+    patch = {"p": tubelet, "q": PATCH, "r": PATCH}
+    patches = rearrange(video * std + mean, f"{CLIP} -> {PATCHES}", **patch)
     centred = patches - patches.mean(dim=-2, keepdim=True)
     patches = centred / (patches.var(dim=-2, unbiased=True, keepdim=True).sqrt() + 1e-6)
     if frame_diff:
-        clip = join_video(patches, video.shape, tubelet)
+        grid = {"t": video.shape[2] // tubelet, "h": video.shape[3] // PATCH}
+        clip = rearrange(patches, f"{PATCHES} -> {CLIP}", **grid, **patch)
         clip = clip.reshape(*clip.shape[:2], -1, group, *clip.shape[3:])
         first, others = clip[:, :, :, :1], clip[:, :, :, 1:]
         clip = torch.cat([first, others - first], dim=3).reshape(video.shape)
-        patches = cut_video(clip, tubelet)
+        patches = rearrange(clip, f"{CLIP} -> {PATCHES}", **patch)
     labels = patches.flatten(2)
     return labels[mask].reshape(labels.shape[0], -1, labels.shape[-1])
 
 
 @torch.no_grad()
 def audio_labels(audio, mask):
-    b, _, t, f = audio.shape
-    patches = audio.reshape(b, t // PATCH, PATCH, f // PATCH, PATCH)
-    patches = patches.permute(0, 1, 3, 2, 4).reshape(b, -1, PATCH * PATCH)
+    patches = rearrange(audio, "b 1 (t p) (f q) -> b (t f) (p q)", p=PATCH, q=PATCH)
     mean, var = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
     patches = (patches - mean) / (var.sqrt() + 1e-6)
-    return patches[mask].reshape(b, -1, patches.shape[-1])
+    return patches[mask].reshape(len(audio), -1, patches.shape[-1])
 
 
 def contrast_logits(feature, feature_audio, temperature=0.07):

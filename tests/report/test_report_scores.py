@@ -107,30 +107,28 @@ def test_clips_tested_twice_are_named_with_their_folds(tmp_path):
     )
 
 
-@pytest.mark.parametrize("chosen", ["lists/test.csv", "held.csv"])
-def test_report_says_which_list_chose_the_best_epoch(tmp_path, chosen):
-    write_fold(tmp_path / "fold1", 1, 5)
-    write_fold(tmp_path / "fold1", 2, 5, "pred_best.csv")
-    (tmp_path / "fold1" / "metrics_best.json").write_text(json.dumps({"chosen_on": chosen}))
-    (note,) = build(tmp_path, plan=QUICK).notes
-    assert note.startswith(f"best epoch chosen on {chosen.removeprefix('lists/')}")
-    assert ("upper bounds" in note) == ("test" in chosen)
-
-
-def test_skipped_clips_and_settings_that_differ_are_named_but_paths_may_differ(tmp_path):
+def test_skipped_clips_settings_that_differ_and_the_list_of_the_best_epoch_are_named(tmp_path):
     for k, modality in ((1, "av"), (2, "a"), (3, "av")):
-        write_fold(tmp_path / f"fold{k}", k, 5)
+        run = tmp_path / f"fold{k}"
+        for name in ("pred.csv", "pred_best.csv"):
+            write_fold(run, k, 5, name)
         settings = {
             "run": {"output_dir": f"out/{k}", "seed": k},
             "data": {"data_path": f"lists/{k}"},
             "classifier": {"modality": modality, "depth": 2},
         }
-        (tmp_path / f"fold{k}" / "config.json").write_text(json.dumps(settings))
+        (run / "config.json").write_text(json.dumps(settings))
+        (run / "metrics_best.json").write_text(json.dumps({"chosen_on": "lists/test.csv"}))
     (tmp_path / "fold1" / "metrics.json").write_text('{"skipped": ["a: gone", "b: gone"]}')
-    assert build(tmp_path, plan=QUICK).notes == [
+    *notes, chosen = build(tmp_path, plan=QUICK).notes
+    assert notes == [
         "fold1: 2 clips unreadable and not scored",
         'the folds were not trained alike: modality is "av" in fold1 fold3, "a" in fold2',
     ]
+    assert chosen.startswith("best epoch chosen on test.csv, ") and "upper bounds" in chosen
+    (tmp_path / "fold2" / "metrics_best.json").write_text(json.dumps({"chosen_on": "held.csv"}))
+    chosen = build(tmp_path / "fold2", plan=QUICK).notes
+    assert chosen == ["best epoch chosen on held.csv"]
 
 
 def test_regression_table_has_correlations_of_the_union_and_of_each_output(tmp_path):

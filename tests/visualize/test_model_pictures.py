@@ -83,12 +83,6 @@ def unlabelled(tmp_path, pretrain_clips):
     return str(tmp_path / "pretrain.csv")
 
 
-def size_of(path):
-    with Image.open(path) as picture:
-        assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
-        return picture.size
-
-
 def test_features_are_the_parts_of_what_the_head_reads(finetuned, labelled):
     opened = open_clips("", finetuned, labelled)
     values, labels = features_of(opened)
@@ -195,19 +189,6 @@ def test_levels_are_those_that_pretraining_contrasts(pretrained, unlabelled):
     assert np.abs(whole[1] - video[1]).max() > 1e-4
 
 
-def test_retrieval_command_prints_draws_and_writes_the_figures(
-    pretrained, unlabelled, tmp_path, capsys
-):
-    out, figures = tmp_path / "r.png", tmp_path / "new" / "r.csv"
-    main(["retrieval", "--checkpoint", pretrained, "--data_path", unlabelled,
-          "--output", str(out), "--csv", str(figures), "--num_clips", "4"])  # fmt: skip
-    shown = capsys.readouterr().out
-    assert "recall in percent among 4 clips" in shown and "block 1, video to audio" in shown
-    assert size_of(out)[0] > 600
-    rows = list(csv.DictReader(figures.open()))
-    assert len(rows) == 2 * 2 * 3 and rows[0]["chance"] == "0.25"
-
-
 def test_layer_weights_are_shares_of_each_stream(finetuned, tmp_path):
     other = save_classifier(tmp_path / "other.pth", weights=(1.0, 0.0))
     expected = 100 * np.exp([0.0, 1.0]) / np.exp([0.0, 1.0]).sum()
@@ -249,14 +230,16 @@ def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides():
 
 
 def test_commands_draw_at_200_dpi_as_much_as_was_asked_for(
-    finetuned, pretrained, labelled, unlabelled, tmp_path
+    finetuned, pretrained, labelled, unlabelled, tmp_path, capsys
 ):
     tuned = ["--checkpoint", finetuned, "--data_path", labelled]
     trained = ["--checkpoint", pretrained, "--data_path", unlabelled]
 
     def size(*arguments):
         main([*arguments, "--out", str(tmp_path / "picture.png")])
-        return size_of(tmp_path / "picture.png")
+        with Image.open(tmp_path / "picture.png") as picture:
+            assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+            return picture.size
 
     assert size("tsne", *tuned)[0] > 2.2 * size("tsne", *tuned, "--features", "fused")[0]
     assert size("attention", *tuned)[0] > 600
@@ -264,6 +247,11 @@ def test_commands_draw_at_200_dpi_as_much_as_was_asked_for(
     one, two = (size("reconstruction", *trained, *n) for n in ([], ["--num_clips", "2"]))
     assert two[1] > 1.7 * one[1]
     assert size("layer_weights", "--checkpoint", finetuned, finetuned)[0] > 500
+    figures = tmp_path / "new" / "r.csv"
+    assert size("retrieval", *trained, "--csv", str(figures), "--num_clips", "4")[0] > 600
+    shown, rows = capsys.readouterr().out, list(csv.DictReader(figures.open()))
+    assert "recall in percent among 4 clips" in shown and "block 1, video to audio" in shown
+    assert len(rows) == 2 * 2 * 3 and rows[0]["chance"] == "0.25"
 
 
 def test_commands_say_in_one_line_what_does_not_fit(
