@@ -9,6 +9,7 @@ import pytest
 from hicmae import EmotionRecognizer, knn
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
 from hicmae.report.__main__ import main as report
+from preprocess import pack_clips
 from tests.conftest import save_frames, save_wav
 from tests.small_recognizers import speech
 
@@ -91,6 +92,18 @@ def test_a_clip_is_its_own_nearest_neighbour(name, models, fold, capsys):
     assert [row[:2] for row in rows] == [[kind, k] for kind in KINDS[name] for k in ("1", "10")]
     heard = [row for row in rows if row[0] != "video_last"]  # the faces look all the same
     assert {tuple(row[2:]) for row in heard if row[1] == "1"} == {("100.00", "100.00")}
+
+
+def test_a_fold_of_shards_answers_as_its_lists_do(models, fold, tmp_path, capsys):
+    for name in ("train", "test"):
+        packed = ["--output_dir", str(tmp_path / name), "--task", "classification"]
+        assert pack_clips.main([str(fold / f"{name}.csv"), *packed, "--num_workers", "1"]) == 0
+    capsys.readouterr()
+    printed = []
+    for path in (fold, tmp_path):
+        assert run("--checkpoint", models / "av.pth", "--data_path", path, "--k", 1, 3) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
 
 
 def test_features_are_those_of_the_recognizer(models, fold):
