@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from hicmae.io import describe
+
 if TYPE_CHECKING:
     from _typeshed import SupportsRichComparisonT
 
@@ -79,8 +81,5 @@ def exit_code(work: Callable[[], int | None], bad_data: int = 2) -> int:
     try:
         return work() or 0
     except (OSError, RuntimeError, ValueError) as error:
-        told = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            told = f"'{error.filename}': {error.strerror}"
-        logger.error("error: %s", " ".join(told.split()))
+        logger.error("error: %s", describe(error))
         return bad_data if isinstance(error, ValueError) else 2

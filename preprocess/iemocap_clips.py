@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
@@ -36,29 +39,6 @@ from preprocess.face_and_audio.batch import Job
 from preprocess.lists.annotations import Utterance, read_utterances
 
 TOOL = "iemocap_clips"
-
-
-class Writer:
-    """An mp4 that grows by a picture at a time."""
-
-    def __init__(self, path: Path, rate: object, width: int, height: int) -> None:
-        self.container = av.open(str(path), "w")
-        # The stub knows no object as a rate; any fraction of PyAV's or Python's will do.
-        self.stream = self.container.add_stream("libx264", rate=rate)  # type: ignore[call-overload]
-        self.stream.width, self.stream.height = width, height
-        # Of constant rate factor 14: hardly a loss beside the DivX it is made from.
-        self.stream.pix_fmt, self.stream.options = "yuv420p", {"crf": "14"}
-        self.stream.codec_context.thread_count = 1
-
-    def write(self, picture: np.ndarray) -> None:
-        """Add a picture (H, W, 3) uint8 RGB."""
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        self.container.mux(self.stream.encode(frame))
-
-    def close(self) -> None:
-        """Write what is held back."""
-        self.container.mux(self.stream.encode(None))
-        self.container.close()
 
 
 def cut(job: Job, marked_side: str) -> dict[str, object]:
@@ -79,32 +59,35 @@ def _write(
 ) -> Iterator[str]:
     """Write the mp4 files in one pass over the dialogue; yields the names that are complete."""
     waiting = sorted(utterances, key=lambda utterance: utterance.start)
-    speaking: dict[Utterance, Writer] = {}
+    speaking: dict[Utterance, tuple[Any, Any]] = {}  # container and stream of each mp4
     with opened(source) as container:
         stream = needed_stream(container, "video")
         stream.codec_context.thread_count = 1  # the processes share the cores
         rate = stream.average_rate or 30
-        for index, frame in enumerate(container.decode(stream)):
-            seconds = index / float(rate)  # time stamps of AVI count frames as well
-            width, height = frame.width // 4 * 2, frame.height // 2 * 2  # of a half, even for H.264
-            while waiting and waiting[0].start <= seconds:
+        for index, frame in enumerate(chain(container.decode(stream), [None])):
+            # Time stamps of AVI count frames as well; the end of the film ends all utterances.
+            seconds = index / float(rate) if frame else math.inf
+            while frame and waiting and waiting[0].start <= seconds:
                 utterance = waiting.pop(0)
                 if seconds < utterance.end:
-                    path = folder / f"{utterance.name}.mp4"
-                    speaking[utterance] = Writer(path, rate, width, height)
-            if speaking:
-                picture = frame.to_ndarray(format="rgb24")[:height]
-            for utterance in list(speaking):
-                if seconds < utterance.end:
+                    film = av.open(str(folder / f"{utterance.name}.mp4"), "w")
+                    # Of constant rate factor 14: hardly a loss beside the DivX it is made from.
+                    half: Any = film.add_stream("libx264", rate=rate, options={"crf": "14"})
+                    half.width, half.height = frame.width // 4 * 2, frame.height // 2 * 2  # even
+                    half.pix_fmt, half.codec_context.thread_count = "yuv420p", 1
+                    speaking[utterance] = film, half
+            picture = frame.to_ndarray(format="rgb24") if frame and speaking else None
+            for utterance, (film, half) in list(speaking.items()):
+                if picture is not None and seconds < utterance.end:
                     left = utterance.marked == (marked_side == "left")
-                    half = picture[:, :width] if left else picture[:, -width:]
-                    speaking[utterance].write(np.ascontiguousarray(half))
+                    side = slice(half.width) if left else slice(-half.width, None)
+                    pixels = np.ascontiguousarray(picture[: half.height, side])
+                    film.mux(half.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
                 else:
-                    speaking.pop(utterance).close()
+                    film.mux(half.encode(None))
+                    film.close()
+                    del speaking[utterance]
                     yield utterance.name
-    for utterance, writer in speaking.items():
-        writer.close()
-        yield utterance.name
 
 
 def main(arguments: list[str] | None = None) -> int:
