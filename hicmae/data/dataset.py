@@ -126,17 +126,26 @@ class ClipDataset(Dataset):
         return [wav.draw_gain(rng) if self.roll_mag_aug else 1.0 for _ in range(self.num_samples)]
 
     def features(
-        self, sound: Wav, windows: Sequence[np.ndarray], total: int, gains: Sequence[float]
+        self,
+        video: Video | None,
+        sound: Wav,
+        windows: Sequence[np.ndarray],
+        total: int,
+        gains: Sequence[float],
     ) -> Tensor:
         """Return the (B, 1, T, F) filter banks of windows of a labelled clip of `total` frames.
 
-        The wav is as long as the video. The sound of a window begins with its first frame and is
-        as long as a span, at most to the last frame.
+        The sound of a window begins with its first frame and is as long as a span, at most to the
+        last frame. Frames of a film lie at their times, those of a folder evenly over the wav.
         """
-        firsts = [int(window[0]) for window in windows]
-        lasts = [min(first + self.settings.span, total - 1) for first in firsts]
-        pairs = zip(firsts, lasts, strict=True)
-        spans = [wav.frames_to_samples(*pair, total, len(sound)) for pair in pairs]
+        spans = []
+        for first in (int(window[0]) for window in windows):
+            if video is not None and video.frame_times is not None:
+                last = min(first + self.settings.span, total) - 1
+                spans.append(_samples(video, first, last))
+            else:
+                last = min(first + self.settings.span, total - 1)
+                spans.append(wav.frames_to_samples(first, last, total, len(sound)))
         return wav.span_features(sound, spans, gains, self.settings.input_size_audio)
 
     def target(self, clip: AnyClip) -> Tensor:
@@ -182,8 +191,7 @@ class PretrainClips(ClipDataset):
         spans = []  # samples from the beginning of a window to the end of the frame after it
         for window in windows:
             last = min(int(window[-1]) + self.settings.sampling_rate, total - 1)
-            start, stop = (int(time * SAMPLE_RATE) for time in video.times(int(window[0]), last))
-            spans.append((start, stop))
+            spans.append(_samples(video, int(window[0]), last))
         audio = wav.span_features(sound, spans, gains, self.settings.input_size_audio)
         frames = film.read_frames(video, windows)
         masks = [tube_mask(self.grid, self.mask_ratio, rng) for _ in windows]
@@ -225,7 +233,7 @@ class LabelledClips(ClipDataset):
             windows.append(film.train_frames(total, end, *self.sampling))
         pixels = features = None
         if sound is not None:
-            features = self.features(sound, windows, total, self.gains(rng))
+            features = self.features(video, sound, windows, total, self.gains(rng))
         if video is not None:
             frames = film.read_frames(video, windows)
             squares = film.resize_frames(list(frames.values()), self.size)
@@ -306,6 +314,12 @@ class TestClips(ClipDataset):
                 [part[..., y:bottom, x:right] for part in chosen for x, y, right, bottom in boxes]
             )
         if sound is not None:
-            features = self.features(sound, windows, total, [1.0] * len(windows))
+            features = self.features(video, sound, windows, total, [1.0] * len(windows))
             features = features.repeat_interleave(len(boxes), dim=0)
         return pixels, features
+
+
+def _samples(video: Video, first: int, last: int) -> tuple[int, int]:
+    """Return the samples from the beginning of frame `first` to the end of frame `last`."""
+    begin, end = video.times(first, last)
+    return int(begin * SAMPLE_RATE), int(end * SAMPLE_RATE)

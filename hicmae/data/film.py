@@ -1,8 +1,8 @@
 """Films: one clock, and frames by their numbers.
 
 Seconds count from the first frame that a film displays; a frame is the one whose time stamp says
-so. PyAV reads every film. decord, and partial decoding of H.264, read the kinds of mp4 for which
-they give the same frames in less time.
+so. PyAV reads every film; of an mp4 of H.264 that is whole, only what is needed is decoded, which
+gives the same frames in less time.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from av.video.reformatter import VideoReformatter
 
 from hicmae.data.media import (
     MAX_DAMAGED,
+    VIDEO_SUFFIXES,
     Damage,
     NoPicture,
     decoded,
@@ -30,14 +31,7 @@ from hicmae.data.media import (
     packets_of,
 )
 from hicmae.data.video import FrameFolder, FrameTimes, Video, check_frame_size
-from hicmae.io import UnreadableClip, one_line
-
-try:
-    import decord
-except ImportError:  # no wheels outside Linux x86-64; PyAV gives the same frames there
-    decord = None
-else:
-    decord.logging.set_level(decord.logging.FATAL)  # what is wrong with a clip is in our message
+from hicmae.io import UnreadableClip
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +215,7 @@ class Film(Video):
                 clock = read_clock(container)
         self.path, self.clock, self.damage = path, clock, Damage()
         times, spans = clock.times, clock.lengths * clock.unit
-        # In float32, as decord gives them and the original used.
+        # In float32, as the original used them.
         self.frame_times = FrameTimes(times.astype(np.float32), (times + spans).astype(np.float32))
 
     def __len__(self) -> int:
@@ -301,21 +295,6 @@ class Film(Video):
         return ((f.pts, f) for f in itertools.chain([landed], frames) if f.pts is not None)
 
 
-class DecordFilm(Film):
-    """A film read with decord: frames between the wanted ones are skipped, not converted."""
-
-    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Return the frames at `indices`, see `Video`; by PyAV where decord sees other frames."""
-        try:
-            # An absolute name, as FFmpeg would take "a:b.mp4" for a protocol.
-            reader = decord.VideoReader(os.path.abspath(self.path), num_threads=1)
-            if len(reader) == len(self):
-                return list(reader.get_batch(list(indices)).asnumpy())
-        except (decord.DECORDError, RuntimeError, UnicodeError) as error:
-            logger.debug("decord cannot read '%s': %s", self.path, one_line(error))
-        return super().read(indices)
-
-
 class H264Film(Film):
     """An mp4 of H.264 of which as little is decoded as possible.
 
@@ -390,7 +369,11 @@ def open_video(path: str) -> Video:
         UnreadableClip: there is nothing to read.
     """
     if os.path.isdir(path):
-        return FrameFolder(path)
+        folder = FrameFolder(path)
+        films = [n for n in os.listdir(path) if os.path.splitext(n)[1].lower() in VIDEO_SUFFIXES]
+        if len(films) < len(folder):
+            return folder
+        raise UnreadableClip(f"video '{path}' is a folder of films, expected one film or frames")
     packets: list[av.Packet] = []
     with one_line_errors(path):
         container = open_container(path)
@@ -401,13 +384,7 @@ def open_video(path: str) -> Video:
     pixels = codec.format.name if codec.format else ""
     is_mp4 = "mp4" in container.format.name.split(",")
     square = float(stream.sample_aspect_ratio or 1) == 1
-    if not (is_mp4 and clock.is_indexed and square and pixels in _PIXEL_FORMATS):
-        return Film(path, clock)
-    if codec.name == "h264":
+    is_exact = is_mp4 and clock.is_indexed and square and pixels in _PIXEL_FORMATS
+    if codec.name == "h264" and is_exact:
         return H264Film(path, clock, container, packets)
-    try:
-        first = next((frame for packet in packets for frame in packet.decode()), None)
-    except av.FFmpegError:
-        first = None
-    is_plain = first is not None and np.array_equal(display_matrix(first), np.eye(2))
-    return DecordFilm(path, clock) if decord is not None and is_plain else Film(path, clock)
+    return Film(path, clock)

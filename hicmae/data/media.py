@@ -1,7 +1,7 @@
 """Films and sounds: how files are opened, and sound with every sample in its time.
 
 A sample lies where its packet's time stamp puts it; what is missing is silence. Damaged packets are
-passed over, counted, and refused only where they are many. Files are opened here and by decord.
+passed over, counted, and refused only where they are many.
 """
 
 import logging
@@ -105,10 +105,14 @@ def needed_stream(container: InputContainer, kind: Kind) -> Any:
 
 
 def find_clips(name: str) -> list[str]:
-    """Return the clips that a name means: a folder is searched, unless it holds frames itself."""
-    if not os.path.isdir(name) or any(
-        file.lower().endswith(FRAME_EXTENSIONS) for file in os.listdir(name)
-    ):
+    """Return the clips that a name means: a folder is searched, unless it holds frames itself.
+
+    A picture beside films is no frame.
+    """
+    inside = [file.lower() for file in os.listdir(name)] if os.path.isdir(name) else []
+    has_films = any(os.path.splitext(file)[1] in VIDEO_SUFFIXES for file in inside)
+    has_frames = any(file.endswith(FRAME_EXTENSIONS) for file in inside)
+    if not os.path.isdir(name) or (has_frames and not has_films):
         return [name]
     found = sorted(
         os.path.join(folder, file)

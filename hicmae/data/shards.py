@@ -22,15 +22,13 @@ import numpy as np
 from PIL import Image
 
 from hicmae.data.audio import WINDOW, Wav
-from hicmae.data.video import IMAGE_ERRORS, MAX_PIXELS, FrameTimes, Video
+from hicmae.data.video import IMAGE_ERRORS, MAX_PIXELS, FrameTimes, Video, to_rgb
 from hicmae.io import UnreadableClip, one_line
 
 SUFFIX = ".index.json"
 FORMAT = "hicmae-shard-1"
 MAX_OPEN = 8  # shards a process keeps open
 
-# The colours and the order that Pillow gives, whose JPEG decoder is slower than OpenCV's.
-_AS_PILLOW = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 # What a description raises that is not what was packed.
 _WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
@@ -261,10 +259,11 @@ def decode_image(data: bytes) -> np.ndarray | None:
     height, width, channels = jpeg_shape(data)
     try:
         if channels == 3 and height * width <= MAX_PIXELS:
-            return cv2.imdecode(np.frombuffer(data, np.uint8), _AS_PILLOW)
+            # the pixels of `to_rgb`, upright too, in less time
+            return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             small = image.width * image.height <= MAX_PIXELS
-            return np.asarray(image.convert("RGB")) if small else None
+            return to_rgb(image) if small else None
     except (cv2.error, *IMAGE_ERRORS):
         return None
 

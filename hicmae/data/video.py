@@ -1,15 +1,17 @@
 """The frames of a clip: which ones, folders of them, how they are cut, resized and normalised."""
 
+import contextlib
 import functools
 import math
 import os
+import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn.functional import interpolate
 
 from hicmae.io import UnreadableClip, one_line
@@ -22,6 +24,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 # Weights of this many parts are exact in Pillow's arithmetic (22 bits) and in torch's (15 bits).
 _EXACT_PARTS = 1024
+
+_ORIENTATION = 0x0112  # a tag of EXIF: how the camera was held
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
@@ -89,10 +93,20 @@ class FrameFolder(Video):
             try:
                 with Image.open(path) as image:
                     check_frame_size(f"frame '{path}'", *image.size)
-                    frames.append(np.asarray(image.convert("RGB")))
+                    frames.append(to_rgb(image))
             except IMAGE_ERRORS as error:
                 raise UnreadableClip(f"frame '{path}' cannot be read: {one_line(error)}") from None
         return frames
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Return a picture as (H, W, 3) uint8 RGB, upright; 16-bit grey is scaled to 8 bit."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(np.clip(np.asarray(image) / 257, 0, 255).round().astype(np.uint8))
+    with contextlib.suppress(*IMAGE_ERRORS, KeyError, TypeError, struct.error):  # of broken EXIF
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            ImageOps.exif_transpose(image, in_place=True)
+    return np.asarray(image.convert("RGB"))
 
 
 def check_frame_size(what: str, width: int, height: int) -> None:

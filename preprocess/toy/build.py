@@ -274,7 +274,6 @@ def write_preview(path: Path, seed: int, speakers: int, face_size: int) -> None:
         text, where = f"{pair}: mouth shut, open, aligned face", (column * width // 3 + 8, 18)
         cv2.putText(strip, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.55, (40,) * 3, 1, cv2.LINE_AA)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not with cv2: its PNG writer fails in a process that has loaded decord's older zlib.
     Image.fromarray(np.vstack([strip, *rows])[..., ::-1]).save(path)
 
 

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hicmae.data import film
-from hicmae.data.film import DecordFilm, Film, H264Film, open_video
+from hicmae.data.film import Film, H264Film, open_video
 from hicmae.data.video import read_frames
 from hicmae.io import UnreadableClip
 from tests.conftest import frame
 
-needs_decord = pytest.mark.skipif(film.decord is None, reason="no decord here")
-READERS = {"h264": open_video, "decord": DecordFilm, "pyav": Film}
+READERS = {"h264": open_video, "pyav": Film}
 FILMS = {
     "VoxCeleb2's": {"g": "250", "bf": "3"},
     "many keyframes": {"g": "12", "bf": "3"},
@@ -24,9 +22,9 @@ FILMS = {
 }
 
 
-@pytest.fixture(params=["h264", pytest.param("decord", marks=needs_decord), "pyav"])
+@pytest.fixture(params=READERS)
 def reader(request):
-    """Open films for partial decoding of H.264, for decord, and for PyAV."""
+    """Open films for partial decoding of H.264, and for PyAV."""
     return READERS[request.param]
 
 
@@ -42,25 +40,6 @@ def encode(path, options, size=(64, 48), codec="libx264", frames=60, pix_fmt="yu
             container.mux(stream.encode(av.VideoFrame.from_ndarray(noisy, format="rgb24")))
         container.mux(stream.encode(None))
     return str(path)
-
-
-# Matrix beside a film, (a, b, c, d) of (x, y) -> (a x + c y, b x + d y), and what it does.
-TURNS = {
-    "a quarter to the right": ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
-    "a quarter to the left": ((0, -1, 1, 0), np.rot90),
-    "upside down": ((-1, 0, 0, -1), lambda image: image[::-1, ::-1]),
-    "mirrored": ((-1, 0, 0, 1), lambda image: image[:, ::-1]),
-    "mirrored and turned": ((0, 1, 1, 0), lambda image: image.swapaxes(0, 1)),
-}
-
-
-def turn(path: str, matrix: tuple[int, ...]) -> None:
-    """Mark a film as one to be shown turned or mirrored, as telephones do."""
-    a, b, c, d = (value << 16 for value in matrix)
-    with open(path, "r+b") as file:
-        file.seek(file.read().index(b"tkhd") + 4 + 40)
-        for value in (a, b, 0, c, d, 0, 0, 0, 1 << 30):
-            file.write(value.to_bytes(4, "big", signed=True))
 
 
 # all readers
@@ -115,13 +94,6 @@ def test_title_that_is_no_utf8_is_no_obstacle(write_mp4, reader):
     assert len(reader(path).read([0, 2])) == 2
 
 
-@needs_decord
-def test_sizes_that_decord_cannot_read_are_read_all_the_same(write_mp4):
-    images = DecordFilm(write_mp4(frames=12, size=(48, 40))).read([0, 7])
-    assert [image.shape for image in images] == [(40, 48, 3)] * 2
-    assert [image[-1, -1].mean() for image in images] == pytest.approx([0, 21], abs=4)
-
-
 # partial decoding of H.264
 
 
@@ -136,17 +108,6 @@ def test_frames_and_times_are_those_of_decoding_everything(tmp_path, kind):
         for index, picture in zip(window, video.read(window), strict=True):
             np.testing.assert_array_equal(picture, whole[index])
     assert [video.times(k, k) for k in range(60)] == [reference.times(k, k) for k in range(60)]
-
-
-@needs_decord
-@pytest.mark.parametrize("make", [open_video, Film])
-@pytest.mark.parametrize("size, pix_fmt", [((64, 64), "yuv420p"), ((226, 130), "yuvj420p")])
-def test_frames_and_times_are_those_of_decord(tmp_path, make, size, pix_fmt):
-    path = encode(tmp_path / "a.mp4", {"preset": "fast"}, size, pix_fmt=pix_fmt)
-    video, reference = make(path), DecordFilm(path)
-    for one, other in zip(video.read([0, 7, 31]), reference.read([0, 7, 31]), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert video.times(5, 59) == reference.times(5, 59)
 
 
 def test_decoding_starts_at_a_keyframe_and_leaves_frames_out(tmp_path):
@@ -197,18 +158,6 @@ def test_a_keyframe_that_others_reach_across_is_no_start(tmp_path):
 def test_other_files_are_decoded_whole(tmp_path, name, codec, pix_fmt):
     path = encode(tmp_path / name, {}, codec=codec, frames=20, pix_fmt=pix_fmt)
     assert not isinstance(open_video(path), H264Film) and len(open_video(path)) == 20
-
-
-@pytest.mark.parametrize("shown", TURNS)
-@pytest.mark.parametrize("name, codec", [("a.mp4", "libx264"), ("a.mov", "mpeg4")])
-def test_films_are_shown_as_their_matrix_says(tmp_path, shown, name, codec):
-    path = encode(tmp_path / name, {}, size=(64, 48), frames=20, codec=codec)
-    upright = open_video(path).read([3, 9])
-    turn(path, TURNS[shown][0])
-    video = open_video(path)
-    assert isinstance(video, Film) and not isinstance(video, DecordFilm)
-    for one, other in zip(video.read([3, 9]), upright, strict=True):
-        np.testing.assert_array_equal(one, TURNS[shown][1](other))
 
 
 def test_frames_that_do_not_come_are_asked_of_pyav(tmp_path, monkeypatch):

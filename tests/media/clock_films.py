@@ -1,4 +1,7 @@
-"""Films that tell their own time twice: the grey of a picture and the pitch of the tone."""
+"""Films that tell their own time twice: the grey of a picture and the pitch of the tone.
+
+The upper edge of a picture is black, its left edge white, so that turning and mirroring show.
+"""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -8,6 +11,7 @@ import av
 import numpy as np
 
 RATE, SECONDS = 48000, 5.0
+SIZE = (64, 64)
 STEADY = np.arange(int(SECONDS * 25)) / 25
 VARIABLE = np.concatenate([np.arange(0, 2, 1 / 30), np.arange(2, SECONDS, 1 / 12)])
 
@@ -20,23 +24,35 @@ def save_film(
     codecs: tuple[str, str] = ("libx264", "aac"),
     bad: Sequence[int] = (),
     heard_for: float = SECONDS,
+    cut: float = 0.0,
+    drop: int = 0,
+    matrix: tuple[int, ...] = (),
+    options: dict[str, str] | None = None,
+    muxer: dict[str, str] | None = None,
 ) -> str:
-    """Write a film; frames at `times`, sound `late`, no packet of it within `gap`, `bad` broken."""
+    """Write a film; frames at `times`, sound `late`, no packet of it within `gap`, `bad` broken.
+
+    What is before `cut` seconds is not to be shown (an edit list); the first `drop` packets of the
+    picture are missing. `matrix` turns it, (a, b, c, d) of (x, y) -> (a x + c y, b x + d y).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as film:
-        picture = film.add_stream(codecs[0], rate=25, options={"g": "30"})
-        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+    with av.open(str(path), "w", options=muxer or {}) as film:
+        picture = film.add_stream(codecs[0], rate=25, options={"g": "30"} | (options or {}))
+        picture.width, picture.height, picture.pix_fmt = *SIZE, "yuv420p"
         picture.bit_rate = 4_000_000
-        picture.codec_context.time_base = Fraction(1, 1000)
+        coarse = codecs[0] in ("mpeg4", "mpeg2video") or path.suffix == ".avi"
+        picture.codec_context.time_base = unit = Fraction(1, 25 if coarse else 1000)
         sound = film.add_stream(codecs[1], rate=RATE, layout="mono")
+        sound.bit_rate = 128_000
         packets = []
         for time in times:
-            grey = np.full((48, 64, 3), 20 + 40 * int(time), np.uint8)
-            grey[:, 32:] = 20 + round(200 * (time % 1))
+            grey = np.full((SIZE[1], SIZE[0], 3), 20 + 40 * int(time), np.uint8)
+            grey[:, SIZE[0] // 2 :] = 20 + round(200 * (time % 1))
+            grey[:4], grey[4:, :4] = 0, 255
             frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
-            frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
+            frame.pts, frame.time_base = round(float(time) / unit), unit
             packets += picture.encode(frame)
-        packets += picture.encode(None)
+        packets = (packets + picture.encode(None))[drop:]
         seconds = np.arange(int(heard_for * RATE)) / RATE
         wave = 0.4 * np.sin(2 * np.pi * (300 * seconds + 150 * seconds**2))
         heard = []
@@ -54,13 +70,21 @@ def save_film(
             if not gap[0] <= time < gap[1]:
                 packets.append(packet)
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            shift = round(cut / packet.time_base)
+            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
             film.mux(packet)
+    if matrix:
+        a, b, c, d = (value << 16 for value in matrix)
+        with open(path, "r+b") as file:
+            file.seek(file.read().index(b"tkhd") + 4 + 40)
+            for value in (a, b, 0, c, d, 0, 0, 0, 1 << 30):
+                file.write(value.to_bytes(4, "big", signed=True))
     return str(path)
 
 
 def seen_at(image: np.ndarray) -> float:
     """Return the time that a picture tells, in seconds: its left half those, the rest the right."""
-    whole, rest = image[8:-8, 8:24].mean(), image[8:-8, 40:56].mean()
+    whole, rest = image[8:-8, 10:26].mean(), image[8:-8, 40:56].mean()
     return round((whole - 20) / 40) + (rest - 20) / 200
 
 
@@ -78,9 +102,21 @@ FILMS = {
     "gap.mp4": ({"gap": (2.0, 3.0)}, 0.0),
     "variable.mp4": ({"times": VARIABLE}, 0.0),
     "late picture.mkv": ({"times": STEADY + 0.4}, 0.0),
-    "bframes.avi": ({"codecs": ("mpeg4", "mp3")}, 0.0),
+    "bframes.avi": ({"codecs": ("mpeg4", "mp3"), "options": {"bf": "2"}}, 0.0),
     "reordered.avi": ({"codecs": ("libx264", "pcm_s16le")}, 0.0),
     "first stamp only.vob": ({"codecs": ("libx264", "mp2")}, 0.0),
+    "cut.mp4": ({"cut": 1.3, "options": {"bf": "2"}}, 0.0),
+    "short sound.mp4": ({"heard_for": 2.5}, 0.0),
+    "long sound.mp4": ({"times": STEADY[:75]}, 0.0),
+    "bframes.wmv": ({"codecs": ("wmv2", "wmav2")}, 0.0),
+    "bframes.mpg": ({"codecs": ("mpeg2video", "mp2"), "options": {"bf": "2"}}, 0.0),
+    "bframes.mp4": ({"codecs": ("mpeg4", "aac"), "options": {"bf": "2"}}, 0.0),
+    "late key.ts": ({"drop": 12, "options": {"g": "50", "bf": "2"}}, 0.0),
+    "between keys.mkv": ({"drop": 12}, 0.0),
+    "live.webm": ({"codecs": ("libvpx", "libopus"), "muxer": {"live": "1"}}, 0.0),
+    "av1.webm": ({"codecs": ("libsvtav1", "libopus"), "options": {"preset": "8"}}, 0.0),
+    "hevc.mov": ({"codecs": ("libx265", "aac"), "options": {"x265-params": "log-level=0"}}, 0.0),
+    "damaged sound.mp4": ({"bad": (50,)}, 0.0),
     "vp8.webm": ({"codecs": ("libvpx", "libopus")}, 0.0),
     "stream.ts": ({}, 0.0),
 }

@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 
+from hicmae.data import audio, video
+from hicmae.data.batches import ClipIndex
+from hicmae.data.clip_list import Clip, write_list
+from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
 from hicmae.data.film import Film, open_video
+from hicmae.data.shards import read_packed
 from hicmae.inference.sources import open_source
-from tests.media.clock_films import FILMS, heard_at, save_film, seen_at
+from preprocess import pack_clips
+from preprocess.face_and_audio import extract_audio
+from preprocess.face_and_audio.batch import Job
+from tests.conftest import same
+from tests.media.clock_films import FILMS, STEADY, heard_at, save_film, seen_at
+
+SMALL = ClipSettings(num_frames=4, sampling_rate=2, input_size=64, input_size_audio=(64, 32))
 
 
 def offsets(path: str) -> list[float]:
@@ -28,17 +39,114 @@ def test_what_is_seen_is_heard(tmp_path, name):
     assert np.abs(np.array(offsets(path)) - expected).max() < 0.04
 
 
-def test_a_damaged_sound_packet_costs_that_packet_only(tmp_path, caplog):
+def test_a_damaged_sound_packet_costs_that_packet_only(tmp_path):
     path = save_film(tmp_path / "a.mp4", bad=(50,))
-    assert np.abs(offsets(path)).max() < 0.04
     whole = open_source(save_film(tmp_path / "b.mp4")).sound
     assert abs(len(open_source(path).sound) - len(whole)) < 400
 
 
-def test_frames_are_those_of_their_times_in_every_reader(tmp_path):
-    for name in ("variable.mp4", "late picture.mkv", "bframes.avi"):
-        path = save_film(tmp_path / name, **FILMS[name][0])
-        whole = Film(path).read(range(len(Film(path))))
-        picked = open_video(path).read([3, 40, 60])
-        for index, image in zip([3, 40, 60], picked, strict=True):
-            np.testing.assert_array_equal(image, whole[index])
+# training
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """Return the list of the sounds that become features; crops are the whole picture."""
+    found, fbanks = [], audio.fbanks
+    monkeypatch.setattr(audio, "fbanks", lambda w, *more: found.extend(w) or fbanks(w, *more))
+    monkeypatch.setattr(video, "draw_crop", lambda region, rng: region)
+    return found
+
+
+STAGES = ("pretraining", "training", "testing")
+DATA_SETS = {
+    "pretraining": lambda clips: PretrainClips(clips, SMALL, num_samples=8),
+    "training": lambda clips: LabelledClips(clips, SMALL, num_samples=8),
+    "testing": lambda clips: TestClips(clips, SMALL, num_segments=8),
+}
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_training_hears_what_it_sees(tmp_path, heard, name):
+    options, expected = FILMS[name]
+    clip = Clip(save_film(tmp_path / name, **options), str(tmp_path / "a.wav"), 0)
+    extract_audio.convert(Job("a", clip.video, clip.audio))
+    for stage, make in DATA_SETS.items():
+        heard.clear()
+        batch = make([clip])[ClipIndex(0, 0)]
+        assert not batch.skipped
+        offsets = []
+        for sound, pictures in zip(heard, batch.video, strict=True):
+            time = heard_at(sound[:1600])  # of its middle
+            seen = seen_at(pictures[:, 0].permute(1, 2, 0).numpy().astype(float))
+            offsets += [] if time is None else [time - 0.05 - seen]
+        assert len(offsets) > 2 and np.abs(np.array(offsets) - expected).max() < 0.04, stage
+
+
+@pytest.mark.parametrize("name", ["late.mp4", "variable.mp4", "cut.mp4", "reordered.avi"])
+def test_packed_films_are_heard_as_the_films_are(tmp_path, name):
+    clip = Clip(save_film(tmp_path / name, **FILMS[name][0]), str(tmp_path / "a.wav"), 0)
+    extract_audio.convert(Job("a", clip.video, clip.audio))
+    for task, stages in {"pretrain": STAGES[:1], "classification": STAGES[1:]}.items():
+        write_list(tmp_path / "list.csv", [clip])
+        flags = f"--output_dir {tmp_path / task} --task {task} --lossless --num_workers 1".split()
+        assert pack_clips.main([str(tmp_path / "list.csv"), *flags]) == 0
+        packed = read_packed(tmp_path / task)
+        for make in map(DATA_SETS.get, stages):
+            assert same(make([clip])[ClipIndex(0, 0)], make(packed)[ClipIndex(0, 0)])
+
+
+# readers
+
+CODECS = {
+    "libx264": ("mp4", "mov", "mkv", "avi", "ts", "flv"),
+    "libx265": ("mp4", "mkv", "ts"),
+    "mpeg4": ("mp4", "mkv", "avi"),
+    "mpeg2video": ("mpg", "ts"),
+    "wmv2": ("wmv", "avi"),
+    "libvpx-vp9": ("webm", "mp4"),
+    "libsvtav1": ("webm", "mp4"),
+}
+SOUNDS = {"webm": "libopus", "avi": "pcm_s16le", "mpg": "mp2", "wmv": "wmav2"}
+QUICK = {
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+    "libsvtav1": {"preset": "8"},
+    "libx265": {"x265-params": "log-level=0", "preset": "ultrafast"},
+}
+# What a film's matrix says, and what it does to a picture.
+TURNS = {
+    "a quarter to the right": ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
+    "a quarter to the left": ((0, -1, 1, 0), np.rot90),
+    "upside down": ((-1, 0, 0, -1), lambda image: image[::-1, ::-1]),
+    "mirrored": ((-1, 0, 0, 1), lambda image: image[:, ::-1]),
+    "mirrored and turned": ((0, 1, 1, 0), lambda image: image.swapaxes(0, 1)),
+}
+KINDS = [
+    (suffix, codec, bframes, cut, turn)
+    for codec, suffixes in CODECS.items()
+    for suffix in suffixes
+    for bframes in ((0, 2) if codec in ("libx264", "libx265", "mpeg4", "mpeg2video") else (0,))
+    for cut in ((0.0, 1.2) if suffix in ("mp4", "mov") else (0.0,))
+    for turn in (("", *TURNS) if suffix == "mp4" and codec in ("libx264", "mpeg4") else ("",))
+]
+
+
+@pytest.mark.parametrize("suffix, codec, bframes, cut, turn", KINDS)
+def test_all_readers_give_the_frames_of_their_times(tmp_path, suffix, codec, bframes, cut, turn):
+    options = QUICK.get(codec, {}) | ({"bf": str(bframes)} if bframes else {})
+    made = {"codecs": (codec, SOUNDS.get(suffix, "aac")), "options": options, "cut": cut}
+    made |= {"times": STEADY[:75], "heard_for": 3.0}
+    path = save_film(tmp_path / f"a.{suffix}", **made)
+    film = Film(path)
+    whole = list(film.frames(range(len(film))))
+    assert len(whole) == 75 - int(cut * 25)
+    seen = np.array([seen_at(image) for image in whole])
+    assert np.abs(seen - cut - film.clock.times).max() < 0.03
+    if turn:
+        matrix, shown = TURNS[turn]
+        path = save_film(tmp_path / f"b.{suffix}", **made, matrix=matrix)
+        whole = [shown(image) for image in whole]
+    for reader in (open_video(path), Film(path)):
+        assert len(reader) == len(whole) and np.allclose(reader.frame_times, film.frame_times)
+        for window in ([3, 9, 30], [1, 2], range(20, 42, 4), [len(whole) - 1]):
+            for index, image in zip(window, reader.read(window), strict=True):
+                np.testing.assert_array_equal(image, whole[index])
