@@ -19,7 +19,14 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from hicmae.data.film import Film
-from hicmae.data.media import NoPicture, first_stream, needed_stream, opened
+from hicmae.data.media import (
+    Damage,
+    NoPicture,
+    decoded,
+    first_stream,
+    needed_stream,
+    opened,
+)
 from hicmae.inference.recognizer import Prediction
 from hicmae.inference.style import OKABE_ITO, STYLE, check_format, save_figure
 from hicmae.io import check_writable, whole_file
@@ -214,7 +221,7 @@ def write_overlay(
         picture = needed_stream(source, "video")
         begin = max(source.start_time or 0, 0) / 1e6  # seconds; streams keep their distance
         unit = picture.time_base or Fraction(1, 90000)
-        offset = max(float((picture.start_time or 0) * unit) - begin, 0)
+        offset = max(film.clock.origin - begin, 0)  # of the first frame that is displayed
         copy = target.add_stream("libx264", rate=picture.average_rate or 25, options=QUALITY)
         copy.width, copy.height, copy.pix_fmt = width, height, "yuv420p"
         # As fine as the source's clock, so that frames of changing length keep their times.
@@ -255,10 +262,12 @@ def _sound(target: OutputContainer, source: InputContainer, begin: float) -> Ite
                 yield packet
         return
     rate = min(RATES, key=lambda known: abs(known - codec.sample_rate))
-    layout = codec.layout.name if codec.layout.nb_channels <= 6 else "stereo"
+    channels = codec.layout.nb_channels
+    named = codec.layout.name if channels <= 6 else "stereo"
+    layout = {1: "mono", 2: "stereo"}.get(channels, named)  # a pcm's has no name
     copy = target.add_stream("aac", rate=rate, layout=layout)
     resampler = AudioResampler("fltp", copy.layout, copy.rate, frame_size=1024)
-    for frame in chain(source.decode(stream), [None]):  # None: what is held back
+    for frame in chain(decoded(source, stream, Damage()), [None]):  # None: what is held back
         if frame is not None and frame.pts is not None:
             frame.pts -= round(begin / (frame.time_base or 1))
         for block in resampler.resample(frame):

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from hicmae.data.film import Film, H264Film, open_video
+from hicmae.data.media import find_clips
+from hicmae.data.shards import decode_image
 from hicmae.data.video import read_frames
 from hicmae.io import UnreadableClip
 from tests.conftest import frame
@@ -204,3 +206,28 @@ def test_unreadable_frame_breaks_a_clip_only_when_it_is_needed(write_frames):
     assert len(video.read([0, 2, 4])) == 3
     with pytest.raises(UnreadableClip, match="frame .*frame_003.png' cannot be read: "):
         video.read([2, 3])
+
+
+def test_frames_are_shown_upright_and_16_bit_grey_is_scaled(tmp_path):
+    Image.fromarray(np.full((20, 30), 95 * 257, np.uint16)).save(tmp_path / "0.png")
+    halves = np.zeros((32, 48, 3), np.uint8)
+    halves[:16] = 200
+    turned = {2: halves, 3: halves[::-1], 6: np.rot90(halves, -1), 8: np.rot90(halves)}
+    for orientation in turned:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(halves).save(tmp_path / f"{orientation}.jpg", exif=exif, quality=95)
+    grey, *images = open_video(str(tmp_path)).read(range(5))
+    assert grey.shape == (20, 30, 3) and (grey == 95).all()
+    for (orientation, expected), image in zip(turned.items(), images, strict=True):
+        assert image.shape == expected.shape and np.abs(image - expected.astype(int)).mean() < 5
+        packed = decode_image((tmp_path / f"{orientation}.jpg").read_bytes())
+        np.testing.assert_array_equal(packed, image)
+
+
+def test_a_picture_among_films_is_no_frame(write_mp4, tmp_path):
+    films = [write_mp4(f"films/{name}.mp4", 3) for name in "ab"]
+    Image.new("RGB", (8, 8)).save(tmp_path / "films" / "cover.jpg")
+    assert find_clips(str(tmp_path / "films")) == films
+    with pytest.raises(UnreadableClip, match="films' is a folder of films"):
+        open_video(str(tmp_path / "films"))

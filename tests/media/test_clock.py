@@ -1,5 +1,8 @@
 """Sound that is read with a frame is the sound that was heard when it was seen."""
 
+from pathlib import Path
+
+import av
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from hicmae.data.clip_list import Clip, write_list
 from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
 from hicmae.data.film import Film, open_video
 from hicmae.data.shards import read_packed
+from hicmae.inference.pictures import write_overlay
 from hicmae.inference.sources import open_source
 from preprocess import pack_clips
 from preprocess.face_and_audio import extract_audio
@@ -43,6 +47,13 @@ def test_a_damaged_sound_packet_costs_that_packet_only(tmp_path):
     path = save_film(tmp_path / "a.mp4", bad=(50,))
     whole = open_source(save_film(tmp_path / "b.mp4")).sound
     assert abs(len(open_source(path).sound) - len(whole)) < 400
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_an_annotated_copy_keeps_the_time_of_its_film(tmp_path, name):
+    options, expected = FILMS[name]
+    copy = write_overlay(save_film(tmp_path / name, **options), [], tmp_path / "copy.mp4")
+    assert np.abs(np.array(offsets(str(copy))) - expected).max() < 0.04
 
 
 # training
@@ -93,6 +104,43 @@ def test_packed_films_are_heard_as_the_films_are(tmp_path, name):
         packed = read_packed(tmp_path / task)
         for make in map(DATA_SETS.get, stages):
             assert same(make([clip])[ClipIndex(0, 0)], make(packed)[ClipIndex(0, 0)])
+
+
+DAMAGED = {
+    "a.mp4": {"muxer": {"movflags": "faststart"}},  # the index first, or what is cut off has none
+    "b.mp4": {"codecs": ("mpeg4", "aac"), "muxer": {"movflags": "faststart"}},
+    "a.mkv": {},
+    "a.ts": {},
+    "a.avi": {"codecs": ("mpeg4", "mp3"), "options": {"bf": "2"}},
+    "a.wmv": {"codecs": ("wmv2", "wmav2")},
+    "a.webm": {"codecs": ("libvpx", "libopus")},
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_film_cut_short_or_with_a_damaged_packet_is_trained_on(tmp_path, write_wav, name):
+    path = Path(save_film(tmp_path / name, **DAMAGED[name]))
+    data, wav = path.read_bytes(), write_wav(samples=80000)
+    with av.open(str(path)) as film:
+        places = [(packet.pos, packet.size) for packet in film.demux(video=0) if packet.size]
+
+    def skipped(content: bytes) -> tuple:
+        path.write_bytes(content)
+        dataset = PretrainClips([Clip(str(path), wav, None), other], SMALL, num_samples=4)
+        return dataset[ClipIndex(0, 0)].skipped
+
+    def broken(packets: list[tuple[int, int]]) -> bytes:
+        changed = bytearray(data)
+        for place, size in packets:
+            changed[place + size // 4 : place + 3 * size // 4] = bytes(3 * size // 4 - size // 4)
+        return bytes(changed)
+
+    other = Clip(save_film(tmp_path / "other.mp4"), wav, None)
+    assert not skipped(data[: int(0.7 * len(data))]) and len(open_video(str(path))) > 80
+    assert not skipped(broken(places[40:41])) and len(open_video(str(path))) > 100
+    if name == "a.mp4":
+        (clip,) = skipped(broken(places[1:]))
+        assert "damaged" in clip.reason and path.name in clip.reason
 
 
 # readers
