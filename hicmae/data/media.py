@@ -170,13 +170,18 @@ def packets_of(container: InputContainer, stream: Any, damage: Damage) -> Iterat
 
 
 def decoded(container: InputContainer, stream: Any, damage: Damage) -> Iterator[Any]:
-    """Yield a stream's frames, less those of damaged packets."""
+    """Yield a stream's frames, less those of damaged packets.
+
+    What a recording holds before its first key frame cannot be decoded, but is not damaged.
+    """
+    has_begun = stream.type == "audio"
     for packet in packets_of(container, stream, damage):
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            damage["damaged"] += not packet.is_corrupt
+            damage["damaged"] += has_begun and not packet.is_corrupt
             continue
+        has_begun |= bool(frames)
         yield from frames
 
 
