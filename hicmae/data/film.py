@@ -147,8 +147,9 @@ def _decoded_clock(path: str, size: int, changed: int, start: int | None) -> Clo
     with opened(path) as container:
         stream = needed_stream(container, "video")
         stream.thread_type = "AUTO"
-        stamps = [frame.pts for frame in decoded(container, stream, Damage())]
+        frames = [(frame.pts, frame.key_frame) for frame in decoded(container, stream, Damage())]
         unit, rate = float(stream.time_base or 0), float(stream.average_rate or FRAME_RATE)
+    stamps = [stamp for stamp, _ in frames]
     if not stamps:
         raise NoPicture(f"'{path}' holds no frame that can be decoded")
     known = [(k, stamp) for k, stamp in enumerate(stamps) if stamp is not None]
@@ -160,6 +161,8 @@ def _decoded_clock(path: str, size: int, changed: int, start: int | None) -> Clo
         ticks = stamp + np.round((numbers - place) / (rate * unit)).astype(np.int64)
     elif is_counted:  # the right stamps in another order; ascending, as each is of one frame
         ticks = np.maximum.accumulate(np.sort(ticks) - numbers) + numbers
+    else:  # what is decoded before the first key frame lacks what it refers to
+        ticks = ticks[next((k for k, (_, is_key) in enumerate(frames) if is_key), 0) :]
     ticks = np.unique(ticks)
     delay = 0 if start is None else int(ticks[0] - start)
     return Clock(ticks, unit, _filled(ticks, np.zeros_like(ticks)), False, is_counted, delay)

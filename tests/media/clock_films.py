@@ -113,6 +113,7 @@ FILMS = {
     "bframes.mp4": ({"codecs": ("mpeg4", "aac"), "options": {"bf": "2"}}, 0.0),
     "late key.ts": ({"drop": 12, "options": {"g": "50", "bf": "2"}}, 0.0),
     "between keys.mkv": ({"drop": 12}, 0.0),
+    "between keys.mp4": ({"codecs": ("mpeg4", "aac"), "drop": 7}, 0.0),
     "live.webm": ({"codecs": ("libvpx", "libopus"), "muxer": {"live": "1"}}, 0.0),
     "av1.webm": ({"codecs": ("libsvtav1", "libopus"), "options": {"preset": "8"}}, 0.0),
     "hevc.mov": ({"codecs": ("libx265", "aac"), "options": {"x265-params": "log-level=0"}}, 0.0),
