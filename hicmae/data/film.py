@@ -187,22 +187,18 @@ class UprightRgb:
             self.size = round(frame.width * self.aspect), frame.height
             check_frame_size("a frame", *self.size)
         image = self.converter.reformat(frame, *self.size, format="rgb24").to_ndarray()
-        return orient(image, display_matrix(frame))
+        return upright(image, frame)
 
 
-def display_matrix(frame: av.VideoFrame) -> np.ndarray:
-    """Return the (2, 2) matrix that takes places in a stored frame to places on the screen."""
+def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Turn and mirror an image (H, W, 3) by quarter turns, as its frame's display matrix says."""
     side_data: Any = frame.side_data
     try:
-        data = side_data[SideData.DISPLAYMATRIX]
+        data = bytes(side_data[SideData.DISPLAYMATRIX])
     except KeyError:
-        return np.eye(2)
-    return np.frombuffer(bytes(data), np.int32)[:9].reshape(3, 3)[:2, :2] / 65536
-
-
-def orient(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Turn and mirror an image (H, W, 3) by quarter turns, as a display matrix says."""
-    (a, b), (c, d) = matrix  # (x, y) is shown at (a x + c y, b x + d y)
+        return image
+    (a, b), (c, d) = np.frombuffer(data, np.int32)[:9].reshape(3, 3)[:2, :2] / 65536
+    # (x, y) is shown at (a x + c y, b x + d y)
     if abs(b) + abs(c) > abs(a) + abs(d):
         image, a, d = image.swapaxes(0, 1), c, b
     image = image[:, ::-1] if a < 0 else image
@@ -260,7 +256,7 @@ class Film(Video):
                 frames = self._from(container, stream, stamps[0], back, damage)
                 if frames is None:
                     continue
-                upright = UprightRgb(stream)
+                to_rgb = UprightRgb(stream)
                 shown = ahead = None
                 for stamp in stamps:
                     while shown is None or shown[0] < stamp:
@@ -270,7 +266,7 @@ class Film(Video):
                         shown, ahead = ahead, None
                     if shown is None:
                         raise UnreadableClip(f"'{self.path}' is damaged: no frame can be decoded")
-                    yield shown[0] == stamp and not shown[1].is_corrupt, upright(shown[1])
+                    yield shown[0] == stamp and not shown[1].is_corrupt, to_rgb(shown[1])
                 return
 
     def _from(
@@ -336,7 +332,7 @@ class H264Film(Film):
             for frame in self.codec.decode(packet):
                 if frame.pts in wanted and not frame.is_corrupt:
                     rgb = _to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
-                    frames[frame.pts] = orient(rgb, display_matrix(frame))
+                    frames[frame.pts] = upright(rgb, frame)
         self.codec.flush_buffers()  # or it would take no more packets
         return frames
 
