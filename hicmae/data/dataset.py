@@ -61,7 +61,7 @@ class ClipSettings:
         return self.num_frames * self.sampling_rate
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ClipDataset(Dataset):
     """What the data sets have in common: random windows of clips, drawn by (seed, epoch, index).
 
@@ -155,7 +155,7 @@ class ClipDataset(Dataset):
         return torch.tensor([() if clip.label is None else clip.label], dtype=torch.float32)
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class PretrainClips(ClipDataset):
     """Random windows of unlabelled clips with the masks of their tokens.
 
@@ -212,7 +212,7 @@ class PretrainClips(ClipDataset):
         )
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class LabelledClips(ClipDataset):
     """Random windows of labelled clips, augmented, for training."""
 
@@ -249,7 +249,7 @@ class LabelledClips(ClipDataset):
         return LabelledBatch(pixels, features, target, (clip.video,) * self.num_samples, ())
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class TestClips(ClipDataset):
     """The distinct views of each clip; nothing is drawn here.
 

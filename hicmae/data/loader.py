@@ -136,7 +136,7 @@ class SkippedClips:
 # Order
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ClipSampler(Sampler[ClipIndex]):
     """This process' share of the clips, in the order of one epoch.
 
