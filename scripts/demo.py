@@ -1,7 +1,7 @@
 """HiCMAE from nothing to scores, on the synthetic talking-face benchmark (preprocess/toy_av.py).
 
 Started by scripts/demo.sh. Reads nothing. Writes saved/data/toy_av/ and saved/demo/. Variables:
-FOLDS ("1 2") of the four speaker-independent folds, DEVICE (auto), DRY_RUN=1 prints the commands.
+FOLDS ("1 2") of the two speaker-independent folds, DEVICE (auto), DRY_RUN=1 prints the commands.
 A step whose command has changed starts over, with everything that depends on it.
 """
 
@@ -26,7 +26,7 @@ WORKERS = min(((os.cpu_count() or 1) + 1) // 2, 8)
 BOTH = f"""
     --device {os.environ.get("DEVICE", "auto")} --seed {SEED}
     --precision bf16 --num_workers {WORKERS}
-    --num_frames 4 --sampling_rate 16 --input_size 64 --input_size_audio 128 128
+    --num_frames 4 --sampling_rate 8 --input_size 64 --input_size_audio 128 128
 """
 PRETRAIN = f"""
     --model pretrain_hicmae_dim128_patch16_160_a256
@@ -114,10 +114,11 @@ def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    new = make(Run(DATA, "preprocess/toy_av.py", ["--seed", SEED], "pretrain.csv"))
+    new = make(Run(DATA, "preprocess/toy_av.py", ["--seed", SEED], "meta.csv"))
     source = ["--data_path", str(DATA / "pretrain.csv")]
     script, product = "run_pretraining.py", f"checkpoint-{PRETRAIN_EPOCHS - 1}.pth"
-    pretrained = Run(DEMO / "pretrain", script, [*source, *FLAGS[script]], product)
+    packed = ["--data_path", str(DATA / "packed")]
+    pretrained = Run(DEMO / "pretrain", script, [*packed, *FLAGS[script]], product)
     new |= make(pretrained)
     checkpoint, script, folds = str(pretrained.folder / product), "run_finetuning.py", []
     for fold in os.environ.get("FOLDS", "1 2").split():

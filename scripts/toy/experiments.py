@@ -178,14 +178,14 @@ def labels(args: argparse.Namespace) -> str:
             args.output_dir / f"pretrain{args.longer}",
             f"checkpoint-{args.longer - 1}.pth",
         )
-        flags = ["--data_path", str(args.data / "pretrain.csv"), "--epochs", str(args.longer)]
+        flags = ["--data_path", str(args.data / "packed"), "--epochs", str(args.longer)]
         run_all([Run(folder, "run_pretraining.py", flags, name)])
         starts[f"{args.longer} epochs"] = folder / name
     starts["random"] = None
     lists = {fold: args.output_dir / f"lists/fold{fold}" for fold in args.folds}
     for fold, folder in lists.items():
         for name in ("train", "val", "test"):
-            clips = list(read_labelled_list(args.data / f"fold{fold}/{name}.csv"))
+            clips = list(read_labelled_list(args.data / f"fold{fold}_all/{name}.csv"))
             write_list(folder / f"{name}.csv", clips[:1] if name == "val" else clips)
         shutil.copyfile(args.data / "classes.txt", folder / "classes.txt")
     runs, rows = [], []
@@ -248,7 +248,7 @@ def ablations(args: argparse.Namespace) -> str:
     "baseline_again" is pre-trained with another seed: differences as small as its own are noise.
     """
     chosen = [name for name in VARIANTS if name == "baseline" or name in (args.only or VARIANTS)]
-    data = ["--data_path", str(args.data / "pretrain.csv")]
+    data = ["--data_path", str(args.data / "packed")]
     epochs = int(flag_value([*PRETRAIN, *args.extra.split()], "--epochs"))
     product, pretrained, runs = f"checkpoint-{epochs - 1}.pth", {}, {}
     for name in chosen:
@@ -318,7 +318,7 @@ EXPERIMENTS = {  # and their own numbers: flag -> default, help
     labels: {
         "--folds": ([1], "of the benchmark"),
         "--seeds": ([0, 1, 2], "of labels and runs"),
-        "--shares": ([0.1, 0.3, 1.0], "of labels"),
+        "--shares": ([0.1, 0.3, 1.0], "of all labels"),
     },
     ablations: {"--folds": ([1, 2], "of the benchmark"), "--seeds": ([0], "of fine-tuning")},
 }

@@ -91,11 +91,11 @@ def benchmark(tmp_path_factory):
     for k in range(6):
         wav = save_wav(root / f"{k}.wav", tone(25600, 200 + 50 * k))
         clips.append(Clip(save_frames(root / f"faces{k}", 50, (64, 64)), wav, k))
-    for fold in ("fold1", "fold2"):
+    for fold in ("fold1", "fold2", "fold1_all"):
         for name, rows in (("train", clips * 6), ("val", clips), ("test", clips)):
             write_list(root / f"data/{fold}/{name}.csv", rows)
     films = [Clip(save_mp4(root / f"{k}.mp4", 50, (64, 64)), clips[k].audio, 0) for k in range(6)]
-    write_list(root / "data/pretrain.csv", films + films[:2])
+    write_list(root / "data/packed/train.csv", films + films[:2])
     (root / "data/classes.txt").write_text("".join(f"class{k}\n" for k in range(6)))
     speakers = "".join(f"faces{k},s{k // 2}\n" for k in range(6))
     (root / "data/meta.csv").write_text("clip,speaker\n" + speakers)

@@ -1,0 +1,251 @@
+"""Frames of one clip: a plain drawn head of flat shapes, back to front, and its aligned faces.
+
+Shapes are computed for all frames at once; a frame is then a few calls of OpenCV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+from scipy.interpolate import CubicSpline
+
+from preprocess.toy.plan import Clip, make_tracks
+
+FRAME_SIZE = 96
+SCALE, ORIGIN = 0.5, (48.0, 44.0)  # pixels per face unit, and where the face's origin rests
+ALIGNED_SCALE, ALIGNED_ORIGIN = 0.0074, (0.5, 0.38)  # the same in an aligned face of size 1
+DETECTOR_JITTER = 0.15  # pixels; landmarks of a real detector are never still
+SUBPIXEL = 4  # bits: polygons are placed to 1/16 of a pixel
+EYES = (-25.0, 25.0)  # x of their middles
+
+ALONG = np.linspace(-1, 1, 13)  # across an eye or the mouth, left to right
+ARCH = 1 - ALONG**2
+OUTWARD = np.linspace(0, 1, 8)  # along a brow, from the nose outwards
+TURN = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+CIRCLE = np.stack([np.cos(TURN), np.sin(TURN)], -1)
+GUMS, TEETH, TONGUE = np.array([(74, 22, 34), (240, 236, 226), (196, 92, 98)], float)
+DARK = np.array([34.0, 30.0, 32.0])
+
+
+def draw_frames(clip: Clip) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draw a clip frame by frame.
+
+    Yields:
+        frame: (96, 96, 3) uint8 RGB.
+        aligned: (2, 3) transform from the frame to an aligned face of size 1, for `align`.
+    """
+    painter = Painter(clip)
+    painter.draw()
+    transforms, rng, wall = painter.alignments(), clip.key.rng("wall"), np.array(clip.scene.wall)
+    background: np.ndarray = np.full((FRAME_SIZE, FRAME_SIZE, 3), wall, np.uint8)
+    for _ in range(4):  # soft shapes
+        x, y, wide, high = rng.integers((-10, -10, 14, 14), (80, 80, 50, 60)).tolist()
+        colour = np.clip(wall * rng.uniform(0.65, 1.25) + rng.uniform(-18, 18, 3), 10, 245)
+        cv2.rectangle(background, (x, y), (x + wide, y + high), colour.tolist(), -1)
+    background = cv2.GaussianBlur(background, (0, 0), 3)
+    across = np.linspace(-1, 1, FRAME_SIZE, dtype=np.float32) * clip.scene.light
+    light = clip.scene.brightness * (1 + 0.22 * across - 0.05 * np.abs(clip.scene.light))
+    shade = np.ascontiguousarray(np.broadcast_to(light[None, :, None], background.shape))
+    for index in range(clip.speech.frames):
+        frame = background.copy()
+        for points, paint, thickness in painter.shapes:
+            at = [points[index]]
+            if thickness:
+                cv2.polylines(frame, at, False, paint, thickness, cv2.LINE_AA, SUBPIXEL)
+            else:
+                cv2.fillPoly(frame, at, paint, cv2.LINE_AA, SUBPIXEL)
+        yield cv2.multiply(frame, shade, dtype=cv2.CV_8U), transforms[index]
+
+
+def align(frame: np.ndarray, transform: np.ndarray, size: int) -> np.ndarray:
+    """Cut the aligned face out of a frame: (size, size, 3) uint8."""
+    matrix = transform * size
+    matrix[:, 2] += 0.5 * (matrix[0, 0] + matrix[0, 1]) - 0.5  # pixel centres
+    edge = cv2.BORDER_REPLICATE
+    return cv2.warpAffine(frame, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=edge)
+
+
+class Painter:
+    """Places the shapes of one clip; `shapes` holds them, those behind first.
+
+    Curves are (n,) or, where they move, (frames, n).
+    """
+
+    def __init__(self, clip: Clip) -> None:
+        self.clip, self.face, self.expression = clip, clip.face, clip.expression
+        self.at = make_tracks(clip)
+        self.skin, self.hair = np.array(clip.face.skin), np.array(clip.face.hair)
+        self.intensity = self.at.intensity[:, None]
+        self.jaw = 7.0 * self.at.opening[:, None]  # how far the chin drops
+        # points (frames, n, 2) int32 in 1/16 pixels, colour, thickness of a line or 0
+        self.shapes: list[tuple[np.ndarray, tuple[float, ...], int]] = []
+
+    def place(self, x: Any, y: Any, depth: float) -> np.ndarray:
+        """Points of the face in every frame: (frames, n, 2) pixels.
+
+        A point that stands out by `depth` is moved by yaw and pitch.
+        """
+        at, scene = self.at, self.clip.scene
+        x = x + np.sin(at.yaw)[:, None] * depth
+        y = y + np.sin(at.pitch)[:, None] * depth
+        cos, sin = (SCALE * scene.zoom * f(at.roll)[:, None] for f in (np.cos, np.sin))
+        across = cos * x - sin * y + (ORIGIN[0] + at.x)[:, None]
+        return np.stack([across, sin * x + cos * y + (ORIGIN[1] + at.y)[:, None]], -1)
+
+    def add(self, x: Any, y: Any, depth: float, colour: np.ndarray, thickness: int = 0) -> None:
+        """Add a shape of the head."""
+        fixed = np.rint(self.place(x, y, depth) * (1 << SUBPIXEL)).astype(np.int32)
+        self.shapes.append((fixed, tuple(np.clip(colour, 0, 255).tolist()), thickness))
+
+    def band(self, x: Any, upper: Any, lower: Any, depth: float, colour: np.ndarray) -> None:
+        """Add the shape between two curves over the same x."""
+        x, upper, lower = np.broadcast_arrays(x, upper, lower)
+        across = np.concatenate([x, x[..., ::-1]], -1)
+        self.add(across, np.concatenate([upper, lower[..., ::-1]], -1), depth, colour)
+
+    def ellipse(self, x: Any, y: Any, wide: Any, high: Any, depth: float, colour: Any) -> None:
+        """Add an ellipse; each number may be (frames, 1)."""
+        self.add(x + wide * CIRCLE[:, 0], y + high * CIRCLE[:, 1], depth, colour)
+
+    def draw(self) -> None:
+        """Add all shapes, from the shoulders to the mouth."""
+        face = self.face
+        neck, wide = face.neck, 2 * face.neck + 16
+        x = np.array([-wide - 12, -wide, -neck - 8, neck + 8, wide, wide + 12])  # shoulders
+        self.add(x, np.array([140, 112, 92, 92, 112, 140]), -20, np.array(face.clothes))
+        self.band(neck * np.array([-1, 1]), 40, np.array([102, 102]), -20, self.skin * 0.76)
+        if face.hair_end > 40:
+            end, top = face.hair_end, face.top_y - face.hair_volume
+            x = np.array([0.55, 1.0, 1.1, 1.12, 1.08, 0.7, 0]) * (face.width + face.hair_volume)
+            y = np.array([end, end, 0.6 * end, 0, 0.45 * top, 0.96 * top, top - 8])
+            x, y = np.append(x, -x[-2::-1]), np.append(y, y[-2::-1])
+            self.add(x, y, -16, self.hair * 0.75)
+        for side in (-1, 1):
+            self.ellipse(side * (face.width + 2), 6, 7, 12, -14, self.skin * 0.86)
+        self.draw_head()
+        for eye in EYES:
+            self.draw_eye(eye)
+            self.draw_brow(eye)
+        nose, wide = face.nose_length, face.nose_width
+        self.band(wide * ALONG, nose - 5 * ARCH, nose + 2.5 * ARCH, 26, self.skin * 0.78)
+        self.add(np.array([0.1, -0.25]) * wide, np.array([4, nose - 4]), 24, self.skin * 0.86, 1)
+        self.draw_mouth()
+
+    def draw_head(self) -> None:
+        """Skull and jaw, cheeks, beard, lines of age and the hair over the forehead."""
+        face, jaw = self.face, self.jaw
+        half = np.array([0.6 * face.width, 0.93 * face.width, face.width, 0.98 * face.width,
+                         face.jaw, face.chin_width])  # fmt: skip
+        y = np.array([face.top_y + 6, face.top_y + 30, 2, 26, 0.68 * face.chin_y, face.chin_y - 3])
+        moves = np.array([0, 0, 0, 0, 0.5, 1])
+        outline = closed(np.append(half, -half[::-1]), np.append(y, y[::-1]))
+        drop = closed(np.append(half, -half[::-1]), np.append(moves, moves[::-1]))[1]
+        self.add(outline[0], outline[1] + np.clip(drop, 0, 1) * jaw, 0, self.skin)
+        blush = self.skin * (1 - 0.25 * self.expression.cheeks * np.array([0.1, 1, 0.9]))
+        for side in (-1, 1):
+            self.ellipse(side * 30, 27, 10, 7, 14, blush)
+        if face.beard:
+            across = np.linspace(-1, 1, 15)
+            top = face.mouth_y - 8 - 0.6 * (face.mouth_y - 20) * np.abs(across) ** 3
+            low = np.interp(np.abs(across) * face.jaw, [0, face.chin_width, face.jaw],
+                            [face.chin_y + 2, face.chin_y - 1, 0.66 * face.chin_y])  # fmt: skip
+            low = low + jaw * (1 - 0.5 * across**2)
+            colour = self.skin + (0.3 + 0.7 * face.beard) * (0.7 * self.hair - self.skin)
+            self.band(1.02 * face.jaw * across, top, low, 4, colour)
+        if face.lines > 0.1:
+            tint = self.skin * (1 - 0.35 * face.lines)
+            for y_line in (-33, -27):
+                self.add(20 * ALONG, y_line - 2 * ARCH, 10, tint, 1)
+            for side in (-1, 1):
+                self.add(side * np.array([15, 22, 25]), np.array([26, 34, 42]), 16, tint, 1)
+        if face.hair_style != "bald":
+            self.draw_hair()
+
+    def draw_hair(self) -> None:
+        """Hair over the forehead, between its outer arc and the hairline."""
+        face, turn = self.face, np.linspace(-1.75, 1.75, 25)
+        line = np.full(25, -42.0)
+        across = np.sin(turn)
+        if face.hair_style == "fringe":
+            line = line + 16 - 2 * np.cos(12 * across)
+        elif face.hair_style != "short":  # parted
+            line = line + 14 * np.abs(across - face.hair_part) ** 1.2 - 4
+        inner = np.where(np.abs(turn) > 1.2, 14 * np.abs(turn) - 20, line)
+        x = (face.width + 6 + face.hair_volume) * across
+        outer = 4 - (13 + face.hair_volume - face.top_y) * np.cos(turn)
+        self.band(x, outer, np.maximum(inner, outer), 2, self.hair)
+
+    def draw_eye(self, eye: float) -> None:
+        """White, iris and pupil behind the lids, and lashes."""
+        face, show, at = self.face, self.expression, self.at
+        x = eye + face.eye_width * ALONG
+        low = (0.8 * face.eye_height - np.clip(show.lower_lid * self.intensity, -1, 4)) * ARCH
+        high = -(face.eye_height - np.clip(show.upper_lid * self.intensity, -1, 4)) * ARCH
+        upper = low + (high - low) * at.eyelids[:, None]
+        self.band(x, upper, low, 16, np.array([246.0, 244, 240]))
+        middle = ALONG.size // 2
+        for radius, colour in ((5.6, np.array(face.iris)), (2.8, DARK)):
+            centre = np.clip(at.gaze_y[:, None] - 0.5, -1, 1)
+            top = np.maximum(centre - radius, upper[:, middle, None])
+            bottom = np.maximum(np.minimum(centre + radius, low[:, middle, None]), top)
+            y, half = (top + bottom) / 2, (bottom - top) / 2
+            self.ellipse(eye + at.gaze_x[:, None], y, radius, half, 17, colour)
+        self.add(x, upper, 16, 0.25 * self.skin, 1)
+        self.add(x[2:-2], low[:, 2:-2] + 1, 16, 0.8 * self.skin, 1)
+
+    def draw_brow(self, eye: float) -> None:
+        """A tapered stroke from the nose outwards."""
+        face, show = self.face, self.expression
+        inner = face.rest_brow + show.brow_inner * self.intensity
+        outer = face.rest_brow + show.brow_outer * self.intensity
+        x = np.sign(eye) * (11 + 28 * OUTWARD - 0.3 * min(show.brow_inner, 0) * (OUTWARD - 1))
+        y = face.brow_y - inner * (1 - OUTWARD) - outer * OUTWARD - 3.5 * np.sin(np.pi * OUTWARD)
+        half = 0.5 * face.brow_thickness * (1 - 0.6 * OUTWARD**2)
+        colour = np.minimum(0.8 * self.hair, 0.75 * self.skin)
+        self.band(x, y - half, y + half, 18, colour)
+
+    def draw_mouth(self) -> None:
+        """Lips around a dark opening with teeth and tongue."""
+        face, show, opening = self.face, self.expression, self.at.opening[:, None]
+        corner = face.rest_corner + show.corner * self.intensity
+        width = face.mouth_width + show.stretch * self.intensity
+        x = width * (1 - 0.25 * self.at.rounding[:, None]) * ALONG
+        middle = face.mouth_y + 0.35 * corner - corner * ALONG**2
+        gap = 17 * opening
+        top, low = middle - 0.25 * gap * ARCH, middle + 0.75 * gap * ARCH**0.8
+        lips = 0.3 + 0.6 * face.lips
+        red = (1 - lips) * self.skin + lips * np.array([186.0, 40, 60])
+        arch = ARCH**0.7
+        self.band(
+            1.06 * x, top - (3 + 2 * face.lips) * arch, low + (4 + 3 * face.lips) * arch, 20, red
+        )
+        self.band(x, top - 0.6, low + 0.6, 20, GUMS)
+        self.band(0.6 * x, low - 0.4 * gap * ARCH, low, 20, TONGUE)
+        self.band(0.85 * x, top, top + 0.3 * gap * ARCH, 20, TEETH)
+        self.band(x, top - (3 + 2 * face.lips) * arch, top - 1.0, 20, red * 0.9)
+        self.add(x, top, 20, GUMS, 1)
+
+    def alignments(self) -> np.ndarray:
+        """Similarity transforms frame -> aligned face of size 1 from the eyes: (frames, 2, 3).
+
+        The eyes are where they were drawn plus a detector's jitter.
+        """
+        eyes = self.place(np.array(EYES), np.zeros(2), 16)
+        noise = self.clip.key.rng("detector").standard_normal((len(eyes) + 4, 2, 2))
+        eyes += DETECTOR_JITTER * sum(noise[k : k + len(eyes)] for k in range(5)) / np.sqrt(5)
+        apart = eyes[:, 1] - eyes[:, 0]
+        turn = 50 * ALIGNED_SCALE / (apart[:, 0] + 1j * apart[:, 1])
+        matrix = np.stack([turn.real, -turn.imag, turn.imag, turn.real], -1).reshape(-1, 2, 2)
+        shift = np.array(ALIGNED_ORIGIN) - (matrix @ eyes.mean(1)[..., None])[..., 0]
+        return np.concatenate([matrix, shift[..., None]], 2)
+
+
+def closed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A smooth closed curve of 48 points through the given ones: (2, 48)."""
+    points = np.stack([np.append(x, x[0]), np.append(y, y[0])])
+    corners = np.arange(points.shape[1])
+    moments = np.linspace(0, corners[-1], 48, endpoint=False)
+    return CubicSpline(corners, points, axis=1, bc_type="periodic")(moments)
