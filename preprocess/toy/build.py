@@ -94,7 +94,7 @@ def build(recipe: Recipe, folder: Path, num_workers: int, relative: bool) -> Non
     """
     # hicmae brings torch, which the drawing processes do not need
     from hicmae.io import write_whole
-    from preprocess.lists.clips import write_csv
+    from preprocess.lists.writing import write_csv
 
     path, settings = folder / RECIPE, asdict(recipe)
     if path.exists():
@@ -195,7 +195,7 @@ def write_lists(jobs: list[Job], recipe: Recipe, folder: Path, relative: bool) -
     from hicmae.data.clip_list import write_list
     from hicmae.io import write_whole
     from preprocess import pack_clips
-    from preprocess.lists.clips import write_csv
+    from preprocess.lists.writing import write_csv
 
     def name(path: Path) -> str:
         return os.path.relpath(path, folder) if relative else str(path.resolve())
@@ -247,5 +247,4 @@ def write_preview(path: Path, seed: int, speakers: int, face_size: int) -> None:
     large = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) for image in shown])
     rows = large.reshape(speakers, -1, *large.shape[1:]).swapaxes(1, 2)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not with cv2: its PNG writer fails in a process that has loaded decord's older zlib.
     Image.fromarray(rows.reshape(speakers * size[1], -1, 3)).save(path)
