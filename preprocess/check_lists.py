@@ -7,11 +7,13 @@
 Reports clips that are missing, unreadable, silent or too short (1024 samples, no frame), that have
 another rate than 16 kHz or several channels, that are twice in a list, and that are in train.csv
 and in another list of its folder, by name and by content (bytes of the frames, samples of the
-sound). A folder stands for the lists in it. A run that was stopped goes on; clips whose files
-changed are checked again. Written:
+sound). Warns where film and wav differ by more than 0.1 s in length or beginning; of face frames
+extract_face.csv above them tells, and without it nobody knows. A folder stands for the lists in
+it. A run that was stopped goes on; clips whose files changed are checked again. Written:
 
     x.cleaned.csv beside every x.csv (--cleaned): the list without these clips; of clips that occur
-                                     twice the first stays, of those in training and test the tested
+                                     twice the first stays, of those in training and test the
+                                     tested; clips out of step stay
     check/report.csv (--output_dir)  list, number of the clip in it, video, audio, kind, detail
     check/records*.csv               what is known of each clip, and the only file of a --shard run
 
@@ -47,11 +49,13 @@ from hicmae.io import UnreadableClip, whole_file
 from preprocess import command_line
 from preprocess.command_line import WHOLE, Shard
 from preprocess.face_and_audio.batch import Job, outcomes_of
+from preprocess.face_and_audio.timing import out_of_step
 from preprocess.lists.clips import SAMPLE_RATE, Problem, count_frames, reading, wav_seconds
 from preprocess.lists.writing import table_text, write_csv
 
 logger = logging.getLogger("check_lists")
 
+OUT_OF_STEP = "out of step"
 EVALUATION = {"test", "val"}  # the same clips in both is the original's habit, not a leak
 FRAMES_AT_ONCE = 64
 END = "."  # last field of a stored record; a line cut off by a crash has none
@@ -65,7 +69,7 @@ class Record(NamedTuple):
     `video` (mp4 or folder of frames) and `audio` are as opened; `stamp` changes when a file does.
     `problems` are kinds of problems, separated by "; ", "" for a good clip. `seconds` and `frames`
     are 0 where they cannot be read; `sound` is a hash of the samples, `pictures` of the video file
-    or the frames' files, "" where there are none.
+    or the frames' files, "" where there are none. `step` says how the wav does not fit the film.
     """
 
     video: str
@@ -77,6 +81,7 @@ class Record(NamedTuple):
     frames: int = 0
     sound: str = ""
     pictures: str = ""
+    step: str = ""
 
 
 class ListFile(NamedTuple):
@@ -197,6 +202,8 @@ def compare(lists: list[ListFile], records: dict[Key, Record], across: bool) -> 
             record = records[clip]
             if record.problems:
                 one.findings.append((place, record.problems, record.detail))
+            if record.step:
+                one.findings.append((place, OUT_OF_STEP, record.step))
             if same := shared(record, first):
                 one.findings.append((place, "in the list twice", same))
             for trait in traits(record):
@@ -235,7 +242,7 @@ def write_cleaned(one: ListFile, cleaned: str, parent: str) -> None:
     path = Path(cleaned) / one.folder.relative_to(parent) / one.path.name
     if is_suffix(cleaned):
         path = one.path.with_name(f"{one.path.stem}{cleaned}{one.path.suffix}")
-    dropped = {place for place, *_ in one.findings}
+    dropped = {place for place, kind, _ in one.findings if kind != OUT_OF_STEP}
     kept = [clip for place, clip in enumerate(one.clips) if place not in dropped]
     if kept:
         write_list(path, kept)
@@ -305,7 +312,7 @@ def work(job: Job, decode: str) -> dict[str, Record]:
 
 def inspect(video: str, audio: str, decode: str = "ends") -> Record:
     """Open both halves of a clip, decode frames, read all samples, hash both."""
-    frames, pictures, seconds, sound = 0, "", 0.0, ""
+    frames, pictures, seconds, sound, step = 0, "", 0.0, "", ""
     stamp, problems = stamp_of(video, audio, decode), list[Problem]()
     with reading("video", video, problems):
         frames, pictures = read_video(video, decode)
@@ -313,8 +320,11 @@ def inspect(video: str, audio: str, decode: str = "ends") -> Record:
         seconds = wav_seconds(audio)
         samples = WavFile(audio).sound(0, round(seconds * SAMPLE_RATE))
         sound = hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest()
+    if not problems:
+        with reading("video", video, problems):
+            step = out_of_step(video, audio)
     kinds, details = ("; ".join(problem[k] for problem in problems) for k in (0, 1))
-    return Record(video, audio, stamp, kinds, details, seconds, frames, sound, pictures)
+    return Record(video, audio, stamp, kinds, details, seconds, frames, sound, pictures, step)
 
 
 def read_video(path: str, decode: str) -> tuple[int, str]:

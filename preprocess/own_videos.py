@@ -41,6 +41,7 @@ from hicmae.data.media import VIDEO_SUFFIXES
 from preprocess.command_line import WHOLE, add_switch, exit_code, make_parser
 from preprocess.face_and_audio import batch, extract_audio, extract_face
 from preprocess.face_and_audio.batch import Job, find_jobs
+from preprocess.face_and_audio.timing import out_of_step
 from preprocess.lists.annotations import PARTS, read_labels
 from preprocess.lists.clips import Candidate
 from preprocess.lists.writing import as_table, table_text, totals, write_left_out, write_lists
@@ -155,6 +156,8 @@ def make_lists(args: argparse.Namespace) -> int:
         ):
             value = names.index(label) if isinstance(label, str) else label
             lists[part].append(ready[name]._replace(label=value, speaker=speaker))
+    if args.modality == "av":
+        warn_of_steps([clip for part in lists.values() for clip in part])
     is_left_out = write_left_out(output, clips)
     write_lists(output, lists, names, args.output_dir if args.relative else None)
     table = totals(as_table(lists), "list", names).drop(columns="minutes")
@@ -167,6 +170,15 @@ def make_lists(args: argparse.Namespace) -> int:
             *(shlex.quote(args.output_dir), root, options),
         )
     return int(is_left_out)
+
+
+def warn_of_steps(clips: list[Candidate]) -> None:
+    """Warn of clips whose wav does not fit their film, as one of an earlier version may."""
+    found = [(clip.name, step) for clip in clips if (step := out_of_step(clip.video, clip.audio))]
+    for name, step in found[:10]:
+        logger.warning("%r is out of step: %s", name, step)
+    if found:
+        logger.warning("%d of %d clips are out of step; see --overwrite", len(found), len(clips))
 
 
 def class_names(labels: Iterable[str]) -> list[str]:

@@ -166,7 +166,7 @@ def test_a_share_of_the_labels_is_drawn_after_the_validation_clips(media, tmp_pa
     names = ("val_clips.csv", "train_clips.csv")
     held, trained = ({row["clip"] for row in rows(tmp_path / name)} for name in names)
     assert len(held) == 2 and len(trained) == 4 and not held & trained
-    assert "clips: 4 for training, 2 for" in (tmp_path / "run.log").read_text()
+    assert "clips: train 4, validation 2" in (tmp_path / "run.log").read_text()
     with pytest.raises(ValueError, match="label_share 0.5 -> 1.0, clips of the training list"):
         finetune(media / "fold", tmp_path, *options, "1", "--epochs", "1")
 

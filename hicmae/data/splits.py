@@ -304,8 +304,8 @@ def read_lists(
         total, train = len(train), take_share(train, label_share, seed)
         counts = Counter(clip.label for clip in train if isinstance(clip.label, int))
         spread = f" (by class {dict(sorted(counts.items()))})" if counts else ""
-        described = label_share, len(train), total, spread, SHARE_FILE
-        logger.info("--label_share %g: %d of %d training clips%s, named in %s", *described)
+        share = f"--label_share {label_share:g}: {len(train)} of {total} training clips{spread}"
+        logger.info("%s, named in %s", share, SHARE_FILE)
         drawn = pd.DataFrame({"clip": [clip.video for clip in train]}, dtype=object)
         tables[SHARE_FILE] = drawn.to_csv(index=False, lineterminator="\n")
     if val == test:
@@ -316,6 +316,5 @@ def read_lists(
         )
     else:
         logger.info("the best epoch is chosen on %s, apart from the test list", val_file)
-    sizes = len(train), len(val), len(test)
-    logger.info("clips: %d for training, %d for validation, %d for testing", *sizes)
+    logger.info("clips: train %d, validation %d, test %d", len(train), len(val), len(test))
     return Lists(train, val, test, str(val_file), tables)

@@ -7,16 +7,24 @@ whatever rate the frames were taken at.
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hicmae.data.audio import SAMPLE_RATE, WINDOW
-from hicmae.data.film import FRAME_RATE, Clock
-from hicmae.data.media import Sound
+from hicmae.data.audio import SAMPLE_RATE, WINDOW, WavFile
+from hicmae.data.film import FRAME_RATE, Clock, Film
+from hicmae.data.media import Sound, decode_sound
+from hicmae.data.video import FrameFolder
 from hicmae.io import UnreadableClip
+from preprocess.face_and_audio.batch import read_summary
 
 COLUMNS = ("offset", "film_seconds", "sound_seconds", "rate_kind", "frame_rate")
+TOLERANCE = 0.1  # seconds by which a wav may differ from its film
 LONGEST = 24 * 3600  # seconds of a film; time stamps beyond are damaged
 
 
@@ -82,3 +90,55 @@ def mean_rate(clock: Clock) -> float:
     """Return how many frames a second are displayed."""
     last = clock.times[-1]
     return float((len(clock.stamps) - 1) / last) if last else FRAME_RATE
+
+
+def out_of_step(video: str, audio: str) -> str:
+    """Say how the wav of a clip does not fit its film, beyond `TOLERANCE`; "" where it fits.
+
+    Of a folder of frames the summary is asked that extract_face.py wrote above it; where there is
+    none, nothing is known. UnreadableClip where a file cannot be read.
+    """
+    found, wav = [], WavFile(audio)
+    if os.path.isdir(video):
+        row, frames = _row_of(Path(os.path.abspath(video))), len(FrameFolder(video))
+        if row.get("frames", frames) not in (frames, str(frames)):
+            found.append(f"extract_face.py wrote {row['frames']} frames, {frames} are there")
+    else:
+        sound = None
+        with suppress(UnreadableClip):
+            sound = decode_sound(video)
+        row = columns(Film(video).clock, sound, 0)
+    seconds, late = len(wav) / SAMPLE_RATE, float(row.get("offset") or 0)
+    if row.get("film_seconds") and row.get("frame_rate"):
+        film, last = float(row["film_seconds"]), 1 / float(row["frame_rate"])
+        if not film - last - TOLERANCE <= seconds <= film + TOLERANCE:
+            found.append(f"the film lasts {film:.2f} s, the wav {seconds:.2f} s")
+        elif late < -TOLERANCE:
+            # Cut as it should be, it is as long as the film; else as the film's own sound.
+            whole = float(row["sound_seconds"])
+            if abs(seconds - whole) < abs(seconds - film + last):
+                found.append(
+                    f"the film's sound begins {-late:.2f} s before its picture, with it here"
+                )
+    start = min(int((late - TOLERANCE) * SAMPLE_RATE), len(wav))
+    if start > 0 and wav.read(0, start).any():
+        found.append(f"sound begins {late:.2f} s after the picture, but at once in the wav")
+    return "; ".join(found)
+
+
+def _row_of(folder: Path) -> Mapping[str, Any]:
+    """Return what the summary above a folder of frames says of it."""
+    for parent in list(folder.parents)[:-1]:
+        summaries = sorted(parent.glob("extract_face*.csv"))
+        if summaries:
+            name = str(folder.relative_to(parent)).removesuffix("_aligned")
+            rows = (_rows(str(path), path.stat().st_mtime_ns).get(name) for path in summaries)
+            return next((row for row in rows if row), {})
+    return {}
+
+
+@functools.lru_cache(maxsize=256)
+def _rows(summary: str, changed: int) -> dict[str, dict[str, object]]:
+    """Return the rows of a summary by the clip's name without its suffix."""
+    rows = read_summary(Path(summary))
+    return {os.path.splitext(name)[0]: row for name, row in rows.items()}

@@ -286,3 +286,13 @@ def test_names_that_are_not_utf8_are_reported(tmp_path: Path) -> None:
     found = inspect(f"{path}.mp4", f"{path}.wav")
     assert found.problems == "audio unreadable"
     assert found.detail.count("is not UTF-8; rename it") == 1
+
+
+def test_clips_out_of_step_are_told_and_stay(tmp_path: Path) -> None:
+    video = save_mp4(tmp_path / "a.mp4", frames=50)
+    save_wav(tmp_path / "a.wav", tone(16000))
+    write_list(tmp_path / "train.csv", [Clip(video, None, 0)])
+    assert check(tmp_path / "train.csv") == 1
+    assert findings(tmp_path) == [("train.csv", "a.mp4", "out of step")]
+    cleaned = tmp_path / "train.cleaned.csv"
+    assert cleaned.read_bytes() == (tmp_path / "train.csv").read_bytes()

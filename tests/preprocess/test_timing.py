@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 
@@ -13,6 +14,7 @@ from hicmae.data.video import FrameFolder
 from preprocess.face_and_audio import batch, extract_audio, extract_face, timing
 from preprocess.face_and_audio.batch import Job
 from preprocess.face_and_audio.extract_face import FaceOptions
+from tests.conftest import save_frames
 from tests.media.clock_films import FILMS, SECONDS, heard_at, save_film, seen_at
 from tests.preprocess import media_files
 
@@ -207,3 +209,29 @@ def test_aac_in_a_wav_costs_nobody_else_his_answer(tmp_path):
     assert media_files.run(extract_audio, tmp_path / "in", tmp_path / "out") == 1
     rows = batch.read_summary(tmp_path / "out" / "extract_audio.csv")
     assert "packets" in rows["aac.wav"]["reason"] and rows["badaac.mp4"]["damaged"] == "1"
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "late.mp4", "variable.mp4", "late picture.mkv"])
+def test_wavs_that_do_not_fit_their_film_are_told(tmp_path, name):
+    film, good, old = (str(tmp_path / file) for file in (name, "good.wav", "old.wav"))
+    save_film(tmp_path / name, **FILMS[name][0])
+    extract_audio.convert(Job("a", film, good))
+    extract_audio.convert(Job("a", film, old), keep_length=True)
+    assert timing.out_of_step(film, good) == ""
+    assert bool(timing.out_of_step(film, old)) == ("late" in name)
+    soundfile.write(old, soundfile.read(good)[0][:32000], 16000)
+    assert "the wav 2.00 s" in timing.out_of_step(film, old)
+
+
+def test_frames_are_compared_by_the_summary_above_them(tmp_path):
+    folder, wav = save_frames(tmp_path / "faces/sub/a b_aligned", 50), str(tmp_path / "a.wav")
+    soundfile.write(wav, np.full(int(1.96 * 16000), 0.1), 16000)
+    assert timing.out_of_step(folder, wav) == ""  # nobody knows
+    row = {"clip": "sub/a b.mp4", "frames": 50, "offset": "0.300", "film_seconds": "2.000"}
+    summary = pd.DataFrame([row | {"frame_rate": "25.000"}])
+    summary.to_csv(tmp_path / "faces/extract_face_2of3.csv", index=False)
+    assert "begins 0.30 s after the picture" in timing.out_of_step(folder, wav)
+    soundfile.write(wav, np.repeat([0, 0.1], [4800, 16000]), 16000)
+    os.remove(os.path.join(folder, FrameFolder(folder).names[7]))
+    told = timing.out_of_step(folder, wav)
+    assert "wrote 50 frames, 49" in told and "lasts 2.00 s, the wav 1.30 s" in told
