@@ -35,8 +35,8 @@ def last_moment(clock: Clock) -> float:
     prepared frames go on till the end.
     """
     last = float(clock.times[-1])
-    if not clock.is_constant:
-        last = max(last, clock.duration - 1 / FRAME_RATE)
+    if not clock.is_constant:  # on the grid of the usual rate, or k / (n - 1) would stretch it
+        last = round(max(last, clock.duration - 1 / FRAME_RATE) * FRAME_RATE) / FRAME_RATE
     if last > LONGEST:
         raise UnreadableClip(f"its time stamps span {last / 3600:.0f} hours, expected at most 24")
     return last

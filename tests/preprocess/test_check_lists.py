@@ -147,7 +147,7 @@ def test_pretraining_list_is_checked_and_keeps_its_form(
 ) -> None:
     for name, frames in (("x y", 30), ("z", 20)):
         save_mp4(tmp_path / f"{name}.mp4", frames)
-        save_wav(tmp_path / f"{name}.wav", tone(9000, frames * 20.0))
+        save_wav(tmp_path / f"{name}.wav", tone(frames * 640, frames * 20.0))
     kinds = ["audio_only", "corrupt", "empty", "text", "truncated"]
     for kind in kinds:
         broken_mp4(kind)
