@@ -34,7 +34,7 @@ from hicmae.models.losses import REGRESSION_LOSSES
 from hicmae.training import checkpoint, distributed, loop, transfer
 from hicmae.training import evaluate as scoring
 from hicmae.training.logs import show_hparams
-from hicmae.training.optim import freeze
+from hicmae.training.optim import freeze, shared_batches
 from hicmae.training.resume import Saver, find_checkpoint, resume
 from hicmae.training.run import Run, open_run, run_command, write_settings
 from hicmae.training.state import make_state, num_parameters
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tune and test; `argv` replaces the command line."""
     configs = parse_configs(build_parser(), FinetuneConfigs, argv)
     with open_run(configs.run, trains=not configs.score.eval) as run:
-        optim = configs.optim.shared(distributed.world_size())
+        optim = shared_batches(configs.optim, distributed.world_size())
         (test_only if configs.score.eval else finetune)(run, configs._replace(optim=optim))
 
 

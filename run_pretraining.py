@@ -24,6 +24,7 @@ from hicmae.models.layers import split_tokens
 from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
 from hicmae.training import distributed, loop
 from hicmae.training.logs import read_lines, show_hparams
+from hicmae.training.optim import shared_batches
 from hicmae.training.resume import Saver, find_checkpoint, resume
 from hicmae.training.run import Run, open_run, run_command
 from hicmae.training.state import make_state, num_parameters
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Pre-train; `argv` replaces the command line."""
     configs = parse_configs(build_parser(), PretrainConfigs, argv)
     with open_run(configs.run) as run:
-        optim = configs.optim.shared(distributed.world_size())
+        optim = shared_batches(configs.optim, distributed.world_size())
         pretrain(run, configs._replace(optim=optim))
 
 

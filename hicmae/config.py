@@ -6,7 +6,6 @@ resumed run may change it. Settings are saved by their flags, in groups.
 """
 
 import argparse
-import itertools
 import operator
 import os
 import types
@@ -40,6 +39,10 @@ METRICS = {
 ALL_METRICS = sum(METRICS.values(), ())
 MIXING = {"classification": (0.8, 1.0), "regression": (0.0, 0.0)}
 FUSION_HELP = "stream that fusion layers update first, for the other to read; both: at once"
+DATA_HELP = "a list, a folder with train.csv and test.csv, or a folder of shards"
+LEVELS_HELP = "encoder blocks, from 0, whose outputs are contrasted and read by decoders"
+DIFFERENCE_HELP = "rebuild how frames differ from the first one of their group, not the frames"
+LATER_HELP = "weight of the loss of a group's later frames; the first one has the rest"
 LOWER_IS_BETTER = ("mae", "mse", "rmse")
 
 
@@ -215,7 +218,7 @@ class DataConfig(Settings):
     """Clips."""
 
     # A resumed run compares the clips, wherever they lie.
-    data_path: str = harmless("", "list, folder of train.csv, test.csv, or shards", metavar="PATH")
+    data_path: str = harmless("", DATA_HELP, metavar="PATH")
     data_root: str = harmless("", "folder that relative paths start from", metavar="DIR")
     num_samples: int = option(1, "draws from each clip of a batch (repeated sampling)", "> 0")
     roll_mag_aug: bool = option(False, "random gain of the waveform in training")
@@ -233,7 +236,9 @@ class ClipConfig(ClipSettings, Settings):
     num_frames: int = option(16, "video frames of a clip", "> 0")
     sampling_rate: int = option(4, "frames from one sampled frame to the next", "> 0")
     input_size: int = option(160, "height and width of a video frame in pixels", "> 0")
-    input_size_audio: tuple[int, int] = option((256, 128), "steps, mel bins", "> 0", nargs="+")
+    input_size_audio: tuple[int, int] = option(
+        (256, 128), "steps of 10 ms, mel bins", "> 0", nargs="+"
+    )
     tubelet_size: int = option(2, "video frames of one token", "> 0")
 
     def __post_init__(self) -> None:
@@ -283,31 +288,6 @@ class OptimConfig(Settings):
             "--total_batch chooses --accum_iter; leave one out": total and self.accum_iter > 1,
         }
 
-    def shared(self, processes: int) -> "OptimConfig":
-        """Return the batches that --total_batch means for so many processes, or ValueError."""
-        total, largest = self.total_batch, self.batch_size
-        if not total:
-            return self
-        if (found := _passes(total, processes, largest)) is None:
-            more = next(n for n in itertools.count(total) if _passes(n, processes, largest))
-            fewer = next((n for n in range(processes, 0, -1) if _passes(total, n, largest)), None)
-            raise ValueError(
-                f"--total_batch {total} cannot be shared by {processes} process(es) in equal "
-                f"passes of about --batch_size {largest}; use --total_batch {more}"
-                + (f", or {fewer} process(es)" if fewer else "")
-            )
-        return replace(self, batch_size=found[0], accum_iter=found[1], total_batch=0)
-
-
-def _passes(total: int, processes: int, largest: int) -> tuple[int, int] | None:
-    """Return clips of a pass and passes of a step that make the total; None where none do."""
-    share, rest = divmod(total, processes)
-    if rest or not share:
-        return None
-    batch = next(size for size in range(min(largest, share), 0, -1) if share % size == 0)
-    # A share such as 53 has no divisor but 1: too few clips in a pass to contrast or to be fast.
-    return (batch, share // batch) if batch == share or batch * 4 >= largest else None
-
 
 @dataclass(frozen=True)
 class PretrainModelConfig(Settings):
@@ -319,7 +299,7 @@ class PretrainModelConfig(Settings):
     decoder_depth: int = option(4, "blocks of the video decoder: one more than kept levels")
     decoder_depth_audio: int = option(4, "blocks of the audio decoder: one more than kept levels")
     encoder_fusion_depth: int = option(2, "layers of the cross-modal fusion encoder")
-    return_intermediate_features: tuple[int, ...] = option((3, 6, 9), "kept blocks, from 0")
+    return_intermediate_features: tuple[int, ...] = option((3, 6, 9), LEVELS_HELP)
     skip_connections: bool = option(True, "decoders read these levels; without: self-attention")
     fusion_order: str = option("both", FUSION_HELP, choices=FUSION_ORDERS)
     drop_path_rate: float = option(0.0, "drop path at the last block", NOT_ALL, flag="drop_path")
@@ -339,14 +319,18 @@ class PretrainLossConfig(Settings):
     """Pre-training loss."""
 
     loss_weight: float = option(0.0025, "weight of the contrastive loss", ">= 0")
-    contrastive_levels: str = option("all", "kept blocks to contrast", choices=CONTRASTED)
-    temperature: float = option(0.07, "of InfoNCE", "> 0", flag="inter_contrastive_temperature")
+    contrastive_levels: str = option("all", "which of these levels to contrast", choices=CONTRASTED)
+    temperature: float = option(
+        0.07, "of the contrast, InfoNCE", "> 0", flag="inter_contrastive_temperature"
+    )
     gather: bool = option(False, "contrast with the clips of all GPUs", flag="gather_negatives")
-    frame_diff: bool = option(False, "frame differences", flag="use_frame_diff_as_target")
-    frame_diff_group_size: int = option(2, "frames of such a group", "> 0")
-    target_diff_weight: float | None = option(None, "of a tubelet's later frames", SHARE)
-    normalize_target: bool = option(True, "by patch, channel", aliases=("normlize_target",))
-    normalize_target_audio: bool = option(True, "by patch", aliases=("normlize_target_audio",))
+    frame_diff: bool = option(False, DIFFERENCE_HELP, flag="use_frame_diff_as_target")
+    frame_diff_group_size: int = option(2, "frames of such a group, a tubelet", "> 0")
+    target_diff_weight: float | None = option(None, LATER_HELP, SHARE)
+    normalize_target: bool = option(True, "normalise video patches", aliases=("normlize_target",))
+    normalize_target_audio: bool = option(
+        True, "normalise patches of spectrograms", aliases=("normlize_target_audio",)
+    )
 
     def _refused(self) -> Refused:
         nothing = self.gather and self.contrastive_levels == "none"
@@ -380,8 +364,12 @@ class ClassifierConfig(Settings):
     fusion_order: str = option("both", FUSION_HELP, choices=FUSION_ORDERS)
     drop_path_rate: float = option(0.1, "drop path at the last block", NOT_ALL, flag="drop_path")
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale", ">= 0")
-    class_names: tuple[str, ...] = harmless((), "names, a file, or a data set's", metavar="NAME")
-    head_activation: str | None = option(None, "of a regression", choices=ACTIVATIONS)
+    class_names: tuple[str, ...] = harmless(
+        (), "names, a file of them, or a data set, for tables and pictures", metavar="NAME"
+    )
+    head_activation: str | None = option(
+        None, "of the outputs of a regression", choices=ACTIVATIONS
+    )
     finetune: str = option("", "pre-training checkpoint to start from", metavar="FILE")
     allow_partial: bool = option(False, "accept a checkpoint of deeper or shallower encoders")
     layer_decay: float = option(0.75, "learning-rate factor from layer to lower layer", NOT_NONE)
@@ -413,7 +401,7 @@ class AugmentConfig(Settings):
 
     aa: str = option("rand-m7-n4-mstd0.5-inc1", "RandAugment policy of timm; none: off")
     reprob: float = option(0.25, "probability of random erasing", SHARE)
-    remode: str = option("pixel", "filling of erased boxes", choices=("pixel", "rand", "const"))
+    remode: str = option("pixel", "what fills erased boxes", choices=("pixel", "rand", "const"))
     recount: int = option(1, "erased boxes a clip", "> 0")
     scale: tuple[float, float] = option((0.08, 1.0), "areas of crops", NOT_NONE, flag="crop_scale")
     flip: float = option(0.5, "probability of a horizontal flip", SHARE)
@@ -434,7 +422,9 @@ class ScoreConfig(Settings):
     """Loss, validation and testing."""
 
     loss: str = option("", "default: ce, or mse for regression", choices=sum(LOSSES.values(), ()))
-    val_metric: str = option("", "of the best epoch; default: war, or ccc", choices=ALL_METRICS)
+    val_metric: str = option(
+        "", "score that chooses the best epoch; default: war, or ccc", choices=ALL_METRICS
+    )
     val_path: str = harmless("", "validation list; default: val.csv or test.csv", metavar="FILE")
     val_split: str = option(
         "list", "list: validate on --val_path, val.csv or test.csv; speaker, clip: on a part of "
@@ -443,7 +433,9 @@ class ScoreConfig(Settings):
     )  # fmt: skip
     val_share: float = option(0.2, "share of train.csv that --val_split holds out", PART)
     label_share: float = option(1.0, "share of each class to train on, nested", NOT_NONE)
-    speaker_file: str = harmless("", "csv of clip,speaker beside the lists", metavar="FILE")
+    speaker_file: str = harmless(
+        "", "csv with the columns clip,speaker; default: beside the lists", metavar="FILE"
+    )
     speaker_pattern: str = harmless(
         "", "or a regular expression whose groups in a clip's name make the speaker, or "
         + ", ".join(PATTERNS), metavar="REGEX",

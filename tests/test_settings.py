@@ -18,6 +18,7 @@ from hicmae.config import (
     from_dict,
     parse_configs,
 )
+from hicmae.training.optim import shared_batches
 
 
 def pretraining(arguments="", start="--data_path list.csv --output_dir out"):
@@ -142,9 +143,9 @@ def test_only_the_streams_that_are_read_limit_freeze_layers():
     [(160, 4, 40, 1), (160, 1, 40, 4), (160, 8, 20, 1), (160, 5, 32, 1), (56, 1, 28, 2)],
 )
 def test_a_total_batch_chooses_accumulation(total, processes, batch_size, accum_iter):
-    shared = OptimConfig(batch_size=40, total_batch=total).shared(processes)
+    shared = shared_batches(OptimConfig(batch_size=40, total_batch=total), processes)
     assert (shared.batch_size, shared.accum_iter, shared.total_batch) == (batch_size, accum_iter, 0)
-    assert OptimConfig(batch_size=3).shared(processes) == OptimConfig(batch_size=3)
+    assert shared_batches(OptimConfig(batch_size=3), processes) == OptimConfig(batch_size=3)
 
 
 @pytest.mark.parametrize(
@@ -157,4 +158,4 @@ def test_a_total_batch_chooses_accumulation(total, processes, batch_size, accum_
 )
 def test_a_total_batch_that_cannot_be_shared_is_refused_with_what_can(total, processes, advice):
     with pytest.raises(ValueError, match=advice):
-        OptimConfig(batch_size=40, total_batch=total).shared(processes)
+        shared_batches(OptimConfig(batch_size=40, total_batch=total), processes)

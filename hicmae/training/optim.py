@@ -1,13 +1,17 @@
-"""Optimiser: weight-decay groups, layer decay, AdamW, warm-up + cosine schedule, frozen weights."""
+"""Optimiser: batches, weight-decay groups, layer decay, AdamW, schedule, frozen weights."""
 
+import itertools
 import logging
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from hicmae.config import OptimConfig
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +20,32 @@ FUSION = "encoder_fusion"
 _LAYER = re.compile(
     rf"(encoder|encoder_audio|{FUSION})\.(?:patch_embed|blocks(?:_audio)?\.(\d+))\."
 )
+
+
+def shared_batches(optim: OptimConfig, processes: int) -> OptimConfig:
+    """Return the batches that --total_batch means for so many processes, or ValueError."""
+    total, largest = optim.total_batch, optim.batch_size
+    if not total:
+        return optim
+    if (found := _passes(total, processes, largest)) is None:
+        more = next(n for n in itertools.count(total) if _passes(n, processes, largest))
+        fewer = next((n for n in range(processes, 0, -1) if _passes(total, n, largest)), None)
+        raise ValueError(
+            f"--total_batch {total} cannot be shared by {processes} process(es) in equal "
+            f"passes of about --batch_size {largest}; use --total_batch {more}"
+            + (f", or {fewer} process(es)" if fewer else "")
+        )
+    return replace(optim, batch_size=found[0], accum_iter=found[1], total_batch=0)
+
+
+def _passes(total: int, processes: int, largest: int) -> tuple[int, int] | None:
+    """Return clips of a pass and passes of a step that make the total; None where none do."""
+    share, rest = divmod(total, processes)
+    if rest or not share:
+        return None
+    batch = next(size for size in range(min(largest, share), 0, -1) if share % size == 0)
+    # A share such as 53 has no divisor but 1: too few clips in a pass to contrast or to be fast.
+    return (batch, share // batch) if batch == share or batch * 4 >= largest else None
 
 
 def parameter_groups(
