@@ -304,8 +304,7 @@ def read_lists(
         total, train = len(train), take_share(train, label_share, seed)
         counts = Counter(clip.label for clip in train if isinstance(clip.label, int))
         spread = f" (by class {dict(sorted(counts.items()))})" if counts else ""
-        share = f"--label_share {label_share:g}: {len(train)} of {total} training clips{spread}"
-        logger.info("%s, named in %s", share, SHARE_FILE)
+        logger.info("%d of %d training clips%s, see %s", len(train), total, spread, SHARE_FILE)
         drawn = pd.DataFrame({"clip": [clip.video for clip in train]}, dtype=object)
         tables[SHARE_FILE] = drawn.to_csv(index=False, lineterminator="\n")
     if val == test:
