@@ -160,7 +160,7 @@ def test_few_labels_are_seen_in_more_epochs(tmp_path):
     for share in (1.0, 0.1):
         flags = experiments.label_flags(share, 0, experiments.FULL, tmp_path, None)
         lengths[share] = int(demo.flag_value(flags, "--epochs"))
-    assert lengths == {1.0: 40, 0.1: 200}
+    assert lengths == {1.0: demo.FINETUNE_EPOCHS, 0.1: 200}
     probe = experiments.label_flags(1.0, 0, experiments.PROBE, tmp_path, None, "--epochs 2")
     assert "--linear_probe" in probe and "--epochs" not in probe and "--finetune" not in probe
     with pytest.raises(SystemExit, match="leaves 25 clips, fewer than one batch"):
