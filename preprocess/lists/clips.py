@@ -123,7 +123,7 @@ def reading(kind: str, path: str, problems: list[Problem]) -> Iterator[None]:
         problems.append((f"{kind} missing", f"'{path}' does not exist"))
     except OSError as error:
         problems.append((f"{kind} unreadable", f"'{path}': {error.strerror}"))
-    except (UnicodeError, TypeError):  # decord and soundfile take names as UTF-8
+    except (UnicodeError, TypeError):  # soundfile takes names as UTF-8
         problems.append((f"{kind} unreadable", f"name {ascii(path)} is not UTF-8; rename it"))
     except soundfile.LibsndfileError as error:
         words = " ".join(str(error).split())[:200]
