@@ -39,7 +39,7 @@ import torch
 
 from hicmae.config import Settings, add_arguments, from_flags, option
 from hicmae.data.film import Film
-from hicmae.data.media import VIDEO_SUFFIXES, decode_sound, needed_stream, opened
+from hicmae.data.media import VIDEO_SUFFIXES, needed_stream, opened
 from hicmae.faces.detector import Detector, check_weights
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, main_face, search, smooth
 from hicmae.io import PART, UnreadableClip, whole_folder
@@ -88,7 +88,7 @@ def extract(job: Job, options: FaceOptions) -> dict[str, Any]:
                 (part / f"frame_det_00_{number:06d}.jpg").write_bytes(data.tobytes())
     except cv2.error as error:
         raise UnreadableClip(f"'{job.source}' has frames that cannot be used: {error}") from None
-    return details | time_columns(film)
+    return details | timing.columns_of(film)
 
 
 def follow_face(film: Film, options: FaceOptions) -> tuple[np.ndarray, dict[str, Any]]:
@@ -128,14 +128,6 @@ def follow_face(film: Film, options: FaceOptions) -> tuple[np.ndarray, dict[str,
 def frames_of(film: Film, frame_rate: float) -> Iterator[np.ndarray]:
     """Yield the frames to prepare upright, (H, W, 3) uint8 RGB, all of the first one's size."""
     return film.frames(timing.chosen_frames(film.clock, frame_rate).tolist(), threads=1)
-
-
-def time_columns(film: Film) -> dict[str, Any]:
-    """Return `timing.columns` of a film whose frames were read."""
-    sound = None
-    with suppress(UnreadableClip):
-        sound = decode_sound(film.path)
-    return timing.columns(film.clock, sound, film.damage["damaged"])
 
 
 @functools.lru_cache(maxsize=1)
@@ -178,7 +170,7 @@ def extract_with_openface(job: Job, options: FaceOptions) -> dict[str, Any]:
         if not frames:
             raise UnreadableClip("OpenFace wrote no aligned face")
         aligned.replace(part)
-    return {"frames": frames} | (time_columns(film) if film else {})
+    return {"frames": frames} | (timing.columns_of(film) if film else {})
 
 
 def run_program(command: list[str], timeout: float) -> None:

@@ -22,6 +22,7 @@ from hicmae.data.media import Sound, decode_sound
 from hicmae.data.video import FrameFolder
 from hicmae.io import UnreadableClip
 from preprocess.face_and_audio.batch import read_summary
+from preprocess.lists.clips import ALIGNED
 
 COLUMNS = ("offset", "film_seconds", "sound_seconds", "rate_kind", "frame_rate")
 TOLERANCE = 0.1  # seconds by which a wav may differ from its film
@@ -86,6 +87,14 @@ def columns(clock: Clock | None, sound: Sound | None, damaged: int) -> dict[str,
     return {**row, "damaged": damaged}
 
 
+def columns_of(film: Film) -> dict[str, Any]:
+    """Return `columns` of a film, with what its last reading passed over."""
+    sound = None
+    with suppress(UnreadableClip):
+        sound = decode_sound(film.path)
+    return columns(film.clock, sound, film.damage["damaged"])
+
+
 def mean_rate(clock: Clock) -> float:
     """Return how many frames a second are displayed."""
     last = clock.times[-1]
@@ -104,10 +113,7 @@ def out_of_step(video: str, audio: str) -> str:
         if row.get("frames", frames) not in (frames, str(frames)):
             found.append(f"extract_face.py wrote {row['frames']} frames, {frames} are there")
     else:
-        sound = None
-        with suppress(UnreadableClip):
-            sound = decode_sound(video)
-        row = columns(Film(video).clock, sound, 0)
+        row = columns_of(Film(video))
     seconds, late = len(wav) / SAMPLE_RATE, float(row.get("offset") or 0)
     if row.get("film_seconds") and row.get("frame_rate"):
         film, last = float(row["film_seconds"]), 1 / float(row["frame_rate"])
@@ -131,7 +137,7 @@ def _row_of(folder: Path) -> Mapping[str, Any]:
     for parent in list(folder.parents)[:-1]:
         summaries = sorted(parent.glob("extract_face*.csv"))
         if summaries:
-            name = str(folder.relative_to(parent)).removesuffix("_aligned")
+            name = str(folder.relative_to(parent)).removesuffix(ALIGNED)
             rows = (_rows(str(path), path.stat().st_mtime_ns).get(name) for path in summaries)
             return next((row for row in rows if row), {})
     return {}

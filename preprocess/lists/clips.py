@@ -11,9 +11,10 @@ from typing import NamedTuple
 import soundfile
 from tqdm import tqdm
 
-SAMPLE_RATE = 16000
+from hicmae.data.audio import SAMPLE_RATE
+from hicmae.data.video import FRAME_EXTENSIONS
+
 LEAST = 1024  # samples; a wav must be longer
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")  # what hicmae.data.video reads
 ALIGNED = "_aligned"  # OpenFace's and extract_face's ending of a folder of faces
 CONVERT = "convert it with preprocess/face_and_audio/extract_audio.py"
 TWO = "two of one name"
@@ -101,7 +102,7 @@ def _walk(root: str, found: dict[str, Half]) -> Iterator[tuple[str, list[str], l
 
 def is_frame(name: str) -> bool:
     """Tell whether a file of this name is a frame; names with a dot first are copies of macOS."""
-    return name.lower().endswith(FRAME_SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
 
 
 # What is in them
