@@ -43,7 +43,7 @@ from preprocess.face_and_audio import batch, extract_audio, extract_face
 from preprocess.face_and_audio.batch import Job, find_jobs
 from preprocess.face_and_audio.timing import out_of_step
 from preprocess.lists.annotations import PARTS, read_labels
-from preprocess.lists.clips import Candidate
+from preprocess.lists.clips import ALIGNED, Candidate
 from preprocess.lists.writing import as_table, table_text, totals, write_left_out, write_lists
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 # By half of a clip: folder below --output_dir, the tool that fills it, what its names end with.
 HALVES = {
     "audio": ("audio", extract_audio.TOOL, ".wav"),
-    "video": ("faces", extract_face.TOOL, extract_face.SUFFIX),
+    "video": ("faces", extract_face.TOOL, ALIGNED),
 }
 
 

@@ -46,9 +46,9 @@ from hicmae.io import PART, UnreadableClip, whole_folder
 from preprocess.command_line import make_parser
 from preprocess.face_and_audio import batch, timing
 from preprocess.face_and_audio.batch import Job
+from preprocess.lists.clips import ALIGNED
 
 TOOL = "extract_face"
-SUFFIX = "_aligned"  # as OpenFace ends its folders
 JPEG_QUALITY = 95  # OpenCV's default, as in OpenFace
 OPENFACE_FLAGS = ("-simalign", "-format_aligned", "jpg", "-nomask")  # as the original used it
 
@@ -215,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
         work = face_work(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    return batch.run_tool(TOOL, args, SUFFIX, work)
+    return batch.run_tool(TOOL, args, ALIGNED, work)
 
 
 if __name__ == "__main__":

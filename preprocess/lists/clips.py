@@ -11,10 +11,9 @@ from typing import NamedTuple
 import soundfile
 from tqdm import tqdm
 
-from hicmae.data.audio import SAMPLE_RATE
+from hicmae.data.audio import SAMPLE_RATE, SHORTEST_SPAN
 from hicmae.data.video import FRAME_EXTENSIONS
 
-LEAST = 1024  # samples; a wav must be longer
 ALIGNED = "_aligned"  # OpenFace's and extract_face's ending of a folder of faces
 CONVERT = "convert it with preprocess/face_and_audio/extract_audio.py"
 TWO = "two of one name"
@@ -144,7 +143,11 @@ def wav_seconds(path: str) -> float:
     for kind, fits, detail in (
         ("audio sample rate", rate == SAMPLE_RATE, f"{rate} Hz, expected {SAMPLE_RATE}; {CONVERT}"),
         ("audio channels", channels == 1, f"{channels} channels, expected 1; {CONVERT}"),
-        ("audio too short", samples > LEAST, f"{samples} samples, expected more than {LEAST}"),
+        (
+            "audio too short",
+            samples > SHORTEST_SPAN,
+            f"{samples} samples, expected more than {SHORTEST_SPAN}",
+        ),
     ):
         if not fits:
             raise Unusable(kind, f"'{path}' has {detail}")
