@@ -1,5 +1,6 @@
 """Small real media: mp4 by PyAV, wav by soundfile, frames by Pillow."""
 
+import gc
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,12 @@ import torch
 from PIL import Image
 
 from hicmae.data.clip_list import Clip
+
+
+def pytest_collection_finish() -> None:
+    """What all tests have imported is no garbage; every run collects, which then takes no time."""
+    gc.collect()
+    gc.freeze()
 
 
 def free_port() -> int:

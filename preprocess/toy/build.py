@@ -118,7 +118,7 @@ def build(recipe: Recipe, folder: Path, num_workers: int, relative: bool) -> Non
         for _ in tqdm(made, total=len(jobs), initial=done, unit="clip"):
             pass
     rows = [plan.plan_clip(job.key, job.label).row() for job in jobs]
-    write_lists(jobs, recipe, folder, relative)
+    write_lists(jobs, recipe, folder, num_workers, relative)
     write_csv(folder / "meta.csv", rows[0] if rows else ["clip"], (row.values() for row in rows))
 
 
@@ -189,7 +189,9 @@ def parts_of(fold: int, recipe: Recipe) -> dict[str, list[int]]:
     return {"test": [*test], "val": val, "train": rest[: recipe.train_speakers], "all": rest}
 
 
-def write_lists(jobs: list[Job], recipe: Recipe, folder: Path, relative: bool) -> None:
+def write_lists(
+    jobs: list[Job], recipe: Recipe, folder: Path, num_workers: int, relative: bool
+) -> None:
     """Write the lists of folds with few and with all labels, that of pre-training, its shards."""
     from hicmae.data.clip_list import Clip as ListedClip
     from hicmae.data.clip_list import write_list
@@ -219,8 +221,10 @@ def write_lists(jobs: list[Job], recipe: Recipe, folder: Path, relative: bool) -
     if unlabelled:
         path = folder / "pretrain.csv"
         write_list(path, unlabelled)
-        flags = ["--output_dir", str(folder / "packed"), "--quality", str(JPEG_QUALITY)]
-        if pack_clips.main([str(path), *flags, "--data_root", str(folder)]):
+        flags = ["--output_dir", str(folder / "packed"), "--data_root", str(folder)]
+        workers = min(num_workers, len(unlabelled))
+        flags += ["--quality", str(JPEG_QUALITY), "--num_workers", str(workers)]
+        if pack_clips.main([str(path), *flags]):
             raise RuntimeError(f"the clips of '{path}' could not be packed, see above")
 
 

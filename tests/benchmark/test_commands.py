@@ -70,19 +70,19 @@ def block(tokens, dim, context=0):
 
 
 def test_operations_are_those_counted_by_hand():
-    config = benchmark_models.BenchmarkConfig(model="b")
+    config = benchmark_models.BenchmarkConfig(model="t")
     parts = benchmark_models.count_flops("pretrain", config)
-    embedding, audio_embedding = 2 * 80 * 1536 * 512, 2 * 26 * 256 * 512
-    assert parts["encoder"] == embedding + 10 * block(80, 512)
-    head = 2 * 720 * 384 * 1536
-    projections = 4 * 2 * 80 * 512 * 384
-    blocks = block(800, 384) + 3 * block(800, 384, 80)
+    embedding, audio_embedding = 2 * 80 * 1536 * 256, 2 * 26 * 256 * 256
+    assert parts["encoder"] == embedding + 10 * block(80, 256)
+    head = 2 * 720 * 128 * 1536
+    projections = 4 * 2 * 80 * 256 * 128
+    blocks = block(800, 128) + 3 * block(800, 128, 80)
     assert parts["decoder"] == head + projections + blocks
     backward, forward = parts.pop("backward"), sum(parts.values())
     # Two products for each one of the forward pass, but none for the gradient of the clips.
     assert backward == pytest.approx(2 * forward - embedding - audio_embedding, rel=1e-6)
     scoring = benchmark_models.count_flops("infer", config)
-    assert scoring["encoder"] == 2 * (2 * 800 * 1536 * 512 + 10 * block(800, 512))
+    assert scoring["encoder"] == 2 * (2 * 800 * 1536 * 256 + 10 * block(800, 256))
     assert "backward" not in scoring
 
 

@@ -2,14 +2,19 @@
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+import runpy
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import soundfile
 from PIL import Image
 
 from hicmae.data.clip_list import read_labelled_list
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Tree:
@@ -41,14 +46,21 @@ class Tree:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
-    def make(self, main: Callable[[list[str]], int], *flags: str) -> int:
-        return main(["--data_root", str(self.root), "--output_dir", str(self.out), *flags])
+    def make(self, script: str, *flags: str, output: bool = True) -> int:
+        """Run preprocess/<script>.py; return its exit code."""
+        places = ["--data_root", str(self.root), *["--output_dir", str(self.out)] * output]
+        try:
+            with patch.object(sys, "argv", [script, *places, *flags]):
+                runpy.run_path(str(ROOT / f"preprocess/{script}.py"), run_name="__main__")
+        except SystemExit as end:
+            return end.code
+        raise AssertionError("the script has no exit code")
 
     def read(self, name: str) -> list[tuple[str, object]]:
         """Return the name of the video and the label of every clip of a list."""
         regression = (self.out / "targets.txt").exists()
         task = "regression" if regression else "classification"
-        clips = read_labelled_list(self.out / name, task)
+        clips = read_labelled_list(self.out / f"{name}.csv", task)
         assert all(os.path.exists(clip.video) and os.path.exists(clip.audio) for clip in clips)
         return [(os.path.basename(c.video).removesuffix("_aligned"), c.label) for c in clips]
 
