@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import hicmae  # noqa: F401  (registers the models)
@@ -170,7 +169,6 @@ class BenchmarkConfig(Settings):
     memory: bool = option(True, "measure peak memory, each variant in a process of its own")
     peaks: bool = option(True, "measure the device's matrix products too")
     errors: bool = option(True, "compare with float64")
-    profile: bool = option(False, "show the operators that take most of the time")
 
     def _refused(self) -> dict[str, object]:
         alone = self.cuda_graphs and not self.compile
@@ -397,13 +395,6 @@ def measure(
     steps = {name: STEPS[name](task, config, precision, count) for name in variants}
     times = measure_in_turns(steps, config.steps, config.warmup, precision.device)
     figures: dict[str, Any] = {"batch_size": count, "steps": config.steps}
-    if config.profile:
-        on_gpu = precision.device.type == "cuda"
-        activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + on_gpu]
-        with profile(activities=activities, acc_events=True) as recorded:
-            steps[""]()
-        spent = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-        print(recorded.key_averages().table(sort_by=spent, row_limit=20))
     steps.clear()
     gc.collect()
     for name in variants:

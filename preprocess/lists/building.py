@@ -89,13 +89,13 @@ class DataSet:
     """What distinguishes one list script from another.
 
     `read` makes the protocol from the command line and the files that are there; its docstring is
-    the script's --help. `flags` are the script's own, with what `add_argument` takes. `video_dirs`
-    and `audio_dirs` are places of face folders and wavs below --data_root, best first.
+    the script's --help. `flags` are the script's own, by `flag`. `video_dirs` and `audio_dirs` are
+    places of face folders and wavs below --data_root, best first.
     """
 
     title: str
     read: Callable[[argparse.Namespace, Found], Plan]
-    flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    flags: Sequence[tuple[str, dict[str, Any]]] = ()
     video_dirs: Sequence[str] = ("faces", "face_aligned", "openface", "frames")
     audio_dirs: Sequence[str] = ("audio_16k", "audio")
 
@@ -104,10 +104,15 @@ class DataSet:
         parser = make_parser(self.read.__doc__)
         parser.epilog = EPILOG
         add_place_arguments(parser, self.title, self.video_dirs, self.audio_dirs)
-        for flag, options in self.flags.items():
-            parser.add_argument(flag, **options)
+        for name, options in self.flags:
+            parser.add_argument(name, **options)
         args = parser.parse_args(arguments)
         return exit_code(lambda: make_lists(self, args), bad_data=1)
+
+
+def flag(name: str, use: str, **options: Any) -> tuple[str, dict[str, Any]]:
+    """Return a flag of a list script; `options` are those of `add_argument`."""
+    return name, {"help": use, **options}
 
 
 def add_place_arguments(
@@ -118,9 +123,9 @@ def add_place_arguments(
     `places` are those below --data_root where videos are expected, and wavs.
     """
     parser.add_argument("--data_root", required=True, help=f"folder of {title}")
-    for flag, known in zip(("--video_dir", "--audio_dir"), places, strict=True):
+    for half, known in zip(("video", "audio"), places, strict=True):
         use = f"relative to --data_root (default: the first there is of {', '.join(known)})"
-        parser.add_argument(flag, nargs=1, default=known, help=use)
+        parser.add_argument(f"--{half}_dir", nargs=1, default=known, help=use)
     parser.add_argument(
         "--output_dir", type=Path, help="default: where the experiment scripts look"
     )

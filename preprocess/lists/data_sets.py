@@ -27,6 +27,7 @@ from preprocess.lists.building import (
     Plan,
     cross_validation,
     find,
+    flag,
     list_name,
     official_split,
 )
@@ -69,7 +70,7 @@ def of_class(name: str, emotion: str, classes: Sequence[str], speaker: str) -> C
 @partial(
     DataSet,
     "CREMA-D",
-    flags={"--classes": {"type": int, "choices": (6, 4), "default": 6, "help": "default: 6"}},
+    flags=[flag("--classes", "default: 6", type=int, choices=(6, 4), default=6)],
     audio_dirs=("audio_16k", "audio", "AudioWAV"),
 )
 def cremad(args: argparse.Namespace, found: Found) -> Plan:
@@ -107,17 +108,14 @@ def cremad(args: argparse.Namespace, found: Found) -> Plan:
 @partial(
     DataSet,
     "MAFW",
-    flags={
-        "--subset": {
-            "choices": ("single", "compound"),
-            "default": "single",
-            "help": "of the classes (%(default)s)",
-        },
-        "--split_dir": {"help": "folder of set_1 .. set_5 (Train & Test Set/<subset>/no_caption)"},
-    },
+    flags=[
+        flag("--subset", "of the classes (%(default)s)", choices=("single", "compound"),
+             default="single"),
+        flag("--split_dir", "folder of set_1 .. set_5 (Train & Test Set/<subset>/no_caption)"),
+    ],
     video_dirs=("data/frames", "faces", "face_aligned", "openface", "frames"),
     audio_dirs=("data/audio_16k", "audio_16k", "audio"),
-)
+)  # fmt: skip
 def mafw(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of MAFW: official folds, 11 single classes or 43 with the compound ones.
 
@@ -186,14 +184,11 @@ def ravdess(args: argparse.Namespace, found: Found) -> Plan:
 @partial(
     DataSet,
     "MSP-IMPROV",
-    flags={
-        "--labels": {
-            "nargs": 1,
-            "default": ("Evalution.txt", "Evaluation.txt"),
-            "help": "relative to --data_root (Evalution.txt)",
-        }
-    },
-)
+    flags=[
+        flag("--labels", "relative to --data_root (Evalution.txt)", nargs=1,
+             default=("Evalution.txt", "Evaluation.txt"))
+    ],
+)  # fmt: skip
 def msp_improv(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of MSP-IMPROV: 6 folds, one a session, 4 classes A H N S.
 
@@ -229,17 +224,14 @@ def msp_improv(args: argparse.Namespace, found: Found) -> Plan:
 @partial(
     DataSet,
     "Werewolf-XL",
-    flags={
-        "--labels": {"default": "labels.csv", "help": "relative to --data_root (%(default)s)"},
-        "--columns": {
-            "nargs": 4,
-            "default": ["name", *WEREWOLF_TARGETS],
-            "metavar": ("CLIP", "VALENCE", "AROUSAL", "DOMINANCE"),
-            "help": f"columns of the table (name {' '.join(WEREWOLF_TARGETS)})",
-        },
-        "--published_lists": {"help": "folder of split01 .. split05 with lists"},
-    },
-)
+    flags=[
+        flag("--labels", "relative to --data_root (%(default)s)", default="labels.csv"),
+        flag("--columns", f"columns of the table (name {' '.join(WEREWOLF_TARGETS)})", nargs=4,
+             default=["name", *WEREWOLF_TARGETS],
+             metavar=("CLIP", "VALENCE", "AROUSAL", "DOMINANCE")),
+        flag("--published_lists", "folder of split01 .. split05 with lists"),
+    ],
+)  # fmt: skip
 def werewolf_xl(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of Werewolf-XL: regression of valence, arousal and dominance, 5 folds.
 
@@ -292,9 +284,7 @@ def werewolf_xl(args: argparse.Namespace, found: Found) -> Plan:
 @partial(
     DataSet,
     "DFEW",
-    flags={
-        "--split_dir": {"default": "EmoLabel_DataSplit", "help": "below --data_root (%(default)s)"}
-    },
+    flags=[flag("--split_dir", "below --data_root (%(default)s)", default="EmoLabel_DataSplit")],
     video_dirs=("faces", "face_aligned", "openface", "Clip/clip_224x224"),
 )
 def dfew(args: argparse.Namespace, found: Found) -> Plan:
@@ -327,18 +317,13 @@ def dfew(args: argparse.Namespace, found: Found) -> Plan:
 @partial(
     DataSet,
     "MER2023",
-    flags={
-        f"--{part}_labels": {
-            "nargs": 1,
-            "default": (f"{name}-label.csv", f"{folder}/{name}-label.csv"),
-            "help": f"relative to --data_root ({name}-label.csv)",
-        }
-        for part, name, folder in (
-            ("train", "train", "mer2023train"),
-            ("test", "test1", "test-labels"),
-        )
-    },
-)
+    flags=[
+        flag(f"--{part}_labels", f"relative to --data_root ({name}-label.csv)", nargs=1,
+             default=(f"{name}-label.csv", f"{folder}/{name}-label.csv"))
+        for part, name, folder in (("train", "train", "mer2023train"),
+                                   ("test", "test1", "test-labels"))
+    ],
+)  # fmt: skip
 def mer2023(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of MER2023 (MER-MULTI): official training and test clips, 6 classes.
 
@@ -396,14 +381,11 @@ def iemocap(args: argparse.Namespace, found: Found) -> Plan:
 @partial(
     DataSet,
     "AVCAffe",
-    flags={
-        "--target": {
-            "choices": ("arousal", "valence"),
-            "default": "arousal",
-            "help": "what to predict (%(default)s)",
-        }
-    },
-)
+    flags=[
+        flag("--target", "what to predict (%(default)s)", choices=("arousal", "valence"),
+             default="arousal")
+    ],
+)  # fmt: skip
 def avcaffe(args: argparse.Namespace, found: Found) -> Plan:
     """Make the lists of AVCAffe: arousal or valence in 5 levels, the official split by participant.
 

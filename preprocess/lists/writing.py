@@ -7,6 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -27,12 +28,8 @@ def in_list(clip: Candidate, relative_to: str | None) -> Clip:
 
     `relative_to` is that folder; None for absolute ones.
     """
-    paths = clip.video, clip.audio
-    if relative_to is None:
-        video, audio = map(os.path.abspath, paths)
-    else:
-        video, audio = (os.path.relpath(path, relative_to) for path in paths)
-    return Clip(video, audio, clip.label)
+    name = os.path.abspath if relative_to is None else partial(os.path.relpath, start=relative_to)
+    return Clip(name(clip.video), name(clip.audio), clip.label)
 
 
 def write_lists(

@@ -54,12 +54,11 @@ def test_memory_and_peaks_are_measured(tmp_path):
     assert found["peak_flops_per_s"] > found["flops_per_s"]
 
 
-def test_levers_and_profile(tmp_path, capsys):
-    levers = ["--precision", "bf16", "--checkpoint_activations", "--no-plain", "--profile"]
+def test_levers_leave_their_mark(tmp_path):
+    levers = ["--precision", "bf16", "--checkpoint_activations", "--no-plain"]
     found = figures(tmp_path, "pretrain", *FAST, *levers, "--batch_size", "2")
     assert found["precision"] == "bf16" and found["checkpoint_activations"]
     assert "ratio" not in found and found["gradient_error"] > 1e-4, "bf16 rounds"
-    assert "aten::" in capsys.readouterr().out
 
 
 def block(tokens, dim, context=0):
