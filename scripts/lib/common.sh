@@ -72,6 +72,11 @@ start() {
     set -f # EXTRA_ARGS is split into words, but * in it stays as it is
 }
 
+# await PROCESS: its exit code is then in `status`. A trapped signal ends `wait` early, while a run may still be saving.
+await() {
+    while status=0 && { wait "$1" || status=$?; } && kill -0 "$1" 2>/dev/null; do :; done
+}
+
 # run ARGUMENT...: Python with these arguments. Signals are passed on: SIGTERM and SIGUSR1 ask a run to save and
 # stop. It then ends with 75, and so does the script: the same command, started again, goes on.
 run() {
@@ -80,12 +85,7 @@ run() {
     trap 'stopped_by=130; kill -TERM "$child" 2>/dev/null' INT
     trap 'stopped_by=143; kill -TERM "$child" 2>/dev/null' TERM HUP
     trap 'kill -USR1 "$child" 2>/dev/null' USR1
-    status=0
-    wait "$child" || status=$?
-    while kill -0 "$child" 2>/dev/null; do # a trapped signal ends `wait` early; the run may still be saving
-        status=0
-        wait "$child" || status=$?
-    done
+    await "$child"
     trap - INT TERM HUP USR1
     if [ "$status" = 75 ]; then
         say "stopped and saved; the same command goes on from there"

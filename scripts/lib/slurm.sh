@@ -14,12 +14,7 @@ job() {
     step=$!
     trap 'warned=1; kill -s "$on_warning" "$step" 2>/dev/null' USR1
     trap ':' TERM # a cancelled job: SLURM tells the steps itself
-    status=0
-    wait "$step" || status=$?
-    while kill -0 "$step" 2>/dev/null; do # a trapped signal ends `wait` early
-        status=0
-        wait "$step" || status=$?
-    done
+    await "$step"
     case $warned$on_warning$status in 1USR175 | 1TERM[1-9]*) ;; *) exit "$status" ;; esac
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${MAX_REQUEUES:-100}" ]; then
         say "error: job $SLURM_JOB_ID was queued again $SLURM_RESTART_COUNT times, MAX_REQUEUES allows ${MAX_REQUEUES:-100}; submit it anew to go on"
