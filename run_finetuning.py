@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-import hicmae  # noqa: F401  (registers the models)
+import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.config import LOWER_IS_BETTER, FinetuneConfigs, as_dict, new_parser, parse_configs
 from hicmae.data import splits
 from hicmae.data.augment import Augment, Mixup, mix_batch

@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import hicmae  # noqa: F401  (registers the models)
+import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.config import PretrainConfigs, PretrainLossConfig, new_parser, parse_configs
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import read_pretrain_list

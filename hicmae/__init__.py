@@ -12,8 +12,9 @@ The folders are the data flow:
 Beside them ``hicmae.config`` holds the settings, ``hicmae.report`` tables of finished folds and
 ``hicmae.visualize`` pictures.
 
-Importing the package registers the model sizes with timm, so
-``timm.create_model("pretrain_hicmae_dim512_patch16_160_a256")`` works afterwards.
+Importing ``hicmae.models`` registers the model sizes with timm, so
+``timm.create_model("pretrain_hicmae_dim512_patch16_160_a256")`` works afterwards; ``hicmae`` itself
+imports next to nothing.
 
 Shape letters used in every docstring:
 
@@ -29,17 +30,15 @@ N     tokens                                      L     encoder blocks
 
 from typing import TYPE_CHECKING
 
-from hicmae.models import finetune, pretrain
-
 if TYPE_CHECKING:
     from hicmae.inference.recognizer import EmotionRecognizer
 
-__all__ = ["EmotionRecognizer", "finetune", "pretrain"]
+__all__ = ["EmotionRecognizer"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """Import `EmotionRecognizer` when it is asked for: it brings video decoding and cv2."""
+    """Import `EmotionRecognizer` when it is asked for: it brings torch, video decoding and cv2."""
     if name == "EmotionRecognizer":
         from hicmae.inference.recognizer import EmotionRecognizer
 

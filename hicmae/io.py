@@ -1,5 +1,7 @@
 """What all floors need: whole files, the device, one-line errors."""
 
+from __future__ import annotations
+
 import os
 import re
 import secrets
@@ -7,8 +9,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PART = ".part-"  # how temporary names begin; hidden, so that nothing takes them for data
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import hicmae  # noqa: F401  (registers the models)
+import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.config import CPU_GEMM, PRECISIONS, Settings, from_flags, option
 from hicmae.data.batches import LabelledBatch, PretrainBatch, ViewBatch
 from hicmae.data.masking import random_mask, tube_mask

@@ -6,7 +6,7 @@ import numpy as np
 import timm
 import torch
 
-import hicmae  # noqa: F401  (registers the models)
+import hicmae.models  # noqa: F401  (registers the models)
 
 SIZES = {"depth": 2, "depth_audio": 3, "fusion_depth": 1}
 CLIP = {"num_frames": 4, "sampling_rate": 8, "input_size": 32, "input_size_audio": (96, 128)}

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-import hicmae  # noqa: F401  (registers the models)
+import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.models.losses import pretrain_loss
 from tests.golden_inputs import golden, golden_clips, relative_error, set_golden_weights
 from tests.plain.model import PlainClassifier, PlainPretraining

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-import hicmae  # noqa: F401  (registers the models)
+import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.config import RunConfig
 from hicmae.models.losses import pretrain_loss
 from hicmae.training.loop import as_trained
