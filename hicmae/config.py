@@ -15,9 +15,8 @@ from dataclasses import Field, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from hicmae.data.dataset import MODALITIES, ClipSettings
 from hicmae.data.splits import PATTERNS
-from hicmae.models.encoder import FUSION_ORDERS
+from hicmae.data.video import MODALITIES, ClipSettings
 
 Config = TypeVar("Config")
 Configs = TypeVar("Configs")
@@ -29,6 +28,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 CPU_GEMM = ("auto", "onednn", "mkl")
 CORES = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
 WORKERS = min(16, max(CORES // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
+FUSION_ORDERS = ("both", "video_first", "audio_first")
 CONTRASTED, ACTIVATIONS = ("all", "top", "none"), ("sigmoid", "relu", "tanh")
 # By task; the first loss and metric are the defaults, as are these alphas of mixup and cutmix.
 LOSSES = {"classification": ("ce",), "regression": ("mse", "mae", "ccc", "pcc")}

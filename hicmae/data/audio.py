@@ -1,15 +1,19 @@
 """Waveform spans (mono, 16 kHz) and their log-mel filter bank."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
-import torch
-import torchaudio.compliance.kaldi as kaldi
 
 from hicmae.io import UnreadableClip, one_line
+
+if TYPE_CHECKING:
+    import torch  # imported where it is used: tools that only read wavs need not wait for it
 
 SAMPLE_RATE = 16000
 HOP = 160  # samples between spectrogram steps: 10 ms, as AudioMAE
@@ -42,6 +46,8 @@ def fbanks(
     cut, shorter ones padded with zeros (before the normalisation, so padding is not 0 in the
     result). Returns (B, 1, T, F) float32.
     """
+    import torch
+
     target_length, num_mel_bins = size
     steps = []
     for waveform, gain in zip(waveforms, gains, strict=True):
@@ -69,6 +75,9 @@ def fbanks(
 @lru_cache(maxsize=8)
 def _tables(num_mel_bins: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the window's taper and the mel filters (bins of the spectrum, F)."""
+    import torch
+    from torchaudio.compliance import kaldi
+
     # 20 Hz to Nyquist, no vocal tract warping: Kaldi's defaults
     filters, _ = kaldi.get_mel_banks(
         num_mel_bins, 512, float(SAMPLE_RATE), 20.0, 0.0, 100.0, -500.0, 1.0

@@ -32,33 +32,10 @@ from hicmae.data.film import FRAME_RATE, open_video
 from hicmae.data.loader import call_in_time, item_generator, read_or_replace
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.data.shards import PackedClip, open_packed
-from hicmae.data.video import Video
+from hicmae.data.video import MODALITIES, ClipSettings, Video
 from hicmae.io import UnreadableClip
 
 PATCH_SIZE = 16
-MODALITIES = ("av", "a", "v")
-
-
-@dataclass(frozen=True)
-class ClipSettings:
-    """What a clip becomes.
-
-    Attributes:
-        num_frames: T of the video.
-        sampling_rate: (mean) distance of neighbouring frames.
-        input_size: H = W in pixels.
-        input_size_audio: (T, F) of the spectrogram.
-    """
-
-    num_frames: int = 16
-    sampling_rate: int = 4
-    input_size: int = 160
-    input_size_audio: tuple[int, int] = (256, 128)
-
-    @property
-    def span(self) -> int:
-        """Frames that a window covers."""
-        return self.num_frames * self.sampling_rate
 
 
 @dataclass(eq=False, repr=False)

@@ -1,20 +1,26 @@
 """The frames of a clip: which ones, folders of them, how they are cut, resized and normalised."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import math
 import os
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from einops import rearrange
 from PIL import Image, ImageOps
-from torch.nn.functional import interpolate
 
 from hicmae.io import UnreadableClip, one_line
+
+if TYPE_CHECKING:
+    import torch  # imported where it is used: tools that only read frames need not wait for it
+
+MODALITIES = ("av", "a", "v")
 
 FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
 MAX_PIXELS = 1 << 26  # of a frame; more is no face but something to fill the memory with
@@ -28,6 +34,28 @@ _EXACT_PARTS = 1024
 _ORIENTATION = 0x0112  # a tag of EXIF: how the camera was held
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """What a clip becomes.
+
+    Attributes:
+        num_frames: T of the video.
+        sampling_rate: (mean) distance of neighbouring frames.
+        input_size: H = W in pixels.
+        input_size_audio: (T, F) of the spectrogram.
+    """
+
+    num_frames: int = 16
+    sampling_rate: int = 4
+    input_size: int = 160
+    input_size_audio: tuple[int, int] = (256, 128)
+
+    @property
+    def span(self) -> int:
+        """Frames that a window covers."""
+        return self.num_frames * self.sampling_rate
 
 
 class FrameTimes(NamedTuple):
@@ -241,6 +269,9 @@ def resize_frames(
     multiples of 1 / (2 after / gcd). Returns (3, T, height, width) uint8; not contiguous, as it is
     copied to its batch anyway.
     """
+    import torch
+    from torch.nn.functional import interpolate
+
     left, top, right, bottom = box or (0, 0, frames[0].shape[1], frames[0].shape[0])
     sides = ((right - left, size[0]), (bottom - top, size[1]))
     is_exact = all(
@@ -257,6 +288,8 @@ def resize_frames(
 
 def to_tensor(frames: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:
     """Stack RGB frames of one size to (3, T, H, W) uint8."""
+    import torch
+
     stacked = torch.from_numpy(np.stack([np.asarray(frame) for frame in frames]))
     return rearrange(stacked, "t h w c -> c t h w").contiguous()
 
@@ -264,6 +297,8 @@ def to_tensor(frames: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:
 @functools.cache
 def _imagenet_statistics(device: torch.device) -> list[torch.Tensor]:
     """Return mean and deviation (3, 1, 1, 1); sent to a device once, as a GPU waits for it."""
+    import torch
+
     statistics = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)
     return list(rearrange(statistics, "s c -> s c 1 1 1"))
 

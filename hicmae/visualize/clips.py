@@ -12,7 +12,8 @@ from torch import nn
 
 from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import AnyClip, find_list, read_labelled_list, read_pretrain_list
-from hicmae.data.dataset import ClipSettings, PretrainClips, TestClips
+from hicmae.data.dataset import PretrainClips, TestClips
+from hicmae.data.video import ClipSettings
 from hicmae.inference.model import ModelConfig, load_model
 from hicmae.io import choose_device
 
