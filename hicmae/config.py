@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from hicmae.data.splits import PATTERNS
 from hicmae.data.video import MODALITIES, ClipSettings
+from hicmae.io import count_cores
 
 Config = TypeVar("Config")
 Configs = TypeVar("Configs")
@@ -26,8 +27,7 @@ RULES = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.l
 SHARE, NOT_ALL, PART, NOT_NONE = ">= 0 and <= 1", ">= 0 and < 1", "> 0 and < 1", "> 0 and <= 1"
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 CPU_GEMM = ("auto", "onednn", "mkl")
-CORES = int(os.environ.get("SLURM_CPUS_PER_TASK") or os.cpu_count() or 1)
-WORKERS = min(16, max(CORES // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
+WORKERS = min(16, max(count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
 FUSION_ORDERS = ("both", "video_first", "audio_first")
 CONTRASTED, ACTIVATIONS = ("all", "top", "none"), ("sigmoid", "relu", "tanh")
 # By task; the first loss and metric are the defaults, as are these alphas of mixup and cutmix.

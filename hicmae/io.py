@@ -34,6 +34,14 @@ def describe(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+def count_cores() -> int:
+    """Return how many cores this process may use, as a scheduler says."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK")
+    if given or not hasattr(os, "sched_getaffinity"):  # of Linux alone
+        return int(given or os.cpu_count() or 1)
+    return len(os.sched_getaffinity(0))
+
+
 def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
     """Return the device that --device names; ValueError: it is not known, or not there.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
-import os
 import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from hicmae.io import describe
+from hicmae.config import new_parser
+from hicmae.io import count_cores, describe
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRichComparisonT
@@ -44,11 +44,13 @@ def parse_shard(text: str) -> Shard:
 
 
 def make_parser(usage: str | None) -> argparse.ArgumentParser:
-    """Return a parser whose --help shows a tool's docstring as it is written."""
-    return argparse.ArgumentParser(
-        description=inspect.cleandoc(usage or ""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Return a parser whose --help shows a tool's docstring as it is written.
+
+    Flags may be shortened, as by --output of earlier versions.
+    """
+    parser = new_parser(inspect.cleandoc(usage or ""))
+    parser.allow_abbrev = True
+    return parser
 
 
 def add_shard(parser: argparse.ArgumentParser, use: str = "do only this part of the clips") -> None:
@@ -60,11 +62,8 @@ def add_shard(parser: argparse.ArgumentParser, use: str = "do only this part of 
 
 def add_num_workers(parser: argparse.ArgumentParser) -> None:
     """Add --num_workers, by default the cores that a scheduler lets this process use."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    parser.add_argument(
-        "--num_workers", type=int, default=cores, help="in parallel (default: %(default)s)"
-    )
+    use = "in parallel (default: %(default)s)"
+    parser.add_argument("--num_workers", type=int, default=count_cores(), help=use)
 
 
 def add_switch(parser: argparse.ArgumentParser, flag: str, use: str) -> None:

@@ -18,13 +18,12 @@ was. Written under --output_dir:
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-from preprocess.command_line import add_num_workers, add_switch, make_parser
+from preprocess.command_line import add_num_workers, add_switch, exit_code, make_parser
 from preprocess.toy.build import Recipe, build, write_preview
 
 SETTINGS = {
@@ -39,9 +38,8 @@ SETTINGS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
     parser = make_parser(__doc__)
     parser.add_argument("--output_dir", type=Path, help="folder, for example saved/data/toy_av")
     for name, meaning in SETTINGS.items():
@@ -54,15 +52,16 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.preview is None and args.output_dir is None:
         parser.error("give --output_dir (or --preview for a contact sheet only)")
-    try:
+
+    def make() -> None:
         recipe = Recipe(**{name: getattr(args, name) for name in SETTINGS})
         if args.preview is not None:
             write_preview(args.preview, args.seed, args.preview_speakers, args.face_size)
         else:
             build(recipe, args.output_dir, args.num_workers, args.relative)
-    except (RuntimeError, ValueError) as error:
-        parser.error(str(error))
+
+    return exit_code(make)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -122,7 +123,9 @@ def torchrun(words: Sequence[str]) -> int:
     if quiet:
         del os.environ["TORCH_CPP_LOG_LEVEL"]  # the processes say what they have to say
     # torchrun would answer SIGTERM by ending the processes; here they are told.
-    args = run.parse_args(["--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT", *words])
+    parser = run.get_args_parser()
+    parser.description, parser.formatter_class = __doc__, RawDescriptionHelpFormatter
+    args = parser.parse_args(["--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT", *words])
     if args.nproc_per_node == "gpu":  # without a GPU, one process says so
         args.nproc_per_node = str(max(torch.cuda.device_count(), 1))
         if args.standalone and args.nproc_per_node == "1":

@@ -59,7 +59,7 @@ def test_help_has_a_text_for_each_flag(command):
     """Also of each part of a program, such as `python -m hicmae.visualize tsne`."""
     page = parser_of(command)
     for parser, text in (page, *(parser_of(command, part) for part in parts_of(page[0]))):
-        assert text.startswith("usage: ") and "see above" not in text
+        assert text.startswith("usage: ") and "see above" not in text and parser.description
         flags = {name: action.help for action in parser._actions for name in action.option_strings}
         alone = re.compile(r"\(\S+\)")  # a default alone is no text
         assert [n for n, text in flags.items() if not text or alone.fullmatch(text)] == []

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FAMILY = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base"
 PRETRAIN, MAFW = FAMILY / "pretrain_base.sh", FAMILY / "mafw/finetune_170.sh"
+CREMAD = FAMILY / "cream-d/finetune_170.sh"
 EXPERIMENTS = [PRETRAIN, *sorted(FAMILY.glob("*/finetune_170.sh"))]
 SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
 every_shell = pytest.mark.parametrize("shell", SHELLS)
@@ -290,6 +291,20 @@ def test_demo_with_other_settings_repeats_only_what_depends_on_them(copy, tmp_pa
     result = start(copy / "demo.sh", tmp_path, shell="bash")
     assert runs_of(result) == ["run_finetuning"] * 2 and not stale.exists()
     assert "settings have changed, starting over" in result.stderr
+
+
+@every_shell
+def test_lists_in_the_former_folder_of_cremad_are_taken_with_a_note(shell, copy, inputs, tmp_path):
+    script = copy / CREMAD.relative_to(ROOT / "scripts")
+    settings = {"CHECKPOINT": inputs["CHECKPOINT"], "DRY_RUN": 1, "FOLDS": 1}
+    for name in ("cream-d", "crema-d"):
+        folder = copy.parent / "saved/data" / name / "audio_visual"
+        shutil.copytree(inputs["DATA_PATH"], folder)
+        result = start(script, tmp_path, shell=shell, **settings)
+        ((_, _, flags),) = commands(result)
+        assert value(flags, "--data_path") == f"{folder}/split01"
+        assert "saved/model/finetuning/crema-d/audio_visual/" in value(flags, "--output_dir")
+        assert ("cream-d" in result.stderr) is (name == "cream-d")
 
 
 def test_test_script_passes_its_arguments_on(copy, tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 
 import pytest
@@ -18,6 +19,7 @@ from hicmae.config import (
     from_dict,
     parse_configs,
 )
+from hicmae.io import count_cores
 from hicmae.training.optim import shared_batches
 
 
@@ -159,3 +161,10 @@ def test_a_total_batch_chooses_accumulation(total, processes, batch_size, accum_
 def test_a_total_batch_that_cannot_be_shared_is_refused_with_what_can(total, processes, advice):
     with pytest.raises(ValueError, match=advice):
         shared_batches(OptimConfig(batch_size=40, total_batch=total), processes)
+
+
+@pytest.mark.parametrize(("given", "allowed", "cores"), [("", {0, 3}, 2), ("12", {0}, 12)])
+def test_cores_are_those_that_the_scheduler_gives(given, allowed, cores, monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", given)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed, raising=False)
+    assert count_cores() == cores

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import pandas as pd
@@ -17,40 +19,48 @@ from preprocess.lists.clips import Candidate
 PARTS = ("train", "val", "test")
 
 
+def read_text(path: str) -> str:
+    """Read a text of UTF-8, with a BOM or without; bytes that are not UTF-8 survive."""
+    data = Path(path).read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path}:1: expected UTF-8, got UTF-16; save the file as UTF-8")
+    return data.decode("utf-8-sig", "surrogateescape")
+
+
 def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield (file:line, values by column) of a comma-separated table with a header.
 
-    ValueError where one of `columns` is missing, or a row is shorter than its header.
+    ValueError where one of `columns` is missing, or a row is not as long as its header.
     """
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        header = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = header
-        missing = [name for name in columns if name not in header]
-        if missing:
-            raise ValueError(
-                f"{path}:1: expected the columns {', '.join(columns)}, got "
-                f"'{', '.join(header)[:200]}'; missing: {', '.join(missing)}"
-            )
+    rows: list[tuple[str, list[str]]] = []
+    reader, end = csv.reader(io.StringIO(read_text(path), newline=""), strict=True), 0
+    try:
         for row in reader:
-            where = f"{path}:{reader.line_num}"
-            values = [value for value in row.values() if value is not None]
-            if not any(values):
-                continue
-            if len(values) < len(header):
+            rows.append((f"{path}:{end + 1}", [value.strip() for value in row]))
+            end = reader.line_num  # a quoted value may hold several lines
+    except csv.Error as error:
+        raise ValueError(f"{path}:{end + 1}: expected a table with commas, got: {error}") from None
+    header = rows.pop(0)[1] if rows else []
+    if missing := [name for name in columns if name not in header]:
+        raise ValueError(
+            f"{path}:1: expected the columns {', '.join(columns)}, got "
+            f"'{', '.join(header)[:200]}'; missing: {', '.join(missing)}"
+        )
+    for where, fields in rows:
+        if any(fields):
+            if len(fields) < len(header) or any(fields[len(header) :]):
                 raise ValueError(
-                    f"{where}: expected {len(header)} fields as in the header, got {len(values)}: "
-                    f"'{','.join(values)[:200]}'"
+                    f"{where}: expected {len(header)} fields as in the header, got {len(fields)}: "
+                    f"'{','.join(fields)[:200]}'; quote what holds a comma"
                 )
-            yield where, {name: row[name].strip() for name in header}
+            yield where, dict(zip(header, fields, strict=False))  # blank fields may follow
 
 
 def read_lines(path: str) -> Iterator[tuple[str, str]]:
     """Yield (file:line, text) of the lines that are not blank."""
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f"{path}:{number}", line.strip()
+    for number, line in enumerate(io.StringIO(read_text(path), newline=None), 1):
+        if line.strip():
+            yield f"{path}:{number}", line.strip()
 
 
 def matched(pattern: str, text: str, where: str, expected: str) -> re.Match[str]:

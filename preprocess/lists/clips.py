@@ -123,9 +123,7 @@ def reading(kind: str, path: str, problems: list[Problem]) -> Iterator[None]:
         problems.append((f"{kind} missing", f"'{path}' does not exist"))
     except OSError as error:
         problems.append((f"{kind} unreadable", f"'{path}': {error.strerror}"))
-    except (UnicodeError, TypeError):  # soundfile takes names as UTF-8
-        problems.append((f"{kind} unreadable", f"name {ascii(path)} is not UTF-8; rename it"))
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless, e.g. .raw
         words = " ".join(str(error).split())[:200]
         problems.append((f"{kind} unreadable", f"'{path}': {words}"))
     except RuntimeError as error:  # UnreadableClip of our readers; they name the file
@@ -138,7 +136,7 @@ def wav_seconds(path: str) -> float:
     with open(path, "rb") as file:  # for the system's own words on what is wrong
         if not file.read(1):
             raise Unusable("audio unreadable", f"'{path}' is an empty file")
-    info = soundfile.info(path)
+    info = soundfile.info(os.fsencode(path))  # bytes: a name need not be UTF-8
     rate, channels, samples = info.samplerate, info.channels, info.frames
     for kind, fits, detail in (
         ("audio sample rate", rate == SAMPLE_RATE, f"{rate} Hz, expected {SAMPLE_RATE}; {CONVERT}"),

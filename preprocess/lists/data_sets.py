@@ -22,6 +22,7 @@ from preprocess.lists.annotations import (
     read_utterances,
 )
 from preprocess.lists.building import (
+    SAVED_DATA,
     DataSet,
     Found,
     Plan,
@@ -84,7 +85,7 @@ def cremad(args: argparse.Namespace, found: Found) -> Plan:
     A name is actor_sentence_EMOTION_level. Test fold k holds actors 1001+18(k-1) to 1000+18k,
     fold 5 also 1091. Of 7 442 clips the protocol drops four; a fifth, 1040_ITH_SAD_XX, had no audio
     in the original, because its wav is distributed as 1040_ITH_SAD_X.wav. Lists go to
-    saved/data/cream-d/audio_visual, or ..._4classes.
+    saved/data/crema-d/audio_visual, or ..._4classes.
     """
     classes = data_set_names("CREMA-D", args.classes)
     clips = []
@@ -101,8 +102,11 @@ def cremad(args: argparse.Namespace, found: Found) -> Plan:
             clips.append(of_class(name, match[2], classes, match[1]))
     lists = cross_validation(clips, 5, lambda actor: min((int(actor) - 1001) // 18 + 1, 5))
     sizes = CREMAD_TEST_SIZES[args.classes]
-    place = "cream-d/audio_visual" + ("_4classes" if args.classes == 4 else "")
-    return Plan(place, classes, clips, lists, sizes, {"clips": sum(sizes), "face folders": 7442})
+    place = "crema-d/audio_visual" + ("_4classes" if args.classes == 4 else "")
+    former = SAVED_DATA / place.replace("crema-d", "cream-d", 1)
+    note = f"'{former}' is of an earlier version; delete it, it is spelled crema-d now"
+    counts = {"clips": sum(sizes), "face folders": 7442}
+    return Plan(place, classes, clips, lists, sizes, counts, note if former.is_dir() else "")
 
 
 @partial(

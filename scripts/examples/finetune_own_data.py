@@ -20,6 +20,7 @@ import run_finetuning
 from hicmae import EmotionRecognizer
 from hicmae.config import new_parser
 from hicmae.data.clip_list import read_labelled_list, read_names
+from hicmae.training.run import run_command
 from preprocess import own_videos
 
 
@@ -59,4 +60,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -17,6 +17,7 @@ import numpy as np
 from hicmae import EmotionRecognizer
 from hicmae.config import new_parser
 from hicmae.inference.pictures import draw_timeline, write_overlay
+from hicmae.training.run import run_command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,4 +63,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

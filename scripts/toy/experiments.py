@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 from hicmae import EmotionRecognizer
 from hicmae.config import new_parser
 from hicmae.data.clip_list import read_labelled_list, write_list
+from hicmae.io import describe, write_whole
 from hicmae.training.checkpoint import numbered
 from hicmae.training.evaluate import classification_metrics
 from scripts import demo
@@ -330,7 +331,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="experiment", required=True)
     for run, numbers in EXPERIMENTS.items():
         name = run.__name__
-        command = commands.add_parser(name, help=run.__doc__.splitlines()[0])
+        about = run.__doc__.splitlines()[0]
+        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         command.set_defaults(run=run)
         for flag, default, text in (
             ("--data", "saved/data/toy_av", "the synthetic benchmark"),
@@ -350,9 +352,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--only", nargs="+", choices=VARIANTS, metavar="NAME", help=f"of {', '.join(VARIANTS)}"
     )
     args = parser.parse_args(argv)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    text = args.run(args)
-    (args.output_dir / "table.md").write_text(text, encoding="utf-8")
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        text = args.run(args)
+        write_whole(args.output_dir / "table.md", text)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {describe(error)}") from error
     sys.stdout.write(text)
 
 

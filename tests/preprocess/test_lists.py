@@ -14,6 +14,7 @@ import soundfile
 from hicmae.data.clip_list import DATA_SETS, read_labelled_list, read_pretrain_list
 from preprocess import voxceleb2
 from preprocess.lists import building, data_sets
+from preprocess.lists.annotations import read_lines, read_table
 from preprocess.lists.clips import Candidate, frame_folders, wav_files
 from preprocess.lists.writing import table_text, write_left_out, write_lists
 from tests.preprocess.trees import ROOT, Tree
@@ -109,8 +110,9 @@ def werewolf_published(tree):
 
 
 def mer2023(tree):
-    tree.clips(["sample_1", "sample_2"])
-    tree.text("mer2023train/train-label.csv", "name,discrete,valence", "sample_1,worried,-1.5")
+    tree.clips(["sample_1", "sample_2", "b c\udcff"])
+    rows = ["name,discrete,valence", "sample_1,worried,-1.5", "b c\udcff,happy,1"]
+    tree.text("mer2023train/train-label.csv", *rows)
     tree.text("test1-label.csv", "name,discrete,valence", "sample_2,Neutral,0")
     return []
 
@@ -159,7 +161,7 @@ PROTOCOLS = [  # script, data set, what some of its lists hold, what is left out
      {"split02/test": [("07_01_7", (1.5, 0.5, 0.5)), ("12_01_7", (1.5, 0.75, 0.5))]}, {}),
     ("werewolf_xl_av", werewolf_published, {"split02/test": [("06_01_7", (1.0, 0.25, 0.5))]}, {}),
     ("mer2023_av", mer2023,
-     {"split01/train": [("sample_1", 4)], "split01/test": [("sample_2", 0)]}, {}),
+     {"split01/train": [("sample_1", 4), ("b c\udcff", 2)], "split01/test": [("sample_2", 0)]}, {}),
     ("iemocap_av", iemocap,  # excited is happy
      {"split02/test": [(f"Ses02F_impro01_{name}", label) for name, label in
                        (("F000", 0), ("M001", 1), ("F002", 1), ("M003", 2), ("F004", 3))]},
@@ -238,17 +240,22 @@ def test_regression_has_targets_and_their_means_by_speaker(tree):
     ("script", "name"),
     [("cream-d", "creamd"), ("mafw", "mafw"), ("werewolf-xl", "werewolf_xl")],
 )
-def test_lists_go_where_the_experiment_script_looks(script, name, tree, monkeypatch):
+def test_lists_go_where_the_experiment_script_looks(script, name, tree, monkeypatch, caplog):
     experiments = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base"
     text = (experiments / script / "finetune_170.sh").read_text()
     place = re.search(r"prepare_folds (\S+)", text)[1]
     tree.clips([*FIVE, "00001", "00002"])
     mafw_split(tree, "single", ["00001.mp4 anger"], ["00002.mp4 fear"])
     werewolf_xl(tree)
-    monkeypatch.setattr(building, "SAVED_DATA", tree.root / "saved/data")
+    for module in (building, data_sets):
+        monkeypatch.setattr(module, "SAVED_DATA", tree.root / "saved/data")
+    caplog.set_level("INFO")
+    former = tree.root / "saved/data/cream-d/audio_visual"  # the folder's name in 0.1
+    former.mkdir(parents=True)
     monkeypatch.chdir("/")  # scripts work from any folder
     assert tree.make(f"{name}_av", output=False) == 0
     assert (tree.root / "saved/data" / place / "split03/train.csv").is_file()
+    assert (f"'{former}'" in caplog.text) is (name == "creamd")
 
 
 # What is not as it should be
@@ -348,6 +355,37 @@ def test_official_files_that_cannot_be_used_are_named(tree, caplog):
     tree.text("info/train.txt", "aiim003 aiim001")
     assert tree.make("avcaffe_av", *flags) == 1
     assert "are in split01/train.csv and in split01/test.csv, expected none: 'aiim" in caplog.text
+
+
+TABLE = "video,label\na.mp4,x\n"
+GOOD = [
+    TABLE.encode("utf-8-sig"),
+    TABLE.replace("\n", "\r\n").encode(),
+    TABLE.replace("\n", "\n,,\n\n").encode(),
+]
+BAD = [
+    (TABLE.encode("utf-16"), "t.csv:1: expected UTF-8, got UTF-16"),
+    (TABLE.replace(",", ";").encode(), "t.csv:1: expected the columns .*got 'video;label'"),
+    (b"", "t.csv:1: expected the columns video, label, got ''"),
+    (f'{TABLE}b,"c\nd,e\n'.encode(), "t.csv:3: .*unexpected end"),
+    (f"{TABLE}b\n".encode(), "t.csv:3: expected 2 fields as in the header, got 1"),
+    (f"{TABLE}b,c,d\n".encode(), "t.csv:3: expected 2 fields as in the header, got 3.*quote"),
+]
+
+
+@pytest.mark.parametrize("data", GOOD)
+def test_tables_of_any_make_are_read(data, tmp_path):
+    (tmp_path / "t.csv").write_bytes(data)
+    rows = list(read_table(str(tmp_path / "t.csv"), ["video"]))
+    assert rows == [(rows[0][0], {"video": "a.mp4", "label": "x"})]
+    assert [line for _, line in read_lines(str(tmp_path / "t.csv"))][:1] == ["video,label"]
+
+
+@pytest.mark.parametrize(("data", "message"), BAD)
+def test_tables_that_cannot_be_meant_are_refused_with_file_and_line(data, message, tmp_path):
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        list(read_table(str(tmp_path / "t.csv"), ["video", "label"]))
 
 
 def test_speaker_on_both_sides_is_refused_and_unknown_ones_are_not_one(tmp_path):

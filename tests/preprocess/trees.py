@@ -44,7 +44,7 @@ class Tree:
     def text(self, name: str, *lines: str) -> None:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        path.write_bytes(os.fsencode("".join(f"{line}\n" for line in lines)))
 
     def make(self, script: str, *flags: str, output: bool = True) -> int:
         """Run preprocess/<script>.py; return its exit code."""

@@ -1,11 +1,11 @@
 #!/bin/sh
 # Fine-tune HiCMAE-B on CREMA-D, 6 classes, 5 speaker-independent folds (published: 4 GPUs x 14, 50 epochs).
 #
-# Needs   saved/data/cream-d/audio_visual/split0<k>/train.csv and test.csv for k = 1..5,
+# Needs   saved/data/crema-d/audio_visual/split0<k>/train.csv and test.csv for k = 1..5,
 #         one line a clip: <folder of face frames> <audio.wav> <class 0..5>
 #         saved/model/pretraining/voxceleb2/audio_visual/hicmae_pretrain_base/checkpoint-99.pth
 #         (from ../pretrain_base.sh; CHECKPOINT=FILE names another one, the released one loads too)
-# Writes  saved/model/finetuning/cream-d/audio_visual/voxceleb2_hicmae_pretrain_base/split0<k>/
+# Writes  saved/model/finetuning/crema-d/audio_visual/voxceleb2_hicmae_pretrain_base/split0<k>/
 #         and, after the folds, the table of UAR and WAR with the pooled Total.
 # Start   sh scripts/voxceleb2/audio_visual/hicmae_pretrain_base/cream-d/finetune_170.sh [more flags]
 #         Started again, it skips finished folds and goes on with the others. With any number of GPUs
@@ -14,7 +14,7 @@ set -eu
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/../../../../.." && pwd -P)
 # shellcheck source=scripts/lib/common.sh
 . "$ROOT/scripts/lib/common.sh"
-prepare_folds cream-d/audio_visual
+prepare_folds crema-d/audio_visual
 start "$@"
 # shellcheck disable=SC2086  # EXTRA_ARGS is several words
 run_folds \
