@@ -48,6 +48,8 @@ def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.de
     "auto" is a CUDA GPU if there is one, else the CPU. Where `name` gives no number of a GPU, it is
     `local_rank`, the number of this process on its machine, or without that the current one.
     """
+    import torch
+
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise ValueError(f"--device must be auto, cpu, mps, cuda or cuda:<number>, got {name!r}")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
