@@ -160,6 +160,4 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     """Adjust p-values (n,) by Holm's step-down method."""
     order = np.argsort(p_values)
     steps = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted
+    return np.minimum(np.maximum.accumulate(steps), 1.0)[np.argsort(order)]

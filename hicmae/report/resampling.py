@@ -61,15 +61,17 @@ class PredictionTable(NamedTuple):
             return values, self.folds
         pairs = list(zip(self.folds, self.speakers, strict=True))
         units = {pair: k for k, pair in enumerate(sorted(set(pairs)))}
-        for fold, count in Counter(fold for fold, _ in units).items():
-            if count < 2:
+        folds = [fold for fold, _ in units]
+        counts = Counter(folds)
+        for fold, speaker in units:
+            if counts[fold] < 2:
                 raise ValueError(
-                    f"'{fold}' has one speaker only ('{dict(pairs)[fold]}'), expected at least 2 "
-                    "to draw speakers; draw clips instead, without --by_speaker and --speaker_*"
+                    f"'{fold}' has one speaker only ('{speaker}'), expected at least 2 to draw "
+                    "speakers; draw clips instead, without --by_speaker and --speaker_*"
                 )
         sums = np.zeros((len(units), values.shape[1]))
         np.add.at(sums, [units[pair] for pair in pairs], values)
-        return sums, [fold for fold, _ in units]
+        return sums, folds
 
 
 def statistic(table: PredictionTable) -> tuple[np.ndarray, Callable[[np.ndarray], Scores]]:
@@ -86,8 +88,7 @@ def statistic(table: PredictionTable) -> tuple[np.ndarray, Callable[[np.ndarray]
         truth, guess = table.labels - centre, table.predictions - centre
         moments = (truth, guess, truth**2, guess**2, truth * guess, np.abs(truth - guess))
         return np.hstack((np.ones((len(truth), 1)), *moments)), _score_numbers
-    one_hot = np.eye(table.num_outputs)
-    label, guess = one_hot[table.labels], one_hot[table.predictions]
+    label, guess = np.eye(table.num_outputs)[np.stack((table.labels, table.predictions))]
     return np.hstack((label, guess, label * guess)), _score_classes
 
 
@@ -183,9 +184,7 @@ class Plan(Settings):
     def bounds(self, scores: np.ndarray) -> tuple[float, float]:
         """Return the percentile interval of bootstrap scores (R,); nan are left out."""
         known, tail = scores[~np.isnan(scores)], (1 - self.confidence / 100) / 2
-        if not len(known):
-            return float("nan"), float("nan")
-        low, high = np.quantile(known, (tail, 1 - tail))
+        low, high = np.quantile(known, (tail, 1 - tail)) if len(known) else (np.nan, np.nan)
         return float(low), float(high)
 
     def intervals(self, table: PredictionTable) -> dict[str, tuple[float, float]]:

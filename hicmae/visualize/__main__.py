@@ -22,42 +22,32 @@ SOURCES = (
     "as DATASET=FOLDER or DATASET/METHOD=FOLDER"
 )
 SCORES = "of experiments: uar, war, ccc, ...; recall: an axis a class (default: war or ccc)"
-REBUILT = (
-    "clips rebuilt by a pre-training checkpoint; a rebuilt patch has the mean and deviation of the "
-    "true one, which the model does not predict"
-)
-LAYOUT = "features of labelled clips laid out by t-SNE, coloured by class"
 PARTS = (
     "a panel each: video, audio (layer-weighted), fusion_video, fusion_audio (fusion encoder), "
     "fused (all, as the head reads it); default: video audio fused"
 )
-LOOKS = (
-    "where each modality looks: self-attention of the encoders, and what the other modality reads "
-    "in the fusion encoder"
-)
-FINDS = (
-    "how often sound finds its video among others, and back: recall at 1, 5 and 10 of each "
-    "contrasted level"
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all pictures; each sub-command has `draw` set to what makes its own."""
+    """Return the parser of all pictures; each sub-command has `draw` set to what makes its own.
+
+    What a picture shows is said by the first line of that function's docstring.
+    """
     parser = new_parser("Pictures of results.")
     parser.prog = "python -m hicmae.visualize"
     commands = parser.add_subparsers(required=True, metavar="PICTURE")
 
-    def add_picture(draw: Draw, text: str) -> Any:
+    def add_picture(draw: Draw) -> Any:
+        text = str(draw.__doc__).partition("\n")[0]
         part = commands.add_parser(draw.__name__, help=text, description=text, allow_abbrev=False)
         part.set_defaults(draw=draw)
         formats = ".png (200 dpi), .pdf or .svg"
         part.add_argument("--output", "--out", required=True, metavar="FILE", help=formats)
         return part.add_argument
 
-    def add_of_clips(draw: Draw, text: str, stage: str, count: int = 0) -> Any:
-        add, start = add_picture(draw, text), 0 if draw is not reconstruction else None
-        text = f"{stage} checkpoint, export or run"
-        add("--checkpoint", required=True, metavar="FILE", help=text)
+    def add_of_clips(draw: Draw, stage: str, count: int = 0) -> Any:
+        add = add_picture(draw)
+        add("--checkpoint", required=True, metavar="FILE", help=f"{stage}, or its export or run")
         add("--data_path", required=True, metavar="LIST", help="list that fits it, or its folder")
         add("--data_root", default="", metavar="DIR", help="start of relative paths")
         add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... or mps (default: auto)")
@@ -65,27 +55,27 @@ def build_parser() -> argparse.ArgumentParser:
         text = f"clips drawn; 0: all, of a reconstruction the first (default: {count})"
         add("--num_clips", type=int, default=count, metavar="N", help=text)
         text = "of draw, windows, crops and masks (default: 0, of a reconstruction the training's)"
-        add("--seed", type=int, default=start, help=text)
+        add("--seed", type=int, help=text)
         return add
 
-    add = add_picture(curves, "losses and scores over the epochs")
+    add = add_picture(curves)
     add("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run with a log.txt")
-    add = add_picture(confusion, "confusion matrix, pooled over the files")
+    add = add_picture(confusion)
     add("pred_files", nargs="+", metavar="PRED.csv", help="predictions of a test, or its run")
     add("--class_names", "--classes", nargs="+", default=(), metavar="NAME", help=NAMES)
-    add = add_picture(radar, "scores across data sets, a polygon a method")
+    add = add_picture(radar)
     add("sources", nargs="+", metavar="SOURCE", help=SOURCES)
     add("--metrics", nargs="+", default=(), metavar="SCORE", help=SCORES)
     add("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
-    add = add_picture(layer_weights, "learned weights of encoder blocks, mean over checkpoints")
+    add = add_picture(layer_weights)
     add("--checkpoint", required=True, nargs="+", metavar="FILE", help="fine-tuned, e.g. of folds")
-    add_of_clips(reconstruction, REBUILT, "pre-training")
-    add_of_clips(attention, LOOKS, "fine-tuned or pre-training", count=1)
-    add = add_of_clips(tsne, LAYOUT, "fine-tuned")
+    add_of_clips(reconstruction, "pre-training checkpoint")
+    add_of_clips(attention, "checkpoint", count=1)
+    add = add_of_clips(tsne, "fine-tuned checkpoint")
     add("--features", nargs="+", default=(), metavar="PART", help=PARTS)
     add("--perplexity", type=float, default=30.0, help="about how many neighbours count (30)")
     add("--target", type=int, default=0, metavar="K", help="output that gives the colour (0)")
-    add = add_of_clips(retrieval, FINDS, "pre-training")
+    add = add_of_clips(retrieval, "pre-training checkpoint")
     add("--masked", action="store_true", help="hide the tokens that training hides")
     add("--csv", default="", metavar="FILE", help="write the figures, too")
     return parser

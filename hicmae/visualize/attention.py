@@ -6,7 +6,7 @@ what the layers were given.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -65,16 +65,11 @@ def recorded_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         maps[name] = attention_weights(layer, *inputs).mean(dim=1)
 
-    hooks = [
-        module.register_forward_pre_hook(partial(record, name))
-        for name, module in model.named_modules()
-        if isinstance(module, (Attention, CrossAttention))
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(module, (Attention, CrossAttention)):
+                hooks.enter_context(module.register_forward_pre_hook(partial(record, name)))
         yield maps
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def rollout(maps: Sequence[Tensor]) -> Tensor:
@@ -134,11 +129,10 @@ def look(opened: Opened) -> list[Looked]:
             encoder = "encoder" if name.startswith("video") else "encoder_audio"
             grid = cast(ModalityEncoder, opened.model.get_submodule(encoder)).patch_embed.grid
             grids[name] = weights[0].reshape(grid).float().cpu().numpy()
-        title, names = "", opened.config.names
+        title, video, audio = "", batch.video, batch.audio
         if opened.config.task == "classification":
-            truth, guess = int(batch.target[0]), int(scores[0].argmax())
-            title = f"{names[truth]}\npredicted\n{names[guess]}"
-        video, audio = batch.video, batch.audio
+            truth, guess = (opened.config.names[int(k)] for k in (batch.target[0], scores.argmax()))
+            title = f"{truth}\npredicted\n{guess}"
         pixels = None if video is None else unnormalize(video)[0].clamp(0, 1).cpu().numpy()
         sound = None if audio is None else audio[0, 0].cpu().numpy()
         results.append(Looked(title, pixels, sound, grids))
@@ -171,11 +165,9 @@ def attention_figure(clips: Sequence[Looked]) -> Figure:
             for empty in axes[len(places) + 1 : -2]:
                 empty.set_axis_off()
             if clip.video is not None:
-                images = [
-                    _draw_frame(panel, clip.video[:, place * depth], heat, place)
-                    for panel, place in zip(axes, places, strict=False)
-                ]
-                _draw_scale(axes[len(places)], images[-1])
+                for panel, place in zip(axes, places, strict=False):
+                    image = _draw_frame(panel, clip.video[:, place * depth], heat, place)
+                _draw_scale(axes[len(places)], image)
             if clip.audio is not None:
                 _draw_scale(axes[-1], _draw_audio(axes[-2], clip.audio, heat_audio))
         for panel, place in zip(grid[0], places, strict=False):
@@ -191,11 +183,9 @@ def _draw_frame(axes: Axes, frame: np.ndarray, heat: np.ndarray | None, place: i
     """Draw a frame (3, H, W), below a map if there is one, which is returned."""
     size: dict[str, Any] = {"extent": (0, frame.shape[2], frame.shape[1], 0)}
     picture = np.moveaxis(frame, 0, -1)
-    if heat is None:
-        draw_frame(axes, picture, **size)
-        return None
-    draw_frame(axes, picture.mean(-1), cmap="gray", vmin=0, vmax=1, **size)
-    return axes.imshow(heat[place], vmax=heat.max(), **size, **HEAT)
+    shown = picture if heat is None else picture.mean(-1)
+    draw_frame(axes, shown, cmap="gray", vmin=0, vmax=1, **size)
+    return None if heat is None else axes.imshow(heat[place], vmax=heat.max(), **size, **HEAT)
 
 
 def _draw_audio(axes: Axes, audio: np.ndarray, heat: np.ndarray | None) -> Any:
@@ -204,16 +194,15 @@ def _draw_audio(axes: Axes, audio: np.ndarray, heat: np.ndarray | None) -> Any:
     colours = "viridis" if heat is None else "gray"
     draw_spectrogram(axes, audio, audio.shape, vmin=low, vmax=high, cmap=colours)
     axes.tick_params(labelbottom=False)
-    if heat is not None:
-        return draw_spectrogram(axes, heat, audio.shape, vmax=heat.max(), **HEAT)
-    return None
+    if heat is None:
+        return None
+    return draw_spectrogram(axes, heat, audio.shape, vmax=heat.max(), **HEAT)
 
 
 def _draw_scale(axes: Axes, image: Any) -> None:
     """Draw the scale of a map; where there is no map, its place stays empty."""
     if image is None:
-        axes.set_axis_off()
-        return
+        return axes.set_axis_off()
     bar = axes.figure.colorbar(image, cax=axes)
     bar.set_label("× uniform", fontsize=8)
     bar.ax.tick_params(labelsize=8)
@@ -221,7 +210,7 @@ def _draw_scale(axes: Axes, image: Any) -> None:
 
 
 def attention(num_clips: int = 1, **source: Any) -> Figure:
-    """Draw where a fine-tuned or pre-trained model looks in the clips of `open_clips`."""
+    """Draw where each modality looks, and what the other one reads in the fusion encoder."""
     if source.get("clip") is None and num_clips < 1:
         raise ValueError(f"--num_clips must be at least 1 here, got {num_clips}")
     return attention_figure(look(open_clips("", num_clips=num_clips, **source)))

@@ -55,9 +55,9 @@ def open_clips(
     device: str = "auto",
     clip: int | None = None,
     num_clips: int = 0,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Opened:
-    """Load a model, see `open_model`, and choose clips, see `choose_lines`.
+    """Load a model, see `open_model`, and choose clips, see `choose_lines`; the seed is 0 if None.
 
     They are of the list, or of test.csv (pre-training: train.csv) in a folder; relative names start
     at `data_root`.
@@ -70,8 +70,8 @@ def open_clips(
         is_folder = Path(data_path).is_dir() and not find_list(data_path)
         path = Path(data_path, "test.csv") if is_folder else data_path
         listed = read_labelled_list(path, config.task, len(config.names), data_root)
-    clips = [listed[k] for k in choose_lines(len(listed), clip, num_clips, seed)]
-    return Opened(model, config, chosen, clips, seed)
+    clips = [listed[k] for k in choose_lines(len(listed), clip, num_clips, seed or 0)]
+    return Opened(model, config, chosen, clips, seed or 0)
 
 
 def choose_lines(length: int, clip: int | None, num_clips: int, seed: int) -> list[int]:
@@ -91,8 +91,7 @@ def choose_lines(length: int, clip: int | None, num_clips: int, seed: int) -> li
 def batches(opened: Opened, batch_size: int = 16) -> Iterator[Any]:
     """Yield a `ViewBatch` of centre windows, or in pre-training a `PretrainBatch` of crops.
 
-    Raises:
-        ValueError: naming a clip that cannot be read.
+    ValueError or RuntimeError: a clip cannot be read; it is named.
     """
     config, clips, clip = opened.config, opened.clips, opened.config.preprocessing
     settings = ClipSettings(
@@ -108,10 +107,7 @@ def batches(opened: Opened, batch_size: int = 16) -> Iterator[Any]:
         dataset = TestClips(clips, settings, centre=True, **kind)
     for start in range(0, len(clips), batch_size):
         chosen = range(start, min(start + batch_size, len(clips)))
-        try:
-            items: list[Any] = [dataset[ClipIndex(0, k)] for k in chosen]
-        except RuntimeError as error:
-            raise ValueError(f"{error}") from error
+        items: list[Any] = [dataset[ClipIndex(0, k)] for k in chosen]
         batch = dataset.collate(items).to(opened.device)
         if batch.skipped:  # in pre-training another clip stands in for it, which would be its twin
             raise ValueError(f"a clip cannot be read: {batch.skipped[0].reason}")

@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
@@ -24,6 +23,7 @@ from hicmae.visualize.clips import Opened, batches, open_clips, open_model
 FEWEST = 5  # clips of t-SNE
 RANKS = (1, 5, 10)  # of retrieval
 LEVELS = (3, 6, 9)  # of the original, where a checkpoint does not say which blocks are contrasted
+LAYER_WEIGHTS = ("video_layer_weights", "audio_layer_weights")
 TITLES = {"fusion_video": "fused video", "fusion_audio": "fused audio"}
 # Parts of a model's features by its modality; `fused` is all of them, as the head reads it.
 PARTS = {
@@ -93,7 +93,7 @@ def tsne_figure(
 def tsne(
     features: Sequence[str] = (), perplexity: float = 30.0, target: int = 0, **source: Any
 ) -> Figure:
-    """Lay out the features of a labelled list by a fine-tuned checkpoint.
+    """Draw features of labelled clips laid out by t-SNE, coloured by class.
 
     Features are a panel each, of `PARTS`; without any, each modality and fused. The output `target`
     of a regression gives the colour; the `source` is that of `open_clips`.
@@ -206,10 +206,9 @@ def retrieval_figure(found: pd.DataFrame, num_clips: int) -> Figure:
 
 
 def retrieval(masked: bool = False, csv: str = "", **source: Any) -> tuple[Figure, str]:
-    """Measure and draw the retrieval of a pre-training checkpoint on the list of `open_clips`.
+    """Draw how often sound finds its video among others, and back, by each contrasted level.
 
-    Returns:
-        The picture, and the figures as text; they are written to `csv`, too, where it is given.
+    Returns the picture, and the figures as text; they are written to `csv`, too, where it is given.
     """
     opened = open_clips("pre-trained", **source)
     count = len(opened.clips)
@@ -224,47 +223,43 @@ def retrieval(masked: bool = False, csv: str = "", **source: Any) -> tuple[Figur
 
 
 def layer_weights(checkpoint: Sequence[str | Path]) -> Figure:
-    """Draw the mean layer weights of fine-tuned checkpoints, e.g. of all folds, each as a point."""
-    found: list[dict[str, np.ndarray]] = []
+    """Draw layer weights of fine-tuned checkpoints, e.g. of folds: the mean, each as a point."""
+    found: dict[str, list[np.ndarray]] = {}  # (L,) of every checkpoint, by stream
+    sizes = []
     for path in checkpoint:
         weights = open_model(path, "cpu", "fine-tuned")[0].state_dict()
-        shares = {
-            stream: weights[f"{stream}_layer_weights"].double().softmax(dim=0).numpy()
-            for stream in ("video", "audio")
-            if f"{stream}_layer_weights" in weights
-        }
-        if not shares:
+        sizes.append({n: len(weights[n]) for n in LAYER_WEIGHTS if n in weights})
+        if not sizes[-1]:
             raise ValueError(
                 f"'{path}' has no layer weights to draw: it was fine-tuned with "
                 "--no-hierarchical_fusion"
             )
-        found.append(shares)
-    sizes = [{stream: len(values) for stream, values in shares.items()} for shares in found]
-    for path, blocks in zip(checkpoint, sizes, strict=True):
-        if blocks != sizes[0]:
+        if sizes[-1] != sizes[0]:
             raise ValueError(
-                f"'{path}' has blocks {blocks}, '{checkpoint[0]}' has {sizes[0]}; draw models of "
-                "one size and modality together"
+                f"'{path}' has blocks {sizes[-1]}, '{checkpoint[0]}' has {sizes[0]}; draw models "
+                "of one size and modality together"
             )
+        for name in sizes[0]:
+            shares = weights[name].double().softmax(dim=0).numpy()
+            found.setdefault(name.partition("_")[0], []).append(shares)
     with rc_context(STYLE):
-        figure = Figure((2.7 * len(sizes[0]), 2.2))
-        panels = figure.subplots(1, len(sizes[0]), sharey=True, squeeze=False)[0]
-        for number, (axes, stream) in enumerate(zip(panels, sizes[0], strict=True)):
-            values = 100 * np.stack([shares[stream] for shares in found])  # (runs, L)
+        figure = Figure((2.7 * len(found), 2.2))
+        panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+        for number, (axes, (stream, each)) in enumerate(zip(panels, found.items(), strict=True)):
+            values = 100 * np.stack(each)  # (runs, L)
             places, even = np.arange(values.shape[1]), 100 / values.shape[1]
             axes.bar(places, values.mean(0), 0.7, color=colour(number), alpha=0.85)
-            if len(values) > 1:
-                for shift, own in zip(np.linspace(-0.2, 0.2, len(values)), values, strict=True):
-                    axes.plot(places + shift, own, "o", color="black", markersize=2.5)
-            line = axes.axhline(even, color="black", linestyle="--", linewidth=1)
+            shifts = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else ()
+            for shift, own in zip(shifts, values, strict=False):
+                axes.plot(places + shift, own, "o", color="black", markersize=2.5, label="one run")
+            axes.axhline(even, color="black", linestyle="--", linewidth=1, label="equal weights")
             axes.set_xticks(places)
             axes.grid(axis="x", visible=False)
             axes.set(title=f"{stream} encoder", xlabel="encoder block")
             axes.set_ylim(0, max(1.25 * even, 1.15 * float(values.max())))
         panels[0].set_ylabel("layer weight (%)")
-        handles = {"equal weights": line}
-        if len(found) > 1:
-            point = Line2D([], [], color="black", marker="o", markersize=2.5, linestyle="")
-            handles["one run"] = point
-        figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=2)
+        drawn, labels = panels[0].get_legend_handles_labels()
+        handles = dict(zip(labels, drawn, strict=True))  # one of a kind
+        names = ["equal weights", "one run"][: len(handles)]
+        figure.legend([handles[n] for n in names], names, loc="outside upper center", ncols=2)
     return figure

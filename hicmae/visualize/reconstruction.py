@@ -108,11 +108,11 @@ def reconstruction(
     num_clips: int = 0,
     seed: int | None = None,
 ) -> Figure:
-    """Rebuild clips of a list with a checkpoint of `run_pretraining.py` and draw them.
+    """Draw clips rebuilt by a pre-training checkpoint.
 
     Its settings say the model, the clip geometry, the masks and, where none is given, the seed.
-    Without a number of clips the first of the list is drawn. Files of the original authors hold
-    their settings as flags in a Namespace.
+    Without a number of clips the first of the list is drawn. A rebuilt patch has the mean and
+    deviation of the true one, which the model does not predict.
     """
     state = checkpoints.load(find_weights(Path(checkpoint)))
     settings = flat_settings(state.get("args"))

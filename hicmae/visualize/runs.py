@@ -33,7 +33,7 @@ FEWEST_AXES = 3
 
 
 def curves(output_dirs: Sequence[str | Path]) -> Figure:
-    """Draw the log.txt of one or several runs."""
+    """Draw losses and scores over the epochs of runs, from their log.txt."""
     logs = {}
     for folder in sorted(map(Path, output_dirs), key=lambda path: natural_key(path.name)):
         records = [record for record in read_lines(folder / "log.txt") if "epoch" in record]
@@ -97,7 +97,7 @@ def _draw_panel(axes: Axes, quantity: str, keys: list[str], runs: Sequence[pd.Da
 
 
 def confusion(pred_files: Sequence[str | Path], class_names: Sequence[str] = ()) -> Figure:
-    """Draw the confusion matrix of all given prediction files, or those of runs, together."""
+    """Draw the confusion matrix of prediction files, or those of runs, put together."""
     paths = [p / KINDS["last"] if p.is_dir() else p for p in map(Path, pred_files)]
     pooled = pool([read_predictions(path) for path in paths])
     if pooled.is_regression:
@@ -210,7 +210,7 @@ def radar_figure(scores: pd.DataFrame) -> Figure:
 
 
 def radar(sources: Sequence[str], metrics: Sequence[str] = (), kind: str = "last") -> Figure:
-    """Draw scores of a csv file or of report folders; arguments as for `scores_of_folders`."""
+    """Draw scores across data sets, a polygon a method; arguments as for `scores_of_folders`."""
     if len(sources) == 1 and sources[0].endswith(".csv"):
         return radar_figure(read_scores(sources[0]))
     return radar_figure(scores_of_folders(sources, metrics, kind))

@@ -143,12 +143,7 @@ def test_comparison_comes_first_in_every_format(compared):
     assert cells[2][8].startswith("McNemar exact, ") and cells[1][8] == "permutation"
     assert any("clip by clip" in note for note in sections[1].notes)
     page = as_html(sections)
-    for text in (
-        as_text(sections),
-        as_text(sections, "markdown"),
-        as_text(sections, "latex"),
-        page,
-    ):
+    for text in (page, *(as_text(sections, form) for form in ("text", "markdown", "latex"))):
         assert "p (Holm)" in text
     assert Page(page).tags.count("figure") == 1 + 3 * 2
     data = json.loads(as_json(*compared))

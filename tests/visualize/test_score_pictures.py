@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from hicmae.inference.style import figure_to_image
 from hicmae.report.page import confusion_figure
@@ -96,17 +95,14 @@ def test_curves_show_bad_steps_only_where_there_were_any(counts, shown):
         curves_figure({"run": log(1, note=["a"])})
 
 
-def test_curves_command_draws_runs_at_200_dpi_or_as_vectors(tmp_path, capsys):
+def test_curves_command_draws_runs_as_bitmap_or_vectors(tmp_path, capsys):
     for k, epochs in ((10, 2), (2, 1)):  # one epoch is enough
         write_log(tmp_path / f"fold{k}", log(epochs, train_loss=[2.0, 1.0], train_lr=[1e-4, 1e-5]))
     out = tmp_path / "pictures" / "curves.png"
-    for path in (out, out.with_suffix(".pdf")):
+    for path, start in ((out, b"\x89PNG"), (out.with_suffix(".pdf"), b"%PDF")):
         main(["curves", str(tmp_path / "fold10"), str(tmp_path / "fold2"), "--out", str(path)])
         assert capsys.readouterr().out == f"written: {path}\n"
-    with Image.open(out) as picture:
-        assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
-        assert picture.width > 600
-    assert path.read_bytes().startswith(b"%PDF")
+        assert path.read_bytes().startswith(start)
     (tmp_path / "empty").mkdir()
     error = refused(capsys, "curves", tmp_path / "empty", "--output", tmp_path / "a.png")
     assert "holds no finished epoch yet" in error and not (tmp_path / "a.png").exists()
@@ -216,10 +212,7 @@ def test_gaps_and_repeats_are_refused(found, message):
     "text, message",
     [
         (None, "s.csv': No such file"),
-        (
-            "dataset,value\nx,1\n",
-            "s.csv:1: expected the columns dataset,metric,method,value, got '",
-        ),
+        ("dataset,value\nx,1\n", "s.csv:1: expected the columns dataset,metric,method,value, got"),
         ("dataset,metric,method,value\nx,WAR,a,1\nx,UAR,a,none\n", "s.csv:3: expected a number"),
     ],
 )
