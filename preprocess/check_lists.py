@@ -44,13 +44,13 @@ from tqdm import tqdm
 from hicmae.data.audio import WavFile
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, wav_of, write_list
 from hicmae.data.film import open_video
-from hicmae.data.video import FrameFolder
+from hicmae.data.video import FrameFolder, Video
 from hicmae.io import UnreadableClip, whole_file
 from preprocess import command_line
 from preprocess.command_line import WHOLE, Shard
 from preprocess.face_and_audio.batch import Job, outcomes_of
 from preprocess.face_and_audio.timing import out_of_step
-from preprocess.lists.clips import SAMPLE_RATE, Problem, count_frames, reading, wav_seconds
+from preprocess.lists.clips import Problem, count_frames, reading, wav_seconds
 from preprocess.lists.writing import table_text, write_csv
 
 logger = logging.getLogger("check_lists")
@@ -315,27 +315,27 @@ def inspect(video: str, audio: str, decode: str = "ends") -> Record:
     frames, pictures, seconds, sound, step = 0, "", 0.0, "", ""
     stamp, problems = stamp_of(video, audio, decode), list[Problem]()
     with reading("video", video, problems):
-        frames, pictures = read_video(video, decode)
+        os.stat(video)
+        if os.path.isdir(video):
+            count_frames(video)
+        film = open_video(video)
+        frames, pictures = len(film), read_video(film, decode)
     with reading("audio", audio, problems):
-        seconds = wav_seconds(audio)
-        samples = WavFile(audio).sound(0, round(seconds * SAMPLE_RATE))
+        seconds, wav = wav_seconds(audio), WavFile(audio)
+        samples = wav.sound(0, len(wav))
         sound = hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest()
     if not problems:
         with reading("video", video, problems):
-            step = out_of_step(video, audio)
+            step = out_of_step(film, wav)
     kinds, details = ("; ".join(problem[k] for problem in problems) for k in (0, 1))
     return Record(video, audio, stamp, kinds, details, seconds, frames, sound, pictures, step)
 
 
-def read_video(path: str, decode: str) -> tuple[int, str]:
-    """Return the number of frames and the hash of their files' bytes."""
-    os.stat(path)
-    if os.path.isdir(path):
-        count_frames(path)
-    film = open_video(path)
-    total, files = len(film), [path]
+def read_video(film: Video, decode: str) -> str:
+    """Decode frames, and return the hash of their files' bytes."""
+    total, files = len(film), [film.path]
     if isinstance(film, FrameFolder):
-        files = [os.path.join(path, name) for name in film.names]
+        files = [os.path.join(film.path, name) for name in film.names]
     wanted = range(total) if decode == "all" else sorted({0, total // 2, total - 1})
     for start in range(0, len(wanted), FRAMES_AT_ONCE):
         film.read(wanted[start : start + FRAMES_AT_ONCE])
@@ -348,7 +348,7 @@ def read_video(path: str, decode: str) -> tuple[int, str]:
         if size == 0:
             raise UnreadableClip(f"frame '{name}' is an empty file")
         digest.update(size.to_bytes(8, "big"))
-    return total, digest.hexdigest()
+    return digest.hexdigest()
 
 
 def stamp_of(video: str, audio: str, decode: str) -> str:

@@ -63,7 +63,13 @@ def add_shard(parser: argparse.ArgumentParser, use: str = "do only this part of 
 def add_num_workers(parser: argparse.ArgumentParser) -> None:
     """Add --num_workers, by default the cores that a scheduler lets this process use."""
     use = "in parallel (default: %(default)s)"
-    parser.add_argument("--num_workers", type=int, default=count_cores(), help=use)
+    parser.add_argument("--num_workers", type=_at_least_one, default=count_cores(), help=use)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
 
 
 def add_switch(parser: argparse.ArgumentParser, flag: str, use: str) -> None:

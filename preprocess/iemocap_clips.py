@@ -17,7 +17,6 @@ hand or by a full disk.
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import os
 import sys
@@ -33,12 +32,12 @@ import numpy as np
 
 from hicmae.data.media import needed_stream, opened
 from hicmae.io import UnreadableClip, whole_folder
-from preprocess.command_line import make_parser
+from preprocess.command_line import exit_code, make_parser
 from preprocess.face_and_audio import batch
 from preprocess.face_and_audio.batch import Job
 from preprocess.lists.annotations import Utterance, read_utterances
 
-TOOL = "iemocap_clips"
+TOOL = batch.Tool("iemocap_clips", "")
 
 
 def cut(job: Job, marked_side: str) -> dict[str, object]:
@@ -92,7 +91,6 @@ def _write(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = make_parser(__doc__)
     batch.add_arguments(parser, [".avi"])
     parser.add_argument(
@@ -103,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     args = parser.parse_args(arguments)
     work = functools.partial(cut, marked_side=args.marked_side)
-    return batch.run_tool(TOOL, args, "", work)
+    return exit_code(lambda: batch.run_tool(TOOL, args, work))
 
 
 if __name__ == "__main__":

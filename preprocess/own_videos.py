@@ -29,30 +29,30 @@ import random
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
 import pandas as pd
 
 from hicmae.config import add_arguments
+from hicmae.data.audio import WavFile
+from hicmae.data.film import open_video
 from hicmae.data.media import VIDEO_SUFFIXES
 from preprocess.command_line import WHOLE, add_switch, exit_code, make_parser
 from preprocess.face_and_audio import batch, extract_audio, extract_face
-from preprocess.face_and_audio.batch import Job, find_jobs
+from preprocess.face_and_audio.batch import find_jobs
 from preprocess.face_and_audio.timing import out_of_step
 from preprocess.lists.annotations import PARTS, read_labels
-from preprocess.lists.clips import ALIGNED, Candidate
+from preprocess.lists.clips import Candidate
 from preprocess.lists.writing import as_table, table_text, totals, write_left_out, write_lists
 
 logger = logging.getLogger(__name__)
 
-# By half of a clip: folder below --output_dir, the tool that fills it, what its names end with.
-HALVES = {
-    "audio": ("audio", extract_audio.TOOL, ".wav"),
-    "video": ("faces", extract_face.TOOL, ALIGNED),
-}
+# By the field of a clip: the folder below --output_dir, and the tool that fills it.
+HALVES = {"audio": ("audio", extract_audio.TOOL), "video": ("faces", extract_face.TOOL)}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,18 +92,17 @@ def prepare(args: argparse.Namespace) -> int:
     """Make wavs and faces, then the lists; returns the exit code."""
     if args.labels is not None:  # a mistake in it is said before an hour of work
         read_labels(args.labels, [clip.name for clip in find_videos(args)], args.task)
-    work: dict[str, tuple[batch.Work, Callable[[Job], bool]]] = {}
+    work: dict[str, batch.Work] = {}
     if "a" in args.modality:
-        work["audio"] = extract_audio.convert, extract_audio.is_converted
+        work["audio"] = extract_audio.convert
     if "v" in args.modality:  # made now, so that a missing program is said before an hour of work
-        work["video"] = extract_face.face_work(args), batch.has_folder
+        work["video"] = extract_face.face_work(args)
     code = 0
-    for half, (make, is_done) in work.items():
-        folder, tool, suffix = HALVES[half]
-        flags = {"input": args.videos, "data_root": "", "ext": sorted(VIDEO_SUFFIXES)}
+    for half, make in work.items():
+        folder, tool = HALVES[half]
+        flags = {"input": args.videos, "data_root": "", "ext": VIDEO_SUFFIXES}
         flags["output_dir"] = os.path.join(args.output_dir, folder)
-        tool_args = argparse.Namespace(**vars(args) | flags)
-        code = max(code, batch.run_tool(tool, tool_args, suffix, make, is_done))
+        code = max(code, batch.run_tool(tool, argparse.Namespace(**vars(args) | flags), make))
         if code > 1:
             return code
     return code if args.shard != WHOLE else max(code, make_lists(args))
@@ -116,14 +115,14 @@ def find_videos(args: argparse.Namespace) -> list[Candidate]:
     does not look for it.
     """
     found: dict[str, Candidate] = {}
-    for half, (name, tool, suffix) in HALVES.items():
+    for half, (name, tool) in HALVES.items():
         folder = os.path.join(args.output_dir, name)
-        jobs, problems, _ = find_jobs(args.videos, folder, VIDEO_SUFFIXES, suffix)
-        rows = batch.read_summary(batch.summary_path(folder, tool))
+        jobs, problems, _ = find_jobs(args.videos, folder, VIDEO_SUFFIXES, tool.suffix)
+        rows = batch.read_summary(batch.summary_path(folder, tool.name))
         for job in jobs:
             clip = found.get(job.name, Candidate(job.name))
-            is_audio, output = half == "audio", job.output
-            clip = clip._replace(audio=output) if is_audio else clip._replace(video=output)
+            made: dict[str, Any] = {half: job.output}
+            clip = clip._replace(**made)
             if half[0] in args.modality and not os.path.exists(job.output) and not clip.reason:
                 detail = str(rows.get(job.name, {}).get("reason", ""))
                 clip = clip._replace(reason=f"no {name}", detail=detail)
@@ -174,7 +173,8 @@ def make_lists(args: argparse.Namespace) -> int:
 
 def warn_of_steps(clips: list[Candidate]) -> None:
     """Warn of clips whose wav does not fit their film, as one of an earlier version may."""
-    found = [(clip.name, step) for clip in clips if (step := out_of_step(clip.video, clip.audio))]
+    steps = ((c.name, out_of_step(open_video(c.video), WavFile(c.audio))) for c in clips)
+    found = [(name, step) for name, step in steps if step]
     for name, step in found[:10]:
         logger.warning("%r is out of step: %s", name, step)
     if found:

@@ -51,8 +51,8 @@ from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list
 from hicmae.data.film import open_video
 from hicmae.data.shards import FORMAT, SUFFIX, PackedClips, open_packed, read_index, read_packed
 from hicmae.data.video import FrameFolder, Video, face_box, resize
-from hicmae.io import UnreadableClip, describe, whole_file, write_whole
-from preprocess.command_line import add_num_workers, add_shard, make_parser
+from hicmae.io import UnreadableClip, whole_file, write_whole
+from preprocess.command_line import add_num_workers, add_shard, exit_code, make_parser
 from preprocess.face_and_audio import batch
 from preprocess.face_and_audio.batch import Ledger, Outcome
 
@@ -146,13 +146,11 @@ def _image(
 
 def _times(video: Video, needed: bool) -> dict[str, list[float] | None]:
     """Return when frames begin and end, as decimals of which float32 makes the very same."""
-    try:
-        times = [video.times(index, index) for index in range(len(video))]
-    except UnreadableClip:  # a folder of images has none
-        if needed:
-            raise
+    if needed:
+        video.times(0, 0)  # an error for a folder of images, which has none
+    if video.frame_times is None:
         return {"begins": None, "ends": None}
-    begins, ends = ([float(str(np.float32(t))) for t in ts] for ts in zip(*times, strict=True))
+    begins, ends = ([float(str(time)) for time in times] for times in video.frame_times)
     return {"begins": begins, "ends": ends}
 
 
@@ -250,8 +248,8 @@ def verify(folder: Path, num_workers: int) -> int:
     with ThreadPoolExecutor(num_workers) as executor:  # hashing leaves the other threads alone
         checked = executor.map(check_shard, indexes)
         bar = tqdm(checked, total=len(indexes), unit="shard", disable=None)
-        for path, (names, found) in zip(indexes, bar, strict=True):
-            problems += found
+        for path, (names, problem) in zip(indexes, bar, strict=True):
+            problems += [problem] * bool(problem)
             for clip in names:
                 if (first := seen.setdefault(clip, path)) != path:
                     problems.append(f"clip {clip[0]!r} is in '{first}' and in '{path}'")
@@ -266,30 +264,24 @@ def verify(folder: Path, num_workers: int) -> int:
     return 0
 
 
-def check_shard(index: Path) -> tuple[list[Names], list[str]]:
-    """Compare a shard with its index byte by byte; return its clips and what is wrong with it."""
+def check_shard(index: Path) -> tuple[list[Names], str]:
+    """Compare a shard with its index byte by byte; return its clips, or what is wrong with it."""
     try:
-        entry = read_index(index)
-    except ValueError as error:
-        return [], [str(error)]
-    shard, clips = entry[0], list(PackedClips([entry]))
-    names = [(clip.video, clip.audio) for clip in clips]
-    try:
+        shard, rows = read_index(index)
+        clips = PackedClips([(shard, rows)])
         if sha256_of(shard.path) != shard.sha256:
             raise ValueError("it has changed: its SHA-256 is not that of the index")
-        members = member_places(shard.path)
-        places = [place for clip in clips for place in clip.places]
-        if [number for _, *place in members for number in place] != places:
+        found = [(name.rpartition(".")[2], *place) for name, *place in member_places(shard.path)]
+        numbers = [number for clip in clips for number in clip.places]
+        if found != list(zip(itertools.cycle(MEMBERS), numbers[::2], numbers[1::2], strict=False)):
             raise ValueError("it has other members than its index says")
-        if [name.rpartition(".")[2] for name, _, _ in members] != list(MEMBERS) * len(clips):
-            raise ValueError(f"it has members other than {', '.join(MEMBERS)} of each clip")
         for clip in clips:
             video, wav = open_packed(clip)
             video.check()
             wav.read(0, len(wav))
     except (OSError, ValueError, UnreadableClip) as error:
-        return names, [f"'{shard.path}': {error}"]
-    return names, []
+        return [], f"'{str(index).removesuffix(SUFFIX)}.tar': {error}"
+    return [(clip.video, clip.audio) for clip in clips], ""
 
 
 # The command
@@ -304,8 +296,8 @@ def parse_size(text: str) -> int:
     return size
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Read and check the command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
     parser = make_parser(__doc__)
     parser.add_argument("list", nargs="?", help="list of clips, as for training")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder of the shards")
@@ -324,11 +316,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add_num_workers(parser)
     parser.add_argument("--verify", action="store_true", help="pack nothing, check the shards")
     args = parser.parse_args(arguments)
-    if args.num_workers < 1:
-        parser.error("--num_workers must be at least 1")
     if args.list is None and not args.verify:
         parser.error("name the list to pack, or give --verify")
-    return args
+    return exit_code(
+        lambda: verify(args.output_dir, args.num_workers) if args.verify else pack(args)
+    )
 
 
 def pack(args: argparse.Namespace) -> int:
@@ -389,17 +381,6 @@ def write_all(
         total += path.stat().st_size
     if clips:
         logger.info("%.3f GB are packed; a clip takes %.0f KB", total / 1e9, total / clips / 1e3)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = parse(arguments)
-    try:
-        return verify(args.output_dir, args.num_workers) if args.verify else pack(args)
-    except (OSError, ValueError) as error:
-        logger.error("error: %s", describe(error))
-        return batch.STOPPED if getattr(error, "errno", None) in batch.DISK_FULL else 2
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ passed over, counted, and refused only where they are many.
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -104,6 +104,24 @@ def needed_stream(container: InputContainer, kind: Kind) -> Any:
     return stream
 
 
+def walk(
+    root: str, on_error: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk as os.walk does, in order of names, without hidden files and folders.
+
+    Links are followed, but never in circles. `on_error` gets what was wrong with a folder.
+    """
+    seen = set()
+    for folder, folders, names in os.walk(root, onerror=on_error, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        yield folder, folders, sorted(name for name in names if name[0] != ".")
+
+
 def find_clips(name: str) -> list[str]:
     """Return the clips that a name means: a folder is searched, unless it holds frames itself.
 
@@ -116,9 +134,9 @@ def find_clips(name: str) -> list[str]:
         return [name]
     found = sorted(
         os.path.join(folder, file)
-        for folder, _, content in os.walk(name)
+        for folder, _, content in walk(name)
         for file in content
-        if os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES | AUDIO_SUFFIXES and file[0] != "."
+        if os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES | AUDIO_SUFFIXES
     )
     if not found:
         raise FileNotFoundError(f"folder '{name}' holds no video, sound file or face frame")

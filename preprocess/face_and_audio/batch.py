@@ -27,8 +27,10 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hicmae.io import PART, check_writable, describe, remove, whole_file
+from hicmae.data.media import walk
+from hicmae.io import PART, check_writable, describe, remove
 from preprocess.command_line import WHOLE, Shard, add_num_workers, add_shard
+from preprocess.lists.writing import write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,25 @@ class Outcome(NamedTuple):
 Work = Callable[[Any], dict[str, Any]]  # makes what a job asks for; returns the details
 
 
+def has_folder(job: Job) -> bool:
+    """Tell whether the folder that a job makes is there; it appears whole or not at all."""
+    return Path(job.output).is_dir()
+
+
+class Tool(NamedTuple):
+    """What makes something of clips.
+
+    Attributes:
+        name: that of its summary.
+        suffix: what replaces a file's own in the name of what is made of it.
+        is_done: tells whether an output is there; raises CLIP_ERRORS where it is a wrong one.
+    """
+
+    name: str
+    suffix: str
+    is_done: Callable[[Job], bool] = has_folder
+
+
 def add_arguments(parser: argparse.ArgumentParser, suffixes: Iterable[str]) -> None:
     """Add the flags that all tools have; `suffixes` are the kinds of files a tool takes."""
     use = "folder, searched with all its subfolders; one file; or a list (.csv .txt .list) with a "
@@ -89,48 +110,25 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help=use)
 
 
-def has_folder(job: Job) -> bool:
-    """Tell whether the folder that a job makes is there; it appears whole or not at all."""
-    return Path(job.output).is_dir()
-
-
-def run_tool(
-    tool: str,
-    args: argparse.Namespace,
-    output_suffix: str,
-    work: Work,
-    is_done: Callable[[Job], bool] = has_folder,
-) -> int:
+def run_tool(tool: Tool, args: argparse.Namespace, work: Work) -> int:
     """Run a tool on what the flags of `add_arguments` name, and return the exit code.
 
-    It is 0; 1 where a clip failed; 2 without input; STOPPED where clips were not tried.
-
-    Args:
-        tool: its name, which its summary gets.
-        args: the flags.
-        output_suffix: what replaces a file's suffix in the name of what is made of it.
-        work: makes one output, picklable; raises CLIP_ERRORS.
-        is_done: tells whether an output is there; raises CLIP_ERRORS where it is a wrong one.
+    It is 0; 1 where a clip failed; STOPPED where clips were not tried. `work` makes one output; it
+    is picklable and raises CLIP_ERRORS. OSError where there is no input or no place for output.
     """
-    summary = summary_path(args.output_dir, tool, args.shard)
-    try:
-        if args.num_workers < 1:
-            raise ValueError(f"--num_workers must be at least 1, got {args.num_workers}")
-        jobs, outcomes, others = find_jobs(
-            args.input, args.output_dir, args.ext, output_suffix, args.data_root, args.shard
-        )
-        check_writable(summary)
-    except (OSError, ValueError) as error:
-        logger.error("error: %s", describe(error))
-        return 2
+    summary = summary_path(args.output_dir, tool.name, args.shard)
+    jobs, outcomes, others = find_jobs(
+        args.input, args.output_dir, args.ext, tool.suffix, args.data_root, args.shard
+    )
+    check_writable(summary)
     if others:
-        kinds = (f"{count} {kind or 'without an ending'}" for kind, count in others.items())
+        kinds = (f"{count} {kind or 'without an ending'}" for kind, count in others.most_common())
         logger.info("passed over: %s", ", ".join(kinds))
     ledger = Ledger(summary)
     pending: deque[Job] = deque()
     for job in jobs:
         try:
-            if args.overwrite or not is_done(job):
+            if args.overwrite or not tool.is_done(job):
                 pending.append(job)
             else:
                 ledger.note(Outcome(job), kept=True)
@@ -138,7 +136,7 @@ def run_tool(
             outcomes.append(Outcome(job, describe(error)))
     for outcome in outcomes:
         ledger.note(outcome)
-    return ledger.run(pending, work, args.num_workers, tool)
+    return ledger.run(pending, work, args.num_workers, tool.name)
 
 
 # Which clips
@@ -161,14 +159,10 @@ def find_jobs(
     problems: list[Outcome] = []
     others = Counter[str]()
     if os.path.isdir(source):
-        root, files = source, []
-        for file in _walk(source, output, problems):
-            suffix = os.path.splitext(file)[1].lower()
-            if suffix in suffixes:
-                files.append(file)
-            else:
-                others[suffix] += 1
-        files.sort()
+        root, found = source, sorted(_files_in(source, output, problems))
+        suffix_of = {file: os.path.splitext(file)[1].lower() for file in found}
+        files = [file for file in found if suffix_of[file] in suffixes]
+        others.update(suffix for suffix in suffix_of.values() if suffix not in suffixes)
     elif not os.path.isfile(source):
         raise FileNotFoundError(f"--input '{source}' does not exist")
     elif Path(source).suffix.lower() in LIST_SUFFIXES:
@@ -199,20 +193,19 @@ def find_jobs(
     return jobs, problems, others
 
 
-def _walk(folder: str, output: str, problems: list[Outcome]) -> Iterator[str]:
-    """Yield the visible files of a folder, following links but never in circles or to `output`."""
-    errors: list[OSError] = []
-    seen = {os.path.realpath(output)} - {os.path.realpath(folder)}
-    for path, folders, names in os.walk(folder, followlinks=True, onerror=errors.append):
-        if (place := os.path.realpath(path)) in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(path, name) for name in names if not name.startswith("."))
-    for error in errors:
+def _files_in(folder: str, output: str, problems: list[Outcome]) -> Iterator[str]:
+    """Yield the visible files below a folder, but not what is in `output` there."""
+
+    def note(error: OSError) -> None:
         job = Job(str(error.filename), str(error.filename), "")
         problems.append(Outcome(job, f"folder cannot be read: {error.strerror}"))
+
+    made = {os.path.realpath(output)} - {os.path.realpath(folder)}
+    for path, folders, names in walk(folder, note):
+        if os.path.realpath(path) in made:
+            folders.clear()
+        else:
+            yield from (os.path.join(path, name) for name in names)
 
 
 def _read_names(path: str, data_root: str) -> Iterator[str]:
@@ -305,14 +298,9 @@ class Ledger:
 
     def _write(self) -> None:
         columns = dict.fromkeys(column for row in self.rows.values() for column in row)
+        rows = (self.rows[name] for name in sorted(self.rows))
         try:
-            with (
-                whole_file(self.path) as part,
-                open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-            ):
-                writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(self.rows[name] for name in sorted(self.rows))
+            write_csv(self.path, columns, ([row.get(name, "") for name in columns] for row in rows))
         except OSError as error:  # the clips matter more
             logger.error("summary '%s' cannot be written: %s", self.path, error.strerror)
         self._written = time.monotonic()

@@ -15,7 +15,6 @@ or by a full disk.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import sys
 import wave
@@ -29,11 +28,10 @@ from hicmae.data.audio import SAMPLE_RATE
 from hicmae.data.film import Film
 from hicmae.data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES, NoPicture, decode_sound
 from hicmae.io import UnreadableClip, whole_file
-from preprocess.command_line import make_parser
+from preprocess.command_line import exit_code, make_parser
 from preprocess.face_and_audio import batch, timing
 from preprocess.face_and_audio.batch import Job
 
-TOOL = "extract_audio"
 SAMPLE_BYTES = 2
 
 
@@ -78,16 +76,18 @@ def is_converted(job: Job) -> bool:
     return True
 
 
+TOOL = batch.Tool("extract_audio", ".wav", is_converted)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = make_parser(__doc__)
     batch.add_arguments(parser, VIDEO_SUFFIXES | AUDIO_SUFFIXES)
     use = "all of a film's sound from its own beginning on, whatever its picture does"
     parser.add_argument("--keep_length", action="store_true", help=use)
     args = parser.parse_args(arguments)
     work = functools.partial(convert, keep_length=args.keep_length)
-    return batch.run_tool(TOOL, args, ".wav", work, is_converted)
+    return exit_code(lambda: batch.run_tool(TOOL, args, work))
 
 
 if __name__ == "__main__":

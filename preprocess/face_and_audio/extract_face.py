@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import os
 import shutil
 import subprocess
@@ -43,12 +42,12 @@ from hicmae.data.media import VIDEO_SUFFIXES, needed_stream, opened
 from hicmae.faces.detector import Detector, check_weights
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, main_face, search, smooth
 from hicmae.io import PART, UnreadableClip, whole_folder
-from preprocess.command_line import make_parser
+from preprocess.command_line import exit_code, make_parser
 from preprocess.face_and_audio import batch, timing
 from preprocess.face_and_audio.batch import Job
 from preprocess.lists.clips import ALIGNED
 
-TOOL = "extract_face"
+TOOL = batch.Tool("extract_face", ALIGNED)
 JPEG_QUALITY = 95  # OpenCV's default, as in OpenFace
 OPENFACE_FLAGS = ("-simalign", "-format_aligned", "jpg", "-nomask")  # as the original used it
 
@@ -206,16 +205,11 @@ def face_work(args: argparse.Namespace) -> batch.Work:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = make_parser(__doc__)
     batch.add_arguments(parser, VIDEO_SUFFIXES)
     add_arguments(parser, FaceOptions)
     args = parser.parse_args(arguments)
-    try:
-        work = face_work(args)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    return batch.run_tool(TOOL, args, ALIGNED, work)
+    return exit_code(lambda: batch.run_tool(TOOL, args, face_work(args)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from hicmae.data.audio import SAMPLE_RATE, WINDOW, WavFile
 from hicmae.data.film import FRAME_RATE, Clock, Film
 from hicmae.data.media import Sound, decode_sound
-from hicmae.data.video import FrameFolder
+from hicmae.data.video import Video
 from hicmae.io import UnreadableClip
 from preprocess.face_and_audio.batch import read_summary
 from preprocess.lists.clips import ALIGNED
@@ -101,19 +101,19 @@ def mean_rate(clock: Clock) -> float:
     return float((len(clock.stamps) - 1) / last) if last else FRAME_RATE
 
 
-def out_of_step(video: str, audio: str) -> str:
+def out_of_step(video: Video, wav: WavFile) -> str:
     """Say how the wav of a clip does not fit its film, beyond `TOLERANCE`; "" where it fits.
 
     Of a folder of frames the summary is asked that extract_face.py wrote above it; where there is
-    none, nothing is known. UnreadableClip where a file cannot be read.
+    none, nothing is known. UnreadableClip where a film's sound cannot be read.
     """
-    found, wav = [], WavFile(audio)
-    if os.path.isdir(video):
-        row, frames = _row_of(Path(os.path.abspath(video))), len(FrameFolder(video))
+    found = []
+    if isinstance(video, Film):
+        row: Mapping[str, Any] = columns_of(video)
+    else:
+        row, frames = _row_of(Path(os.path.abspath(video.path))), len(video)
         if row.get("frames", frames) not in (frames, str(frames)):
             found.append(f"extract_face.py wrote {row['frames']} frames, {frames} are there")
-    else:
-        row = columns_of(Film(video))
     seconds, late = len(wav) / SAMPLE_RATE, float(row.get("offset") or 0)
     if row.get("film_seconds") and row.get("frame_rate"):
         film, last = float(row["film_seconds"]), 1 / float(row["frame_rate"])

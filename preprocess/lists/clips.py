@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import soundfile
 from tqdm import tqdm
 
 from hicmae.data.audio import SAMPLE_RATE, SHORTEST_SPAN
+from hicmae.data.media import walk
 from hicmae.data.video import FRAME_EXTENSIONS
 
 ALIGNED = "_aligned"  # OpenFace's and extract_face's ending of a folder of faces
@@ -49,7 +51,7 @@ class Candidate(NamedTuple):
 def frame_folders(root: str) -> dict[str, Half]:
     """Find folders that directly hold pictures; `x/x_aligned/` and `x/` are both clip x."""
     found: dict[str, Half] = {}
-    for folder, subfolders, names in _walk(root, found):
+    for folder, subfolders, names in walk(root, partial(_note, root, found)):
         clip = os.path.basename(folder).removesuffix(ALIGNED)
         if any(map(is_frame, names)):
             subfolders.clear()  # frames lie in a folder of their own
@@ -62,10 +64,10 @@ def frame_folders(root: str) -> dict[str, Half]:
 def wav_files(root: str) -> dict[str, Half]:
     """Find the wavs under a folder; the name of the clip is the name of the file."""
     found: dict[str, Half] = {}
-    for folder, _, names in _walk(root, found):
+    for folder, _, names in walk(root, partial(_note, root, found)):
         for name in names:
             stem, suffix = os.path.splitext(name)
-            if suffix.lower() == ".wav" and not name.startswith("."):
+            if suffix.lower() == ".wav":
                 _add(found, stem, os.path.join(folder, name))
     return found
 
@@ -79,24 +81,12 @@ def _add(found: dict[str, Half], name: str, path: str) -> None:
         found[name] = path
 
 
-def _walk(root: str, found: dict[str, Half]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk in order of names, each folder once as links may form circles; note unreadable ones."""
-
-    def note(error: OSError) -> None:
-        if error.filename == root:
-            raise error
-        clip = os.path.basename(error.filename).removesuffix(ALIGNED)
-        found.setdefault(clip, ("cannot be read", f"'{error.filename}': {error.strerror}"))
-
-    seen = set()
-    for folder, subfolders, names in os.walk(root, onerror=note, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders.sort()
-        yield folder, subfolders, sorted(names)
+def _note(root: str, found: dict[str, Half], error: OSError) -> None:
+    """Note a folder that cannot be read; without the first one nothing can be found."""
+    if error.filename == root:
+        raise error
+    clip = os.path.basename(error.filename).removesuffix(ALIGNED)
+    found.setdefault(clip, ("cannot be read", f"'{error.filename}': {error.strerror}"))
 
 
 def is_frame(name: str) -> bool:

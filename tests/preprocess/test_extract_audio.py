@@ -1,6 +1,5 @@
 """Wavs of clips, and what both tools do with many clips."""
 
-import csv
 import errno
 import functools
 import logging
@@ -212,7 +211,6 @@ def test_circular_links_end(tmp_path):
         ("nowhere", [], "--input '.*nowhere' does not exist"),
         ("", [], "holds no file of these kinds"),
         ("list.txt", ["--data_root", "x"], "holds no file"),
-        ("", ["--num_workers", "0"], "--num_workers must be at least 1, got 0"),
     ],
 )
 def test_nothing_to_do_is_said_in_one_line(tmp_path, caplog, source, flags, message):
@@ -258,7 +256,7 @@ def test_a_full_disk_for_the_summary_does_not_hide_the_result(clips, tmp_path, m
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(csv.DictWriter, "writeheader", full)
+    monkeypatch.setattr(batch, "write_csv", full)
     assert extract(clips, tmp_path / "out") == 0
     assert "cannot be written: No space left on device" in caplog.text
     assert len(list((tmp_path / "out").rglob("*.wav"))) == len(HARD_NAMES)
@@ -305,7 +303,7 @@ def test_a_clip_that_kills_its_process_fails_alone(tmp_path):
     batch.add_arguments(parser, [".mp4"])
     flags = ["--input", str(source), "--output_dir", str(tmp_path / "out"), "--num_workers", "2"]
     work = functools.partial(double, victim="1.mp4")
-    assert batch.run_tool("double", parser.parse_args(flags), "", work) == 1
+    assert batch.run_tool(batch.Tool("double", ""), parser.parse_args(flags), work) == 1
     assert failures(tmp_path / "out", "double") == {
         "1.mp4": "the process that worked on it was killed or crashed"
     }
@@ -313,10 +311,9 @@ def test_a_clip_that_kills_its_process_fails_alone(tmp_path):
     assert str(os.getpid()) not in {row["process"] for row in rows.values()}
 
 
-def test_the_script_runs_from_any_folder_with_several_processes(clips, tmp_path):
+def test_the_script_runs_from_any_folder(clips, tmp_path):
     command = [sys.executable, extract_audio.__file__, "--input", str(clips), "--output_dir", "out"]
-    done = subprocess.run(
-        [*command, "--num_workers", "2"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    command += ["--num_workers", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out").rglob("*.wav"))) == len(HARD_NAMES)

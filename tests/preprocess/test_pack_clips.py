@@ -288,7 +288,6 @@ def test_evil_members_are_found(packed, caplog, name, kind, message):
         (["--num_workers", "0"], "must be at least 1"),
         (["--shard_size", "big"], "expected a size such as 1GB or 500MB, got 'big'"),
         (["--shard_size", "0"], "expected a size"),
-        (["--shard", "4/3"], "expected i/n with 1 <= i <= n"),
     ],
 )
 def test_bad_flags_are_one_message(tmp_path, capsys, flags, message):

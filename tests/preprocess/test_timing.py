@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from hicmae.data.film import Clock, Film
+from hicmae.data.audio import WavFile
+from hicmae.data.film import Clock, Film, open_video
 from hicmae.data.video import FrameFolder
 from preprocess.face_and_audio import batch, extract_audio, extract_face, timing
 from preprocess.face_and_audio.batch import Job
@@ -211,27 +212,31 @@ def test_aac_in_a_wav_costs_nobody_else_his_answer(tmp_path):
     assert "packets" in rows["aac.wav"]["reason"] and rows["badaac.mp4"]["damaged"] == "1"
 
 
+def out_of_step(video: str, audio: str) -> str:
+    return timing.out_of_step(open_video(video), WavFile(audio))
+
+
 @pytest.mark.parametrize("name", ["plain.mp4", "late.mp4", "variable.mp4", "late picture.mkv"])
 def test_wavs_that_do_not_fit_their_film_are_told(tmp_path, name):
     film, good, old = (str(tmp_path / file) for file in (name, "good.wav", "old.wav"))
     save_film(tmp_path / name, **FILMS[name][0])
     extract_audio.convert(Job("a", film, good))
     extract_audio.convert(Job("a", film, old), keep_length=True)
-    assert timing.out_of_step(film, good) == ""
-    assert bool(timing.out_of_step(film, old)) == ("late" in name)
+    assert out_of_step(film, good) == ""
+    assert bool(out_of_step(film, old)) == ("late" in name)
     soundfile.write(old, soundfile.read(good)[0][:32000], 16000)
-    assert "the wav 2.00 s" in timing.out_of_step(film, old)
+    assert "the wav 2.00 s" in out_of_step(film, old)
 
 
 def test_frames_are_compared_by_the_summary_above_them(tmp_path):
     folder, wav = save_frames(tmp_path / "faces/sub/a b_aligned", 50), str(tmp_path / "a.wav")
     soundfile.write(wav, np.full(int(1.96 * 16000), 0.1), 16000)
-    assert timing.out_of_step(folder, wav) == ""  # nobody knows
+    assert out_of_step(folder, wav) == ""  # nobody knows
     row = {"clip": "sub/a b.mp4", "frames": 50, "offset": "0.300", "film_seconds": "2.000"}
     summary = pd.DataFrame([row | {"frame_rate": "25.000"}])
     summary.to_csv(tmp_path / "faces/extract_face_2of3.csv", index=False)
-    assert "begins 0.30 s after the picture" in timing.out_of_step(folder, wav)
+    assert "begins 0.30 s after the picture" in out_of_step(folder, wav)
     soundfile.write(wav, np.repeat([0, 0.1], [4800, 16000]), 16000)
     os.remove(os.path.join(folder, FrameFolder(folder).names[7]))
-    told = timing.out_of_step(folder, wav)
+    told = out_of_step(folder, wav)
     assert "wrote 50 frames, 49" in told and "lasts 2.00 s, the wav 1.30 s" in told
