@@ -21,6 +21,10 @@ import soundfile
 from PIL import Image
 from tqdm import tqdm
 
+from hicmae.data.clip_list import Clip, write_list
+from hicmae.io import write_whole
+from preprocess import pack_clips
+from preprocess.lists.writing import write_csv
 from preprocess.toy import plan
 from preprocess.toy.face import FRAME_SIZE, align, draw_frames
 from preprocess.toy.voice import SAMPLE_RATE, synthesise
@@ -92,10 +96,6 @@ def build(recipe: Recipe, folder: Path, num_workers: int, relative: bool) -> Non
 
     ValueError where the folder holds a data set with other settings.
     """
-    # hicmae brings torch, which the drawing processes do not need
-    from hicmae.io import write_whole
-    from preprocess.lists.writing import write_csv
-
     path, settings = folder / RECIPE, asdict(recipe)
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -193,18 +193,13 @@ def write_lists(
     jobs: list[Job], recipe: Recipe, folder: Path, num_workers: int, relative: bool
 ) -> None:
     """Write the lists of folds with few and with all labels, that of pre-training, its shards."""
-    from hicmae.data.clip_list import Clip as ListedClip
-    from hicmae.data.clip_list import write_list
-    from hicmae.io import write_whole
-    from preprocess import pack_clips
-    from preprocess.lists.writing import write_csv
 
     def name(path: Path) -> str:
         return os.path.relpath(path, folder) if relative else str(path.resolve())
 
     write_whole(folder / "classes.txt", "".join(f"{name}\n" for name in plan.CLASSES))
     labelled = [
-        (job.key, ListedClip(name(job.faces), name(job.audio), job.label))
+        (job.key, Clip(name(job.faces), name(job.audio), job.label))
         for job in jobs
         if job.faces is not None
     ]
@@ -217,7 +212,7 @@ def write_lists(
             clips = [clip for key, clip in labelled if key.speaker in parts[chosen]]
             if clips:
                 write_list(place / f"{part}.csv", clips)
-    unlabelled = [ListedClip(name(job.video), None, 0) for job in jobs if job.faces is None]
+    unlabelled = [Clip(name(job.video), None, 0) for job in jobs if job.faces is None]
     if unlabelled:
         path = folder / "pretrain.csv"
         write_list(path, unlabelled)
