@@ -31,7 +31,7 @@ from hicmae.data.loader import SkippedClips
 from hicmae.inference.model import export_run
 from hicmae.io import write_whole
 from hicmae.models.losses import REGRESSION_LOSSES
-from hicmae.training import checkpoint, distributed, loop, transfer
+from hicmae.training import checkpoint, distributed, loop, trained, transfer
 from hicmae.training import evaluate as scoring
 from hicmae.training.logs import show_hparams
 from hicmae.training.optim import freeze, shared_batches
@@ -111,8 +111,9 @@ def test_only(run: Run, configs: FinetuneConfigs) -> None:
         raise FileNotFoundError(
             f"--eval found no checkpoint-<epoch>.pth in {run.output_dir}; name a file with --resume"
         )
-    path, source = found
+    path, content = found
     logger.info("testing %s", path)
+    source = trained.read(path) if isinstance(content, str) else trained.describe(content, path)
     transfer.load_pretrained(model, source, require_all=True)
     clips = list_reader(configs)(Path(configs.data.data_path, "test.csv"))
     loader = scoring_loader(run, configs, clips)

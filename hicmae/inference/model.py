@@ -7,7 +7,6 @@ the weights tell the sizes, and the settings of its run tell the rest.
 import inspect
 import json
 import logging
-import re
 import shlex
 import statistics
 import sys
@@ -20,7 +19,6 @@ from typing import Any
 import soundfile
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -30,16 +28,13 @@ from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
 from hicmae.data.clip_list import chosen_names, names_of_run, read_labelled_list
 from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD, FrameFolder
 from hicmae.io import UnreadableClip, whole_file, write_whole
-from hicmae.models.finetune import ACTIVATIONS, MODALITIES, HiCMAEClassifier
-from hicmae.training import checkpoint, distributed
-from hicmae.training.transfer import weights_of
+from hicmae.models.finetune import ACTIVATIONS, HiCMAEClassifier
+from hicmae.training import checkpoint, distributed, trained
+from hicmae.training.checkpoint import CONFIG, EXPORT, METADATA, WEIGHTS
+from hicmae.training.trained import FORMAT, FORMAT_VERSION, Trained
 
 logger = logging.getLogger(__name__)
 
-FORMAT, FORMAT_VERSION = "hicmae", 1
-TASKS = ("classification", "regression", "pretraining")
-CONFIG, WEIGHTS, EXPORT = "config.json", "model.safetensors", "export"
-METADATA = "hicmae_config"  # where a weights file alone carries its config.json
 FACE_SIZE = 256  # pixels of an aligned face, as preprocess/face_and_audio/extract_face.py cuts it
 CONSTANTS = {  # of preprocessing, for readers of config.json
     "pixel_mean": IMAGENET_MEAN,
@@ -50,8 +45,6 @@ CONSTANTS = {  # of preprocessing, for readers of config.json
     "face_size": FACE_SIZE,
 }
 WIDTHS = (128, 256, 384, 512)  # of the registered models
-ENCODERS = {"a": "encoder_audio.", "v": "encoder."}  # beginnings of the names of their weights
-FUSION = "encoder_fusion."
 # Arguments of the classifier that are known without the settings, or stand elsewhere.
 FOLLOWS = frozenset(
     "embed_dim num_heads num_classes depth depth_audio fusion_depth drop_path_rate head_activation "
@@ -121,55 +114,22 @@ class ModelConfig:
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def parse_config(text: str, source: str | Path) -> ModelConfig:
-    """Read the text of a config.json, which messages call `source`; ValueError where it is none."""
+def parse_config(content: Mapping[str, Any], source: Path | str) -> ModelConfig:
+    """Read the content of a config.json, which messages call `source`."""
 
     def known(kind: type, values: Mapping[str, Any]) -> Any:
         given = {item.name: values[item.name] for item in fields(kind) if item.name in values}
         return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
 
     try:
-        content = json.loads(text)
-        if content["format"] != FORMAT or content.get("format_version", 0) > FORMAT_VERSION:
-            raise ValueError(
-                f"format '{content['format']}' {content.get('format_version', 0)}, expected "
-                f"'{FORMAT}' up to {FORMAT_VERSION}, which this version of hicmae reads"
-            )
-        if content["task"] not in TASKS or content["modality"] not in MODALITIES:
-            raise ValueError(
-                f"task '{content['task']}' and modality '{content['modality']}', expected "
-                f"{', '.join(TASKS)} and {', '.join(MODALITIES)}"
-            )
-        labels = content["id2label"]
-        content["names"] = [labels[str(k)] for k in range(len(labels))]
-        for kind in (Architecture, Preprocessing):
-            content[kind.__name__.lower()] = known(kind, content[kind.__name__.lower()])
-        return known(ModelConfig, content)
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise ValueError(
-            f"'{source}' describes no model of this project: {reason}; make it with: "
-            "python -m hicmae.inference export CHECKPOINT OUTPUT"
-        ) from None
+        kinds = {kind.__name__.lower(): kind for kind in (Architecture, Preprocessing)}
+        parts = {name: known(kind, content[name]) for name, kind in kinds.items()}
+        return known(ModelConfig, {**content, **parts})
+    except TypeError as error:
+        raise ValueError(f"'{source}' describes no model of this project: {error}") from None
 
 
 # Reading
-
-
-def find_weights(path: Path) -> Path:
-    """Return the weights file that a path means: itself, or the best there is in a folder."""
-    kinds = ("", f"{EXPORT}/best", f"{EXPORT}/last", "best", "last")
-    places = [path, *(path / kind / WEIGHTS for kind in kinds), path / "checkpoint-best.pth"]
-    if path.is_dir():
-        places += [saved for _, saved in reversed(checkpoint.numbered(path))]
-    for place in places:
-        if place.is_file():
-            return place
-    problem = f"holds no {WEIGHTS} and no checkpoint" if path.is_dir() else "does not exist"
-    raise FileNotFoundError(
-        f"checkpoint '{path}' {problem}; name a folder with {WEIGHTS}, the output folder of a run, "
-        "or a .pth"
-    )
 
 
 def read_model(
@@ -187,91 +147,73 @@ def read_model(
     Raises:
         FileNotFoundError, ValueError: in one line.
     """
-    path = find_weights(Path(path))
+    model = trained.read(path)
     given = {name: value for name, value in overrides.items() if value is not None}
-    if path.suffix != ".safetensors":
-        return _read_checkpoint(path, class_names, given)
-    try:
-        with safe_open(path, "pt") as file:
-            text, source = (file.metadata() or {}).get(METADATA), path
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"'{path}' is damaged or no safetensors file: {error}") from None
-    beside = path.with_name(CONFIG)
-    if beside.is_file() or text is None:  # people may have edited it
-        text, source = beside.read_text(encoding="utf-8"), beside
-    config = parse_config(text, source)
-    if given:
-        raise ValueError(f"--{next(iter(given))} is for a .pth; '{source}' says it already")
+    trained.check_agrees(model, given, given)
+    if model.config is None:
+        return _of_run(model, class_names, given)
+    config = parse_config(model.config, model.source)
     if class_names:
         config = replace(config, names=chosen_names(class_names, len(config.names)))
-    return config, weights
+    return config, model.weights
 
 
-def _read_checkpoint(
-    path: Path, class_names: Sequence[str], given: Mapping[str, Any]
+def _of_run(
+    model: Trained, class_names: Sequence[str], given: Mapping[str, Any]
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    state = checkpoint.load(path)
-    weights = weights_of(state, f"'{path}'")
-    settings = {**flat_settings(state.get("args")), **given}
-    modality = "".join(
-        m for m, part in ENCODERS.items() if any(n.startswith(part) for n in weights)
-    )
-    if not modality:
+    weights, names, settings = model.weights, tuple[str, ...](), {**model.settings, **given}
+    told = {**flat_settings(model.content.get("args")), **given}
+    if "modality" not in settings:
         raise ValueError(
-            f"'{path}' holds no HiCMAE model: expected weights named encoder.* or encoder_audio.*, "
-            f"got {', '.join(list(weights)[:3])}"
+            f"'{model.source}' holds no HiCMAE model: expected weights named encoder.* or "
+            f"encoder_audio.*, got {', '.join(list(weights)[:3])}"
         )
-    task, names = "pretraining", tuple[str, ...]()
-    if "head.weight" in weights:
-        task = "regression" if "regress" in str(settings.get("task")) else "classification"
-        chosen = {"class_names": class_names} if class_names else {}
-        names = names_of_run(settings | chosen, task, len(weights["head.weight"]))
-    else:  # encoders and fusion are all that inference needs
-        kept = (*ENCODERS.values(), FUSION)
+    if settings["task"] == "pretraining":  # encoders and fusion are all that inference needs
+        kept = (*trained.ENCODERS.values(), trained.FUSION)
         weights = {name: w for name, w in weights.items() if name.startswith(kept)}
-    epoch = state.get("epoch")
+    else:
+        chosen = {"class_names": class_names} if class_names else {}
+        names = names_of_run({**settings, **chosen}, settings["task"], settings["nb_classes"])
+    epoch = model.content.get("epoch")
     config = ModelConfig(
-        task=task,
-        modality=modality,
+        task=settings["task"],
+        modality=settings["modality"],
         names=names,
-        architecture=_architecture(weights, modality, settings, path),
-        preprocessing=_preprocessing(weights, settings),
+        architecture=_architecture(weights, settings, model.source),
+        preprocessing=_preprocessing(settings),
         test_num_segment=int(settings.get("test_num_segment") or 2),
         test_num_crop=int(settings.get("test_num_crop") or 2),
         training={
-            "checkpoint": path.name,
+            "checkpoint": Path(model.source).name,
             "epoch": epoch if isinstance(epoch, (int, str)) else None,
-            "settings": {name: value for name, value in settings.items() if _is_plain(value)},
+            "settings": {name: value for name, value in told.items() if _is_plain(value)},
         },
     )
     return config, weights
 
 
 def _architecture(
-    weights: Mapping[str, Tensor], modality: str, settings: Mapping[str, Any], source: Path
+    weights: Mapping[str, Tensor], settings: Mapping[str, Any], source: Path | str
 ) -> Architecture:
-    width = len(weights.get(f"{ENCODERS[modality[-1]]}norm.weight", ()))
+    width = int(settings["model"].split("_dim")[1].split("_")[0])
     if width not in WIDTHS:
         raise ValueError(
             f"'{source}' has encoders of width {width}, expected one of "
             f"{', '.join(map(str, WIDTHS))}, the sizes of HiCMAE"
         )
-
-    def depth_of(part: str) -> int:
-        names = "\n".join(weights)
-        return len(set(re.findall(rf"^{re.escape(part)}blocks\.(\d+)\.", names, re.MULTILINE)))
-
-    depth, depth_audio = depth_of(ENCODERS["v"]), depth_of(ENCODERS["a"])
     # Other arguments of the builder; not those with their default, for earlier versions' sake.
     arguments = inspect.signature(HiCMAEClassifier).parameters
     known = {n: v for n, v in settings.items() if n in arguments and n not in FOLLOWS}
-    activation = settings.get("head_activation")
+    activation, depths = (
+        settings.get("head_activation"),
+        (settings.get(n, 0) for n in trained.DEPTHS),
+    )
+    depth, depth_audio, fusion_depth = depths
     return Architecture(
         model=f"avit_dim{width}_patch16_160_a256",
         depth=depth or depth_audio,
         depth_audio=depth_audio or depth,
-        fusion_depth=depth_of(FUSION) or 1,
+        fusion_depth=fusion_depth or 1,
         # Whether there are any gammas; their values are weights.
         init_values=float(any(".gamma_" in name for name in weights)),
         head_activation=activation if activation in ACTIVATIONS else None,
@@ -279,14 +221,12 @@ def _architecture(
     )
 
 
-def _preprocessing(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Preprocessing:
+def _preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
     clip = Preprocessing()
-    numbers = ("num_frames", "sampling_rate", "input_size", "frame_rate")
+    numbers = ("num_frames", "sampling_rate", "input_size", "tubelet_size", "frame_rate")
     given = {n: type(getattr(clip, n))(settings[n]) for n in numbers if settings.get(n)}
     sizes: Any = settings.get("input_size_audio") or clip.input_size_audio
     steps, bins = [*(sizes if isinstance(sizes, (tuple, list)) else [sizes]), 128][:2]
-    kernel = weights.get("encoder.patch_embed.proj.weight")
-    given["tubelet_size"] = clip.tubelet_size if kernel is None else kernel.shape[2]
     return Preprocessing(**given, input_size_audio=(int(steps), int(bins)))
 
 

@@ -1,9 +1,9 @@
-"""Checkpoints: written whole, read safely. Files are what the original writes.
+"""Checkpoints: written whole, read safely, found in folders. Files are what the original writes.
 
 `checkpoint-<epoch>.pth` and `checkpoint-best.pth` are dictionaries with the weights under `model`;
 `checkpoint-<epoch>-step<step>.pth` is a state within an epoch, after so many steps of the run. A
 file ends in the sha256 of all before it, as the comment of the zip archive that `torch.save` makes;
-`torch.load` passes over it.
+`torch.load` passes over it. Weights as safetensors, of an export, are read as well.
 """
 
 import argparse
@@ -19,15 +19,29 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch.serialization import safe_globals
 
 from hicmae.io import one_line, whole_file
 
 logger = logging.getLogger(__name__)
 
+CONFIG, WEIGHTS, EXPORT = "config.json", "model.safetensors", "export"
+METADATA = "hicmae_config"  # where a weights file alone carries its config.json
+
 _MARK = b"sha256:"
 _TRAILER = len(_MARK) + 64
+# Numbers of numpy, as the original's optimiser holds them; the module's name is numpy 1's or 2's.
+_SCALAR = np.float64().__reduce__()[0]
+_ALLOWED: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    type(np.dtype(np.float64)),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+]
 
 
 class CheckpointError(ValueError):
@@ -71,32 +85,48 @@ def digest(path: Path, but: int = 0) -> str:
     return total.hexdigest()
 
 
-def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; nothing but tensors, containers and Namespace is allowed.
+def find(path: str | Path, to_resume: bool = False) -> Path:
+    """Return the file that a path means: itself, or the best weights there are in a folder.
 
-    It was written here, by the original code, whose `epoch` may be "best", or is any `torch.save`
-    of a dictionary. `verify` also compares the check sum at its end, or those within the archive
-    where there is none; torch itself does neither.
+    `to_resume` takes the newest state of a run instead. FileNotFoundError: there is none.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"checkpoint '{path}' does not exist; check the path")
+    path, saved = Path(path), [state for _, _, state in reversed(in_order(path))]
+    kinds = ("", f"{EXPORT}/best", f"{EXPORT}/last", "best", "last")
+    best = [*(path / kind / WEIGHTS for kind in kinds), path / "checkpoint-best.pth"]
+    for place in (path, *([] if to_resume else best), *saved):
+        if place.is_file():
+            return place
+    problem = "does not exist"
     if path.is_dir():
-        raise CheckpointError(f"'{path}' is a folder, expected a checkpoint file such as .pth")
+        problem = f"holds no {'' if to_resume else f'{WEIGHTS} and no '}checkpoint"
+    raise FileNotFoundError(
+        f"checkpoint '{path}' {problem}; name a folder with {WEIGHTS}, the output folder of a run, "
+        "or a .pth"
+    )
+
+
+def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; only tensors, containers, Namespace, numbers are allowed.
+
+    It is what `find` returns. It was written here, by the original code, whose `epoch` may be
+    "best", or is any `torch.save` of a dictionary. Of safetensors the weights are under `model`,
+    and with an export's config.json its text and where that stands are under `description`.
+    `verify` also compares the check sum at a file's end, or those within the archive where there is
+    none; torch itself does neither.
+    """
+    path = find(path)
     try:
+        if foreign := _foreign(path):
+            raise CheckpointError(f"'{path}' {foreign}")
+        if _is_safetensors(path):
+            return _load_safetensors(path)
         if verify:
-            with path.open("rb") as file:
-                file.seek(-min(_TRAILER, path.stat().st_size), os.SEEK_END)
-                mark, total = file.read(len(_MARK)), file.read()
-            if mark == _MARK and total != digest(path, but=_TRAILER).encode():
-                raise zipfile.BadZipFile("wrong check sum")
-            if mark != _MARK and zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as archive:
-                    if damaged := archive.testzip():
-                        raise zipfile.BadZipFile(f"wrong check sum of {damaged}")
-        with safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            _verify(path)
+        with safe_globals(_ALLOWED), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except PermissionError as error:
         raise PermissionError(f"checkpoint '{path}' cannot be read: permission denied") from error
     except Exception as error:  # damaged bytes make torch.load raise almost anything
@@ -109,12 +139,54 @@ def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
     return content
 
 
+def _foreign(path: Path) -> str:
+    """Say what a file is that people take for a checkpoint when a download went wrong; else ""."""
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer, not the file it stands for; run: git lfs pull"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "is a web page, not a checkpoint; download the file that the page offers"
+    return ""
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            text, source = (file.metadata() or {}).get(METADATA), path
+            content: dict[str, Any] = {"model": {n: file.get_tensor(n) for n in file.keys()}}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' is damaged or no safetensors file: {error}") from None
+    beside = path.with_name(CONFIG)
+    if path.name == WEIGHTS and beside.is_file():  # people may have edited it
+        text, source = beside.read_text(encoding="utf-8"), beside
+    return content | ({"description": (text, source)} if text is not None else {})
+
+
+def _verify(path: Path) -> None:
+    with path.open("rb") as file:
+        file.seek(-min(_TRAILER, path.stat().st_size), os.SEEK_END)
+        mark, total = file.read(len(_MARK)), file.read()
+    if mark == _MARK and total != digest(path, but=_TRAILER).encode():
+        raise zipfile.BadZipFile("wrong check sum")
+    if mark != _MARK and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"wrong check sum of {damaged}")
+
+
 def _explain(path: Path, error: Exception) -> str:
     """Say what an exception of torch.load means and what to do."""
     if called := re.search(r"GLOBAL ([\w.]+)|whose module (\S+) is blocked", str(error)):
         return (
             f"is refused: loading it would call '{called[1] or called[2]}', and only tensors, "
-            "plain containers and argparse.Namespace are allowed; re-save its weights alone"
+            "plain containers, numbers and argparse.Namespace are allowed; re-save its weights "
+            "alone"
         )
     if "Unsupported operand 149" in str(error):  # how pickles begin from protocol 4 on
         return (

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from hicmae.config import flat_settings
-from hicmae.training.checkpoint import load
+from hicmae.training import trained
+from hicmae.training.trained import Trained
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +32,27 @@ class LoadReport(NamedTuple):
 
 def load_pretrained(
     model: nn.Module,
-    source: str | Path | Mapping[str, Any],
+    source: str | Path | Trained | Mapping[str, Any],
     allow_partial: bool = False,
     require_all: bool = False,
 ) -> LoadReport:
     """Copy every weight whose name and shape fit into the model, and report the rest.
 
-    `source` is a checkpoint file or its content, or a bare state dict. Decoders, mask tokens and
-    projections of a pre-training checkpoint are left over, as are streams that the model lacks; the
-    classifier's head, `fc_norm` and layer weights stay new. `allow_partial` accepts encoders of
-    another depth or with missing weights, as long as half of the model's encoder weights are found.
-    `require_all` refuses when any weight of the model is not loaded (testing without training).
+    `source` is what `trained.read` takes or returns, or the content of a file. Decoders, mask
+    tokens and projections of a pre-training checkpoint are left over, as are streams that the model
+    lacks; the classifier's head, `fc_norm` and layer weights stay new. `allow_partial` accepts
+    encoders of another depth or with missing weights, as long as half of the model's encoder
+    weights are found. `require_all`, for testing without training, refuses when any weight of the
+    model is not loaded.
 
     Raises:
         ValueError: the checkpoint does not fit; the model is as it was.
     """
-    name = "the given weights" if isinstance(source, Mapping) else f"'{source}'"
-    content = source if isinstance(source, Mapping) else load(source)
-    weights = weights_of(content, name)
+    if isinstance(source, Mapping):
+        source = trained.describe(source, "the given weights")
+    elif not isinstance(source, Trained):
+        source = trained.read(source)
+    name, weights = f"'{source.source}'", source.weights
     report = compare(model, weights)
     enough = report.share >= MIN_SHARE
     if report.problems and not (allow_partial and enough):
@@ -58,7 +61,7 @@ def load_pretrained(
             f"in it): {'; '.join(report.problems)}; choose the --model and depths of the "
             f"checkpoint{', or add --allow_partial' if enough else ''}"
         )
-    _check_variant(model, content, report, name, require_all)
+    _check_variant(model, source, report, require_all)
     model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)
     parts = {
         "new, keep their initial values": _folded(report.new),
@@ -72,19 +75,6 @@ def load_pretrained(
         "".join(f"\n  {what}: {names}" for what, names in parts.items() if names),
     )
     return report
-
-
-def weights_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Find the state dict in a checkpoint, if it is none itself, and strip added prefixes."""
-    keys = ("model", "module")
-    weights = next((content[k] for k in keys if isinstance(content.get(k), Mapping)), content)
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(
-            f"{source} holds no weights: expected a state dict under "
-            f"{' or '.join(map(repr, keys))}, got the keys "
-            f"{', '.join(map(str, list(content)[:6])) or 'nothing'}"
-        )
-    return {re.sub(r"^(?:module\.|_orig_mod\.)+", "", name): w for name, w in weights.items()}
 
 
 def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
@@ -116,34 +106,27 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
     )
 
 
-def _check_variant(
-    model: nn.Module, content: Mapping[str, Any], report: LoadReport, source: str, testing: bool
-) -> None:
+def _check_variant(model: nn.Module, source: Trained, report: LoadReport, testing: bool) -> None:
     """Refuse to test what was trained otherwise; warn of fusion in an order no weight shows."""
     lacking = report.new + report.mismatched
-    mixes, mixed = (
-        any(n.endswith("_layer_weights") for n in x) for x in (model.state_dict(), report.unused)
-    )
-    if testing and mixed and not mixes:
-        raise ValueError(
-            f"{source} has layer weights, which this model does not read; test it without "
-            "--no-hierarchical_fusion, as it was trained"
-        )
+    fusion = getattr(model, "encoder_fusion", None)
+    if testing:
+        mixes = any(name.endswith("_layer_weights") for name in model.state_dict())
+        mine = {"hierarchical_fusion": mixes, "nb_classes": len(model.get_parameter("head.weight"))}
+        mine |= {} if fusion is None else {"fusion_order": fusion.order}
+        trained.check_agrees(source, mine)
     if testing and lacking:
         raise ValueError(
-            f"{source} lacks weights of the model: {_folded(lacking)}; testing needs a fine-tuned "
-            "checkpoint of the same model and --nb_classes"
+            f"'{source.source}' lacks weights of the model: {_folded(lacking)}; testing needs a "
+            "fine-tuned checkpoint of the same model"
         )
-    fusion, settings = getattr(model, "encoder_fusion", None), content.get("args")
-    order = flat_settings(settings).get("fusion_order", "both")
-    if fusion is not None and settings and order != fusion.order:
-        text = (
-            f"{source} was trained with --fusion_order {order}, this model has --fusion_order "
-            f"{fusion.order}"
+    order = source.settings.get("fusion_order")
+    if fusion is not None and order not in (None, fusion.order):
+        logger.warning(
+            "'%s' was trained with --fusion_order %s, this model has --fusion_order %s: the fusion "
+            "layers have to learn the new order",
+            *(source.source, order, fusion.order),
         )
-        if testing:
-            raise ValueError(f"{text}; test it with the order it was trained with")
-        logger.warning("%s: the fusion layers have to learn the new order", text)
 
 
 def _family(name: str) -> str:

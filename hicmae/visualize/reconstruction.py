@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -19,7 +18,6 @@ from hicmae.config import PretrainConfigs, PretrainLossConfig, flat_settings, fr
 from hicmae.data.batches import ClipIndex, PretrainBatch, joined
 from hicmae.data.clip_list import read_pretrain_list
 from hicmae.data.dataset import PretrainClips
-from hicmae.inference.model import find_weights
 from hicmae.inference.style import STYLE
 from hicmae.io import choose_device
 from hicmae.models.reconstruct import Reconstruction, reconstruct
@@ -114,7 +112,7 @@ def reconstruction(
     Without a number of clips the first of the list is drawn. A rebuilt patch has the mean and
     deviation of the true one, which the model does not predict.
     """
-    state = checkpoints.load(find_weights(Path(checkpoint)))
+    state = checkpoints.load(checkpoint)
     settings = flat_settings(state.get("args"))
     if "mask_ratio" not in settings:
         lacks = "is fine-tuned and has no decoders" if settings else "holds no settings"

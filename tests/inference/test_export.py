@@ -14,7 +14,8 @@ import run_finetuning
 from hicmae import EmotionRecognizer
 from hicmae.data.clip_list import Clip, chosen_names, names_of_run, write_list
 from hicmae.inference import cli
-from hicmae.inference.model import export_checkpoint, export_run, find_weights, load_model
+from hicmae.inference.model import export_checkpoint, export_run, load_model
+from hicmae.training.checkpoint import find
 from tests.conftest import save_frames, save_wav
 from tests.small_recognizers import NAMES, classifier, speech
 
@@ -162,15 +163,15 @@ def test_a_folder_means_its_best_weights(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.safetensors").touch()
     run = tmp_path / "run"
-    assert find_weights(run) == run / "model.safetensors"
+    assert find(run) == run / "model.safetensors"
     (run / "model.safetensors").unlink()
-    assert find_weights(run) == run / "export" / "best" / "model.safetensors"
+    assert find(run) == run / "export" / "best" / "model.safetensors"
     shutil.rmtree(run / "export" / "best")
-    assert find_weights(run).parent.name == "last"
+    assert find(run).parent.name == "last"
     shutil.rmtree(run / "export")
     for name in ("checkpoint-2.pth", "checkpoint-10.pth"):
         (run / name).touch()
-    assert find_weights(run).name == "checkpoint-10.pth"
+    assert find(run).name == "checkpoint-10.pth"
 
 
 class Evil:

@@ -5,13 +5,16 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 import resource
 import signal
 import zipfile
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hicmae.training import checkpoint
 from hicmae.training.checkpoint import CheckpointError, load, prune, save, whole
@@ -58,11 +61,30 @@ def test_full_disk_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_released_checkpoint_with_a_namespace_and_epoch_best_loads(path):
+def of_the_authors(path, module):
+    """Write what the original's trainer does, with numpy's numbers under a name of their module."""
     args = argparse.Namespace(model="avit", lr=1e-3, opt_betas=[0.9, 0.999], finetune=None)
-    torch.save({"model": STATE["model"], "optimizer": {}, "epoch": "best", "args": args}, path)
-    state = load(path)
+    groups = [{"lr": np.float64(1e-3), "weight_decay": np.float64(0.05), "params": [0]}]
+    optimizer = {"state": {}, "param_groups": groups}
+    torch.save({"model": STATE["model"], "optimizer": optimizer, "epoch": "best", "args": args},
+               path)  # fmt: skip
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            data, count = re.subn(rb"numpy\._?core\.multiarray", module, data)
+            assert bool(count) == name.endswith("data.pkl")
+            archive.writestr(name, data)
+    return args
+
+
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+def test_a_checkpoint_of_the_authors_loads_with_the_numbers_of_its_optimizer(path, module):
+    args = of_the_authors(path, module)
+    state = load(path, verify=True)
     assert state["epoch"] == "best" and state["args"] == args
+    (group,) = state["optimizer"]["param_groups"]
+    assert (group["lr"], group["weight_decay"]) == (1e-3, 0.05)
 
 
 def test_legacy_torch_format_loads(path):
@@ -112,6 +134,29 @@ def test_truncated_and_foreign_files_are_named_in_one_line(path, content):
         load(path)
 
 
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"<!DOCTYPE html>\n<html><body>Google Drive", "is a web page"),
+        (b"\n<html lang=en>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is a git-lfs pointer"),
+    ],
+)
+def test_what_a_failed_download_leaves_is_called_what_it_is(path, content, said):
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"^(?!.*\n).*checkpoint-4.pth' {said}"):
+        load(path)
+
+
+def test_safetensors_load_under_any_name_and_are_not_called_a_torch_checkpoint(tmp_path):
+    for name in ("model.safetensors", "weights.pth"):
+        save_file(STATE["model"], tmp_path / name)
+        assert torch.equal(load(tmp_path / name)["model"]["weight"], STATE["model"]["weight"])
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "weights.pth").read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match="cut.safetensors' is damaged or no safetensors file"):
+        load(tmp_path / "cut.safetensors")
+
+
 def pickle_of(state, path):
     path.write_bytes(pickle.dumps(state, protocol=4))
 
@@ -137,9 +182,9 @@ def test_every_flipped_byte_is_found_when_asked_for(path):
 
 
 def test_paths_and_contents_that_cannot_be_a_checkpoint_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone.pth' does not exist; check the path"):
+    with pytest.raises(FileNotFoundError, match="gone.pth' does not exist; name a"):
         load(tmp_path / "gone.pth")
-    with pytest.raises(CheckpointError, match="is a folder, expected a checkpoint file"):
+    with pytest.raises(FileNotFoundError, match="holds no model.safetensors and no checkpoint"):
         load(tmp_path)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds a list, expected a dictionary"):
