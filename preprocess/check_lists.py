@@ -8,8 +8,10 @@ Reports clips that are missing, unreadable, silent or too short (1024 samples, n
 another rate than 16 kHz or several channels, that are twice in a list, and that are in train.csv
 and in another list of its folder, by name and by content (bytes of the frames, samples of the
 sound). Warns where film and wav differ by more than 0.1 s in length or beginning; of face frames
-extract_face.csv above them tells, and without it nobody knows. A folder stands for the lists in
-it. A run that was stopped goes on; clips whose files changed are checked again. Written:
+extract_face.csv above them tells, and without it nobody knows. What a list is for shows in most of
+its lines; the others are reported. "-" stands for a stream that is not read. A folder stands for
+the lists in it. A run that was stopped goes on; clips whose files changed are checked again.
+Written:
 
     x.cleaned.csv beside every x.csv (--cleaned): the list without these clips; of clips that occur
                                      twice the first stays, of those in training and test the
@@ -26,9 +28,11 @@ import argparse
 import csv
 import hashlib
 import logging
+import math
 import os
+import re
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from functools import partial
@@ -42,7 +46,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from hicmae.data.audio import WavFile
-from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, wav_of, write_list
+from hicmae.data.clip_list import Clip, Label, wav_of, write_list
 from hicmae.data.film import open_video
 from hicmae.data.video import FrameFolder, Video
 from hicmae.io import UnreadableClip, whole_file
@@ -56,6 +60,12 @@ from preprocess.lists.writing import table_text, write_csv
 logger = logging.getLogger("check_lists")
 
 OUT_OF_STEP = "out of step"
+NOT_READ = "-"  # in place of the stream that a list of one modality leaves out
+FORMS = {
+    "pre-training": "'<video.mp4> <int>'",
+    "classification": "'<video> <audio.wav> <class index>'",
+    "regression": "'<video> <audio.wav> <number> ...'",
+}
 EVALUATION = {"test", "val"}  # the same clips in both is the original's habit, not a leak
 FRAMES_AT_ONCE = 64
 END = "."  # last field of a stored record; a line cut off by a crash has none
@@ -87,13 +97,15 @@ class Record(NamedTuple):
 class ListFile(NamedTuple):
     """A list: its clips as written in it, the files to open, and what is wrong.
 
-    `findings` are the place in the list from 0, the kind and the detail.
+    Lines count from 1, without blank ones. `findings` are line, kind and detail.
     """
 
     path: Path
     folder: Path  # absolute
-    clips: list[Clip]
-    files: list[Key]
+    kind: str  # of `kinds_of` its lines
+    lines: list[list[str]]
+    clips: dict[int, Clip]
+    files: dict[int, Key]
     findings: list[tuple[int, str, str]]
 
 
@@ -128,7 +140,7 @@ def check(args: argparse.Namespace) -> int:
     lists = [read_list(path, args.data_root) for path in find_lists(args.lists, args.cleaned)]
     parent = os.path.commonpath([one.folder for one in lists])
     output = args.output_dir or Path(parent) / "check"
-    clips = [clip for one in lists for clip in one.files]
+    clips = [clip for one in lists for clip in one.files.values()]
     records = inspect_all(clips, output, args.shard, args.num_workers, args.decode)
     if args.shard != WHOLE:
         bad = sum(bool(record.problems) for record in records.values())
@@ -136,9 +148,15 @@ def check(args: argparse.Namespace) -> int:
         return int(bad > 0)
     compare(lists, records, args.across)
     rows = [
-        [str(one.path), place + 1, *one.files[place], kind, detail]
+        [
+            str(one.path),
+            number,
+            *one.files.get(number, (one.lines[number - 1][0], "")),
+            kind,
+            detail,
+        ]
         for one in sorted(lists, key=lambda one: str(one.path))
-        for place, kind, detail in sorted(one.findings, key=lambda finding: finding[0])
+        for number, kind, detail in sorted(one.findings, key=lambda finding: finding[0])
     ]
     columns = ["list", "clip", "video", "audio", "kind", "detail"]
     write_csv(output / "report.csv", columns, rows)
@@ -147,7 +165,8 @@ def check(args: argparse.Namespace) -> int:
     found = pd.DataFrame(rows, columns=columns, dtype=object)
     names = pd.Index([str(one.path) for one in lists], dtype=object)
     table = pd.crosstab(found["list"], found["kind"]).reindex(names, fill_value=0)
-    table.insert(0, "clips", [len(one.clips) for one in lists])
+    table.insert(0, "list for", [one.kind for one in lists])
+    table.insert(1, "clips", [len(one.lines) for one in lists])
     print(table_text(table))
     if not rows:
         print("\nnothing is wrong")
@@ -175,56 +194,90 @@ def is_suffix(cleaned: str) -> bool:
 
 
 def read_list(path: Path, data_root: str) -> ListFile:
-    """Read a list of either stage; which one it is shows in its first line."""
+    """Read a list of any kind, the one that most of its lines belong to; others are findings."""
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        first = next((row for row in csv.reader(file, delimiter=" ") if row), [])
-    if len(first) == 2:
-        found = read_pretrain_list(path)
-    else:
+        reader = csv.reader(file, delimiter=" ", strict=True)
         try:
-            found = read_labelled_list(path)
-        except ValueError:  # other than one class index: numbers, or an error of this reader's
-            found = read_labelled_list(path, "regression")
-    clips, files = [], []
-    for name, sound, label, *_ in found:
-        follows = len(first) == 2 and sound == wav_of(name)
-        clips.append(Clip(name, None if follows else sound, label))
-        video = os.path.join(data_root, name)
-        files.append((video, wav_of(video) if follows else os.path.join(data_root, str(sound))))
-    return ListFile(path, Path(os.path.abspath(path.parent)), clips, files, [])
+            rows = ([field for field in row if field] for row in reader)  # blanks may be repeated
+            lines = [row for row in rows if row]
+        except csv.Error as error:
+            raise ValueError(f"{path}:{reader.line_num}: got {error}; check the quotes") from None
+    counts = Counter(kind for line in lines for kind in kinds_of(line)[:1])
+    if not counts:
+        got = f"got {' '.join(lines[0])[:200]!r}" if lines else "got an empty list"
+        raise ValueError(f"{path}:1: expected {' or '.join(FORMS.values())}, {got}")
+    ((kind, _),) = counts.most_common(1)
+    one = ListFile(path, Path(os.path.abspath(path.parent)), kind, lines, {}, {}, [])
+    expected = f"expected {FORMS[kind.split()[0]]}, as {counts[kind]} of {len(lines)} lines have"
+    for number, line in enumerate(lines, 1):
+        if kind not in kinds_of(line):
+            one.findings.append((number, "line", f"{expected}, got {' '.join(line)[:200]!r}"))
+            continue
+        video, *sound = line[: 1 if len(line) == 2 else 2]
+        values = line[1 + len(sound) :]
+        label: Label = (
+            int(values[0])
+            if kind in ("pre-training", "classification")
+            else tuple(map(float, values))
+        )
+        one.clips[number] = Clip(video, sound[0] if sound else None, label)
+        video, audio = (
+            name if name == NOT_READ else os.path.join(data_root, name)
+            for name in (video, sound[0] if sound else wav_of(video))
+        )
+        one.files[number] = video, audio
+    return one
+
+
+def kinds_of(line: list[str]) -> list[str]:
+    """Return the kinds of lists that a line may stand in, the likeliest first."""
+    try:
+        values = [float(text) for text in line[2 if len(line) > 2 else 1 :]]
+    except ValueError:
+        return []
+    if not values or not all(map(math.isfinite, values)):
+        return []
+    is_integer = len(values) == 1 and re.fullmatch(r"[+-]?\d+", line[-1]) is not None
+    if len(line) == 2:
+        return ["pre-training"] * is_integer
+    kinds = [f"regression of {len(values)}", *["pre-training"] * is_integer]
+    return ["classification", *kinds] if is_integer and values[0] >= 0 else kinds
 
 
 def compare(lists: list[ListFile], records: dict[Key, Record], across: bool) -> None:
     """Note everything that is wrong with the lists; of repeated clips, the later ones."""
     for one in lists:
         first: dict[tuple[str, str], Key] = {}
-        for place, clip in enumerate(one.files):
+        for number, clip in one.files.items():
             record = records[clip]
             if record.problems:
-                one.findings.append((place, record.problems, record.detail))
+                one.findings.append((number, record.problems, record.detail))
             if record.step:
-                one.findings.append((place, OUT_OF_STEP, record.step))
+                one.findings.append((number, OUT_OF_STEP, record.step))
             if same := shared(record, first):
-                one.findings.append((place, "in the list twice", same))
+                one.findings.append((number, "in the list twice", same))
             for trait in traits(record):
                 first.setdefault(trait, clip)
     for one, other in combinations(lists, 2):
         together = across or one.folder == other.folder
         if together and not {one.path.stem, other.path.stem} <= EVALUATION:
             train, test = (other, one) if one.path.stem in EVALUATION else (one, other)
-            tested = {trait: clip for clip in test.files for trait in traits(records[clip])}
-            for place, clip in enumerate(train.files):
+            tested = {
+                trait: clip for clip in test.files.values() for trait in traits(records[clip])
+            }
+            for number, clip in train.files.items():
                 if same := shared(records[clip], tested):
                     detail = f"{test.path}: {same}"
-                    train.findings.append((place, "in training and test", detail))
+                    train.findings.append((number, "in training and test", detail))
 
 
 def traits(record: Record) -> list[tuple[str, str]]:
     """Return what no two clips should share; contents only of good clips, as silence is alike."""
     files = [("video file", record.video), ("audio file", record.audio)]
-    found = [(kind, os.path.abspath(path)) for kind, path in files]
+    found = [(kind, os.path.abspath(path)) for kind, path in files if path != NOT_READ]
     if not record.problems:
-        found += [("frames", record.pictures), ("sound", record.sound)]
+        contents = [("frames", record.pictures), ("sound", record.sound)]
+        found += [(kind, digest) for kind, digest in contents if digest]
     return found
 
 
@@ -242,11 +295,11 @@ def write_cleaned(one: ListFile, cleaned: str, parent: str) -> None:
     path = Path(cleaned) / one.folder.relative_to(parent) / one.path.name
     if is_suffix(cleaned):
         path = one.path.with_name(f"{one.path.stem}{cleaned}{one.path.suffix}")
-    dropped = {place for place, kind, _ in one.findings if kind != OUT_OF_STEP}
-    kept = [clip for place, clip in enumerate(one.clips) if place not in dropped]
+    dropped = {number for number, kind, _ in one.findings if kind != OUT_OF_STEP}
+    kept = [clip for number, clip in one.clips.items() if number not in dropped]
     if kept:
         write_list(path, kept)
-        logger.info("%s: %d of %d clips", path, len(kept), len(one.clips))
+        logger.info("%s: %d of %d clips", path, len(kept), len(one.lines))
     else:
         logger.warning("%s is not written: no clip of %s is left", path, one.path)
 
@@ -314,17 +367,19 @@ def inspect(video: str, audio: str, decode: str = "ends") -> Record:
     """Open both halves of a clip, decode frames, read all samples, hash both."""
     frames, pictures, seconds, sound, step = 0, "", 0.0, "", ""
     stamp, problems = stamp_of(video, audio, decode), list[Problem]()
-    with reading("video", video, problems):
-        os.stat(video)
-        if os.path.isdir(video):
-            count_frames(video)
-        film = open_video(video)
-        frames, pictures = len(film), read_video(film, decode)
-    with reading("audio", audio, problems):
-        seconds, wav = wav_seconds(audio), WavFile(audio)
-        samples = wav.sound(0, len(wav))
-        sound = hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest()
-    if not problems:
+    if video != NOT_READ:
+        with reading("video", video, problems):
+            os.stat(video)
+            if os.path.isdir(video):
+                count_frames(video)
+            film = open_video(video)
+            frames, pictures = len(film), read_video(film, decode)
+    if audio != NOT_READ:
+        with reading("audio", audio, problems):
+            seconds, wav = wav_seconds(audio), WavFile(audio)
+            samples = wav.sound(0, len(wav))
+            sound = hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest()
+    if not problems and frames and sound:
         with reading("video", video, problems):
             step = out_of_step(film, wav)
     kinds, details = ("; ".join(problem[k] for problem in problems) for k in (0, 1))

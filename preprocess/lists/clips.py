@@ -110,7 +110,9 @@ def reading(kind: str, path: str, problems: list[Problem]) -> Iterator[None]:
         what, detail = error.args
         problems.append((what, detail))
     except FileNotFoundError:
-        problems.append((f"{kind} missing", f"'{path}' does not exist"))
+        is_odd = any("\ud800" <= letter <= "\udfff" for letter in path)
+        why = ", and its name in the list is not UTF-8" if is_odd else ""
+        problems.append((f"{kind} missing", f"'{path}' does not exist{why}"))
     except OSError as error:
         problems.append((f"{kind} unreadable", f"'{path}': {error.strerror}"))
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless, e.g. .raw

@@ -267,7 +267,8 @@ def test_impossible_shard_is_refused(text: str, capsys: pytest.CaptureFixture) -
     [
         (None, "No such file"),
         ("", "got an empty list"),
-        ("a b c d\n", "x.csv:1: expected '<video> <audio.wav> <number> ...'"),
+        ("a b c d\n", "x.csv:1: expected '<video.mp4> <int>' or '<video>"),
+        ('a.mp4 0\n"b.mp4 0\n', "x.csv:2: got unexpected end of data; check the quotes"),
     ],
 )
 def test_list_that_is_none_gives_code_2(
@@ -279,12 +280,70 @@ def test_list_that_is_none_gives_code_2(
     assert message in caplog.text
 
 
-def test_names_that_are_not_utf8_are_as_good_as_others(tmp_path: Path) -> None:
-    path = str(tmp_path / "clip\udcff")
-    shutil.copy(save_mp4(tmp_path / "a.mp4", 3), f"{path}.mp4")
-    shutil.copy(save_wav(tmp_path / "a.wav", 4000), f"{path}.wav")
-    found = inspect(f"{path}.mp4", f"{path}.wav")
-    assert (found.problems, found.frames, found.seconds) == ("", 3, 0.25)
+def test_odd_names_are_read_and_odd_lists_are_said(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"clip \xff")
+    shutil.copy(save_mp4(tmp_path / "a.mp4", 25), tmp_path / f"{odd}.mp4")
+    shutil.copy(save_wav(tmp_path / "a.wav", 16000), tmp_path / f"{odd}.wav")
+    assert inspect(f"{tmp_path}/{odd}.mp4", f"{tmp_path}/{odd}.wav").problems == ""
+    save_mp4(tmp_path / "ü.mp4", 25)
+    found = inspect(f"{tmp_path}/\udcfc.mp4", f"{tmp_path}/a.wav")  # in a list of Latin-1
+    assert found.problems == "video missing" and "in the list is not UTF-8" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "others"),
+    [
+        ("pre-training", "{mp4} 0", ["{frames} {wav} 0.5", "{mp4}", "{mp4} x"]),
+        (
+            "classification",
+            "{frames} {wav} 3",
+            ["{mp4} 0", "{frames} {wav} 0.5", "{frames} {wav} -1"],
+        ),
+        (
+            "regression of 1",
+            "{frames} {wav} 0.5",
+            ["{frames} {wav}", "{frames} {wav} 1 2", "{mp4} 0"],
+        ),
+        ("regression of 2", "{frames} {wav} 1 0.5", ["{frames} {wav} 1", "{frames} {wav} 1 nan"]),
+    ],
+)
+def test_a_line_of_another_kind_than_most_is_reported(
+    clips: Clips, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str, form: str, others: list
+) -> None:
+    good = []
+    for name in "abcd":
+        clip = clips(name)
+        mp4 = save_mp4(tmp_path / f"{name}.mp4", 20 + clips.made)
+        save_wav(tmp_path / f"{name}.wav", (20 + clips.made) * 640)
+        good.append(form.format(mp4=mp4, frames=clip.video, wav=clip.audio))
+    bad = [other.format(mp4=mp4, frames=clip.video, wav=clip.audio) for other in others]
+    text = "\r\n".join([bad[0], *good, "", *bad[1:], ""]).replace(" ", "  ")
+    (tmp_path / "l.csv").write_text(text, encoding="utf-8-sig", newline="")
+    assert check(tmp_path / "l.csv") == 1
+    assert kind in capsys.readouterr().out
+    with open(tmp_path / "check/report.csv", newline="") as file:
+        found = [(row["clip"], row["kind"]) for row in csv.DictReader(file)]
+    assert found == [("1", "line"), *((str(5 + k), "line") for k in range(1, len(bad)))]
+    assert (tmp_path / "l.cleaned.csv").read_text() == "".join(
+        f"{line}\n".replace(" 1 ", " 1.0 ") for line in good
+    )
+
+
+@pytest.mark.parametrize("left_out", ["video", "audio"])
+def test_a_stream_that_is_not_read_is_not_demanded(
+    clips: Clips, tmp_path: Path, left_out: str
+) -> None:
+    made = [clips(name)._replace(**{left_out: "-"}) for name in "abc"]
+    write_list(tmp_path / "l/train.csv", made)
+    assert check(tmp_path / "l/train.csv", "--data_root", tmp_path) == 0
+    cleaned = tmp_path / "l/train.cleaned.csv"
+    assert cleaned.read_bytes() == (tmp_path / "l/train.csv").read_bytes()
+    other = Path(made[1].audio if left_out == "video" else made[1].video)
+    shutil.rmtree(other) if other.is_dir() else other.unlink()
+    assert check(tmp_path / "l/train.csv") == 1
+    assert [kind for *_, kind in findings(tmp_path / "l")] == [
+        "video missing" if left_out == "audio" else "audio missing"
+    ]
 
 
 def test_clips_out_of_step_are_told_and_stay(tmp_path: Path) -> None:
