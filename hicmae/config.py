@@ -6,8 +6,10 @@ resumed run may change it. Settings are saved by their flags, in groups.
 """
 
 import argparse
+import io
 import operator
 import os
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -98,6 +100,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 def new_parser(description: str | None, configs: Any = None, **defaults: Any) -> OneLineParser:
     """Make a parser of the fields of a NamedTuple of dataclasses; `defaults` replace theirs."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name the console cannot show ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     style = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(description=description, allow_abbrev=False, formatter_class=style)
     for config in configs.__annotations__.values() if configs else ():

@@ -30,7 +30,8 @@ def describe(error: Exception) -> str:
     """Say on one line what an exception means to the user."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        text = (f"'{error.filename}': " if error.filename else "") + error.strerror
+        name = error.filename2 or error.filename  # of a renaming the name that it should get
+        text = (f"'{name}': " if name else "") + error.strerror
     return " ".join(text.split()) or type(error).__name__
 
 
@@ -40,6 +41,11 @@ def count_cores() -> int:
     if given or not hasattr(os, "sched_getaffinity"):  # of Linux alone
         return int(given or os.cpu_count() or 1)
     return len(os.sched_getaffinity(0))
+
+
+def printable(name: str) -> str:
+    r"""Return a name as pages and pictures can show it: bytes that are not UTF-8 as in \xe9."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.device:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hicmae.config import add_arguments, from_flags, new_parser
-from hicmae.io import describe, write_whole
+from hicmae.io import check_writable, describe, write_whole
 from hicmae.report.comparison import compare_all
 from hicmae.report.page import as_html
 from hicmae.report.resampling import Plan
@@ -18,7 +18,8 @@ DESCRIPTION = """Tables over the finished folds of an experiment.
 One folder: scores of every fold, mean and standard deviation, the pooled Total with bootstrap
 intervals, recall of every class; regression: PCC and CCC, per output too. Writes report.md, .tex,
 .html and .json into the folder, or only what --markdown, --latex, --html and --json name.
-Several folders, tested on the same clips: each of them, and paired tests against the first."""
+Several folders, tested on the same clips: each of them, and paired tests against --baseline, or
+without it against the first."""
 ENDINGS = {"markdown": ".md", "latex": ".tex", "html": ".html", "json": ".json"}
 
 
@@ -28,8 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.prog = "python -m hicmae.report"
     add = parser.add_argument
     add("folders", nargs="+", metavar="FOLDER", help="experiment, one sub-folder a fold")
+    add("--baseline", metavar="FOLDER", help="experiment that the others are compared with")
     add("--folds", type=int, metavar="N", help="how many folds there should be")
-    add("--titles", nargs="+", default=(), metavar="NAME", help="of the folders, in their order")
+    add("--titles", nargs="+", default=(), metavar="NAME", help="of the folders, baseline first")
     add("--class_names", "--classes", nargs="+", default=(), metavar="NAME",
         help="names of classes or outputs, a file with one a line, or a data set (default: of the "
         "run's settings, else classes.txt or targets.txt beside its lists)")  # fmt: skip
@@ -57,7 +59,8 @@ def build_all(args: argparse.Namespace) -> list[Report]:
         except ValueError:
             expected = "--ceilings expects 'name=percent,name=percent'"
             raise ValueError(f"{expected}, got '{part}'") from None
-    plan, folders, titles = from_flags(vars(args), Plan), args.folders, args.titles
+    plan, titles = from_flags(vars(args), Plan), args.titles
+    folders = [*filter(None, [args.baseline]), *args.folders]
     if titles and len(titles) != len(folders):
         raise ValueError(f"got {len(titles)} --titles for {len(folders)} folders")
     last = [Path(folder).resolve().name for folder in folders]
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     files = {kind: Path(getattr(args, kind)) for kind in ENDINGS if getattr(args, kind)}
-    if not files and len(args.folders) == 1:
+    if not files and len(args.folders) == 1 and not args.baseline:
         files = {kind: Path(args.folders[0]) / f"report{end}" for kind, end in ENDINGS.items()}
     try:
         reports = build_all(args)
@@ -92,8 +95,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             "html": lambda: as_html(sections),
             "json": lambda: as_json(reports, comparisons),
         }
-        for kind, path in files.items():
-            write_whole(path, makers[kind]().rstrip() + "\n")
+        pages = [(path, makers[kind]()) for kind, path in files.items()]
+        for path, text in pages:
+            check_writable(path)
+            write_whole(path, text.rstrip() + "\n")
         if files:
             sys.stdout.write(f"\nwritten: {', '.join(map(str, files.values()))}\n")
     except (OSError, ValueError) as error:

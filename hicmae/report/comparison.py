@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from hicmae.report.resampling import Plan, PredictionTable, Scores, statistic
-from hicmae.report.scores import Report, metric_name
+from hicmae.report.scores import Report, clips_of_folds, metric_name
 
 ROUNDING = 1e-12  # differences closer than this are equal
 # A score of two runs; bounds of the difference and p are nan without resamples.
@@ -111,7 +111,13 @@ def matched(
             f"'{first.clips[k]}': {labels[k]} against {first.labels[k]}; compare runs on the same "
             "lists"
         )
-    return first._replace(predictions=other.predictions[order]), notes
+    other = first._replace(
+        predictions=other.predictions[order], folds=[other.folds[k] for k in order]
+    )
+    mine, theirs = (sorted(clips_of_folds(table).values()) for table in (first, other))
+    if mine != theirs:
+        notes.append(f"the folds of '{other_title}' hold other clips than those of '{title}'")
+    return other._replace(folds=first.folds), notes
 
 
 def paired(

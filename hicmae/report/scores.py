@@ -1,6 +1,8 @@
 """The folds of an experiment: predictions, scores of each and of the union, notes."""
 
+import csv
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +14,7 @@ import pandas as pd
 
 from hicmae.config import flat_settings
 from hicmae.data.clip_list import chosen_names, names_of_run
-from hicmae.io import one_line
+from hicmae.io import printable
 from hicmae.report.resampling import Plan, PredictionTable
 
 KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
@@ -20,6 +22,8 @@ STARTED = ("config.json", "log.txt", "steps.jsonl", "run.log")  # files of a run
 CLASS_METRICS = ("uar", "war", "weighted_f1", "macro_f1", "micro_f1")
 METRIC_NAMES = {f"{name}_f1": f"{name} F1" for name in ("weighted", "macro", "micro")}
 NUMBER_METRICS = ("pcc", "ccc", "acc", "mae", "mse", "rmse")
+# Numbers of folds in the names of their folders: fold1, split01, set_1, session2, 1; not of seeds.
+FOLD_NUMBER = re.compile(r"(?:fold|split|set|session)[ _-]?(\d+)|^(\d{1,2})$", re.IGNORECASE)
 # Settings in which the folds of one experiment may differ: where, on what, and how fast.
 _FREE = {"run", "data_path", "data_root", "val_path", "finetune", "batch_size", "accum_iter"}
 
@@ -88,7 +92,8 @@ def build(
     settings = flat_settings(read_json(finished[0] / "config.json"))
     scores, pooled, frames = {}, {}, {}
     for kind, file in KINDS.items():
-        tables = [read_predictions(p / file, p.name) for p in finished if (p / file).is_file()]
+        runs = [run for run in finished if (run / file).is_file()]
+        tables = [read_predictions(run / file, printable(run.name)) for run in runs]
         if tables:
             union = pool(tables)
             whose = plan.speakers(union.clips, settings.get("data_path", ""))
@@ -106,17 +111,18 @@ def build(
             use = ", ".join(known)
             raise ValueError(f"--metrics {metric} is no score of {union.task}; use {use}")
     task = "regression" if regression else "classification"
+    shown = chosen_names(names, number) if names else names_of_run(settings, task, number)
     return Report(
         Path(folder),
-        title or Path(folder).resolve().name,
-        [run.name for run in finished],
+        printable(title or Path(folder).resolve().name),
+        [printable(run.name) for run in finished],
         scores,
         pd.concat(frames, axis=1),
         pooled,
         tuple(metrics) or known[:2],
         references or {},
         notes_on(finished, unfinished, folds, pooled),
-        list(chosen_names(names, number) if names else names_of_run(settings, task, number)),
+        list(map(printable, shown)),
         regression,
         plan,
     )
@@ -143,34 +149,41 @@ def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
 
     Columns are clip,label,prediction,p0.. or, for regression, clip,label0..,prediction0..
     """
-    # Strings of pandas refuse names that are not UTF-8, so they are objects.
-    options: dict[str, Any] = {"dtype": object, "index_col": False, "keep_default_na": False}
-    try:
-        table = pd.read_csv(path, encoding_errors="surrogateescape", **options)
-    except ValueError as error:
-        raise ValueError(f"{path}: {one_line(error)}") from None
-    outputs = sum(bool(re.fullmatch(r"p\d+|label\d+", name)) for name in table.columns)
-    regression = "label0" in table
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+        except csv.Error as error:
+            raise ValueError(f"{path}:{reader.line_num}: {error}; test this fold again") from None
+    header = rows[0][1] if rows else []
+    outputs = sum(bool(re.fullmatch(r"p\d+|label\d+", name)) for name in header)
+    regression = "label0" in header
     ends = [str(k) for k in range(outputs)] if regression else [""]
     columns = [f"{name}{end}" for name in ("label", "prediction") for end in ends]
-    if not outputs or not {"clip", *columns} <= set(table.columns):
+    if not outputs or not {"clip", *columns} <= set(header):
         raise ValueError(
             f"{path}:1: expected the columns clip,label,prediction,p0,... or clip,label0,...,"
-            f"prediction0,..., got '{','.join(table.columns)[:80]}'"
+            f"prediction0,..., got '{','.join(header)[:80]}'"
         )
-    if table.empty:
+    if len(rows) < 2:
         raise ValueError(f"{path}: there are no predictions in it; run the test of this fold again")
-    wrong = table[columns].apply(pd.to_numeric, errors="coerce").isna().any(axis=1).to_numpy()
-    if wrong.any():
-        line = int(wrong.argmax())
-        raise ValueError(
-            f"{path}:{line + 2}: expected a number in each label and prediction column, got "
-            f"'{','.join(table.iloc[line].dropna())[:80]}'"
-        )
-    truth, guess = np.split(np.array(table[columns], np.float64, order="C"), 2, axis=1)
+    places, values = [header.index(name) for name in columns], []
+    for line, row in rows[1:]:
+        try:
+            values.append([float(row[place]) for place in places])
+            known = math.isfinite if regression else range(outputs).__contains__
+            if not all(map(known, values[-1])):
+                raise ValueError
+        except (IndexError, ValueError):
+            kind = "a finite number" if regression else f"a class of 0..{outputs - 1}"
+            raise ValueError(
+                f"{path}:{line}: expected {kind} in each label and prediction column, got "
+                f"'{','.join(row)[:80]}'"
+            ) from None
+    truth, guess = np.split(np.array(values), 2, axis=1)
     if not regression:
         truth, guess = truth[:, 0].astype(np.int64), guess[:, 0].astype(np.int64)
-    clips = table["clip"].tolist()
+    clips = [row[header.index("clip")] for _, row in rows[1:]]
     return PredictionTable(clips, [fold or str(path)] * len(clips), truth, guess, outputs)
 
 
@@ -227,14 +240,19 @@ def notes_on(
     pooled: Mapping[str, PredictionTable],
 ) -> list[str]:
     """Collect every note on an experiment, the most important first."""
-    notes = [f"{path.name} is not finished: it has no predictions" for path in unfinished]
-    known = [path.name for path in (*finished, *unfinished)]
-    numbers = {int(digits[-1]) for name in known if (digits := re.findall(r"\d+", name))}
-    absent = sorted(set(range(1, (folds or max(numbers, default=0)) + 1)) - numbers)
-    if absent and (folds or len(known) > 1):
+    known = [printable(path.name) for path in (*finished, *unfinished)]
+    runs = known[: len(finished)]
+    notes = [f"{name} is not finished: it has no predictions" for name in known[len(runs) :]]
+    numbers = [int(found[1] or found[2]) for name in known if (found := FOLD_NUMBER.search(name))]
+    first = min(numbers, default=1) and 1  # some count from 0
+    last = folds + first - 1 if folds else max(numbers, default=0)
+    absent = sorted(set(range(first, last + 1)) - set(numbers))
+    if absent and len(numbers) == len(known) and (folds or len(known) > 1):
         notes.append(f"missing: fold {', '.join(map(str, absent))}")
+    elif folds and len(known) != folds:
+        notes.append(f"expected {folds} folds, found {len(known)}")
     for kind, table in pooled.items():
-        lacking = [path.name for path in finished if path.name not in table.folds]
+        lacking = [name for name in runs if name not in table.folds]
         if lacking:
             notes.append(f"no {KINDS[kind]} in {', '.join(lacking)}: not part of that Total")
     if notes:
@@ -245,11 +263,28 @@ def notes_on(
             where[clip].append(f"{fold} ({count} times)" if count > 1 else fold)
         shown = [f"'{clip}' in {' and '.join(at)}" for clip, at in where.items() if times[clip] > 1]
         notes += _listed(f"{KINDS[kind]}: clips counted more than once", shown, "more")
-    for run in finished:
+    tested = [clips_of_folds(table) for table in pooled.values()]
+    others = [
+        fold for fold in runs if len({str(found[fold]) for found in tested if fold in found}) > 1
+    ]
+    if others:
+        files = " and ".join(KINDS.values())
+        notes.append(
+            f"{files} hold other clips in {', '.join(others)}: do not compare their columns"
+        )
+    for run, name in zip(finished, runs, strict=True):
         skipped = read_json(run / "metrics.json").get("skipped")
         if skipped:
-            notes.append(f"{run.name}: {len(skipped)} clips unreadable and not scored")
-    return [*notes, *_mixed(finished), *_chosen(finished)]
+            notes.append(f"{name}: {len(skipped)} clips unreadable and not scored")
+    return [printable(note) for note in (*notes, *_mixed(finished), *_chosen(finished))]
+
+
+def clips_of_folds(table: PredictionTable) -> dict[str, list[str]]:
+    """Return the sorted names of the clips of every fold."""
+    found = defaultdict[str, list[str]](list)
+    for fold, clip in sorted(zip(table.folds, table.clips, strict=True)):
+        found[fold].append(clip)
+    return found
 
 
 def _listed(what: str, items: Sequence[str], rest: str) -> list[str]:

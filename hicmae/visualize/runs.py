@@ -1,6 +1,8 @@
 """Pictures of what runs have written: curves, confusion matrices, scores across data sets."""
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +18,19 @@ from matplotlib.ticker import MaxNLocator
 
 from hicmae.data.clip_list import chosen_names
 from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image
+from hicmae.io import printable
+from hicmae.report.comparison import matched
 from hicmae.report.page import confusion_figure
 from hicmae.report.resampling import Plan
-from hicmae.report.scores import KINDS, build, metric_name, natural_key, pool, read_predictions
+from hicmae.report.scores import (
+    KINDS,
+    Report,
+    build,
+    metric_name,
+    natural_key,
+    pool,
+    read_predictions,
+)
 from hicmae.training.logs import read_lines
 
 # What log.txt holds beside curves worth drawing; there is nothing to see in bad steps of zero.
@@ -39,7 +51,8 @@ def curves(output_dirs: Sequence[str | Path]) -> Figure:
         records = [record for record in read_lines(folder / "log.txt") if "epoch" in record]
         if not records:
             raise FileNotFoundError(f"'{folder / 'log.txt'}' holds no finished epoch yet")
-        logs[folder.name if folder.name not in logs else str(folder)] = records
+        name = printable(folder.name)
+        logs[name if name not in logs else printable(str(folder))] = records
     return curves_figure(logs)
 
 
@@ -105,7 +118,9 @@ def confusion(pred_files: Sequence[str | Path], class_names: Sequence[str] = ())
     scores, count = pooled.scores(), pooled.num_outputs
     names = chosen_names(class_names, count) if class_names else list(map(str, range(count)))
     title = f"{scores['count']} clips, UAR {scores['uar']:.2%}, WAR {scores['war']:.2%}"
-    return confusion_figure(scores["confusion"], names, title)
+    if twice := sum(count > 1 for count in Counter(pooled.clips).values()):
+        title += f"\n{twice} of the clips counted more than once"
+    return confusion_figure(scores["confusion"], list(map(printable, names)), title)
 
 
 def confusion_image(metrics: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
@@ -137,9 +152,9 @@ def scores_of_folders(
     """Score the finished folds of experiments; returns COLUMNS, as in a csv file.
 
     Entries are "DATASET=FOLDER", or "DATASET/METHOD=FOLDER"; metrics those of `hicmae.report`, WAR
-    or CCC if empty; "recall" is one axis a class.
+    or CCC if empty; "recall" is one axis a class, nan for a class without clips.
     """
-    rows = []
+    rows, firsts = [], dict[str, Report]()  # of each data set; its other methods have its clips
     named = [metric for metric in metrics if metric != "recall"]
     for entry in entries:
         name, _, folder = entry.partition("=")
@@ -147,22 +162,27 @@ def scores_of_folders(
             raise ValueError(
                 f"expected one csv file, or DATASET=FOLDER or DATASET/METHOD=FOLDER, got '{entry}'"
             )
-        dataset, _, method = name.partition("/")
-        report = build(folder, plan=Plan(resamples=0), metrics=named)
+        dataset, _, method = printable(name).partition("/")
+        report = build(folder, plan=Plan(resamples=0), metrics=named, title=name)
         if kind not in report.kinds:
             raise ValueError(f"'{folder}' has no predictions of its {kind} epoch")
+        first = firsts.setdefault(dataset, report)
+        matched(first.pooled[kind], report.pooled[kind], first.title, report.title)
         shown = named or ([] if metrics else report.metrics[-1:])
         values = [(metric_name(m), report.total(kind, m)[0, 0]) for m in shown]
         if "recall" in metrics:
             if report.is_regression:
                 raise ValueError(f"'{folder}' is a regression; it has no recall of classes")
             values += zip(report.names, report.parts(kind, "recall")[:, 0], strict=True)
-        rows += [(dataset, m, method, 100 * np.nan_to_num(value)) for m, value in values]
+        rows += [(dataset, m, method, 100 * value) for m, value in values]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def radar_figure(scores: pd.DataFrame) -> Figure:
-    """Draw one polygon a method; every data set and metric of the COLUMNS is an axis."""
+    """Draw one polygon a method; every data set and metric of the COLUMNS is an axis.
+
+    A value of nan is a gap in the polygon.
+    """
     names = pd.MultiIndex.from_frame(scores[["dataset", "metric"]].drop_duplicates())
     if len(names) < FEWEST_AXES:
         raise ValueError(
@@ -171,10 +191,12 @@ def radar_figure(scores: pd.DataFrame) -> Figure:
         )
     if scores.duplicated(["method", "dataset", "metric"]).any():
         raise ValueError("a method has two values on one axis; name the methods apart")
+    known = set(scores[["method", "dataset", "metric"]].itertuples(index=False, name=None))
+    for method, axis in itertools.product(scores["method"], names):
+        if (method, *axis) not in known:
+            raise ValueError(f"method '{method}' has no value of {' '.join(axis)}")
     values = scores.pivot(index="method", columns=["dataset", "metric"], values="value")
     values = values.reindex(index=scores["method"].unique(), columns=names)
-    for method, row in values[values.isna().any(axis=1)].iterrows():
-        raise ValueError(f"method '{method}' has no value of {' '.join(row.isna().idxmax())}")
     top = max(10 * math.ceil((values.max(axis=None) - 1e-9) / 10), 10)
     angles = np.linspace(0, 2 * math.pi, len(names), endpoint=False)
     with rc_context(STYLE):
@@ -186,11 +208,17 @@ def radar_figure(scores: pd.DataFrame) -> Figure:
             closed = np.append(angles, angles[0]), np.append(row, row.iloc[0]).clip(min=0)
             marker = MARKERS[number % len(MARKERS)]
             axes.plot(*closed, color=colour(number), marker=marker, ms=4, lw=1.4, label=method)
-            axes.fill(*closed, color=colour(number), alpha=0.08)
+            axes.fill(
+                angles[row.notna()], row.dropna().clip(lower=0), color=colour(number), alpha=0.08
+            )
         # Axes are named by what differs between them; what they share becomes the title.
         levels = [(own.nunique() > 1, own) for _, own in names.to_frame().items()]
         texts = [
             "\n".join(own.iloc[k] for varies, own in levels if varies) for k in range(len(names))
+        ]
+        gaps = values.isna().all()
+        texts = [
+            f"{text}\n(no clips)" if gap else text for text, gap in zip(texts, gaps, strict=True)
         ]
         axes.set_xticks(angles, texts)
         axes.tick_params(axis="x", pad=6)

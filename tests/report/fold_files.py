@@ -25,7 +25,7 @@ def write_predictions(path, clips, labels, guesses, scores=None):
     columns = {"clip": clips, "label": labels, "prediction": guesses}
     columns |= {f"p{k}": scores[:, k] for k in range(CLASSES)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(columns).to_csv(path, index=False)
+    pd.DataFrame(columns, dtype=object).to_csv(path, index=False, errors="surrogateescape")
 
 
 def write_fold(folder, seed, n, name="pred.csv", prefix=""):

@@ -136,6 +136,19 @@ def test_several_runs_are_compared_with_the_first_on_the_epochs_that_all_have(tm
         assert (one.differences["p_adjusted"] >= one.differences["p_value"]).all()
 
 
+def test_folds_cut_in_other_ways_are_named(tmp_path):
+    clips = [f"c{k}" for k in range(6)]
+    for run, folds in (("a", "112233"), ("b", "332211"), ("c", "123123")):
+        for fold in "123":
+            own = [c for c, f in zip(clips, folds, strict=True) if f == fold]
+            path = tmp_path / run / f"fold{fold}" / "pred.csv"
+            write_predictions(path, own, [0, 0], [0, 1])
+    same, other = compare_all([build(tmp_path / n, plan=QUICK) for n in "abc"])
+    assert same.notes == [] and other.notes == [
+        "the folds of 'c' hold other clips than those of 'a'"
+    ]
+
+
 def test_regressions_are_compared_per_output(tmp_path):
     write_regression(tmp_path / "a" / "fold1", 1, 20)
     write_regression(tmp_path / "b" / "fold1", 1, 20)

@@ -1,7 +1,10 @@
 """Reports as text, Markdown, LaTeX, JSON and HTML, and the command that writes them."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -197,6 +200,37 @@ def test_command_compares_folders_and_draws_speakers(tmp_path, capsys):
     assert "Differences to 'ours'" in shown[0] and "speaker by speaker" in shown[0]
     assert "90% CI" in shown[0] and "speakers (4) within folds" in shown[0]
     assert "written" not in shown[0] and not list((tmp_path / "a").glob("report.*"))
+    main([*folders[:1], "--baseline", folders[1], "--resamples", "0"])
+    assert "Differences to 'b'" in capsys.readouterr().out
+
+
+def test_odd_names_pass_under_a_strict_locale(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xc3\xa9 \xe9 $x")
+    for fold in (b"fold1", b"fold\xe92"):
+        write_fold(folder / os.fsdecode(fold), 1, 9, prefix=os.fsdecode(b"\xe9"))
+    (tmp_path / "classes.txt").write_text("neutre\nfâché\n$gai_\n", encoding="utf-8")
+    command = [sys.executable, "-m", "hicmae.report", folder, "--resamples", "9", "--class_names"]
+    strict = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [*command, tmp_path / "classes.txt"], env=os.environ | strict, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for text in ("café \\xe9 $x", "fâché", "fold\\xe92", "\\xe9/clip 0, a"):
+        assert text in page
+    assert sorted(p.suffix for p in folder.iterdir() if p.is_file()) == [
+        ".html", ".json", ".md", ".tex"
+    ]  # fmt: skip
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_half_done(tmp_path, capsys):
+    write_fold(tmp_path / "fold1", 1, 9)
+    (tmp_path / "report.md").mkdir()
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--resamples", "9"])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "report.md" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"fold1", "report.md"}
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,6 @@ def test_predictions_come_back_as_written(tmp_path):
     assert read.is_regression and read.num_outputs == 2
     np.testing.assert_array_equal(read.labels, target)
     np.testing.assert_array_equal(read.predictions, prediction)
-    path = tmp_path / "pred.csv"
-    path.write_bytes(b"clip,label,prediction,p0,p1\r\nclip \xe9.mp4,1,0,0.75,0.25\r\n")
-    assert read_predictions(path).clips == ["clip \udce9.mp4"]
 
 
 def test_total_is_the_score_of_the_union_not_the_mean_of_the_folds(tmp_path):
@@ -93,6 +90,31 @@ def test_missing_and_unfinished_folds_are_named(tmp_path):
     assert build(tmp_path, plan=QUICK).notes[1] == "missing: fold 3"
     assert cells_of(main_table(built))[1][4:] == ["-", "-"]
     assert built.scores["best"]["Total"]["count"] == 8
+
+
+@pytest.mark.parametrize(
+    ("names", "folds", "notes"),
+    [
+        (("seed100", "seed200"), None, []),
+        (("fold1_seed7", "fold2_seed7"), None, []),
+        (("split00", "split01"), 2, []),  # some count from 0
+        (("1", "3"), None, ["missing: fold 2"]),
+        (("seed1", "seed2"), 3, ["expected 3 folds, found 2"]),
+        (("fold1", "fold2"), 1, ["expected 1 folds, found 2"]),
+    ],
+)
+def test_folds_are_known_by_their_names_and_seeds_are_none(tmp_path, names, folds, notes):
+    for k, name in enumerate(names):
+        write_fold(tmp_path / name, k, 8)
+    assert build(tmp_path, folds, plan=QUICK).notes[:1] == notes
+
+
+def test_epochs_tested_on_other_clips_are_not_set_side_by_side_in_silence(tmp_path):
+    for fold, prefix in (("fold1", "same"), ("fold2", "other")):
+        write_fold(tmp_path / fold, 1, 8, prefix=f"{fold}/same")
+        write_fold(tmp_path / fold, 1, 8, "pred_best.csv", prefix=f"{fold}/{prefix}")
+    (note,) = build(tmp_path, plan=QUICK).notes
+    assert "pred.csv and pred_best.csv hold other clips in fold2" in note
 
 
 def test_clips_tested_twice_are_named_with_their_folds(tmp_path):
@@ -161,21 +183,37 @@ def test_class_names_come_from_the_settings_of_the_run_or_beside_its_lists(tmp_p
         build(tmp_path, plan=QUICK, names=["a", "b"])
 
 
+HEAD = b"clip,label,prediction,p0,p1\n"
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"   \n", b",,,,\r\n"])
+def test_blank_lines_and_a_byte_order_mark_change_nothing(tmp_path, end):
+    path = tmp_path / "pred.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + HEAD + b"\nclip \xe9.mp4,1,0.0,0.75,0.25\r\n" + end)
+    read = read_predictions(path)
+    assert read.clips == ["clip \udce9.mp4"]
+    assert (read.labels.tolist(), read.predictions.tolist()) == ([1], [0])
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("clip,label\na,1\n", "pred.csv:1: expected the columns clip,label,prediction,p0"),
-        ("", "pred.csv: No columns"),
-        ("clip,label,prediction,p0\na,0,0,1\nb,0\n", "pred.csv:3: expected a number in each"),
-        ("clip,label,prediction,p0,p1\n", "there are no predictions in it"),
-        ("clip,label,prediction,p0,p1\na,0,0,1,0\nb,x,1,0,1\n", "pred.csv:3: expected a number"),
-        ("clip,label,prediction,p0,p1\na,0,2,1,0\n", r"prediction 2 is not a class of 0\.\.1"),
+        (b"clip,label\na,1\n", "pred.csv:1: expected the columns clip,label,prediction,p0"),
+        (b"", "pred.csv:1: expected the columns"),
+        (b"clip,label,prediction,p0\na,0,0,1\nb,0\n", r"pred.csv:3: expected a class of 0\.\.0"),
+        (HEAD, "there are no predictions in it"),
+        (HEAD + b"a,0,0,1,0\n\nb,x,1,0,1\n", "pred.csv:4: expected a class"),
+        (HEAD + b"a,0,2,1,0\n", r"pred.csv:2: expected a class of 0\.\.1 .*'a,0,2,1,0'"),
+        (HEAD + b"a,0.7,1,1,0\n", "pred.csv:2: expected a class .*'a,0.7,1,1,0'"),
+        (HEAD + b"a,0,1.9,1,0\n", "pred.csv:2: expected a class .*'a,0,1.9,1,0'"),
+        (HEAD + b'"a,0,1,1,0\n', "pred.csv:2: unexpected end of data"),
+        (b"clip,label0,prediction0\na,inf,0\n", "pred.csv:2: expected a finite number"),
     ],
 )
 def test_broken_prediction_files_are_named_with_the_line(tmp_path, text, message):
-    (tmp_path / "pred.csv").write_text(text)
+    (tmp_path / "pred.csv").write_bytes(text)
     with pytest.raises(ValueError, match=message):
-        read_predictions(tmp_path / "pred.csv").scores()
+        read_predictions(tmp_path / "pred.csv")
 
 
 def test_folders_without_results_or_with_two_tasks_are_refused(tmp_path):

@@ -128,6 +128,8 @@ def test_confusion_is_pooled_over_files_and_runs_and_normalised_by_row(predictio
     assert out.read_text().startswith("<?xml")
     with pytest.raises(ValueError, match="--class_names gives 2 names .a, b., expected 3"):
         confusion(predictions, ["a", "b"])
+    twice = confusion([predictions[0], predictions[0]]).axes[0].get_title()
+    assert "4 of the clips counted more than once" in twice
     (tmp_path / "r.csv").write_text("clip,label0,prediction0\na,0.5,0.6\nb,0.1,0.2\n")
     with pytest.raises(ValueError, match="is of a regression; it has no confusion matrix"):
         confusion([tmp_path / "r.csv"])
@@ -185,6 +187,9 @@ def test_folders_give_an_axis_a_class_or_a_data_set(tmp_path):
     assert row == ["toy", "WAR", "", 50]
     both = scores_of_folders([f"x={tmp_path / 'a'}"], ["uar", "recall"])
     assert both["metric"].tolist() == ["UAR", "class 0", "class 1", "class 2"]
+    write_predictions(tmp_path / "c" / "fold1" / "pred.csv", list("ab"), [0, 1], [0, 1])
+    with pytest.raises(ValueError, match="12 of 'x/one' are not in 'x/two', first 'c0'"):
+        scores_of_folders([f"x/one={tmp_path / 'a'}", f"x/two={tmp_path / 'c'}"])
     with pytest.raises(ValueError, match="has no predictions of its best epoch"):
         scores_of_folders([f"toy={tmp_path / 'a'}"], kind="best")
     out, path = tmp_path / "radar.svg", tmp_path / "scores.csv"
@@ -193,6 +198,15 @@ def test_folders_give_an_axis_a_class_or_a_data_set(tmp_path):
     scores(ours=[80, 40, 60, 70]).to_csv(path, index=False)
     assert read_scores(path).values.tolist()[1] == ["MAFW", "WAR", "ours", 40]
     main(["radar", str(path), "--output", str(out)])
+
+
+def test_a_class_without_clips_is_a_gap_and_said(tmp_path):
+    labels = [0, 0, 2, 2]  # no clip of class 1
+    write_predictions(tmp_path / "fold1" / "pred.csv", list("abcd"), labels, [0, 0, 2, 0])
+    (axes,) = radar_figure(scores_of_folders([f"x={tmp_path}"], ["recall", "war"])).axes
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [75, 100, np.nan, 50, 75])
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == ["WAR", "class 0", "class 1\n(no clips)", "class 2"]
 
 
 @pytest.mark.parametrize(
