@@ -29,13 +29,11 @@ import random
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
-
-import pandas as pd
 
 from hicmae.config import add_arguments
 from hicmae.data.audio import WavFile
@@ -45,7 +43,7 @@ from preprocess.command_line import WHOLE, add_switch, exit_code, make_parser
 from preprocess.face_and_audio import batch, extract_audio, extract_face
 from preprocess.face_and_audio.batch import find_jobs
 from preprocess.face_and_audio.timing import out_of_step
-from preprocess.lists.annotations import PARTS, read_labels
+from preprocess.lists.annotations import PARTS, Labelled, read_labels
 from preprocess.lists.clips import Candidate
 from preprocess.lists.writing import as_table, table_text, totals, write_left_out, write_lists
 
@@ -139,20 +137,18 @@ def make_lists(args: argparse.Namespace) -> int:
     if args.labels is not None:
         labels, names, unknown = read_labels(args.labels, [clip.name for clip in clips], args.task)
         if args.task == "classification":
-            names = class_names(labels["label"])
+            names = class_names(str(row.label) for row in labels.values())
         for place, clip in enumerate(clips):
-            if not clip.reason and clip.name not in labels.index:
+            if not clip.reason and clip.name not in labels:
                 clips[place] = clip._replace(reason="no label")
         clips += unknown
         ready = {clip.name: clip for clip in clips if not clip.reason}
         if not ready:
             raise ValueError(f"no video of --labels '{args.labels}' has all its files; see the log")
-        labels = labels.loc[[*ready]]
-        drawn = assign_parts(labels, args.test_share, args.seed)
-        lists = {part: [] for part in PARTS if (drawn == part).any()}
-        for name, part, label, speaker in zip(
-            ready, drawn, labels["label"], labels["speaker"], strict=True
-        ):
+        drawn = assign_parts({name: labels[name] for name in ready}, args.test_share, args.seed)
+        lists = {part: [] for part in PARTS if part in drawn.values()}
+        for name, part in drawn.items():
+            label, speaker, _ = labels[name]
             value = names.index(label) if isinstance(label, str) else label
             lists[part].append(ready[name]._replace(label=value, speaker=speaker))
     if args.modality == "av":
@@ -190,17 +186,20 @@ def class_names(labels: Iterable[str]) -> list[str]:
     return sorted(set(labels), key=key)
 
 
-def assign_parts(labels: pd.DataFrame, share: float, seed: int) -> pd.Series:
-    """Return train, val or test for each row of `read_labels`: its `split`, or as drawn.
+def assign_parts(labels: Mapping[str, Labelled], share: float, seed: int) -> dict[str, str]:
+    """Return train, val or test for each video: its `split`, or as drawn.
 
     Speakers, or clips where nobody knows, are drawn so that every class has about its share in
     test.
     """
-    if labels["split"].notna().any():
-        return labels["split"]
-    speakers = labels["speaker"].where(labels["speaker"].notna(), labels.index)
-    kinds = labels["label"].map(lambda label: label if isinstance(label, str) else "")
-    groups = {speaker: Counter(own) for speaker, own in kinds.groupby(speakers, sort=False)}
+    given = {name: row.split for name, row in labels.items() if row.split is not None}
+    if given:
+        return given
+    groups: dict[str, Counter[str]] = {}
+    speakers = {name: row.speaker or name for name, row in labels.items()}
+    for name, row in labels.items():
+        kind = row.label if isinstance(row.label, str) else ""
+        groups.setdefault(speakers[name], Counter())[kind] += 1
     if len(groups) < 2:
         raise ValueError(
             f"expected at least two speakers or clips to split, got {len(groups)}; "
@@ -222,7 +221,7 @@ def assign_parts(labels: pd.DataFrame, share: float, seed: int) -> pd.Series:
             test.append(group)
             counts = larger
     test = test or [min(order, key=lambda group: distance(groups[group]))]
-    return speakers.isin(test).map({True: "test", False: "train"})
+    return {name: "test" if speaker in test else "train" for name, speaker in speakers.items()}
 
 
 if __name__ == "__main__":

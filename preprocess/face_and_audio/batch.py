@@ -185,8 +185,10 @@ def find_jobs(
         if os.path.abspath(file) != os.path.abspath(made):  # wavs may stand beside the clips
             by_output.setdefault(made, []).append(Job(name, file, made))
     jobs = []
-    for made in shard.take(by_output):
-        job, *rivals = by_output[made]
+    of_name = {job.name: (job, rivals) for job, *rivals in by_output.values()}
+    for name in shard.take(of_name):  # of inputs: names of outputs may sort otherwise
+        job, rivals = of_name[name]
+        made = job.output
         jobs.append(job)
         reason = f"'{job.name}' becomes the same '{made}'; keep one of the two"
         problems += [Outcome(rival, reason) for rival in rivals]

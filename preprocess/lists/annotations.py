@@ -12,9 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-import pandas as pd
-
-from preprocess.lists.clips import Candidate
+from preprocess.lists.clips import Candidate, is_utf8
 
 PARTS = ("train", "val", "test")
 
@@ -119,14 +117,21 @@ def read_utterances(path: str) -> Iterator[Utterance]:
 # One's own videos
 
 
+class Labelled(NamedTuple):
+    """What labels.csv says of a video; `speaker` and `split` are None without such a column."""
+
+    label: str | tuple[float, ...]  # a class name, or numbers
+    speaker: str | None = None
+    split: str | None = None
+
+
 def read_labels(
     path: str, videos: Iterable[str], task: str
-) -> tuple[pd.DataFrame, list[str], list[Candidate]]:
+) -> tuple[dict[str, Labelled], list[str], list[Candidate]]:
     """Read labels.csv and match it with the videos.
 
-    Returns a row for each labelled video, by its name: `label`, a class name or a tuple of numbers,
-    `speaker` and `split`, None where the file has no such column; the names of the columns of
-    numbers, or "label"; and the lines without a video.
+    Returns the labelled videos by name; the names of the columns of numbers, or "label"; and the
+    lines without a video.
     """
     classes = task == "classification"
     lines = list(read_table(path, ["video", "label"] if classes else ["video"]))
@@ -138,7 +143,7 @@ def read_labels(
         if not columns:
             raise ValueError(f"{path}:1: expected the column video and one for each target")
     known = _spellings(videos)
-    labels: dict[str, list[object]] = {}
+    labels: dict[str, Labelled] = {}
     unknown = []
     for where, row in lines:
         for column in names:
@@ -146,7 +151,9 @@ def read_labels(
             text = row.get(column, "train")
             if not text or (column == "split" and text not in PARTS):
                 raise ValueError(f"{where}, column '{column}': expected {expected}, got {text!r}")
-        label: object = row.get("label")
+            if not is_utf8(text):
+                raise ValueError(f"{where}, column '{column}': {text!r} is not UTF-8; save it so")
+        label: str | tuple[float, ...] = row.get("label", "")
         if not classes:
             label = tuple(number(row[c], f"{where}, column '{c}'") for c in columns)
         matches = known.get(os.path.normpath(row["video"]), [])
@@ -154,12 +161,10 @@ def read_labels(
             problem = "several videos" if len(matches) > 1 else "a video that has a label already"
             raise ValueError(f"{where}: {row['video']!r} names {problem}, expected one of its own")
         elif matches:
-            labels[matches[0]] = [label, row.get("speaker"), row.get("split")]
+            labels[matches[0]] = Labelled(label, row.get("speaker"), row.get("split"))
         else:
             unknown.append(Candidate(row["video"], reason="no such video", detail=where))
-    fields = ["label", "speaker", "split"]
-    table = pd.DataFrame(labels.values(), pd.Index(labels, dtype=object), fields, dtype=object)
-    return table, columns, unknown
+    return labels, columns, unknown
 
 
 def _spellings(videos: Iterable[str]) -> dict[str, list[str]]:
@@ -169,6 +174,6 @@ def _spellings(videos: Iterable[str]) -> dict[str, list[str]]:
     for spell in (str, lambda p: str(p.with_suffix("")), lambda p: p.name, lambda p: p.stem):
         meant: dict[str, list[str]] = {}
         for video, path in paths.items():
-            meant.setdefault(spell(path), []).append(video)
+            meant.setdefault(spell(path).strip(), []).append(video)  # as tables are read
         known = meant | known  # a fuller name comes first
     return known

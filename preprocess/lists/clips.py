@@ -94,6 +94,11 @@ def is_frame(name: str) -> bool:
     return name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether a text holds no bytes that are not UTF-8, as names may."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
 # What is in them
 
 
@@ -110,8 +115,7 @@ def reading(kind: str, path: str, problems: list[Problem]) -> Iterator[None]:
         what, detail = error.args
         problems.append((what, detail))
     except FileNotFoundError:
-        is_odd = any("\ud800" <= letter <= "\udfff" for letter in path)
-        why = ", and its name in the list is not UTF-8" if is_odd else ""
+        why = "" if is_utf8(path) else ", and its name in the list is not UTF-8"
         problems.append((f"{kind} missing", f"'{path}' does not exist{why}"))
     except OSError as error:
         problems.append((f"{kind} unreadable", f"'{path}': {error.strerror}"))
