@@ -49,7 +49,7 @@ from hicmae.data.audio import WavFile
 from hicmae.data.clip_list import Clip, Label, wav_of, write_list
 from hicmae.data.film import open_video
 from hicmae.data.video import FrameFolder, Video
-from hicmae.io import UnreadableClip, whole_file
+from hicmae.io import UnreadableClip, check_writable, whole_file
 from preprocess import command_line
 from preprocess.command_line import WHOLE, Shard
 from preprocess.face_and_audio.batch import Job, outcomes_of
@@ -137,9 +137,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Check the lists; return the exit code."""
-    lists = [read_list(path, args.data_root) for path in find_lists(args.lists, args.cleaned)]
+    lists = find_lists(args.lists, args.cleaned, args.data_root)
     parent = os.path.commonpath([one.folder for one in lists])
     output = args.output_dir or Path(parent) / "check"
+    cleaned = {one.path: cleaned_path(one, args.cleaned, parent) for one in lists}
+    for path in (output / "report.csv", *(cleaned.values() if args.shard == WHOLE else ())):
+        check_writable(path)  # said before hours of work
     clips = [clip for one in lists for clip in one.files.values()]
     records = inspect_all(clips, output, args.shard, args.num_workers, args.decode)
     if args.shard != WHOLE:
@@ -161,7 +164,7 @@ def check(args: argparse.Namespace) -> int:
     columns = ["list", "clip", "video", "audio", "kind", "detail"]
     write_csv(output / "report.csv", columns, rows)
     for one in lists:
-        write_cleaned(one, args.cleaned, parent)
+        write_cleaned(one, cleaned[one.path])
     found = pd.DataFrame(rows, columns=columns, dtype=object)
     names = pd.Index([str(one.path) for one in lists], dtype=object)
     table = pd.crosstab(found["list"], found["kind"]).reindex(names, fill_value=0)
@@ -177,15 +180,28 @@ def check(args: argparse.Namespace) -> int:
 # The lists
 
 
-def find_lists(given: list[str], cleaned: str) -> list[Path]:
-    """Return the lists, without those that an earlier run has written and *.csv gives as well."""
-    paths: list[Path] = []
+def find_lists(given: list[str], cleaned: str, data_root: str) -> list[ListFile]:
+    """Read the lists, but not those that an earlier run has written and *.csv gives as well.
+
+    Other tables in a folder of lists, such as left_out.csv, are passed over.
+    """
+    found: dict[Path, ListFile] = {}
+    others = []
     for path in map(Path, given):
-        paths += sorted(path.glob("*.csv")) if path.is_dir() else [path]
-    found = [p for p in paths if not (is_suffix(cleaned) and p.stem.endswith(cleaned))]
+        for file in sorted(path.glob("*.csv")) if path.is_dir() else [path]:
+            if is_suffix(cleaned) and file.stem.endswith(cleaned):
+                continue
+            try:
+                found[file] = read_list(file, data_root)
+            except ValueError:
+                if file == path:
+                    raise
+                others.append(str(file))
+    if others:
+        logger.info("passed over as no lists: %s", ", ".join(others))
     if not found:
         raise ValueError(f"got no list but what this tool has written ({cleaned}); name others")
-    return list(dict.fromkeys(found))
+    return list(found.values())
 
 
 def is_suffix(cleaned: str) -> bool:
@@ -290,11 +306,15 @@ def shared(record: Record, owners: dict[tuple[str, str], Key]) -> str:
     return f"same {' and '.join(kind for kind, _ in same)} as '{video}', '{audio}'"
 
 
-def write_cleaned(one: ListFile, cleaned: str, parent: str) -> None:
-    """Write a list without the clips that something is wrong with, beside it or below a folder."""
-    path = Path(cleaned) / one.folder.relative_to(parent) / one.path.name
+def cleaned_path(one: ListFile, cleaned: str, parent: str) -> Path:
+    """Return where the cleaned list goes: beside the list, or below a folder as it is in parent."""
     if is_suffix(cleaned):
-        path = one.path.with_name(f"{one.path.stem}{cleaned}{one.path.suffix}")
+        return one.path.with_name(f"{one.path.stem}{cleaned}{one.path.suffix}")
+    return Path(cleaned) / one.folder.relative_to(parent) / one.path.name
+
+
+def write_cleaned(one: ListFile, path: Path) -> None:
+    """Write a list without the clips that something is wrong with."""
     dropped = {number for number, kind, _ in one.findings if kind != OUT_OF_STEP}
     kept = [clip for number, clip in one.clips.items() if number not in dropped]
     if kept:

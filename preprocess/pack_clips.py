@@ -51,7 +51,7 @@ from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list
 from hicmae.data.film import open_video
 from hicmae.data.shards import FORMAT, SUFFIX, PackedClips, open_packed, read_index, read_packed
 from hicmae.data.video import FrameFolder, Video, face_box, resize
-from hicmae.io import UnreadableClip, whole_file, write_whole
+from hicmae.io import UnreadableClip, check_writable, whole_file, write_whole
 from preprocess.command_line import add_num_workers, add_shard, exit_code, make_parser
 from preprocess.face_and_audio import batch
 from preprocess.face_and_audio.batch import Ledger, Outcome
@@ -326,9 +326,10 @@ def main(arguments: list[str] | None = None) -> int:
 def pack(args: argparse.Namespace) -> int:
     """Pack the clips of a list that are in no shard yet; returns the exit code."""
     jobs = find_jobs(args)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    summary = batch.summary_path(args.output_dir, "pack_clips", args.shard)
+    check_writable(summary)
     batch.sweep(str(args.output_dir))
-    ledger = Ledger(batch.summary_path(args.output_dir, "pack_clips", args.shard))
+    ledger = Ledger(summary)
     for clip in read_packed(args.output_dir):
         if job := jobs.pop((clip.video, clip.audio), None):
             ledger.note(Outcome(job._replace(output=clip.shard.path)), kept=True)

@@ -34,6 +34,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from hicmae.data.clip_list import wav_of, write_list
+from hicmae.io import check_writable
 from preprocess.check_lists import inspect_all
 from preprocess.command_line import WHOLE, add_shard, add_switch, exit_code, make_parser
 from preprocess.lists.building import (
@@ -69,6 +70,7 @@ def make_list(args: argparse.Namespace) -> None:
     """Find the clips, check them if asked, write the list and the table of speakers."""
     root, video_dir, audio_dir = find_places(args, "VoxCeleb2")
     output = args.output_dir or SAVED_DATA / "voxceleb2"
+    check_writable(output / "train.csv")
     clips = find_clips(video_dir, audio_dir)
     expected = {"videos": NUM_VIDEOS}
     if args.check:

@@ -52,11 +52,12 @@ def test_good_lists_give_cleaned_lists_equal_to_them_which_are_not_checked_again
     folder = tmp_path / "f"
     write_list(folder / "train.csv", [clips('a "b" c', 3), clips("zwei\nZeilen", 1)])
     write_list(folder / "test.csv", [clips("ünal", 2)])
+    (folder / "left_out.csv").write_text('clip,reason\n"a b",no sound\n')  # no list
     for _ in range(2):
         assert check(folder) == 0  # a folder stands for its lists
         assert "nothing is wrong" in capsys.readouterr().out
         assert findings(folder) == []
-    lists = {"train.csv", "test.csv", "train.cleaned.csv", "test.cleaned.csv"}
+    lists = {"train.csv", "test.csv", "train.cleaned.csv", "test.cleaned.csv", "left_out.csv"}
     assert {path.name for path in folder.glob("*.csv")} == lists
     for stem in ("train", "test"):
         cleaned = folder / f"{stem}.cleaned.csv"

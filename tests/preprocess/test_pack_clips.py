@@ -312,7 +312,7 @@ def test_bad_input_is_one_line(media, tmp_path, caplog):
     (tmp_path / "list.csv").write_text("a b c d e\n")
     assert "list.csv:1: expected" in said(pack(tmp_path, tmp_path / "out"))
     (tmp_path / "file").touch()
-    assert "file': File exists" in said(pack(media, tmp_path / "file"))
+    assert "file' is or lies below a file" in said(pack(media, tmp_path / "file"))
     assert "--quality must be" in said(pack(media, tmp_path / "out", "--quality", "0"))
     assert "--size must be" in said(pack(media, tmp_path / "out", "--size", "0"))
     assert "is no folder" in said(verify(tmp_path / "nowhere"))
