@@ -216,12 +216,13 @@ def contrastive_loss(
         offset = len(own[0]) * distributed.get_rank()
     pair = torch.arange(len(own[0]), device=own[0].device) + offset
     losses = []
-    for k in range(len(video_levels)):
-        video, audio = own[k], own[k + len(video_levels)]
-        all_video, all_audio = everyone[k], everyone[k + len(video_levels)]
-        video_to_audio = F.cross_entropy(video @ all_audio.T / temperature, pair)
-        audio_to_video = F.cross_entropy(audio @ all_video.T / temperature, pair)
-        losses.append(0.5 * (video_to_audio + audio_to_video))
+    with torch.autocast(pair.device.type, enabled=False):  # it would make products half precise
+        for k in range(len(video_levels)):
+            video, audio = own[k], own[k + len(video_levels)]
+            all_video, all_audio = everyone[k], everyone[k + len(video_levels)]
+            video_to_audio = F.cross_entropy(video @ all_audio.T / temperature, pair)
+            audio_to_video = F.cross_entropy(audio @ all_video.T / temperature, pair)
+            losses.append(0.5 * (video_to_audio + audio_to_video))
     return torch.stack(losses).sum()
 
 

@@ -138,6 +138,34 @@ def test_contrastive_accuracy_counts_clips_whose_own_audio_is_nearest():
     assert losses.contrastive_accuracy([torch.eye(4)], [audio])[0].item() == 0.5
 
 
+@pytest.mark.parametrize("name", ["pretraining", *losses.REGRESSION_LOSSES])
+def test_losses_within_autocast_and_their_gradients_are_those_of_float64(name):
+    whole = output_for(dtype=torch.bfloat16)  # the same numbers in either precision
+
+    def compute(dtype):
+        if name == "pretraining":
+            parts = (*whole[:2], *whole[2], *whole[3])
+            leaves = [part.to(dtype).requires_grad_() for part in parts]
+            output = HiCMAEOutput(*leaves[:2], leaves[2:4], leaves[4:])
+            video, video_mask, audio, audio_mask = clips()
+            inputs = video.to(dtype), video_mask, audio.to(dtype), audio_mask
+            loss = losses.pretrain_loss(output, *inputs, loss_weight=1.0).total
+        else:
+            generator = torch.Generator().manual_seed(2)
+            prediction, target = torch.randn(2, 6, 3, generator=generator).to(dtype)
+            leaves = [prediction.requires_grad_()]
+            loss = losses.REGRESSION_LOSSES[name](prediction, target)
+        return loss, leaves
+
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, leaves = compute(torch.float32)
+    exact, exact_leaves = compute(torch.float64)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), rel=1e-6)
+    found, expected = torch.autograd.grad(loss, leaves), torch.autograd.grad(exact, exact_leaves)
+    for gradient, known in zip(found, expected, strict=True):
+        assert (gradient - known).abs().max() < 1e-5 * known.abs().max()
+
+
 def test_half_precision_predictions_are_compared_in_float32():
     loss = losses.pretrain_loss(output_for(dtype=torch.bfloat16), *clips())
     assert {part.dtype for part in loss} == {torch.float32}
