@@ -48,6 +48,7 @@ from tqdm import tqdm
 from hicmae.data.audio import WavFile
 from hicmae.data.clip_list import Clip, Label, wav_of, write_list
 from hicmae.data.film import open_video
+from hicmae.data.media import VIDEO_SUFFIXES
 from hicmae.data.video import FrameFolder, Video
 from hicmae.io import UnreadableClip, check_writable, whole_file
 from preprocess import command_line
@@ -256,8 +257,11 @@ def kinds_of(line: list[str]) -> list[str]:
     is_integer = len(values) == 1 and re.fullmatch(r"[+-]?\d+", line[-1]) is not None
     if len(line) == 2:
         return ["pre-training"] * is_integer
-    kinds = [f"regression of {len(values)}", *["pre-training"] * is_integer]
-    return ["classification", *kinds] if is_integer and values[0] >= 0 else kinds
+    kinds = ["classification"] * (is_integer and values[0] >= 0) + [f"regression of {len(values)}"]
+    if is_integer:  # films whose wav is named
+        is_film = line[-1] == "0" and os.path.splitext(line[0])[1].lower() in VIDEO_SUFFIXES
+        kinds.insert(0 if is_film else 2, "pre-training")
+    return kinds
 
 
 def compare(lists: list[ListFile], records: dict[Key, Record], across: bool) -> None:
