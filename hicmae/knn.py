@@ -35,7 +35,7 @@ from tqdm import tqdm
 from hicmae.config import new_parser
 from hicmae.data.clip_list import AnyClip, read_labelled_list
 from hicmae.data.splits import take_share
-from hicmae.inference.cli import COMPUTING, add_arguments, run_command
+from hicmae.inference.cli import COMPUTING, add_flags, run_command
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.io import write_whole
 from hicmae.training.evaluate import Predictions, score, write_results
@@ -113,9 +113,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = new_parser(str(__doc__))
     parser.prog = "python -m hicmae.knn"
     add = parser.add_argument
-    add_arguments(parser, *COMPUTING)
+    add_flags(parser, *COMPUTING)
     add("--data_path", required=True, metavar="DIR", help="fold with train.csv and test.csv")
-    add_arguments(parser, "data_root")
+    add_flags(parser, "data_root")
     add("--test_list", metavar="FILE", help="clips to classify (default: test.csv of the fold)")
     add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else the others)")
     text = "neighbours (1 5 10 20)"

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hicmae.config import new_parser
+from hicmae.config import PRECISIONS, add_arguments, new_parser
 from hicmae.data.clip_list import DATA_SETS, AnyClip, Clip, find_list, read_any_list
 from hicmae.data.media import find_clips
-from hicmae.inference.clips import FACES, MISSING, PROTOCOLS
+from hicmae.data.video import MODALITIES
+from hicmae.inference.clips import Options
 from hicmae.inference.model import WEIGHTS, export_checkpoint, export_run
 from hicmae.inference.pictures import FILMS, draw_timeline, write_overlay
 from hicmae.inference.recognizer import EmotionRecognizer, Failure, Prediction
@@ -80,47 +82,25 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "device": dict(default="auto", help="auto, cpu, cuda[:n] or mps (%(default)s)"),
     "batch_size": dict(type=int, default=8, metavar="N", help="windows at once (%(default)s)"),
     "precision": dict(
-        choices=("auto", "fp32", "bf16", "fp16"), help="auto: bf16 on a GPU that has it, else fp32"
+        default="auto", choices=PRECISIONS, help="auto: bf16 on a GPU that has it, else fp32"
     ),
     "modality": dict(
-        choices=("av", "a", "v"),
+        choices=MODALITIES,
         help="streams to read (default: those of the model); one stream of a model of both needs "
         "--missing_modality",
-    ),
-    "missing_modality": dict(
-        choices=MISSING,
-        help="what a model of both streams does without one: error: refuse the clip (default); "
-        "zeros: black frames or silence; drop: leave it out",
-    ),
-    "faces": dict(
-        choices=FACES,
-        help="auto: cut faces out of videos, take folders of frames as they are (default); "
-        "largest: cut out the main face; all: an answer for each person; cut: frames are faces",
-    ),
-    "window": dict(
-        type=float, help="seconds of a sliding window (default: what the model saw in training)"
-    ),
-    "overlap": dict(type=float, help="seconds windows share (default: half of one)"),
-    "protocol": dict(
-        choices=PROTOCOLS,
-        help="windows: slide over the clip (default); test: the views of run_finetuning.py's test",
     ),
     "data_root": dict(default="", metavar="DIR", help="start of relative names"),
     "quiet": dict(action="store_true", help="no progress bars, no table"),
 }
 COMPUTING = ("checkpoint", "device", "batch_size")
-MODEL = (*COMPUTING, "precision", "modality", "missing_modality")
-READING = ("faces", "window", "overlap", "protocol")
+MODEL = (*COMPUTING, "precision", "modality")
 
 
-def add_arguments(parser: argparse.ArgumentParser, *names: str, title: str = "") -> None:
+def add_flags(parser: argparse.ArgumentParser, *names: str, title: str = "") -> None:
     """Add flags of the table, in a group of their own where they have a title."""
     group = parser.add_argument_group(title) if title else parser
     for name in names:
-        options = ARGUMENTS[name]
-        if "choices" in options and name != "modality":
-            options = {"default": options["choices"][0], **options}
-        group.add_argument(f"--{name}", **options)
+        group.add_argument(f"--{name}", **ARGUMENTS[name])
 
 
 def run_command(
@@ -140,9 +120,10 @@ def run_command(
 
 def _load(args: argparse.Namespace) -> tuple[EmotionRecognizer, dict[str, Any]]:
     """Load the model that a command line names; returns it and how it reads clips."""
+    reading = {item.name: getattr(args, item.name) for item in fields(Options)}
     options = {name: getattr(args, name) for name in MODEL if name != "checkpoint"}
-    model = EmotionRecognizer.from_checkpoint(args.checkpoint, progress=not args.quiet, **options)
-    return model, {"on_error": "return", **{name: getattr(args, name) for name in READING}}
+    options |= {"missing_modality": reading.pop("missing_modality"), "progress": not args.quiet}
+    return EmotionRecognizer.from_checkpoint(args.checkpoint, **options), reading
 
 
 # hicmae-predict
@@ -154,9 +135,9 @@ def predict(argv: Sequence[str] | None = None) -> int:
     parser.prog = "hicmae-predict"
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video, or folder of frames")
     parser.add_argument("--audio", metavar="FILE", help="sound to hear instead of the video's own")
-    add_arguments(parser, *MODEL, title="model")
-    add_arguments(parser, *READING, title="reading of clips")
-    add_arguments(parser, "quiet")
+    add_flags(parser, *MODEL, title="model")
+    add_arguments(parser, Options)
+    add_flags(parser, "quiet")
     group = parser.add_argument_group("results; with several videos their names are put in")
     add = partial(group.add_argument, metavar="FILE")
     add("--csv", help="a row for each video")
@@ -177,9 +158,10 @@ def _predict(args: argparse.Namespace) -> int:
     if args.audio and len(files) > 1:
         raise ValueError(f"--audio goes with one video, got {len(files)}")
     recognizer, reading = _load(args)
+    asked = [(file, args.audio) for file in files]
     clips: list[list[Any]] = []  # the people of each, or a Failure
     try:
-        for answer in recognizer.each([(file, args.audio) for file in files], **reading):
+        for answer in recognizer.each(asked, on_error="return", **reading):
             clips.append(answer if isinstance(answer, list) else [answer])
     except KeyboardInterrupt:
         answered = sum(not isinstance(people[0], Failure) for people in clips)
@@ -282,9 +264,9 @@ def extract(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, metavar="FILE", help=".npz or .parquet")
     text = "a row for each window, not for each clip"
     parser.add_argument("--per_window", action="store_true", help=text)
-    add_arguments(parser, "data_root", "quiet")
-    add_arguments(parser, *MODEL, title="model")
-    add_arguments(parser, *READING, title="reading of clips")
+    add_flags(parser, "data_root", "quiet")
+    add_flags(parser, *MODEL, title="model")
+    add_arguments(parser, Options)
     return run_command(parser, _extract, argv)
 
 
@@ -297,7 +279,8 @@ def _extract(args: argparse.Namespace) -> int:
     items = read_items(args.data_path or args.list, args.data_root)
     recognizer, reading = _load(args)
     rows, failures = [], []
-    answers = recognizer.each([clip for clip, _ in items], features=True, **reading)
+    reading |= {"features": True, "on_error": "return"}
+    answers = recognizer.each([clip for clip, _ in items], **reading)
     for (clip, label), found in zip(items, answers, strict=True):
         if isinstance(found, Failure):
             logger.warning("%s", found.reason)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from hicmae.config import Refused, Settings, option
 from hicmae.data.audio import (
     HOP,
     SAMPLE_RATE,
@@ -42,31 +43,38 @@ MEMORY = 256 * 1024**2  # bytes of frames that are kept instead of being decoded
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a clip is read.
+class Options(Settings):
+    """How clips are read."""
 
-    Attributes:
-        faces: "auto" cuts faces out of videos and takes a folder's frames as they are; "largest"
-            always cuts out the main face: large, near the middle, there for long; "all" cuts out
-            each; "cut" takes all frames as they are.
-        window: seconds of a sliding window; None: what the model saw at once in training.
-        overlap: seconds that neighbouring windows share; None: half a window.
-        protocol: "windows", or "test" for the views of run_finetuning.py's test, whose numbers it
-            gives.
-        missing_modality: what a model of both streams does without one: "error" refuses; "zeros"
-            puts black frames or silence in its place; "drop" leaves it out.
-    """
+    faces: str = option(
+        "auto",
+        "auto: cut the main face out of videos, take folders of frames as they are; largest: "
+        "always cut out the main face: large, near the middle, there for long; all: an answer for "
+        "each person; cut: frames are faces",
+        choices=FACES,
+    )
+    window: float | None = option(
+        None, "seconds of a sliding window; none: what the model saw at once in training", "> 0"
+    )
+    overlap: float | None = option(None, "seconds windows share; none: half of one", ">= 0")
+    protocol: str = option(
+        "windows",
+        "windows: slide over the clip; test: the views of run_finetuning.py's test, whose numbers "
+        "it gives",
+        choices=PROTOCOLS,
+    )
+    missing_modality: str = option(
+        "error",
+        "what a model of both streams does without one: error: refuse the clip; zeros: black "
+        "frames or silence; drop: leave it out",
+        choices=MISSING,
+    )
 
-    faces: str = "auto"
-    window: float | None = None
-    overlap: float | None = None
-    protocol: str = "windows"
-    missing_modality: str = "error"
-
-    def __post_init__(self) -> None:
-        check_choice("faces", self.faces, FACES)
-        check_choice("protocol", self.protocol, PROTOCOLS)
-        check_choice("missing_modality", self.missing_modality, MISSING)
+    def _refused(self) -> Refused:
+        for item in fields(self):
+            if choices := item.metadata["rest"].get("choices"):
+                check_choice(item.name, getattr(self, item.name), choices)
+        return {}
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -111,12 +119,9 @@ def sliding(
     """
     window = clip.clip_seconds if window is None else window
     overlap = window / 2 if overlap is None else overlap
-    if not window > 0:
-        raise ValueError(f"window must be longer than 0 seconds, got {window:g}")
-    if not 0 <= overlap < window:
+    if overlap >= window:
         raise ValueError(
-            f"overlap must be at least 0 and shorter than the window of {window:g} s, "
-            f"got {overlap:g}"
+            f"overlap must be shorter than the window of {window:g} s, got {overlap:g}"
         )
     step = window / clip.num_frames
     hop = max(round((window - overlap) / step), 1) * step

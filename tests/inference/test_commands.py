@@ -317,7 +317,9 @@ def test_mistakes_in_an_extraction_are_named(models, tmp_path, content, output, 
 
 def run_script(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [name, *arguments])
-    runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+    assert not ended.value.code
 
 
 def test_example_own_video(models, tmp_path, video, monkeypatch, capsys):

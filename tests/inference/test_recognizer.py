@@ -61,8 +61,8 @@ def test_models_that_cannot_be_had_are_named(recognizer, name, options, message)
 
 
 IMPOSSIBLE = (
-    ({"window": 0.0}, "window must be longer than 0 seconds, got 0"),
-    ({"window": 1.0, "overlap": 1.0}, "overlap must be at least 0 and shorter than the window"),
+    ({"window": 0.0}, "window must be > 0, got 0"),
+    ({"window": 1.0, "overlap": 1.0}, "overlap must be shorter than the window"),
     ({"protocol": "exam"}, "protocol must be one of windows, test, got 'exam'"),
     ({"faces": "nice"}, "faces must be one of auto, largest, all, cut, got 'nice'"),
     ({"faces": "all"}, "use predict_people"),
