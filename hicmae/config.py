@@ -91,7 +91,17 @@ class Settings:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports a bad flag in one line instead of printing the whole usage."""
+    """Reports a bad flag in one line instead of printing the whole usage.
+
+    From then on whatever a command prints can be printed, also bytes of names as `os` has them.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse flags, see `argparse`."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and say where the flags are described."""

@@ -35,6 +35,11 @@ def describe(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+def encodable(text: str) -> str:
+    """Return a text of UTF-8, with odd bytes of names, as `os` has them, escaped as JSON does."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def count_cores() -> int:
     """Return how many cores this process may use, as a scheduler says."""
     given = os.environ.get("SLURM_CPUS_PER_TASK")

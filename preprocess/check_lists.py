@@ -166,11 +166,12 @@ def check(args: argparse.Namespace) -> int:
     write_csv(output / "report.csv", columns, rows)
     for one in lists:
         write_cleaned(one, cleaned[one.path])
-    found = pd.DataFrame(rows, columns=columns, dtype=object)
-    names = pd.Index([str(one.path) for one in lists], dtype=object)
-    table = pd.crosstab(found["list"], found["kind"]).reindex(names, fill_value=0)
-    table.insert(0, "list for", [one.kind for one in lists])
-    table.insert(1, "clips", [len(one.lines) for one in lists])
+    counts = [Counter(kind for _, kind, _ in one.findings) for one in lists]
+    table = pd.DataFrame(
+        {"list for": [one.kind for one in lists], "clips": [len(one.lines) for one in lists]}
+        | {kind: [count[kind] for count in counts] for kind in sorted(set().union(*counts))},
+        index=pd.Index([str(one.path) for one in lists], dtype=object),
+    )
     print(table_text(table))
     if not rows:
         print("\nnothing is wrong")

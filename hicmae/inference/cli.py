@@ -24,7 +24,14 @@ from hicmae.inference.model import WEIGHTS, export_checkpoint, export_run
 from hicmae.inference.pictures import FILMS, draw_timeline, write_overlay
 from hicmae.inference.recognizer import EmotionRecognizer, Failure, Prediction
 from hicmae.inference.style import FORMATS
-from hicmae.io import UnreadableClip, check_writable, describe, whole_file, write_whole
+from hicmae.io import (
+    UnreadableClip,
+    check_writable,
+    describe,
+    encodable,
+    whole_file,
+    write_whole,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +181,8 @@ def _predict(args: argparse.Namespace) -> int:
         write_csv(args.windows_csv, table(results, recognizer.names, by_window=True))
     if args.json:
         content = [result.to_dict() for result in results]
-        write_whole(args.json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        text = encodable(json.dumps(content, indent=2, ensure_ascii=False))
+        write_whole(args.json, text + "\n")
     if not args.quiet:
         sys.stdout.write(short_table(results) + "\n")
     answers = [people for people in clips if isinstance(people[0], Prediction)]

@@ -7,6 +7,7 @@ the weights tell the sizes, and the settings of its run tell the rest.
 import inspect
 import json
 import logging
+import os
 import shlex
 import statistics
 import sys
@@ -27,7 +28,7 @@ from hicmae.config import flat_settings
 from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
 from hicmae.data.clip_list import chosen_names, names_of_run, read_labelled_list
 from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD, FrameFolder
-from hicmae.io import UnreadableClip, whole_file, write_whole
+from hicmae.io import UnreadableClip, encodable, whole_file, write_whole
 from hicmae.models.finetune import ACTIVATIONS, HiCMAEClassifier
 from hicmae.training import checkpoint, distributed, trained
 from hicmae.training.checkpoint import CONFIG, EXPORT, METADATA, WEIGHTS
@@ -111,7 +112,7 @@ class ModelConfig:
             "preprocessing_constants": CONSTANTS,
         }
         content["id2label"] = dict(enumerate(content.pop("names")))
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        return encodable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
 
 
 def parse_config(content: Mapping[str, Any], source: Path | str) -> ModelConfig:
@@ -348,6 +349,6 @@ def _measured_frame_rate(saved: Mapping[str, Any], clips: int = 16) -> float | N
         listed = read_labelled_list(Path(settings["data_path"]) / "train.csv", task, None, root)
         for clip in listed[:: max(len(listed) // clips, 1)][:clips]:
             with suppress(UnreadableClip, OSError, soundfile.LibsndfileError, ZeroDivisionError):
-                seconds = soundfile.info(str(clip.audio)).duration
+                seconds = soundfile.info(os.fsencode(str(clip.audio))).duration
                 rates.append(len(FrameFolder(clip.video)) / seconds)
     return round(statistics.median(rates), 2) if rates else None

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from hicmae.io import encodable
 
 DPI = 200
 FORMATS = (".png", ".pdf", ".svg")
@@ -43,10 +46,17 @@ def colour(number: int) -> str:
     return OKABE_ITO[number % len(OKABE_ITO)]
 
 
+def _with_plain_names(figure: Figure) -> Figure:
+    """Escape what no font has: bytes of names that are not UTF-8."""
+    for text in figure.findobj(Text):
+        text.set_text(encodable(text.get_text()))
+    return figure
+
+
 def figure_to_image(figure: Figure, dpi: int = 100) -> np.ndarray:
     """Render a figure to (H, W, 3) uint8, for TensorBoard."""
     figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(_with_plain_names(figure))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -54,7 +64,8 @@ def figure_to_image(figure: Figure, dpi: int = 100) -> np.ndarray:
 def figure_to_png(figure: Figure, dpi: int = 140) -> bytes:
     """Render a figure to a PNG file without background, for pages."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", transparent=True)
+    options: Any = {"dpi": dpi, "bbox_inches": "tight", "transparent": True}
+    _with_plain_names(figure).savefig(buffer, format="png", **options)
     return buffer.getvalue()
 
 
@@ -69,5 +80,5 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure, by the ending of the name as bitmap (200 dpi) or vectors."""
     path = check_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.04)
+    _with_plain_names(figure).savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.04)
     return path

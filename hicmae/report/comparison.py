@@ -6,6 +6,7 @@ permutation test: how often is the difference as large when the two runs' predic
 random, clip by clip (or speaker by speaker)? The interval of a difference is a paired bootstrap.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -80,28 +81,32 @@ def matched(
             f"{other.task}; compare runs of one task"
         )
 
-    def keys_of(names: Sequence[str]) -> pd.MultiIndex:
-        clips = pd.Series(names, dtype=object)  # a number tells those of one name apart
-        return pd.MultiIndex.from_arrays([clips, clips.groupby(clips).cumcount()])
+    def keys_of(names: Sequence[str]) -> dict[tuple[str, int], int]:
+        """Return places by name and a number that tells those of one name apart."""
+        seen = Counter[str]()
+        places = {}
+        for place, name in enumerate(names):
+            places[name, seen[name]] = place
+            seen[name] += 1
+        return places
 
-    keys, other_keys, notes = keys_of(first.clips), keys_of(other.clips), []
+    keys, other_keys, notes = keys_of(first.clips), keys_of(other.clips), list[str]()
     short, other_short = (keys_of([Path(c).name for c in t.clips]) for t in (first, other))
-    moved = set(keys) != set(other_keys) and set(short) == set(other_short)
-    if moved and not short.get_level_values(1).any():
+    moved = keys.keys() != other_keys.keys() and short.keys() == other_short.keys()
+    if moved and not any(number for _, number in short):
         keys, other_keys = short, other_short
         notes = [f"clips of '{other_title}' were matched by the last part of their names"]
     for own, there, here, elsewhere in (
         (keys, other_keys, title, other_title),
         (other_keys, keys, other_title, title),
     ):
-        lacking = own.difference(there, sort=False)
-        if len(lacking):
+        if lacking := [key for key in own if key not in there]:
             raise ValueError(
                 f"runs must be tested on the same clips, but {len(lacking)} of '{here}' are not in "
                 f"'{elsewhere}', first '{lacking[0][0]}'; compare experiments with the same folds "
                 "(folds of one experiment: give the folder that holds them)"
             )
-    order = other_keys.get_indexer(keys)
+    order = np.array([other_keys[key] for key in keys])
     labels = other.labels[order]
     wrong = np.flatnonzero((first.labels != labels).reshape(len(order), -1).any(1))
     if len(wrong):

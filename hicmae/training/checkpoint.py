@@ -157,7 +157,8 @@ def _is_safetensors(path: Path) -> bool:
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
     try:
-        with safe_open(path, "pt") as file:
+        # By its number, as safetensors takes names of UTF-8 alone.
+        with path.open("rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", "pt") as file:
             text, source = (file.metadata() or {}).get(METADATA), path
             content: dict[str, Any] = {"model": {n: file.get_tensor(n) for n in file.keys()}}
     except (SafetensorError, OSError) as error:

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 import hicmae
 from hicmae.config import HARMLESS, flat_settings
-from hicmae.io import write_whole
+from hicmae.io import encodable, write_whole
 from hicmae.training import distributed
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Board(AppendFile):
     def texts(self, step: int, texts: Mapping[str, str], prefix: str) -> None:
         """Add Markdown, as `<prefix>/<name>`."""
         for name, text in texts.items():
-            made = summary.text(name, text.encode("utf-8", "backslashreplace").decode())
+            made = summary.text(name, encodable(text))
             made.value[0].tag = f"{prefix}/{name}"  # without the ending that summary.text gives it
             self.event(step=step, summary=made)
 
@@ -230,7 +230,8 @@ def setup_logging(output_dir: Path, main: bool = True) -> None:
     handlers: list[logging.Handler] = [_ConsoleHandler()]
     if main:
         output_dir.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(output_dir / "run.log", encoding="utf-8"))
+        path = output_dir / "run.log"
+        handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setLevel(logging.INFO if main else logging.WARNING)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
@@ -297,6 +298,7 @@ def hparams_of(settings: Mapping[str, Any], **facts: bool | float | str) -> HPar
         if name in HPARAMS_PATHS or name not in HARMLESS:
             value = " ".join(map(str, value)) if isinstance(value, list) else value
             value = "none" if value in (None, "") else value  # an empty cell would hide a change
+            value = encodable(value) if isinstance(value, str) else value
             compared[name] = value if isinstance(value, (bool, str)) else float(value)
     return {**compared, **facts}
 

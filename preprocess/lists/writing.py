@@ -131,16 +131,20 @@ def totals(clips: pd.DataFrame, by: str, labels: Sequence[str]) -> pd.DataFrame:
 
     Of a regression there are the means of the targets. Rows are in the order of the clips.
     """
-    groups = clips.groupby(by, sort=False)
-    table = groups.agg(
+    # Grouped by numbers: pandas refuses names that are not UTF-8.
+    names = {name: k for k, name in enumerate(dict.fromkeys(clips[by].dropna()))}
+    number = pd.Series([names.get(name) for name in clips[by]], clips.index)
+    table = clips.groupby(number).agg(
         clips=("name", "size"), speakers=("speaker", "nunique"), minutes=("seconds", "sum")
     )
     table["minutes"] = [f"{seconds / 60:.1f}" for seconds in table["minutes"]]
     if isinstance(clips["label"].iloc[0], tuple):
         values = pd.DataFrame(clips["label"].tolist(), clips.index, labels)
-        return table.join(values.groupby(clips[by]).agg(lambda v: f"{sum(v) / len(v):.3f}"))
-    counts = {name: (clips["label"] == k).groupby(clips[by]).sum() for k, name in enumerate(labels)}
-    return table.join(pd.DataFrame(counts))
+        table = table.join(values.groupby(number).agg(lambda v: f"{sum(v) / len(v):.3f}"))
+    else:
+        counts = {n: (clips["label"] == k).groupby(number).sum() for k, n in enumerate(labels)}
+        table = table.join(pd.DataFrame(counts))
+    return table.set_index(pd.Index([*names], dtype=object, name=by))
 
 
 def table_text(table: pd.DataFrame) -> str:

@@ -1,0 +1,265 @@
+"""One odd data set through every command.
+
+Its folder, clips and classes have blanks, quotes and bytes that are not UTF-8 in their names; some
+clips have one stream only, "-" stands for the other one; a class is absent in the test.
+"""
+
+import csv
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import run_finetuning
+import run_pretraining
+from hicmae import knn
+from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, write_list
+from hicmae.inference import cli
+from hicmae.report.__main__ import main as report
+from hicmae.visualize.__main__ import main as visualize
+from preprocess import check_lists, own_videos, pack_clips
+from tests.conftest import save_frames, save_mp4, save_wav
+from tests.preprocess.media_files import chirp, pictures, save_media
+from tests.small_runs import FINETUNE, PRETRAIN
+
+BYTES = os.fsdecode(b"caf\xe9")  # not UTF-8
+STEMS = [f"{BYTES} 1", 'a "quoted"', "it's b", "plain"]
+CLASSES = ["sehr glücklich", 'a "!"', "it's sad"]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """Lists `films`, `fold`, `sounds` (no faces), `faces` (no sounds) below an odd folder."""
+    root, plain = (
+        tmp_path_factory.mktemp("odd") / f"the 'set' {BYTES}",
+        tmp_path_factory.mktemp("p"),
+    )
+    root.mkdir()
+    films, clips = [], []
+    for k, stem in enumerate(STEMS):
+        frames = 34 + 5 * k
+        noise = np.random.default_rng(k).normal(0, 0.1, frames * 640).astype(np.float32)
+        wav, film = root / f"{stem}.wav", root / f"{stem}.mp4"
+        os.rename(save_wav(plain / "a.wav", noise), wav)  # libraries that write want UTF-8
+        os.rename(save_mp4(plain / "a.mp4", frames, (64, 40)), film)
+        films.append(Clip(str(film), None, 0))
+        folder = save_frames(root / f"faces {stem}", frames, (40, 40))
+        clips.append(Clip(folder, str(wav), k % 3))
+    write_list(root / "films/train.csv", films)
+    sounds = [clip._replace(video="-") for clip in clips]
+    faces = [clip._replace(audio="-") for clip in clips]
+    for name, rows in (("fold", clips), ("sounds", sounds), ("faces", faces)):
+        write_list(root / name / "train.csv", rows[:3])
+        write_list(root / name / "test.csv", rows[:1] + rows[3:])  # of class 0 alone
+        write_list(root / name / "all.csv", rows * 2)
+        text = "".join(f"{name}\n" for name in CLASSES)
+        (root / name / "classes.txt").write_text(text, encoding="utf-8")
+    return root
+
+
+def finetune(data, out, *flags):
+    paths = ["--data_path", str(data), "--output_dir", str(out), "--nb_classes", "3"]
+    run_finetuning.main([*FINETUNE, "--epochs", "1", *paths, *flags])
+    return out
+
+
+@pytest.fixture(scope="module")
+def pretrained(odd):
+    flags = ["--data_path", str(odd / "films"), "--output_dir", str(odd / "pretrained")]
+    run_pretraining.main([*PRETRAIN, "--epochs", "1", *flags])
+    return odd / "pretrained"
+
+
+@pytest.fixture(scope="module")
+def runs(odd, pretrained):
+    """Return fine-tuned runs by modality, each the only fold of an experiment."""
+    checkpoint = ["--finetune", str(pretrained / "checkpoint-0.pth")]
+    finetune(odd / "fold", odd / "av/fold1", *checkpoint)
+    for modality, name in (("a", "sounds"), ("v", "faces")):
+        finetune(odd / name, odd / modality / "fold1", "--modality", modality)
+    return {modality: odd / modality / "fold1" for modality in ("av", "a", "v")}
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def clips_of_test(odd, modality):
+    """Return the names of the test clips: those of the stream that is read."""
+    clips = read_labelled_list(odd / "fold/test.csv")
+    return [clip.audio if modality == "a" else clip.video for clip in clips]
+
+
+@pytest.mark.parametrize("name", ["films", "fold", "sounds", "faces"])
+def test_check_lists_finds_nothing_wrong(name, odd, tmp_path):
+    flags = ["--num_workers", "1", "--output_dir", str(tmp_path / BYTES), "--cleaned", ".c"]
+    assert check_lists.main([str(odd / name / "train.csv"), *flags]) == 0
+    for path in odd.glob("*/*.c.csv"):
+        path.unlink()
+
+
+def test_packed_clips_keep_their_names(odd, tmp_path):
+    for name, read in (("films", read_pretrain_list), ("fold", read_labelled_list)):
+        path, out = odd / name / "train.csv", tmp_path / BYTES / name
+        task = ["--task", "classification"] if name == "fold" else []
+        flags = ["--output_dir", str(out), "--num_workers", "1", *task]
+        assert pack_clips.main([str(path), *flags]) == 0
+        names = [{clip.video for clip in read(place)} for place in (path, out)]
+        assert names[0] == names[1]
+
+
+def test_own_videos_become_lists(odd, tmp_path):
+    videos, out, program = tmp_path / f"vi deos {BYTES}", tmp_path / "out", tmp_path / "openface"
+    program.write_text(
+        "#!/bin/sh\n"
+        'while [ $# -gt 0 ]; do [ "$1" = -out_dir ] && out=$2; shift; done\n'
+        f'cp -r {shlex.quote(os.fsdecode(odd / "faces plain"))} "$out/clip_aligned"\n',
+        errors="surrogateescape",
+    )
+    program.chmod(0o755)
+    sound = chirp(1.88, 16000)
+    save_media(videos.parent / "whole.mp4", pictures(47), sound)
+    videos.mkdir()
+    for stem in STEMS[:3]:
+        shutil.copy(videos.parent / "whole.mp4", videos / f"{stem}.mp4")
+    os.rename(save_media(tmp_path / "a.mp4", pictures(47)), videos / "mute.mp4")
+    stems = [*STEMS[:3], "mute"]
+    table = [["video", "label", "speaker"]]
+    table += [[stem, CLASSES[k % 3], f"ü's {k}"] for k, stem in enumerate(stems)]
+    path = tmp_path / f"{BYTES}.csv"
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows(table)
+    flags = ["--videos", str(videos), "--labels", str(path), "--output_dir", str(out)]
+    flags += ["--backend", "openface", "--openface", str(program), "--num_workers", "1"]
+    assert own_videos.main(flags) == 1
+    clips = [*read_labelled_list(out / "train.csv"), *read_labelled_list(out / "test.csv")]
+    assert {Path(clip.audio).stem for clip in clips} == {*STEMS[:3]}
+    assert all(os.path.isdir(clip.video) and os.path.isfile(clip.audio) for clip in clips)
+    reasons = {row["clip"]: row["reason"] for row in rows(out / "left_out.csv")}
+    assert reasons == {"mute.mp4": "no audio"}
+
+
+@pytest.mark.parametrize("modality", ["av", "v"])
+def test_training_and_eval_name_the_clips_by_the_stream_they_read(modality, odd, runs, tmp_path):
+    names = clips_of_test(odd, modality)
+    assert [row["clip"] for row in rows(runs[modality] / "pred.csv")] == names
+    metrics = json.loads((runs[modality] / "metrics.json").read_text())
+    assert metrics["recall"][1:] == [None, None], "absent classes have no recall"
+    data = odd / {"av": "fold", "a": "sounds", "v": "faces"}[modality]
+    out = tmp_path / BYTES
+    finetune(data, out, "--eval", "--finetune", str(runs[modality]), "--modality", modality)
+    (path,) = [*out.rglob("pred.csv")]
+    assert [row["clip"] for row in rows(path)] == names
+
+
+@pytest.mark.parametrize("modality", ["av"])
+def test_knn_and_extract_read_what_training_reads(modality, odd, runs, tmp_path, capsys):
+    data = odd / {"av": "fold", "a": "sounds", "v": "faces"}[modality]
+    model = ["--checkpoint", str(runs[modality]), "--device", "cpu", "--data_path"]
+    out = tmp_path / BYTES
+    assert knn.main([*model, str(data), "--k", "1", "2", "--output_dir", str(out)]) == 0
+    paths = [*out.rglob("pred.csv")]
+    assert paths
+    for path in paths:
+        assert [row["clip"] for row in rows(path)] == clips_of_test(odd, modality)
+    assert cli.extract([*model, str(data / "test.csv"), "--output", str(out / "f.npz")]) == 0
+    found = np.load(out / "f.npz")
+    assert [*found["clip"]] == clips_of_test(odd, modality) and [*found["label"]] == [0, 0]
+
+
+def test_predictions_and_pictures_of_films_with_odd_names(odd, runs, tmp_path, capsys):
+    out, film = tmp_path / f"out {BYTES}", odd / f"{STEMS[0]}.mp4"
+    files = {"csv": "p.csv", "windows_csv": "w.csv", "json": "p.json", "plot": "p.png"}
+    files["overlay"] = "p.mp4"
+    flags = [word for flag, name in files.items() for word in (f"--{flag}", str(out / name))]
+    model = ["--checkpoint", str(runs["av"]), "--device", "cpu", "--faces", "cut"]
+    wav = ["--audio", str(film.with_suffix(".wav"))]
+    assert cli.predict([str(film), *wav, *model, *flags]) == 0
+    assert [row["file"] for row in rows(out / "p.csv")] == [str(film)]
+    assert json.loads((out / "p.json").read_text(encoding="utf-8"))[0]["file"] == str(film)
+    assert {path.name for path in out.iterdir()} == {*files.values()}
+    several = [str(odd / f"{stem}.mp4") for stem in STEMS[:2]]
+    mute = ["--missing_modality", "drop", "--plot", str(out / "all.png")]
+    assert cli.predict([*several, *model, *mute]) == 0
+    assert len([*out.glob("all-*.png")]) == 2
+
+
+def test_an_export_answers_as_its_run(odd, runs, tmp_path, capsys):
+    out = tmp_path / f"export {BYTES}"
+    assert cli.export([str(runs["av"]), str(out)]) == 0
+    answers = []
+    for model in (runs["av"] / "checkpoint-0.pth", out / "last"):
+        path = tmp_path / "p.json"
+        flags = ["--checkpoint", str(model), "--device", "cpu", "--json", str(path)]
+        clip = read_labelled_list(odd / "fold/test.csv")[0]
+        assert cli.predict([clip.video, "--audio", clip.audio, *flags]) == 0
+        answers.append(json.loads(path.read_text(encoding="utf-8"))[0]["probabilities"])
+    assert answers[0].keys() == {*CLASSES}
+    assert answers[0] == pytest.approx(answers[1])
+
+
+def test_a_report_is_whole_and_shows_absent_classes_as_absent(odd, runs, capsys):
+    folder = odd / "av"
+    report([str(folder), "--resamples", "20"])
+    assert {path.name for path in folder.glob("report.*")} == {
+        "report.md", "report.tex", "report.html", "report.json"}  # fmt: skip
+    assert CLASSES[2] in (folder / "report.md").read_text(encoding="utf-8", errors="replace")
+    report([str(odd / "av"), str(odd / "v"), "--resamples", "20"])
+    assert "av" in capsys.readouterr().out
+
+
+PICTURES = [
+    ("confusion", "{av}/pred.csv"),
+    ("curves", "{av} {a}"),
+    ("radar", "'odd set={root}/av' --metrics recall"),
+    ("layer_weights", "--checkpoint {av}"),
+    ("attention", "--checkpoint {av} --data_path {root}/fold --device cpu"),
+    ("tsne", "--checkpoint {av} --data_path {root}/fold/all.csv --device cpu --perplexity 1"),
+    ("retrieval", "--checkpoint {pre} --data_path {root}/films --device cpu"),
+    ("reconstruction", "--checkpoint {pre} --data_path {root}/films --device cpu"),
+]
+
+
+@pytest.mark.parametrize(("picture", "flags"), PICTURES, ids=[name for name, _ in PICTURES])
+def test_every_picture_is_drawn(picture, flags, odd, pretrained, runs, tmp_path, capsys):
+    places = {"root": odd, "pre": pretrained / "checkpoint-0.pth", **runs}
+    words = [word.format(**places) for word in shlex.split(flags)]
+    path = tmp_path / f"{BYTES}.png"
+    visualize([picture, *words, "--output", str(path)])
+    assert path.stat().st_size > 1000
+
+
+def test_output_that_cannot_be_written_ends_in_one_line(odd, runs, tmp_path, caplog, capsys):
+    (tmp_path / "file").touch()
+    bad, run, fold = str(tmp_path / "file" / BYTES), str(runs["av"]), str(odd / "fold")
+    film, model = str(odd / "plain.mp4"), ["--checkpoint", run, "--device", "cpu"]
+    for command in (
+        lambda: check_lists.main([f"{fold}/test.csv", "--output_dir", bad]),
+        lambda: pack_clips.main([f"{fold}/test.csv", "--output_dir", bad]),
+        lambda: own_videos.main(["--videos", str(odd), "--output_dir", bad, "--modality", "a"]),
+        lambda: knn.main([*model, "--data_path", fold, "--k", "1", "--output_dir", bad]),
+        lambda: cli.extract([*model, f"{fold}/test.csv", "--output", f"{bad}/x.npz"]),
+        lambda: cli.predict([*model, film, "--csv", f"{bad}/x.csv"]),
+        lambda: cli.predict([*model, film, "--overlay", f"{bad}/x.mp4"]),
+        lambda: cli.export([run, bad]),
+        lambda: report([str(odd / "av"), "--html", f"{bad}/x.html", "--resamples", "20"]),
+        lambda: visualize(["curves", run, "--output", f"{bad}/x.png"]),
+    ):
+        caplog.clear()
+        capsys.readouterr()
+        try:
+            code = command()
+        except SystemExit as end:
+            code = end.code
+        said = [*caplog.messages, *capsys.readouterr().err.splitlines()]
+        assert code == 2
+        assert [line for line in said if "error: " in line and "file" in line], said
+    for main, flags in ((run_finetuning.main, [*FINETUNE, "--nb_classes", "3"]),
+                        (run_pretraining.main, PRETRAIN)):  # fmt: skip
+        with pytest.raises(OSError, match="file"):
+            main([*flags, "--epochs", "1", "--data_path", fold, "--output_dir", bad])
