@@ -178,7 +178,6 @@ def scoring_loader(
     dataset = TestClips(
         clips,
         num_segments=score.test_num_segment,
-        num_crops=score.test_num_crop,
         centre=centre,
         allow_skip=score.skip_bad_test_clips,
         **clip_options(configs),

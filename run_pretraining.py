@@ -9,6 +9,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import timm
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.config import PretrainConfigs, PretrainLossConfig, new_parser, parse_configs
 from hicmae.data.batches import ClipIndex, PretrainBatch
-from hicmae.data.clip_list import read_pretrain_list
+from hicmae.data.clip_list import decide_source_crop, read_pretrain_list
 from hicmae.data.dataset import PretrainClips
 from hicmae.data.loader import SkippedClips
 from hicmae.models.layers import split_tokens
@@ -48,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def pretrain(run: Run, configs: PretrainConfigs) -> None:
     """Build data, model and optimiser, then train epoch by epoch."""
     dataset, epochs = make_dataset(configs), configs.optim.epochs
+    crop = replace(
+        configs.data, source_crop=dataset.source_crop
+    )  # decided; it is saved with the run
+    configs = configs._replace(data=crop)
     loader = loop.clip_loader(run, dataset, configs.optim.batch_size)
     if configs.loss.gather:
         distributed.check_equal_batches(configs.optim.batch_size * dataset.num_samples)
@@ -76,10 +81,12 @@ def pretrain(run: Run, configs: PretrainConfigs) -> None:
 
 def make_dataset(configs: PretrainConfigs) -> PretrainClips:
     """Read the list, train.csv in a folder, or shards, and describe how clips are drawn."""
-    data = configs.data
+    data, size = configs.data, configs.clip.input_size
+    clips = read_pretrain_list(data.data_path, data.data_root)
     return PretrainClips(
-        read_pretrain_list(data.data_path, data.data_root),
+        clips,
         configs.clip,
+        source_crop=decide_source_crop(data.source_crop, data.data_path, clips, size),
         tubelet_size=configs.clip.tubelet_size,
         **vars(configs.mask),
         roll_mag_aug=data.roll_mag_aug,

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from hicmae.data.splits import PATTERNS
-from hicmae.data.video import MODALITIES, ClipSettings
+from hicmae.data.video import MODALITIES, SOURCE_CROPS, ClipSettings
 from hicmae.io import count_cores
 
 Config = TypeVar("Config")
@@ -45,6 +45,7 @@ DATA_HELP = "a list, a folder with train.csv and test.csv, or a folder of shards
 LEVELS_HELP = "encoder blocks, from 0, whose outputs are contrasted and read by decoders"
 DIFFERENCE_HELP = "rebuild how frames differ from the first one of their group, not the frames"
 LATER_HELP = "weight of the loss of a group's later frames; the first one has the rest"
+CROP_HELP = "cut 224 x 224 films to the face; auto: if the list's path says voxceleb2"
 LOWER_IS_BETTER = ("mae", "mse", "rmse")
 
 
@@ -244,6 +245,13 @@ class DataConfig(Settings):
 
 
 @dataclass(frozen=True)
+class PretrainDataConfig(DataConfig):
+    """Clips."""
+
+    source_crop: str = option("auto", CROP_HELP, choices=SOURCE_CROPS)
+
+
+@dataclass(frozen=True)
 class ClipConfig(ClipSettings, Settings):
     """Clip geometry."""
 
@@ -355,7 +363,7 @@ class PretrainConfigs(NamedTuple):
     """All settings of a pre-training run, in the order of ``--help``."""
 
     run: RunConfig
-    data: DataConfig
+    data: PretrainDataConfig
     clip: ClipConfig
     model: PretrainModelConfig
     mask: MaskConfig
@@ -456,7 +464,7 @@ class ScoreConfig(Settings):
     )  # fmt: skip
     average_clips: int = option(0, "clips alike in the first N '_' fields are one; 0: off", ">= 0")
     test_num_segment: int = harmless(2, "temporal views of a test clip", "> 0")
-    test_num_crop: int = harmless(2, "spatial views of a test clip", "> 0")
+    test_num_crop: int = harmless(2, "without effect: test frames are squashed to squares", "> 0")
     dist_eval: bool = harmless(True, "share testing among the GPUs")
     eval: bool = harmless(False, "only test the newest or the --resume checkpoint")
     skip_bad_test_clips: bool = harmless(False, "leave unreadable test clips out, and report them")

@@ -5,10 +5,11 @@
     python preprocess/pack_clips.py --verify --output_dir DIR               check what is there
     python run_pretraining.py --data_path DIR ...                           read it
 
-Frames are stored as JPEG (VoxCeleb2's 224 x 224 frames cut to the face, 160 x 160; JPEG frames of a
-folder as they are) or, with --lossless, as PNG; sound as it is. A shard is a WebDataset tar with an
-index beside it, so that a random clip of 16 frames costs only those. For fine-tuning pack train.csv
-to DATA/train and test.csv to DATA/test with --task, and give --data_path DATA.
+Frames are stored as JPEG (VoxCeleb2's 224 x 224 frames cut to the face, see --source_crop and
+--input_size; JPEG frames of a folder as they are) or, with --lossless, as PNG; sound as it is. A
+shard is a WebDataset tar with an index beside it, so that a random clip of 16 frames costs only
+those. For fine-tuning pack train.csv to DATA/train and test.csv to DATA/test with --task, and give
+--data_path DATA.
 
 The same command run again packs what is missing: nothing is packed twice, and a shard that was not
 whole is not there. pack_clips.csv in the output folder has a row for each clip.
@@ -33,7 +34,7 @@ import zlib
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,12 +46,12 @@ import soundfile
 from PIL import Image
 from tqdm import tqdm
 
-from hicmae.config import Settings, add_arguments, from_flags, option
+from hicmae.config import CROP_HELP, Settings, add_arguments, from_flags, option
 from hicmae.data.audio import SAMPLE_RATE, WavFile
-from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list
+from hicmae.data.clip_list import Clip, decide_source_crop, read_labelled_list, read_pretrain_list
 from hicmae.data.film import open_video
 from hicmae.data.shards import FORMAT, SUFFIX, PackedClips, open_packed, read_index, read_packed
-from hicmae.data.video import FrameFolder, Video, face_box, resize
+from hicmae.data.video import SOURCE_CROPS, FrameFolder, Video, resize, source_box
 from hicmae.io import UnreadableClip, check_writable, whole_file, write_whole
 from preprocess.command_line import add_num_workers, add_shard, exit_code, make_parser
 from preprocess.face_and_audio import batch
@@ -80,6 +81,8 @@ class PackOptions(Settings):
     quality: int = option(95, "of JPEG, without chroma subsampling", ">= 1 and <= 100")
     lossless: bool = option(False, "store PNG")
     size: int | None = option(None, "shrink frames to this short side in pixels", ">= 1")
+    source_crop: str = option("auto", CROP_HELP, choices=SOURCE_CROPS)
+    input_size: int = option(160, "of the training, for which these are cut", "> 0")
 
 
 # One clip
@@ -88,15 +91,15 @@ class PackOptions(Settings):
 def encode(job: PackJob, options: PackOptions, pretraining: bool) -> dict[str, Any]:
     """Read a clip and encode it; UnreadableClip where training could not use it either.
 
-    For `pretraining`, VoxCeleb2's 224 x 224 frames are cut to the face, as they are there. Returns
-    the bytes of the clip's MEMBERS; its number of frames, for the summary.
+    The `source_crop` of the options is decided. Returns the bytes of the clip's MEMBERS; its number
+    of frames, for the summary.
     """
     video, sound = open_video(job.source), WavFile(job.audio)
     images = []
     for start in range(0, len(video), FRAMES_AT_ONCE):
         indices = range(start, min(start + FRAMES_AT_ONCE, len(video)))
         for index, frame in zip(indices, video.read(indices), strict=True):
-            images.append(_image(video, index, frame, options, pretraining))
+            images.append(_image(video, index, frame, options))
     wav, samples = _wav(sound)
     info = {
         "video": job.clip.video,
@@ -116,13 +119,8 @@ def encode(job: PackJob, options: PackOptions, pretraining: bool) -> dict[str, A
     }
 
 
-def _image(
-    video: Video, index: int, frame: np.ndarray, options: PackOptions, pretraining: bool
-) -> bytes:
-    """Return the image file of frame `index`: a folder's own JPEG where it is kept, else a new one.
-
-    `options` and `pretraining` are those of `encode`.
-    """
+def _image(video: Video, index: int, frame: np.ndarray, options: PackOptions) -> bytes:
+    """Return the image file of a frame: a folder's own JPEG where it is kept, else a new one."""
     shrinks = options.size is not None and options.size < min(frame.shape[:2])
     if isinstance(video, FrameFolder) and not shrinks:
         path = Path(video.path, video.names[index])
@@ -130,8 +128,7 @@ def _image(
             if stored.format == "JPEG" and stored.mode == "RGB":
                 return path.read_bytes()
     image = Image.fromarray(frame)
-    if pretraining:
-        image = image.crop(face_box(*image.size))
+    image = image.crop(source_box(options.source_crop, options.input_size, *image.size))
     short = min(image.size)
     if options.size is not None and options.size < short:
         width, height = (side * options.size // short for side in image.size)
@@ -171,13 +168,13 @@ def _wav(sound: WavFile) -> tuple[bytes, np.ndarray]:
 
 
 def write_shard(
-    path: Path, outcomes: Iterator[Outcome], limit: int
+    path: Path, outcomes: Iterator[Outcome], limit: int, facts: dict[str, Any]
 ) -> Generator[Outcome, None, None]:
     """Write clips, outcomes of `encode`, until a shard has `limit` bytes; then its index.
 
-    Failures are yielded as they come, what was written, without its members, at the end: the shard
-    gets its name when it is whole, the index after it; without index it does not count, and is
-    written anew.
+    `facts` stand in the index. Failures are yielded as they come, what was written, without its
+    members, at the end: the shard gets its name when it is whole, the index after it; without index
+    it does not count, and is written anew.
     """
     done: list[Outcome] = []
     with whole_file(path) as part, open(part, "wb") as file:
@@ -200,7 +197,7 @@ def write_shard(
         file.flush()
         os.fsync(file.fileno())
         places = [number for _, *place in member_places(part) for number in place]
-        content = {"format": FORMAT, "shard": path.name, "size": file.tell()}
+        content = {"format": FORMAT, "shard": path.name, "size": file.tell(), **facts}
         content["sha256"] = sha256_of(part)
     content["clips"] = [
         [*outcome.job.clip, *places[6 * k : 6 * k + 6]] for k, outcome in enumerate(done)
@@ -330,15 +327,20 @@ def pack(args: argparse.Namespace) -> int:
     check_writable(summary)
     batch.sweep(str(args.output_dir))
     ledger = Ledger(summary)
-    for clip in read_packed(args.output_dir):
+    options, packed = from_flags(vars(args), PackOptions), read_packed(args.output_dir)
+    crop = "none"
+    if args.task == "pretrain":
+        crop = decide_source_crop(options.source_crop, args.list, packed, options.input_size)
+    options = replace(options, source_crop=crop)
+    for clip in packed:
         if job := jobs.pop((clip.video, clip.audio), None):
             ledger.note(Outcome(job._replace(output=clip.shard.path)), kept=True)
     # In a random order, so that clips of a speaker, who stand together in lists, meet others.
     waiting = list(jobs.values())
     pending = deque(waiting[k] for k in np.random.default_rng(0).permutation(len(waiting)))
-    options = from_flags(vars(args), PackOptions)
     work = partial(encode, options=options, pretraining=args.task == "pretrain")
-    finish = partial(write_all, args=args)
+    facts = {"source_crop": options.source_crop, "input_size": options.input_size}
+    finish = partial(write_all, args=args, facts=facts)
     return ledger.run(pending, work, args.num_workers, "packing", finish)
 
 
@@ -361,7 +363,7 @@ def find_jobs(args: argparse.Namespace) -> dict[Names, PackJob]:
 
 
 def write_all(
-    outcomes: Iterator[Outcome], args: argparse.Namespace
+    outcomes: Iterator[Outcome], args: argparse.Namespace, facts: dict[str, Any]
 ) -> Generator[Outcome, None, None]:
     """Write shard after shard; yields failures as they come, and clips when they are packed."""
     prefix, total, clips = "clips", 0, 0
@@ -376,7 +378,9 @@ def write_all(
             yield first
             continue
         path = args.output_dir / f"{prefix}-{next(numbers):06d}.tar"
-        for outcome in write_shard(path, itertools.chain([first], outcomes), args.shard_size):
+        for outcome in write_shard(
+            path, itertools.chain([first], outcomes), args.shard_size, facts
+        ):
             clips += not outcome.reason
             yield outcome
         total += path.stat().st_size

@@ -166,7 +166,7 @@ def plain_items(clips: list[Clip]) -> Iterator[Any]:
 
 def own_items(clips: list[Clip] | PackedClips, num_samples: int) -> Iterator[PretrainBatch]:
     """Yield items of the pre-training data set, endlessly; with one sample, the plain ones."""
-    dataset = PretrainClips(clips, num_samples=num_samples, seed=0)
+    dataset = PretrainClips(clips, num_samples=num_samples, seed=0, source_crop="voxceleb2")
     # Packed clips have their own order; by name it is that of the files.
     order = sorted(range(len(clips)), key=lambda index: clips[index].video)
     for item in endless_items(len(clips)):
@@ -177,6 +177,7 @@ def pack(clips: list[Clip], folder: Path, quality: int = JPEG_QUALITY) -> Packed
     """Return the clips, packed into a folder."""
     write_list(folder / "clips.csv", [clip._replace(label=0) for clip in clips])
     flags = ["--output_dir", str(folder / "packed"), "--quality", str(quality)]
+    flags += ["--source_crop", "voxceleb2"]
     if pack_clips.main([str(folder / "clips.csv"), *flags, "--num_workers", "1"]):
         raise RuntimeError("the clips could not be packed; see the lines above")
     return read_packed(folder / "packed")

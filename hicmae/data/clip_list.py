@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from hicmae.data.media import AUDIO_SUFFIXES
 from hicmae.data.shards import PackedClip, is_packed, read_packed
+from hicmae.data.video import voxceleb2_box
 from hicmae.io import whole_file
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,35 @@ def read_pretrain_list(path: str | Path, data_root: str = "") -> Sequence[AnyCli
         return Clip(video, audio, None)
 
     return _read(path, parse, "'<video.mp4> <int>' or '<video.mp4> <audio.wav> <int>'")
+
+
+def decide_source_crop(
+    choice: str, path: str | Path, clips: Sequence[AnyClip], input_size: int
+) -> str:
+    """Decide whether films are cut to the face, and say so: "voxceleb2" or "none".
+
+    The choice "auto" asks, as the original does, whether the path of the list says "voxceleb2".
+    Shards stay as they were packed; ValueError where that does not fit the choice or the size.
+    """
+    decided, why = choice, "as asked"
+    packed = [shard for shard in getattr(clips, "shards", ()) if shard.source_crop]
+    if choice == "auto" and packed:
+        decided, why = packed[0].source_crop, "as packed"
+    elif choice == "auto":
+        says = "voxceleb2" in str(path)
+        decided, why = "voxceleb2" if says else "none", f"by the path of the list, '{path}'"
+    box = voxceleb2_box(input_size) if decided == "voxceleb2" else None
+    for shard in packed:
+        cut = voxceleb2_box(shard.input_size) if shard.source_crop == "voxceleb2" else None
+        if shard.source_crop != decided or (cut and cut != box):
+            raise ValueError(
+                f"shard '{shard.path}' is packed with --source_crop {shard.source_crop} for "
+                f"--input_size {shard.input_size}, expected --source_crop {decided} and "
+                f"--input_size {input_size}, as all shards; pack the films again"
+            )
+    kept = "columns {0} to {2}, rows {1} to {3}".format(*box) if box else "all"
+    logger.info("--source_crop %s (%s): %s of 224 x 224 frames", decided, why, kept)
+    return decided
 
 
 def read_labelled_list(

@@ -136,12 +136,14 @@ class ClipDataset(Dataset):
 class PretrainClips(ClipDataset):
     """Random windows of unlabelled clips with the masks of their tokens.
 
-    A token is `tubelet_size` frames deep; of the video's, `mask_ratio` is masked.
+    A token is `tubelet_size` frames deep; of the video's, `mask_ratio` is masked. `source_crop` is
+    what `decide_source_crop` says.
     """
 
     tubelet_size: int = 2
     mask_ratio: float = 0.9
     mask_ratio_audio: float = 0.8
+    source_crop: str = "none"
 
     def __post_init__(self) -> None:
         """Count the tokens, as (time, height, width) and of the audio."""
@@ -177,7 +179,8 @@ class PretrainClips(ClipDataset):
         pixels = []
         for window in windows:
             height, width = frames[int(window[0])].shape[:2]
-            box = film.draw_crop(film.face_box(width, height), rng)
+            region = film.source_box(self.source_crop, self.size[0], width, height)
+            box = film.draw_crop(region, rng)
             pixels.append(film.resize_frames([frames[k] for k in window], self.size, box))
         return PretrainBatch(
             video=torch.stack(pixels),
@@ -230,16 +233,14 @@ class LabelledClips(ClipDataset):
 class TestClips(ClipDataset):
     """The distinct views of each clip; nothing is drawn here.
 
-    They are `num_segments` windows spread over the clip, with `num_crops` crops along the longer
-    side, of which square frames have one. `centre` gives one view instead, for validation: the
-    window that training would draw from the middle, resized to a square. `allow_skip` leaves
-    unreadable clips out instead of stopping.
+    They are `num_segments` windows spread over the clip; `centre` gives one view instead, for
+    validation: the window that training would draw from the middle. Frames are squashed to a
+    square, as in training. `allow_skip` leaves unreadable clips out instead of stopping.
     """
 
     __test__: ClassVar[bool] = False  # not a test, whatever pytest makes of its name
 
     num_segments: int = 2
-    num_crops: int = 2
     centre: bool = False
     allow_skip: bool = False
 
@@ -278,21 +279,16 @@ class TestClips(ClipDataset):
             windows = [film.train_frames(total, None, *self.sampling)]
         else:
             windows = film.test_windows(total, self.num_segments, *self.sampling)
-        pixels, features, size, boxes = None, None, self.size, [(0, 0, *self.size)]
+        pixels = features = None
         if video is not None:
             frames = film.read_frames(video, windows)
-            if not self.centre:
-                height, width = next(iter(frames.values())).shape[:2]
-                size, boxes = film.view_crops(width, height, size[0], self.num_crops)
-            resized = film.resize_frames(list(frames.values()), size)
+            squares = film.resize_frames(list(frames.values()), self.size)
             place = {index: k for k, index in enumerate(frames)}
-            chosen = [resized[:, [place[int(k)] for k in window]] for window in windows]
             pixels = torch.stack(
-                [part[..., y:bottom, x:right] for part in chosen for x, y, right, bottom in boxes]
+                [squares[:, [place[int(k)] for k in window]] for window in windows]
             )
         if sound is not None:
             features = self.features(video, sound, windows, total, [1.0] * len(windows))
-            features = features.repeat_interleave(len(boxes), dim=0)
         return pixels, features
 
 

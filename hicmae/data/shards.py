@@ -34,11 +34,17 @@ _WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, R
 
 
 class Shard(NamedTuple):
-    """A tar file: its path, its size in bytes, and its SHA-256 as written."""
+    """A tar file: its path, its size in bytes, and its SHA-256 as written.
+
+    With the `source_crop` "voxceleb2" frames are already cut for `input_size`, with "none" they are
+    whole; older indexes do not say.
+    """
 
     path: str
     size: int
     sha256: str
+    source_crop: str = ""
+    input_size: int = 160
 
 
 class Places(NamedTuple):
@@ -127,7 +133,8 @@ def read_index(path: Path) -> tuple[Shard, list[list[Any]]]:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT!r}, got {content['format']!r}")
-        shard = Shard(str(path.parent / content["shard"]), content["size"], content["sha256"])
+        facts = {name: content[name] for name in Shard._fields[1:] if name in content}
+        shard = Shard(str(path.parent / content["shard"]), **facts)
         rows = content["clips"]
         if not rows or any(len(row) != 9 for row in rows):
             raise ValueError("expected clips, rows of 9 values")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch  # imported where it is used: tools that only read frames need not wait for it
 
 MODALITIES = ("av", "a", "v")
+SOURCE_CROPS = ("auto", "voxceleb2", "none")
+VOXCELEB2_SIZE = (224, 224)  # of its frames as their authors ship them
 
 FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
 MAX_PIXELS = 1 << 26  # of a frame; more is no face but something to fill the memory with
@@ -185,8 +187,9 @@ def test_windows(
     last frame (one is centred); windows that fall on the same frames are given once.
     """
     frames = _repeat_last(np.arange(0, total_frames, sampling_rate), num_frames)
-    starts = _spread(len(frames) - num_frames, num_segments)
-    return [frames[start : start + num_frames] for start in starts]
+    slack, last = len(frames) - num_frames, num_segments - 1
+    starts = [k * slack // last for k in range(num_segments)] if last else [slack // 2]
+    return [frames[start : start + num_frames] for start in dict.fromkeys(starts)]
 
 
 test_windows.__test__ = False  # type: ignore[attr-defined]  # no test, whatever pytest thinks
@@ -196,19 +199,20 @@ def _repeat_last(indices: np.ndarray, length: int) -> np.ndarray:
     return np.pad(indices, (0, max(length - len(indices), 0)), mode="edge")
 
 
-def _spread(slack: int, count: int) -> list[int]:
-    """Return the distinct ones of `count` starts spread evenly over 0..slack; one is centred."""
-    if count == 1:
-        return [slack // 2]
-    return list(dict.fromkeys(k * slack // (count - 1) for k in range(count)))
-
-
 # Geometry and pixels
 
 
-def face_box(width: int, height: int) -> Box:
-    """Return the face of a 224 x 224 frame of VoxCeleb2; the whole frame for any other size."""
-    return (32, 0, 192, 160) if (width, height) == (224, 224) else (0, 0, width, height)
+def voxceleb2_box(input_size: int) -> Box | None:
+    """Return what is kept of a frame of VoxCeleb2 for an input size; None: all, of sizes > 192."""
+    if input_size > 192:
+        return None
+    return (32, 0, 192, 160) if input_size <= 160 else (16, 0, 208, 192)
+
+
+def source_box(source_crop: str, input_size: int, width: int, height: int) -> Box:
+    """Return what is kept of a pre-training film's frame, by a decided `--source_crop`."""
+    is_voxceleb2 = source_crop == "voxceleb2" and (width, height) == VOXCELEB2_SIZE
+    return (is_voxceleb2 and voxceleb2_box(input_size)) or (0, 0, width, height)
 
 
 def crop_sizes(width: int, height: int) -> list[tuple[int, int]]:
@@ -235,21 +239,6 @@ def draw_crop(region: Box, rng: np.random.Generator) -> Box:
     offsets = crop_offsets(right - left, bottom - top, width, height)
     x, y = offsets[rng.integers(len(offsets))]
     return left + x, top + y, left + x + width, top + y + height
-
-
-def view_crops(
-    width: int, height: int, input_size: int, num_crops: int
-) -> tuple[tuple[int, int], list[Box]]:
-    """Return the (width, height) a test frame is resized to, and the distinct boxes to cut from it.
-
-    Its short side becomes `input_size`, the side of the boxes, and these are spread evenly along
-    the longer side: one is centred, and a square has one.
-    """
-    short = min(width, height)
-    size = width * input_size // short, height * input_size // short
-    starts = _spread(max(size) - input_size, num_crops)
-    corners = [(start, 0) if width > height else (0, start) for start in starts]
-    return size, [(x, y, x + input_size, y + input_size) for x, y in corners]
 
 
 def resize(image: Image.Image, size: tuple[int, int], box: Box | None = None) -> Image.Image:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -26,7 +24,7 @@ from hicmae.data.audio import (
 from hicmae.data.film import FRAME_RATE
 from hicmae.data.media import NoPicture, NoSound
 from hicmae.data.shards import PackedClip
-from hicmae.data.video import resize, test_windows, view_crops
+from hicmae.data.video import resize, test_windows, to_tensor
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, follow, main_face, search, smooth
 from hicmae.inference.model import FACE_SIZE, ModelConfig, Preprocessing
@@ -259,7 +257,6 @@ class Clip:
     streams: str  # what is read of it, a part of the model's modality
     options: Options
     windows: list[Window] = field(default_factory=list)
-    num_crops: int = 1  # spatial views of a window
     frames: LookedAt | None = None  # of all windows; None: no picture is read
     times: np.ndarray | None = None  # of these frames
     points: np.ndarray | None = None  # of the people's faces; None takes frames as they are
@@ -319,13 +316,12 @@ class Clip:
             self.notes.append(f"{error}; answered by the sound alone")
             self._plan(source, None)
             self.frames = None
-        return len(self.windows) * self.num_people * self.num_crops
+        return len(self.windows) * self.num_people
 
     def _plan(self, source: Source, times: np.ndarray | None) -> None:
         num_samples = None if self.waveform is None else len(self.waveform)
         config, options = self.config, self.options
         if options.protocol == "test":
-            self.num_crops = config.test_num_crop
             self.windows = as_tested(times, num_samples, config, source.path)
         else:
             sizes = options.window, options.overlap
@@ -365,20 +361,19 @@ class Clip:
                     start, stop = 0, len(self.waveform)  # a short clip is heard whole, as trained
                 if stop - start >= WINDOW:
                     audio = fbank(self.waveform[start:stop], size)
-            for person, crops in enumerate(pictures):
-                parts = (("v", crops, "no face"), ("a", audio, "no sound"))
+            for person, video in enumerate(pictures):
+                parts = (("v", video, "no face"), ("a", audio, "no sound"))
                 lacking = [why for s, part, why in parts if s in self.streams and part is None]
                 if lacking:
                     self.missing[person, number] = " and ".join(lacking)
                 if lacking and (not self.may_miss or len(lacking) == len(self.streams)):
                     continue
-                for crop in [None] if crops is None else crops:
-                    yield View(person, number, crop, audio)
+                yield View(person, number, video, audio)
 
     def _pictures(self) -> Iterator[list[Tensor | None]]:
-        """Yield the pixels of each window for each person: (crops, 3, T, H, W), or None unseen."""
+        """Yield the pixels of each window for each person: (3, T, H, W), or None unseen."""
         frames = enumerate(self.frames or ())
-        input_size = self.config.preprocessing.input_size
+        size = (self.config.preprocessing.input_size,) * 2
         held: dict[int, list[np.ndarray]] = {}  # views of each person, by place among the frames
         for window in self.windows:
             pictures: list[Tensor | None] = [None] * self.num_people
@@ -392,18 +387,11 @@ class Clip:
                 images = [frame]
                 if self.points is not None:
                     images = [align(frame, points[place], FACE_SIZE) for points in self.points]
-                held[place] = []
-                for image in images:
-                    # The short side fits, and crops (n, size, size, 3) are cut of the long one.
-                    height, width = image.shape[:2]
-                    size, boxes = view_crops(width, height, input_size, self.num_crops)
-                    small = np.asarray(resize(Image.fromarray(image), size))
-                    crops = [small[top:bottom, left:right] for left, top, right, bottom in boxes]
-                    held[place].append(np.stack(crops))
+                # squashed to a square, as in training
+                held[place] = [np.asarray(resize(Image.fromarray(image), size)) for image in images]
             for number in range(self.num_people):
                 if self.boxes is None or np.isfinite(self.boxes[number, places, 0]).mean() >= SEEN:
-                    pixels = torch.from_numpy(np.stack([held[place][number] for place in places]))
-                    pictures[number] = rearrange(pixels, "t n h w c -> n c t h w")
+                    pictures[number] = to_tensor([held[place][number] for place in places])
             yield pictures
 
     def release(self) -> None:

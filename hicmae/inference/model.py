@@ -97,7 +97,6 @@ class ModelConfig:
     architecture: Architecture
     preprocessing: Preprocessing
     test_num_segment: int = 2  # temporal views of the test protocol
-    test_num_crop: int = 2  # spatial views of the test protocol
     training: dict[str, Any] = field(default_factory=dict)  # where the weights come from
 
     def to_json(self) -> str:
@@ -183,7 +182,6 @@ def _of_run(
         architecture=_architecture(weights, settings, model.source),
         preprocessing=_preprocessing(settings),
         test_num_segment=int(settings.get("test_num_segment") or 2),
-        test_num_crop=int(settings.get("test_num_crop") or 2),
         training={
             "checkpoint": Path(model.source).name,
             "epoch": epoch if isinstance(epoch, (int, str)) else None,

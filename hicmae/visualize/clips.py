@@ -11,7 +11,13 @@ from matplotlib.image import AxesImage
 from torch import nn
 
 from hicmae.data.batches import ClipIndex
-from hicmae.data.clip_list import AnyClip, find_list, read_labelled_list, read_pretrain_list
+from hicmae.data.clip_list import (
+    AnyClip,
+    decide_source_crop,
+    find_list,
+    read_labelled_list,
+    read_pretrain_list,
+)
 from hicmae.data.dataset import PretrainClips, TestClips
 from hicmae.data.video import ClipSettings
 from hicmae.inference.model import ModelConfig, load_model
@@ -101,7 +107,17 @@ def batches(opened: Opened, batch_size: int = 16) -> Iterator[Any]:
     if config.task == "pretraining":
         trained, tubelets = config.training.get("settings", {}), clip.tubelet_size
         ratios = {n: trained[n] for n in ("mask_ratio", "mask_ratio_audio") if n in trained}
-        dataset = PretrainClips(clips, settings, tubelet_size=tubelets, seed=opened.seed, **ratios)
+        crop = decide_source_crop(
+            *(trained.get("source_crop", "auto"), trained.get("data_path", "")),
+            *(clips, clip.input_size),
+        )
+        dataset = PretrainClips(
+            *(clips, settings),
+            tubelet_size=tubelets,
+            seed=opened.seed,
+            source_crop=crop,
+            **ratios,
+        )
     else:
         kind: dict[str, Any] = {"task": config.task, "modality": config.modality}
         dataset = TestClips(clips, settings, centre=True, **kind)

@@ -16,7 +16,7 @@ from torch import nn
 
 from hicmae.config import PretrainConfigs, PretrainLossConfig, flat_settings, from_dict
 from hicmae.data.batches import ClipIndex, PretrainBatch, joined
-from hicmae.data.clip_list import read_pretrain_list
+from hicmae.data.clip_list import decide_source_crop, read_pretrain_list
 from hicmae.data.dataset import PretrainClips
 from hicmae.inference.style import STYLE
 from hicmae.io import choose_device
@@ -123,9 +123,11 @@ def reconstruction(
     settings |= {"data_path": data_path, "data_root": data_root, "num_samples": 1}
     settings |= {} if seed is None else {"seed": seed}
     configs = from_dict(PretrainConfigs, settings)
+    clips, size = read_pretrain_list(data_path, data_root), configs.clip.input_size
     dataset = PretrainClips(
-        read_pretrain_list(data_path, data_root),
+        clips,
         configs.clip,
+        source_crop=decide_source_crop(configs.data.source_crop, data_path, clips, size),
         tubelet_size=configs.clip.tubelet_size,
         **vars(configs.mask),
         roll_mag_aug=configs.data.roll_mag_aug,

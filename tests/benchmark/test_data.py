@@ -45,7 +45,10 @@ def test_the_plain_loader_yields_our_tensors(clips, pretrain_clips, write_mp4, w
     short = [pretrain_clips[0]._replace(video=video, audio=audio), *pretrain_clips[3:]]
     items = [(clips, ClipIndex(epoch, epoch % 2)) for epoch in range(6)]
     for listed, item in items + [(short, ClipIndex(1, index)) for index in range(3)]:
-        ours, clip = PretrainClips(listed)[item].to("cpu"), listed[item.index]
+        ours, clip = (
+            PretrainClips(listed, source_crop="voxceleb2")[item].to("cpu"),
+            listed[item.index],
+        )
         video, video_mask, audio, audio_mask = plain.load_clip(
             clip.video, clip.audio, item_generator(0, item)
         )

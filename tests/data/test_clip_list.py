@@ -2,7 +2,13 @@ import os
 
 import pytest
 
-from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, write_list
+from hicmae.data.clip_list import (
+    Clip,
+    decide_source_crop,
+    read_labelled_list,
+    read_pretrain_list,
+    write_list,
+)
 
 AWKWARD = [
     "with space/a.mp4",
@@ -83,6 +89,22 @@ def test_failed_write_keeps_the_old_list_and_leaves_no_temporary_file(tmp_path):
         write_list(path, failing())
     assert [entry.name for entry in tmp_path.iterdir()] == ["list.csv"]
     assert read_labelled_list(path)[0].video == "a"
+
+
+@pytest.mark.parametrize(
+    "choice, path, decided",
+    [
+        ("auto", "saved/data/voxceleb2/train.csv", "voxceleb2"),
+        ("auto", "saved/data/own/train.csv", "none"),
+        ("none", "saved/data/voxceleb2/train.csv", "none"),
+        ("voxceleb2", "own.csv", "voxceleb2"),
+    ],
+)
+def test_the_path_of_a_list_decides_the_source_crop_and_it_is_said(choice, path, decided, caplog):
+    with caplog.at_level("INFO"):
+        assert decide_source_crop(choice, path, [], 160) == decided
+    assert f"--source_crop {decided}" in caplog.text
+    assert ("columns 32 to 192, rows 0 to 160" in caplog.text) == (decided == "voxceleb2")
 
 
 OK = "ok ok.wav 5\n"

@@ -18,6 +18,7 @@ from hicmae.data.augment import Augment
 from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import (
     Clip,
+    decide_source_crop,
     find_list,
     read_labelled_list,
     read_pretrain_list,
@@ -42,6 +43,9 @@ def pack(folder: Path, clips: list[Clip], *options: str, task: str = "pretrain")
     return folder / "shards"
 
 
+VOXCELEB2 = ("--source_crop", "voxceleb2")
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[Clip]:
     """Return five clips of different lengths; one is of VoxCeleb2's size."""
@@ -60,7 +64,7 @@ def files(tmp_path_factory) -> list[Clip]:
 @pytest.fixture(scope="module")
 def lossless(files, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lossless")
-    return pack(folder, files, "--lossless", "--shard_size", "250KB")
+    return pack(folder, files, "--lossless", "--shard_size", "250KB", *VOXCELEB2)
 
 
 @pytest.fixture
@@ -91,12 +95,27 @@ def labelled(folder: Path, kind: str, labels: list) -> list[Clip]:
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_lossless_shards_give_the_very_batches_of_the_files(files, lossless, num_samples):
     options = {"num_samples": num_samples, "roll_mag_aug": True, "seed": 5}
+    options["source_crop"] = "voxceleb2"
     plain = PretrainClips(files, **options)
     from_shards = PretrainClips(in_order_of(files, lossless), **options)
     for index in range(5):
         for epoch in range(2):
             item = ClipIndex(epoch, index)
             assert same(plain[item], from_shards[item])
+
+
+def test_training_follows_what_packing_cut(files, lossless, tmp_path):
+    assert decide_source_crop("auto", "x", read_packed(lossless), 128) == "voxceleb2"
+    for choice, size in (("none", 160), ("voxceleb2", 192), ("auto", 224)):
+        with pytest.raises(ValueError, match="--source_crop voxceleb2 for --input_size 160, exp"):
+            decide_source_crop(choice, "x", read_packed(lossless), size)
+    pack(tmp_path, files[4:])
+    whole = pack(tmp_path, files[:1], "--source_crop", "none")
+    assert decide_source_crop("auto", "voxceleb2", read_packed(whole), 192) == "none"
+    video, _ = open_packed(in_order_of(files[4:], whole)[0])
+    assert video.read([0])[0].shape == (224, 224, 3)
+    flags = ["--output_dir", str(whole), *VOXCELEB2]
+    assert pack_clips.main([str(tmp_path / "list.csv"), *flags]) == 2
 
 
 def test_jpeg_shards_differ_little(files, tmp_path):

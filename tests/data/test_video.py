@@ -76,14 +76,17 @@ def test_drawn_crops_stay_in_their_region_and_reach_every_size():
     assert sizes == set(film.crop_sizes(160, 192))
 
 
-def test_crops_spread_along_the_longer_side_and_squares_have_one():
-    assert film.face_box(224, 224) == (32, 0, 192, 160) and film.face_box(224, 9) == (0, 0, 224, 9)
-    for num_crops in (1, 2, 3):
-        assert film.view_crops(256, 256, 160, num_crops) == ((160, 160), [(0, 0, 160, 160)])
-    three = [(0, 0, 40, 40), (10, 0, 50, 40), (20, 0, 60, 40)]
-    assert film.view_crops(90, 60, 40, 3) == ((60, 40), three)
-    assert film.view_crops(60, 90, 40, 2) == ((40, 60), [(0, 0, 40, 40), (0, 20, 40, 60)])
-    assert film.view_crops(60, 90, 40, 1) == ((40, 60), [(0, 10, 40, 50)])
+@pytest.mark.parametrize(
+    "size, box",
+    [
+        *[(size, (32, 0, 192, 160)) for size in (96, 144, 160)],
+        *[(192, (16, 0, 208, 192)), (208, (0, 0, 224, 224))],
+    ],
+)
+def test_only_frames_of_voxceleb2_are_cut_to_the_face_as_the_input_needs(size, box):
+    assert film.source_box("voxceleb2", size, 224, 224) == box
+    assert film.source_box("none", size, 224, 224) == (0, 0, 224, 224)
+    assert film.source_box("voxceleb2", size, 224, 220) == (0, 0, 224, 220)
 
 
 def test_tensor_is_channels_frames_rows_columns():

@@ -22,7 +22,6 @@ from hicmae.data.video import (
     pretrain_frames,
     test_windows,
     train_frames,
-    view_crops,
 )
 from hicmae.training import checkpoint
 from hicmae.training.checkpoint import CheckpointError, load, save
@@ -95,20 +94,6 @@ def test_a_drawn_crop_lies_in_its_region_and_has_a_known_size(side, other, seed)
     left, top, right, bottom = draw_crop(region, np.random.default_rng(seed))
     assert (right - left, bottom - top) in crop_sizes(side, other)
     assert region[0] <= left < right <= region[2] and region[1] <= top < bottom <= region[3]
-
-
-sides = st.integers(8, 600)
-
-
-@given(width=sides, height=sides, size=st.integers(8, 64), crops=st.integers(1, 5))
-def test_view_crops_are_distinct_squares_inside_the_frame(width, height, size, crops) -> None:
-    (new_width, new_height), boxes = view_crops(width, height, size, crops)
-    assert min(new_width, new_height) == size and len(set(boxes)) == len(boxes) <= crops
-    for left, top, right, bottom in boxes:
-        assert (right - left, bottom - top) == (size, size)
-        assert 0 <= left and 0 <= top and right <= new_width and bottom <= new_height
-    if width == height:
-        assert len(boxes) == 1
 
 
 # Masks
