@@ -145,6 +145,16 @@ def test_experiments_run_with_what_was_published(script, shell, inputs, tmp_path
 
 
 @every_shell
+@pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda path: path.parent.name)
+def test_help_says_what_is_needed_and_written(script, shell, tmp_path):
+    result = start(script, tmp_path, "--help", shell=shell)
+    assert result.returncode == 0 and result.stderr == ""
+    words = result.stdout.split()
+    assert {"Needs", "Writes", "Start", str(script.relative_to(ROOT))} <= {*words}
+    assert not {"!/bin/sh", "shellcheck"} & {*words}
+
+
+@every_shell
 def test_variables_change_a_run(shell, inputs, tmp_path):
     settings = inputs | {"DATA_PATH": "my data", "OUTPUT_DIR": "there", "GPUS": 2, "EPOCHS": 7}
     more = {"PRECISION": "fp32", "NUM_WORKERS": 5, "TOTAL_BATCH": 8, "DRY_RUN": 1}
