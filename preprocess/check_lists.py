@@ -19,7 +19,8 @@ Written:
     check/report.csv (--output_dir)  list, number of the clip in it, video, audio, kind, detail
     check/records*.csv               what is known of each clip, and the only file of a --shard run
 
-Exit code: 0 nothing is wrong, 1 something is, 2 the lists cannot be checked.
+Exit code: 0 nothing is wrong, 1 something is, 2 the lists cannot be checked, 3 the run was stopped
+by hand.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -44,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any f
 
 import pandas as pd
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hicmae.data.audio import WavFile
 from hicmae.data.clip_list import Clip, Label, wav_of, write_list
@@ -53,7 +56,7 @@ from hicmae.data.video import FrameFolder, Video
 from hicmae.io import UnreadableClip, check_writable, whole_file
 from preprocess import command_line
 from preprocess.command_line import WHOLE, Shard
-from preprocess.face_and_audio.batch import Job, outcomes_of
+from preprocess.face_and_audio.batch import SUMMARY_EVERY, Job, outcomes_of
 from preprocess.face_and_audio.timing import out_of_step
 from preprocess.lists.clips import Problem, count_frames, reading, wav_seconds
 from preprocess.lists.writing import table_text, write_csv
@@ -358,12 +361,19 @@ def inspect_all(
         with whole_file(path) as whole:
             append(whole, (known[key] for key in known if key not in again))
     jobs = deque(Job(video, audio, str(path)) for video, audio in todo)
-    with closing(outcomes_of(jobs, partial(work, decode=decode), num_workers)) as outcomes:
-        for outcome in tqdm(outcomes, total=len(mine), initial=len(mine) - len(todo), unit="clip"):
+    before = len(mine) - len(todo)
+    found = outcomes_of(jobs, partial(work, decode=decode), num_workers)
+    bar = tqdm(found, "checking", len(mine), initial=before, unit="clip", disable=None)
+    said = time.monotonic()
+    with closing(found), bar, logging_redirect_tqdm():
+        for count, outcome in enumerate(bar, before + 1):
             video, audio, _ = outcome.job
             died = Record(video, audio, "", "cannot be checked", outcome.reason)  # its process did
             records[video, audio] = outcome.details.get("record", died)
             append(path, [records[video, audio]])
+            if time.monotonic() - said > SUMMARY_EVERY:  # for logs, which show no bar
+                logger.info("%d of %d clips are checked", count, len(mine))
+                said = time.monotonic()
     return records
 
 

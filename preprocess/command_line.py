@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STOPPED = 3  # exit code of a run that ended before its clips did
+
 
 class Shard(NamedTuple):
     """Part `part` of `parts`, from 1/n to n/n; 1/1 is everything."""
@@ -78,13 +80,16 @@ def add_switch(parser: argparse.ArgumentParser, flag: str, use: str) -> None:
 
 
 def exit_code(work: Callable[[], int | None], bad_data: int = 2) -> int:
-    """Return what `work` returns, or 0; after an error, one line in the log, `bad_data` or 2.
+    """Return what `work` returns, or 0; after an error, one line in the log and another code.
 
-    `bad_data` is the code of a ValueError.
+    It is `bad_data` of a ValueError, STOPPED of an interrupt, else 2.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return work() or 0
+    except KeyboardInterrupt:
+        logger.error("interrupted: the same command goes on")
+        return STOPPED
     except (OSError, RuntimeError, ValueError) as error:
         logger.error("error: %s", describe(error))
         return bad_data if isinstance(error, ValueError) else 2

@@ -29,7 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hicmae.data.media import walk
 from hicmae.io import PART, check_writable, describe, remove
-from preprocess.command_line import WHOLE, Shard, add_num_workers, add_shard
+from preprocess.command_line import STOPPED, WHOLE, Shard, add_num_workers, add_shard
 from preprocess.lists.writing import write_csv
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 LIST_SUFFIXES = frozenset((".csv", ".txt", ".list"))
 SUMMARY_EVERY = 60  # seconds between writings of the summary
 STALE = 24 * 3600  # seconds after which a temporary file belongs to no running process
-STOPPED = 3  # exit code of a run that ended before its clips did
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What may be wrong with a clip; a TypeError, say, is a mistake of ours and ends the run.
 CLIP_ERRORS: tuple[type[Exception], ...] = (RuntimeError, OSError, ValueError, LookupError)

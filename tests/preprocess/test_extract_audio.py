@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from hicmae.io import PART
-from preprocess.command_line import make_parser
+from preprocess.command_line import STOPPED, make_parser
 from preprocess.face_and_audio import batch, extract_audio
 from preprocess.face_and_audio.batch import Job, find_jobs
 from tests.preprocess import media_files
@@ -243,7 +243,7 @@ def test_a_stopped_run_leaves_nothing_half_written_and_goes_on_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(wave.Wave_write, "writeframesraw", fail_in_the_third)
-        assert extract(clips, out) == batch.STOPPED
+        assert extract(clips, out) == STOPPED
     assert message in caplog.text
     assert [row["status"] for row in summary(out).values()] == ["done", "done"]
     assert len([path for path in out.rglob("*") if path.is_file()]) == 3

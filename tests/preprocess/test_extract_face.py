@@ -15,7 +15,8 @@ from hicmae.data.video import FrameFolder
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import similarity, template
 from hicmae.io import PART
-from preprocess.face_and_audio import batch, extract_face
+from preprocess.command_line import STOPPED
+from preprocess.face_and_audio import extract_face
 from preprocess.face_and_audio.extract_face import FaceOptions, follow_face
 from tests.media.clock_films import save_film
 from tests.preprocess import media_files
@@ -150,7 +151,7 @@ def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", fail_at_the_fifth)
-        assert extract(tmp_path / "in", out) == batch.STOPPED
+        assert extract(tmp_path / "in", out) == STOPPED
     assert {path.name for path in out.iterdir()} == {"a_aligned", "extract_face.csv"}
     assert len(list((out / "a_aligned").iterdir())) == 3
     before = (out / "a_aligned").stat().st_mtime_ns

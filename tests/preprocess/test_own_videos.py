@@ -13,6 +13,7 @@ import pytest
 import run_finetuning
 from hicmae.data.clip_list import read_labelled_list
 from preprocess import own_videos
+from preprocess.command_line import STOPPED
 from preprocess.face_and_audio import batch
 from preprocess.lists.annotations import Labelled, read_labels
 from preprocess.own_videos import assign_parts, class_names
@@ -174,9 +175,9 @@ def test_shards_extract_and_a_last_run_makes_the_lists(videos, tmp_path, openfac
 
 
 def test_no_list_is_made_of_a_run_that_was_stopped(videos, tmp_path, openface, monkeypatch):
-    monkeypatch.setattr(batch, "run_tool", lambda *_: batch.STOPPED)
+    monkeypatch.setattr(batch, "run_tool", lambda *_: STOPPED)
     flags = ["--labels", labels_of(tmp_path), *openface]
-    assert prepare(videos, tmp_path / "out", *flags) == batch.STOPPED
+    assert prepare(videos, tmp_path / "out", *flags) == STOPPED
     assert not (tmp_path / "out").exists()
 
 
