@@ -31,6 +31,11 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 CPU_GEMM = ("auto", "onednn", "mkl")
 WORKERS = min(16, max(count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
 FUSION_ORDERS = ("both", "video_first", "audio_first")
+WIDTHS = (128, 256, 384, 512)  # of the registered models
+PRETRAINING, CLASSIFIERS = (
+    tuple(f"{stage}_dim{width}_patch16_160_a256" for width in WIDTHS)
+    for stage in ("pretrain_hicmae", "avit")
+)
 CONTRASTED, ACTIVATIONS = ("all", "top", "none"), ("sigmoid", "relu", "tanh")
 # By task; the first loss and metric are the defaults, as are these alphas of mixup and cutmix.
 LOSSES = {"classification": ("ce",), "regression": ("mse", "mae", "ccc", "pcc")}
@@ -315,7 +320,7 @@ class OptimConfig(Settings):
 class PretrainModelConfig(Settings):
     """Pre-training model."""
 
-    model_name: str = option("pretrain_hicmae_dim512_patch16_160_a256", "timm name", flag="model")
+    model_name: str = option(PRETRAINING[-1], "registered name", flag="model", choices=PRETRAINING)
     encoder_depth: int = option(10, "blocks of the video encoder")
     encoder_depth_audio: int = option(10, "blocks of the audio encoder")
     decoder_depth: int = option(4, "blocks of the video decoder: one more than kept levels")
@@ -378,7 +383,7 @@ class ClassifierConfig(Settings):
     task: str = option("classification", "kind of labels", choices=tuple(LOSSES))
     num_classes: int = option(0, "classes, or regression outputs", flag="nb_classes")
     modality: str = option("av", "streams to read: both, audio, video", choices=MODALITIES)
-    model_name: str = option("avit_dim512_patch16_160_a256", "registered name", flag="model")
+    model_name: str = option(CLASSIFIERS[-1], "registered name", flag="model", choices=CLASSIFIERS)
     depth: int = option(10, "blocks of the video encoder", aliases=("encoder_depth",))
     depth_audio: int = option(10, "blocks of the audio encoder", aliases=("encoder_depth_audio",))
     fusion_depth: int = option(2, "layers of the fusion encoder", aliases=("encoder_fusion_depth",))

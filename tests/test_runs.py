@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import run_pretraining
+from hicmae.training import checkpoint
 from tests.boards import board, sessions, texts
 from tests.small_runs import (
     PRETRAIN,
@@ -43,8 +44,7 @@ def pretrained(media):
 @pytest.fixture(scope="module")
 def finetuned(media, pretrained):
     """The output folder of two epochs of fine-tuning from there."""
-    checkpoint = str(pretrained / "checkpoint-1.pth")
-    start = ["--finetune", checkpoint, "--val_metric", "uar"]
+    start = ["--finetune", str(pretrained), "--val_metric", "uar"]  # its newest checkpoint
     return finetune(media, media / "finetuned", "--epochs", "2", *start)
 
 
@@ -134,8 +134,8 @@ def test_one_modality_trains_without_the_other_stream(pretrained, media, tmp_pat
         missing = ("faces", "no_faces") if modality == "a" else (".wav", ".no_wav")
         (fold / name).write_text(text.replace(*missing))
     arguments = ["--modality", modality, "--mixup", "0", "--cutmix", "0"]
-    checkpoint = str(pretrained / "checkpoint-1.pth")
-    finetune(tmp_path, tmp_path / "out", *arguments, "--finetune", checkpoint)
+    start = str(pretrained / "checkpoint-1.pth")
+    finetune(tmp_path, tmp_path / "out", *arguments, "--finetune", start)
     assert len(rows(tmp_path / "out" / "pred.csv")) == 5
 
 
@@ -204,7 +204,6 @@ def test_broken_clips_are_replaced_named_and_bounded(media, tmp_path):
     [
         (["--batch_size", "50"], "expected at least one batch of 50; lower --batch_size"),
         (["--accum_iter", "9"], "fewer than --accum_iter 9"),
-        (["--model", "no_such_model"], "no_such_model"),
         (["--resume", "missing.pth"], "checkpoint 'missing.pth' does not exist"),
         (["--precision", "fp16"], "--precision fp16 needs a GPU"),
         (["--device", "cuda"], "--device cuda, but torch sees no GPU"),
@@ -215,6 +214,21 @@ def test_impossible_runs_are_refused(media, tmp_path, arguments, message):
         pytest.skip("there is a GPU")
     with pytest.raises((ValueError, RuntimeError, FileNotFoundError), match=message):
         pretrain(media, tmp_path, *arguments)
+
+
+def test_the_folder_of_a_run_is_resumed_from_its_newest_state_unless_that_is_not_finite(
+    pretrained, media, tmp_path
+):
+    going = ["--epochs", "2", "--save_ckpt_freq", "1"]
+    pretrain(media, tmp_path / "on", *going, "--resume", str(pretrained))
+    assert (
+        f"resumed from {pretrained / 'checkpoint-1.pth'}" in (tmp_path / "on/run.log").read_text()
+    )
+    state = checkpoint.load(pretrained / "checkpoint-1.pth")
+    state["model"]["encoder.norm.bias"][3] = torch.inf
+    checkpoint.save(tmp_path / "checkpoint-1.pth", state)
+    with pytest.raises(ValueError, match="checkpoint-1.pth.*'encoder.norm.bias' holds .* nan or i"):
+        pretrain(media, tmp_path / "bad", *going, "--resume", str(tmp_path))
 
 
 def test_a_checkpoint_of_another_model_is_neither_resumed_nor_tested(pretrained, media, tmp_path):

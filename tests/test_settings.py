@@ -88,10 +88,13 @@ PRE = [
     ("--contrastive_levels none --gather_negatives", "--gather_negatives.*--contrastive_levels"),
     ("--total_batch 8 --accum_iter 2", "--total_batch.*out"),
     ("--lr -1", "--lr must be >= 0"),
+    ("--model vit", "'vit' .*pretrain_hicmae_dim256_patch16_160_a256"),
     ("--save_interval nan", "--save_interval must be >= 0"),
     ("--cuda_graphs", "--cuda_graphs.*add --compile"),
 ]
 FINE = [
+    ("--model vit", "'vit' .*avit_dim256_patch16_160_a256"),
+    ("--model pretrain_hicmae_dim512_patch16_160_a256", "avit_dim512_patch16_160_a256"),
     ("--nb_classes 0", "--nb_classes is missing"),
     ("--nb_classes 1", "--nb_classes must be at least 2"),
     ("--layer_decay 1.5", "--layer_decay must be > 0 and <= 1"),

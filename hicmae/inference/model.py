@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hicmae
-from hicmae.config import flat_settings
+from hicmae.config import WIDTHS, flat_settings
 from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
 from hicmae.data.clip_list import chosen_names, names_of_run, read_labelled_list
 from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD, FrameFolder
@@ -45,7 +45,6 @@ CONSTANTS = {  # of preprocessing, for readers of config.json
     "filter_bank_std": FBANK_STD,
     "face_size": FACE_SIZE,
 }
-WIDTHS = (128, 256, 384, 512)  # of the registered models
 # Arguments of the classifier that are known without the settings, or stand elsewhere.
 FOLLOWS = frozenset(
     "embed_dim num_heads num_classes depth depth_audio fusion_depth drop_path_rate head_activation "
@@ -174,6 +173,11 @@ def _of_run(
     else:
         chosen = {"class_names": class_names} if class_names else {}
         names = names_of_run({**settings, **chosen}, settings["task"], settings["nb_classes"])
+    unseen = {"a": "input_size", "v": "input_size_audio"}.get(settings["modality"])
+    shown = {"tubelet_size", unseen, *settings}
+    if assumed := [flag for flag in trained.CLIP if flag not in shown]:
+        usual = ", ".join(f"--{flag} {getattr(Preprocessing(), flag)}" for flag in assumed)
+        logger.warning("'%s' does not say how its clips were, assuming %s", model.source, usual)
     epoch = model.content.get("epoch")
     config = ModelConfig(
         task=settings["task"],
@@ -224,9 +228,8 @@ def _preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
     clip = Preprocessing()
     numbers = ("num_frames", "sampling_rate", "input_size", "tubelet_size", "frame_rate")
     given = {n: type(getattr(clip, n))(settings[n]) for n in numbers if settings.get(n)}
-    sizes: Any = settings.get("input_size_audio") or clip.input_size_audio
-    steps, bins = [*(sizes if isinstance(sizes, (tuple, list)) else [sizes]), 128][:2]
-    return Preprocessing(**given, input_size_audio=(int(steps), int(bins)))
+    steps, bins = settings.get("input_size_audio") or clip.input_size_audio
+    return Preprocessing(**given, input_size_audio=(steps, bins))
 
 
 def _is_plain(value: Any) -> bool:

@@ -21,6 +21,7 @@ from hicmae.training.logs import RunLogger
 from hicmae.training.optim import set_learning_rate
 from hicmae.training.run import Run, Stopped, write_settings
 from hicmae.training.state import NO_BEST, BadSteps, MetricBuffer, Plan, TrainState, num_parameters
+from hicmae.training.trained import weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +187,8 @@ def find_checkpoint(run: Run) -> Found | None:
 
 def _choose(run: Run) -> Found | None:
     named = Path(run.config.resume) if run.config.resume else None
+    if named and named.is_dir():
+        named = checkpoint.find(named, to_resume=True)
     # A launcher that starts a group again means the run it started before.
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if run.config.auto_resume or restarted:
@@ -278,8 +281,9 @@ def _load_state(state: TrainState, path: Path, content: dict[str, Any]) -> None:
     """Load model, optimiser, scaler, epoch, step, and what the epoch has added up to."""
     plan, optimizer, state.origin = state.plan, state.optimizer, content.get("origin")
     chosen = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    weights = weights_of(content, f"checkpoint '{path}'")
     try:
-        state.model.load_state_dict(content["model"])
+        state.model.load_state_dict(weights)
         optimizer.load_state_dict(content["optimizer"])
     except (RuntimeError, ValueError) as error:
         raise ValueError(

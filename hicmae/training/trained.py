@@ -60,6 +60,9 @@ def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
     config = _read_config(*described) if described else None
     settings = flat_settings(content.get("args")) if config is None else _settings_of(config)
     settings = {_ALIASES.get(name, name): value for name, value in settings.items()}
+    if sizes := settings.get("input_size_audio"):  # one number in the original: steps
+        steps, bins = [*(sizes if isinstance(sizes, list) else [sizes]), 128][:2]
+        settings["input_size_audio"] = [int(steps), int(bins)]
     if settings:  # earlier versions and the original know no other order
         settings.setdefault("fusion_order", "both")
     named, settings["task"] = str(settings.get("task")), "pretraining"

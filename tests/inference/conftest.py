@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -42,7 +43,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **CLIP | {"input_size_audio": 96}, data_set="CREMA-D", nb_classes=6, test_num_segment=3
     )
     six = classifier(num_classes=6).state_dict()
-    torch.save({"model": six, "epoch": "best", "args": args}, folder / "authors.pth")
+    numbers = {"param_groups": [{"lr": np.float64(1e-3), "weight_decay": np.float64(0.05)}]}
+    state = {"model": six, "optimizer": numbers, "epoch": "best", "args": args}
+    torch.save(state, folder / "authors.pth")
     return folder
 
 

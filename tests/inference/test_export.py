@@ -134,8 +134,10 @@ def test_the_authors_checkpoint_is_understood(models, tmp_path, clip):
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_weights_alone_are_enough_with_a_few_flags(tmp_path):
+def test_weights_alone_are_enough_with_a_few_flags(tmp_path, caplog):
     torch.save(classifier().state_dict(), tmp_path / "bare.pth")
+    export_checkpoint(tmp_path / "bare.pth", tmp_path / "assumed", num_frames=4, input_size=32)
+    assert "assuming --sampling_rate 4, --input_size_audio (256, 128)" in caplog.text
     flags = ["--num_frames", "4", "--sampling_rate", "8", "--input_size", "32"]
     flags += ["--input_size_audio", "96", "128", "--class_names", *NAMES, "--frame_rate", "30"]
     assert cli.export([str(tmp_path / "bare.pth"), str(tmp_path / "out"), *flags]) == 0

@@ -78,6 +78,7 @@ STREAMS, FUSED = "video_last+audio_last", "fusion_video+fusion_audio"
 KINDS = {
     "av": ["fused"],
     "a": ["fused"],
+    "authors": ["fused"],
     "pretrained": ["video_last", "audio_last", STREAMS, FUSED, f"{STREAMS}+{FUSED}"],
 }
 

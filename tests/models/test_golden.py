@@ -5,6 +5,7 @@ import timm
 import torch
 
 import hicmae.models  # noqa: F401  (registers the models)
+from hicmae.config import CLASSIFIERS, PRETRAINING
 from hicmae.models.losses import pretrain_loss
 from tests.golden_inputs import golden, golden_clips, relative_error, set_golden_weights
 from tests.plain.model import PlainClassifier, PlainPretraining
@@ -106,6 +107,11 @@ def test_state_dict_has_the_names_and_shapes_of_released_checkpoints(name):
         assert {key: list(value.shape) for key, value in model.state_dict().items()} == SHAPES[name]
     count = sum(parameter.numel() for parameter in ours.parameters()) / 1e6
     assert count == pytest.approx(MILLIONS.get(name, count), abs=0.006)
+
+
+def test_the_names_that_flags_allow_are_those_that_timm_knows():
+    registered = timm.list_models("*_patch16_160_a256")
+    assert sorted(PRETRAINING + CLASSIFIERS) == sorted(registered)
 
 
 def assert_same_gradients(ours, plain):

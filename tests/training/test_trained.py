@@ -86,3 +86,9 @@ def test_weights_alone_tell_what_their_shapes_show():
     found = trained.describe(small_models.pretraining_model().state_dict(), "bare.pth")
     assert found.settings["model"] == "pretrain_hicmae_dim128_patch16_160_a256"
     assert (found.settings["task"], found.settings["depth_audio"]) == ("pretraining", 4)
+
+
+@pytest.mark.parametrize("given, size", [(96, [96, 128]), ([64], [64, 128]), ((64, 32), [64, 32])])
+def test_the_size_of_spectrograms_is_steps_and_bins_however_it_was_given(weights, given, size):
+    content = {"model": weights, "args": argparse.Namespace(input_size_audio=given)}
+    assert trained.describe(content, "x.pth").settings["input_size_audio"] == size
