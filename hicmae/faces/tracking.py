@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
+from typing import Any
 
 import cv2
 import numpy as np
-from scipy.ndimage import correlate1d
 from scipy.optimize import linear_sum_assignment
 
 from hicmae.faces.detector import ACCEPTED, Detector, Face, overlaps
@@ -201,12 +201,15 @@ def smooth(points: np.ndarray, sigma: float) -> np.ndarray:
     moved = np.linalg.norm(np.diff(middle, axis=0), axis=1) / (2 * spread[:-1])
     grown = np.abs(np.log(spread[1:] / spread[:-1]))
     cuts = np.flatnonzero((moved > CUT) | (grown > CUT)) + 1
-    offsets = np.arange(-(radius := int(np.ceil(3 * sigma))), radius + 1)
-    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    offsets = range(-(radius := int(np.ceil(3 * sigma))), radius + 1)
 
-    def total(series: np.ndarray, power: int) -> np.ndarray:
-        """Sum weight x offset ** power x value over each frame's neighbours."""
-        return correlate1d(series, weights * offsets**power, axis=0, mode="constant")
+    def total(series: np.ndarray, power: int) -> Any:
+        """Sum weight x offset ** power x value over each frame's neighbours, in their order."""
+        padded = np.pad(series, ((radius, radius), (0, 0)))
+        return sum(
+            np.exp(-0.5 * (offset / sigma) ** 2) * (offset**power * padded[start:][: len(series)])
+            for start, offset in enumerate(offsets)
+        )
 
     shots = []
     for shot in np.split(points.reshape(len(points), -1), cuts):
