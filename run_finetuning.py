@@ -41,7 +41,8 @@ from hicmae.training.state import make_state, num_parameters
 
 logger = logging.getLogger("hicmae")
 
-DEFAULTS = {"batch_size": 14, "epochs": 50, "lr": 1e-3, "min_lr": 1e-6, "opt_betas": (0.9, 0.999)}
+DEFAULTS = {"batch_size": 14, "epochs": 50, "lr": 1e-3, "min_lr": 1e-6, "opt_betas": (0.9, 0.999),
+            "roll_mag_aug": True}  # fmt: skip
 # Settings of a classifier that are arguments of its builder, and of `splits.read_lists`.
 MODEL = ("num_classes", "depth", "depth_audio", "fusion_depth", "drop_path_rate", "init_values",
          "head_activation", "modality", "hierarchical_fusion", "fusion_order")  # fmt: skip

@@ -103,11 +103,25 @@ class OneLineParser(argparse.ArgumentParser):
     """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse flags, see `argparse`."""
+        """Parse flags, also ``--flag True`` and ``--flag=False`` as the authors' scripts say it."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        return super().parse_known_args(args, namespace)
+        booleans = [a for a in self._actions if isinstance(a, argparse.BooleanOptionalAction)]
+        flags = {flag for action in booleans for flag in action.option_strings}
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            flag, _, value = word.partition("=")
+            if flag not in flags and words and words[-1] in flags:
+                flag, value = words[-1], word
+            if flag not in flags or value.lower() not in ("true", "false"):
+                words.append(word)
+                continue
+            if value == word:
+                words.pop()
+            opposite = flag.replace("--no-", "--") if "--no-" in flag else f"--no-{flag[2:]}"
+            words.append(flag if value.lower() == "true" else opposite)
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and say where the flags are described."""
@@ -116,8 +130,6 @@ class OneLineParser(argparse.ArgumentParser):
 
 def new_parser(description: str | None, configs: Any = None, **defaults: Any) -> OneLineParser:
     """Make a parser of the fields of a NamedTuple of dataclasses; `defaults` replace theirs."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name the console cannot show ends no command
-        sys.stdout.reconfigure(errors="backslashreplace")
     style = argparse.RawDescriptionHelpFormatter
     parser = OneLineParser(description=description, allow_abbrev=False, formatter_class=style)
     for config in configs.__annotations__.values() if configs else ():
@@ -241,7 +253,7 @@ class DataConfig(Settings):
     data_path: str = harmless("", DATA_HELP, metavar="PATH")
     data_root: str = harmless("", "folder that relative paths start from", metavar="DIR")
     num_samples: int = option(1, "draws from each clip of a batch (repeated sampling)", "> 0")
-    roll_mag_aug: bool = option(False, "random gain of the waveform in training")
+    roll_mag_aug: bool = option(False, "random gain of the waveform in training (0.5 to 1.5)")
     max_bad_clips: float = harmless(0.01, "share of unreadable clips that ends training", SHARE)
     clip_timeout: float = harmless(60.0, "seconds until a clip is skipped; 0: no limit", ">= 0")
 
@@ -303,16 +315,18 @@ class OptimConfig(Settings):
     lr: float = option(3e-4, "learning rate for 256 clips a step; scales with the clips", ">= 0")
     min_lr: float = option(1e-5, "learning rate at the end, for 256 clips a step", ">= 0")
     weight_decay: float = option(0.05, "AdamW weight decay", ">= 0")
-    weight_decay_end: float | None = option(None, "weight decay at the end; none: constant")
+    weight_decay_end: float | None = option(None, "weight decay at the end; none: constant", ">= 0")
     opt_betas: tuple[float, float] = option((0.9, 0.95), "AdamW betas", NOT_ALL, metavar="BETA")
     opt_eps: float = option(1e-8, "AdamW epsilon", "> 0")
     clip_grad: float | None = option(None, "largest gradient norm; none: no clipping", "> 0")
 
     def _refused(self) -> Refused:
-        warmup, epochs, total = self.warmup_epochs, self.epochs, self.total_batch
+        end, starts = self.weight_decay_end, self.weight_decay > 0
         return {
-            f"--warmup_epochs {warmup} is more than --epochs {epochs}": warmup > epochs,
-            "--total_batch chooses --accum_iter; leave one out": total and self.accum_iter > 1,
+            "--total_batch chooses --accum_iter; leave one out": (
+                self.total_batch and self.accum_iter > 1
+            ),
+            f"--weight_decay_end {end} changes a --weight_decay above 0, got 0": end and not starts,
         }
 
 
@@ -361,7 +375,11 @@ class PretrainLossConfig(Settings):
 
     def _refused(self) -> Refused:
         nothing = self.gather and self.contrastive_levels == "none"
-        return {"--gather_negatives needs a contrast, --contrastive_levels has none": nothing}
+        later = self.target_diff_weight is not None and not self.frame_diff
+        return {
+            "--gather_negatives needs a contrast, --contrastive_levels has none": nothing,
+            "--target_diff_weight weighs frame differences; add --use_frame_diff_as_target": later,
+        }
 
 
 class PretrainConfigs(NamedTuple):

@@ -254,7 +254,7 @@ def compute(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         for mask in (batch.video_mask, batch.audio_mask)
     )
     output = model(video, split, audio, split_audio)
-    loss = pretrain_loss(output, video, split, audio, split_audio).total
+    loss = pretrain_loss(output, video, split, audio, split_audio, frame_diff=True).total
     return torch.cat([part.flatten() for part in output[:2]]), loss
 
 

@@ -42,6 +42,7 @@ def test_defaults_are_the_published_hyper_parameters():
     assert (fine.optim.lr, fine.optim.opt_betas) == (1e-3, (0.9, 0.999))
     assert (fine.classifier.layer_decay, fine.classifier.drop_path_rate) == (0.75, 0.1)
     assert fine.augment.aa == "rand-m7-n4-mstd0.5-inc1"
+    assert fine.data.roll_mag_aug and not pre.data.roll_mag_aug
 
 
 def test_flags_take_the_spellings_of_the_original():
@@ -56,6 +57,19 @@ def test_flags_take_the_spellings_of_the_original():
     assert pre.clip.input_size_audio == (128, 128)
     fine = finetuning("--encoder_depth 3 --no-dist_eval")
     assert fine.classifier.depth == 3 and not fine.score.dist_eval
+
+
+@pytest.mark.parametrize(
+    "words, value",
+    [("--roll_mag_aug", True), ("--no-roll_mag_aug", False), ("--roll_mag_aug True", True),
+     ("--roll_mag_aug=false", False), ("--no-roll_mag_aug True", False),
+     ("--no-roll_mag_aug false --seed 1", True)],
+)  # fmt: skip
+def test_booleans_take_an_optional_value(words, value):
+    assert finetuning(words).data.roll_mag_aug is value
+    assert pretraining(words.replace("roll_mag_aug", "normlize_target")).loss.normalize_target is (
+        value
+    )
 
 
 @pytest.mark.parametrize("parse", [pretraining, finetuning])
@@ -78,7 +92,9 @@ PRE = [
     ("--num_frames 15", "--num_frames 15.*multiple.*2"),
     ("--input_size_audio 1 2 3", "steps and mel bins"),
     ("--input_size_audio 128 -16", "--input_size_audio must be > 0"),
-    ("--warmup_epochs 101", "101.*more than --epochs 100"),
+    ("--weight_decay 0 --weight_decay_end 0.1", "--weight_decay_end 0.1.*--weight_decay above 0"),
+    ("--target_diff_weight 0.5", "--target_diff_weight.*add --use_frame_diff_as_target"),
+    ("--roll_mag_aug maybe", "unrecognized arguments: maybe"),
     ("--opt_betas 0.9 1.5", "--opt_betas must be >= 0 and < 1.*1.5"),
     ("--opt_betas 0.9", "--opt_betas.* 2 arguments"),
     ("--batch_size 0", "--batch_size must be > 0, got 0"),

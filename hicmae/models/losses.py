@@ -45,7 +45,7 @@ def pretrain_loss(
     audio_mask: Tensor | TokenSplit,
     loss_weight: float = 0.0025,
     temperature: float = 0.07,
-    frame_diff: bool = True,
+    frame_diff: bool = False,
     frame_diff_group_size: int = 2,
     target_diff_weight: float | None = None,
     normalize_target: bool = True,

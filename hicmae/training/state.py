@@ -199,6 +199,11 @@ def make_state(
             f"an epoch has {len(loader)} batch(es) a process, fewer than --accum_iter "
             f"{optim.accum_iter}; lower --accum_iter or --batch_size"
         )
+    if configs.run.cuda_graphs and optim.accum_iter > 1:
+        raise ValueError(
+            f"--cuda_graphs with {optim.accum_iter} passes a step would overwrite what a pass leaves "
+            "for the next; leave it out, or raise --batch_size so that a step is one pass"
+        )
     total_batch = optim.batch_size * optim.accum_iter * world_size
     num_clips = len(loader.dataset)  # type: ignore[arg-type]  # ours have a length
     steps = max(num_clips // total_batch, 1)
@@ -214,6 +219,10 @@ def make_state(
         *(total_batch, world_size, optim.batch_size, optim.accum_iter, lr, min_lr, steps),
     )
     warmup = {"warmup_epochs": optim.warmup_epochs, "warmup_steps": optim.warmup_steps}
+    if optim.warmup_epochs > optim.epochs:
+        warmup["warmup_epochs"] = optim.epochs
+        text = "--warmup_epochs %d is more than --epochs %d: the warm-up takes all %d, no more"
+        logger.warning(text, optim.warmup_epochs, optim.epochs, optim.epochs)
     plan = Plan(
         settings=as_dict(configs),
         optim=optim,

@@ -67,8 +67,8 @@ def finetuning_step(fake):
 
 @pytest.mark.parametrize(
     "make, options",
-    [(pretraining_step, {"frame_diff_group_size": 2}), (pretraining_step, {"frame_diff": False}),
-     (pretraining_step, {"frame_diff_group_size": 4}), (finetuning_step, {})],
+    [(pretraining_step, {"frame_diff": True}), (pretraining_step, {"frame_diff": False}),
+     (pretraining_step, {"frame_diff": True, "frame_diff_group_size": 4}), (finetuning_step, {})],
 )  # fmt: skip
 def test_a_step_after_the_first_touches_no_tensor_on_the_cpu(fake, make, options):
     step = make(fake, **options)

@@ -94,16 +94,17 @@ def test_audio_targets_equal_a_loop(normalize):
 )
 def test_impossible_targets_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        losses.pretrain_loss(output_for(), *double_clips(), **options)
+        losses.pretrain_loss(output_for(), *double_clips(), frame_diff=True, **options)
 
 
 def test_target_diff_weight_weighs_first_and_second_frames():
     inputs, output = double_clips(), output_for()
     error = (output.video - video_target_by_hand(*inputs[:2], True, 2)).square()
     first, second = error[..., :768].mean(), error[..., 768:].mean()
-    loss = losses.pretrain_loss(output, *inputs, target_diff_weight=0.8)
+    options = {"frame_diff": True}
+    loss = losses.pretrain_loss(output, *inputs, target_diff_weight=0.8, **options)
     torch.testing.assert_close(loss.video, 0.2 * first + 0.8 * second)
-    torch.testing.assert_close(losses.pretrain_loss(output, *inputs).video, error.mean())
+    torch.testing.assert_close(losses.pretrain_loss(output, *inputs, **options).video, error.mean())
 
 
 def info_nce_by_hand(video, audio, temperature=0.07):
@@ -149,7 +150,7 @@ def test_losses_within_autocast_and_their_gradients_are_those_of_float64(name):
             output = HiCMAEOutput(*leaves[:2], leaves[2:4], leaves[4:])
             video, video_mask, audio, audio_mask = clips()
             inputs = video.to(dtype), video_mask, audio.to(dtype), audio_mask
-            loss = losses.pretrain_loss(output, *inputs, loss_weight=1.0).total
+            loss = losses.pretrain_loss(output, *inputs, 1.0, frame_diff=True).total
         else:
             generator = torch.Generator().manual_seed(2)
             prediction, target = torch.randn(2, 6, 3, generator=generator).to(dtype)
