@@ -6,6 +6,7 @@ Pure functions: they read a model's output and the clips, never the model.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -215,8 +216,10 @@ def contrastive_loss(
         everyone = list(joined.split([level.shape[1] for level in own], dim=1))
         offset = len(own[0]) * distributed.get_rank()
     pair = torch.arange(len(own[0]), device=own[0].device) + offset
-    losses = []
-    with torch.autocast(pair.device.type, enabled=False):  # it would make products half precise
+    losses, device = [], pair.device.type
+    knows = torch.amp.is_autocast_available(device)  # "meta", which counts operations, does not
+    # Autocast would make products half precise.
+    with torch.autocast(device, enabled=False) if knows else nullcontext():
         for k in range(len(video_levels)):
             video, audio = own[k], own[k + len(video_levels)]
             all_video, all_audio = everyone[k], everyone[k + len(video_levels)]
