@@ -107,11 +107,12 @@ def make_loss(config: PretrainLossConfig) -> loop.ComputeLoss:
 
     def compute_loss(model: nn.Module, batch: PretrainBatch) -> tuple[Tensor, loop.LossParts]:
         # The masks are still on the CPU: splitting them there costs a GPU no synchronisation.
-        split, split_audio = (
-            split_tokens(mask, None, name).to(batch.video.device)
-            for mask, name in ((batch.video_mask, "video_mask"), (batch.audio_mask, "audio_mask"))
+        split, split_audio, *light = (
+            split_tokens(mask, None, name, name.startswith("contrast")).to(batch.video.device)
+            for name, mask in batch._asdict().items()
+            if "mask" in name and mask is not None
         )
-        output = model(batch.video, split, batch.audio, split_audio)
+        output = model(batch.video, split, batch.audio, split_audio, light)
         loss = pretrain_loss(output, batch.video, split, batch.audio, split_audio, **vars(config))
         parts = {"loss_video": loss.video, "loss_audio": loss.audio}
         if loss.contrast is not None:

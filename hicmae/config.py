@@ -51,6 +51,7 @@ LEVELS_HELP = "encoder blocks, from 0, whose outputs are contrasted and read by 
 DIFFERENCE_HELP = "rebuild how frames differ from the first one of their group, not the frames"
 LATER_HELP = "weight of the loss of a group's later frames; the first one has the rest"
 CROP_HELP = "cut 224 x 224 films to the face; auto: if the list's path says voxceleb2"
+CONTRAST_MASK_HELP = "share of tokens to hide in a second pass, which is contrasted instead"
 LOWER_IS_BETTER = ("mae", "mse", "rmse")
 
 
@@ -353,6 +354,7 @@ class MaskConfig(Settings):
 
     mask_ratio: float = option(0.9, "share of video tokens to hide (tube mask)", PART)
     mask_ratio_audio: float = option(0.8, "share of audio tokens to hide", PART)
+    contrast_mask_ratio: float | None = option(None, CONTRAST_MASK_HELP, ">= 0 and < 1")
 
 
 @dataclass(frozen=True)

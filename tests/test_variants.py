@@ -24,6 +24,7 @@ VARIANTS = {
     "top": ["--contrastive_levels", "top"],
     "none": ["--contrastive_levels", "none", "--no-skip_connections"],
     "video_first": ["--fusion_order", "video_first"],
+    "contrast_apart": ["--contrast_mask_ratio", "0"],
 }
 
 
@@ -42,7 +43,14 @@ def pretrained(media):
 
 
 @pytest.mark.parametrize(
-    "name, levels", [("no_skips", "01"), ("top", "1"), ("none", ""), ("video_first", "01")]
+    "name, levels",
+    [
+        ("no_skips", "01"),
+        ("top", "1"),
+        ("none", ""),
+        ("video_first", "01"),
+        ("contrast_apart", "01"),
+    ],
 )
 def test_steps_log_the_parts_that_there_are(pretrained, name, levels):
     wanted = {f"contrastive_acc_{level}" for level in levels}

@@ -29,7 +29,7 @@ class PretrainBatch(NamedTuple):
 
     video (B, 3, T, H, W) uint8, after `to` float32 and normalised; video_mask (B, N) bool, True
     where masked; audio (B, 1, T, F) float32; audio_mask (B, N) bool; names of the B videos;
-    skipped clips.
+    skipped clips; masks of video and audio like these for the contrast, where it has its own.
     """
 
     video: Tensor
@@ -38,6 +38,8 @@ class PretrainBatch(NamedTuple):
     audio_mask: Tensor
     names: tuple[str, ...]
     skipped: tuple[SkippedClip, ...]
+    contrast_mask: Tensor | None = None
+    contrast_mask_audio: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "PretrainBatch":
         """Move the clips, and normalise the pixels there; see `_moved`."""

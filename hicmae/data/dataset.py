@@ -136,14 +136,16 @@ class ClipDataset(Dataset):
 class PretrainClips(ClipDataset):
     """Random windows of unlabelled clips with the masks of their tokens.
 
-    A token is `tubelet_size` frames deep; of the video's, `mask_ratio` is masked. `source_crop` is
-    what `decide_source_crop` says.
+    A token is `tubelet_size` frames deep; of the video's, `mask_ratio` is masked. With a
+    `contrast_mask_ratio`, 0 included, a second pair of masks hides that share of both streams.
+    `source_crop` is what `decide_source_crop` says.
     """
 
     tubelet_size: int = 2
     mask_ratio: float = 0.9
     mask_ratio_audio: float = 0.8
     source_crop: str = "none"
+    contrast_mask_ratio: float | None = None
 
     def __post_init__(self) -> None:
         """Count the tokens, as (time, height, width) and of the audio."""
@@ -173,23 +175,34 @@ class PretrainClips(ClipDataset):
             spans.append(_samples(video, int(window[0]), last))
         audio = wav.span_features(sound, spans, gains, self.settings.input_size_audio)
         frames = film.read_frames(video, windows)
-        masks = [tube_mask(self.grid, self.mask_ratio, rng) for _ in windows]
-        ratio, num_tokens = self.mask_ratio_audio, self.num_audio_tokens
-        audio_masks = [random_mask(num_tokens, ratio, rng) for _ in windows]
+        masks = self.masks(len(windows), self.mask_ratio, self.mask_ratio_audio, rng)
         pixels = []
         for window in windows:
             height, width = frames[int(window[0])].shape[:2]
             region = film.source_box(self.source_crop, self.size[0], width, height)
             box = film.draw_crop(region, rng)
             pixels.append(film.resize_frames([frames[k] for k in window], self.size, box))
+        light_masks: dict[str, Tensor] = {}
+        if (light := self.contrast_mask_ratio) is not None:
+            drawn = self.masks(len(windows), light, light, rng)
+            light_masks = dict(zip(("contrast_mask", "contrast_mask_audio"), drawn, strict=True))
         return PretrainBatch(
             video=torch.stack(pixels),
-            video_mask=torch.from_numpy(np.stack(masks)),
+            video_mask=masks[0],
             audio=audio,
-            audio_mask=torch.from_numpy(np.stack(audio_masks)),
+            audio_mask=masks[1],
             names=(clip.video,) * self.num_samples,
             skipped=(),
+            **light_masks,
         )
+
+    def masks(
+        self, count: int, ratio: float, ratio_audio: float, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Draw (count, N) masks of the video's tokens and of the audio's."""
+        video = [tube_mask(self.grid, ratio, rng) for _ in range(count)]
+        audio = [random_mask(self.num_audio_tokens, ratio_audio, rng) for _ in range(count)]
+        return torch.from_numpy(np.stack(video)), torch.from_numpy(np.stack(audio))
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

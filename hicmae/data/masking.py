@@ -19,9 +19,12 @@ def tube_mask(
 def random_mask(
     num_cells: int, mask_ratio: float, rng: np.random.Generator, cells: str = "tokens"
 ) -> np.ndarray:
-    """Return (N,) bool with `int(mask_ratio * N)` of N = `num_cells` masked at random."""
+    """Return (N,) bool with `int(mask_ratio * N)` of N = `num_cells` masked at random.
+
+    ValueError where a ratio above 0 masks nothing or everything.
+    """
     num_masked = int(mask_ratio * num_cells)
-    if not 0 < num_masked < num_cells:
+    if not (0 < num_masked < num_cells or mask_ratio == 0):
         raise ValueError(
             f"mask_ratio {mask_ratio} hides {num_masked} of {num_cells} {cells}; "
             "at least one patch must stay visible and one masked"

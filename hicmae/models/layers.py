@@ -143,14 +143,16 @@ class TokenSplit(NamedTuple):
         return TokenSplit(*(index.to(device, non_blocking=True) for index in pinned))
 
 
-def split_tokens(mask: Tensor | TokenSplit, num_tokens: int | None, name: str) -> TokenSplit:
+def split_tokens(
+    mask: Tensor | TokenSplit, num_tokens: int | None, name: str, may_hide_none: bool = False
+) -> TokenSplit:
     """Turn a mask, (B, N) bool and True = masked, into positions; a `TokenSplit` stays as it is.
 
     N must be `num_tokens` where that is given; messages call the mask by its name.
 
     Raises:
         ValueError: wrong shape or type, rows that mask different numbers of tokens, or nothing or
-            everything masked.
+            everything masked (but nothing where it `may_hide_none`).
     """
     if isinstance(mask, TokenSplit):
         return mask
@@ -166,7 +168,7 @@ def split_tokens(mask: Tensor | TokenSplit, num_tokens: int | None, name: str) -
             f"{name} masks {counts} tokens a clip; all clips of a batch must mask equally many"
         )
     visible = num_tokens - counts[0]
-    if not 0 < visible < num_tokens:
+    if not 0 < visible < num_tokens + may_hide_none:
         raise ValueError(
             f"{name} masks {counts[0]} of {num_tokens} tokens; "
             "at least one must stay visible and one masked"

@@ -166,32 +166,41 @@ class HiCMAE(nn.Module):
         video_mask: Tensor | TokenSplit,
         audio: Tensor,
         audio_mask: Tensor | TokenSplit,
+        contrast_masks: Sequence[Tensor | TokenSplit] = (),
     ) -> HiCMAEOutput:
         """Encode what is visible of normalised clips and predict what is masked.
 
         Video is (B, 3, T, H, W), its mask (B, Nv) bool, True = masked, equally many in every row;
-        audio, the log-mel spectrogram, is (B, 1, T, F), its mask (B, Na). ValueError where one does
-        not fit the model's geometry.
+        audio, the log-mel spectrogram, is (B, 1, T, F), its mask (B, Na). With `contrast_masks` of
+        video and audio, the pooled levels come from a second pass of the encoders over what these
+        leave, possibly everything. ValueError where a mask does not fit the model's geometry.
         """
         num_tokens = self.encoder.patch_embed.num_tokens
+        num_tokens_audio = self.encoder_audio.patch_embed.num_tokens
         split = split_tokens(video_mask, num_tokens, "video_mask")
-        num_tokens = self.encoder_audio.patch_embed.num_tokens
-        split_audio = split_tokens(audio_mask, num_tokens, "audio_mask")
+        split_audio = split_tokens(audio_mask, num_tokens_audio, "audio_mask")
 
         tokens, levels = self.encoder(video, split.visible, self.level_blocks)
         tokens_audio, levels_audio = self.encoder_audio(
             audio, split_audio.visible, self.level_blocks
         )
         fused, fused_audio = self.encoder_fusion(tokens, tokens_audio)
+        rebuilt = self.decoder(fused, levels, split, self.encoder_to_decoder, self.mask_token)
+        rebuilt_audio = self.decoder_audio(
+            fused_audio,
+            levels_audio,
+            split_audio,
+            self.encoder_to_decoder_audio,
+            self.mask_token_audio,
+        )
+        if contrast_masks:
+            light = split_tokens(contrast_masks[0], num_tokens, "contrast_mask", True)
+            _, levels = self.encoder(video, light.visible, self.level_blocks)
+            light = split_tokens(contrast_masks[1], num_tokens_audio, "contrast_mask_audio", True)
+            _, levels_audio = self.encoder_audio(audio, light.visible, self.level_blocks)
         return HiCMAEOutput(
-            self.decoder(fused, levels, split, self.encoder_to_decoder, self.mask_token),
-            self.decoder_audio(
-                fused_audio,
-                levels_audio,
-                split_audio,
-                self.encoder_to_decoder_audio,
-                self.mask_token_audio,
-            ),
+            rebuilt,
+            rebuilt_audio,
             [pooled_unit(level) for level in levels],
             [pooled_unit(level) for level in levels_audio],
         )

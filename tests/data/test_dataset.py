@@ -136,6 +136,21 @@ def test_pretrain_draws_depend_on_epoch_and_index_only(pretrain_clips):
     assert not torch.equal(first.audio, second.audio)
 
 
+@pytest.mark.parametrize("ratio, hidden", [(0, 0), (0.25, 0.25)])
+def test_masks_for_the_contrast_change_no_other_draw(pretrain_clips, ratio, hidden):
+    plain = PretrainClips(pretrain_clips, settings=SMALL, mask_ratio=0.5)[item(2)]
+    apart = PretrainClips(
+        pretrain_clips, settings=SMALL, mask_ratio=0.5, contrast_mask_ratio=ratio
+    )[item(2)]
+    assert plain.contrast_mask is plain.contrast_mask_audio is None
+    assert same(plain, apart._replace(contrast_mask=None, contrast_mask_audio=None))
+    for mask, other in (
+        (apart.contrast_mask, plain.video_mask),
+        (apart.contrast_mask_audio, plain.audio_mask),
+    ):
+        assert mask.shape == other.shape and mask.float().mean() == hidden
+
+
 @pytest.mark.parametrize("stage", ["pretraining", "fine-tuning"])
 def test_batches_are_the_same_with_workers_and_without(pretrain_clips, labelled_clips, stage):
     if stage == "pretraining":

@@ -53,6 +53,25 @@ def test_each_stream_changes_both_predictions_but_only_its_own_levels():
             assert all(torch.equal(*pair) == (name != changed) for pair in pairs)
 
 
+def test_a_contrast_of_its_own_sees_what_its_masks_leave_and_rebuilds_as_before():
+    model = pretraining_model()
+    video, video_mask, audio, audio_mask = clips()
+    base = model(video, video_mask, audio, audio_mask)
+    nothing = torch.zeros_like(video_mask), torch.zeros_like(audio_mask)
+    apart = model(video, video_mask, audio, audio_mask, nothing)
+    assert torch.equal(apart.video, base.video) and torch.equal(apart.audio, base.audio)
+    everything, _ = model.encoder(video, None, model.level_blocks)
+    torch.testing.assert_close(
+        apart.video_levels[-1], torch.nn.functional.normalize(everything.mean(1), dim=-1)
+    )
+    like_masked = model(video, video_mask, audio, audio_mask, (video_mask, audio_mask))
+    for name in ("video_levels", "audio_levels"):
+        for level, same, other in zip(
+            *(getattr(o, name) for o in (base, like_masked, apart)), strict=True
+        ):
+            assert torch.equal(level, same) and not torch.allclose(level, other)
+
+
 def test_split_tokens_stand_for_their_mask():
     model = pretraining_model()
     video, video_mask, audio, audio_mask = clips()
