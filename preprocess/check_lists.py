@@ -52,7 +52,7 @@ from hicmae.data.audio import WavFile
 from hicmae.data.clip_list import Clip, Label, wav_of, write_list
 from hicmae.data.film import open_video
 from hicmae.data.media import VIDEO_SUFFIXES
-from hicmae.data.video import FrameFolder, Video
+from hicmae.data.video import NOT_READ, FrameFolder, Video
 from hicmae.io import UnreadableClip, check_writable, whole_file
 from preprocess import command_line
 from preprocess.command_line import WHOLE, Shard
@@ -64,7 +64,6 @@ from preprocess.lists.writing import table_text, write_csv
 logger = logging.getLogger("check_lists")
 
 OUT_OF_STEP = "out of step"
-NOT_READ = "-"  # in place of the stream that a list of one modality leaves out
 FORMS = {
     "pre-training": "'<video.mp4> <int>'",
     "classification": "'<video> <audio.wav> <class index>'",

@@ -51,7 +51,7 @@ from hicmae.data.audio import SAMPLE_RATE, WavFile
 from hicmae.data.clip_list import Clip, decide_source_crop, read_labelled_list, read_pretrain_list
 from hicmae.data.film import open_video
 from hicmae.data.shards import FORMAT, SUFFIX, PackedClips, open_packed, read_index, read_packed
-from hicmae.data.video import SOURCE_CROPS, FrameFolder, Video, resize, source_box
+from hicmae.data.video import NOT_READ, SOURCE_CROPS, FrameFolder, Video, resize, source_box
 from hicmae.io import UnreadableClip, check_writable, whole_file, write_whole
 from preprocess.command_line import add_num_workers, add_shard, exit_code, make_parser
 from preprocess.face_and_audio import batch
@@ -92,15 +92,12 @@ def encode(job: PackJob, options: PackOptions, pretraining: bool) -> dict[str, A
     """Read a clip and encode it; UnreadableClip where training could not use it either.
 
     The `source_crop` of the options is decided. Returns the bytes of the clip's MEMBERS; its number
-    of frames, for the summary.
+    of frames, for the summary. A stream that is not read has none, and no bytes.
     """
-    video, sound = open_video(job.source), WavFile(job.audio)
-    images = []
-    for start in range(0, len(video), FRAMES_AT_ONCE):
-        indices = range(start, min(start + FRAMES_AT_ONCE, len(video)))
-        for index, frame in zip(indices, video.read(indices), strict=True):
-            images.append(_image(video, index, frame, options))
-    wav, samples = _wav(sound)
+    reads_video, reads_audio = (pretraining or name != NOT_READ for name in job.clip[:2])
+    video = open_video(job.source) if reads_video else None
+    wav, samples = _wav(WavFile(job.audio)) if reads_audio else (b"", np.zeros(0, np.int16))
+    images = [] if video is None else list(_images(video, options))
     info = {
         "video": job.clip.video,
         "audio": job.clip.audio,
@@ -117,6 +114,14 @@ def encode(job: PackJob, options: PackOptions, pretraining: bool) -> dict[str, A
         "members": (json.dumps(info, separators=(",", ":")).encode(), b"".join(images), wav),
         "frames": len(images),
     }
+
+
+def _images(video: Video, options: PackOptions) -> Iterator[bytes]:
+    """Yield the image files of all frames."""
+    for start in range(0, len(video), FRAMES_AT_ONCE):
+        indices = range(start, min(start + FRAMES_AT_ONCE, len(video)))
+        for index, frame in zip(indices, video.read(indices), strict=True):
+            yield _image(video, index, frame, options)
 
 
 def _image(video: Video, index: int, frame: np.ndarray, options: PackOptions) -> bytes:
@@ -141,11 +146,11 @@ def _image(video: Video, index: int, frame: np.ndarray, options: PackOptions) ->
     return file.getvalue()
 
 
-def _times(video: Video, needed: bool) -> dict[str, list[float] | None]:
+def _times(video: Video | None, needed: bool) -> dict[str, list[float] | None]:
     """Return when frames begin and end, as decimals of which float32 makes the very same."""
-    if needed:
+    if video and needed:
         video.times(0, 0)  # an error for a folder of images, which has none
-    if video.frame_times is None:
+    if video is None or video.frame_times is None:
         return {"begins": None, "ends": None}
     begins, ends = ([float(str(time)) for time in times] for times in video.frame_times)
     return {"begins": begins, "ends": ends}
@@ -275,7 +280,7 @@ def check_shard(index: Path) -> tuple[list[Names], str]:
         for clip in clips:
             video, wav = open_packed(clip)
             video.check()
-            wav.read(0, len(wav))
+            wav.read(0, wav.samples)
     except (OSError, ValueError, UnreadableClip) as error:
         return [], f"'{str(index).removesuffix(SUFFIX)}.tar': {error}"
     return [(clip.video, clip.audio) for clip in clips], ""
@@ -357,7 +362,8 @@ def find_jobs(args: argparse.Namespace) -> dict[Names, PackJob]:
     for clip in clips:
         video, audio = (str(path).removeprefix(root) for path in (clip.video, clip.audio))
         named = clip._replace(video=video, audio=audio)
-        jobs.setdefault((video, audio), PackJob(video, clip.video, "", str(clip.audio), named))
+        name = audio if video == NOT_READ else video
+        jobs.setdefault((video, audio), PackJob(name, clip.video, "", str(clip.audio), named))
     mine = set(args.shard.take(jobs))
     return {names: job for names, job in jobs.items() if names in mine}
 

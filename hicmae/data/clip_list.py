@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from hicmae.data.media import AUDIO_SUFFIXES
 from hicmae.data.shards import PackedClip, is_packed, read_packed
-from hicmae.data.video import voxceleb2_box
+from hicmae.data.video import NOT_READ, voxceleb2_box
 from hicmae.io import whole_file
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,8 @@ def read_labelled_list(
             raise ValueError(f"got {len(fields)} fields")
         label: Label = _integer(fields[2]) if is_class else tuple(map(_number, fields[2:]))
         count = _checked_count(label, is_class, count)
-        video, audio = (os.path.join(data_root, name) for name in fields[:2])
+        names = fields[:2]
+        video, audio = (n if n == NOT_READ else os.path.join(data_root, n) for n in names)
         return Clip(video, audio, label)
 
     label_form = "<class index>" if is_class else "<number> ..."

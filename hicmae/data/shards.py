@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from hicmae.data.audio import WINDOW, Wav
-from hicmae.data.video import IMAGE_ERRORS, MAX_PIXELS, FrameTimes, Video, to_rgb
+from hicmae.data.video import IMAGE_ERRORS, MAX_PIXELS, NOT_READ, FrameTimes, Video, to_rgb
 from hicmae.io import UnreadableClip, one_line
 
 SUFFIX = ".index.json"
@@ -193,14 +193,18 @@ class PackedVideo(Video):
     def __init__(self, clip: PackedClip, info: dict[str, Any]) -> None:
         self.path, self.clip, self.checksums = clip.video, clip, info["crc32"]
         self.ends = np.cumsum(np.array([0, *info["sizes"]], np.int64))
-        if not 0 < len(self.checksums) == len(self) or self.ends[-1] != clip.places.frames_size:
+        is_whole = len(self.checksums) == len(info["sizes"])
+        is_whole &= bool(self.checksums) == (clip.video != NOT_READ)
+        if not is_whole or self.ends[-1] != clip.places.frames_size:
             raise ValueError("its frames do not fill their place")
         if info["begins"]:
             begins, ends = (np.array(info[name], np.float32) for name in ("begins", "ends"))
             self.frame_times = FrameTimes(begins, ends)
 
     def __len__(self) -> int:
-        return len(self.ends) - 1
+        if not self.checksums:
+            raise _not_packed(self.clip, "video")
+        return len(self.checksums)
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Return the frames at `indices`, see `Video`."""
@@ -214,7 +218,7 @@ class PackedVideo(Video):
 
     def check(self) -> None:
         """Raise UnreadableClip if a frame is not what was packed."""
-        for index in range(len(self)):
+        for index in range(len(self.checksums)):
             self._data(index)
 
     def _data(self, index: int) -> bytes:
@@ -233,15 +237,18 @@ class PackedWav(Wav):
         self.dtype = np.dtype({"<i2": "<i2", "<f4": "<f4"}[info["sample_type"]])
         self.header, self.samples = int(info["wav_header"]), int(info["samples"])
         size = self.header + self.samples * self.dtype.itemsize
-        if self.header < 0 or self.samples < WINDOW or size > clip.places.wav_size:
+        shortest = 0 if clip.audio == NOT_READ else WINDOW
+        if self.header < 0 or self.samples < shortest or size > clip.places.wav_size:
             raise ValueError("its sound does not fit its place")
 
     def __len__(self) -> int:
+        if not self.samples:
+            raise _not_packed(self.clip, "audio")
         return self.samples
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return samples, see `Wav`."""
-        if not 0 <= start <= stop <= len(self):
+        if not 0 <= start <= stop <= self.samples:
             raise _damaged(self.clip, f"its sound ends before sample {stop}")
         width = self.dtype.itemsize
         offset = self.clip.places.wav + self.header + start * width
@@ -284,6 +291,14 @@ def jpeg_shape(data: bytes) -> tuple[int, int, int]:
             return height, width, channels
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return 0, 0, 0
+
+
+def _not_packed(clip: PackedClip, stream: str) -> UnreadableClip:
+    name = clip.audio if stream == "video" else clip.video
+    return UnreadableClip(
+        f"clip '{name}' in shard '{clip.shard.path}' was packed without {stream}, as its list says "
+        f"'{NOT_READ}'; give --modality {'a' if stream == 'video' else 'v'}"
+    )
 
 
 def _damaged(clip: PackedClip, reason: str) -> UnreadableClip:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch  # imported where it is used: tools that only read frames need not wait for it
 
 MODALITIES = ("av", "a", "v")
+NOT_READ = "-"  # in lists: in place of the stream that a modality leaves out
 SOURCE_CROPS = ("auto", "voxceleb2", "none")
 VOXCELEB2_SIZE = (224, 224)  # of its frames as their authors ship them
 

@@ -16,7 +16,7 @@ from hicmae.data.audio import SAMPLE_RATE
 from hicmae.data.film import FRAME_RATE, Film
 from hicmae.data.media import NoPicture, NoSound, read_sound, streams_of, to_mono
 from hicmae.data.shards import PackedClip, open_packed
-from hicmae.data.video import FrameFolder, Video
+from hicmae.data.video import NOT_READ, FrameFolder, Video
 from hicmae.io import UnreadableClip
 
 
@@ -149,10 +149,11 @@ def open_source(
         return clip
     if isinstance(clip, PackedClip):
         video, wav = open_packed(clip)
-        return FaceFrames(video, wav.path, partial(wav.read, 0, len(wav)), frame_rate)
+        read = None if clip.audio == NOT_READ else partial(wav.read, 0, len(wav))
+        return FaceFrames(video, wav.path, read, frame_rate)
     if not os.path.isdir(clip):
         return MediaFile(clip, audio)
     heard = str(clip if audio is None else audio)
     has_sound = audio is not None and streams_of(heard)[1]
-    read = partial(read_sound, heard) if has_sound else None
-    return FaceFrames(FrameFolder(str(clip)), heard, read, frame_rate)
+    read_own = partial(read_sound, heard) if has_sound else None
+    return FaceFrames(FrameFolder(str(clip)), heard, read_own, frame_rate)

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hicmae.data.clip_list import Clip, write_list
+from hicmae.data.clip_list import Clip, read_labelled_list, write_list
+from hicmae.data.dataset import LabelledClips
 from hicmae.data.film import open_video
 from hicmae.data.shards import open_packed, read_packed
+from hicmae.io import UnreadableClip
 from preprocess import pack_clips
 from preprocess.face_and_audio.batch import read_summary
 from preprocess.pack_clips import sha256_of
-from tests.conftest import save_frames, save_mp4, save_wav
+from tests.conftest import same, save_frames, save_mp4, save_wav
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +197,33 @@ def test_folders_of_frames_are_packed_in_rgb_but_have_no_times_for_pretraining(t
     assert shapes == [(40, 40, 3)] * 3 and clip.label == 1
     assert pack(tmp_path, tmp_path / "pretrain") == 1
     assert "no frame times" in read_summary(tmp_path / "pretrain" / "pack_clips.csv")["c"]["reason"]
+
+
+@pytest.mark.parametrize("left_out", ["video", "audio"])
+def test_a_stream_that_is_not_read_is_not_packed(tmp_path, left_out):
+    clips = []
+    for k in range(2):
+        save_wav(tmp_path / f"{k}.wav", 48000 + 160 * k)
+        save_frames(tmp_path / f"{k}", 70)
+        clips.append(Clip(f"{k}", f"{k}.wav", k)._replace(**{left_out: "-"}))
+    write_list(tmp_path / "list.csv", clips)
+    assert pack(tmp_path, tmp_path / "out", "--task", "classification") == 0
+    assert len(read_summary(tmp_path / "out" / "pack_clips.csv")) == 2
+    assert verify(tmp_path / "out") == 0
+    modality = "a" if left_out == "video" else "v"
+    (plain, packed) = (
+        sorted(read_labelled_list(path, data_root=root), key=lambda clip: clip.label)
+        for path, root in ((tmp_path / "list.csv", str(tmp_path)), (tmp_path / "out", ""))
+    )
+    assert [clip[:2] for clip in packed] == [clip[:2] for clip in clips]
+    for one, other in zip(plain, packed, strict=True):
+        batches = [
+            LabelledClips([clip], modality=modality).read(clip, np.random.default_rng(0))
+            for clip in (one, other)
+        ]
+        assert same(*(batch._replace(names=()) for batch in batches))
+    with pytest.raises(UnreadableClip, match=f"without {left_out}.*--modality {modality}"):
+        LabelledClips(packed).read(packed[0], np.random.default_rng(0))
 
 
 # --verify
