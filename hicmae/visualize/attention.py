@@ -130,8 +130,8 @@ def look(opened: Opened) -> list[Looked]:
             grid = cast(ModalityEncoder, opened.model.get_submodule(encoder)).patch_embed.grid
             grids[name] = weights[0].reshape(grid).float().cpu().numpy()
         title, video, audio = "", batch.video, batch.audio
-        if opened.config.task == "classification":
-            truth, guess = (opened.config.names[int(k)] for k in (batch.target[0], scores.argmax()))
+        if opened.settings["task"] == "classification":
+            truth, guess = (opened.names[int(k)] for k in (batch.target[0], scores.argmax()))
             title = f"{truth}\npredicted\n{guess}"
         pixels = None if video is None else unnormalize(video)[0].clamp(0, 1).cpu().numpy()
         sound = None if audio is None else audio[0, 0].cpu().numpy()

@@ -1,15 +1,18 @@
 """What the pictures of models share: a checkpoint and the clips it is shown, drawn as they are."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import timm
 import torch
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from torch import nn
 
+from hicmae.config import ClipConfig, MaskConfig, PretrainModelConfig, flat_settings, from_flags
 from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import (
     AnyClip,
@@ -19,9 +22,10 @@ from hicmae.data.clip_list import (
     read_pretrain_list,
 )
 from hicmae.data.dataset import PretrainClips, TestClips
-from hicmae.data.video import ClipSettings
-from hicmae.inference.model import ModelConfig, load_model
+from hicmae.inference.model import load_model
 from hicmae.io import choose_device
+from hicmae.training import trained
+from hicmae.training.checkpoint import find
 
 HOP_SECONDS = 0.01  # between two spectrogram steps
 MOST_FRAMES = 6
@@ -32,16 +36,21 @@ class Opened(NamedTuple):
     """A model of either stage, on its device, and the clips that it is shown."""
 
     model: nn.Module
-    config: ModelConfig
+    settings: dict[str, Any]  # by flag: what it was trained with, as far as its file says
+    names: Sequence[str]  # of the classes or outputs; none in pre-training
     device: torch.device
-    clips: Sequence[AnyClip]
+    clips: Sequence[AnyClip]  # the whole list
+    lines: Sequence[int]  # which of them are shown
     seed: int  # of windows, crops and masks
 
 
 def open_model(
     path: str | Path, device: str = "auto", stage: str = ""
-) -> tuple[nn.Module, ModelConfig, torch.device]:
-    """Load a checkpoint; the stage "fine-tuned" or "pre-trained" refuses the other one."""
+) -> tuple[nn.Module, dict[str, Any], Sequence[str], torch.device]:
+    """Load a checkpoint; return the model, its settings by flag, its names and the device.
+
+    The stage "fine-tuned" or "pre-trained" refuses the other one.
+    """
     chosen = choose_device(device)
     model, config = load_model(path, device=chosen)
     found = "pre-trained" if config.task == "pretraining" else "fine-tuned"
@@ -50,7 +59,27 @@ def open_model(
             f"checkpoint '{path}' is {found}, but this picture needs a {stage} one; give a "
             f"checkpoint of {SCRIPTS[stage]}"
         )
-    return model, config, chosen
+    told = {"task": config.task, "modality": config.modality}
+    settings = config.training.get("settings", {}) | asdict(config.preprocessing) | told
+    return model, settings, config.names, chosen
+
+
+def open_whole(path: str | Path, device: str) -> tuple[nn.Module, dict[str, Any], torch.device]:
+    """Load a pre-training checkpoint with its decoders; return it, its settings and the device."""
+    chosen, found = choose_device(device), trained.read(find(path, to_resume=True))
+    settings = flat_settings(found.content.get("args")) | {"task": found.settings["task"]}
+    if settings["task"] != "pretraining" or "mask_ratio" not in settings:
+        lacks = "is an export and has no decoders" if found.config else "holds no settings"
+        if settings["task"] != "pretraining":
+            lacks = "is fine-tuned and has no decoders"
+        raise ValueError(
+            f"checkpoint '{path}' {lacks}, but this picture needs a pre-trained one with its "
+            "settings under 'args'; give a checkpoint of run_pretraining.py"
+        )
+    clip = from_flags(settings, ClipConfig)
+    model = timm.create_model(**vars(from_flags(settings, PretrainModelConfig)), **clip.of_model())
+    model.load_state_dict(found.weights)
+    return model.eval().to(chosen), settings, chosen
 
 
 def open_clips(
@@ -62,27 +91,37 @@ def open_clips(
     clip: int | None = None,
     num_clips: int = 0,
     seed: int | None = None,
+    rebuilds: bool = False,
 ) -> Opened:
-    """Load a model, see `open_model`, and choose clips, see `choose_lines`; the seed is 0 if None.
+    """Load a model, see `open_model`, and choose clips, see `choose_lines`.
 
     They are of the list, or of test.csv (pre-training: train.csv) in a folder; relative names start
-    at `data_root`.
+    at `data_root`. Without a seed it is 0. A model that `rebuilds` is that of `open_whole`, and its
+    seed that of its training.
     """
-    model, config, chosen = open_model(checkpoint, device, stage)
+    names: Sequence[str] = ()
+    if rebuilds:
+        model, settings, chosen = open_whole(checkpoint, device)
+    else:
+        model, settings, names, chosen = open_model(checkpoint, device, stage)
     listed: Sequence[AnyClip]
-    if config.task == "pretraining":
+    if settings["task"] == "pretraining":
         listed = read_pretrain_list(data_path, data_root)
     else:
         is_folder = Path(data_path).is_dir() and not find_list(data_path)
         path = Path(data_path, "test.csv") if is_folder else data_path
-        listed = read_labelled_list(path, config.task, len(config.names), data_root)
-    clips = [listed[k] for k in choose_lines(len(listed), clip, num_clips, seed or 0)]
-    return Opened(model, config, chosen, clips, seed or 0)
+        listed = read_labelled_list(path, settings["task"], len(names), data_root)
+    if seed is None:
+        seed = settings.get("seed", 0) if rebuilds else 0
+    lines = choose_lines(len(listed), clip, num_clips, seed)
+    return Opened(model, settings, names, chosen, listed, lines, seed)
 
 
 def choose_lines(length: int, clip: int | None, num_clips: int, seed: int) -> list[int]:
     """Choose one line of a list, or draw some without replacement (0: all), in the list's order."""
     if clip is not None:
+        if num_clips not in (0, 1):
+            raise ValueError(f"give --clip {clip} or --num_clips {num_clips}, not both")
         if not 0 <= clip < length:
             raise ValueError(f"--clip {clip} is not in the list of {length} clips")
         return [clip]
@@ -94,36 +133,25 @@ def choose_lines(length: int, clip: int | None, num_clips: int, seed: int) -> li
     return sorted(rng.choice(length, num_clips, replace=False).tolist())
 
 
-def batches(opened: Opened, batch_size: int = 16) -> Iterator[Any]:
+def batches(opened: Opened, batch_size: int = 16, **options: Any) -> Iterator[Any]:
     """Yield a `ViewBatch` of centre windows, or in pre-training a `PretrainBatch` of crops.
 
-    ValueError or RuntimeError: a clip cannot be read; it is named.
+    The options are those of the data set. ValueError or RuntimeError: a clip cannot be read; it is
+    named.
     """
-    config, clips, clip = opened.config, opened.clips, opened.config.preprocessing
-    settings = ClipSettings(
-        clip.num_frames, clip.sampling_rate, clip.input_size, clip.input_size_audio
-    )
+    settings, clip = opened.settings, from_flags(opened.settings, ClipConfig)
     dataset: TestClips | PretrainClips
-    if config.task == "pretraining":
-        trained, tubelets = config.training.get("settings", {}), clip.tubelet_size
-        ratios = {n: trained[n] for n in ("mask_ratio", "mask_ratio_audio") if n in trained}
-        crop = decide_source_crop(
-            *(trained.get("source_crop", "auto"), trained.get("data_path", "")),
-            *(clips, clip.input_size),
-        )
-        dataset = PretrainClips(
-            *(clips, settings),
-            tubelet_size=tubelets,
-            seed=opened.seed,
-            source_crop=crop,
-            **ratios,
-        )
+    if settings["task"] == "pretraining":
+        options |= vars(from_flags(settings, MaskConfig)) | {"tubelet_size": clip.tubelet_size}
+        choice, path = settings.get("source_crop", "auto"), settings.get("data_path", "")
+        crop = decide_source_crop(choice, path, opened.clips, clip.input_size)
+        dataset = PretrainClips(opened.clips, clip, source_crop=crop, seed=opened.seed, **options)
     else:
-        kind: dict[str, Any] = {"task": config.task, "modality": config.modality}
-        dataset = TestClips(clips, settings, centre=True, **kind)
-    for start in range(0, len(clips), batch_size):
-        chosen = range(start, min(start + batch_size, len(clips)))
-        items: list[Any] = [dataset[ClipIndex(0, k)] for k in chosen]
+        options |= {name: settings[name] for name in ("task", "modality")}
+        dataset = TestClips(opened.clips, clip, centre=True, **options)
+    for start in range(0, len(opened.lines), batch_size):
+        lines = opened.lines[start : start + batch_size]
+        items: list[Any] = [dataset[ClipIndex(0, line)] for line in lines]
         batch = dataset.collate(items).to(opened.device)
         if batch.skipped:  # in pre-training another clip stands in for it, which would be its twin
             raise ValueError(f"a clip cannot be read: {batch.skipped[0].reason}")

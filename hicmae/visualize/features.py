@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
+from hicmae.config import PretrainModelConfig, from_flags
 from hicmae.inference import forward
 from hicmae.inference.style import MARKERS, STYLE, colour
 from hicmae.io import write_whole
@@ -22,7 +23,6 @@ from hicmae.visualize.clips import Opened, batches, open_clips, open_model
 
 FEWEST = 5  # clips of t-SNE
 RANKS = (1, 5, 10)  # of retrieval
-LEVELS = (3, 6, 9)  # of the original, where a checkpoint does not say which blocks are contrasted
 LAYER_WEIGHTS = ("video_layer_weights", "audio_layer_weights")
 TITLES = {"fusion_video": "fused video", "fusion_audio": "fused audio"}
 # Parts of a model's features by its modality; `fused` is all of them, as the head reads it.
@@ -46,7 +46,7 @@ def features_of(opened: Opened) -> tuple[dict[str, np.ndarray], np.ndarray]:
         targets.append(batch.target)
     return {
         name: torch.cat([parts[name] for parts in found]).float().cpu().numpy()
-        for name in PARTS[opened.config.modality]
+        for name in PARTS[opened.settings["modality"]]
     }, torch.cat(targets).cpu().numpy()
 
 
@@ -99,7 +99,7 @@ def tsne(
     of a regression gives the colour; the `source` is that of `open_clips`.
     """
     opened = open_clips("fine-tuned", **source)
-    names, known = opened.config.names, PARTS[opened.config.modality]
+    names, known = opened.names, PARTS[opened.settings["modality"]]
     unknown = [part for part in features if part not in known]
     if unknown:
         raise ValueError(
@@ -107,8 +107,10 @@ def tsne(
         )
     if not 0 <= target < len(names):
         raise ValueError(f"--target {target} is not one of the {len(names)} outputs")
-    if len(opened.clips) < FEWEST:
-        raise ValueError(f"t-SNE needs at least {FEWEST} clips, got {len(opened.clips)}")
+    if target and opened.settings["task"] != "regression":
+        raise ValueError(f"--target {target} is for a regression; this model tells classes apart")
+    if len(opened.lines) < FEWEST:
+        raise ValueError(f"t-SNE needs at least {FEWEST} clips, got {len(opened.lines)}")
     shown = features or (("video", "audio", "fused") if len(known) > 2 else ("fused",))
     values, labels = features_of(opened)
     places = {
@@ -211,11 +213,10 @@ def retrieval(masked: bool = False, csv: str = "", **source: Any) -> tuple[Figur
     Returns the picture, and the figures as text; they are written to `csv`, too, where it is given.
     """
     opened = open_clips("pre-trained", **source)
-    count = len(opened.clips)
+    count = len(opened.lines)
     if count < 2:
         raise ValueError(f"retrieval needs at least 2 clips to choose from, got {count}")
-    settings = opened.config.training.get("settings", {})
-    levels = tuple(settings.get("return_intermediate_features") or LEVELS)
+    levels = from_flags(opened.settings, PretrainModelConfig).return_intermediate_features
     found = recalls(*pooled_levels(opened, levels, masked), levels)
     if csv:
         write_whole(csv, found.to_csv(index=False))

@@ -6,7 +6,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import timm
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -14,16 +13,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 from torch import nn
 
-from hicmae.config import PretrainConfigs, PretrainLossConfig, flat_settings, from_dict
-from hicmae.data.batches import ClipIndex, PretrainBatch, joined
-from hicmae.data.clip_list import decide_source_crop, read_pretrain_list
-from hicmae.data.dataset import PretrainClips
+from hicmae.config import DataConfig, PretrainLossConfig, from_flags
+from hicmae.data.batches import PretrainBatch
 from hicmae.inference.style import STYLE
-from hicmae.io import choose_device
 from hicmae.models.reconstruct import Reconstruction, reconstruct
-from hicmae.training import checkpoint as checkpoints
 from hicmae.training.run import Precision, choose_precision
-from hicmae.visualize.clips import choose_lines, draw_frame, draw_spectrogram, evenly
+from hicmae.visualize.clips import batches, draw_frame, draw_spectrogram, evenly, open_clips
 
 
 def reconstruction_figure(*parts: ArrayLike) -> Figure:
@@ -83,13 +78,12 @@ def _draw_spectrograms(figure: SubFigure, column: Sequence[Axes], audios: list[n
 
 
 def rebuild_clips(
-    model: nn.Module, items: Sequence[PretrainBatch], loss: PretrainLossConfig, precision: Precision
+    model: nn.Module, batch: PretrainBatch, loss: PretrainLossConfig, precision: Precision
 ) -> list[Reconstruction]:
-    """Rebuild the masked patches of some items of `PretrainClips`, as their loss has it."""
-    batch = joined(items).to(precision.device)
+    """Rebuild the masked patches of the clips of a batch, as their loss has it."""
     return reconstruct(
         model,
-        *batch[:4],
+        *batch.to(precision.device)[:4],
         precision.autocast(),
         loss.frame_diff_group_size if loss.frame_diff else None,
         loss.normalize_target,
@@ -97,48 +91,20 @@ def rebuild_clips(
     )
 
 
-def reconstruction(
-    checkpoint: str,
-    data_path: str,
-    data_root: str = "",
-    device: str = "auto",
-    clip: int | None = None,
-    num_clips: int = 0,
-    seed: int | None = None,
-) -> Figure:
-    """Draw clips rebuilt by a pre-training checkpoint.
+def reconstruction(clip: int | None = None, num_clips: int = 0, **source: Any) -> Figure:
+    """Draw clips of the list of `open_clips`, rebuilt by a pre-training checkpoint.
 
     Its settings say the model, the clip geometry, the masks and, where none is given, the seed.
     Without a number of clips the first of the list is drawn. A rebuilt patch has the mean and
     deviation of the true one, which the model does not predict.
     """
-    state = checkpoints.load(checkpoint)
-    settings = flat_settings(state.get("args"))
-    if "mask_ratio" not in settings:
-        lacks = "is fine-tuned and has no decoders" if settings else "holds no settings"
-        raise ValueError(
-            f"checkpoint '{checkpoint}' {lacks}, but this picture needs a pre-trained one with its "
-            "settings under 'args'; give a checkpoint of run_pretraining.py"
-        )
-    settings |= {"data_path": data_path, "data_root": data_root, "num_samples": 1}
-    settings |= {} if seed is None else {"seed": seed}
-    configs = from_dict(PretrainConfigs, settings)
-    clips, size = read_pretrain_list(data_path, data_root), configs.clip.input_size
-    dataset = PretrainClips(
-        clips,
-        configs.clip,
-        source_crop=decide_source_crop(configs.data.source_crop, data_path, clips, size),
-        tubelet_size=configs.clip.tubelet_size,
-        **vars(configs.mask),
-        roll_mag_aug=configs.data.roll_mag_aug,
-        seed=configs.run.seed,
-        clip_timeout=configs.data.clip_timeout,
-    )
     clip = 0 if clip is None and not num_clips else clip
-    lines = choose_lines(len(dataset), clip, num_clips, configs.run.seed)
-    precision = choose_precision("fp32", choose_device(device))
-    model = timm.create_model(**vars(configs.model), **configs.clip.of_model())
-    model.load_state_dict(state["model"])
-    items = [dataset[ClipIndex(0, line)] for line in lines]
-    rebuilt = rebuild_clips(model.to(precision.device), items, configs.loss, precision)
-    return reconstruction_figure(*itertools.chain(*rebuilt))
+    opened = open_clips("pre-trained", clip=clip, num_clips=num_clips, rebuilds=True, **source)
+    loss = from_flags(opened.settings, PretrainLossConfig)
+    gain = from_flags({"data_path": "given", **opened.settings}, DataConfig).roll_mag_aug
+    precision = choose_precision("fp32", opened.device)
+    rebuilt = [
+        rebuild_clips(opened.model, batch, loss, precision)
+        for batch in batches(opened, roll_mag_aug=gain)
+    ]
+    return reconstruction_figure(*itertools.chain(*itertools.chain(*rebuilt)))

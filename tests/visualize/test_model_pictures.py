@@ -115,7 +115,7 @@ def test_tsne_draws_a_colour_and_marker_a_class_or_the_chosen_output():
 
 def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled, tmp_path):
     opened = open_clips("", finetuned, labelled)
-    looked = look(opened._replace(clips=opened.clips[1:3]))
+    looked = look(opened._replace(lines=[1, 2]))
     assert looked[0].title.splitlines()[0] == "joy" and looked[0].title.splitlines()[2] in NAMES
     assert looked[0].video.shape == (3, 4, 32, 32) and looked[0].audio.shape == (32, 128)
     assert {name: grid.shape for name, grid in looked[0].maps.items()} == {
@@ -209,7 +209,9 @@ def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides():
     drawn, others = (choose_lines(50, None, 10, seed) for seed in (0, 1))
     assert drawn == sorted(set(drawn)) and len(drawn) == 10 and drawn != others
     assert choose_lines(3, None, 0, 0) == choose_lines(3, None, 9, 0) == [0, 1, 2]
-    assert choose_lines(3, 1, 9, 0) == [1]
+    assert choose_lines(3, 1, 0, 0) == [1]
+    with pytest.raises(ValueError, match="give --clip 1 or --num_clips 9, not both"):
+        choose_lines(3, 1, 9, 0)
     with pytest.raises(ValueError, match="--num_clips must not be negative, got -1"):
         choose_lines(3, None, -1, 0)
 
@@ -241,7 +243,7 @@ def test_commands_draw_at_200_dpi_as_much_as_was_asked_for(
 def test_commands_say_in_one_line_what_does_not_fit(
     finetuned, pretrained, labelled, unlabelled, pretrain_clips, tmp_path, capsys
 ):
-    torch.save({"model": {}}, tmp_path / "bare.pth")
+    torch.save({"model": {"encoder.norm.weight": torch.ones(128)}}, tmp_path / "bare.pth")
     bare, video = str(tmp_path / "bare.pth"), save_classifier(tmp_path / "v.pth", "v")
     gone = Clip(str(tmp_path / "gone.mp4"), str(tmp_path / "gone.wav"), None)
     few, broken = (str(tmp_path / name) for name in ("few.csv", "broken.csv"))
@@ -250,6 +252,7 @@ def test_commands_say_in_one_line_what_does_not_fit(
     for picture, model, clips, options, message in (
         ("tsne", finetuned, labelled, "--features text", "--features 'text' is no part"),
         ("tsne", finetuned, labelled, "--target 3", "--target 3 is not one of the 3"),
+        ("tsne", finetuned, labelled, "--target 1", "--target 1 is for a regression"),
         ("tsne", finetuned, labelled, "--num_clips 4", "needs at least 5 clips, got 4"),
         ("tsne", pretrained, unlabelled, "", "is pre-trained, but this picture needs a fine-tuned"),
         ("tsne", finetuned, labelled, "--output x.bmp", "cannot write 'x.bmp'"),
@@ -260,6 +263,7 @@ def test_commands_say_in_one_line_what_does_not_fit(
         ("retrieval", pretrained, broken, "", "gone."),
         ("reconstruction", finetuned, unlabelled, "", "is fine-tuned and has no decoders"),
         ("reconstruction", bare, unlabelled, "", "holds no settings, but"),
+        ("reconstruction", pretrained, broken, "--clip 2", "gone."),
         ("reconstruction", pretrained, unlabelled, "--clip 9", "--clip 9 is not in the list of 5"),
         ("reconstruction", pretrained, unlabelled, "--device gpu", "--device must be auto, cpu,"),
         ("layer_weights", pretrained, "", "", "needs a fine-tuned one"),
