@@ -48,11 +48,6 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def printable(name: str) -> str:
-    r"""Return a name as pages and pictures can show it: bytes that are not UTF-8 as in \xe9."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
     """Return the device that --device names; ValueError: it is not known, or not there.
 

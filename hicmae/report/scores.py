@@ -14,7 +14,7 @@ import pandas as pd
 
 from hicmae.config import flat_settings
 from hicmae.data.clip_list import chosen_names, names_of_run
-from hicmae.io import printable
+from hicmae.io import encodable
 from hicmae.report.resampling import Plan, PredictionTable
 
 KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
@@ -93,7 +93,7 @@ def build(
     scores, pooled, frames = {}, {}, {}
     for kind, file in KINDS.items():
         runs = [run for run in finished if (run / file).is_file()]
-        tables = [read_predictions(run / file, printable(run.name)) for run in runs]
+        tables = [read_predictions(run / file, encodable(run.name)) for run in runs]
         if tables:
             union = pool(tables)
             whose = plan.speakers(union.clips, settings.get("data_path", ""))
@@ -114,15 +114,15 @@ def build(
     shown = chosen_names(names, number) if names else names_of_run(settings, task, number)
     return Report(
         Path(folder),
-        printable(title or Path(folder).resolve().name),
-        [printable(run.name) for run in finished],
+        encodable(title or Path(folder).resolve().name),
+        [encodable(run.name) for run in finished],
         scores,
         pd.concat(frames, axis=1),
         pooled,
         tuple(metrics) or known[:2],
         references or {},
         notes_on(finished, unfinished, folds, pooled),
-        list(map(printable, shown)),
+        list(map(encodable, shown)),
         regression,
         plan,
     )
@@ -240,7 +240,7 @@ def notes_on(
     pooled: Mapping[str, PredictionTable],
 ) -> list[str]:
     """Collect every note on an experiment, the most important first."""
-    known = [printable(path.name) for path in (*finished, *unfinished)]
+    known = [encodable(path.name) for path in (*finished, *unfinished)]
     runs = known[: len(finished)]
     notes = [f"{name} is not finished: it has no predictions" for name in known[len(runs) :]]
     numbers = [int(found[1] or found[2]) for name in known if (found := FOLD_NUMBER.search(name))]
@@ -276,7 +276,7 @@ def notes_on(
         skipped = read_json(run / "metrics.json").get("skipped")
         if skipped:
             notes.append(f"{name}: {len(skipped)} clips unreadable and not scored")
-    return [printable(note) for note in (*notes, *_mixed(finished), *_chosen(finished))]
+    return [encodable(note) for note in (*notes, *_mixed(finished), *_chosen(finished))]
 
 
 def clips_of_folds(table: PredictionTable) -> dict[str, list[str]]:

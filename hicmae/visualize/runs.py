@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hicmae.data.clip_list import chosen_names
 from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image
-from hicmae.io import printable
+from hicmae.io import encodable
 from hicmae.report.comparison import matched
 from hicmae.report.page import confusion_figure
 from hicmae.report.resampling import Plan
@@ -51,8 +51,8 @@ def curves(output_dirs: Sequence[str | Path]) -> Figure:
         records = [record for record in read_lines(folder / "log.txt") if "epoch" in record]
         if not records:
             raise FileNotFoundError(f"'{folder / 'log.txt'}' holds no finished epoch yet")
-        name = printable(folder.name)
-        logs[name if name not in logs else printable(str(folder))] = records
+        name = encodable(folder.name)
+        logs[name if name not in logs else encodable(str(folder))] = records
     return curves_figure(logs)
 
 
@@ -120,7 +120,7 @@ def confusion(pred_files: Sequence[str | Path], class_names: Sequence[str] = ())
     title = f"{scores['count']} clips, UAR {scores['uar']:.2%}, WAR {scores['war']:.2%}"
     if twice := sum(count > 1 for count in Counter(pooled.clips).values()):
         title += f"\n{twice} of the clips counted more than once"
-    return confusion_figure(scores["confusion"], list(map(printable, names)), title)
+    return confusion_figure(scores["confusion"], list(map(encodable, names)), title)
 
 
 def confusion_image(metrics: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
@@ -162,7 +162,7 @@ def scores_of_folders(
             raise ValueError(
                 f"expected one csv file, or DATASET=FOLDER or DATASET/METHOD=FOLDER, got '{entry}'"
             )
-        dataset, _, method = printable(name).partition("/")
+        dataset, _, method = encodable(name).partition("/")
         report = build(folder, plan=Plan(resamples=0), metrics=named, title=name)
         if kind not in report.kinds:
             raise ValueError(f"'{folder}' has no predictions of its {kind} epoch")

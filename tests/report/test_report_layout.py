@@ -205,7 +205,7 @@ def test_command_compares_folders_and_draws_speakers(tmp_path, capsys):
 
 
 def test_odd_names_pass_under_a_strict_locale(tmp_path):
-    folder = tmp_path / os.fsdecode(b"caf\xc3\xa9 \xe9 $x")
+    folder = tmp_path / os.fsdecode(b"\xe9 $x_")
     for fold in (b"fold1", b"fold\xe92"):
         write_fold(folder / os.fsdecode(fold), 1, 9, prefix=os.fsdecode(b"\xe9"))
     (tmp_path / "classes.txt").write_text("neutre\nfâché\n$gai_\n", encoding="utf-8")
@@ -216,7 +216,7 @@ def test_odd_names_pass_under_a_strict_locale(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for text in ("café \\xe9 $x", "fâché", "fold\\xe92", "\\xe9/clip 0, a"):
+    for text in ("\\udce9 $x_", "fâché", "fold\\udce92", "\\udce9/clip 0, a"):
         assert text in page
     assert sorted(p.suffix for p in folder.iterdir() if p.is_file()) == [
         ".html", ".json", ".md", ".tex"
