@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from hicmae.config import new_parser
-from hicmae.inference.style import check_format, save_figure
-from hicmae.io import describe
+from hicmae.inference.style import FORMATS, save_figure
+from hicmae.io import check_writable, describe
 from hicmae.visualize.attention import attention
 from hicmae.visualize.features import layer_weights, retrieval, tsne
 from hicmae.visualize.reconstruction import reconstruction
@@ -88,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw: Draw = values.pop("draw")
     output = values.pop("output")
     try:
-        check_format(output)
+        for path in filter(None, (output, values.get("csv"))):
+            check_writable(path, FORMATS if path == output else ())
         drawn = draw(**values)
         figure, text = drawn if isinstance(drawn, tuple) else (drawn, "")
         path = save_figure(figure, output)

@@ -13,7 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 from torch import nn
 
-from hicmae.config import DataConfig, PretrainLossConfig, from_flags
+from hicmae.config import PretrainLossConfig, from_flags
 from hicmae.data.batches import PretrainBatch
 from hicmae.inference.style import STYLE
 from hicmae.models.reconstruct import Reconstruction, reconstruct
@@ -101,7 +101,7 @@ def reconstruction(clip: int | None = None, num_clips: int = 0, **source: Any) -
     clip = 0 if clip is None and not num_clips else clip
     opened = open_clips("pre-trained", clip=clip, num_clips=num_clips, rebuilds=True, **source)
     loss = from_flags(opened.settings, PretrainLossConfig)
-    gain = from_flags({"data_path": "given", **opened.settings}, DataConfig).roll_mag_aug
+    gain = bool(opened.settings.get("roll_mag_aug"))
     precision = choose_precision("fp32", opened.device)
     rebuilt = [
         rebuild_clips(opened.model, batch, loss, precision)
