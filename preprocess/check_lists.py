@@ -33,7 +33,6 @@ import math
 import os
 import re
 import sys
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -45,8 +44,6 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
 import pandas as pd
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hicmae.data.audio import WavFile
 from hicmae.data.clip_list import Clip, Label, wav_of, write_list
@@ -56,7 +53,7 @@ from hicmae.data.video import NOT_READ, FrameFolder, Video
 from hicmae.io import UnreadableClip, check_writable, whole_file
 from preprocess import command_line
 from preprocess.command_line import WHOLE, Shard
-from preprocess.face_and_audio.batch import SUMMARY_EVERY, Job, outcomes_of
+from preprocess.face_and_audio.batch import Job, outcomes_of
 from preprocess.face_and_audio.timing import out_of_step
 from preprocess.lists.clips import Problem, count_frames, reading, wav_seconds
 from preprocess.lists.writing import table_text, write_csv
@@ -361,18 +358,13 @@ def inspect_all(
             append(whole, (known[key] for key in known if key not in again))
     jobs = deque(Job(video, audio, str(path)) for video, audio in todo)
     before = len(mine) - len(todo)
-    found = outcomes_of(jobs, partial(work, decode=decode), num_workers)
-    bar = tqdm(found, "checking", len(mine), initial=before, unit="clip", disable=None)
-    said = time.monotonic()
-    with closing(found), bar, logging_redirect_tqdm():
-        for count, outcome in enumerate(bar, before + 1):
+    found = outcomes_of(jobs, partial(work, decode=decode), num_workers, "checking", before)
+    with closing(found):
+        for outcome in found:
             video, audio, _ = outcome.job
             died = Record(video, audio, "", "cannot be checked", outcome.reason)  # its process did
             records[video, audio] = outcome.details.get("record", died)
             append(path, [records[video, audio]])
-            if time.monotonic() - said > SUMMARY_EVERY:  # for logs, which show no bar
-                logger.info("%d of %d clips are checked", count, len(mine))
-                said = time.monotonic()
     return records
 
 

@@ -35,7 +35,7 @@ from preprocess.lists.writing import write_csv
 logger = logging.getLogger(__name__)
 
 LIST_SUFFIXES = frozenset((".csv", ".txt", ".list"))
-SUMMARY_EVERY = 60  # seconds between writings of the summary
+SUMMARY_EVERY = 60  # seconds between writings of the summary, and lines about what is done
 STALE = 24 * 3600  # seconds after which a temporary file belongs to no running process
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What may be wrong with a clip; a TypeError, say, is a mistake of ours and ends the run.
@@ -252,7 +252,6 @@ class Ledger:
             logger.warning("%r: %s", name, reason)  # repr, as names may hold line breaks
         if time.monotonic() - self._written > SUMMARY_EVERY:
             self._write()
-            logger.info("%d clips done, %d failed so far", self.clips["done"], self.clips["failed"])
 
     def run(
         self,
@@ -262,19 +261,13 @@ class Ledger:
         title: str,
         finish: Callable[[Iterator[Outcome]], Generator[Outcome, None, None]] | None = None,
     ) -> int:
-        """Work in processes with a progress bar, note what comes, and return the exit code.
+        """Work in processes, note what comes, and return the exit code.
 
         `finish` takes the outcomes and yields them again when all that they need is done.
         """
         left, stopped = len(pending), ""
-        found = outcomes_of(pending, work, num_workers)
-        bar = tqdm(found, title, left, unit="clip", disable=None, dynamic_ncols=True)
-        with (
-            closing(found),
-            bar,
-            logging_redirect_tqdm(),
-            closing(finish(iter(bar)) if finish else iter(bar)) as outcomes,
-        ):
+        found = outcomes_of(pending, work, num_workers, title)
+        with closing(found), closing(finish(found) if finish else found) as outcomes:
             try:
                 for outcome in outcomes:
                     left -= 1
@@ -324,9 +317,26 @@ def read_summary(path: Path) -> dict[str, dict[str, object]]:
 # Processes
 
 
-def outcomes_of(pending: deque, work: Work, num_workers: int) -> Generator[Outcome, None, None]:
-    """Yield the outcomes in the order in which they come; OSError where the disk is full."""
-    if num_workers <= 1:
+def outcomes_of(
+    pending: deque, work: Work, num_workers: int, title: str, before: int = 0
+) -> Generator[Outcome, None, None]:
+    """Yield the outcomes in the order in which they come; OSError where the disk is full.
+
+    A bar shows on a terminal, and a line a minute in a log; `before` clips are done already.
+    """
+    total, said = before + len(pending), time.monotonic()
+    found = _outcomes(pending, work, num_workers)
+    bar = tqdm(found, title, total, initial=before, unit="clip", disable=None)
+    with closing(found), bar, logging_redirect_tqdm():
+        for count, outcome in enumerate(bar, before + 1):
+            yield outcome
+            if time.monotonic() - said > SUMMARY_EVERY:
+                logger.info("%s: %d of %d clips", title, count, total)
+                said = time.monotonic()
+
+
+def _outcomes(pending: deque, work: Work, num_workers: int) -> Generator[Outcome, None, None]:
+    if num_workers == 1:
         while pending:
             yield _attempt(work, pending.popleft())
         return

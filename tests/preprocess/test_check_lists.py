@@ -11,7 +11,7 @@ import soundfile
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, write_list
 from preprocess import check_lists
 from preprocess.check_lists import Key, Record, inspect, inspect_all
-from preprocess.command_line import STOPPED, WHOLE, exit_code, parse_shard
+from preprocess.command_line import STOPPED, WHOLE, exit_code
 from tests.conftest import save_frames, save_mp4, save_wav, tone
 
 
@@ -246,13 +246,6 @@ def test_stopped_run_keeps_its_records_but_not_the_line_cut_off(
     assert opened == ["a.wav", "b.wav", "c.wav", "c.wav", "d.wav"]
     assert len((tmp_path / "records.csv").read_text().splitlines()) == 8  # names break lines
     assert inspected()[clips[0]] == look(*clips[0], "ends")
-
-
-def test_every_item_is_in_one_shard_whatever_the_order() -> None:
-    shards = [parse_shard(f"{k}/3") for k in (1, 2, 3)]
-    for items in ("caebd", "dbeac"):
-        assert [shard.take(items) for shard in shards] == [["a", "d"], ["b", "e"], ["c"]]
-    assert WHOLE.take("cab") == ["a", "b", "c"] and parse_shard("1/1") == WHOLE
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/4"])

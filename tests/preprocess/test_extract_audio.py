@@ -169,15 +169,6 @@ def test_two_clips_that_would_become_one_are_not_mixed_up(tmp_path, caplog):
     assert len(read(tmp_path / "out" / "a.wav")) < 0.5 * RATE
 
 
-def test_shards_share_all_clips_by_their_place(clips, tmp_path):
-    names = sorted(Path(name).stem for name in HARD_NAMES)
-    for part in (1, 2, 3):
-        out = tmp_path / f"out{part}"
-        assert extract(clips, out, "--shard", f"{part}/3") == 0
-        assert {path.stem for path in out.rglob("*.wav")} == set(names[part - 1 :: 3])
-        assert len(summary(out, f"extract_audio_{part}of3")) == len(names[part - 1 :: 3])
-
-
 def test_a_list_may_name_files_plainly_or_be_one_of_ours(tmp_path):
     for name in ("x/a b.mp4", "x/c.mp4", "y/d.mp4"):
         save_media(tmp_path / name, sound=chirp(0.2, RATE))

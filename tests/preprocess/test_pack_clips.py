@@ -340,8 +340,6 @@ def test_bad_input_is_one_line(media, tmp_path, caplog):
     assert "list.csv' does not exist" in said(pack(tmp_path, tmp_path / "out"))
     (tmp_path / "list.csv").write_text("a b c d e\n")
     assert "list.csv:1: expected" in said(pack(tmp_path, tmp_path / "out"))
-    (tmp_path / "file").touch()
-    assert "file' is or lies below a file" in said(pack(media, tmp_path / "file"))
     assert "--quality must be" in said(pack(media, tmp_path / "out", "--quality", "0"))
     assert "--size must be" in said(pack(media, tmp_path / "out", "--size", "0"))
     assert "is no folder" in said(verify(tmp_path / "nowhere"))
