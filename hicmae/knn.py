@@ -33,14 +33,15 @@ from sklearn.preprocessing import normalize
 from tqdm import tqdm
 
 from hicmae.config import new_parser
-from hicmae.data.clip_list import AnyClip, read_labelled_list
+from hicmae.data.clip_list import AnyClip, name_of, read_labelled_list
 from hicmae.data.splits import take_share
+from hicmae.data.video import MODALITIES
 from hicmae.inference.cli import COMPUTING, add_flags, run_command
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.io import write_whole
 from hicmae.training.evaluate import Predictions, score, write_results
 
-TEMPERATURE = 0.07
+TEMPERATURE, DEFAULT_K = 0.07, (1, 5, 10, 20)
 Features = dict[str, np.ndarray]  # (n, D) by kind
 
 
@@ -99,8 +100,12 @@ def vote(
     Returns:
         (m, K) shares of the votes.
     """
-    # As of the cosine, but for a constant factor.
-    weights = (lambda far: np.exp(-far / temperature)) if metric == "cosine" else "uniform"
+
+    def likeness(far: np.ndarray) -> np.ndarray:
+        """Weigh distances (m, k) as of the cosine, but for a factor: the nearest has 1."""
+        return np.exp((far.min(axis=1, keepdims=True) - far) / temperature)
+
+    weights = likeness if metric == "cosine" else "uniform"
     classifier = KNeighborsClassifier(k, metric=metric, weights=weights, algorithm="brute")
     classifier.fit(train, labels)
     scores = np.zeros((len(test), num_classes))
@@ -114,12 +119,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.prog = "python -m hicmae.knn"
     add = parser.add_argument
     add_flags(parser, *COMPUTING)
+    text = "streams to read (default: those of the model); the other one is left out"
+    add("--modality", choices=MODALITIES, help=text)
     add("--data_path", required=True, metavar="DIR", help="fold with train.csv and test.csv")
     add_flags(parser, "data_root")
     add("--test_list", metavar="FILE", help="clips to classify (default: test.csv of the fold)")
     add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else the others)")
-    text = "neighbours (1 5 10 20)"
-    add("--k", nargs="+", type=int, default=(1, 5, 10, 20), metavar="N", help=text)
+    text = "neighbours (1 5 10 20, as far as there are clips)"
+    add("--k", nargs="+", type=int, metavar="N", help=text)
     text = "how near features are (%(default)s)"
     add("--metric", choices=("cosine", "euclidean"), default="cosine", help=text)
     text = "of the votes: the smaller, the more the nearest decide (%(default)s)"
@@ -142,6 +149,7 @@ def read_fold(args: argparse.Namespace) -> tuple[list[AnyClip], list[AnyClip]]:
     train, test = (list(read_labelled_list(path, data_root=args.data_root)) for path in lists)
     if args.label_share < 1:
         train = take_share(train, args.label_share, args.seed)
+    args.k = args.k or [k for k in DEFAULT_K if k <= len(train)]
     if not 1 <= min(args.k) <= max(args.k) <= len(train):
         raise ValueError(
             f"--k must be 1 to {len(train)}, the number of training clips, got "
@@ -153,8 +161,9 @@ def read_fold(args: argparse.Namespace) -> tuple[list[AnyClip], list[AnyClip]]:
 def run(args: argparse.Namespace) -> int:
     """Extract, vote, print and write."""
     train_clips, test_clips = read_fold(args)
+    options = {"modality": args.modality, "missing_modality": "drop" if args.modality else "error"}
     recognizer = EmotionRecognizer.from_checkpoint(
-        args.checkpoint, args.device, batch_size=args.batch_size
+        args.checkpoint, args.device, batch_size=args.batch_size, **options
     )
     first = extract(recognizer, test_clips[:1])  # says whether the features are there, at once
     kinds = args.features or default_kinds(list(first))
@@ -164,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
     test = extract(recognizer, test_clips, "clips to classify")
     labels, truth = (np.array([c.label for c in clips]) for clips in (train_clips, test_clips))
     num_classes = int(max(labels.max(), truth.max())) + 1
-    names, how = [clip.video for clip in test_clips], (args.metric, args.temperature)
+    names, how = [name_of(clip) for clip in test_clips], (args.metric, args.temperature)
     results = []
     for kind, k in itertools.product(kinds, args.k):
         scores = vote(joined(train, kind), labels, joined(test, kind), k, num_classes, *how)

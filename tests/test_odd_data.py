@@ -109,7 +109,7 @@ def test_packed_clips_keep_their_names(odd, tmp_path):
         assert names[0] == names[1]
 
 
-@pytest.mark.parametrize("modality", ["av", "v"])
+@pytest.mark.parametrize("modality", ["av", "a", "v"])
 def test_training_and_eval_name_the_clips_by_the_stream_they_read(modality, odd, runs, tmp_path):
     names = clips_of_test(odd, modality)
     assert [row["clip"] for row in rows(runs[modality] / "pred.csv")] == names
@@ -122,7 +122,7 @@ def test_training_and_eval_name_the_clips_by_the_stream_they_read(modality, odd,
     assert [row["clip"] for row in rows(path)] == names
 
 
-@pytest.mark.parametrize("modality", ["av"])
+@pytest.mark.parametrize("modality", ["av", "a", "v"])
 def test_knn_and_extract_read_what_training_reads(modality, odd, runs, tmp_path, capsys):
     data = odd / {"av": "fold", "a": "sounds", "v": "faces"}[modality]
     model = ["--checkpoint", str(runs[modality]), "--device", "cpu", "--data_path"]

@@ -42,6 +42,11 @@ class Clip(NamedTuple):
 AnyClip = Clip | PackedClip
 
 
+def name_of(clip: AnyClip) -> str:
+    """Return what a clip is called: its video, or its sound where the list names no video."""
+    return clip.audio if clip.video == NOT_READ and clip.audio else clip.video
+
+
 def find_list(path: str | Path) -> Path | None:
     """Return a list file, or the shards that stand for it; None where there is neither."""
     path = Path(path)
@@ -122,8 +127,7 @@ def read_labelled_list(
             raise ValueError(f"got {len(fields)} fields")
         label: Label = _integer(fields[2]) if is_class else tuple(map(_number, fields[2:]))
         count = _checked_count(label, is_class, count)
-        names = fields[:2]
-        video, audio = (n if n == NOT_READ else os.path.join(data_root, n) for n in names)
+        video, audio = (_below(data_root, name) for name in fields[:2])
         return Clip(video, audio, label)
 
     label_form = "<class index>" if is_class else "<number> ..."
@@ -149,10 +153,12 @@ def read_any_list(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, 
     labels: list[list[str]] = []
 
     def parse(fields: list[str]) -> Clip:
-        video, label = os.path.join(data_root, fields[0]), fields[1:]
+        video, label = _below(data_root, fields[0]), fields[1:]
         audio: str | None = wav_of(video)
-        if label and os.path.splitext(label[0])[1].lower() in AUDIO_SUFFIXES:
-            audio = os.path.join(data_root, label.pop(0))
+        if label and (
+            label[0] == NOT_READ or os.path.splitext(label[0])[1].lower() in AUDIO_SUFFIXES
+        ):
+            audio = _below(data_root, label.pop(0))
         elif os.path.isdir(video) or audio == video or not os.path.isfile(str(audio)):
             audio = None
         labels.append(label)
@@ -221,6 +227,10 @@ def _checked_count(label: Label, is_class: bool, count: int | None) -> int | Non
             f"got targets {label}, expected {count or 'some'} numbers (--nb_classes {count})"
         )
     return len(label)
+
+
+def _below(data_root: str, name: str) -> str:
+    return name if name == NOT_READ else os.path.join(data_root, name)
 
 
 def _integer(text: str) -> int:

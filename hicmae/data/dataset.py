@@ -27,7 +27,7 @@ from hicmae.data.batches import (
     ViewBatch,
     joined,
 )
-from hicmae.data.clip_list import AnyClip
+from hicmae.data.clip_list import AnyClip, name_of
 from hicmae.data.film import FRAME_RATE, open_video
 from hicmae.data.loader import call_in_time, item_generator, read_or_replace
 from hicmae.data.masking import random_mask, tube_mask
@@ -191,7 +191,7 @@ class PretrainClips(ClipDataset):
             video_mask=masks[0],
             audio=audio,
             audio_mask=masks[1],
-            names=(clip.video,) * self.num_samples,
+            names=(name_of(clip),) * self.num_samples,
             skipped=(),
             **light_masks,
         )
@@ -239,7 +239,7 @@ class LabelledClips(ClipDataset):
                 [transform(clip, rng) if transform else film.to_tensor(clip) for clip in chosen]
             )
         target = self.target(clip).repeat_interleave(self.num_samples, dim=0)
-        return LabelledBatch(pixels, features, target, (clip.video,) * self.num_samples, ())
+        return LabelledBatch(pixels, features, target, (name_of(clip),) * self.num_samples, ())
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -262,11 +262,11 @@ class TestClips(ClipDataset):
         clip = self.clips[item.index]
         target, index = self.target(clip), torch.tensor([item.index])
         try:
-            streams = call_in_time(self.clip_timeout, clip.video, self._streams, clip)
+            streams = call_in_time(self.clip_timeout, name_of(clip), self._streams, clip)
         except UnreadableClip as error:
             if not self.allow_skip:
                 raise RuntimeError(
-                    f"evaluation clip '{clip.video}' cannot be read: {error}; mend it or leave "
+                    f"evaluation clip '{name_of(clip)}' cannot be read: {error}; mend it or leave "
                     "such clips out with --skip_bad_test_clips"
                 ) from error
             # no views, of the usual shapes
@@ -274,10 +274,12 @@ class TestClips(ClipDataset):
             video = torch.zeros(size, dtype=torch.uint8) if "v" in self.modality else None
             size_audio = (0, 1, *self.settings.input_size_audio)
             audio = torch.zeros(size_audio) if "a" in self.modality else None
-            skipped = (SkippedClip(clip.video, str(error)),)
+            skipped = (SkippedClip(name_of(clip), str(error)),)
             return ViewBatch(video, audio, index[:0], index[:0], target[:0], (), skipped)
         num_views = next(len(views) for views in streams if views is not None)
-        return ViewBatch(*streams, torch.zeros(num_views).long(), index, target, (clip.video,), ())
+        return ViewBatch(
+            *streams, torch.zeros(num_views).long(), index, target, (name_of(clip),), ()
+        )
 
     @staticmethod
     def collate(items: Sequence[Any]) -> Any:

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hicmae.data.batches import ClipIndex, SkippedClip
-from hicmae.data.clip_list import AnyClip
+from hicmae.data.clip_list import AnyClip, name_of
 from hicmae.io import UnreadableClip
 
 logger = logging.getLogger(__name__)
@@ -82,10 +82,10 @@ def read_or_replace(
     while len(skipped) < min(MAX_TRIES, len(clips)):
         clip = clips[index]
         try:
-            found = call_in_time(clip_timeout, clip.video, read, clip, rng)
+            found = call_in_time(clip_timeout, name_of(clip), read, clip, rng)
             return found, tuple(skipped.values())
         except UnreadableClip as error:
-            skipped[index] = SkippedClip(clip.video, str(error))
+            skipped[index] = SkippedClip(name_of(clip), str(error))
         while index in skipped and len(skipped) < len(clips):
             index = int(rng.integers(len(clips)))
     raise RuntimeError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 INSTALL = 'install them with: pip install "mtcnn==1.0.0"'
-# The files are pickles, which can run code when they are read: only exactly these are ever loaded.
+# The files are pickles, which are not unpickled: the places of numbers in exactly these are known.
 WEIGHTS_SHA256 = {
     "pnet": "ea6b0c3e685ebee3165326ad6484acc95f2ef78f1c94fbf40a55704fa989f7b5",
     "rnet": "cb00e6460f3c98b0bfafaba3c0a0ded4bdf6e62cee7174d969e8670d7e757fee",
@@ -95,16 +94,28 @@ def load_nets() -> tuple[Net, ...]:
         Net(placing, [nn.Linear(256, size) for size in (4, 10, 2)]),
     )
     files = check_weights()
-    import joblib  # part of the optional weights, see INSTALL
+    from lz4 import frame  # part of the optional weights, see INSTALL
 
-    # Kernels are stored (H, W, in, out) or (in, out), the slopes of PReLU (1, 1, C) or (C,).
-    axes = {4: (3, 2, 0, 1), 2: (1, 0)}
     for net, data in zip(nets, files.values(), strict=True):
-        arrays = [torch.from_numpy(np.array(array)) for array in joblib.load(io.BytesIO(data))]
-        for parameter, a in zip(net.parameters(), arrays, strict=True):
-            parameter.data.copy_(a.permute(axes[a.ndim]) if a.ndim in axes else a.flatten())
-        net.eval()
+        _fill(net, frame.decompress(data))
     return nets
+
+
+def _fill(net: Net, data: bytes) -> None:
+    """Copy the float32 arrays of a pickle, written in the order of a net's parameters, into them.
+
+    Before each stands a block of opcodes that says how long it is, and then some padding, likewise.
+    """
+    order = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # stored are (H, W, in, out) and (in, out)
+    position = 2
+    for parameter in net.eval().parameters():
+        position += 9 + int.from_bytes(data[position + 1 : position + 9], "little")
+        position += 1 + data[position]
+        axes = order[parameter.ndim]
+        array = np.frombuffer(data, "<f4", parameter.numel(), position)
+        position += array.nbytes
+        array = array.reshape([parameter.shape[axis] for axis in axes]).transpose(np.argsort(axes))
+        parameter.data.copy_(torch.from_numpy(array.copy()))
 
 
 class Detector:
@@ -227,7 +238,7 @@ def overlaps(first: np.ndarray, second: np.ndarray, of_smaller: bool = False) ->
 
 def check_weights() -> dict[str, bytes]:
     """Return the files of weights; FileNotFoundError or ValueError where they are not the known."""
-    found = {name: importlib.util.find_spec(name) for name in ("mtcnn", "joblib", "lz4")}
+    found = {name: importlib.util.find_spec(name) for name in ("mtcnn", "lz4")}
     if missing := [name for name, package in found.items() if package is None]:
         raise FileNotFoundError(
             f"the package {missing[0]}, which the weights need, is missing; {INSTALL}"

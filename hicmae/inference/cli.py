@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from hicmae.config import PRECISIONS, add_arguments, new_parser
-from hicmae.data.clip_list import DATA_SETS, AnyClip, Clip, find_list, read_any_list
+from hicmae.data.clip_list import DATA_SETS, AnyClip, Clip, find_list, name_of, read_any_list
 from hicmae.data.media import find_clips
 from hicmae.data.video import MODALITIES
 from hicmae.inference.clips import Options
@@ -194,7 +194,8 @@ def _draw(args: argparse.Namespace, clips: Sequence[list[Prediction]], several: 
     """Write the pictures and annotated copies; returns whether all could be made."""
     drawn, taken = True, set[str]()
     for people in clips:
-        file, stem = people[0].file, Path(people[0].file).stem
+        file = people[0].file
+        stem = Path(file).stem
         names = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
         name = next(name for name in names if name not in taken)
         taken.add(name)
@@ -205,8 +206,8 @@ def _draw(args: argparse.Namespace, clips: Sequence[list[Prediction]], several: 
                     draw_timeline(people, target)
                 else:
                     write_overlay(file, people, target, not args.quiet)
-            except UnreadableClip as error:
-                logger.error("no annotated copy: %s", error)
+            except (UnreadableClip, OSError, ValueError) as error:
+                logger.error("no picture of '%s': %s", file, describe(error))
                 drawn = False
     return drawn
 
@@ -294,7 +295,7 @@ def _extract(args: argparse.Namespace) -> int:
             logger.warning("%s", found.reason)
             failures.append(found)
             continue
-        named = {"clip": clip.video, "label": label}
+        named = {"clip": name_of(clip), "label": label}
         windows = {"start": found.start, "end": found.end, **found.arrays}
         if args.per_window:
             parts = (zip(windows, row, strict=True) for row in zip(*windows.values(), strict=True))
@@ -312,6 +313,7 @@ def _extract(args: argparse.Namespace) -> int:
                 blocks = values.swapaxes(0, 1) if values.ndim == 3 else [values]
                 number = "_{}" if values.ndim == 3 else ""
                 lists |= {name + number.format(k): list(v) for k, v in enumerate(blocks)}
+            lists["clip"] = [encodable(name) for name in lists["clip"]]
             pd.DataFrame(lists).to_parquet(part, index=False)
         else:
             np.savez(part, **columns)  # type: ignore[arg-type]  # the stub takes all for its flag

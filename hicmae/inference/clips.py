@@ -21,10 +21,11 @@ from hicmae.data.audio import (
     frames_to_samples,
     span_or_whole,
 )
+from hicmae.data.clip_list import name_of
 from hicmae.data.film import FRAME_RATE
 from hicmae.data.media import NoPicture, NoSound
 from hicmae.data.shards import PackedClip
-from hicmae.data.video import resize, test_windows, to_tensor
+from hicmae.data.video import NOT_READ, resize, test_windows, to_tensor
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, follow, main_face, search, smooth
 from hicmae.inference.model import FACE_SIZE, ModelConfig, Preprocessing
@@ -276,7 +277,9 @@ class Clip:
     def file(self) -> str:
         """Name of the clip."""
         clip: Any = self.video
-        return clip.video if isinstance(clip, PackedClip) else str(getattr(clip, "path", clip))
+        if clip == NOT_READ:
+            return str(self.audio)
+        return name_of(clip) if isinstance(clip, PackedClip) else str(getattr(clip, "path", clip))
 
     @property
     def may_miss(self) -> bool:
@@ -288,7 +291,8 @@ class Clip:
 
         Returns the number of views, less those that will be missing.
         """
-        source = open_source(self.video, self.audio, self.config.preprocessing.frame_rate)
+        rate = self.config.preprocessing.frame_rate
+        source = open_source(self.video, self.audio, rate, self.streams)
         try:
             waveform = source.sound if "a" in self.streams else None
             if waveform is not None and len(waveform) < WINDOW:

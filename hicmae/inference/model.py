@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from typing import get_type_hints as hints
 
 import soundfile
 import timm
@@ -118,6 +119,11 @@ def parse_config(content: Mapping[str, Any], source: Path | str) -> ModelConfig:
 
     def known(kind: type, values: Mapping[str, Any]) -> Any:
         given = {item.name: values[item.name] for item in fields(kind) if item.name in values}
+        for name, value in given.items():
+            wanted = hints(kind)[name]
+            right: Any = {int: int, float: (int, float), str: str}.get(wanted, object)
+            if not isinstance(value, right):
+                raise TypeError(f"{name} is {value!r}, expected {wanted.__name__}")
         return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
 
     try:

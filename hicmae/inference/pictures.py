@@ -1,6 +1,7 @@
 """Pictures of answers: scores over time, and a copy of the film with the answers drawn in."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
@@ -26,6 +27,7 @@ from hicmae.data.media import (
     first_stream,
     needed_stream,
     opened,
+    packets_of,
 )
 from hicmae.inference.recognizer import Prediction
 from hicmae.inference.style import OKABE_ITO, STYLE, check_format, save_figure
@@ -207,7 +209,8 @@ def write_overlay(
         progress: show a progress bar.
 
     Raises:
-        UnreadableClip, ValueError: no picture, one that cannot be decoded; no film's ending.
+        UnreadableClip, ValueError, OSError: no picture, one that cannot be decoded; no film's
+            ending; a copy that cannot be written.
     """
     check_writable(path, FILMS)
     if Path(video).is_dir():
@@ -217,7 +220,12 @@ def write_overlay(
     height, width = (side - side % 2 for side in first.shape[:2])  # even, as H.264 wants
     drawers = [Annotator(p, (width, height), with_bars=k == 0) for k, p in enumerate(predictions)]
     bar = tqdm(times, "overlay", leave=False, disable=not progress)
-    with opened(film.path) as source, whole_file(path) as part, av.open(str(part), "w") as target:
+    with (
+        opened(film.path) as source,
+        whole_file(path) as part,
+        _written(path),
+        av.open(str(part), "w") as target,
+    ):
         picture = needed_stream(source, "video")
         begin = max(source.start_time or 0, 0) / 1e6  # seconds; streams keep their distance
         unit = picture.time_base or Fraction(1, 90000)
@@ -245,6 +253,15 @@ def write_overlay(
     return Path(path)
 
 
+@contextmanager
+def _written(path: str | Path) -> Iterator[None]:
+    """Say of what FFmpeg cannot write which file it was to be."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from None
+
+
 def _sound(target: OutputContainer, source: InputContainer, begin: float) -> Iterator[Packet]:
     """Add the sound of a film to its copy, and yield its packets, counted from `begin` seconds."""
     stream = first_stream(source, "audio")
@@ -253,7 +270,7 @@ def _sound(target: OutputContainer, source: InputContainer, begin: float) -> Ite
     codec = stream.codec_context
     if codec.codec.canonical_name in COPIED:
         copy = target.add_stream_from_template(stream)
-        for packet in source.demux(stream):
+        for packet in packets_of(source, stream, Damage()):
             if packet.dts is not None:  # the last one is empty
                 shift = round(begin / (packet.time_base or 1))
                 packet.dts -= shift

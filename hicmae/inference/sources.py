@@ -7,6 +7,7 @@ is float32 in [-1, 1], mono, 16 kHz, beginning with the picture.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -21,13 +22,20 @@ from hicmae.io import UnreadableClip
 
 
 class MediaFile:
-    """A video or sound file, or a video with the sound of another file; the two begin together."""
+    """A video or sound file, or a video with the sound of another file; the two begin together.
 
-    def __init__(self, path: str | Path, audio: str | Path | None = None) -> None:
+    Of two files only that of a stream which is read must be there.
+    """
+
+    def __init__(
+        self, path: str | Path, audio: str | Path | None = None, streams: str = "av"
+    ) -> None:
         self.path, self.heard = str(path), str(path if audio is None else audio)
-        self.has_picture, self.has_sound = streams_of(self.path)
+        self.has_picture = self.has_sound = False
+        if audio is None or "v" in streams:
+            self.has_picture, self.has_sound = streams_of(self.path)
         if audio is not None:
-            self.has_sound = streams_of(self.heard)[1]
+            self.has_sound = "a" in streams and streams_of(self.heard)[1]
 
     @cached_property
     def film(self) -> Film:
@@ -74,7 +82,8 @@ class FaceFrames:
             return self.video.frame_times.begins.astype(float)
         count, rate = len(self.video), self.rate
         if self.has_sound and count > 1:
-            rate = (count - 1) / max(len(self.sound) / SAMPLE_RATE, 1e-3)
+            with suppress(UnreadableClip):  # where it is heard, that has been said
+                rate = (count - 1) / max(len(self.sound) / SAMPLE_RATE, 1e-3)
         return np.arange(count) / rate
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
@@ -139,11 +148,15 @@ Source = MediaFile | FaceFrames | Arrays
 
 
 def open_source(
-    clip: Asked, audio: str | Path | None = None, frame_rate: float = FRAME_RATE
+    clip: Asked,
+    audio: str | Path | None = None,
+    frame_rate: float = FRAME_RATE,
+    streams: str = "av",
 ) -> Source:
     """Open a video, a sound file, a folder of frames or a packed clip; UnreadableClip in one line.
 
     `audio` is heard instead of the file's own sound; `frame_rate` is that of frames without sound.
+    What is not among the `streams` read need not be there.
     """
     if isinstance(clip, Arrays):
         return clip
@@ -151,9 +164,10 @@ def open_source(
         video, wav = open_packed(clip)
         read = None if clip.audio == NOT_READ else partial(wav.read, 0, len(wav))
         return FaceFrames(video, wav.path, read, frame_rate)
-    if not os.path.isdir(clip):
-        return MediaFile(clip, audio)
-    heard = str(clip if audio is None else audio)
-    has_sound = audio is not None and streams_of(heard)[1]
+    if not os.path.isdir(clip) or (audio is not None and streams == "a"):
+        return MediaFile(clip, audio, streams)
+    heard, has_sound = str(clip if audio is None else audio), False
+    with nullcontext() if "a" in streams else suppress(UnreadableClip):
+        has_sound = audio is not None and streams_of(heard)[1]
     read_own = partial(read_sound, heard) if has_sound else None
     return FaceFrames(FrameFolder(str(clip)), heard, read_own, frame_rate)

@@ -138,7 +138,7 @@ def _read_config(text: str, source: Path | str) -> dict[str, Any]:
         version = config.get("format_version", 0)
         if config["format"] != FORMAT or version not in range(FORMAT_VERSION + 1):
             raise ValueError(
-                f"format '{config['format']}' {version}, expected '{FORMAT}' up to "
+                f"format {config['format']!r} {version!r}, expected '{FORMAT}' up to "
                 f"{FORMAT_VERSION}, which this version of hicmae reads"
             )
         if config["task"] not in TASKS or config["modality"] not in MODALITIES:

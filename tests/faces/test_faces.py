@@ -11,7 +11,7 @@ from hicmae.faces.detector import Detector, Face, check_weights, squared
 from hicmae.faces.tracking import align, fill_gaps, follow, main_face, similarity, smooth, template
 from tests.preprocess.media_files import PORTRAIT_EYES, camera, portrait, shoot
 
-WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "joblib", "lz4"))
+WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4"))
 needs_weights = pytest.mark.skipif(
     not WEIGHTS, reason="needs the weights of the extra 'faces': pip install mtcnn==1.0.0"
 )

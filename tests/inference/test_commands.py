@@ -2,8 +2,11 @@ import csv
 import importlib.util
 import json
 import logging
+import os
+import resource
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +199,34 @@ def test_a_copy_that_cannot_be_made_leaves_nothing(tmp_path, video):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_copy_that_cannot_be_written_is_not_the_films_fault(tmp_path, video):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="cannot be written") as error:
+            write_overlay(video, [made_up(video)], tmp_path / "out" / "a.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename == str(tmp_path / "out" / "a.mp4")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_name_too_long_for_a_picture_ends_no_folder_of_films(models, tmp_path, video, caplog):
+    (tmp_path / "films").mkdir()
+    names = [f"{'a' * 250}.mp4", f"b\n{os.fsdecode(bytes([233]))}.mp4"]
+    for name in names:
+        shutil.copy(video, tmp_path / "films" / name)
+    flags = ["--checkpoint", str(models / "a.pth"), "--device", "cpu", "--quiet"]
+    flags += ["--plot", str(tmp_path / "p.png"), "--csv", str(tmp_path / "p.csv")]
+    assert cli.predict([str(tmp_path / "films"), *flags]) == 1
+    assert (tmp_path / f"p-{names[1][:-4]}.png").is_file()
+    with (tmp_path / "p.csv").open(newline="", errors="surrogateescape") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == [
+            str(tmp_path / "films" / name) for name in names
+        ]
+    assert "File name too long" in caplog.text
+
+
 def test_drawing_follows_scores_and_face_and_stays_inside():
     early, late = (dict(zip(NAMES, shares, strict=True)) for shares in ((1, 0, 0), (0, 0, 1)))
     windows = (Window(0, 1, early), Window(1, 4, {}), Window(4, 5, late))
@@ -285,7 +316,8 @@ def test_extract_writes_parquet_where_pyarrow_is(models, tmp_path, clip, caplog)
     if has("pyarrow"):
         import pyarrow.parquet
 
-        assert cli.extract([clip[0], *flags, str(tmp_path / "f.parquet")]) == 0
+        odd = shutil.move(clip[0], tmp_path / os.fsdecode(b"caf\xe9"))
+        assert cli.extract([str(odd), *flags, str(tmp_path / "f.parquet")]) == 0
         table = pyarrow.parquet.read_table(tmp_path / "f.parquet")
         assert table.column_names == ["clip", "video_layers_0", "video_layers_1", "video", "fused"]
         assert len(table["fused"][0].as_py()) == 256

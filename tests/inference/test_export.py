@@ -216,6 +216,8 @@ def test_broken_exports_are_said_in_one_line(models, tmp_path):
             text.replace('"format_version": 1', '"format_version": 9'),
             "format 'hicmae' 9, expected 'hicmae' up to 1",
         ),
+        (text.replace('"format_version": 1', '"format_version": "1"'), "'hicmae' '1', expected"),
+        (text.replace('"depth": 2', '"depth": "2"'), "depth is '2', expected int"),
         (text.replace('"task"', '"tusk"'), "it lacks 'task'"),
         (text.replace('"modality": "av"', '"modality": "x"', 1), "modality 'x', expected"),
         (text.replace('"depth": 2', '"depth": 4'), "do not fit its description: 27 are miss"),

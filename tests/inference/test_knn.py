@@ -39,6 +39,13 @@ def test_votes_equal_a_plain_loop(k, temperature):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_at_a_small_temperature_the_nearest_clip_decides_alone():
+    train, test = features(23, 0), features(11, 1)
+    cosines = (test @ train.T) / np.linalg.norm(train, axis=1)
+    found = knn.vote(train, np.arange(23) % 3, test, 5, 3, temperature=1e-6)
+    np.testing.assert_array_equal(found, np.eye(3)[cosines.argmax(axis=1) % 3])
+
+
 def test_euclidean_neighbours_have_a_vote_each():
     train = np.array([[0.0], [1.0], [2.0], [10.0]])
     found = knn.vote(train, np.array([0, 1, 1, 2]), np.array([[0.2]]), 3, 3, "euclidean")
@@ -85,12 +92,13 @@ KINDS = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_clip_is_its_own_nearest_neighbour(name, models, fold, capsys):
-    arguments = ["--checkpoint", models / f"{name}.pth", "--data_path", fold, "--k", 1, 10]
-    assert run(*arguments) == 0
+    assert run("--checkpoint", models / f"{name}.pth", "--data_path", fold) == 0
     lines = capsys.readouterr().out.splitlines()
     head, _, *rows = [line.replace(" ", "").strip("|").split("|") for line in lines]
     assert head == ["features", "k", "UAR", "WAR"]
-    assert [row[:2] for row in rows] == [[kind, k] for kind in KINDS[name] for k in ("1", "10")]
+    assert [row[:2] for row in rows] == [
+        [kind, k] for kind in KINDS[name] for k in ("1", "5", "10")
+    ]
     heard = [row for row in rows if row[0] != "video_last"]  # the faces look all the same
     assert {tuple(row[2:]) for row in heard if row[1] == "1"} == {("100.00", "100.00")}
 

@@ -34,7 +34,7 @@ from tests.preprocess.media_files import (
     shoot,
 )
 
-WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "joblib", "lz4"))
+WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4"))
 needs_weights = pytest.mark.skipif(
     not WEIGHTS, reason="needs the weights of the extra 'faces': pip install mtcnn==1.0.0"
 )

@@ -21,7 +21,7 @@ from tests.preprocess.media_files import chirp, pictures, portrait, save_media
 
 NAMES = ["anna/happy 1.mp4", "anna/sad.mp4", "bert/happy.mp4", "bert/sad'2.mp4", "cleo/happy ü.mp4",
          "cleo/sad.mp4"]  # fmt: skip
-WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "joblib", "lz4"))
+WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4"))
 
 
 @pytest.fixture
