@@ -153,12 +153,13 @@ def confusion_figure(
 ) -> Figure:
     """Draw (K, K) counts, row = true class, coloured by the share of each true class.
 
-    A small matrix is for a screen and drawn quickly: shares without counts and scale.
+    The row of a class without clips has no colour. A small matrix is for a screen and drawn quickly: shares without counts and scale.
     """
     counts, num, longest = np.asarray(confusion), len(names), max(map(len, names))
     if counts.shape != (num, num):
         raise ValueError(f"{num} class names for a confusion matrix of {counts.shape}")
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    clips = counts.sum(1, keepdims=True)
+    share = counts / np.where(clips > 0, clips, np.nan)
     side = 0.32 * num + 0.3 + 0.07 * longest if small else 0.52 * num + 1.9
     size = (max(side, 2.6), side + 0.3) if small else (side + 0.5, side)
     with rc_context(STYLE | {"axes.grid": False} | ({"font.size": 8} if small else {})):
@@ -169,7 +170,10 @@ def confusion_figure(
         for place, text in np.ndenumerate(display.text_):
             shown = f"{100 * share[place]:.0f}" + ("" if small else f"%\n{counts[place]}")
             text.set_text(shown if counts[place] else "" if small else "0")
-            text.set(color="black" if share[place] > 0.6 else "white", fontsize=7, linespacing=1.3)
+            colour_of_text = "white" if share[place] <= 0.6 else "black"
+            if not clips[place[0]]:
+                colour_of_text = "#888888"
+            text.set(color=colour_of_text, fontsize=7, linespacing=1.3)
         if longest > 4:
             axes.set_xticks(range(num), names, rotation=40, ha="right")
         axes.tick_params(length=0)
