@@ -153,7 +153,8 @@ def confusion_figure(
 ) -> Figure:
     """Draw (K, K) counts, row = true class, coloured by the share of each true class.
 
-    The row of a class without clips has no colour. A small matrix is for a screen and drawn quickly: shares without counts and scale.
+    The row of a class without clips has no colour. A small matrix is for a screen and drawn
+    quickly: shares without counts and scale.
     """
     counts, num, longest = np.asarray(confusion), len(names), max(map(len, names))
     if counts.shape != (num, num):
