@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from hicmae.data.clip_list import AnyClip, find_list
+from hicmae.data.clip_list import AnyClip, find_list, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +189,8 @@ def _check_sides(train: Clips, val: Clips, modality: str) -> None:
             side.update({os.path.abspath(path): clip for path in paths})
     for path in files[1].keys() & files[0].keys():
         raise ValueError(
-            f"'{path}' belongs to a training clip, '{files[0][path].video}', and to the "
-            f"validation clip '{files[1][path].video}', expected one; mend train.csv or the "
+            f"'{path}' belongs to a training clip, '{name_of(files[0][path])}', and to the "
+            f"validation clip '{name_of(files[1][path])}', expected one; mend train.csv or the "
             "speakers"
         )
     classes = [{c.label for c in some if isinstance(c.label, int)} for some in (train, val)]
@@ -286,7 +286,7 @@ def read_lists(
             val_file = Path(val_path) if val_path else folder / "val.csv"
         val = test if val_file == folder / "test.csv" else read(val_file)
     else:
-        groups = [clip.video for clip in train]  # what stays on one side
+        groups = [name_of(clip) for clip in train]  # what stays on one side
         if val_split == "speaker":
             groups = find_speakers(groups, folder, *speakers)
         elif average_clips:
@@ -296,16 +296,18 @@ def read_lists(
             logger.info("'%s' is not used", folder / "val.csv")
         val_file = output_dir / HOLDOUT_FILE
         speaker = {"speaker": owners} if val_split == "speaker" else {}
-        held = pd.DataFrame({"clip": [clip.video for clip in val], **speaker}, dtype=object)
+        held = pd.DataFrame({"clip": [name_of(clip) for clip in val], **speaker}, dtype=object)
         tables[HOLDOUT_FILE] = held.to_csv(index=False, lineterminator="\n")
     for clips in (val, test) if average_clips else ():  # their items must have one label each
-        group_clips([clip.video for clip in clips], [clip.label for clip in clips], average_clips)
+        group_clips(
+            [name_of(clip) for clip in clips], [clip.label for clip in clips], average_clips
+        )
     if label_share < 1:
         total, train = len(train), take_share(train, label_share, seed)
         counts = Counter(clip.label for clip in train if isinstance(clip.label, int))
         spread = f" (by class {dict(sorted(counts.items()))})" if counts else ""
         logger.info("%d of %d training clips%s, see %s", len(train), total, spread, SHARE_FILE)
-        drawn = pd.DataFrame({"clip": [clip.video for clip in train]}, dtype=object)
+        drawn = pd.DataFrame({"clip": [name_of(clip) for clip in train]}, dtype=object)
         tables[SHARE_FILE] = drawn.to_csv(index=False, lineterminator="\n")
     if val == test:
         logger.warning(

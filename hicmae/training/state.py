@@ -201,8 +201,8 @@ def make_state(
         )
     if configs.run.cuda_graphs and optim.accum_iter > 1:
         raise ValueError(
-            f"--cuda_graphs with {optim.accum_iter} passes a step would overwrite what a pass leaves "
-            "for the next; leave it out, or raise --batch_size so that a step is one pass"
+            f"--cuda_graphs with {optim.accum_iter} passes a step would overwrite what a pass "
+            "leaves for the next; leave it out, or raise --batch_size so that a step is one pass"
         )
     total_batch = optim.batch_size * optim.accum_iter * world_size
     num_clips = len(loader.dataset)  # type: ignore[arg-type]  # ours have a length
