@@ -8,7 +8,7 @@ gives the same frames in less time.
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -88,8 +88,10 @@ class Clock(NamedTuple):
         return bool((np.abs(times - even) <= max(times[-1], 1e-3) / steps / 2).all())
 
 
-def read_clock(container: InputContainer, kept: list[av.Packet] | None = None) -> Clock:
-    """Make the clock of a film from its video packets, which are appended to `kept`.
+def read_clock(
+    container: InputContainer, look_at: Callable[[av.Packet], object] | None = None
+) -> Clock:
+    """Make the clock of a film from its video packets, at each of which `look_at` may look.
 
     Films whose packets do not tell which frames there will be, and when, are decoded once.
 
@@ -105,8 +107,8 @@ def read_clock(container: InputContainer, kept: list[av.Packet] | None = None) -
     for packet in packets_of(container, stream, damage):
         if not packet.size:
             continue
-        if kept is not None:
-            kept.append(packet)
+        if look_at is not None:
+            look_at(packet)
         if hides_frames and not bytes(packet)[0] >> 4 & 1:
             continue
         first = first or packet
@@ -294,6 +296,14 @@ class Film(Video):
         return ((f.pts, f) for f in itertools.chain([landed], frames) if f.pts is not None)
 
 
+class H264Packet(NamedTuple):
+    """What is kept of a packet: its stamps, and whether all after it can be decoded from it on."""
+
+    pts: int
+    dts: int
+    is_start: bool
+
+
 class H264Film(Film):
     """An mp4 of H.264 of which as little is decoded as possible.
 
@@ -303,11 +313,14 @@ class H264Film(Film):
     """
 
     def __init__(
-        self, path: str, clock: Clock, container: InputContainer, packets: Sequence[av.Packet]
+        self, path: str, clock: Clock, container: InputContainer, packets: Sequence[H264Packet]
     ) -> None:
         super().__init__(path, clock)
-        self.container, self.packets = container, packets  # stays open with its decoder
-        self.codec = needed_stream(container, "video").codec_context
+        self.container = container  # stays open with its decoder
+        self.pts, self.dts, is_start = zip(*packets, strict=True)
+        self.starts = np.flatnonzero(is_start)
+        self.stream = needed_stream(container, "video")
+        self.codec = self.stream.codec_context
         self.codec.thread_count = 1  # workers share the cores
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
@@ -323,10 +336,10 @@ class H264Film(Film):
 
     def _decode(self, wanted: set[int]) -> dict[int, np.ndarray]:
         """Return the frames with these time stamps, less those that are damaged."""
-        places = [place for place, packet in enumerate(self.packets) if packet.pts in wanted]
+        places = [place for place, pts in enumerate(self.pts) if pts in wanted]
         frames: dict[int, np.ndarray] = {}
         self.codec.flush_buffers()
-        for packet in [*self.packets[self._start(places[0]) : places[-1] + 1], None]:
+        for packet in [*self._packets(self._start(places[0]), places[-1]), None]:
             if packet is not None:
                 self.codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             for frame in self.codec.decode(packet):
@@ -337,28 +350,38 @@ class H264Film(Film):
         return frames
 
     def _start(self, place: int) -> int:
-        """Return the last place up to `place` from which everything after can be decoded."""
-        for start in range(place, 0, -1):
-            if self.packets[start].is_keyframe and self._is_idr(self.packets[start]):
-                return start
-        return 0
+        """Return the last packet up to `place` from which everything after can be decoded."""
+        return int(self.starts[self.starts <= place].max(initial=0))
 
-    def _is_idr(self, packet: av.Packet) -> bool:
-        """Tell whether no picture after this one refers to one before it.
+    def _packets(self, first: int, last: int) -> Iterator[av.Packet]:
+        """Read these packets; fewer where the file gives others than before."""
+        self.container.seek(self.dts[first], stream=self.stream)
+        place = first
+        for packet in self.container.demux(self.stream):
+            if packet.pts == self.pts[place]:
+                yield packet
+                place += 1
+                if place > last:
+                    return
+            elif place > first:  # before the first, a jump may have led to an earlier key frame
+                return
 
-        Other keyframes only say that pictures get whole some time after them.
-        """
-        header = self.codec.extradata or b""
-        if len(header) < 5 or header[0] != 1:  # 1: lengths stand before the NAL units
-            return False
-        size_bytes, data, position = (header[4] & 3) + 1, bytes(packet), 0
-        while position + size_bytes < len(data):
-            size = int.from_bytes(data[position : position + size_bytes], "big")
-            kind = data[position + size_bytes] & 31
-            if kind in (_SLICE, _IDR_SLICE):
-                return kind == _IDR_SLICE
-            position += size_bytes + size
+
+def is_idr(packet: av.Packet, header: bytes) -> bool:
+    """Tell whether no picture after a packet of H.264 refers to one before it.
+
+    Other key frames only say that pictures get whole some time after them. `header` is of the film.
+    """
+    if not packet.is_keyframe or len(header) < 5 or header[0] != 1:  # 1: lengths before NAL units
         return False
+    size_bytes, data, position = (header[4] & 3) + 1, bytes(packet), 0
+    while position + size_bytes < len(data):
+        size = int.from_bytes(data[position : position + size_bytes], "big")
+        kind = data[position + size_bytes] & 31
+        if kind in (_SLICE, _IDR_SLICE):
+            return kind == _IDR_SLICE
+        position += size_bytes + size
+    return False
 
 
 def open_video(path: str) -> Video:
@@ -373,17 +396,22 @@ def open_video(path: str) -> Video:
         if len(films) < len(folder):
             return folder
         raise UnreadableClip(f"video '{path}' is a folder of films, expected one film or frames")
-    packets: list[av.Packet] = []
+    packets: list[H264Packet] = []
     with one_line_errors(path):
         container = open_container(path)
-        clock = read_clock(container, packets)
-    stream = needed_stream(container, "video")
-    codec = stream.codec_context
-    # Not codec.pix_fmt: where it is not known, PyAV 17 crashes.
-    pixels = codec.format.name if codec.format else ""
-    is_mp4 = "mp4" in container.format.name.split(",")
-    square = float(stream.sample_aspect_ratio or 1) == 1
-    is_exact = is_mp4 and clock.is_indexed and square and pixels in _PIXEL_FORMATS
-    if codec.name == "h264" and is_exact:
+        stream = needed_stream(container, "video")
+        codec = stream.codec_context
+        # Not codec.pix_fmt: where it is not known, PyAV 17 crashes.
+        pixels = codec.format.name if codec.format else ""
+        is_mp4 = "mp4" in container.format.name.split(",")
+        square = float(stream.sample_aspect_ratio or 1) == 1
+        is_exact = codec.name == "h264" and is_mp4 and square and pixels in _PIXEL_FORMATS
+        header = codec.extradata or b""
+
+        def look_at(packet: av.Packet) -> None:
+            packets.append(H264Packet(packet.pts or 0, packet.dts or 0, is_idr(packet, header)))
+
+        clock = read_clock(container, look_at if is_exact else None)
+    if is_exact and clock.is_indexed:
         return H264Film(path, clock, container, packets)
     return Film(path, clock)
