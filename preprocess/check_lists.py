@@ -8,7 +8,8 @@ Reports clips that are missing, unreadable, silent or too short (1024 samples, n
 another rate than 16 kHz or several channels, that are twice in a list, and that are in train.csv
 and in another list of its folder, by name and by content (bytes of the frames, samples of the
 sound). Warns where film and wav differ by more than 0.1 s in length or beginning; of face frames
-extract_face.csv above them tells, and without it nobody knows. What a list is for shows in most of
+extract_face.csv above them tells, and without it nobody knows. Warns where frames are read in
+another order (2.jpg before 10.jpg) than that of their letters. What a list is for shows in most of
 its lines; the others are reported. "-" stands for a stream that is not read. A folder stands for
 the lists in it. A run that was stopped goes on; clips whose files changed are checked again.
 Written:
@@ -60,7 +61,7 @@ from preprocess.lists.writing import table_text, write_csv
 
 logger = logging.getLogger("check_lists")
 
-OUT_OF_STEP = "out of step"
+OUT_OF_STEP, ORDER = WARNINGS = "out of step", "order of frames"  # such clips stay
 FORMS = {
     "pre-training": "'<video.mp4> <int>'",
     "classification": "'<video> <audio.wav> <class index>'",
@@ -79,7 +80,8 @@ class Record(NamedTuple):
     `video` (mp4 or folder of frames) and `audio` are as opened; `stamp` changes when a file does.
     `problems` are kinds of problems, separated by "; ", "" for a good clip. `seconds` and `frames`
     are 0 where they cannot be read; `sound` is a hash of the samples, `pictures` of the video file
-    or the frames' files, "" where there are none. `step` says how the wav does not fit the film.
+    or the frames' files, "" where there are none. `step` says how the wav does not fit the film,
+    `order` where frames are in another order than that of their names' letters.
     """
 
     video: str
@@ -92,6 +94,7 @@ class Record(NamedTuple):
     sound: str = ""
     pictures: str = ""
     step: str = ""
+    order: str = ""
 
 
 class ListFile(NamedTuple):
@@ -274,6 +277,8 @@ def compare(lists: list[ListFile], records: dict[Key, Record], across: bool) -> 
                 one.findings.append((number, record.problems, record.detail))
             if record.step:
                 one.findings.append((number, OUT_OF_STEP, record.step))
+            if record.order:
+                one.findings.append((number, ORDER, record.order))
             if same := shared(record, first):
                 one.findings.append((number, "in the list twice", same))
             for trait in traits(record):
@@ -319,7 +324,7 @@ def cleaned_path(one: ListFile, cleaned: str, parent: str) -> Path:
 
 def write_cleaned(one: ListFile, path: Path) -> None:
     """Write a list without the clips that something is wrong with."""
-    dropped = {number for number, kind, _ in one.findings if kind != OUT_OF_STEP}
+    dropped = {number for number, kind, _ in one.findings if kind not in WARNINGS}
     kept = [clip for number, clip in one.clips.items() if number not in dropped]
     if kept:
         write_list(path, kept)
@@ -391,7 +396,7 @@ def work(job: Job, decode: str) -> dict[str, Record]:
 
 def inspect(video: str, audio: str, decode: str = "ends") -> Record:
     """Open both halves of a clip, decode frames, read all samples, hash both."""
-    frames, pictures, seconds, sound, step = 0, "", 0.0, "", ""
+    frames, pictures, seconds, sound, step, order = 0, "", 0.0, "", "", ""
     stamp, problems = stamp_of(video, audio, decode), list[Problem]()
     if video != NOT_READ:
         with reading("video", video, problems):
@@ -399,7 +404,7 @@ def inspect(video: str, audio: str, decode: str = "ends") -> Record:
             if os.path.isdir(video):
                 count_frames(video)
             film = open_video(video)
-            frames, pictures = len(film), read_video(film, decode)
+            frames, pictures, order = len(film), read_video(film, decode), order_of(film)
     if audio != NOT_READ:
         with reading("audio", audio, problems):
             seconds, wav = wav_seconds(audio), WavFile(audio)
@@ -409,7 +414,24 @@ def inspect(video: str, audio: str, decode: str = "ends") -> Record:
         with reading("video", video, problems):
             step = out_of_step(film, wav)
     kinds, details = ("; ".join(problem[k] for problem in problems) for k in (0, 1))
-    return Record(video, audio, stamp, kinds, details, seconds, frames, sound, pictures, step)
+    found = seconds, frames, sound, pictures, step, order
+    return Record(video, audio, stamp, kinds, details, *found)
+
+
+def order_of(film: Video) -> str:
+    """Say where frames are read in another order than that of their letters; "" where they are not.
+
+    The original reads them in the order of letters.
+    """
+    pairs = (
+        zip(film.names, sorted(film.names), strict=True) if isinstance(film, FrameFolder) else ()
+    )
+    told = (
+        f"{own!r} is read where letters would have {other!r}"
+        for own, other in pairs
+        if own != other
+    )
+    return next(told, "")
 
 
 def read_video(film: Video, decode: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -96,8 +97,14 @@ def read_frames(video: Video, windows: Iterable[np.ndarray]) -> dict[int, np.nda
     return dict(zip(wanted, video.read(wanted), strict=True))
 
 
+def natural_key(name: str) -> list[str | int]:
+    """Return what sorts names as people count: 2.jpg before 10.jpg."""
+    parts = re.split("([0-9]+)", name)
+    return [int(part) if k % 2 else part for k, part in enumerate(parts)]
+
+
 class FrameFolder(Video):
-    """A folder of frames, in the order of their names."""
+    """A folder of frames, in the natural order of their names."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -105,9 +112,8 @@ class FrameFolder(Video):
         except OSError as error:
             raise UnreadableClip(f"video '{path}' cannot be read: {error.strerror}") from None
         self.path = path
-        self.names = sorted(
-            n for n in names if n.lower().endswith(FRAME_EXTENSIONS) and n[0] != "."
-        )
+        frames = (n for n in names if n.lower().endswith(FRAME_EXTENSIONS) and n[0] != ".")
+        self.names = sorted(sorted(frames), key=natural_key)
         if not self.names:
             raise UnreadableClip(
                 f"video folder '{path}' holds no frame, expected {' '.join(FRAME_EXTENSIONS)} files"

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, write_list
+from hicmae.data.video import FrameFolder
 from preprocess import check_lists
 from preprocess.check_lists import Key, Record, inspect, inspect_all
 from preprocess.command_line import STOPPED, WHOLE, exit_code
@@ -337,6 +338,22 @@ def test_a_stream_that_is_not_read_is_not_demanded(
     assert [kind for *_, kind in findings(tmp_path / "l")] == [
         "video missing" if left_out == "audio" else "audio missing"
     ]
+
+
+def test_frames_that_letters_would_order_otherwise_are_told_and_stay(
+    clips: Clips, tmp_path: Path
+) -> None:
+    made = [clips(name) for name in "ab"]
+    folder = Path(made[1].video)
+    for path in folder.iterdir():
+        path.rename(folder / f"{int(path.stem[-3:]) + 8}.jpg")  # 8.jpg to 11.jpg
+    assert FrameFolder(str(folder)).names == ["8.jpg", "9.jpg", "10.jpg", "11.jpg"]
+    write_list(tmp_path / "train.csv", made)
+    assert check(tmp_path / "train.csv") == 1
+    assert findings(tmp_path) == [("train.csv", "b", "order of frames")]
+    assert "'8.jpg' is read where" in (tmp_path / "check/report.csv").read_text()
+    cleaned = tmp_path / "train.cleaned.csv"
+    assert cleaned.read_bytes() == (tmp_path / "train.csv").read_bytes()
 
 
 def test_clips_out_of_step_are_told_and_stay(tmp_path: Path) -> None:
