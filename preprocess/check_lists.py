@@ -50,7 +50,8 @@ from hicmae.data.audio import WavFile
 from hicmae.data.clip_list import Clip, Label, wav_of, write_list
 from hicmae.data.film import open_video
 from hicmae.data.media import VIDEO_SUFFIXES
-from hicmae.data.video import NOT_READ, FrameFolder, Video
+from hicmae.data.shards import is_packed
+from hicmae.data.video import MODALITIES, NOT_READ, FrameFolder, Video
 from hicmae.io import UnreadableClip, check_writable, whole_file
 from preprocess import command_line
 from preprocess.command_line import WHOLE, Shard
@@ -130,6 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
         default="ends",
         help="decode the first, middle and last frame, or all of them (%(default)s)",
     )
+    use = "open the sounds only (a) or the pictures only (v), for training with the same flag"
+    parser.add_argument("--modality", choices=MODALITIES, default="av", help=use)
     use = "compare all lists with each other, not only those in one folder"
     command_line.add_switch(parser, "--across", use)
     command_line.add_shard(parser)
@@ -140,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Check the lists; return the exit code."""
-    lists = find_lists(args.lists, args.cleaned, args.data_root)
+    lists = find_lists(args.lists, args.cleaned, args.data_root, args.modality)
     parent = os.path.commonpath([one.folder for one in lists])
     output = args.output_dir or Path(parent) / "check"
     cleaned = {one.path: cleaned_path(one, args.cleaned, parent) for one in lists}
@@ -184,7 +187,7 @@ def check(args: argparse.Namespace) -> int:
 # The lists
 
 
-def find_lists(given: list[str], cleaned: str, data_root: str) -> list[ListFile]:
+def find_lists(given: list[str], cleaned: str, data_root: str, modality: str) -> list[ListFile]:
     """Read the lists, but not those that an earlier run has written and *.csv gives as well.
 
     Other tables in a folder of lists, such as left_out.csv, are passed over.
@@ -192,11 +195,13 @@ def find_lists(given: list[str], cleaned: str, data_root: str) -> list[ListFile]
     found: dict[Path, ListFile] = {}
     others = []
     for path in map(Path, given):
+        if is_packed(path):
+            raise ValueError(f"'{path}' holds shards; check them with pack_clips.py --verify")
         for file in sorted(path.glob("*.csv")) if path.is_dir() else [path]:
             if is_suffix(cleaned) and file.stem.endswith(cleaned):
                 continue
             try:
-                found[file] = read_list(file, data_root)
+                found[file] = read_list(file, data_root, modality)
             except ValueError:
                 if file == path:
                     raise
@@ -204,7 +209,10 @@ def find_lists(given: list[str], cleaned: str, data_root: str) -> list[ListFile]
     if others:
         logger.info("passed over as no lists: %s", ", ".join(others))
     if not found:
-        raise ValueError(f"got no list but what this tool has written ({cleaned}); name others")
+        raise ValueError(
+            f"found no list in {' '.join(given)}, but what this tool has written ({cleaned}); name "
+            "others"
+        )
     return list(found.values())
 
 
@@ -213,8 +221,11 @@ def is_suffix(cleaned: str) -> bool:
     return cleaned.startswith(".") and os.sep not in cleaned
 
 
-def read_list(path: Path, data_root: str) -> ListFile:
-    """Read a list of any kind, the one that most of its lines belong to; others are findings."""
+def read_list(path: Path, data_root: str, modality: str) -> ListFile:
+    """Read a list of any kind, the one that most of its lines belong to; others are findings.
+
+    Of each clip the streams of the `modality` will be opened.
+    """
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.reader(file, delimiter=" ", strict=True)
         try:
@@ -225,7 +236,10 @@ def read_list(path: Path, data_root: str) -> ListFile:
     counts = Counter(kind for line in lines for kind in kinds_of(line)[:1])
     if not counts:
         got = f"got {' '.join(lines[0])[:200]!r}" if lines else "got an empty list"
-        raise ValueError(f"{path}:1: expected {' or '.join(FORMS.values())}, {got}")
+        raise ValueError(
+            f"{path}:1: expected {' or '.join(FORMS.values())}, {got}; blanks separate the fields, "
+            "quote names that hold some"
+        )
     ((kind, _),) = counts.most_common(1)
     one = ListFile(path, Path(os.path.abspath(path.parent)), kind, lines, {}, {}, [])
     expected = f"expected {FORMS[kind.split()[0]]}, as {counts[kind]} of {len(lines)} lines have"
@@ -235,17 +249,18 @@ def read_list(path: Path, data_root: str) -> ListFile:
             continue
         video, *sound = line[: 1 if len(line) == 2 else 2]
         values = line[1 + len(sound) :]
-        label: Label = (
-            int(values[0])
-            if kind in ("pre-training", "classification")
-            else tuple(map(float, values))
-        )
+        is_regression = kind.startswith("regression")
+        label: Label = tuple(map(float, values)) if is_regression else int(values[0])
         one.clips[number] = Clip(video, sound[0] if sound else None, label)
         video, audio = (
-            name if name == NOT_READ else os.path.join(data_root, name)
-            for name in (video, sound[0] if sound else wav_of(video))
+            NOT_READ
+            if name == NOT_READ or stream not in modality
+            else os.path.join(data_root, name)
+            for stream, name in (("v", video), ("a", sound[0] if sound else wav_of(video)))
         )
         one.files[number] = video, audio
+        if video == audio:
+            one.findings.append((number, "line", f"names no stream of --modality {modality}"))
     return one
 
 

@@ -65,6 +65,8 @@ def test_good_lists_give_cleaned_lists_equal_to_them_which_are_not_checked_again
         assert cleaned.read_bytes() == (folder / f"{stem}.csv").read_bytes()
     assert check(folder / "train.cleaned.csv") == 2
     assert "what this tool has written (.cleaned)" in caplog.text
+    (folder / "x.index.json").touch()
+    assert check(folder) == 2 and "pack_clips.py --verify" in caplog.text
 
 
 def test_every_kind_of_broken_clip_is_named_and_dropped(clips: Clips, tmp_path: Path) -> None:
@@ -332,6 +334,10 @@ def test_a_stream_that_is_not_read_is_not_demanded(
     assert check(tmp_path / "l/train.csv", "--data_root", tmp_path) == 0
     cleaned = tmp_path / "l/train.cleaned.csv"
     assert cleaned.read_bytes() == (tmp_path / "l/train.csv").read_bytes()
+    modality = "a" if left_out == "video" else "v"
+    whole = [clip._replace(**{left_out: str(tmp_path / f"no {clip.label}")}) for clip in made]
+    write_list(tmp_path / "whole.csv", whole)
+    assert check(tmp_path / "whole.csv", "--modality", modality) == 0
     other = Path(made[1].audio if left_out == "video" else made[1].video)
     shutil.rmtree(other) if other.is_dir() else other.unlink()
     assert check(tmp_path / "l/train.csv") == 1
