@@ -16,7 +16,13 @@ import pytest
 import run_finetuning
 import run_pretraining
 from hicmae import knn
-from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, write_list
+from hicmae.data.clip_list import (
+    Clip,
+    read_labelled_list,
+    read_names,
+    read_pretrain_list,
+    write_list,
+)
 from hicmae.inference import cli, style
 from hicmae.report.__main__ import main as report
 from hicmae.visualize.__main__ import main as visualize
@@ -26,7 +32,7 @@ from tests.small_runs import FINETUNE, PRETRAIN
 
 BYTES = os.fsdecode(b"caf\xe9")  # not UTF-8
 STEMS = [f"{BYTES} 1", 'a "quoted"', "it's b", "plain"]
-CLASSES = ["sehr glücklich", 'a "!"', "it's sad"]
+CLASSES = ["sehr glücklich", 'a "!"', r"it's <$\sad_%$>"]
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +188,21 @@ def test_an_export_answers_as_its_run(odd, runs, tmp_path, capsys):
     assert answers[0] == pytest.approx(answers[1])
 
 
+def test_class_names_of_another_encoding_are_refused_by_file_and_line(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_bytes("gut\nschön\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="names.txt:2: expected UTF-8"):
+        read_names(path)
+
+
 def test_a_report_is_whole_and_shows_absent_classes_as_absent(odd, runs, capsys):
     folder = odd / "av"
     report([str(folder), "--resamples", "20"])
     assert {path.name for path in folder.glob("report.*")} == {
         "report.md", "report.tex", "report.html", "report.json"}  # fmt: skip
-    assert CLASSES[2] in (folder / "report.md").read_text(encoding="utf-8", errors="replace")
+    texts = {end: (folder / f"report.{end}").read_text("utf-8") for end in ("tex", "html", "json")}
+    assert r"\$\textbackslash{}sad\_\%\$" in texts["tex"] and r"&lt;$\sad" in texts["html"]
+    assert json.dumps(CLASSES[2], ensure_ascii=False) in texts["json"]
     report([str(odd / "av"), str(odd / "v"), "--resamples", "20"])
     assert "av" in capsys.readouterr().out
 

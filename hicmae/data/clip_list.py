@@ -279,7 +279,13 @@ def read_names(path: str | Path) -> tuple[str, ...]:
         raise FileNotFoundError(
             f"'{path}' is no file; expected the names of classes or outputs, one a line"
         )
-    text = Path(path).read_text(encoding="utf-8-sig")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + error.object[: error.start].count(b"\n")
+        raise ValueError(
+            f"{path}:{line}: expected UTF-8, got other bytes; save it as UTF-8"
+        ) from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 

@@ -47,9 +47,10 @@ def colour(number: int) -> str:
 
 
 def _with_plain_names(figure: Figure) -> Figure:
-    """Escape what no font has: bytes of names that are not UTF-8."""
+    """Escape what no font has, bytes that are not UTF-8; what is between two $ is no formula."""
     for text in figure.findobj(Text):
         text.set_text(encodable(text.get_text()))
+        text.set_parse_math(False)
     return figure
 
 
