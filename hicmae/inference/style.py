@@ -35,10 +35,6 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "hicmae",  # the same picture is the same file
 }
-# On top of STYLE, for pages with a dark background.
-DARK: dict[Any, Any] = dict.fromkeys(
-    ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e6e6e6"
-)
 
 
 def colour(number: int) -> str:

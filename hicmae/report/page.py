@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from hicmae.inference.style import DARK, MARKERS, OKABE_ITO, STYLE, colour, figure_to_png
+from hicmae.inference.style import MARKERS, OKABE_ITO, STYLE, colour, figure_to_png
 from hicmae.report.scores import TOTAL, Report, metric_name
 from hicmae.report.tables import WORDS, Section, interval_name
 
@@ -38,16 +38,13 @@ def as_html(sections: Sequence[Section]) -> str:
 
 
 def _pictures(section: Section) -> list[dict[str, Any]]:
-    """Draw what a section says, for light and for dark pages, as data URIs."""
+    """Draw what a section says, as data URIs."""
     pictures: list[dict[str, Any]] = []
 
     def add(title: str, draw: Callable[..., Figure], *args: Any, is_wide: bool = False) -> None:
-        picture = {"title": title, "is_wide": is_wide}
-        for page, scheme in (("light", {}), ("dark", DARK)):
-            with rc_context(scheme):
-                data = base64.b64encode(figure_to_png(draw(*args))).decode("ascii")
-            picture[page] = f"data:image/png;base64,{data}"
-        pictures.append(picture)
+        data = base64.b64encode(figure_to_png(draw(*args))).decode("ascii")
+        address = f"data:image/png;base64,{data}"
+        pictures.append({"title": title, "is_wide": is_wide, "address": address})
 
     if section.report:
         _draw_report(section.report, add)
