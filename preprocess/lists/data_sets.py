@@ -263,7 +263,8 @@ def werewolf_xl(args: argparse.Namespace, found: Found) -> Plan:
         return Candidate(name, targets, matched(r"(\d\d_\d\d)_\d+", name, where, form)[1])
 
     def published(fold: int, part: str) -> Lines:
-        path = os.path.join(args.published_lists, f"{list_name(fold, part)}.csv")
+        purpose = "give --published_lists, a folder of split01 .. split05"
+        path = find(args.published_lists, purpose, f"{list_name(fold, part)}.csv")
         for clip in read_labelled_list(path, "regression", len(WEREWOLF_TARGETS)):
             name = os.path.basename(clip.video).removesuffix(ALIGNED)
             yield path, rated(name, clip.label or (), path)

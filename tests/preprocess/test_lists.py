@@ -351,6 +351,10 @@ def test_official_files_that_cannot_be_used_are_named(tree, caplog):
     np.savez(tree.root / "label-6way.npz", train_corpus={"sample_1": {"emo": "sad"}})
     assert tree.make("mer2023_av", "--train_labels", "label-6way.npz") == 1
     assert "label-6way.npz' holds pickled objects" in caplog.text
+    tree.text("published/split01/train.csv", "x/01_01_7 x.wav 1 2 3")
+    flags = ["--published_lists", str(tree.root / "published")]
+    assert tree.make("werewolf_xl_av", *flags) == 2
+    assert "expected 'split01/test.csv' in" in caplog.text and "--published_lists" in caplog.text
     flags = avcaffe(tree)
     tree.text("info/train.txt", "aiim003 aiim001")
     assert tree.make("avcaffe_av", *flags) == 1
@@ -386,6 +390,14 @@ def test_tables_that_cannot_be_meant_are_refused_with_file_and_line(data, messag
     (tmp_path / "t.csv").write_bytes(data)
     with pytest.raises(ValueError, match=message):
         list(read_table(str(tmp_path / "t.csv"), ["video", "label"]))
+
+
+@pytest.mark.parametrize("script", sorted({script for script, *_ in PROTOCOLS}))
+def test_a_data_set_without_its_protocol_ends_in_one_line(script, tree, caplog):
+    tree.clips(["a"])
+    assert tree.make(script) in (1, 2)
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert str(tree.root) in record.getMessage() and "\n" not in record.getMessage()
 
 
 def test_speaker_on_both_sides_is_refused_and_unknown_ones_are_not_one(tmp_path):
