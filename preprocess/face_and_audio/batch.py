@@ -184,12 +184,9 @@ def find_jobs(
         if os.path.abspath(file) != os.path.abspath(made):  # wavs may stand beside the clips
             by_output.setdefault(made, []).append(Job(name, file, made))
     jobs = []
-    of_name = {job.name: (job, rivals) for job, *rivals in by_output.values()}
-    for name in shard.take(of_name):  # of inputs: names of outputs may sort otherwise
-        job, rivals = of_name[name]
-        made = job.output
+    for job, *rivals in shard.take(by_output.values()):  # by inputs: outputs may sort otherwise
         jobs.append(job)
-        reason = f"'{job.name}' becomes the same '{made}'; keep one of the two"
+        reason = f"'{job.name}' becomes the same '{job.output}'; keep one of the two"
         problems += [Outcome(rival, reason) for rival in rivals]
     return jobs, problems, others
 
@@ -278,7 +275,8 @@ class Ledger:
                 if error.errno not in DISK_FULL:
                     raise
                 stopped = "the disk is full"
-        self._write()
+            finally:
+                self._write()
         done, seconds = self.clips["done"], time.monotonic() - self._start
         rate = f" ({done / seconds:.1f} a second)" if done else ""
         logger.info(

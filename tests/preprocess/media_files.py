@@ -1,6 +1,8 @@
 """Real small media files for the tests of what cuts faces and sound out of them."""
 
+import importlib.util
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,12 @@ PORTRAIT_EYES = np.array([[222.0, 189.6], [306.0, 186.6]])
 SIZE = 360, 300  # width, height of the test videos
 
 
+needs_weights = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4")),
+    reason="needs the weights of the extra 'faces': pip install mtcnn==1.0.0",
+)
+
+
 def ffmpeg_program() -> str:
     """Return an ffmpeg program, or skip the test that needs one."""
     program = shutil.which("ffmpeg")
@@ -28,6 +36,23 @@ def ffmpeg_program() -> str:
         reason = "needs an ffmpeg program, for example: pip install imageio-ffmpeg"
         program = pytest.importorskip("imageio_ffmpeg", reason=reason).get_ffmpeg_exe()
     return program
+
+
+def fake_openface(folder: Path) -> list[str]:
+    """Make a program that stands in for OpenFace, of twelve faces a video; returns its flags."""
+    faces = folder / "some_aligned"
+    faces.mkdir()
+    for k in range(12):
+        picture = cv2.resize(portrait()[100:350, 160:370], (40, 40))
+        cv2.imwrite(str(faces / f"frame_det_00_{k + 1:06d}.jpg"), picture[..., ::-1])
+    program = folder / "FeatureExtraction"
+    program.write_text(
+        "#!/bin/sh\n"
+        'while [ $# -gt 0 ]; do [ "$1" = -out_dir ] && out=$2; shift; done\n'
+        f'cp -r {shlex.quote(str(faces))} "$out/clip_aligned"\n'
+    )
+    program.chmod(0o755)
+    return ["--backend", "openface", "--openface", str(program)]
 
 
 def portrait() -> np.ndarray:

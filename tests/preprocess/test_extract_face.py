@@ -27,16 +27,12 @@ from tests.preprocess.media_files import (
     camera,
     failures,
     ffmpeg_program,
+    needs_weights,
     pictures,
     portrait,
     save_bad_files,
     save_media,
     shoot,
-)
-
-WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4"))
-needs_weights = pytest.mark.skipif(
-    not WEIGHTS, reason="needs the weights of the extra 'faces': pip install mtcnn==1.0.0"
 )
 
 

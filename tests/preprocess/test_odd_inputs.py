@@ -11,25 +11,15 @@ from hicmae.data.shards import read_packed
 from preprocess import check_lists, own_videos, pack_clips, voxceleb2
 from preprocess.face_and_audio import extract_audio, extract_face
 from preprocess.face_and_audio.batch import read_summary
-from tests.preprocess.media_files import HARD_NAMES, chirp, pictures, save_media
+from tests.preprocess.media_files import HARD_NAMES, chirp, fake_openface, pictures, save_media
 
 NAMES = [*HARD_NAMES, " two  blanks .mp4"]
 ONE = ["--num_workers", "1"]
-FAKE_OPENFACE = """#!/bin/sh
-while [ $# -gt 0 ]; do [ "$1" = -out_dir ] && out=$2; shift; done
-mkdir "$out/clip_aligned" && cp "$(dirname "$0")/face.jpg" "$out/clip_aligned/1.jpg"
-"""
 
 
 @pytest.fixture
 def openface(tmp_path: Path) -> list[str]:
-    """Flags for a program that stands in for OpenFace: one face of each video."""
-    program = tmp_path / "bin" / "FeatureExtraction"
-    program.parent.mkdir()
-    program.write_text(FAKE_OPENFACE)
-    program.chmod(0o755)
-    (program.parent / "face.jpg").write_bytes(b"jpg")
-    return ["--backend", "openface", "--openface", str(program)]
+    return fake_openface(tmp_path)
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import csv
-import importlib.util
 import logging
 import os
 import shlex
@@ -17,11 +16,17 @@ from preprocess.command_line import STOPPED
 from preprocess.face_and_audio import batch
 from preprocess.lists.annotations import Labelled, read_labels
 from preprocess.own_videos import assign_parts, class_names
-from tests.preprocess.media_files import chirp, pictures, portrait, save_media
+from tests.preprocess.media_files import (
+    chirp,
+    fake_openface,
+    needs_weights,
+    pictures,
+    portrait,
+    save_media,
+)
 
 NAMES = ["anna/happy 1.mp4", "anna/sad.mp4", "bert/happy.mp4", "bert/sad'2.mp4", "cleo/happy ü.mp4",
          "cleo/sad.mp4"]  # fmt: skip
-WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4"))
 
 
 @pytest.fixture
@@ -35,20 +40,7 @@ def videos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def openface(tmp_path: Path) -> list[str]:
-    """Flags for a program that stands in for OpenFace and its weights: twelve faces a video."""
-    faces = tmp_path / "some_aligned"
-    faces.mkdir()
-    for k in range(12):
-        picture = cv2.resize(portrait()[100:350, 160:370], (40, 40))
-        cv2.imwrite(str(faces / f"frame_det_00_{k + 1:06d}.jpg"), picture[..., ::-1])
-    program = tmp_path / "FeatureExtraction"
-    program.write_text(
-        "#!/bin/sh\n"
-        'while [ $# -gt 0 ]; do [ "$1" = -out_dir ] && out=$2; shift; done\n'
-        f'cp -r {shlex.quote(str(faces))} "$out/clip_aligned"\n'
-    )
-    program.chmod(0o755)
-    return ["--backend", "openface", "--openface", str(program)]
+    return fake_openface(tmp_path)
 
 
 def write_labels(path: Path, *lines: str) -> str:
@@ -71,7 +63,7 @@ def left_out(output: Path) -> dict[str, tuple[str, str]]:
         return {row["clip"]: (row["reason"], row["detail"]) for row in csv.DictReader(file)}
 
 
-@pytest.mark.skipif(not WEIGHTS, reason="needs the extra 'faces': pip install mtcnn==1.0.0")
+@needs_weights
 def test_one_command_leads_to_a_fine_tuning_run(videos, tmp_path, caplog):
     out = tmp_path / "my data"
     with caplog.at_level(logging.INFO):

@@ -144,13 +144,14 @@ class Stopping(io.BufferedWriter):
 
 
 @pytest.mark.parametrize(
-    "error, message",
+    "error, code, message",
     [
-        (KeyboardInterrupt, "interrupted: 6 clips are left"),
-        (OSError(errno.ENOSPC, "No space left"), "the disk is full: 6 clips are left"),
+        (KeyboardInterrupt, 3, "interrupted: 6 clips are left"),
+        (OSError(errno.ENOSPC, "No space left"), 3, "the disk is full: 6 clips are left"),
+        (OSError(errno.EIO, "Input/output error"), 2, "Input/output error"),
     ],
 )
-def test_half_a_shard_is_not_there(media, tmp_path, monkeypatch, caplog, error, message):
+def test_half_a_shard_is_not_there(media, tmp_path, monkeypatch, caplog, error, code, message):
     def opened(path, mode="r", *args, **options):
         if mode == "wb":
             return Stopping(io.FileIO(path, "w"))
@@ -158,7 +159,7 @@ def test_half_a_shard_is_not_there(media, tmp_path, monkeypatch, caplog, error, 
 
     monkeypatch.setattr(Stopping, "error", error)
     monkeypatch.setattr("preprocess.pack_clips.open", opened, raising=False)
-    assert pack(media, tmp_path, "--shard_size", "30KB") == 3
+    assert pack(media, tmp_path, "--shard_size", "30KB") == code
     assert any(re.search(message, record.message) for record in caplog.records)
     assert [path.name for path in tmp_path.iterdir()] == ["pack_clips.csv"]
     monkeypatch.undo()
