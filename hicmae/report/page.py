@@ -1,8 +1,7 @@
 """Reports as one HTML page that needs nothing else: pictures are inside it."""
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -30,36 +29,37 @@ def as_html(sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
     )
     titles = [section.report.title for section in sections if section.report]
+    parts = [
+        (section, [(title, _address(figure), wide) for title, figure, wide in _figures(section)])
+        for section in sections
+    ]
     return environment.get_template("page.html").render(
         title=" / ".join(titles) or "report",
-        parts=[(section, _pictures(section)) for section in sections],
+        parts=parts,
         words=WORDS,
     )
 
 
-def _pictures(section: Section) -> list[dict[str, Any]]:
-    """Draw what a section says, as data URIs."""
-    pictures: list[dict[str, Any]] = []
+def _address(figure: Figure) -> str:
+    data = base64.b64encode(figure_to_png(figure)).decode("ascii")
+    return f"data:image/png;base64,{data}"
 
-    def add(title: str, draw: Callable[..., Figure], *args: Any, is_wide: bool = False) -> None:
-        data = base64.b64encode(figure_to_png(draw(*args))).decode("ascii")
-        address = f"data:image/png;base64,{data}"
-        pictures.append({"title": title, "is_wide": is_wide, "address": address})
 
+def _figures(section: Section) -> Iterator[tuple[str, Figure, bool]]:
+    """Draw what a section says: titles, pictures, and whether they take the width of the page."""
     if section.report:
-        _draw_report(section.report, add)
-    names = [f"{c.title}: {name}" for c in section.comparisons for name in c.scores()]
-    if names:
+        yield from _figures_of_report(section.report)
+    if section.comparisons:
+        names = [f"{c.title}: {name}" for c in section.comparisons for name in c.scores()]
         found = pd.concat([c.differences for c in section.comparisons])
         gaps = np.column_stack((found["value"] - found["baseline"], found[["low", "high"]]))
         if not found["low"].isna().all():
             label = f"difference to {section.comparisons[0].baseline} (percentage points)"
-            title = "Differences with their intervals"
-            add(title, intervals_figure, names, {"": gaps}, label, {"": 0.0})
-    return pictures
+            figure = intervals_figure(names, {"": gaps}, label, {"": 0.0})
+            yield "Differences with their intervals", figure, False
 
 
-def _draw_report(report: Report, add: Callable[..., None]) -> None:
+def _figures_of_report(report: Report) -> Iterator[tuple[str, Figure, bool]]:
     count, first, rows = len(report.names), report.metrics[0], [*report.rows, TOTAL]
     if len(report.rows) > 1:
         series = {}
@@ -71,20 +71,18 @@ def _draw_report(report: Report, add: Callable[..., None]) -> None:
                 series[f"{metric_name(metric)} {kind}"] = np.column_stack((values, bounds))
         # The reference figures belong to the first metric.
         lines = {f"{n} ({metric_name(first)})": value for n, value in report.references.items()}
-        add("Scores of the folds", intervals_figure, rows, series, "score (%)", lines)
+        yield "Scores of the folds", intervals_figure(rows, series, "score (%)", lines), False
     if not report.is_regression:
         recalls = {f"{kind} epoch": report.parts(kind, "recall") for kind in report.kinds}
-        title = f"Recall of the classes with {interval_name(report)}"
-        add(title, intervals_figure, report.names, recalls, "recall (%)")
+        figure = intervals_figure(report.names, recalls, "recall (%)")
+        yield f"Recall of the classes with {interval_name(report)}", figure, False
     for kind, table in report.pooled.items():
         if report.is_regression:
-            sides = table.labels, table.predictions
-            title = f"Predictions, {kind} epoch"
-            add(title, scatter_figure, *sides, report.names, is_wide=count > 1)
+            figure = scatter_figure(table.labels, table.predictions, report.names)
+            yield f"Predictions, {kind} epoch", figure, count > 1
         else:
-            counts, is_wide = report.scores[kind][TOTAL]["confusion"], count > FEW_CLASSES
-            title = f"Confusion matrix, {kind} epoch"
-            add(title, confusion_figure, counts, report.names, is_wide=is_wide)
+            figure = confusion_figure(report.scores[kind][TOTAL]["confusion"], report.names)
+            yield f"Confusion matrix, {kind} epoch", figure, count > FEW_CLASSES
 
 
 def intervals_figure(
