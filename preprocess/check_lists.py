@@ -252,11 +252,11 @@ def read_list(path: Path, data_root: str, modality: str) -> ListFile:
         is_regression = kind.startswith("regression")
         label: Label = tuple(map(float, values)) if is_regression else int(values[0])
         one.clips[number] = Clip(video, sound[0] if sound else None, label)
-        path = os.path.join(data_root, video)
-        wav = os.path.join(data_root, sound[0]) if sound else wav_of(path)
+        film = os.path.join(data_root, video)
+        wav = os.path.join(data_root, sound[0]) if sound else wav_of(film)
         reads_video = "v" in modality and video != NOT_READ
         reads_audio = "a" in modality and sound != [NOT_READ]
-        one.files[number] = path if reads_video else NOT_READ, wav if reads_audio else NOT_READ
+        one.files[number] = film if reads_video else NOT_READ, wav if reads_audio else NOT_READ
         if not (reads_video or reads_audio):
             one.findings.append((number, "line", f"names no stream of --modality {modality}"))
     return one
