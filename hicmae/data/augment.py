@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
@@ -16,6 +16,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from hicmae.data.batches import LabelledBatch
 from hicmae.data.video import normalise, to_tensor
+from hicmae.io import UnreadableClip, describe, one_line
 
 ERASING_MODES = ("const", "rand", "pixel")
 
@@ -76,13 +77,32 @@ class ClipTransform:
         # Translations in shares of the image and bicubic warps, as the original.
         bicubic = Image.Resampling.BICUBIC
         hparams = {"translate_const": int(0.45 * input_size), "interpolation": bicubic}
-        self.rand_augment = rand_augment_transform(augment.aa, hparams) if augment.aa else None
+        try:
+            self.rand_augment = rand_augment_transform(augment.aa, hparams) if augment.aa else None
+        except (AssertionError, LookupError, ValueError) as error:
+            raise ValueError(
+                f"--aa {augment.aa!r} is no RandAugment of timm ({one_line(error)}), expected one "
+                "such as 'rand-m7-n4-mstd0.5-inc1'"
+            ) from None
+        for operation in self.rand_augment.ops if self.rand_augment else ():
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = posterize
         self.erase = RandomErasing(
             augment.reprob, mode=augment.remode, max_count=augment.recount, device="cpu"
         )
 
     def __call__(self, images: Sequence[Image.Image], rng: np.random.Generator) -> torch.Tensor:
-        """Transform T RGB images of input_size x input_size to (3, T, H, W) float32, normalised."""
+        """Transform T RGB images of input_size x input_size to (3, T, H, W) float32, normalised.
+
+        UnreadableClip for whatever a library raises: one clip must not end a run.
+        """
+        try:
+            return self._transformed(images, rng)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {describe(error)}"
+            raise UnreadableClip(f"its frames cannot be augmented: {reason}") from error
+
+    def _transformed(self, images: Sequence[Image.Image], rng: np.random.Generator) -> torch.Tensor:
         frame_seed, clip_seed = (int(seed) for seed in rng.integers(2**32, size=2))
         if self.rand_augment is not None:
             augmented: dict[int, Image.Image] = {}
@@ -103,6 +123,13 @@ class ClipTransform:
                 frames = frames.flip(-1)
             # As one image of 3 T channels, so that all frames lose the same box.
             return self.erase(frames).view(3, -1, *size)
+
+
+def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep some bits of each colour; black without any, as Pillow 12 had it: 13 refuses that."""
+    if bits < 1:
+        return Image.new(image.mode, image.size)
+    return ImageOps.posterize(image, min(bits, 8))
 
 
 def mix_batch(batch: LabelledBatch, mixup: Mixup, mix_audio: bool = False) -> LabelledBatch:

@@ -1,8 +1,8 @@
 """Lists of clips, and the names of classes and regression outputs.
 
 A list is what the `csv` module calls delimiter " ", quote character '"', minimal quoting, one clip
-a line and no header, so that names with spaces, quotes or line breaks survive. Bytes of a name that
-are not UTF-8 survive as well (surrogateescape, as `os` does).
+a line and no header, so that names with spaces, quotes or line breaks survive; several blanks are
+one. Bytes of a name that are not UTF-8 survive as well (surrogateescape, as `os` does).
 
 A folder of shards, or the index of one, may stand in place of a list; a folder `train` with shards
 stands for `train.csv` beside it.
@@ -10,6 +10,7 @@ stands for `train.csv` beside it.
 
 import contextlib
 import csv
+import functools
 import logging
 import math
 import os
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 _VOXCELEB_VIDEO, _VOXCELEB_AUDIO = "video/file~/dev/mp4", "audio/file~/dev/aac"
 
 Label = int | tuple[float, ...] | None  # class index, regression targets, none in pre-training
+
+
+FIELDS = "fields (blanks separate them; a name with blanks stands in double quotes)"
 
 
 class Clip(NamedTuple):
@@ -68,7 +72,7 @@ def read_pretrain_list(path: str | Path, data_root: str = "") -> Sequence[AnyCli
 
     def parse(fields: list[str]) -> Clip:
         if len(fields) not in (2, 3):
-            raise ValueError(f"got {len(fields)} fields")
+            raise ValueError(f"got {len(fields)} {FIELDS}")
         _integer(fields[-1])
         video = os.path.join(data_root, fields[0])
         audio = os.path.join(data_root, fields[1]) if len(fields) == 3 else wav_of(video)
@@ -124,7 +128,7 @@ def read_labelled_list(
     def parse(fields: list[str]) -> Clip:
         nonlocal count
         if len(fields) < 3 or (is_class and len(fields) > 3):
-            raise ValueError(f"got {len(fields)} fields")
+            raise ValueError(f"got {len(fields)} {FIELDS}")
         label: Label = _integer(fields[2]) if is_class else tuple(map(_number, fields[2:]))
         count = _checked_count(label, is_class, count)
         video, audio = (_below(data_root, name) for name in fields[:2])
@@ -189,16 +193,20 @@ def wav_of(video: str) -> str:
 def _read(path: Path, parse: Callable[[list[str]], Clip], expected: str) -> Sequence[AnyClip]:
     found = find_list(path)
     if found is None:
-        raise FileNotFoundError(f"list '{path}' does not exist; check --data_path")
+        raise FileNotFoundError(
+            f"list '{path}' does not exist; check --data_path, or the flag that names it"
+        )
     if is_packed(found):
         return read_packed(found)
     clips: list[Clip] = []
     fields, end = [""], 0  # end of the row before: a quote left open swallows all lines after it
     with open(found, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file, delimiter=" ", strict=True)
+        reader = csv.reader(file, delimiter=" ", skipinitialspace=True, strict=True)
         try:
             for fields in reader:
-                if fields and not all(fields):
+                if fields and not fields[-1]:
+                    fields.pop()  # of blanks at the end of a line
+                if not all(fields):
                     raise ValueError("got an empty field")
                 if fields:
                     clips.append(parse(fields))
@@ -207,8 +215,9 @@ def _read(path: Path, parse: Callable[[list[str]], Clip], expected: str) -> Sequ
             raise ValueError(f"{path}:{end + 1}: expected {expected}, got: {error}") from None
         except ValueError as error:
             line = " ".join(fields)[:200]
+            form = "; save it as UTF-8" * ("\0" in line)
             raise ValueError(
-                f"{path}:{reader.line_num}: expected {expected}, {error}: {line!r}"
+                f"{path}:{reader.line_num}: expected {expected}, {error}{form}: {line!r}"
             ) from None
     if not clips:
         raise ValueError(f"{path}:1: expected at least one line {expected}, got an empty list")
@@ -304,6 +313,11 @@ def chosen_names(chosen: Sequence[str], count: int) -> tuple[str, ...]:
     return names
 
 
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
+
+
 def names_of_run(settings: dict[str, Any], task: str, count: int) -> tuple[str, ...]:
     """Return the names for a model by the settings it was trained with.
 
@@ -319,6 +333,6 @@ def names_of_run(settings: dict[str, Any], task: str, count: int) -> tuple[str, 
             names = read_names(path)
             if len(names) == count == len(set(names)):
                 return names
-            logger.warning("%s has %d names for %d outputs: unused", path, len(names), count)
+            _warn_once(f"{path} is unused: {len(set(names))} different names for {count} outputs")
     known = data_set_names(str(settings.get("data_set") or ""), count)
     return known or tuple(f"{word} {k}" for k in range(count))

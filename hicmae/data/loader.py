@@ -88,9 +88,10 @@ def read_or_replace(
             skipped[index] = SkippedClip(name_of(clip), str(error))
         while index in skipped and len(skipped) < len(clips):
             index = int(rng.integers(len(clips)))
+    which = "in a row" if len(skipped) < len(clips) else "of the list, all,"
     raise RuntimeError(
-        f"{len(skipped)} clips in a row cannot be read, expected at most {MAX_TRIES - 1}; "
-        f"check --data_root and the list; the last: {skipped.popitem()[1].reason}"
+        f"{len(skipped)} clips {which} cannot be read, expected some that can; check --data_root "
+        f"and the list; the last: {skipped.popitem()[1].reason}"
     )
 
 
@@ -98,7 +99,7 @@ class SkippedClips:
     """The record of unreadable clips: a warning and a line of a csv file for each, once.
 
     What an earlier run wrote there still counts. `record` raises where more than `max_bad_share`,
-    in [0, 1], of the list's clips are bad.
+    in [0, 1], of the list's clips are bad; a single one only where that share is 0.
     """
 
     def __init__(self, path: str | Path, num_clips: int, max_bad_share: float) -> None:
@@ -124,12 +125,13 @@ class SkippedClips:
             except OSError as error:
                 logger.warning("could not write '%s': %s; training goes on", self.path, error)
             self.videos.update(new)
-        share = len(self.videos) / max(self.num_clips, 1)
-        if share > self.max_bad_share:
+        share, allowed = len(self.videos) / max(self.num_clips, 1), self.max_bad_share
+        if share > allowed and len(self.videos) > (allowed > 0):
+            most = f"{allowed:.2%}" + ", or one clip" * (allowed > 0)
             raise RuntimeError(
                 f"{len(self.videos)} of {self.num_clips} clips ({share:.2%}) cannot be read, "
-                f"expected at most {self.max_bad_share:.2%}; see '{self.path}', mend the clips "
-                "or raise --max_bad_clips"
+                f"expected at most {most}; see '{self.path}', mend the clips or raise "
+                "--max_bad_clips"
             )
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from hicmae.config import flat_settings
 from hicmae.data.clip_list import chosen_names, names_of_run
+from hicmae.data.video import natural_key
 from hicmae.io import encodable
 from hicmae.report.resampling import Plan, PredictionTable
 
@@ -199,11 +200,6 @@ def pool(tables: Sequence[PredictionTable]) -> PredictionTable:
     clips, folds, labels, predictions, *_ = zip(*tables, strict=True)
     arrays = np.concatenate(labels), np.concatenate(predictions)
     return PredictionTable(sum(clips, []), sum(folds, []), *arrays, first.num_outputs)
-
-
-def natural_key(name: str) -> list[Any]:
-    """Sort key that puts fold2 before fold10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def fold_folders(folder: str | Path) -> tuple[list[Path], list[Path]]:

@@ -17,6 +17,7 @@ from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
 from hicmae.data.clip_list import chosen_names
+from hicmae.data.video import natural_key
 from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image
 from hicmae.io import encodable
 from hicmae.report.comparison import matched
@@ -27,7 +28,6 @@ from hicmae.report.scores import (
     Report,
     build,
     metric_name,
-    natural_key,
     pool,
     read_predictions,
 )

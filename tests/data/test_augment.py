@@ -9,6 +9,7 @@ from timm.data import Mixup
 from hicmae.data.augment import Augment, ClipTransform, mix_batch, seeded_globals
 from hicmae.data.batches import LabelledBatch
 from hicmae.data.video import normalise, to_tensor
+from hicmae.io import UnreadableClip
 from tests.conftest import frame
 
 SIZE = 36
@@ -64,6 +65,28 @@ def test_the_generator_decides_everything_and_global_state_is_left_alone():
     assert not torch.equal(first, transformed(Augment(reprob=1), 4))
 
 
+@pytest.mark.parametrize(
+    "policy", ["rand-m2-n8-p1", "rand-m10-n8-p1-inc1", "rand-m15-mmax20-n8-p1-inc1"]
+)
+def test_posterizing_of_any_strength_raises_nothing(policy):
+    transform = ClipTransform(Augment(aa=policy), SIZE)
+    posterizers = [op for op in transform.rand_augment.ops if op.name.startswith("Posterize")]
+    assert len(posterizers) == 1
+    for operation in posterizers:
+        assert operation(PICTURE).getextrema() == ((0, 0),) * 3  # no bit is left, as in Pillow 12
+
+
+def test_what_an_augmentation_raises_costs_the_clip_alone(monkeypatch):
+    transform = ClipTransform(Augment(), SIZE)
+
+    def failing(_image):
+        raise ZeroDivisionError("in a library")
+
+    monkeypatch.setattr(transform, "rand_augment", failing)
+    with pytest.raises(UnreadableClip, match="cannot be augmented: ZeroDivisionError: in a lib"):
+        transform([PICTURE], np.random.default_rng(0))
+
+
 def test_flip_mirrors_columns():
     always = Augment(aa=None, reprob=0, scale=(1, 1), ratio=(1, 1), flip=1)
     assert torch.equal(transformed(always), transformed(NOTHING).flip(-1))
@@ -96,6 +119,9 @@ def test_random_resized_crop_is_bilinear_without_antialias():
 def test_unknown_policy_and_erasing_mode_are_refused():
     with pytest.raises(ValueError, match="--aa .* 'rand-m7.*, got 'augmix-m3'"):
         Augment(aa="augmix-m3")
+    for policy in ("rand-q7", "rand-m7-nX1", "rand-m7.5"):
+        with pytest.raises(ValueError, match=f"--aa '{policy}' .*such as 'rand-m7"):
+            ClipTransform(Augment(aa=policy), SIZE)
     with pytest.raises(ValueError, match="--remode .* const, rand, pixel, got 'noise'"):
         Augment(remode="noise")
 

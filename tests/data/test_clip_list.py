@@ -45,6 +45,12 @@ def test_quoting_is_what_pandas_reads(tmp_path):
     ]
 
 
+def test_blanks_and_a_byte_order_mark_are_no_fields(tmp_path):
+    path = write(tmp_path, '\ufeffa.mp4   a.wav  2 \n  "b c.mp4"  b.wav 0\n   \n')
+    assert read_labelled_list(path) == [Clip("a.mp4", "a.wav", 2), Clip("b c.mp4", "b.wav", 0)]
+    assert read_pretrain_list(write(tmp_path, "a.mp4  0")) == [Clip("a.mp4", "a.wav", None)]
+
+
 def test_relative_names_are_joined_to_the_root_and_absolute_ones_kept(tmp_path):
     clips = read_labelled_list(write(tmp_path, "a /b/a.wav 0\n"), data_root="/data")
     assert clips == [Clip("/data/a", "/b/a.wav", 0)]
@@ -127,9 +133,12 @@ NUMBERS = "ok ok.wav 0.5 1\n"
         ({"task": "regression"}, NUMBERS + "a b.wav nan 1", 2, "'nan' where a finite number"),
         ({"task": "regression"}, NUMBERS + "a b.wav", 2, "2 fields"),
         ({"task": "regression", "num_classes": 3}, NUMBERS, 1, "expected 3 numbers"),
-        (None, "a.mp4\n", 1, "'<video.mp4> <int>' or .*got 1 fields: 'a.mp4'"),
+        (None, "a.mp4\n", 1, "'<video.mp4> <int>' or .*got 1 fields .*: 'a.mp4'"),
         (None, "a.mp4 a.wav\n", 1, "got 'a.wav' where an integer belongs"),
-        (None, "a.mp4  0", 1, "got an empty field"),
+        (None, 'a.mp4 "" 0', 1, "got an empty field"),
+        ({}, "a.mp4,a.wav,0\n", 1, "got 1 fields .blanks .*quotes"),
+        ({}, "a.mp4\ta.wav\t0\n", 1, "got 1 fields .blanks .*quotes"),
+        ({}, "a.mp4 a.wav 0\n".encode("utf-16"), 1, "save it as UTF-8"),
         (None, "", 1, "got an empty list"),
         (None, "\n\n", 1, "got an empty list"),
     ],

@@ -150,10 +150,16 @@ def test_skipped_clips_are_named_once_in_log_and_file(tmp_path, caplog):
     again = SkippedClips(path, 10, 0.25)  # after a restart
     again.record([SkippedClip("two\nlines", "z")])
     assert not caplog.records
-    facts = r"3 of 10 clips \(30.00%\) .* at most 25.00%; .*skipped_clips.csv'.*--max_bad_clips"
+    facts = r"3 of 10 clips \(30.00%\) .* at most 25.00%.*skipped_clips.csv'.*--max_bad_clips"
     with pytest.raises(RuntimeError, match=facts):
         again.record([SkippedClip("d", "z")])
     assert path.read_text().endswith("d,z\n")
+
+
+def test_a_single_bad_clip_ends_a_short_list_only_where_none_is_allowed(tmp_path):
+    SkippedClips(tmp_path / "a.csv", 50, 0.01).record([SkippedClip("a", "z")])
+    with pytest.raises(RuntimeError, match=r"1 of 50 clips \(2.00%\)"):
+        SkippedClips(tmp_path / "b.csv", 50, 0.0).record([SkippedClip("a", "z")])
 
 
 def test_a_file_cut_off_while_writing_is_read_as_far_as_it_goes(tmp_path):

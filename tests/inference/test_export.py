@@ -109,7 +109,7 @@ def test_names_are_found_in_order(tmp_path, caplog):
     assert names_of_run(settings, "classification", 2) == ("a", "b")
     assert names_of_run(settings, "regression", 1) == ("valence",)
     assert names_of_run(settings, "classification", 3) == ("class 0", "class 1", "class 2")
-    assert "classes.txt has 2 names for 3 outputs: unused" in caplog.text
+    assert "classes.txt is unused: 2 different names for 3 outputs" in caplog.text
     assert names_of_run({"data_set": "MAFW"}, "classification", 11)[7] == "contempt"
     assert chosen_names(["crema-d"], 4) == ("ANG", "HAP", "NEU", "SAD")
     assert chosen_names(["IEMOCAP"], 4) == ("ang", "hap", "neu", "sad")
