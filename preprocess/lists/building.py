@@ -36,7 +36,7 @@ contradict the protocol; 2 where something is missing.
 """
 
 
-class Found(NamedTuple):
+class ClipFiles(NamedTuple):
     """The face folders and wavs below --data_root, the folder `root`, by the names of clips."""
 
     root: str
@@ -94,7 +94,7 @@ class DataSet:
     """
 
     title: str
-    read: Callable[[argparse.Namespace, Found], Plan]
+    read: Callable[[argparse.Namespace, ClipFiles], Plan]
     flags: Sequence[tuple[str, dict[str, Any]]] = ()
     video_dirs: Sequence[str] = ("faces", "face_aligned", "openface", "frames")
     audio_dirs: Sequence[str] = ("audio_16k", "audio")
@@ -172,11 +172,11 @@ def contents(folder: str, shown: int = 8) -> str:
 def make_lists(data_set: DataSet, args: argparse.Namespace) -> None:
     """Make the lists of a data set: find, match, measure, check, write, report."""
     root, video_dir, audio_dir = find_places(args, data_set.title)
-    found = Found(root, frame_folders(video_dir), wav_files(audio_dir))
+    files = ClipFiles(root, frame_folders(video_dir), wav_files(audio_dir))
     counts: Counter[str] = Counter()
     for halves, kind, folder, tool in (
-        (found.videos, "face folders", video_dir, "extract_face.py"),
-        (found.audios, "wavs", audio_dir, "extract_audio.py"),
+        (files.videos, "face folders", video_dir, "extract_face.py"),
+        (files.audios, "wavs", audio_dir, "extract_audio.py"),
     ):
         counts[kind] = sum(isinstance(half, str) for half in halves.values())
         logger.info("%d %s in %s", counts[kind], kind, folder)
@@ -185,13 +185,13 @@ def make_lists(data_set: DataSet, args: argparse.Namespace) -> None:
                 f"expected {kind} in '{folder}', found {contents(folder)}; make them with "
                 f"preprocess/face_and_audio/{tool}"
             )
-    plan = data_set.read(args, found)
+    plan = data_set.read(args, files)
     output = args.output_dir or SAVED_DATA / plan.place
     if plan.note:
         logger.info("note: %s", plan.note)
     asked = {name for clip in plan.clips for name in (clip.name, clip.audio)}
-    others = (name for name in found.names() if name not in asked)
-    clips = [clip if clip.reason else found.with_files(clip) for clip in plan.clips]
+    others = (name for name in files.names() if name not in asked)
+    clips = [clip if clip.reason else files.with_files(clip) for clip in plan.clips]
     clips += [Candidate(name, reason="not in the protocol") for name in others]
     clips = measured(clips, args.num_workers)
     write_left_out(output, clips)

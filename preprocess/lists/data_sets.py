@@ -23,8 +23,8 @@ from preprocess.lists.annotations import (
 )
 from preprocess.lists.building import (
     SAVED_DATA,
+    ClipFiles,
     DataSet,
-    Found,
     Plan,
     cross_validation,
     find,
@@ -74,7 +74,7 @@ def of_class(name: str, emotion: str, classes: Sequence[str], speaker: str) -> C
     flags=[flag("--classes", "default: 6", type=int, choices=(6, 4), default=6)],
     audio_dirs=("audio_16k", "audio", "AudioWAV"),
 )
-def cremad(args: argparse.Namespace, found: Found) -> Plan:
+def cremad(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of CREMA-D: 5 speaker-independent folds, 6 or 4 classes.
 
     Expected below --data_root (https://github.com/CheyneyComputerScience/CREMA-D):
@@ -89,7 +89,7 @@ def cremad(args: argparse.Namespace, found: Found) -> Plan:
     """
     classes = data_set_names("CREMA-D", args.classes)
     clips = []
-    for name in found.names():
+    for name in files.names():
         match = re.fullmatch(CREMAD_NAME, name)
         if name in CREMAD_MISNAMED:
             reason = "without audio in the original: its wav is misnamed"
@@ -120,7 +120,7 @@ def cremad(args: argparse.Namespace, found: Found) -> Plan:
     video_dirs=("data/frames", "faces", "face_aligned", "openface", "frames"),
     audio_dirs=("data/audio_16k", "audio_16k", "audio"),
 )  # fmt: skip
-def mafw(args: argparse.Namespace, found: Found) -> Plan:
+def mafw(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of MAFW: official folds, 11 single classes or 43 with the compound ones.
 
     Expected below --data_root (https://mafw-database.github.io/MAFW/):
@@ -135,7 +135,7 @@ def mafw(args: argparse.Namespace, found: Found) -> Plan:
     saved/data/mafw/audio_visual/single or compound.
     """
     place = args.split_dir or f"Train & Test Set/{args.subset}/no_caption"
-    split_dir = find(found.root, "give --split_dir", place)
+    split_dir = find(files.root, "give --split_dir", place)
     single = args.subset == "single"
     classes = data_set_names("MAFW", 11) + (() if single else MAFW_COMPOUND)
     form = "'<clip>.mp4 <class>'"
@@ -152,7 +152,7 @@ def mafw(args: argparse.Namespace, found: Found) -> Plan:
 
 
 @partial(DataSet, "RAVDESS")
-def ravdess(args: argparse.Namespace, found: Found) -> Plan:
+def ravdess(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of RAVDESS (speech): 6 folds of 4 actors, 8 classes.
 
     Expected below --data_root (https://zenodo.org/records/1188976):
@@ -167,7 +167,7 @@ def ravdess(args: argparse.Namespace, found: Found) -> Plan:
     """
     speech: dict[str, Candidate] = {}
     clips = []
-    for name in found.names():
+    for name in files.names():
         match = re.fullmatch(RAVDESS_NAME, name)
         if match is None:
             clips.append(Candidate(name, reason="name is not seven numbers of RAVDESS"))
@@ -193,7 +193,7 @@ def ravdess(args: argparse.Namespace, found: Found) -> Plan:
              default=("Evalution.txt", "Evaluation.txt"))
     ],
 )  # fmt: skip
-def msp_improv(args: argparse.Namespace, found: Found) -> Plan:
+def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of MSP-IMPROV: 6 folds, one a session, 4 classes A H N S.
 
     Expected below --data_root
@@ -209,7 +209,7 @@ def msp_improv(args: argparse.Namespace, found: Found) -> Plan:
     """
     classes = data_set_names("MSP-IMPROV", 4)
     form = "'UTD-IMPROV-<clip>.avi; <class>; ...'"
-    path = find(found.root, f"the corpus's labels come with it, lines {form}", *args.labels)
+    path = find(files.root, f"the corpus's labels come with it, lines {form}", *args.labels)
     clips = []
     for where, line in read_lines(path):
         if "-IMPROV-" in line:  # the votes of single raters follow below a clip's line
@@ -236,7 +236,7 @@ def msp_improv(args: argparse.Namespace, found: Found) -> Plan:
         flag("--published_lists", "folder of split01 .. split05 with lists"),
     ],
 )  # fmt: skip
-def werewolf_xl(args: argparse.Namespace, found: Found) -> Plan:
+def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of Werewolf-XL: regression of valence, arousal and dominance, 5 folds.
 
     python preprocess/werewolf_xl_av.py --data_root Werewolf-XL --labels labels.csv
@@ -274,7 +274,7 @@ def werewolf_xl(args: argparse.Namespace, found: Found) -> Plan:
     else:
         known: dict[str, Candidate] = {}
         purpose = f"give --labels, a table with the columns {', '.join(args.columns)}"
-        for where, row in read_table(find(found.root, purpose, args.labels), args.columns):
+        for where, row in read_table(find(files.root, purpose, args.labels), args.columns):
             name = os.path.splitext(row[args.columns[0]])[0]
             if name in known:
                 raise ValueError(f"{where}: expected each clip once, got '{name}' again")
@@ -292,7 +292,7 @@ def werewolf_xl(args: argparse.Namespace, found: Found) -> Plan:
     flags=[flag("--split_dir", "below --data_root (%(default)s)", default="EmoLabel_DataSplit")],
     video_dirs=("faces", "face_aligned", "openface", "Clip/clip_224x224"),
 )
-def dfew(args: argparse.Namespace, found: Found) -> Plan:
+def dfew(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of DFEW: the official 5 folds of the single-labelled clips, 7 classes.
 
     Expected below --data_root (https://dfew-dataset.github.io/):
@@ -305,7 +305,7 @@ def dfew(args: argparse.Namespace, found: Found) -> Plan:
     Labels 1..7 become 0..6: happy sad neutral angry surprise disgust fear. Clips without sound are
     left out. Lists go to saved/data/dfew/audio_visual.
     """
-    split_dir = find(found.root, "give --split_dir", args.split_dir)
+    split_dir = find(files.root, "give --split_dir", args.split_dir)
 
     def read(fold: int, part: str) -> Lines:
         purpose = "DFEW's official split comes with it, columns video_name,label"
@@ -329,7 +329,7 @@ def dfew(args: argparse.Namespace, found: Found) -> Plan:
                                    ("test", "test1", "test-labels"))
     ],
 )  # fmt: skip
-def mer2023(args: argparse.Namespace, found: Found) -> Plan:
+def mer2023(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of MER2023 (MER-MULTI): official training and test clips, 6 classes.
 
     Expected below --data_root (http://merchallenge.cn/datasets):
@@ -348,7 +348,7 @@ def mer2023(args: argparse.Namespace, found: Found) -> Plan:
 
     def read(_: int, part: str) -> Lines:
         purpose = f"give --{part}_labels, a table with the columns name,discrete"
-        path = find(found.root, purpose, *getattr(args, f"{part}_labels"))
+        path = find(files.root, purpose, *getattr(args, f"{part}_labels"))
         if path.endswith(".npz"):
             raise ValueError(f"'{path}' holds pickled objects, expected the official csv")
         for where, row in read_table(path, ["name", "discrete"]):
@@ -358,7 +358,7 @@ def mer2023(args: argparse.Namespace, found: Found) -> Plan:
 
 
 @partial(DataSet, "IEMOCAP", audio_dirs=("audio_16k", "audio", "."))
-def iemocap(args: argparse.Namespace, found: Found) -> Plan:
+def iemocap(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of IEMOCAP: 5 folds, one a session, 4 classes ang, hap (with exc), neu, sad.
 
     Expected below --data_root (https://sail.usc.edu/iemocap/):
@@ -373,9 +373,9 @@ def iemocap(args: argparse.Namespace, found: Found) -> Plan:
     classes are left out. Lists go to saved/data/iemocap/audio_visual.
     """
     classes = data_set_names("IEMOCAP", 4)
-    find(found.root, "give another --data_root", "Session1/dialog/EmoEvaluation")
+    find(files.root, "give another --data_root", "Session1/dialog/EmoEvaluation")
     clips = []
-    for path in sorted(Path(found.root).glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
+    for path in sorted(Path(files.root).glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
         for one in read_utterances(str(path)):
             emotion = "hap" if one.emotion == "exc" else one.emotion
             clips.append(of_class(one.name, emotion, classes, one.speaker))
@@ -391,7 +391,7 @@ def iemocap(args: argparse.Namespace, found: Found) -> Plan:
              default="arousal")
     ],
 )  # fmt: skip
-def avcaffe(args: argparse.Namespace, found: Found) -> Plan:
+def avcaffe(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of AVCAffe: arousal or valence in 5 levels, the official split by participant.
 
     python preprocess/avcaffe_av.py --data_root avcaffe --target arousal
@@ -411,7 +411,7 @@ def avcaffe(args: argparse.Namespace, found: Found) -> Plan:
     form = f"'aiim<person>_task_<number>, <{args.target}>'"
     purpose = f"the data set's self-reports come with it, lines {form}"
     labels = {}
-    for where, line in read_lines(find(found.root, purpose, f"ground_truths/{args.target}.txt")):
+    for where, line in read_lines(find(files.root, purpose, f"ground_truths/{args.target}.txt")):
         if "," in line:  # other lines are headings
             task = matched(r"(aiim\d{3}_task_\d+)\s*,\s*(.+)", line, where, form)
             labels[task[1]] = class_index(task[2], classes, where)
@@ -420,11 +420,11 @@ def avcaffe(args: argparse.Namespace, found: Found) -> Plan:
     for part, name in (("train", "train"), ("test", "val")):
         people[list_name(1, part)] = {
             matched(r"aiim\d{3}", person, where, "a participant aiim<number>")[0]
-            for where, line in read_lines(find(found.root, purpose, f"info/{name}.txt"))
+            for where, line in read_lines(find(files.root, purpose, f"info/{name}.txt"))
             for person in re.split(r"[\s,]+", line.strip(", "))
         }
     clips = []
-    for name in found.names():
+    for name in files.names():
         match = re.fullmatch(r"((aiim\d{3})_task_\d+)(?:_.*)?", name, re.DOTALL)
         if match is None:
             clips.append(Candidate(name, reason="name is not aiim<person>_task_<number>_..."))
