@@ -8,7 +8,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from hicmae.faces.detector import ACCEPTED, Detector, Face, overlaps
 
@@ -128,6 +127,10 @@ def _pairs(before: Sequence[Face], after: Sequence[Face]) -> list[tuple[int, int
         return []
     first, second = (np.stack([face.box for face in faces]) for faces in (before, after))
     shared = overlaps(first, second)
+    if shared.size == 1:
+        return [(0, 0)] if shared[0, 0] > SAME_TRACK else []
+    from scipy.optimize import linear_sum_assignment  # takes a third of a second to import
+
     shared[shared <= SAME_TRACK] = 0
     rows, columns = linear_sum_assignment(shared, maximize=True)
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if shared[i, j]]

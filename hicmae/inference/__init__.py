@@ -1,9 +1,11 @@
 """Using a model: one video in, emotions or features out.
 
 model.py        config.json and weights: exports, runs and .pth read alike, and exported
+options.py      how clips are read
 clips.py        which windows a model reads of a clip, whose faces, and these as tensors
 forward.py      what a model says of a batch, also where one stream is missing
 recognizer.py   EmotionRecognizer, which puts it all together, and its answers
 pictures.py     scores over time as a picture; a copy of the film with the answers drawn in
-cli.py          hicmae-predict, hicmae-extract and the export
+cli.py          flags of hicmae-predict, hicmae-extract and the export
+commands.py     what they do
 """

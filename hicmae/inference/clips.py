@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from hicmae.config import Refused, Settings, option
 from hicmae.data.audio import (
     HOP,
     SAMPLE_RATE,
@@ -29,57 +28,14 @@ from hicmae.data.video import NOT_READ, resize, test_windows, to_tensor
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, follow, main_face, search, smooth
 from hicmae.inference.model import FACE_SIZE, ModelConfig, Preprocessing
+from hicmae.inference.options import Options
 from hicmae.inference.sources import Asked, FaceFrames, Source, open_source
 from hicmae.io import UnreadableClip
 
-FACES = ("auto", "largest", "all", "cut")
-PROTOCOLS = ("windows", "test")
-MISSING = ("error", "zeros", "drop")
 SEARCH_EVERY = 2  # of the frames looked at; a face is placed in the others on the way between two
 CROWDED = 0.2  # share of frames with several faces from which the user is told
 SEEN = 0.5  # share of a window's frames that must show the face
 MEMORY = 256 * 1024**2  # bytes of frames that are kept instead of being decoded twice
-
-
-@dataclass(frozen=True)
-class Options(Settings):
-    """How clips are read."""
-
-    faces: str = option(
-        "auto",
-        "auto: cut the main face out of videos, take folders of frames as they are; largest: "
-        "always cut out the main face: large, near the middle, there for long; all: an answer for "
-        "each person; cut: frames are faces",
-        choices=FACES,
-    )
-    window: float | None = option(
-        None, "seconds of a sliding window; none: what the model saw at once in training", "> 0"
-    )
-    overlap: float | None = option(None, "seconds windows share; none: half of one", ">= 0")
-    protocol: str = option(
-        "windows",
-        "windows: slide over the clip; test: the views of run_finetuning.py's test, whose numbers "
-        "it gives",
-        choices=PROTOCOLS,
-    )
-    missing_modality: str = option(
-        "error",
-        "what a model of both streams does without one: error: refuse the clip; zeros: black "
-        "frames or silence; drop: leave it out",
-        choices=MISSING,
-    )
-
-    def _refused(self) -> Refused:
-        for item in fields(self):
-            if choices := item.metadata["rest"].get("choices"):
-                check_choice(item.name, getattr(self, item.name), choices)
-        return {}
-
-
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Refuse a value that is none of the allowed ones."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 # Windows

@@ -23,6 +23,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import hicmae
 from hicmae.config import WIDTHS, flat_settings
@@ -245,6 +246,15 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the random draws of new weights, which others replace at once."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.uniform_, Tensor.normal_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def load_model(
     path: str | Path, streams: str | None = None, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, ModelConfig]:
@@ -254,17 +264,18 @@ def load_model(
     """
     config, weights = read_model(path)
     sizes, clip = asdict(config.architecture), config.preprocessing
-    model = timm.create_model(
-        sizes.pop("model"),
-        **sizes.pop("options"),
-        **sizes,
-        num_classes=max(len(config.names), 1),
-        modality=config.modality,
-        num_frames=clip.num_frames,
-        img_size=clip.input_size,
-        img_size_audio=clip.input_size_audio,
-        tubelet_size=clip.tubelet_size,
-    )
+    with _Undrawn():
+        model = timm.create_model(
+            sizes.pop("model"),
+            **sizes.pop("options"),
+            **sizes,
+            num_classes=max(len(config.names), 1),
+            modality=config.modality,
+            num_frames=clip.num_frames,
+            img_size=clip.input_size,
+            img_size_audio=clip.input_size_audio,
+            tubelet_size=clip.tubelet_size,
+        )
     for stream, suffix in (("video", ""), ("audio", "_audio")):
         if config.modality == "av" and streams is not None and stream[0] not in streams:
             for name in (f"encoder{suffix}", f"{stream}_layer_weights"):

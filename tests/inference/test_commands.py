@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hicmae import EmotionRecognizer
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.inference import cli
 from hicmae.inference.clips import Window
@@ -111,7 +112,7 @@ def test_an_interrupted_command_writes_what_it_has(models, tmp_path, video, monk
         yield made_up(video)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.EmotionRecognizer, "each", interrupted)
+    monkeypatch.setattr(EmotionRecognizer, "each", interrupted)
     flags = ["--checkpoint", str(models / "av.pth"), "--csv", str(tmp_path / "a.csv"), "--quiet"]
     assert cli.predict([video, video, *flags]) == 1
     assert "interrupted: 1 clips are answered" in caplog.text
