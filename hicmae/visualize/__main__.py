@@ -16,7 +16,7 @@ from hicmae.visualize.reconstruction import reconstruction
 from hicmae.visualize.runs import confusion, curves, radar
 
 Draw = Callable[..., "Figure | tuple[Figure, str]"]
-NAMES = "names, a file with one a line, or a data set (default: numbers)"
+NAMES = "names, a file with one a line, or a data set (default: those of the run)"
 SOURCES = (
     "one csv file with the columns dataset,metric,method,value (percent), or finished experiments "
     "as DATASET=FOLDER or DATASET/METHOD=FOLDER"

@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
-from hicmae.data.clip_list import chosen_names
+from hicmae.config import flat_settings
+from hicmae.data.clip_list import names_of_run
 from hicmae.data.video import natural_key
 from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image
 from hicmae.io import encodable
@@ -29,6 +30,7 @@ from hicmae.report.scores import (
     build,
     metric_name,
     pool,
+    read_json,
     read_predictions,
 )
 from hicmae.training.logs import read_lines
@@ -116,7 +118,9 @@ def confusion(pred_files: Sequence[str | Path], class_names: Sequence[str] = ())
     if pooled.is_regression:
         raise ValueError(f"'{paths[0]}' is of a regression; it has no confusion matrix")
     scores, count = pooled.scores(), pooled.num_outputs
-    names = chosen_names(class_names, count) if class_names else list(map(str, range(count)))
+    settings = flat_settings(read_json(paths[0].parent / "config.json"))
+    settings |= {"class_names": class_names} if class_names else {}
+    names = names_of_run(settings, "classification", count)
     title = f"{scores['count']} clips, UAR {scores['uar']:.2%}, WAR {scores['war']:.2%}"
     if twice := sum(count > 1 for count in Counter(pooled.clips).values()):
         title += f"\n{twice} of the clips counted more than once"
