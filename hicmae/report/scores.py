@@ -169,11 +169,11 @@ def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
     if len(rows) < 2:
         raise ValueError(f"{path}: there are no predictions in it; run the test of this fold again")
     places, values = [header.index(name) for name in columns], []
+    classes = frozenset(range(outputs))
     for line, row in rows[1:]:
         try:
-            values.append([float(row[place]) for place in places])
-            known = math.isfinite if regression else range(outputs).__contains__
-            if not all(map(known, values[-1])):
+            found = [float(row[place]) for place in places]
+            if not (all(map(math.isfinite, found)) if regression else classes.issuperset(found)):
                 raise ValueError
         except (IndexError, ValueError):
             kind = "a finite number" if regression else f"a class of 0..{outputs - 1}"
@@ -181,6 +181,7 @@ def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
                 f"{path}:{line}: expected {kind} in each label and prediction column, got "
                 f"'{','.join(row)[:80]}'"
             ) from None
+        values.append(found)
     truth, guess = np.split(np.array(values), 2, axis=1)
     if not regression:
         truth, guess = truth[:, 0].astype(np.int64), guess[:, 0].astype(np.int64)
