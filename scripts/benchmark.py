@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
 from hicmae.config import PretrainConfigs, add_arguments, new_parser
-from hicmae.io import describe, write_whole
+from hicmae.io import check_writable, describe, write_whole
 from hicmae.training import distributed
 from hicmae.training.run import EXPECTED
 from scripts import benchmark_data as data
@@ -170,6 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "load_average": list(os.getloadavg()),
     }
     try:
+        if args.json:
+            check_writable(args.json)  # before an hour of work
         figures = BENCHMARKS[args.command][0](args)
         if distributed.is_main():
             print(figures.pop("text", None) or json.dumps(figures, indent=2))

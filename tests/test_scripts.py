@@ -303,6 +303,13 @@ def test_demo_with_other_settings_repeats_only_what_depends_on_them(copy, tmp_pa
     assert "settings have changed, starting over" in result.stderr
 
 
+def test_demo_that_cannot_write_ends_in_one_line(copy, tmp_path):
+    (copy.parent / "saved").touch()
+    result = start(copy / "demo.sh", tmp_path, shell="bash")
+    assert result.returncode == 1
+    assert re.search("^error: '.*/saved.*': Not a directory$", result.stderr.splitlines()[-1])
+
+
 @every_shell
 def test_lists_in_the_former_folder_of_cremad_are_taken_with_a_note(shell, copy, inputs, tmp_path):
     script = copy / CREMAD.relative_to(ROOT / "scripts")

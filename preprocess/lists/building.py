@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hicmae.io import check_writable
 from preprocess.command_line import add_num_workers, add_switch, exit_code, make_parser
 from preprocess.lists.clips import Candidate, Half, frame_folders, measured, wav_files
 from preprocess.lists.writing import (
@@ -187,6 +188,7 @@ def make_lists(data_set: DataSet, args: argparse.Namespace) -> None:
             )
     plan = data_set.read(args, files)
     output = args.output_dir or SAVED_DATA / plan.place
+    check_writable(output / "left_out.csv")  # before the headers of many files are read
     if plan.note:
         logger.info("note: %s", plan.note)
     asked = {name for clip in plan.clips for name in (clip.name, clip.audio)}

@@ -101,6 +101,7 @@ def test_operations_are_those_counted_by_hand():
         ("train", "train"),
         ("pretrain --bath_size 3", "--bath_size"),
         ("infer --model xl", "xl"),
+        ("loader --json /proc/none/a.json", "/proc/none"),
         ("", "COMMAND"),
     ],
 )

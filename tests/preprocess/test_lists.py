@@ -392,6 +392,14 @@ def test_tables_that_cannot_be_meant_are_refused_with_file_and_line(data, messag
         list(read_table(str(tmp_path / "t.csv"), ["video", "label"]))
 
 
+def test_a_place_that_cannot_be_written_is_said_before_headers_are_read(tree, caplog, monkeypatch):
+    tree.clips(FIVE)
+    tree.out.touch()
+    monkeypatch.setattr(building, "measured", None)
+    assert tree.make("cremad_av") == 2
+    assert f"'{tree.out}'" in caplog.text
+
+
 @pytest.mark.parametrize("script", sorted({script for script, *_ in PROTOCOLS}))
 def test_a_data_set_without_its_protocol_ends_in_one_line(script, tree, caplog):
     tree.clips(["a"])
