@@ -11,8 +11,9 @@ import soundfile
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, write_list
 from hicmae.data.video import FrameFolder
 from preprocess import check_lists
-from preprocess.check_lists import Key, Record, inspect, inspect_all
+from preprocess.check_lists import Record, inspect, inspect_all
 from preprocess.command_line import STOPPED, WHOLE, exit_code
+from preprocess.lists.any_list import Key
 from tests.conftest import save_frames, save_mp4, save_wav, tone
 
 
