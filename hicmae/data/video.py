@@ -35,6 +35,7 @@ IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionB
 # Weights of this many parts are exact in Pillow's arithmetic (22 bits) and in torch's (15 bits).
 _EXACT_PARTS = 1024
 
+_DIGITS = str.maketrans("123456789", "000000000")
 _ORIENTATION = 0x0112  # a tag of EXIF: how the camera was held
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
@@ -113,7 +114,9 @@ class FrameFolder(Video):
             raise UnreadableClip(f"video '{path}' cannot be read: {error.strerror}") from None
         self.path = path
         frames = (n for n in names if n.lower().endswith(FRAME_EXTENSIONS) and n[0] != ".")
-        self.names = sorted(sorted(frames), key=natural_key)
+        self.names = sorted(frames)
+        if len({name.translate(_DIGITS) for name in self.names}) > 1:  # else it is their order
+            self.names.sort(key=natural_key)
         if not self.names:
             raise UnreadableClip(
                 f"video folder '{path}' holds no frame, expected {' '.join(FRAME_EXTENSIONS)} files"
