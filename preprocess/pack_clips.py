@@ -334,6 +334,8 @@ def pack(args: argparse.Namespace) -> int:
     ledger = Ledger(summary)
     options, packed = from_flags(vars(args), PackOptions), read_packed(args.output_dir)
     crop = "none"
+    if args.task != "pretrain" and options.source_crop == "voxceleb2":
+        raise ValueError(f"--source_crop voxceleb2 is for --task pretrain, got {args.task}")
     if args.task == "pretrain":
         crop = decide_source_crop(options.source_crop, args.list, packed, options.input_size)
     options = replace(options, source_crop=crop)

@@ -2,7 +2,7 @@
 
 import gc
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
@@ -39,25 +39,42 @@ def tone(num_samples: int, frequency: float = 440.0, rate: int = 16000) -> np.nd
     return (0.3 * np.sin(2 * np.pi * frequency * np.arange(num_samples) / rate)).astype(np.float32)
 
 
-def _encode_video(
-    container: av.container.OutputContainer, pictures: list[np.ndarray], fps: int
-) -> None:
-    stream = container.add_stream("libx264", rate=fps)
-    stream.height, stream.width = pictures[0].shape[:2]
-    stream.pix_fmt = "yuv420p"
-    stream.options = {"preset": "ultrafast", "g": "20"}
-    for picture in pictures:
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-    container.mux(stream.encode(None))
+def save_media(
+    path: Path,
+    frames: Sequence[np.ndarray] = (),
+    sound: np.ndarray | None = None,
+    rate: int = 16000,
+    codec: str = "aac",
+    fps: int = 25,
+    **options: str,
+) -> Path:
+    """Write frames (H, W, 3) RGB, sound (channels, S) or both; the suffix tells the format.
 
-
-def encode_audio(container: av.container.OutputContainer, samples: np.ndarray) -> None:
-    stream = container.add_stream("aac", rate=16000)
-    stream.layout = "mono"
-    block = av.AudioFrame.from_ndarray((samples * 32767).astype(np.int16)[None], "s16", "mono")
-    block.sample_rate, block.pts = 16000, 0
-    container.mux(stream.encode(block))
-    container.mux(stream.encode(None))
+    `options` are the encoder's of the picture.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        streams = []
+        if len(frames):
+            streams.append(container.add_stream("libx264", rate=fps))
+            streams[0].height, streams[0].width = frames[0].shape[:2]
+            streams[0].pix_fmt = "yuv420p"
+            options = options or {"crf": "18"}
+            streams[0].options = {"preset": "ultrafast", "threads": "1"} | options
+        if sound is not None:
+            streams.append(container.add_stream(codec, rate=rate))
+            streams[-1].layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
+        for image in frames:
+            container.mux(streams[0].encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        if sound is not None:
+            layout = streams[-1].layout.name
+            planes = np.ascontiguousarray(sound, np.float32)
+            block = av.AudioFrame.from_ndarray(planes, format="fltp", layout=layout)
+            block.sample_rate, block.pts = rate, 0
+            container.mux(streams[-1].encode(block))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    return path
 
 
 def save_mp4(
@@ -67,16 +84,16 @@ def save_mp4(
     fps: int = 25,
     pictures: list[np.ndarray] | None = None,
 ) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        _encode_video(container, pictures or [frame(index, *size) for index in range(frames)], fps)
-    return str(path)
+    images = pictures or [frame(index, *size) for index in range(frames)]
+    return str(save_media(path, images, fps=fps, g="20"))
 
 
-def save_wav(path: Path, samples: int | np.ndarray = 51200, rate: int = 16000) -> str:
+def save_wav(
+    path: Path, samples: int | np.ndarray = 51200, rate: int = 16000, subtype: str = "PCM_16"
+) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     waveform = tone(samples, rate=rate) if isinstance(samples, int) else samples
-    soundfile.write(path, waveform, rate, subtype="PCM_16")
+    soundfile.write(path, waveform, rate, subtype=subtype)
     return str(path)
 
 
@@ -137,8 +154,7 @@ def broken_mp4(tmp_path: Path, write_mp4: Callable[..., str]) -> Callable[[str],
     def make(kind: str) -> str:
         path = tmp_path / f"{kind}.mp4"
         if kind == "audio_only":
-            with av.open(str(path), "w") as container:
-                encode_audio(container, tone(16000))
+            save_media(path, sound=tone(16000)[None])
         elif kind == "text":
             path.write_text("not a film\n" * 200)
         elif kind == "empty":

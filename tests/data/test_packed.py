@@ -114,8 +114,9 @@ def test_training_follows_what_packing_cut(files, lossless, tmp_path):
     assert decide_source_crop("auto", "voxceleb2", read_packed(whole), 192) == "none"
     video, _ = open_packed(in_order_of(files[4:], whole)[0])
     assert video.read([0])[0].shape == (224, 224, 3)
-    flags = ["--output_dir", str(whole), *VOXCELEB2]
-    assert pack_clips.main([str(tmp_path / "list.csv"), *flags]) == 2
+    flags = [str(tmp_path / "list.csv"), "--output_dir", str(whole)]
+    assert pack_clips.main([*flags, *VOXCELEB2]) == 2, "the shards there are of whole frames"
+    assert pack_clips.main([*flags[:2], str(tmp_path / "new"), *VOXCELEB2, "--task", "regression"])
 
 
 def test_jpeg_shards_differ_little(files, tmp_path):

@@ -70,6 +70,8 @@ def test_multi_scale_crops_equal_the_original(key):
 def test_drawn_crops_stay_in_their_region_and_reach_every_size():
     rng = np.random.default_rng(0)
     boxes = {film.draw_crop((30, 10, 190, 202), rng) for _ in range(600)}
+    tiny = np.array([film.draw_crop((7, 11, 11, 20), rng) for _ in range(99)])
+    assert (tiny >= (7, 11, 8, 12)).all() and (tiny <= (10, 19, 11, 20)).all()
     lefts, tops, rights, bottoms = np.array(list(boxes)).T
     assert lefts.min() == 30 and tops.min() == 10 and rights.max() == 190 and bottoms.max() == 202
     sizes = {(right - left, bottom - top) for left, top, right, bottom in boxes}

@@ -17,8 +17,6 @@ from hicmae.data.audio import frames_to_samples
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, write_list
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.data.video import (
-    crop_sizes,
-    draw_crop,
     pretrain_frames,
     test_windows,
     train_frames,
@@ -86,14 +84,6 @@ def test_samples_between_frames_are_in_order_and_in_the_wav(frames, samples, dat
     if frames > 1:
         assert start == math.floor(Fraction(first, frames - 1) * samples)
         assert stop == math.floor(Fraction(last, frames - 1) * samples)
-
-
-@given(side=st.integers(4, 500), other=st.integers(4, 500), seed=seeds)
-def test_a_drawn_crop_lies_in_its_region_and_has_a_known_size(side, other, seed) -> None:
-    region = (7, 11, 7 + side, 11 + other)
-    left, top, right, bottom = draw_crop(region, np.random.default_rng(seed))
-    assert (right - left, bottom - top) in crop_sizes(side, other)
-    assert region[0] <= left < right <= region[2] and region[1] <= top < bottom <= region[3]
 
 
 # Masks

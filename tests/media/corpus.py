@@ -16,10 +16,9 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-import soundfile
 from PIL import Image
 
-from tests.conftest import encode_audio
+from tests.conftest import save_media, save_wav, tone
 
 FRAMES, FPS, WIDTH, HEIGHT, RATE = 80, 25, 64, 48, 16000
 HUGE = 10_000  # pixels of a side
@@ -40,7 +39,7 @@ def make_corpus(folder: Path) -> list[Case]:
     folder.mkdir(parents=True, exist_ok=True)
     whole_video, whole_audio = str(folder / "whole.mp4"), str(folder / "whole.wav")
     _mp4(Path(whole_video))
-    _wav(Path(whole_audio), _tone(FRAMES * RATE // FPS))
+    save_wav(Path(whole_audio), FRAMES * RATE // FPS)
     cases = [Case("whole", "video", whole_video, whole_audio, "read")]
     for name, promise, path in [*_videos(folder / "video"), *_folders(folder / "frames")]:
         cases.append(Case(name, "video", str(path), whole_audio, promise))
@@ -92,10 +91,7 @@ def _no_videos(folder: Path, mp4: bytes) -> Made:
         path = folder / f"{name.replace(' ', '_')}.mp4"
         path.write_bytes(data)
         yield name, "refused", path
-    sound = folder / "only_sound.mp4"
-    with av.open(str(sound), "w") as container:
-        encode_audio(container, _tone(RATE))
-    yield "only sound", "refused", sound
+    yield "only sound", "refused", save_media(folder / "only_sound.mp4", sound=tone(RATE)[None])
     yield "does not exist", "refused", folder / "nowhere.mp4"
     link = folder / "broken_link.mp4"
     link.symlink_to(folder / "nowhere.mp4")
@@ -325,29 +321,29 @@ def _wavs(folder: Path) -> Made:
         ("double", "DOUBLE"),
     ):
         path = folder / f"{subtype}.wav"
-        _wav(path, _tone(int(seconds * RATE)), subtype=subtype)
+        save_wav(path, tone(int(seconds * RATE)), subtype=subtype)
         yield f"{name} wav", "read", path
     for name, promise, samples, rate in (
-        ("stereo", "refused", np.stack([_tone(51200)] * 2, axis=1), RATE),
-        ("44.1 kHz", "refused", _tone(51200), 44100),
-        ("44.1 kHz stereo", "refused", np.stack([_tone(51200)] * 2, axis=1), 44100),
-        ("8 kHz", "refused", _tone(25600), 8000),
+        ("stereo", "refused", np.stack([tone(51200)] * 2, axis=1), RATE),
+        ("44.1 kHz", "refused", tone(51200), 44100),
+        ("44.1 kHz stereo", "refused", np.stack([tone(51200)] * 2, axis=1), 44100),
+        ("8 kHz", "refused", tone(25600), 8000),
         ("silence", "refused", np.zeros(51200), RATE),
         ("a constant", "refused", np.full(51200, 0.25), RATE),
         ("no sample", "refused", np.zeros(0), RATE),
         ("one sample", "refused", np.full(1, 0.5), RATE),
-        ("audio shorter than video", "read", _tone(RATE), RATE),
-        ("audio much longer than video", "read", _tone(20 * RATE), RATE),
-        ("full scale", "read", np.sign(_tone(51200)), RATE),
+        ("audio shorter than video", "read", tone(RATE), RATE),
+        ("audio much longer than video", "read", tone(20 * RATE), RATE),
+        ("full scale", "read", np.sign(tone(51200)), RATE),
     ):
         path = folder / f"{name.replace(' ', '_')}.wav"
-        _wav(path, samples, rate)
+        save_wav(path, samples, rate)
         yield name, promise, path
     for name, value in (("not a number", np.nan), ("infinite", np.inf)):
-        samples = _tone(51200).copy()
+        samples = tone(51200).copy()
         samples[::100] = value
         path = folder / f"{name.replace(' ', '_')}.wav"
-        _wav(path, samples, subtype="FLOAT")
+        save_wav(path, samples, subtype="FLOAT")
         yield f"{name} in a float wav", "refused", path
     yield from _no_wavs(folder)
 
@@ -372,11 +368,3 @@ def _no_wavs(folder: Path) -> Made:
     pipe = folder / "pipe.wav"
     os.mkfifo(pipe)
     yield "wav: a pipe that nobody writes", "refused", pipe
-
-
-def _tone(num_samples: int) -> np.ndarray:
-    return (0.3 * np.sin(np.arange(num_samples) / 6)).astype(np.float32)
-
-
-def _wav(path: Path, samples: np.ndarray, rate: int = RATE, subtype: str = "PCM_16") -> None:
-    soundfile.write(path, samples, rate, subtype=subtype)

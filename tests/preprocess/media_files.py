@@ -4,17 +4,16 @@ import importlib.util
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-import av
 import cv2
 import numpy as np
 import pytest
 from matplotlib.cbook import get_sample_data
 
 from preprocess.face_and_audio import batch
+from tests.conftest import save_media as save_media  # its users find it here too
 
 HARD_NAMES = ["a space.mp4", "quote'\"s.mp4", "ünï ☺.mp4", "line\nbreak.mp4", "-a:b %d -x.mp4"]
 HARD_NAMES += [os.fsdecode(b"\xff\xfe.mp4")]
@@ -96,39 +95,6 @@ def chirp(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
         for k in range(channels)
     ]
     return 0.4 * np.sin(phases)
-
-
-def save_media(
-    path: Path,
-    frames: Sequence[np.ndarray] = (),
-    sound: np.ndarray | None = None,
-    rate: int = 16000,
-    codec: str = "aac",
-    fps: int = 25,
-) -> Path:
-    """Write frames (H, W, 3) RGB, sound (channels, S) or both; the suffix tells the format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        streams = []
-        if len(frames):
-            streams.append(container.add_stream("libx264", rate=fps))
-            streams[0].height, streams[0].width = frames[0].shape[:2]
-            streams[0].pix_fmt = "yuv420p"
-            streams[0].options = {"preset": "ultrafast", "crf": "18", "threads": "1"}
-        if sound is not None:
-            streams.append(container.add_stream(codec, rate=rate))
-            streams[-1].layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
-        for image in frames:
-            container.mux(streams[0].encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        if sound is not None:
-            layout = streams[-1].layout.name
-            planes = np.ascontiguousarray(sound, np.float32)
-            block = av.AudioFrame.from_ndarray(planes, format="fltp", layout=layout)
-            block.sample_rate, block.pts = rate, 0
-            container.mux(streams[-1].encode(block))
-        for stream in streams:
-            container.mux(stream.encode(None))
-    return path
 
 
 def pictures(count: int, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
