@@ -55,13 +55,6 @@ def test_a_finished_run_is_not_made_again_and_another_command_starts_over(root):
     assert [demo.flag_value(flags, "--epochs") for flags in calls(root / "a")] == ["2"]
 
 
-def test_a_run_cut_off_goes_on_in_its_folder(root, capsys):
-    for _ in range(2):
-        demo.make(Run(root / "a", "run_finetuning.py", ["--half"]))
-    assert len(calls(root / "a")) == 2
-    assert capsys.readouterr().err == "== a: starting\n== a: going on\n"
-
-
 @pytest.mark.parametrize("flag, path", [("--finetune", "checkpoint-9.pth"), ("--data_path", "f1")])
 def test_a_run_starts_over_when_that_which_it_starts_from_had_another_command(flag, path, root):
     run = Run(root / "a", "run_finetuning.py", [flag, str(root / "first" / path)])
