@@ -7,8 +7,9 @@ Several GPUs: ``torchrun --nproc_per_node=4 run_finetuning.py ...``; ``--help`` 
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import hicmae.models  # noqa: F401  (registers the models)
-from hicmae.config import LOWER_IS_BETTER, FinetuneConfigs, as_dict, new_parser, parse_configs
+from hicmae.config import (
+    LOWER_IS_BETTER,
+    ClassifierConfig,
+    ClipConfig,
+    FinetuneConfigs,
+    as_dict,
+    given_flags,
+    new_parser,
+    parse_configs,
+)
 from hicmae.data import splits
 from hicmae.data.augment import Augment, Mixup, mix_batch
 from hicmae.data.batches import LabelledBatch
@@ -35,9 +45,10 @@ from hicmae.training import checkpoint, distributed, loop, trained, transfer
 from hicmae.training import evaluate as scoring
 from hicmae.training.logs import show_hparams
 from hicmae.training.optim import freeze, shared_batches
-from hicmae.training.resume import Saver, find_checkpoint, resume
+from hicmae.training.resume import Saver, find_checkpoint, resume, settings_to_keep
 from hicmae.training.run import Run, open_run, run_command, write_settings
 from hicmae.training.state import make_state, num_parameters
+from hicmae.training.trained import Trained
 
 logger = logging.getLogger("hicmae")
 
@@ -56,10 +67,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tune and test; `argv` replaces the command line."""
-    configs = parse_configs(build_parser(), FinetuneConfigs, argv)
-    with open_run(configs.run, trains=not configs.score.eval) as run:
+    parser = build_parser()
+    given = given_flags(parser, argv)
+    source = tested_model(given) if given.get("eval") else None
+    if source:
+        parser.set_defaults(**{k: v for k, v in source.settings.items() if k in trained.SETTLED})
+    else:
+        parser.set_defaults(**settings_to_keep(given, ClipConfig, ClassifierConfig))
+    configs = parse_configs(parser, FinetuneConfigs, argv)
+    with open_run(configs.run, trains=source is None) as run:
         optim = shared_batches(configs.optim, distributed.world_size())
-        (test_only if configs.score.eval else finetune)(run, configs._replace(optim=optim))
+        configs = configs._replace(optim=optim)
+        test_only(run, configs, source) if source else finetune(run, configs)
 
 
 def finetune(run: Run, configs: FinetuneConfigs) -> None:
@@ -101,25 +120,43 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
         export_run(run.output_dir)
 
 
-def test_only(run: Run, configs: FinetuneConfigs) -> None:
-    """Test one checkpoint: --resume, --finetune, or the newest of the output folder."""
+def tested_model(given: Mapping[str, Any]) -> Trained:
+    """Read what to test: --resume, --finetune, or the newest checkpoint of the output folder.
+
+    ValueError: it is no classifier, or a flag contradicts what it was trained with.
+    """
+    folder = given.get("output_dir", "")
+    named = str(given.get("resume") or given.get("finetune") or "")
+    newest = None if named else next(checkpoint.whole(folder), None)
+    if not named and newest is None:
+        raise FileNotFoundError(
+            f"--eval found no checkpoint-<epoch>.pth in '{folder}'; name a file with --resume"
+        )
+    source = trained.describe(newest[1], newest[0]) if newest else trained.read(named)
+    if "nb_classes" not in source.settings:
+        raise ValueError(
+            f"'{source.source}' has no head to test: testing needs a fine-tuned checkpoint; "
+            "fine-tune it with --finetune, without --eval"
+        )
+    if sizes := given.get("input_size_audio"):  # one value stands for itself and 128
+        given = {**given, "input_size_audio": [*sizes, 128][:2]}
+    trained.check_agrees(source, given)
+    return source
+
+
+def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
+    """Test one model, as it was trained; what other tests and runs have written stays."""
     if not (run.output_dir / "config.json").exists():
         write_settings(run, as_dict(configs))
-    model = make_model(configs).to(run.device)
-    named = configs.run.resume or configs.classifier.finetune
-    found = (named, named) if named else next(checkpoint.whole(run.output_dir), None)
-    if found is None:
-        raise FileNotFoundError(
-            f"--eval found no checkpoint-<epoch>.pth in {run.output_dir}; name a file with --resume"
-        )
-    path, content = found
-    logger.info("testing %s", path)
-    source = trained.read(path) if isinstance(content, str) else trained.describe(content, path)
+    model, path = make_model(configs).to(run.device), Path(configs.data.data_path, "test.csv")
+    logger.info("testing %s on %s", source.source, path)
     transfer.load_pretrained(model, source, require_all=True)
-    clips = list_reader(configs)(Path(configs.data.data_path, "test.csv"))
-    loader = scoring_loader(run, configs, clips)
-    metrics = evaluate(run, configs, model, loader, "test", run.check_stop, suffix="")
-    logger.info("test: %s", scoring.summary(metrics, configs.classifier.task))
+    loader = scoring_loader(run, configs, list_reader(configs)(path))
+    facts = {"checkpoint": os.path.abspath(source.source), "list": os.path.abspath(path)}
+    suffix = scoring.free_suffix(run.output_dir, facts)
+    metrics = evaluate(run, configs, model, loader, "test", run.check_stop, suffix, **facts)
+    summary = scoring.summary(metrics, configs.classifier.task)
+    logger.info("test: %s, in metrics%s.json and pred%s.csv", summary, suffix, suffix)
 
 
 # Data

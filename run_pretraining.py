@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 import hicmae.models  # noqa: F401  (registers the models)
-from hicmae.config import PretrainConfigs, PretrainLossConfig, new_parser, parse_configs
+from hicmae.config import (
+    ClipConfig,
+    PretrainConfigs,
+    PretrainLossConfig,
+    PretrainModelConfig,
+    given_flags,
+    new_parser,
+    parse_configs,
+)
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import decide_source_crop, read_pretrain_list
 from hicmae.data.dataset import PretrainClips
@@ -26,7 +34,7 @@ from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
 from hicmae.training import distributed, loop
 from hicmae.training.logs import read_lines, show_hparams
 from hicmae.training.optim import shared_batches
-from hicmae.training.resume import Saver, find_checkpoint, resume
+from hicmae.training.resume import Saver, find_checkpoint, resume, settings_to_keep
 from hicmae.training.run import Run, open_run, run_command
 from hicmae.training.state import make_state, num_parameters
 
@@ -40,7 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pre-train; `argv` replaces the command line."""
-    configs = parse_configs(build_parser(), PretrainConfigs, argv)
+    parser = build_parser()
+    given = given_flags(parser, argv)
+    parser.set_defaults(**settings_to_keep(given, ClipConfig, PretrainModelConfig))
+    configs = parse_configs(parser, PretrainConfigs, argv)
     with open_run(configs.run) as run:
         optim = shared_batches(configs.optim, distributed.world_size())
         pretrain(run, configs._replace(optim=optim))

@@ -177,6 +177,14 @@ def parse_configs(
         parser.error(str(error))
 
 
+def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Return what a command line says, without defaults."""
+    unset = object()
+    namespace = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args(argv)), unset))
+    given = vars(parser.parse_args(argv, namespace))
+    return {name: value for name, value in given.items() if value is not unset}
+
+
 def from_flags(flags: Mapping[str, Any], config: type[Config]) -> Config:
     """Build a dataclass, which checks them, from values by flag or alias; None: the default."""
     values: dict[str, Any] = {}
@@ -226,7 +234,9 @@ class RunConfig(Settings):
     cuda_graphs: bool = harmless(False, "with --compile on a GPU: replay a pass by one launch")
     checkpoint_activations: bool = harmless(False, "compute blocks twice to save memory; exact")
     seed: int = option(0, "seed of everything random", ">= 0")
-    resume: str = harmless("", "checkpoint file to go on from", metavar="FILE")
+    resume: str = harmless(
+        "", "checkpoint to go on from; clips and model are as there", metavar="FILE"
+    )
     auto_resume: bool = harmless(True, "go on from the newest whole checkpoint in output_dir")
     allow_changes: bool = harmless(False, "go on even with what makes it another run; it is listed")
     save_interval: float = harmless(15.0, "minutes of training lost at most; 0: no step", ">= 0")
@@ -491,7 +501,7 @@ class ScoreConfig(Settings):
     test_num_segment: int = harmless(2, "temporal views of a test clip", "> 0")
     test_num_crop: int = harmless(2, "without effect: test frames are squashed to squares", "> 0")
     dist_eval: bool = harmless(True, "share testing among the GPUs")
-    eval: bool = harmless(False, "only test the newest or the --resume checkpoint")
+    eval: bool = harmless(False, "only test the newest or --resume checkpoint, as it was trained")
     skip_bad_test_clips: bool = harmless(False, "leave unreadable test clips out, and report them")
     export: bool = harmless(True, "write export/last and export/best at the end, for prediction")
 

@@ -122,7 +122,6 @@ def test_finetuning_starts_from_a_pretrained_model_of_then(frozen, tmp_path, cap
 
 def test_a_run_folder_of_then_can_be_tested(frozen, tmp_path):
     out = shutil.copytree(frozen / "run", tmp_path / "out")
-    (out / "pred.csv").unlink()
     finetune(out, "--eval")
-    assert len((out / "pred.csv").read_text().splitlines()) == 1 + 5
-    assert json.loads((out / "metrics.json").read_text())["clips"] == 5
+    assert len((out / "pred_eval-1-fold.csv").read_text().splitlines()) == 1 + 5
+    assert json.loads((out / "metrics_eval-1-fold.json").read_text())["clips"] == 5

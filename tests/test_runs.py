@@ -3,12 +3,14 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
 
+import run_finetuning
 import run_pretraining
 from hicmae.training import checkpoint
 from tests.boards import board, sessions, texts
@@ -240,3 +242,45 @@ def test_a_checkpoint_of_another_model_is_neither_resumed_nor_tested(pretrained,
         pretrain(media, tmp_path, *deeper, "--allow_changes")
     with pytest.raises(ValueError, match="testing needs a fine-tuned checkpoint"):
         finetune(media, tmp_path, "--eval", *resume)
+
+
+def test_a_test_asks_the_checkpoint_and_leaves_the_results_of_others(finetuned, media, tmp_path):
+    """No flag says how the model looks; lists, checkpoints and the run have files of their own."""
+    out = shutil.copytree(finetuned, tmp_path / "out")
+    before = {path: path.read_bytes() for path in [*out.glob("metrics*"), *out.glob("pred*")]}
+    (tmp_path / "fold").mkdir()
+    rows_of_test = (media / "fold/test.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "fold/test.csv").write_text("".join(rows_of_test[:3]))
+    best = str(out / "checkpoint-best.pth")
+    for fold, count, flags in ((media, 5, ["--resume", best]), (media, 5, []), (tmp_path, 3, [])):
+        where = ["--data_path", str(fold / "fold"), "--output_dir", str(out), "--eval"]
+        run_finetuning.main([*where, "--device", "cpu", "--num_workers", "0", *flags])
+        newest = max(out.glob("metrics_eval*"), key=lambda path: path.stat().st_mtime_ns)
+        metrics = json.loads(newest.read_text())
+        assert metrics["list"] == str(fold / "fold/test.csv") and metrics["clips"] == count
+        assert len(rows(out / f"{newest.stem.replace('metrics', 'pred')}.csv")) == count
+    names = {path.name for path in out.glob("metrics_eval*")}
+    assert names == {f"metrics_eval-{end}.json" for end in ("best-fold", "1-fold", "1-fold-2")}
+    assert metrics_of(out, "_eval-best-fold")["war"] == metrics_of(out, "_best")["war"]
+    assert {path: path.read_bytes() for path in before} == before
+    for flags, facts in (
+        ("--num_frames 8 --modality a", "--modality a .*av.*--num_frames 8 .*4"),
+        ("--nb_classes 4", "--nb_classes 4 .*3"),
+        ("--task regression --head_activation tanh", "--task regression .*classification"),
+    ):
+        with pytest.raises(ValueError, match=facts):
+            run_finetuning.main([*where, *flags.split()])
+
+
+def test_a_resumed_run_takes_clips_and_model_from_the_checkpoint(
+    pretrained, media, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    flags = ("--mask_ratio 0.5 --use_frame_diff_as_target --roll_mag_aug --batch_size 2 --epochs 2 "
+             "--warmup_epochs 1 --lr 0.05 --device cpu --num_workers 0")  # fmt: skip
+    where = ["--data_path", str(media / "lists"), "--output_dir", str(tmp_path)]
+    where += ["--resume", str(pretrained / "checkpoint-1.pth")]
+    run_pretraining.main([*where, *flags.split()])
+    assert "training is finished: all 2 epochs are done" in caplog.text
+    with pytest.raises(ValueError, match="another run: --num_frames 4 -> 8;"):
+        run_pretraining.main([*where, *flags.split(), "--num_frames", "8"])

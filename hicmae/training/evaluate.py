@@ -5,7 +5,8 @@ All scores are fractions in 0..1 (or correlations in -1..1), never percent.
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -261,6 +262,22 @@ def headline(metrics: dict[str, Any], name: str) -> float:
 def summary(metrics: dict[str, Any], task: str) -> str:
     """Return the metrics of a task that are worth a line as one."""
     return ", ".join(f"{name} {headline(metrics, name):.4f}" for name in SHOWN[task])
+
+
+def free_suffix(folder: Path, facts: Mapping[str, Any]) -> str:
+    """Return an ending for result files that replaces none of another test or of a training run.
+
+    `facts` are the `checkpoint` and the `list`, which the metrics of such a test tell.
+    """
+    kinds = facts["checkpoint"], os.path.dirname(facts["list"])
+    epoch, fold = (Path(kind).stem.removeprefix("checkpoint-") for kind in kinds)
+    name = f"_eval-{epoch}-{fold}"
+    names = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
+    for suffix in names if (folder / "log.txt").exists() else itertools.chain([""], names):
+        known = folder / f"metrics{suffix}.json"
+        if not known.exists() or facts.items() <= json.loads(known.read_text()).items():
+            break
+    return suffix
 
 
 def write_predictions(path: Path, predictions: Predictions, task: str) -> None:

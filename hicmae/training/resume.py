@@ -8,12 +8,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hicmae.config import HARMLESS, flat_settings
+from hicmae.config import HARMLESS, flag_of, flat_settings
 from hicmae.io import one_line
 from hicmae.training import checkpoint, distributed
 from hicmae.training.checkpoint import digest, load
@@ -160,6 +161,17 @@ class Saver:
                 written = False
                 logger.warning("%s; training goes on", error)
         return distributed.broadcast(written)
+
+
+def settings_to_keep(given: Mapping[str, Any], *groups: type) -> dict[str, Any]:
+    """Return those of some groups of flags by which the checkpoint that --resume names was trained.
+
+    They hold where the command line does not say otherwise, which `find_changes` judges.
+    """
+    args = load(given["resume"]).get("args") if given.get("resume") else None
+    saved = flat_settings(args if isinstance(args, dict) else {})  # a Namespace is the original's
+    known = [flag_of(item) for group in groups for item in fields(group)]
+    return {flag: saved[flag] for flag in known if flag in saved}
 
 
 def find_checkpoint(run: Run) -> Found | None:

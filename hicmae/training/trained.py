@@ -32,6 +32,7 @@ DEPTHS = {"depth": ENCODERS["v"], "depth_audio": ENCODERS["a"], "fusion_depth": 
 _BLOCK = re.compile(r"(encoder(?:_audio|_fusion)?\.)blocks\.(\d+)\.")
 # Earlier names of the same, as in pre-training and in the original.
 _ALIASES = {f"encoder_{flag}": flag for flag in DEPTHS}
+_ALIASES["head_activation_func"] = "head_activation"
 
 
 class Trained(NamedTuple):
