@@ -7,12 +7,14 @@ from PIL import Image
 
 import hicmae.data.audio as wav
 import hicmae.data.video as film
+from hicmae.config import PretrainConfigs, from_dict
 from hicmae.data.augment import Augment
 from hicmae.data.batches import ClipIndex
-from hicmae.data.clip_list import Clip
+from hicmae.data.clip_list import Clip, write_list
 from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
 from hicmae.data.film import open_video
 from hicmae.data.loader import ClipSampler, make_loader
+from run_pretraining import make_dataset
 from tests.conftest import same
 
 SMALL = ClipSettings(input_size=32)
@@ -110,6 +112,19 @@ def test_a_source_crop_keeps_the_face_alone(write_mp4, write_wav, crop):
     dataset = PretrainClips([clip], ClipSettings(2, 1), source_crop=crop)
     values = [dataset[item(0, epoch)].video.min() for epoch in range(10)]
     assert (min(values) > 150) == (crop == "voxceleb2")  # the encoder smears the edge a little
+
+
+def test_flags_and_the_path_of_the_list_choose_the_source_crop(pretrain_clips, tmp_path):
+    for folder, flags, expected in (
+        ("voxceleb2", {}, "voxceleb2"),
+        ("own", {}, "none"),
+        ("voxceleb2", {"source_crop": "none"}, "none"),
+    ):
+        path = tmp_path / folder / "train.csv"
+        path.parent.mkdir(exist_ok=True)
+        write_list(path, pretrain_clips)
+        chosen = {"data_path": str(path), "output_dir": "x", **flags}
+        assert make_dataset(from_dict(PretrainConfigs, chosen)).source_crop == expected
 
 
 @pytest.mark.parametrize("stage", ["pretraining", "fine-tuning"])
