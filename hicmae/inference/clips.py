@@ -24,7 +24,7 @@ from hicmae.data.clip_list import name_of
 from hicmae.data.film import FRAME_RATE
 from hicmae.data.media import NoPicture, NoSound
 from hicmae.data.shards import PackedClip
-from hicmae.data.video import NOT_READ, resize, test_windows, to_tensor
+from hicmae.data.video import NOT_READ, Box, resize, source_box, test_windows, to_tensor
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, follow, main_face, search, smooth
 from hicmae.inference.model import FACE_SIZE, ModelConfig, Preprocessing
@@ -344,8 +344,10 @@ class Clip:
             held = {place: views for place, views in held.items() if place >= places[0]}
             while max(held, default=-1) < places[-1]:
                 place, frame = next(frames)
-                images = [frame]
-                if self.points is not None:
+                if self.points is None:
+                    left, top, right, bottom = self._box(frame)
+                    images = [frame[top:bottom, left:right]]
+                else:
                     images = [align(frame, points[place], FACE_SIZE) for points in self.points]
                 # squashed to a square, as in training
                 held[place] = [np.asarray(resize(Image.fromarray(image), size)) for image in images]
@@ -353,6 +355,16 @@ class Clip:
                 if self.boxes is None or np.isfinite(self.boxes[number, places, 0]).mean() >= SEEN:
                     pictures[number] = to_tensor([held[place][number] for place in places])
             yield pictures
+
+    def _box(self, frame: np.ndarray) -> Box:
+        """Return what is kept of a frame that is taken as it is: all, or as in pre-training."""
+        height, width = frame.shape[:2]
+        trained, crop = self.config.training.get("settings", {}), "none"
+        if self.config.task == "pretraining":
+            crop = trained.get("source_crop", "auto")
+            if crop == "auto":  # of the authors, or from before runs kept what was decided
+                crop = "voxceleb2" if "voxceleb2" in str(trained.get("data_path")) else "none"
+        return source_box(crop, self.config.preprocessing.input_size, width, height)
 
     def release(self) -> None:
         """Free the memory of pictures and sound."""

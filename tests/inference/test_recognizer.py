@@ -7,8 +7,9 @@ from PIL import Image
 
 from hicmae.data import film
 from hicmae.inference import forward, sources
-from hicmae.inference.clips import sliding
-from hicmae.inference.model import Preprocessing
+from hicmae.inference.clips import Clip, sliding
+from hicmae.inference.model import ModelConfig, Preprocessing
+from hicmae.inference.options import Options
 from hicmae.inference.recognizer import Failure
 from hicmae.inference.sources import Arrays, MediaFile, open_source
 from hicmae.io import UnreadableClip
@@ -339,6 +340,27 @@ def test_a_video_may_be_heard_with_another_files_sound(recognizer, tmp_path, hal
     stored = np.round(speech(4.0) * 32767).astype(np.int16)
     memory = recognizer().predict_arrays(frames, 25, stored, faces="cut")
     assert list(joined.scores.values()) == pytest.approx(list(memory.scores.values()), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "task, settings, is_cut",
+    [
+        ("pretraining", {"source_crop": "voxceleb2"}, True),
+        ("pretraining", {"data_path": "saved/data/voxceleb2/train.csv"}, True),
+        ("pretraining", {"source_crop": "none", "data_path": "voxceleb2"}, False),
+        ("classification", {"data_path": "voxceleb2"}, False),
+    ],
+)
+def test_films_taken_as_they_are_are_cut_as_in_pretraining(tmp_path, task, settings, is_cut):
+    picture = np.zeros((224, 224, 3), np.uint8)
+    picture[0:160, 32:192] = 200
+    path = save_mp4(tmp_path / "a.mp4", pictures=[picture] * 4)
+    clip_size = Preprocessing(num_frames=2, sampling_rate=1, input_size=160)
+    config = ModelConfig(task, "v", (), None, clip_size, training={"settings": settings})
+    clip = Clip(path, None, config, "v", Options(faces="cut"))
+    clip.prepare()
+    darkest = min(view.video.min() for view in clip.views())
+    assert (darkest > 150) == is_cut
 
 
 def test_a_clip_of_one_frame_is_enough(recognizer, tmp_path):
