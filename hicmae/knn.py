@@ -19,17 +19,18 @@ the format of a run: python -m hicmae.report DIR/<features>/k<k> reads the folds
 Exit code: 0; 2 where the command or a clip is bad.
 """
 
+from __future__ import annotations
+
 import argparse
 import itertools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import normalize
 from tqdm import tqdm
 
 from hicmae.config import new_parser
@@ -37,9 +38,10 @@ from hicmae.data.clip_list import AnyClip, name_of, read_labelled_list
 from hicmae.data.splits import take_share
 from hicmae.data.video import MODALITIES
 from hicmae.inference.cli import COMPUTING, add_flags, run_command
-from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.io import write_whole
-from hicmae.training.evaluate import Predictions, score, write_results
+
+if TYPE_CHECKING:  # --help waits for neither torch nor scikit-learn
+    from hicmae.inference.recognizer import EmotionRecognizer
 
 TEMPERATURE, DEFAULT_K = 0.07, (1, 5, 10, 20)
 Features = dict[str, np.ndarray]  # (n, D) by kind
@@ -64,6 +66,8 @@ def extract(
 
 def joined(features: Features, kind: str) -> np.ndarray:
     """Return features (n, D); kinds joined by "+" side by side, each row of unit length."""
+    from sklearn.preprocessing import normalize
+
     names = kind.split("+")
     if unknown := [name for name in names if name not in features]:
         raise ValueError(
@@ -100,6 +104,7 @@ def vote(
     Returns:
         (m, K) shares of the votes.
     """
+    from sklearn.neighbors import KNeighborsClassifier
 
     def likeness(far: np.ndarray) -> np.ndarray:
         """Weigh distances (m, k) as of the cosine, but for a factor: the nearest has 1."""
@@ -160,6 +165,9 @@ def read_fold(args: argparse.Namespace) -> tuple[list[AnyClip], list[AnyClip]]:
 
 def run(args: argparse.Namespace) -> int:
     """Extract, vote, print and write."""
+    from hicmae.inference.recognizer import EmotionRecognizer
+    from hicmae.training.evaluate import Predictions, score, write_results
+
     train_clips, test_clips = read_fold(args)
     options = {"modality": args.modality, "missing_modality": "drop" if args.modality else "error"}
     recognizer = EmotionRecognizer.from_checkpoint(

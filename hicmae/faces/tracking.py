@@ -67,13 +67,13 @@ def align(image: np.ndarray, points: np.ndarray, img_size: int) -> np.ndarray:
 
 
 def search(
-    frames: Iterable[np.ndarray], detector: Detector, detect_every: int = 5
+    frames: Iterable[np.ndarray], detector: Detector, detect_every: int
 ) -> tuple[list[list[Face]], tuple[int, int]]:
     """Find the faces of each frame of a clip.
 
     Every `detect_every`-th frame is searched, shrunk to SEARCH_SIZE. A face found in two such
     frames is placed in those between by the last net alone, on the way from one box to the other;
-    where that fails, or faces came or went, the frames between are searched too. Frames are
+    where that fails, or faces came or went, the middle frame is searched too, and so on. Frames are
     (H, W, 3) uint8 RGB, all of one size; only a few are held at a time.
 
     Returns:
@@ -105,20 +105,21 @@ def _between(
 ) -> list[list[Face]]:
     """Return the faces of the frames between two searched ones."""
     pairs = _pairs(before, after)
-    steps = np.arange(1, len(frames) + 1)[:, None] / (len(frames) + 1)
     found: list[list[Face]] = [[] for _ in frames]
-    if frames and len(pairs) == max(len(before), len(after)):
+    if not frames or not (before or after):
+        return found
+    if len(pairs) == max(len(before), len(after)):
+        steps = np.arange(1, len(frames) + 1)[:, None] / (len(frames) + 1)
         for i, j in pairs:
             boxes = before[i].box + steps * (after[j].box - before[i].box)
             for faces, face in zip(found, detector.locate(frames, boxes), strict=True):
                 faces += [face] if face.score >= ACCEPTED else []
-        lost = [index for index, faces in enumerate(found) if len(faces) < len(pairs)]
-    else:
-        lost = list(range(len(frames)))
-    searched = detector.detect([frames[index] for index in lost]) if lost else []
-    for index, faces in zip(lost, searched, strict=True):
-        found[index] = faces
-    return found
+        if all(len(faces) == len(pairs) for faces in found):
+            return found
+    middle = len(frames) // 2
+    (seen,) = detector.detect([frames[middle]])
+    first = _between(frames[:middle], before, seen, detector)
+    return [*first, seen, *_between(frames[middle + 1 :], seen, after, detector)]
 
 
 def _pairs(before: Sequence[Face], after: Sequence[Face]) -> list[tuple[int, int]]:

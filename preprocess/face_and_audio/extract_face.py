@@ -63,7 +63,7 @@ class FaceOptions(Settings):
     frame_rate: float = option(
         25.0, "frames a second from videos of variable rate", "> 0 and <= 1000"
     )
-    detect_every: int = option(5, "search each Nth frame, between them follow the face", ">= 1")
+    detect_every: int = option(8, "search each Nth frame, between them follow the face", ">= 1")
     smoothing: float = option(SMOOTHING, "sigma in seconds of the points' average; 0: none", ">= 0")
     max_missing: float = option(
         0.5, "share of frames without a face from which a clip fails", ">= 0 and < 1"
