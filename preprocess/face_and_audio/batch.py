@@ -20,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -353,15 +353,14 @@ def _pooled(pending: deque, work: Work, num_workers: int) -> Generator[Outcome, 
     """Work through the jobs in processes; returns those that were in hand when one died."""
     # Not forked: torch and FFmpeg may hold locks, and macOS cannot.
     context = multiprocessing.get_context("spawn")
-    # A clip in hand is finished, or thrown away: an interrupt is for the main process alone.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(num_workers, context, signal.signal, ignore)
+    pool = ProcessPoolExecutor(num_workers, context)
     running: dict[Future[Outcome], Any] = {}
     try:
         while pending or running:
             while pending and len(running) < 2 * num_workers - 1:  # one process has one in hand
-                running[pool.submit(_attempt, work, pending[0])] = pending[0]
-                pending.popleft()
+                with _interrupts_blocked():
+                    running[pool.submit(_attempt, work, pending[0])] = pending[0]
+                    pending.popleft()
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield future.result()
                 del running[future]
@@ -370,6 +369,19 @@ def _pooled(pending: deque, work: Work, num_workers: int) -> Generator[Outcome, 
     finally:
         pool.shutdown(cancel_futures=True)
     return []
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Keep interrupts from processes that are started here, for good, and from this one meanwhile.
+
+    They are for the main process alone: a clip in hand is finished, or thrown away.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _attempt(work: Work, job: Any) -> Outcome:

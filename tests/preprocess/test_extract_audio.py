@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import wave
@@ -282,7 +283,8 @@ def double(job: Job, victim: str = "") -> dict[str, object]:
     if job.name == victim:
         os._exit(7)
     Path(job.output).write_text("done")
-    return {"process": os.getpid()}
+    is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return {"process": os.getpid(), "is_blocked": is_blocked}
 
 
 def test_a_clip_that_kills_its_process_fails_alone(tmp_path):
@@ -300,6 +302,9 @@ def test_a_clip_that_kills_its_process_fails_alone(tmp_path):
     }
     rows = summary(tmp_path / "out", "double")
     assert str(os.getpid()) not in {row["process"] for row in rows.values()}
+    # An interrupt is for the main process alone.
+    assert {row["is_blocked"] for row in rows.values() if row["status"] == "done"} == {"True"}
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_the_script_runs_from_any_folder(clips, tmp_path):
