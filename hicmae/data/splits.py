@@ -299,9 +299,7 @@ def read_lists(
         held = pd.DataFrame({"clip": [name_of(clip) for clip in val], **speaker}, dtype=object)
         tables[HOLDOUT_FILE] = held.to_csv(index=False, lineterminator="\n")
     for clips in (val, test) if average_clips else ():  # their items must have one label each
-        group_clips(
-            [name_of(clip) for clip in clips], [clip.label for clip in clips], average_clips
-        )
+        group_clips([*map(name_of, clips)], [clip.label for clip in clips], average_clips)
     if label_share < 1:
         total, train = len(train), take_share(train, label_share, seed)
         counts = Counter(clip.label for clip in train if isinstance(clip.label, int))
