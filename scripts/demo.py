@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA, DEMO = ROOT / "saved/data/toy_av", ROOT / "saved/demo"
 DRY_RUN = os.environ.get("DRY_RUN") == "1"
 
-SEED, PRETRAIN_EPOCHS, FINETUNE_EPOCHS = "0", 75, 70
+SEED, PRETRAIN_EPOCHS, FINETUNE_EPOCHS = "0", 50, 70
 # Half of the cores load clips, beside the arithmetic; at this width fp32 is the faster one.
 WORKERS = min(((os.cpu_count() or 1) + 1) // 2, 8)
 BOTH = f"""
@@ -32,9 +32,9 @@ PRETRAIN = f"""
     --model pretrain_hicmae_dim128_patch16_160_a256
     --encoder_depth 2 --encoder_depth_audio 2 --encoder_fusion_depth 1
     --decoder_depth 3 --decoder_depth_audio 3 --return_intermediate_features 0 1
-    --batch_size 32 --epochs {PRETRAIN_EPOCHS} --warmup_epochs 4 --lr 0.016 --min_lr 1e-4
-    --mask_ratio 0.75 --mask_ratio_audio 0.75 --clip_grad 1
-    --use_frame_diff_as_target --no-normalize_target_audio --loss_weight 0.01
+    --batch_size 64 --epochs {PRETRAIN_EPOCHS} --warmup_epochs 3 --lr 0.004 --min_lr 1e-5
+    --mask_ratio 0.75 --mask_ratio_audio 0.75 --contrast_mask_ratio 0 --clip_grad 5
+    --use_frame_diff_as_target --no-normalize_target_audio --loss_weight 0.1
 """
 FINETUNE = f"""
     --model avit_dim128_patch16_160_a256 --nb_classes 6

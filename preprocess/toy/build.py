@@ -45,7 +45,7 @@ class Recipe:
     speakers: int = 128
     clips_per_class: int = 1
     train_speakers: int = 20
-    pretrain_speakers: int = 960
+    pretrain_speakers: int = 1500
     pretrain_clips: int = 1
     folds: int = 2
     face_size: int = 80

@@ -182,8 +182,9 @@ class Painter:
         """White, iris and pupil behind the lids, and lashes."""
         face, show, at = self.face, self.expression, self.at
         x = eye + face.eye_width * ALONG
-        low = (0.8 * face.eye_height - np.clip(show.lower_lid * self.intensity, -1, 4)) * ARCH
-        high = -(face.eye_height - np.clip(show.upper_lid * self.intensity, -1, 4)) * ARCH
+        tall = face.eye_height * (1 + 0.35 * self.clip.scene.energy)
+        low = (0.8 * tall - np.clip(show.lower_lid * self.intensity, -1, 4)) * ARCH
+        high = -(tall - np.clip(show.upper_lid * self.intensity, -1, 4)) * ARCH
         upper = low + (high - low) * at.eyelids[:, None]
         self.band(x, upper, low, 16, np.array([246.0, 244, 240]))
         middle = ALONG.size // 2

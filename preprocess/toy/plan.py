@@ -6,8 +6,8 @@ the arousal. Both draw the same random numbers whatever the class; no other part
 What a speaker's face and voice share are two numbers from -1 to 1: `age` (a child's round head and
 short, clear vocal tract .. a long head with white hair, a long and breathy tract) and `build`
 (slender, long hair, high voice .. broad, bearded, deep). What a clip's picture and sound share are
-the mouth, which follows the sounds, and `energy`: gestures, wide lips and a near face with a loud
-voice.
+the mouth, which follows the sounds, and `energy`: gestures, wide eyes and lips and a near face
+with a loud voice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STREAMS = (*PARTS, "tracks", "wall", "detector", "sound")  # of random numbers
 FRAME_RATE = 25
 CONTROL_RATE = 100  # one value of a curve every 10 ms
 CONTROLS_PER_FRAME = 4
-FRAMES = (52, 68)  # fewest and most of a clip
+FRAMES = (40, 52)  # fewest and most of a clip
 
 HAIR_STYLES = ("bald", "short", "side", "fringe")
 SKINS = ((250, 220, 196), (240, 196, 164), (222, 170, 130), (190, 136, 98), (140, 94, 66))
@@ -67,8 +67,8 @@ class ClipKey:
     @property
     def speaker_name(self) -> str:
         """For example s003 (labelled) or p003 (pre-training)."""
-        kind = "p" if self.speaker >= PRETRAIN_SPEAKERS_FROM else "s"
-        return f"{kind}{self.speaker % PRETRAIN_SPEAKERS_FROM:03d}"
+        unlabelled = self.speaker - PRETRAIN_SPEAKERS_FROM
+        return f"p{unlabelled:03d}" if unlabelled >= 0 else f"s{self.speaker:03d}"
 
     @property
     def name(self) -> str:
@@ -140,31 +140,31 @@ def draw_voice(age: float, build: float, rng: np.random.Generator) -> Traits:
 def draw_face(age: float, build: float, rng: np.random.Generator) -> Traits:
     """Draw a resting face: lengths in face units, colours RGB."""
     noise = rng.uniform(-1.7, 1.7, 16)
-    width = 50 + 4 * build + noise[0]
+    width = 50 + 7 * build + noise[0]
     odds = np.array([0.12, 0.4, 0.28, 0.2] if build > 0 else [0, 0.1, 0.5, 0.4])
     skin, light = _colour(SKINS, rng), 0.5 + 0.5 * age
     hair = _colour(HAIRS, rng) * (1 - light) + np.array([232, 226, 214]) * light
     return numbers(
         width=width,  # half width at the cheekbones
-        jaw=width * (0.77 + 0.13 * build + 0.01 * noise[2]),  # half width at its corners
-        chin_width=20 + 9 * build + noise[3],
-        chin_y=76 + 13 * age + noise[4],
+        jaw=width * (0.77 + 0.15 * build + 0.01 * noise[2]),  # half width at its corners
+        chin_width=20 + 11 * build + noise[3],
+        chin_y=76 + 16 * age + noise[4],
         top_y=-66 + 5 * age + noise[5],
         eye_width=13 - 2 * age + 0.4 * noise[6],  # half width
         eye_height=7.2 - 2.2 * age + 0.3 * noise[7],  # half height when open
         brow_y=-17 - 0.5 * build + 0.8 * noise[8],
-        brow_thickness=4.6 + 2.4 * build + 0.3 * noise[9],
+        brow_thickness=4.8 + 3.2 * build + 0.3 * noise[9],
         nose_length=24 + 6 * age + noise[10],
         nose_width=7.5 + 1.5 * build + 0.5 * noise[11],
         mouth_y=49 + 6 * age + 0.7 * noise[12],
         mouth_width=20 + 0.8 * noise[13],
         rest_corner=0.8 * noise[14],  # what rests is the speaker's own; up is positive
         rest_brow=0.7 * noise[15],
-        beard=np.clip(0.2 + 0.8 * build, 0, 1) if build > 0 else 0,  # how full
-        hair_end=34 + 64 * max(-build, 0),  # how far down it hangs behind
-        hair_volume=8 * max(-build, 0),
-        lips=0.5 - 0.4 * build,  # how red and full
-        neck=34 + 12 * build,  # half width
+        beard=np.clip(0.3 + 0.7 * build, 0, 1) if build > -0.2 else 0,  # how full
+        hair_end=34 + 60 * max(0.1 - build, 0),  # how far down it hangs behind
+        hair_volume=12 * max(-build, 0),
+        lips=0.5 - 0.5 * build,  # how red and full
+        neck=34 + 18 * build,  # half width
         lines=max(age, 0),  # of age, on forehead and cheeks
         hair_part=rng.uniform(-0.6, 0.6),
         hair_style=HAIR_STYLES[rng.choice(len(HAIR_STYLES), p=odds)],
@@ -223,7 +223,7 @@ def draw_scene(rng: np.random.Generator) -> Traits:
         blinks=rng.uniform(0.2, 0.6),  # per second
         light=rng.uniform(-1, 1),  # where it comes from, 0 the front, + the right
         brightness=rng.uniform(0.85, 1.08),
-        zoom=1 + 0.1 * energy + rng.uniform(-0.02, 0.02),
+        zoom=1 + 0.14 * energy + rng.uniform(-0.02, 0.02),
         x=rng.uniform(-3, 3),  # of the face beside its place, pixels
         y=rng.uniform(-2, 2),
         wall=rng.uniform(110, 190) + rng.uniform(-15, 15, 3),
