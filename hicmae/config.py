@@ -229,6 +229,7 @@ class RunConfig(Settings):
     log_dir: str = harmless("", "folder for TensorBoard files; empty: output_dir", metavar="DIR")
     device: str = harmless("auto", "where to compute: auto, cpu, cuda, cuda:N or mps")
     precision: str = option("auto", "auto: bf16, fp16 on older GPUs", choices=PRECISIONS)
+    tf32: bool = option(False, "fp32 products and convolutions of a GPU in TF32: faster, 10 bits")
     cpu_gemm: str = harmless("auto", "fp32 products on a CPU; auto: the faster", choices=CPU_GEMM)
     compile: bool = harmless(False, "torch.compile the steps; minutes at first, then faster")
     cuda_graphs: bool = harmless(False, "with --compile on a GPU: replay a pass by one launch")

@@ -198,7 +198,23 @@ def test_broken_clips_are_replaced_named_and_bounded(media, tmp_path):
     table = rows(tmp_path / "a/skipped_clips.csv")
     assert [row["video"] for row in table] == [str(broken)]
     with pytest.raises(RuntimeError, match=r"1 of 7 clips \(14.29%\) cannot be read"):
-        pretrain(tmp_path, tmp_path / "b", "--epochs", "2")
+        pretrain(tmp_path, tmp_path / "b", "--epochs", "2", "--max_bad_clips", "0")
+
+
+def test_ranks_count_broken_clips_together_and_stop_together(media, tmp_path):
+    """Each rank meets about half of the broken clips; only all of them are too many."""
+    broken, listed = [tmp_path / f"broken{k}.mp4" for k in range(4)], tmp_path / "train.csv"
+    for path in broken:
+        path.write_text("no video at all")
+    good = (media / "lists/train.csv").read_text().splitlines()[:4]
+    listed.write_text("\n".join([*good, *(f"{path} 0" for path in broken)]) + "\n")
+    flags = ["--data_path", listed, "--batch_size", "1", "--epochs", "1", "--image_freq", "0"]
+    job = Job("run_pretraining", [*PRETRAIN, *flags], tmp_path / "job", 2)
+    group = job.start("--max_bad_clips", "0.45")
+    assert [run.wait() for run in group] == [1, 1]
+    table = [row["video"] for row in rows(job.out / "skipped_clips.csv")]
+    assert sorted(table) == sorted(map(str, broken))
+    assert all("4 of 8 clips (50.00%) cannot be read" in run.output() for run in group)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 HParams = dict[str, bool | float | str]
 EVENTS = "events.out.tfevents."  # how TensorBoard's files begin
 HPARAMS_PATHS = {"data_path", "val_path"}  # which clips: folds differ in nothing else
+LINE = 120 - len("00:00:00 INFO ")  # of a step in the log
 
 
 class AppendFile:
@@ -243,7 +244,8 @@ def setup_logging(output_dir: Path, main: bool = True) -> None:
 class Progress(AbstractContextManager["Progress"]):
     """A progress bar on a terminal, a log line `every` few steps elsewhere; only of rank 0.
 
-    `desc` says what is being done, e.g. "epoch 3/100"; `initial` steps were done before a resume.
+    `desc` says what is being done, e.g. "epoch 3/100"; `initial` steps were done before a resume. A
+    line fits a terminal: it has the first figures; all are in steps.jsonl and TensorBoard.
     """
 
     def __init__(self, total: int, desc: str, every: int = 10, initial: int = 0) -> None:
@@ -259,15 +261,23 @@ class Progress(AbstractContextManager["Progress"]):
     def update(self, values: Mapping[str, float] | None = None) -> None:
         """Count a step, and show `values` whenever a multiple of `every` is reached."""
         self.done += 1
-        text = "  ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
-        if text:
-            self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update()
         due = self.done % self.every == 0 or self.done == self.total
-        if self._main and self._bar.disable and due:
+        logs, head = self._main and self._bar.disable and due, ""
+        if logs:
             seconds = (time.monotonic() - self._started) / (self.done - self._initial)
             left = timedelta(seconds=int(seconds * (self.total - self.done)))
-            logger.info("%s [%d/%d] eta %s  %s", self.desc, self.done, self.total, left, text)
+            head = f"{self.desc} [{self.done}/{self.total}] eta {left}"
+        line = head
+        for name, value in (values or {}).items():
+            figure = f"  {name} {value:.4g}"
+            if len(line) + len(figure) > LINE:
+                break
+            line += figure
+        if values:
+            self._bar.set_postfix_str(line[len(head) + 2 :], refresh=False)
+        self._bar.update()
+        if logs:
+            logger.info("%s", line)
 
 
 def provenance(device: torch.device, precision: str, processes: int) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from hicmae.config import RunConfig
+from hicmae.data.batches import SkippedClip
 from hicmae.data.dataset import ClipDataset
 from hicmae.data.loader import ClipSampler, SkippedClips, epoch_batches, make_loader
 from hicmae.training import distributed
@@ -23,6 +24,9 @@ from hicmae.training.run import Precision, Run, checkpoint_activations, seed_ste
 from hicmae.training.state import BadSteps, TrainState
 
 LossParts = dict[str, Tensor]
+# Figures that a short line of the log has first.
+TELLING = ("loss", "bad_steps", "lr", "clips_per_s", "class_acc", "loss_video", "loss_audio",
+           "loss_contrastive", "grad_norm", "data_s")  # fmt: skip
 # (model, batch on the device) -> loss to minimise, named scalars to log
 ComputeLoss = Callable[[nn.Module, Any], tuple[Tensor, LossParts]]
 
@@ -57,7 +61,10 @@ def as_trained(model: nn.Module, config: RunConfig, device: torch.device) -> nn.
     if distributed.world_size() > 1:
         # static_graph would forbid the passes without synchronisation that --accum_iter makes.
         devices = [device] if device.type == "cuda" else None
-        model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        # Buffers never change, so they need not be sent before each pass.
+        model = DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
     if not config.compile:
         return model
     mode = "reduce-overhead" if config.cuda_graphs else None  # one launch for a whole pass
@@ -87,6 +94,7 @@ def train_one_epoch(
     if isinstance(loader, DataLoader):
         loader = epoch_batches(loader, state.epoch, state.step * optim.accum_iter)
     batches, text = iter(loader), f"epoch {state.epoch}/{optim.epochs}"
+    unreadable: list[SkippedClip] = []
     metrics.restart_clock()
     if state.step == plan.steps:  # only what follows the epoch is left; show its last step again
         show(state, logs)
@@ -96,7 +104,7 @@ def train_one_epoch(
                 started = time.perf_counter()
                 group = list(itertools.islice(batches, optim.accum_iter))
                 waited = time.perf_counter() - started
-                skipped.record(clip for batch in group for clip in batch.skipped)
+                unreadable += [clip for batch in group for clip in batch.skipped]
                 step = state.steps_done
                 lr = float(plan.lr[step])
                 seed_step(config.seed, step, distributed.rank())
@@ -108,6 +116,9 @@ def train_one_epoch(
                 metrics.add(facts, figures, waited)
                 state.step += 1
                 shows = state.step % config.print_freq == 0 or state.step == plan.steps
+                if shows or distributed.world_size() == 1:
+                    record_on_main(skipped, unreadable)
+                    unreadable = []
                 progress.update(show(state, logs) if shows else None)
                 if len(metrics.unread) >= config.max_bad_steps:
                     metrics.read(logs)
@@ -122,6 +133,18 @@ def train_one_epoch(
     return {f"train_{name}": mean for name, mean in means.items()}
 
 
+def record_on_main(skipped: SkippedClips, unreadable: list[SkippedClip]) -> None:
+    """Record the clips of all ranks on rank 0; where they are too many, all ranks stop."""
+    together, error = distributed.gather_objects(unreadable), ""
+    if distributed.is_main():
+        try:
+            skipped.record(together)
+        except RuntimeError as too_many:
+            error = str(too_many)
+    if error := distributed.broadcast(error):
+        raise RuntimeError(error)
+
+
 def show(state: TrainState, logs: RunLogger) -> dict[str, float]:
     """Read what is new, send the figures of the last step to TensorBoard and return them."""
     state.metrics.read(logs)
@@ -130,6 +153,7 @@ def show(state: TrainState, logs: RunLogger) -> dict[str, float]:
     shown = {**state.metrics.last, "lr": lr, **state.metrics.speed()}
     if state.metrics.bad_steps:
         shown["bad_steps"] = state.metrics.bad_steps
+    shown = {name: shown[name] for name in (*TELLING, *shown) if name in shown}
     logs.board.scalars(step, {**shown, "weight_decay": float(plan.weight_decay[step])}, "train")
     rates = {layer: lr * scale for layer, scale in state.layer_scales.items()}
     logs.board.scalars(step, rates, prefix="lr")

@@ -120,6 +120,10 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
         stack.callback(distributed.stop)
         stack.callback(end_workers)
         run = Run(config, choose_precision(config.precision, device))
+        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+        for part in backends:
+            stack.callback(setattr, part, "allow_tf32", part.allow_tf32)
+            part.allow_tf32 = config.tf32
         if threading.current_thread() is threading.main_thread():  # elsewhere python allows no
             for number in (signal.SIGTERM, signal.SIGUSR1):  # handlers
                 stack.callback(signal.signal, number, signal.signal(number, run.note))
@@ -131,8 +135,9 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
             path.unlink(missing_ok=True)
             logger.info("removed '%s', which a killed run left half-written", path.name)
         logger.info(
-            "device %s, precision %s, %d process(es), output in %s",
-            *(device, run.precision.name, distributed.world_size(), run.output_dir),
+            "device %s, precision %s%s, %d process(es), output in %s",
+            *(device, run.precision.name, " with TF32" if config.tf32 else ""),
+            *(distributed.world_size(), run.output_dir),
         )
         yield run
 

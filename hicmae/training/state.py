@@ -66,7 +66,7 @@ class BadSteps(RuntimeError):
         clips = ", ".join(last["clips"][:8]) + (" ..." if len(last["clips"]) > 8 else "")
         super().__init__(
             f"loss or gradients are not finite in {len(steps)} step(s) in a row, the last at step "
-            f"{last['step']}: loss is {last['loss']} ({parts}), gradient norm "
+            f"{last['step']}: loss is {last['loss']}{parts and f' ({parts})'}, gradient norm "
             f"{last['grad_norm']:.4g}, lr {last['lr']:.2e}, clips [{clips}]"
         )
 

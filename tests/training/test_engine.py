@@ -1,5 +1,6 @@
 """The training loop on models small enough to check by hand."""
 
+import logging
 from functools import partial
 from typing import NamedTuple
 
@@ -8,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from hicmae.config import RunConfig
 from hicmae.data.batches import SkippedClip
 from hicmae.data.loader import SkippedClips
 from hicmae.training.logs import RunLogger, read_lines
 from hicmae.training.loop import train_one_epoch
 from hicmae.training.resume import Saver
-from hicmae.training.run import choose_precision, seed_step
+from hicmae.training.run import choose_precision, open_run, seed_step
 from hicmae.training.state import BadSteps
 from tests.training.parts import CPU, plan_of, run_in, state_of
 
@@ -196,6 +198,17 @@ def test_randomness_of_a_step_does_not_depend_on_what_was_drawn_before():
         drawn.append(torch.rand(3).tolist() + np.random.rand(3).tolist())
         torch.rand(100), np.random.rand(100)
     assert drawn[0] == drawn[1] and drawn[0][:3] != drawn[2][:3] and drawn[0][3:] != drawn[2][3:]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_tf32_is_used_where_it_is_asked_for_and_said(tmp_path, caplog, asked):
+    parts = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [part.allow_tf32 for part in parts]
+    config = RunConfig(str(tmp_path), device="cpu", tf32=asked)
+    with caplog.at_level(logging.INFO), open_run(config):
+        assert [part.allow_tf32 for part in parts] == [asked, asked]
+    assert [part.allow_tf32 for part in parts] == before
+    assert ("precision fp32 with TF32," in caplog.text) == asked
 
 
 def test_bf16_computes_in_half_precision_and_keeps_float32_weights(tmp_path):

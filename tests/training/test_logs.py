@@ -232,6 +232,15 @@ def test_progress_away_from_a_terminal_logs_every_few_steps_with_the_remaining_t
     ]
 
 
+def test_a_line_of_progress_fits_a_terminal_and_begins_with_the_first_figures(caplog):
+    values = {"loss": 1.0, **{f"figure_{k}": float(k) for k in range(20)}}
+    with caplog.at_level(logging.INFO), Progress(1, "epoch 3/9") as progress:
+        progress.update(values)
+    (line,) = caplog.messages
+    assert "loss 1  figure_0 0" in line and "figure_19" not in line
+    assert len("00:00:00 INFO " + line) <= 120 and line[-1].isdigit()
+
+
 def test_progress_on_a_terminal_is_a_bar_and_silent_on_other_ranks(caplog, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
