@@ -7,6 +7,7 @@ Several GPUs: ``torchrun --nproc_per_node=4 run_finetuning.py ...``; ``--help`` 
 
 import argparse
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,20 +23,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import hicmae.models  # noqa: F401  (registers the models)
-from hicmae.config import (
-    LOWER_IS_BETTER,
-    ClassifierConfig,
-    ClipConfig,
-    FinetuneConfigs,
-    as_dict,
-    given_flags,
-    new_parser,
-    parse_configs,
-)
+from hicmae.config import LOWER_IS_BETTER, ClassifierConfig, ClipConfig, FinetuneConfigs
+from hicmae.config.flags import as_dict, given_flags, new_parser, parse_configs
 from hicmae.data import splits
 from hicmae.data.augment import Augment, Mixup, mix_batch
 from hicmae.data.batches import LabelledBatch
-from hicmae.data.clip_list import names_of_run, read_labelled_list
+from hicmae.data.clip_list import name_of, names_of_run, read_labelled_list
 from hicmae.data.dataset import LabelledClips, TestClips
 from hicmae.data.loader import SkippedClips
 from hicmae.inference.model import export_run
@@ -57,6 +50,8 @@ DEFAULTS = {"batch_size": 14, "epochs": 50, "lr": 1e-3, "min_lr": 1e-6, "opt_bet
 # Settings of a classifier that are arguments of its builder, and of `splits.read_lists`.
 MODEL = ("num_classes", "depth", "depth_audio", "fusion_depth", "drop_path_rate", "init_values",
          "head_activation", "modality", "hierarchical_fusion", "fusion_order")  # fmt: skip
+# Numbers that a head can give, by its activation.
+REACH = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 SPLIT = ("val_path", "val_split", "val_share", "label_share", "average_clips")
 
 
@@ -88,6 +83,7 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     known = {"class_names": classifier.class_names, "data_path": configs.data.data_path}
     names = names_of_run(known, classifier.task, classifier.num_classes)
     logger.info("names: %s", ", ".join(names))
+    check_training(configs, lists, names)
     loader = loop.clip_loader(run, training_clips(configs, lists), optim.batch_size)
     val_loader = scoring_loader(run, configs, lists.val, centre=True)
     clips = {"training": lists.train, "validation": lists.val, "test": lists.test}
@@ -181,6 +177,56 @@ def read_lists(configs: FinetuneConfigs) -> splits.Lists:
         seed=configs.run.seed,
         modality=configs.classifier.modality,
     )
+
+
+def check_training(configs: FinetuneConfigs, lists: splits.Lists, names: Sequence[str]) -> None:
+    """Refuse what cannot learn, and warn of labels that training cannot reach.
+
+    ValueError: a loss that compares clips gets one clip a pass. Its draws share one target, so
+    --num_samples does not help.
+    """
+    loss, classifier = configs.score.loss, configs.classifier
+    if loss in ("ccc", "pcc") and configs.optim.batch_size == 1:
+        raise ValueError(
+            f"--loss {loss} correlates the clips of a pass, got --batch_size 1, expected 2 or "
+            "more: its gradient would be 0; raise --batch_size, or use --loss mse"
+        )
+    folder = Path(configs.data.data_path)
+    files = {folder / "train.csv": lists.train, Path(lists.val_file): lists.val}
+    files[folder / "test.csv"] = lists.test
+    if classifier.task == "classification":
+        warn_of_classes(files, names)
+    elif classifier.head_activation:
+        warn_of_targets(files, classifier.head_activation)
+
+
+def warn_of_classes(files: Mapping[Path, splits.Clips], names: Sequence[str]) -> None:
+    """Warn of classes that the first list lacks, and say how many clips of the others have them."""
+    (train, clips), *others = files.items()
+    known = {clip.label for clip in clips}
+    if missing := [k for k in range(len(names)) if k not in known]:
+        counts = {path: sum(clip.label in missing for clip in some) for path, some in others}
+        logger.warning(
+            "no training clip of '%s' is of class %s, expected all %d of --nb_classes: they cannot "
+            "be learned (clips of them: %s); check the lists, which count classes from 0",
+            *(train, ", ".join(f"{k} ({names[k]})" for k in missing), len(names)),
+            ", ".join(f"{count} in '{path}'" for path, count in counts.items()),
+        )
+
+
+def warn_of_targets(files: Mapping[Path, splits.Clips], activation: str) -> None:
+    """Warn of each list with regression targets that the outputs cannot reach."""
+    low, high = REACH[activation]
+    for path, clips in files.items():
+        targets = [(v, c) for c in clips if isinstance(c.label, tuple) for v in c.label]
+        outside = [(value, clip) for value, clip in targets if not low <= value <= high]
+        if outside:
+            value, clip = max(outside, key=lambda pair: max(low - pair[0], pair[0] - high))
+            logger.warning(
+                "'%s': %d of %d targets cannot be reached, got %g of '%s', expected %g to %g of "
+                "--head_activation %s; leave it out, or scale the targets",
+                *(path, len(outside), len(targets), value, name_of(clip), low, high, activation),
+            )
 
 
 def clip_options(configs: FinetuneConfigs) -> dict[str, Any]:

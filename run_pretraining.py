@@ -16,15 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import hicmae.models  # noqa: F401  (registers the models)
-from hicmae.config import (
-    ClipConfig,
-    PretrainConfigs,
-    PretrainLossConfig,
-    PretrainModelConfig,
-    given_flags,
-    new_parser,
-    parse_configs,
-)
+from hicmae.config import ClipConfig, PretrainConfigs, PretrainLossConfig, PretrainModelConfig
+from hicmae.config.flags import given_flags, new_parser, parse_configs
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import decide_source_crop, read_pretrain_list
 from hicmae.data.dataset import PretrainClips
@@ -65,6 +58,7 @@ def pretrain(run: Run, configs: PretrainConfigs) -> None:
     )  # decided; it is saved with the run
     configs = configs._replace(data=crop)
     loader = loop.clip_loader(run, dataset, configs.optim.batch_size)
+    warn_of_contrast(configs)
     if configs.loss.gather:
         distributed.check_equal_batches(configs.optim.batch_size * dataset.num_samples)
 
@@ -105,6 +99,19 @@ def make_dataset(configs: PretrainConfigs) -> PretrainClips:
         seed=configs.run.seed,
         clip_timeout=data.clip_timeout,
     )
+
+
+def warn_of_contrast(configs: PretrainConfigs) -> None:
+    """Warn where a sample is contrasted with nothing: its loss is 0, its accuracy 1."""
+    loss, clips = configs.loss, configs.optim.batch_size * configs.data.num_samples
+    if loss.gather:
+        clips *= distributed.world_size()
+    if clips == 1 and loss.loss_weight and loss.contrastive_levels != "none":
+        logger.warning(
+            "the contrast gets 1 sample a pass (--batch_size 1), expected 2 or more: its loss is "
+            "always 0 and its accuracy 1; raise --batch_size, use --gather_negatives with several "
+            "processes, or say --contrastive_levels none"
+        )
 
 
 def make_model(configs: PretrainConfigs) -> nn.Module:

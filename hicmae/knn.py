@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from hicmae.config import new_parser
+from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import AnyClip, name_of, read_labelled_list
 from hicmae.data.splits import take_share
 from hicmae.data.video import MODALITIES

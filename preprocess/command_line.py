@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from hicmae.config import new_parser
+from hicmae.config.flags import new_parser
 from hicmae.io import count_cores, describe
 
 if TYPE_CHECKING:

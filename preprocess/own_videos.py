@@ -35,7 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
-from hicmae.config import add_arguments
+from hicmae.config.flags import add_arguments
 from hicmae.data.audio import WavFile
 from hicmae.data.film import open_video
 from hicmae.data.media import VIDEO_SUFFIXES

@@ -46,7 +46,8 @@ import soundfile
 from PIL import Image
 from tqdm import tqdm
 
-from hicmae.config import CROP_HELP, Settings, add_arguments, from_flags, option
+from hicmae.config import CROP_HELP
+from hicmae.config.flags import Settings, add_arguments, from_flags, option
 from hicmae.data.audio import SAMPLE_RATE, WavFile
 from hicmae.data.clip_list import Clip, decide_source_crop, read_labelled_list, read_pretrain_list
 from hicmae.data.film import open_video

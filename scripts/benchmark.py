@@ -24,7 +24,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
-from hicmae.config import PretrainConfigs, add_arguments, new_parser
+from hicmae.config import PretrainConfigs
+from hicmae.config.flags import add_arguments, new_parser
 from hicmae.io import check_writable, describe, write_whole
 from hicmae.training import distributed
 from hicmae.training.run import EXPECTED

@@ -18,7 +18,8 @@ import soundfile
 import torch
 from matplotlib.cbook import get_sample_data
 
-from hicmae.config import PretrainConfigs, Settings, from_dict, from_flags, option
+from hicmae.config import PretrainConfigs
+from hicmae.config.flags import Settings, from_dict, from_flags, option
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.data.dataset import PretrainClips

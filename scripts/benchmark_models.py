@@ -30,7 +30,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import hicmae.models  # noqa: F401  (registers the models)
-from hicmae.config import CPU_GEMM, PRECISIONS, Settings, from_flags, option
+from hicmae.config import CPU_GEMM, PRECISIONS
+from hicmae.config.flags import Settings, from_flags, option
 from hicmae.data.batches import LabelledBatch, PretrainBatch, ViewBatch
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.io import choose_device

@@ -9,16 +9,8 @@ import pytest
 
 import run_finetuning
 import run_pretraining
-from hicmae.config import (
-    ClipConfig,
-    FinetuneConfigs,
-    OptimConfig,
-    PretrainConfigs,
-    as_dict,
-    flat_settings,
-    from_dict,
-    parse_configs,
-)
+from hicmae.config import ClipConfig, FinetuneConfigs, OptimConfig, PretrainConfigs
+from hicmae.config.flags import as_dict, flat_settings, from_dict, parse_configs
 from hicmae.io import count_cores
 from hicmae.training.optim import shared_batches
 

@@ -12,9 +12,11 @@ import torch
 import torch.multiprocessing as mp
 
 import run_finetuning
-from hicmae.config import FinetuneConfigs, parse_configs
+import run_pretraining
+from hicmae.config import FinetuneConfigs, PretrainConfigs
+from hicmae.config.flags import parse_configs
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
-from hicmae.data.splits import base_name
+from hicmae.data.splits import Lists, base_name
 from hicmae.training import checkpoint
 from tests.conftest import free_port, save_frames, save_wav
 from tests.small_runs import FINETUNE  # its fork server imports once what every process needs
@@ -231,3 +233,58 @@ def test_batch_size_and_sharing_change_no_byte_and_clips_are_counted_once(result
     skipped = [Path(line.split(":")[0]).name for line in metrics["skipped"]]
     assert skipped == ["gone0", "gone1"]
     assert json.loads(results[3, 2]["metrics.json"])["clips"] == 2, "one of three ranks had none"
+
+
+def lists_of(train, test):
+    sides = [
+        [Clip(f"c{k}", f"c{k}.wav", label) for k, label in enumerate(s)] for s in (train, test)
+    ]
+    return Lists(sides[0], sides[1], sides[1], "fold/test.csv", {})
+
+
+@pytest.mark.parametrize(
+    "flags, train, test, facts",
+    [
+        (
+            "--task classification",
+            [1, 1],
+            [0, 1, 0],
+            ["train.csv", "0 (a)", "2 in 'fold/test.csv'"],
+        ),
+        ("--task classification", [0, 1], [0, 0], []),
+        ("sigmoid", [(0.0, 1.0)], [(0.5, 1.5)], ["fold/test.csv", "1 of 2", "1.5", "c0", "0 to 1"]),
+        ("tanh", [(0.5, -2.0)], [(-1.0, 1.0)], ["fold/train.csv", "-2", "-1 to 1", "tanh"]),
+        ("relu", [(0.0, 9.0)], [(-0.5, 9.0)], ["fold/test.csv", "-0.5", "relu"]),
+        ("relu", [(0.0, 9.0)], [(0.5, 9.0)], []),
+    ],
+)
+def test_labels_that_training_cannot_reach_are_told(flags, train, test, facts, caplog):
+    if " " not in flags:
+        flags = f"--task regression --head_activation {flags}"
+    configs = parse("fold", "out", *flags.split())
+    run_finetuning.check_training(configs, lists_of(train, test), ["a", "b"])
+    assert len(caplog.messages) == bool(facts)
+    assert all(fact in caplog.text for fact in facts), caplog.text
+
+
+@pytest.mark.parametrize("loss", ["ccc", "pcc"])
+def test_a_correlation_of_one_clip_is_refused(loss):
+    flags = ["--task", "regression", "--loss", loss, "--num_samples", "2", "--batch_size"]
+    lists = lists_of([(0.0, 1.0)], [(0.0, 1.0)])
+    run_finetuning.check_training(parse("fold", "out", *flags, "2"), lists, ["a", "b"])
+    with pytest.raises(ValueError, match=f"--loss {loss} .*--batch_size 1.* 2 or more"):
+        run_finetuning.check_training(parse("fold", "out", *flags, "1"), lists, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [("", 1), ("--gather_negatives", 1), ("--num_samples 2", 0), ("--batch_size 2", 0),
+     ("--loss_weight 0", 0), ("--contrastive_levels none", 0)],
+)  # fmt: skip
+def test_a_contrast_with_nothing_is_told(flags, told, caplog):
+    start = "--data_path list.csv --output_dir out --batch_size 1"
+    parser = run_pretraining.build_parser()
+    run_pretraining.warn_of_contrast(
+        parse_configs(parser, PretrainConfigs, f"{start} {flags}".split())
+    )
+    assert caplog.text.count("--batch_size 1") == told

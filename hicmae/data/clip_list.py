@@ -229,7 +229,8 @@ def _checked_count(label: Label, is_class: bool, count: int | None) -> int | Non
     if is_class:
         if not isinstance(label, int) or label < 0 or (count is not None and label >= count):
             most = "" if count is None else f" to {count - 1} (--nb_classes {count})"
-            raise ValueError(f"got class {label}, expected 0{most or ' or more'}")
+            hint = "; count classes from 0" if label == count else ""
+            raise ValueError(f"got class {label}, expected 0{most or ' or more'}{hint}")
         return count
     if not isinstance(label, tuple) or not label or len(label) != (count or len(label)):
         raise ValueError(

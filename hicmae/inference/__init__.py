@@ -1,7 +1,6 @@
 """Using a model: one video in, emotions or features out.
 
 model.py        config.json and weights: exports, runs and .pth read alike, and exported
-options.py      how clips are read
 clips.py        which windows a model reads of a clip, whose faces, and these as tensors
 forward.py      what a model says of a batch, also where one stream is missing
 recognizer.py   EmotionRecognizer, which puts it all together, and its answers

@@ -2,7 +2,7 @@
 
 import sys
 
-from hicmae.config import new_parser
+from hicmae.config.flags import new_parser
 from hicmae.inference import cli
 
 if __name__ == "__main__":

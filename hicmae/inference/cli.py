@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from hicmae.config import PRECISIONS, add_arguments, new_parser
+from hicmae.config import PRECISIONS, Options
+from hicmae.config.flags import add_arguments, new_parser
 from hicmae.data.clip_list import DATA_SETS
 from hicmae.data.video import MODALITIES
-from hicmae.inference.options import Options
 from hicmae.io import UnreadableClip, describe
 
 logger = logging.getLogger(__name__)

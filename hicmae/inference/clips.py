@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from hicmae.config import Options
 from hicmae.data.audio import (
     HOP,
     SAMPLE_RATE,
@@ -28,7 +29,6 @@ from hicmae.data.video import NOT_READ, Box, resize, source_box, test_windows, t
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, follow, main_face, search, smooth
 from hicmae.inference.model import FACE_SIZE, ModelConfig, Preprocessing
-from hicmae.inference.options import Options
 from hicmae.inference.sources import Asked, FaceFrames, Source, open_source
 from hicmae.io import UnreadableClip
 

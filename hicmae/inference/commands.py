@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hicmae.config import Options
 from hicmae.data.clip_list import AnyClip, Clip, find_list, name_of, read_any_list
 from hicmae.data.media import find_clips
 from hicmae.inference.cli import MODEL
 from hicmae.inference.model import WEIGHTS, export_checkpoint, export_run
-from hicmae.inference.options import Options
 from hicmae.inference.recognizer import EmotionRecognizer, Failure, Prediction
 from hicmae.io import (
     UnreadableClip,

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import hicmae
-from hicmae.config import WIDTHS, flat_settings
+from hicmae.config import WIDTHS
+from hicmae.config.flags import flat_settings
 from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
 from hicmae.data.clip_list import chosen_names, names_of_run, read_labelled_list
 from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD, FrameFolder

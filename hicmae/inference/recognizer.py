@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from hicmae.config import Options, check_choice
 from hicmae.data.clip_list import AnyClip
 from hicmae.data.shards import PackedClip
 from hicmae.data.video import normalise
 from hicmae.inference import forward
 from hicmae.inference.clips import Clip, View, Window
 from hicmae.inference.model import ModelConfig, load_model
-from hicmae.inference.options import Options, check_choice
 from hicmae.inference.sources import Arrays, Asked
 from hicmae.io import UnreadableClip, choose_device
 from hicmae.training.run import Precision, choose_precision

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hicmae.config import add_arguments, from_flags, new_parser
+from hicmae.config.flags import add_arguments, from_flags, new_parser
 from hicmae.io import check_writable, describe, write_whole
 from hicmae.report.comparison import compare_all
 from hicmae.report.page import as_html

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hicmae.config import Refused, Settings, option
+from hicmae.config.flags import Refused, Settings, option
 from hicmae.data.splits import PATTERNS, SPEAKER_FILE, find_speakers
 from hicmae.training.evaluate import (
     Scores,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from hicmae.config import flat_settings
+from hicmae.config.flags import flat_settings
 from hicmae.data.clip_list import chosen_names, names_of_run
 from hicmae.data.video import natural_key
 from hicmae.io import encodable

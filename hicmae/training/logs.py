@@ -33,7 +33,8 @@ from tensorboardX.record_writer import masked_crc32c
 from tqdm import tqdm
 
 import hicmae
-from hicmae.config import HARMLESS, flat_settings
+from hicmae.config import HARMLESS
+from hicmae.config.flags import flat_settings
 from hicmae.io import encodable, write_whole
 from hicmae.training import distributed
 

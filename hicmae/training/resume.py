@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from hicmae.config import HARMLESS, flag_of, flat_settings
+from hicmae.config import HARMLESS
+from hicmae.config.flags import flag_of, flat_settings
 from hicmae.io import one_line
 from hicmae.training import checkpoint, distributed
 from hicmae.training.checkpoint import digest, load

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hicmae.config import FinetuneConfigs, OptimConfig, PretrainConfigs, as_dict
+from hicmae.config import FinetuneConfigs, OptimConfig, PretrainConfigs
+from hicmae.config.flags import as_dict
 from hicmae.data.clip_list import AnyClip
 from hicmae.training import distributed
 from hicmae.training.logs import HParams, RunLogger, hparams_of

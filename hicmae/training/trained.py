@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hicmae.config import flat_settings
+from hicmae.config.flags import flat_settings
 from hicmae.data.video import MODALITIES
 from hicmae.training import checkpoint
 
@@ -98,6 +98,8 @@ def check_agrees(
     What the file does not say, or is not chosen, contradicts nothing. ValueError names the flags.
     """
     mine = flat_settings(chosen)
+    if trained.config is None and "task" not in flat_settings(trained.content.get("args")):
+        flags = [flag for flag in flags if flag != "task"]  # of a bare file it is a guess
     wrong = [
         f"--{flag} {_shown(mine[flag])} (trained with {_shown(trained.settings[flag])})"
         for flag in flags

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hicmae.config import new_parser
+from hicmae.config.flags import new_parser
 from hicmae.inference.style import FORMATS, save_figure
 from hicmae.io import check_writable, describe
 from hicmae.visualize.attention import attention

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from torch import nn
 
-from hicmae.config import ClipConfig, MaskConfig, PretrainModelConfig, flat_settings, from_flags
+from hicmae.config import ClipConfig, MaskConfig, PretrainModelConfig
+from hicmae.config.flags import flat_settings, from_flags
 from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import (
     AnyClip,

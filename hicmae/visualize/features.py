@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
-from hicmae.config import PretrainModelConfig, from_flags
+from hicmae.config import PretrainModelConfig
+from hicmae.config.flags import from_flags
 from hicmae.inference import forward
 from hicmae.inference.style import MARKERS, STYLE, colour
 from hicmae.io import write_whole

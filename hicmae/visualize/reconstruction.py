@@ -13,7 +13,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 from torch import nn
 
-from hicmae.config import PretrainLossConfig, from_flags
+from hicmae.config import PretrainLossConfig
+from hicmae.config.flags import from_flags
 from hicmae.data.batches import PretrainBatch
 from hicmae.inference.style import STYLE
 from hicmae.models.reconstruct import Reconstruction, reconstruct

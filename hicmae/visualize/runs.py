@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
-from hicmae.config import flat_settings
+from hicmae.config.flags import flat_settings
 from hicmae.data.clip_list import names_of_run
 from hicmae.data.video import natural_key
 from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image

@@ -36,7 +36,7 @@ import cv2
 import numpy as np
 import torch
 
-from hicmae.config import Settings, add_arguments, from_flags, option
+from hicmae.config.flags import Settings, add_arguments, from_flags, option
 from hicmae.data.film import Film
 from hicmae.data.media import VIDEO_SUFFIXES, needed_stream, opened
 from hicmae.faces.detector import Detector, check_weights

@@ -18,7 +18,7 @@ import pandas as pd
 
 import run_finetuning
 from hicmae import EmotionRecognizer
-from hicmae.config import new_parser
+from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import read_labelled_list, read_names
 from hicmae.training.run import run_command
 from preprocess import own_videos

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 import numpy as np
 
 from hicmae import EmotionRecognizer
-from hicmae.config import new_parser
+from hicmae.config.flags import new_parser
 from hicmae.inference.pictures import draw_timeline, write_overlay
 from hicmae.training.run import run_command
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 from hicmae import EmotionRecognizer
-from hicmae.config import new_parser
+from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import read_labelled_list, write_list
 from hicmae.io import describe, write_whole
 from hicmae.training.checkpoint import numbered

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from hicmae.config import PretrainConfigs, new_parser, parse_configs
+from hicmae.config import PretrainConfigs
+from hicmae.config.flags import new_parser, parse_configs
 from hicmae.data.batches import ClipIndex
 from hicmae.data.dataset import PretrainClips
 from hicmae.data.film import open_video

@@ -7,7 +7,8 @@ from PIL import Image
 
 import hicmae.data.audio as wav
 import hicmae.data.video as film
-from hicmae.config import PretrainConfigs, from_dict
+from hicmae.config import PretrainConfigs
+from hicmae.config.flags import from_dict
 from hicmae.data.augment import Augment
 from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import Clip, write_list

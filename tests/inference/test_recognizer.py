@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from hicmae.config import Options
 from hicmae.data import film
 from hicmae.inference import forward, sources
 from hicmae.inference.clips import Clip, sliding
 from hicmae.inference.model import ModelConfig, Preprocessing
-from hicmae.inference.options import Options
 from hicmae.inference.recognizer import Failure
 from hicmae.inference.sources import Arrays, MediaFile, open_source
 from hicmae.io import UnreadableClip

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hicmae.config import PretrainConfigs, as_dict, from_dict
+from hicmae.config import PretrainConfigs
+from hicmae.config.flags import as_dict, from_dict
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.training import checkpoint
 from hicmae.visualize.__main__ import main

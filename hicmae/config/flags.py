@@ -1,0 +1,189 @@
+"""Flags from dataclasses: a field of `Settings` is a flag, checked when it is made.
+
+A field has the name of the argument that it becomes, of a model's builder or a loss, say; where the
+flag is spelled otherwise, the field says so. It also says which values are allowed, and whether a
+resumed run may change it. Settings are saved by their flags, in groups.
+"""
+
+import argparse
+import io
+import operator
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from functools import partial
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+RULES = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+Config = TypeVar("Config")
+Configs = TypeVar("Configs")
+Refused = Mapping[str, object]  # what is wrong, by the message that says so
+
+
+def option(default: Any, description: str, must: str = "", **about: Any) -> Any:
+    """Declare a dataclass field that is also a flag, of the field's name or named in `flag`.
+
+    ``--help`` shows the description, the default and what `must` hold of each number, e.g. "> 0 and
+    <= 1", but no `aliases` (older spellings). A `harmless` setting says where and how to compute,
+    or when to log, save and test: a resumed run may change it. The rest is argparse's.
+    """
+    usual = {"flag": "", "aliases": (), "harmless": False}
+    known = {name: about.pop(name, value) for name, value in usual.items()}
+    return field(
+        default=default, metadata={"help": description, "must": must, "rest": about, **known}
+    )
+
+
+harmless = partial(option, harmless=True)
+
+
+def flag_of(item: Field) -> str:
+    """Return the flag of a field, without dashes."""
+    return item.metadata["flag"] or item.name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A group of flags; ValueError names the one whose value is not allowed."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, must = getattr(self, item.name), item.metadata["must"]
+            numbers = value if isinstance(value, tuple) else (value,)
+            for sign, limit in map(str.split, must.split(" and ") if must else ()):
+                if not all(n is None or RULES[sign](n, float(limit)) for n in numbers):
+                    raise ValueError(f"--{flag_of(item)} must be {must}, got {value}")
+        for message, wrong in self._refused().items():
+            if wrong:
+                raise ValueError(message)
+
+    def _refused(self) -> Refused:
+        """Return which settings do not go together."""
+        return {}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a bad flag in one line instead of printing the whole usage.
+
+    From then on whatever a command prints can be printed, also bytes of names as `os` has them.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse flags, also ``--flag True`` and ``--flag=False`` as the authors' scripts say it."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        booleans = [a for a in self._actions if isinstance(a, argparse.BooleanOptionalAction)]
+        flags = {flag for action in booleans for flag in action.option_strings}
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            flag, _, value = word.partition("=")
+            if flag not in flags and words and words[-1] in flags:
+                flag, value = words[-1], word
+            if flag not in flags or value.lower() not in ("true", "false"):
+                words.append(word)
+                continue
+            if value == word:
+                words.pop()
+            opposite = flag.replace("--no-", "--") if "--no-" in flag else f"--no-{flag[2:]}"
+            words.append(flag if value.lower() == "true" else opposite)
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and say where the flags are described."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def new_parser(description: str | None, configs: Any = None, **defaults: Any) -> OneLineParser:
+    """Make a parser of the fields of a NamedTuple of dataclasses; `defaults` replace theirs."""
+    style = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(description=description, allow_abbrev=False, formatter_class=style)
+    for config in configs.__annotations__.values() if configs else ():
+        add_arguments(parser, config, **defaults)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser, config: type, **defaults: Any) -> None:
+    """Add a group of flags, one for each field; its title is the dataclass's first line."""
+    group = parser.add_argument_group((config.__doc__ or "").splitlines()[0].rstrip("."))
+    hints = typing.get_type_hints(config)
+    for item in fields(config):
+        flag, about, kind = flag_of(item), item.metadata, hints[item.name]
+        default, options = defaults.get(flag, item.default), {"dest": flag, **about["rest"]}
+        if isinstance(kind, types.UnionType):  # X | None
+            kind = typing.get_args(kind)[0]
+        if typing.get_origin(kind) is tuple:
+            kind, *others = typing.get_args(kind)
+            options.setdefault("nargs", "+" if others == [...] else 1 + len(others))
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            metavar = None if "choices" in options else METAVARS[kind]
+            options = {"metavar": metavar, "type": kind, **options}
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        notes = [f"default: {shown}"] if shown not in (None, "") else []
+        notes += [about["must"]] if about["must"] else []
+        text = about["help"].replace("%", "%%") + (f" ({'; '.join(notes)})" if notes else "")
+        group.add_argument(f"--{flag}", default=default, help=text, **options)
+        if about["aliases"]:
+            options |= {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            group.add_argument(*[f"--{alias}" for alias in about["aliases"]], **options)
+
+
+def parse_configs(
+    parser: argparse.ArgumentParser, configs: type[Configs], argv: Sequence[str] | None
+) -> Configs:
+    """Parse the command line, or `argv`; a wrong setting ends in one line and exit code 2."""
+    flags = vars(parser.parse_args(argv))
+    try:
+        parsed = from_dict(configs, flags)
+        return parsed.completed() if hasattr(parsed, "completed") else parsed
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Return what a command line says, without defaults."""
+    unset = object()
+    namespace = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args(argv)), unset))
+    given = vars(parser.parse_args(argv, namespace))
+    return {name: value for name, value in given.items() if value is not unset}
+
+
+def from_flags(flags: Mapping[str, Any], config: type[Config]) -> Config:
+    """Build a dataclass, which checks them, from values by flag or alias; None: the default."""
+    values: dict[str, Any] = {}
+    for item in fields(config):  # type: ignore[arg-type]  # any dataclass will do
+        names = (flag_of(item), *item.metadata["aliases"])
+        value = next((flags[name] for name in names if flags.get(name) is not None), None)
+        if value is not None and isinstance(item.default, tuple):
+            value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if value is not None:
+            values[item.name] = value
+    return config(**values)
+
+
+def as_dict(configs: NamedTuple) -> dict[str, dict[str, Any]]:
+    """Return the settings in groups by flag, for JSON and for checkpoints."""
+    return {
+        group: {flag_of(item): getattr(config, item.name) for item in fields(config)}
+        for group, config in configs._asdict().items()
+    }
+
+
+def from_dict(configs: type[Configs], settings: Any) -> Configs:
+    """Undo `as_dict`, or take what `flat_settings` takes; what is missing has its default."""
+    flags, groups = flat_settings(settings), configs.__annotations__.items()
+    return configs(**{name: from_flags(flags, kind) for name, kind in groups})
+
+
+def flat_settings(args: Any) -> dict[str, Any]:
+    """Return settings by flag, lists for tuples, from groups of flags, flags, or a Namespace."""
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    flat: dict[str, Any] = {}
+    for name, value in args.items() if isinstance(args, Mapping) else ():
+        flat.update(value if isinstance(value, Mapping) else {name: value})
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in flat.items()}
