@@ -123,5 +123,8 @@ def test_finetuning_starts_from_a_pretrained_model_of_then(frozen, tmp_path, cap
 def test_a_run_folder_of_then_can_be_tested(frozen, tmp_path):
     out = shutil.copytree(frozen / "run", tmp_path / "out")
     finetune(out, "--eval")
-    assert len((out / "pred_eval-1-fold.csv").read_text().splitlines()) == 1 + 5
+    _, first, *others = (out / "pred_eval-1-fold.csv").read_text().splitlines()
+    answer = [float(number) for number in first.split(",")[-3:]]
+    assert answer == pytest.approx([0.265550, 0.608989, 0.125462], abs=1e-4)  # as code of then
+    assert len(others) == 4
     assert json.loads((out / "metrics_eval-1-fold.json").read_text())["clips"] == 5
