@@ -249,7 +249,8 @@ out = pathlib.Path(sys.argv[-1])
 if os.environ.get("FAKE_FAIL", "nothing") in out.name:
     sys.exit(7)
 if "--output_dir" in sys.argv:
-    for name in ("meta.csv", "checkpoint-74.pth", "metrics_best.json"):
+    last = int(sys.argv[sys.argv.index("--epochs") + 1]) - 1 if "--epochs" in sys.argv else 0
+    for name in ("meta.csv", f"checkpoint-{last}.pth", "metrics_best.json"):
         (out / name).touch()
 """
 

@@ -195,7 +195,7 @@ def test_finetuning_in_another_order_is_told_and_testing_refused(
     warning = "was trained with --fusion_order video_first, this model has --fusion_order audio_fi"
     assert warning in caplog.text
     with pytest.raises(ValueError, match="--fusion_order both .trained with video_first"):
-        finetune(media, tmp_path / "test", "--eval", "--no-hierarchical_fusion",
+        finetune(media, tmp_path / "test", "--eval", "--fusion_order", "both",
                  "--resume", str(finetuned["av"] / "checkpoint-0.pth"))  # fmt: skip
 
 
