@@ -225,6 +225,8 @@ def test_ranks_count_broken_clips_together_and_stop_together(media, tmp_path):
         (["--resume", "missing.pth"], "checkpoint 'missing.pth' does not exist"),
         (["--precision", "fp16"], "--precision fp16 needs a GPU"),
         (["--device", "cuda"], "--device cuda, but torch sees no GPU"),
+        (["--output_dir", __file__], "test_runs.py' is, or lies in, a file, expected a folder"),
+        (["--output_dir", f"{__file__}/a"], "test_runs.py/a' is, or lies in, a file"),
     ],
 )
 def test_impossible_runs_are_refused(media, tmp_path, arguments, message):

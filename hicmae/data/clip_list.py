@@ -193,9 +193,7 @@ def wav_of(video: str) -> str:
 def _read(path: Path, parse: Callable[[list[str]], Clip], expected: str) -> Sequence[AnyClip]:
     found = find_list(path)
     if found is None:
-        raise FileNotFoundError(
-            f"list '{path}' does not exist; check --data_path, or the flag that names it"
-        )
+        raise FileNotFoundError(f"list '{path}' does not exist, expected a file; check the path")
     if is_packed(found):
         return read_packed(found)
     clips: list[Clip] = []

@@ -149,7 +149,12 @@ def own_folder(folder: Path, wait: float = 20.0) -> Iterator[None]:
     Made if missing. RuntimeError: another run still writes there after `wait` seconds, in which its
     last processes may just be ending.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"--output_dir '{folder}' is, or lies in, a file, expected a folder; choose another one"
+        ) from error
     descriptor, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + wait
     try:
         with suppress(OSError):  # a file system without locks

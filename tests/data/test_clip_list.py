@@ -155,7 +155,7 @@ def test_bad_line_of_a_list_is_named(tmp_path, options, text, line, facts):
 
 
 def test_missing_list_and_unknown_task_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.csv' does not exist; check --data_path"):
+    with pytest.raises(FileNotFoundError, match="none.csv' does not exist"):
         read_pretrain_list(tmp_path / "none.csv")
     with pytest.raises(ValueError, match="'classification' or 'regression', got 'ranking'"):
         read_labelled_list(tmp_path / "x.csv", task="ranking")
