@@ -53,10 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def pretrain(run: Run, configs: PretrainConfigs) -> None:
     """Build data, model and optimiser, then train epoch by epoch."""
     dataset, epochs = make_dataset(configs), configs.optim.epochs
-    crop = replace(
-        configs.data, source_crop=dataset.source_crop
-    )  # decided; it is saved with the run
-    configs = configs._replace(data=crop)
+    # The run keeps what was decided.
+    configs = configs._replace(data=replace(configs.data, source_crop=dataset.source_crop))
     loader = loop.clip_loader(run, dataset, configs.optim.batch_size)
     warn_of_contrast(configs)
     if configs.loss.gather:

@@ -81,21 +81,25 @@ def read_pretrain_list(path: str | Path, data_root: str = "") -> Sequence[AnyCli
     return _read(path, parse, "'<video.mp4> <int>' or '<video.mp4> <audio.wav> <int>'")
 
 
+def source_crop_of(path: object) -> str:
+    """Return "voxceleb2" where the path of a list says so, which is how the original decides."""
+    return "voxceleb2" if "voxceleb2" in str(path) else "none"
+
+
 def decide_source_crop(
     choice: str, path: str | Path, clips: Sequence[AnyClip], input_size: int
 ) -> str:
     """Decide whether films are cut to the face, and say so: "voxceleb2" or "none".
 
-    The choice "auto" asks, as the original does, whether the path of the list says "voxceleb2".
-    Shards stay as they were packed; ValueError where that does not fit the choice or the size.
+    The choice "auto" asks the path of the list, see `source_crop_of`. Shards stay as they were
+    packed; ValueError where that does not fit the choice or the size.
     """
     decided, why = choice, "as asked"
     packed = [shard for shard in getattr(clips, "shards", ()) if shard.source_crop]
     if choice == "auto" and packed:
         decided, why = packed[0].source_crop, "as packed"
     elif choice == "auto":
-        says = "voxceleb2" in str(path)
-        decided, why = "voxceleb2" if says else "none", f"by the path of the list, '{path}'"
+        decided, why = source_crop_of(path), f"by the path of the list, '{path}'"
     box = voxceleb2_box(input_size) if decided == "voxceleb2" else None
     for shard in packed:
         cut = voxceleb2_box(shard.input_size) if shard.source_crop == "voxceleb2" else None

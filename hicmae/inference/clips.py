@@ -21,11 +21,11 @@ from hicmae.data.audio import (
     frames_to_samples,
     span_or_whole,
 )
-from hicmae.data.clip_list import name_of
+from hicmae.data.clip_list import name_of, source_crop_of
 from hicmae.data.film import FRAME_RATE
 from hicmae.data.media import NoPicture, NoSound
 from hicmae.data.shards import PackedClip
-from hicmae.data.video import NOT_READ, Box, resize, source_box, test_windows, to_tensor
+from hicmae.data.video import NOT_READ, resize, source_box, test_windows, to_tensor
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, follow, main_face, search, smooth
 from hicmae.inference.model import FACE_SIZE, ModelConfig, Preprocessing
@@ -333,7 +333,7 @@ class Clip:
     def _pictures(self) -> Iterator[list[Tensor | None]]:
         """Yield the pixels of each window for each person: (3, T, H, W), or None unseen."""
         frames = enumerate(self.frames or ())
-        size = (self.config.preprocessing.input_size,) * 2
+        size, crop = (self.config.preprocessing.input_size,) * 2, self._source_crop()
         held: dict[int, list[np.ndarray]] = {}  # views of each person, by place among the frames
         for window in self.windows:
             pictures: list[Tensor | None] = [None] * self.num_people
@@ -345,7 +345,8 @@ class Clip:
             while max(held, default=-1) < places[-1]:
                 place, frame = next(frames)
                 if self.points is None:
-                    left, top, right, bottom = self._box(frame)
+                    height, width = frame.shape[:2]
+                    left, top, right, bottom = source_box(crop, size[0], width, height)
                     images = [frame[top:bottom, left:right]]
                 else:
                     images = [align(frame, points[place], FACE_SIZE) for points in self.points]
@@ -356,15 +357,14 @@ class Clip:
                     pictures[number] = to_tensor([held[place][number] for place in places])
             yield pictures
 
-    def _box(self, frame: np.ndarray) -> Box:
-        """Return what is kept of a frame that is taken as it is: all, or as in pre-training."""
-        height, width = frame.shape[:2]
-        trained, crop = self.config.training.get("settings", {}), "none"
-        if self.config.task == "pretraining":
-            crop = trained.get("source_crop", "auto")
-            if crop == "auto":  # of the authors, or from before runs kept what was decided
-                crop = "voxceleb2" if "voxceleb2" in str(trained.get("data_path")) else "none"
-        return source_box(crop, self.config.preprocessing.input_size, width, height)
+    def _source_crop(self) -> str:
+        """Return how frames that are taken as they are are cut: not, or as in pre-training."""
+        if self.config.task != "pretraining":
+            return "none"
+        trained = self.config.training.get("settings", {})
+        crop = trained.get("source_crop", "auto")
+        # "auto": of the authors, or from before runs kept what was decided
+        return source_crop_of(trained.get("data_path")) if crop == "auto" else crop
 
     def release(self) -> None:
         """Free the memory of pictures and sound."""

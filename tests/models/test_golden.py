@@ -5,7 +5,8 @@ import timm
 import torch
 
 import hicmae.models  # noqa: F401  (registers the models)
-from hicmae.config import CLASSIFIERS, PRETRAINING
+from hicmae.config import CLASSIFIERS, FUSION_ORDERS, PRETRAINING
+from hicmae.models import encoder
 from hicmae.models.losses import pretrain_loss
 from tests.golden_inputs import golden, golden_clips, relative_error, set_golden_weights
 from tests.plain.model import PlainClassifier, PlainPretraining
@@ -109,9 +110,10 @@ def test_state_dict_has_the_names_and_shapes_of_released_checkpoints(name):
     assert count == pytest.approx(MILLIONS.get(name, count), abs=0.006)
 
 
-def test_the_names_that_flags_allow_are_those_that_timm_knows():
+def test_what_flags_allow_is_what_models_know():
     registered = timm.list_models("*_patch16_160_a256")
     assert sorted(PRETRAINING + CLASSIFIERS) == sorted(registered)
+    assert FUSION_ORDERS == encoder.FUSION_ORDERS
 
 
 def assert_same_gradients(ours, plain):
