@@ -366,11 +366,11 @@ def end_epoch(
     logger.info("epoch %d: validation %s; best %s %s", state.epoch, shown, name, kept)
     board.scalars(state.last_step, val, "val")
     if "confusion" in metrics and distributed.is_main():
-        from hicmae.visualize.runs import confusion_image  # the other ranks need no matplotlib
-
         recalls = {n: r for n, r in zip(names, metrics["recall"], strict=True) if r is not None}
         board.scalars(state.last_step, recalls, "val_recall")
         if saver.run.draws(state.epoch):
+            from hicmae.visualize.runs import confusion_image  # the other ranks need no matplotlib
+
             board.image("val/confusion", confusion_image(metrics, names), state.last_step)
     saver.end_epoch({**train, **{f"val_{key}": number for key, number in val.items()}})
 

@@ -243,7 +243,7 @@ esac
 """
 # Stands for whatever the demo starts: says so, fails on FAKE_FAIL, and leaves what a run does.
 STAND_IN = """
-import os, pathlib, sys
+import json, os, pathlib, sys
 print("run:", *sys.argv, flush=True)
 out = pathlib.Path(sys.argv[-1])
 if os.environ.get("FAKE_FAIL", "nothing") in out.name:
@@ -252,6 +252,11 @@ if "--output_dir" in sys.argv:
     last = int(sys.argv[sys.argv.index("--epochs") + 1]) - 1 if "--epochs" in sys.argv else 0
     for name in ("meta.csv", f"checkpoint-{last}.pth", "metrics_best.json"):
         (out / name).touch()
+if "--json" in sys.argv:
+    score = {"uar": 0.5}
+    runs = [{"title": t, "total": {"last": score}, "intervals": {"last": {"uar": [0.4, 0.6]}}}
+            for t in ("random", "own", "shipped")]
+    out.write_text(json.dumps({"runs": runs}))
 """
 
 
@@ -265,42 +270,45 @@ def copy(tmp_path):
     (folder / ".venv").mkdir()
     write_program(folder / ".venv" / "bin" / "python", VENV_PYTHON)
     for name in ("preprocess/toy_av", "run_pretraining", "run_finetuning", "hicmae/__init__",
-                 "hicmae/visualize", "hicmae/report"):  # fmt: skip
+                 "hicmae/visualize", "hicmae/report", "hicmae/inference"):  # fmt: skip
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / f"{name}.py").write_text("" if "__" in name else STAND_IN)
     return folder / "scripts"
 
 
 def runs_of(result):
+    """Return the runs that were started, as folder/name."""
     assert result.returncode == 0, result.stderr
-    return re.findall(r"run: \S*?(run_\w+|toy_av)\.py", result.stdout)
+    return re.findall(r"== (\S+): (?:starting|going on|the settings)", result.stderr)
 
 
 def test_demo_knows_its_flags_goes_on_where_it_stopped_and_ends(copy, tmp_path):
     script = copy / "demo.sh"
     shown = commands(start(script, tmp_path, shell="bash", DRY_RUN=1))
-    assert len(shown) == 3
+    assert len(shown) == 1 + 2 * 3
     for _, entry, flags in shown:
         check_flags(entry, flags)
     stopped = start(script, tmp_path, shell="bash", FAKE_FAIL="fold2")
     assert stopped.returncode == 7
+    assert re.search("stopped with code 7; see '.*random/fold2/console.log'", stopped.stderr)
     again = start(script, tmp_path, shell="bash")
-    assert runs_of(again) == ["run_finetuning"] and "fold2: going on" in again.stderr
+    assert runs_of(again) == ["random/fold2", "own/fold2", "shipped/fold2"]
     over = start(script, tmp_path, shell="bash")
-    assert runs_of(over) == [] and "hicmae/report.py" in over.stdout
-    assert "fold2: finished before" in over.stderr and "installing" not in over.stderr
+    assert runs_of(over) == [] and "installing" not in over.stderr
+    assert re.search(r"random weights +50.00  40.00 to 60.00", over.stdout)
 
 
 def test_demo_with_other_settings_repeats_only_what_depends_on_them(copy, tmp_path):
     first = start(copy / "demo.sh", tmp_path, shell="bash")
-    assert runs_of(first) == ["toy_av", "run_pretraining", "run_finetuning", "run_finetuning"]
-    stale = copy.parent / "saved/demo/folds/fold1/stale"
+    tuned = [f"{name}/fold{fold}" for fold in "12" for name in ("random", "own", "shipped")]
+    assert runs_of(first) == ["data/toy_av", "demo/pretrain", *tuned]
+    stale = copy.parent / "saved/demo/own/fold1/stale"
     stale.touch()
     text = (copy / "demo.py").read_text()
     changed, count = re.subn(r"--layer_decay \S+", "--layer_decay 0.5", text)
     assert count == 1 and (copy / "demo.py").write_text(changed)
     result = start(copy / "demo.sh", tmp_path, shell="bash")
-    assert runs_of(result) == ["run_finetuning"] * 2 and not stale.exists()
+    assert runs_of(result) == tuned and not stale.exists()
     assert "settings have changed, starting over" in result.stderr
 
 

@@ -175,10 +175,7 @@ def _of_run(
             f"'{model.source}' holds no HiCMAE model: expected weights named encoder.* or "
             f"encoder_audio.*, got {', '.join(list(weights)[:3])}"
         )
-    if settings["task"] == "pretraining":  # encoders and fusion are all that inference needs
-        kept = (*trained.ENCODERS.values(), trained.FUSION)
-        weights = {name: w for name, w in weights.items() if name.startswith(kept)}
-    else:
+    if settings["task"] != "pretraining":
         chosen = {"class_names": class_names} if class_names else {}
         names = names_of_run({**settings, **chosen}, settings["task"], settings["nb_classes"])
     unseen = {"a": "input_size", "v": "input_size_audio"}.get(settings["modality"])

@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, EXPORT = "config.json", "model.safetensors", "export"
 METADATA = "hicmae_config"  # where a weights file alone carries its config.json
+# Exports that come with the package, by name; see scripts/toy/README.md.
+BUNDLED = {
+    p.parent.name: p.parent for p in Path(__file__).parents[1].glob(f"checkpoints/*/{CONFIG}")
+}
 
 _MARK = b"sha256:"
 _TRAILER = len(_MARK) + 64
@@ -88,9 +92,11 @@ def digest(path: Path, but: int = 0) -> str:
 def find(path: str | Path, to_resume: bool = False) -> Path:
     """Return the file that a path means: itself, or the best weights there are in a folder.
 
+    A name of `BUNDLED` means that checkpoint of the package, unless there is such a path.
     `to_resume` takes the newest state of a run instead. FileNotFoundError: there is none.
     """
-    path, saved = Path(path), [state for _, _, state in reversed(in_order(path))]
+    path = Path(path) if Path(path).exists() else BUNDLED.get(str(path), Path(path))
+    saved = [state for _, _, state in reversed(in_order(path))]
     kinds = ("", f"{EXPORT}/best", f"{EXPORT}/last", "best", "last")
     best = [*(path / kind / WEIGHTS for kind in kinds), path / "checkpoint-best.pth"]
     for place in (path, *([] if to_resume else best), *saved):
@@ -101,7 +107,7 @@ def find(path: str | Path, to_resume: bool = False) -> Path:
         problem = f"holds no {'' if to_resume else f'{WEIGHTS} and no '}checkpoint"
     raise FileNotFoundError(
         f"checkpoint '{path}' {problem}; name a folder with {WEIGHTS}, the output folder of a run, "
-        "or a .pth"
+        f"a .pth, or one that comes with the package ({', '.join(BUNDLED)})"
     )
 
 

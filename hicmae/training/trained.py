@@ -73,7 +73,10 @@ def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
 
 
 def weights_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Find the state dict in a checkpoint, if it is none itself, and strip added prefixes."""
+    """Find the state dict in a checkpoint, if it is none itself, and strip added prefixes.
+
+    Weights of half precision are widened to float32, which changes no value.
+    """
     weights = next((content[k] for k in PLACES if isinstance(content.get(k), Mapping)), content)
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(
@@ -87,7 +90,11 @@ def weights_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
                 f"{source} is of no use: '{name}' holds values that are nan or inf; take an "
                 "earlier checkpoint"
             )
-    return {re.sub(r"^(?:module\.|_orig_mod\.|model\.)+", "", n): w for n, w in weights.items()}
+    half = (torch.float16, torch.bfloat16)
+    return {
+        re.sub(r"^(?:module\.|_orig_mod\.|model\.)+", "", name): w.float() if w.dtype in half else w
+        for name, w in weights.items()
+    }
 
 
 def check_agrees(

@@ -26,7 +26,6 @@ from hicmae.data.dataset import PretrainClips, TestClips
 from hicmae.inference.model import load_model
 from hicmae.io import choose_device
 from hicmae.training import trained
-from hicmae.training.checkpoint import find
 
 HOP_SECONDS = 0.01  # between two spectrogram steps
 MOST_FRAMES = 6
@@ -67,15 +66,20 @@ def open_model(
 
 def open_whole(path: str | Path, device: str) -> tuple[nn.Module, dict[str, Any], torch.device]:
     """Load a pre-training checkpoint with its decoders; return it, its settings and the device."""
-    chosen, found = choose_device(device), trained.read(find(path, to_resume=True))
-    settings = flat_settings(found.content.get("args")) | {"task": found.settings["task"]}
-    if settings["task"] != "pretraining" or "mask_ratio" not in settings:
-        lacks = "is an export and has no decoders" if found.config else "holds no settings"
-        if settings["task"] != "pretraining":
-            lacks = "is fine-tuned and has no decoders"
+    chosen, found = choose_device(device), trained.read(path)
+    told = found.content.get("args")
+    if found.config is not None:
+        told = found.config.get("training", {}).get("settings")
+    settings = flat_settings(told) | {"task": found.settings["task"]}
+    lacks = "" if "mask_token" in found.weights else "has no decoders"
+    if "mask_ratio" not in settings:
+        lacks = "holds no settings"
+    if settings["task"] != "pretraining":
+        lacks = "is fine-tuned and has no decoders"
+    if lacks:
         raise ValueError(
-            f"checkpoint '{path}' {lacks}, but this picture needs a pre-trained one with its "
-            "settings under 'args'; give a checkpoint of run_pretraining.py"
+            f"checkpoint '{path}' {lacks}, but this picture needs a pre-trained one with decoders "
+            "and settings; give a checkpoint of run_pretraining.py"
         )
     clip = from_flags(settings, ClipConfig)
     model = timm.create_model(**vars(from_flags(settings, PretrainModelConfig)), **clip.of_model())

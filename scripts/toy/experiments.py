@@ -1,44 +1,81 @@
 """Experiments on the synthetic benchmark, with the settings of scripts/demo.py.
 
+    python scripts/toy/experiments.py ship          the pre-training and classifier of the package
+    python scripts/toy/experiments.py starts        random weights, the demo's pre-training, the
+                                                    shipped one: few and all labels, probe, k-NN
     python scripts/toy/experiments.py modalities    audio, video, both, and one that is missing
-    python scripts/toy/experiments.py labels        pre-trained or not, on few and many labels
     python scripts/toy/experiments.py ablations     the parts of HiCMAE, one left out at a time
 
-Each starts from a finished demo, makes the runs that are not there yet, and prints a table, which
+Each starts from a finished demo, makes the runs that are not there yet, and prints tables, which
 table.md holds too. A run that was cut off goes on; one whose command has changed, or that of the
-run it starts from, starts over. How the settings were chosen stands in scripts/toy/README.md.
+run it starts from, starts over. UAR is that of the last epoch, pooled over the folds, its mean and
+standard deviation over --seeds; intervals draw speakers, differences are paired by clips.
 """
 
 import argparse
 import itertools
 import json
-import math
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 from hicmae import EmotionRecognizer
 from hicmae.config.flags import new_parser
-from hicmae.data.clip_list import read_labelled_list, write_list
+from hicmae.data.clip_list import read_labelled_list
+from hicmae.inference.model import export_checkpoint
 from hicmae.io import describe, write_whole
-from hicmae.training.checkpoint import numbered
+from hicmae.training.checkpoint import WEIGHTS, numbered
 from hicmae.training.evaluate import classification_metrics
 from scripts import demo
-from scripts.demo import Run, flag_value
+from scripts.demo import SHIPPED, Run
 
 ROOT = Path(__file__).resolve().parents[2]
-# What the benchmark's design allows in percent: sound cannot tell valences apart, the picture
-# cannot tell arousals apart.
-MODALITIES = {"a": ("audio", 33.3), "v": ("video", 50.0), "av": ("audio and video", 100.0)}
+PACKAGED = ROOT / "hicmae/checkpoints"
+RANDOM, OWN = "", "own"  # what fine-tuning starts from, beside SHIPPED and flags of pre-training
+FINETUNE = ["--image_freq", "0", "--no-export", "--save_ckpt_freq", "100000", "--keep_ckpts", "1"]
+PROBE = "--linear_probe --lr 0.4"
+K, KNN_FEATURES = 10, "video_last+audio_last+fusion_video+fusion_audio"
+# The shipped ones: more speakers and epochs than the demo's.
+SHIP_SPEAKERS, SHIP_EPOCHS = 4000, 120
+SHIP_FLAGS = f"--epochs {SHIP_EPOCHS} --lr 0.003 --image_freq 0"
+
+
+class Variant(NamedTuple):
+    """A row of a table."""
+
+    title: str
+    start: str = OWN  # RANDOM, OWN (of the demo), SHIPPED, or changed flags of pre-training
+    finetune: str = ""  # changed flags
+    labels: str = ""  # "" few, "_all" all of a fold
+
+
+def starts_of(finetune: str = "", labels: str = "") -> list[Variant]:
+    """Return the three starts of the demo under other conditions."""
+    titles = zip(demo.TITLES.values(), (RANDOM, OWN, SHIPPED), strict=True)
+    return [Variant(title, start, finetune, labels) for title, start in titles]
+
+
+STARTS = {
+    "few": ("Few labels: 20 speakers", starts_of()),
+    "all": ("All labels", starts_of(labels="_all")),
+    "probe": ("Linear probe, all labels", starts_of(PROBE, "_all")),
+}
+MODALITIES = [
+    Variant("audio and video", SHIPPED, "", "_all"),
+    Variant("video", SHIPPED, "--modality v", "_all"),
+    Variant("audio", SHIPPED, "--modality a", "_all"),
+]
 MISSING = {  # name -> modality that is read, how the other one is filled in
     "both streams": (None, "error"),
     "no sound, zeros": ("v", "zeros"),
@@ -46,36 +83,45 @@ MISSING = {  # name -> modality that is read, how the other one is filled in
     "no picture, zeros": ("a", "zeros"),
     "no picture, drop": ("a", "drop"),
 }
-
-FULL, PROBE = "full fine-tuning", "linear probe"
-LEAST_STEPS = {FULL: 200, PROBE: 300}  # few labels make short epochs
-PROBE_FLAGS = ["--linear_probe", "--lr", "0.4"]
-K, KNN_FEATURES = 10, "video_last+audio_last+fusion_video+fusion_audio"
-
-# In place of the demo's epochs, so that all variants take about 40 minutes on two cores.
-PRETRAIN = ["--epochs", "5", "--image_freq", "0"]
-FINETUNE = ["--epochs", "20", "--warmup_epochs", "1", "--image_freq", "0", "--no-export"]
-NO_PRETRAINING = "no --finetune"
-# name -> title, changed flags of run_pretraining.py, and of run_finetuning.py
-VARIANTS = {
-    "baseline": ("HiCMAE, with the demo's settings", "", ""),
-    "baseline_again": ("the same, pre-trained with another seed", "--seed 1", ""),
-    "no_pretraining": ("no pre-training", NO_PRETRAINING, ""),
-    "no_skips": ("no hierarchical skip connections", "--no-skip_connections", ""),
-    "no_contrast": ("no contrastive loss", "--contrastive_levels none", ""),
-    "top_contrast": ("contrast of the top level only", "--contrastive_levels top", ""),
-    "no_feature_fusion": ("no hierarchical feature fusion", "", "--no-hierarchical_fusion"),
-    "video_first": ("fusion: video first", *2 * ["--fusion_order video_first"]),
-    "audio_first": ("fusion: audio first", *2 * ["--fusion_order audio_first"]),
-    "masks_50_50": ("masking ratios 0.5 and 0.5", "--mask_ratio 0.5 --mask_ratio_audio 0.5", ""),
-    "masks_90_80": ("masking ratios 0.9 and 0.8, the paper's",
-                    "--mask_ratio 0.9 --mask_ratio_audio 0.8", ""),
-    "weight_0.025": ("loss weight 0.025", "--loss_weight 0.025", ""),
-    "weight_0.1": ("loss weight 0.1", "--loss_weight 0.1", ""),
-}  # fmt: skip
+ABLATIONS = [
+    Variant("HiCMAE, with the demo's settings", "--seed 0"),
+    Variant("the same, pre-trained with another seed", "--seed 1"),
+    Variant("no hierarchical skip connections", "--no-skip_connections"),
+    Variant("no contrastive loss", "--contrastive_levels none"),
+    Variant("contrast of the top level only", "--contrastive_levels top"),
+    Variant("no hierarchical feature fusion", "--seed 0", "--no-hierarchical_fusion"),
+    Variant("contrast on clips masked like the rest", "--contrast_mask_ratio 0.75"),
+    Variant("no pre-training", RANDOM),
+]
 
 
 # Runs
+
+
+def run_all(runs: Sequence[Run], extra: str = "") -> None:
+    """Make the runs that are not finished, with the demo's flags before their own."""
+    for run in tqdm(runs, desc="runs", unit="run", dynamic_ncols=True):
+        flags = [*demo.FLAGS[run.script], *run.flags, *shlex.split(extra)]
+        demo.make(run._replace(flags=flags))
+
+
+def slug(flags: str) -> str:
+    """Name a folder after flags."""
+    return "_".join(flags.replace("--", "").split()) or "as_the_demo"
+
+
+def pretrained(start: str, args: argparse.Namespace) -> list[str]:
+    """Return the flag that names what to start from; pre-train it where it is not there yet."""
+    if start in (RANDOM, SHIPPED):
+        return ["--finetune", SHIPPED] if start else []
+    folder = args.demo / "pretrain"
+    if start != OWN:
+        folder = args.output_dir / "pretrain" / slug(start)
+        flags = ["--data_path", str(args.data / "packed"), "--image_freq", "0", *start.split()]
+        flags += ["--epochs", str(args.pretrain_epochs)]
+        product = f"checkpoint-{args.pretrain_epochs - 1}.pth"
+        run_all([Run(folder, "run_pretraining.py", flags, product)], args.extra)
+    return ["--finetune", str(last_checkpoint(folder))]
 
 
 def last_checkpoint(run: Path) -> Path:
@@ -85,71 +131,117 @@ def last_checkpoint(run: Path) -> Path:
     return found[-1][1]
 
 
-def run_all(runs: Sequence[Run], extra: str = "") -> None:
-    """Make the runs that are not finished, with the demo's flags before their own."""
-    for run in tqdm(runs, desc="runs", unit="run", dynamic_ncols=True):
-        flags = [*demo.FLAGS[run.script], *run.flags, *shlex.split(extra)]
-        demo.make(run._replace(flags=flags), quiet=True)
+def finetuned(variants: Sequence[Variant], name: str, args: argparse.Namespace) -> list[list[Path]]:
+    """Fine-tune variants on all folds and seeds; return their folders, of folds, by seed."""
+    runs, folders = [], []
+    for variant in variants:
+        start = pretrained(variant.start, args)
+        place = args.output_dir / name / slug(f"{variant.start} {variant.finetune}")
+        folders.append([place / f"seed{seed}" for seed in args.seeds])
+        for (seed, folder), fold in itertools.product(
+            zip(args.seeds, folders[-1], strict=True), args.folds
+        ):
+            data = args.data / f"fold{fold}{variant.labels}"
+            flags = ["--data_path", str(data), "--seed", str(seed), *start, *FINETUNE]
+            flags += variant.finetune.split()
+            runs.append(Run(folder / f"fold{fold}", "run_finetuning.py", flags))
+    run_all(runs, args.extra)
+    return folders
 
 
-def report(folders: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
-    """Score experiments by hicmae.report, with intervals by speakers; compared with the first."""
-    file, titles = args.output_dir / "report.json", range(len(folders))
-    meta = ["--speaker_file", args.data / "meta.csv"]
-    words = ["-m", "hicmae.report", *folders, "--titles", *titles, *meta, "--json", file]
-    demo.call(words, args.output_dir / "report.log")
-    return json.loads(file.read_text(encoding="utf-8"))
+# Tables
 
 
-def uar_of(run: Path) -> float:
-    """Return the UAR after the last epoch in percent."""
-    return 100 * json.loads((run / "metrics.json").read_text(encoding="utf-8"))["uar"]
+def score(
+    titles: Sequence[str], folders: Sequence[Sequence[Path]], args: argparse.Namespace
+) -> str:
+    """Lay out rows, a folder of folds by seed each, compared with the first row."""
+    rows: list[dict[str, list[float]]] = [
+        {name: [] for name in ("uar", "low", "high", "difference", "from", "to")} for _ in titles
+    ]
+    file = args.output_dir / "report.json"
+    for places in zip(*folders, strict=True):  # of one seed
+        meta = ["--speaker_file", args.data / "meta.csv"]
+        words = ["-m", "hicmae.report", *places, "--titles", *range(len(titles)), *meta]
+        demo.call([*words, "--json", file], args.output_dir / "report.log")
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for row, run in zip(rows, found.get("runs", [found]), strict=True):
+            row["uar"].append(run["total"]["last"]["uar"])
+            for name, value in zip(("low", "high"), run["intervals"]["last"]["uar"], strict=True):
+                row[name].append(value)
+        pairs = [
+            d
+            for comparison in found.get("comparisons", ())
+            for d in comparison["differences"]
+            if comparison["kind"] == "last" and d["metric"] == "uar"
+        ]
+        for row, d in zip(rows[1:], pairs, strict=True):
+            row["difference"].append(d["value"] - d["baseline"])
+            row["from"].append(d["low"])
+            row["to"].append(d["high"])
+    return table([laid_out(title, row) for title, row in zip(titles, rows, strict=True)])
 
 
-def table(rows: Any, **options: Any) -> str:
+def laid_out(title: str, row: dict[str, list[float]]) -> dict[str, str]:
+    """Write the means over seeds in percent."""
+    mean = {name: 100 * np.mean(values) if values else None for name, values in row.items()}
+    spread = f" ± {100 * np.std(row['uar'], ddof=1):.1f}" if len(row["uar"]) > 1 else ""
+    compared = mean["difference"] is not None
+    return {
+        "": title,
+        "UAR": f"{mean['uar']:.1f}{spread}",
+        "95 % interval": f"{mean['low']:.1f} to {mean['high']:.1f}",
+        "difference": f"{mean['difference']:+.1f}" if compared else "-",
+        "its 95 %": f"{mean['from']:+.1f} to {mean['to']:+.1f}" if compared else "-",
+    }
+
+
+def table(rows: Any) -> str:
     """Lay out rows in Markdown as they are, no string read as a number."""
-    return pd.DataFrame(rows).to_markdown(disable_numparse=True, **options) + "\n"
+    return pd.DataFrame(rows).to_markdown(disable_numparse=True, index=False) + "\n"
 
 
-# modalities
+# Experiments
+
+
+def starts(args: argparse.Namespace) -> str:
+    """Compare random weights, the demo's pre-training and the shipped one."""
+    texts = []
+    for name, (title, variants) in STARTS.items():
+        folders = finetuned(variants, name, args)
+        texts.append(f"{title}\n\n" + score([v.title for v in variants], folders, args))
+    # Of random weights those that the last probe has kept.
+    first = last_checkpoint(folders[0][0] / f"fold{args.folds[0]}")
+    models = [first, *(pretrained(start, args)[1] for start in (OWN, SHIPPED))]
+    neighbours = []
+    for model, variant in zip(models, variants, strict=True):
+        out = args.output_dir / "knn" / slug(variant.start)
+        for fold in args.folds:
+            places = ["--data_path", args.data / f"fold{fold}", "--output_dir", out]
+            words = ["-m", "hicmae.knn", "--checkpoint", model, *places, "--k", K]
+            demo.call([*words, "--features", KNN_FEATURES], args.output_dir / "knn.log")
+        neighbours.append([out / KNN_FEATURES / f"k{K}"])
+    titles = [variant.title for variant in variants]
+    texts.append(f"{K}-NN, few labels, no training\n\n" + score(titles, neighbours, args))
+    return "\n".join(texts)
 
 
 def modalities(args: argparse.Namespace) -> str:
     """Fine-tune on one stream, and leave one out at test time."""
-    folds = sorted((args.demo / "folds").glob("fold*"))
-    if not folds:
-        raise SystemExit(f"error: no folds in '{args.demo / 'folds'}'; run scripts/demo.sh first")
-    start = ["--finetune", str(last_checkpoint(args.demo / "pretrain"))]
-    runs = []
-    for modality, fold in itertools.product("av", folds):
-        flags = [*start, "--data_path", str(args.data / fold.name), "--modality", modality]
-        runs.append(Run(args.output_dir / modality / fold.name, "run_finetuning.py", flags))
-    run_all(runs, args.extra)
-    rows = []
-    reports = report([args.output_dir / "a", args.output_dir / "v", args.demo / "folds"], args)[
-        "runs"
-    ]
-    for (name, ceiling), found in zip(MODALITIES.values(), reports, strict=True):
-        scores, (low, high) = found["total"]["last"], found["intervals"]["last"]["uar"]
-        rows.append({
-            "streams": name,
-            "can reach": f"{ceiling:.1f}",
-            "UAR": f"{100 * scores['uar']:.2f}",
-            "95 % interval": f"{100 * low:.1f} to {100 * high:.1f}",
-            "WAR": f"{100 * scores['war']:.2f}",
-        })  # fmt: skip
-    return table(rows, index=False) + "\n" + table(missing(folds, args.data), index=False)
+    folders = finetuned(MODALITIES, "modalities", args)
+    text = score([variant.title for variant in MODALITIES], folders, args)
+    return text + "\n" + table(missing(folders[0][0], args))
 
 
-def missing(folds: Sequence[Path], data: Path) -> list[dict[str, str]]:
+def missing(folder: Path, args: argparse.Namespace) -> list[dict[str, str]]:
     """Score the models of both streams, the folds together, when one stream is missing."""
     rows = []
     for name, (modality, way) in MISSING.items():
         labels, scores = [], []
-        for fold in folds:
-            clips = read_labelled_list(data / fold.name / "test.csv")
+        for fold in args.folds:
+            clips = read_labelled_list(args.data / f"fold{fold}/test.csv")
             recognizer = EmotionRecognizer.from_checkpoint(
-                fold / "export/last", modality=modality, missing_modality=way
+                last_checkpoint(folder / f"fold{fold}"), modality=modality, missing_modality=way
             )
             pairs = [(clip.video, clip.audio) for clip in clips]
             answers = recognizer.each(pairs, protocol="test")
@@ -163,175 +255,59 @@ def missing(folds: Sequence[Path], data: Path) -> list[dict[str, str]]:
     return rows
 
 
-# labels
-
-
-def labels(args: argparse.Namespace) -> str:
-    """Compare pre-trained and random starts: fine-tuning, a probe, k-NN; few and many labels.
-
-    Scores are those of the test speakers after the last epoch. Validation after each epoch, which
-    decides nothing here, is left to one clip.
-    """
-    own = last_checkpoint(args.demo / "pretrain")
-    starts: dict[str, Path | None] = {f"{int(own.stem[11:]) + 1} epochs": own}
-    if args.longer:
-        folder, name = (
-            args.output_dir / f"pretrain{args.longer}",
-            f"checkpoint-{args.longer - 1}.pth",
-        )
-        flags = ["--data_path", str(args.data / "packed"), "--epochs", str(args.longer)]
-        run_all([Run(folder, "run_pretraining.py", flags, name)])
-        starts[f"{args.longer} epochs"] = folder / name
-    starts["random"] = None
-    lists = {fold: args.output_dir / f"lists/fold{fold}" for fold in args.folds}
-    for fold, folder in lists.items():
-        for name in ("train", "val", "test"):
-            clips = list(read_labelled_list(args.data / f"fold{fold}_all/{name}.csv"))
-            write_list(folder / f"{name}.csv", clips[:1] if name == "val" else clips)
-        shutil.copyfile(args.data / "classes.txt", folder / "classes.txt")
-    runs, rows = [], []
-    shares = sorted(args.shares, reverse=True)  # the longest runs first
-    for share, fold, seed, kind, start in itertools.product(
-        shares, args.folds, args.seeds, LEAST_STEPS, starts
-    ):
-        place = f"{start}_{kind}/share{100 * share:g}/fold{fold}_seed{seed}".replace(" ", "_")
-        flags = label_flags(share, seed, kind, lists[fold], starts[start], args.extra)
-        runs.append(Run(args.output_dir / place, "run_finetuning.py", flags))
-        rows.append({"start": start, "kind": kind, "share": share, "fold": fold, "seed": seed})
-    run_all(runs, args.extra)
-    for row, run in zip([*rows], runs, strict=True):
-        row["uar"] = uar_of(run.folder)
-        if row["kind"] == PROBE:  # random weights are those that the probe has kept
-            out, model = run.folder / "knn", starts[row["start"]] or last_checkpoint(run.folder)
-            places = ["--checkpoint", model, "--data_path", lists[row["fold"]], "--output_dir", out]
-            draws = ["--k", K, "--label_share", row["share"], "--seed", row["seed"]]
-            words = ["-m", "hicmae.knn", *places, "--features", KNN_FEATURES, *draws]
-            demo.call(words, args.output_dir / "knn.log")
-            rows.append(row | {"kind": f"{K}-NN", "uar": uar_of(next(out.glob(f"*/k{K}/*")))})
-    found = pd.DataFrame(rows)
-    found.to_csv(args.output_dir / "results.csv", index=False)
-    # Mean and standard deviation over folds and seeds, a column for each share.
-    groups = found.groupby(["kind", "start", "share"], sort=False)["uar"]
-    shown = groups.agg(lambda uar: f"{uar.mean():.1f}" + f" ± {uar.std():.1f}" * (len(uar) > 1))
-    wide = shown.unstack("share", sort=False).sort_index(axis=1)
-    wide = wide.rename(columns=lambda share: f"{100 * share:g} % of labels")
-    wide.index = [f"{start}, {kind}" for kind, start in wide.index]
-    return table(wide, stralign="right")
-
-
-def label_flags(
-    share: float, seed: int, kind: str, lists: Path, checkpoint: Path | None, extra: str = ""
-) -> list[str]:
-    """Return the flags of one run; its length is ours unless `extra` gives one."""
-    flags = ["--data_path", str(lists), "--seed", str(seed), "--label_share", f"{share:g}"]
-    flags += "--no-export --image_freq 0 --save_ckpt_freq 100000 --keep_ckpts 1".split()
-    usual = demo.FLAGS["run_finetuning.py"]
-    clips = round(len(read_labelled_list(lists / "train.csv")) * share)
-    steps = clips // int(flag_value(usual, "--batch_size"))
-    if not steps:
-        raise SystemExit(f"error: --shares {share:g} leaves {clips} clips, fewer than one batch; "
-                         "give a larger share")  # fmt: skip
-    if "--epochs" not in extra.split():
-        epochs = math.ceil(LEAST_STEPS[kind] / steps)
-        if kind == FULL:
-            epochs = max(epochs, int(flag_value(usual, "--epochs")))
-        flags += ["--epochs", str(epochs), "--warmup_steps", "30"]
-    flags += ["--finetune", str(checkpoint)] if checkpoint else []
-    return flags + (PROBE_FLAGS if kind == PROBE else [])
-
-
-# ablations
-
-
 def ablations(args: argparse.Namespace) -> str:
     """Pre-train and fine-tune variants that each change one thing.
 
-    "baseline_again" is pre-trained with another seed: differences as small as its own are noise.
+    Differences as small as that of another seed of pre-training are noise.
     """
-    chosen = [name for name in VARIANTS if name == "baseline" or name in (args.only or VARIANTS)]
-    data = ["--data_path", str(args.data / "packed")]
-    epochs = int(flag_value([*PRETRAIN, *args.extra.split()], "--epochs"))
-    product, pretrained, runs = f"checkpoint-{epochs - 1}.pth", {}, {}
-    for name in chosen:
-        flags = VARIANTS[name][1]
-        if flags != NO_PRETRAINING:  # of its own, or the baseline's where it changes nothing
-            folder = pretrained[name] = (
-                args.output_dir / "pretrain" / (name if flags else "baseline")
-            )
-            more = [*PRETRAIN, *data, *flags.split()]
-            runs[folder] = Run(folder, "run_pretraining.py", more, product)
-    run_all([*runs.values()], args.extra)
-    tuned = []
-    for name, fold, seed in itertools.product(chosen, args.folds, args.seeds):
-        folder = args.output_dir / "finetune" / name / f"seed{seed}" / f"fold{fold}"
-        flags = [*FINETUNE, *VARIANTS[name][2].split()]
-        if name in pretrained:
-            flags += ["--finetune", str(pretrained[name] / product)]
-        flags += ["--data_path", str(args.data / f"fold{fold}"), "--seed", str(seed)]
-        tuned.append(Run(folder, "run_finetuning.py", flags))
-    run_all(tuned, args.extra)
-    rows = [ablation_row(name, pretrained.get(name), args) for name in chosen]
-    return table(rows, index=False)
+    chosen = [v for v in ABLATIONS if not args.only or v is ABLATIONS[0] or v.title in args.only]
+    return score([v.title for v in chosen], finetuned(chosen, "ablations", args), args)
 
 
-def ablation_row(name: str, pretrained: Path | None, args: argparse.Namespace) -> dict[str, str]:
-    """Gather losses, scores and the paired difference to the baseline, means over seeds."""
-    losses: dict[str, float] = {}
-    if pretrained:
-        losses = json.loads((pretrained / "log.txt").read_text().splitlines()[-1])
-    named = {"loss video": "loss_video", "audio": "loss_audio", "contrast": "loss_contrastive"}
-    parts = {k: losses.get(f"train_{part}") for k, part in named.items()}
-    scores, halves, differences, paired = [], [], [], []
-    for seed in args.seeds:
-        both = report([args.output_dir / "finetune" / variant / f"seed{seed}"
-                       for variant in dict.fromkeys(("baseline", name))], args)  # fmt: skip
-        found = both.get("runs", [both])[-1]
-        scores += [fold["last"]["uar"] for fold in found["folds"]]
-        low, high = found["intervals"]["last"]["uar"]
-        halves.append((high - low) / 2)
-        for comparison in both.get("comparisons", ()):
-            for d in comparison["differences"]:
-                if comparison["kind"] == "last" and d["metric"] == "uar":
-                    differences.append(d["value"] - d["baseline"])
-                    paired.append((d["high"] - d["low"]) / 2)
+def ship(args: argparse.Namespace) -> str:
+    """Make the models that come with the package, in half precision, with their logs.
 
-    def mean(values: Sequence[float], form: str = ".1f") -> str:
-        return format(100 * np.mean(values), form) if len(values) else "-"
-
-    spread = f" ± {100 * np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
-    title, *flags = VARIANTS[name]
-    return {
-        "variant": title,
-        "flags": " ".join(dict.fromkeys(filter(None, flags))) or "-",
-        **{k: "-" if part is None else f"{part:.4f}" for k, part in parts.items()},
-        "top accuracy": mean([v for key, v in losses.items() if "contrastive_acc" in key][-1:]),
-        "UAR": mean(scores) + spread,
-        "95 %": mean(halves),
-        "difference": mean(differences, "+.1f"),
-        "its 95 %": mean(paired),
-    }
+    The pre-training sees speakers without labels only; the classifier is fine-tuned on all labels
+    of fold 1, whose test speakers neither has seen.
+    """
+    large = Run(
+        args.output_dir / "data",
+        "preprocess/toy_av.py",
+        ["--speakers", "0", "--pretrain_speakers", str(SHIP_SPEAKERS)],
+        "meta.csv",
+    )
+    demo.make(large)
+    flags = ["--data_path", str(large.folder / "packed"), *SHIP_FLAGS.split()]
+    product = f"checkpoint-{SHIP_EPOCHS - 1}.pth"
+    first = Run(args.output_dir / "pretrain", "run_pretraining.py", flags, product)
+    start = ["--finetune", str(first.folder / product)]
+    flags = ["--data_path", str(args.data / "fold1_all"), *start, *FINETUNE]
+    second = Run(args.output_dir / "finetune", "run_finetuning.py", flags)
+    run_all([first, second], args.extra)
+    rows = []
+    for name, run in {SHIPPED: first, "toy": second}.items():
+        folder = PACKAGED / name
+        export_checkpoint(last_checkpoint(run.folder), folder, frame_rate=25.0)
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            halves = {key: file.get_tensor(key).half() for key in file.keys()}
+            save_file(halves, folder / WEIGHTS, metadata=file.metadata())
+        for log in ("command.txt", "log.txt"):
+            shutil.copyfile(run.folder / log, folder / log)
+        size = (folder / WEIGHTS).stat().st_size
+        rows.append({"name": name, "MB": f"{size / 1e6:.1f}", "folder": folder.relative_to(ROOT)})
+    return table(rows)
 
 
 # Command line
 
-EXPERIMENTS = {  # and their own numbers: flag -> default, help
-    modalities: {},
-    labels: {
-        "--folds": ([1], "of the benchmark"),
-        "--seeds": ([0, 1, 2], "of labels and runs"),
-        "--shares": ([0.1, 0.3, 1.0], "of all labels"),
-    },
-    ablations: {"--folds": ([1, 2], "of the benchmark"), "--seeds": ([0], "of fine-tuning")},
-}
-
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the runs, print the table and write it."""
+    """Make the runs, print the tables and write them."""
     parser = new_parser(__doc__)
     commands = parser.add_subparsers(dest="experiment", required=True)
-    for run, numbers in EXPERIMENTS.items():
+    for run in (ship, starts, modalities, ablations):
         name = run.__name__
-        about = run.__doc__.splitlines()[0]
+        about = str(run.__doc__).splitlines()[0]
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         command.set_defaults(run=run)
         for flag, default, text in (
@@ -342,15 +318,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             place = {"type": Path, "default": ROOT / default, "metavar": "DIR"}
             command.add_argument(flag, **place, help=f"{text} ({default})")
         command.add_argument("--extra", default="", metavar="FLAGS", help="more flags of every run")
-        for flag, (default, text) in numbers.items():
-            several = {"nargs": "+", "type": type(default[0]), "default": default, "metavar": "N"}
-            command.add_argument(flag, **several, help=f"{text} ({' '.join(map(str, default))})")
-    commands.choices["labels"].add_argument(
-        "--longer", type=int, metavar="EPOCHS", help="of one more pre-training to compare (none)"
-    )
-    commands.choices["ablations"].add_argument(
-        "--only", nargs="+", choices=VARIANTS, metavar="NAME", help=f"of {', '.join(VARIANTS)}"
-    )
+        several = {"type": int, "nargs": "+", "metavar": "N"}
+        command.add_argument("--folds", default=[1, 2], help="of the benchmark (1 2)", **several)
+        command.add_argument("--seeds", default=[0, 1, 2], help="fine-tuning (0 1 2)", **several)
+    only = commands.choices["ablations"].add_argument
+    only("--only", nargs="+", metavar="TITLE", help="beside the first row (all)")
+    only("--pretrain_epochs", type=int, default=100, metavar="N", help="of each (100)")
     args = parser.parse_args(argv)
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 import importlib
 import json
 import re
+import shutil
+import statistics
 
 import pytest
 import timm
@@ -11,6 +13,7 @@ import torch
 import run_finetuning
 import run_pretraining
 from hicmae.data.clip_list import Clip, write_list
+from hicmae.training import checkpoint, trained
 from scripts import demo
 from scripts.demo import Run
 from scripts.toy import experiments
@@ -108,7 +111,13 @@ def benchmark(tmp_path_factory):
 def small(monkeypatch, benchmark):
     """Run an experiment with everything in this process and one epoch each."""
 
-    def make_here(run, quiet):
+    def make_here(run):
+        if run.script == "preprocess/toy_av.py":
+            shutil.copytree(benchmark / "data", run.folder)
+            return
+        run.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("command.txt", "log.txt"):
+            (run.folder / name).touch()
         script = {"run_pretraining.py": run_pretraining, "run_finetuning.py": run_finetuning}
         script[run.script].main([*run.flags, "--output_dir", str(run.folder)])
         assert (run.folder / run.product).exists()
@@ -120,68 +129,63 @@ def small(monkeypatch, benchmark):
 
     monkeypatch.setattr(demo, "make", make_here)
     monkeypatch.setattr(demo, "call", call_here)
+    monkeypatch.setitem(checkpoint.BUNDLED, demo.SHIPPED, benchmark / "demo/pretrain")
 
     def run(name, out, *more):
         places = ["--data", benchmark / "data", "--demo", benchmark / "demo", "--output_dir", out]
         experiments.main([name, *map(str, places), "--extra", SMALL, *more])
-        rows = (out / "table.md").read_text().splitlines()[2:]
+        lines = (out / "table.md").read_text().splitlines()
+        rows = [line for line, above in zip(lines[2:], lines[1:], strict=False)
+                if line.startswith("| ") and above.startswith("|")]  # fmt: skip
         return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
     return run
 
 
-def test_labels_compares_starts_and_kinds(small, tmp_path):
-    rows = small("labels", tmp_path, "--seeds", "0", "--shares", "1")
-    kinds = ("full fine-tuning", "linear probe", "10-NN")
-    assert [row[0] for row in rows] == [
-        f"{start}, {kind}" for kind in kinds for start in ("10 epochs", "random")
-    ]
-    for row, kind in zip(rows[:4:2], ("full_fine-tuning", "linear_probe"), strict=True):
-        run = tmp_path / f"10_epochs_{kind}" / "share100/fold1_seed0"
-        uar = json.loads((run / "metrics.json").read_text())["uar"]
-        assert row[1] == f"{100 * uar:.1f}"
-        config = json.loads((run / "config.json").read_text())
-        assert config["classifier"]["linear_probe"] == (kind == "linear_probe")
-        assert config["classifier"]["finetune"].endswith("demo/pretrain/checkpoint-9.pth")
-    assert len((tmp_path / "lists/fold1/val.csv").read_text().splitlines()) == 1
-    assert (tmp_path / "results.csv").read_text().startswith("start,kind,share,fold,seed,uar\n")
+def test_starts_compares_random_own_and_shipped_weights(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "STARTS", {"probe": experiments.STARTS["probe"]})
+    rows = small("starts", tmp_path, "--seeds", "0", "1", "--folds", "1")
+    assert [row[0] for row in rows] == [*demo.TITLES.values()] * 2  # and the neighbours
+    (folder,) = (tmp_path / "probe").glob("own*")
+    runs = [folder / f"seed{seed}/fold1" for seed in (0, 1)]
+    uars = [json.loads((run / "metrics.json").read_text())["uar"] for run in runs]
+    assert rows[1][1] == f"{50 * sum(uars):.1f} ± {100 * statistics.stdev(uars):.1f}"
+    config = json.loads((runs[0] / "config.json").read_text())
+    assert config["classifier"]["linear_probe"]
+    assert config["classifier"]["finetune"].endswith("demo/pretrain/checkpoint-9.pth")
+    assert config["data"]["data_path"].endswith("fold1_all")
+    assert rows[0][3:] == ["-", "-"] and re.fullmatch(r"[+-]\d+\.\d", rows[1][3])
 
 
-def test_few_labels_are_seen_in_more_epochs(tmp_path):
-    write_list(tmp_path / "train.csv", [Clip(f"v{k}", f"{k}.wav", k % 6) for k in range(504)])
-    lengths = {}
-    for share in (1.0, 0.1):
-        flags = experiments.label_flags(share, 0, experiments.FULL, tmp_path, None)
-        lengths[share] = int(demo.flag_value(flags, "--epochs"))
-    assert lengths == {1.0: demo.FINETUNE_EPOCHS, 0.1: 200}
-    probe = experiments.label_flags(1.0, 0, experiments.PROBE, tmp_path, None, "--epochs 2")
-    assert "--linear_probe" in probe and "--epochs" not in probe and "--finetune" not in probe
-    with pytest.raises(SystemExit, match="leaves 25 clips, fewer than one batch"):
-        experiments.label_flags(0.05, 0, experiments.FULL, tmp_path, None)
-
-
-def test_ablations_share_the_baselines_pretraining_and_compare_with_it(small, tmp_path):
-    variants = ["no_feature_fusion", "no_contrast"]
-    rows = small("ablations", tmp_path, "--folds", "1", "--only", *variants)
-    titles = ["HiCMAE, with the demo's settings", "no contrastive loss"]
-    assert [row[0] for row in rows] == [*titles, "no hierarchical feature fusion"]
+def test_ablations_compare_with_the_first_row(small, tmp_path):
+    titles = ["no contrastive loss", "no hierarchical feature fusion"]
+    more = ["--folds", "1", "--seeds", "0", "--pretrain_epochs", "1", "--only", *titles]
+    rows = small("ablations", tmp_path, *more)
+    assert [row[0] for row in rows] == ["HiCMAE, with the demo's settings", *titles]
     assert sorted(path.name for path in (tmp_path / "pretrain").iterdir()) == [
-        "baseline", "no_contrast"]  # fmt: skip
-    baseline, no_contrast, no_fusion = rows
-    assert baseline[2:6] == no_fusion[2:6]
-    assert no_contrast[4:6] == ["-", "-"] and float(baseline[4]) > 0
-    assert baseline[-2:] == ["-", "-"] and re.fullmatch(r"[+-]\d+\.\d", no_fusion[-2])
+        "contrastive_levels_none", "seed_0"]  # fmt: skip
+    assert rows[0][-2:] == ["-", "-"] and re.fullmatch(r"[+-]\d+\.\d", rows[1][-2])
 
 
-def test_modalities_scores_streams_alone_and_missing(small, benchmark, tmp_path):
-    flags = ["--data_path", str(benchmark / "data/fold1"), *SMALL.split()]
-    usual = demo.FLAGS["run_finetuning.py"]
-    run_finetuning.main([*usual, *flags, "--output_dir", str(benchmark / "demo/folds/fold1")])
-    rows = small("modalities", tmp_path)
-    assert [row[:2] for row in rows[:3]] == [
-        ["audio", "33.3"], ["video", "50.0"], ["audio and video", "100.0"]]  # fmt: skip
-    uar = json.loads((benchmark / "demo/folds/fold1/metrics.json").read_text())["uar"]
-    assert rows[2][2] == f"{100 * uar:.2f}"
-    missing = {row[0]: row[1:] for row in rows[6:]}
+def test_modalities_scores_streams_alone_and_missing(small, tmp_path):
+    rows = small("modalities", tmp_path, "--seeds", "0", "--folds", "1")
+    assert [row[0] for row in rows[:3]] == ["audio and video", "video", "audio"]
+    missing = {row[0]: row[1:] for row in rows[3:]}
     assert list(missing) == list(experiments.MISSING)
-    assert missing["both streams"][0] == f"{100 * uar:.2f}"
+    assert f"{float(missing['both streams'][0]):.1f}" == rows[0][1]
+
+
+def test_ship_writes_small_models_that_load_by_name(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    monkeypatch.setattr(experiments, "PACKAGED", tmp_path / "packaged")
+    monkeypatch.setattr(experiments, "SHIP_FLAGS", "")
+    monkeypatch.setattr(experiments, "SHIP_EPOCHS", 1)
+    small("ship", tmp_path / "out")
+    for name, stage in (("toy", "classification"), ("toy_pretrained", "pretraining")):
+        monkeypatch.setitem(checkpoint.BUNDLED, name, tmp_path / "packaged" / name)
+        found = trained.read(name)
+        assert found.settings["task"] == stage and found.settings["num_frames"] == 4
+        assert {weight.dtype for weight in found.weights.values()} == {torch.float32}
+        run = tmp_path / "out" / ("finetune" if name == "toy" else "pretrain")
+        whole = trained.read(experiments.last_checkpoint(run)).weights
+        assert all(torch.equal(whole[key].half().float(), w) for key, w in found.weights.items())
