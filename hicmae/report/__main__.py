@@ -7,11 +7,9 @@ from pathlib import Path
 
 from hicmae.config.flags import add_arguments, from_flags, new_parser
 from hicmae.io import check_writable, describe, write_whole
-from hicmae.report.comparison import compare_all
-from hicmae.report.page import as_html
+from hicmae.report.layout import as_html, as_json, as_latex, as_markdown, document
 from hicmae.report.resampling import Plan
-from hicmae.report.scores import CLASS_METRICS, NUMBER_METRICS, Report, build
-from hicmae.report.tables import as_json, as_text, document
+from hicmae.report.scores import CLASS_METRICS, NUMBER_METRICS, Report, build, compare_all
 
 DESCRIPTION = """Tables over the finished folds of an experiment.
 
@@ -38,8 +36,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--metrics", nargs="+", default=(), metavar="SCORE",
         help=f"columns: of {', '.join(CLASS_METRICS)} (default: uar war); of a regression "
         f"{', '.join(NUMBER_METRICS)} (default: pcc ccc)")  # fmt: skip
-    add("--chance", action="store_true", help="add the chance level, 100 / classes")
-    add("--ceilings", default="", metavar="NAME=PERCENT,...", help="figures to add")
     add_arguments(parser, Plan)
     add = parser.add_argument_group("files to write").add_argument
     add("--markdown", metavar="FILE", help="tables in Markdown")
@@ -51,14 +47,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def build_all(args: argparse.Namespace) -> list[Report]:
     """Score every folder of the command line, called by its last part where that is enough."""
-    references = {}
-    for part in filter(None, map(str.strip, args.ceilings.split(","))):
-        name, _, value = part.partition("=")
-        try:
-            references[name.strip()] = float(value)
-        except ValueError:
-            expected = "--ceilings expects 'name=percent,name=percent'"
-            raise ValueError(f"{expected}, got '{part}'") from None
     plan, titles = from_flags(vars(args), Plan), args.titles
     folders = [*filter(None, [args.baseline]), *args.folders]
     if titles and len(titles) != len(folders):
@@ -67,14 +55,10 @@ def build_all(args: argparse.Namespace) -> list[Report]:
     titles = titles or (last if len(set(last)) == len(last) else folders)
     if len(set(titles)) < len(titles):
         raise ValueError(f"two of the folders are called alike: {', '.join(titles)}; use --titles")
-    reports = []
-    for folder, title in zip(folders, titles, strict=True):
-        report = build(folder, args.folds, references, args.class_names, plan, args.metrics, title)
-        if args.chance and not report.is_regression:
-            chance = {"chance": 100.0 / len(report.names)}
-            report = report._replace(references=chance | report.references)
-        reports.append(report)
-    return reports
+    return [
+        build(folder, args.folds, args.class_names, plan, args.metrics, title)
+        for folder, title in zip(folders, titles, strict=True)
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -88,10 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         reports = build_all(args)
         comparisons = compare_all(reports) if len(reports) > 1 else []
         sections = document(reports, comparisons)
-        sys.stdout.write(as_text(sections))
+        markdown = as_markdown(sections)
+        sys.stdout.write(markdown)
         makers = {
-            "markdown": lambda: as_text(sections, "markdown"),
-            "latex": lambda: as_text(sections, "latex"),
+            "markdown": lambda: markdown,
+            "latex": lambda: as_latex(sections),
             "html": lambda: as_html(sections),
             "json": lambda: as_json(reports, comparisons),
         }

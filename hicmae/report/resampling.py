@@ -1,8 +1,14 @@
-"""Bootstrap intervals and permutations of any score that depends on sums over clips.
+"""Bootstrap intervals and paired tests of any score that depends on sums over clips.
 
 A clip adds a vector to a sum, e.g. one hit of its class, and scores are functions of the sum.
 Drawing clips anew is then a matter of counts: equal vectors are drawn together, from a multinomial
 or binomial distribution. That is the distribution of the textbook's loop over clips, only faster.
+
+Of two runs on the same clips, accuracy (WAR) is tested by the exact McNemar test: of the clips that
+only one run gets right, how unlikely is such a split between equals? Every other score, and WAR
+when speakers are drawn, by a permutation test: how often is the difference as large when the two
+runs' predictions are swapped at random, clip by clip (or speaker by speaker)? The interval of a
+difference is a paired bootstrap.
 """
 
 from collections import Counter
@@ -12,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
 
 from hicmae.config.flags import Refused, Settings, option
 from hicmae.data.splits import PATTERNS, SPEAKER_FILE, find_speakers
@@ -24,6 +32,9 @@ from hicmae.training.evaluate import (
 )
 
 MAX_WEIGHTS = 4_000_000  # random numbers held at once
+ROUNDING = 1e-12  # differences closer than this are equal
+# A score of two runs; bounds of the difference and p are nan without resamples.
+DIFFERENCE = ["metric", "baseline", "value", "low", "high", "p_value", "test"]
 
 
 class PredictionTable(NamedTuple):
@@ -194,3 +205,52 @@ class Plan(Settings):
         values, score = statistic(table)
         drawn = score(self.draw(table, values))
         return {name: self.bounds(scores) for name, scores in drawn.items()}
+
+
+def paired(
+    first: PredictionTable, other: PredictionTable, metrics: Sequence[str], plan: Plan
+) -> pd.DataFrame:
+    """Test scores, named as by `statistic`, of two runs with clips in the same order.
+
+    Returns the columns DIFFERENCE; without resamples only McNemar's test is left.
+    """
+    (before, score), (after, _) = statistic(first), statistic(other)
+
+    def gap(low: np.ndarray, high: np.ndarray) -> Scores:
+        scores, others = score(low), score(high)
+        return {name: others[name] - scores[name] for name in metrics}
+
+    bounds, chances = dict.fromkeys(metrics, (np.nan, np.nan)), dict.fromkeys(metrics, np.nan)
+    if plan.resamples:
+        drawn = np.split(plan.draw(first, np.hstack((before, after))), 2, axis=1)
+        bounds = {name: plan.bounds(gaps) for name, gaps in gap(*drawn).items()}
+        halves, _ = first.units((after - before) / 2)
+        centre = (before.sum(0) + after.sum(0)) / 2
+        observed = gap(centre - halves.sum(0), centre + halves.sum(0))
+        hits = dict.fromkeys(metrics, 1)  # the observed case is one of the permutations
+        for swapped in plan.swapped(halves):
+            for name, gaps in gap(centre - swapped, centre + swapped).items():
+                hits[name] += int((np.abs(gaps) >= abs(observed[name]) - ROUNDING).sum())
+        chances = {name: count / (plan.resamples + 1) for name, count in hits.items()}
+    old, new, rows = score(before.sum(0)), score(after.sum(0)), []
+    for metric in metrics:
+        test: tuple[float, str] = chances[metric], "permutation"
+        if metric == "war" and not first.speakers:
+            test = mcnemar(first, other)
+        rows.append((metric, float(old[metric]), float(new[metric]), *bounds[metric], *test))
+    return pd.DataFrame(rows, columns=DIFFERENCE)
+
+
+def mcnemar(first: PredictionTable, other: PredictionTable) -> tuple[float, str]:
+    """Test the clips that one run alone gets right; returns the two-sided p and both counts."""
+    right, other_right = (table.predictions == table.labels for table in (first, other))
+    won, lost = int((other_right & ~right).sum()), int((right & ~other_right).sum())
+    p_value = binomtest(won, won + lost).pvalue if won + lost else 1.0
+    return float(p_value), f"McNemar exact, {won} : {lost}"
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Adjust p-values (n,) by Holm's step-down method."""
+    order = np.argsort(p_values)
+    steps = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    return np.minimum(np.maximum.accumulate(steps), 1.0)[np.argsort(order)]

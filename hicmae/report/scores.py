@@ -1,6 +1,5 @@
-"""The folds of an experiment: predictions, scores of each and of the union, notes."""
+"""The folds of an experiment, scored one by one and together, with notes; and runs compared."""
 
-import csv
 import json
 import math
 import re
@@ -15,16 +14,14 @@ import pandas as pd
 from hicmae.config.flags import flat_settings
 from hicmae.data.clip_list import chosen_names, names_of_run
 from hicmae.data.video import natural_key
-from hicmae.io import encodable
-from hicmae.report.resampling import Plan, PredictionTable
+from hicmae.io import encodable, one_line
+from hicmae.report.resampling import Plan, PredictionTable, holm, paired
 
 KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
 STARTED = ("config.json", "log.txt", "steps.jsonl", "run.log")  # files of a run that has begun
 CLASS_METRICS = ("uar", "war", "weighted_f1", "macro_f1", "micro_f1")
 METRIC_NAMES = {f"{name}_f1": f"{name} F1" for name in ("weighted", "macro", "micro")}
 NUMBER_METRICS = ("pcc", "ccc", "acc", "mae", "mse", "rmse")
-# Numbers of folds in the names of their folders: fold1, split01, set_1, session2, 1; not of seeds.
-FOLD_NUMBER = re.compile(r"(?:fold|split|set|session)[ _-]?(\d+)|^(\d{1,2})$", re.IGNORECASE)
 # Settings in which the folds of one experiment may differ: where, on what, and how fast.
 _FREE = {"run", "data_path", "data_root", "val_path", "finetune", "batch_size", "accum_iter"}
 
@@ -42,7 +39,6 @@ class Report(NamedTuple):
     frame: pd.DataFrame  # folds, TOTAL, LOW, HIGH by (kind, metric): fractions, nan where none
     pooled: dict[str, PredictionTable]  # kind -> the union of the folds
     metrics: tuple[str, ...]  # what the main table shows
-    references: dict[str, float]  # figures in percent to print under the table
     notes: list[str]  # what the reader has to know
     names: list[str]  # of the classes or outputs
     is_regression: bool
@@ -61,16 +57,14 @@ class Report(NamedTuple):
         """Return the pooled score of every class or output with its bounds, (K, 3)."""
         return self.total(kind, *(f"{metric} {k}" for k in range(len(self.names))))
 
-    def spread(self, kind: str, metric: str) -> tuple[float, float] | None:
-        """Return mean and sample standard deviation over folds, None for fewer than two."""
-        values = self.frame.loc[self.rows, (kind, metric)].dropna().tolist()
-        return (float(np.mean(values)), float(np.std(values, ddof=1))) if len(values) > 1 else None
+    def spread(self) -> pd.DataFrame:
+        """Return mean and sample standard deviation over folds, by the columns of `frame`."""
+        return self.frame.loc[self.rows].agg(["mean", "std"])
 
 
 def build(
     folder: str | Path,
     folds: int | None = None,
-    references: dict[str, float] | None = None,
     names: Sequence[str] = (),
     plan: Plan | None = None,
     metrics: Sequence[str] = (),
@@ -78,9 +72,9 @@ def build(
 ) -> Report:
     """Score every finished fold under a folder, or a single run, and all of them together.
 
-    `folds` is how many there should be (None: only gaps in the numbering are noticed); names are as
-    `--class_names` takes them, those of the run if there are none. The others are as in `Report`;
-    UAR and WAR, or PCC and CCC, are the metrics if there are none.
+    `folds` is how many there should be; names are as `--class_names` takes them, those of the run
+    if there are none. The others are as in `Report`; UAR and WAR, or PCC and CCC, are the metrics
+    if there are none.
     """
     plan = plan or Plan()
     finished, unfinished = fold_folders(folder)
@@ -121,7 +115,6 @@ def build(
         pd.concat(frames, axis=1),
         pooled,
         tuple(metrics) or known[:2],
-        references or {},
         notes_on(finished, unfinished, folds, pooled),
         list(map(encodable, shown)),
         regression,
@@ -150,43 +143,56 @@ def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
 
     Columns are clip,label,prediction,p0.. or, for regression, clip,label0..,prediction0..
     """
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
-        except csv.Error as error:
-            raise ValueError(f"{path}:{reader.line_num}: {error}; test this fold again") from None
-    header = rows[0][1] if rows else []
-    outputs = sum(bool(re.fullmatch(r"p\d+|label\d+", name)) for name in header)
-    regression = "label0" in header
+    text: dict[str, Any] = {"dtype": object, "keep_default_na": False, "index_col": False}
+    try:
+        frame = pd.read_csv(
+            path,
+            encoding="utf-8-sig",
+            encoding_errors="surrogateescape",
+            skip_blank_lines=False,
+            **text,
+        )
+    except pd.errors.EmptyDataError:
+        frame = pd.DataFrame()
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{path}: {one_line(error)}; test this fold again") from None
+    rows = frame.itertuples(index=False, name=None)
+    written = [any(isinstance(cell, str) and cell.strip() for cell in row) for row in rows]
+    frame = frame[np.array(written, bool)]
+    outputs = sum(bool(re.fullmatch(r"p\d+|label\d+", name)) for name in frame)
+    regression = "label0" in frame
     ends = [str(k) for k in range(outputs)] if regression else [""]
     columns = [f"{name}{end}" for name in ("label", "prediction") for end in ends]
-    if not outputs or not {"clip", *columns} <= set(header):
+    if not outputs or not {"clip", *columns} <= set(frame):
         raise ValueError(
             f"{path}:1: expected the columns clip,label,prediction,p0,... or clip,label0,...,"
-            f"prediction0,..., got '{','.join(header)[:80]}'"
+            f"prediction0,..., got '{','.join(frame)[:80]}'"
         )
-    if len(rows) < 2:
+    if frame.empty:
         raise ValueError(f"{path}: there are no predictions in it; run the test of this fold again")
-    places, values = [header.index(name) for name in columns], []
-    classes = frozenset(range(outputs))
-    for line, row in rows[1:]:
-        try:
-            found = [float(row[place]) for place in places]
-            if not (all(map(math.isfinite, found)) if regression else classes.issuperset(found)):
-                raise ValueError
-        except (IndexError, ValueError):
-            kind = "a finite number" if regression else f"a class of 0..{outputs - 1}"
-            raise ValueError(
-                f"{path}:{line}: expected {kind} in each label and prediction column, got "
-                f"'{','.join(row)[:80]}'"
-            ) from None
-        values.append(found)
-    truth, guess = np.split(np.array(values), 2, axis=1)
+    values = np.ascontiguousarray(frame[columns].map(_number), float)
+    fine = (np.isfinite(values) if regression else np.isin(values, range(outputs))).all(axis=1)
+    if not fine.all():
+        row, kind = (
+            fine.argmin(),
+            "a finite number" if regression else f"a class of 0..{outputs - 1}",
+        )
+        raise ValueError(
+            f"{path}:{frame.index[row] + 2}: expected {kind} in each label and prediction column, "
+            f"got '{','.join(map(str, frame.iloc[row]))[:80]}'"
+        )
+    truth, guess = np.split(values, 2, axis=1)
     if not regression:
         truth, guess = truth[:, 0].astype(np.int64), guess[:, 0].astype(np.int64)
-    clips = [row[header.index("clip")] for _, row in rows[1:]]
+    clips = frame["clip"].tolist()
     return PredictionTable(clips, [fold or str(path)] * len(clips), truth, guess, outputs)
+
+
+def _number(text: Any) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def pool(tables: Sequence[PredictionTable]) -> PredictionTable:
@@ -237,82 +243,137 @@ def notes_on(
     pooled: Mapping[str, PredictionTable],
 ) -> list[str]:
     """Collect every note on an experiment, the most important first."""
-    known = [encodable(path.name) for path in (*finished, *unfinished)]
-    runs = known[: len(finished)]
-    notes = [f"{name} is not finished: it has no predictions" for name in known[len(runs) :]]
-    numbers = [int(found[1] or found[2]) for name in known if (found := FOLD_NUMBER.search(name))]
-    first = min(numbers, default=1) and 1  # some count from 0
-    last = folds + first - 1 if folds else max(numbers, default=0)
-    absent = sorted(set(range(first, last + 1)) - set(numbers))
-    if absent and len(numbers) == len(known) and (folds or len(known) > 1):
-        notes.append(f"missing: fold {', '.join(map(str, absent))}")
-    elif folds and len(known) != folds:
-        notes.append(f"expected {folds} folds, found {len(known)}")
+    notes = [f"{run.name} is not finished: it has no predictions" for run in unfinished]
+    found = len(finished) + len(unfinished)
+    if folds and found != folds:
+        notes.append(f"expected {folds} folds, found {found}")
     for kind, table in pooled.items():
-        lacking = [name for name in runs if name not in table.folds]
-        if lacking:
+        if lacking := [run.name for run in finished if encodable(run.name) not in table.folds]:
             notes.append(f"no {KINDS[kind]} in {', '.join(lacking)}: not part of that Total")
     if notes:
         notes.append("Total covers the finished folds only")
     for kind, table in pooled.items():
-        times, where = Counter(table.clips), defaultdict[str, list[str]](list)
-        for (clip, fold), count in Counter(zip(table.clips, table.folds, strict=True)).items():
-            where[clip].append(f"{fold} ({count} times)" if count > 1 else fold)
-        shown = [f"'{clip}' in {' and '.join(at)}" for clip, at in where.items() if times[clip] > 1]
-        notes += _listed(f"{KINDS[kind]}: clips counted more than once", shown, "more")
-    tested = [clips_of_folds(table) for table in pooled.values()]
-    others = [
-        fold for fold in runs if len({str(found[fold]) for found in tested if fold in found}) > 1
-    ]
-    if others:
-        files = " and ".join(KINDS.values())
-        notes.append(
-            f"{files} hold other clips in {', '.join(others)}: do not compare their columns"
-        )
-    for run, name in zip(finished, runs, strict=True):
-        skipped = read_json(run / "metrics.json").get("skipped")
-        if skipped:
-            notes.append(f"{name}: {len(skipped)} clips unreadable and not scored")
-    return [encodable(note) for note in (*notes, *_mixed(finished), *_chosen(finished))]
-
-
-def clips_of_folds(table: PredictionTable) -> dict[str, list[str]]:
-    """Return the sorted names of the clips of every fold."""
-    found = defaultdict[str, list[str]](list)
-    for fold, clip in sorted(zip(table.folds, table.clips, strict=True)):
-        found[fold].append(clip)
-    return found
-
-
-def _listed(what: str, items: Sequence[str], rest: str) -> list[str]:
-    """Make a note of the first three items and how many are left, none where there are none."""
-    more = f" and {len(items) - 3} {rest}" if len(items) > 3 else ""
-    return [f"{what}: {'; '.join(items[:3])}{more}"] if items else []
-
-
-def _mixed(finished: Sequence[Path]) -> list[str]:
-    """Say in which settings the folds differ, though they should be one experiment."""
+        if twice := [clip for clip, count in Counter(table.clips).items() if count > 1]:
+            at = (f for clip, f in zip(table.clips, table.folds, strict=True) if clip == twice[0])
+            notes.append(
+                f"{KINDS[kind]}: {len(twice)} clips counted more than once, first '{twice[0]}' in "
+                f"{' and '.join(at)}"
+            )
+    for run in finished:
+        if skipped := read_json(run / "metrics.json").get("skipped"):
+            notes.append(f"{run.name}: {len(skipped)} clips unreadable and not scored")
     values = defaultdict[str, dict[str, list[str]]](dict)  # flag -> value -> folds
     for run in finished:
-        settings = read_json(run / "config.json")
-        flags = flat_settings({n: v for n, v in settings.items() if n not in _FREE})
-        for name, value in flags.items():
+        groups = {n: v for n, v in read_json(run / "config.json").items() if n not in _FREE}
+        for name, value in flat_settings(groups).items():
             values[name].setdefault(json.dumps(value), []).append(run.name)
-    mixed = [
-        f"{name} is " + ", ".join(f"{value} in {' '.join(at)}" for value, at in seen.items())
+    notes += [
+        f"the folds were not trained alike: {name} is "
+        + ", ".join(f"{value} in {' '.join(at)}" for value, at in seen.items())
         for name, seen in values.items()
         if len(seen) > 1 and name not in _FREE
     ]
-    return _listed("the folds were not trained alike", mixed, "more settings")
+    sources = (read_json(run / "metrics_best.json").get("chosen_on") for run in finished)
+    if lists := sorted({Path(source).name for source in sources if source}):
+        seen = any(name.startswith("test") for name in lists)
+        warning = ", the test list itself, as published: read the best columns as upper bounds"
+        notes.append(f"best epoch chosen on {' and '.join(lists)}{warning * seen}")
+    return list(map(encodable, notes))
 
 
-def _chosen(finished: Sequence[Path]) -> list[str]:
-    """Say on which list the best epochs were chosen."""
-    sources = defaultdict[str, list[str]](list)
-    for run in finished:
-        if source := read_json(run / "metrics_best.json").get("chosen_on"):
-            sources[Path(source).name].append(run.name)
-    parts = [f"{s} ({', '.join(f)})" if len(sources) > 1 else s for s, f in sources.items()]
-    seen = any(source.startswith("test") for source in sources)
-    warning = ", the test list itself, as published: read the best columns as upper bounds"
-    return [f"best epoch chosen on {' and '.join(parts)}{warning * seen}"] if parts else []
+# Runs against each other
+
+
+class Comparison(NamedTuple):
+    """Two runs on the same clips."""
+
+    baseline: str  # title of the first run
+    title: str  # of the other one
+    kind: str  # of the epoch, "last" or "best"
+    num_clips: int
+    differences: pd.DataFrame  # a score each: DIFFERENCE, and p_adjusted by Holm over all runs
+    names: list[str]  # of the classes or outputs
+    by_speaker: bool  # whether speakers were drawn and swapped instead of clips
+    resamples: int
+    notes: list[str]  # what the reader has to know
+
+    def scores(self) -> list[str]:
+        """Name the score of each difference."""
+        return [f"{metric_name(m, self.names)} {self.kind}" for m in self.differences["metric"]]
+
+
+def compare_all(reports: Sequence[Report]) -> list[Comparison]:
+    """Compare every report with the first one, on the epochs that all of them have.
+
+    Raises:
+        ValueError: the runs were not tested on the same clips or have no epoch in common.
+    """
+    first, *others = reports
+    plan, metrics, comparisons = first.plan, [*first.metrics], []
+    if first.is_regression:
+        metrics += [f"{metric} {k}" for metric in first.metrics for k in range(len(first.names))]
+    for kind in [kind for kind in first.kinds if all(kind in other.kinds for other in others)]:
+        base = first.pooled[kind]
+        runs = [matched(base, o.pooled[kind], first.title, o.title) for o in others]
+        tested = [paired(base, table, metrics, plan) for table, _ in runs]
+        adjusted = np.apply_along_axis(holm, 0, np.array([found["p_value"] for found in tested]))
+        for other, found, p, (_, notes) in zip(others, tested, adjusted, runs, strict=True):
+            facts = first.names, plan.draws_speakers, plan.resamples, notes
+            found["p_adjusted"] = p
+            comparisons.append(
+                Comparison(first.title, other.title, kind, len(base.clips), found, *facts)
+            )
+    if not comparisons:
+        seen = "; ".join(f"'{r.title}' {' and '.join(r.kinds)}" for r in reports)
+        raise ValueError(f"the runs have no epoch in common ({seen}); test them again")
+    return comparisons
+
+
+def matched(
+    first: PredictionTable, other: PredictionTable, title: str, other_title: str
+) -> tuple[PredictionTable, list[str]]:
+    """Put the other run's clips in the order of the first's; returns them and notes to the reader.
+
+    Clips are found by their names or else by the names' last part.
+    """
+    if first.task != other.task:
+        raise ValueError(
+            f"'{title}' and '{other_title}' are of different tasks: {first.task} against "
+            f"{other.task}; compare runs of one task"
+        )
+
+    def keys_of(names: Sequence[str]) -> dict[tuple[str, int], int]:
+        """Return places by name and a number that tells those of one name apart."""
+        seen, places = Counter[str](), {}
+        for place, name in enumerate(names):
+            places[name, seen[name]] = place
+            seen[name] += 1
+        return places
+
+    keys, other_keys, notes = keys_of(first.clips), keys_of(other.clips), list[str]()
+    short, other_short = (keys_of([Path(c).name for c in t.clips]) for t in (first, other))
+    moved = keys.keys() != other_keys.keys() and short.keys() == other_short.keys()
+    if moved and not any(number for _, number in short):
+        keys, other_keys = short, other_short
+        notes = [f"clips of '{other_title}' were matched by the last part of their names"]
+    for own, there, here, elsewhere in (
+        (keys, other_keys, title, other_title),
+        (other_keys, keys, other_title, title),
+    ):
+        if lacking := [key for key in own if key not in there]:
+            raise ValueError(
+                f"runs must be tested on the same clips, but {len(lacking)} of '{here}' are not in "
+                f"'{elsewhere}', first '{lacking[0][0]}'; compare experiments with the same folds "
+                "(folds of one experiment: give the folder that holds them)"
+            )
+    order = np.array([other_keys[key] for key in keys])
+    labels = other.labels[order]
+    wrong = np.flatnonzero((first.labels != labels).reshape(len(order), -1).any(1))
+    if len(wrong):
+        k = wrong[0]
+        raise ValueError(
+            f"{len(wrong)} clips have other labels in '{other_title}' than in '{title}', first "
+            f"'{first.clips[k]}': {labels[k]} against {first.labels[k]}; compare runs on the same "
+            "lists"
+        )
+    return first._replace(predictions=other.predictions[order]), notes

@@ -21,13 +21,13 @@ from hicmae.data.clip_list import names_of_run
 from hicmae.data.video import natural_key
 from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image
 from hicmae.io import encodable
-from hicmae.report.comparison import matched
-from hicmae.report.page import confusion_figure
+from hicmae.report.layout import confusion_figure
 from hicmae.report.resampling import Plan
 from hicmae.report.scores import (
     KINDS,
     Report,
     build,
+    matched,
     metric_name,
     pool,
     read_json,

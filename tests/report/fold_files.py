@@ -16,7 +16,7 @@ def table_of(labels, guesses, k=2, clips=None, folds=None, speakers=()):
 
 def cells_of(table):
     """Return the cells of a table of a report, heading first."""
-    return [[table.frame.columns.name, *table.frame], *map(list, table.frame.itertuples(name=None))]
+    return [[table.index.name, *table], *map(list, table.itertuples(name=None))]
 
 
 def write_predictions(path, clips, labels, guesses, scores=None):

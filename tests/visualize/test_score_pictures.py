@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hicmae.inference.style import figure_to_image
-from hicmae.report.page import confusion_figure
+from hicmae.report.layout import confusion_figure
 from hicmae.visualize.__main__ import main
 from hicmae.visualize.reconstruction import reconstruction_figure
 from hicmae.visualize.runs import (
