@@ -158,7 +158,7 @@ def log_images(saver: Saver, dataset: PretrainClips, loss: PretrainLossConfig) -
     """Show what the model makes of the first clips of the list, always with the same masks."""
     # Imported where it is drawn: the other ranks need no matplotlib.
     from hicmae.inference.style import figure_to_image
-    from hicmae.visualize.reconstruction import rebuild_clips, reconstruction_figure
+    from hicmae.visualize.clips import rebuild_clips, reconstruction_figure
 
     state = saver.state
     items = [dataset[ClipIndex(0, index)] for index in range(min(2, len(dataset)))]

@@ -94,12 +94,11 @@ def vote(
     test: np.ndarray,
     k: int,
     num_classes: int,
-    metric: str = "cosine",
     temperature: float = TEMPERATURE,
 ) -> np.ndarray:
     """Let the k nearest training clips (n, D) of each test clip (m, D) vote.
 
-    With the metric "cosine" a vote weighs exp(cosine / temperature), with "euclidean" 1.
+    A vote weighs exp(cosine / temperature).
 
     Returns:
         (m, K) shares of the votes.
@@ -110,8 +109,7 @@ def vote(
         """Weigh distances (m, k) as of the cosine, but for a factor: the nearest has 1."""
         return np.exp((far.min(axis=1, keepdims=True) - far) / temperature)
 
-    weights = likeness if metric == "cosine" else "uniform"
-    classifier = KNeighborsClassifier(k, metric=metric, weights=weights, algorithm="brute")
+    classifier = KNeighborsClassifier(k, metric="cosine", weights=likeness, algorithm="brute")
     classifier.fit(train, labels)
     scores = np.zeros((len(test), num_classes))
     scores[:, classifier.classes_] = classifier.predict_proba(test)
@@ -132,8 +130,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else the others)")
     text = "neighbours (1 5 10 20, as far as there are clips)"
     add("--k", nargs="+", type=int, metavar="N", help=text)
-    text = "how near features are (%(default)s)"
-    add("--metric", choices=("cosine", "euclidean"), default="cosine", help=text)
     text = "of the votes: the smaller, the more the nearest decide (%(default)s)"
     add("--temperature", type=float, default=TEMPERATURE, metavar="T", help=text)
     text = "share of each class among the neighbours, as in run_finetuning.py (1)"
@@ -181,10 +177,10 @@ def run(args: argparse.Namespace) -> int:
     test = extract(recognizer, test_clips, "clips to classify")
     labels, truth = (np.array([c.label for c in clips]) for clips in (train_clips, test_clips))
     num_classes = int(max(labels.max(), truth.max())) + 1
-    names, how = [name_of(clip) for clip in test_clips], (args.metric, args.temperature)
+    names, temperature = [name_of(clip) for clip in test_clips], args.temperature
     results = []
     for kind, k in itertools.product(kinds, args.k):
-        scores = vote(joined(train, kind), labels, joined(test, kind), k, num_classes, *how)
+        scores = vote(joined(train, kind), labels, joined(test, kind), k, num_classes, temperature)
         predictions = Predictions(names, truth, scores, [])
         facts = {"features": kind, "k": k, "training_clips": len(train_clips)}
         metrics = {**score(predictions, "classification"), **facts}

@@ -11,8 +11,8 @@ from hicmae.config.flags import new_parser
 from hicmae.inference.style import FORMATS, save_figure
 from hicmae.io import check_writable, describe
 from hicmae.visualize.attention import attention
+from hicmae.visualize.clips import reconstruction
 from hicmae.visualize.features import layer_weights, retrieval, tsne
-from hicmae.visualize.reconstruction import reconstruction
 from hicmae.visualize.runs import confusion, curves, radar
 
 Draw = Callable[..., "Figure | tuple[Figure, str]"]

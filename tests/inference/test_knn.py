@@ -46,12 +46,6 @@ def test_at_a_small_temperature_the_nearest_clip_decides_alone():
     np.testing.assert_array_equal(found, np.eye(3)[cosines.argmax(axis=1) % 3])
 
 
-def test_euclidean_neighbours_have_a_vote_each():
-    train = np.array([[0.0], [1.0], [2.0], [10.0]])
-    found = knn.vote(train, np.array([0, 1, 1, 2]), np.array([[0.2]]), 3, 3, "euclidean")
-    np.testing.assert_allclose(found, [[1 / 3, 2 / 3, 0]])
-
-
 def test_joined_kinds_weigh_alike():
     found = {"a": np.array([[3.0, 4.0]]), "b": np.array([[0.0, 200.0]])}
     np.testing.assert_allclose(knn.joined(found, "a+b"), [[0.6, 0.8, 0, 1]])

@@ -10,7 +10,7 @@ import torch
 from hicmae.inference.style import figure_to_image
 from hicmae.report.layout import confusion_figure
 from hicmae.visualize.__main__ import main
-from hicmae.visualize.reconstruction import reconstruction_figure
+from hicmae.visualize.clips import reconstruction_figure
 from hicmae.visualize.runs import (
     COLUMNS,
     confusion,
