@@ -77,7 +77,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--target", type=int, default=0, metavar="K", help="output that gives the colour (0)")
     add = add_of_clips(retrieval, "pre-training checkpoint")
     add("--masked", action="store_true", help="hide the tokens that training hides")
-    add("--csv", default="", metavar="FILE", help="write the figures, too")
     return parser
 
 
@@ -88,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw: Draw = values.pop("draw")
     output = values.pop("output")
     try:
-        for path in filter(None, (output, values.get("csv"))):
-            check_writable(path, FORMATS if path == output else ())
+        check_writable(output, FORMATS)
         drawn = draw(**values)
         figure, text = drawn if isinstance(drawn, tuple) else (drawn, "")
         path = save_figure(figure, output)

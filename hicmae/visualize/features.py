@@ -16,7 +16,6 @@ from hicmae.config import PretrainModelConfig
 from hicmae.config.flags import from_flags
 from hicmae.inference import forward
 from hicmae.inference.style import MARKERS, STYLE, colour
-from hicmae.io import write_whole
 from hicmae.models.encoder import pooled_unit
 from hicmae.models.layers import split_tokens
 from hicmae.models.pretrain import HiCMAE
@@ -208,10 +207,10 @@ def retrieval_figure(found: pd.DataFrame, num_clips: int) -> Figure:
     return figure
 
 
-def retrieval(masked: bool = False, csv: str = "", **source: Any) -> tuple[Figure, str]:
+def retrieval(masked: bool = False, **source: Any) -> tuple[Figure, str]:
     """Draw how often sound finds its video among others, and back, by each contrasted level.
 
-    Returns the picture, and the figures as text; they are written to `csv`, too, where it is given.
+    Returns the picture, and the figures as text.
     """
     opened = open_clips("pre-trained", **source)
     count = len(opened.lines)
@@ -219,8 +218,6 @@ def retrieval(masked: bool = False, csv: str = "", **source: Any) -> tuple[Figur
         raise ValueError(f"retrieval needs at least 2 clips to choose from, got {count}")
     levels = from_flags(opened.settings, PretrainModelConfig).return_intermediate_features
     found = recalls(*pooled_levels(opened, levels, masked), levels)
-    if csv:
-        write_whole(csv, found.to_csv(index=False))
     return retrieval_figure(found, count), table(found, count)
 
 
@@ -251,17 +248,15 @@ def layer_weights(checkpoint: Sequence[str | Path]) -> Figure:
             values = 100 * np.stack(each)  # (runs, L)
             places, even = np.arange(values.shape[1]), 100 / values.shape[1]
             axes.bar(places, values.mean(0), 0.7, color=colour(number), alpha=0.85)
-            shifts = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else ()
-            for shift, own in zip(shifts, values, strict=False):
-                axes.plot(places + shift, own, "o", color="black", markersize=2.5, label="one run")
+            if len(values) > 1:
+                runs = axes.plot(places, values.T, "o", color="black", markersize=2.5)
+                runs[0].set_label("one run")
             axes.axhline(even, color="black", linestyle="--", linewidth=1, label="equal weights")
             axes.set_xticks(places)
             axes.grid(axis="x", visible=False)
             axes.set(title=f"{stream} encoder", xlabel="encoder block")
             axes.set_ylim(0, max(1.25 * even, 1.15 * float(values.max())))
         panels[0].set_ylabel("layer weight (%)")
-        drawn, labels = panels[0].get_legend_handles_labels()
-        handles = dict(zip(labels, drawn, strict=True))  # one of a kind
-        names = ["equal weights", "one run"][: len(handles)]
-        figure.legend([handles[n] for n in names], names, loc="outside upper center", ncols=2)
+        shown = panels[0].get_legend_handles_labels()
+        figure.legend(*shown, loc="outside upper center", ncols=2)
     return figure
