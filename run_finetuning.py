@@ -148,7 +148,8 @@ def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
     logger.info("testing %s on %s", source.source, path)
     transfer.load_pretrained(model, source, require_all=True)
     loader = scoring_loader(run, configs, list_reader(configs)(path))
-    facts = {"checkpoint": os.path.abspath(source.source), "list": os.path.abspath(path)}
+    facts: dict[str, Any] = {"checkpoint": os.path.abspath(source.source)}
+    facts["list"] = os.path.abspath(path)
     suffix = scoring.free_suffix(run.output_dir, facts)
     metrics = evaluate(run, configs, model, loader, "test", run.check_stop, suffix, **facts)
     summary = scoring.summary(metrics, configs.classifier.task)
@@ -311,6 +312,25 @@ def make_loss(configs: FinetuneConfigs) -> loop.ComputeLoss:
 # Scores
 
 
+def answers(
+    run: Run,
+    configs: FinetuneConfigs,
+    model: nn.Module,
+    loader: DataLoader,
+    description: str,
+    before_each: Callable[[], None],
+) -> tuple[scoring.Predictions, scoring.Predictions]:
+    """Return what the model says of clips, on all ranks, and of items, with --average_clips."""
+    clips = scoring.predict(
+        *(model, loader, run.precision, configs.classifier.task, description),
+        before_each=before_each,
+        clip_by_clip=run.device.type == "cpu" or run.config.deterministic,
+        shared=configs.score.dist_eval,
+    )
+    average = configs.score.average_clips
+    return clips, scoring.average_clips(clips, average) if average else clips
+
+
 def evaluate(
     run: Run,
     configs: FinetuneConfigs,
@@ -319,6 +339,7 @@ def evaluate(
     description: str,
     before_each: Callable[[], None],
     suffix: str | None = None,
+    temperature: float | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
     """Score clips on all ranks; with --average_clips, items instead of clips.
@@ -326,19 +347,18 @@ def evaluate(
     On the CPU, and with --deterministic, the results do not depend on the batch size or on the
     number of processes. With a `suffix` they go to pred<suffix>.csv and, with `facts` such as the
     epoch beside them, to metrics<suffix>.json; with --average_clips the scores of the single clips
-    go to pred_clips<suffix>.csv. `before_each` batch may raise to stop.
+    go to pred_clips<suffix>.csv. With a `temperature`, the metrics hold `calibration` before and
+    after it. `before_each` batch may raise to stop.
     """
     task, average = configs.classifier.task, configs.score.average_clips
-    clips = scoring.predict(
-        *(model, loader, run.precision, task, description),
-        before_each=before_each,
-        clip_by_clip=run.device.type == "cpu" or run.config.deterministic,
-        shared=configs.score.dist_eval,
-    )
-    items = scoring.average_clips(clips, average) if average else clips
+    clips, items = answers(run, configs, model, loader, description, before_each)
     if average:
         facts |= {"clips": len(clips.names), "items": len(items.names)}
     metrics = {**scoring.score(items, task), **facts}
+    if temperature is not None:
+        then = scoring.tempered(items.scores, temperature)
+        before, after = (scoring.calibration(items.targets, p) for p in (items.scores, then))
+        metrics["calibration"] = {"temperature": temperature, "before": before, "after": after}
     if suffix is not None and distributed.is_main():
         scoring.write_results(run.output_dir, suffix, items, metrics, task)
         if average:
@@ -382,6 +402,9 @@ def test_last_and_best(
     run, state, task = saver.run, saver.state, configs.classifier.task
     metric, last, best = configs.score.val_metric, configs.optim.epochs - 1, state.best
     loader, final, images = scoring_loader(run, configs, lists.test), dict[str, float](), {}
+    calibrates = task == "classification" and lists.val != lists.test
+    if task == "classification" and not calibrates:
+        logger.info("no validation clips apart from the test: probabilities are not calibrated")
     if best["epoch"] < 0:
         logger.warning("no best epoch could be saved; the last one stands for it")
     for kind, epoch in {"last": last, "best": last if best["epoch"] < 0 else best["epoch"]}.items():
@@ -392,9 +415,20 @@ def test_last_and_best(
         if kind == "best":
             suffix, how = "_best", f", chosen by {metric} on {lists.val_file}"
             facts["chosen_on"] = lists.val_file
-        text, model = f"test, {kind} epoch", state.model
-        metrics = evaluate(run, configs, model, loader, text, saver.check, suffix, **facts)
+        text, model, temperature = f"test, {kind} epoch", state.model, None
+        if calibrates:
+            held_out = scoring_loader(run, configs, lists.val, centre=True)
+            on_val = run, configs, model, held_out, "calibration", saver.check
+            temperature = scoring.fit_temperature(*answers(*on_val)[1][1:3])
+        asked = run, configs, model, loader, text, saver.check, suffix, temperature
+        metrics = evaluate(*asked, **facts)
         logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics, task))
+        if found := metrics.get("calibration"):
+            logger.info(
+                "temperature %.3f by %s; in the test ECE %.4f -> %.4f, NLL %.4f -> %.4f",
+                *(temperature, lists.val_file),
+                *(found[when][name] for name in ("ece", "nll") for when in ("before", "after")),
+            )
         for name in scoring.SHOWN[task]:
             final[f"test_{kind}/{name}"] = scoring.headline(metrics, name)
         if run.config.image_freq and "confusion" in metrics and distributed.is_main():

@@ -7,17 +7,24 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing as mp
 
 import run_finetuning
 import run_pretraining
+from hicmae import EmotionRecognizer
 from hicmae.config import FinetuneConfigs, PretrainConfigs
 from hicmae.config.flags import parse_configs
+from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
+from hicmae.data.dataset import TestClips
 from hicmae.data.splits import Lists, base_name
+from hicmae.inference.model import export_run, load_model
 from hicmae.training import checkpoint
+from hicmae.training.evaluate import calibration, fit_temperature, predict
+from hicmae.training.run import choose_precision
 from tests.conftest import free_port, save_frames, save_wav
 from tests.small_runs import FINETUNE  # its fork server imports once what every process needs
 
@@ -110,6 +117,23 @@ def test_results_and_record_say_which_held_out_speakers_chose_the_best_epoch(
     assert "the same clips as the test list" not in caplog.text
     best = json.loads((out / "metrics_best.json").read_text())
     assert best["chosen_on"] == str(out / "val_clips.csv")
+    # The temperature is of these clips too, of one view each, and goes with the export.
+    model, _ = load_model(out / "checkpoint-0.pth")
+    configs = parse(media / "fold", out, *options, "--val_share", "0.5")
+    held = TestClips(
+        run_finetuning.read_lists(configs).val, centre=True, **run_finetuning.clip_options(configs)
+    )
+    views = [held.collate([held[ClipIndex(0, k)]]) for k in range(len(held))]
+    precision = choose_precision("fp32", torch.device("cpu"))
+    _, labels, scores, _ = predict(model, views, precision, "classification", "")
+    found = best["calibration"]
+    assert found["temperature"] == pytest.approx(fit_temperature(labels, scores), rel=1e-3)
+    test = pd.read_csv(out / "pred_best.csv")
+    probabilities = test.filter(regex=r"^p\d").to_numpy()
+    assert found["before"] == pytest.approx(calibration(test["label"], probabilities), abs=1e-4)
+    export_run(out)
+    config = EmotionRecognizer.from_checkpoint(out / "export/best").config
+    assert config.temperature == found["temperature"]
     record = (out / "val_clips.csv").read_bytes()
     with pytest.raises(ValueError, match="belongs to another run: --val_share 0.5 -> 0.25"):
         finetune(media / "fold", out, *options, "--val_share", "0.25")

@@ -398,6 +398,9 @@ class Options(Settings):
         "frames or silence; drop: leave it out",
         choices=MISSING,
     )
+    min_confidence: float = option(
+        0.0, "answer 'unsure' where the likeliest class has less probability", SHARE
+    )
 
     def _refused(self) -> Refused:
         for item in fields(self):

@@ -1,7 +1,7 @@
 """What a model reads of a clip: windows, the faces seen in them, and these as tensors."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from hicmae.inference.model import FACE_SIZE, ModelConfig, Preprocessing
 from hicmae.inference.sources import Asked, FaceFrames, Source, open_source
 from hicmae.io import UnreadableClip
 
+UNSURE = "unsure"  # the answer below the confidence that was asked for
 SEARCH_EVERY = 2  # of the frames looked at; a face is placed in the others on the way between two
 CROWDED = 0.2  # share of frames with several faces from which the user is told
 SEEN = 0.5  # share of a window's frames that must show the face
@@ -49,14 +50,21 @@ class Window:
     end: float
     scores: dict[str, float] = field(default_factory=dict)  # as of `Prediction`; {}: none
     status: str = ""  # why there are none, or what was missing
+    min_confidence: float = 0.0  # probability that an answer needs
     # What is read of it: (T,) indices of frames; the first sample and one past the last.
     frames: np.ndarray | None = field(default=None, repr=False, compare=False)
     samples: tuple[int, int] | None = field(default=None, repr=False, compare=False)
 
     @property
     def label(self) -> str | None:
-        """The likeliest class; for values the one that is largest."""
-        return max(self.scores, key=self.scores.__getitem__) if self.scores else None
+        """The likeliest class or "unsure"; for values the one that is largest."""
+        return likeliest(self.scores, self.min_confidence) if self.scores else None
+
+
+def likeliest(scores: Mapping[str, float], min_confidence: float) -> str:
+    """Return the name with the highest score, "unsure" where that is below `min_confidence`."""
+    best = max(scores, key=scores.__getitem__)
+    return best if scores[best] >= min_confidence or not min_confidence else UNSURE
 
 
 def sliding(

@@ -99,6 +99,7 @@ class ModelConfig:
     architecture: Architecture
     preprocessing: Preprocessing
     test_num_segment: int = 2  # temporal views of the test protocol
+    temperature: float = 1.0  # logits are divided by it, so that probabilities can be believed
     training: dict[str, Any] = field(default_factory=dict)  # where the weights come from
 
     def to_json(self) -> str:
@@ -309,6 +310,8 @@ def export_checkpoint(
     """
     config, weights = read_model(path, class_names, **overrides)
     config.training.update(facts or {})
+    temperature = config.training.get("calibration", {}).get("temperature", config.temperature)
+    config = replace(config, temperature=temperature)
     text, output = config.to_json(), Path(output)
     # Tensors that share memory are written twice.
     single = {name: tensor.float().clone().contiguous() for name, tensor in weights.items()}
@@ -347,6 +350,8 @@ def export_run(
         means = {n: v.get("mean") if isinstance(v, dict) else v for n, v in metrics.items()}
         scores = {n: v for n, v in means.items() if isinstance(v, (int, float))}
         facts = {"command": shlex.join(sys.argv), "scores": scores}
+        if found := metrics.get("calibration"):
+            facts["calibration"] = found
         target = Path(output or run / EXPORT) / kind
         written.append(export_checkpoint(path, target, facts=facts, **overrides))
     return written

@@ -63,7 +63,7 @@ def draw_timeline(predictions: Sequence[Prediction], path: str | Path) -> Path:
             person = f", person {prediction.person + 1}" if prediction.person else ""
             answer = ", ".join(f"{name} {value:.2f}" for name, value in prediction.values.items())
             if prediction.label is not None:
-                answer = f"{prediction.label} ({100 * prediction.scores[prediction.label]:.0f} %)"
+                answer = f"{prediction.label} ({100 * max(prediction.scores.values()):.0f} %)"
             panel.set_title(f"{Path(prediction.file).name}{person}: {answer}", loc="left")
         axes[-1].set_xlabel("time (s)")
         with whole_file(path) as part:

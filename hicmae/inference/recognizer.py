@@ -18,7 +18,7 @@ from hicmae.data.clip_list import AnyClip
 from hicmae.data.shards import PackedClip
 from hicmae.data.video import normalise
 from hicmae.inference import forward
-from hicmae.inference.clips import Clip, View, Window
+from hicmae.inference.clips import Clip, View, Window, likeliest
 from hicmae.inference.model import ModelConfig, load_model
 from hicmae.inference.sources import Arrays, Asked
 from hicmae.io import UnreadableClip, choose_device
@@ -45,11 +45,12 @@ class Prediction:
     person: int = 0  # the main face; others with faces="all"
     notes: tuple[str, ...] = ()  # what the user should know, e.g. that there was no sound
     boxes: np.ndarray = field(default_factory=lambda: np.empty((0, 5)), repr=False, compare=False)
+    min_confidence: float = 0.0  # probability that an answer needs
 
     @property
     def label(self) -> str | None:
-        """The likeliest class; None in regression."""
-        return max(self.scores, key=self.scores.__getitem__) if self.probabilities else None
+        """The likeliest class, "unsure" below `min_confidence`; None in regression."""
+        return likeliest(self.scores, self.min_confidence) if self.probabilities else None
 
     @property
     def probabilities(self) -> dict[str, float]:
@@ -317,7 +318,10 @@ class EmotionRecognizer:
         if self.config.task == "pretraining":
             rows = {name: rows[name] for name in PRETRAINED_FEATURES if name in rows}
         elif self.config.task == "classification" and not features:
-            rows = {"scores": rows["scores"].softmax(-1)}
+            # The test's numbers are those of the test, not calibrated.
+            scale = torch.tensor([1.0 if c.options.protocol == "test" else self.config.temperature
+                                  for c, _ in batch], device=rows["scores"].device)  # fmt: skip
+            rows = {"scores": (rows["scores"] / scale[:, None]).softmax(-1)}
         arrays = {name: value.float().cpu().numpy() for name, value in rows.items()}
         for index, (of, view) in enumerate(batch):
             row = {name: array[index] for name, array in arrays.items()}
@@ -363,12 +367,13 @@ def _prediction_of(clip: Clip, person: int) -> Prediction:
     for number, window in enumerate(clip.windows):
         views = [row["scores"].astype(float) for row in clip.rows.get((person, number), [])]
         means += [np.mean(views, axis=0)] if views else []
-        scores = named(means[-1]) if views else {}
+        scores, least = named(means[-1]) if views else {}, clip.options.min_confidence
         status = clip.missing.get((person, number), "")
-        windows.append(replace(window, scores=scores, status=status))
+        windows.append(replace(window, scores=scores, status=status, min_confidence=least))
     boxes = np.empty((0, 5))
     if clip.boxes is not None and clip.times is not None:
         boxes = np.column_stack([clip.times, clip.boxes[person]])
         boxes = boxes[np.isfinite(boxes[:, 1])]
     mean, notes = named(np.mean(means, axis=0)), tuple(clip.notes)
-    return Prediction(clip.file, clip.config.task, mean, tuple(windows), person, notes, boxes)
+    parts = clip.file, clip.config.task, mean, tuple(windows), person, notes, boxes
+    return Prediction(*parts, clip.options.min_confidence)

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -251,6 +253,41 @@ def score(predictions: Predictions, task: str) -> dict[str, Any]:
         "clips": len(predictions.names),
         "skipped": [f"{clip.video}: {clip.reason}" for clip in predictions.skipped],
     }
+
+
+def fit_temperature(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Return the temperature, 0.05 to 20, that makes the `nll` of probabilities (n, K) least.
+
+    Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599.
+    """
+    truth, values = np.asarray(labels), _checked("scores", scores)
+
+    def loss(log_temperature: float) -> float:
+        return _nll(truth, tempered(values, np.exp(log_temperature)))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
+
+
+def tempered(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the probabilities (n, K) that logits divided by a temperature have; order stays."""
+    return softmax(np.log(scores.clip(1e-12)) / temperature, axis=1)
+
+
+def calibration(labels: ArrayLike, scores: ArrayLike, bins: int = 15) -> dict[str, float]:
+    """Say how far probabilities (n, K) can be believed.
+
+    Returns `ece`, the expected calibration error: between the confidence in the answers and how
+    many are right, over `bins` of equal width, weighted by clips; and `nll`, the mean negative
+    log-likelihood of the true classes in nats.
+    """
+    truth, values = np.asarray(labels), _checked("scores", scores)
+    place = np.minimum((values.max(1) * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, values.max(1) - (values.argmax(1) == truth), bins)
+    return {"ece": float(np.abs(gaps).sum() / len(truth)), "nll": _nll(truth, values)}
+
+
+def _nll(labels: np.ndarray, scores: np.ndarray) -> float:
+    return float(-np.log(scores[np.arange(len(labels)), labels].clip(1e-12)).mean())
 
 
 def headline(metrics: dict[str, Any], name: str) -> float:

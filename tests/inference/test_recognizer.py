@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,22 @@ def test_impossible_options_are_named(recognizer, video, options, message):
 
 
 # Answers
+
+
+def test_probabilities_are_calibrated_and_may_be_too_unsure_to_answer(recognizer, clip):
+    model, (folder, wav) = recognizer(), clip
+    plain, test = (
+        model.predict(folder, audio=wav),
+        model.predict(folder, audio=wav, protocol="test"),
+    )
+    model.config = replace(model.config, temperature=2.0)
+    warm = model.predict(folder, audio=wav, min_confidence=0.999)
+    logits = [np.log(list(answer.windows[0].scores.values())) for answer in (plain, warm)]
+    np.testing.assert_allclose(np.diff(logits[0]), 2 * np.diff(logits[1]), rtol=1e-4)
+    assert model.predict(folder, audio=wav, protocol="test") == test  # whose numbers are the test's
+    assert max(warm.scores.values()) < max(plain.scores.values())
+    assert warm.label == warm.windows[0].label == "unsure" and plain.label in plain.scores
+    assert model.predict(folder, audio=wav, min_confidence=0.3).label == plain.label
 
 
 def test_memory_files_and_batches_agree(recognizer, clip, video):

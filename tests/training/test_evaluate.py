@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn import metrics as sk
 from torch import nn
 
@@ -14,14 +15,17 @@ from hicmae.data.batches import SkippedClip, ViewBatch
 from hicmae.training.evaluate import (
     Predictions,
     average_clips,
+    calibration,
     class_scores,
     classification_metrics,
+    fit_temperature,
     headline,
     metrics_of_classes,
     number_scores,
     predict,
     regression_metrics,
     score,
+    tempered,
     write_predictions,
     write_results,
 )
@@ -253,3 +257,22 @@ def test_results_are_written_with_labels_predictions_and_probabilities(tmp_path)
 def test_headline_of_a_regression_metric_is_its_mean():
     metrics = {"ccc": {"mean": 0.4, "per_output": [0.3, 0.5]}, "uar": 0.7}
     assert headline(metrics, "ccc") == 0.4 and headline(metrics, "uar") == 0.7
+
+
+def test_a_temperature_makes_probabilities_honest_and_keeps_their_order():
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(3, size=4000), rng.normal(size=(4000, 3))
+    logits[range(4000), labels] += 1.0
+    exact = softmax(logits, axis=1)  # of this mixture these are the true posteriors
+    sharp = softmax(3.0 * logits, axis=1)
+    temperature = fit_temperature(labels, sharp)
+    assert temperature == pytest.approx(3.0, rel=0.1)
+    mended = tempered(sharp, 3.0)
+    np.testing.assert_allclose(mended, exact, atol=1e-9)
+    before, after = calibration(labels, sharp), calibration(labels, mended)
+    assert before["nll"] == pytest.approx(sk.log_loss(labels, sharp), abs=1e-6)
+    assert after["nll"] < before["nll"] and after["ece"] < 0.03 < before["ece"]
+    confident = np.array(
+        [[0.9, 0.1], [0.9, 0.1], [0.2, 0.8]]
+    )  # one of two, and one of one is right
+    assert calibration([0, 1, 1], confident)["ece"] == pytest.approx((2 * 0.4 + 0.2) / 3)
