@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA, DEMO = ROOT / "saved/data/toy_av", ROOT / "saved/demo"
 DRY_RUN = os.environ.get("DRY_RUN") == "1"
 
-SEED, PRETRAIN_EPOCHS, FINETUNE_EPOCHS = "0", 25, 40
+SEED, PRETRAIN_EPOCHS, FINETUNE_EPOCHS = "0", 15, 40
 SHIPPED = "toy_pretrained"  # comes with the package, see scripts/toy/README.md
 TITLES = {
     "random": "random weights",

@@ -4,13 +4,16 @@ import csv
 import gc
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torch.utils.data import DataLoader
 
 import run_finetuning
 import run_pretraining
@@ -25,6 +28,7 @@ from hicmae.inference.model import export_run, load_model
 from hicmae.training import checkpoint
 from hicmae.training.evaluate import calibration, fit_temperature, predict
 from hicmae.training.run import choose_precision
+from hicmae.training.state import make_state
 from tests.conftest import free_port, save_frames, save_wav
 from tests.small_runs import FINETUNE  # its fork server imports once what every process needs
 
@@ -312,3 +316,16 @@ def test_a_contrast_with_nothing_is_told(flags, told, caplog):
         parse_configs(parser, PretrainConfigs, f"{start} {flags}".split())
     )
     assert caplog.text.count("--batch_size 1") == told
+
+
+def test_a_warm_up_beyond_the_training_is_shortened_and_graphs_take_one_pass_a_step(caplog):
+    configs = parse("fold", "out", "--epochs", "1", "--warmup_epochs", "5", "--batch_size", "2")
+    run = SimpleNamespace(precision=choose_precision("fp32", torch.device("cpu")))
+    loader = DataLoader(range(8), 2)
+    state = make_state(run, configs, torch.nn.Linear(2, 2), loader, {})
+    assert "--warmup_epochs 5 is more than --epochs 1" in caplog.text
+    assert len(state.plan.lr) == 4 and (np.diff(state.plan.lr) > 0).all()
+    graphs = replace(configs.run, compile=True, cuda_graphs=True)
+    twice = configs._replace(run=graphs, optim=replace(configs.optim, accum_iter=2))
+    with pytest.raises(ValueError, match="--cuda_graphs with 2 passes a step"):
+        make_state(run, twice, torch.nn.Linear(2, 2), loader, {})

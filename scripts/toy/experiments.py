@@ -281,13 +281,16 @@ def ship(args: argparse.Namespace) -> str:
     product = f"checkpoint-{SHIP_EPOCHS - 1}.pth"
     first = Run(args.output_dir / "pretrain", "run_pretraining.py", flags, product)
     start = ["--finetune", str(first.folder / product)]
-    flags = ["--data_path", str(args.data / "fold1_all"), *start, *FINETUNE]
+    flags = ["--data_path", str(args.data / "fold1_all"), *start, *FINETUNE, "--epochs", "80"]
     second = Run(args.output_dir / "finetune", "run_finetuning.py", flags)
     run_all([first, second], args.extra)
     rows = []
     for name, run in {SHIPPED: first, "toy": second}.items():
-        folder = PACKAGED / name
-        export_checkpoint(last_checkpoint(run.folder), folder, frame_rate=25.0)
+        folder, scores = PACKAGED / name, run.folder / "metrics.json"
+        metrics = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else {}
+        facts = {"scores": {k: metrics[k] for k in ("uar", "war")}} if metrics else {}
+        facts |= {"calibration": metrics["calibration"]} if "calibration" in metrics else {}
+        export_checkpoint(last_checkpoint(run.folder), folder, facts=facts, frame_rate=25.0)
         with safe_open(folder / WEIGHTS, "pt") as file:
             halves = {key: file.get_tensor(key).half() for key in file.keys()}
             save_file(halves, folder / WEIGHTS, metadata=file.metadata())
