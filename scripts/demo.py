@@ -171,15 +171,16 @@ def main() -> None:
         path = DEMO / f"{name}.png"
         if new or not path.exists():
             call(["-m", "hicmae.visualize", *words, "--output", path])
-    clip = DATA / "labelled/s001/s001_c001.mp4"
-    answer = ["--faces", "cut", "--overlay", DEMO / "film.mp4", "--plot", DEMO / "timeline.png"]
-    call(["-m", "hicmae.inference", "predict", clip, "--checkpoint", shown[0], *answer])
+    # A test speaker of fold 1; the frames are aligned faces, as in fine-tuning.
+    clip = DATA / "aligned/s000_c005", "--audio", DATA / "labelled/s000/s000_c005.wav"
+    answer = ["--checkpoint", shown[0], "--plot", DEMO / "timeline.png"]
+    call(["-m", "hicmae.inference", "predict", *clip, *answer])
     report = ["-m", "hicmae.report", *(DEMO / name for name in starts), "--titles", *starts]
     report += ["--speaker_file", DATA / "meta.csv", "--html", DEMO / "report.html"]
     call([*report, "--json", DEMO / "report.json"], DEMO / "report.log")
     if not DRY_RUN:
         print(table(json.loads((DEMO / "report.json").read_text(encoding="utf-8"))["runs"]))
-        print(f"pictures, report.html and film.mp4 are in '{DEMO}'", file=sys.stderr)
+        print(f"pictures and report.html are in '{DEMO}'", file=sys.stderr)
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
