@@ -108,10 +108,10 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
         saver = Saver(run, state, logs)
         for _ in range(state.epoch, optim.epochs):
             means = loop.train_one_epoch(trained, loader, compute_loss, run, state, saver, skipped)
-            metrics = evaluate(run, configs, model, val_loader, "validation", saver.check)
+            metrics, _ = evaluate(run, configs, model, val_loader, "validation", saver.check)
             end_epoch(saver, configs, means, metrics, names)
         saver.finish()
-    test_last_and_best(saver, configs, lists, names)
+    test_last_and_best(saver, configs, lists, val_loader, names)
     if configs.score.export:
         export_run(run.output_dir)
 
@@ -151,7 +151,7 @@ def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
     facts: dict[str, Any] = {"checkpoint": os.path.abspath(source.source)}
     facts["list"] = os.path.abspath(path)
     suffix = scoring.free_suffix(run.output_dir, facts)
-    metrics = evaluate(run, configs, model, loader, "test", run.check_stop, suffix, **facts)
+    metrics, _ = evaluate(run, configs, model, loader, "test", run.check_stop, suffix, **facts)
     summary = scoring.summary(metrics, configs.classifier.task)
     logger.info("test: %s, in metrics%s.json and pred%s.csv", summary, suffix, suffix)
 
@@ -312,25 +312,6 @@ def make_loss(configs: FinetuneConfigs) -> loop.ComputeLoss:
 # Scores
 
 
-def answers(
-    run: Run,
-    configs: FinetuneConfigs,
-    model: nn.Module,
-    loader: DataLoader,
-    description: str,
-    before_each: Callable[[], None],
-) -> tuple[scoring.Predictions, scoring.Predictions]:
-    """Return what the model says of clips, on all ranks, and of items, with --average_clips."""
-    clips = scoring.predict(
-        *(model, loader, run.precision, configs.classifier.task, description),
-        before_each=before_each,
-        clip_by_clip=run.device.type == "cpu" or run.config.deterministic,
-        shared=configs.score.dist_eval,
-    )
-    average = configs.score.average_clips
-    return clips, scoring.average_clips(clips, average) if average else clips
-
-
 def evaluate(
     run: Run,
     configs: FinetuneConfigs,
@@ -341,8 +322,10 @@ def evaluate(
     suffix: str | None = None,
     temperature: float | None = None,
     **facts: Any,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], scoring.Predictions]:
     """Score clips on all ranks; with --average_clips, items instead of clips.
+
+    Returns the metrics and what they are of.
 
     On the CPU, and with --deterministic, the results do not depend on the batch size or on the
     number of processes. With a `suffix` they go to pred<suffix>.csv and, with `facts` such as the
@@ -351,7 +334,13 @@ def evaluate(
     after it. `before_each` batch may raise to stop.
     """
     task, average = configs.classifier.task, configs.score.average_clips
-    clips, items = answers(run, configs, model, loader, description, before_each)
+    clips = scoring.predict(
+        *(model, loader, run.precision, task, description),
+        before_each=before_each,
+        clip_by_clip=run.device.type == "cpu" or run.config.deterministic,
+        shared=configs.score.dist_eval,
+    )
+    items = scoring.average_clips(clips, average) if average else clips
     if average:
         facts |= {"clips": len(clips.names), "items": len(items.names)}
     metrics = {**scoring.score(items, task), **facts}
@@ -363,7 +352,7 @@ def evaluate(
         scoring.write_results(run.output_dir, suffix, items, metrics, task)
         if average:
             scoring.write_predictions(run.output_dir / f"pred_clips{suffix}.csv", clips, task)
-    return metrics
+    return metrics, items
 
 
 def end_epoch(
@@ -396,9 +385,16 @@ def end_epoch(
 
 
 def test_last_and_best(
-    saver: Saver, configs: FinetuneConfigs, lists: splits.Lists, names: Sequence[str]
+    saver: Saver,
+    configs: FinetuneConfigs,
+    lists: splits.Lists,
+    val_loader: DataLoader,
+    names: Sequence[str],
 ) -> None:
-    """Test the model as it is after the last epoch, then the best epoch's weights."""
+    """Test the model as it is after the last epoch, then the best epoch's weights.
+
+    Classes get a temperature first where validation clips are not those of the test.
+    """
     run, state, task = saver.run, saver.state, configs.classifier.task
     metric, last, best = configs.score.val_metric, configs.optim.epochs - 1, state.best
     loader, final, images = scoring_loader(run, configs, lists.test), dict[str, float](), {}
@@ -415,13 +411,11 @@ def test_last_and_best(
         if kind == "best":
             suffix, how = "_best", f", chosen by {metric} on {lists.val_file}"
             facts["chosen_on"] = lists.val_file
-        text, model, temperature = f"test, {kind} epoch", state.model, None
+        text, what, temperature = f"test, {kind} epoch", (run, configs, state.model), None
         if calibrates:
-            held_out = scoring_loader(run, configs, lists.val, centre=True)
-            on_val = run, configs, model, held_out, "calibration", saver.check
-            temperature = scoring.fit_temperature(*answers(*on_val)[1][1:3])
-        asked = run, configs, model, loader, text, saver.check, suffix, temperature
-        metrics = evaluate(*asked, **facts)
+            _, held_out = evaluate(*what, val_loader, "calibration", saver.check)
+            temperature = scoring.fit_temperature(held_out.targets, held_out.scores)
+        metrics, _ = evaluate(*what, loader, text, saver.check, suffix, temperature, **facts)
         logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics, task))
         if found := metrics.get("calibration"):
             logger.info(

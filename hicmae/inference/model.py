@@ -170,7 +170,7 @@ def _of_run(
     model: Trained, class_names: Sequence[str], given: Mapping[str, Any]
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
     weights, names, settings = model.weights, tuple[str, ...](), {**model.settings, **given}
-    told = {**flat_settings(model.content.get("args")), **given}
+    told = {**model.told, **given}
     if "modality" not in settings:
         raise ValueError(
             f"'{model.source}' holds no HiCMAE model: expected weights named encoder.* or "
@@ -310,8 +310,8 @@ def export_checkpoint(
     """
     config, weights = read_model(path, class_names, **overrides)
     config.training.update(facts or {})
-    temperature = config.training.get("calibration", {}).get("temperature", config.temperature)
-    config = replace(config, temperature=temperature)
+    if found := (facts or {}).get("calibration"):
+        config = replace(config, temperature=found["temperature"])
     text, output = config.to_json(), Path(output)
     # Tensors that share memory are written twice.
     single = {name: tensor.float().clone().contiguous() for name, tensor in weights.items()}

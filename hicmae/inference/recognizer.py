@@ -319,9 +319,9 @@ class EmotionRecognizer:
             rows = {name: rows[name] for name in PRETRAINED_FEATURES if name in rows}
         elif self.config.task == "classification" and not features:
             # The test's numbers are those of the test, not calibrated.
-            scale = torch.tensor([1.0 if c.options.protocol == "test" else self.config.temperature
-                                  for c, _ in batch], device=rows["scores"].device)  # fmt: skip
-            rows = {"scores": (rows["scores"] / scale[:, None]).softmax(-1)}
+            tests = batch[0][0].options.protocol == "test"  # all clips have the same options
+            temperature = 1.0 if tests else self.config.temperature
+            rows = {"scores": (rows["scores"] / temperature).softmax(-1)}
         arrays = {name: value.float().cpu().numpy() for name, value in rows.items()}
         for index, (of, view) in enumerate(batch):
             row = {name: array[index] for name, array in arrays.items()}

@@ -44,6 +44,11 @@ class Trained(NamedTuple):
     content: Mapping[str, Any]  # all of the file: epoch, optimizer, ...
     config: Mapping[str, Any] | None  # of an export: its config.json
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """Settings of its run by flag, as they were written; {} where the file has none."""
+        return _told(self.content, self.config)
+
 
 def read(path: str | Path) -> Trained:
     """Read a model from a checkpoint, weights, an export or the output folder of a run.
@@ -59,7 +64,7 @@ def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
     weights = weights_of(content, f"'{source}'")
     described = content.get("description")
     config = _read_config(*described) if described else None
-    settings = flat_settings(content.get("args")) if config is None else _settings_of(config)
+    settings = _told(content, config) | ({} if config is None else _settings_of(config))
     settings = {_ALIASES.get(name, name): value for name, value in settings.items()}
     if sizes := settings.get("input_size_audio"):  # one number in the original: steps
         steps, bins = [*(sizes if isinstance(sizes, list) else [sizes]), 128][:2]
@@ -105,7 +110,7 @@ def check_agrees(
     What the file does not say, or is not chosen, contradicts nothing. ValueError names the flags.
     """
     mine = flat_settings(chosen)
-    if trained.config is None and "task" not in flat_settings(trained.content.get("args")):
+    if trained.config is None and "task" not in trained.told:
         flags = [flag for flag in flags if flag != "task"]  # of a bare file it is a guess
     wrong = [
         f"--{flag} {_shown(mine[flag])} (trained with {_shown(trained.settings[flag])})"
@@ -169,9 +174,14 @@ def _read_config(text: str, source: Path | str) -> dict[str, Any]:
         ) from None
 
 
+def _told(content: Mapping[str, Any], config: Mapping[str, Any] | None) -> dict[str, Any]:
+    if config is None:
+        return flat_settings(content.get("args"))
+    return flat_settings(config.get("training", {}).get("settings"))
+
+
 def _settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by flag that a config.json tells."""
-    sizes = {name: v for name, v in config["architecture"].items() if name != "options"}
-    settings = flat_settings(config.get("training", {}).get("settings")) | sizes
+    """Return the settings by flag that the description in a config.json tells."""
+    settings = {name: v for name, v in config["architecture"].items() if name != "options"}
     settings |= config["architecture"].get("options", {}) | config["preprocessing"]
     return settings | {"task": config["task"], "class_names": config["names"]}

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from hicmae.config import ClipConfig, MaskConfig, PretrainLossConfig, PretrainModelConfig
-from hicmae.config.flags import flat_settings, from_flags
+from hicmae.config.flags import from_flags
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import (
     AnyClip,
@@ -75,10 +75,7 @@ def open_model(
 def open_whole(path: str | Path, device: str) -> tuple[nn.Module, dict[str, Any], torch.device]:
     """Load a pre-training checkpoint with its decoders; return it, its settings and the device."""
     chosen, found = choose_device(device), trained.read(path)
-    told = found.content.get("args")
-    if found.config is not None:
-        told = found.config.get("training", {}).get("settings")
-    settings = flat_settings(told) | {"task": found.settings["task"]}
+    settings = found.told | {"task": found.settings["task"]}
     lacks = "" if "mask_token" in found.weights else "has no decoders"
     if "mask_ratio" not in settings:
         lacks = "holds no settings"

@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 from hicmae import EmotionRecognizer
 from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import read_labelled_list
-from hicmae.inference.model import export_checkpoint
+from hicmae.inference.model import export_run
 from hicmae.io import describe, write_whole
-from hicmae.training.checkpoint import WEIGHTS, numbered
-from hicmae.training.evaluate import classification_metrics
+from hicmae.training.checkpoint import CONFIG, WEIGHTS, numbered
+from hicmae.training.evaluate import calibration, classification_metrics
 from scripts import demo
 from scripts.demo import SHIPPED, Run
 
@@ -107,7 +107,7 @@ def run_all(runs: Sequence[Run], extra: str = "") -> None:
 
 def slug(flags: str) -> str:
     """Name a folder after flags."""
-    return "_".join(flags.replace("--", "").split()) or "as_the_demo"
+    return "_".join(flags.replace("--", "").split()) or "random"
 
 
 def pretrained(start: str, args: argparse.Namespace) -> list[str]:
@@ -166,8 +166,7 @@ def score(
         demo.call([*words, "--json", file], args.output_dir / "report.log")
         found = json.loads(file.read_text(encoding="utf-8"))
         for row, run in zip(rows, found.get("runs", [found]), strict=True):
-            row["uar"].append(run["total"]["last"]["uar"])
-            for name, value in zip(("low", "high"), run["intervals"]["last"]["uar"], strict=True):
+            for name, value in zip(("uar", "low", "high"), demo.uar_of(run), strict=True):
                 row[name].append(value)
         pairs = [
             d
@@ -176,16 +175,16 @@ def score(
             if comparison["kind"] == "last" and d["metric"] == "uar"
         ]
         for row, d in zip(rows[1:], pairs, strict=True):
-            row["difference"].append(d["value"] - d["baseline"])
-            row["from"].append(d["low"])
-            row["to"].append(d["high"])
+            gap = d["value"] - d["baseline"]
+            for name, value in {"difference": gap, "from": d["low"], "to": d["high"]}.items():
+                row[name].append(100 * value)
     return table([laid_out(title, row) for title, row in zip(titles, rows, strict=True)])
 
 
 def laid_out(title: str, row: dict[str, list[float]]) -> dict[str, str]:
-    """Write the means over seeds in percent."""
-    mean = {name: 100 * np.mean(values) if values else None for name, values in row.items()}
-    spread = f" ± {100 * np.std(row['uar'], ddof=1):.1f}" if len(row["uar"]) > 1 else ""
+    """Write the means over seeds, all in percent."""
+    mean = {name: np.mean(values) if values else None for name, values in row.items()}
+    spread = f" ± {np.std(row['uar'], ddof=1):.1f}" if len(row["uar"]) > 1 else ""
     compared = mean["difference"] is not None
     return {
         "": title,
@@ -248,9 +247,8 @@ def missing(folder: Path, args: argparse.Namespace) -> list[dict[str, str]]:
             scores += [list(answer.scores.values()) for answer in answers]
             labels += [clip.label for clip in clips]
         metrics = classification_metrics(np.array(labels), np.array(scores))
-        true = np.array(scores)[np.arange(len(labels)), labels]
         shown = {name.upper(): f"{100 * metrics[name]:.2f}" for name in ("uar", "war")}
-        nll = f"{-np.log(true.clip(1e-9)).mean():.2f}"
+        nll = f"{calibration(labels, scores)['nll']:.2f}"
         rows.append({"streams at test time": name, **shown, "NLL": nll})
     return rows
 
@@ -286,16 +284,14 @@ def ship(args: argparse.Namespace) -> str:
     run_all([first, second], args.extra)
     rows = []
     for name, run in {SHIPPED: first, "toy": second}.items():
-        folder, scores = PACKAGED / name, run.folder / "metrics.json"
-        metrics = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else {}
-        facts = {"scores": {k: metrics[k] for k in ("uar", "war")}} if metrics else {}
-        facts |= {"calibration": metrics["calibration"]} if "calibration" in metrics else {}
-        export_checkpoint(last_checkpoint(run.folder), folder, facts=facts, frame_rate=25.0)
-        with safe_open(folder / WEIGHTS, "pt") as file:
+        folder = PACKAGED / name
+        folder.mkdir(parents=True, exist_ok=True)
+        last = export_run(run.folder, run.folder / "export", frame_rate=25.0)[0]
+        with safe_open(last / WEIGHTS, "pt") as file:
             halves = {key: file.get_tensor(key).half() for key in file.keys()}
             save_file(halves, folder / WEIGHTS, metadata=file.metadata())
-        for log in ("command.txt", "log.txt"):
-            shutil.copyfile(run.folder / log, folder / log)
+        for path in (last / CONFIG, run.folder / "command.txt", run.folder / "log.txt"):
+            shutil.copyfile(path, folder / path.name)
         size = (folder / WEIGHTS).stat().st_size
         rows.append({"name": name, "MB": f"{size / 1e6:.1f}", "folder": folder.relative_to(ROOT)})
     return table(rows)
