@@ -8,8 +8,8 @@ from pathlib import Path
 from hicmae.config.flags import add_arguments, from_flags, new_parser
 from hicmae.io import check_writable, describe, write_whole
 from hicmae.report.layout import as_html, as_json, as_latex, as_markdown, document
-from hicmae.report.resampling import Plan
 from hicmae.report.scores import CLASS_METRICS, NUMBER_METRICS, Report, build, compare_all
+from hicmae.training.resampling import Plan
 
 DESCRIPTION = """Tables over the finished folds of an experiment.
 

@@ -1,8 +1,6 @@
 """The folds of an experiment, scored one by one and together, with notes; and runs compared."""
 
 import json
-import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +12,8 @@ import pandas as pd
 from hicmae.config.flags import flat_settings
 from hicmae.data.clip_list import chosen_names, names_of_run
 from hicmae.data.video import natural_key
-from hicmae.io import encodable, one_line
-from hicmae.report.resampling import Plan, PredictionTable, holm, paired
+from hicmae.io import encodable
+from hicmae.training.resampling import Plan, PredictionTable, holm, paired, read_predictions
 
 KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
 STARTED = ("config.json", "log.txt", "steps.jsonl", "run.log")  # files of a run that has begun
@@ -136,63 +134,6 @@ def named_scores(metrics: Mapping[str, Any]) -> dict[str, float | None]:
     found = {n: v for n, v in means.items() if n in CLASS_METRICS or n in NUMBER_METRICS}
     lists = {n: v for n, v in each.items() if n == "recall" or n in NUMBER_METRICS}
     return found | {f"{n} {k}": value for n, v in lists.items() for k, value in enumerate(v)}
-
-
-def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
-    """Read `pred.csv` of a fold, which is called by its path if it has no name.
-
-    Columns are clip,label,prediction,p0.. or, for regression, clip,label0..,prediction0..
-    """
-    text: dict[str, Any] = {"dtype": object, "keep_default_na": False, "index_col": False}
-    try:
-        frame = pd.read_csv(
-            path,
-            encoding="utf-8-sig",
-            encoding_errors="surrogateescape",
-            skip_blank_lines=False,
-            **text,
-        )
-    except pd.errors.EmptyDataError:
-        frame = pd.DataFrame()
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{path}: {one_line(error)}; test this fold again") from None
-    rows = frame.itertuples(index=False, name=None)
-    written = [any(isinstance(cell, str) and cell.strip() for cell in row) for row in rows]
-    frame = frame[np.array(written, bool)]
-    outputs = sum(bool(re.fullmatch(r"p\d+|label\d+", name)) for name in frame)
-    regression = "label0" in frame
-    ends = [str(k) for k in range(outputs)] if regression else [""]
-    columns = [f"{name}{end}" for name in ("label", "prediction") for end in ends]
-    if not outputs or not {"clip", *columns} <= set(frame):
-        raise ValueError(
-            f"{path}:1: expected the columns clip,label,prediction,p0,... or clip,label0,...,"
-            f"prediction0,..., got '{','.join(frame)[:80]}'"
-        )
-    if frame.empty:
-        raise ValueError(f"{path}: there are no predictions in it; run the test of this fold again")
-    values = np.ascontiguousarray(frame[columns].map(_number), float)
-    fine = (np.isfinite(values) if regression else np.isin(values, range(outputs))).all(axis=1)
-    if not fine.all():
-        row, kind = (
-            fine.argmin(),
-            "a finite number" if regression else f"a class of 0..{outputs - 1}",
-        )
-        raise ValueError(
-            f"{path}:{frame.index[row] + 2}: expected {kind} in each label and prediction column, "
-            f"got '{','.join(map(str, frame.iloc[row]))[:80]}'"
-        )
-    truth, guess = np.split(values, 2, axis=1)
-    if not regression:
-        truth, guess = truth[:, 0].astype(np.int64), guess[:, 0].astype(np.int64)
-    clips = frame["clip"].tolist()
-    return PredictionTable(clips, [fold or str(path)] * len(clips), truth, guess, outputs)
-
-
-def _number(text: Any) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def pool(tables: Sequence[PredictionTable]) -> PredictionTable:

@@ -22,7 +22,6 @@ from hicmae.data.video import natural_key
 from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image
 from hicmae.io import encodable
 from hicmae.report.layout import confusion_figure
-from hicmae.report.resampling import Plan
 from hicmae.report.scores import (
     KINDS,
     Report,
@@ -31,9 +30,9 @@ from hicmae.report.scores import (
     metric_name,
     pool,
     read_json,
-    read_predictions,
 )
 from hicmae.training.logs import read_lines
+from hicmae.training.resampling import Plan, read_predictions
 
 # What log.txt holds beside curves worth drawing; there is nothing to see in bad steps of zero.
 NOT_CURVES = {"n_parameters", "step", "count", "clips", "memory_mib", "weight_decay"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from hicmae.report.resampling import PredictionTable
+from hicmae.training.resampling import PredictionTable
 
 CLASSES = 3
 

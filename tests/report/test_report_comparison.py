@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hicmae.report.resampling import Plan, holm, mcnemar, paired
 from hicmae.report.scores import build, compare_all, matched
+from hicmae.training.resampling import Plan, holm, mcnemar, paired
 from tests.report.fold_files import table_of, write_fold, write_predictions, write_regression
 
 QUICK = Plan(resamples=200)

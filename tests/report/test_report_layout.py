@@ -11,8 +11,8 @@ import pytest
 
 from hicmae.report.__main__ import main
 from hicmae.report.layout import as_html, as_json, as_latex, as_markdown, document
-from hicmae.report.resampling import Plan
 from hicmae.report.scores import build, compare_all
+from hicmae.training.resampling import Plan
 from tests.report.fold_files import cells_of, write_fold, write_predictions, write_regression
 
 QUICK = Plan(resamples=100)

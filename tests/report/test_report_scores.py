@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hicmae.report.layout import detail_table, main_table
-from hicmae.report.resampling import Plan
-from hicmae.report.scores import build, fold_folders, read_predictions
+from hicmae.report.scores import build, fold_folders
 from hicmae.training.evaluate import classification_metrics, regression_metrics
+from hicmae.training.resampling import Plan, read_predictions
 from tests.report.fold_files import CLASSES, cells_of, write_fold, write_regression
 
 QUICK = Plan(resamples=50)

@@ -11,6 +11,8 @@ runs' predictions are swapped at random, clip by clip (or speaker by speaker)? T
 difference is a paired bootstrap.
 """
 
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from scipy.stats import binomtest
 
 from hicmae.config.flags import Refused, Settings, option
 from hicmae.data.splits import PATTERNS, SPEAKER_FILE, find_speakers
+from hicmae.io import one_line
 from hicmae.training.evaluate import (
     Scores,
     class_scores,
@@ -83,6 +86,63 @@ class PredictionTable(NamedTuple):
         sums = np.zeros((len(units), values.shape[1]))
         np.add.at(sums, [units[pair] for pair in pairs], values)
         return sums, folds
+
+
+def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
+    """Read `pred.csv` of a fold, which is called by its path if it has no name.
+
+    Columns are clip,label,prediction,p0.. or, for regression, clip,label0..,prediction0..
+    """
+    text: dict[str, Any] = {"dtype": object, "keep_default_na": False, "index_col": False}
+    try:
+        frame = pd.read_csv(
+            path,
+            encoding="utf-8-sig",
+            encoding_errors="surrogateescape",
+            skip_blank_lines=False,
+            **text,
+        )
+    except pd.errors.EmptyDataError:
+        frame = pd.DataFrame()
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{path}: {one_line(error)}; test this fold again") from None
+    rows = frame.itertuples(index=False, name=None)
+    written = [any(isinstance(cell, str) and cell.strip() for cell in row) for row in rows]
+    frame = frame[np.array(written, bool)]
+    outputs = sum(bool(re.fullmatch(r"p\d+|label\d+", name)) for name in frame)
+    regression = "label0" in frame
+    ends = [str(k) for k in range(outputs)] if regression else [""]
+    columns = [f"{name}{end}" for name in ("label", "prediction") for end in ends]
+    if not outputs or not {"clip", *columns} <= set(frame):
+        raise ValueError(
+            f"{path}:1: expected the columns clip,label,prediction,p0,... or clip,label0,...,"
+            f"prediction0,..., got '{','.join(frame)[:80]}'"
+        )
+    if frame.empty:
+        raise ValueError(f"{path}: there are no predictions in it; run the test of this fold again")
+    values = np.ascontiguousarray(frame[columns].map(_number), float)
+    fine = (np.isfinite(values) if regression else np.isin(values, range(outputs))).all(axis=1)
+    if not fine.all():
+        row, kind = (
+            fine.argmin(),
+            "a finite number" if regression else f"a class of 0..{outputs - 1}",
+        )
+        raise ValueError(
+            f"{path}:{frame.index[row] + 2}: expected {kind} in each label and prediction column, "
+            f"got '{','.join(map(str, frame.iloc[row]))[:80]}'"
+        )
+    truth, guess = np.split(values, 2, axis=1)
+    if not regression:
+        truth, guess = truth[:, 0].astype(np.int64), guess[:, 0].astype(np.int64)
+    clips = frame["clip"].tolist()
+    return PredictionTable(clips, [fold or str(path)] * len(clips), truth, guess, outputs)
+
+
+def _number(text: Any) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def statistic(table: PredictionTable) -> tuple[np.ndarray, Callable[[np.ndarray], Scores]]:

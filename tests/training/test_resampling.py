@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hicmae.report.resampling import Plan, statistic
 from hicmae.report.scores import named_scores
+from hicmae.training.resampling import Plan, statistic
 from tests.report.fold_files import table_of
 
 
