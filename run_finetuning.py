@@ -415,7 +415,7 @@ def test_last_and_best(
         if calibrates:
             _, held_out = evaluate(*what, val_loader, "calibration", saver.check)
             temperature = scoring.fit_temperature(held_out.targets, held_out.scores)
-        metrics, _ = evaluate(*what, loader, text, saver.check, suffix, temperature, **facts)
+        metrics, tested = evaluate(*what, loader, text, saver.check, suffix, temperature, **facts)
         logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics, task))
         if found := metrics.get("calibration"):
             logger.info(
@@ -426,9 +426,13 @@ def test_last_and_best(
         for name in scoring.SHOWN[task]:
             final[f"test_{kind}/{name}"] = scoring.headline(metrics, name)
         if run.config.image_freq and "confusion" in metrics and distributed.is_main():
-            from hicmae.visualize.runs import confusion_image  # as above
+            from hicmae.visualize import runs as pictures  # as above
 
-            images[f"test_{kind}/confusion"] = confusion_image(metrics, names)
+            images[f"test_{kind}/confusion"] = pictures.confusion_image(metrics, names)
+            if temperature is not None:
+                path = run.output_dir / f"reliability{suffix}.png"
+                drawn = pictures.draw_reliability(tested.targets, tested.scores, temperature, path)
+                images[f"test_{kind}/reliability"] = drawn
     if best["value"] is not None:
         final[f"val_best/{metric}"] = best["value"]
     show_hparams(run.log_dir, state.plan.hparams, final, len(state.plan.lr), images)

@@ -65,7 +65,7 @@ def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.de
         name = f"cuda:{local_rank}"
     device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--device mps, but torch sees no Apple GPU; use --device cpu")
+        raise ValueError("--device mps, but torch sees no GPU of Apple; use --device auto or cpu")
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ValueError(
             f"--device {name}, but torch sees {gpus or 'no'} GPU{'s' * (gpus > 1)}; check the "

@@ -9,6 +9,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
+
+import run_finetuning
+import run_pretraining
+from hicmae.inference import cli
+from hicmae.io import choose_device
+from hicmae.visualize.__main__ import main as visualize
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,3 +76,27 @@ def test_help_has_a_text_for_each_flag(command):
 def test_programs_and_their_parts_are_found():
     assert {"run_pretraining.py", "run_finetuning.py", "hicmae.visualize"} <= set(commands())
     assert "tsne" in parts_of(parser_of("hicmae.visualize")[0])
+
+
+def test_the_gpu_of_a_mac_is_taken_where_torch_has_one_and_refused_in_one_line_elsewhere(
+    tmp_path, monkeypatch, caplog, capsys
+):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("mps").type == "mps"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    film, paths = str(tmp_path / "a.mp4"), ["--data_path", str(tmp_path)]
+    Path(film).touch()
+    for script in (run_pretraining, run_finetuning):
+        out = ["--nb_classes", "3"] if script is run_finetuning else []
+        with pytest.raises(ValueError, match="--device mps, .* use --device auto or cpu"):
+            script.main([*paths, *out, "--output_dir", str(tmp_path / "out"), "--device", "mps"])
+    given = ["--checkpoint", "toy", "--device", "mps"]
+    for command in (
+        lambda: cli.predict([film, *given]),
+        lambda: cli.extract([film, *given, "--output", str(tmp_path / "a.npz")]),
+    ):
+        caplog.clear()
+        assert command() == 2 and "--device mps" in caplog.text and len(caplog.records) == 1
+    with pytest.raises(SystemExit):
+        visualize(["tsne", *given, *paths, "--output", str(tmp_path / "a.png")])
+    assert "--device mps" in capsys.readouterr().err

@@ -29,6 +29,7 @@ from hicmae.training import checkpoint
 from hicmae.training.evaluate import calibration, fit_temperature, predict
 from hicmae.training.run import choose_precision
 from hicmae.training.state import make_state
+from tests.boards import board
 from tests.conftest import free_port, save_frames, save_wav
 from tests.small_runs import FINETUNE  # its fork server imports once what every process needs
 
@@ -138,6 +139,9 @@ def test_results_and_record_say_which_held_out_speakers_chose_the_best_epoch(
     export_run(out)
     config = EmotionRecognizer.from_checkpoint(out / "export/best").config
     assert config.temperature == found["temperature"]
+    for kind, suffix in (("last", ""), ("best", "_best")):
+        assert f"test_{kind}/reliability" in board(out / "final").Tags()["images"]
+        assert (out / f"reliability{suffix}.png").read_bytes().startswith(b"\x89PNG")
     record = (out / "val_clips.csv").read_bytes()
     with pytest.raises(ValueError, match="belongs to another run: --val_share 0.5 -> 0.25"):
         finetune(media / "fold", out, *options, "--val_share", "0.25")

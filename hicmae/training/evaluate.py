@@ -230,7 +230,7 @@ def _scores(
             values = model(video, audio).float()
         scores.append(values.softmax(dim=-1) if task == "classification" else values)
         owners.append(clip[part])
-    views = torch.cat(scores).double().cpu().numpy()
+    views = torch.cat(scores).cpu().double().numpy()  # an Apple GPU knows no float64
     return average_views(views, torch.cat(owners).cpu().numpy(), count)
 
 

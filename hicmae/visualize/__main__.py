@@ -13,7 +13,7 @@ from hicmae.io import check_writable, describe
 from hicmae.visualize.attention import attention
 from hicmae.visualize.clips import reconstruction
 from hicmae.visualize.features import layer_weights, retrieval, tsne
-from hicmae.visualize.runs import confusion, curves, radar
+from hicmae.visualize.runs import confusion, curves, radar, reliability
 
 Draw = Callable[..., "Figure | tuple[Figure, str]"]
 NAMES = "names, a file with one a line, or a data set (default: those of the run)"
@@ -63,6 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = add_picture(confusion)
     add("pred_files", nargs="+", metavar="PRED.csv", help="predictions of a test, or its run")
     add("--class_names", "--classes", nargs="+", default=(), metavar="NAME", help=NAMES)
+    add = add_picture(reliability)
+    add("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="tested run of a classifier")
+    add("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
     add = add_picture(radar)
     add("sources", nargs="+", metavar="SOURCE", help=SOURCES)
     add("--metrics", nargs="+", default=(), metavar="SCORE", help=SCORES)

@@ -1,4 +1,4 @@
-"""Pictures of what runs have written: curves, confusion matrices, scores across data sets."""
+"""Pictures of what runs have written: curves, confusion, calibration, scores across data sets."""
 
 import itertools
 import math
@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from hicmae.config.flags import flat_settings
 from hicmae.data.clip_list import names_of_run
 from hicmae.data.video import natural_key
-from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image
-from hicmae.io import encodable
+from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image, save_figure
+from hicmae.io import encodable, whole_file
 from hicmae.report.layout import confusion_figure
 from hicmae.report.scores import (
     KINDS,
@@ -31,6 +32,7 @@ from hicmae.report.scores import (
     pool,
     read_json,
 )
+from hicmae.training.evaluate import calibration, tempered
 from hicmae.training.logs import read_lines
 from hicmae.training.resampling import Plan, read_predictions
 
@@ -43,6 +45,7 @@ SPLITS: dict[str, tuple[str, Any]] = {
 }
 COLUMNS = ["dataset", "metric", "method", "value"]  # data set and metric name an axis together
 FEWEST_AXES = 3
+BINS = 15  # of confidence, as the ECE has
 
 
 def curves(output_dirs: Sequence[str | Path]) -> Figure:
@@ -130,6 +133,65 @@ def confusion_image(metrics: Mapping[str, Any], names: Sequence[str]) -> np.ndar
     """Draw the confusion matrix among the metrics of a classifier, (H, W, 3) uint8."""
     title = f"UAR {metrics['uar']:.1%}, WAR {metrics['war']:.1%}"
     return figure_to_image(confusion_figure(metrics["confusion"], names, title, small=True))
+
+
+def reliability(output_dirs: Sequence[str | Path], kind: str = "last") -> Figure:
+    """Draw how many answers of each confidence are right in tests of runs, put together."""
+    tables, before, after = [], [], []
+    for path in (Path(folder) / KINDS[kind] for folder in output_dirs):
+        tables.append(read_predictions(path))
+        if tables[-1].is_regression:
+            raise ValueError(f"'{path}' is of a regression, which knows no confidence")
+        columns = [f"p{k}" for k in range(tables[-1].num_outputs)]
+        frame = pd.read_csv(path, encoding="utf-8-sig", encoding_errors="replace")
+        before.append(frame[columns].dropna().to_numpy(float))
+        metrics = read_json(
+            path.with_name(path.name.replace("pred", "metrics")).with_suffix(".json")
+        )
+        if found := metrics.get("calibration"):
+            after.append(tempered(before[-1], found["temperature"]))
+    panels = {"before": np.concatenate(before)}
+    if len(after) == len(before):
+        panels["after the temperature"] = np.concatenate(after)
+    return reliability_figure(pool(tables).labels, panels)
+
+
+def reliability_figure(labels: ArrayLike, panels: Mapping[str, np.ndarray]) -> Figure:
+    """Draw the share of right answers by confidence, and how many clips have it, below.
+
+    There is a panel for each set of probabilities (n, K), by title; those that can be believed end
+    on the dashed line.
+    """
+    edges = np.linspace(0.0, 1.0, BINS + 1)
+    with rc_context(STYLE):
+        figure = Figure((2.7 * len(panels), 3.4))
+        shape: Any = {"sharex": True, "sharey": "row", "height_ratios": (3, 1)}
+        grid = figure.subplots(2, len(panels), squeeze=False, **shape)
+        for (upper, lower), (title, scores) in zip(grid.T, panels.items(), strict=True):
+            confidence, right = scores.max(1), scores.argmax(1) == np.asarray(labels)
+            counts, hits = (np.histogram(x, edges)[0] for x in (confidence, confidence[right]))
+            look: Any = {"width": 1 / BINS, "align": "edge", "edgecolor": "white"}
+            upper.bar(edges[:-1], hits / counts.clip(1), color=colour(0), **look)
+            upper.plot([0, 1], [0, 1], "--", color="#555555", linewidth=1)
+            lower.bar(edges[:-1], counts, color="#999999", **look)
+            found = calibration(labels, scores, BINS)
+            upper.set(title=f"{title}\nECE {found['ece']:.3f}, NLL {found['nll']:.3f}", ylim=(0, 1))
+            lower.set(xlabel="confidence", xlim=(0, 1), xticks=(0, 0.25, 0.5, 0.75))
+        grid[0, 0].set_ylabel("share of right answers")
+        grid[1, 0].set_ylabel("clips")
+    return figure
+
+
+def draw_reliability(
+    labels: ArrayLike, scores: np.ndarray, temperature: float, path: str | Path
+) -> np.ndarray:
+    """Write the picture of probabilities before and after a temperature; (H, W, 3) uint8."""
+    after = f"after the temperature, {temperature:.2f}"
+    panels = {"before": scores, after: tempered(scores, temperature)}
+    figure = reliability_figure(labels, panels)
+    with whole_file(path) as part:
+        save_figure(figure, part)
+    return figure_to_image(figure)
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:

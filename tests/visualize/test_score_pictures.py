@@ -18,6 +18,7 @@ from hicmae.visualize.runs import (
     curves_figure,
     radar_figure,
     read_scores,
+    reliability,
     scores_of_folders,
 )
 from tests.report.fold_files import write_predictions
@@ -137,6 +138,25 @@ def test_confusion_is_pooled_over_files_and_runs_and_normalised_by_row(predictio
     (tmp_path / "r.csv").write_text("clip,label0,prediction0\na,0.5,0.6\nb,0.1,0.2\n")
     with pytest.raises(ValueError, match="is of a regression; it has no confusion matrix"):
         confusion([tmp_path / "r.csv"])
+
+
+def test_reliability_draws_right_answers_by_confidence_before_and_after(tmp_path):
+    scores = np.array([[0.9, 0.1, 0.0]] * 3 + [[0.2, 0.3, 0.5]])
+    for fold in ("fold1", "fold2"):
+        names = [f"{fold}{k}" for k in range(4)]
+        write_predictions(tmp_path / fold / "pred.csv", names, [0, 0, 1, 2], [0, 0, 0, 2], scores)
+    runs = [tmp_path / "fold1", tmp_path / "fold2"]
+    bars = [{bar.get_x(): bar.get_height() for bar in a.patches} for a in reliability(runs).axes]
+    assert len(bars) == 2, "without a temperature there is nothing after it"
+    assert {round(15 * x): count for x, count in bars[1].items() if count} == {7: 2, 13: 6}
+    assert [height for height in bars[0].values() if height] == pytest.approx([1, 2 / 3])
+    for run in runs:
+        (run / "metrics.json").write_text('{"calibration": {"temperature": 4.0}}')
+    before, after = (axes.get_title() for axes in reliability(runs).axes[:2])
+    assert "ECE 0.300" in before and "ECE 0.300" not in after  # (6 * 0.7 / 3 + 2 * 0.5) / 8
+    (runs[0] / "pred.csv").write_text("clip,label0,prediction0\na,0.5,0.6\n")
+    with pytest.raises(ValueError, match="fold1/pred.csv' is of a regression"):
+        reliability(runs)
 
 
 def test_small_confusion_shows_percent_and_an_absent_class_has_an_empty_row():
