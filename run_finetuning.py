@@ -438,5 +438,10 @@ def test_last_and_best(
     show_hparams(run.log_dir, state.plan.hparams, final, len(state.plan.lr), images)
 
 
+def command() -> int:
+    """Run the command line; returns the exit code."""
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command())

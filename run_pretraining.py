@@ -168,5 +168,10 @@ def log_images(saver: Saver, dataset: PretrainClips, loss: PretrainLossConfig) -
         saver.logs.board.image(f"reconstruction/{index}", image, state.last_step)
 
 
+def command() -> int:
+    """Run the command line; returns the exit code."""
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(command())

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hicmae.inference.recognizer import EmotionRecognizer
 
 __all__ = ["EmotionRecognizer"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> object:

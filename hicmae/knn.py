@@ -119,7 +119,7 @@ def vote(
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = new_parser(str(__doc__))
-    parser.prog = "python -m hicmae.knn"
+    parser.prog = "hicmae-knn"
     add = parser.add_argument
     add_flags(parser, *COMPUTING)
     text = "streams to read (default: those of the model); the other one is left out"

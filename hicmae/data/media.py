@@ -30,6 +30,9 @@ AUDIO_SUFFIXES = frozenset(".wav .m4a .aac .mp3 .flac .ogg .opus .wma".split())
 MAX_DAMAGED = 0.1  # share of packets, or of wanted frames, beyond which a file is refused
 SOUND_GAP = 0.01  # seconds between time stamps and samples from which the stamps are believed
 
+# A title need not be UTF-8. PyAV keeps its bytes from 19 on; before, it must be told to go on.
+LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__[:2]) < 19 else {}
+
 Kind = Literal["audio", "video"]
 
 
@@ -71,8 +74,8 @@ def open_container(path: str) -> InputContainer:
     check_file(path)
     return av.open(
         os.path.abspath(path),  # FFmpeg takes "a:b.mp4" for a protocol
-        metadata_errors="replace",
         options={"protocol_whitelist": "file"},
+        **LENIENT,
     )
 
 

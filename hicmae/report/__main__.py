@@ -24,7 +24,7 @@ ENDINGS = {"markdown": ".md", "latex": ".tex", "html": ".html", "json": ".json"}
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
     parser = new_parser(DESCRIPTION)
-    parser.prog = "python -m hicmae.report"
+    parser.prog = "hicmae-report"
     add = parser.add_argument
     add("folders", nargs="+", metavar="FOLDER", help="experiment, one sub-folder a fold")
     add("--baseline", metavar="FOLDER", help="experiment that the others are compared with")

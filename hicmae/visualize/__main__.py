@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     What a picture shows is said by the first line of that function's docstring.
     """
     parser = new_parser("Pictures of results.")
-    parser.prog = "python -m hicmae.visualize"
+    parser.prog = "hicmae-visualize"
     commands = parser.add_subparsers(required=True, metavar="PICTURE")
 
     def add_picture(draw: Draw) -> Any:

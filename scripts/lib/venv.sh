@@ -1,20 +1,20 @@
 # shellcheck shell=bash
 # Makes and fills .venv for demo.sh and test.sh. Source it in bash with ROOT set to the repository.
 
-supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 
-# ensure_venv [EXTRA]: an environment in .venv that holds requirements.txt and, with an argument, that extra
-# of pyproject.toml. Installs only when those files or the interpreter have changed since the last time.
+# ensure_venv [EXTRA]: an environment in .venv that holds the set of requirements.txt and, with an argument, that
+# extra of pyproject.toml. Installs only when those files or the interpreter have changed since the last time.
 ensure_venv() {
     local extra=${1:-} venv=$ROOT/.venv python stamp wanted
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         # python3 may be too new or too old while another one is there
-        for python in ${PYTHON:-python3 python3.12 python3.11 python3.10 python}; do
+        for python in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10 python}; do
             if supported "$python"; then break; fi
             python=
         done
         if [ -z "$python" ]; then
-            echo "error: no Python 3.10, 3.11 or 3.12 found (looked for ${PYTHON:-python3 and python3.x}); install one, or set PYTHON to it" >&2
+            echo "error: no Python 3.10 to 3.13 found (looked for ${PYTHON:-python3 and python3.x}); install one, or set PYTHON to it" >&2
             return 1
         fi
         echo "making .venv with $("$python" --version)" >&2
@@ -25,7 +25,7 @@ ensure_venv() {
     wanted="$(cat "$ROOT/requirements.txt" "$ROOT/pyproject.toml" | cksum) $ROOT $("$PYTHON" --version)"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "installing requirements.txt${extra:+ and tools for $extra} into .venv" >&2
-        "$PYTHON" -m pip install --disable-pip-version-check --no-input -e "$ROOT${extra:+[$extra]}" >&2
+        "$PYTHON" -m pip install --disable-pip-version-check --no-input -r "$ROOT/requirements.txt" -e "$ROOT${extra:+[$extra]}" >&2
         printf '%s\n' "$wanted" >"$stamp"
     fi
 }
