@@ -18,7 +18,6 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -33,7 +32,7 @@ from hicmae.data.dataset import LabelledClips, TestClips
 from hicmae.data.loader import SkippedClips
 from hicmae.inference.model import export_run
 from hicmae.io import write_whole
-from hicmae.models.losses import REGRESSION_LOSSES
+from hicmae.models.losses import REGRESSION_LOSSES, class_weights, cross_entropy
 from hicmae.training import checkpoint, distributed, loop, trained, transfer
 from hicmae.training import evaluate as scoring
 from hicmae.training.logs import show_hparams
@@ -84,7 +83,8 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     names = names_of_run(known, classifier.task, classifier.num_classes)
     logger.info("names: %s", ", ".join(names))
     check_training(configs, lists, names)
-    loader = loop.clip_loader(run, training_clips(configs, lists), optim.batch_size)
+    balanced, train_clips = configs.score.balanced_sampler, training_clips(configs, lists)
+    loader = loop.clip_loader(run, train_clips, optim.batch_size, balanced=balanced)
     val_loader = scoring_loader(run, configs, lists.val, centre=True)
     clips = {"training": lists.train, "validation": lists.val, "test": lists.test}
     found = find_checkpoint(run)
@@ -96,12 +96,14 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     elif found is None and (classifier.linear_probe or classifier.freeze_layers):
         logger.warning("what is frozen keeps its random start: no --finetune FILE is given")
     freeze(model, classifier.linear_probe, classifier.freeze_layers)
-    state = make_state(run, configs, model, loader, clips, classifier.layer_decay)
+    decays = classifier.layer_decay, configs.score.ema
+    state = make_state(run, configs, model, loader, clips, *decays)
     resume(run, state, found)
     for name, table in lists.tables.items() if distributed.is_main() else ():
         write_whole(run.output_dir / name, table)  # which clips were held out or drawn
 
-    trained, compute_loss = loop.as_trained(model, run.config, run.device), make_loss(configs)
+    trained = loop.as_trained(model, run.config, run.device)
+    compute_loss = make_loss(configs, lists.train, run.device)
     record = run.output_dir / "skipped_clips.csv"
     skipped = SkippedClips(record, len(lists.train), configs.data.max_bad_clips)
     with loop.open_logs(run, state) as logs:
@@ -282,14 +284,19 @@ def make_model(configs: FinetuneConfigs) -> nn.Module:
     return model
 
 
-def make_loss(configs: FinetuneConfigs) -> loop.ComputeLoss:
-    """Return the function that takes a batch to its loss and the parts to log."""
-    augment = configs.augment
+def make_loss(
+    configs: FinetuneConfigs, clips: splits.Clips, device: torch.device
+) -> loop.ComputeLoss:
+    """Return the function that takes a batch to its loss and the parts to log.
+
+    `clips` are those of training, whose classes may be weighed.
+    """
+    augment, classes = configs.augment, configs.classifier.num_classes
     if configs.classifier.task == "regression":
         distance = REGRESSION_LOSSES[configs.score.loss]
         return lambda model, b: (distance(model(b.video, b.audio).float(), b.target), {})
     mixup = Mixup(
-        num_classes=configs.classifier.num_classes,
+        num_classes=classes,
         mixup_alpha=augment.mixup or 0.0,
         cutmix_alpha=augment.cutmix or 0.0,
         prob=augment.mixup_prob,
@@ -297,13 +304,20 @@ def make_loss(configs: FinetuneConfigs) -> loop.ComputeLoss:
         label_smoothing=augment.smoothing,
     )
 
+    counts = torch.bincount(torch.tensor([clip.label for clip in clips]), minlength=classes)
+    weights = class_weights(counts, configs.score.class_weights)
+    if weights is not None:
+        logger.info("weights of the classes: %s", " ".join(f"{w:.3g}" for w in weights.tolist()))
+        weights = weights.to(device)
+
     def compute_loss(model: nn.Module, batch: LabelledBatch) -> tuple[Tensor, loop.LossParts]:
         if augment.mixup or augment.cutmix:
             mixed = mix_batch(batch, mixup, augment.mixup_audio)
-            return F.cross_entropy(model(mixed.video, mixed.audio).float(), mixed.target), {}
+            scores = model(mixed.video, mixed.audio).float()
+            return cross_entropy(scores, mixed.target, weights), {}
         scores = model(batch.video, batch.audio).float()
         accuracy = (scores.detach().argmax(dim=1) == batch.target).float().mean()
-        loss = F.cross_entropy(scores, batch.target, label_smoothing=augment.smoothing)
+        loss = cross_entropy(scores, batch.target, weights, augment.smoothing)
         return loss, {"class_acc": accuracy}
 
     return compute_loss
@@ -391,9 +405,10 @@ def test_last_and_best(
     val_loader: DataLoader,
     names: Sequence[str],
 ) -> None:
-    """Test the model as it is after the last epoch, then the best epoch's weights.
+    """Test the model as it is after the last epoch, the best epoch's weights, and the average.
 
-    Classes get a temperature first where validation clips are not those of the test.
+    checkpoint-ema.pth keeps the average. Classes get a temperature first where validation clips
+    are not those of the test.
     """
     run, state, task = saver.run, saver.state, configs.classifier.task
     metric, last, best = configs.score.val_metric, configs.optim.epochs - 1, state.best
@@ -403,15 +418,20 @@ def test_last_and_best(
         logger.info("no validation clips apart from the test: probabilities are not calibrated")
     if best["epoch"] < 0:
         logger.warning("no best epoch could be saved; the last one stands for it")
-    for kind, epoch in {"last": last, "best": last if best["epoch"] < 0 else best["epoch"]}.items():
-        if epoch != last:
+    epochs = {"last": last, "best": last if best["epoch"] < 0 else best["epoch"]}
+    for kind, epoch in (epochs | ({"ema": last} if state.decay else {})).items():
+        if kind == "ema":
+            mean = state.model.state_dict() | state.average
+            saver.write("ema", {"model": mean, "epoch": last})
+            state.model.load_state_dict(mean)
+        elif epoch != last:
             content = checkpoint.load(run.output_dir / "checkpoint-best.pth")
             state.model.load_state_dict(content["model"])
-        suffix, how, facts = "", "", dict[str, Any](epoch=epoch)
+        suffix, how, facts = "" if kind == "last" else f"_{kind}", "", dict[str, Any](epoch=epoch)
         if kind == "best":
-            suffix, how = "_best", f", chosen by {metric} on {lists.val_file}"
-            facts["chosen_on"] = lists.val_file
-        text, what, temperature = f"test, {kind} epoch", (run, configs, state.model), None
+            how, facts["chosen_on"] = f", chosen by {metric} on {lists.val_file}", lists.val_file
+        text = "test, average of the weights" if kind == "ema" else f"test, {kind} epoch"
+        what, temperature = (run, configs, state.model), None
         if calibrates:
             _, held_out = evaluate(*what, val_loader, "calibration", saver.check)
             temperature = scoring.fit_temperature(held_out.targets, held_out.scores)

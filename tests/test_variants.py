@@ -16,6 +16,7 @@ from tests.small_runs import (
     make_media,
     pretrain,
     rows,
+    same,
 )
 
 VIEWS = ["--test_num_segment", "1", "--test_num_crop", "1"]
@@ -205,3 +206,36 @@ def test_a_variant_pretrains_in_two_processes_without_unused_parameters(media, t
     job = Job("run_pretraining", arguments, tmp_path, 2)
     job.complete("--batch_size", "1")
     assert len(lines(job.out / "steps.jsonl")) == 2
+
+
+# Class imbalance, and the average of the weights
+
+
+def test_an_average_of_weights_is_tested_kept_and_resumed_exactly(media, tmp_path):
+    flags = ["--epochs", "3", "--ema", "0.3", "--balanced_sampler", "--lr", "0.05", *VIEWS]
+    flags += ["--keep_ckpts", "3", "--no-export", "--image_freq", "0"]
+    whole = finetune(media, tmp_path / "whole", *flags)
+    states = [last_state(whole, epoch) for epoch in range(3)]
+    kept = last_state(whole, "ema")["model"]
+    assert kept.keys() == states[2]["model"].keys() and same(kept, states[2]["model_ema"])
+    name = "head.weight"
+    assert not torch.equal(kept[name], states[2]["model"][name])
+    assert len(rows(whole / "pred_ema.csv")) == len(rows(whole / "pred.csv"))
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "checkpoint-1.pth").write_bytes((whole / "checkpoint-1.pth").read_bytes())
+    finetune(media, part, *flags)
+    assert same(last_state(part, 2)["model_ema"], kept)
+    with pytest.raises(ValueError, match="--ema 0.3 -> 0.0"):
+        finetune(media, part, *flags, "--ema", "0", "--epochs", "4")
+    plain = EmotionRecognizer.from_checkpoint(whole / "checkpoint-ema.pth", device="cpu")
+    row = rows(whole / "pred_ema.csv")[0]
+    wav = row["clip"].replace("faces", "clip") + ".wav"
+    answer = plain.predict(row["clip"], audio=wav, protocol="test")
+    found = list(answer.probabilities.values())
+    assert found == pytest.approx([float(row[f"p{k}"]) for k in range(3)], abs=1e-6)
+
+
+def test_weights_of_classes_are_logged(media, tmp_path):
+    run = finetune(media, tmp_path, "--class_weights", "effective", "--no-export", *VIEWS)
+    assert "weights of the classes: 0.667 1.33 1.33" in (run / "run.log").read_text()

@@ -40,6 +40,7 @@ LATER_HELP = "weight of the loss of a group's later frames; the first one has th
 CROP_HELP = "cut 224 x 224 films to the face; auto: if the list's path says voxceleb2"
 CONTRAST_MASK_HELP = "share of tokens to hide in a second pass, which is contrasted instead"
 LOWER_IS_BETTER = ("mae", "mse", "rmse")
+CLASS_WEIGHTS = ("none", "balanced", "effective")
 
 
 @dataclass(frozen=True)
@@ -301,6 +302,16 @@ class ScoreConfig(Settings):
     """Loss, validation and testing."""
 
     loss: str = option("", "default: ce, or mse for regression", choices=sum(LOSSES.values(), ()))
+    class_weights: str = option(
+        "none", "weights of classes in the loss; balanced: one over their number of clips; "
+        "effective: over their effective number (beta 0.999), which is milder",
+        choices=CLASS_WEIGHTS,
+    )  # fmt: skip
+    balanced_sampler: bool = option(False, "draw all classes equally often in training")
+    ema: float = option(
+        0.0, "decay of a moving average of the weights, 0.999 say, which is tested too; 0: none",
+        NOT_ALL,
+    )  # fmt: skip
     val_metric: str = option(
         "", "score that chooses the best epoch; default: war, or ccc", choices=ALL_METRICS
     )
@@ -331,10 +342,12 @@ class ScoreConfig(Settings):
         split, by_file, by_pattern = self.val_split, self.speaker_file, self.speaker_pattern
         name = "--speaker_file" if by_file else "--speaker_pattern"
         both, unused = by_file and by_pattern, split != "speaker" and (by_file or by_pattern)
+        twice = self.class_weights != "none" and self.balanced_sampler
         return {
             f"--val_path and --val_split {split}; give one": split != "list" and self.val_path,
             f"{name} is for --val_split speaker; add that or leave it out": unused,
             "--speaker_file and --speaker_pattern both name speakers; give one": both,
+            "--class_weights and --balanced_sampler both even out classes; give one": twice,
         }
 
 
@@ -359,6 +372,8 @@ class FinetuneConfigs(NamedTuple):
                 raise ValueError(f"--{flag} {value} does not fit --task {task}; use {fitting}")
         if task == "regression" and (augment.mixup or augment.cutmix):
             raise ValueError("--mixup and --cutmix are for classification; leave out or set 0")
+        if task == "regression" and (score.class_weights != "none" or score.balanced_sampler):
+            raise ValueError("--class_weights and --balanced_sampler are for classification")
         metric = "war" if metric == "acc1" else metric  # another name
         alphas = zip((augment.mixup, augment.cutmix), MIXING[task], strict=True)
         mixup, cutmix = (usual if given is None else given for given, usual in alphas)
@@ -418,3 +433,5 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 # Flags that a resumed run may change and is still the same run.
 GROUPS = {*PretrainConfigs.__annotations__.values(), *FinetuneConfigs.__annotations__.values()}
 HARMLESS = {flag_of(item) for g in GROUPS for item in fields(g) if item.metadata["harmless"]}
+# Defaults; what is "auto" has been chosen by the time settings are saved.
+USUAL = {flag_of(i): i.default for g in GROUPS for i in fields(g) if i.default != "auto"}

@@ -11,10 +11,14 @@ from hicmae.data.video import normalise
 
 
 class ClipIndex(NamedTuple):
-    """What a sampler yields: a place in the list, and the epoch, as draws depend on both."""
+    """What a sampler yields: a place in the list, and the epoch, as draws depend on both.
+
+    `again` counts earlier draws of the clip in the epoch, of a balanced sampler.
+    """
 
     epoch: int
     index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody calls
+    again: int = 0
 
 
 class SkippedClip(NamedTuple):

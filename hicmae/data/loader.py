@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 def item_generator(seed: int, item: ClipIndex) -> np.random.Generator:
     """Return the generator of one item: its draws depend on neither workers nor resumption."""
-    return np.random.default_rng((_ITEM, seed, *item))
+    return np.random.default_rng((_ITEM, seed, *item[: 3 if item.again else 2]))
 
 
 def call_in_time(seconds: float, clip: str, function: Callable[..., T], *args: Any) -> T:
@@ -145,7 +146,8 @@ class ClipSampler(Sampler[ClipIndex]):
     With `shuffle` each (seed, epoch) gives a new order. `pad`, for training, repeats the first
     clips of the order until all shares are equal; without it, for evaluation, they may differ, so
     that no clip counts twice. `shards`, (num_clips,) the shard of each packed clip, makes shuffled
-    clips come from a few shards at a time, so that disks read on.
+    clips come from a few shards at a time, so that disks read on. `labels`, (num_clips,) the class
+    of each clip, makes a shuffled epoch of as many clips draw all classes equally often.
     """
 
     num_clips: int
@@ -156,6 +158,7 @@ class ClipSampler(Sampler[ClipIndex]):
     rank: int = 0
     world_size: int = 1
     shards: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Begin with epoch 0."""
@@ -175,14 +178,20 @@ class ClipSampler(Sampler[ClipIndex]):
     def __iter__(self) -> Iterator[ClipIndex]:
         order = np.arange(self.num_clips)
         rng = np.random.default_rng((_ORDER, self.seed, self.epoch))
-        if self.shuffle and self.shards is not None:
+        if self.shuffle and self.labels is not None:
+            order = balanced_order(self.labels, rng)
+        elif self.shuffle and self.shards is not None:
             order = shard_order(self.shards, rng)
         elif self.shuffle:
             rng.shuffle(order)
         if self.pad:
             order = np.resize(order, len(self) * self.world_size)
-        share = order[self.rank :: self.world_size]
-        return (ClipIndex(self.epoch, int(index)) for index in share[self.start :])
+        again = np.zeros_like(order)
+        if self.labels is not None:
+            again = pd.Series(order).groupby(order).cumcount().to_numpy()
+        mine = slice(self.rank + self.start * self.world_size, None, self.world_size)
+        pairs = zip(order[mine].tolist(), again[mine].tolist(), strict=True)
+        return (ClipIndex(self.epoch, index, repeat) for index, repeat in pairs)
 
 
 def shard_order(shards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -196,6 +205,20 @@ def shard_order(shards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     windows = [shuffled[k : k + SHARD_WINDOW] for k in range(0, len(shuffled), SHARD_WINDOW)]
     pools = [np.concatenate([clips_of[shard] for shard in window]) for window in windows]
     return np.concatenate([rng.permutation(pool) for pool in pools])
+
+
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw as many clips as there are, of each class equally many (one more or less).
+
+    Takes the class of each clip. A clip comes again only after all others of its class.
+    """
+    classes = rng.permutation(np.unique(labels))
+    draws = []
+    for k, members in enumerate(np.flatnonzero(labels == label) for label in classes):
+        number = (len(labels) + k) // len(classes)
+        rounds = [rng.permutation(members) for _ in range(-(-number // len(members)))]
+        draws.append(np.concatenate(rounds)[:number])
+    return rng.permutation(np.concatenate(draws))
 
 
 # Workers

@@ -263,6 +263,36 @@ def pcc_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return (1 - covariance / spread).mean()
 
 
+def class_weights(counts: Tensor, kind: str) -> Tensor | None:
+    """Return the weight of each class, (K,), by its number of clips; their mean over clips is 1.
+
+    "balanced" is one over the number; "effective" over the effective number (1 - b^n) / (1 - b)
+    with b = 0.999 (Cui et al., Class-Balanced Loss, arXiv 1901.05555); "none" is None. A class
+    without clips has weight 1.
+    """
+    if kind == "none":
+        return None
+    numbers = counts.double()
+    weights = 1 / (numbers if kind == "balanced" else 1 - 0.999**numbers)
+    weights = weights * (numbers.sum() / (weights * numbers).nansum())
+    return torch.where(counts > 0, weights, 1.0).float()
+
+
+def cross_entropy(
+    scores: Tensor, target: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
+    """Average the cross entropy of logits (B, K) and classes (B,) or probabilities (B, K).
+
+    The mean is over clips, also with `weights` of the classes (K,), by which PyTorch divides for
+    the one kind of target and not for the other.
+    """
+    if weights is None:
+        return F.cross_entropy(scores, target, label_smoothing=smoothing)
+    return F.cross_entropy(
+        scores, target, weights, label_smoothing=smoothing, reduction="none"
+    ).mean()
+
+
 REGRESSION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
     "mae": F.l1_loss,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,11 +33,17 @@ ComputeLoss = Callable[[nn.Module, Any], tuple[Tensor, LossParts]]
 
 
 def clip_loader(
-    run: Run, dataset: ClipDataset, batch_size: int, trains: bool = True, shared: bool = True
+    run: Run,
+    dataset: ClipDataset,
+    batch_size: int,
+    trains: bool = True,
+    shared: bool = True,
+    balanced: bool = False,
 ) -> DataLoader:
     """Build the loader of this rank's share of the clips, or of all where they are not `shared`.
 
-    To train they are shuffled anew each epoch, and shares are equal.
+    To train they are shuffled anew each epoch, and shares are equal. `balanced` draws classes
+    equally often.
     """
     sampler = ClipSampler(
         len(dataset),
@@ -46,6 +53,7 @@ def clip_loader(
         world_size=distributed.world_size() if shared else 1,
         pad=trains,
         shards=getattr(dataset.clips, "shard_of", None),
+        labels=np.array([clip.label for clip in dataset.clips]) if balanced else None,
     )
     workers = run.config.num_workers
     return make_loader(dataset, sampler, batch_size, workers, trains, run.device.type)
@@ -111,6 +119,7 @@ def train_one_epoch(
                 set_learning_rate(state.optimizer, lr, float(plan.weight_decay[step]))
                 how = state.optimizer, state.scaler, run.precision, optim.clip_grad
                 figures = train_step(model, group, compute_loss, *how)
+                state.update_average()
                 clips = [name for batch in group for name in batch.names]
                 facts = {"step": step, "epoch": state.epoch, "lr": lr, "clips": clips}
                 metrics.add(facts, figures, waited)

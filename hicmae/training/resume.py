@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hicmae.config import HARMLESS
+from hicmae.config import HARMLESS, USUAL
 from hicmae.config.flags import flag_of, flat_settings
 from hicmae.io import one_line
 from hicmae.training import checkpoint, distributed
@@ -108,7 +108,7 @@ class Saver:
         metrics = distributed.gather_objects([state.metrics.saved()])
         more = {"progress": progress, "origin": state.origin, "metrics": metrics}
         name = f"{state.epoch}-step{state.steps_done}" if state.step else f"{state.epoch - 1}"
-        saved = self._write(name, more)
+        saved = self.write(name, more)
         if saved:
             self._saved_at = (state.epoch, state.step)
         # Counted from the state that was saved; a failed attempt is not repeated at every step.
@@ -120,7 +120,7 @@ class Saver:
         """Write the epoch in hand, not yet ended, to checkpoint-best.pth; return the success."""
         epoch = self.state.epoch
         best = {"epoch": epoch, "value": value}
-        saved = self._write("best", {"epoch": epoch, "best": best})
+        saved = self.write("best", {"epoch": epoch, "best": best})
         if saved:
             self.state.best = best
         return saved
@@ -147,16 +147,17 @@ class Saver:
             "args": state.plan.settings,
             "best": state.best,
             "epoch": state.epoch - 1,  # the last whole one, as in the original
+            **({"model_ema": state.average} if state.decay else {}),
         }
 
-    def _write(self, name: str, more: dict[str, Any]) -> bool:
+    def write(self, name: str, more: dict[str, Any]) -> bool:
         """Write a checkpoint and prune; without success warn, and leave all files as they were."""
         written = True
         if distributed.is_main():
             path, config = self.run.output_dir / f"checkpoint-{name}.pth", self.run.config
             try:
                 checkpoint.save(path, self._content() | more)
-                if name != "best":
+                if name not in ("best", "ema"):
                     checkpoint.prune(path, config.save_ckpt_freq, config.keep_ckpts)
             except OSError as error:
                 written = False
@@ -255,12 +256,15 @@ def resume(run: Run, state: TrainState, found: Found | None) -> None:
 def find_changes(plan: Plan, content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Compare a run with that of a checkpoint, whose missing facts count as unchanged.
 
+    A flag that a checkpoint of ours lacks is newer than it, and had its default.
     Returns what makes it another run, and what does not, as "name old -> new".
     """
     args, known = content.get("args"), content.get("progress", {})
     saved = flat_settings(args if isinstance(args, dict) else {})  # a Namespace is the original's
     lists, flags = known.get("clips", {}), flat_settings(plan.settings)
-    pairs = {f"--{name}": (saved.get(name, new), new) for name, new in flags.items()}
+    usual = flat_settings(USUAL) if saved else {}
+    then = usual | saved
+    pairs = {f"--{name}": (then.get(name, new), new) for name, new in flags.items()}
     for name, new in plan.clips.items():
         pairs[f"clips of the {name} list"] = (lists.get(name, new), new)
     for name, text in COUNTS.items():
@@ -305,6 +309,8 @@ def _load_state(state: TrainState, path: Path, content: dict[str, Any]) -> None:
         ) from error
     for group, options in zip(optimizer.param_groups, chosen, strict=True):
         group.update(options)  # flags and device of this run hold, not the saved ones
+    for name, mean in content.get("model_ema", {}).items() if state.decay else ():
+        state.average[name].copy_(mean)
     if content.get("scaler"):
         state.scaler.load_state_dict(content["scaler"])
     state.epoch = content["epoch"] + 1  # of the original: the end of an epoch

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from hicmae.config import FinetuneConfigs, OptimConfig, PretrainConfigs
@@ -169,6 +170,20 @@ class TrainState:
     best: dict[str, Any] = field(default_factory=lambda: NO_BEST)  # of checkpoint-best.pth
     origin: dict[str, str] | None = None  # path and sha256 of the file that --resume named
     layer_scales: Mapping[str, float] = field(default_factory=dict)  # of the rate, to be shown
+    decay: float = 0.0  # of the moving average of the weights; 0: there is none
+    average: dict[str, Tensor] = field(default_factory=dict)  # by names of the model
+
+    def __post_init__(self) -> None:
+        if self.decay:
+            weights = self.model.state_dict()
+            self.average = {n: w.clone() for n, w in weights.items() if w.is_floating_point()}
+
+    def update_average(self) -> None:
+        """Move the average towards the weights after a step; the first steps count for more."""
+        if self.decay:
+            weights, step = self.model.state_dict(), self.steps_done
+            move = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+            move(list(self.average.values()), [weights[name] for name in self.average], step)
 
     @property
     def steps_done(self) -> int:
@@ -188,11 +203,13 @@ def make_state(
     loader: DataLoader,
     lists: Mapping[str, Sequence[AnyClip]],
     layer_decay: float | None = None,
+    ema: float = 0.0,
 ) -> TrainState:
     """Plan a run and make the model's optimiser: the state of a run that begins.
 
     The clips of `clip_loader` are shared among steps, alike for all numbers of processes;
-    `lists` holds the clips of each list by its name. ValueError: an epoch is shorter than one step.
+    `lists` holds the clips of each list by its name; `ema` is the decay of the moving average of
+    the weights. ValueError: an epoch is shorter than one step.
     """
     optim, world_size = configs.optim, distributed.world_size()
     if len(loader) < optim.accum_iter:
@@ -236,9 +253,9 @@ def make_state(
     )
     groups = parameter_groups(model, decay, layer_decay)
     optimizer = make_optimizer(groups, float(plan.lr.max()), optim.opt_betas, optim.opt_eps)
-    metrics, scales = MetricBuffer(configs.run.max_bad_steps), layer_scales(model, layer_decay)
-    scaler = run.precision.grad_scaler()
-    return TrainState(plan, model, optimizer, scaler, metrics, layer_scales=scales)
+    metrics, scaler = MetricBuffer(configs.run.max_bad_steps), run.precision.grad_scaler()
+    what, scales = (plan, model, optimizer, scaler, metrics), layer_scales(model, layer_decay)
+    return TrainState(*what, layer_scales=scales, decay=ema)
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -5,6 +5,7 @@
                                                     shipped one: few and all labels, probe, k-NN
     python scripts/toy/experiments.py modalities    audio, video, both, and one that is missing
     python scripts/toy/experiments.py ablations     the parts of HiCMAE, one left out at a time
+    python scripts/toy/experiments.py imbalance     classes of unequal size: weights, sampler, EMA
 
 Each starts from a finished demo, makes the runs that are not there yet, and prints tables, which
 table.md holds too. A run that was cut off goes on; one whose command has changed, or that of the
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 
 from hicmae import EmotionRecognizer
 from hicmae.config.flags import new_parser
-from hicmae.data.clip_list import read_labelled_list
+from hicmae.data.clip_list import read_labelled_list, write_list
 from hicmae.inference.model import export_run
 from hicmae.io import describe, write_whole
 from hicmae.training.checkpoint import CONFIG, WEIGHTS, numbered
@@ -93,6 +94,16 @@ ABLATIONS = [
     Variant("contrast on clips masked like the rest", "--contrast_mask_ratio 0.75"),
     Variant("no pre-training", RANDOM),
 ]
+LARGEST = 10  # clips of the first class for one of the last
+IMBALANCE = [
+    Variant("nothing done about it", SHIPPED, "--ema 0.99", "_long"),
+    *(
+        Variant(flags, SHIPPED, flags, "_long")
+        for flags in (
+            "--class_weights balanced", "--class_weights effective", "--balanced_sampler"
+        )
+    ),
+]  # fmt: skip
 
 
 # Runs
@@ -262,6 +273,35 @@ def ablations(args: argparse.Namespace) -> str:
     return score([v.title for v in chosen], finetuned(chosen, "ablations", args), args)
 
 
+def imbalance(args: argparse.Namespace) -> str:
+    """Fine-tune on classes of unequal size; the test stays even.
+
+    The last row is the first one's, tested with the moving average of its weights.
+    """
+    data = args.data
+    args.data = args.output_dir / "data"
+    for fold in args.folds:
+        source, folder = data / f"fold{fold}_all", args.data / f"fold{fold}_long"
+        folder.mkdir(parents=True, exist_ok=True)
+        clips = read_labelled_list(source / "train.csv")
+        by_class = [[clip for clip in clips if clip.label == k] for k in range(6)]
+        shares = np.geomspace(1, 1 / LARGEST, len(by_class))
+        kept = [c[: round(len(c) * share)] for c, share in zip(by_class, shares, strict=True)]
+        write_list(folder / "train.csv", sum(kept, []))
+        for name in ("val.csv", "test.csv"):
+            shutil.copyfile(source / name, folder / name)
+    shutil.copyfile(data / "meta.csv", args.data / "meta.csv")
+    folders = finetuned(IMBALANCE, "imbalance", args)
+    averages = []
+    for run in folders[0]:
+        averages.append(run.parents[1] / "average" / run.name)
+        for fold in args.folds:
+            (averages[-1] / f"fold{fold}").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run / f"fold{fold}/pred_ema.csv", averages[-1] / f"fold{fold}/pred.csv")
+    titles = [variant.title for variant in IMBALANCE]
+    return score([*titles, "--ema 0.99"], [*folders, averages], args)
+
+
 def ship(args: argparse.Namespace) -> str:
     """Make the models that come with the package, in half precision, with their logs.
 
@@ -304,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the runs, print the tables and write them."""
     parser = new_parser(__doc__)
     commands = parser.add_subparsers(dest="experiment", required=True)
-    for run in (ship, starts, modalities, ablations):
+    for run in (ship, starts, modalities, ablations, imbalance):
         name = run.__name__
         about = str(run.__doc__).splitlines()[0]
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)

@@ -105,6 +105,28 @@ def test_resuming_continues_the_interrupted_epoch_also_with_another_number_of_pr
     assert [index for pair in zip(*rest, strict=True) for index in pair] == whole[60:]
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_balanced_epoch_draws_classes_equally_and_repeats_clips_as_late_as_it_can(world_size):
+    labels = np.repeat([0, 1, 3], [100, 10, 6])
+    settings = {"shuffle": True, "seed": 3, "pad": True, "world_size": world_size}
+    samplers = [ClipSampler(116, rank=k, labels=labels, **settings) for k in range(world_size)]
+    items = [item for turn in zip(*samplers, strict=True) for item in turn]
+    order = [item.index for item in items]
+    assert len(items) == 116 and order != sorted(order)
+    drawn = np.bincount(order, minlength=116)
+    assert sorted(np.bincount(labels[order])[[0, 1, 3]]) == [38, 39, 39]
+    assert drawn[:100].max() == 1 and np.ptp(drawn[100:110]) <= 1 and np.ptp(drawn[110:]) <= 1
+    twice = [item_generator(0, item).integers(2**62) for item in items]
+    assert len(set(twice)) == 116, "a clip that comes again is augmented anew"
+    first = next(item for item in items if not item.again)
+    plain = item_generator(0, ClipIndex(0, first.index)).integers(2**62)
+    assert item_generator(0, first).integers(2**62) == plain
+    samplers[0].set_epoch(0, 50 // world_size)
+    assert next(iter(samplers[0])) == items[50]
+    samplers[0].set_epoch(1)
+    assert [item.index for item in samplers[0]] != order[::world_size]
+
+
 def test_impossible_samplers_and_loaders_are_refused():
     with pytest.raises(ValueError, match="rank must be in 0..1, got 2"):
         ClipSampler(5, shuffle=False, seed=0, rank=2, world_size=2, pad=False)

@@ -206,6 +206,29 @@ def tinted(generator):
     return video, video_mask, audio, audio_mask
 
 
+@pytest.mark.parametrize("kind", ["none", "balanced", "effective"])
+def test_weights_of_classes_weigh_clips_whose_mean_weight_is_one(kind):
+    counts = torch.tensor([500, 20, 0, 4])
+    weights = losses.class_weights(counts, kind)
+    scores = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    target = torch.tensor([0, 1, 3, 3, 0, 0])
+    logs = scores.log_softmax(dim=1)
+    soft = 0.8 * functional.one_hot(target, 4) + 0.05
+    w = [1.0] * 4 if weights is None else weights.tolist()
+    hard_sum = -sum(w[k] * logs[i, k] for i, k in enumerate(target)) / 6
+    soft_sum = -sum(w[k] * soft[i, k] * logs[i, k] for i in range(6) for k in range(4)) / 6
+    close = {"rtol": 1e-5, "atol": 0}
+    torch.testing.assert_close(losses.cross_entropy(scores, target, weights), hard_sum, **close)
+    torch.testing.assert_close(losses.cross_entropy(scores, soft, weights), soft_sum, **close)
+    smooth = losses.cross_entropy(scores, target, weights, smoothing=0.2)
+    torch.testing.assert_close(smooth, soft_sum, **close)
+    if kind != "none":
+        assert sum(n * v for n, v in zip(counts.tolist(), w, strict=True)) == pytest.approx(524)
+        effective = [(1 - 0.999**n) / 0.001 for n in (500, 4)]
+        ratio = 500 / 4 if kind == "balanced" else effective[0] / effective[1]
+        assert w[3] / w[0] == pytest.approx(ratio, rel=1e-4) and w[2] == 1
+
+
 @pytest.mark.parametrize("related", [True, False], ids=["related", "unrelated"])
 def test_contrast_finds_what_the_streams_of_a_clip_share(related):
     model = pretraining_model(**SHALLOW)
