@@ -6,10 +6,11 @@ import argparse
 import inspect
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from hicmae.config.flags import new_parser
+from hicmae.config.flags import Settings, add_arguments, from_flags, new_parser, option
 from hicmae.io import count_cores, describe
 
 if TYPE_CHECKING:
@@ -45,14 +46,71 @@ def parse_shard(text: str) -> Shard:
     return Shard(int(match[1]), int(match[2]))
 
 
-def make_parser(usage: str | None) -> argparse.ArgumentParser:
-    """Return a parser whose --help shows a tool's docstring as it is written.
+@dataclass(frozen=True)
+class Workers(Settings):
+    """How to run."""
 
-    Flags may be shortened, as by --output of earlier versions.
+    num_workers: int = option(count_cores(), "clips at a time, by default one a core", ">= 1")
+
+
+@dataclass(frozen=True)
+class Parts(Workers):
+    """How to run."""
+
+    shard: Shard = option(WHOLE, "do only this part of the clips", type=parse_shard, metavar="I/N")
+
+
+def command(
+    usage: str | None,
+    work: Callable[[argparse.Namespace], int | None],
+    *configs: type,
+    bad_data: int = 2,
+) -> Callable[..., int]:
+    """Return the `main` of a tool: it parses flags, calls `work`, and returns an exit code.
+
+    The flags are the fields of the `configs`, which check them; --help begins with the docstring
+    `usage`. For the code see `exit_code`.
     """
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        args = make_parser(usage, *configs).parse_args(arguments)
+
+        def checked() -> int | None:
+            for config in configs:
+                from_flags(vars(args), config)
+            return work(args)
+
+        return exit_code(checked, bad_data)
+
+    return main
+
+
+def make_parser(usage: str | None, *configs: type) -> argparse.ArgumentParser:
+    """Return a parser of the fields of some dataclasses; flags may be shortened, as by --output."""
     parser = new_parser(inspect.cleandoc(usage or ""))
     parser.allow_abbrev = True
+    for config in configs:
+        add_arguments(parser, config)
     return parser
+
+
+def exit_code(work: Callable[[], int | None], bad_data: int = 2) -> int:
+    """Return what `work` returns, or 0; after an error, one line in the log and another code.
+
+    It is `bad_data` of a ValueError, STOPPED of an interrupt, else 2.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        logger.error("interrupted: the same command goes on")
+        return STOPPED
+    except (OSError, RuntimeError, ValueError) as error:
+        logger.error("error: %s", describe(error))
+        return bad_data if isinstance(error, ValueError) else 2
+
+
+# Flags of tools with a parser of their own
 
 
 def add_shard(parser: argparse.ArgumentParser, use: str = "do only this part of the clips") -> None:
@@ -77,19 +135,3 @@ def _at_least_one(text: str) -> int:
 def add_switch(parser: argparse.ArgumentParser, flag: str, use: str) -> None:
     """Add a flag that is off by default, and its --no- twin."""
     parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=False, help=use)
-
-
-def exit_code(work: Callable[[], int | None], bad_data: int = 2) -> int:
-    """Return what `work` returns, or 0; after an error, one line in the log and another code.
-
-    It is `bad_data` of a ValueError, STOPPED of an interrupt, else 2.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        return work() or 0
-    except KeyboardInterrupt:
-        logger.error("interrupted: the same command goes on")
-        return STOPPED
-    except (OSError, RuntimeError, ValueError) as error:
-        logger.error("error: %s", describe(error))
-        return bad_data if isinstance(error, ValueError) else 2

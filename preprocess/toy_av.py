@@ -18,50 +18,268 @@ was. Written under --output_dir:
 
 from __future__ import annotations
 
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import shutil
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-from preprocess.command_line import add_num_workers, add_switch, exit_code, make_parser
-from preprocess.toy.build import Recipe, build, write_preview
+import av
+import cv2
+import numpy as np
+import soundfile
+from PIL import Image
+from tqdm import tqdm
 
-SETTINGS = {
-    "seed": "decides every pixel and sample",
-    "speakers": "labelled speakers",
-    "clips_per_class": "clips of each labelled speaker and class",
-    "train_speakers": "labelled speakers in the train.csv of a fold",
-    "pretrain_speakers": "unlabelled speakers",
-    "pretrain_clips": "clips of each unlabelled speaker",
-    "folds": "speaker-independent folds",
-    "face_size": "pixels of an aligned face",
-}
+from hicmae.config.flags import Refused, Settings, from_flags, option
+from hicmae.data.clip_list import Clip, write_list
+from hicmae.io import check_writable, write_whole
+from preprocess import pack_clips
+from preprocess.command_line import Workers, command
+from preprocess.lists.writing import write_csv
+from preprocess.toy import plan
+from preprocess.toy.face import FRAME_SIZE, align, draw_frames
+from preprocess.toy.voice import SAMPLE_RATE, synthesise
+
+logger = logging.getLogger(__name__)
+VERSION = 2  # raise it when the same settings give other pixels or samples
+JPEG_QUALITY = 92
+VIDEO_OPTIONS = {"preset": "superfast", "crf": "22", "threads": "1", "g": "50"}
+SHEET_CLIP = 900  # a clip number that no data set uses: the contact sheet shows speakers
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--output_dir", type=Path, help="folder, for example saved/data/toy_av")
-    for name, meaning in SETTINGS.items():
-        default = getattr(Recipe, name)
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({default})")
-    add_num_workers(parser)
-    add_switch(parser, "--relative", "write names relative to --output_dir, for --data_root")
-    parser.add_argument("--preview", type=Path, help="write a contact sheet to this png and stop")
-    parser.add_argument("--preview_speakers", type=int, default=6, help="its rows (%(default)s)")
-    args = parser.parse_args(arguments)
-    if args.preview is None and args.output_dir is None:
-        parser.error("give --output_dir (or --preview for a contact sheet only)")
+@dataclass(frozen=True)
+class Recipe(Settings):
+    """What decides what is in the files."""
 
-    def make() -> None:
-        recipe = Recipe(**{name: getattr(args, name) for name in SETTINGS})
-        if args.preview is not None:
-            write_preview(args.preview, args.seed, args.preview_speakers, args.face_size)
-        else:
-            build(recipe, args.output_dir, args.num_workers, args.relative)
+    seed: int = option(0, "decides every pixel and sample", ">= 0")
+    speakers: int = option(128, "labelled speakers", ">= 0")
+    clips_per_class: int = option(1, "clips of each labelled speaker and class", ">= 0")
+    train_speakers: int = option(20, "labelled speakers in the train.csv of a fold", ">= 0")
+    pretrain_speakers: int = option(1500, "unlabelled speakers", ">= 0")
+    pretrain_clips: int = option(1, "clips of each unlabelled speaker", ">= 0")
+    folds: int = option(2, "speaker-independent folds", ">= 0")
+    face_size: int = option(80, "pixels of an aligned face", ">= 32 and <= 512")
 
-    return exit_code(make)
+    def _refused(self) -> Refused:
+        most = f"--folds must be 2..{self.speakers} (the number of --speakers), got {self.folds}"
+        return {most: self.speakers and not 2 <= self.folds <= self.speakers}
 
+
+@dataclass(frozen=True)
+class Output(Settings):
+    """What to write."""
+
+    output_dir: Path | None = option(None, "folder, for example saved/data/toy_av", type=Path)
+    relative: bool = option(False, "write names relative to --output_dir, for --data_root")
+    preview: Path | None = option(None, "write a contact sheet to this file and stop", type=Path)
+    preview_speakers: int = option(6, "its rows", ">= 1")
+
+    def _refused(self) -> Refused:
+        nowhere = self.output_dir is None and self.preview is None
+        return {"give --output_dir (or --preview for a contact sheet only)": nowhere}
+
+
+def make_toy(args: argparse.Namespace) -> None:
+    """Make the data set, or the contact sheet."""
+    recipe = from_flags(vars(args), Recipe)
+    if args.preview is None:
+        build(recipe, args.output_dir, args.num_workers, args.relative)
+    else:
+        write_preview(args.preview, args.seed, args.preview_speakers, args.face_size)
+
+
+class Job(NamedTuple):
+    """One clip to make: mp4 with sound, wav, and a folder of faces, None for pre-training."""
+
+    key: plan.ClipKey
+    label: int
+    video: Path
+    audio: Path
+    faces: Path | None
+
+
+def list_jobs(recipe: Recipe, folder: Path) -> list[Job]:
+    """All clips: labelled ones, every class equally often per speaker, then unlabelled ones."""
+    clips = range(recipe.clips_per_class * len(plan.CLASSES))
+    pairs = [*product(range(recipe.speakers), clips)]
+    first = plan.PRETRAIN_SPEAKERS_FROM
+    unlabelled = range(first, first + recipe.pretrain_speakers)
+    jobs = []
+    for speaker, clip in [*pairs, *product(unlabelled, range(recipe.pretrain_clips))]:
+        key, label = plan.ClipKey(recipe.seed, speaker, clip), clip % len(plan.CLASSES)
+        has_label = speaker < first
+        faces = folder / "aligned" / key.name if has_label else None
+        label = label if has_label else int(key.rng("class").integers(len(plan.CLASSES)))
+        kind = "labelled" if has_label else "pretrain"
+        stem = folder / kind / key.speaker_name / key.name
+        jobs.append(Job(key, label, stem.with_suffix(".mp4"), stem.with_suffix(".wav"), faces))
+    return jobs
+
+
+def build(recipe: Recipe, folder: Path, num_workers: int, relative: bool) -> None:
+    """Make what is missing of the data set, then write its lists and its shards.
+
+    ValueError where the folder holds a data set with other settings.
+    """
+    path, settings = folder / "toy_av.json", asdict(recipe) | {"version": VERSION}
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        changed = [f"{k} {found.get(k)} -> {v}" for k, v in settings.items() if found.get(k) != v]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a toy data set with other settings ({', '.join(changed)}); "
+                "expected the same ones; give another --output_dir or delete the folder"
+            )
+    write_whole(path, json.dumps(settings, indent=1) + "\n")
+    jobs = list_jobs(recipe, folder)
+    missing = [(job, recipe.face_size) for job in jobs
+               if not all(path is None or path.exists() for path in job[2:])]  # fmt: skip
+    if done := len(jobs) - len(missing):
+        logger.info("%d of %d clips are there already", done, len(jobs))
+    context = multiprocessing.get_context("spawn")  # safe whatever threads the caller has started
+    with context.Pool(max(1, min(num_workers, len(missing))), cv2.setNumThreads, (1,)) as pool:
+        made = pool.imap_unordered(make, missing, chunksize=2)
+        for _ in tqdm(made, total=len(jobs), initial=done, unit="clip"):
+            pass
+    rows = [plan.plan_clip(job.key, job.label).row() for job in jobs]
+    write_lists(jobs, recipe, folder, num_workers, relative)
+    write_csv(folder / "meta.csv", rows[0] if rows else ["clip"], (row.values() for row in rows))
+
+
+# One clip
+
+
+def make(task: tuple[Job, int]) -> None:
+    """Draw, voice and write one clip; its files get their names when all are whole."""
+    job, face_size = task
+    clip = plan.plan_clip(job.key, job.label)
+    part = job.video.with_name(f".part-{job.key.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "faces").mkdir(parents=True)
+    sound = np.rint(synthesise(clip) * 32767).astype(np.int16)
+    soundfile.write(part / "wav", sound, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    for number, (frame, transform) in enumerate(write_video(clip, sound, part / "mp4"), 1):
+        if job.faces:
+            face = cv2.cvtColor(align(frame, transform, face_size), cv2.COLOR_RGB2BGR)
+            # OpenCV's own writer fails without a word on a full disk.
+            _, data = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+            (part / f"faces/frame_det_00_{number:06d}.jpg").write_bytes(data.tobytes())
+    if job.faces:
+        shutil.rmtree(job.faces, ignore_errors=True)
+        job.faces.parent.mkdir(exist_ok=True)
+        (part / "faces").replace(job.faces)
+    (part / "wav").replace(job.audio)
+    (part / "mp4").replace(job.video)
+    shutil.rmtree(part)
+
+
+def write_video(
+    clip: plan.Clip, sound: np.ndarray, path: Path
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Write H.264 and AAC, and pass on what `draw_frames` yields."""
+    with av.open(str(path), "w", format="mp4") as container:
+        picture = container.add_stream("libx264", rate=plan.FRAME_RATE, options=VIDEO_OPTIONS)
+        picture.width = picture.height = FRAME_SIZE
+        picture.pix_fmt = "yuv420p"
+        aac = {"aac_coder": "fast"}
+        voice = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", options=aac)
+        voice.bit_rate = 64000
+        for number, (frame, transform) in enumerate(draw_frames(clip)):
+            planes: np.ndarray = cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420)
+            packed = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            packed.pts, packed.time_base = number, Fraction(1, plan.FRAME_RATE)
+            container.mux(picture.encode(packed))
+            yield frame, transform
+        container.mux(picture.encode(None))
+        samples = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+        samples.sample_rate, samples.pts = SAMPLE_RATE, 0
+        samples.time_base = Fraction(1, SAMPLE_RATE)
+        container.mux(voice.encode(samples))
+        container.mux(voice.encode(None))
+
+
+# Lists and shards
+
+
+def parts_of(fold: int, recipe: Recipe) -> dict[str, list[int]]:
+    """Return the speakers of a fold: test, val (one in eight of the others), train and all.
+
+    The labels of `train` are few; `all` holds those that are left too.
+    """
+    test = range(fold - 1, recipe.speakers, recipe.folds)
+    others = [k for k in range(recipe.speakers) if k not in test]
+    val, rest = others[: len(others) // 8], others[len(others) // 8 :]
+    return {"test": [*test], "val": val, "train": rest[: recipe.train_speakers], "all": rest}
+
+
+def write_lists(
+    jobs: list[Job], recipe: Recipe, folder: Path, num_workers: int, relative: bool
+) -> None:
+    """Write the lists of folds with few and with all labels, that of pre-training, its shards."""
+
+    def name(path: Path) -> str:
+        return os.path.relpath(path, folder) if relative else str(path.resolve())
+
+    write_whole(folder / "classes.txt", "".join(f"{name}\n" for name in plan.CLASSES))
+    labelled = [
+        (job.key, Clip(name(job.faces), name(job.audio), job.label))
+        for job in jobs
+        if job.faces is not None
+    ]
+    speakers = [(clip.video, key.speaker_name) for key, clip in labelled]
+    write_csv(folder / "clip_speakers.csv", ["clip", "speaker"], speakers)
+    for fold, train in product(range(1, recipe.folds + 1), ("train", "all")):
+        parts = parts_of(fold, recipe)
+        place = folder / (f"fold{fold}_all" if train == "all" else f"fold{fold}")
+        for part, chosen in (("train", train), ("val", "val"), ("test", "test")):
+            clips = [clip for key, clip in labelled if key.speaker in parts[chosen]]
+            if clips:
+                write_list(place / f"{part}.csv", clips)
+    unlabelled = [Clip(name(job.video), None, 0) for job in jobs if job.faces is None]
+    if unlabelled:
+        path = folder / "pretrain.csv"
+        write_list(path, unlabelled)
+        flags = ["--output_dir", str(folder / "packed"), "--data_root", str(folder)]
+        workers = min(num_workers, len(unlabelled))
+        flags += ["--quality", str(JPEG_QUALITY), "--num_workers", str(workers)]
+        if pack_clips.main([str(path), *flags]):
+            raise RuntimeError(f"the clips of '{path}' could not be packed, see above")
+
+
+# The contact sheet
+
+
+def write_preview(path: Path, seed: int, speakers: int, face_size: int) -> None:
+    """Write a contact sheet: per speaker and valence the mouth shut, open, and the aligned face.
+
+    Speech and motion are the same in every column, so only the expression differs.
+    """
+    check_writable(path, (".png", ".jpg", ".jpeg"))
+    shown = []
+    for speaker, valence in product(range(speakers), range(len(plan.VALENCES))):
+        clip = plan.plan_clip(plan.ClipKey(seed, speaker, SHEET_CLIP), valence * len(plan.AROUSALS))
+        tracks, frames = plan.make_tracks(clip), list(draw_frames(clip))
+        awake = tracks.eyelids == 1
+        shut, opened = np.argmin(tracks.opening + 9 * ~awake), np.argmax(tracks.opening * awake)
+        shown += [frames[shut][0], frames[opened][0], align(*frames[shut], face_size)]
+    size = (2 * FRAME_SIZE, 2 * FRAME_SIZE)
+    large = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) for image in shown])
+    rows = large.reshape(speakers, -1, *large.shape[1:]).swapaxes(1, 2)
+    Image.fromarray(rows.reshape(speakers * size[1], -1, 3)).save(path)
+
+
+main = command(__doc__, make_toy, Recipe, Output, Workers)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -121,7 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser, config: type, **defaults: Any
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            metavar = None if "choices" in options else METAVARS[kind]
+            metavar = None if "choices" in options else METAVARS.get(kind)
             options = {"metavar": metavar, "type": kind, **options}
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         notes = [f"default: {shown}"] if shown not in (None, "") else []
