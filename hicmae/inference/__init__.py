@@ -5,6 +5,7 @@ clips.py        which windows a model reads of a clip, whose faces, and these as
 forward.py      what a model says of a batch, also where one stream is missing
 recognizer.py   EmotionRecognizer, which puts it all together, and its answers
 pictures.py     scores over time as a picture; a copy of the film with the answers drawn in
+timeline.py     a page with the film and its answers, subtitles, tiers for ELAN
 cli.py          flags of hicmae-predict, hicmae-extract and the export
 commands.py     what they do
 """

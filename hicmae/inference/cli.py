@@ -16,11 +16,14 @@ logger = logging.getLogger(__name__)
 
 PREDICT = """Predict emotions in videos with a trained model.
 
-    hicmae-predict VIDEO... --checkpoint FOLDER [--csv FILE --json FILE --plot FILE --overlay FILE]
+    hicmae-predict VIDEO... --checkpoint FOLDER [--csv FILE --html FILE --overlay FILE ...]
 
 VIDEO is a video file, a folder of videos (searched with its subfolders), a folder of face frames,
 or, with a model that reads sound only, a sound file. FOLDER is what run_finetuning.py leaves in its
 output folder (export/best, export/last), or that output folder itself; a .pth does too.
+
+Pictures, pages and subtitles of a video are written as soon as it is answered. The same command,
+started again after an interruption, does not ask again about what it has answered.
 
 Without installation: python -m hicmae.inference predict. Exit code: 0; 1 where a clip could not be
 read, which the table and the files say; 2 where the command is wrong.
@@ -129,6 +132,11 @@ def predict(argv: Sequence[str] | None = None) -> int:
     add("--json", help="all there is")
     add("--plot", help="scores over time: .png, .pdf or .svg, one for each video")
     add("--overlay", help="annotated copy: .mp4, for each video")
+    add("--html", help="page with film, faces and timeline, for each video; needs no server")
+    add("--srt", help="subtitles of the answers, for each video")
+    add("--vtt", help="the same for web pages")
+    text = "csv for ELAN, for each video; columns: tier, begin and end in seconds, label"
+    add("--elan", help=text)
     return run_command(parser, _from_commands("predict"), argv)
 
 

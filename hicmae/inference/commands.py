@@ -5,7 +5,8 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from itertools import count
 from pathlib import Path
@@ -18,6 +19,7 @@ from hicmae.config import Options
 from hicmae.data.clip_list import AnyClip, Clip, find_list, name_of, read_any_list
 from hicmae.data.media import find_clips
 from hicmae.inference.cli import MODEL
+from hicmae.inference.clips import Window
 from hicmae.inference.model import WEIGHTS, export_checkpoint, export_run
 from hicmae.inference.recognizer import EmotionRecognizer, Failure, Prediction
 from hicmae.io import (
@@ -32,6 +34,7 @@ from hicmae.io import (
 logger = logging.getLogger(__name__)
 
 LISTS = (".csv", ".txt", ".list")
+OF_ONE_FILM = ("plot", "overlay", "html", "srt", "vtt", "elan")  # results for each film
 
 
 def _load(args: argparse.Namespace) -> tuple[EmotionRecognizer, dict[str, Any]]:
@@ -44,27 +47,21 @@ def _load(args: argparse.Namespace) -> tuple[EmotionRecognizer, dict[str, Any]]:
 
 def predict(args: argparse.Namespace) -> int:
     """Answer about videos and write what is asked for; returns the exit code."""
+    wanted = {kind: path for kind in OF_ONE_FILM if (path := getattr(args, kind))}
     for path in filter(None, (args.csv, args.windows_csv, args.json)):
         check_writable(path)
-    if args.plot or args.overlay:
+    if wanted:
         from hicmae.inference import pictures, style  # bring matplotlib
 
-        for path, suffixes in ((args.plot, style.FORMATS), (args.overlay, pictures.FILMS)):
-            if path:
-                check_writable(path, suffixes)
+        endings = {"plot": style.FORMATS, "overlay": pictures.FILMS, "html": (".html", ".htm")}
+        for kind, path in wanted.items():
+            check_writable(path, endings.get(kind, ()))
     files = [file for name in args.videos for file in find_clips(name)]
     if args.audio and len(files) > 1:
         raise ValueError(f"--audio goes with one video, got {len(files)}")
     recognizer, reading = _load(args)
-    asked = [(file, args.audio) for file in files]
-    clips: list[list[Any]] = []  # the people of each, or a Failure
-    try:
-        for answer in recognizer.each(asked, on_error="return", **reading):
-            clips.append(answer if isinstance(answer, list) else [answer])
-    except KeyboardInterrupt:
-        answered = sum(not isinstance(people[0], Failure) for people in clips)
-        logger.warning("interrupted: %d clips are answered, the others are left out", answered)
-        clips.append([Failure("", "interrupted")])
+    journal = Journal(args, len(files))
+    clips, drawn, interrupted = _answer(args, recognizer, reading, journal, files, wanted)
     results = [result for people in clips for result in people]
     if args.csv:
         write_csv(args.csv, table(results, recognizer.names))
@@ -76,34 +73,172 @@ def predict(args: argparse.Namespace) -> int:
         write_whole(args.json, text + "\n")
     if not args.quiet:
         sys.stdout.write(short_table(results) + "\n")
-    answers = [people for people in clips if isinstance(people[0], Prediction)]
-    wanted = args.plot or args.overlay
-    drawn = not wanted or _draw(args, answers, several=len(files) > 1)
-    return int(not drawn or len(answers) < len(clips))
+    if not interrupted:
+        journal.remove()
+    return int(not drawn or any(isinstance(people[0], Failure) for people in clips))
 
 
-def _draw(args: argparse.Namespace, clips: Sequence[list[Prediction]], several: bool) -> bool:
-    """Write the pictures and annotated copies; returns whether all could be made."""
-    from hicmae.inference import pictures
+def _answer(
+    args: argparse.Namespace,
+    recognizer: EmotionRecognizer,
+    reading: dict[str, Any],
+    journal: "Journal",
+    files: Sequence[str],
+    wanted: Mapping[str, str],
+) -> tuple[list[list[Any]], bool, bool]:
+    """Answer about what the journal lacks, and write what is asked for of each film at once.
 
-    drawn, taken = True, set[str]()
-    for people in clips:
-        file = people[0].file
+    Returns the people of each file, or a Failure; whether all could be drawn; and whether the user
+    interrupted it.
+    """
+    drawn, moments = True, None
+    if args.html:
+        from hicmae.inference.timeline import Moments
+
+        moments = Moments()
+    before = [journal.answer(file) for file in files]
+    asked = [(f, args.audio) for f, known in zip(files, before, strict=True) if known is None]
+    if len(asked) < len(files):
+        text = "%d of %d videos are answered already; to ask again, delete '%s'"
+        logger.info(text, len(files) - len(asked), len(files), journal.path)
+    answers = recognizer.each(asked, on_error="return", on_view=moments, **reading)
+    clips: list[list[Any]] = []
+    try:
+        for file, name, known in zip(files, _stems(files), before, strict=True):
+            if known is None:
+                answer = next(answers)
+                known = answer if isinstance(answer, list) else [answer]
+                seen = moments.kept.pop(file, {}) if moments else {}
+                if isinstance(known[0], Prediction):
+                    paths = {k: named(path, name, len(files)) for k, path in wanted.items()}
+                    is_drawn = _draw(known, paths, seen, not args.quiet)
+                    drawn &= is_drawn
+                    if is_drawn:
+                        journal.add(file, known)
+            clips.append(known)
+    except KeyboardInterrupt:
+        answered = sum(not isinstance(people[0], Failure) for people in clips)
+        text = "interrupted: %d clips are answered, the others are left out%s"
+        again = "; the same command goes on from there" if journal.path else ""
+        logger.warning(text, answered, again)
+        clips.append([Failure("", "interrupted")])
+        return clips, drawn, True
+    return clips, drawn, False
+
+
+def _draw(
+    people: list[Prediction],
+    paths: Mapping[str, Path],
+    moments: Mapping[tuple[int, int], tuple[str, str]],
+    progress: bool,
+) -> bool:
+    """Write pictures, pages and subtitles of one film; returns whether all could be made."""
+    if not paths:
+        return True
+    from hicmae.inference import pictures, timeline
+
+    file, drawn = people[0].file, True
+    make: dict[str, Callable[[Path], object]] = {
+        "plot": lambda path: pictures.draw_timeline(people, path),
+        "overlay": lambda path: pictures.write_overlay(file, people, path, progress),
+        "html": lambda path: timeline.write_page(people, path, moments, progress),
+        "srt": lambda path: timeline.write_srt(people, path),
+        "vtt": lambda path: timeline.write_vtt(people, path),
+        "elan": lambda path: timeline.write_elan(people, path),
+    }
+    for kind, path in paths.items():
+        try:
+            make[kind](path)
+        except (UnreadableClip, OSError, ValueError) as error:
+            logger.error("no %s of '%s': %s", kind, file, describe(error))
+            drawn = False
+    return drawn
+
+
+def _stems(files: Sequence[str]) -> list[str]:
+    """Return a name for each file, its own where no file before has it."""
+    taken = dict[str, None]()
+    for file in files:
         stem = Path(file).stem
         names = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
-        name = next(name for name in names if name not in taken)
-        taken.add(name)
-        for path in filter(None, (args.plot, args.overlay)):
-            target = Path(path).with_stem(f"{Path(path).stem}-{name}") if several else Path(path)
-            try:
-                if path == args.plot:
-                    pictures.draw_timeline(people, target)
-                else:
-                    pictures.write_overlay(file, people, target, not args.quiet)
-            except (UnreadableClip, OSError, ValueError) as error:
-                logger.error("no picture of '%s': %s", file, describe(error))
-                drawn = False
-    return drawn
+        taken[next(name for name in names if name not in taken)] = None
+    return list(taken)
+
+
+def named(path: str, name: str, num_files: int) -> Path:
+    """Return where a result of one of several files is written."""
+    return Path(path).with_stem(f"{Path(path).stem}-{name}") if num_files > 1 else Path(path)
+
+
+class Journal:
+    """The answers of a command about several files, beside its first result until it ends.
+
+    A line of JSON for each file; the first line says which command, with which weights. Another
+    command, and a file that has changed, begin anew.
+    """
+
+    def __init__(self, args: argparse.Namespace, num_files: int) -> None:
+        outputs = filter(
+            None, (getattr(args, k) for k in ("csv", "windows_csv", "json", *OF_ONE_FILM))
+        )
+        first = next(outputs, None)
+        self.path = Path(f"{first}.unfinished") if first and num_files > 1 else None
+        place = Path(args.checkpoint)
+        changed = [str(p.stat().st_mtime_ns) for p in (place, *place.glob("**/*")) if p.is_file()]
+        asked = {k: v for k, v in vars(args).items() if k not in ("videos", "quiet", "device")}
+        self.head = json.dumps([asked, max(changed, default="")])
+        self.known: dict[str, tuple[Any, list[Any]]] = {}
+        self.lines = [self.head]  # to be written
+        if self.path is None or not self.path.is_file():
+            return
+        head, *lines = self.path.read_text("utf-8").splitlines() or [""]
+        for line in lines if head == self.head else []:
+            with suppress(json.JSONDecodeError):  # the last line of a process that was killed
+                file, stamp, people = json.loads(line)
+                self.known[file] = stamp, people
+                self.lines.append(line)
+
+    def answer(self, file: str) -> list[Prediction] | None:
+        """Return the people of a file that is answered, without their boxes."""
+        stamp, people = self.known.get(file, (None, []))
+        if stamp is None or stamp != _stamp(file):
+            return None
+        return [
+            Prediction(
+                **person
+                | {"windows": tuple(Window(**window) for window in person["windows"])}
+                | {"notes": tuple(person["notes"])}
+            )
+            for person in people
+        ]
+
+    def add(self, file: str, people: Sequence[Prediction]) -> None:
+        """Note the answers about one file."""
+        if self.path is None:
+            return
+        plain = [
+            _plain(person) | {"windows": [_plain(window) for window in person.windows]}
+            for person in people
+        ]
+        self.lines.append(json.dumps([file, _stamp(file), plain]))
+        with self.path.open("w" if len(self.lines) > 1 else "a", encoding="utf-8") as out:
+            out.writelines(f"{line}\n" for line in self.lines)
+        self.lines.clear()
+
+    def remove(self) -> None:
+        """Delete it at the end of the command."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _plain(item: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that say what it says; arrays are not compared."""
+    return {field.name: getattr(item, field.name) for field in fields(item) if field.compare}
+
+
+def _stamp(file: str) -> list[int]:
+    status = Path(file).stat() if Path(file).exists() else None
+    return [status.st_size, status.st_mtime_ns] if status else [0, 0]
 
 
 def table(results: Iterable[Any], names: Sequence[str], by_window: bool = False) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Pictures of answers: scores over time, and a copy of the film with the answers drawn in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
@@ -73,7 +73,7 @@ def draw_timeline(predictions: Sequence[Prediction], path: str | Path) -> Path:
 
 def _lines(panel: Axes, prediction: Prediction) -> None:
     """Draw a line for each class or output; the likeliest class is named by a strip below."""
-    centres, edges, scores = _over_time(prediction)
+    centres, edges, scores = over_time(prediction)
     for k, name in enumerate(prediction.scores):
         look: dict[str, Any] = {"color": OKABE_ITO[k], "linestyle": DASHES[k % len(DASHES)]}
         marker = "o" if len(centres) <= 40 else None
@@ -94,7 +94,7 @@ def _lines(panel: Axes, prediction: Prediction) -> None:
 
 def _shades(panel: Axes, prediction: Prediction) -> None:
     """Draw a row of shades for each class or output."""
-    _, edges, scores = _over_time(prediction)
+    _, edges, scores = over_time(prediction)
     names, is_share = list(prediction.scores), prediction.task == "classification"
     rows = np.arange(len(names) + 1) - 0.5
     shown = np.ma.masked_invalid(scores.T)
@@ -107,7 +107,7 @@ def _shades(panel: Axes, prediction: Prediction) -> None:
     panel.figure.colorbar(image, ax=panel, label=what, pad=0.01)
 
 
-def _over_time(prediction: Prediction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def over_time(prediction: Prediction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return of the windows the middles (W,), edges between them (W + 1,) and scores (W, K)."""
     centres = np.array([(window.start + window.end) / 2 for window in prediction.windows])
     edges = np.concatenate([[0.0], (centres[1:] + centres[:-1]) / 2, [prediction.duration]])
@@ -123,7 +123,7 @@ class Annotator:
 
     def __init__(self, prediction: Prediction, size: tuple[int, int], with_bars: bool) -> None:
         self.prediction, self.size, self.names = prediction, size, list(prediction.scores)
-        self.centres, _, scores = _over_time(prediction)
+        self.centres, _, scores = over_time(prediction)
         answered = ~np.isnan(scores).any(axis=1)
         self.centres, self.scores = self.centres[answered], scores[answered]
         # The font that matplotlib brings: there is one on every machine, and it has most scripts.
@@ -196,7 +196,12 @@ def _colour(index: int) -> str:
 
 
 def write_overlay(
-    video: str | Path, predictions: Sequence[Prediction], path: str | Path, progress: bool = False
+    video: str | Path,
+    predictions: Sequence[Prediction],
+    path: str | Path,
+    progress: bool = False,
+    longest: int = 0,
+    options: Mapping[str, str] = QUALITY,
 ) -> Path:
     """Write the annotated copy of a video; it appears only when it is whole.
 
@@ -204,20 +209,21 @@ def write_overlay(
 
     Args:
         video: the file that was asked about.
-        predictions: for each person in it; the bars are those of the first.
+        predictions: for each person in it; the bars are those of the first. []: a plain copy.
         path: .mp4, .mov or .mkv.
         progress: show a progress bar.
+        longest: pixels of the longer side of the copy, at most; 0: as the film's.
+        options: of x264.
 
     Raises:
-        UnreadableClip, ValueError, OSError: no picture, one that cannot be decoded; no film's
-            ending; a copy that cannot be written.
+        UnreadableClip, ValueError, OSError: the film, the name or the place is of no use.
     """
     check_writable(path, FILMS)
     if Path(video).is_dir():
         raise NoPicture(f"'{video}' is a folder of frames; an annotated copy needs a video")
     film = Film(str(video))
-    times, first = film.clock.times, next(film.frames([0]))
-    height, width = (side - side % 2 for side in first.shape[:2])  # even, as H.264 wants
+    times, sides = film.clock.times, next(film.frames([0])).shape[:2]
+    height, width = (side - side % 2 for side in sides)  # even, as H.264 wants
     drawers = [Annotator(p, (width, height), with_bars=k == 0) for k, p in enumerate(predictions)]
     bar = tqdm(times, "overlay", leave=False, disable=not progress)
     with (
@@ -228,11 +234,12 @@ def write_overlay(
     ):
         picture = needed_stream(source, "video")
         begin = max(source.start_time or 0, 0) / 1e6  # seconds; streams keep their distance
-        unit = picture.time_base or Fraction(1, 90000)
+        unit = picture.time_base or Fraction(1, 90000)  # fine enough for frames of any length
         offset = max(film.clock.origin - begin, 0)  # of the first frame that is displayed
-        copy = target.add_stream("libx264", rate=picture.average_rate or 25, options=QUALITY)
-        copy.width, copy.height, copy.pix_fmt = width, height, "yuv420p"
-        # As fine as the source's clock, so that frames of changing length keep their times.
+        copy = target.add_stream("libx264", picture.average_rate or 25, dict(options))
+        shrunk = min(longest / max(width, height), 1) if longest else 1
+        copy.width, copy.height = (2 * round(max(shrunk * n / 2, 1)) for n in (width, height))
+        copy.pix_fmt = "yuv420p"
         copy.codec_context.time_base = unit
         sound = _sound(target, source, begin)
         waiting, last = next(sound, None), -1
@@ -240,17 +247,21 @@ def write_overlay(
             image = image[:height, :width]
             for drawer in drawers:
                 image = drawer.draw(image, time)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             last = max(round((time + offset) / unit), last + 1)
-            frame.pts, frame.time_base = last, unit
             begins = time + offset
             while waiting is not None and (waiting.dts or 0) * (waiting.time_base or 0) <= begins:
                 target.mux(waiting)
                 waiting = next(sound, None)
-            target.mux(copy.encode(frame))
+            target.mux(copy.encode(_frame(image, last, unit)))
         target.mux(copy.encode(None))
         target.mux([packet for packet in chain([waiting], sound) if packet is not None])
     return Path(path)
+
+
+def _frame(image: np.ndarray, stamp: int, unit: Fraction) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    frame.pts, frame.time_base = stamp, unit
+    return frame
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -241,6 +241,7 @@ class EmotionRecognizer:
         *,
         features: bool = False,
         on_error: str = "raise",
+        on_view: Callable[[Clip, View], object] | None = None,
         **options: Any,
     ) -> Iterator[Any]:
         """Yield the answers about many clips in order, each as soon as it is known.
@@ -251,8 +252,8 @@ class EmotionRecognizer:
             files: as `video` of `predict`; pairs (video, audio) name the sound too, as do clips of
                 a list.
             features: give `Features` instead of predictions.
-            on_error: "raise" stops at the first clip that cannot be read; "return" puts a `Failure`
-                in its place.
+            on_error: "raise" stops at an unreadable clip; "return" puts a `Failure` in its place.
+            on_view: called with all that the model reads, before it does.
             options: see `Options`; with faces="all" there is a list of predictions for each clip.
         """
         chosen = Options(**options, missing_modality=self.missing_modality)
@@ -274,13 +275,13 @@ class EmotionRecognizer:
         batches: dict[tuple[bool, bool], list[tuple[Clip, View]]] = defaultdict(list)
         hidden = not self.progress
         for file in tqdm(files, "clips", disable=hidden or len(files) < 2):
-            paired = isinstance(file, tuple) and not isinstance(file, PackedClip)
-            video, audio, *_ = file if paired else (file, None)
-            clip = Clip(video, audio, self.config, self.streams, chosen)
+            clip = Clip(*_video_and_sound(file), self.config, self.streams, chosen)
             queue.append(clip)
             try:
                 views = tqdm(clip.views(), "windows", clip.prepare(), leave=False, disable=hidden)
                 for view in views:
+                    if on_view:
+                        on_view(clip, view)
                     batch = batches[view.video is None, view.audio is None]  # of the same streams
                     batch.append((clip, view))
                     clip.waiting += 1
@@ -328,6 +329,12 @@ class EmotionRecognizer:
             of.rows[view.person, view.window].append(row)
             of.waiting -= 1
         batch.clear()
+
+
+def _video_and_sound(file: Any) -> tuple[Asked, str | Path | None]:
+    if isinstance(file, tuple) and not isinstance(file, PackedClip):
+        return file[0], file[1]
+    return file, None
 
 
 def _finished(clip: Clip, features: bool, on_error: str) -> Any:

@@ -1,0 +1,382 @@
+"""Answers over time for players and annotators: a page with the film, subtitles, tiers for ELAN."""
+
+import base64
+import io
+import logging
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from hicmae.data.film import Film
+from hicmae.data.media import AUDIO_SUFFIXES, first_stream, opened
+from hicmae.inference.clips import Clip, View
+from hicmae.inference.pictures import LONGEST_GAP, over_time, write_overlay
+from hicmae.inference.recognizer import Prediction
+from hicmae.inference.style import colour
+from hicmae.io import check_writable, encodable, whole_file, write_whole
+
+logger = logging.getLogger(__name__)
+
+MOST_BYTES = 64 * 1000**2  # of a film inside a page
+LONGEST_SIDE = 854  # pixels of a film that is converted
+LEAST_RATE, SOUND_RATE = 150_000, 128_000  # bits a second of a film that can still be watched
+CHUNK = 3 * 2**18  # bytes of a film at once; whole groups of base64
+# What browsers play: by FFmpeg's name of the container, codecs of picture and sound.
+PLAYED = {
+    "mp4": ("video/mp4", ("h264", "av1"), ("aac", "mp3", "opus")),
+    "webm": ("video/webm", ("vp8", "vp9", "av1"), ("opus", "vorbis")),
+    "wav": ("audio/wav", (), ("pcm_s16le",)),
+    "mp3": ("audio/mpeg", (), ("mp3",)),
+    "ogg": ("audio/ogg", (), ("opus", "vorbis")),
+    "flac": ("audio/flac", (), ("flac",)),
+}
+MOST_MOMENTS = 300  # windows of a clip of which a page shows what the model read
+THUMBNAIL, SHEET_ROW = 96, 8  # pixels of a frame; frames in a row
+
+
+# Stretches of time with one answer
+
+
+class Stretch(NamedTuple):
+    """Neighbouring windows with the same answer, in seconds from the first frame."""
+
+    begin: float
+    end: float
+    label: str
+    share: float | None = None  # mean probability
+
+
+def stretches(prediction: Prediction) -> list[Stretch]:
+    """Return who says what when, in order; windows without an answer leave a gap.
+
+    In regression each window is a stretch, whose label names all values.
+    """
+    edges = over_time(prediction)[1].tolist()
+    found: list[tuple[float, float, str, list[float]]] = []
+    for window, (begin, end) in zip(prediction.windows, pairwise(edges), strict=True):
+        if not window.scores or end <= begin:
+            continue
+        if prediction.task == "regression":
+            found.append((begin, end, values_text(window.scores), []))
+            continue
+        label, share = str(window.label), max(window.scores.values())
+        if found and found[-1][1:3] == (begin, label):
+            begin, shares = found[-1][0], [*found.pop()[3], share]
+        else:
+            shares = [share]
+        found.append((begin, end, label, shares))
+    return [Stretch(*item[:3], float(np.mean(item[3])) if item[3] else None) for item in found]
+
+
+def values_text(values: Mapping[str, float]) -> str:
+    """Return values of a regression in one line."""
+    return "  ".join(f"{name} {value:+.2f}" for name, value in values.items())
+
+
+def _cues(people: Sequence[Prediction]) -> Iterator[tuple[float, float, list[str]]]:
+    """Yield begin, end and a line for each person with an answer; cues do not overlap."""
+    lanes = [stretches(person) for person in people]
+    edges = sorted({t for lane in lanes for part in lane for t in part[:2]})
+    for begin, end in pairwise(edges):
+        lines = []
+        for person, lane in zip(people, lanes, strict=True):
+            part = next((s for s in lane if s.begin <= begin and end <= s.end), None)
+            if part is None:
+                continue
+            share = "" if part.share is None else f" {100 * part.share:.0f} %"
+            who = f"{_who(person)}: " if len(people) > 1 else ""
+            lines.append(" ".join(f"{who}{part.label}{share}".split()))
+        if lines:
+            yield begin, end, lines
+
+
+def _who(person: Prediction) -> str:
+    return f"Person {person.person + 1}"
+
+
+def _clock(seconds: float, mark: str) -> str:
+    milliseconds = round(1000 * seconds)
+    minutes, rest = divmod(milliseconds // 1000, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{rest:02}{mark}{milliseconds % 1000:03}"
+
+
+def write_srt(people: Sequence[Prediction], path: str | Path) -> None:
+    """Write subtitles that any player shows."""
+    blocks = []
+    late = begin_of(people[0].file)
+    for number, (begin, end, lines) in enumerate(_cues(people), 1):
+        times = f"{_clock(begin + late, ',')} --> {_clock(end + late, ',')}"
+        blocks.append("\n".join([str(number), times, *lines]) + "\n")
+    write_whole(path, encodable("\n".join(blocks)))
+
+
+def write_vtt(people: Sequence[Prediction], path: str | Path) -> None:
+    """Write subtitles for the <track> of a web page."""
+    blocks = ["WEBVTT\n"]
+    late = begin_of(people[0].file)
+    for begin, end, lines in _cues(people):
+        times = f"{_clock(begin + late, '.')} --> {_clock(end + late, '.')}"
+        text = "\n".join(lines).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        blocks.append(f"{times}\n{text}\n")
+    write_whole(path, encodable("\n".join(blocks)))
+
+
+def write_elan(people: Sequence[Prediction], path: str | Path) -> None:
+    """Write a csv for ELAN: tier, begin and end in seconds, label.
+
+    A tier for each person, in regression for each of their outputs.
+    """
+    rows: list[tuple[str, float, float, str]] = []
+    late = begin_of(people[0].file)
+    for person in people:
+        if person.task == "classification":
+            rows += [(_who(person), *part[:3]) for part in stretches(person)]
+            continue
+        spans = list(pairwise(over_time(person)[1].tolist()))
+        rows += [
+            (f"{_who(person)} {name}", begin, end, f"{window.scores[name]:.3f}")
+            for name in person.scores
+            for window, (begin, end) in zip(person.windows, spans, strict=True)
+            if window.scores and begin < end
+        ]
+    frame = pd.DataFrame(rows, columns=["tier", "begin", "end", "label"])
+    frame[["begin", "end"]] += late
+    with whole_file(path) as part:
+        frame.to_csv(part, index=False, lineterminator="\n", float_format="%.3f")
+
+
+def begin_of(path: str | Path) -> float:
+    """Return the seconds of a file that players show before the first frame; mostly 0."""
+    if not Path(path).is_file():
+        return 0.0
+    with opened(str(path)) as container:
+        if first_stream(container, "video") is None:
+            return 0.0
+        begin = max(container.start_time or 0, 0) / 1e6
+    return max(Film(str(path)).clock.origin - begin, 0.0)
+
+
+# What an answer was decided on
+
+
+class Moments:
+    """Small pictures of what a model reads in each window, as `on_view` of the recognizer."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, dict[tuple[int, int], tuple[str, str]]] = {}
+
+    def __call__(self, clip: Clip, view: View) -> None:
+        """Keep one view of a clip."""
+        kept = self.kept.setdefault(clip.file, {})
+        if view.window >= MOST_MOMENTS:
+            return
+        sheet = spectrogram = ""
+        if view.video is not None:
+            frames = view.video.numpy().transpose(1, 2, 3, 0)  # (T, H, W, 3)
+            width = min(SHEET_ROW, len(frames))
+            images = [Image.fromarray(f).resize((THUMBNAIL, THUMBNAIL)) for f in frames]
+            height = -(-len(images) // width)
+            page = Image.new("RGB", (width * THUMBNAIL, height * THUMBNAIL))
+            for k, image in enumerate(images):
+                page.paste(image, (k % width * THUMBNAIL, k // width * THUMBNAIL))
+            sheet = _jpeg(page)
+        if view.audio is not None:
+            levels = view.audio[0].numpy().T[::-1]  # (F, T), low tones below
+            low, high = np.percentile(levels, (5, 99.5))
+            shares = ((levels - low) / max(high - low, 1e-6)).clip(0, 1)
+            shades = matplotlib.colormaps["inferno"](shares, bytes=True)[..., :3]
+            spectrogram = _jpeg(Image.fromarray(np.ascontiguousarray(shades)))
+        kept[view.person, view.window] = sheet, spectrogram
+
+
+def _jpeg(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+# The page
+
+
+def write_page(
+    people: Sequence[Prediction],
+    path: str | Path,
+    moments: Mapping[tuple[int, int], tuple[str, str]] | None = None,
+    progress: bool = False,
+) -> None:
+    """Write one HTML file with the film, the boxes, the answers and what they were decided on.
+
+    Nothing else is loaded and nothing sent. A film that browsers do not play is converted; one
+    that stays larger than 64 MB is left out, which the page and the log say.
+
+    Args:
+        people: everybody in one film.
+        path: .html
+        moments: by person and window, see `Moments`.
+        progress: show a progress bar of the conversion.
+    """
+    check_writable(path, (".html", ".htm"))
+    file = Path(people[0].file)
+    with tempfile.TemporaryDirectory(prefix="hicmae-") as folder:
+        film, kind, problem = _film_for_page(file, Path(folder), progress)
+        if problem:
+            logger.warning("'%s' has no film: %s", path, problem)
+        offset = begin_of(film) if film is not None else 0.0
+        mark = secrets.token_hex(16)
+        before, after = _render(people, moments or {}, kind, problem, offset, mark).split(mark)
+        with whole_file(path) as part, part.open("w", encoding="utf-8") as out:
+            out.write(before)
+            if film is not None:
+                with film.open("rb") as source:
+                    for piece in iter(lambda: source.read(CHUNK), b""):
+                        out.write(base64.b64encode(piece).decode("ascii"))
+            out.write(after)
+
+
+def _film_for_page(file: Path, folder: Path, progress: bool) -> tuple[Path | None, str, str]:
+    """Return the film to put into a page, its kind, and why there is none."""
+    if not file.is_file():
+        return None, "", f"'{file}' is no film"
+    kind, seconds = _kind_and_seconds(file)
+    if kind and file.stat().st_size <= MOST_BYTES:
+        return file, kind, ""
+    text = f"film of {file.stat().st_size / 1e6:.0f} MB"
+    if file.suffix.lower() in AUDIO_SUFFIXES:
+        return None, "", f"{text}, or of a kind that browsers do not play; make it an mp3"
+    rate = int(0.9 * 8 * MOST_BYTES / max(seconds, 1)) - SOUND_RATE
+    if rate < LEAST_RATE:
+        longest = 0.9 * 8 * MOST_BYTES / (LEAST_RATE + SOUND_RATE) / 60
+        return None, "", f"{seconds / 60:.0f} minutes; a page holds {longest:.0f} minutes at most"
+    options = {"crf": "26", "preset": "veryfast", "maxrate": str(rate), "bufsize": str(2 * rate)}
+    copy = folder / "film.mp4"
+    write_overlay(file, [], copy, progress, LONGEST_SIDE, options)
+    if copy.stat().st_size > MOST_BYTES:
+        return None, "", f"{text}, more than {MOST_BYTES / 1e6:.0f} MB also when converted"
+    return copy, "video/mp4", ""
+
+
+def _kind_and_seconds(file: Path) -> tuple[str, float]:
+    """Return a film's media type, "" where browsers may not play it, and its length."""
+    with opened(str(file)) as container:
+        names = container.format.name.split(",")
+        seconds = (container.duration or 0) / 1e6
+        coded = []
+        for stream in (first_stream(container, "video"), first_stream(container, "audio")):
+            known = stream is not None and stream.codec_context is not None
+            coded.append(stream.codec_context.codec.canonical_name if known else "")
+            if stream is not None and (not known or stream.type == "video"):
+                pixels = stream.codec_context.format if known else None
+                if pixels is None or pixels.name not in ("yuv420p", "yuvj420p"):
+                    return "", seconds
+    for name, (kind, pictures, sounds) in PLAYED.items():
+        fits = coded[0] in (*pictures, "") and coded[1] in (*sounds, "")
+        if name in names and fits and seconds:  # a recording without its length cannot be jumped in
+            return kind, seconds
+    return "", seconds
+
+
+def _render(
+    people: Sequence[Prediction],
+    moments: Mapping[tuple[int, int], tuple[str, str]],
+    kind: str,
+    problem: str,
+    offset: float,
+    mark: str,
+) -> str:
+    """Return the page, with `mark` where the film belongs."""
+    environment = Environment(
+        loader=PackageLoader("hicmae.inference"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names, first = list(people[0].scores), people[0]
+    scores = np.concatenate([over_time(person)[2] for person in people])
+    low, high = 0.0, 1.0
+    if first.task == "regression":
+        low, high = float(np.nanmin(scores)), float(np.nanmax(scores)) + 1e-6
+    size = [0, 0]
+    if kind.startswith("video"):
+        height, width = next(Film(first.file).frames([0])).shape[:2]
+        size = [width, height]
+    lanes = [_lane(person, low, high) for person in people]
+    data = {
+        "people": [
+            {"boxes": lane["boxes"], "windows": lane["windows"], "number": person.person + 1}
+            for lane, person in zip(lanes, people, strict=True)
+        ],
+        "names": [encodable(name) for name in names],
+        "colours": [_class_colour(k) for k in range(len(names))],
+        "values": first.task == "regression",
+        **{"low": low, "high": high, "least": first.min_confidence, "gap": LONGEST_GAP},
+        **{"offset": offset, "size": size, "seconds": max(p.duration for p in people)},
+        "moments": {
+            f"{k} {window}": shown
+            for k, person in enumerate(people)
+            for (number, window), shown in moments.items()
+            if number == person.person
+        },
+    }
+    page: str = environment.get_template("timeline.html").render(
+        title=encodable(Path(first.file).name),
+        **{"lanes": lanes, "data": data, "names": data["names"], "colours": data["colours"]},
+        **{"kind": kind, "problem": encodable(problem), "size": size, "mark": mark},
+        notes=[encodable(note) for note in dict.fromkeys(n for p in people for n in p.notes)],
+    )
+    return page
+
+
+def _lane(person: Prediction, low: float, high: float) -> dict[str, Any]:
+    """Return what the page shows of one person; the timeline is 1000 wide and 100 high."""
+    centres, edges, scores = over_time(person)
+    scale = 1000 / max(person.duration, 1e-6)
+    paths = []
+    for column in scores.T:
+        path, pen = [], "M"
+        for time, value in zip(centres * scale, column, strict=True):
+            if np.isnan(value):
+                pen = "M"
+                continue
+            path.append(f"{pen}{time:.1f} {88 - 84 * (value - low) / (high - low):.1f}")
+            pen = "L"
+        paths.append(" ".join(path))
+    windows = [
+        {
+            **{"begin": round(w.start, 3), "end": round(w.end, 3)},
+            **{"left": round(left, 3), "right": round(right, 3)},
+            "label": encodable(str(w.label)) if w.scores and person.task != "regression" else "",
+            "scores": [round(w.scores[name], 4) for name in person.scores] if w.scores else [],
+            "status": w.status,
+        }
+        for w, (left, right) in zip(person.windows, pairwise(edges.tolist()), strict=True)
+    ]
+    answer = values_text(person.values)
+    if person.label is not None:
+        answer = f"{person.label} {100 * max(person.scores.values()):.0f} %"
+    strips = []
+    for window in windows:
+        fill = "#dddddd" if not window["scores"] else ""
+        if window["label"]:
+            fill = _class_colour(int(np.argmax(window["scores"])))
+        strips.append((window["left"] * scale, (window["right"] - window["left"]) * scale, fill))
+    boxes = np.column_stack([person.boxes[:, 0].round(3), person.boxes[:, 1:].round()])
+    return {
+        **{"who": _who(person), "answer": encodable(answer), "paths": paths, "strips": strips},
+        **{"windows": windows, "boxes": boxes.tolist(), "seconds": person.duration},
+    }
+
+
+def _class_colour(index: int) -> str:
+    code = colour(index)
+    return "#8a8a8a" if code == "#000000" else code  # seen on light and dark ground
