@@ -237,8 +237,7 @@ def write_overlay(
         unit = picture.time_base or Fraction(1, 90000)  # fine enough for frames of any length
         offset = max(film.clock.origin - begin, 0)  # of the first frame that is displayed
         copy = target.add_stream("libx264", picture.average_rate or 25, dict(options))
-        shrunk = min(longest / max(width, height), 1) if longest else 1
-        copy.width, copy.height = (2 * round(max(shrunk * n / 2, 1)) for n in (width, height))
+        copy.width, copy.height = _shrunk(width, height, longest)
         copy.pix_fmt = "yuv420p"
         copy.codec_context.time_base = unit
         sound = _sound(target, source, begin)
@@ -256,6 +255,11 @@ def write_overlay(
         target.mux(copy.encode(None))
         target.mux([packet for packet in chain([waiting], sound) if packet is not None])
     return Path(path)
+
+
+def _shrunk(width: int, height: int, longest: int) -> tuple[int, int]:
+    share = min(longest / max(width, height), 1) if longest else 1
+    return 2 * round(max(share * width / 2, 1)), 2 * round(max(share * height / 2, 1))
 
 
 def _frame(image: np.ndarray, stamp: int, unit: Fraction) -> av.VideoFrame:
