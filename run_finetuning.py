@@ -161,7 +161,7 @@ def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
 # Data
 
 
-def list_reader(configs: FinetuneConfigs) -> partial[splits.Clips]:
+def list_reader(configs: FinetuneConfigs) -> Callable[[Path], splits.Clips]:
     """Return the function that reads a list of the run's task."""
     task, count = configs.classifier.task, configs.classifier.num_classes
     root = configs.data.data_root

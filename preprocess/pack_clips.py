@@ -49,9 +49,19 @@ from tqdm import tqdm
 from hicmae.config import CROP_HELP
 from hicmae.config.flags import Settings, add_arguments, from_flags, option
 from hicmae.data.audio import SAMPLE_RATE, WavFile
-from hicmae.data.clip_list import Clip, decide_source_crop, read_labelled_list, read_pretrain_list
+from hicmae.data.clip_list import (
+    FORMAT,
+    SUFFIX,
+    Clip,
+    PackedClips,
+    decide_source_crop,
+    read_index,
+    read_labelled_list,
+    read_packed,
+    read_pretrain_list,
+)
 from hicmae.data.film import open_video
-from hicmae.data.shards import FORMAT, SUFFIX, PackedClips, open_packed, read_index, read_packed
+from hicmae.data.shards import open_packed
 from hicmae.data.video import NOT_READ, SOURCE_CROPS, FrameFolder, Video, resize, source_box
 from hicmae.io import UnreadableClip, check_writable, whole_file, write_whole
 from preprocess.command_line import add_num_workers, add_shard, exit_code, make_parser
@@ -358,7 +368,7 @@ def find_jobs(args: argparse.Namespace) -> dict[Names, PackJob]:
         clips = read_pretrain_list(args.list, args.data_root)
     else:
         clips = read_labelled_list(args.list, args.task, None, args.data_root)
-    if not isinstance(clips, list):
+    if isinstance(clips, PackedClips):
         raise ValueError(f"'{args.list}' is packed already; name a list of files")
     jobs: dict[Names, PackJob] = {}
     root = os.path.join(args.data_root, "")  # the names are those of a list with this --data_root

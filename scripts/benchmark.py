@@ -37,10 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 from hicmae.config import PretrainConfigs
 from hicmae.config.flags import Settings, add_arguments, from_dict, from_flags, new_parser, option
 from hicmae.data.batches import ClipIndex, PretrainBatch
-from hicmae.data.clip_list import Clip, write_list
+from hicmae.data.clip_list import Clip, PackedClips, read_packed, write_list
 from hicmae.data.dataset import PretrainClips
 from hicmae.data.loader import epoch_batches, item_generator
-from hicmae.data.shards import PackedClips, read_packed
 from hicmae.io import check_writable, describe, whole_file, write_whole
 from hicmae.training import distributed
 from hicmae.training.loop import as_trained, clip_loader, train_step

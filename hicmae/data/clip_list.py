@@ -5,24 +5,29 @@ a line and no header, so that names with spaces, quotes or line breaks survive; 
 one. Bytes of a name that are not UTF-8 survive as well (surrogateescape, as `os` does).
 
 A folder of shards, or the index of one, may stand in place of a list; a folder `train` with shards
-stands for `train.csv` beside it.
+stands for `train.csv` beside it. `preprocess/pack_clips.py` writes beside each shard `NAME.tar` its
+`NAME.index.json`.
 """
 
 import contextlib
 import csv
-import functools
+import json
 import logging
 import math
+import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from hicmae.data.media import AUDIO_SUFFIXES
-from hicmae.data.shards import PackedClip, is_packed, read_packed
 from hicmae.data.video import NOT_READ, voxceleb2_box
-from hicmae.io import whole_file
+from hicmae.io import one_line, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,11 @@ _VOXCELEB_VIDEO, _VOXCELEB_AUDIO = "video/file~/dev/mp4", "audio/file~/dev/aac"
 
 Label = int | tuple[float, ...] | None  # class index, regression targets, none in pre-training
 
+
+SUFFIX, FORMAT = ".index.json", "hicmae-shard-1"  # of the index of a shard
+
+# What an index or a description raises that is not what was packed.
+WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
 FIELDS = "fields (blanks separate them; a name with blanks stands in double quotes)"
 
@@ -43,7 +53,114 @@ class Clip(NamedTuple):
     label: Label
 
 
+class Shard(NamedTuple):
+    """A tar file of clips: its path, its size in bytes, and its SHA-256 as written.
+
+    With the `source_crop` "voxceleb2" frames are already cut for `input_size`, with "none" they are
+    whole; older indexes do not say.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    source_crop: str = ""
+    input_size: int = 160
+
+
+class Places(NamedTuple):
+    """Offset and size in a shard, in bytes, of each member of a clip."""
+
+    info: int
+    info_size: int
+    frames: int
+    frames_size: int
+    wav: int
+    wav_size: int
+
+
+class PackedClip(NamedTuple):
+    """A clip in a shard; the first three fields are those of `Clip`, names instead of paths."""
+
+    video: str
+    audio: str | None
+    label: Label
+    shard: Shard
+    places: Places
+
+
 AnyClip = Clip | PackedClip
+
+
+class ClipList(Sequence[Any]):
+    """Clips, made when they are asked for: a million of them weigh little, on workers nothing.
+
+    Names stand in one array, as a forked worker copies every Python object that it looks at.
+    """
+
+    def __init__(self) -> None:
+        self._text, self._ends, self._labels = bytearray(), array("q", [0]), list[Label]()
+
+    def add(self, video: str, audio: str | None, label: Label) -> None:
+        """Add a clip; without a wav it gets `wav_of` its video."""
+        self._text += video.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._text))
+        if audio:
+            self._text += audio.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._text))
+        self._labels.append(label)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a clip, or for a slice a list of them."""
+        if isinstance(index, slice):
+            return [*map(self._clip, range(*index.indices(len(self))))]
+        return self._clip(range(len(self))[index])  # negative numbers, and IndexError
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._clip, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(map(operator.eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # Python's way to say: compared by content
+
+    def _clip(self, index: int) -> Any:
+        start, middle, end = self._ends[2 * index : 2 * index + 3]
+        video, audio = self._text[start:middle].decode("utf-8", "surrogatepass"), None
+        if middle < end:
+            audio = self._text[middle:end].decode("utf-8", "surrogatepass")
+        return self._made(index, video, audio, self._labels[index])
+
+    def _made(self, index: int, video: str, audio: str | None, label: Label) -> AnyClip:
+        return Clip(video, audio or wav_of(video), label)
+
+
+class PackedClips(ClipList):
+    """The clips of some shards, as `read_index` returns them.
+
+    Attributes:
+        shards: in order of their names.
+        shard_of: (clips,) int32, the shard of each clip; clips of a shard stand together.
+    """
+
+    def __init__(self, indexes: Iterable[tuple[Shard, list[list[Any]]]]) -> None:
+        super().__init__()
+        self.shards, self._places, counts = list[Shard](), array("q"), list[int]()
+        for shard, rows in indexes:
+            self.shards.append(shard)
+            counts.append(len(rows))
+            for video, audio, label, *places in rows:
+                self.add(video, audio, tuple(label) if isinstance(label, list) else label)
+                self._places.extend(places)
+        self.shard_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+
+    def _made(self, index: int, video: str, audio: str | None, label: Label) -> AnyClip:
+        shard, places = self.shards[self.shard_of[index]], self._places[6 * index : 6 * index + 6]
+        return PackedClip(video, audio, label, shard, Places(*places))
 
 
 def name_of(clip: AnyClip) -> str:
@@ -60,7 +177,7 @@ def find_list(path: str | Path) -> Path | None:
     return shards if path.suffix == ".csv" and is_packed(shards) else None
 
 
-def read_pretrain_list(path: str | Path, data_root: str = "") -> Sequence[AnyClip]:
+def read_pretrain_list(path: str | Path, data_root: str = "") -> ClipList:
     """Read lines `<video.mp4> <int>`, or `<video.mp4> <audio.wav> <int>`; the integer is ignored.
 
     Without a second name the wav is `wav_of` the video. `path` is a list file, or its folder with
@@ -70,15 +187,16 @@ def read_pretrain_list(path: str | Path, data_root: str = "") -> Sequence[AnyCli
     if path.is_dir() and not is_packed(path):
         path = path / "train.csv"
 
-    def parse(fields: list[str]) -> Clip:
+    clips, full = ClipList(), partial(os.path.join, data_root) if data_root else str
+
+    def take(fields: list[str]) -> None:
         if len(fields) not in (2, 3):
             raise ValueError(f"got {len(fields)} {FIELDS}")
         _integer(fields[-1])
-        video = os.path.join(data_root, fields[0])
-        audio = os.path.join(data_root, fields[1]) if len(fields) == 3 else wav_of(video)
-        return Clip(video, audio, None)
+        clips.add(full(fields[0]), full(fields[1]) if len(fields) == 3 else None, None)
 
-    return _read(path, parse, "'<video.mp4> <int>' or '<video.mp4> <audio.wav> <int>'")
+    form = "'<video.mp4> <int>' or '<video.mp4> <audio.wav> <int>'"
+    return _read(path, take, form) or clips
 
 
 def source_crop_of(path: object) -> str:
@@ -119,7 +237,7 @@ def read_labelled_list(
     task: str = "classification",
     num_classes: int | None = None,
     data_root: str = "",
-) -> Sequence[AnyClip]:
+) -> ClipList:
     """Read lines `<video> <audio.wav> <label>`, or several numbers as label for regression.
 
     `path` and `data_root` are as in `read_pretrain_list`. `num_classes` bounds the class indices;
@@ -127,29 +245,28 @@ def read_labelled_list(
     """
     if task not in ("classification", "regression"):
         raise ValueError(f"task must be 'classification' or 'regression', got {task!r}")
-    is_class, count = task == "classification", num_classes
+    is_class, count, clips = task == "classification", num_classes, ClipList()
 
-    def parse(fields: list[str]) -> Clip:
+    def take(fields: list[str]) -> None:
         nonlocal count
         if len(fields) < 3 or (is_class and len(fields) > 3):
             raise ValueError(f"got {len(fields)} {FIELDS}")
         label: Label = _integer(fields[2]) if is_class else tuple(map(_number, fields[2:]))
         count = _checked_count(label, is_class, count)
         video, audio = (_below(data_root, name) for name in fields[:2])
-        return Clip(video, audio, label)
+        clips.add(video, audio, label)
 
     label_form = "<class index>" if is_class else "<number> ..."
-    clips = _read(Path(path), parse, f"'<video> <audio.wav> {label_form}'")
-    for clip in clips:
-        if isinstance(clip, PackedClip):
-            try:
-                _checked_count(clip.label, is_class, num_classes)
-            except ValueError as error:
-                raise ValueError(
-                    f"shard '{clip.shard.path}': clip '{clip.video}': {error}, for {task}; "
-                    "pack the list with the same --task"
-                ) from None
-    return clips
+    packed = _read(Path(path), take, f"'<video> <audio.wav> {label_form}'")
+    for clip in packed or ():
+        try:
+            _checked_count(clip.label, is_class, num_classes)
+        except ValueError as error:
+            raise ValueError(
+                f"shard '{clip.shard.path}': clip '{clip.video}': {error}, for {task}; "
+                "pack the list with the same --task"
+            ) from None
+    return packed or clips
 
 
 def read_any_list(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, list[str]]]:
@@ -158,9 +275,9 @@ def read_any_list(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, 
     Returns the clips and the fields of their labels. The sound of a line without one is the wav
     beside its video; where there is none, or with a folder of frames, it is the video's own: None.
     """
-    labels: list[list[str]] = []
+    rows: list[tuple[AnyClip, list[str]]] = []
 
-    def parse(fields: list[str]) -> Clip:
+    def take(fields: list[str]) -> None:
         video, label = _below(data_root, fields[0]), fields[1:]
         audio: str | None = wav_of(video)
         if label and (
@@ -169,14 +286,12 @@ def read_any_list(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, 
             audio = _below(data_root, label.pop(0))
         elif os.path.isdir(video) or audio == video or not os.path.isfile(str(audio)):
             audio = None
-        labels.append(label)
-        return Clip(video, audio, None)
+        rows.append((Clip(video, audio, None), label))
 
-    clips = _read(Path(path), parse, "'<video> [<audio.wav>] [<label> ...]'")
-    for clip in clips if not labels else ():
+    for clip in _read(Path(path), take, "'<video> [<audio.wav>] [<label> ...]'") or ():
         values = clip.label if isinstance(clip.label, tuple) else [clip.label]
-        labels.append([str(value) for value in values if value is not None])
-    return list(zip(clips, labels, strict=True))
+        rows.append((clip, [str(value) for value in values if value is not None]))
+    return rows
 
 
 def write_list(path: str | Path, clips: Iterable[Clip]) -> None:
@@ -191,17 +306,22 @@ def write_list(path: str | Path, clips: Iterable[Clip]) -> None:
 
 def wav_of(video: str) -> str:
     """Return the wav of a pre-training video: beside it, for VoxCeleb2 in a tree of its own."""
-    return os.path.splitext(video.replace(_VOXCELEB_VIDEO, _VOXCELEB_AUDIO))[0] + ".wav"
+    name = video.replace(_VOXCELEB_VIDEO, _VOXCELEB_AUDIO)
+    stem, _, suffix = name.rpartition(".")
+    # what splitext does, but for names of few letters, in half the time: there are a million
+    is_plain = "/" not in suffix and stem[-1:] not in ("", ".", "/")
+    return (stem if is_plain else os.path.splitext(name)[0]) + ".wav"
 
 
-def _read(path: Path, parse: Callable[[list[str]], Clip], expected: str) -> Sequence[AnyClip]:
+def _read(path: Path, take: Callable[[list[str]], object], expected: str) -> PackedClips | None:
+    """Give the fields of each line to `take`, which checks them; shards are returned instead."""
     found = find_list(path)
     if found is None:
         raise FileNotFoundError(f"list '{path}' does not exist, expected a file; check the path")
     if is_packed(found):
         return read_packed(found)
-    clips: list[Clip] = []
-    fields, end = [""], 0  # end of the row before: a quote left open swallows all lines after it
+    # `end` is that of the row before: a quote left open swallows all lines after it
+    is_empty, fields, end = True, [""], 0
     with open(found, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.reader(file, delimiter=" ", skipinitialspace=True, strict=True)
         try:
@@ -211,7 +331,8 @@ def _read(path: Path, parse: Callable[[list[str]], Clip], expected: str) -> Sequ
                 if not all(fields):
                     raise ValueError("got an empty field")
                 if fields:
-                    clips.append(parse(fields))
+                    take(fields)
+                    is_empty = False
                 end = reader.line_num
         except csv.Error as error:
             raise ValueError(f"{path}:{end + 1}: expected {expected}, got: {error}") from None
@@ -221,9 +342,51 @@ def _read(path: Path, parse: Callable[[list[str]], Clip], expected: str) -> Sequ
             raise ValueError(
                 f"{path}:{reader.line_num}: expected {expected}, {error}{form}: {line!r}"
             ) from None
-    if not clips:
+    if is_empty:
         raise ValueError(f"{path}:1: expected at least one line {expected}, got an empty list")
-    return clips
+    return None
+
+
+def is_packed(path: str | Path) -> bool:
+    """Tell whether a path is a folder with the indexes of shards, or one index."""
+    return bool(_indexes(Path(path)))
+
+
+def read_packed(path: str | Path) -> PackedClips:
+    """Read the clips of a folder of shards, or of one index; ValueError where an index is none.
+
+    A shard that is missing or broken shows when a clip of it is read.
+    """
+    return PackedClips(map(read_index, _indexes(Path(path))))
+
+
+def _indexes(path: Path) -> list[Path]:
+    if path.is_dir():
+        names = sorted(os.listdir(path))
+        return [path / name for name in names if name.endswith(SUFFIX) and name[0] != "."]
+    return [path] if path.name.endswith(SUFFIX) and path.is_file() else []
+
+
+def read_index(path: Path) -> tuple[Shard, list[list[Any]]]:
+    """Return the shard of an index, and the rows [video, audio, label, *Places] of its clips."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] != FORMAT:
+            raise ValueError(f"expected format {FORMAT!r}, got {content['format']!r}")
+        facts = {name: content[name] for name in Shard._fields[1:] if name in content}
+        shard = Shard(str(path.parent / content["shard"]), **facts)
+        rows = content["clips"]
+        if not rows or any(len(row) != 9 or not isinstance(row[0], str) for row in rows):
+            raise ValueError("expected clips, rows of 9 values, the name first")
+        if any(row[k] + row[k + 1] > shard.size for row in rows for k in (3, 5, 7)):
+            raise ValueError("a clip lies outside its shard")
+    except (OSError, *WRONG) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+        raise ValueError(
+            f"index '{path}' cannot be used: {reason}; pack its clips again with "
+            "preprocess/pack_clips.py"
+        ) from None
+    return shard, rows
 
 
 def _checked_count(label: Label, is_class: bool, count: int | None) -> int | None:
@@ -316,7 +479,7 @@ def chosen_names(chosen: Sequence[str], count: int) -> tuple[str, ...]:
     return names
 
 
-@functools.cache
+@cache
 def _warn_once(text: str) -> None:
     logger.warning("%s", text)
 

@@ -27,11 +27,11 @@ from hicmae.data.batches import (
     ViewBatch,
     joined,
 )
-from hicmae.data.clip_list import AnyClip, name_of
+from hicmae.data.clip_list import AnyClip, PackedClip, name_of
 from hicmae.data.film import FRAME_RATE, open_video
 from hicmae.data.loader import call_in_time, item_generator, read_or_replace
 from hicmae.data.masking import random_mask, tube_mask
-from hicmae.data.shards import PackedClip, open_packed
+from hicmae.data.shards import open_packed
 from hicmae.data.video import MODALITIES, ClipSettings, Video
 from hicmae.io import UnreadableClip
 

@@ -1,7 +1,4 @@
-"""Clips packed into WebDataset shards: which there are, and how frames and sound are read.
-
-`preprocess/pack_clips.py` writes beside each shard `NAME.tar` its `NAME.index.json`. A folder of
-them is a list of clips like any other, and each index file alone is one too.
+"""Clips packed into WebDataset shards: how their frames and sound are read.
 
 A clip is three members of a tar: `KEY.json` says what is in the others, `KEY.mjpeg` holds its
 frames, images one after the other, `KEY.wav` its sound. They are read by their places in the tar.
@@ -14,139 +11,18 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from hicmae.data.audio import WINDOW, Wav
+from hicmae.data.clip_list import WRONG, PackedClip, Shard
 from hicmae.data.video import IMAGE_ERRORS, MAX_PIXELS, NOT_READ, FrameTimes, Video, to_rgb
 from hicmae.io import UnreadableClip, one_line
 
-SUFFIX = ".index.json"
-FORMAT = "hicmae-shard-1"
 MAX_OPEN = 8  # shards a process keeps open
-
-# What a description raises that is not what was packed.
-_WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
-
-
-class Shard(NamedTuple):
-    """A tar file: its path, its size in bytes, and its SHA-256 as written.
-
-    With the `source_crop` "voxceleb2" frames are already cut for `input_size`, with "none" they are
-    whole; older indexes do not say.
-    """
-
-    path: str
-    size: int
-    sha256: str
-    source_crop: str = ""
-    input_size: int = 160
-
-
-class Places(NamedTuple):
-    """Offset and size in a shard, in bytes, of each member of a clip."""
-
-    info: int
-    info_size: int
-    frames: int
-    frames_size: int
-    wav: int
-    wav_size: int
-
-
-class PackedClip(NamedTuple):
-    """A clip in a shard; the first three fields are those of `Clip`, names instead of paths."""
-
-    video: str
-    audio: str | None
-    label: int | tuple[float, ...] | None
-    shard: Shard
-    places: Places
-
-
-class PackedClips(Sequence[PackedClip]):
-    """The clips of some shards, in arrays: a million of them must not weigh on every worker.
-
-    Attributes:
-        shards: in order of their names.
-        shard_of: (clips,) int32, the shard of each clip; clips of a shard stand together.
-    """
-
-    def __init__(self, indexes: Sequence[tuple[Shard, list[list[Any]]]]) -> None:
-        self.shards = [shard for shard, _ in indexes]
-        rows = [row for _, rows in indexes for row in rows]
-        counts = [len(rows) for _, rows in indexes]
-        self.shard_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        self._places = np.array([row[3:] for row in rows], np.int64).reshape(-1, 6)
-        names = [json.dumps(row[:3]).encode() for row in rows]
-        self._ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
-        self._names = b"".join(names)
-
-    def __len__(self) -> int:
-        return len(self.shard_of)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return a clip, or for a slice a list of them."""
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(len(self)))]
-        index = range(len(self))[index]  # negative numbers, and IndexError
-        video, audio, label = json.loads(self._names[self._ends[index] : self._ends[index + 1]])
-        label = tuple(label) if isinstance(label, list) else label
-        shard = self.shards[self.shard_of[index]]
-        return PackedClip(video, audio, label, shard, Places(*self._places[index].tolist()))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, PackedClips):
-            return NotImplemented
-        return (self.shards, self._names) == (other.shards, other._names)
-
-    __hash__ = None  # type: ignore[assignment]  # Python's way to say: compared by content
-
-
-def is_packed(path: str | Path) -> bool:
-    """Tell whether a path is a folder with the indexes of shards, or one index."""
-    return bool(_indexes(Path(path)))
-
-
-def read_packed(path: str | Path) -> PackedClips:
-    """Read the clips of a folder of shards, or of one index; ValueError where an index is none.
-
-    A shard that is missing or broken shows when a clip of it is read.
-    """
-    return PackedClips([read_index(index) for index in _indexes(Path(path))])
-
-
-def _indexes(path: Path) -> list[Path]:
-    if path.is_dir():
-        names = sorted(os.listdir(path))
-        return [path / name for name in names if name.endswith(SUFFIX) and name[0] != "."]
-    return [path] if path.name.endswith(SUFFIX) and path.is_file() else []
-
-
-def read_index(path: Path) -> tuple[Shard, list[list[Any]]]:
-    """Return the shard of an index, and the rows [video, audio, label, *Places] of its clips."""
-    try:
-        content = json.loads(path.read_bytes())
-        if content["format"] != FORMAT:
-            raise ValueError(f"expected format {FORMAT!r}, got {content['format']!r}")
-        facts = {name: content[name] for name in Shard._fields[1:] if name in content}
-        shard = Shard(str(path.parent / content["shard"]), **facts)
-        rows = content["clips"]
-        if not rows or any(len(row) != 9 for row in rows):
-            raise ValueError("expected clips, rows of 9 values")
-        if any(row[k] + row[k + 1] > shard.size for row in rows for k in (3, 5, 7)):
-            raise ValueError("a clip lies outside its shard")
-    except (OSError, *_WRONG) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
-        raise ValueError(
-            f"index '{path}' cannot be used: {reason}; pack its clips again with "
-            "preprocess/pack_clips.py"
-        ) from None
-    return shard, rows
 
 
 class _OpenShard:
@@ -263,7 +139,7 @@ def open_packed(clip: PackedClip) -> tuple[PackedVideo, PackedWav]:
     try:
         info = json.loads(data)
         return PackedVideo(clip, info), PackedWav(clip, info)
-    except _WRONG as error:
+    except WRONG as error:
         reason = f"its description: {type(error).__name__}: {one_line(error)}"
         raise _damaged(clip, reason) from None
 

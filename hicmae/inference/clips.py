@@ -21,10 +21,9 @@ from hicmae.data.audio import (
     frames_to_samples,
     span_or_whole,
 )
-from hicmae.data.clip_list import name_of, source_crop_of
+from hicmae.data.clip_list import PackedClip, name_of, source_crop_of
 from hicmae.data.film import FRAME_RATE
 from hicmae.data.media import NoPicture, NoSound
-from hicmae.data.shards import PackedClip
 from hicmae.data.video import NOT_READ, resize, source_box, test_windows, to_tensor
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, follow, main_face, search, smooth

@@ -14,8 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from hicmae.config import Options, check_choice
-from hicmae.data.clip_list import AnyClip
-from hicmae.data.shards import PackedClip
+from hicmae.data.clip_list import AnyClip, PackedClip
 from hicmae.data.video import normalise
 from hicmae.inference import forward
 from hicmae.inference.clips import Clip, View, Window, likeliest

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from hicmae.data.audio import SAMPLE_RATE
+from hicmae.data.clip_list import PackedClip
 from hicmae.data.film import FRAME_RATE, Film
 from hicmae.data.media import NoPicture, NoSound, read_sound, streams_of, to_mono
-from hicmae.data.shards import PackedClip, open_packed
+from hicmae.data.shards import open_packed
 from hicmae.data.video import NOT_READ, FrameFolder, Video
 from hicmae.io import UnreadableClip
 

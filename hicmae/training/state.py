@@ -53,7 +53,8 @@ def describe_clips(clips: Sequence[AnyClip], root: str) -> str:
     """Tell an ordered list of clips apart from others in a few characters, wherever `root` lies."""
     total, prefix = hashlib.sha256(), os.path.join(root, "") if root else ""
     for clip in clips:
-        video, audio = (path and path.removeprefix(prefix) for path in (clip.video, clip.audio))
+        video, audio = clip.video.removeprefix(prefix), clip.audio
+        audio = audio and audio.removeprefix(prefix)
         total.update(f"{video}\0{audio}\0{clip.label}\n".encode(errors="surrogateescape"))
     return f"{len(clips)} ({total.hexdigest()[:12]})"
 

@@ -12,9 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from hicmae.data.clip_list import Clip, Label, wav_of
+from hicmae.data.clip_list import Clip, Label, is_packed, wav_of
 from hicmae.data.media import VIDEO_SUFFIXES
-from hicmae.data.shards import is_packed
 from hicmae.data.video import NOT_READ
 
 logger = logging.getLogger(__name__)

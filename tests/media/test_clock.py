@@ -8,10 +8,9 @@ import pytest
 
 from hicmae.data import audio, video
 from hicmae.data.batches import ClipIndex
-from hicmae.data.clip_list import Clip, write_list
+from hicmae.data.clip_list import Clip, read_packed, write_list
 from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
 from hicmae.data.film import Film, open_video
-from hicmae.data.shards import read_packed
 from hicmae.inference.pictures import write_overlay
 from hicmae.inference.sources import open_source
 from preprocess import pack_clips

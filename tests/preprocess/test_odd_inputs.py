@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hicmae.data.clip_list import Clip, read_labelled_list, write_list
-from hicmae.data.shards import read_packed
+from hicmae.data.clip_list import Clip, read_labelled_list, read_packed, write_list
 from preprocess import check_lists, own_videos, pack_clips, voxceleb2
 from preprocess.face_and_audio import extract_audio, extract_face
 from preprocess.face_and_audio.batch import read_summary

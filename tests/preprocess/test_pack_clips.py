@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hicmae.data.clip_list import Clip, read_labelled_list, write_list
+from hicmae.data.clip_list import Clip, read_labelled_list, read_packed, write_list
 from hicmae.data.dataset import LabelledClips
 from hicmae.data.film import open_video
-from hicmae.data.shards import open_packed, read_packed
+from hicmae.data.shards import open_packed
 from hicmae.io import UnreadableClip
 from preprocess import pack_clips
 from preprocess.face_and_audio.batch import read_summary
