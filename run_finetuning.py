@@ -30,7 +30,7 @@ from hicmae.data.batches import LabelledBatch
 from hicmae.data.clip_list import name_of, names_of_run, read_labelled_list
 from hicmae.data.dataset import LabelledClips, TestClips
 from hicmae.data.loader import SkippedClips
-from hicmae.inference.model import export_run
+from hicmae.inference.export import export_run
 from hicmae.io import write_whole
 from hicmae.models.losses import REGRESSION_LOSSES, class_weights, cross_entropy
 from hicmae.training import checkpoint, distributed, loop, trained, transfer

@@ -9,11 +9,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+HUB_FILES = ["config.json", "model.safetensors", "README.md"]  # of a model, nothing pickled
 PART = ".part-"  # how temporary names begin; hidden, so that nothing takes them for data
 
 
@@ -33,6 +34,30 @@ def describe(error: Exception) -> str:
         name = error.filename2 or error.filename  # of a renaming the name that it should get
         text = (f"'{name}': " if name else "") + error.strerror
     return " ".join(text.split()) or type(error).__name__
+
+
+def hub_error(name: object, error: Exception) -> OSError:
+    """Return an error that says on one line what a model hub did not give or take."""
+    return OSError(
+        f"huggingface.co and '{name}': {type(error).__name__}: {one_line(error)[:120]}; expected a "
+        "folder that is here, or <user>/<model>; check the name and the network, and for what is "
+        "private: hf auth login"
+    )
+
+
+def hub_folder(name: str | Path, **options: Any) -> Path:
+    """Return a folder as it is, or that of the hub's cache with the files of a model by its name.
+
+    `options` are those of `huggingface_hub.snapshot_download`. OSError, in one line: there is none.
+    """
+    if os.path.isdir(name):
+        return Path(name)
+    from huggingface_hub import snapshot_download  # for which no --help should wait
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES, **options))
+    except Exception as error:  # of requests or httpx, by its version
+        raise hub_error(name, error) from error
 
 
 def encodable(text: str) -> str:

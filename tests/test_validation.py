@@ -24,7 +24,8 @@ from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
 from hicmae.data.dataset import TestClips
 from hicmae.data.splits import Lists, base_name
-from hicmae.inference.model import export_run, load_model
+from hicmae.inference.export import export_run
+from hicmae.inference.model import load_model
 from hicmae.training import checkpoint
 from hicmae.training.evaluate import calibration, fit_temperature, predict
 from hicmae.training.run import choose_precision

@@ -53,7 +53,7 @@ read; 2 where the command is wrong.
 """
 EXPORT = """Turn a fine-tuned or pre-trained checkpoint into config.json and model.safetensors.
 
-    python -m hicmae.inference export CHECKPOINT OUTPUT
+    hicmae-export CHECKPOINT OUTPUT
 
 CHECKPOINT is the output folder of a finished run, a .pth of this project or of the original
 authors, or an export whose classes are to be renamed. OUTPUT becomes a folder with all that
@@ -159,12 +159,16 @@ def extract(argv: Sequence[str] | None = None) -> int:
 def export(argv: Sequence[str] | None = None) -> int:
     """Run the export; returns the exit code."""
     parser = new_parser(EXPORT)
-    parser.prog = "python -m hicmae.inference export"
+    parser.prog = "hicmae-export"
     parser.add_argument("checkpoint", help="run, .pth, export folder or model.safetensors")
     parser.add_argument("output", help="folder to make")
     known = ", ".join(dict.fromkeys(name for name, _ in DATA_SETS))
     text = f"names of the classes or outputs; or a file with a name a line; or a data set: {known}"
     parser.add_argument("--class_names", nargs="+", default=(), metavar="NAME", help=text)
+    add = parser.add_argument_group("model card").add_argument
+    text = "licence of the weights, as model hubs call it, e.g. mit (other: unknown)"
+    add("--license", metavar="NAME", help=text)
+    add("--data_license", metavar="TEXT", help="licence of the training data (unknown)")
     add = parser.add_argument_group("settings that a .pth does not say").add_argument
     add("--num_frames", type=int, metavar="N", help="video frames of a clip (16)")
     text = "frames from one sampled frame to the next (4)"

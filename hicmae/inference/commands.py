@@ -20,7 +20,7 @@ from hicmae.data.clip_list import AnyClip, Clip, find_list, name_of, read_any_li
 from hicmae.data.media import find_clips
 from hicmae.inference.cli import MODEL
 from hicmae.inference.clips import Window
-from hicmae.inference.model import WEIGHTS, export_checkpoint, export_run
+from hicmae.inference.export import export_checkpoint, export_run
 from hicmae.inference.recognizer import EmotionRecognizer, Failure, Prediction
 from hicmae.io import (
     UnreadableClip,
@@ -30,6 +30,7 @@ from hicmae.io import (
     whole_file,
     write_whole,
 )
+from hicmae.training.checkpoint import WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -370,6 +371,8 @@ def export(args: argparse.Namespace) -> int:
     """Export one model, or the last and the best of a run; returns the exit code."""
     options = vars(args)
     path, output = Path(options.pop("checkpoint")), options.pop("output")
+    licences = {name: options.pop(name) for name in ("license", "data_license")}
+    options["facts"] = {name: told for name, told in licences.items() if told}
     is_run = path.is_dir() and not (path / WEIGHTS).is_file()
     (export_run if is_run else export_checkpoint)(path, output, **options)
     return 0

@@ -1,4 +1,4 @@
-"""Models as files, read and written: exports (config.json, model.safetensors) and checkpoints.
+"""Models as files, read: exports (config.json, model.safetensors) and checkpoints.
 
 An export describes its model in config.json, and again in the metadata of its weights. Of a .pth
 the weights tell the sizes, and the settings of its run tell the rest.
@@ -7,34 +7,27 @@ the weights tell the sizes, and the settings of its run tell the rest.
 import inspect
 import json
 import logging
-import os
-import shlex
-import statistics
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from typing import get_type_hints as hints
 
-import soundfile
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import hicmae
 from hicmae.config import WIDTHS
-from hicmae.config.flags import flat_settings
 from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
-from hicmae.data.clip_list import chosen_names, names_of_run, read_labelled_list
-from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD, FrameFolder
-from hicmae.io import UnreadableClip, encodable, whole_file, write_whole
+from hicmae.data.clip_list import chosen_names, names_of_run
+from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD
+from hicmae.io import encodable
+from hicmae.models.encoder import HubModel
 from hicmae.models.finetune import ACTIVATIONS, HiCMAEClassifier
-from hicmae.training import checkpoint, distributed, trained
-from hicmae.training.checkpoint import CONFIG, EXPORT, METADATA, WEIGHTS
+from hicmae.models.pretrain import HiCMAE
+from hicmae.training import trained
 from hicmae.training.trained import FORMAT, FORMAT_VERSION, Trained
 
 logger = logging.getLogger(__name__)
@@ -110,6 +103,7 @@ class ModelConfig:
             "library_name": "hicmae",
             "hicmae_version": hicmae.__version__,
             "model_type": "hicmae",
+            **arguments_of(self),
             **asdict(self),
             "preprocessing_constants": CONSTANTS,
         }
@@ -254,6 +248,43 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def build(config: ModelConfig) -> HubModel:
+    """Create the classifier of a description; of a pre-training it is the encoders that count."""
+    sizes, clip = asdict(config.architecture), config.preprocessing
+    model = timm.create_model(
+        sizes.pop("model"),
+        **sizes.pop("options"),
+        **sizes,
+        num_classes=max(len(config.names), 1),
+        modality=config.modality,
+        num_frames=clip.num_frames,
+        img_size=clip.input_size,
+        img_size_audio=clip.input_size_audio,
+        tubelet_size=clip.tubelet_size,
+    )
+    return cast(HubModel, model)
+
+
+def arguments_of(config: ModelConfig) -> dict[str, Any]:
+    """Return the arguments of the network's class, which model hubs read; {} where one is unknown.
+
+    Of a pre-training the run's settings tell them.
+    """
+    told, sizes = config.training.get("settings", {}), config.architecture
+    with torch.device("meta"):
+        model = build(config)
+        if config.task == "pretraining":
+            known = {n: v for n, v in told.items() if n in inspect.signature(HiCMAE).parameters}
+            if "decoder_depth" not in known or config.modality != "av":
+                return {}
+            clip = {n: model.arguments[n] for n in ("num_frames", "img_size", "img_size_audio")}
+            known |= {f"encoder_{n}": getattr(sizes, n) for n in trained.DEPTHS}
+            known |= clip | {"tubelet_size": config.preprocessing.tubelet_size}
+            name = sizes.model.replace("avit", "pretrain_hicmae")
+            model = cast(HubModel, timm.create_model(name, **known))
+    return model.arguments
+
+
 def load_model(
     path: str | Path, streams: str | None = None, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, ModelConfig]:
@@ -262,19 +293,8 @@ def load_model(
     Of a model of both, the stream "a" or "v" leaves the other encoder out.
     """
     config, weights = read_model(path)
-    sizes, clip = asdict(config.architecture), config.preprocessing
     with _Undrawn():
-        model = timm.create_model(
-            sizes.pop("model"),
-            **sizes.pop("options"),
-            **sizes,
-            num_classes=max(len(config.names), 1),
-            modality=config.modality,
-            num_frames=clip.num_frames,
-            img_size=clip.input_size,
-            img_size_audio=clip.input_size_audio,
-            tubelet_size=clip.tubelet_size,
-        )
+        model = build(config)
     for stream, suffix in (("video", ""), ("audio", "_audio")):
         if config.modality == "av" and streams is not None and stream[0] not in streams:
             for name in (f"encoder{suffix}", f"{stream}_layer_weights"):
@@ -292,84 +312,3 @@ def load_model(
         )
     model.load_state_dict({name: weights[name] for name in wanted}, strict=False, assign=True)
     return model.eval().requires_grad_(False).to(device), config
-
-
-# Writing
-
-
-def export_checkpoint(
-    path: str | Path,
-    output: str | Path,
-    class_names: Sequence[str] = (),
-    facts: Mapping[str, Any] | None = None,
-    **overrides: Any,
-) -> Path:
-    """Write config.json and model.safetensors of one model to a folder, and return that.
-
-    `facts` are put beside the training settings in config.json; the rest is as in `read_model`.
-    """
-    config, weights = read_model(path, class_names, **overrides)
-    config.training.update(facts or {})
-    if found := (facts or {}).get("calibration"):
-        config = replace(config, temperature=found["temperature"])
-    text, output = config.to_json(), Path(output)
-    # Tensors that share memory are written twice.
-    single = {name: tensor.float().clone().contiguous() for name, tensor in weights.items()}
-    with whole_file(output / WEIGHTS) as part:
-        save_file(single, part, metadata={"format": "pt", METADATA: text})
-    write_whole(output / CONFIG, text)
-    logger.info("exported %s to %s", path, output)
-    return output
-
-
-def export_run(
-    output_dir: str | Path, output: str | Path | None = None, **overrides: Any
-) -> list[Path]:
-    """Export the last and the best epoch of a run to last/ and best/ in a folder; rank 0 does.
-
-    The folder is `output`, or <output_dir>/export. Returns what was written; `overrides` are those
-    of `read_model`.
-    """
-    if not distributed.is_main():
-        return []
-    run = Path(output_dir)
-    numbered, best = checkpoint.numbered(run), run / "checkpoint-best.pth"
-    sources = {"last": numbered[-1][1]} if numbered else {}
-    sources |= {"best": best} if best.is_file() else {}
-    if not sources:
-        raise FileNotFoundError(f"'{output_dir}' holds no checkpoint-<epoch>.pth to export")
-
-    def read(name: str) -> dict[str, Any]:
-        path = run / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    overrides["frame_rate"] = overrides.get("frame_rate") or _measured_frame_rate(read(CONFIG))
-    written = []
-    for kind, path in sources.items():
-        metrics = read("metrics.json" if kind == "last" else "metrics_best.json")
-        means = {n: v.get("mean") if isinstance(v, dict) else v for n, v in metrics.items()}
-        scores = {n: v for n, v in means.items() if isinstance(v, (int, float))}
-        facts = {"command": shlex.join(sys.argv), "scores": scores}
-        if found := metrics.get("calibration"):
-            facts["calibration"] = found
-        target = Path(output or run / EXPORT) / kind
-        written.append(export_checkpoint(path, target, facts=facts, **overrides))
-    return written
-
-
-def _measured_frame_rate(saved: Mapping[str, Any], clips: int = 16) -> float | None:
-    """Return the median frames a second of training clips: frames of a folder over its wav's time.
-
-    None where that cannot be told: a modality alone, a list that is gone.
-    """
-    settings, rates = flat_settings(saved), []
-    if settings.get("modality") != "av" or not settings.get("data_path"):
-        return None
-    task, root = settings.get("task", "classification"), settings.get("data_root", "")
-    with suppress(OSError, ValueError):
-        listed = read_labelled_list(Path(settings["data_path"]) / "train.csv", task, None, root)
-        for clip in listed[:: max(len(listed) // clips, 1)][:clips]:
-            with suppress(UnreadableClip, OSError, soundfile.LibsndfileError, ZeroDivisionError):
-                seconds = soundfile.info(os.fsencode(str(clip.audio))).duration
-                rates.append(len(FrameFolder(clip.video)) / seconds)
-    return round(statistics.median(rates), 2) if rates else None

@@ -1,11 +1,13 @@
 """EmotionRecognizer: a trained model that answers about videos, sounds and arrays."""
 
 import logging
+import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,11 @@ from hicmae.data.clip_list import AnyClip, PackedClip
 from hicmae.data.video import normalise
 from hicmae.inference import forward
 from hicmae.inference.clips import Clip, View, Window, likeliest
+from hicmae.inference.export import push, write_export
 from hicmae.inference.model import ModelConfig, load_model
 from hicmae.inference.sources import Arrays, Asked
-from hicmae.io import UnreadableClip, choose_device
+from hicmae.io import UnreadableClip, choose_device, hub_folder
+from hicmae.training.checkpoint import BUNDLED
 from hicmae.training.run import Precision, choose_precision
 
 logger = logging.getLogger(__name__)
@@ -183,6 +187,51 @@ class EmotionRecognizer:
             )
         arithmetic = choose_precision(precision, place)
         return cls(model, config, arithmetic, streams, missing_modality, batch_size, progress)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> "EmotionRecognizer":
+        """Load what `from_checkpoint` does, or a model by its name on huggingface.co.
+
+        Args:
+            name: path, name of a model of the package, or "user/model".
+            options: those of `from_checkpoint`, and of the hub `revision`, `token`, `cache_dir`,
+                `force_download` and `local_files_only`.
+
+        Raises:
+            OSError, ValueError: in one line, also where the hub cannot be reached.
+        """
+        hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+        where = {key: options.pop(key) for key in hub if key in options}
+        is_here = os.path.exists(name) or str(name) in BUNDLED
+        return cls.from_checkpoint(name if is_here else hub_folder(name, **where), **options)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors and README.md, the model card, to a folder."""
+        parts = {"v": "encoder", "a": "encoder_audio"}
+        if any(getattr(self.model, parts[s], None) is None for s in self.config.modality):
+            raise ValueError(
+                "this recognizer holds a part of its network, expected all of it: load the "
+                "checkpoint without modality, and not an .onnx, to save it"
+            )
+        weights = self.model.state_dict()
+        if self.config.task == "pretraining":  # its head was never trained
+            weights = {name: w for name, w in weights.items() if name.startswith("encoder")}
+        write_export(folder, self.config, weights)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        commit_message: str = "Export of HiCMAE",
+    ) -> str:
+        """Put what `save_pretrained` writes on huggingface.co; returns the commit's address."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            told = {"revision": branch, "commit_message": commit_message}
+            return push(folder, repo_id, private, token, **told)
 
     @property
     def names(self) -> tuple[str, ...]:

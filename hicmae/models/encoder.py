@@ -1,12 +1,17 @@
 """The modality encoders and the cross-modal fusion encoder (paper, section 3.2)."""
 
+import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from safetensors.torch import load_model
 from timm.models import register_model
 from torch import Tensor, nn
 
+from hicmae.io import HUB_FILES, hub_error, hub_folder, one_line
 from hicmae.models.cpu_gemm import install
 from hicmae.models.layers import (
     PATCH_SIZE,
@@ -19,6 +24,19 @@ from hicmae.models.layers import (
 )
 
 FUSION_ORDERS = ("both", "video_first", "audio_first")
+CARD = """---
+{{ card_data }}
+---
+
+# HiCMAE, a network
+
+Weights and the arguments of its class in `hicmae.models`; `from_pretrained` of that class reads
+them. It expects normalised clips. Its training, its scores and the licence of its data are unknown
+to this page: `hicmae-export` writes a card that has them. A recognised expression is not a felt
+emotion: do not decide about people by it.
+
+Method: {{ paper_url }}
+"""
 
 
 class EncoderOutput(NamedTuple):
@@ -139,6 +157,69 @@ class CrossModalFusion(nn.Module):
 def pooled_unit(tokens: Tensor) -> Tensor:
     """Average (B, V, D) over tokens and scale to unit length, (B, D)."""
     return F.normalize(tokens.mean(dim=1), dim=-1)
+
+
+class HubModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="hicmae",
+    license="other",
+    paper_url="https://arxiv.org/abs/2401.05698",
+    tags=["emotion-recognition", "audio-visual"],
+    model_card_template=CARD,
+):
+    """A network with `save_pretrained`, `push_to_hub` and `from_pretrained` of model hubs.
+
+    config.json holds the arguments of its class, as that of an export does among other things, so
+    that exports load as well.
+    """
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments it was made with and the defaults of the others, as JSON has them."""
+        told: Any = self._hub_mixin_config or {}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in told.items()}
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # its options are listed here
+        cls, name: str | Path, **options: Any
+    ) -> Any:
+        """Read a model from a folder, or by its name on huggingface.co, in evaluation mode.
+
+        `options` say where: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`;
+        or they replace arguments. OSError, in one line, where there is none.
+        """
+        hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+        where = {key: options.pop(key) for key in hub if key in options}
+        folder = hub_folder(name, **where)
+        for file in HUB_FILES[:2]:
+            if not (folder / file).is_file():
+                raise FileNotFoundError(
+                    f"'{name}' holds no {file}, expected {' and '.join(HUB_FILES[:2])}; name a "
+                    "folder that save_pretrained or hicmae-export made"
+                )
+        return super().from_pretrained(folder, **options)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Any:
+        known = inspect.signature(cls).parameters  # the others say where
+        model = cls(**{name: value for name, value in options.items() if name in known})
+        try:
+            load_model(model, Path(model_id, HUB_FILES[1]))
+        except RuntimeError as error:  # names and shapes on many lines
+            raise ValueError(
+                f"the weights in '{model_id}' do not fit {cls.__name__} by the arguments in its "
+                f"{HUB_FILES[0]} ({one_line(error)[:100]}); expected a folder of this class; "
+                "export earlier ones again with hicmae-export"
+            ) from None
+        return install(model).eval()
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Put the model on huggingface.co; the options are those of `PyTorchModelHubMixin`."""
+        try:
+            return super().push_to_hub(repo_id, **options)
+        except Exception as error:  # of requests or httpx, by version
+            raise hub_error(repo_id, error) from error
 
 
 def check_sizes(**sizes: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hicmae.models.encoder import (
     CrossModalFusion,
+    HubModel,
     ModalityEncoder,
     audio_encoder,
     check_sizes,
@@ -26,7 +27,7 @@ ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
 MODALITIES = ("av", "a", "v")
 
 
-class HiCMAEClassifier(nn.Module):
+class HiCMAEClassifier(HubModel):
     """Encoders and fusion of the pre-trained model, hierarchical feature fusion, linear head.
 
     Every block's output is normed and averaged over its tokens; a softmax over learned layer

@@ -115,7 +115,8 @@ class CSBlock(nn.Module):
 
 def drop_path_rates(drop_path: float, depth: int) -> list[float]:
     """Stochastic-depth rates that rise linearly from 0 to `drop_path` over `depth` blocks."""
-    return torch.linspace(0, drop_path, depth, dtype=torch.float64).tolist()
+    rates = torch.linspace(0, drop_path, depth, dtype=torch.float64, device="cpu")
+    return rates.tolist()
 
 
 def init_linears(module: nn.Module, fill: Callable[[Tensor], Any]) -> None:

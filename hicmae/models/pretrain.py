@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hicmae.models.encoder import (
     CrossModalFusion,
+    HubModel,
     ModalityEncoder,
     audio_encoder,
     check_sizes,
@@ -97,7 +98,7 @@ class HiCMAEOutput(NamedTuple):
     audio_levels: list[Tensor]
 
 
-class HiCMAE(nn.Module):
+class HiCMAE(HubModel):
     """Hierarchical contrastive masked autoencoder (arXiv 2401.05698, section 3).
 
     `return_intermediate_features` are the encoder blocks, 0-based and ascending, whose output feeds

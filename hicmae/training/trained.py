@@ -7,6 +7,7 @@ in the settings of the run or in the config.json of the export.
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ _BLOCK = re.compile(r"(encoder(?:_audio|_fusion)?\.)blocks\.(\d+)\.")
 # Earlier names of the same, as in pre-training and in the original.
 _ALIASES = {f"encoder_{flag}": flag for flag in DEPTHS}
 _ALIASES["head_activation_func"] = "head_activation"
+# Arguments of the classes in hicmae.models.
+_ALIASES |= {"img_size": "input_size", "img_size_audio": "input_size_audio"}
 
 
 class Trained(NamedTuple):
@@ -63,6 +66,8 @@ def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
     """Tell what the content of a file says; see `read`."""
     weights = weights_of(content, f"'{source}'")
     described = content.get("description")
+    if described and (arguments := _arguments(described[0])):
+        content, described = {**content, "args": arguments}, None
     config = _read_config(*described) if described else None
     settings = _told(content, config) | ({} if config is None else _settings_of(config))
     settings = {_ALIASES.get(name, name): value for name, value in settings.items()}
@@ -146,6 +151,15 @@ def _shown_by(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return shown | ({} if kernel is None else {"tubelet_size": kernel.shape[2]})
 
 
+def _arguments(text: str) -> dict[str, Any]:
+    """Return what `save_pretrained` of a class in hicmae.models wrote; else {}."""
+    with suppress(ValueError, TypeError):
+        content = dict(json.loads(text))
+        if "format" not in content and "embed_dim" in content:
+            return content
+    return {}
+
+
 def _read_config(text: str, source: Path | str) -> dict[str, Any]:
     """Read a config.json; ValueError where it describes no model."""
     try:
@@ -170,7 +184,7 @@ def _read_config(text: str, source: Path | str) -> dict[str, Any]:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(
             f"'{source}' describes no model of this project: {reason}; make it with: "
-            "python -m hicmae.inference export CHECKPOINT OUTPUT"
+            "hicmae-export CHECKPOINT OUTPUT"
         ) from None
 
 

@@ -2,7 +2,7 @@
 
     python scripts/examples/own_video.py VIDEO --checkpoint RUN --output_dir DIR
 
-RUN is the output folder of run_finetuning.py, or what `python -m hicmae.inference export` made of a
+RUN is the output folder of run_finetuning.py, or what `hicmae-export` made of a
 .pth. Faces in the video are found with the weights of `pip install "mtcnn==1.0.0"`; --faces cut
 takes the frames as they are. Written to DIR: timeline.png, features.npz, annotated.mp4.
 """

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 from hicmae import EmotionRecognizer
 from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import read_labelled_list, write_list
-from hicmae.inference.model import export_run
+from hicmae.inference.export import CARD, export_run
 from hicmae.io import describe, write_whole
 from hicmae.training.checkpoint import CONFIG, WEIGHTS, numbered
 from hicmae.training.evaluate import calibration, classification_metrics
@@ -44,6 +44,10 @@ from scripts.demo import SHIPPED, Run
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGED = ROOT / "hicmae/checkpoints"
 RANDOM, OWN = "", "own"  # what fine-tuning starts from, beside SHIPPED and flags of pre-training
+LICENCES = {
+    "license": "mit",
+    "data_license": "drawn by preprocess/toy_av.py of hicmae, MIT; there are no people in them",
+}
 FINETUNE = ["--image_freq", "0", "--no-export", "--save_ckpt_freq", "100000", "--keep_ckpts", "1"]
 PROBE = "--linear_probe --lr 0.4"
 K, KNN_FEATURES = 10, "video_last+audio_last+fusion_video+fusion_audio"
@@ -326,11 +330,16 @@ def ship(args: argparse.Namespace) -> str:
     for name, run in {SHIPPED: first, "toy": second}.items():
         folder = PACKAGED / name
         folder.mkdir(parents=True, exist_ok=True)
-        last = export_run(run.folder, run.folder / "export", frame_rate=25.0)[0]
+        last = export_run(run.folder, run.folder / "export", LICENCES, frame_rate=25.0)[0]
         with safe_open(last / WEIGHTS, "pt") as file:
             halves = {key: file.get_tensor(key).half() for key in file.keys()}
             save_file(halves, folder / WEIGHTS, metadata=file.metadata())
-        for path in (last / CONFIG, run.folder / "command.txt", run.folder / "log.txt"):
+        for path in (
+            last / CONFIG,
+            last / CARD,
+            run.folder / "command.txt",
+            run.folder / "log.txt",
+        ):
             shutil.copyfile(path, folder / path.name)
         size = (folder / WEIGHTS).stat().st_size
         rows.append({"name": name, "MB": f"{size / 1e6:.1f}", "folder": folder.relative_to(ROOT)})

@@ -14,7 +14,8 @@ import run_finetuning
 from hicmae import EmotionRecognizer
 from hicmae.data.clip_list import Clip, chosen_names, names_of_run, write_list
 from hicmae.inference import cli
-from hicmae.inference.model import export_checkpoint, export_run, load_model
+from hicmae.inference.export import export_checkpoint, export_run
+from hicmae.inference.model import load_model
 from hicmae.training.checkpoint import find
 from tests.conftest import save_frames, save_wav
 from tests.small_recognizers import NAMES, classifier, speech

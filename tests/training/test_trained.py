@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from hicmae.inference.model import export_checkpoint
+from hicmae.inference.export import export_checkpoint
 from hicmae.training import trained
 from hicmae.training.checkpoint import save
 from tests import small_models

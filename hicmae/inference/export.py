@@ -1,0 +1,203 @@
+"""Exports: config.json, model.safetensors and README.md, the model card, as model hubs have them.
+
+Every fact of the card stands in config.json, so that an export of an export says the same. What is
+not known is said to be unknown.
+"""
+
+import json
+import logging
+import os
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import soundfile
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hicmae.config.flags import flat_settings
+from hicmae.data.clip_list import read_labelled_list
+from hicmae.data.video import FrameFolder
+from hicmae.inference.model import ModelConfig, read_model
+from hicmae.io import UnreadableClip, encodable, hub_error, whole_file, write_whole
+from hicmae.training import checkpoint, distributed
+from hicmae.training.checkpoint import CONFIG, EXPORT, METADATA, WEIGHTS
+from hicmae.training.resampling import Plan, read_predictions
+
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
+STREAMS = {"av": "a face in a film and its sound", "a": "a voice", "v": "a face in a film"}
+SHOWN = ("uar", "war", "weighted_f1", "pcc", "ccc", "mae")  # scores of a card, as far as there are
+FRONT = "library_name: hicmae"  # a line of every card
+TEMPLATE = Path(__file__).with_name("templates") / "card.md"
+
+
+def export_checkpoint(
+    path: str | Path,
+    output: str | Path,
+    class_names: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Path:
+    """Write an export of one model to a folder, and return that.
+
+    `facts` are put beside the training settings in config.json; the rest is as in `read_model`.
+    """
+    config, weights = read_model(path, class_names, **overrides)
+    config.training.update(facts or {})
+    if found := (facts or {}).get("calibration"):
+        config = replace(config, temperature=found["temperature"])
+    write_export(output, config, weights)
+    logger.info("exported %s to %s", path, output)
+    return Path(output)
+
+
+def write_export(output: str | Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Write config.json, model.safetensors and README.md; a README.md of others stays."""
+    text, output = config.to_json(), Path(output)
+    # Tensors that share memory are written twice.
+    single = {name: tensor.float().clone().contiguous() for name, tensor in weights.items()}
+    with whole_file(output / WEIGHTS) as part:
+        save_file(single, part, metadata={"format": "pt", METADATA: text})
+    write_whole(output / CONFIG, text)
+    card = output / CARD
+    if card.is_file() and FRONT not in card.read_text(encoding="utf-8", errors="replace"):
+        logger.warning("'%s' is no model card of hicmae and stays as it is", card)
+    else:
+        write_whole(card, model_card(config))
+
+
+def push(folder: str, repo_id: str, private: bool | None, token: str | None, **options: Any) -> str:
+    """Put a folder on huggingface.co, and return the address of the commit; OSError in one line."""
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
+    except Exception as error:  # of requests or httpx, by version
+        raise hub_error(repo_id, error) from error
+
+
+# Runs
+
+
+def export_run(
+    output_dir: str | Path,
+    output: str | Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> list[Path]:
+    """Export the last and the best epoch of a run to last/ and best/ in a folder; rank 0 does.
+
+    The folder is `output`, or <output_dir>/export. Returns what was written; `facts` are added to
+    those of the run, `overrides` are those of `read_model`.
+    """
+    if not distributed.is_main():
+        return []
+    run = Path(output_dir)
+    numbered, best = checkpoint.numbered(run), run / "checkpoint-best.pth"
+    sources = {"last": numbered[-1][1]} if numbered else {}
+    sources |= {"best": best} if best.is_file() else {}
+    if not sources:
+        raise FileNotFoundError(f"'{output_dir}' holds no checkpoint-<epoch>.pth to export")
+    overrides["frame_rate"] = overrides.get("frame_rate") or _measured_frame_rate(
+        _read(run / CONFIG)
+    )
+    return [
+        export_checkpoint(
+            path,
+            Path(output or run / EXPORT) / kind,
+            facts={**_facts(run, "" if kind == "last" else "_best"), **(facts or {})},
+            **overrides,
+        )
+        for kind, path in sources.items()
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _facts(run: Path, suffix: str) -> dict[str, Any]:
+    """Return what the files of a run say of an epoch, with the intervals of its scores."""
+    metrics = _read(run / f"metrics{suffix}.json")
+    means = {n: v.get("mean") if isinstance(v, dict) else v for n, v in metrics.items()}
+    scores = {n: v for n, v in means.items() if isinstance(v, (int, float))}
+    facts: dict[str, Any] = {"command": shlex.join(sys.argv), "scores": scores}
+    facts |= {n: metrics[n] for n in ("calibration", "chosen_on") if metrics.get(n)}
+    with suppress(OSError, ValueError):  # the report says what is wrong with a file
+        bounds = Plan().intervals(read_predictions(run / f"pred{suffix}.csv"))
+        facts["intervals"] = {name: bounds[name] for name in SHOWN if name in bounds}
+    return facts
+
+
+def _measured_frame_rate(saved: Mapping[str, Any], clips: int = 16) -> float | None:
+    """Return the median frames a second of training clips: frames of a folder over its wav's time.
+
+    None where that cannot be told: a modality alone, a list that is gone.
+    """
+    settings, rates = flat_settings(saved), []
+    if settings.get("modality") != "av" or not settings.get("data_path"):
+        return None
+    task, root = settings.get("task", "classification"), settings.get("data_root", "")
+    with suppress(OSError, ValueError):
+        listed = read_labelled_list(Path(settings["data_path"]) / "train.csv", task, None, root)
+        for clip in listed[:: max(len(listed) // clips, 1)][:clips]:
+            with suppress(UnreadableClip, OSError, soundfile.LibsndfileError, ZeroDivisionError):
+                seconds = soundfile.info(os.fsencode(str(clip.audio))).duration
+                rates.append(len(FrameFolder(clip.video)) / seconds)
+    return round(statistics.median(rates), 2) if rates else None
+
+
+# Model card
+
+
+def model_card(config: ModelConfig) -> str:
+    """Return the text of README.md: what the model is, where it comes from, how good it is."""
+    told, clip, task = config.training, config.preprocessing, config.task
+    settings, scores = told.get("settings", {}), told.get("scores", {})
+    bounds, count = told.get("intervals", {}), scores.get("clips", scores.get("count"))
+    sees = {
+        "v": f"{clip.num_frames} frames over {clip.clip_seconds:.2f} s",
+        "a": f"{clip.input_size_audio[0] / 100:.2f} s of sound",
+    }
+    streams = "audio" if config.modality == "a" else "video"
+    tags = {"pretraining": "feature-extraction", "classification": f"{streams}-classification"}
+    calls = {"classification": "predict({}).probabilities", "regression": "predict({}).values"}
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="hicmae",
+            license=told.get("license") or "other",
+            pipeline_tag=tags.get(task),
+            tags=["audio-visual", "emotion-recognition"],
+        ),
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        c=config,
+        t=told,
+        streams=STREAMS[config.modality],
+        sees=" and ".join(sees[stream] for stream in "va" if stream in config.modality),
+        training_list=_short(settings.get("data_path")) or "unknown",
+        start=_short(settings.get("finetune")),
+        chosen=_short(told.get("chosen_on")),
+        tested=f"the {count} clips of its test list" if count else "its test list",
+        scores=[
+            (n.upper(), f"{scores[n]:.4f}", "{:.4f} to {:.4f}".format(*bounds[n]))
+            if n in bounds
+            else (n.upper(), f"{scores[n]:.4f}", "unknown")
+            for n in SHOWN
+            if n in scores
+        ],
+        call=calls.get(task, "features({}).arrays").format('"clip.mp4"'),
+    )
+    return encodable(str(card)) + "\n"
+
+
+def _short(path: Any) -> str:
+    """Return the last two parts of a path, which name a list; the others are nobody's business."""
+    return f"`{'/'.join(Path(path).parts[-2:])}`" if path else ""
