@@ -6,32 +6,11 @@ Several GPUs: ``torchrun --nproc_per_node=4 run_pretraining.py ...``; ``--help``
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
-import timm
-import torch
-from torch import Tensor, nn
-
-import hicmae.models  # noqa: F401  (registers the models)
-from hicmae.config import ClipConfig, PretrainConfigs, PretrainLossConfig, PretrainModelConfig
-from hicmae.config.flags import given_flags, new_parser, parse_configs
-from hicmae.data.batches import ClipIndex, PretrainBatch
-from hicmae.data.clip_list import decide_source_crop, read_pretrain_list
-from hicmae.data.dataset import PretrainClips
-from hicmae.data.loader import SkippedClips
-from hicmae.models.layers import split_tokens
-from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
-from hicmae.training import distributed, loop
-from hicmae.training.logs import read_lines, show_hparams
-from hicmae.training.optim import shared_batches
-from hicmae.training.resume import Saver, find_checkpoint, resume, settings_to_keep
-from hicmae.training.run import Run, open_run, run_command
-from hicmae.training.state import make_state, num_parameters
-
-logger = logging.getLogger("hicmae")
+from hicmae.config import PretrainConfigs
+from hicmae.config.flags import new_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,135 +20,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pre-train; `argv` replaces the command line."""
-    parser = build_parser()
-    given = given_flags(parser, argv)
-    parser.set_defaults(**settings_to_keep(given, ClipConfig, PretrainModelConfig))
-    configs = parse_configs(parser, PretrainConfigs, argv)
-    with open_run(configs.run) as run:
-        optim = shared_batches(configs.optim, distributed.world_size())
-        pretrain(run, configs._replace(optim=optim))
+    from hicmae import pretraining
 
-
-def pretrain(run: Run, configs: PretrainConfigs) -> None:
-    """Build data, model and optimiser, then train epoch by epoch."""
-    dataset, epochs = make_dataset(configs), configs.optim.epochs
-    # The run keeps what was decided.
-    configs = configs._replace(data=replace(configs.data, source_crop=dataset.source_crop))
-    loader = loop.clip_loader(run, dataset, configs.optim.batch_size)
-    warn_of_contrast(configs)
-    if configs.loss.gather:
-        distributed.check_equal_batches(configs.optim.batch_size * dataset.num_samples)
-
-    torch.manual_seed(run.config.seed)
-    model = make_model(configs).to(run.device)
-    logger.info("%s: %.2f M parameters", configs.model.model_name, num_parameters(model) / 1e6)
-    state = make_state(run, configs, model, loader, {"training": dataset.clips})
-    resume(run, state, find_checkpoint(run))
-
-    trained, compute_loss = loop.as_trained(model, run.config, run.device), make_loss(configs.loss)
-    record = run.output_dir / "skipped_clips.csv"
-    skipped = SkippedClips(record, len(dataset), configs.data.max_bad_clips)
-    with loop.open_logs(run, state) as logs:
-        saver = Saver(run, state, logs)
-        for epoch in range(state.epoch, epochs):
-            means = loop.train_one_epoch(trained, loader, compute_loss, run, state, saver, skipped)
-            if distributed.is_main() and run.draws(epoch):
-                log_images(saver, dataset, configs.loss)
-            saver.end_epoch(means)
-        saver.finish()
-    plan = state.plan
-    show_hparams(run.log_dir, plan.hparams, final_metrics(run), len(plan.lr))
-    logger.info("pre-training done: %s/checkpoint-%d.pth", run.output_dir, epochs - 1)
-
-
-def make_dataset(configs: PretrainConfigs) -> PretrainClips:
-    """Read the list, train.csv in a folder, or shards, and describe how clips are drawn."""
-    data, size = configs.data, configs.clip.input_size
-    clips = read_pretrain_list(data.data_path, data.data_root)
-    return PretrainClips(
-        clips,
-        configs.clip,
-        source_crop=decide_source_crop(data.source_crop, data.data_path, clips, size),
-        tubelet_size=configs.clip.tubelet_size,
-        **vars(configs.mask),
-        roll_mag_aug=data.roll_mag_aug,
-        num_samples=data.num_samples,
-        seed=configs.run.seed,
-        clip_timeout=data.clip_timeout,
-    )
-
-
-def warn_of_contrast(configs: PretrainConfigs) -> None:
-    """Warn where a sample is contrasted with nothing: its loss is 0, its accuracy 1."""
-    loss, clips = configs.loss, configs.optim.batch_size * configs.data.num_samples
-    if loss.gather:
-        clips *= distributed.world_size()
-    if clips == 1 and loss.loss_weight and loss.contrastive_levels != "none":
-        logger.warning(
-            "the contrast gets 1 sample a pass (--batch_size 1), expected 2 or more: its loss is "
-            "always 0 and its accuracy 1; raise --batch_size, use --gather_negatives with several "
-            "processes, or say --contrastive_levels none"
-        )
-
-
-def make_model(configs: PretrainConfigs) -> nn.Module:
-    """Create the model of the chosen size, depths and clip geometry."""
-    options = {**vars(configs.model), **configs.clip.of_model()}
-    return timm.create_model(**options, cpu_gemm=configs.run.cpu_gemm)
-
-
-def make_loss(config: PretrainLossConfig) -> loop.ComputeLoss:
-    """Return the function that takes a batch to its loss and the parts to log."""
-
-    def compute_loss(model: nn.Module, batch: PretrainBatch) -> tuple[Tensor, loop.LossParts]:
-        # The masks are still on the CPU: splitting them there costs a GPU no synchronisation.
-        split, split_audio, *light = (
-            split_tokens(mask, None, name, name.startswith("contrast")).to(batch.video.device)
-            for name, mask in batch._asdict().items()
-            if "mask" in name and mask is not None
-        )
-        output = model(batch.video, split, batch.audio, split_audio, light)
-        loss = pretrain_loss(output, batch.video, split, batch.audio, split_audio, **vars(config))
-        parts = {"loss_video": loss.video, "loss_audio": loss.audio}
-        if loss.contrast is not None:
-            parts["loss_contrastive"] = loss.contrast
-        levels = contrasted(len(output.video_levels), config.contrastive_levels)
-        accuracies = contrastive_accuracy(
-            [output.video_levels[level] for level in levels],
-            [output.audio_levels[level] for level in levels],
-        )
-        parts |= {f"contrastive_acc_{k}": v for k, v in zip(levels, accuracies, strict=True)}
-        return loss.total, parts
-
-    return compute_loss
-
-
-def final_metrics(run: Run) -> dict[str, float]:
-    """Return losses and contrastive accuracies of the last epoch, maybe of an earlier start."""
-    last = read_lines(run.output_dir / "log.txt")[-1:]
-    return {
-        f"train_last/{name.removeprefix('train_')}": value
-        for name, value in (last[0] if last else {}).items()
-        if name.startswith(("train_loss", "train_contrastive_acc")) and value is not None
-    }
-
-
-def log_images(saver: Saver, dataset: PretrainClips, loss: PretrainLossConfig) -> None:
-    """Show what the model makes of the first clips of the list, always with the same masks."""
-    # Imported where it is drawn: the other ranks need no matplotlib.
-    from hicmae.inference.style import figure_to_image
-    from hicmae.visualize.clips import rebuild_clips, reconstruction_figure
-
-    state = saver.state
-    items = [dataset[ClipIndex(0, index)] for index in range(min(2, len(dataset)))]
-    rebuilt = rebuild_clips(state.model, dataset.collate(items), loss, saver.run.precision)
-    for index, clip in enumerate(rebuilt[:: dataset.num_samples]):  # one draw of each clip
-        image = figure_to_image(reconstruction_figure(*clip))
-        saver.logs.board.image(f"reconstruction/{index}", image, state.last_step)
+    pretraining.main(build_parser(), argv)
 
 
 def command() -> int:
     """Run the command line; returns the exit code."""
+    build_parser().parse_args()  # --help and wrong flags end here, before torch is loaded
+    from hicmae.training.run import run_command
+
     return run_command(main)
 
 

@@ -41,12 +41,12 @@ from hicmae.data.clip_list import Clip, PackedClips, read_packed, write_list
 from hicmae.data.dataset import PretrainClips
 from hicmae.data.loader import epoch_batches, item_generator
 from hicmae.io import check_writable, describe, whole_file, write_whole
+from hicmae.pretraining import make_dataset, make_loss, make_model
 from hicmae.training import distributed
 from hicmae.training.loop import as_trained, clip_loader, train_step
 from hicmae.training.optim import make_optimizer, parameter_groups
 from hicmae.training.run import EXPECTED, Run, choose_precision
 from preprocess import pack_clips
-from run_pretraining import make_dataset, make_loss, make_model
 from scripts import benchmark_models as models
 from scripts.benchmark_models import Mark, measure_in_turns, summary
 

@@ -37,7 +37,7 @@ LIMIT = 120  # seconds after which a process counts as hung
 # Imports once what every run needs; runs are forked from there, so that they start at once and
 # share neither threads nor memory with the tests.
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["run_pretraining", "run_finetuning", "tests.small_runs"])
+_server.set_forkserver_preload(["hicmae.pretraining", "hicmae.finetuning", "tests.small_runs"])
 
 
 def make_media(root: Path, count: int = 6) -> Path:
@@ -96,7 +96,7 @@ def _main(script, arguments, environment, log, fault):
     sys.argv = [f"{script}.py", *arguments]
     if fault is not None:
         fault()
-    sys.exit(module.run_command(module.main))
+    sys.exit(module.command())
 
 
 class Run:

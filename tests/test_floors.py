@@ -13,6 +13,7 @@ FLOORS = [
     ["training"],
     ["inference"],
     ["visualize", "report", "knn"],
+    ["pretraining", "finetuning"],
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted((ROOT / "hicmae").rglob("*.py"))

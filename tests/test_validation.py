@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import run_finetuning
 import run_pretraining
-from hicmae import EmotionRecognizer
+from hicmae import EmotionRecognizer, finetuning, pretraining
 from hicmae.config import FinetuneConfigs, PretrainConfigs
 from hicmae.config.flags import parse_configs
 from hicmae.data.batches import ClipIndex
@@ -81,7 +81,7 @@ def media(tmp_path_factory):
         write_list(root / name / "test.csv", test)
     for task in ("classification", "regression"):
         torch.manual_seed(1)
-        state = run_finetuning.make_model(parse("x", "y", "--task", task)).state_dict()
+        state = finetuning.make_model(parse("x", "y", "--task", task)).state_dict()
         checkpoint.save(root / f"{task}.pth", {"model": state})
     return root
 
@@ -93,12 +93,12 @@ def test_the_test_list_is_not_looked_at_before_the_final_test(media, tmp_path, m
     (fold / "train.csv").write_text((media / "fold" / "train.csv").read_text())
     (fold / "test.csv").write_text(f"{tmp_path}/gone {tmp_path}/gone.wav 0\n")
 
-    class Noted(run_finetuning.LabelledClips):
+    class Noted(finetuning.LabelledClips):
         def __init__(self, clips, **rest):
             trained.extend(clips)
             super().__init__(clips, **rest)
 
-    monkeypatch.setattr(run_finetuning, "LabelledClips", Noted)
+    monkeypatch.setattr(finetuning, "LabelledClips", Noted)
     with pytest.raises(RuntimeError, match="evaluation clip '.*gone' cannot be read"):
         finetune(fold, tmp_path / "out", *BY_SPEAKER, "0.25")
     epochs = [json.loads(line) for line in (tmp_path / "out/log.txt").read_text().splitlines()]
@@ -127,7 +127,7 @@ def test_results_and_record_say_which_held_out_speakers_chose_the_best_epoch(
     model, _ = load_model(out / "checkpoint-0.pth")
     configs = parse(media / "fold", out, *options, "--val_share", "0.5")
     held = TestClips(
-        run_finetuning.read_lists(configs).val, centre=True, **run_finetuning.clip_options(configs)
+        finetuning.read_lists(configs).val, centre=True, **finetuning.clip_options(configs)
     )
     views = [held.collate([held[ClipIndex(0, k)]]) for k in range(len(held))]
     precision = choose_precision("fp32", torch.device("cpu"))
@@ -160,7 +160,7 @@ def test_clips_held_out_at_random_keep_items_whole(media, tmp_path):
     for average in ("0", "2"):
         for seed in range(4):
             flags = (tmp_path, tmp_path, *options, average, "--seed", str(seed))
-            lists = run_finetuning.read_lists(parse(*flags))
+            lists = finetuning.read_lists(parse(*flags))
             names = [clip.video for clip in lists.val]
             held[average, seed] = [base_name(name)[:3] for name in names]
             assert lists.tables["val_clips.csv"].split() == ["clip", *names]
@@ -295,7 +295,7 @@ def test_labels_that_training_cannot_reach_are_told(flags, train, test, facts, c
     if " " not in flags:
         flags = f"--task regression --head_activation {flags}"
     configs = parse("fold", "out", *flags.split())
-    run_finetuning.check_training(configs, lists_of(train, test), ["a", "b"])
+    finetuning.check_training(configs, lists_of(train, test), ["a", "b"])
     assert len(caplog.messages) == bool(facts)
     assert all(fact in caplog.text for fact in facts), caplog.text
 
@@ -304,9 +304,9 @@ def test_labels_that_training_cannot_reach_are_told(flags, train, test, facts, c
 def test_a_correlation_of_one_clip_is_refused(loss):
     flags = ["--task", "regression", "--loss", loss, "--num_samples", "2", "--batch_size"]
     lists = lists_of([(0.0, 1.0)], [(0.0, 1.0)])
-    run_finetuning.check_training(parse("fold", "out", *flags, "2"), lists, ["a", "b"])
+    finetuning.check_training(parse("fold", "out", *flags, "2"), lists, ["a", "b"])
     with pytest.raises(ValueError, match=f"--loss {loss} .*--batch_size 1.* 2 or more"):
-        run_finetuning.check_training(parse("fold", "out", *flags, "1"), lists, ["a", "b"])
+        finetuning.check_training(parse("fold", "out", *flags, "1"), lists, ["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -317,9 +317,7 @@ def test_a_correlation_of_one_clip_is_refused(loss):
 def test_a_contrast_with_nothing_is_told(flags, told, caplog):
     start = "--data_path list.csv --output_dir out --batch_size 1"
     parser = run_pretraining.build_parser()
-    run_pretraining.warn_of_contrast(
-        parse_configs(parser, PretrainConfigs, f"{start} {flags}".split())
-    )
+    pretraining.warn_of_contrast(parse_configs(parser, PretrainConfigs, f"{start} {flags}".split()))
     assert caplog.text.count("--batch_size 1") == told
 
 

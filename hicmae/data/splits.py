@@ -4,16 +4,16 @@ Speakers come from a table beside the lists, or from the clips' names.
 """
 
 import csv
+import io
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from hicmae.data.clip_list import AnyClip, find_list, name_of
 
@@ -257,6 +257,13 @@ class Lists(NamedTuple):
     tables: dict[str, str]  # files to write beside the results: content by name
 
 
+def _table(columns: Mapping[str, Sequence[object]]) -> str:
+    text = io.StringIO()
+    rows = zip(*columns.values(), strict=True)
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue()
+
+
 def read_lists(
     folder: Path,
     read: Callable[[Path], Clips],
@@ -296,8 +303,7 @@ def read_lists(
             logger.info("'%s' is not used", folder / "val.csv")
         val_file = output_dir / HOLDOUT_FILE
         speaker = {"speaker": owners} if val_split == "speaker" else {}
-        held = pd.DataFrame({"clip": [name_of(clip) for clip in val], **speaker}, dtype=object)
-        tables[HOLDOUT_FILE] = held.to_csv(index=False, lineterminator="\n")
+        tables[HOLDOUT_FILE] = _table({"clip": [name_of(clip) for clip in val], **speaker})
     for clips in (val, test) if average_clips else ():  # their items must have one label each
         group_clips([*map(name_of, clips)], [clip.label for clip in clips], average_clips)
     if label_share < 1:
@@ -305,8 +311,7 @@ def read_lists(
         counts = Counter(clip.label for clip in train if isinstance(clip.label, int))
         spread = f" (by class {dict(sorted(counts.items()))})" if counts else ""
         logger.info("%d of %d training clips%s, see %s", len(train), total, spread, SHARE_FILE)
-        drawn = pd.DataFrame({"clip": [name_of(clip) for clip in train]}, dtype=object)
-        tables[SHARE_FILE] = drawn.to_csv(index=False, lineterminator="\n")
+        tables[SHARE_FILE] = _table({"clip": [name_of(clip) for clip in train]})
     if val == test:
         logger.warning(
             "the best epoch is chosen on %s, the same clips as the test list, as in the published "

@@ -15,7 +15,7 @@ from hicmae.data.clip_list import Clip, write_list
 from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
 from hicmae.data.film import open_video
 from hicmae.data.loader import ClipSampler, make_loader
-from run_pretraining import make_dataset
+from hicmae.pretraining import make_dataset
 from tests.conftest import same
 
 SMALL = ClipSettings(input_size=32)

@@ -46,9 +46,9 @@ def no_file_grows_large():
 
 def slow_validation():
     """Give each validation batch half a second."""
-    import run_finetuning
+    from hicmae import finetuning
 
-    evaluate = run_finetuning.evaluate
+    evaluate = finetuning.evaluate
 
     def slow_evaluate(*args, **options):
         *first, description, before_each = args[:6]
@@ -56,7 +56,7 @@ def slow_validation():
         slowly = lambda: time.sleep(wait) or before_each()  # noqa: E731
         return evaluate(*first, description, slowly, *args[6:], **options)
 
-    run_finetuning.evaluate = slow_evaluate
+    finetuning.evaluate = slow_evaluate
 
 
 # Ways to disturb: each returns what the log of the run that goes on must say.

@@ -28,9 +28,9 @@ from tests.small_runs import (
 
 def spoil(is_bad):
     """Make the loss of pre-training infinite where `is_bad(batch)`, with finite gradients."""
-    import run_pretraining
+    from hicmae import pretraining
 
-    make_loss = run_pretraining.make_loss
+    make_loss = pretraining.make_loss
 
     def make(config):
         compute_loss = make_loss(config)
@@ -41,7 +41,7 @@ def spoil(is_bad):
 
         return compute
 
-    run_pretraining.make_loss = make
+    pretraining.make_loss = make
 
 
 def one_clip_is_bad():

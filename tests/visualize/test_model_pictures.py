@@ -10,6 +10,7 @@ from PIL import Image
 from hicmae.config import PretrainConfigs
 from hicmae.config.flags import as_dict, from_dict
 from hicmae.data.clip_list import Clip, write_list
+from hicmae.pretraining import make_model
 from hicmae.training import checkpoint
 from hicmae.visualize.__main__ import main
 from hicmae.visualize.attention import attention_figure, look
@@ -24,7 +25,6 @@ from hicmae.visualize.features import (
     table,
     tsne_figure,
 )
-from run_pretraining import make_model
 from tests.small_models import classifier
 
 CLIP = {"num_frames": 4, "sampling_rate": 2, "input_size": 32, "input_size_audio": (32, 128)}

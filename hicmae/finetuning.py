@@ -1,0 +1,444 @@
+"""Fine-tuning on labelled clips: data, model and loss, epoch by epoch, then the tests."""
+
+import argparse
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import hicmae.models  # noqa: F401  (registers the models)
+from hicmae.config import LOWER_IS_BETTER, ClassifierConfig, ClipConfig, FinetuneConfigs
+from hicmae.config.flags import as_dict, given_flags, parse_configs
+from hicmae.data import splits
+from hicmae.data.augment import Augment, Mixup, mix_batch
+from hicmae.data.batches import LabelledBatch
+from hicmae.data.clip_list import name_of, names_of_run, read_labelled_list
+from hicmae.data.dataset import LabelledClips, TestClips
+from hicmae.data.loader import SkippedClips
+from hicmae.inference.export import export_run
+from hicmae.io import write_whole
+from hicmae.models.losses import REGRESSION_LOSSES, class_weights, cross_entropy
+from hicmae.training import checkpoint, distributed, loop, trained, transfer
+from hicmae.training import evaluate as scoring
+from hicmae.training.logs import show_hparams
+from hicmae.training.optim import freeze, shared_batches
+from hicmae.training.resume import Saver, find_checkpoint, resume, settings_to_keep
+from hicmae.training.run import Run, open_run, write_settings
+from hicmae.training.state import make_state, num_parameters
+from hicmae.training.trained import Trained
+
+logger = logging.getLogger("hicmae")
+
+# Settings of a classifier that are arguments of its builder, and of `splits.read_lists`.
+MODEL = ("num_classes", "depth", "depth_audio", "fusion_depth", "drop_path_rate", "init_values",
+         "head_activation", "modality", "hierarchical_fusion", "fusion_order")  # fmt: skip
+# Numbers that a head can give, by its activation.
+REACH = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
+SPLIT = ("val_path", "val_split", "val_share", "label_share", "average_clips")
+
+
+def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
+    """Fine-tune and test as the flags of a script say; `argv` replaces its command line."""
+    given = given_flags(parser, argv)
+    source = tested_model(given) if given.get("eval") else None
+    if source:
+        parser.set_defaults(**{k: v for k, v in source.settings.items() if k in trained.SETTLED})
+    else:
+        parser.set_defaults(**settings_to_keep(given, ClipConfig, ClassifierConfig))
+    configs = parse_configs(parser, FinetuneConfigs, argv)
+    with open_run(configs.run, trains=source is None) as run:
+        optim = shared_batches(configs.optim, distributed.world_size())
+        configs = configs._replace(optim=optim)
+        test_only(run, configs, source) if source else finetune(run, configs)
+
+
+def finetune(run: Run, configs: FinetuneConfigs) -> None:
+    """Train, keep the epoch that validates best, then test the last and the best epoch."""
+    classifier, optim = configs.classifier, configs.optim
+    lists = read_lists(configs)
+    known = {"class_names": classifier.class_names, "data_path": configs.data.data_path}
+    names = names_of_run(known, classifier.task, classifier.num_classes)
+    logger.info("names: %s", ", ".join(names))
+    check_training(configs, lists, names)
+    balanced, train_clips = configs.score.balanced_sampler, training_clips(configs, lists)
+    loader = loop.clip_loader(run, train_clips, optim.batch_size, balanced=balanced)
+    val_loader = scoring_loader(run, configs, lists.val, centre=True)
+    clips = {"training": lists.train, "validation": lists.val, "test": lists.test}
+    found = find_checkpoint(run)
+
+    torch.manual_seed(run.config.seed)
+    model = make_model(configs).to(run.device)
+    if found is None and classifier.finetune:
+        transfer.load_pretrained(model, classifier.finetune, classifier.allow_partial)
+    elif found is None and (classifier.linear_probe or classifier.freeze_layers):
+        logger.warning("what is frozen keeps its random start: no --finetune FILE is given")
+    freeze(model, classifier.linear_probe, classifier.freeze_layers)
+    decays = classifier.layer_decay, configs.score.ema
+    state = make_state(run, configs, model, loader, clips, *decays)
+    resume(run, state, found)
+    for name, table in lists.tables.items() if distributed.is_main() else ():
+        write_whole(run.output_dir / name, table)  # which clips were held out or drawn
+
+    trained = loop.as_trained(model, run.config, run.device)
+    compute_loss = make_loss(configs, lists.train, run.device)
+    record = run.output_dir / "skipped_clips.csv"
+    skipped = SkippedClips(record, len(lists.train), configs.data.max_bad_clips)
+    with loop.open_logs(run, state) as logs:
+        saver = Saver(run, state, logs)
+        for _ in range(state.epoch, optim.epochs):
+            means = loop.train_one_epoch(trained, loader, compute_loss, run, state, saver, skipped)
+            metrics, _ = evaluate(run, configs, model, val_loader, "validation", saver.check)
+            end_epoch(saver, configs, means, metrics, names)
+        saver.finish()
+    test_last_and_best(saver, configs, lists, val_loader, names)
+    if configs.score.export:
+        export_run(run.output_dir)
+
+
+def tested_model(given: Mapping[str, Any]) -> Trained:
+    """Read what to test: --resume, --finetune, or the newest checkpoint of the output folder.
+
+    ValueError: it is no classifier, or a flag contradicts what it was trained with.
+    """
+    folder = given.get("output_dir", "")
+    named = str(given.get("resume") or given.get("finetune") or "")
+    newest = None if named else next(checkpoint.whole(folder), None)
+    if not named and newest is None:
+        raise FileNotFoundError(
+            f"--eval found no checkpoint-<epoch>.pth in '{folder}'; name a file with --resume"
+        )
+    source = trained.describe(newest[1], newest[0]) if newest else trained.read(named)
+    if "nb_classes" not in source.settings:
+        raise ValueError(
+            f"'{source.source}' has no head to test: testing needs a fine-tuned checkpoint; "
+            "fine-tune it with --finetune, without --eval"
+        )
+    if sizes := given.get("input_size_audio"):  # one value stands for itself and 128
+        given = {**given, "input_size_audio": [*sizes, 128][:2]}
+    trained.check_agrees(source, given)
+    return source
+
+
+def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
+    """Test one model, as it was trained; what other tests and runs have written stays."""
+    if not (run.output_dir / "config.json").exists():
+        write_settings(run, as_dict(configs))
+    model, path = make_model(configs).to(run.device), Path(configs.data.data_path, "test.csv")
+    logger.info("testing %s on %s", source.source, path)
+    transfer.load_pretrained(model, source, require_all=True)
+    loader = scoring_loader(run, configs, list_reader(configs)(path))
+    facts: dict[str, Any] = {"checkpoint": os.path.abspath(source.source)}
+    facts["list"] = os.path.abspath(path)
+    suffix = scoring.free_suffix(run.output_dir, facts)
+    metrics, _ = evaluate(run, configs, model, loader, "test", run.check_stop, suffix, **facts)
+    summary = scoring.summary(metrics, configs.classifier.task)
+    logger.info("test: %s, in metrics%s.json and pred%s.csv", summary, suffix, suffix)
+
+
+# Data
+
+
+def list_reader(configs: FinetuneConfigs) -> Callable[[Path], splits.Clips]:
+    """Return the function that reads a list of the run's task."""
+    task, count = configs.classifier.task, configs.classifier.num_classes
+    root = configs.data.data_root
+    return partial(read_labelled_list, task=task, num_classes=count, data_root=root)
+
+
+def read_lists(configs: FinetuneConfigs) -> splits.Lists:
+    """Read the training, validation and test list as the settings say."""
+    score, data = configs.score, configs.data
+    return splits.read_lists(
+        Path(data.data_path),
+        list_reader(configs),
+        Path(configs.run.output_dir),
+        **{name: getattr(score, name) for name in SPLIT},
+        speakers=(data.data_root, score.speaker_file, score.speaker_pattern),
+        seed=configs.run.seed,
+        modality=configs.classifier.modality,
+    )
+
+
+def check_training(configs: FinetuneConfigs, lists: splits.Lists, names: Sequence[str]) -> None:
+    """Refuse what cannot learn, and warn of labels that training cannot reach.
+
+    ValueError: a loss that compares clips gets one clip a pass. Its draws share one target, so
+    --num_samples does not help.
+    """
+    loss, classifier = configs.score.loss, configs.classifier
+    if loss in ("ccc", "pcc") and configs.optim.batch_size == 1:
+        raise ValueError(
+            f"--loss {loss} correlates the clips of a pass, got --batch_size 1, expected 2 or "
+            "more: its gradient would be 0; raise --batch_size, or use --loss mse"
+        )
+    folder = Path(configs.data.data_path)
+    files = {folder / "train.csv": lists.train, Path(lists.val_file): lists.val}
+    files[folder / "test.csv"] = lists.test
+    if classifier.task == "classification":
+        warn_of_classes(files, names)
+    elif classifier.head_activation:
+        warn_of_targets(files, classifier.head_activation)
+
+
+def warn_of_classes(files: Mapping[Path, splits.Clips], names: Sequence[str]) -> None:
+    """Warn of classes that the first list lacks, and say how many clips of the others have them."""
+    (train, clips), *others = files.items()
+    known = {clip.label for clip in clips}
+    if missing := [k for k in range(len(names)) if k not in known]:
+        counts = {path: sum(clip.label in missing for clip in some) for path, some in others}
+        logger.warning(
+            "no training clip of '%s' is of class %s, expected all %d of --nb_classes: they cannot "
+            "be learned (clips of them: %s); check the lists, which count classes from 0",
+            *(train, ", ".join(f"{k} ({names[k]})" for k in missing), len(names)),
+            ", ".join(f"{count} in '{path}'" for path, count in counts.items()),
+        )
+
+
+def warn_of_targets(files: Mapping[Path, splits.Clips], activation: str) -> None:
+    """Warn of each list with regression targets that the outputs cannot reach."""
+    low, high = REACH[activation]
+    for path, clips in files.items():
+        targets = [(v, c) for c in clips if isinstance(c.label, tuple) for v in c.label]
+        outside = [(value, clip) for value, clip in targets if not low <= value <= high]
+        if outside:
+            value, clip = max(outside, key=lambda pair: max(low - pair[0], pair[0] - high))
+            logger.warning(
+                "'%s': %d of %d targets cannot be reached, got %g of '%s', expected %g to %g of "
+                "--head_activation %s; leave it out, or scale the targets",
+                *(path, len(outside), len(targets), value, name_of(clip), low, high, activation),
+            )
+
+
+def clip_options(configs: FinetuneConfigs) -> dict[str, Any]:
+    """Return what the data sets of training and of scoring have in common."""
+    task, modality = configs.classifier.task, configs.classifier.modality
+    timeout = configs.data.clip_timeout
+    return {"settings": configs.clip, "task": task, "modality": modality, "clip_timeout": timeout}
+
+
+def training_clips(configs: FinetuneConfigs, lists: splits.Lists) -> LabelledClips:
+    """Describe how augmented clips are drawn; ``--aa none`` turns RandAugment off."""
+    chosen, data = vars(configs.augment), configs.data
+    options = {item.name: chosen[item.name] for item in fields(Augment) if item.name in chosen}
+    options["aa"] = None if chosen["aa"] in ("", "none") else chosen["aa"]
+    return LabelledClips(
+        lists.train,
+        augment=Augment(**options),
+        roll_mag_aug=data.roll_mag_aug,
+        num_samples=data.num_samples,
+        seed=configs.run.seed,
+        **clip_options(configs),
+    )
+
+
+def scoring_loader(
+    run: Run, configs: FinetuneConfigs, clips: splits.Clips, centre: bool = False
+) -> DataLoader:
+    """Build the loader of whole clips, this rank's share or, without ``--dist_eval``, all.
+
+    `centre` gives one centred view of each clip (validation) instead of the test views.
+    """
+    score = configs.score
+    dataset = TestClips(
+        clips,
+        num_segments=score.test_num_segment,
+        centre=centre,
+        allow_skip=score.skip_bad_test_clips,
+        **clip_options(configs),
+    )
+    return loop.clip_loader(run, dataset, configs.optim.batch_size, False, score.dist_eval)
+
+
+# Model and loss
+
+
+def make_model(configs: FinetuneConfigs) -> nn.Module:
+    """Create the classifier of the chosen size, depths and clip geometry."""
+    name, chosen = configs.classifier.model_name, vars(configs.classifier)
+    options = {option: chosen[option] for option in MODEL} | configs.clip.of_model()
+    model = timm.create_model(name, **options, cpu_gemm=configs.run.cpu_gemm)
+    logger.info("%s: %.2f M parameters", name, num_parameters(model) / 1e6)
+    return model
+
+
+def make_loss(
+    configs: FinetuneConfigs, clips: splits.Clips, device: torch.device
+) -> loop.ComputeLoss:
+    """Return the function that takes a batch to its loss and the parts to log.
+
+    `clips` are those of training, whose classes may be weighed.
+    """
+    augment, classes = configs.augment, configs.classifier.num_classes
+    if configs.classifier.task == "regression":
+        distance = REGRESSION_LOSSES[configs.score.loss]
+        return lambda model, b: (distance(model(b.video, b.audio).float(), b.target), {})
+    mixup = Mixup(
+        num_classes=classes,
+        mixup_alpha=augment.mixup or 0.0,
+        cutmix_alpha=augment.cutmix or 0.0,
+        prob=augment.mixup_prob,
+        switch_prob=augment.mixup_switch_prob,
+        label_smoothing=augment.smoothing,
+    )
+
+    counts = torch.bincount(torch.tensor([clip.label for clip in clips]), minlength=classes)
+    weights = class_weights(counts, configs.score.class_weights)
+    if weights is not None:
+        logger.info("weights of the classes: %s", " ".join(f"{w:.3g}" for w in weights.tolist()))
+        weights = weights.to(device)
+
+    def compute_loss(model: nn.Module, batch: LabelledBatch) -> tuple[Tensor, loop.LossParts]:
+        if augment.mixup or augment.cutmix:
+            mixed = mix_batch(batch, mixup, augment.mixup_audio)
+            scores = model(mixed.video, mixed.audio).float()
+            return cross_entropy(scores, mixed.target, weights), {}
+        scores = model(batch.video, batch.audio).float()
+        accuracy = (scores.detach().argmax(dim=1) == batch.target).float().mean()
+        loss = cross_entropy(scores, batch.target, weights, augment.smoothing)
+        return loss, {"class_acc": accuracy}
+
+    return compute_loss
+
+
+# Scores
+
+
+def evaluate(
+    run: Run,
+    configs: FinetuneConfigs,
+    model: nn.Module,
+    loader: DataLoader,
+    description: str,
+    before_each: Callable[[], None],
+    suffix: str | None = None,
+    temperature: float | None = None,
+    **facts: Any,
+) -> tuple[dict[str, Any], scoring.Predictions]:
+    """Score clips on all ranks; with --average_clips, items instead of clips.
+
+    Returns the metrics and what they are of.
+
+    On the CPU, and with --deterministic, the results do not depend on the batch size or on the
+    number of processes. With a `suffix` they go to pred<suffix>.csv and, with `facts` such as the
+    epoch beside them, to metrics<suffix>.json; with --average_clips the scores of the single clips
+    go to pred_clips<suffix>.csv. With a `temperature`, the metrics hold `calibration` before and
+    after it. `before_each` batch may raise to stop.
+    """
+    task, average = configs.classifier.task, configs.score.average_clips
+    clips = scoring.predict(
+        *(model, loader, run.precision, task, description),
+        before_each=before_each,
+        clip_by_clip=run.device.type == "cpu" or run.config.deterministic,
+        shared=configs.score.dist_eval,
+    )
+    items = scoring.average_clips(clips, average) if average else clips
+    if average:
+        facts |= {"clips": len(clips.names), "items": len(items.names)}
+    metrics = {**scoring.score(items, task), **facts}
+    if temperature is not None:
+        then = scoring.tempered(items.scores, temperature)
+        before, after = (scoring.calibration(items.targets, p) for p in (items.scores, then))
+        metrics["calibration"] = {"temperature": temperature, "before": before, "after": after}
+    if suffix is not None and distributed.is_main():
+        scoring.write_results(run.output_dir, suffix, items, metrics, task)
+        if average:
+            scoring.write_predictions(run.output_dir / f"pred_clips{suffix}.csv", clips, task)
+    return metrics, items
+
+
+def end_epoch(
+    saver: Saver,
+    configs: FinetuneConfigs,
+    train: dict[str, float],
+    metrics: dict[str, Any],
+    names: Sequence[str],
+) -> None:
+    """Keep the epoch that validates best; write each one's figures, show them, and save."""
+    state, name, board = saver.state, configs.score.val_metric, saver.logs.board
+    numbers = [key for key, value in metrics.items() if isinstance(value, (float, dict))]
+    val = {key: scoring.headline(metrics, key) for key in numbers}
+    value, best = val[name], state.best["value"]
+    better = best is None or (value < best if name in LOWER_IS_BETTER else value > best)
+    if better and not saver.save_best(value):
+        logger.warning("epoch %d is the best so far, but could not be kept", state.epoch)
+    shown, best = scoring.summary(metrics, configs.classifier.task), state.best
+    kept = "none kept" if best["value"] is None else f"{best['value']:.4f} in epoch {best['epoch']}"
+    logger.info("epoch %d: validation %s; best %s %s", state.epoch, shown, name, kept)
+    board.scalars(state.last_step, val, "val")
+    if "confusion" in metrics and distributed.is_main():
+        recalls = {n: r for n, r in zip(names, metrics["recall"], strict=True) if r is not None}
+        board.scalars(state.last_step, recalls, "val_recall")
+        if saver.run.draws(state.epoch):
+            from hicmae.visualize.runs import confusion_image  # the other ranks need no matplotlib
+
+            board.image("val/confusion", confusion_image(metrics, names), state.last_step)
+    saver.end_epoch({**train, **{f"val_{key}": number for key, number in val.items()}})
+
+
+def test_last_and_best(
+    saver: Saver,
+    configs: FinetuneConfigs,
+    lists: splits.Lists,
+    val_loader: DataLoader,
+    names: Sequence[str],
+) -> None:
+    """Test the model as it is after the last epoch, the best epoch's weights, and the average.
+
+    checkpoint-ema.pth keeps the average. Classes get a temperature first where validation clips
+    are not those of the test.
+    """
+    run, state, task = saver.run, saver.state, configs.classifier.task
+    metric, last, best = configs.score.val_metric, configs.optim.epochs - 1, state.best
+    loader, final, images = scoring_loader(run, configs, lists.test), dict[str, float](), {}
+    calibrates = task == "classification" and lists.val != lists.test
+    if task == "classification" and not calibrates:
+        logger.info("no validation clips apart from the test: probabilities are not calibrated")
+    if best["epoch"] < 0:
+        logger.warning("no best epoch could be saved; the last one stands for it")
+    epochs = {"last": last, "best": last if best["epoch"] < 0 else best["epoch"]}
+    for kind, epoch in (epochs | ({"ema": last} if state.decay else {})).items():
+        if kind == "ema":
+            mean = state.model.state_dict() | state.average
+            saver.write("ema", {"model": mean, "epoch": last})
+            state.model.load_state_dict(mean)
+        elif epoch != last:
+            content = checkpoint.load(run.output_dir / "checkpoint-best.pth")
+            state.model.load_state_dict(content["model"])
+        suffix, how, facts = "" if kind == "last" else f"_{kind}", "", dict[str, Any](epoch=epoch)
+        if kind == "best":
+            how, facts["chosen_on"] = f", chosen by {metric} on {lists.val_file}", lists.val_file
+        text = "test, average of the weights" if kind == "ema" else f"test, {kind} epoch"
+        what, temperature = (run, configs, state.model), None
+        if calibrates:
+            _, held_out = evaluate(*what, val_loader, "calibration", saver.check)
+            temperature = scoring.fit_temperature(held_out.targets, held_out.scores)
+        metrics, tested = evaluate(*what, loader, text, saver.check, suffix, temperature, **facts)
+        logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics, task))
+        if found := metrics.get("calibration"):
+            logger.info(
+                "temperature %.3f by %s; in the test ECE %.4f -> %.4f, NLL %.4f -> %.4f",
+                *(temperature, lists.val_file),
+                *(found[when][name] for name in ("ece", "nll") for when in ("before", "after")),
+            )
+        for name in scoring.SHOWN[task]:
+            final[f"test_{kind}/{name}"] = scoring.headline(metrics, name)
+        if run.config.image_freq and "confusion" in metrics and distributed.is_main():
+            from hicmae.visualize import runs as pictures  # as above
+
+            images[f"test_{kind}/confusion"] = pictures.confusion_image(metrics, names)
+            if temperature is not None:
+                path = run.output_dir / f"reliability{suffix}.png"
+                drawn = pictures.draw_reliability(tested.targets, tested.scores, temperature, path)
+                images[f"test_{kind}/reliability"] = drawn
+    if best["value"] is not None:
+        final[f"val_best/{metric}"] = best["value"]
+    show_hparams(run.log_dir, state.plan.hparams, final, len(state.plan.lr), images)
