@@ -258,7 +258,8 @@ def inspect_all(
             append(whole, (known[key] for key in known if key not in again))
     jobs = deque(Job(video, audio, str(path)) for video, audio in todo)
     before = len(mine) - len(todo)
-    found = outcomes_of(jobs, partial(work, decode=decode), num_workers, "checking", before)
+    inspecting = partial(work, decode=decode)
+    found = outcomes_of(jobs, inspecting, num_workers, "checking", before, in_order=True)
     with closing(found):
         for outcome in found:
             video, audio, _ = outcome.job

@@ -11,17 +11,20 @@ import argparse
 import csv
 import errno
 import functools
+import itertools
 import logging
 import multiprocessing
 import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
+from logging.handlers import QueueHandler
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -58,6 +61,7 @@ class Outcome(NamedTuple):
     reason: str = ""  # why it failed
     seconds: float = 0.0
     details: Mapping[str, Any] = {}  # more columns of the summary
+    said: Sequence[logging.LogRecord] = ()  # what its process logged
 
 
 Work = Callable[[Any], dict[str, Any]]  # makes what a job asks for; returns the details
@@ -260,10 +264,10 @@ class Ledger:
     ) -> int:
         """Work in processes, note what comes, and return the exit code.
 
-        `finish` takes the outcomes and yields them again when all that they need is done.
+        `finish` gets the outcomes in order, and yields them again when all they need is done.
         """
         left, stopped = len(pending), ""
-        found = outcomes_of(pending, work, num_workers, title)
+        found = outcomes_of(pending, work, num_workers, title, in_order=finish is not None)
         with closing(found), closing(finish(found) if finish else found) as outcomes:
             try:
                 for outcome in outcomes:
@@ -316,24 +320,34 @@ def read_summary(path: Path) -> dict[str, dict[str, object]]:
 
 
 def outcomes_of(
-    pending: deque, work: Work, num_workers: int, title: str, before: int = 0
+    pending: deque,
+    work: Work,
+    num_workers: int,
+    title: str,
+    before: int = 0,
+    in_order: bool = False,
 ) -> Generator[Outcome, None, None]:
-    """Yield the outcomes in the order in which they come; OSError where the disk is full.
+    """Yield the outcomes as they come, or `in_order` of the jobs; OSError where the disk is full.
 
-    A bar shows on a terminal, and a line a minute in a log; `before` clips are done already.
+    With an order, results do not depend on the number of processes. A bar shows on a terminal, and
+    a line a minute in a log; `before` clips are done already.
     """
     total, said = before + len(pending), time.monotonic()
-    found = _outcomes(pending, work, num_workers)
+    found = _outcomes(pending, work, num_workers, in_order)
     bar = tqdm(found, title, total, initial=before, unit="clip", disable=None)
     with closing(found), bar, logging_redirect_tqdm():
         for count, outcome in enumerate(bar, before + 1):
+            for record in outcome.said:
+                logging.getLogger(record.name).handle(record)
             yield outcome
             if time.monotonic() - said > SUMMARY_EVERY:
                 logger.info("%s: %d of %d clips", title, count, total)
                 said = time.monotonic()
 
 
-def _outcomes(pending: deque, work: Work, num_workers: int) -> Generator[Outcome, None, None]:
+def _outcomes(
+    pending: deque, work: Work, num_workers: int, in_order: bool
+) -> Generator[Outcome, None, None]:
     if num_workers == 1:
         while pending:
             yield _attempt(work, pending.popleft())
@@ -343,32 +357,53 @@ def _outcomes(pending: deque, work: Work, num_workers: int) -> Generator[Outcome
     while pending:
         # A process that dies, of a decoder's crash or for want of memory, takes the pool with it.
         # Which clip it was shows when those in hand are done again one by one.
-        suspects = deque((yield from _pooled(pending, work, num_workers)))
-        while suspects:
-            for job in (yield from _pooled(suspects, work, 1)):
-                yield Outcome(job, "the process that worked on it was killed or crashed")
+        hand = yield from _pooled(pending, work, num_workers, in_order)
+        lost = {f: job for f, job in hand.items() if isinstance(f.exception(), BrokenProcessPool)}
+        with closing(_one_by_one(deque(lost.values()), work)) as again:
+            for future in hand:
+                yield next(again) if future in lost else future.result()
 
 
-def _pooled(pending: deque, work: Work, num_workers: int) -> Generator[Outcome, None, list[Any]]:
+def _one_by_one(suspects: deque, work: Work) -> Generator[Outcome, None, None]:
+    while suspects:
+        for job in (yield from _pooled(suspects, work, 1, True)).values():
+            yield Outcome(job, "the process that worked on it was killed or crashed")
+
+
+def _pooled(
+    pending: deque, work: Work, num_workers: int, in_order: bool
+) -> Generator[Outcome, None, dict[Future[Outcome], Any]]:
     """Work through the jobs in processes; returns those that were in hand when one died."""
     # Not forked: torch and FFmpeg may hold locks, and macOS cannot.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, context)
-    running: dict[Future[Outcome], Any] = {}
+    context, level = multiprocessing.get_context("spawn"), logging.getLogger().level
+    pool = ProcessPoolExecutor(num_workers, context, _keep_log, (level,))
+    hand: dict[Future[Outcome], Any] = {}
     try:
-        while pending or running:
-            while pending and len(running) < 2 * num_workers - 1:  # one process has one in hand
+        while pending or hand:
+            # One process has one in hand. With an order, results wait for a slow clip before them.
+            while pending and len(hand) < 4 * num_workers - 3:
+                if sum(not future.done() for future in hand) >= 2 * num_workers - 1:
+                    break
                 with _interrupts_blocked():
-                    running[pool.submit(_attempt, work, pending[0])] = pending[0]
+                    hand[pool.submit(_attempt, work, pending[0])] = pending[0]
                     pending.popleft()
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            due = itertools.islice(hand, 1) if in_order else hand
+            for future in wait(due, return_when=FIRST_COMPLETED).done:
                 yield future.result()
-                del running[future]
+                del hand[future]
     except BrokenProcessPool:
-        return list(running.values())
+        return hand
     finally:
         pool.shutdown(cancel_futures=True)
-    return []
+    return {}
+
+
+_log: SimpleQueue[logging.LogRecord] = SimpleQueue()
+
+
+def _keep_log(level: int) -> None:
+    """Keep what this process logs, for the main process to show with the clip."""
+    logging.basicConfig(level=level, handlers=[QueueHandler(_log)])
 
 
 @contextmanager
@@ -395,7 +430,8 @@ def _attempt(work: Work, job: Any) -> Outcome:
         reason = describe(error)
         for name in (job.source, os.path.abspath(job.source)):
             reason = reason.removeprefix(f"'{name}' ")  # the row has the name
-    return Outcome(job, reason, time.monotonic() - start, details)
+    said = [_log.get() for _ in range(_log.qsize())]
+    return Outcome(job, reason, time.monotonic() - start, details, said)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -19,8 +19,8 @@ import soundfile
 from hicmae.io import PART
 from preprocess.command_line import STOPPED, make_parser
 from preprocess.face_and_audio import batch, extract_audio
-from preprocess.face_and_audio.batch import Job, find_jobs
-from tests.preprocess import media_files
+from preprocess.face_and_audio.batch import find_jobs
+from tests.preprocess import media_files, trees
 from tests.preprocess.media_files import (
     HARD_NAMES,
     chirp,
@@ -278,15 +278,6 @@ def test_what_killed_runs_left_is_swept_up_once_it_is_old(tmp_path):
     assert not old.exists() and new.exists()
 
 
-def double(job: Job, victim: str = "") -> dict[str, object]:
-    """Stand in for real work; the process that gets the victim dies."""
-    if job.name == victim:
-        os._exit(7)
-    Path(job.output).write_text("done")
-    is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    return {"process": os.getpid(), "is_blocked": is_blocked}
-
-
 def test_a_clip_that_kills_its_process_fails_alone(tmp_path):
     source = tmp_path / "in"
     source.mkdir()
@@ -295,7 +286,7 @@ def test_a_clip_that_kills_its_process_fails_alone(tmp_path):
     parser = make_parser("")
     batch.add_arguments(parser, [".mp4"])
     flags = ["--input", str(source), "--output_dir", str(tmp_path / "out"), "--num_workers", "2"]
-    work = functools.partial(double, victim="1.mp4")
+    work = functools.partial(trees.double, victim="1.mp4")
     assert batch.run_tool(batch.Tool("double", ""), parser.parse_args(flags), work) == 1
     assert failures(tmp_path / "out", "double") == {
         "1.mp4": "the process that worked on it was killed or crashed"
