@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hicmae.config.flags import Settings, add_arguments, from_flags, new_parser, option
 from hicmae.io import count_cores, describe
@@ -36,6 +36,7 @@ class Shard(NamedTuple):
 
 
 WHOLE = Shard()
+Flag = tuple[str, dict[str, Any]]
 
 
 def parse_shard(text: str) -> Shard:
@@ -60,27 +61,38 @@ class Parts(Workers):
     shard: Shard = option(WHOLE, "do only this part of the clips", type=parse_shard, metavar="I/N")
 
 
+def flag(name: str, default: Any, use: str, **options: Any) -> Flag:
+    """Return a flag that one tool has; `options` are those of `add_argument`."""
+    if default is not None:
+        use += f" (default: {' '.join(default) if isinstance(default, list) else default})"
+        options.setdefault("type", str if isinstance(default, list) else type(default))
+    return name, {"default": default, "help": use, **options}
+
+
 def command(
     usage: str | None,
     work: Callable[[argparse.Namespace], int | None],
     *configs: type,
+    flags: Iterable[Flag] = (),
     bad_data: int = 2,
 ) -> Callable[..., int]:
     """Return the `main` of a tool: it parses flags, calls `work`, and returns an exit code.
 
-    The flags are the fields of the `configs`, which check them; --help begins with the docstring
-    `usage`. For the code see `exit_code`.
+    Its flags are the fields of the `configs`, which check them, and the `flags`; --help begins with
+    the docstring `usage`. For the code see `exit_code`.
     """
 
     def main(arguments: Sequence[str] | None = None) -> int:
-        args = make_parser(usage, *configs).parse_args(arguments)
+        parser = make_parser(usage, *configs)
+        for name, options in flags:
+            parser.add_argument(name, **options)
+        args = parser.parse_args(arguments)
 
-        def checked() -> int | None:
+        def check() -> None:
             for config in configs:
                 from_flags(vars(args), config)
-            return work(args)
 
-        return exit_code(checked, bad_data)
+        return exit_code(check) or exit_code(lambda: work(args), bad_data)
 
     return main
 

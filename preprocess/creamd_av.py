@@ -4,4 +4,5 @@ import runpy
 from pathlib import Path
 
 if __name__ == "__main__":
-    runpy.run_path(str(Path(__file__).with_name("cremad_av.py")), run_name="__main__")
+    protocols = runpy.run_path(str(Path(__file__).with_name("data_sets.py")))
+    raise SystemExit(protocols["cremad"]())

@@ -1,10 +1,8 @@
 """Make the lists of MSP-IMPROV; --help tells what it needs."""
 
-import sys
+import runpy
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
-    from preprocess.lists.data_sets import msp_improv
-
-    sys.exit(msp_improv.main())
+    protocols = runpy.run_path(str(Path(__file__).with_name("data_sets.py")))
+    raise SystemExit(protocols["msp_improv"]())

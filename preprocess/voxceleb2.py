@@ -26,26 +26,22 @@ import logging
 import os
 import sys
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_high
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-import pandas as pd
 from tqdm import tqdm
 
+from hicmae.config.flags import Refused, option
 from hicmae.data.clip_list import wav_of, write_list
 from hicmae.io import check_writable
 from preprocess.check_lists import inspect_all
-from preprocess.command_line import WHOLE, add_shard, add_switch, exit_code, make_parser
-from preprocess.lists.building import (
-    SAVED_DATA,
-    add_place_arguments,
-    check_counts,
-    contents,
-    find_places,
-)
+from preprocess.command_line import WHOLE, Parts, command
+from preprocess.lists.building import SAVED_DATA, Places, check_counts, contents, find_places
 from preprocess.lists.clips import Candidate
-from preprocess.lists.writing import in_list, table_text, write_csv, write_left_out
+from preprocess.lists.writing import in_list, write_csv, write_left_out
 
 logger = logging.getLogger("voxceleb2")
 
@@ -54,21 +50,20 @@ AUDIO_DIRS = ("audio/file~/dev/aac", "dev/aac")
 NUM_VIDEOS, NUM_USABLE = 1_092_009, 1_091_581
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = make_parser(__doc__)
-    add_place_arguments(parser, "VoxCeleb2", VIDEO_DIRS, AUDIO_DIRS)
-    add_switch(parser, "--check", "open every clip")
-    add_shard(parser, "check only this part and write no list")
-    args = parser.parse_args(arguments)
-    if args.shard != WHOLE and not args.check:
-        parser.error("--shard divides the check of every clip; give --check too")
-    return exit_code(lambda: make_list(args), bad_data=1)
+@dataclass(frozen=True)
+class Options(Parts, Places):
+    """Where the data set is, and how its list is made."""
+
+    check: bool = option(False, "open every clip; with --shard only this part, and write no list")
+
+    def _refused(self) -> Refused:
+        divides = self.shard != WHOLE and not self.check
+        return {"--shard divides the check of every clip; give --check too": divides}
 
 
 def make_list(args: argparse.Namespace) -> None:
     """Find the clips, check them if asked, write the list and the table of speakers."""
-    root, video_dir, audio_dir = find_places(args, "VoxCeleb2")
+    root, video_dir, audio_dir = find_places(args, "VoxCeleb2", VIDEO_DIRS, AUDIO_DIRS)
     output = args.output_dir or SAVED_DATA / "voxceleb2"
     check_writable(output / "train.csv")
     clips = find_clips(video_dir, audio_dir)
@@ -78,10 +73,9 @@ def make_list(args: argparse.Namespace) -> None:
         files = [(clip.video, clip.audio) for clip in clips if not clip.reason]
         records = inspect_all(files, output / "check", args.shard, args.num_workers)
         hours = sum(record.seconds for record in records.values()) / 3600
-        logger.info("%d clips are checked, %.1f h", len(records), hours)
+        broken = sum(bool(record.problems) for record in records.values())
+        logger.info("%d clips are checked, %.1f h, %d are broken", len(records), hours, broken)
         if args.shard != WHOLE:
-            broken = sum(bool(record.problems) for record in records.values())
-            logger.info("shard %s: %d clips are broken", args.shard, broken)
             return
         for place, clip in enumerate(clips):
             if not clip.reason:
@@ -100,13 +94,13 @@ def make_list(args: argparse.Namespace) -> None:
         line._replace(audio=None) if line.audio == wav_of(line.video) else line for line in lines
     )
     write_list(output / "train.csv", lines)
-    speakers = sorted(Counter(clip.name.split("/", 1)[0] for clip in clips).items())
-    write_csv(output / "speakers.csv", ["speaker", "clips"], speakers)
-    sizes = sorted(count for _, count in speakers)
-    columns = ["clips", "speakers", "fewest clips of one", "median", "most"]
-    row = [len(clips), len(sizes), sizes[0], sizes[len(sizes) // 2], sizes[-1]]
-    print(table_text(pd.DataFrame([row], ["VoxCeleb2"], columns)))
-    logger.info("the list is %s", output / "train.csv")
+    speakers = Counter(clip.name.split("/", 1)[0] for clip in clips)
+    write_csv(output / "speakers.csv", ["speaker", "clips"], sorted(speakers.items()))
+    logger.info(
+        "%s: %d clips of %d speakers, who have %d to %d, half of them at least %d",
+        *(output / "train.csv", len(clips), len(speakers), min(speakers.values())),
+        *(max(speakers.values()), median_high(speakers.values())),
+    )
 
 
 def find_clips(video_dir: str, audio_dir: str) -> list[Candidate]:
@@ -139,6 +133,8 @@ def names_in(folder: str) -> dict[str, set[str]]:
         names[suffix].add(name)
     return names
 
+
+main = command(__doc__, make_list, Options, bad_data=1)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import os
 from collections import Counter
@@ -10,13 +11,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from hicmae.config.flags import option
 from hicmae.io import check_writable
-from preprocess.command_line import add_num_workers, add_switch, exit_code, make_parser
-from preprocess.lists.clips import Candidate, Half, frame_folders, measured, wav_files
+from preprocess.command_line import Flag, Workers, command
+from preprocess.lists.clips import Candidate, Half, find_halves, measured
 from preprocess.lists.writing import (
     as_table,
+    some,
     table_text,
     totals,
     write_csv,
@@ -27,13 +30,13 @@ from preprocess.lists.writing import (
 logger = logging.getLogger(__name__)
 
 SAVED_DATA = Path(__file__).resolve().parents[2] / "saved" / "data"
-EPILOG = """\
---video_dir and --audio_dir name other places; for a folder x/ of frames x_aligned/ or
-x/x_aligned/ may stand. Faces are made by preprocess/face_and_audio/extract_face.py, wavs by
-extract_audio.py. Written to --output_dir: split01/train.csv and test.csv, split02/ and so on;
-classes.txt, or targets.txt for a regression; speakers.csv; clip_speakers.csv where speakers are
-known; left_out.csv, which tells why a clip is in no list. Exit code: 0; 1 where the data
-contradict the protocol; 2 where something is missing.
+USAGE = """{}
+
+For a folder x/ of frames x_aligned/ or x/x_aligned/ may stand. Faces are made by
+preprocess/face_and_audio/extract_face.py, wavs by extract_audio.py. Written to --output_dir:
+split01/train.csv and test.csv, split02/ and so on; classes.txt, or targets.txt for a regression;
+speakers.csv; clip_speakers.csv where speakers are known; left_out.csv, which tells why a clip is in
+no list. Exit code: 0; 1 where the data contradict the protocol; 2 where something is missing.
 """
 
 
@@ -85,58 +88,48 @@ class Plan:
     note: str = ""
 
 
+Protocol = Callable[[argparse.Namespace, ClipFiles], Plan]
+
+
 @dataclass(frozen=True)
-class DataSet:
-    """What distinguishes one list script from another.
+class Places(Workers):
+    """Where the data set is, and how its lists are written."""
 
-    `read` makes the protocol from the command line and the files that are there; its docstring is
-    the script's --help. `flags` are the script's own, by `flag`. `video_dirs` and `audio_dirs` are
-    places of face folders and wavs below --data_root, best first.
+    data_root: str = option("", "folder of the data set", required=True, metavar="DIR")
+    video_dir: str | None = option(None, "of faces or films (default: as above)", metavar="DIR")
+    audio_dir: str | None = option(None, "of wavs (default: as above)", metavar="DIR")
+    output_dir: Path | None = option(None, "default: where the experiment scripts look")
+    relative: bool = option(False, "write names relative to --data_root, for training's")
+    strict: bool = option(False, "write nothing when a count differs from the published one")
+
+
+def data_set(
+    title: str,
+    *flags: Flag,
+    video_dirs: Sequence[str] = ("faces", "face_aligned", "openface", "frames"),
+    audio_dirs: Sequence[str] = ("audio_16k", "audio"),
+) -> Callable[[Protocol], Callable[..., int]]:
+    """Make the `main` of a list script of what reads a data set's protocol.
+
+    The protocol is read from the command line and the files that are there; its docstring is the
+    script's --help. `flags` are the script's own. `video_dirs` and `audio_dirs` are places of face
+    folders and wavs below --data_root, best first.
     """
 
-    title: str
-    read: Callable[[argparse.Namespace, ClipFiles], Plan]
-    flags: Sequence[tuple[str, dict[str, Any]]] = ()
-    video_dirs: Sequence[str] = ("faces", "face_aligned", "openface", "frames")
-    audio_dirs: Sequence[str] = ("audio_16k", "audio")
+    def main_of(read: Protocol) -> Callable[..., int]:
+        def make(args: argparse.Namespace) -> None:
+            make_lists(read, args, *find_places(args, title, video_dirs, audio_dirs))
 
-    def main(self, arguments: Sequence[str] | None = None) -> int:
-        """Run the list script; returns its exit code."""
-        parser = make_parser(self.read.__doc__)
-        parser.epilog = EPILOG
-        add_place_arguments(parser, self.title, self.video_dirs, self.audio_dirs)
-        for name, options in self.flags:
-            parser.add_argument(name, **options)
-        args = parser.parse_args(arguments)
-        return exit_code(lambda: make_lists(self, args), bad_data=1)
+        return command(
+            USAGE.format(inspect.cleandoc(str(read.__doc__))), make, Places, flags=flags, bad_data=1
+        )
+
+    return main_of
 
 
-def flag(name: str, use: str, **options: Any) -> tuple[str, dict[str, Any]]:
-    """Return a flag of a list script; `options` are those of `add_argument`."""
-    return name, {"help": use, **options}
-
-
-def add_place_arguments(
-    parser: argparse.ArgumentParser, title: str, *places: Sequence[str]
-) -> None:
-    """Add the flags that say where a data set is, and where and how its lists are written.
-
-    `places` are those below --data_root where videos are expected, and wavs.
-    """
-    parser.add_argument("--data_root", required=True, help=f"folder of {title}")
-    for half, known in zip(("video", "audio"), places, strict=True):
-        use = f"relative to --data_root (default: the first there is of {', '.join(known)})"
-        parser.add_argument(f"--{half}_dir", nargs=1, default=known, help=use)
-    parser.add_argument(
-        "--output_dir", type=Path, help="default: where the experiment scripts look"
-    )
-    use = "write names relative to --data_root, which is then given again in training"
-    add_switch(parser, "--relative", use)
-    add_switch(parser, "--strict", "write nothing when a count differs from the published one")
-    add_num_workers(parser)
-
-
-def find_places(args: argparse.Namespace, title: str) -> tuple[str, str, str]:
+def find_places(
+    args: argparse.Namespace, title: str, video_dirs: Sequence[str], audio_dirs: Sequence[str]
+) -> tuple[str, str, str]:
     """Return --data_root, --video_dir and --audio_dir; FileNotFoundError where one is missing."""
     root = os.path.abspath(os.path.expanduser(args.data_root))
     if not os.path.isdir(root):
@@ -145,8 +138,9 @@ def find_places(args: argparse.Namespace, title: str) -> tuple[str, str, str]:
             f"--data_root '{args.data_root}' is no folder, expected that of {title}; "
             f"'{parent}' holds {contents(parent)}"
         )
-    video_dir = find(root, "give --video_dir", *args.video_dir)
-    return root, video_dir, find(root, "give --audio_dir", *args.audio_dir)
+    videos, audios = args.video_dir, args.audio_dir
+    video_dir = find(root, "give --video_dir", *([videos] if videos else video_dirs))
+    return root, video_dir, find(root, "give --audio_dir", *([audios] if audios else audio_dirs))
 
 
 def find(root: str, remedy: str, *candidates: str) -> str:
@@ -159,21 +153,21 @@ def find(root: str, remedy: str, *candidates: str) -> str:
     raise FileNotFoundError(f"expected {expected} in '{root}', found {contents(root)}; {remedy}")
 
 
-def contents(folder: str, shown: int = 8) -> str:
+def contents(folder: str) -> str:
     """Name what is in a folder, shortened."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted(e.name + ("/" if e.is_dir() else "") for e in entries)
+            names = [entry.name + "/" * entry.is_dir() for entry in entries]
     except OSError as error:
         return f"that it cannot be read ({error.strerror})"
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(map(repr, names[:shown])) + more if names else "nothing"
+    return some(names, 8) or "nothing"
 
 
-def make_lists(data_set: DataSet, args: argparse.Namespace) -> None:
+def make_lists(
+    read: Protocol, args: argparse.Namespace, root: str, video_dir: str, audio_dir: str
+) -> None:
     """Make the lists of a data set: find, match, measure, check, write, report."""
-    root, video_dir, audio_dir = find_places(args, data_set.title)
-    files = ClipFiles(root, frame_folders(video_dir), wav_files(audio_dir))
+    files = ClipFiles(root, find_halves(video_dir, "faces"), find_halves(audio_dir, "wavs"))
     counts: Counter[str] = Counter()
     for halves, kind, folder, tool in (
         (files.videos, "face folders", video_dir, "extract_face.py"),
@@ -186,7 +180,7 @@ def make_lists(data_set: DataSet, args: argparse.Namespace) -> None:
                 f"expected {kind} in '{folder}', found {contents(folder)}; make them with "
                 f"preprocess/face_and_audio/{tool}"
             )
-    plan = data_set.read(args, files)
+    plan = read(args, files)
     output = args.output_dir or SAVED_DATA / plan.place
     check_writable(output / "left_out.csv")  # before the headers of many files are read
     if plan.note:
@@ -215,8 +209,6 @@ def check_counts(counts: Mapping[str, int], expected: Mapping[str, int], strict:
         logger.warning("DIFFERS from the protocol: %s", "; ".join(wrong))
     elif expected:
         logger.info("counts are as published: %s", ", ".join(expected))
-    else:
-        logger.info("no published counts to compare with")
 
 
 def report(output: Path, lists: Mapping[str, Sequence[Candidate]], labels: Sequence[str]) -> None:
@@ -226,12 +218,10 @@ def report(output: Path, lists: Mapping[str, Sequence[Candidate]], labels: Seque
     clips = lines.drop_duplicates("name")
     speakers = totals(clips, "speaker", labels).drop(columns="speakers").sort_index()
     write_csv(output / "speakers.csv", ["speaker", *speakers], speakers.itertuples())
-    sizes = speakers["clips"].tolist() or [0]
     seconds, frames = clips["seconds"], clips["frames"]
     print(
-        f"\n{len(speakers)} known speakers with {min(sizes)} to {max(sizes)} clips each\n"
-        f"{len(clips)} clips, {seconds.sum() / 3600:.2f} h; a clip lasts {seconds.min():.2f} to "
-        f"{seconds.max():.2f} s, mean {seconds.mean():.2f} s, and has {frames.min()} to "
+        f"\n{len(speakers)} known speakers, {len(clips)} clips, {seconds.sum() / 3600:.2f} h; a "
+        f"clip lasts {seconds.min():.2f} to {seconds.max():.2f} s and has {frames.min()} to "
         f"{frames.max()} frames"
     )
     logger.info("lists are in %s", output)

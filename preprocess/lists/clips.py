@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import soundfile
 from tqdm import tqdm
@@ -48,45 +47,38 @@ class Candidate(NamedTuple):
 # Which files
 
 
-def frame_folders(root: str) -> dict[str, Half]:
-    """Find folders that directly hold pictures; `x/x_aligned/` and `x/` are both clip x."""
+def find_halves(root: str, wanted: Literal["faces", "wavs"]) -> dict[str, Half]:
+    """Find the wavs or the folders of pictures under a folder, by the names of their clips.
+
+    `x/x_aligned/` and `x/` are both the pictures of clip x. Of two files with one name neither can
+    be chosen.
+    """
     found: dict[str, Half] = {}
-    for folder, subfolders, names in walk(root, partial(_note, root, found)):
+
+    def note(error: OSError) -> None:
+        if error.filename == root:
+            raise error
+        clip = os.path.basename(error.filename).removesuffix(ALIGNED)
+        found.setdefault(clip, ("cannot be read", f"'{error.filename}': {error.strerror}"))
+
+    for folder, subfolders, names in walk(root, note):
+        here: list[tuple[str, str]] = []
         clip = os.path.basename(folder).removesuffix(ALIGNED)
-        if any(map(is_frame, names)):
+        if wanted == "wavs":
+            wavs = (name for name in names if name.lower().endswith(".wav"))
+            here = [(wav[:-4], os.path.join(folder, wav)) for wav in wavs]
+        elif any(map(is_frame, names)):
             subfolders.clear()  # frames lie in a folder of their own
-            _add(found, clip, folder)
+            here = [(clip, folder)]
         elif not subfolders and folder != root:
             found.setdefault(clip, ("no face frames", f"'{folder}' holds no picture"))
+        for name, path in here:
+            known = found.get(name, ("", ""))
+            if isinstance(known, str):
+                found[name] = TWO, f"'{known}' and '{path}'"
+            elif known[0] != TWO:
+                found[name] = path
     return found
-
-
-def wav_files(root: str) -> dict[str, Half]:
-    """Find the wavs under a folder; the name of the clip is the name of the file."""
-    found: dict[str, Half] = {}
-    for folder, _, names in walk(root, partial(_note, root, found)):
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() == ".wav":
-                _add(found, stem, os.path.join(folder, name))
-    return found
-
-
-def _add(found: dict[str, Half], name: str, path: str) -> None:
-    """Note a file under its clip's name; of two with one name, neither can be chosen."""
-    known = found.get(name, ("", ""))
-    if isinstance(known, str):
-        found[name] = TWO, f"'{known}' and '{path}'"
-    elif known[0] != TWO:
-        found[name] = path
-
-
-def _note(root: str, found: dict[str, Half], error: OSError) -> None:
-    """Note a folder that cannot be read; without the first one nothing can be found."""
-    if error.filename == root:
-        raise error
-    clip = os.path.basename(error.filename).removesuffix(ALIGNED)
-    found.setdefault(clip, ("cannot be read", f"'{error.filename}': {error.strerror}"))
 
 
 def is_frame(name: str) -> bool:
@@ -133,19 +125,16 @@ def wav_seconds(path: str) -> float:
         if not file.read(1):
             raise Unusable("audio unreadable", f"'{path}' is an empty file")
     info = soundfile.info(os.fsencode(path))  # bytes: a name need not be UTF-8
-    rate, channels, samples = info.samplerate, info.channels, info.frames
-    for kind, fits, detail in (
-        ("audio sample rate", rate == SAMPLE_RATE, f"{rate} Hz, expected {SAMPLE_RATE}; {CONVERT}"),
-        ("audio channels", channels == 1, f"{channels} channels, expected 1; {CONVERT}"),
-        (
-            "audio too short",
-            samples > SHORTEST_SPAN,
-            f"{samples} samples, expected more than {SHORTEST_SPAN}",
-        ),
-    ):
-        if not fits:
-            raise Unusable(kind, f"'{path}' has {detail}")
-    return samples / SAMPLE_RATE
+    kind, got = "", ""
+    if info.samplerate != SAMPLE_RATE:
+        kind, got = "sample rate", f"{info.samplerate} Hz, expected {SAMPLE_RATE}; {CONVERT}"
+    elif info.channels != 1:
+        kind, got = "channels", f"{info.channels} channels, expected 1; {CONVERT}"
+    elif info.frames <= SHORTEST_SPAN:
+        kind, got = "too short", f"{info.frames} samples, expected more than {SHORTEST_SPAN}"
+    if kind:
+        raise Unusable(f"audio {kind}", f"'{path}' has {got}")
+    return info.frames / SAMPLE_RATE
 
 
 def count_frames(folder: str) -> int:
@@ -170,7 +159,6 @@ def measured(clips: Iterable[Candidate], num_workers: int) -> list[Candidate]:
         reason, detail = problems[0] if problems else ("", "")
         return clip._replace(reason=reason, detail=detail)
 
-    # Threads: the time goes to the file system.
-    with ThreadPoolExecutor(max(num_workers, 1)) as executor:
-        every = list(clips)
+    every = list(clips)
+    with ThreadPoolExecutor(max(num_workers, 1)) as executor:  # the time goes to the file system
         return list(tqdm(executor.map(measure, every), "reading headers", len(every), unit="clip"))

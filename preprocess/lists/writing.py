@@ -46,9 +46,8 @@ def write_lists(
     for name, clips in lists.items():
         lines = [in_list(clip, relative_to) for clip in clips]
         write_list(output / f"{name}.csv", lines)
-        for line, clip in zip(lines, clips, strict=True):
-            if clip.speaker is not None:
-                speakers[line.video] = clip.speaker
+        known = zip(lines, clips, strict=True)
+        speakers |= {line.video: clip.speaker for line, clip in known if clip.speaker is not None}
     if speakers:
         write_csv(output / SPEAKER_FILE, ["clip", "speaker"], speakers.items())
     else:
@@ -61,16 +60,14 @@ def write_lists(
 def check_lists(output: Path, lists: Lists) -> None:
     """Refuse lists that are empty, repeat a clip, or share a clip or a speaker in one folder."""
     for name, clips in lists.items():
+        path = f"'{output / name}.csv'"
         if not clips:
-            raise ValueError(
-                f"no clip is left for '{output / name}.csv', expected at least one; see "
-                "left_out.csv"
-            )
+            raise ValueError(f"no clip is left for {path}, expected at least one; see left_out.csv")
         twice = [clip for clip, count in Counter(c.name for c in clips).items() if count > 1]
         if twice:
             raise ValueError(
-                f"{len(twice)} clips are twice in '{output / name}.csv', expected each once: "
-                f"{some(twice)}; check the files named so"
+                f"{len(twice)} clips are twice in {path}, expected each once: {some(twice)}; "
+                "check the files named so"
             )
     for one, other in combinations(lists, 2):
         for things, trait in (("clips", "name"), ("speakers", "speaker")):
@@ -95,18 +92,19 @@ def write_left_out(output: Path, clips: Iterable[Candidate]) -> bool:
 
     Returns whether something was left out.
     """
-    path, rows = output / "left_out.csv", [(c.name, c.reason, c.detail) for c in clips if c.reason]
+    path, left_out = output / "left_out.csv", [clip for clip in clips if clip.reason]
+    rows = ((clip.name, clip.reason, clip.detail) for clip in left_out)
     write_csv(path, ["clip", "reason", "detail"], rows)
-    if not rows:
+    if left_out:
+        first = {clip.reason: clip.name[:60] for clip in reversed(left_out)}
+        counts = Counter(clip.reason for clip in left_out).most_common()
+        lines = [(count, first[reason]) for reason, count in counts]
+        index = pd.Index([reason for reason, _ in counts], dtype=object)
+        table = pd.DataFrame(lines, index, ["left out", "for example"], dtype=object)
+        logger.info("%s\n(all of them, with details: %s)", table_text(table), path)
+    else:
         logger.info("nothing was left out")
-        return False
-    table = pd.DataFrame(rows, columns=["clip", "reason", "detail"], dtype=object)
-    groups = table.groupby("reason", sort=False)["clip"].agg(["size", "first"])
-    groups.columns = pd.Index(["left out", "for example"])
-    groups["for example"] = groups["for example"].str[:60]
-    groups = groups.sort_values("left out", ascending=False, kind="stable")
-    logger.info("%s\n(all of them, with details: %s)", table_text(groups), path)
-    return True
+    return bool(left_out)
 
 
 def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
@@ -131,20 +129,15 @@ def totals(clips: pd.DataFrame, by: str, labels: Sequence[str]) -> pd.DataFrame:
 
     Of a regression there are the means of the targets. Rows are in the order of the clips.
     """
-    # Grouped by numbers: pandas refuses names that are not UTF-8.
-    names = {name: k for k, name in enumerate(dict.fromkeys(clips[by].dropna()))}
-    number = pd.Series([names.get(name) for name in clips[by]], clips.index)
-    table = clips.groupby(number).agg(
-        clips=("name", "size"), speakers=("speaker", "nunique"), minutes=("seconds", "sum")
-    )
-    table["minutes"] = [f"{seconds / 60:.1f}" for seconds in table["minutes"]]
-    if isinstance(clips["label"].iloc[0], tuple):
-        values = pd.DataFrame(clips["label"].tolist(), clips.index, labels)
-        table = table.join(values.groupby(number).agg(lambda v: f"{sum(v) / len(v):.3f}"))
-    else:
-        counts = {n: (clips["label"] == k).groupby(number).sum() for k, n in enumerate(labels)}
-        table = table.join(pd.DataFrame(counts))
-    return table.set_index(pd.Index([*names], dtype=object, name=by))
+    groups, label = clips.groupby(by, sort=False), clips["label"]
+    table = groups.agg(clips=("name", "size"), speakers=("speaker", "nunique"))
+    table["minutes"] = [f"{sum(clip.seconds) / 60:.1f}" for _, clip in groups]
+    targets = isinstance(label.iloc[0], tuple)
+    for k, name in enumerate(labels):
+        value = label.str[k] if targets else label == k
+        sums = value.groupby(clips[by], sort=False)
+        table[name] = sums.agg(lambda v: f"{sum(v) / len(v):.3f}") if targets else sums.sum()
+    return table
 
 
 def table_text(table: pd.DataFrame) -> str:

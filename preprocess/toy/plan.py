@@ -8,6 +8,9 @@ short, clear vocal tract .. a long head with white hair, a long and breathy trac
 (slender, long hair, high voice .. broad, bearded, deep). What a clip's picture and sound share are
 the mouth, which follows the sounds, and `energy`: gestures, wide eyes and lips and a near face
 with a loud voice.
+
+Lengths on a face are in face units: half the distance between the eyes is 25, the origin lies
+midway between them, x to the right, y down. Colours are RGB 0..255.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 
 from hicmae.data.clip_list import Clip, read_labelled_list
 from hicmae.data.splits import base_name, find_speakers, hold_out, take_share
-from preprocess.lists.data_sets import cremad
+from preprocess.data_sets import cremad
 from tests.preprocess.trees import Tree
 
 
@@ -191,7 +191,7 @@ def test_list_scripts_write_who_speaks(tmp_path, flags):
     tree.clips([f"{actor}_IEO_ANG_HI" for actor in range(1001, 1092)])
     out = tmp_path / "lists"
     paths = ["--data_root", str(tree.root), "--output_dir", str(out)]
-    assert cremad.main([*paths, "--audio_dir", "audio_16k", *flags]) == 0
+    assert cremad([*paths, "--audio_dir", "audio_16k", *flags]) == 0
     root = str(tree.root) if flags else ""
     clips = read_labelled_list(out / "split01" / "train.csv", data_root=root)
     names = [clip.video for clip in clips]

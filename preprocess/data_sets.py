@@ -1,6 +1,7 @@
 """The protocols of the nine labelled data sets: classes, folds, published counts, file names.
 
-The docstring of each function is the --help of its script and says which files it expects.
+A script of its own starts each of them, such as cremad_av.py. The docstring of a function is the
+--help of its script and says which files it expects.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
+
 from hicmae.data.clip_list import data_set_names, read_labelled_list
+from preprocess.command_line import flag
 from preprocess.lists.annotations import (
     class_index,
     matched,
@@ -22,13 +26,11 @@ from preprocess.lists.annotations import (
     read_utterances,
 )
 from preprocess.lists.building import (
-    SAVED_DATA,
     ClipFiles,
-    DataSet,
     Plan,
     cross_validation,
+    data_set,
     find,
-    flag,
     list_name,
     official_split,
 )
@@ -38,8 +40,13 @@ Lines = Iterator[tuple[str, Candidate]]  # (file:line, clip) of an official list
 
 # With 6 classes as published, with 4 counted in the same folds.
 CREMAD_TEST_SIZES = {6: (1463, 1470, 1475, 1474, 1555), 4: (963, 968, 971, 971, 1023)}
-CREMAD_DROPPED = ("1076_MTI_NEU_XX", "1076_MTI_SAD_XX", "1064_TIE_SAD_XX", "1064_IEO_DIS_MD")
-CREMAD_MISNAMED = ("1040_ITH_SAD_XX", "1040_ITH_SAD_X")  # the video, and the wav as distributed
+CREMAD_DROPPED = dict.fromkeys(
+    ("1076_MTI_NEU_XX", "1076_MTI_SAD_XX", "1064_TIE_SAD_XX", "1064_IEO_DIS_MD"),
+    "dropped by the protocol",
+) | dict.fromkeys(
+    ("1040_ITH_SAD_XX", "1040_ITH_SAD_X"),  # the video, and the wav as distributed
+    "without audio in the original: its wav is misnamed",
+)
 CREMAD_NAME = r"(10(?:0[1-9]|[1-8]\d|9[01]))_[A-Z]{3}_(ANG|DIS|FEA|HAP|NEU|SAD)_(?:XX|LO|MD|HI)"
 
 MAFW_TEST_SIZES = (1836, 1833, 1827, 1829, 1831)  # of the single classes, clips with audio
@@ -53,7 +60,6 @@ MAFW_COMPOUND = tuple(
     "sadness_anxiety_helplessness sadness_disappointment sadness_helplessness "
     "sadness_helplessness_disappointment sadness_surprise surprise_anxiety".split()
 )
-
 RAVDESS_NAME = r"0([123])-0([12])-0([1-8])-0[12]-0[12]-0[12]-(0[1-9]|1\d|2[0-4])"
 MSP_LINE = (
     r"(?:UTD|MSP)-IMPROV-(S\d\d[AHNS]-([FM])0([1-6])-[PRST]-[FM]{2}\d+)\.avi\s*;\s*([A-Z])\s*;.*"
@@ -68,10 +74,9 @@ def of_class(name: str, emotion: str, classes: Sequence[str], speaker: str) -> C
     return Candidate(name, reason=f"class {emotion}, the protocol takes {' '.join(classes)}")
 
 
-@partial(
-    DataSet,
+@data_set(
     "CREMA-D",
-    flags=[flag("--classes", "default: 6", type=int, choices=(6, 4), default=6)],
+    flag("--classes", 6, "how many", choices=(6, 4)),
     audio_dirs=("audio_16k", "audio", "AudioWAV"),
 )
 def cremad(args: argparse.Namespace, files: ClipFiles) -> Plan:
@@ -91,35 +96,25 @@ def cremad(args: argparse.Namespace, files: ClipFiles) -> Plan:
     clips = []
     for name in files.names():
         match = re.fullmatch(CREMAD_NAME, name)
-        if name in CREMAD_MISNAMED:
-            reason = "without audio in the original: its wav is misnamed"
-            clips.append(Candidate(name, reason=reason))
+        if name in CREMAD_DROPPED:
+            clips.append(Candidate(name, reason=CREMAD_DROPPED[name]))
         elif match is None:
             clips.append(Candidate(name, reason="name is not actor_sentence_EMOTION_level"))
-        elif name in CREMAD_DROPPED:
-            clips.append(Candidate(name, reason="dropped by the protocol"))
         else:
             clips.append(of_class(name, match[2], classes, match[1]))
     lists = cross_validation(clips, 5, lambda actor: min((int(actor) - 1001) // 18 + 1, 5))
     sizes = CREMAD_TEST_SIZES[args.classes]
-    place = "crema-d/audio_visual" + ("_4classes" if args.classes == 4 else "")
-    former = SAVED_DATA / place.replace("crema-d", "cream-d", 1)
-    note = f"'{former}' is of an earlier version; delete it, it is spelled crema-d now"
-    counts = {"clips": sum(sizes), "face folders": 7442}
-    return Plan(place, classes, clips, lists, sizes, counts, note if former.is_dir() else "")
+    place = "crema-d/audio_visual" + "_4classes" * (args.classes == 4)
+    return Plan(place, classes, clips, lists, sizes, {"clips": sum(sizes), "face folders": 7442})
 
 
-@partial(
-    DataSet,
+@data_set(
     "MAFW",
-    flags=[
-        flag("--subset", "of the classes (%(default)s)", choices=("single", "compound"),
-             default="single"),
-        flag("--split_dir", "folder of set_1 .. set_5 (Train & Test Set/<subset>/no_caption)"),
-    ],
+    flag("--subset", "single", "of the classes", choices=("single", "compound")),
+    flag("--split_dir", None, "folder of set_1 .. set_5"),
     video_dirs=("data/frames", "faces", "face_aligned", "openface", "frames"),
     audio_dirs=("data/audio_16k", "audio_16k", "audio"),
-)  # fmt: skip
+)
 def mafw(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of MAFW: official folds, 11 single classes or 43 with the compound ones.
 
@@ -135,10 +130,8 @@ def mafw(args: argparse.Namespace, files: ClipFiles) -> Plan:
     saved/data/mafw/audio_visual/single or compound.
     """
     place = args.split_dir or f"Train & Test Set/{args.subset}/no_caption"
-    split_dir = find(files.root, "give --split_dir", place)
-    single = args.subset == "single"
-    classes = data_set_names("MAFW", 11) + (() if single else MAFW_COMPOUND)
-    form = "'<clip>.mp4 <class>'"
+    split_dir, form = find(files.root, "give --split_dir", place), "'<clip>.mp4 <class>'"
+    classes = data_set_names("MAFW", 11) + MAFW_COMPOUND * (args.subset == "compound")
 
     def read(fold: int, part: str) -> Lines:
         purpose = f"MAFW's official split comes with it, lines {form}"
@@ -146,12 +139,12 @@ def mafw(args: argparse.Namespace, files: ClipFiles) -> Plan:
             match = matched(r"(\S+)\.mp4\s+(\S+)", line, where, form)
             yield where, Candidate(match[1], class_index(match[2], classes, where))
 
-    place, sizes = f"mafw/audio_visual/{args.subset}", MAFW_TEST_SIZES if single else ()
-    counts = {"face folders": 10045, "wavs": 10024}
+    sizes = MAFW_TEST_SIZES if args.subset == "single" else ()
+    place, counts = f"mafw/audio_visual/{args.subset}", {"face folders": 10045, "wavs": 10024}
     return Plan(place, classes, *official_split(5, read), sizes, counts)
 
 
-@partial(DataSet, "RAVDESS")
+@data_set("RAVDESS")
 def ravdess(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of RAVDESS (speech): 6 folds of 4 actors, 8 classes.
 
@@ -185,14 +178,7 @@ def ravdess(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan("ravdess/audio_visual", classes, clips, lists, [240] * 6, {"clips": 1440})
 
 
-@partial(
-    DataSet,
-    "MSP-IMPROV",
-    flags=[
-        flag("--labels", "relative to --data_root (Evalution.txt)", nargs=1,
-             default=("Evalution.txt", "Evaluation.txt"))
-    ],
-)  # fmt: skip
+@data_set("MSP-IMPROV", flag("--labels", None, "below --data_root, the corpus's labels"))
 def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of MSP-IMPROV: 6 folds, one a session, 4 classes A H N S.
 
@@ -207,15 +193,15 @@ def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
     A name is corpus-sentence-speaker-situation-turn; the speaker's number is the session. Clips of
     other classes (O, X) are left out; 7 787 remain. Lists go to saved/data/msp-improv/audio_visual.
     """
-    classes = data_set_names("MSP-IMPROV", 4)
-    form = "'UTD-IMPROV-<clip>.avi; <class>; ...'"
-    path = find(files.root, f"the corpus's labels come with it, lines {form}", *args.labels)
+    classes, form = data_set_names("MSP-IMPROV", 4), "'UTD-IMPROV-<clip>.avi; <class>; ...'"
+    purpose = f"the corpus's labels come with it, lines {form}"
+    names = [args.labels] if args.labels else ["Evalution.txt", "Evaluation.txt"]
     clips = []
-    for where, line in read_lines(path):
+    for where, line in read_lines(find(files.root, purpose, *names)):
         if "-IMPROV-" in line:  # the votes of single raters follow below a clip's line
             match = matched(MSP_LINE, line, where, form)
-            speaker = f"{match[2]}0{match[3]}"
-            clips.append(of_class(f"MSP-IMPROV-{match[1]}", match[4], classes, speaker))
+            name, speaker = f"MSP-IMPROV-{match[1]}", f"{match[2]}0{match[3]}"
+            clips.append(of_class(name, match[4], classes, speaker))
     lists = cross_validation(clips, 6, lambda speaker: int(speaker[-1]))
     note = (
         "the original's val.csv of MSP-IMPROV is its test.csv; none is written here, and "
@@ -225,22 +211,14 @@ def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan(place, classes, clips, lists, expected={"clips": 7787}, note=note)
 
 
-@partial(
-    DataSet,
+@data_set(
     "Werewolf-XL",
-    flags=[
-        flag("--labels", "relative to --data_root (%(default)s)", default="labels.csv"),
-        flag("--columns", f"columns of the table (name {' '.join(WEREWOLF_TARGETS)})", nargs=4,
-             default=["name", *WEREWOLF_TARGETS],
-             metavar=("CLIP", "VALENCE", "AROUSAL", "DOMINANCE")),
-        flag("--published_lists", "folder of split01 .. split05 with lists"),
-    ],
-)  # fmt: skip
+    flag("--labels", "labels.csv", "table below --data_root"),
+    flag("--columns", ["name", *WEREWOLF_TARGETS], "of the table: clip, targets", nargs=4),
+    flag("--published_lists", None, "folder of split01 .. split05 with lists"),
+)
 def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of Werewolf-XL: regression of valence, arousal and dominance, 5 folds.
-
-    python preprocess/werewolf_xl_av.py --data_root Werewolf-XL --labels labels.csv
-    python preprocess/werewolf_xl_av.py --data_root Werewolf-XL --published_lists DIR
 
     Expected below --data_root (licensed by its authors: Zhang et al., IEEE Transactions on
     Affective Computing 2021):
@@ -280,16 +258,15 @@ def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
                 raise ValueError(f"{where}: expected each clip once, got '{name}' again")
             targets = tuple(number(row[column], where) for column in args.columns[1:])
             known[name] = rated(name, targets, where)
-        clips = list(known.values())
+        clips = [*known.values()]
         lists = cross_validation(clips, 5, lambda player: min((int(player[:2]) - 1) // 6 + 1, 5))
     place = "werewolf-xl/audio_visual"
     return Plan(place, WEREWOLF_TARGETS, clips, lists, expected={"clips": 14457})
 
 
-@partial(
-    DataSet,
+@data_set(
     "DFEW",
-    flags=[flag("--split_dir", "below --data_root (%(default)s)", default="EmoLabel_DataSplit")],
+    flag("--split_dir", "EmoLabel_DataSplit", "below --data_root"),
     video_dirs=("faces", "face_aligned", "openface", "Clip/clip_224x224"),
 )
 def dfew(args: argparse.Namespace, files: ClipFiles) -> Plan:
@@ -315,20 +292,14 @@ def dfew(args: argparse.Namespace, files: ClipFiles) -> Plan:
             label = matched(r"[1-7]", row["label"], where, "a label 1..7")
             yield where, Candidate(match[1].zfill(5), int(label[0]) - 1)
 
-    classes = data_set_names("DFEW", 7)
-    return Plan("dfew/audio_visual", classes, *official_split(5, read))
+    return Plan("dfew/audio_visual", data_set_names("DFEW", 7), *official_split(5, read))
 
 
-@partial(
-    DataSet,
+@data_set(
     "MER2023",
-    flags=[
-        flag(f"--{part}_labels", f"relative to --data_root ({name}-label.csv)", nargs=1,
-             default=(f"{name}-label.csv", f"{folder}/{name}-label.csv"))
-        for part, name, folder in (("train", "train", "mer2023train"),
-                                   ("test", "test1", "test-labels"))
-    ],
-)  # fmt: skip
+    flag("--train_labels", None, "table below --data_root"),
+    flag("--test_labels", None, "table below --data_root"),
+)
 def mer2023(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of MER2023 (MER-MULTI): official training and test clips, 6 classes.
 
@@ -345,10 +316,15 @@ def mer2023(args: argparse.Namespace, files: ClipFiles) -> Plan:
     (https://github.com/zeroQiaoba/MER2023-Baseline). Lists go to saved/data/mer2023/audio_visual.
     """
     classes = data_set_names("MER2023", 6)
+    tables = {
+        "train": (args.train_labels, "train-label.csv", "mer2023train/train-label.csv"),
+        "test": (args.test_labels, "test1-label.csv", "test-labels/test1-label.csv"),
+    }
 
     def read(_: int, part: str) -> Lines:
         purpose = f"give --{part}_labels, a table with the columns name,discrete"
-        path = find(files.root, purpose, *getattr(args, f"{part}_labels"))
+        given, *usual = tables[part]
+        path = find(files.root, purpose, *([given] if given else usual))
         if path.endswith(".npz"):
             raise ValueError(f"'{path}' holds pickled objects, expected the official csv")
         for where, row in read_table(path, ["name", "discrete"]):
@@ -357,7 +333,7 @@ def mer2023(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan("mer2023/audio_visual", classes, *official_split(1, read))
 
 
-@partial(DataSet, "IEMOCAP", audio_dirs=("audio_16k", "audio", "."))
+@data_set("IEMOCAP", audio_dirs=("audio_16k", "audio", "."))
 def iemocap(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of IEMOCAP: 5 folds, one a session, 4 classes ang, hap (with exc), neu, sad.
 
@@ -383,18 +359,9 @@ def iemocap(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan("iemocap/audio_visual", classes, clips, lists)
 
 
-@partial(
-    DataSet,
-    "AVCAffe",
-    flags=[
-        flag("--target", "what to predict (%(default)s)", choices=("arousal", "valence"),
-             default="arousal")
-    ],
-)  # fmt: skip
+@data_set("AVCAffe", flag("--target", "arousal", "to predict", choices=("arousal", "valence")))
 def avcaffe(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of AVCAffe: arousal or valence in 5 levels, the official split by participant.
-
-    python preprocess/avcaffe_av.py --data_root avcaffe --target arousal
 
     Expected below --data_root (https://github.com/pritamqu/AVCAffe):
 
@@ -410,12 +377,11 @@ def avcaffe(args: argparse.Namespace, files: ClipFiles) -> Plan:
     classes = data_set_names(f"AVCAffe {args.target}", 5)
     form = f"'aiim<person>_task_<number>, <{args.target}>'"
     purpose = f"the data set's self-reports come with it, lines {form}"
-    labels = {}
+    labels, people = {}, {}
     for where, line in read_lines(find(files.root, purpose, f"ground_truths/{args.target}.txt")):
         if "," in line:  # other lines are headings
             task = matched(r"(aiim\d{3}_task_\d+)\s*,\s*(.+)", line, where, form)
             labels[task[1]] = class_index(task[2], classes, where)
-    people = {}
     purpose = "AVCAffe's official split comes with it, lines aiim001 .. aiim108"
     for part, name in (("train", "train"), ("test", "val")):
         people[list_name(1, part)] = {
