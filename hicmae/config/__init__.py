@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from hicmae.config.flags import Refused, Settings, flag_of, harmless, option
-from hicmae.data.splits import PATTERNS
+from hicmae.data.splits import PATTERNS, SPEAKER_FILE
 from hicmae.data.video import MODALITIES, SOURCE_CROPS, ClipSettings
 from hicmae.io import count_cores
 
@@ -31,6 +31,9 @@ METRICS = {
     "regression": ("ccc", "pcc", "acc", "mae", "mse", "rmse"),
 }
 ALL_METRICS = sum(METRICS.values(), ())
+# Columns of a report.
+CLASS_METRICS = ("uar", "war", "weighted_f1", "macro_f1", "micro_f1")
+NUMBER_METRICS = ("pcc", "ccc", "acc", "mae", "mse", "rmse")
 MIXING = {"classification": (0.8, 1.0), "regression": (0.0, 0.0)}
 FUSION_HELP = "stream that fusion layers update first, for the other to read; both: at once"
 DATA_HELP = "a list, a folder with train.csv and test.csv, or a folder of shards"
@@ -379,6 +382,29 @@ class FinetuneConfigs(NamedTuple):
         mixup, cutmix = (usual if given is None else given for given, usual in alphas)
         augment = replace(augment, mixup=mixup, cutmix=cutmix)
         return self._replace(score=replace(score, loss=loss, val_metric=metric), augment=augment)
+
+
+@dataclass(frozen=True)
+class ResamplingConfig(Settings):
+    """intervals and tests."""
+
+    resamples: int = option(5000, "draws; 0: none", ">= 0")
+    confidence: float = option(95.0, "coverage in percent", "> 0 and < 100")
+    seed: int = option(0, "of the draws", ">= 0")
+    by_speaker: bool = option(
+        False, f"draw speakers instead of clips, by {SPEAKER_FILE} beside the lists of the run"
+    )
+    speaker_file: str = option("", "the same by a csv with clip,speaker", metavar="FILE")
+    speaker_pattern: str = option(
+        "",
+        "the same by the group of a pattern in clips' names, e.g. '^(\\d{4})_', or by the name of "
+        f"a data set: {', '.join(PATTERNS)}",
+        metavar="REGEX",
+    )
+
+    def _refused(self) -> Refused:
+        chosen = sum(map(bool, (self.by_speaker, self.speaker_file, self.speaker_pattern)))
+        return {"give one of --by_speaker, --speaker_file and --speaker_pattern": chosen > 1}
 
 
 FACES = ("auto", "largest", "all", "cut")

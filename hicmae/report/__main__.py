@@ -4,12 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from hicmae.config import CLASS_METRICS, NUMBER_METRICS, ResamplingConfig
 from hicmae.config.flags import add_arguments, from_flags, new_parser
 from hicmae.io import check_writable, describe, write_whole
-from hicmae.report.layout import as_html, as_json, as_latex, as_markdown, document
-from hicmae.report.scores import CLASS_METRICS, NUMBER_METRICS, Report, build, compare_all
-from hicmae.training.resampling import Plan
+
+if TYPE_CHECKING:  # what computes and draws is imported after the flags are parsed
+    from hicmae.report.scores import Report
 
 DESCRIPTION = """Tables over the finished folds of an experiment.
 
@@ -36,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--metrics", nargs="+", default=(), metavar="SCORE",
         help=f"columns: of {', '.join(CLASS_METRICS)} (default: uar war); of a regression "
         f"{', '.join(NUMBER_METRICS)} (default: pcc ccc)")  # fmt: skip
-    add_arguments(parser, Plan)
+    add_arguments(parser, ResamplingConfig)
     add = parser.add_argument_group("files to write").add_argument
     add("--markdown", metavar="FILE", help="tables in Markdown")
     add("--latex", metavar="FILE", help="tables for \\input, with booktabs")
@@ -45,8 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build_all(args: argparse.Namespace) -> list[Report]:
+def build_all(args: argparse.Namespace) -> "list[Report]":
     """Score every folder of the command line, called by its last part where that is enough."""
+    from hicmae.report.scores import build
+    from hicmae.training.resampling import Plan
+
     plan, titles = from_flags(vars(args), Plan), args.titles
     folders = [*filter(None, [args.baseline]), *args.folders]
     if titles and len(titles) != len(folders):
@@ -65,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables and write the files, those beside the folds where none is named."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    from hicmae.report.layout import as_html, as_json, as_latex, as_markdown, document
+    from hicmae.report.scores import compare_all
+
     files = {kind: Path(getattr(args, kind)) for kind in ENDINGS if getattr(args, kind)}
     if not files and len(args.folders) == 1 and not args.baseline:
         files = {kind: Path(args.folders[0]) / f"report{end}" for kind, end in ENDINGS.items()}

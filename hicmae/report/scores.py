@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from hicmae.config import CLASS_METRICS, NUMBER_METRICS
 from hicmae.config.flags import flat_settings
 from hicmae.data.clip_list import chosen_names, names_of_run
 from hicmae.data.video import natural_key
@@ -17,9 +18,7 @@ from hicmae.training.resampling import Plan, PredictionTable, holm, paired, read
 
 KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
 STARTED = ("config.json", "log.txt", "steps.jsonl", "run.log")  # files of a run that has begun
-CLASS_METRICS = ("uar", "war", "weighted_f1", "macro_f1", "micro_f1")
 METRIC_NAMES = {f"{name}_f1": f"{name} F1" for name in ("weighted", "macro", "micro")}
-NUMBER_METRICS = ("pcc", "ccc", "acc", "mae", "mse", "rmse")
 # Settings in which the folds of one experiment may differ: where, on what, and how fast.
 _FREE = {"run", "data_path", "data_root", "val_path", "finetune", "batch_size", "accum_iter"}
 

@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from hicmae.config.flags import Refused, Settings, option
-from hicmae.data.splits import PATTERNS, SPEAKER_FILE, find_speakers
+from hicmae.config import ResamplingConfig
+from hicmae.data.splits import find_speakers
 from hicmae.io import one_line
 from hicmae.training.evaluate import (
     Scores,
@@ -188,26 +188,8 @@ def _score_numbers(sums: np.ndarray) -> Scores:
 
 
 @dataclass(frozen=True)
-class Plan(Settings):
-    """intervals and tests."""
-
-    resamples: int = option(5000, "draws; 0: none", ">= 0")
-    confidence: float = option(95.0, "coverage in percent", "> 0 and < 100")
-    seed: int = option(0, "of the draws", ">= 0")
-    by_speaker: bool = option(
-        False, f"draw speakers instead of clips, by {SPEAKER_FILE} beside the lists of the run"
-    )
-    speaker_file: str = option("", "the same by a csv with clip,speaker", metavar="FILE")
-    speaker_pattern: str = option(
-        "",
-        "the same by the group of a pattern in clips' names, e.g. '^(\\d{4})_', or by the name of "
-        f"a data set: {', '.join(PATTERNS)}",
-        metavar="REGEX",
-    )
-
-    def _refused(self) -> Refused:
-        chosen = sum(map(bool, (self.by_speaker, self.speaker_file, self.speaker_pattern)))
-        return {"give one of --by_speaker, --speaker_file and --speaker_pattern": chosen > 1}
+class Plan(ResamplingConfig):
+    """How intervals and tests draw, and on what."""
 
     @property
     def draws_speakers(self) -> bool:

@@ -2,20 +2,25 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from hicmae.config.flags import new_parser
-from hicmae.inference.style import FORMATS, save_figure
 from hicmae.io import check_writable, describe
-from hicmae.visualize.attention import attention
-from hicmae.visualize.clips import reconstruction
-from hicmae.visualize.features import layer_weights, retrieval, tsne
-from hicmae.visualize.runs import confusion, curves, radar, reliability
 
-Draw = Callable[..., "Figure | tuple[Figure, str]"]
+# The module of each picture, which is imported when it is drawn, and what it shows.
+PICTURES = {
+    "curves": ("runs", "Draw losses and scores over the epochs of runs, from their log.txt."),
+    "confusion": ("runs", "Draw the confusion matrix of prediction files, or runs, put together."),
+    "reliability": ("runs", "Draw how many answers of each confidence are right in tests of runs."),
+    "radar": ("runs", "Draw scores across data sets, a polygon a method."),
+    "layer_weights": ("features", "Draw layer weights of fine-tuned checkpoints, e.g. of folds."),
+    "reconstruction": ("clips", "Draw clips of a list, rebuilt by a pre-training checkpoint."),
+    "attention": ("attention", "Draw where each modality looks, and what it reads of the other."),
+    "tsne": ("features", "Draw features of labelled clips laid out by t-SNE, coloured by class."),
+    "retrieval": ("features", "Draw how often sound finds its video among others, and back."),
+}
 NAMES = "names, a file with one a line, or a data set (default: those of the run)"
 SOURCES = (
     "one csv file with the columns dataset,metric,method,value (percent), or finished experiments "
@@ -29,24 +34,20 @@ PARTS = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all pictures; each sub-command has `draw` set to what makes its own.
-
-    What a picture shows is said by the first line of that function's docstring.
-    """
+    """Return the parser of all pictures; `picture` is the name of the chosen one."""
     parser = new_parser("Pictures of results.")
     parser.prog = "hicmae-visualize"
-    commands = parser.add_subparsers(required=True, metavar="PICTURE")
+    commands = parser.add_subparsers(dest="picture", required=True, metavar="PICTURE")
 
-    def add_picture(draw: Draw) -> Any:
-        text = str(draw.__doc__).partition("\n")[0]
-        part = commands.add_parser(draw.__name__, help=text, description=text, allow_abbrev=False)
-        part.set_defaults(draw=draw)
+    def add_picture(name: str) -> Any:
+        _, text = PICTURES[name]
+        part = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         formats = ".png (200 dpi), .pdf or .svg"
         part.add_argument("--output", "--out", required=True, metavar="FILE", help=formats)
         return part.add_argument
 
-    def add_of_clips(draw: Draw, stage: str, count: int = 0) -> Any:
-        add = add_picture(draw)
+    def add_of_clips(name: str, stage: str, count: int = 0) -> Any:
+        add = add_picture(name)
         add("--checkpoint", required=True, metavar="FILE", help=f"{stage}, or its export or run")
         add("--data_path", required=True, metavar="LIST", help="list that fits it, or its folder")
         add("--data_root", default="", metavar="DIR", help="start of relative paths")
@@ -58,27 +59,27 @@ def build_parser() -> argparse.ArgumentParser:
         add("--seed", type=int, help=text)
         return add
 
-    add = add_picture(curves)
+    add = add_picture("curves")
     add("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run with a log.txt")
-    add = add_picture(confusion)
+    add = add_picture("confusion")
     add("pred_files", nargs="+", metavar="PRED.csv", help="predictions of a test, or its run")
     add("--class_names", "--classes", nargs="+", default=(), metavar="NAME", help=NAMES)
-    add = add_picture(reliability)
+    add = add_picture("reliability")
     add("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="tested run of a classifier")
     add("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
-    add = add_picture(radar)
+    add = add_picture("radar")
     add("sources", nargs="+", metavar="SOURCE", help=SOURCES)
     add("--metrics", nargs="+", default=(), metavar="SCORE", help=SCORES)
     add("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
-    add = add_picture(layer_weights)
+    add = add_picture("layer_weights")
     add("--checkpoint", required=True, nargs="+", metavar="FILE", help="fine-tuned, e.g. of folds")
-    add_of_clips(reconstruction, "pre-training checkpoint")
-    add_of_clips(attention, "checkpoint", count=1)
-    add = add_of_clips(tsne, "fine-tuned checkpoint")
+    add_of_clips("reconstruction", "pre-training checkpoint")
+    add_of_clips("attention", "checkpoint", count=1)
+    add = add_of_clips("tsne", "fine-tuned checkpoint")
     add("--features", nargs="+", default=(), metavar="PART", help=PARTS)
     add("--perplexity", type=float, default=30.0, help="about how many neighbours count (30)")
     add("--target", type=int, default=0, metavar="K", help="output that gives the colour (0)")
-    add = add_of_clips(retrieval, "pre-training checkpoint")
+    add = add_of_clips("retrieval", "pre-training checkpoint")
     add("--masked", action="store_true", help="hide the tokens that training hides")
     return parser
 
@@ -87,8 +88,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw what the command line asks for."""
     parser = build_parser()
     values = vars(parser.parse_args(argv))
-    draw: Draw = values.pop("draw")
-    output = values.pop("output")
+    picture, output = values.pop("picture"), values.pop("output")
+    from hicmae.inference.style import FORMATS, save_figure
+
+    module, _ = PICTURES[picture]
+    draw = getattr(import_module(f"hicmae.visualize.{module}"), picture)
     try:
         check_writable(output, FORMATS)
         drawn = draw(**values)
