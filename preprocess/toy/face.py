@@ -1,4 +1,4 @@
-"""Frames of one clip: a plain drawn head of flat shapes, back to front, and its aligned faces.
+"""Frames of one clip: a plain drawn head of flat shapes, back to front, and its landmarks.
 
 Shapes are computed for all frames at once; a frame is then a few calls of OpenCV.
 """
@@ -16,7 +16,6 @@ from preprocess.toy.plan import Clip, make_tracks
 
 FRAME_SIZE = 96
 SCALE, ORIGIN = 0.5, (48.0, 44.0)  # pixels per face unit, and where the face's origin rests
-ALIGNED_SCALE, ALIGNED_ORIGIN = 0.0074, (0.5, 0.38)  # the same in an aligned face of size 1
 DETECTOR_JITTER = 0.15  # pixels; landmarks of a real detector are never still
 SUBPIXEL = 4  # bits: polygons are placed to 1/16 of a pixel
 EYES = (-25.0, 25.0)  # x of their middles
@@ -35,11 +34,11 @@ def draw_frames(clip: Clip) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
     Yields:
         frame: (96, 96, 3) uint8 RGB.
-        aligned: (2, 3) transform from the frame to an aligned face of size 1, for `align`.
+        points: (5, 2) landmarks in pixels, for `hicmae.faces.tracking.align`.
     """
     painter = Painter(clip)
     painter.draw()
-    transforms, rng, wall = painter.alignments(), clip.key.rng("wall"), np.array(clip.scene.wall)
+    points, rng, wall = painter.landmarks(), clip.key.rng("wall"), np.array(clip.scene.wall)
     background: np.ndarray = np.full((FRAME_SIZE, FRAME_SIZE, 3), wall, np.uint8)
     for _ in range(4):  # soft shapes
         x, y, wide, high = rng.integers((-10, -10, 14, 14), (80, 80, 50, 60)).tolist()
@@ -51,21 +50,13 @@ def draw_frames(clip: Clip) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     shade = np.ascontiguousarray(np.broadcast_to(light[None, :, None], background.shape))
     for index in range(clip.speech.frames):
         frame = background.copy()
-        for points, paint, thickness in painter.shapes:
-            at = [points[index]]
+        for shape, paint, thickness in painter.shapes:
+            at = [shape[index]]
             if thickness:
                 cv2.polylines(frame, at, False, paint, thickness, cv2.LINE_AA, SUBPIXEL)
             else:
                 cv2.fillPoly(frame, at, paint, cv2.LINE_AA, SUBPIXEL)
-        yield cv2.multiply(frame, shade, dtype=cv2.CV_8U), transforms[index]
-
-
-def align(frame: np.ndarray, transform: np.ndarray, size: int) -> np.ndarray:
-    """Cut the aligned face out of a frame: (size, size, 3) uint8."""
-    matrix = transform * size
-    matrix[:, 2] += 0.5 * (matrix[0, 0] + matrix[0, 1]) - 0.5  # pixel centres
-    edge = cv2.BORDER_REPLICATE
-    return cv2.warpAffine(frame, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=edge)
+        yield cv2.multiply(frame, shade, dtype=cv2.CV_8U), points[index]
 
 
 class Painter:
@@ -208,14 +199,17 @@ class Painter:
         colour = np.minimum(0.8 * self.hair, 0.75 * self.skin)
         self.band(x, y - half, y + half, 18, colour)
 
-    def draw_mouth(self) -> None:
-        """Lips around a dark opening with teeth and tongue."""
-        face, show, opening = self.face, self.expression, self.at.opening[:, None]
+    def lips(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return x and y of the line between shut lips: (frames, 13) each."""
+        face, show = self.face, self.expression
         corner = face.rest_corner + show.corner * self.intensity
         width = face.mouth_width + show.stretch * self.intensity
         x = width * (1 - 0.25 * self.at.rounding[:, None]) * ALONG
-        middle = face.mouth_y + 0.35 * corner - corner * ALONG**2
-        gap = 17 * opening
+        return x, face.mouth_y + 0.35 * corner - corner * ALONG**2
+
+    def draw_mouth(self) -> None:
+        """Lips around a dark opening with teeth and tongue."""
+        face, gap, (x, middle) = self.face, 17 * self.at.opening[:, None], self.lips()
         top, low = middle - 0.25 * gap * ARCH, middle + 0.75 * gap * ARCH**0.8
         lips = 0.3 + 0.6 * face.lips
         red = (1 - lips) * self.skin + lips * np.array([186.0, 40, 60])
@@ -229,19 +223,18 @@ class Painter:
         self.band(x, top - (3 + 2 * face.lips) * arch, top - 1.0, 20, red * 0.9)
         self.add(x, top, 20, GUMS, 1)
 
-    def alignments(self) -> np.ndarray:
-        """Similarity transforms frame -> aligned face of size 1 from the eyes: (frames, 2, 3).
+    def landmarks(self) -> np.ndarray:
+        """Eyes, tip of the nose, corners of the mouth, as `hicmae.faces` has them: (frames, 5, 2).
 
-        The eyes are where they were drawn plus a detector's jitter.
+        They are where they were drawn plus a detector's jitter.
         """
-        eyes = self.place(np.array(EYES), np.zeros(2), 16)
-        noise = self.clip.key.rng("detector").standard_normal((len(eyes) + 4, 2, 2))
-        eyes += DETECTOR_JITTER * sum(noise[k : k + len(eyes)] for k in range(5)) / np.sqrt(5)
-        apart = eyes[:, 1] - eyes[:, 0]
-        turn = 50 * ALIGNED_SCALE / (apart[:, 0] + 1j * apart[:, 1])
-        matrix = np.stack([turn.real, -turn.imag, turn.imag, turn.real], -1).reshape(-1, 2, 2)
-        shift = np.array(ALIGNED_ORIGIN) - (matrix @ eyes.mean(1)[..., None])[..., 0]
-        return np.concatenate([matrix, shift[..., None]], 2)
+        x, y = (line[:, [0, -1]] for line in self.lips())
+        nose = np.zeros(1), np.array([self.face.nose_length])
+        places = (np.array(EYES), np.zeros(2), 16), (*nose, 26), (x, y, 20)
+        found = np.concatenate([self.place(*place) for place in places], 1)
+        noise = self.clip.key.rng("detector").standard_normal((len(found) + 4, 5, 2))
+        smooth = sum(noise[k : k + len(found)] for k in range(5)) / np.sqrt(5)
+        return found + DETECTOR_JITTER * smooth
 
 
 def closed(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -18,8 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hicmae.data.clip_list import read_labelled_list, read_pretrain_list
+from hicmae.faces.tracking import align
 from preprocess import toy_av
-from preprocess.toy.face import align, draw_frames
+from preprocess.toy.face import draw_frames
 from preprocess.toy.plan import CLASSES, FRAMES, Clip, ClipKey, make_tracks, plan_clip
 from preprocess.toy.voice import synthesise
 from preprocess.toy_av import Recipe, build, list_jobs, parts_of
@@ -179,15 +180,16 @@ def test_sound_has_the_length_of_the_video_and_the_planned_envelope_and_pitch():
 
 
 def test_smiling_moves_the_mouth_corners_up_and_eyes_stay_in_place_in_the_aligned_face():
-    dark = []
+    below_nose = []
     for valence in (0, 1, 2):
-        frame, transform = next(draw_frames(plan_clip(ClipKey(0, 3, 1), 2 * valence)))
-        mouth = align(frame, transform, 112)[72:100, 30:82].astype(float)
-        columns = mouth[:, [11, 12, 13, 42, 43, 44]].mean((1, 2))
-        dark.append(np.average(np.arange(28), weights=(columns.max() - columns) ** 2))
-    assert dark[0] > dark[2]  # rows count downwards
+        frame, points = next(draw_frames(plan_clip(ClipKey(0, 3, 1), 2 * valence)))
+        below_nose.append(points[3:, 1].mean() - points[2, 1])
+        for x, y in np.rint(points[3:]).astype(int):  # lips are red
+            red, green, _ = frame[y - 1 : y + 2, x - 2 : x + 3].reshape(-1, 3).astype(int).T
+            assert (red - green).max() > 60
+    assert below_nose[0] > below_nose[1] > below_nose[2]
     frames = [align(*pair, 112) for pair in draw_frames(plan_clip(ClipKey(0, 3, 1), 0))]
-    eyes = np.stack([frame[34:52, 22:90].astype(float) for frame in frames])
+    eyes = np.stack([frame[20:38, 18:94].astype(float) for frame in frames])
     same = [np.corrcoef(eye.ravel(), eyes[0].ravel())[0, 1] for eye in eyes]
     assert np.median(same) > 0.8
 
@@ -233,7 +235,7 @@ def test_folds_are_speaker_independent_and_complete(tiny):
         speakers = [{Path(clip.audio).parent.name for clip in part} for part in (train, test)]
         assert not speakers[0] & speakers[1]
         assert sorted(clip.label for clip in test) == list(range(6))
-        assert all(Path(c.video).is_dir() and Path(c.audio).is_file() for c in train + test)
+        assert all(Path(c.video).is_dir() and Path(c.audio).is_file() for c in [*train, *test])
         tested += [clip.video for clip in test]
     assert len(tested) == 24 and len(set(tested)) == 12
     first, second = (parts_of(fold, Recipe()) for fold in (1, 2))
