@@ -101,7 +101,8 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
         saver.finish()
     test_last_and_best(saver, configs, lists, val_loader, names)
     if configs.score.export:
-        export_run(run.output_dir)
+        for folder in export_run(run.output_dir):
+            logger.info("exported to %s", folder)
 
 
 def tested_model(given: Mapping[str, Any]) -> Trained:

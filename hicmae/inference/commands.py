@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import fields
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ import pandas as pd
 from hicmae.config import Options
 from hicmae.data.clip_list import AnyClip, Clip, find_list, name_of, read_any_list
 from hicmae.data.media import find_clips
+from hicmae.inference import formats
 from hicmae.inference.cli import MODEL
 from hicmae.inference.clips import Window
-from hicmae.inference.export import export_checkpoint, export_run
+from hicmae.inference.export import export_checkpoint, export_run, write_card
+from hicmae.inference.model import ModelConfig
 from hicmae.inference.recognizer import EmotionRecognizer, Failure, Prediction
 from hicmae.io import (
     UnreadableClip,
@@ -367,12 +370,51 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     return columns
 
 
+COMPARED = 16  # clips that formats are compared on
+
+
 def export(args: argparse.Namespace) -> int:
     """Export one model, or the last and the best of a run; returns the exit code."""
     options = vars(args)
-    path, output = Path(options.pop("checkpoint")), options.pop("output")
+    path, output = Path(options.pop("checkpoint")), Path(options.pop("output"))
     licences = {name: options.pop(name) for name in ("license", "data_license")}
     options["facts"] = {name: told for name, told in licences.items() if told}
+    kind, int8, data_path, data_root = (
+        options.pop(name) for name in ("format", "int8", "data_path", "data_root")
+    )
+    if kind != "onnx" and int8:
+        raise ValueError(f"--int8 is of --format onnx, got --format {kind}; leave it out")
     is_run = path.is_dir() and not (path / WEIGHTS).is_file()
-    (export_run if is_run else export_checkpoint)(path, output, **options)
+    make: Callable[..., Any] = export_run if is_run else export_checkpoint
+    if kind == "hub":
+        make(path, output, **options)
+        logger.info("exported %s to %s", path, output)
+        return 0
+    name = "int8" if int8 else kind
+    if not output.suffix:
+        output = output / formats.FORMATS[name].file
+    check_writable(output, (Path(formats.FORMATS[name].file).suffix,))
+    with TemporaryDirectory() as folder:
+        make(path, folder, **options)
+        recognizer = EmotionRecognizer.from_checkpoint(folder, "cpu", "fp32")
+    clips, reading = _clips_to_compare(recognizer.config, data_path, data_root)
+    formats.write(recognizer, output, name, clips, **reading)
+    if output.name == formats.FORMATS[name].file:
+        write_card(output.parent, recognizer.config)
     return 0
+
+
+def _clips_to_compare(
+    config: ModelConfig, data_path: str | None, data_root: str
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Return clips and how to read them: of a path, of the run's test list, or made on the spot."""
+    told = config.training.get("settings", {})
+    own = Path(told.get("data_path") or "", "test.csv")
+    if data_path is None and not own.is_file():
+        logger.info("no test list of the run is here: compared on a film that is made for it")
+        return [formats.sample_film()], {"faces": "cut"}
+    if data_path is None:
+        data_path, data_root = str(own), data_root or told.get("data_root") or ""
+    items = read_items(data_path, data_root)
+    logger.info("compared on clips of '%s'", data_path)
+    return [clip for clip, _ in items[:: max(len(items) // COMPARED, 1)][:COMPARED]], {}

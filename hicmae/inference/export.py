@@ -55,19 +55,23 @@ def export_checkpoint(
     if found := (facts or {}).get("calibration"):
         config = replace(config, temperature=found["temperature"])
     write_export(output, config, weights)
-    logger.info("exported %s to %s", path, output)
     return Path(output)
 
 
 def write_export(output: str | Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """Write config.json, model.safetensors and README.md; a README.md of others stays."""
+    """Write config.json, model.safetensors and README.md."""
     text, output = config.to_json(), Path(output)
     # Tensors that share memory are written twice.
     single = {name: tensor.float().clone().contiguous() for name, tensor in weights.items()}
     with whole_file(output / WEIGHTS) as part:
         save_file(single, part, metadata={"format": "pt", METADATA: text})
     write_whole(output / CONFIG, text)
-    card = output / CARD
+    write_card(output, config)
+
+
+def write_card(folder: Path, config: ModelConfig) -> None:
+    """Write README.md, the model card, to a folder; one of others stays."""
+    card = folder / CARD
     if card.is_file() and FRONT not in card.read_text(encoding="utf-8", errors="replace"):
         logger.warning("'%s' is no model card of hicmae and stays as it is", card)
     else:

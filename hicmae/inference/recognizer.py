@@ -21,6 +21,7 @@ from hicmae.data.video import normalise
 from hicmae.inference import forward
 from hicmae.inference.clips import Clip, View, Window, likeliest
 from hicmae.inference.export import push, write_export
+from hicmae.inference.formats import Graph, is_onnx, open_onnx
 from hicmae.inference.model import ModelConfig, load_model
 from hicmae.inference.sources import Arrays, Asked
 from hicmae.io import UnreadableClip, choose_device, hub_folder
@@ -157,7 +158,8 @@ class EmotionRecognizer:
 
         Args:
             path: export folder (config.json and model.safetensors), the output folder of a run, a
-                model.safetensors, or a .pth of this project or of the original authors.
+                model.safetensors, an .onnx of hicmae-export, or a .pth of this project or of the
+                original authors.
             device: "auto" takes a GPU if there is one; or "cpu", "cuda", "cuda:1", "mps".
             precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16" or "fp16".
             modality: None reads what the model was trained on; "a" or "v" reads one stream of a
@@ -170,9 +172,17 @@ class EmotionRecognizer:
             FileNotFoundError, ValueError: in one line.
         """
         Options(missing_modality=missing_modality)  # checks the name
-        place = choose_device(device)
-        # With "zeros" the other stream is silent or black, but goes through its encoder.
-        model, config = load_model(path, None if missing_modality == "zeros" else modality, place)
+        model: nn.Module
+        if is_onnx(path):
+            check_choice("precision of an .onnx", precision, ("auto", "fp32"))
+            check_choice("missing_modality of an .onnx", missing_modality, ("error", "zeros"))
+            model, config, place = open_onnx(path, device)
+            precision = "fp32"
+        else:
+            place = choose_device(device)
+            # With "zeros" the other stream is silent or black, but goes through its encoder.
+            read = None if missing_modality == "zeros" else modality
+            model, config = load_model(path, read, place)
         streams = config.modality if modality is None else modality
         check_choice("modality", streams, ("av", "a", "v"))
         if not set(streams) <= set(config.modality):
@@ -306,6 +316,8 @@ class EmotionRecognizer:
         """
         chosen = Options(**options, missing_modality=self.missing_modality)
         check_choice("on_error", on_error, ("raise", "return"))
+        if features and isinstance(self.model, Graph):
+            raise ValueError("an .onnx answers only; features need the checkpoint it was made of")
         if features and chosen.faces == "all":
             raise ValueError("features are those of one face; choose faces='largest' or 'cut'")
         if self.config.task == "pretraining" and not features:

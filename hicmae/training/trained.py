@@ -68,7 +68,7 @@ def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
     described = content.get("description")
     if described and (arguments := _arguments(described[0])):
         content, described = {**content, "args": arguments}, None
-    config = _read_config(*described) if described else None
+    config = read_config(*described) if described else None
     settings = _told(content, config) | ({} if config is None else _settings_of(config))
     settings = {_ALIASES.get(name, name): value for name, value in settings.items()}
     if sizes := settings.get("input_size_audio"):  # one number in the original: steps
@@ -160,7 +160,7 @@ def _arguments(text: str) -> dict[str, Any]:
     return {}
 
 
-def _read_config(text: str, source: Path | str) -> dict[str, Any]:
+def read_config(text: str, source: Path | str) -> dict[str, Any]:
     """Read a config.json; ValueError where it describes no model."""
     try:
         config = dict(json.loads(text))

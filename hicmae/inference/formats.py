@@ -1,0 +1,277 @@
+"""A classifier as one file for other programs: ONNX or torch.export; and an .onnx as a model.
+
+Inputs are `video` (B, 3, T, H, W) and `audio` (B, 1, T, F), normalised, as far as the model reads
+them; the output `scores` (B, K) holds logits, to be divided by the temperature, or the values of a
+regression. The config.json of an export stands in the file under `hicmae_config`. A file is written
+only where it answers as PyTorch does, see `write`.
+"""
+
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hicmae.data.audio import SAMPLE_RATE
+from hicmae.inference.model import ModelConfig, parse_config
+from hicmae.inference.sources import Arrays
+from hicmae.io import choose_device, one_line, whole_file
+from hicmae.training.checkpoint import CONFIG, METADATA
+from hicmae.training.trained import read_config
+
+if TYPE_CHECKING:
+    from hicmae.inference.recognizer import EmotionRecognizer
+
+logger = logging.getLogger(__name__)
+
+
+class Format(NamedTuple):
+    """A kind of file, and how near its answers must be to PyTorch's."""
+
+    file: str  # its name in a folder
+    difference: float  # at most, of a probability, or of a value as a share of it where that is > 1
+    same: float  # share of windows, at least, whose likeliest class is the same
+
+
+FORMATS = {
+    "onnx": Format("model.onnx", 1e-4, 0.99),
+    "int8": Format("model_int8.onnx", 0.15, 0.9),
+    "torch": Format("model.pt2", 1e-4, 0.99),
+}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class Graph(nn.Module):
+    """A classifier that another program runs; `run` takes the streams that it reads, in order."""
+
+    def __init__(self, modality: str, run: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.modality, self.run = modality, run
+
+    def forward(self, video: Tensor | None, audio: Tensor | None) -> Tensor:
+        """Return (B, K) logits or regression outputs, as `HiCMAEClassifier` does."""
+        given = {"v": video, "a": audio}
+        return self.run(*(given[stream] for stream in "va" if stream in self.modality))
+
+
+def need(package: str) -> ModuleType:
+    """Import an optional package; ValueError, in one line, where it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(
+            f"ONNX needs the package {package.split('.')[0]}, which is missing ({one_line(error)}):"
+            " pip install onnx onnxscript onnxruntime"
+        ) from None
+
+
+# Reading
+
+
+def is_onnx(path: str | Path) -> bool:
+    """Tell whether a path names an .onnx."""
+    return Path(path).suffix.lower() == ".onnx" and Path(path).is_file()
+
+
+def open_onnx(path: str | Path, device: str = "cpu") -> tuple[Graph, ModelConfig, torch.device]:
+    """Open an .onnx of `write`; returns also where it computes. ValueError, in one line."""
+    runtime = need("onnxruntime")
+    has_cuda = PROVIDERS["cuda"] in runtime.get_available_providers()
+    place = choose_device("cpu" if device == "auto" and not has_cuda else device)
+    if place.type not in PROVIDERS or (place.type == "cuda" and not has_cuda):
+        raise ValueError(
+            f"onnxruntime as installed cannot compute on '{place}'; choose --device cpu, or for a "
+            "GPU of NVIDIA: pip install onnxruntime-gpu"
+        )
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:  # from its bytes: names need not be UTF-8, and no other file is read
+        provider = [PROVIDERS[place.type]]
+        session = runtime.InferenceSession(Path(path).read_bytes(), options, providers=provider)
+    except OSError:
+        raise
+    except Exception as error:  # its exceptions have no common base
+        raise ValueError(
+            f"'{path}' is damaged or no ONNX file ({one_line(error)[:120]}); export it again"
+        ) from None
+    told = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    if told is None:
+        raise ValueError(
+            f"'{path}' does not say which classes and clips it knows (no {METADATA} in its "
+            "metadata); make it with: hicmae-export CHECKPOINT OUTPUT --format onnx"
+        )
+    config = parse_config(read_config(told, path), path)
+    names = [item.name for item in session.get_inputs()]
+
+    def run(*streams: Tensor) -> Tensor:
+        arrays = (stream.float().cpu().numpy() for stream in streams)
+        (scores,) = session.run(None, dict(zip(names, arrays, strict=True)))
+        return torch.from_numpy(scores).to(place)
+
+    return Graph(config.modality, run), config, place
+
+
+# Writing
+
+
+def sample_film(seconds: float = 4.0, rate: int = 25) -> Arrays:
+    """Make a film to compare with where there is none: matplotlib's portrait sways over a voice."""
+    from matplotlib.cbook import get_sample_data  # for which no other use should wait
+    from matplotlib.image import imread
+
+    portrait = imread(get_sample_data("grace_hopper.jpg", asfileobj=False))[40:360, 110:430]
+    shifts = (8 * np.sin(np.arange(round(seconds * rate)) / 5)).astype(int)
+    times = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    voice = sum(np.sin(2 * np.pi * 140 * k * times) / k for k in range(1, 20))
+    voice = 0.1 * voice * np.sin(2 * np.pi * 1.5 * times) ** 2
+    frames = np.stack([np.roll(portrait, shift, axis=(0, 1)) for shift in shifts])
+    return Arrays(frames, rate, voice.astype(np.float32))
+
+
+def write(
+    recognizer: "EmotionRecognizer",
+    output: str | Path,
+    name: str,
+    clips: Sequence[Any],
+    **reading: Any,
+) -> dict[str, float]:
+    """Write a format of `FORMATS` to a file, once it answers about the clips as PyTorch does.
+
+    The recognizer computes in fp32 on the CPU; for clips and `reading` see its `each`. Returns how
+    the answers compare, see `compare`.
+
+    Raises:
+        ValueError: the answers differ by more than the format may, and nothing is written; no clip
+            can be read; a package is missing.
+    """
+    if recognizer.config.task == "pretraining":
+        raise ValueError(
+            f"this is a pre-training checkpoint, expected a classifier for --format {name}; "
+            "fine-tune it first, or export it with --format hub"
+        )
+    kind, modality = FORMATS[name], recognizer.config.modality
+    with whole_file(output) as part:
+        with _quiet():
+            if name == "torch":
+                write_torch(recognizer.model, recognizer.config, part)
+                graph = Graph(modality, torch.export.load(part).module())
+            else:
+                write_onnx(recognizer.model, recognizer.config, part, quantised=name == "int8")
+                graph = open_onnx(part)[0]
+        found = compare(recognizer, graph, clips, **reading)
+        text = (
+            f"{name} and PyTorch about {found['windows']:.0f} windows (clips: "
+            f"{found['clips']:.0f}): largest difference {found['difference']:.1e} (at most "
+            f"{kind.difference:g}), same class {found['same']:.1%} (at least {kind.same:.0%})"
+        )
+        if not (found["difference"] <= kind.difference and found["same"] >= kind.same):
+            raise ValueError(f"{text}: '{output}' is not written; take another format")
+    megabytes = Path(output).stat().st_size / 1e6
+    logger.info("%s; written: %s, %.1f MB", text, output, megabytes)
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what libraries say of each other and of their own insides."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def compare(
+    recognizer: "EmotionRecognizer", graph: Graph, clips: Sequence[Any], **reading: Any
+) -> dict[str, float]:
+    """Ask a recognizer, and the same with a graph for its model, about clips.
+
+    Returns the number of `clips` and `windows`, the largest `difference` of a probability (or of a
+    value, as a share of it where that is above 1), and the share of windows of the `same` class.
+    """
+    reading = {**reading, "on_error": "return"}
+    both = [list(r.each(clips, **reading)) for r in (recognizer, replace(recognizer, model=graph))]
+    failed = [answer.reason for answer in both[0] if hasattr(answer, "reason")]
+    if len(failed) == len(clips):
+        raise ValueError(
+            f"none of {len(clips)} clips to compare with can be read, the last: {failed[-1]}; name "
+            "a list with --data_path"
+        )
+    answers = [[answer for answer in each if not hasattr(answer, "reason")] for each in both]
+    mine, theirs = (
+        np.array([[*w.scores.values()] for answer in each for w in answer.windows if w.scores])
+        for each in answers
+    )
+    same = 1.0
+    if recognizer.config.task == "classification":
+        same = float((mine.argmax(axis=1) == theirs.argmax(axis=1)).mean())
+    difference = (np.abs(mine - theirs) / np.maximum(np.abs(mine), 1)).max()
+    numbers = {"clips": len(answers[0]), "windows": len(mine)}
+    return {**numbers, "difference": float(difference), "same": same}
+
+
+def write_torch(model: nn.Module, config: ModelConfig, path: Path) -> None:
+    """Write the program that torch.export makes; `torch.export.load` reads it."""
+    told = {CONFIG: config.to_json()}
+    torch.export.save(_program(model, config), path, extra_files=told)
+
+
+def write_onnx(model: nn.Module, config: ModelConfig, path: Path, quantised: bool = False) -> None:
+    """Write an ONNX file; quantised, weights are of 8 bits, and activations where they are used."""
+    onnx, _ = need("onnx"), need("onnxscript")
+    names = [{"v": "video", "a": "audio"}[stream] for stream in "va" if stream in config.modality]
+    program: Any = torch.onnx.export(
+        _program(model, config),
+        dynamo=True,
+        input_names=names,
+        output_names=["scores"],
+        verbose=False,
+    )
+    proto = program.model_proto
+    if quantised:
+        quantization = need("onnxruntime.quantization")
+        with TemporaryDirectory() as folder:
+            plain, ready, small = (Path(folder, name) for name in ("plain", "ready", "small"))
+            onnx.save(proto, plain)
+            quantization.quant_pre_process(plain, ready, skip_symbolic_shape=True)
+            quantization.quantize_dynamic(ready, small, per_channel=True)
+            proto = onnx.load(small)
+    onnx.helper.set_model_props(proto, {METADATA: config.to_json()})
+    onnx.save(proto, path)
+
+
+def _program(model: nn.Module, config: ModelConfig) -> torch.export.ExportedProgram:
+    """Trace a model for any number of clips; streams that it does not read are no inputs."""
+    clip, batch = config.preprocessing, torch.export.Dim("batch")
+    shapes = {
+        "v": (3, clip.num_frames, clip.input_size, clip.input_size),
+        "a": (1, *clip.input_size_audio),
+    }
+    read = [stream for stream in "va" if stream in config.modality]
+    examples = tuple(torch.zeros(2, *shapes[stream]) for stream in read)
+    whole = _Read(model, read)
+    return torch.export.export(whole, examples, dynamic_shapes=(tuple({0: batch} for _ in read),))
+
+
+class _Read(nn.Module):
+    """A classifier called with the streams that it reads."""
+
+    def __init__(self, model: nn.Module, read: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.read = model, read
+
+    def forward(self, *streams: Tensor) -> Tensor:
+        given = dict(zip(self.read, streams, strict=True))
+        return self.model(given.get("v"), given.get("a"))
