@@ -51,7 +51,8 @@ def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
     given = given_flags(parser, argv)
     source = tested_model(given) if given.get("eval") else None
     if source:
-        parser.set_defaults(**{k: v for k, v in source.settings.items() if k in trained.SETTLED})
+        kept = {*trained.SETTLED, "test_num_segment", "average_clips"}
+        parser.set_defaults(**{k: v for k, v in source.settings.items() if k in kept})
     else:
         parser.set_defaults(**settings_to_keep(given, ClipConfig, ClassifierConfig))
     configs = parse_configs(parser, FinetuneConfigs, argv)
@@ -125,7 +126,10 @@ def tested_model(given: Mapping[str, Any]) -> Trained:
         )
     if sizes := given.get("input_size_audio"):  # one value stands for itself and 128
         given = {**given, "input_size_audio": [*sizes, 128][:2]}
+    if "init_values" in given:  # of the start of layer scales, weights tell only whether it was 0
+        given = {**given, "init_values": float(given["init_values"] > 0)}
     trained.check_agrees(source, given)
+    trained.warn_of_clips(source, given)
     return source
 
 
@@ -198,7 +202,8 @@ def warn_of_classes(files: Mapping[Path, splits.Clips], names: Sequence[str]) ->
         counts = {path: sum(clip.label in missing for clip in some) for path, some in others}
         logger.warning(
             "no training clip of '%s' is of class %s, expected all %d of --nb_classes: they cannot "
-            "be learned (clips of them: %s); check the lists, which count classes from 0",
+            "be learned (clips of them: %s); check the lists, which count classes from 0, and what "
+            "--val_split holds out",
             *(train, ", ".join(f"{k} ({names[k]})" for k in missing), len(names)),
             ", ".join(f"{count} in '{path}'" for path, count in counts.items()),
         )
@@ -400,9 +405,7 @@ def test_last_and_best(
     run, state, task = saver.run, saver.state, configs.classifier.task
     metric, last, best = configs.score.val_metric, configs.optim.epochs - 1, state.best
     loader, final, images = scoring_loader(run, configs, lists.test), dict[str, float](), {}
-    calibrates = task == "classification" and lists.val != lists.test
-    if task == "classification" and not calibrates:
-        logger.info("no validation clips apart from the test: probabilities are not calibrated")
+    calibrates = task == "classification" and not lists.val_is_test
     if best["epoch"] < 0:
         logger.warning("no best epoch could be saved; the last one stands for it")
     epochs = {"last": last, "best": last if best["epoch"] < 0 else best["epoch"]}

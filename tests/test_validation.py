@@ -272,7 +272,7 @@ def lists_of(train, test):
     sides = [
         [Clip(f"c{k}", f"c{k}.wav", label) for k, label in enumerate(s)] for s in (train, test)
     ]
-    return Lists(sides[0], sides[1], sides[1], "fold/test.csv", {})
+    return Lists(sides[0], sides[1], sides[1], "fold/test.csv", {}, True)
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,8 @@ def read_any_list(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, 
 
     def take(fields: list[str]) -> None:
         video, label = _below(data_root, fields[0]), fields[1:]
+        if not label and re.search(r"[\t,;\0]", video) and not os.path.exists(video):
+            raise ValueError(f"got 1 {FIELDS}")
         audio: str | None = wav_of(video)
         if label and (
             label[0] == NOT_READ or os.path.splitext(label[0])[1].lower() in AUDIO_SUFFIXES
@@ -335,13 +337,14 @@ def _read(path: Path, take: Callable[[list[str]], object], expected: str) -> Pac
                     is_empty = False
                 end = reader.line_num
         except csv.Error as error:
-            raise ValueError(f"{path}:{end + 1}: expected {expected}, got: {error}") from None
+            raise ValueError(
+                f"{path}:{end + 1}: expected {expected}, got: {error}; check the quotes"
+            ) from None
         except ValueError as error:
             line = " ".join(fields)[:200]
             form = "; save it as UTF-8" * ("\0" in line)
-            raise ValueError(
-                f"{path}:{reader.line_num}: expected {expected}, {error}{form}: {line!r}"
-            ) from None
+            text = f"{error}{form}: {line!r}".replace(r"\x00", "")
+            raise ValueError(f"{path}:{reader.line_num}: expected {expected}, {text}") from None
     if is_empty:
         raise ValueError(f"{path}:1: expected at least one line {expected}, got an empty list")
     return None

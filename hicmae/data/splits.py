@@ -181,7 +181,7 @@ def _traits(labels: np.ndarray) -> np.ndarray:
 
 
 def _check_sides(train: Clips, val: Clips, modality: str) -> None:
-    """Refuse a file that is on both sides; warn of a class that is on one side only."""
+    """Refuse a file that is on both sides; warn of a class that is on the training side only."""
     files: list[dict[str, AnyClip]] = [{}, {}]
     for side, clips in zip(files, (train, val), strict=True):
         for clip in clips:
@@ -194,13 +194,12 @@ def _check_sides(train: Clips, val: Clips, modality: str) -> None:
             "speakers"
         )
     classes = [{c.label for c in some if isinstance(c.label, int)} for some in (train, val)]
-    for name, k in (("validation", 1), ("training", 0)):
-        if missing := ", ".join(map(str, sorted(classes[1 - k] - classes[k]))):
-            logger.warning(
-                "no %s clip is of class %s: too few speakers or items have it; see --val_share and "
-                "--seed",
-                *(name, missing),
-            )
+    if missing := ", ".join(map(str, sorted(classes[0] - classes[1]))):
+        logger.warning(
+            "no validation clip is of class %s: too few speakers or items have it; see "
+            "--val_share and --seed",
+            missing,
+        )
 
 
 def take_share(clips: Sequence[AnyClip], share: float, seed: int) -> list[AnyClip]:
@@ -255,6 +254,7 @@ class Lists(NamedTuple):
     test: Clips
     val_file: str
     tables: dict[str, str]  # files to write beside the results: content by name
+    val_is_test: bool
 
 
 def _table(columns: Mapping[str, Sequence[object]]) -> str:
@@ -312,13 +312,14 @@ def read_lists(
         spread = f" (by class {dict(sorted(counts.items()))})" if counts else ""
         logger.info("%d of %d training clips%s, see %s", len(train), total, spread, SHARE_FILE)
         tables[SHARE_FILE] = _table({"clip": [name_of(clip) for clip in train]})
-    if val == test:
+    if same := val == test:
         logger.warning(
             "the best epoch is chosen on %s, the same clips as the test list, as in the published "
-            "protocol: best-epoch results are optimistic, last-epoch results are not",
+            "protocol: best-epoch results are optimistic, last-epoch results are not, and "
+            "probabilities stay uncalibrated",
             val_file,
         )
     else:
         logger.info("the best epoch is chosen on %s, apart from the test list", val_file)
     logger.info("clips: train %d, validation %d, test %d", len(train), len(val), len(test))
-    return Lists(train, val, test, str(val_file), tables)
+    return Lists(train, val, test, str(val_file), tables, same)

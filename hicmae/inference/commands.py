@@ -384,7 +384,7 @@ def export(args: argparse.Namespace) -> int:
     )
     if kind != "onnx" and int8:
         raise ValueError(f"--int8 is of --format onnx, got --format {kind}; leave it out")
-    is_run = path.is_dir() and not (path / WEIGHTS).is_file()
+    is_run = not (path / WEIGHTS).is_file() and any(path.glob("checkpoint-*.pth"))
     make: Callable[..., Any] = export_run if is_run else export_checkpoint
     if kind == "hub":
         make(path, output, **options)

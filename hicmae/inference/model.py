@@ -163,8 +163,8 @@ def read_model(
 def _of_run(
     model: Trained, class_names: Sequence[str], given: Mapping[str, Any]
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    weights, names, settings = model.weights, tuple[str, ...](), {**model.settings, **given}
-    told = {**model.told, **given}
+    weights, names, told = model.weights, tuple[str, ...](), {**model.told, **given}
+    settings = {"task": "classification", **model.settings, **given}
     if "modality" not in settings:
         raise ValueError(
             f"'{model.source}' holds no HiCMAE model: expected weights named encoder.* or "
@@ -173,17 +173,13 @@ def _of_run(
     if settings["task"] != "pretraining":
         chosen = {"class_names": class_names} if class_names else {}
         names = names_of_run({**settings, **chosen}, settings["task"], settings["nb_classes"])
-    unseen = {"a": "input_size", "v": "input_size_audio"}.get(settings["modality"])
-    shown = {"tubelet_size", unseen, *settings}
-    if assumed := [flag for flag in trained.CLIP if flag not in shown]:
-        usual = ", ".join(f"--{flag} {getattr(Preprocessing(), flag)}" for flag in assumed)
-        logger.warning("'%s' does not say how its clips were, assuming %s", model.source, usual)
+    trained.warn_of_clips(model, given)
     epoch = model.content.get("epoch")
     config = ModelConfig(
         task=settings["task"],
         modality=settings["modality"],
         names=names,
-        architecture=_architecture(weights, settings, model.source),
+        architecture=_architecture(settings, model.source),
         preprocessing=_preprocessing(settings),
         test_num_segment=int(settings.get("test_num_segment") or 2),
         training={
@@ -195,9 +191,7 @@ def _of_run(
     return config, weights
 
 
-def _architecture(
-    weights: Mapping[str, Tensor], settings: Mapping[str, Any], source: Path | str
-) -> Architecture:
+def _architecture(settings: Mapping[str, Any], source: Path | str) -> Architecture:
     width = int(settings["model"].split("_dim")[1].split("_")[0])
     if width not in WIDTHS:
         raise ValueError(
@@ -217,8 +211,7 @@ def _architecture(
         depth=depth or depth_audio,
         depth_audio=depth_audio or depth,
         fusion_depth=fusion_depth or 1,
-        # Whether there are any gammas; their values are weights.
-        init_values=float(any(".gamma_" in name for name in weights)),
+        init_values=settings["init_values"],
         head_activation=activation if activation in ACTIVATIONS else None,
         options={n: v for n, v in known.items() if v != arguments[n].default},
     )

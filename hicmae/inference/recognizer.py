@@ -325,6 +325,12 @@ class EmotionRecognizer:
                 "this is a pre-training checkpoint, which knows no emotions; fine-tune it first "
                 "(run_finetuning.py), or ask for features"
             )
+        calibrated = self.config.task != "classification" or self.config.temperature != 1
+        if not (features or calibrated or chosen.protocol == "test"):
+            logger.info(
+                "probabilities are not calibrated: this file holds no temperature, as exports of "
+                "runs do that validated on clips apart from the test"
+            )
         heard = self.config.preprocessing.input_size_audio[0] / 100
         if "a" in self.streams and (chosen.window or 0) > 1.1 * heard:
             text = "the model hears only the first %.2f s of each window of %.2f s"

@@ -104,21 +104,23 @@ def find(path: str | Path, to_resume: bool = False) -> Path:
             return place
     problem = "does not exist"
     if path.is_dir():
-        problem = f"holds no {'' if to_resume else f'{WEIGHTS} and no '}checkpoint"
+        problem = f"holds no {'' if to_resume else f'{WEIGHTS} and no '}checkpoint-<epoch>.pth"
+    known = f"a .pth, a folder with {WEIGHTS}, or one of the package ({', '.join(BUNDLED)})"
+    known = "or its .pth; weights alone go to --finetune" if to_resume else known
     raise FileNotFoundError(
-        f"checkpoint '{path}' {problem}; name a folder with {WEIGHTS}, the output folder of a run, "
-        f"a .pth, or one that comes with the package ({', '.join(BUNDLED)})"
+        f"checkpoint '{path}' {problem}; name the output folder of a run, {known}"
     )
 
 
-def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
+def load(path: str | Path, verify: bool = False, settings_only: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; only tensors, containers, Namespace, numbers are allowed.
 
     It is what `find` returns. It was written here, by the original code, whose `epoch` may be
     "best", or is any `torch.save` of a dictionary. Of safetensors the weights are under `model`,
     and with an export's config.json its text and where that stands are under `description`.
     `verify` also compares the check sum at a file's end, or those within the archive where there is
-    none; torch itself does neither.
+    none; torch itself does neither. With `settings_only` the tensors stay in the file where they
+    can: what is not looked at is not read.
     """
     path = find(path)
     try:
@@ -130,7 +132,8 @@ def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
             _verify(path)
         with safe_globals(_ALLOWED), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            mmap = settings_only and zipfile.is_zipfile(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except CheckpointError:
         raise
     except PermissionError as error:
@@ -148,10 +151,10 @@ def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
 def _foreign(path: Path) -> str:
     """Say what a file is that people take for a checkpoint when a download went wrong; else ""."""
     with path.open("rb") as file:
-        start = file.read(512).lstrip().lower()
+        start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer, not the file it stands for; run: git lfs pull"
-    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+    if start.startswith((b"<!", b"<html", b"<?xml", b"<head")):
         return "is a web page, not a checkpoint; download the file that the page offers"
     return ""
 
@@ -189,18 +192,20 @@ def _verify(path: Path) -> None:
 
 def _explain(path: Path, error: Exception) -> str:
     """Say what an exception of torch.load means and what to do."""
-    if called := re.search(r"GLOBAL ([\w.]+)|whose module (\S+) is blocked", str(error)):
+    reasons = r"GLOBAL ([\w.]+)|whose module (\S+) is blocked|but got <class '([\w.]+)'>"
+    if called := re.search(reasons, str(error)):
         return (
-            f"is refused: loading it would call '{called[1] or called[2]}', and only tensors, "
-            "plain containers, numbers and argparse.Namespace are allowed; re-save its weights "
-            "alone"
+            f"is refused: loading it would call '{called[called.lastindex or 0]}', and only "
+            "tensors, plain containers, numbers and argparse.Namespace are allowed; re-save its "
+            "weights alone"
         )
     if "Unsupported operand 149" in str(error):  # how pickles begin from protocol 4 on
         return (
             "is refused: it is a pickle of a newer protocol than torch.save's own, 2; re-save its "
             "weights alone with torch.save as it is"
         )
-    detail = f"{type(error).__name__}: {one_line(error)[:80]}"
+    text = one_line(Exception(str(error).partition("WeightsUnpickler error:")[2] or error))
+    detail = f"{type(error).__name__}: {text[:80]}"
     return (
         f"({path.stat().st_size} bytes) is truncated, damaged or no torch checkpoint ({detail}); "
         "copy or download it again"

@@ -170,7 +170,9 @@ def settings_to_keep(given: Mapping[str, Any], *groups: type) -> dict[str, Any]:
 
     They hold where the command line does not say otherwise, which `find_changes` judges.
     """
-    args = load(given["resume"]).get("args") if given.get("resume") else None
+    args = None
+    if named := given.get("resume"):
+        args = load(checkpoint.find(named, to_resume=True), settings_only=True).get("args")
     saved = flat_settings(args if isinstance(args, dict) else {})  # a Namespace is the original's
     known = [flag_of(item) for group in groups for item in fields(group)]
     return {flag: saved[flag] for flag in known if flag in saved}
@@ -231,7 +233,8 @@ def resume(run: Run, state: TrainState, found: Found | None) -> None:
         if missing or not isinstance(content["epoch"], int):
             raise ValueError(
                 f"checkpoint '{path}' cannot be resumed: it lacks "
-                f"{sorted(missing) or 'an epoch number'}; use --finetune for released weights"
+                f"{', '.join(sorted(missing)) or 'an epoch number'}; use --finetune for released "
+                "weights"
             )
         changed, harmless = map(", ".join, find_changes(plan, content))
         if harmless:
@@ -286,7 +289,8 @@ def _best_on_disk(run: Run, best: dict[str, Any]) -> dict[str, Any]:
         try:
             kept = load(run.output_dir / "checkpoint-best.pth", verify=True)["epoch"]
         except (OSError, ValueError) as error:
-            logger.warning("%s", error)
+            if not isinstance(error, FileNotFoundError):  # as where --resume names another run
+                logger.warning("%s", error)
         if kept != best["epoch"]:
             text = "the weights of the best epoch so far (%d) are not on disk; it is chosen anew"
             logger.warning(text, best["epoch"])

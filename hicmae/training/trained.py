@@ -5,6 +5,7 @@ in the settings of the run or in the config.json of the export.
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -14,9 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hicmae.config import ClipConfig
 from hicmae.config.flags import flat_settings
 from hicmae.data.video import MODALITIES
 from hicmae.training import checkpoint
+
+logger = logging.getLogger(__name__)
 
 ENCODERS = {"a": "encoder_audio.", "v": "encoder."}  # beginnings of the names of their weights
 FUSION = "encoder_fusion."
@@ -27,7 +31,7 @@ PLACES = ("model", "module", "state_dict", "model_ema")  # keys under which weig
 CLIP = ("num_frames", "sampling_rate", "input_size", "input_size_audio", "tubelet_size")
 SETTLED = (
     *("task", "nb_classes", "model", "depth", "depth_audio", "fusion_depth", "modality"),
-    *("hierarchical_fusion", "fusion_order", "head_activation", *CLIP),
+    *("hierarchical_fusion", "fusion_order", "init_values", "head_activation", *CLIP),
 )
 DEPTHS = {"depth": ENCODERS["v"], "depth_audio": ENCODERS["a"], "fusion_depth": FUSION}
 _BLOCK = re.compile(r"(encoder(?:_audio|_fusion)?\.)blocks\.(\d+)\.")
@@ -76,9 +80,11 @@ def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
         settings["input_size_audio"] = [int(steps), int(bins)]
     if settings:  # earlier versions and the original know no other order
         settings.setdefault("fusion_order", "both")
-    named, settings["task"] = str(settings.get("task")), "pretraining"
-    if "head.weight" in weights:
-        settings["task"] = "regression" if "regress" in named else "classification"
+    if "head.weight" not in weights:
+        settings["task"] = "pretraining"
+    elif "task" in settings:
+        regresses = "regress" in str(settings["task"])
+        settings["task"] = "regression" if regresses else "classification"
     return Trained(source, weights, settings | _shown_by(weights), content, config)
 
 
@@ -115,8 +121,6 @@ def check_agrees(
     What the file does not say, or is not chosen, contradicts nothing. ValueError names the flags.
     """
     mine = flat_settings(chosen)
-    if trained.config is None and "task" not in trained.told:
-        flags = [flag for flag in flags if flag != "task"]  # of a bare file it is a guess
     wrong = [
         f"--{flag} {_shown(mine[flag])} (trained with {_shown(trained.settings[flag])})"
         for flag in flags
@@ -129,8 +133,17 @@ def check_agrees(
         )
 
 
+def warn_of_clips(trained: Trained, chosen: Mapping[str, Any]) -> None:
+    """Warn of the geometry of clips that neither the file nor the chosen flags tell."""
+    known, usual = {**trained.settings, **chosen}, vars(ClipConfig())
+    unseen = {"a": "input_size", "v": "input_size_audio"}.get(known["modality"])
+    if assumed := [f for f in CLIP if f not in {"tubelet_size", unseen, *known}]:
+        values = ", ".join(f"--{f} {_shown(usual[f])}" for f in assumed)
+        logger.warning("'%s' does not say how its clips were, assuming %s", trained.source, values)
+
+
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _shown_by(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -147,6 +160,7 @@ def _shown_by(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         shown["hierarchical_fusion"] = any(n.endswith("_layer_weights") for n in weights)
     width = len(weights.get(f"{ENCODERS[modality[-1]]}norm.weight", ()))
     kernel = weights.get(f"{ENCODERS['v']}patch_embed.proj.weight")
+    shown["init_values"] = float(any(".gamma_" in name for name in weights))  # 0: none
     shown |= {"modality": modality, "model": f"{stage}_dim{width}_patch16_160_a256"}
     return shown | ({} if kernel is None else {"tubelet_size": kernel.shape[2]})
 

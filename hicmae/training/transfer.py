@@ -58,8 +58,8 @@ def load_pretrained(
     if report.problems and not (allow_partial and enough):
         raise ValueError(
             f"{name} does not fit the model's encoders ({report.share:.0%} of their weights are "
-            f"in it): {'; '.join(report.problems)}; choose the --model and depths of the "
-            f"checkpoint{', or add --allow_partial' if enough else ''}"
+            f"in it): {'; '.join(report.problems)}; choose the --model, depths and "
+            f"--init_values of the checkpoint{', or add --allow_partial' if enough else ''}"
         )
     _check_variant(model, source, report, require_all)
     model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)

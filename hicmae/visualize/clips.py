@@ -75,7 +75,7 @@ def open_model(
 def open_whole(path: str | Path, device: str) -> tuple[nn.Module, dict[str, Any], torch.device]:
     """Load a pre-training checkpoint with its decoders; return it, its settings and the device."""
     chosen, found = choose_device(device), trained.read(path)
-    settings = found.told | {"task": found.settings["task"]}
+    settings = found.told | {"task": found.settings.get("task")}
     lacks = "" if "mask_token" in found.weights else "has no decoders"
     if "mask_ratio" not in settings:
         lacks = "holds no settings"

@@ -139,6 +139,7 @@ def test_truncated_and_foreign_files_are_named_in_one_line(path, content):
     [
         (b"<!DOCTYPE html>\n<html><body>Google Drive", "is a web page"),
         (b"\n<html lang=en>", "is a web page"),
+        (b"\xef\xbb\xbf<!-- saved --><HTML>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is a git-lfs pointer"),
     ],
 )
@@ -182,13 +183,16 @@ def test_every_flipped_byte_is_found_when_asked_for(path):
 
 
 def test_paths_and_contents_that_cannot_be_a_checkpoint_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone.pth' does not exist; name a"):
+    with pytest.raises(FileNotFoundError, match="gone.pth' does not exist; name the"):
         load(tmp_path / "gone.pth")
     with pytest.raises(FileNotFoundError, match="holds no model.safetensors and no checkpoint"):
         load(tmp_path)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds a list, expected a dictionary"):
         load(tmp_path / "list.pth")
+    torch.save({"model": STATE["model"], "lr": np.float32(0.1)}, tmp_path / "single.pth")
+    with pytest.raises(CheckpointError, match="is refused: .*Float32"):
+        load(tmp_path / "single.pth")
 
 
 def test_newest_falls_back_over_broken_files_and_says_so(tmp_path, caplog):

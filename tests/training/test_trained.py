@@ -69,7 +69,7 @@ def test_every_kind_of_file_tells_the_same_settings(files, weights, name):
     [("num_frames", 8), ("sampling_rate", 4), ("input_size", 64), ("input_size_audio", (256, 128)),
      ("depth", 1), ("modality", "a"), ("head_activation", None), ("nb_classes", 5),
      ("task", "classification"), ("hierarchical_fusion", False), ("fusion_order", "audio_first"),
-     ("model", "avit_dim512_patch16_160_a256"), ("tubelet_size", 4)],
+     ("model", "avit_dim512_patch16_160_a256"), ("tubelet_size", 4), ("init_values", 1.0)],
 )  # fmt: skip
 def test_a_setting_that_contradicts_the_file_is_refused_by_name(files, name, flag, value):
     shown = "64 32" if flag == "input_size_audio" else KNOWN[flag]
@@ -80,7 +80,7 @@ def test_a_setting_that_contradicts_the_file_is_refused_by_name(files, name, fla
 def test_weights_alone_tell_what_their_shapes_show():
     model = small_models.classifier(modality="a", hierarchical_fusion=False)
     found = trained.describe(model.state_dict(), "bare.pth")
-    shown = {"task": "classification", "nb_classes": 5, "modality": "a", "depth_audio": 3}
+    shown = {"nb_classes": 5, "modality": "a", "depth_audio": 3, "init_values": 0.0}
     shown |= {"model": KNOWN["model"], "hierarchical_fusion": False}
     assert found.settings == shown
     found = trained.describe(small_models.pretraining_model().state_dict(), "bare.pth")

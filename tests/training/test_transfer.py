@@ -88,7 +88,11 @@ def test_head_of_another_class_count_keeps_its_initial_values(caplog):
     [
         ({"depth": 2}, 1.0, r"100%.* its encoder\.blocks\.2\.\* \(13\) would be unused"),
         ({"depth": 4, "depth_audio": 6}, 0.82, r"lacks encoder\.blocks\.3.*encoder_audio.blocks.5"),
-        ({"depth": 30}, None, r"encoders \([234]\d% of .*depths of the checkpoint$"),
+        (
+            {"depth": 30},
+            None,
+            r"encoders \([234]\d% of .*depths and --init_values of the checkpoint$",
+        ),
     ],
 )
 def test_encoders_of_another_depth_need_allow_partial_and_half_of_the_weights(
