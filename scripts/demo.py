@@ -38,7 +38,7 @@ CEILINGS = {"chance": 16.67, "video only, at most": 50.0, "audio only, at most":
 WORKERS = min(((os.cpu_count() or 1) + 1) // 2, 8)
 BOTH = f"""
     --device {os.environ.get("DEVICE", "auto")} --seed {SEED}
-    --precision fp32 --num_workers {WORKERS}
+    --precision fp32 --num_workers {WORKERS} --image_freq 5
     --num_frames 4 --sampling_rate 8 --input_size 64 --input_size_audio 128 128
 """
 PRETRAIN = f"""

@@ -113,8 +113,7 @@ def train_one_epoch(
                 group = list(itertools.islice(batches, optim.accum_iter))
                 waited = time.perf_counter() - started
                 unreadable += [clip for batch in group for clip in batch.skipped]
-                step = state.steps_done
-                lr = float(plan.lr[step])
+                step, lr = state.steps_done, float(plan.lr[state.steps_done])
                 seed_step(config.seed, step, distributed.rank())
                 set_learning_rate(state.optimizer, lr, float(plan.weight_decay[step]))
                 how = state.optimizer, state.scaler, run.precision, optim.clip_grad
