@@ -8,9 +8,9 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -27,6 +27,7 @@ SOURCE_CROPS = ("auto", "voxceleb2", "none")
 VOXCELEB2_SIZE = (224, 224)  # of its frames as their authors ship them
 
 FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
+MEMORY = 256 * 1024**2  # bytes of frames that are kept instead of being decoded twice
 MAX_PIXELS = 1 << 26  # of a frame; more is no face but something to fill the memory with
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -96,6 +97,26 @@ def read_frames(video: Video, windows: Iterable[np.ndarray]) -> dict[int, np.nda
     """Return every frame that some window needs, by index; each is decoded once."""
     wanted = sorted({int(index) for window in windows for index in window})
     return dict(zip(wanted, video.read(wanted), strict=True))
+
+
+class LookedAt:
+    """The frames of a source at some indices, decoded once if they fit into memory.
+
+    `options` are those of the source's `frames`.
+    """
+
+    def __init__(self, source: Any, indices: Sequence[int], **options: Any) -> None:
+        self.source, self.indices, self.options = source, list(indices), options
+        self.kept: list[np.ndarray] = []
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        frames = iter(self.kept or self.source.frames(self.indices, **self.options))
+        first = next(frames)
+        if first.nbytes * len(self.indices) <= MEMORY:
+            self.kept = self.kept or [first, *frames]
+            frames = iter(self.kept[1:])
+        yield first
+        yield from frames
 
 
 def natural_key(name: str) -> list[str | int]:

@@ -11,14 +11,13 @@ import hashlib
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 INSTALL = 'install them with: pip install "mtcnn==1.0.0"'
 # The files are pickles, which are not unpickled: the places of numbers in exactly these are known.
@@ -138,7 +137,7 @@ class Detector:
             moved, _, face = map(torch.from_numpy, _closer(self.rnet, 24, images, boxes, owner))
             good = torch.nonzero(face >= REFINED)[:, 0]
             owners = torch.from_numpy(owner)[good]
-            kept = good[batched_nms(moved[good], face[good], owners, SAME_PROPOSAL)]
+            kept = good[_suppressed(moved[good], face[good], owners, SAME_PROPOSAL)]
             boxes, owner = squared(moved[kept].numpy()), owner[kept.numpy()]
         boxes, _, scores = _closer(self.onet, 48, images, boxes, owner)
         nested = overlaps(boxes, boxes, of_smaller=True)
@@ -176,13 +175,13 @@ class Detector:
             corner = STRIDE * torch.stack([column, row], 1)
             box = torch.cat([corner, corner + CELL], 1) + CELL * shifts[owner, :, row, column]
             box = box * torch.tensor([width / size[0], height / size[1]] * 2)
-            kept = batched_nms(box, face[owner, row, column], owner, 0.5)
+            kept = _suppressed(box, face[owner, row, column], owner, 0.5)
             found.append((box[kept], face[owner, row, column][kept], owner[kept]))
             scale *= PYRAMID_STEP
         if not found:  # an image smaller than a cell
             return np.empty((0, 4)), np.empty(0, int)
         boxes, scores, owner = (torch.cat(part) for part in zip(*found, strict=True))
-        kept = batched_nms(boxes, scores, owner, SAME_PROPOSAL)
+        kept = _suppressed(boxes, scores, owner, SAME_PROPOSAL)
         return squared(boxes[kept].numpy()), owner[kept].numpy()
 
 
@@ -201,8 +200,10 @@ def _closer(
     for (x, y), (width, height), index in zip(corners, sides, owner, strict=True):
         left, top = max(x, 0), max(y, 0)
         part = images[index][top : max(y + height, 0), left : max(x + width, 0)]
-        patch = np.full((height, width, 3), GREY, np.uint8)
-        patch[top - y :, left - x :][: part.shape[0], : part.shape[1]] = part
+        patch = part
+        if part.shape[:2] != (height, width):  # it leaves the image
+            patch = np.full((height, width, 3), GREY, np.uint8)
+            patch[top - y :, left - x :][: part.shape[0], : part.shape[1]] = part
         method = cv2.INTER_AREA if width > size else cv2.INTER_LINEAR
         patches.append(cv2.resize(patch, (size, size), interpolation=method))
     shifts, *points, scores = net(_normalised(patches))
@@ -216,6 +217,16 @@ def _closer(
 def _normalised(images: list[np.ndarray]) -> Tensor:
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return (batch.float() - 127.5) / 128
+
+
+def _suppressed(boxes: Tensor, scores: Tensor, owner: Tensor, overlap: float) -> np.ndarray:
+    """Return which boxes (N, 4) overlap no better one of the same owner (N,); the best first."""
+    corners = boxes.double().numpy()
+    rectangles = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+    # Not torchvision's: that would be all that inference needs of it, and takes a second to import.
+    suppress: Any = cv2.dnn.NMSBoxesBatched  # takes arrays too
+    kept = suppress(rectangles, scores.numpy(), owner.int().numpy(), 0.0, overlap)
+    return np.asarray(kept, int)
 
 
 def squared(boxes: np.ndarray) -> np.ndarray:

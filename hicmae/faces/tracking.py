@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import cv2
 import numpy as np
 
-from hicmae.faces.detector import ACCEPTED, Detector, Face, overlaps
+from hicmae.faces.detector import ACCEPTED, SAME_FACE, Detector, Face, overlaps
 
 # OpenFace aligns to the mean shape of its point distribution model, which is in millimetres around
 # an origin that it puts in the middle of the square, and draws it at 0.7 pixels a millimetre in 112
@@ -22,6 +22,7 @@ MEAN_SHAPE = np.array(
 )
 SIDE = 112 / 0.7  # millimetres across the square
 SEARCH_SIZE = 640  # pixels of the longer side; larger frames are shrunk to find faces
+SEARCHED_TOGETHER = 4  # frames, as the nets take a batch in less time
 SAME_TRACK = 0.3  # intersection over union of one face in neighbouring frames
 LONGEST_PAUSE = 25  # frames after which a lost face is not the same track any more
 CUT = 0.5  # a face that moves or grows by more than this share between frames: another shot
@@ -71,10 +72,11 @@ def search(
 ) -> tuple[list[list[Face]], tuple[int, int]]:
     """Find the faces of each frame of a clip.
 
-    Every `detect_every`-th frame is searched, shrunk to SEARCH_SIZE. A face found in two such
-    frames is placed in those between by the last net alone, on the way from one box to the other;
-    where that fails, or faces came or went, the middle frame is searched too, and so on. Frames are
-    (H, W, 3) uint8 RGB, all of one size; only a few are held at a time.
+    Every `detect_every`-th frame and the last one are searched, shrunk to SEARCH_SIZE. Faces found
+    in two of them are placed in the middle frame by the last net alone, half-way between their
+    boxes, and so on; where that fails, or faces came or went, the middle frame is searched too. So
+    a face is found from its first frame on, unless it is gone before the next searched one. Frames
+    are (H, W, 3) uint8 RGB, all of one size; those of a few searched ones are held at a time.
 
     Returns:
         The faces in pixels of the frames as they came, and the frames' width and height.
@@ -91,35 +93,49 @@ def search(
         sides = [max(round(side * (SEARCH_SIZE / longer)), 1) for side in (width, height)]
         small = chain(cv2.resize(f, sides, interpolation=cv2.INTER_AREA) for f in small)
     faces: list[list[Face]] = []
-    before: list[Face] = []
-    length = 1
-    while chunk := list(islice(small, length)):
-        (after,) = detector.detect(chunk[-1:])
-        faces += [*_between(chunk[:-1], before, after, detector), after]
-        before, length = after, detect_every
+    chunk: list[np.ndarray] = []
+    while new := list(islice(small, SEARCHED_TOGETHER * detect_every + (not faces))):
+        chunk = [*chunk[-1:], *new]
+        faces[-1:] = _search_chunk(chunk, faces[-1:], detector, detect_every)
     return [[face.scaled(scale) for face in found] for found in faces], (width, height)
 
 
-def _between(
-    frames: list[np.ndarray], before: list[Face], after: list[Face], detector: Detector
+def _search_chunk(
+    frames: list[np.ndarray], known: list[list[Face]], detector: Detector, detect_every: int
 ) -> list[list[Face]]:
-    """Return the faces of the frames between two searched ones."""
-    pairs = _pairs(before, after)
-    found: list[list[Face]] = [[] for _ in frames]
-    if not frames or not (before or after):
-        return found
-    if len(pairs) == max(len(before), len(after)):
-        steps = np.arange(1, len(frames) + 1)[:, None] / (len(frames) + 1)
-        for i, j in pairs:
-            boxes = before[i].box + steps * (after[j].box - before[i].box)
-            for faces, face in zip(found, detector.locate(frames, boxes), strict=True):
-                faces += [face] if face.score >= ACCEPTED else []
-        if all(len(faces) == len(pairs) for faces in found):
-            return found
-    middle = len(frames) // 2
-    (seen,) = detector.detect([frames[middle]])
-    first = _between(frames[:middle], before, seen, detector)
-    return [*first, seen, *_between(frames[middle + 1 :], seen, after, detector)]
+    """Return the faces of each frame; those of the first are `known` unless the list is empty."""
+    found = dict(enumerate(known))
+    searched = sorted({*range(0, len(frames), detect_every), len(frames) - 1})
+    gaps, lost = list(pairwise(searched)), [frame for frame in searched if frame not in found]
+    while lost or gaps:
+        if lost:
+            found |= zip(lost, detector.detect([frames[k] for k in lost]), strict=True)
+        halves = [((a + b) // 2, a, b) for a, b in gaps if b - a > 1]
+        owners, boxes, lost = [], [], []
+        for middle, a, b in halves:
+            pairs, share = _pairs(found[a], found[b]), (middle - a) / (b - a)
+            found[middle] = []
+            if len(pairs) < max(len(found[a]), len(found[b])):
+                lost.append(middle)
+                continue
+            owners += [middle] * len(pairs)
+            for i, j in pairs:
+                boxes.append((1 - share) * found[a][i].box + share * found[b][j].box)
+        if owners:
+            placed = detector.locate([frames[k] for k in owners], np.stack(boxes))
+            for middle, face in zip(owners, placed, strict=True):
+                found[middle].append(face)
+        lost += [k for k in dict.fromkeys(owners) if not _are_apart(found[k])]
+        gaps = [half for middle, a, b in halves for half in ((a, middle), (middle, b))]
+    return [found[frame] for frame in range(len(frames))]
+
+
+def _are_apart(faces: list[Face]) -> bool:
+    """Tell whether what was placed are faces, and each another one."""
+    boxes = np.stack([face.box for face in faces])
+    shared = overlaps(boxes, boxes, of_smaller=True)
+    np.fill_diagonal(shared, 0)
+    return all(face.score >= ACCEPTED for face in faces) and bool((shared < SAME_FACE).all())
 
 
 def _pairs(before: Sequence[Face], after: Sequence[Face]) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """What a model reads of a clip: windows, the faces seen in them, and these as tensors."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from hicmae.data.audio import (
 from hicmae.data.clip_list import PackedClip, name_of, source_crop_of
 from hicmae.data.film import FRAME_RATE
 from hicmae.data.media import NoPicture, NoSound
-from hicmae.data.video import NOT_READ, resize, source_box, test_windows, to_tensor
+from hicmae.data.video import NOT_READ, LookedAt, resize, source_box, test_windows, to_tensor
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, follow, main_face, search, smooth
 from hicmae.inference.model import FACE_SIZE, ModelConfig, Preprocessing
@@ -32,10 +32,9 @@ from hicmae.inference.sources import Asked, FaceFrames, Source, open_source
 from hicmae.io import UnreadableClip
 
 UNSURE = "unsure"  # the answer below the confidence that was asked for
-SEARCH_EVERY = 2  # of the frames looked at; a face is placed in the others on the way between two
+SEARCH_EVERY = 6  # of the frames looked at, a second; in the others faces are only followed
 CROWDED = 0.2  # share of frames with several faces from which the user is told
 SEEN = 0.5  # share of a window's frames that must show the face
-MEMORY = 256 * 1024**2  # bytes of frames that are kept instead of being decoded twice
 
 
 # Windows
@@ -139,23 +138,6 @@ def _frame_step(times: np.ndarray) -> float:
 
 class NoFace(UnreadableClip):
     """No face was found."""
-
-
-class LookedAt:
-    """The frames of a source at some indices, decoded once if they fit into memory."""
-
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self.source, self.indices = source, list(indices)
-        self.kept: list[np.ndarray] = []
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        frames = iter(self.kept or self.source.frames(self.indices))
-        first = next(frames)
-        if first.nbytes * len(self.indices) <= MEMORY:
-            self.kept = self.kept or [first, *frames]
-            frames = iter(self.kept[1:])
-        yield first
-        yield from frames
 
 
 @lru_cache(maxsize=1)

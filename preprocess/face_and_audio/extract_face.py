@@ -24,7 +24,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ import torch
 from hicmae.config.flags import Settings, add_arguments, from_flags, option
 from hicmae.data.film import Film
 from hicmae.data.media import VIDEO_SUFFIXES, needed_stream, opened
+from hicmae.data.video import LookedAt
 from hicmae.faces.detector import Detector, check_weights
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, main_face, search, smooth
 from hicmae.io import PART, UnreadableClip, whole_folder
@@ -63,7 +63,7 @@ class FaceOptions(Settings):
     frame_rate: float = option(
         25.0, "frames a second from videos of variable rate", "> 0 and <= 1000"
     )
-    detect_every: int = option(8, "search each Nth frame, between them follow the face", ">= 1")
+    detect_every: int = option(25, "search each Nth frame, between them follow the face", ">= 1")
     smoothing: float = option(SMOOTHING, "sigma in seconds of the points' average; 0: none", ">= 0")
     max_missing: float = option(
         0.5, "share of frames without a face from which a clip fails", ">= 0 and < 1"
@@ -77,10 +77,10 @@ def extract(job: Job, options: FaceOptions) -> dict[str, Any]:
     """Make the folder of aligned faces of one clip; returns columns of the summary."""
     film = Film(job.source)
     try:
-        path, details = follow_face(film, options)
+        frames = frames_of(film, options.frame_rate)
+        path, details = follow_face(frames, options)
         with whole_folder(job.output) as part:
-            frames = zip(frames_of(film, options.frame_rate), path, strict=True)
-            for number, (frame, points) in enumerate(frames, start=1):
+            for number, (frame, points) in enumerate(zip(frames, path, strict=True), start=1):
                 face = cv2.cvtColor(align(frame, points, options.img_size), cv2.COLOR_RGB2BGR)
                 # OpenCV's own writer says nothing when the disk is full.
                 _, data = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
@@ -90,15 +90,15 @@ def extract(job: Job, options: FaceOptions) -> dict[str, Any]:
     return details | timing.columns_of(film)
 
 
-def follow_face(film: Film, options: FaceOptions) -> tuple[np.ndarray, dict[str, Any]]:
-    """Find the main face of a film: its points (T, 5, 2) in every frame of `frames_of`, smoothed.
+def follow_face(frames: LookedAt, options: FaceOptions) -> tuple[np.ndarray, dict[str, Any]]:
+    """Find the main face of a film: its points (T, 5, 2) in the frames of `frames_of`, smoothed.
 
     Frames without a face have the points of the nearest frame with one, so that every frame is kept
     and stays in step with the sound. UnreadableClip where too many have none. Beside the points are
     columns of the summary: frames; those without a face, in all and at most in a row; those with
     several; and the median size of the face in pixels.
     """
-    frames = frames_of(film, options.frame_rate)
+    film = frames.source
     faces, size = search(frames, _detector(options.min_face), options.detect_every)
     chosen = main_face(faces, size)
     missing = sum(face is None for face in chosen)
@@ -124,9 +124,9 @@ def follow_face(film: Film, options: FaceOptions) -> tuple[np.ndarray, dict[str,
     return smooth(points, options.smoothing * rate), details
 
 
-def frames_of(film: Film, frame_rate: float) -> Iterator[np.ndarray]:
-    """Yield the frames to prepare upright, (H, W, 3) uint8 RGB, all of the first one's size."""
-    return film.frames(timing.chosen_frames(film.clock, frame_rate).tolist(), threads=1)
+def frames_of(film: Film, frame_rate: float) -> LookedAt:
+    """Return the frames to prepare upright, (H, W, 3) uint8 RGB, all of the first one's size."""
+    return LookedAt(film, timing.chosen_frames(film.clock, frame_rate).tolist(), threads=1)
 
 
 @functools.lru_cache(maxsize=1)

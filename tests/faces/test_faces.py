@@ -8,7 +8,16 @@ import pytest
 
 from hicmae.faces import detector
 from hicmae.faces.detector import Detector, Face, check_weights, squared
-from hicmae.faces.tracking import align, fill_gaps, follow, main_face, similarity, smooth, template
+from hicmae.faces.tracking import (
+    align,
+    fill_gaps,
+    follow,
+    main_face,
+    search,
+    similarity,
+    smooth,
+    template,
+)
 from tests.preprocess.media_files import PORTRAIT_EYES, camera, portrait, shoot
 
 WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4"))
@@ -139,6 +148,58 @@ def test_smoothing_does_not_reach_across_a_cut():
 
 def test_boxes_become_squares_around_their_centre():
     assert squared(np.array([[10.0, 20.0, 30.0, 60.0]])).tolist() == [[0, 20, 40, 60]]
+
+
+class DrawnFaces:
+    """A detector that knows the faces of frames, each of the grey of its number.
+
+    It places a face that is less than `reach` of its size beside the box.
+    """
+
+    def __init__(self, faces: list[list[Face]], reach: float = 0.3) -> None:
+        self.faces, self.reach, self.searched = faces, reach, []
+
+    def detect(self, images: list[np.ndarray]) -> list[list[Face]]:
+        self.searched += [int(image[0, 0, 0]) for image in images]
+        return [self.faces[int(image[0, 0, 0])] for image in images]
+
+    def locate(self, images: list[np.ndarray], boxes: np.ndarray) -> list[Face]:
+        placed = []
+        for image, box in zip(images, boxes, strict=True):
+            near = face_at(*(box[:2] + box[2:]) / 2, box[2] - box[0], score=0.1)
+            for face in self.faces[int(image[0, 0, 0])]:
+                if np.abs(face.centre - near.centre).max() < self.reach * face.size:
+                    near = face
+            placed.append(near)
+        return placed
+
+
+def nodding(frame: int) -> Face:
+    return face_at(100, 60 + 8 * np.sin(frame / 2.5), 60)
+
+
+FACES_OF = {  # of a frame by its number; frames that are searched at most, of 100
+    "one that nods, followed alone": (lambda k: [nodding(k)], 5),
+    "one comes in and goes": (lambda k: [LARGE, *[SMALL] * (37 <= k < 72)], 5 + 2 * 5),
+    "shots of less than a second": (lambda k: [LEFT] if 30 <= k < 44 else [LARGE], 5 + 3 * 5),
+    "two who cross": (lambda k: [face_at(30 + k, 50, 30), face_at(140 - k, 60, 30)], 5 + 45),
+    "nobody for a while": (lambda k: [] if 20 <= k < 60 else [LARGE], 5 + 2 * 5),
+}
+
+
+@pytest.mark.parametrize("film", FACES_OF)
+def test_every_frame_has_its_faces_though_few_are_searched(film):
+    faces_of, most = FACES_OF[film]
+    faces = [faces_of(k) for k in range(100)]
+    seen = DrawnFaces(faces)
+    frames = (np.full((150, 200, 3), k, np.uint8) for k in range(100))
+    found, size = search(frames, seen, 25)
+    assert size == (200, 150) and len(seen.searched) == len(set(seen.searched)) <= most
+
+    def centres(of: list[Face]) -> list[list[float]]:
+        return sorted(np.round(face.centre, 6).tolist() for face in of)
+
+    assert list(map(centres, found)) == list(map(centres, faces))
 
 
 # Detection

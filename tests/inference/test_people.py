@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from hicmae.data.film import Film
+from hicmae.data.video import LookedAt
 from hicmae.faces.detector import load_nets
 from hicmae.faces.tracking import align
-from hicmae.inference.clips import LookedAt, NoFace, detector, find_people
+from hicmae.inference.clips import NoFace, detector, find_people
 from hicmae.inference.model import FACE_SIZE
 from hicmae.inference.sources import Arrays, MediaFile
 from hicmae.io import UnreadableClip
@@ -80,7 +81,8 @@ def test_faces_are_cut_as_extract_face_cuts_them(tmp_path):
     looked_at = LookedAt(source, range(0, 24, 4))
     (points,), _, crowded = find_people(looked_at, source.times[::4], False, 2)
     assert crowded == 0
-    followed = extract_face.follow_face(Film(video), extract_face.FaceOptions())[0][::4]
+    prepared = extract_face.frames_of(Film(video), 25)
+    followed = extract_face.follow_face(prepared, extract_face.FaceOptions())[0][::4]
     eyes = np.linalg.norm(followed[0, 1] - followed[0, 0])
     assert np.abs(points - followed).max() < 0.05 * eyes
     for position, frame in enumerate(looked_at):
@@ -96,7 +98,7 @@ def test_frames_are_decoded_again_only_if_memory_is_short(tmp_path, monkeypatch)
     monkeypatch.setattr(source, "frames", lambda indices: asked.append(1) or read(indices))
     looked_at = LookedAt(source, range(6))
     assert len(list(looked_at)) == len(list(looked_at)) == 6 and len(asked) == 1
-    monkeypatch.setattr("hicmae.inference.clips.MEMORY", 200 * 320 * 3 * 4)
+    monkeypatch.setattr("hicmae.data.video.MEMORY", 200 * 320 * 3 * 4)
     looked_at = LookedAt(source, range(6))
     assert len(list(looked_at)) == len(list(looked_at)) == 6 and len(asked) == 3
 

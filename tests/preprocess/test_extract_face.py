@@ -17,7 +17,7 @@ from hicmae.faces.tracking import similarity, template
 from hicmae.io import PART
 from preprocess.command_line import STOPPED
 from preprocess.face_and_audio import extract_face
-from preprocess.face_and_audio.extract_face import FaceOptions, follow_face
+from preprocess.face_and_audio.extract_face import FaceOptions, follow_face, frames_of
 from tests.media.clock_films import save_film
 from tests.preprocess import media_files
 from tests.preprocess.media_files import (
@@ -56,7 +56,8 @@ def test_eyes_rest_in_place_under_shift_scale_and_roll(tmp_path):
     cameras = [camera((40 * t, -25 * t), 1 + 0.35 * t, 18 * t) for t in steps]
     save_media(tmp_path / "in" / "moving face.mp4", shoot(cameras))
     assert extract(tmp_path / "in", tmp_path / "out") == 0
-    path, _ = follow_face(Film(str(tmp_path / "in" / "moving face.mp4")), FaceOptions())
+    film = Film(str(tmp_path / "in" / "moving face.mp4"))
+    path, _ = follow_face(frames_of(film, 25), FaceOptions())
     landed = np.stack(
         [
             moved(moved(PORTRAIT_EYES, shot), similarity(points, template(256)))
@@ -81,8 +82,8 @@ def test_eyes_rest_in_place_under_shift_scale_and_roll(tmp_path):
 def test_following_between_searched_frames_agrees_with_searching_all(tmp_path):
     cameras = [camera((5 * k, 2 * k), 1.0, 1.5 * k) for k in range(-6, 7)]
     video = Film(str(save_media(tmp_path / "a.mp4", shoot(cameras))))
-    every, _ = follow_face(video, FaceOptions(detect_every=1, smoothing=0))
-    some, _ = follow_face(video, FaceOptions(smoothing=0))
+    every, _ = follow_face(frames_of(video, 25), FaceOptions(detect_every=1, smoothing=0))
+    some, _ = follow_face(frames_of(video, 25), FaceOptions(smoothing=0))
     difference = np.linalg.norm(every - some, axis=2)
     assert difference.mean() < 0.02 * 60 and difference.max() < 0.1 * 60  # inter-ocular distance
 
