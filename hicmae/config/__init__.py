@@ -410,6 +410,7 @@ class ResamplingConfig(Settings):
 FACES = ("auto", "largest", "all", "cut")
 PROTOCOLS = ("windows", "test")
 MISSING = ("error", "zeros", "drop")
+SPEAKERS = ("none", "auto", "lips", "contrast")
 
 
 @dataclass(frozen=True)
@@ -443,11 +444,21 @@ class Options(Settings):
         0.0, "answer 'unsure' where the likeliest class has less probability", SHARE
     )
 
+    speaker: str = option(
+        "none",
+        "with --faces all, who has the sound; the others are judged by the picture: lips: whose "
+        "lips move with it; contrast: whose picture is like it to --speaker_checkpoint; auto: "
+        "contrast where that is given, else lips; none: everybody",
+        choices=SPEAKERS,
+    )
+
     def _refused(self) -> Refused:
         for item in fields(self):
             if choices := item.metadata["rest"].get("choices"):
                 check_choice(item.name, getattr(self, item.name), choices)
-        return {}
+        chooses, faces = self.speaker != "none", self.faces
+        text = f"--speaker {self.speaker} chooses among all people, got --faces {faces}; add "
+        return {f"{text}--faces all": chooses and faces != "all"}
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

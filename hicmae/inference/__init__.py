@@ -2,6 +2,7 @@
 
 model.py        config.json and weights: exports, runs and .pth read alike, and exported
 clips.py        which windows a model reads of a clip, whose faces, and these as tensors
+speaker.py      which of several people in a film the sound belongs to
 forward.py      what a model says of a batch, also where one stream is missing
 recognizer.py   EmotionRecognizer, which puts it all together, and its answers
 pictures.py     scores over time as a picture; a copy of the film with the answers drawn in

@@ -85,6 +85,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         help="streams to read (default: those of the model); one stream of a model of both needs "
         "--missing_modality",
     ),
+    "speaker_checkpoint": dict(
+        metavar="PATH", help="pre-training that tells who speaks, for --speaker auto and contrast"
+    ),
     "data_root": dict(default="", metavar="DIR", help="start of relative names"),
     "quiet": dict(action="store_true", help="no progress bars, no table"),
 }
@@ -130,7 +133,7 @@ def predict(argv: Sequence[str] | None = None) -> int:
     parser.prog = "hicmae-predict"
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video, or folder of frames")
     parser.add_argument("--audio", metavar="FILE", help="sound to hear instead of the video's own")
-    add_flags(parser, *MODEL, title="model")
+    add_flags(parser, *MODEL, "speaker_checkpoint", title="model")
     add_arguments(parser, Options)
     add_flags(parser, "quiet")
     group = parser.add_argument_group("results; with several videos their names are put in")

@@ -1,7 +1,7 @@
 """What a model reads of a clip: windows, the faces seen in them, and these as tensors."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -49,6 +49,7 @@ class Window:
     scores: dict[str, float] = field(default_factory=dict)  # as of `Prediction`; {}: none
     status: str = ""  # why there are none, or what was missing
     min_confidence: float = 0.0  # probability that an answer needs
+    speaker: bool | None = None  # whether the sound is this person's; None: that was not asked
     # What is read of it: (T,) indices of frames; the first sample and one past the last.
     frames: np.ndarray | None = field(default=None, repr=False, compare=False)
     samples: tuple[int, int] | None = field(default=None, repr=False, compare=False)
@@ -211,6 +212,9 @@ class Clip:
     waveform: np.ndarray | None = None  # (S,); None: no sound is read
     notes: list[str] = field(default_factory=list)  # what the user should know
     missing: dict[tuple[int, int], str] = field(default_factory=dict)  # what cannot be read whole
+    # Who speaks, of the number of a window, its pictures and its sound; None: it is not asked.
+    choose: Callable[[int, list[Tensor | None], Tensor], int | None] | None = None
+    speakers: dict[int, int | None] = field(default_factory=dict)  # by window; None: nobody
     # What the model said of each view.
     rows: dict[tuple[int, int], list[dict[str, np.ndarray]]] = field(
         default_factory=lambda: defaultdict(list)
@@ -310,14 +314,28 @@ class Clip:
                     start, stop = 0, len(self.waveform)  # a short clip is heard whole, as trained
                 if stop - start >= WINDOW:
                     audio = fbank(self.waveform[start:stop], size)
+            listeners = self._listeners(number, pictures, audio)
             for person, video in enumerate(pictures):
-                parts = (("v", video, "no face"), ("a", audio, "no sound"))
-                lacking = [why for s, part, why in parts if s in self.streams and part is None]
+                heard, why = (None if person in listeners else audio), listeners.get(person)
+                parts = (("v", video, "no face"), ("a", heard, why or "no sound"))
+                lacking = [text for s, part, text in parts if s in self.streams and part is None]
                 if lacking:
                     self.missing[person, number] = " and ".join(lacking)
-                if lacking and (not self.may_miss or len(lacking) == len(self.streams)):
+                may_miss = self.may_miss or person in listeners
+                if lacking and (not may_miss or len(lacking) == len(self.streams)):
                     continue
-                yield View(person, number, video, audio)
+                yield View(person, number, video, heard)
+
+    def _listeners(
+        self, number: int, pictures: list[Tensor | None], audio: Tensor | None
+    ) -> dict[int, str]:
+        """Note who speaks in a window; return to whom its sound does not belong, and why."""
+        if self.choose is None or audio is None:
+            return {}
+        alone = self.num_people == 1
+        speaker = self.speakers[number] = 0 if alone else self.choose(number, pictures, audio)
+        why = "speaker unclear" if speaker is None else "another speaks"
+        return {person: why for person in range(self.num_people) if person != speaker}
 
     def _pictures(self) -> Iterator[list[Tensor | None]]:
         """Yield the pixels of each window for each person: (3, T, H, W), or None unseen."""

@@ -45,6 +45,11 @@ def _load(args: argparse.Namespace) -> tuple[EmotionRecognizer, dict[str, Any]]:
     """Load the model that a command line names; returns it and how it reads clips."""
     reading = {item.name: getattr(args, item.name) for item in fields(Options)}
     options = {name: getattr(args, name) for name in MODEL if name != "checkpoint"}
+    if contrast := getattr(args, "speaker_checkpoint", None):
+        if reading["speaker"] not in ("auto", "contrast"):
+            text = "--speaker_checkpoint is for --speaker auto and contrast, got --speaker"
+            raise ValueError(f"{text} {reading['speaker']}; change one of them")
+        options["speaker_checkpoint"] = contrast
     options |= {"missing_modality": reading.pop("missing_modality"), "progress": not args.quiet}
     return EmotionRecognizer.from_checkpoint(args.checkpoint, **options), reading
 
@@ -248,6 +253,7 @@ def _stamp(file: str) -> list[int]:
 def table(results: Iterable[Any], names: Sequence[str], by_window: bool = False) -> pd.DataFrame:
     """Return a row for each person, or for each window of each person, as text."""
     rows: list[dict[str, Any]] = []
+    asked = False  # who speaks
     for result in results:
         if isinstance(result, Failure):
             failed = {"file": result.file, "status": "failed", "reason": result.reason}
@@ -262,8 +268,12 @@ def table(results: Iterable[Any], names: Sequence[str], by_window: bool = False)
             else:
                 row |= {"status": "done", "reason": "; ".join(result.notes)}
                 row |= {"seconds": f"{result.duration:.2f}"}
+            if part.speaker is not None:
+                row |= {"speaker": int(part.speaker) if by_window else f"{part.speaker:.3f}"}
+                asked = True
             rows.append(row | {name: f"{score:.6f}" for name, score in part.scores.items()})
     own = ["start", "end", "status"] if by_window else ["status", "reason", "seconds"]
+    own += ["speaker"] if asked else []
     return pd.DataFrame(rows, columns=["file", "person", *own, "label", *names], dtype=object)
 
 
@@ -277,6 +287,8 @@ def short_table(results: Iterable[Any]) -> str:
             continue
         if result.person:
             name += f" (person {result.person + 1})"
+        if result.speaker is not None:
+            name += f", speaks {100 * result.speaker:.0f} %"
         best = sorted(result.scores.items(), key=lambda item: -item[1])[:2]
         cells = [f"{name} {100 * share:.1f} %" for name, share in best]
         if result.task == "regression":

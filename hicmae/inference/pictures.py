@@ -47,7 +47,7 @@ def draw_timeline(predictions: Sequence[Prediction], path: str | Path) -> Path:
     """Draw the scores of each window over time, one panel for each prediction.
 
     Up to eight classes or outputs are lines at the middles of the windows, more are shades. Grey
-    marks time about which nothing can be said.
+    marks time about which nothing can be said, a bar on top when this person speaks.
     """
     if not predictions:
         raise ValueError("no clip was answered, so there is no timeline to draw")
@@ -61,10 +61,16 @@ def draw_timeline(predictions: Sequence[Prediction], path: str | Path) -> Path:
             (_lines if count <= len(OKABE_ITO) else _shades)(panel, prediction)
             panel.set_xlim(0, prediction.duration)
             person = f", person {prediction.person + 1}" if prediction.person else ""
+            if prediction.speaker is not None:
+                person += f", speaks {100 * prediction.speaker:.0f} %"
+                edges, top = over_time(prediction)[1], panel.get_xaxis_transform()
+                spans = zip(edges, np.diff(edges), prediction.windows, strict=False)
+                bars = [(begin, width) for begin, width, window in spans if window.speaker]
+                panel.broken_barh(bars, (1.0, 0.035), color="black", transform=top, clip_on=False)
             answer = ", ".join(f"{name} {value:.2f}" for name, value in prediction.values.items())
             if prediction.label is not None:
                 answer = f"{prediction.label} ({100 * max(prediction.scores.values()):.0f} %)"
-            panel.set_title(f"{Path(prediction.file).name}{person}: {answer}", loc="left")
+            panel.set_title(f"{Path(prediction.file).name}{person}: {answer}", loc="left", pad=9)
         axes[-1].set_xlabel("time (s)")
         with whole_file(path) as part:
             save_figure(figure, part)
@@ -123,7 +129,7 @@ class Annotator:
 
     def __init__(self, prediction: Prediction, size: tuple[int, int], with_bars: bool) -> None:
         self.prediction, self.size, self.names = prediction, size, list(prediction.scores)
-        self.centres, _, scores = over_time(prediction)
+        self.centres, self.edges, scores = over_time(prediction)
         answered = ~np.isnan(scores).any(axis=1)
         self.centres, self.scores = self.centres[answered], scores[answered]
         # The font that matplotlib brings: there is one on every machine, and it has most scripts.
@@ -144,13 +150,16 @@ class Annotator:
             if self.prediction.task == "regression":
                 pairs, colour = zip(self.names, scores, strict=True), _colour(0)
                 text = "  ".join(f"{name} {value:+.2f}" for name, value in pairs)
-            draw.rectangle(box.tolist(), outline=colour, width=max(round(min(self.size) / 200), 1))
+            width, windows = max(round(min(self.size) / 200), 1), self.prediction.windows
+            if windows[int(np.searchsorted(self.edges[1:-1], time, "right"))].speaker:
+                text, width = f"speaks: {text}", 3 * width
+            draw.rectangle(box.tolist(), outline=colour, width=width)
             # The text stands on the box, moved inside the frame if need be.
             pad = max(int(self.font.size) // 4, 2)
-            width, height = self.font.getlength(text) + 2 * pad, sum(self.font.getmetrics()) + pad
-            x = max(min(box[0], self.size[0] - width), 0)
-            y = max(min(box[1] - height, self.size[1] - height), 0)
-            draw.rectangle((x, y, x + width, y + height), fill=colour)
+            long, high = self.font.getlength(text) + 2 * pad, sum(self.font.getmetrics()) + pad
+            x = max(min(box[0], self.size[0] - long), 0)
+            y = max(min(box[1] - high, self.size[1] - high), 0)
+            draw.rectangle((x, y, x + long, y + high), fill=colour)
             bright = np.dot(ImageColor.getrgb(colour)[:3], (0.299, 0.587, 0.114)) > 140
             draw.text((x + pad, y + pad / 2), text, "black" if bright else "white", self.font)
         if self.bars:

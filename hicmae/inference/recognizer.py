@@ -24,6 +24,7 @@ from hicmae.inference.export import push, write_export
 from hicmae.inference.formats import Graph, is_onnx, open_onnx
 from hicmae.inference.model import ModelConfig, load_model
 from hicmae.inference.sources import Arrays, Asked
+from hicmae.inference.speaker import Contrast, chooser, load_contrast
 from hicmae.io import UnreadableClip, choose_device, hub_folder
 from hicmae.training.checkpoint import BUNDLED
 from hicmae.training.run import Precision, choose_precision
@@ -67,6 +68,12 @@ class Prediction:
         return self.scores if self.task == "regression" else {}
 
     @property
+    def speaker(self) -> float | None:
+        """Share of the windows in which this person speaks; None where that was not asked."""
+        spoken = [w.speaker for w in self.windows if w.speaker is not None]
+        return sum(spoken) / len(spoken) if spoken else None
+
+    @property
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last window."""
         return self.windows[-1].end
@@ -76,14 +83,17 @@ class Prediction:
         kind = "values" if self.task == "regression" else "probabilities"
         windows = [
             {"start": round(w.start, 3), "end": round(w.end, 3), kind: w.scores, "status": w.status}
+            | ({} if w.speaker is None else {"speaker": w.speaker})
             for w in self.windows
         ]
+        share = {} if self.speaker is None else {"speaker": round(self.speaker, 3)}
         return {
             "file": self.file,
             "status": "done",
             "person": self.person,
             "duration": round(self.duration, 3),
             "label": self.label,
+            **share,
             kind: self.scores,
             "notes": list(self.notes),
             "windows": windows,
@@ -138,6 +148,7 @@ class EmotionRecognizer:
     missing_modality: str = "error"
     batch_size: int = 8
     progress: bool = False
+    contrast: Contrast | None = None  # that tells who speaks
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -153,6 +164,7 @@ class EmotionRecognizer:
         missing_modality: str = "error",
         batch_size: int = 8,
         progress: bool = False,
+        speaker_checkpoint: str | Path | None = None,
     ) -> "EmotionRecognizer":
         """Load a model; everything else it needs stands beside its weights.
 
@@ -167,6 +179,7 @@ class EmotionRecognizer:
             missing_modality: see `Options`.
             batch_size: windows that go through the model at once.
             progress: show progress bars.
+            speaker_checkpoint: the pre-training whose contrast tells who speaks.
 
         Raises:
             FileNotFoundError, ValueError: in one line.
@@ -195,8 +208,11 @@ class EmotionRecognizer:
                 f"the model was trained on both streams; modality '{modality}' alone needs "
                 "missing_modality 'zeros' or 'drop'"
             )
-        arithmetic = choose_precision(precision, place)
-        return cls(model, config, arithmetic, streams, missing_modality, batch_size, progress)
+        arithmetic, contrast = choose_precision(precision, place), None
+        if speaker_checkpoint:
+            contrast = load_contrast(speaker_checkpoint, config.preprocessing, arithmetic)
+        how = missing_modality, batch_size, progress, contrast
+        return cls(model, config, arithmetic, streams, *how)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> "EmotionRecognizer":
@@ -272,7 +288,7 @@ class EmotionRecognizer:
     ) -> list[Prediction]:
         """Answer about everybody in a clip, the main one first; arguments as in `predict`.
 
-        All of them are judged with the same sound.
+        All of them are judged with the same sound, but see `Options.speaker`.
         """
         return next(self.each([(video, audio)], **{**options, "faces": "all"}))
 
@@ -316,21 +332,7 @@ class EmotionRecognizer:
         """
         chosen = Options(**options, missing_modality=self.missing_modality)
         check_choice("on_error", on_error, ("raise", "return"))
-        if features and isinstance(self.model, Graph):
-            raise ValueError("an .onnx answers only; features need the checkpoint it was made of")
-        if features and chosen.faces == "all":
-            raise ValueError("features are those of one face; choose faces='largest' or 'cut'")
-        if self.config.task == "pretraining" and not features:
-            raise ValueError(
-                "this is a pre-training checkpoint, which knows no emotions; fine-tune it first "
-                "(run_finetuning.py), or ask for features"
-            )
-        calibrated = self.config.task != "classification" or self.config.temperature != 1
-        if not (features or calibrated or chosen.protocol == "test"):
-            logger.info(
-                "probabilities are not calibrated: this file holds no temperature, as exports of "
-                "runs do that validated on clips apart from the test"
-            )
+        self._check(chosen, features)
         heard = self.config.preprocessing.input_size_audio[0] / 100
         if "a" in self.streams and (chosen.window or 0) > 1.1 * heard:
             text = "the model hears only the first %.2f s of each window of %.2f s"
@@ -342,6 +344,7 @@ class EmotionRecognizer:
         hidden = not self.progress
         for file in tqdm(files, "clips", disable=hidden or len(files) < 2):
             clip = Clip(*_video_and_sound(file), self.config, self.streams, chosen)
+            clip.choose = chooser(clip, chosen.speaker, self.contrast)
             queue.append(clip)
             try:
                 views = tqdm(clip.views(), "windows", clip.prepare(), leave=False, disable=hidden)
@@ -361,6 +364,37 @@ class EmotionRecognizer:
         for batch in batches.values():
             self._compute(batch, features)
         yield from map(finish, queue)
+
+    def _check(self, chosen: Options, features: bool) -> None:
+        """Refuse what this model cannot be asked, and say what to know of its answers."""
+        if features and isinstance(self.model, Graph):
+            raise ValueError("an .onnx answers only; features need the checkpoint it was made of")
+        if features and chosen.faces == "all":
+            raise ValueError("features are those of one face; choose faces='largest' or 'cut'")
+        if self.config.task == "pretraining" and not features:
+            raise ValueError(
+                "this is a pre-training checkpoint, which knows no emotions; fine-tune it first "
+                "(run_finetuning.py), or ask for features"
+            )
+        calibrated = self.config.task != "classification" or self.config.temperature != 1
+        if not (features or calibrated or chosen.protocol == "test"):
+            logger.info(
+                "probabilities are not calibrated: this file holds no temperature, as exports of "
+                "runs do that validated on clips apart from the test"
+            )
+        if chosen.speaker != "none" and self.streams != "av":
+            raise ValueError(
+                f"--speaker {chosen.speaker} says who has the sound, but only '{self.streams}' is "
+                "read, expected 'av'; leave it out"
+            )
+        if chosen.speaker != "none" and isinstance(self.model, Graph):
+            check_choice("missing_modality of an .onnx that is told who speaks",
+                         self.missing_modality, ("zeros",))  # fmt: skip
+        if chosen.speaker == "contrast" and self.contrast is None:
+            raise ValueError(
+                "--speaker contrast needs a pre-training checkpoint, got none; name it with "
+                "--speaker_checkpoint, or use --speaker lips"
+            )
 
     @torch.inference_mode()
     def _compute(self, batch: list[tuple[Clip, View]], features: bool) -> None:
@@ -442,7 +476,14 @@ def _prediction_of(clip: Clip, person: int) -> Prediction:
         means += [np.mean(views, axis=0)] if views else []
         scores, least = named(means[-1]) if views else {}, clip.options.min_confidence
         status = clip.missing.get((person, number), "")
-        windows.append(replace(window, scores=scores, status=status, min_confidence=least))
+        speaks = None if clip.choose is None else clip.speakers.get(number) == person
+        said: dict[str, Any] = {
+            "scores": scores,
+            "status": status,
+            "min_confidence": least,
+            "speaker": speaks,
+        }
+        windows.append(replace(window, **said))
     boxes = np.empty((0, 5))
     if clip.boxes is not None and clip.times is not None:
         boxes = np.column_stack([clip.times, clip.boxes[person]])

@@ -364,15 +364,20 @@ def _lane(person: Prediction, low: float, high: float) -> dict[str, Any]:
     answer = values_text(person.values)
     if person.label is not None:
         answer = f"{person.label} {100 * max(person.scores.values()):.0f} %"
-    strips = []
-    for window in windows:
+    if person.speaker is not None:
+        answer += f", speaks {100 * person.speaker:.0f} %"
+    strips, speech = [], []
+    for window, read in zip(windows, person.windows, strict=True):
         fill = "#dddddd" if not window["scores"] else ""
         if window["label"]:
             fill = _class_colour(int(np.argmax(window["scores"])))
-        strips.append((window["left"] * scale, (window["right"] - window["left"]) * scale, fill))
+        place = window["left"] * scale, (window["right"] - window["left"]) * scale
+        strips.append((*place, fill))
+        speech += [place] if read.speaker else []
     boxes = np.column_stack([person.boxes[:, 0].round(3), person.boxes[:, 1:].round()])
     return {
         **{"who": _who(person), "answer": encodable(answer), "paths": paths, "strips": strips},
+        "speech": speech,
         **{"windows": windows, "boxes": boxes.tolist(), "seconds": person.duration},
     }
 

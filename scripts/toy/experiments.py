@@ -6,6 +6,7 @@
     python scripts/toy/experiments.py modalities    audio, video, both, and one that is missing
     python scripts/toy/experiments.py ablations     the parts of HiCMAE, one left out at a time
     python scripts/toy/experiments.py imbalance     classes of unequal size: weights, sampler, EMA
+    python scripts/toy/experiments.py speakers      which of two talking faces has the sound
 
 Each starts from a finished demo, makes the runs that are not there yet, and prints tables, which
 table.md holds too. A run that was cut off goes on; one whose command has changed, or that of the
@@ -25,16 +26,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import soundfile
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 from hicmae import EmotionRecognizer
+from hicmae.config import Options
 from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import read_labelled_list, write_list
+from hicmae.data.video import FrameFolder
+from hicmae.faces.tracking import template
+from hicmae.inference.clips import Clip
 from hicmae.inference.export import CARD, export_run
+from hicmae.inference.sources import Arrays
+from hicmae.inference.speaker import chooser
 from hicmae.io import describe, write_whole
 from hicmae.training.checkpoint import CONFIG, WEIGHTS, numbered
 from hicmae.training.evaluate import calibration, classification_metrics
@@ -306,6 +315,50 @@ def imbalance(args: argparse.Namespace) -> str:
     return score([*titles, "--ema 0.99"], [*folders, averages], args)
 
 
+def speakers(args: argparse.Namespace) -> str:
+    """Tell which of two talking faces, side by side, has the sound.
+
+    They are aligned clips of two speakers whom the pre-training never saw; both talk.
+    """
+    recognizer = EmotionRecognizer.from_checkpoint("toy", speaker_checkpoint=SHIPPED)
+    config, rng = recognizer.config, np.random.default_rng(args.seeds[0])
+    folders = sorted(path for path in (args.data / "aligned").iterdir() if path.is_dir())
+    found: dict[str, list[list[bool]]] = {"lips": [], "contrast": []}  # of each pair's windows
+    for _ in tqdm(range(args.pairs), "pairs"):
+        one = folders[rng.integers(len(folders))]
+        name, _, _ = one.name.partition("_")
+        other = rng.choice([path for path in folders if not path.name.startswith(name)])
+        pair = [one, other]
+        order = rng.permutation(2)  # of them on the screen
+        films = [FrameFolder(str(pair[k])) for k in order]
+        count = min(map(len, films))
+        frames = np.concatenate([np.stack(film.read(range(count))) for film in films], axis=2)
+        sound, rate = soundfile.read(args.data / "labelled" / name / f"{one.name}.wav")
+        size = frames.shape[1]
+        places = template(size) + np.array([[0, 0], [size, 0]])[:, None]  # of the faces
+        for way, right in found.items():
+            film = Arrays(frames, 25, sound[: count * rate // 25], rate)
+            clip = Clip(film, None, config, "av", Options(faces="cut"))
+            clip.prepare()
+            clip.num_people, clip.points = 2, np.repeat(places[:, None], len(clip.times), 1)
+            clip.choose = chooser(clip, way, recognizer.contrast)
+            for _ in clip.views():  # it chooses on the way
+                pass
+            right.append([k is not None and order[k] == 0 for k in clip.speakers.values()])
+    rows = []
+    for way, pairs in found.items():
+        hits = sum(np.mean(windows) > 0.5 for windows in pairs)
+        interval = binomtest(hits, len(pairs)).proportion_ci()
+        rows.append({
+            "chosen by": way,
+            f"right of {len(pairs)} pairs": f"{100 * hits / len(pairs):.1f} %",
+            "95 % interval": f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %",
+            "right windows": f"{100 * np.mean(np.concatenate(pairs)):.1f} %",
+        })  # fmt: skip
+    chance = dict.fromkeys(rows[0], "") | {"chosen by": "chance", "right windows": "50.0 %"}
+    return table([*rows, chance])
+
+
 def ship(args: argparse.Namespace) -> str:
     """Make the models that come with the package, in half precision, with their logs.
 
@@ -353,7 +406,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the runs, print the tables and write them."""
     parser = new_parser(__doc__)
     commands = parser.add_subparsers(dest="experiment", required=True)
-    for run in (ship, starts, modalities, ablations, imbalance):
+    for run in (ship, starts, modalities, ablations, imbalance, speakers):
         name = run.__name__
         about = str(run.__doc__).splitlines()[0]
         command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
@@ -369,6 +422,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         several = {"type": int, "nargs": "+", "metavar": "N"}
         command.add_argument("--folds", default=[1, 2], help="of the benchmark (1 2)", **several)
         command.add_argument("--seeds", default=[0, 1, 2], help="fine-tuning (0 1 2)", **several)
+    text = "pairs of faces (60)"
+    pairs = {"type": int, "default": 60, "metavar": "N", "help": text}
+    commands.choices["speakers"].add_argument("--pairs", **pairs)
     only = commands.choices["ablations"].add_argument
     only("--only", nargs="+", metavar="TITLE", help="beside the first row (all)")
     only("--pretrain_epochs", type=int, default=100, metavar="N", help="of each (100)")

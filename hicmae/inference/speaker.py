@@ -1,0 +1,170 @@
+"""Who speaks: to whose face in a film the sound belongs, window by window.
+
+"lips": the speaker's lips move most when the sound is loud or its loudness changes. "contrast":
+pre-training pulled picture and sound of a clip together, so the speaker's picture is nearest to the
+sound.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hicmae.config import PretrainLossConfig, PretrainModelConfig
+from hicmae.config.flags import from_flags
+from hicmae.data.audio import SAMPLE_RATE
+from hicmae.data.film import FRAME_RATE
+from hicmae.data.video import normalise
+from hicmae.faces.tracking import align
+from hicmae.inference.clips import Clip
+from hicmae.inference.model import Preprocessing, load_model
+from hicmae.models.losses import contrasted
+from hicmae.training.run import Precision
+
+FACE = 64  # pixels of the aligned face in which lips are looked at
+MOUTH = slice(38, 55), slice(16, 48)  # rows and columns of it
+LEAST = 0.2  # correlation of lips and sound below which nobody is taken for the speaker
+CONTEXT = 2.5  # seconds that are looked at for a shorter window
+FEWEST = 8  # frames from which a correlation means something
+
+# Of the number of a window, its pictures (None: not seen) and its sound: who speaks, None: nobody.
+Chooser = Callable[[int, Sequence[Tensor | None], Tensor], int | None]
+
+
+class Lips(NamedTuple):
+    """Lip motion and sound of a film over time; both are measured once a frame."""
+
+    times: np.ndarray  # (n,) seconds
+    motion: np.ndarray  # (P, n) of each person
+    loudness: np.ndarray  # (n,)
+
+    def agreement(self, start: float, end: float) -> np.ndarray:
+        """Correlate motion with loudness and its changes from `start` to `end` seconds, (P,)."""
+        more = max(CONTEXT - (end - start), 0.0) / 2
+        inside = (self.times >= start - more) & (self.times < end + more)
+        motion, loud = self.motion[:, inside], self.loudness[inside]
+        if len(loud) < FEWEST or not loud.std():
+            return np.zeros(len(motion))
+        change = np.abs(np.diff(loud, prepend=loud[:1]))
+        heard = loud / loud.std() + change / change.std()
+        own, sound = motion - motion.mean(1, keepdims=True), heard - heard.mean()
+        norms = np.linalg.norm(own, axis=1) * np.linalg.norm(sound)
+        return own @ sound / np.maximum(norms, 1e-9)
+
+
+def lip_motion(frames: Iterable[np.ndarray], points: np.ndarray) -> np.ndarray:
+    """Measure how far the mouths of faces at points (P, n, 5, 2) change from frame to frame.
+
+    Frames are n of (H, W, 3) uint8. Returns (P, n), the logarithm of the mean difference in grey.
+    """
+    mouths = []
+    for number, frame in enumerate(frames):
+        faces = (align(frame, person[number], FACE) for person in points)
+        mouths.append([cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)[MOUTH] for face in faces])
+    grey = np.array(mouths, np.float32)
+    moved = np.abs(np.diff(grey, axis=0, prepend=grey[:1])).mean((2, 3))
+    moved[:1] = moved[1:2]  # nothing is known of the first one
+    return np.log1p(moved).T
+
+
+def loudness(samples: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return the root mean square of samples (S,) in each frame from times (n,), seconds."""
+    ends = np.append(times, 2 * times[-1] - times[-2])
+    places = np.round(ends * SAMPLE_RATE).astype(int).clip(0, len(samples))
+    energy = np.append(0.0, np.cumsum(samples.astype(float) ** 2))[places]
+    return np.sqrt(np.diff(energy) / np.diff(places).clip(1))
+
+
+def read_lips(clip: Clip) -> Lips:
+    """Look at the lips of all people of a prepared clip, in about 25 frames a second."""
+    assert clip.frames is not None and clip.times is not None and clip.points is not None
+    assert clip.waveform is not None
+    source = clip.frames.source
+    step = max(round(float(np.median(np.diff(source.times))) ** -1 / FRAME_RATE), 1)
+    indices = range(0, len(source.times), step)
+    times = source.times[::step]
+    # Points are known at the moments that the model looks at.
+    columns = np.moveaxis(clip.points, 1, -1).reshape(-1, len(clip.times))
+    moved = np.array([np.interp(times, clip.times, column) for column in columns])
+    points = np.moveaxis(moved.reshape(len(clip.points), 5, 2, -1), -1, 1)
+    motion = lip_motion(source.frames(indices), points)
+    return Lips(times, motion, loudness(clip.waveform, times))
+
+
+class Contrast(NamedTuple):
+    """The encoders of a pre-training, and the blocks after which it contrasted the streams."""
+
+    model: nn.Module
+    levels: tuple[int, ...]
+    precision: Precision
+
+    @torch.inference_mode()
+    def similarity(self, pictures: Sequence[Tensor], audio: Tensor) -> np.ndarray:
+        """Return the cosine of each picture (3, T, H, W) uint8 and a sound (1, T, F), (P,)."""
+        device = self.precision.device
+        video = normalise(torch.stack(list(pictures)).to(device))
+        with self.precision.autocast():
+            parts = (
+                self.model.get_submodule(name)(clips, None, self.levels, pool=True).levels
+                for name, clips in (("encoder", video), ("encoder_audio", audio[None].to(device)))
+            )
+            pairs = zip(*parts, strict=True)
+            cosines = [F.cosine_similarity(v.float(), a.float()) for v, a in pairs]
+        return torch.stack(cosines).mean(0).cpu().numpy()
+
+
+def load_contrast(path: str | Path, clip: Preprocessing, precision: Precision) -> Contrast:
+    """Load a pre-training that reads clips as a model does; ValueError where there is none."""
+    model, config = load_model(path, None, precision.device)
+    levels: tuple[int, ...] = ()
+    if config.task == "pretraining" and config.modality == "av":
+        settings = config.training.get("settings", {})
+        kept = from_flags(settings, PretrainModelConfig).return_intermediate_features
+        loss = from_flags(settings, PretrainLossConfig)
+        which = loss.contrastive_levels if loss.loss_weight else "none"
+        levels = tuple(kept[k] for k in contrasted(len(kept), which))
+    architecture = config.architecture
+    if not levels or max(levels) >= min(architecture.depth, architecture.depth_audio):
+        raise ValueError(
+            f"'{path}' has no contrast of picture and sound, expected a pre-training checkpoint "
+            "with one; use --speaker lips"
+        )
+    for name in ("num_frames", "sampling_rate", "input_size", "input_size_audio", "tubelet_size"):
+        own, wanted = getattr(config.preprocessing, name), getattr(clip, name)
+        if own != wanted:
+            raise ValueError(
+                f"'{path}' reads clips of {name} {own}, the model of {wanted}; name the "
+                "pre-training that it was fine-tuned from, or use --speaker lips"
+            )
+    return Contrast(model, levels, precision)
+
+
+def chooser(clip: Clip, way: str, contrast: Contrast | None) -> Chooser | None:
+    """Return what chooses the speaker in each window of a clip, as `Options.speaker` says.
+
+    Whoever is seen alone in a window speaks there. None: everybody has the sound.
+    """
+    if way == "none":
+        return None
+    lips: list[Lips] = []  # read when it is first needed
+
+    def choose(number: int, pictures: Sequence[Tensor | None], audio: Tensor) -> int | None:
+        seen = {person: video for person, video in enumerate(pictures) if video is not None}
+        people, least = list(seen), -1.0
+        if len(people) < 2:
+            return people[0] if people else None
+        if contrast is not None and way != "lips":
+            scores = contrast.similarity(list(seen.values()), audio)
+        else:
+            lips[:] = lips or [read_lips(clip)]
+            window, least = clip.windows[number], LEAST
+            scores = lips[0].agreement(window.start, window.end)[people]
+        best = int(scores.argmax())
+        return people[best] if scores[best] >= least else None
+
+    return choose
