@@ -35,6 +35,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -44,13 +45,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any f
 
 import pandas as pd
 
+from hicmae.config.flags import option
 from hicmae.data.audio import WavFile
 from hicmae.data.clip_list import write_list
 from hicmae.data.film import open_video
 from hicmae.data.video import MODALITIES, NOT_READ, FrameFolder, Video
 from hicmae.io import UnreadableClip, check_writable, whole_file
-from preprocess import command_line
-from preprocess.command_line import WHOLE, Shard
+from preprocess.command_line import WHOLE, Parts, Shard, command, flag
 from preprocess.face_and_audio.batch import Job, outcomes_of
 from preprocess.face_and_audio.timing import out_of_step
 from preprocess.lists.any_list import Key, ListFile, find_lists, is_suffix
@@ -88,32 +89,22 @@ class Record(NamedTuple):
     order: str = ""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = command_line.make_parser(__doc__)
-    parser.add_argument("lists", nargs="+", metavar="LIST", help="lists, or folders of lists")
-    parser.add_argument("--data_root", default="", help="folder that relative names start from")
-    parser.add_argument(
-        "--cleaned",
-        default=".cleaned",
-        metavar="SUFFIX|DIR",
-        help="a suffix (with its dot) or a folder for the cleaned lists (%(default)s)",
+@dataclass(frozen=True)
+class Options(Parts):
+    """What to check, and how."""
+
+    data_root: str = option("", "folder that relative names start from")
+    cleaned: str = option(
+        ".cleaned", "a suffix (with its dot) or a folder for the cleaned lists", metavar="NAME"
     )
-    parser.add_argument("--output_dir", type=Path, help="(default: check/ beside the lists)")
-    parser.add_argument(
-        "--decode",
-        choices=("ends", "all"),
-        default="ends",
-        help="decode the first, middle and last frame, or all of them (%(default)s)",
+    output_dir: Path | None = option(None, "(default: check/ beside the lists)")
+    decode: str = option(
+        "ends", "decode the first, middle and last frame, or all", choices=("ends", "all")
     )
-    use = "open the sounds only (a) or the pictures only (v), for training with the same flag"
-    parser.add_argument("--modality", choices=MODALITIES, default="av", help=use)
-    use = "compare all lists with each other, not only those in one folder"
-    command_line.add_switch(parser, "--across", use)
-    command_line.add_shard(parser)
-    command_line.add_num_workers(parser)
-    args = parser.parse_args(arguments)
-    return command_line.exit_code(lambda: check(args))
+    modality: str = option(
+        "av", "open the sounds only (a) or the pictures only (v), for training", choices=MODALITIES
+    )
+    across: bool = option(False, "compare all lists with each other, not only those in one folder")
 
 
 def check(args: argparse.Namespace) -> int:
@@ -362,6 +353,9 @@ def stamp_of(video: str, audio: str, decode: str) -> str:
             parts.append(f"{status.st_size:x} {status.st_mtime_ns:x}")
     return " ".join(parts)
 
+
+LISTS = flag("lists", None, "lists, or folders of lists", nargs="+", metavar="LIST")
+main = command(__doc__, check, Options, flags=[LISTS])
 
 if __name__ == "__main__":
     sys.exit(main())

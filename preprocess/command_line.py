@@ -65,7 +65,9 @@ def flag(name: str, default: Any, use: str, **options: Any) -> Flag:
     """Return a flag that one tool has; `options` are those of `add_argument`."""
     if default is not None:
         use += f" (default: {' '.join(default) if isinstance(default, list) else default})"
-        options.setdefault("type", str if isinstance(default, list) else type(default))
+        kind = str if isinstance(default, list) else type(default)
+        boolean = {"action": argparse.BooleanOptionalAction}
+        options |= boolean if kind is bool else {"type": kind}
     return name, {"default": default, "help": use, **options}
 
 
@@ -83,7 +85,10 @@ def command(
     """
 
     def main(arguments: Sequence[str] | None = None) -> int:
-        parser = make_parser(usage, *configs)
+        parser = new_parser(inspect.cleandoc(usage or ""))
+        parser.allow_abbrev = True  # --output of earlier versions, say
+        for config in configs:
+            add_arguments(parser, config)
         for name, options in flags:
             parser.add_argument(name, **options)
         args = parser.parse_args(arguments)
@@ -95,15 +100,6 @@ def command(
         return exit_code(check) or exit_code(lambda: work(args), bad_data)
 
     return main
-
-
-def make_parser(usage: str | None, *configs: type) -> argparse.ArgumentParser:
-    """Return a parser of the fields of some dataclasses; flags may be shortened, as by --output."""
-    parser = new_parser(inspect.cleandoc(usage or ""))
-    parser.allow_abbrev = True
-    for config in configs:
-        add_arguments(parser, config)
-    return parser
 
 
 def exit_code(work: Callable[[], int | None], bad_data: int = 2) -> int:
@@ -120,30 +116,3 @@ def exit_code(work: Callable[[], int | None], bad_data: int = 2) -> int:
     except (OSError, RuntimeError, ValueError) as error:
         logger.error("error: %s", describe(error))
         return bad_data if isinstance(error, ValueError) else 2
-
-
-# Flags of tools with a parser of their own
-
-
-def add_shard(parser: argparse.ArgumentParser, use: str = "do only this part of the clips") -> None:
-    """Add --shard, by which the tasks of a job array divide the work."""
-    parser.add_argument(
-        "--shard", type=parse_shard, default=WHOLE, metavar="I/N", help=f"{use}, 1/N to N/N"
-    )
-
-
-def add_num_workers(parser: argparse.ArgumentParser) -> None:
-    """Add --num_workers, by default the cores that a scheduler lets this process use."""
-    use = "in parallel (default: %(default)s)"
-    parser.add_argument("--num_workers", type=_at_least_one, default=count_cores(), help=use)
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return int(text)
-
-
-def add_switch(parser: argparse.ArgumentParser, flag: str, use: str) -> None:
-    """Add a flag that is off by default, and its --no- twin."""
-    parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=False, help=use)

@@ -16,6 +16,7 @@ hand or by a full disk.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import math
 import os
@@ -32,12 +33,12 @@ import numpy as np
 
 from hicmae.data.media import needed_stream, opened
 from hicmae.io import UnreadableClip, whole_folder
-from preprocess.command_line import exit_code, make_parser
+from preprocess.command_line import command, flag
 from preprocess.face_and_audio import batch
 from preprocess.face_and_audio.batch import Job
 from preprocess.lists.annotations import Utterance, read_utterances
 
-TOOL = batch.Tool("iemocap_clips", "")
+TOOL = batch.Tool("iemocap_clips", "", [".avi"])
 
 
 def cut(job: Job, marked_side: str) -> dict[str, object]:
@@ -89,20 +90,13 @@ def _write(
                     yield utterance.name
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = make_parser(__doc__)
-    batch.add_arguments(parser, [".avi"])
-    parser.add_argument(
-        "--marked_side",
-        choices=("left", "right"),
-        default="left",
-        help="of the picture where the actor with the face markers is (%(default)s)",
-    )
-    args = parser.parse_args(arguments)
-    work = functools.partial(cut, marked_side=args.marked_side)
-    return exit_code(lambda: batch.run_tool(TOOL, args, work))
+def run(args: argparse.Namespace) -> int:
+    """Cut the dialogues; returns the exit code."""
+    return batch.run_tool(TOOL, args, functools.partial(cut, marked_side=args.marked_side))
 
+
+SIDE = flag("--marked_side", "left", "where the actor with markers is", choices=("left", "right"))
+main = command(__doc__, run, batch.Files, flags=[SIDE])
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -30,16 +30,17 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
-from hicmae.config.flags import add_arguments
+from hicmae.config.flags import Settings, option
 from hicmae.data.audio import WavFile
 from hicmae.data.film import open_video
 from hicmae.data.media import VIDEO_SUFFIXES
-from preprocess.command_line import WHOLE, add_switch, exit_code, make_parser
+from preprocess.command_line import WHOLE, command
 from preprocess.face_and_audio import batch, extract_audio, extract_face
 from preprocess.face_and_audio.batch import find_jobs
 from preprocess.face_and_audio.timing import out_of_step
@@ -53,41 +54,28 @@ logger = logging.getLogger(__name__)
 HALVES = {"audio": ("audio", extract_audio.TOOL), "video": ("faces", extract_face.TOOL)}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--videos", required=True, help="folder of videos")
-    parser.add_argument("--labels", help="csv file of videos and labels")
-    parser.add_argument("--output_dir", required=True, help="folder for all that is made")
-    parser.add_argument(
-        "--task",
-        choices=("classification", "regression"),
-        default="classification",
-        help="whether labels are classes or numbers (%(default)s)",
+@dataclass(frozen=True)
+class Options(Settings):
+    """What to prepare."""
+
+    videos: str = option("", "folder of videos", required=True)
+    labels: str | None = option(None, "csv file of videos and labels")
+    output_dir: str = option("", "folder for all that is made", required=True)
+    task: str = option(
+        "classification", "of classes, or of numbers", choices=("classification", "regression")
     )
-    use = "of the clips, for test.csv (%(default)s)"
-    parser.add_argument("--test_share", type=float, default=0.2, help=use)
-    parser.add_argument("--seed", type=int, default=0, help="of the split (%(default)s)")
-    parser.add_argument(
-        "--modality",
-        choices=("av", "a", "v"),
-        default="av",
-        help="make the wavs only (a) or the faces only (v), for training with the same flag",
+    test_share: float = option(0.2, "of the clips, for test.csv", "> 0 and < 1")
+    seed: int = option(0, "of the split")
+    modality: str = option(
+        "av", "make the wavs only (a) or the faces only (v), for training", choices=("av", "a", "v")
     )
-    use = "write names relative to --output_dir, which is then training's --data_root"
-    add_switch(parser, "--relative", use)
-    batch.add_run_arguments(parser)
-    add_arguments(parser, extract_face.FaceOptions)
-    args = parser.parse_args(arguments)
-    if not 0 < args.test_share < 1:
-        parser.error(f"--test_share must be between 0 and 1, got {args.test_share}")
-    if not os.path.isdir(args.videos):
-        parser.error(f"--videos '{args.videos}' is no folder")
-    return exit_code(lambda: prepare(args))
+    relative: bool = option(False, "write names relative to --output_dir, for --data_root")
 
 
 def prepare(args: argparse.Namespace) -> int:
     """Make wavs and faces, then the lists; returns the exit code."""
+    if not os.path.isdir(args.videos):
+        raise FileNotFoundError(f"--videos '{args.videos}' is no folder")
     if args.labels is not None:  # a mistake in it is said before an hour of work
         read_labels(args.labels, [clip.name for clip in find_videos(args)], args.task)
     work: dict[str, batch.Work] = {}
@@ -223,6 +211,8 @@ def assign_parts(labels: Mapping[str, Labelled], share: float, seed: int) -> dic
     test = test or [min(order, key=lambda group: distance(groups[group]))]
     return {name: "test" if speaker in test else "train" for name, speaker in speakers.items()}
 
+
+main = command(__doc__, prepare, Options, batch.Running, extract_face.FaceOptions)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -47,7 +47,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hicmae.config import CROP_HELP
-from hicmae.config.flags import Settings, add_arguments, from_flags, option
+from hicmae.config.flags import Settings, from_flags, option
 from hicmae.data.audio import SAMPLE_RATE, WavFile
 from hicmae.data.clip_list import (
     FORMAT,
@@ -64,7 +64,6 @@ from hicmae.data.film import open_video
 from hicmae.data.shards import open_packed
 from hicmae.data.video import NOT_READ, SOURCE_CROPS, FrameFolder, Video, resize, source_box
 from hicmae.io import UnreadableClip, check_writable, whole_file, write_whole
-from preprocess.command_line import add_num_workers, add_shard, exit_code, make_parser
 from preprocess.face_and_audio import batch
 from preprocess.face_and_audio.batch import Ledger, Outcome
 
@@ -83,6 +82,28 @@ class PackJob(NamedTuple):
     output: str
     audio: str
     clip: Clip
+
+
+def parse_size(text: str) -> int:
+    """Read 1GB, 500MB or a number of bytes, for argparse."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)B?", text.strip().upper())
+    size = int(float(match[1]) * 1000 ** " KMG".index(match[2] or " ")) if match else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"expected a size such as 1GB or 500MB, got {text!r}")
+    return size
+
+
+@dataclass(frozen=True)
+class Options(Parts):
+    """What to pack."""
+
+    output_dir: Path = option(Path(), "folder of the shards", required=True)
+    data_root: str = option("", "folder that relative names start from")
+    task: str = option(
+        "pretrain", "kind of the list", choices=("pretrain", "classification", "regression")
+    )
+    shard_size: int = option(10**9, "bytes of a file, such as 1GB", type=parse_size)
+    verify: bool = option(False, "pack nothing, check the shards")
 
 
 @dataclass(frozen=True)
@@ -300,44 +321,12 @@ def check_shard(index: Path) -> tuple[list[Names], str]:
 # The command
 
 
-def parse_size(text: str) -> int:
-    """Read 1GB, 500MB or a number of bytes, for argparse."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)B?", text.strip().upper())
-    size = int(float(match[1]) * 1000 ** " KMG".index(match[2] or " ")) if match else 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"expected a size such as 1GB or 500MB, got {text!r}")
-    return size
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = make_parser(__doc__)
-    parser.add_argument("list", nargs="?", help="list of clips, as for training")
-    parser.add_argument("--output_dir", required=True, type=Path, help="folder of the shards")
-    parser.add_argument("--data_root", default="", help="folder that relative names start from")
-    parser.add_argument(
-        "--task",
-        choices=("pretrain", "classification", "regression"),
-        default="pretrain",
-        help="what kind of list it is (%(default)s)",
-    )
-    parser.add_argument(
-        "--shard_size", type=parse_size, default=10**9, metavar="SIZE", help="of one file (1GB)"
-    )
-    add_arguments(parser, PackOptions)
-    add_shard(parser)
-    add_num_workers(parser)
-    parser.add_argument("--verify", action="store_true", help="pack nothing, check the shards")
-    args = parser.parse_args(arguments)
-    if args.list is None and not args.verify:
-        parser.error("name the list to pack, or give --verify")
-    return exit_code(
-        lambda: verify(args.output_dir, args.num_workers) if args.verify else pack(args)
-    )
-
-
 def pack(args: argparse.Namespace) -> int:
-    """Pack the clips of a list that are in no shard yet; returns the exit code."""
+    """Pack the clips of a list that are in no shard yet, or check; returns the exit code."""
+    if args.verify:
+        return verify(args.output_dir, args.num_workers)
+    if args.list is None:
+        raise ValueError("name the list to pack, or give --verify")
     jobs = find_jobs(args)
     summary = batch.summary_path(args.output_dir, "pack_clips", args.shard)
     check_writable(summary)
@@ -406,6 +395,9 @@ def write_all(
     if clips:
         logger.info("%.3f GB are packed; a clip takes %.0f KB", total / 1e9, total / clips / 1e3)
 
+
+LIST = flag("list", None, "list of clips, as for training", nargs="?")
+main = command(__doc__, pack, Options, PackOptions, flags=[LIST])
 
 if __name__ == "__main__":
     sys.exit(main())

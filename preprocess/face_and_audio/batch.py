@@ -18,10 +18,11 @@ import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from pathlib import Path
 from queue import SimpleQueue
@@ -30,9 +31,10 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from hicmae.config.flags import option
 from hicmae.data.media import walk
 from hicmae.io import PART, check_writable, describe, remove
-from preprocess.command_line import STOPPED, WHOLE, Shard, add_num_workers, add_shard
+from preprocess.command_line import STOPPED, WHOLE, Parts, Shard
 from preprocess.lists.writing import write_csv
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What may be wrong with a clip; a TypeError, say, is a mistake of ours and ends the run.
 CLIP_ERRORS: tuple[type[Exception], ...] = (RuntimeError, OSError, ValueError, LookupError)
 CLIP_ERRORS += (ArithmeticError, MemoryError, EOFError)
+
+
+INPUT_HELP = "folder, searched with all its subfolders; one file; or a list (.csv .txt .list) of "
+INPUT_HELP += "files, one a line (of our own lists the first field is taken)"
 
 
 class Job(NamedTuple):
@@ -67,6 +73,11 @@ class Outcome(NamedTuple):
 Work = Callable[[Any], dict[str, Any]]  # makes what a job asks for; returns the details
 
 
+def as_suffix(kind: str) -> str:
+    """Return a kind of files, "MP4", say, as the ending of their names."""
+    return "." + kind.lower().removeprefix(".")
+
+
 def has_folder(job: Job) -> bool:
     """Tell whether the folder that a job makes is there; it appears whole or not at all."""
     return Path(job.output).is_dir()
@@ -78,55 +89,48 @@ class Tool(NamedTuple):
     Attributes:
         name: that of its summary.
         suffix: what replaces a file's own in the name of what is made of it.
+        kinds: suffixes of the files that it takes.
         is_done: tells whether an output is there; raises CLIP_ERRORS where it is a wrong one.
     """
 
     name: str
     suffix: str
+    kinds: Collection[str]
     is_done: Callable[[Job], bool] = has_folder
 
 
-def add_arguments(parser: argparse.ArgumentParser, suffixes: Iterable[str]) -> None:
-    """Add the flags that all tools have; `suffixes` are the kinds of files a tool takes."""
-    use = "folder, searched with all its subfolders; one file; or a list (.csv .txt .list) with a "
-    use += "file name a line (of our own lists the first field is taken)"
-    parser.add_argument("--input", required=True, help=use)
-    use = "folder; names below it are as below the input folder"
-    parser.add_argument("--output_dir", required=True, help=use)
-    use = "folder that relative names in a list start from"
-    parser.add_argument("--data_root", default="", help=use)
-    parser.add_argument(
-        "--ext",
-        nargs="+",
-        type=lambda kind: "." + kind.lower().removeprefix("."),
-        default=sorted(suffixes),
-        help="kinds of files to take from a folder (default: all known ones)",
-    )
-    add_run_arguments(parser)
+@dataclass(frozen=True)
+class Running(Parts):
+    """How to run."""
+
+    overwrite: bool = option(False, "do again what is done (default: only the rest)")
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how to run, whatever the input is."""
-    add_shard(parser)
-    add_num_workers(parser)
-    use = "do again what is done (default: only the rest)"
-    parser.add_argument("--overwrite", action="store_true", help=use)
+@dataclass(frozen=True)
+class Files(Running):
+    """What to read and to write, and how."""
+
+    input: str = option("", INPUT_HELP, required=True)
+    output_dir: str = option("", "folder; names in it are as below --input", required=True)
+    data_root: str = option("", "folder that relative names in a list start from")
+    ext: tuple[str, ...] = option((), "kinds of files to take from a folder", type=as_suffix)
 
 
 def run_tool(tool: Tool, args: argparse.Namespace, work: Work) -> int:
-    """Run a tool on what the flags of `add_arguments` name, and return the exit code.
+    """Run a tool on what the flags of `Files` name, and return the exit code.
 
     It is 0; 1 where a clip failed; STOPPED where clips were not tried. `work` makes one output; it
     is picklable and raises CLIP_ERRORS. OSError where there is no input or no place for output.
     """
     summary = summary_path(args.output_dir, tool.name, args.shard)
-    jobs, outcomes, others = find_jobs(
-        args.input, args.output_dir, args.ext, tool.suffix, args.data_root, args.shard
+    jobs, problems, others = find_jobs(
+        *(args.input, args.output_dir, args.ext or tool.kinds, tool.suffix),
+        *(args.data_root, args.shard),
     )
     check_writable(summary)
     if others:
-        kinds = (f"{count} {kind or 'without an ending'}" for kind, count in others.most_common())
-        logger.info("passed over: %s", ", ".join(kinds))
+        passed = (f"{count} {kind or 'without an ending'}" for kind, count in others.most_common())
+        logger.info("passed over: %s", ", ".join(passed))
     ledger = Ledger(summary)
     pending: deque[Job] = deque()
     for job in jobs:
@@ -136,8 +140,8 @@ def run_tool(tool: Tool, args: argparse.Namespace, work: Work) -> int:
             else:
                 ledger.note(Outcome(job), kept=True)
         except CLIP_ERRORS as error:
-            outcomes.append(Outcome(job, describe(error)))
-    for outcome in outcomes:
+            problems.append(Outcome(job, describe(error)))
+    for outcome in problems:
         ledger.note(outcome)
     return ledger.run(pending, work, args.num_workers, tool.name)
 
@@ -148,39 +152,39 @@ def run_tool(tool: Tool, args: argparse.Namespace, work: Work) -> int:
 def find_jobs(
     source: str,
     output: str,
-    suffixes: Collection[str],
+    kinds: Collection[str],
     output_suffix: str,
     data_root: str = "",
     shard: Shard = WHOLE,
 ) -> tuple[list[Job], list[Outcome], Counter[str]]:
     """Return the jobs of a shard in order, what is wrong with the input itself, and passed over.
 
-    Passed over are files of other kinds in a folder, counted by their endings. The flags are those
-    of `add_arguments`: `source` is --input, `suffixes` --ext; `output_suffix` replaces a file's own
-    in the name of what is made of it.
+    Passed over are files of other kinds in a folder, counted by their endings. `source` is --input;
+    for `kinds` and `output_suffix` see `Tool`.
     """
     problems: list[Outcome] = []
     others = Counter[str]()
+    root, files = source, list[str]()
     if os.path.isdir(source):
-        root, found = source, sorted(_files_in(source, output, problems))
-        suffix_of = {file: os.path.splitext(file)[1].lower() for file in found}
-        files = [file for file in found if suffix_of[file] in suffixes]
-        others.update(suffix for suffix in suffix_of.values() if suffix not in suffixes)
+        for file in sorted(_files_in(source, output, problems)):
+            kind = os.path.splitext(file)[1].lower()
+            if kind in kinds:
+                files.append(file)
+            else:
+                others[kind] += 1
     elif not os.path.isfile(source):
         raise FileNotFoundError(f"--input '{source}' does not exist")
     elif Path(source).suffix.lower() in LIST_SUFFIXES:
         files = sorted(set(_read_names(source, data_root)))
-        root = os.path.commonpath(
-            [os.path.dirname(os.path.abspath(file)) for file in files or [source]]
-        )
-        given = os.path.abspath(data_root)
+        folders = {os.path.dirname(os.path.abspath(file)) for file in files or [source]}
+        root, given = os.path.commonpath(folders), os.path.abspath(data_root)
         if data_root and os.path.commonpath([given, root]) == given:
             root = given
     else:
-        root, files = os.path.dirname(source) or ".", [source]
+        root, files = os.path.dirname(source), [source]
     if not files and not problems:
-        kinds = " ".join(sorted(suffixes))
-        raise FileNotFoundError(f"--input '{source}' holds no file of these kinds: {kinds}")
+        expected = " ".join(sorted(kinds))
+        raise FileNotFoundError(f"--input '{source}' holds no file of these kinds: {expected}")
     by_output: dict[str, list[Job]] = {}
     for file in files:
         name = os.path.relpath(os.path.abspath(file), os.path.abspath(root))

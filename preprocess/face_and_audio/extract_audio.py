@@ -14,6 +14,7 @@ or by a full disk.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import sys
@@ -28,7 +29,7 @@ from hicmae.data.audio import SAMPLE_RATE
 from hicmae.data.film import Film
 from hicmae.data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES, NoPicture, decode_sound
 from hicmae.io import UnreadableClip, whole_file
-from preprocess.command_line import exit_code, make_parser
+from preprocess.command_line import command, flag
 from preprocess.face_and_audio import batch, timing
 from preprocess.face_and_audio.batch import Job
 
@@ -76,19 +77,16 @@ def is_converted(job: Job) -> bool:
     return True
 
 
-TOOL = batch.Tool("extract_audio", ".wav", is_converted)
+TOOL = batch.Tool("extract_audio", ".wav", VIDEO_SUFFIXES | AUDIO_SUFFIXES, is_converted)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = make_parser(__doc__)
-    batch.add_arguments(parser, VIDEO_SUFFIXES | AUDIO_SUFFIXES)
-    use = "all of a film's sound from its own beginning on, whatever its picture does"
-    parser.add_argument("--keep_length", action="store_true", help=use)
-    args = parser.parse_args(arguments)
-    work = functools.partial(convert, keep_length=args.keep_length)
-    return exit_code(lambda: batch.run_tool(TOOL, args, work))
+def run(args: argparse.Namespace) -> int:
+    """Convert the clips; returns the exit code."""
+    return batch.run_tool(TOOL, args, functools.partial(convert, keep_length=args.keep_length))
 
+
+KEEP_LENGTH = flag("--keep_length", False, "all of a film's sound from its own beginning on")
+main = command(__doc__, run, batch.Files, flags=[KEEP_LENGTH])
 
 if __name__ == "__main__":
     sys.exit(main())

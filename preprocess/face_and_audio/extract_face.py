@@ -35,19 +35,19 @@ import cv2
 import numpy as np
 import torch
 
-from hicmae.config.flags import Settings, add_arguments, from_flags, option
+from hicmae.config.flags import Settings, from_flags, option
 from hicmae.data.film import Film
 from hicmae.data.media import VIDEO_SUFFIXES, needed_stream, opened
 from hicmae.data.video import LookedAt
 from hicmae.faces.detector import Detector, check_weights
 from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, main_face, search, smooth
 from hicmae.io import PART, UnreadableClip, whole_folder
-from preprocess.command_line import exit_code, make_parser
+from preprocess.command_line import command
 from preprocess.face_and_audio import batch, timing
 from preprocess.face_and_audio.batch import Job
 from preprocess.lists.clips import ALIGNED
 
-TOOL = batch.Tool("extract_face", ALIGNED)
+TOOL = batch.Tool("extract_face", ALIGNED, VIDEO_SUFFIXES)
 JPEG_QUALITY = 95  # OpenCV's default, as in OpenFace
 OPENFACE_FLAGS = ("-simalign", "-format_aligned", "jpg", "-nomask")  # as the original used it
 
@@ -203,14 +203,12 @@ def face_work(args: argparse.Namespace) -> batch.Work:
     return functools.partial(extract, options=options)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = make_parser(__doc__)
-    batch.add_arguments(parser, VIDEO_SUFFIXES)
-    add_arguments(parser, FaceOptions)
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: batch.run_tool(TOOL, args, face_work(args)))
+def run(args: argparse.Namespace) -> int:
+    """Cut out the faces; returns the exit code."""
+    return batch.run_tool(TOOL, args, face_work(args))
 
+
+main = command(__doc__, run, batch.Files, FaceOptions)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from hicmae.io import PART
-from preprocess.command_line import STOPPED, make_parser
+from preprocess.command_line import STOPPED, command
 from preprocess.face_and_audio import batch, extract_audio
 from preprocess.face_and_audio.batch import find_jobs
 from tests.preprocess import media_files, trees
@@ -283,11 +283,10 @@ def test_a_clip_that_kills_its_process_fails_alone(tmp_path):
     source.mkdir()
     for k in range(3):
         (source / f"{k}.mp4").touch()
-    parser = make_parser("")
-    batch.add_arguments(parser, [".mp4"])
     flags = ["--input", str(source), "--output_dir", str(tmp_path / "out"), "--num_workers", "2"]
     work = functools.partial(trees.double, victim="1.mp4")
-    assert batch.run_tool(batch.Tool("double", ""), parser.parse_args(flags), work) == 1
+    tool = batch.Tool("double", "", [".mp4"])
+    assert command("", lambda args: batch.run_tool(tool, args, work), batch.Files)(flags) == 1
     assert failures(tmp_path / "out", "double") == {
         "1.mp4": "the process that worked on it was killed or crashed"
     }
