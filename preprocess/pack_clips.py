@@ -64,6 +64,7 @@ from hicmae.data.film import open_video
 from hicmae.data.shards import open_packed
 from hicmae.data.video import NOT_READ, SOURCE_CROPS, FrameFolder, Video, resize, source_box
 from hicmae.io import UnreadableClip, check_writable, whole_file, write_whole
+from preprocess.command_line import Parts, command, flag
 from preprocess.face_and_audio import batch
 from preprocess.face_and_audio.batch import Ledger, Outcome
 

@@ -319,7 +319,6 @@ def test_evil_members_are_found(packed, caplog, name, kind, message):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--num_workers", "0"], "must be at least 1"),
         (["--shard_size", "big"], "expected a size such as 1GB or 500MB, got 'big'"),
         (["--shard_size", "0"], "expected a size"),
     ],
