@@ -48,6 +48,7 @@ from hicmae.training.optim import make_optimizer, parameter_groups
 from hicmae.training.run import EXPECTED, Run, choose_precision
 from preprocess import pack_clips
 from scripts import benchmark_models as models
+from scripts.benchmark_formats import FormatsConfig, run_formats
 from scripts.benchmark_models import Mark, measure_in_turns, summary
 
 VOXCELEB2_CLIPS, EPOCHS = 1_091_581, 100  # of the published pre-training
@@ -429,6 +430,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Sequ
     **dict.fromkeys(models.TASKS, (models.run_task, [models.BenchmarkConfig])),
     "loader": (run_loader, [LoaderConfig]),
     "feed": (run_feed, [*PretrainConfigs.__annotations__.values(), FeedConfig]),
+    "formats": (run_formats, [FormatsConfig]),
     "table": (run_table, []),
     "all": (run_all, []),
 }

@@ -142,12 +142,14 @@ def write(
     output: str | Path,
     name: str,
     clips: Sequence[Any],
+    source: str | Path = "",
     **reading: Any,
 ) -> dict[str, float]:
     """Write a format of `FORMATS` to a file, once it answers about the clips as PyTorch does.
 
-    The recognizer computes in fp32 on the CPU; for clips and `reading` see its `each`. Returns how
-    the answers compare, see `compare`.
+    The recognizer computes in fp32 on the CPU; for clips and `reading` see its `each`. For int8,
+    `source` is the .onnx of the same model where there is one. Returns how the answers compare, see
+    `compare`.
 
     Raises:
         ValueError: the answers differ by more than the format may, and nothing is written; no clip
@@ -165,9 +167,12 @@ def write(
                 write_torch(recognizer.model, recognizer.config, part)
                 graph = Graph(modality, torch.export.load(part).module())
             else:
-                write_onnx(recognizer.model, recognizer.config, part, quantised=name == "int8")
+                if not source:
+                    write_onnx(recognizer.model, recognizer.config, part)
+                if name == "int8":
+                    quantise(source or part, part)
                 graph = open_onnx(part)[0]
-        found = compare(recognizer, graph, clips, **reading)
+        found = compare(recognizer, replace(recognizer, model=graph), clips, **reading)
         text = (
             f"{name} and PyTorch about {found['windows']:.0f} windows (clips: "
             f"{found['clips']:.0f}): largest difference {found['difference']:.1e} (at most "
@@ -194,15 +199,18 @@ def _quiet() -> Iterator[None]:
 
 
 def compare(
-    recognizer: "EmotionRecognizer", graph: Graph, clips: Sequence[Any], **reading: Any
+    recognizer: "EmotionRecognizer",
+    other: "EmotionRecognizer",
+    clips: Sequence[Any],
+    **reading: Any,
 ) -> dict[str, float]:
-    """Ask a recognizer, and the same with a graph for its model, about clips.
+    """Ask two recognizers about clips.
 
     Returns the number of `clips` and `windows`, the largest `difference` of a probability (or of a
     value, as a share of it where that is above 1), and the share of windows of the `same` class.
     """
     reading = {**reading, "on_error": "return"}
-    both = [list(r.each(clips, **reading)) for r in (recognizer, replace(recognizer, model=graph))]
+    both = [list(r.each(clips, **reading)) for r in (recognizer, other)]
     failed = [answer.reason for answer in both[0] if hasattr(answer, "reason")]
     if len(failed) == len(clips):
         raise ValueError(
@@ -228,8 +236,8 @@ def write_torch(model: nn.Module, config: ModelConfig, path: Path) -> None:
     torch.export.save(_program(model, config), path, extra_files=told)
 
 
-def write_onnx(model: nn.Module, config: ModelConfig, path: Path, quantised: bool = False) -> None:
-    """Write an ONNX file; quantised, weights are of 8 bits, and activations where they are used."""
+def write_onnx(model: nn.Module, config: ModelConfig, path: Path) -> None:
+    """Write an ONNX file."""
     onnx, _ = need("onnx"), need("onnxscript")
     names = [{"v": "video", "a": "audio"}[stream] for stream in "va" if stream in config.modality]
     program: Any = torch.onnx.export(
@@ -240,15 +248,20 @@ def write_onnx(model: nn.Module, config: ModelConfig, path: Path, quantised: boo
         verbose=False,
     )
     proto = program.model_proto
-    if quantised:
-        quantization = need("onnxruntime.quantization")
-        with TemporaryDirectory() as folder:
-            plain, ready, small = (Path(folder, name) for name in ("plain", "ready", "small"))
-            onnx.save(proto, plain)
-            quantization.quant_pre_process(plain, ready, skip_symbolic_shape=True)
-            quantization.quantize_dynamic(ready, small, per_channel=True)
-            proto = onnx.load(small)
     onnx.helper.set_model_props(proto, {METADATA: config.to_json()})
+    onnx.save(proto, path)
+
+
+def quantise(source: str | Path, path: Path) -> None:
+    """Write an .onnx with weights of 8 bits, and activations where they meet these."""
+    onnx, quantization = need("onnx"), need("onnxruntime.quantization")
+    with TemporaryDirectory() as folder:
+        ready, small = Path(folder, "ready"), Path(folder, "small")
+        quantization.quant_pre_process(onnx.load(source), ready, skip_symbolic_shape=True)
+        quantization.quantize_dynamic(ready, small, per_channel=True)
+        proto = onnx.load(small)
+    told = {item.key: item.value for item in onnx.load(source).metadata_props}
+    onnx.helper.set_model_props(proto, {METADATA: told[METADATA]})
     onnx.save(proto, path)
 
 

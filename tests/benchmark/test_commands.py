@@ -149,3 +149,16 @@ def test_tables_refuse_folders_without_figures(tmp_path, capsys):
     (tmp_path / "a.json").write_text("{")
     assert main(["table", str(tmp_path)]) == 1
     assert "a.json: no JSON" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_formats_are_compared(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    flags = ["--model", "tiny", "--steps", "2", "--warmup", "1", "--json", str(path)]
+    assert main(["formats", *flags]) == 0
+    rows = json.loads(path.read_text())["formats"]
+    assert [*rows] == ["fp32", "bf16", "onnx", "int8"]
+    assert rows["fp32"]["difference"] == 0 and 0 < rows["onnx"]["difference"] < 1e-4
+    assert rows["int8"]["megabytes"] < rows["fp32"]["megabytes"] / 2
+    assert all(row["p50_s"] <= row["p95_s"] for row in rows.values())
+    assert "| int8" in capsys.readouterr().out

@@ -121,9 +121,7 @@ def test_files_that_are_no_model_are_one_line(graph, tmp_path, clip, monkeypatch
 @pytest.mark.parametrize("scale, agrees", [(1.0, True), (1.1, False)])
 def test_only_what_agrees_is_written(graph, config, clip, tmp_path, monkeypatch, scale, agrees):
     other = make_graph(tmp_path / "other.onnx", config, scale)
-    monkeypatch.setattr(
-        formats, "write_onnx", lambda m, c, path, quantised: shutil.copy(other, path)
-    )
+    monkeypatch.setattr(formats, "write_onnx", lambda m, c, path: shutil.copy(other, path))
     out = tmp_path / "out" / "model.onnx"
     recognizer = EmotionRecognizer.from_checkpoint(graph, device="cpu")
     frames, wav = clip
