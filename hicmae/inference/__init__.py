@@ -7,6 +7,7 @@ forward.py      what a model says of a batch, also where one stream is missing
 recognizer.py   EmotionRecognizer, which puts it all together, and its answers
 pictures.py     scores over time as a picture; a copy of the film with the answers drawn in
 timeline.py     a page with the film and its answers, subtitles, tiers for ELAN
-cli.py          flags of hicmae-predict, hicmae-extract and the export
+app.py          hicmae-app, a page in the browser to try a model
+cli.py          flags of hicmae-predict, hicmae-extract, hicmae-app and the export
 commands.py     what they do
 """

@@ -9,5 +9,5 @@ if __name__ == "__main__":
     parser = new_parser(str(__doc__))
     parser.prog = "python -m hicmae.inference"
     text = "has a --help of its own"
-    parser.add_argument("command", choices=("predict", "extract", "export"), help=text)
+    parser.add_argument("command", choices=("predict", "extract", "app", "export"), help=text)
     sys.exit(getattr(cli, parser.parse_args(sys.argv[1:2]).command)(sys.argv[2:]))

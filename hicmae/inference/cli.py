@@ -1,4 +1,4 @@
-"""Command lines of inference: hicmae-predict, hicmae-extract and the export."""
+"""Command lines of inference: hicmae-predict, hicmae-extract, hicmae-app and the export."""
 
 import argparse
 import logging
@@ -67,6 +67,14 @@ list, else on a film that is made for it. What disagrees is not written: probabi
 0.0001, with --int8 by 0.15 and in the class of one window of ten.
 hicmae-predict --checkpoint OUTPUT/model.onnx reads an .onnx. It needs
 pip install onnx onnxscript onnxruntime (to predict, onnxruntime).
+"""
+APP = """Serve a page to try a model on a film, or on oneself with camera and microphone.
+
+    hicmae-app [--checkpoint FOLDER]
+
+Open the address that it prints. It answers from this computer only; films stay here and are
+deleted once answered. Without installation: python -m hicmae.inference app. Needs
+pip install "hicmae[app]".
 """
 # What several commands ask.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -165,6 +173,33 @@ def extract(argv: Sequence[str] | None = None) -> int:
     add_flags(parser, *MODEL, title="model")
     add_arguments(parser, Options)
     return run_command(parser, _from_commands("extract"), argv)
+
+
+def app(argv: Sequence[str] | None = None) -> int:
+    """Run hicmae-app; returns the exit code."""
+    parser = new_parser(APP)
+    parser.prog = "hicmae-app"
+    add = parser.add_argument
+    text = f"{ARGUMENTS['checkpoint']['help']} (%(default)s: knows drawn faces only)"
+    add("--checkpoint", default="toy", metavar="PATH", help=text)
+    add_flags(parser, "device")
+    text = "of the address (the first free one from 7860 on)"
+    add("--port", type=int, metavar="N", help=text)
+    text = "largest film in megabytes (%(default)s)"
+    add("--max_mb", type=above_zero, default=100.0, metavar="N", help=text)
+    text = "longest film (%(default)s)"
+    add("--max_seconds", type=above_zero, default=120.0, metavar="N", help=text)
+    text = "also give a public address through gradio's servers, for 72 hours; off by default"
+    add("--share", action="store_true", help=text)
+    return run_command(parser, _from_commands("app"), argv)
+
+
+def above_zero(text: str) -> float:
+    """Return a positive number; ValueError for what is none."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return number
 
 
 def export(argv: Sequence[str] | None = None) -> int:

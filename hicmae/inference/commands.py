@@ -77,9 +77,7 @@ def predict(args: argparse.Namespace) -> int:
     if args.windows_csv:
         write_csv(args.windows_csv, table(results, recognizer.names, by_window=True))
     if args.json:
-        content = [result.to_dict() for result in results]
-        text = encodable(json.dumps(content, indent=2, ensure_ascii=False))
-        write_whole(args.json, text + "\n")
+        write_json(args.json, [result.to_dict() for result in results])
     if not args.quiet:
         sys.stdout.write(short_table(results) + "\n")
     if not interrupted:
@@ -305,6 +303,12 @@ def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
         frame.to_csv(part, index=False, lineterminator="\n", errors="surrogateescape")
 
 
+def write_json(path: str | Path, content: Sequence[Any]) -> None:
+    """Write all that is known, as UTF-8."""
+    text = encodable(json.dumps(content, indent=2, ensure_ascii=False))
+    write_whole(path, text + "\n")
+
+
 def extract(args: argparse.Namespace) -> int:
     """Write the features of a list of clips; returns the exit code."""
     output = Path(args.output)
@@ -380,6 +384,17 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         nothing = np.full_like(like, np.nan)
         columns[name] = np.stack([row.get(name, nothing) for row in rows])
     return columns
+
+
+def app(args: argparse.Namespace) -> int:
+    """Serve the page to try a model; returns the exit code."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("hicmae-app needs the package gradio: pip install 'hicmae[app]'")
+    from hicmae.inference.app import Limits, serve
+
+    limits = Limits(args.max_mb, args.max_seconds)
+    serve(args.checkpoint, args.device, limits, args.port, args.share)
+    return 0
 
 
 COMPARED = 16  # clips that formats are compared on

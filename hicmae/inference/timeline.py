@@ -213,22 +213,24 @@ def write_page(
     path: str | Path,
     moments: Mapping[tuple[int, int], tuple[str, str]] | None = None,
     progress: bool = False,
+    most_bytes: int = MOST_BYTES,
 ) -> None:
     """Write one HTML file with the film, the boxes, the answers and what they were decided on.
 
-    Nothing else is loaded and nothing sent. A film that browsers do not play is converted; one
-    that stays larger than 64 MB is left out, which the page and the log say.
+    Nothing else is loaded and nothing sent. A film that is too large or that browsers do not play
+    is converted; one that stays too large is left out, which the page and the log say.
 
     Args:
         people: everybody in one film.
         path: .html
         moments: by person and window, see `Moments`.
         progress: show a progress bar of the conversion.
+        most_bytes: of the film.
     """
     check_writable(path, (".html", ".htm"))
     file = Path(people[0].file)
     with tempfile.TemporaryDirectory(prefix="hicmae-") as folder:
-        film, kind, problem = _film_for_page(file, Path(folder), progress)
+        film, kind, problem = _film_for_page(file, Path(folder), progress, most_bytes)
         if problem:
             logger.warning("'%s' has no film: %s", path, problem)
         offset = begin_of(film) if film is not None else 0.0
@@ -243,25 +245,27 @@ def write_page(
             out.write(after)
 
 
-def _film_for_page(file: Path, folder: Path, progress: bool) -> tuple[Path | None, str, str]:
+def _film_for_page(
+    file: Path, folder: Path, progress: bool, most_bytes: int
+) -> tuple[Path | None, str, str]:
     """Return the film to put into a page, its kind, and why there is none."""
     if not file.is_file():
         return None, "", f"'{file}' is no film"
     kind, seconds = _kind_and_seconds(file)
-    if kind and file.stat().st_size <= MOST_BYTES:
+    if kind and file.stat().st_size <= most_bytes:
         return file, kind, ""
     text = f"film of {file.stat().st_size / 1e6:.0f} MB"
     if file.suffix.lower() in AUDIO_SUFFIXES:
         return None, "", f"{text}, or of a kind that browsers do not play; make it an mp3"
-    rate = int(0.9 * 8 * MOST_BYTES / max(seconds, 1)) - SOUND_RATE
+    rate = int(0.9 * 8 * most_bytes / max(seconds, 1)) - SOUND_RATE
     if rate < LEAST_RATE:
-        longest = 0.9 * 8 * MOST_BYTES / (LEAST_RATE + SOUND_RATE) / 60
+        longest = 0.9 * 8 * most_bytes / (LEAST_RATE + SOUND_RATE) / 60
         return None, "", f"{seconds / 60:.0f} minutes; a page holds {longest:.0f} minutes at most"
     options = {"crf": "26", "preset": "veryfast", "maxrate": str(rate), "bufsize": str(2 * rate)}
     copy = folder / "film.mp4"
     write_overlay(file, [], copy, progress, LONGEST_SIDE, options)
-    if copy.stat().st_size > MOST_BYTES:
-        return None, "", f"{text}, more than {MOST_BYTES / 1e6:.0f} MB also when converted"
+    if copy.stat().st_size > most_bytes:
+        return None, "", f"{text}, more than {most_bytes / 1e6:.0f} MB also when converted"
     return copy, "video/mp4", ""
 
 
@@ -349,6 +353,7 @@ def _lane(person: Prediction, low: float, high: float) -> dict[str, Any]:
                 pen = "M"
                 continue
             path.append(f"{pen}{time:.1f} {88 - 84 * (value - low) / (high - low):.1f}")
+            path += ["h0.1"] if pen == "M" else []  # a window alone is a dot
             pen = "L"
         paths.append(" ".join(path))
     windows = [

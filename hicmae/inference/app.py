@@ -1,0 +1,311 @@
+"""hicmae-app: a page in the browser to try a model on a film or on oneself."""
+
+import html
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio looks while it is imported
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr  # noqa: E402
+
+from hicmae.data.film import Film  # noqa: E402
+from hicmae.data.media import NoPicture, NoSound, decode_sound, streams_of  # noqa: E402
+from hicmae.inference.clips import Clip, NoFace, View, detector  # noqa: E402
+from hicmae.inference.commands import table, write_csv, write_json  # noqa: E402
+from hicmae.inference.pictures import write_overlay  # noqa: E402
+from hicmae.inference.recognizer import EmotionRecognizer, Prediction  # noqa: E402
+from hicmae.inference.timeline import Moments, write_page  # noqa: E402
+from hicmae.io import UnreadableClip, describe  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+LEAST_SECONDS = 0.5  # of a film
+MOST_WAITING = 16  # jobs
+KEPT = 3600  # seconds that results stay for download where the page stays open
+MOST_BYTES = 20 * 1000**2  # of the film inside an answer
+# Small enough for slow computers: the page cuts off what is not encoded when a recording stops.
+CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
+FACES = {"Main face": "largest", "Everybody": "all", "The film is one face": "cut"}
+TOY = (
+    "The model `toy`, which comes with the package, knows **drawn faces only**: its answers about "
+    "people mean nothing. `hicmae-app --checkpoint FOLDER` takes one that was trained on people."
+)
+ADVICE = {
+    NoFace: "No face was found. Show it larger, from the front and in good light. If the film is "
+    "a face that was cut out already, choose 'The film is one face'.",
+    NoSound: "There is no sound that can be used, but this model listens too. Record with a "
+    "microphone, for at least half a second.",
+    NoPicture: "There is no picture, but this model looks too. Choose a film.",
+}
+# The answer is a page in a frame of its own; it tells how high it is.
+HEAD = """<script>
+addEventListener("message", event => {
+  const frame = document.getElementById("answer");
+  if (frame && event.source === frame.contentWindow && Number.isFinite(event.data.height))
+    frame.style.height = Math.min(event.data.height, 20000) + "px";
+});
+</script>"""
+CSS = """
+#answer { width: 100%; height: 40rem; border: 0; display: block; }
+.told { padding: .75rem 1rem; border-radius: .5rem; border: 1px solid #d55e00; }
+.told small { display: block; opacity: .7; margin-top: .4rem; overflow-wrap: anywhere; }
+.hint { padding: 4rem 1rem; text-align: center; opacity: .6; border: 1px dashed #8888;
+  border-radius: .5rem; }
+"""
+HINT = '<div class="hint">The answer appears here.</div>'
+EXAMPLE = Path(__file__).parents[1] / "checkpoints/toy/example.mp4"  # a drawn face, cut out
+
+
+class OutsideLimits(UnreadableClip):
+    """A film is larger, longer or shorter than this page allows."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a film may be."""
+
+    max_mb: float = 100.0
+    max_seconds: float = 120.0
+
+    def check(self, path: Path) -> None:
+        """Refuse a film before any work; OutsideLimits says by how much."""
+        size = path.stat().st_size / 1e6
+        if size > self.max_mb:
+            raise OutsideLimits(
+                f"The film has {size:.0f} MB; up to {self.max_mb:g} MB are allowed."
+            )
+        has_picture, _ = streams_of(str(path))
+        if has_picture:
+            seconds = Film(str(path)).clock.duration
+        else:
+            seconds = decode_sound(str(path)).seconds
+        if seconds < LEAST_SECONDS:
+            text = f"The film lasts {seconds:.1f} s, too short to judge"
+            raise OutsideLimits(f"{text}: at least {LEAST_SECONDS:g} s are needed.")
+        if seconds > self.max_seconds:
+            text = f"The film lasts {seconds:.0f} s; up to {self.max_seconds:g} s are allowed."
+            raise OutsideLimits(f"{text} Cut it, or use hicmae-predict.")
+
+
+class Demo:
+    """What the page does. One model and one detector serve all, one job at a time."""
+
+    def __init__(self, recognizer: EmotionRecognizer, limits: Limits, folder: Path) -> None:
+        self.recognizer, self.limits, self.folder = recognizer, limits, folder
+
+    def answer(
+        self,
+        film: str | None,
+        faces: str,
+        results: str | None,
+        progress: Any = gr.Progress(),  # noqa: B008  (gradio finds it by its default)
+    ) -> tuple[Any, ...]:
+        """Answer about a film.
+
+        Returns the answer as HTML; the folder of the results; then the csv, json, annotated copy
+        and page to download; and the film, None where it was answered and deleted.
+        """
+        remove_results(results)
+        if not film:
+            return _told("Choose a film first, or record one."), None, *_buttons(None), gr.skip()
+        path = Path(film)
+        try:
+            self.limits.check(path)
+            people, moments = self._ask(path, FACES.get(faces, "largest"), progress)
+            folder = Path(tempfile.mkdtemp(prefix="answer-", dir=self.folder))
+            self._write(path, people, moments, folder, progress)
+        except UnreadableClip as error:
+            advice = next((text for kind, text in ADVICE.items() if isinstance(error, kind)), "")
+            reason = describe(error).replace(str(path), path.name)
+            return _told(advice, reason), None, *_buttons(None), gr.skip()
+        page = html.escape((folder / "answer.html").read_text("utf-8"), quote=True)
+        frame = f'<iframe id="answer" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
+        if path.parent.parent == self.folder:  # each upload has a folder of its own
+            remove_results(str(path.parent))
+        return frame, str(folder), *_buttons(folder), None
+
+    def example(self) -> tuple[str, str]:
+        """Return a film that `toy` understands, and whose faces to read."""
+        folder = Path(tempfile.mkdtemp(prefix="example-", dir=self.folder))
+        film = shutil.copy(EXAMPLE, folder / "drawn_face.mp4")
+        return str(film), "The film is one face"
+
+    def _ask(
+        self, path: Path, faces: str, progress: Any
+    ) -> tuple[list[Prediction], dict[tuple[int, int], tuple[str, str]]]:
+        """Return the answer about everybody, and small pictures of what it was decided on."""
+        progress(0, "Looking for faces")
+        moments, done = Moments(), 0
+
+        def see(clip: Clip, view: View) -> None:
+            nonlocal done
+            done += 1
+            moments(clip, view)
+            progress((done, len(clip.windows) * clip.num_people), "Watching and listening")
+
+        asked = self.recognizer.each([str(path)], on_view=see, faces=faces)
+        found = next(asked)
+        people = found if isinstance(found, list) else [found]
+        return people, moments.kept.get(str(path), {})
+
+    def _write(
+        self,
+        path: Path,
+        people: list[Prediction],
+        moments: dict[tuple[int, int], tuple[str, str]],
+        folder: Path,
+        progress: Any,
+    ) -> None:
+        """Write all that can be seen and downloaded."""
+        progress(0.9, "Drawing")
+        write_page(people, folder / "answer.html", moments, most_bytes=MOST_BYTES)
+        write_overlay(path, people, folder / "answer.mp4")
+        named = [person.to_dict() | {"file": path.name} for person in people]
+        write_json(folder / "answer.json", named)
+        frame = table(people, self.recognizer.names, by_window=True)
+        write_csv(folder / "answer.csv", frame.assign(file=path.name))
+
+
+def remove_results(folder: str | None) -> None:
+    """Delete the results of the job before, or of a page that was closed."""
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _told(advice: str, reason: str = "") -> str:
+    first, second = (advice, reason) if advice else (reason, "")
+    more = f"<small>{html.escape(second)}</small>" if second else ""
+    return f'<div class="told" role="alert">{html.escape(first)}{more}</div>'
+
+
+DOWNLOADS = {"csv": "Table (csv)", "json": "All (json)", "mp4": "Film with answers", "html": "Page"}
+
+
+def _buttons(folder: Path | None) -> list[Any]:
+    """Return the buttons for the results in a folder; None hides them."""
+    return [
+        gr.DownloadButton(
+            label,
+            value=None if folder is None else str(folder / f"answer.{ending}"),
+            visible=folder is not None,
+            size="sm",
+        )
+        for ending, label in DOWNLOADS.items()
+    ]
+
+
+def build(demo: Demo, is_toy: bool) -> gr.Blocks:
+    """Lay out the page."""
+    names, limits = ", ".join(demo.recognizer.names), demo.limits
+    with gr.Blocks(title="HiCMAE", analytics_enabled=False, delete_cache=(60, KEPT)) as page:
+        gr.Markdown(f"# Emotions in face and voice\n\nThis model knows: {names}.")
+        if is_toy:
+            gr.Markdown(TOY)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                film = gr.Video(
+                    sources=["upload", "webcam"],
+                    include_audio=True,
+                    label="Film or recording",
+                    webcam_options=gr.WebcamOptions(mirror=False, constraints=CAMERA),
+                    height=300,
+                )
+                faces = gr.Radio(list(FACES), value="Main face", label="Who")
+                start = gr.Button("Recognise", variant="primary")
+                if is_toy:
+                    example = gr.Button("Take a drawn face", size="sm")
+                    example.click(demo.example, None, [film, faces], api_visibility="private")
+                gr.Markdown(
+                    f"Up to {limits.max_mb:g} MB and {limits.max_seconds:g} s. Films stay on this "
+                    "computer and are deleted once answered. A recognised expression is not a felt "
+                    "emotion."
+                )
+            with gr.Column(scale=5, min_width=480):
+                with gr.Row():
+                    buttons = _buttons(None)
+                shown = gr.HTML(HINT)
+        results = gr.State(None, time_to_live=KEPT, delete_callback=remove_results)
+        start.click(
+            demo.answer,
+            [film, faces, results],
+            [shown, results, *buttons, film],
+            concurrency_limit=1,
+            api_visibility="private",
+            show_progress_on=shown,
+        )
+    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
+    return page
+
+
+@contextmanager
+def upload_folder() -> Iterator[Path]:
+    """Yield a folder of one's own for uploads and results; it is gone afterwards."""
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with tempfile.TemporaryDirectory(prefix="hicmae-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield Path(folder).resolve()
+        finally:
+            os.environ.pop("GRADIO_TEMP_DIR")
+            if before is not None:
+                os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def launch(page: gr.Blocks, limits: Limits, port: int | None, share: bool = False) -> str:
+    """Start the server and return its address; other settings than these have no say."""
+    font = ["system-ui", "sans-serif"]
+    _, local, public = page.launch(
+        server_name=HOST,
+        server_port=port,
+        share=share,
+        prevent_thread_lock=True,
+        quiet=True,
+        footer_links=[],
+        max_file_size=round(limits.max_mb * 1e6),
+        allowed_paths=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        theme=gr.themes.Soft(font=font, font_mono=["monospace"]),
+        css=CSS,
+        head=HEAD,
+    )
+    return public or local
+
+
+def serve(
+    checkpoint: str, device: str, limits: Limits, port: int | None = None, share: bool = False
+) -> None:
+    """Serve the page until the process is stopped."""
+    recognizer = EmotionRecognizer.from_checkpoint(checkpoint, device=device)
+    if recognizer.config.task == "pretraining":
+        raise ValueError(f"'{checkpoint}' is a pre-training checkpoint, which knows no emotions")
+    try:
+        detector()
+    except FileNotFoundError as error:
+        logger.warning("%s", error)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with upload_folder() as folder:
+        page = build(Demo(recognizer, limits, folder), is_toy=checkpoint == "toy")
+        try:
+            logger.info("%s  (Ctrl-C ends it)", launch(page, limits, port, share))
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            page.close(verbose=False)
