@@ -37,7 +37,12 @@ KEPT = 3600  # seconds that results stay for download where the page stays open
 MOST_BYTES = 20 * 1000**2  # of the film inside an answer
 # Small enough for slow computers: the page cuts off what is not encoded when a recording stops.
 CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
-FACES = {"Main face": "largest", "Everybody": "all", "The film is one face": "cut"}
+WHO: dict[str, dict[str, str]] = {
+    "Main face": {"faces": "largest"},
+    "Everybody": {"faces": "all"},
+    "Everybody; who speaks has the sound": {"faces": "all", "speaker": "auto"},
+    "The film is one face": {"faces": "cut"},
+}
 TOY = (
     "The model `toy`, which comes with the package, knows **drawn faces only**: its answers about "
     "people mean nothing. `hicmae-app --checkpoint FOLDER` takes one that was trained on people."
@@ -108,7 +113,7 @@ class Demo:
     def answer(
         self,
         film: str | None,
-        faces: str,
+        who: str,
         results: str | None,
         progress: Any = gr.Progress(),  # noqa: B008  (gradio finds it by its default)
     ) -> tuple[Any, ...]:
@@ -123,10 +128,10 @@ class Demo:
         path = Path(film)
         try:
             self.limits.check(path)
-            people, moments = self._ask(path, FACES.get(faces, "largest"), progress)
+            people, moments = self._ask(path, WHO.get(who, {}), progress)
             folder = Path(tempfile.mkdtemp(prefix="answer-", dir=self.folder))
             self._write(path, people, moments, folder, progress)
-        except UnreadableClip as error:
+        except (UnreadableClip, ValueError) as error:
             advice = next((text for kind, text in ADVICE.items() if isinstance(error, kind)), "")
             reason = describe(error).replace(str(path), path.name)
             return _told(advice, reason), None, *_buttons(None), gr.skip()
@@ -143,7 +148,7 @@ class Demo:
         return str(film), "The film is one face"
 
     def _ask(
-        self, path: Path, faces: str, progress: Any
+        self, path: Path, who: dict[str, str], progress: Any
     ) -> tuple[list[Prediction], dict[tuple[int, int], tuple[str, str]]]:
         """Return the answer about everybody, and small pictures of what it was decided on."""
         progress(0, "Looking for faces")
@@ -155,7 +160,7 @@ class Demo:
             moments(clip, view)
             progress((done, len(clip.windows) * clip.num_people), "Watching and listening")
 
-        asked = self.recognizer.each([str(path)], on_view=see, faces=faces)
+        asked = self.recognizer.each([str(path)], on_view=see, **who)
         found = next(asked)
         people = found if isinstance(found, list) else [found]
         return people, moments.kept.get(str(path), {})
@@ -209,6 +214,9 @@ def _buttons(folder: Path | None) -> list[Any]:
 def build(demo: Demo, is_toy: bool) -> gr.Blocks:
     """Lay out the page."""
     names, limits = ", ".join(demo.recognizer.names), demo.limits
+    choices = [
+        name for name in WHO if "speaker" not in WHO[name] or demo.recognizer.streams == "av"
+    ]
     with gr.Blocks(title="HiCMAE", analytics_enabled=False, delete_cache=(60, KEPT)) as page:
         gr.Markdown(f"# Emotions in face and voice\n\nThis model knows: {names}.")
         if is_toy:
@@ -222,11 +230,11 @@ def build(demo: Demo, is_toy: bool) -> gr.Blocks:
                     webcam_options=gr.WebcamOptions(mirror=False, constraints=CAMERA),
                     height=300,
                 )
-                faces = gr.Radio(list(FACES), value="Main face", label="Who")
+                who = gr.Radio(choices, value="Main face", label="Who")
                 start = gr.Button("Recognise", variant="primary")
                 if is_toy:
                     example = gr.Button("Take a drawn face", size="sm")
-                    example.click(demo.example, None, [film, faces], api_visibility="private")
+                    example.click(demo.example, None, [film, who], api_visibility="private")
                 gr.Markdown(
                     f"Up to {limits.max_mb:g} MB and {limits.max_seconds:g} s. Films stay on this "
                     "computer and are deleted once answered. A recognised expression is not a felt "
@@ -239,7 +247,7 @@ def build(demo: Demo, is_toy: bool) -> gr.Blocks:
         results = gr.State(None, time_to_live=KEPT, delete_callback=remove_results)
         start.click(
             demo.answer,
-            [film, faces, results],
+            [film, who, results],
             [shown, results, *buttons, film],
             concurrency_limit=1,
             api_visibility="private",

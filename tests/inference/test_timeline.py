@@ -133,17 +133,14 @@ def test_names_of_users_are_text_in_a_page(tmp_path):
     assert data_of(tmp_path / "a.html")["names"][0] == evil
 
 
-def test_films_that_browsers_do_not_play_are_converted_and_too_long_ones_left_out(
-    tmp_path, monkeypatch, caplog
-):
+def test_films_that_browsers_do_not_play_are_converted_and_too_long_ones_left_out(tmp_path, caplog):
     film = str(save_media(tmp_path / "a.avi", pictures(50), speech(2.0)[None], codec="pcm_s16le"))
     timeline.write_page([said(film, GLAD)], tmp_path / "a.html")
     (tmp_path / "copy.mp4").write_bytes(film_of(tmp_path / "a.html"))
     with av.open(str(tmp_path / "copy.mp4")) as copy:
         codecs = [s.codec_context.codec.canonical_name for s in copy.streams]
     assert sorted(codecs) == ["aac", "h264"]
-    monkeypatch.setattr(timeline, "MOST_BYTES", 30_000)
-    timeline.write_page([said(film, GLAD)], tmp_path / "b.html")
+    timeline.write_page([said(film, GLAD)], tmp_path / "b.html", most_bytes=30_000)
     assert film_of(tmp_path / "b.html") == b"" and "minutes" in caplog.text
     assert "No film here" in (tmp_path / "b.html").read_text()
     sound = save_wav(tmp_path / "a.wav", speech(0.5))
