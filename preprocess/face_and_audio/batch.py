@@ -11,21 +11,23 @@ import argparse
 import csv
 import errno
 import functools
-import itertools
 import logging
 import multiprocessing
 import os
 import signal
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
+from threading import local
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -358,69 +360,65 @@ def _outcomes(
         return
     # One core a process, or the libraries in 64 processes would start 64 threads each.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    while pending:
-        # A process that dies, of a decoder's crash or for want of memory, takes the pool with it.
-        # Which clip it was shows when those in hand are done again one by one.
-        hand = yield from _pooled(pending, work, num_workers, in_order)
-        lost = {f: job for f, job in hand.items() if isinstance(f.exception(), BrokenProcessPool)}
-        with closing(_one_by_one(deque(lost.values()), work)) as again:
-            for future in hand:
-                yield next(again) if future in lost else future.result()
-
-
-def _one_by_one(suspects: deque, work: Work) -> Generator[Outcome, None, None]:
-    while suspects:
-        for job in (yield from _pooled(suspects, work, 1, True)).values():
-            yield Outcome(job, "the process that worked on it was killed or crashed")
-
-
-def _pooled(
-    pending: deque, work: Work, num_workers: int, in_order: bool
-) -> Generator[Outcome, None, dict[Future[Outcome], Any]]:
-    """Work through the jobs in processes; returns those that were in hand when one died."""
-    # Not forked: torch and FFmpeg may hold locks, and macOS cannot.
-    context, level = multiprocessing.get_context("spawn"), logging.getLogger().level
-    pool = ProcessPoolExecutor(num_workers, context, _keep_log, (level,))
-    hand: dict[Future[Outcome], Any] = {}
+    # A thread for each process. An interrupt is for the main thread alone: processes inherit from
+    # their threads that it is blocked, so that a clip in hand is finished.
+    block, own = (signal.SIG_BLOCK, {signal.SIGINT}), local()
+    resource_tracker.ensure_running()  # whoever starts it has interrupts again
+    pool = ThreadPoolExecutor(num_workers, initializer=signal.pthread_sigmask, initargs=block)
+    hand: list[Future[Outcome]] = []
     try:
         while pending or hand:
-            # One process has one in hand. With an order, results wait for a slow clip before them.
-            while pending and len(hand) < 4 * num_workers - 3:
-                if sum(not future.done() for future in hand) >= 2 * num_workers - 1:
+            # With an order, results wait for a slow clip before them.
+            while pending and len(hand) < 4 * num_workers:
+                if sum(not future.done() for future in hand) >= 2 * num_workers:
                     break
-                with _interrupts_blocked():
-                    hand[pool.submit(_attempt, work, pending[0])] = pending[0]
-                    pending.popleft()
-            due = itertools.islice(hand, 1) if in_order else hand
-            for future in wait(due, return_when=FIRST_COMPLETED).done:
+                hand.append(pool.submit(_elsewhere, own, work, pending.popleft()))
+            for future in wait(hand[:1] if in_order else hand, return_when=FIRST_COMPLETED).done:
+                hand.remove(future)
                 yield future.result()
-                del hand[future]
-    except BrokenProcessPool:
-        return hand
     finally:
-        pool.shutdown(cancel_futures=True)
-    return {}
+        pool.shutdown(cancel_futures=True)  # processes end with the connections of their threads
+
+
+def _elsewhere(own: local, work: Work, job: Any) -> Outcome:
+    """Do a job in this thread's `own` process; one that dies gets a second chance."""
+    for _ in range(2):
+        try:
+            if not hasattr(own, "process"):
+                # Not forked: torch and FFmpeg may hold locks, and macOS cannot.
+                context = multiprocessing.get_context("spawn")
+                own.connection, theirs = context.Pipe()
+                level = logging.getLogger().level
+                own.process = context.Process(target=_serve, args=(theirs, level), daemon=True)
+                own.process.start()
+                theirs.close()  # so that nobody has it when the process is gone
+            own.connection.send((work, job))
+            answer = own.connection.recv()
+        except (EOFError, OSError):  # of a decoder's crash, or for want of memory
+            del own.process
+            continue
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+    return Outcome(job, "the process that worked on it was killed or crashed")
+
+
+def _serve(connection: Connection, level: int) -> None:
+    """Do jobs until nobody is there to ask; what is logged goes with their outcomes."""
+    logging.basicConfig(level=level, handlers=[QueueHandler(_log)])
+    with suppress(EOFError, ConnectionError):
+        while True:
+            asked = connection.recv()
+            try:
+                answer: Outcome | Exception = _attempt(*asked)
+            except Exception as error:
+                answer = error
+                if not isinstance(error, OSError):  # a mistake of ours
+                    traceback.print_exc()
+            connection.send(answer)
 
 
 _log: SimpleQueue[logging.LogRecord] = SimpleQueue()
-
-
-def _keep_log(level: int) -> None:
-    """Keep what this process logs, for the main process to show with the clip."""
-    logging.basicConfig(level=level, handlers=[QueueHandler(_log)])
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Keep interrupts from processes that are started here, for good, and from this one meanwhile.
-
-    They are for the main process alone: a clip in hand is finished, or thrown away.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _attempt(work: Work, job: Any) -> Outcome:
