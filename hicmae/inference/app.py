@@ -37,7 +37,7 @@ KEPT = 3600  # seconds that results stay for download where the page stays open
 MOST_BYTES = 20 * 1000**2  # of the film inside an answer
 # Small enough for slow computers: the page cuts off what is not encoded when a recording stops.
 CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
-WHO: dict[str, dict[str, str]] = {
+WHO: dict[str, dict[str, Any]] = {
     "Main face": {"faces": "largest"},
     "Everybody": {"faces": "all"},
     "Everybody; who speaks has the sound": {"faces": "all", "speaker": "auto"},
@@ -148,7 +148,7 @@ class Demo:
         return str(film), "The film is one face"
 
     def _ask(
-        self, path: Path, who: dict[str, str], progress: Any
+        self, path: Path, who: dict[str, Any], progress: Any
     ) -> tuple[list[Prediction], dict[tuple[int, int], tuple[str, str]]]:
         """Return the answer about everybody, and small pictures of what it was decided on."""
         progress(0, "Looking for faces")
