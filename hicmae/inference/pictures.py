@@ -67,6 +67,7 @@ def draw_timeline(predictions: Sequence[Prediction], path: str | Path) -> Path:
                 spans = zip(edges, np.diff(edges), prediction.windows, strict=False)
                 bars = [(begin, width) for begin, width, window in spans if window.speaker]
                 panel.broken_barh(bars, (1.0, 0.035), color="black", transform=top, clip_on=False)
+                panel.text(1.01, 1.0, "speaks", transform=panel.transAxes, fontsize=8)
             answer = ", ".join(f"{name} {value:.2f}" for name, value in prediction.values.items())
             if prediction.label is not None:
                 answer = f"{prediction.label} ({100 * max(prediction.scores.values()):.0f} %)"
