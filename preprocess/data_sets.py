@@ -89,8 +89,7 @@ def cremad(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
     A name is actor_sentence_EMOTION_level. Test fold k holds actors 1001+18(k-1) to 1000+18k,
     fold 5 also 1091. Of 7 442 clips the protocol drops four; a fifth, 1040_ITH_SAD_XX, had no audio
-    in the original, because its wav is distributed as 1040_ITH_SAD_X.wav. Lists go to
-    saved/data/crema-d/audio_visual, or ..._4classes.
+    in the original, because its wav is distributed as 1040_ITH_SAD_X.wav.
     """
     classes = data_set_names("CREMA-D", args.classes)
     clips = []
@@ -126,8 +125,7 @@ def mafw(args: argparse.Namespace, files: ClipFiles) -> Plan:
         Train & Test Set/compound/no_caption/set_1/ .. set_5             "20045.mp4 fear_anxiety"
 
     Of 10 045 clips 10 024 have audio. The 32 compound classes follow the 11 single ones in
-    alphabetical order, which is this project's choice. Lists go to
-    saved/data/mafw/audio_visual/single or compound.
+    alphabetical order, which is this project's choice.
     """
     place = args.split_dir or f"Train & Test Set/{args.subset}/no_caption"
     split_dir, form = find(files.root, "give --split_dir", place), "'<clip>.mp4 <class>'"
@@ -155,23 +153,22 @@ def ravdess(args: argparse.Namespace, files: ClipFiles) -> Plan:
                                                        Audio_Speech_Actors_01-24
 
     A name is modality-channel-emotion-intensity-statement-repetition-actor; emotions 01..08 become
-    0..7. Test fold k holds actors 4k-3 to 4k, 240 clips each. Lists go to
-    saved/data/ravdess/audio_visual.
+    0..7. Test fold k holds actors 4k-3 to 4k, 240 clips each.
     """
     speech: dict[str, Candidate] = {}
     clips = []
     for name in files.names():
-        match = re.fullmatch(RAVDESS_NAME, name)
+        match, reason = re.fullmatch(RAVDESS_NAME, name), ""
         if match is None:
-            clips.append(Candidate(name, reason="name is not seven numbers of RAVDESS"))
+            reason = "name is not seven numbers of RAVDESS"
         elif match[1] == "1":
             reason = "video with sound (01-*), the protocol takes 02-* and 03-*"
-            clips.append(Candidate(name, reason=reason))
         elif match[2] == "2":
-            clips.append(Candidate(name, reason="song, the protocol takes speech"))
+            reason = "song, the protocol takes speech"
         else:  # the wav of 02-x is 03-x
             video, audio = "02" + name[2:], "03" + name[2:]
             speech[video] = Candidate(video, int(match[3]) - 1, match[4], audio=audio)
+        clips += [Candidate(name, reason=reason)] * bool(reason)
     clips += sorted(speech.values(), key=lambda clip: (clip.speaker, clip.name))
     lists = cross_validation(clips, 6, lambda actor: (int(actor) - 1) // 4 + 1)
     classes = data_set_names("RAVDESS", 8)
@@ -182,8 +179,7 @@ def ravdess(args: argparse.Namespace, files: ClipFiles) -> Plan:
 def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of MSP-IMPROV: 6 folds, one a session, 4 classes A H N S.
 
-    Expected below --data_root
-    (https://ecs.utdallas.edu/research/researchlabs/msp-lab/MSP-Improv.html):
+    Expected below --data_root (https://ecs.utdallas.edu/research/researchlabs/msp-lab/):
 
         faces/.../MSP-IMPROV-S01A-F01-P-FM01_aligned/*.jpg
         audio_16k/.../MSP-IMPROV-S01A-F01-P-FM01.wav
@@ -191,7 +187,7 @@ def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
                          "UTD-IMPROV-S01A-F01-P-FM01.avi; N; A:3.0; ..."
 
     A name is corpus-sentence-speaker-situation-turn; the speaker's number is the session. Clips of
-    other classes (O, X) are left out; 7 787 remain. Lists go to saved/data/msp-improv/audio_visual.
+    other classes (O, X) are left out; 7 787 remain.
     """
     classes, form = data_set_names("MSP-IMPROV", 4), "'UTD-IMPROV-<clip>.avi; <class>; ...'"
     purpose = f"the corpus's labels come with it, lines {form}"
@@ -225,15 +221,14 @@ def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
         faces/01_01_128_aligned/*.jpg
         audio_16k/01_01_128.wav
-        labels.csv    a clip a line; --columns names the column of the clip and the three of the
-                      targets
+        labels.csv    a clip a line; --columns names its column and the three of the targets
 
     --published_lists takes labels and folds from lists that exist, DIR/split01..05/train.csv and
     test.csv, such as those in https://github.com/sunlicai/HiCMAE
     (saved/data/werewolf-xl/audio_visual). Without them test fold k holds game sessions 6k-5 to 6k
     (the first number of a name), which is what those lists do. A person may play in several
     sessions; the protocol separates sessions, and clip_speakers.csv names session_player. 14 457
-    clips were used in the original. Lists go to saved/data/werewolf-xl/audio_visual.
+    clips were used in the original.
     """
 
     def rated(name: str, targets: Label, where: str) -> Candidate:
@@ -280,7 +275,7 @@ def dfew(args: argparse.Namespace, files: ClipFiles) -> Plan:
         EmoLabel_DataSplit/test(single-labeled)/set_1.csv .. set_5.csv    label 1..7
 
     Labels 1..7 become 0..6: happy sad neutral angry surprise disgust fear. Clips without sound are
-    left out. Lists go to saved/data/dfew/audio_visual.
+    left out.
     """
     split_dir = find(files.root, "give --split_dir", args.split_dir)
 
@@ -313,7 +308,7 @@ def mer2023(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
     The baseline's label-6way.npz holds pickled objects. They are never unpickled here: give the csv
     files. Classes in the baseline's order: neutral angry happy sad worried surprise
-    (https://github.com/zeroQiaoba/MER2023-Baseline). Lists go to saved/data/mer2023/audio_visual.
+    (https://github.com/zeroQiaoba/MER2023-Baseline).
     """
     classes = data_set_names("MER2023", 6)
     tables = {
@@ -346,7 +341,7 @@ def iemocap(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
     The videos in dialog/avi hold a whole dialogue with both speakers side by side:
     preprocess/iemocap_clips.py cuts them by the times above and to the half of the speaker. Other
-    classes are left out. Lists go to saved/data/iemocap/audio_visual.
+    classes are left out.
     """
     classes = data_set_names("IEMOCAP", 4)
     find(files.root, "give another --data_root", "Session1/dialog/EmoEvaluation")
@@ -372,7 +367,7 @@ def avcaffe(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
     A clip's task is the first three "_" fields of its name. Classes in the order of the data set's
     own loader: excited wide-awake neutral dull calm; pleasant pleased neutral unsatisfied
-    unpleasant. Lists go to saved/data/avcaffe/audio_visual/<target>.
+    unpleasant.
     """
     classes = data_set_names(f"AVCAffe {args.target}", 5)
     form = f"'aiim<person>_task_<number>, <{args.target}>'"

@@ -16,12 +16,11 @@ hand or by a full disk.
 
 from __future__ import annotations
 
-import argparse
-import functools
 import math
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -90,13 +89,12 @@ def _write(
                     yield utterance.name
 
 
-def run(args: argparse.Namespace) -> int:
-    """Cut the dialogues; returns the exit code."""
-    return batch.run_tool(TOOL, args, functools.partial(cut, marked_side=args.marked_side))
-
-
-SIDE = flag("--marked_side", "left", "where the actor with markers is", choices=("left", "right"))
-main = command(__doc__, run, batch.Files, flags=[SIDE])
+main = command(
+    __doc__,
+    lambda args: batch.run_tool(TOOL, args, partial(cut, marked_side=args.marked_side)),
+    batch.Files,
+    flags=[flag("--marked_side", "left", "of the picture", choices=("left", "right"))],
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,12 +14,11 @@ or by a full disk.
 
 from __future__ import annotations
 
-import argparse
-import functools
 import os
 import sys
 import wave
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +79,12 @@ def is_converted(job: Job) -> bool:
 TOOL = batch.Tool("extract_audio", ".wav", VIDEO_SUFFIXES | AUDIO_SUFFIXES, is_converted)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Convert the clips; returns the exit code."""
-    return batch.run_tool(TOOL, args, functools.partial(convert, keep_length=args.keep_length))
-
-
-KEEP_LENGTH = flag("--keep_length", False, "all of a film's sound from its own beginning on")
-main = command(__doc__, run, batch.Files, flags=[KEEP_LENGTH])
+main = command(
+    __doc__,
+    lambda args: batch.run_tool(TOOL, args, partial(convert, keep_length=args.keep_length)),
+    batch.Files,
+    flags=[flag("--keep_length", False, "all of a film's sound from its own beginning on")],
+)
 
 if __name__ == "__main__":
     sys.exit(main())

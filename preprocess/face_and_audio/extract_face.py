@@ -203,12 +203,9 @@ def face_work(args: argparse.Namespace) -> batch.Work:
     return functools.partial(extract, options=options)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Cut out the faces; returns the exit code."""
-    return batch.run_tool(TOOL, args, face_work(args))
-
-
-main = command(__doc__, run, batch.Files, FaceOptions)
+main = command(
+    __doc__, lambda args: batch.run_tool(TOOL, args, face_work(args)), batch.Files, FaceOptions
+)
 
 if __name__ == "__main__":
     sys.exit(main())

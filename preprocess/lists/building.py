@@ -67,25 +67,16 @@ class ClipFiles(NamedTuple):
 
 @dataclass
 class Plan:
-    """The protocol of a data set.
+    """The protocol of a data set."""
 
-    Attributes:
-        place: folder of the lists below saved/data, where the experiment scripts look.
-        labels: names of the classes, or of the regression targets.
-        clips: all that the protocol knows, without files; with a reason where it leaves one out.
-        lists: names of the clips of each list, see `list_name`.
-        test_sizes: published numbers of test clips, fold by fold.
-        expected: other published counts, of "clips" in lists, "face folders", "wavs".
-        note: for the user, in the log.
-    """
-
-    place: str
-    labels: Sequence[str]
-    clips: Sequence[Candidate]
-    lists: Mapping[str, Sequence[str]]
-    test_sizes: Sequence[int] = ()
+    place: str  # folder of the lists below saved/data, where the experiment scripts look
+    labels: Sequence[str]  # names of the classes, or of the regression targets
+    clips: Sequence[Candidate]  # all it knows, without files; with a reason where one is left out
+    lists: Mapping[str, Sequence[str]]  # names of the clips of each list, see `list_name`
+    test_sizes: Sequence[int] = ()  # published numbers of test clips, fold by fold
+    # Other published counts, of "clips" in lists, "face folders", "wavs".
     expected: Mapping[str, int] = field(default_factory=dict)
-    note: str = ""
+    note: str = ""  # for the user, in the log
 
 
 Protocol = Callable[[argparse.Namespace, ClipFiles], Plan]
@@ -98,7 +89,7 @@ class Places(Workers):
     data_root: str = option("", "folder of the data set", required=True, metavar="DIR")
     video_dir: str | None = option(None, "of faces or films (default: as above)", metavar="DIR")
     audio_dir: str | None = option(None, "of wavs (default: as above)", metavar="DIR")
-    output_dir: Path | None = option(None, "default: where the experiment scripts look")
+    output_dir: Path | None = option(None, "default: where experiments look, in saved/data")
     relative: bool = option(False, "write names relative to --data_root, for training's")
     strict: bool = option(False, "write nothing when a count differs from the published one")
 
@@ -168,7 +159,7 @@ def make_lists(
 ) -> None:
     """Make the lists of a data set: find, match, measure, check, write, report."""
     files = ClipFiles(root, find_halves(video_dir, "faces"), find_halves(audio_dir, "wavs"))
-    counts: Counter[str] = Counter()
+    counts = Counter[str]()
     for halves, kind, folder, tool in (
         (files.videos, "face folders", video_dir, "extract_face.py"),
         (files.audios, "wavs", audio_dir, "extract_audio.py"),
