@@ -257,7 +257,7 @@ def quantise(source: str | Path, path: Path) -> None:
     onnx, quantization = need("onnx"), need("onnxruntime.quantization")
     with TemporaryDirectory() as folder:
         ready, small = Path(folder, "ready"), Path(folder, "small")
-        quantization.quant_pre_process(onnx.load(source), ready, skip_symbolic_shape=True)
+        quantization.quant_pre_process(Path(source), ready, skip_symbolic_shape=True)
         quantization.quantize_dynamic(ready, small, per_channel=True)
         proto = onnx.load(small)
     told = {item.key: item.value for item in onnx.load(source).metadata_props}
