@@ -62,14 +62,16 @@ def lip_motion(frames: Iterable[np.ndarray], points: np.ndarray) -> np.ndarray:
 
     Frames are n of (H, W, 3) uint8. Returns (P, n), the logarithm of the mean difference in grey.
     """
-    mouths = []
+    moved, before = [], None
     for number, frame in enumerate(frames):
         faces = (align(frame, person[number], FACE) for person in points)
-        mouths.append([cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)[MOUTH] for face in faces])
-    grey = np.array(mouths, np.float32)
-    moved = np.abs(np.diff(grey, axis=0, prepend=grey[:1])).mean((2, 3))
-    moved[:1] = moved[1:2]  # nothing is known of the first one
-    return np.log1p(moved).T
+        mouths = np.stack([cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)[MOUTH] for face in faces])
+        now = mouths.astype(np.float32)
+        moved.append(np.abs(now - (now if before is None else before)).mean((1, 2)))
+        before = now
+    motion = np.log1p(moved).T
+    motion[:, 0] = motion[:, 1]  # nothing is known of the first one
+    return motion
 
 
 def loudness(samples: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -85,14 +87,15 @@ def read_lips(clip: Clip) -> Lips:
     assert clip.frames is not None and clip.times is not None and clip.points is not None
     assert clip.waveform is not None
     source = clip.frames.source
-    step = max(round(float(np.median(np.diff(source.times))) ** -1 / FRAME_RATE), 1)
-    indices = range(0, len(source.times), step)
+    if len(source.times) < FEWEST:
+        return Lips(np.empty(0), np.empty((len(clip.points), 0)), np.empty(0))
+    step = max(round(1 / (FRAME_RATE * float(np.median(np.diff(source.times))))), 1)
     times = source.times[::step]
     # Points are known at the moments that the model looks at.
     columns = np.moveaxis(clip.points, 1, -1).reshape(-1, len(clip.times))
     moved = np.array([np.interp(times, clip.times, column) for column in columns])
     points = np.moveaxis(moved.reshape(len(clip.points), 5, 2, -1), -1, 1)
-    motion = lip_motion(source.frames(indices), points)
+    motion = lip_motion(source.frames(range(0, len(source.times), step)), points)
     return Lips(times, motion, loudness(clip.waveform, times))
 
 
