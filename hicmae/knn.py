@@ -38,7 +38,7 @@ from hicmae.data.clip_list import AnyClip, name_of, read_labelled_list
 from hicmae.data.splits import take_share
 from hicmae.data.video import MODALITIES
 from hicmae.inference.cli import COMPUTING, add_flags, run_command
-from hicmae.io import write_whole
+from hicmae.io import check_writable, write_whole
 
 if TYPE_CHECKING:  # --help waits for neither torch nor scikit-learn
     from hicmae.inference.recognizer import EmotionRecognizer
@@ -145,6 +145,8 @@ def read_fold(args: argparse.Namespace) -> tuple[list[AnyClip], list[AnyClip]]:
         raise ValueError(f"--label_share must be above 0 and at most 1, got {args.label_share}")
     if not args.temperature > 0:
         raise ValueError(f"--temperature must be greater than 0, got {args.temperature}")
+    if args.output_dir:
+        check_writable(Path(args.output_dir, "pred.csv"))
     folder = Path(args.data_path)
     lists = folder / "train.csv", args.test_list or folder / "test.csv"
     train, test = (list(read_labelled_list(path, data_root=args.data_root)) for path in lists)

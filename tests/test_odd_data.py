@@ -253,5 +253,5 @@ def test_output_that_cannot_be_written_ends_in_one_line(odd, runs, tmp_path, cap
         assert [line for line in said if "error: " in line and "file" in line], said
     for main, flags in ((run_finetuning.main, [*FINETUNE, "--nb_classes", "3"]),
                         (run_pretraining.main, PRETRAIN)):  # fmt: skip
-        with pytest.raises(ValueError, match="a file, expected a folder"):
+        with pytest.raises(OSError, match="a file, expected a folder"):
             main([*flags, "--epochs", "1", "--data_path", fold, "--output_dir", bad])

@@ -95,7 +95,7 @@ PRE = [
     ("--contrastive_levels 0", "invalid choice: '0'"),
     ("--contrastive_levels none --gather_negatives", "--gather_negatives.*--contrastive_levels"),
     ("--total_batch 8 --accum_iter 2", "--total_batch.*out"),
-    ("--lr -1", "--lr must be >= 0"),
+    ("--lr 0", "--lr must be > 0, got 0"),
     ("--model vit", "'vit' .*pretrain_hicmae_dim256_patch16_160_a256"),
     ("--save_interval nan", "--save_interval must be >= 0"),
     ("--cuda_graphs", "--cuda_graphs.*add --compile"),

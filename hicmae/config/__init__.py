@@ -149,7 +149,7 @@ class OptimConfig(Settings):
     epochs: int = option(100, "passes over the training list", "> 0")
     warmup_epochs: int = option(5, "epochs in which the learning rate rises from 0", ">= 0")
     warmup_steps: int = option(-1, "the same in steps; overrides the epochs when above 0")
-    lr: float = option(3e-4, "learning rate for 256 clips a step; scales with the clips", ">= 0")
+    lr: float = option(3e-4, "learning rate for 256 clips a step; scales with the clips", "> 0")
     min_lr: float = option(1e-5, "learning rate at the end, for 256 clips a step", ">= 0")
     weight_decay: float = option(0.05, "AdamW weight decay", ">= 0")
     weight_decay_end: float | None = option(None, "weight decay at the end; none: constant", ">= 0")

@@ -319,7 +319,10 @@ def _read(path: Path, take: Callable[[list[str]], object], expected: str) -> Pac
     """Give the fields of each line to `take`, which checks them; shards are returned instead."""
     found = find_list(path)
     if found is None:
-        raise FileNotFoundError(f"list '{path}' does not exist, expected a file; check the path")
+        if path.parent.is_file():
+            raise FileNotFoundError(f"'{path.parent}' is a file; name the folder of {path.name}")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"list '{path}' {problem}, expected a file; check the path")
     if is_packed(found):
         return read_packed(found)
     # `end` is that of the row before: a quote left open swallows all lines after it

@@ -131,8 +131,8 @@ class SkippedClips:
             most = f"{allowed:.2%}" + ", or one clip" * (allowed > 0)
             raise RuntimeError(
                 f"{len(self.videos)} of {self.num_clips} clips ({share:.2%}) cannot be read, "
-                f"expected at most {most}; see '{self.path}', mend the clips or raise "
-                "--max_bad_clips"
+                f"expected at most {most}; see '{self.path}'; mend the clips and delete that "
+                "file, or raise --max_bad_clips"
             )
 
 

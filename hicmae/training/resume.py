@@ -251,6 +251,8 @@ def resume(run: Run, state: TrainState, found: Found | None) -> None:
         content.clear()  # the caller may hold it for days
         text = "resumed from %s: epoch %d, %d of its %d steps done"
         logger.info(text, path, state.epoch, state.step, plan.steps)
+    elif distributed.is_main():
+        (run.output_dir / "skipped_clips.csv").unlink(missing_ok=True)  # of another run
     write_settings(run, plan.settings)
     if state.epoch >= plan.optim.epochs:
         logger.info("training is finished: all %d epochs are done", plan.optim.epochs)

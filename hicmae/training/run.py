@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hicmae.config import RunConfig
 from hicmae.data.loader import end
-from hicmae.io import PART, write_whole
+from hicmae.io import PART, check_writable, describe, write_whole
 from hicmae.models.layers import Block, CSBlock
 from hicmae.training import distributed
 from hicmae.training.logs import setup_logging
@@ -130,6 +130,7 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
         is_main = distributed.is_main()
         if trains and is_main:
             stack.enter_context(own_folder(run.output_dir))
+            check_writable(run.log_dir / "events")
         setup_logging(run.output_dir, is_main)
         for path in run.output_dir.glob(f"{PART}*") if trains and is_main else ():
             path.unlink(missing_ok=True)
@@ -149,12 +150,7 @@ def own_folder(folder: Path, wait: float = 20.0) -> Iterator[None]:
     Made if missing. RuntimeError: another run still writes there after `wait` seconds, in which its
     last processes may just be ending.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(
-            f"--output_dir '{folder}' is, or lies in, a file, expected a folder; choose another one"
-        ) from error
+    check_writable(folder / "config.json")
     descriptor, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + wait
     try:
         with suppress(OSError):  # a file system without locks
@@ -199,7 +195,7 @@ def run_command(main: Callable[[Sequence[str] | None], None]) -> int:
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.FileHandler):
                 handler.handle(record)
-        sys.stderr.write(f"{name}: error: {error}\n")
+        sys.stderr.write(f"{name}: error: {describe(error)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"{name}: interrupted\n")

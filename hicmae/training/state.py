@@ -216,7 +216,7 @@ def make_state(
     if len(loader) < optim.accum_iter:
         raise ValueError(
             f"an epoch has {len(loader)} batch(es) a process, fewer than --accum_iter "
-            f"{optim.accum_iter}; lower --accum_iter or --batch_size"
+            f"{optim.accum_iter}; lower --accum_iter, --batch_size or --total_batch"
         )
     if configs.run.cuda_graphs and optim.accum_iter > 1:
         raise ValueError(
