@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from hicmae.config import FinetuneConfigs
 from hicmae.config.flags import new_parser
+from hicmae.io import run_command
 
 DEFAULTS = {"batch_size": 14, "epochs": 50, "lr": 1e-3, "min_lr": 1e-6, "opt_betas": (0.9, 0.999),
             "roll_mag_aug": True}  # fmt: skip
@@ -23,16 +24,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fine-tune and test; `argv` replaces the command line."""
+    parser = build_parser()
+    parser.parse_args(argv)  # --help and wrong flags end here, before torch is loaded
     from hicmae import finetuning
 
-    finetuning.main(build_parser(), argv)
+    finetuning.main(parser, argv)
 
 
 def command() -> int:
     """Run the command line; returns the exit code."""
-    build_parser().parse_args()  # --help and wrong flags end here, before torch is loaded
-    from hicmae.training.run import run_command
-
     return run_command(main)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from hicmae.config import PretrainConfigs
 from hicmae.config.flags import new_parser
+from hicmae.io import run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,16 +21,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pre-train; `argv` replaces the command line."""
+    parser = build_parser()
+    parser.parse_args(argv)  # --help and wrong flags end here, before torch is loaded
     from hicmae import pretraining
 
-    pretraining.main(build_parser(), argv)
+    pretraining.main(parser, argv)
 
 
 def command() -> int:
     """Run the command line; returns the exit code."""
-    build_parser().parse_args()  # --help and wrong flags end here, before torch is loaded
-    from hicmae.training.run import run_command
-
     return run_command(main)
 
 

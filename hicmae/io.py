@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,16 @@ if TYPE_CHECKING:
     import torch
 
 HUB_FILES = ["config.json", "model.safetensors", "README.md"]  # of a model, nothing pickled
+logger = logging.getLogger(__name__)
+
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on where this one stopped.
+RESUMABLE = 75
+EXPECTED = (ValueError, OSError, RuntimeError)  # what bad input raises; the message is enough
 PART = ".part-"  # how temporary names begin; hidden, so that nothing takes them for data
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state; the script exits with `RESUMABLE`."""
 
 
 class UnreadableClip(RuntimeError):
@@ -183,3 +194,28 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def run_command(main: Callable[[Sequence[str] | None], None]) -> int:
+    """Run an entry script; show expected errors as one line and keep the trace in run.log.
+
+    The exit code is 0: done, 1: an error, 75 (`RESUMABLE`): stopped by SIGTERM or SIGUSR1 with the
+    state saved, 130: interrupted at the keyboard.
+    """
+    name = Path(sys.argv[0]).name
+    try:
+        main(None)
+    except Stopped as stopped:
+        logger.warning("%s; start the same command again to go on (exit code 75)", stopped)
+        return RESUMABLE
+    except EXPECTED as error:
+        record = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (error,), sys.exc_info())
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(record)
+        sys.stderr.write(f"{name}: error: {describe(error)}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{name}: interrupted\n")
+        return 130
+    return 0

@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from hicmae.config.flags import new_parser
@@ -193,6 +192,8 @@ def run(args: argparse.Namespace) -> int:
             write_results(folder, "", predictions, metrics, "classification")
             settings = {**vars(args), "features": kind, "k": k}
             write_whole(folder / "config.json", json.dumps(settings, indent=2) + "\n")
+    import pandas as pd
+
     table = pd.DataFrame(results, columns=["features", "k", "UAR", "WAR"])
     sys.stdout.write(table.to_markdown(index=False, floatfmt=".2f") + "\n")
     return 0

@@ -43,8 +43,6 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-import pandas as pd
-
 from hicmae.config.flags import option
 from hicmae.data.audio import WavFile
 from hicmae.data.clip_list import write_list
@@ -138,6 +136,8 @@ def check(args: argparse.Namespace) -> int:
     for one in lists:
         write_cleaned(one, cleaned[one.path])
     counts = [Counter(kind for _, kind, _ in one.findings) for one in lists]
+    import pandas as pd
+
     table = pd.DataFrame(
         {"list for": [one.kind for one in lists], "clips": [len(one.lines) for one in lists]}
         | {kind: [count[kind] for count in counts] for kind in sorted(set().union(*counts))},

@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from hicmae.config.flags import Refused, Settings, from_flags, option
 from hicmae.data.clip_list import Clip, write_list
-from hicmae.faces.tracking import align
+from hicmae.faces import align
 from hicmae.io import check_writable, write_whole
 from preprocess import pack_clips
 from preprocess.command_line import Workers, command

@@ -1,8 +1,7 @@
 """What scripts/benchmark.py measures of a classifier's formats: speed, size and answers."""
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hicmae.config.flags import Settings, from_flags, option
 from hicmae.inference import formats, forward
 from hicmae.inference.commands import read_items
 from hicmae.inference.export import export_checkpoint
@@ -19,6 +17,7 @@ from hicmae.training.checkpoint import WEIGHTS
 from hicmae.training.evaluate import classification_metrics
 from hicmae.training.run import Precision
 from scripts import benchmark_models as models
+from scripts.benchmark import SIZES, BenchmarkConfig, FormatsConfig
 
 CPU = torch.device("cpu")
 COLUMNS = {
@@ -33,27 +32,8 @@ COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
-class FormatsConfig(Settings):
-    """What to measure."""
-
-    checkpoint: str = option("", "a classifier, e.g. toy; without: random weights of --model")
-    model: str = option("t", "size with random weights", choices=[*models.SIZES])
-    data_path: str = option("-", "labelled list, or its folder, for differences and UAR")
-    batch_size: int = option(8, "clips at once for the throughput", "> 0")
-    steps: int = option(40, "measured passes of each format", "> 0")
-    warmup: int = option(3, "passes before that")
-    seed: int = option(0, "seed of random weights and clips")
-
-
-def run_formats(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare PyTorch in fp32 and bf16, ONNX and ONNX of 8 bits, on the CPU.
-
-    A clip is what the network reads at once. Speed is that of the network alone, in turns, as a
-    ratio to fp32. Differences are those of probabilities of windows, on 16 clips of the list or on
-    a film made for it. UAR is that of the test protocol on all clips of the list.
-    """
-    config = from_flags(vars(args), FormatsConfig)
+def run_formats(config: FormatsConfig) -> dict[str, Any]:
+    """Measure the formats, see `scripts.benchmark`."""
     items = read_items(config.data_path) if config.data_path != "-" else []
     few = [clip for clip, _ in items[:: max(len(items) // 16, 1)][:16]]
     compared, reading = (few, {}) if few else ([formats.sample_film()], {"faces": "cut"})
@@ -102,8 +82,8 @@ def _exported(config: FormatsConfig, folder: Path) -> Path:
     """Write the classifier to a folder, in fp32."""
     if config.checkpoint:
         return export_checkpoint(config.checkpoint, folder)
-    size = models.SIZES[config.model]
-    options = models.BenchmarkConfig(model=config.model, seed=config.seed)
+    size = SIZES[config.model]
+    options = BenchmarkConfig(model=config.model, seed=config.seed)
     torch.save(models.make_model("infer", options).state_dict(), folder / "random.pth")
     clip = {"num_frames": size.num_frames, "input_size": size.side, "input_size_audio": size.audio}
     return export_checkpoint(folder / "random.pth", folder, sampling_rate=4, **clip)

@@ -3,7 +3,6 @@
 Ours and the plain rendition of tests/plain have the same weights and clips, and take turns.
 """
 
-import argparse
 import copy
 import gc
 import importlib
@@ -15,10 +14,9 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,8 +28,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import hicmae.models  # noqa: F401  (registers the models)
-from hicmae.config import CPU_GEMM, PRECISIONS
-from hicmae.config.flags import Settings, from_flags, option
 from hicmae.data.batches import LabelledBatch, PretrainBatch, ViewBatch
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.io import choose_device
@@ -42,9 +38,8 @@ from hicmae.training import run
 from hicmae.training.evaluate import predict
 from hicmae.training.loop import as_trained, train_step
 from hicmae.training.optim import make_optimizer, parameter_groups
+from scripts.benchmark import LEVERS, SIZES, BenchmarkConfig
 
-TASKS = {"pretrain": "pre-training", "finetune": "fine-tuning", "infer": "testing"}
-LEVERS = ("compile", "cuda_graphs", "checkpoint_activations")
 DROP_PATH, LAYER_DECAY, CLASSES = 0.1, 0.75, 6  # of fine-tuning
 GPU_ROUND = 5  # steps between two turns on a GPU, so that its queue runs full
 # A test clip has two windows in time and two crops, which are the same pixels in square frames:
@@ -135,52 +130,12 @@ def plain(module: str) -> ModuleType:
 # Models and clips
 
 
-class Size(NamedTuple):
-    """A model and its clips; without more than the width, the published ones."""
-
-    width: int
-    depth: int = 10
-    fusion_depth: int = 2
-    levels: tuple[int, ...] = (3, 6, 9)
-    num_frames: int = 16
-    side: int = 160
-    audio: tuple[int, int] = (256, 128)
-
-
-SIZES = {"t": Size(256), "s": Size(384), "b": Size(512),
-         "tiny": Size(128, 2, 1, (0, 1), 4, 32, (32, 16))}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class BenchmarkConfig(Settings):
-    """What to measure."""
-
-    model: str = option("b", "HiCMAE-T, -S, -B, or a tiny one to try this out", choices=[*SIZES])
-    batch_size: tuple[int, ...] = option((4,), "clips of a step, the best of several", "> 0")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    precision: str = option("auto", "arithmetic of ours", choices=PRECISIONS)
-    compile: bool = option(False, "torch.compile ours")
-    cuda_graphs: bool = option(False, "with --compile: replay a pass by one launch")
-    checkpoint_activations: bool = option(False, "compute blocks again in the backward pass")
-    cpu_gemm: str = option("auto", "library of fp32 products on a CPU", choices=CPU_GEMM)
-    steps: int = option(20, "measured steps of each variant", "> 0")
-    warmup: int = option(3, "steps before that")
-    seed: int = option(0, "seed of weights, clips and masks")
-    plain: bool = option(True, "measure the plain baseline of tests/plain too, in turns")
-    memory: bool = option(True, "measure peak memory, each variant in a process of its own")
-    peaks: bool = option(True, "measure the device's matrix products too")
-    errors: bool = option(True, "compare with float64")
-
-    def _refused(self) -> dict[str, object]:
-        alone = self.cuda_graphs and not self.compile
-        return {"--cuda_graphs needs compiled passes; add --compile": alone}
-
-    def arithmetic(self) -> run.Precision:
-        """Choose device and precision as training does."""
-        device = choose_device(self.device)
-        if self.cuda_graphs and device.type != "cuda":
-            raise ValueError("--cuda_graphs needs a GPU; leave it out")
-        return run.choose_precision(self.precision, device)
+def arithmetic(config: BenchmarkConfig) -> run.Precision:
+    """Choose device and precision as training does."""
+    device = choose_device(config.device)
+    if config.cuda_graphs and device.type != "cuda":
+        raise ValueError("--cuda_graphs needs a GPU; leave it out")
+    return run.choose_precision(config.precision, device)
 
 
 def make_model(task: str, config: BenchmarkConfig, drop_path: float = 0.0) -> Any:
@@ -379,7 +334,7 @@ def peak_memory(task: str, variant: str, config: BenchmarkConfig, count: int) ->
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return float(re.findall(r"VmHWM:\s*(\d+)", status)[0]) * 1024
 
-    precision = config.arithmetic()
+    precision = arithmetic(config)
     on_gpu = precision.device.type == "cuda"
     before = 0.0 if on_gpu else resident()
     step = STEPS[variant](task, config, precision, count)
@@ -415,13 +370,9 @@ def measure(
     return figures
 
 
-def run_task(args: argparse.Namespace) -> dict[str, Any]:
-    """Time a step, by ours and by the plain baseline, in turns, on random clips.
-
-    The figures are those of the batch size that is fastest, with those of all of them inside.
-    """
-    task, config = args.command, from_flags(vars(args), BenchmarkConfig)
-    precision = config.arithmetic()
+def run_task(task: str, config: BenchmarkConfig) -> dict[str, Any]:
+    """Measure a task, see `scripts.benchmark`."""
+    precision = arithmetic(config)
     on_gpu = precision.device.type == "cuda"
     fp32_on_cpu = precision.name == "fp32" and not on_gpu
     peak = peak_rate(config, precision) if config.peaks else 0.0

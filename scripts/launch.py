@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -36,7 +36,12 @@ ADVICE = {  # by how machines meet
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script of these arguments (default: the command line); return the exit code."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("script", help="run_pretraining.py or run_finetuning.py")
+    parser.add_argument("flags", nargs="...", help="of the script; before it those of torchrun")
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["-h"], ["--help"]):
+        parser.parse_args(words)
     if words and not words[0].startswith("-"):
         try:
             words = [*flags_of(os.environ), *words]
@@ -124,7 +129,6 @@ def torchrun(words: Sequence[str]) -> int:
         del os.environ["TORCH_CPP_LOG_LEVEL"]  # the processes say what they have to say
     # torchrun would answer SIGTERM by ending the processes; here they are told.
     parser = run.get_args_parser()
-    parser.description, parser.formatter_class = __doc__, RawDescriptionHelpFormatter
     args = parser.parse_args(["--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT", *words])
     if args.nproc_per_node == "gpu":  # without a GPU, one process says so
         args.nproc_per_node = str(max(torch.cuda.device_count(), 1))

@@ -1,8 +1,10 @@
 """Every command explains itself: --help ends with code 0 and has a text for each flag."""
 
 import argparse
+import os
 import re
 import runpy
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from io import StringIO
@@ -70,6 +72,43 @@ def test_help_has_a_text_for_each_flag(command):
         flags = {name: action.help for action in parser._actions for name in action.option_strings}
         alone = re.compile(r"\(\S+\)")  # a default alone is no text
         assert [n for n, text in flags.items() if not text or alone.fullmatch(text)] == []
+
+
+# Each installed command, then each program; the modules of the process tell what they loaded.
+ASK = """
+import importlib, runpy, sys
+
+words, heavy = sys.argv[1:], {"torch", "timm", "pandas", "matplotlib", "sklearn", "scipy"}
+for flag, code in ("--help", 0), ("--no_such_flag", 2):
+    for command in words:
+        module, _, function = command.partition(":")
+        try:
+            sys.argv = [command, flag]
+            if function:
+                getattr(importlib.import_module(module), function)()
+            elif code == 0:
+                runpy.run_path(command, run_name="__main__")
+            else:
+                continue
+            ended = None
+        except SystemExit as end:
+            ended = end.code
+        assert (ended or 0) == code, (command, flag, ended)
+        assert not heavy & sys.modules.keys(), (command, flag, heavy & sys.modules.keys())
+"""
+
+
+def test_neither_help_nor_a_wrong_flag_waits_for_what_computes():
+    text = (ROOT / "pyproject.toml").read_text()
+    installed = re.findall(r'^hicmae-\w+ = "([\w.]+:\w+)"', text, re.M)
+    assert len(installed) >= 7
+    programs = [name for name in commands() if name.endswith(".py")]
+    asked = [sys.executable, "-c", ASK, *installed, *programs]
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "scripts", ROOT / "preprocess")))
+    result = subprocess.run(
+        asked, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")

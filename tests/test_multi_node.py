@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import run_pretraining
-from hicmae.training.run import RESUMABLE
+from hicmae.io import RESUMABLE
 from scripts import launch
 from tests.conftest import free_port
 from tests.small_runs import (

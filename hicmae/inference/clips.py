@@ -25,8 +25,9 @@ from hicmae.data.clip_list import PackedClip, name_of, source_crop_of
 from hicmae.data.film import FRAME_RATE
 from hicmae.data.media import NoPicture, NoSound
 from hicmae.data.video import NOT_READ, LookedAt, resize, source_box, test_windows, to_tensor
+from hicmae.faces import SMOOTHING, align
 from hicmae.faces.detector import Detector
-from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, follow, main_face, search, smooth
+from hicmae.faces.tracking import fill_gaps, follow, main_face, search, smooth
 from hicmae.inference.model import FACE_SIZE, ModelConfig, Preprocessing
 from hicmae.inference.sources import Asked, FaceFrames, Source, open_source
 from hicmae.io import UnreadableClip

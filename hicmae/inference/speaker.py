@@ -20,7 +20,7 @@ from hicmae.config.flags import from_flags
 from hicmae.data.audio import SAMPLE_RATE
 from hicmae.data.film import FRAME_RATE
 from hicmae.data.video import normalise
-from hicmae.faces.tracking import align
+from hicmae.faces import align
 from hicmae.inference.clips import Clip
 from hicmae.inference.model import Preprocessing, load_model
 from hicmae.models.losses import contrasted

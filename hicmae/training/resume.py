@@ -16,12 +16,12 @@ import torch
 
 from hicmae.config import HARMLESS, USUAL
 from hicmae.config.flags import flag_of, flat_settings
-from hicmae.io import one_line
+from hicmae.io import Stopped, one_line
 from hicmae.training import checkpoint, distributed
 from hicmae.training.checkpoint import digest, load
 from hicmae.training.logs import RunLogger
 from hicmae.training.optim import set_learning_rate
-from hicmae.training.run import Run, Stopped, write_settings
+from hicmae.training.run import Run, write_settings
 from hicmae.training.state import NO_BEST, BadSteps, MetricBuffer, Plan, TrainState, num_parameters
 from hicmae.training.trained import weights_of
 

@@ -9,10 +9,9 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -27,16 +26,13 @@ from torch.utils.checkpoint import checkpoint
 
 from hicmae.config import RunConfig
 from hicmae.data.loader import end
-from hicmae.io import PART, check_writable, describe, write_whole
+from hicmae.io import PART, Stopped, check_writable, write_whole
 from hicmae.models.layers import Block, CSBlock
 from hicmae.training import distributed
 from hicmae.training.logs import setup_logging
 
 logger = logging.getLogger(__name__)
 
-# EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on where this one stopped.
-RESUMABLE = 75
-EXPECTED = (ValueError, OSError, RuntimeError)  # what bad input raises; the message is enough
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -69,10 +65,6 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "bf16" and not has_bf16:
         raise ValueError("--precision bf16 is not supported by this GPU; use fp16 or fp32")
     return Precision(name, device)
-
-
-class Stopped(Exception):
-    """The run was asked to stop and has saved its state; the script exits with `RESUMABLE`."""
 
 
 class Run:
@@ -176,31 +168,6 @@ def write_settings(run: Run, settings: Mapping[str, Any]) -> None:
     """Write config.json; only rank 0 does."""
     if distributed.is_main():
         write_whole(run.output_dir / "config.json", json.dumps(settings, indent=2) + "\n")
-
-
-def run_command(main: Callable[[Sequence[str] | None], None]) -> int:
-    """Run an entry script; show expected errors as one line and keep the trace in run.log.
-
-    The exit code is 0: done, 1: an error, 75 (`RESUMABLE`): stopped by SIGTERM or SIGUSR1 with the
-    state saved, 130: interrupted at the keyboard.
-    """
-    name = Path(sys.argv[0]).name
-    try:
-        main(None)
-    except Stopped as stopped:
-        logger.warning("%s; start the same command again to go on (exit code 75)", stopped)
-        return RESUMABLE
-    except EXPECTED as error:
-        record = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (error,), sys.exc_info())
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.FileHandler):
-                handler.handle(record)
-        sys.stderr.write(f"{name}: error: {describe(error)}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{name}: interrupted\n")
-        return 130
-    return 0
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

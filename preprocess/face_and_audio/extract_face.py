@@ -27,25 +27,26 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 import cv2
 import numpy as np
-import torch
 
 from hicmae.config.flags import Settings, from_flags, option
 from hicmae.data.film import Film
 from hicmae.data.media import VIDEO_SUFFIXES, needed_stream, opened
 from hicmae.data.video import LookedAt
-from hicmae.faces.detector import Detector, check_weights
-from hicmae.faces.tracking import SMOOTHING, align, fill_gaps, main_face, search, smooth
+from hicmae.faces import SMOOTHING, align
 from hicmae.io import PART, UnreadableClip, whole_folder
 from preprocess.command_line import command
 from preprocess.face_and_audio import batch, timing
 from preprocess.face_and_audio.batch import Job
 from preprocess.lists.clips import ALIGNED
+
+if TYPE_CHECKING:
+    from hicmae.faces.detector import Detector
 
 TOOL = batch.Tool("extract_face", ALIGNED, VIDEO_SUFFIXES)
 JPEG_QUALITY = 95  # OpenCV's default, as in OpenFace
@@ -98,6 +99,9 @@ def follow_face(frames: LookedAt, options: FaceOptions) -> tuple[np.ndarray, dic
     columns of the summary: frames; those without a face, in all and at most in a row; those with
     several; and the median size of the face in pixels.
     """
+    # Here and below is imported what no --help should wait for.
+    from hicmae.faces.tracking import fill_gaps, main_face, search, smooth
+
     film = frames.source
     faces, size = search(frames, _detector(options.min_face), options.detect_every)
     chosen = main_face(faces, size)
@@ -132,6 +136,10 @@ def frames_of(film: Film, frame_rate: float) -> LookedAt:
 @functools.lru_cache(maxsize=1)
 def _detector(min_face: float) -> Detector:
     """Return the nets of this process, which has one core to itself."""
+    import torch
+
+    from hicmae.faces.detector import Detector
+
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     return Detector(min_face)
@@ -196,6 +204,8 @@ def face_work(args: argparse.Namespace) -> batch.Work:
                 "give its path"
             )
         return functools.partial(extract_with_openface, options=options)
+    from hicmae.faces.detector import check_weights
+
     try:
         check_weights()
     except FileNotFoundError as error:

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.data.splits import SPEAKER_FILE
 from hicmae.io import whole_file, write_whole
 from preprocess.lists.clips import Candidate
+
+if TYPE_CHECKING:  # imported where tables are made: no --help should wait for it
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,8 @@ def write_left_out(output: Path, clips: Iterable[Candidate]) -> bool:
     rows = ((clip.name, clip.reason, clip.detail) for clip in left_out)
     write_csv(path, ["clip", "reason", "detail"], rows)
     if left_out:
+        import pandas as pd
+
         first = {clip.reason: clip.name[:60] for clip in reversed(left_out)}
         counts = Counter(clip.reason for clip in left_out).most_common()
         lines = [(count, first[reason]) for reason, count in counts]
@@ -120,6 +124,8 @@ def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[obje
 
 def as_table(lists: Lists) -> pd.DataFrame:
     """Return a row for each line of each list: the column `list` and the fields of the clip."""
+    import pandas as pd
+
     rows = [(name, *clip) for name, clips in lists.items() for clip in clips]
     return pd.DataFrame(rows, columns=["list", *Candidate._fields], dtype=object)
 

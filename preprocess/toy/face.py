@@ -10,7 +10,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from scipy.interpolate import CubicSpline
 
 from preprocess.toy.plan import Clip, make_tracks
 
@@ -34,7 +33,7 @@ def draw_frames(clip: Clip) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
     Yields:
         frame: (96, 96, 3) uint8 RGB.
-        points: (5, 2) landmarks in pixels, for `hicmae.faces.tracking.align`.
+        points: (5, 2) landmarks in pixels, for `hicmae.faces.align`.
     """
     painter = Painter(clip)
     painter.draw()
@@ -239,6 +238,8 @@ class Painter:
 
 def closed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """A smooth closed curve of 48 points through the given ones: (2, 48)."""
+    from scipy.interpolate import CubicSpline  # here, as no --help should wait for it
+
     points = np.stack([np.append(x, x[0]), np.append(y, y[0])])
     corners = np.arange(points.shape[1])
     moments = np.linspace(0, corners[-1], 48, endpoint=False)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import uniform_filter1d
-from scipy.signal import resample_poly
 
 from preprocess.toy.plan import CONTROL_RATE, FRAME_RATE, Clip, smooth
 
@@ -40,6 +38,8 @@ def glottal_pulses(
     Returns the (count,) derivative of the glottal flow, rms 1, and the flow itself, 0 shut .. 1,
     which lets breath through.
     """
+    from scipy.signal import resample_poly  # here, as no --help should wait for it
+
     delivery, speech, knots = clip.delivery, clip.speech, len(clip.speech.level)
     drift = smooth(rng.standard_normal(knots), 51) * 2
     semitones = delivery.pitch_range * (speech.accent + np.linspace(0.6, -0.6, knots) + drift)
@@ -95,6 +95,8 @@ def impose_envelope(sound: np.ndarray, level: np.ndarray) -> np.ndarray:
     This keeps the arousal out of everything that the mouth follows. Two rounds, because a gain that
     moves within its own window misses a little.
     """
+    from scipy.ndimage import uniform_filter1d
+
     target = np.interp(np.arange(len(sound)) / HOP, np.arange(len(level)) + 0.5, level)
     for _ in range(2):
         power = sound**2

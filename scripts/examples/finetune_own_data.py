@@ -14,13 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-import pandas as pd
-
 import run_finetuning
-from hicmae import EmotionRecognizer
 from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import read_labelled_list, read_names
-from hicmae.training.run import run_command
+from hicmae.io import run_command
 from preprocess import own_videos
 
 
@@ -48,12 +45,16 @@ def main(argv: list[str] | None = None) -> None:
         ["--data_path", str(data), "--nb_classes", str(len(classes))]
         + ["--output_dir", str(run), "--num_workers", str(args.num_workers), *flags]
     )
+    import pandas as pd
+
     rows = pd.read_csv(run / "pred.csv")
     right = (rows.label == rows.prediction).sum()
     print(f"test clips answered rightly: {right} of {len(rows)}")
 
     # The model answers about a test clip as in the test.
     clip = read_labelled_list(data / "test.csv")[0]
+    from hicmae import EmotionRecognizer
+
     recognizer = EmotionRecognizer.from_checkpoint(run / "export" / "last")
     prediction = recognizer.predict(clip.video, audio=clip.audio, protocol="test")
     print(f"{clip.video}: {prediction.label}, labelled {classes[clip.label]}")

@@ -12,12 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-import numpy as np
-
-from hicmae import EmotionRecognizer
 from hicmae.config.flags import new_parser
-from hicmae.inference.pictures import draw_timeline, write_overlay
-from hicmae.training.run import run_command
+from hicmae.io import run_command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,6 +28,11 @@ def main(argv: list[str] | None = None) -> None:
         "faces already (%(default)s)",
     )  # fmt: skip
     args = parser.parse_args(argv)
+    import numpy as np  # after the flags, as no --help should wait for torch
+
+    from hicmae import EmotionRecognizer
+    from hicmae.inference.pictures import draw_timeline, write_overlay
+
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
 

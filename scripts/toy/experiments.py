@@ -26,28 +26,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import soundfile
-from safetensors import safe_open
-from safetensors.torch import save_file
-from scipy.stats import binomtest
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
-from hicmae import EmotionRecognizer
 from hicmae.config import Options
 from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import read_labelled_list, write_list
 from hicmae.data.video import FrameFolder
-from hicmae.faces.tracking import template
-from hicmae.inference.clips import Clip
-from hicmae.inference.export import CARD, export_run
-from hicmae.inference.sources import Arrays
-from hicmae.inference.speaker import chooser
+from hicmae.faces import template
 from hicmae.io import describe, write_whole
-from hicmae.training.checkpoint import CONFIG, WEIGHTS, numbered
-from hicmae.training.evaluate import calibration, classification_metrics
 from scripts import demo
 from scripts.demo import SHIPPED, Run
 
@@ -151,6 +140,8 @@ def pretrained(start: str, args: argparse.Namespace) -> list[str]:
 
 def last_checkpoint(run: Path) -> Path:
     """Return the checkpoint of the highest epoch; exit where there is none."""
+    from hicmae.training.checkpoint import numbered  # no --help should wait for torch
+
     if not (found := numbered(run)):
         raise SystemExit(f"error: no checkpoint-<epoch>.pth in '{run}'; run scripts/demo.sh first")
     return found[-1][1]
@@ -222,6 +213,8 @@ def laid_out(title: str, row: dict[str, list[float]]) -> dict[str, str]:
 
 def table(rows: Any) -> str:
     """Lay out rows in Markdown as they are, no string read as a number."""
+    import pandas as pd
+
     return pd.DataFrame(rows).to_markdown(disable_numparse=True, index=False) + "\n"
 
 
@@ -259,6 +252,9 @@ def modalities(args: argparse.Namespace) -> str:
 
 def missing(folder: Path, args: argparse.Namespace) -> list[dict[str, str]]:
     """Score the models of both streams, the folds together, when one stream is missing."""
+    from hicmae import EmotionRecognizer
+    from hicmae.training.evaluate import calibration, classification_metrics
+
     rows = []
     for name, (modality, way) in MISSING.items():
         labels, scores = [], []
@@ -321,6 +317,13 @@ def speakers(args: argparse.Namespace) -> str:
 
     They are aligned clips of two speakers whom the pre-training never saw; both talk.
     """
+    from scipy.stats import binomtest
+
+    from hicmae import EmotionRecognizer
+    from hicmae.inference.clips import Clip
+    from hicmae.inference.sources import Arrays
+    from hicmae.inference.speaker import chooser
+
     recognizer = EmotionRecognizer.from_checkpoint("toy", speaker_checkpoint=SHIPPED)
     config, rng = recognizer.config, np.random.default_rng(args.seeds[0])
     folders = sorted(path for path in (args.data / "aligned").iterdir() if path.is_dir())
@@ -365,6 +368,8 @@ def films(args: argparse.Namespace) -> str:
 
     Their faces are searched, followed and cut out, or have been cut out when they were drawn.
     """
+    from hicmae import EmotionRecognizer
+
     clips = read_labelled_list(args.data / "fold1/test.csv")
     chosen = [clip for k, clip in enumerate(clips) if k % 6 == k // 6 % 6]  # classes in turn
     asked = {
@@ -390,6 +395,12 @@ def ship(args: argparse.Namespace) -> str:
     The pre-training sees speakers without labels only; the classifier is fine-tuned on all labels
     of fold 1, whose test speakers neither has seen.
     """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from hicmae.inference.export import CARD, export_run
+    from hicmae.training.checkpoint import CONFIG, WEIGHTS
+
     large = Run(
         args.output_dir / "data",
         "preprocess/toy_av.py",

@@ -15,7 +15,7 @@ from hicmae.data.dataset import PretrainClips
 from hicmae.data.film import open_video
 from hicmae.data.loader import item_generator
 from hicmae.training.run import Run, choose_precision
-from scripts import benchmark as data
+from scripts import benchmark_data as data
 from scripts.benchmark import main
 
 plain = pytest.importorskip("tests.plain.loader", reason="needs decord")

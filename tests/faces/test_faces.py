@@ -6,18 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from hicmae.faces import detector
+from hicmae.faces import align, detector, similarity, template
 from hicmae.faces.detector import Detector, Face, check_weights, squared
-from hicmae.faces.tracking import (
-    align,
-    fill_gaps,
-    follow,
-    main_face,
-    search,
-    similarity,
-    smooth,
-    template,
-)
+from hicmae.faces.tracking import fill_gaps, follow, main_face, search, smooth
 from tests.preprocess.media_files import PORTRAIT_EYES, camera, portrait, shoot
 
 WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4"))

@@ -7,8 +7,8 @@ from PIL import Image
 
 from hicmae.data.film import Film
 from hicmae.data.video import LookedAt
+from hicmae.faces import align
 from hicmae.faces.detector import load_nets
-from hicmae.faces.tracking import align
 from hicmae.inference.clips import NoFace, detector, find_people
 from hicmae.inference.model import FACE_SIZE
 from hicmae.inference.sources import Arrays, MediaFile

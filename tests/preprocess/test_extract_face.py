@@ -12,8 +12,8 @@ import pytest
 
 from hicmae.data.film import Film
 from hicmae.data.video import FrameFolder
+from hicmae.faces import similarity, template
 from hicmae.faces.detector import Detector
-from hicmae.faces.tracking import similarity, template
 from hicmae.io import PART
 from preprocess.command_line import STOPPED
 from preprocess.face_and_audio import extract_face

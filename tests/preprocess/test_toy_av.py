@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hicmae.data.clip_list import read_labelled_list, read_pretrain_list
-from hicmae.faces.tracking import align
+from hicmae.faces import align
 from preprocess import toy_av
 from preprocess.toy.face import draw_frames
 from preprocess.toy.plan import CLASSES, FRAMES, Clip, ClipKey, make_tracks, plan_clip

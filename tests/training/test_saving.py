@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from hicmae.io import Stopped
 from hicmae.training import checkpoint
 from hicmae.training.logs import RunLogger
 from hicmae.training.resume import Saver, find_changes, resume
-from hicmae.training.run import Stopped
 from hicmae.training.state import describe_clips
 from tests.training.parts import plan_of, run_in, state_of
 
