@@ -223,7 +223,9 @@ def read_sound(path: str, origin: float | None = None) -> np.ndarray:
     """
     if origin is None and (samples := _plain_wav(path)) is not None:
         return samples
-    return decode_sound(path, origin).samples.astype(np.float32) / 32768
+    samples = decode_sound(path, origin).samples.astype(np.float32)
+    samples /= 32768  # in place: of long films it is much
+    return samples
 
 
 class Sound(NamedTuple):
