@@ -405,7 +405,7 @@ def _elsewhere(own: local, work: Work, job: Any) -> Outcome:
 
 def _serve(connection: Connection, level: int) -> None:
     """Do jobs until nobody is there to ask; what is logged goes with their outcomes."""
-    logging.basicConfig(level=level, handlers=[QueueHandler(_log)])
+    logging.basicConfig(level=level, format="%(message)s", handlers=[QueueHandler(_log)])
     with suppress(EOFError, ConnectionError):
         while True:
             asked = connection.recv()
