@@ -1,6 +1,8 @@
 """Using a model: one video in, emotions or features out.
 
-model.py        config.json and weights: exports, runs and .pth read alike, and exported
+model.py        config.json and weights: exports, runs and .pth read alike
+export.py       exports written, with a model card, and put on a model hub
+formats.py      ONNX and torch.export, and an .onnx as a model
 clips.py        which windows a model reads of a clip, whose faces, and these as tensors
 speaker.py      which of several people in a film the sound belongs to
 forward.py      what a model says of a batch, also where one stream is missing

@@ -67,6 +67,8 @@ list, else on a film that is made for it. What disagrees is not written: probabi
 0.0001, with --int8 by 0.15 and in the class of one window of ten.
 hicmae-predict --checkpoint OUTPUT/model.onnx reads an .onnx. It needs
 pip install onnx onnxscript onnxruntime (to predict, onnxruntime).
+
+Without installation: python -m hicmae.inference export.
 """
 APP = """Serve a page to try a model on a film, or on oneself with camera and microphone.
 
@@ -207,7 +209,7 @@ def export(argv: Sequence[str] | None = None) -> int:
     parser = new_parser(EXPORT)
     parser.prog = "hicmae-export"
     parser.add_argument("checkpoint", help="run, .pth, export folder or model.safetensors")
-    parser.add_argument("output", help="folder to make")
+    parser.add_argument("output", help="folder to make, or a name that ends in .onnx or .pt2")
     known = ", ".join(dict.fromkeys(name for name, _ in DATA_SETS))
     text = f"names of the classes or outputs; or a file with a name a line; or a data set: {known}"
     parser.add_argument("--class_names", nargs="+", default=(), metavar="NAME", help=text)

@@ -113,6 +113,8 @@ def test_files_that_are_no_model_are_one_line(graph, tmp_path, clip, monkeypatch
         load(graph).features(clip[0], audio=clip[1])
     with pytest.raises(ValueError, match="a part of its network"):
         load(graph).save_pretrained(tmp_path / "x")
+    with pytest.raises(ValueError, match="no weights to load"):
+        load_model(graph)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match="pip install onnx onnxscript onnxruntime"):
         load(graph)
