@@ -150,6 +150,11 @@ def load(path: str | Path, verify: bool = False, settings_only: bool = False) ->
 
 def _foreign(path: Path) -> str:
     """Say what a file is that people take for a checkpoint when a download went wrong; else ""."""
+    if path.suffix.lower() in (".onnx", ".pt2"):
+        return (
+            "holds a program, no weights to load (hicmae-predict reads an .onnx, torch.export.load "
+            "a .pt2); name the checkpoint it was made of"
+        )
     with path.open("rb") as file:
         start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
