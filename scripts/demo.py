@@ -171,10 +171,10 @@ def main() -> None:
         path = DEMO / f"{name}.png"
         if new or not path.exists():
             call(["-m", "hicmae.visualize", *words, "--output", path])
-    # A test speaker of fold 1; the frames are aligned faces, as in fine-tuning.
-    clip = DATA / "aligned/s000_c005", "--audio", DATA / "labelled/s000/s000_c005.wav"
+    # A film of a test speaker of fold 1; the face is found in it.
     answer = ["--checkpoint", shown[0], "--plot", DEMO / "timeline.png"]
-    call(["-m", "hicmae.inference", "predict", *clip, *answer])
+    answer += ["--overlay", DEMO / "film.mp4"]
+    call(["-m", "hicmae.inference", "predict", DATA / "labelled/s000/s000_c005.mp4", *answer])
     report = ["-m", "hicmae.report", *(DEMO / name for name in starts), "--titles", *starts]
     report += ["--speaker_file", DATA / "meta.csv", "--html", DEMO / "report.html"]
     call([*report, "--json", DEMO / "report.json"], DEMO / "report.log")

@@ -7,5 +7,5 @@ set -euo pipefail
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 # shellcheck source=scripts/lib/venv.sh
 . "$ROOT/scripts/lib/venv.sh"
-[ "${DRY_RUN:-0}" = 1 ] || ensure_venv
+[ "${DRY_RUN:-0}" = 1 ] || ensure_venv faces
 exec "${PYTHON:-python3}" "$ROOT/scripts/demo.py"

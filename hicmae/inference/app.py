@@ -70,7 +70,7 @@ CSS = """
   border-radius: .5rem; }
 """
 HINT = '<div class="hint">The answer appears here.</div>'
-EXAMPLE = Path(__file__).parents[1] / "checkpoints/toy/example.mp4"  # a drawn face, cut out
+EXAMPLE = Path(__file__).parents[1] / "checkpoints/toy/example.mp4"  # six drawn films, joined
 
 
 class OutsideLimits(UnreadableClip):
@@ -142,10 +142,10 @@ class Demo:
         return frame, str(folder), *_buttons(folder), None
 
     def example(self) -> tuple[str, str]:
-        """Return a film that `toy` understands, and whose faces to read."""
+        """Return a film that `toy` understands, of a speaker it has not seen, and whom to read."""
         folder = Path(tempfile.mkdtemp(prefix="example-", dir=self.folder))
         film = shutil.copy(EXAMPLE, folder / "drawn_face.mp4")
-        return str(film), "The film is one face"
+        return str(film), "Main face"
 
     def _ask(
         self, path: Path, who: dict[str, Any], progress: Any

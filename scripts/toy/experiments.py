@@ -18,6 +18,7 @@ standard deviation over --seeds; intervals draw speakers, differences are paired
 import argparse
 import itertools
 import json
+import operator
 import shlex
 import shutil
 import sys
@@ -380,27 +381,21 @@ def films(args: argparse.Namespace) -> str:
     }
     recognizer, rows = EmotionRecognizer.from_checkpoint("toy"), []
     for title, pairs in asked.items():
-        answers = recognizer.each(tqdm(pairs, desc=title, unit="clip", leave=False))
-        right = [
-            max(answer.scores, key=answer.scores.get) == recognizer.config.names[clip.label]
-            for answer, clip in zip(answers, chosen, strict=True)
-        ]
-        rows.append({"asked about": title, "right": f"{sum(right)} of {len(right)}"})
+        answers = [*tqdm(recognizer.each(pairs, on_error="return"), title, len(pairs))]
+        labels = [getattr(answer, "label", None) for answer in answers]  # None: a failure
+        wanted = [recognizer.names[clip.label] for clip in chosen]
+        right = sum(map(operator.eq, labels, wanted))
+        row = {"right": f"{right} of {len(chosen)}", "no face found": labels.count(None)}
+        rows.append({"asked about": title, **row})
     return table(rows)
 
 
 def ship(args: argparse.Namespace) -> str:
     """Make the models that come with the package, in half precision, with their logs.
 
-    The pre-training sees speakers without labels only; the classifier is fine-tuned on all labels
-    of fold 1, whose test speakers neither has seen.
+    The pre-training sees speakers without labels only; the classifier is fine-tuned from it, as it
+    is in the package, on all labels of fold 1, whose test speakers neither has seen.
     """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    from hicmae.inference.export import CARD, export_run
-    from hicmae.training.checkpoint import CONFIG, WEIGHTS
-
     large = Run(
         args.output_dir / "data",
         "preprocess/toy_av.py",
@@ -411,28 +406,33 @@ def ship(args: argparse.Namespace) -> str:
     flags = ["--data_path", str(large.folder / "packed"), *SHIP_FLAGS.split()]
     product = f"checkpoint-{SHIP_EPOCHS - 1}.pth"
     first = Run(args.output_dir / "pretrain", "run_pretraining.py", flags, product)
-    start = ["--finetune", str(first.folder / product)]
-    flags = ["--data_path", str(args.data / "fold1_all"), *start, *FINETUNE, "--epochs", "80"]
+    flags = ["--data_path", str(args.data / "fold1_all"), "--finetune", SHIPPED, *FINETUNE]
+    flags += ["--epochs", "80", "--ema", "0.99"]
     second = Run(args.output_dir / "finetune", "run_finetuning.py", flags)
-    run_all([first, second], args.extra)
     rows = []
     for name, run in {SHIPPED: first, "toy": second}.items():
-        folder = PACKAGED / name
-        folder.mkdir(parents=True, exist_ok=True)
-        last = export_run(run.folder, run.folder / "export", LICENCES, frame_rate=25.0)[0]
-        with safe_open(last / WEIGHTS, "pt") as file:
-            halves = {key: file.get_tensor(key).half() for key in file.keys()}
-            save_file(halves, folder / WEIGHTS, metadata=file.metadata())
-        for path in (
-            last / CONFIG,
-            last / CARD,
-            run.folder / "command.txt",
-            run.folder / "log.txt",
-        ):
-            shutil.copyfile(path, folder / path.name)
-        size = (folder / WEIGHTS).stat().st_size
-        rows.append({"name": name, "MB": f"{size / 1e6:.1f}", "folder": folder.relative_to(ROOT)})
+        run_all([run], args.extra)
+        size = package(run.folder, PACKAGED / name) / 1e6
+        rows.append({"name": name, "MB": f"{size:.1f}", "folder": f"hicmae/checkpoints/{name}"})
     return table(rows)
+
+
+def package(run: Path, folder: Path) -> int:
+    """Write the last epoch of a run in half precision, with its log; return the size in bytes."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from hicmae.inference.export import CARD, export_run
+    from hicmae.training.checkpoint import CONFIG, WEIGHTS
+
+    folder.mkdir(parents=True, exist_ok=True)
+    last = export_run(run, run / "export", LICENCES, frame_rate=25.0)[0]
+    with safe_open(last / WEIGHTS, "pt") as file:
+        halves = {key: file.get_tensor(key).half() for key in file.keys()}
+        save_file(halves, folder / WEIGHTS, metadata=file.metadata())
+    for path in (last / CONFIG, last / CARD, run / "command.txt", run / "log.txt"):
+        shutil.copyfile(path, folder / path.name)
+    return (folder / WEIGHTS).stat().st_size
 
 
 # Command line

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 
+import hicmae.models  # noqa: F401  (registers them)
 import run_finetuning
 import run_pretraining
 from hicmae.data.clip_list import Clip, write_list
