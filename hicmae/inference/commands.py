@@ -1,6 +1,7 @@
 """What the commands of inference do once their flags are parsed, see `cli`."""
 
 import argparse
+import csv
 import importlib.util
 import json
 import logging
@@ -14,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from tabulate import tabulate
 
 from hicmae.config import Options
 from hicmae.data.clip_list import AnyClip, Clip, find_list, name_of, read_any_list
@@ -22,7 +23,6 @@ from hicmae.data.media import find_clips
 from hicmae.inference import formats
 from hicmae.inference.cli import MODEL
 from hicmae.inference.clips import Window
-from hicmae.inference.export import export_checkpoint, export_run, write_card
 from hicmae.inference.model import ModelConfig
 from hicmae.inference.recognizer import EmotionRecognizer, Failure, Prediction
 from hicmae.io import (
@@ -73,9 +73,9 @@ def predict(args: argparse.Namespace) -> int:
     clips, drawn, interrupted = _answer(args, recognizer, reading, journal, files, wanted)
     results = [result for people in clips for result in people]
     if args.csv:
-        write_csv(args.csv, table(results, recognizer.names))
+        write_csv(args.csv, *table(results, recognizer.names))
     if args.windows_csv:
-        write_csv(args.windows_csv, table(results, recognizer.names, by_window=True))
+        write_csv(args.windows_csv, *table(results, recognizer.names, by_window=True))
     if args.json:
         write_json(args.json, [result.to_dict() for result in results])
     if not args.quiet:
@@ -248,8 +248,10 @@ def _stamp(file: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns] if status else [0, 0]
 
 
-def table(results: Iterable[Any], names: Sequence[str], by_window: bool = False) -> pd.DataFrame:
-    """Return a row for each person, or for each window of each person, as text."""
+def table(
+    results: Iterable[Any], names: Sequence[str], by_window: bool = False
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return columns, and a row for each person, or for each window of each person, as text."""
     rows: list[dict[str, Any]] = []
     asked = False  # who speaks
     for result in results:
@@ -272,7 +274,7 @@ def table(results: Iterable[Any], names: Sequence[str], by_window: bool = False)
             rows.append(row | {name: f"{score:.6f}" for name, score in part.scores.items()})
     own = ["start", "end", "status"] if by_window else ["status", "reason", "seconds"]
     own += ["speaker"] if asked else []
-    return pd.DataFrame(rows, columns=["file", "person", *own, "label", *names], dtype=object)
+    return ["file", "person", *own, "label", *names], rows
 
 
 def short_table(results: Iterable[Any]) -> str:
@@ -293,14 +295,17 @@ def short_table(results: Iterable[Any]) -> str:
             cells = ["  ".join(f"{name} {value:.3f}" for name, value in result.values.items())]
         cells += [""] * (2 - len(cells))
         rows.append([name, f"{result.duration:.1f}", *cells, "; ".join(result.notes)])
-    frame = pd.DataFrame(rows, columns=["file", "s", "answer", "next", "note"], dtype=object)
-    return str(frame.to_markdown(index=False, tablefmt="plain", disable_numparse=True))
+    head = ["file", "s", "answer", "next", "note"]
+    return tabulate(rows, head, tablefmt="plain", disable_numparse=True)
 
 
-def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
     """Write a table; names of files need not be UTF-8."""
-    with whole_file(path) as part:
-        frame.to_csv(part, index=False, lineterminator="\n", errors="surrogateescape")
+    encoding: dict[str, str] = {"encoding": "utf-8", "errors": "surrogateescape"}
+    with whole_file(path) as part, open(part, "w", newline="", **encoding) as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_json(path: str | Path, content: Sequence[Any]) -> None:
@@ -345,6 +350,8 @@ def extract(args: argparse.Namespace) -> int:
                 number = "_{}" if values.ndim == 3 else ""
                 lists |= {name + number.format(k): list(v) for k, v in enumerate(blocks)}
             lists["clip"] = [encodable(name) for name in lists["clip"]]
+            import pandas as pd
+
             pd.DataFrame(lists).to_parquet(part, index=False)
         else:
             np.savez(part, **columns)  # type: ignore[arg-type]  # the stub takes all for its flag
@@ -352,7 +359,7 @@ def extract(args: argparse.Namespace) -> int:
     logger.info("written: %s: %s", output, levels)
     if failures:
         failed = output.with_name(output.name + ".failed.csv")
-        write_csv(failed, pd.DataFrame(map(vars, failures), dtype=object))
+        write_csv(failed, ("file", "reason"), map(vars, failures))
         logger.warning("%d of %d clips failed, see %s", len(failures), len(items), failed)
     return int(bool(failures))
 
@@ -411,6 +418,8 @@ def export(args: argparse.Namespace) -> int:
     )
     if kind != "onnx" and int8:
         raise ValueError(f"--int8 is of --format onnx, got --format {kind}; leave it out")
+    from hicmae.inference.export import export_checkpoint, export_run, write_card  # bring scipy
+
     is_run = not (path / WEIGHTS).is_file() and any(path.glob("checkpoint-*.pth"))
     make: Callable[..., Any] = export_run if is_run else export_checkpoint
     if kind == "hub":

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 from typing import get_type_hints as hints
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -24,7 +23,7 @@ from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
 from hicmae.data.clip_list import chosen_names, names_of_run
 from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD
 from hicmae.io import encodable
-from hicmae.models.encoder import HubModel
+from hicmae.models.encoder import BUILDERS, HubModel
 from hicmae.models.finetune import ACTIVATIONS, HiCMAEClassifier
 from hicmae.models.pretrain import HiCMAE
 from hicmae.training import trained
@@ -244,8 +243,10 @@ class _Undrawn(TorchFunctionMode):
 def build(config: ModelConfig) -> HubModel:
     """Create the classifier of a description; of a pre-training it is the encoders that count."""
     sizes, clip = asdict(config.architecture), config.preprocessing
-    model = timm.create_model(
-        sizes.pop("model"),
+    name = sizes.pop("model")
+    if name not in BUILDERS:
+        raise ValueError(f"config.json names the model {name!r}, expected one of {[*BUILDERS]}")
+    model = BUILDERS[name](
         **sizes.pop("options"),
         **sizes,
         num_classes=max(len(config.names), 1),
@@ -274,7 +275,7 @@ def arguments_of(config: ModelConfig) -> dict[str, Any]:
             known |= {f"encoder_{n}": getattr(sizes, n) for n in trained.DEPTHS}
             known |= clip | {"tubelet_size": config.preprocessing.tubelet_size}
             name = sizes.model.replace("avit", "pretrain_hicmae")
-            model = cast(HubModel, timm.create_model(name, **known))
+            model = cast(HubModel, BUILDERS[name](**known))
     return model.arguments
 
 

@@ -20,7 +20,6 @@ from hicmae.data.clip_list import AnyClip, PackedClip
 from hicmae.data.video import normalise
 from hicmae.inference import forward
 from hicmae.inference.clips import Clip, View, Window, likeliest
-from hicmae.inference.export import push, write_export
 from hicmae.inference.formats import Graph, is_onnx, open_onnx
 from hicmae.inference.model import ModelConfig, load_model
 from hicmae.inference.sources import Arrays, Asked
@@ -242,6 +241,8 @@ class EmotionRecognizer:
         weights = self.model.state_dict()
         if self.config.task == "pretraining":  # its head was never trained
             weights = {name: w for name, w in weights.items() if name.startswith("encoder")}
+        from hicmae.inference.export import write_export  # brings scipy and pandas
+
         write_export(folder, self.config, weights)
 
     def push_to_hub(
@@ -254,6 +255,8 @@ class EmotionRecognizer:
         commit_message: str = "Export of HiCMAE",
     ) -> str:
         """Put what `save_pretrained` writes on huggingface.co; returns the commit's address."""
+        from hicmae.inference.export import push
+
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             told = {"revision": branch, "commit_message": commit_message}

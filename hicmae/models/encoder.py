@@ -1,14 +1,13 @@
 """The modality encoders and the cross-modal fusion encoder (paper, section 3.2)."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_model
-from timm.models import register_model
 from torch import Tensor, nn
 
 from hicmae.io import HUB_FILES, hub_error, hub_folder, one_line
@@ -229,8 +228,11 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
+BUILDERS: dict[str, Callable[..., Any]] = {}  # of all sizes, by the names that timm has for them
+
+
 def register(name: str, model: type[nn.Module], *sizes: int) -> None:
-    """Register a model with timm under a name, its first arguments being these sizes.
+    """Register a model under a name, its first arguments being these sizes.
 
     `timm.create_model` passes the others on; `cpu_gemm` is the library of float32 products on a
     CPU, see `install`.
@@ -247,4 +249,4 @@ def register(name: str, model: type[nn.Module], *sizes: int) -> None:
         return install(model(*sizes, **options), cpu_gemm)
 
     make.__name__, make.__module__ = name, model.__module__
-    register_model(make)
+    BUILDERS[name] = make

@@ -4,6 +4,7 @@ Parameter names are those of the released checkpoints (``q_bias``, ``v_bias``, `
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,9 +12,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath, Mlp
-from timm.models import beit
-from timm.models.beit import Attention
 from torch import Tensor, nn
 
 PATCH_SIZE = 16  # pixels, mel bins and spectrogram steps alike
@@ -36,21 +34,43 @@ def sincos_positions(num_tokens: int, dim: int) -> Tensor:
     return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
 
 
-class Block(beit.Block):
-    """Pre-norm transformer block: self-attention whose key has no bias, then MLP.
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops a clip's branch with a probability, and scales others.
 
-    Tokens are `dim` wide, which `num_heads` divides; a residual branch of a clip is dropped with
-    probability `drop_path` (stochastic depth); `init_values` start the layer-scale gammas, 0 leaves
-    them out.
+    Blocks are our own, as timm brings torchvision and torch's compiler: seconds of every start.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, drop_path: float = 0.0, init_values: float = 0.0
-    ) -> None:
-        if dim % num_heads:
-            raise ValueError(f"embed dim {dim} is not divisible by {num_heads} attention heads")
-        rates: dict[str, Any] = {"drop_path": drop_path, "init_values": init_values}
-        super().__init__(dim, num_heads, qkv_bias=True, norm_layer=LayerNorm, **rates)
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Return (B, N, D), some clips of which are zeros."""
+        if not self.training:
+            return branch
+        kept = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - self.rate)
+        return branch * kept.div_(1 - self.rate)
+
+
+class Attention(nn.Module):
+    """Self-attention whose key has no bias."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Let every token (B, N, D) read all tokens; (B, N, D)."""
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        mixed = F.linear(tokens, self.qkv.weight, bias)
+        split = "b n (part h d) -> part b h n d"
+        query, key, value = rearrange(mixed, split, part=3, h=self.num_heads)
+        read = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(rearrange(read, "b h n d -> b n (h d)"))
 
 
 class CrossAttention(nn.Module):
@@ -78,39 +98,60 @@ class CrossAttention(nn.Module):
         return self.proj(rearrange(read, "b h n d -> b n (h d)"))
 
 
-class CSBlock(nn.Module):
-    """Cross-attention to a context, then self-attention, then MLP, all pre-norm.
+class Block(nn.Module):
+    """Pre-norm transformer block: self-attention, then MLP.
 
-    It mixes the modalities in the fusion encoder and reads the skip connections in the decoders.
-    The arguments are those of `Block`.
+    Tokens are `dim` wide, which `num_heads` divides; a residual branch of a clip is dropped with
+    probability `drop_path` (stochastic depth); `init_values` start the layer-scale gammas, 0 leaves
+    them out.
     """
+
+    reads_context = False
+    gamma_0: nn.Parameter | None
+    gamma_1: nn.Parameter | None
+    gamma_2: nn.Parameter | None
 
     def __init__(
         self, dim: int, num_heads: int, drop_path: float = 0.0, init_values: float = 0.0
     ) -> None:
+        if dim % num_heads:
+            raise ValueError(f"embed dim {dim} is not divisible by {num_heads} attention heads")
         super().__init__()
-        self.cross_norm1 = LayerNorm(dim)
-        self.cross_norm2 = LayerNorm(dim)
-        self.cross_attn = CrossAttention(dim, num_heads)
+        if self.reads_context:  # first, as optimisers number the parameters of checkpoints
+            self.cross_norm1 = LayerNorm(dim)
+            self.cross_norm2 = LayerNorm(dim)
+            self.cross_attn = CrossAttention(dim, num_heads)
         self.norm1 = LayerNorm(dim)
-        self.attn = Attention(dim, num_heads, qkv_bias=True)
+        self.attn = Attention(dim, num_heads)
         self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, 4 * dim)
+        layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.gamma_0, self.gamma_1, self.gamma_2 = (
-            nn.Parameter(init_values * torch.ones(dim)) if init_values > 0 else None
-            for _ in range(3)
-        )
+        for number in range(0 if self.reads_context else 1, 3):
+            gamma = nn.Parameter(init_values * torch.ones(dim)) if init_values > 0 else None
+            self.register_parameter(f"gamma_{number}", gamma)
 
-    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """Transform tokens (B, N, D), reading context (B, any length, D), to (B, N, D)."""
-        read = self.cross_attn(self.cross_norm1(tokens), self.cross_norm2(context))
-        tokens = tokens + self._branch(read, self.gamma_0)
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Transform tokens (B, N, D)."""
         tokens = tokens + self._branch(self.attn(self.norm1(tokens)), self.gamma_1)
         return tokens + self._branch(self.mlp(self.norm2(tokens)), self.gamma_2)
 
     def _branch(self, branch: Tensor, gamma: Tensor | None) -> Tensor:
         return self.drop_path(branch if gamma is None else gamma * branch)
+
+
+class CSBlock(Block):
+    """Cross-attention to a context, then self-attention, then MLP, all pre-norm.
+
+    It mixes the modalities in the fusion encoder and reads the skip connections in the decoders.
+    """
+
+    reads_context = True
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
+        """Transform tokens (B, N, D), reading context (B, any length, D), to (B, N, D)."""
+        read = self.cross_attn(self.cross_norm1(tokens), self.cross_norm2(context))
+        return super().forward(tokens + self._branch(read, self.gamma_0))
 
 
 def drop_path_rates(drop_path: float, depth: int) -> list[float]:
