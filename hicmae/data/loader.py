@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -188,6 +187,8 @@ class ClipSampler(Sampler[ClipIndex]):
             order = np.resize(order, len(self) * self.world_size)
         again = np.zeros_like(order)
         if self.labels is not None:
+            import pandas as pd  # half a second that all but training need not wait
+
             again = pd.Series(order).groupby(order).cumcount().to_numpy()
         mine = slice(self.rank + self.start * self.world_size, None, self.world_size)
         pairs = zip(order[mine].tolist(), again[mine].tolist(), strict=True)

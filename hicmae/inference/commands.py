@@ -301,7 +301,7 @@ def short_table(results: Iterable[Any]) -> str:
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
     """Write a table; names of files need not be UTF-8."""
-    encoding: dict[str, str] = {"encoding": "utf-8", "errors": "surrogateescape"}
+    encoding: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
     with whole_file(path) as part, open(part, "w", newline="", **encoding) as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_gather
 
@@ -26,6 +25,7 @@ from hicmae.models.layers import (
 )
 from hicmae.models.pretrain import HiCMAEOutput
 
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of its pixels
 TARGET_EPS = 1e-6  # added to the standard deviation of a patch
 
 
@@ -94,8 +94,7 @@ def _precise(tensor: Tensor) -> Tensor:
 @functools.cache
 def _imagenet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Return ImageNet's mean and deviation, (3,) each; sent once, as a GPU has to wait for it."""
-    constants = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    return tuple(torch.tensor(values, dtype=dtype, device=device) for values in constants)
+    return tuple(torch.tensor(values, dtype=dtype, device=device) for values in IMAGENET)
 
 
 def unnormalize(video: Tensor) -> Tensor:
