@@ -87,7 +87,7 @@ def prepare(args: argparse.Namespace) -> int:
     for half, make in work.items():
         folder, tool = HALVES[half]
         flags = {"input": args.videos, "data_root": "", "ext": VIDEO_SUFFIXES}
-        flags["output_dir"] = os.path.join(args.output_dir, folder)
+        flags |= {"output_dir": os.path.join(args.output_dir, folder)}
         code = max(code, batch.run_tool(tool, argparse.Namespace(**vars(args) | flags), make))
         if code > 1:
             return code
@@ -167,11 +167,9 @@ def warn_of_steps(clips: list[Candidate]) -> None:
 
 def class_names(labels: Iterable[str]) -> list[str]:
     """Return the classes in order: numbers by their value, then words by the alphabet."""
-
-    def key(name: str) -> tuple[bool, int, str]:
-        return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
-
-    return sorted(set(labels), key=key)
+    names = sorted(set(labels))
+    numbers = sorted((name for name in names if name.isdecimal()), key=int)
+    return numbers + [name for name in names if not name.isdecimal()]
 
 
 def assign_parts(labels: Mapping[str, Labelled], share: float, seed: int) -> dict[str, str]:

@@ -75,29 +75,18 @@ class Outcome(NamedTuple):
 Work = Callable[[Any], dict[str, Any]]  # makes what a job asks for; returns the details
 
 
-def as_suffix(kind: str) -> str:
-    """Return a kind of files, "MP4", say, as the ending of their names."""
-    return "." + kind.lower().removeprefix(".")
-
-
 def has_folder(job: Job) -> bool:
     """Tell whether the folder that a job makes is there; it appears whole or not at all."""
     return Path(job.output).is_dir()
 
 
 class Tool(NamedTuple):
-    """What makes something of clips.
+    """What makes something of clips."""
 
-    Attributes:
-        name: that of its summary.
-        suffix: what replaces a file's own in the name of what is made of it.
-        kinds: suffixes of the files that it takes.
-        is_done: tells whether an output is there; raises CLIP_ERRORS where it is a wrong one.
-    """
-
-    name: str
-    suffix: str
-    kinds: Collection[str]
+    name: str  # that of its summary
+    suffix: str  # what replaces a file's own in the name of what is made of it
+    kinds: Collection[str]  # suffixes of the files that it takes
+    # Tells whether an output is there; raises CLIP_ERRORS where it is a wrong one.
     is_done: Callable[[Job], bool] = has_folder
 
 
@@ -115,7 +104,7 @@ class Files(Running):
     input: str = option("", INPUT_HELP, required=True)
     output_dir: str = option("", "folder; names in it are as below --input", required=True)
     data_root: str = option("", "folder that relative names in a list start from")
-    ext: tuple[str, ...] = option((), "kinds of files to take from a folder", type=as_suffix)
+    ext: tuple[str, ...] = option((), "kinds of files to take from a folder, such as mp4")
 
 
 def run_tool(tool: Tool, args: argparse.Namespace, work: Work) -> int:
@@ -125,9 +114,9 @@ def run_tool(tool: Tool, args: argparse.Namespace, work: Work) -> int:
     is picklable and raises CLIP_ERRORS. OSError where there is no input or no place for output.
     """
     summary = summary_path(args.output_dir, tool.name, args.shard)
+    kinds = ["." + kind.lower().removeprefix(".") for kind in args.ext or tool.kinds]
     jobs, problems, others = find_jobs(
-        *(args.input, args.output_dir, args.ext or tool.kinds, tool.suffix),
-        *(args.data_root, args.shard),
+        args.input, args.output_dir, kinds, tool.suffix, args.data_root, args.shard
     )
     check_writable(summary)
     if others:

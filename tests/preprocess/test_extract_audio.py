@@ -19,7 +19,6 @@ import soundfile
 from hicmae.io import PART
 from preprocess.command_line import STOPPED, command
 from preprocess.face_and_audio import batch, extract_audio
-from preprocess.face_and_audio.batch import find_jobs
 from tests.preprocess import media_files, trees
 from tests.preprocess.media_files import (
     HARD_NAMES,
@@ -188,13 +187,6 @@ def test_a_list_may_name_files_plainly_or_be_one_of_ours(tmp_path):
     }
     assert extract(tmp_path / "x" / "c.mp4", tmp_path / "out3") == 0
     assert (tmp_path / "out3" / "c.wav").is_file()
-
-
-def test_circular_links_end(tmp_path):
-    save_media(tmp_path / "in" / "a.mp4", sound=chirp(0.2, RATE))
-    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in", target_is_directory=True)
-    jobs, problems, _ = find_jobs(str(tmp_path / "in"), str(tmp_path / "out"), {".mp4"}, ".wav")
-    assert [job.name for job in jobs] == ["a.mp4"] and not problems
 
 
 @pytest.mark.parametrize(

@@ -218,12 +218,6 @@ def test_cremad_lists_are_the_golden_folds(tree, capsys):
     assert len((tree.out / "clip_speakers.csv").read_text().splitlines()) == 1 + len(golden)
 
 
-def test_the_audio_of_ravdess_is_another_file_than_the_videos(tree):
-    tree.make("ravdess_av", *ravdess(tree))
-    clip = read_labelled_list(tree.out / "split06/test.csv")[0]
-    assert clip.audio.endswith("audio_16k/Actor_21/03-01-01-01-02-01-21.wav")
-
-
 def test_mafw_has_32_compound_classes_behind_the_single_ones():
     compound, single = data_sets.MAFW_COMPOUND, DATA_SETS["mafw", 11].split()
     assert len({*compound, *single}) == 43 and sorted(compound) == list(compound)
