@@ -15,7 +15,7 @@ import torch
 
 from hicmae import EmotionRecognizer
 from hicmae.data.video import normalise
-from hicmae.faces.tracking import template
+from hicmae.faces import template
 from hicmae.inference import cli
 from hicmae.inference.pictures import Annotator
 from hicmae.inference.speaker import Lips, lip_motion, loudness
