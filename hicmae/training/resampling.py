@@ -104,7 +104,7 @@ def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
         )
     except pd.errors.EmptyDataError:
         frame = pd.DataFrame()
-    except pd.errors.ParserError as error:
+    except (pd.errors.ParserError, UnicodeError) as error:
         raise ValueError(f"{path}: {one_line(error)}; test this fold again") from None
     rows = frame.itertuples(index=False, name=None)
     written = [any(isinstance(cell, str) and cell.strip() for cell in row) for row in rows]
