@@ -61,7 +61,18 @@ def load_pretrained(
             f"in it): {'; '.join(report.problems)}; choose the --model, depths and "
             f"--init_values of the checkpoint{', or add --allow_partial' if enough else ''}"
         )
-    _check_variant(model, source, report, require_all)
+    if require_all and (lacking := report.new + report.mismatched):
+        raise ValueError(
+            f"{name} lacks weights of the model: {_folded(lacking)}; testing needs a fine-tuned "
+            "checkpoint of the same model"
+        )
+    order, fusion = source.settings.get("fusion_order"), getattr(model, "encoder_fusion", None)
+    if fusion is not None and order not in (None, fusion.order):
+        logger.warning(
+            "%s was trained with --fusion_order %s, this model has --fusion_order %s: the fusion "
+            "layers have to learn the new order",
+            *(name, order, fusion.order),
+        )
     model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)
     parts = {
         "new, keep their initial values": _folded(report.new),
@@ -104,29 +115,6 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
         share=sum(sizes.get(n, 0) for n in loaded) / sum(sizes.values()) if sizes else 1.0,
         problems=[text for text, there in problems.items() if there],
     )
-
-
-def _check_variant(model: nn.Module, source: Trained, report: LoadReport, testing: bool) -> None:
-    """Refuse to test what was trained otherwise; warn of fusion in an order no weight shows."""
-    lacking = report.new + report.mismatched
-    fusion = getattr(model, "encoder_fusion", None)
-    if testing:
-        mixes = any(name.endswith("_layer_weights") for name in model.state_dict())
-        mine = {"hierarchical_fusion": mixes, "nb_classes": len(model.get_parameter("head.weight"))}
-        mine |= {} if fusion is None else {"fusion_order": fusion.order}
-        trained.check_agrees(source, mine)
-    if testing and lacking:
-        raise ValueError(
-            f"'{source.source}' lacks weights of the model: {_folded(lacking)}; testing needs a "
-            "fine-tuned checkpoint of the same model"
-        )
-    order = source.settings.get("fusion_order")
-    if fusion is not None and order not in (None, fusion.order):
-        logger.warning(
-            "'%s' was trained with --fusion_order %s, this model has --fusion_order %s: the fusion "
-            "layers have to learn the new order",
-            *(source.source, order, fusion.order),
-        )
 
 
 def _family(name: str) -> str:

@@ -79,7 +79,7 @@ def test_head_of_another_class_count_keeps_its_initial_values(caplog):
     assert report.mismatched[0] == "head.weight: (11, 512) -> (6, 512)"
     assert "of another shape, not loaded: head.weight: (11, 512) -> (6, 512)" in caplog.text
     assert torch.equal(model.head.weight, before)
-    with pytest.raises(ValueError, match=r"trained otherwise: --nb_classes 6 \(trained with 11\)"):
+    with pytest.raises(ValueError, match="lacks weights of the model: head"):
         load_pretrained(model, source, require_all=True)
 
 
@@ -164,20 +164,6 @@ def test_another_fusion_order_than_in_pretraining_is_told(pretrained, caplog, se
     text = "was trained with --fusion_order both, this model has --fusion_order video_first"
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warnings) == told and all(text in warning for warning in warnings)
-
-
-def test_a_test_with_another_variant_than_in_training_is_refused():
-    saved = state(classifier(fusion_order="audio_first"), fusion_order="audio_first")
-    load_pretrained(classifier(fusion_order="audio_first"), saved, require_all=True)
-    with pytest.raises(ValueError, match="--fusion_order both .trained with audio_first"):
-        load_pretrained(classifier(), saved, require_all=True)
-    for modality in ("av", "a", "v"):
-        mixing = classifier(modality=modality)
-        last = classifier(modality=modality, hierarchical_fusion=False)
-        with pytest.raises(ValueError, match="--hierarchical_fusion False .trained with True"):
-            load_pretrained(last, state(mixing), require_all=True)
-        with pytest.raises(ValueError, match="--hierarchical_fusion True .trained with False"):
-            load_pretrained(mixing, state(last), require_all=True)
 
 
 def test_decoders_of_the_other_kind_are_left_over_or_new(caplog):
