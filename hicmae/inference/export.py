@@ -167,6 +167,8 @@ def model_card(config: ModelConfig) -> str:
     told, clip, task = config.training, config.preprocessing, config.task
     settings, scores = told.get("settings", {}), told.get("scores", {})
     bounds, count = told.get("intervals", {}), scores.get("clips", scores.get("count"))
+    data = settings.get("data_path")
+    tested = _short(Path(data, "test.csv")) if data else "its test list"
     sees = {
         "v": f"{clip.num_frames} frames over {clip.clip_seconds:.2f} s",
         "a": f"{clip.input_size_audio[0] / 100:.2f} s of sound",
@@ -186,14 +188,16 @@ def model_card(config: ModelConfig) -> str:
         t=told,
         streams=STREAMS[config.modality],
         sees=" and ".join(sees[stream] for stream in "va" if stream in config.modality),
-        training_list=_short(settings.get("data_path")) or "unknown",
+        training_list=_short(data) or "unknown",
         start=_short(settings.get("finetune")),
         chosen=_short(told.get("chosen_on")),
-        tested=f"the {count} clips of its test list" if count else "its test list",
+        tested=(f"the {count} clips of " if count else "") + tested,
         scores=[
-            (n.upper(), f"{scores[n]:.4f}", "{:.4f} to {:.4f}".format(*bounds[n]))
-            if n in bounds
-            else (n.upper(), f"{scores[n]:.4f}", "unknown")
+            (
+                n.replace("_f1", " F1") if n.endswith("_f1") else n.upper(),
+                f"{scores[n]:.4f}",
+                "{:.4f} to {:.4f}".format(*bounds[n]) if n in bounds else "unknown",
+            )
             for n in SHOWN
             if n in scores
         ],
