@@ -179,8 +179,9 @@ class Demo:
         write_overlay(path, people, folder / "answer.mp4")
         named = [person.to_dict() | {"file": path.name} for person in people]
         write_json(folder / "answer.json", named)
-        frame = table(people, self.recognizer.names, by_window=True)
-        write_csv(folder / "answer.csv", frame.assign(file=path.name))
+        columns, rows = table(people, self.recognizer.names, by_window=True)
+        named = [row | {"file": path.name} for row in rows]
+        write_csv(folder / "answer.csv", [*columns, "file"], named)
 
 
 def remove_results(folder: str | None) -> None:

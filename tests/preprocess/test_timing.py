@@ -11,7 +11,7 @@ import soundfile
 
 from hicmae.data.audio import WavFile
 from hicmae.data.film import Clock, Film, open_video
-from hicmae.data.video import FrameFolder
+from hicmae.data.video import FrameFolder, LookedAt
 from preprocess.face_and_audio import batch, extract_audio, extract_face, timing
 from preprocess.face_and_audio.batch import Job
 from preprocess.face_and_audio.extract_face import FaceOptions
@@ -41,9 +41,9 @@ SHARED = {
 def prepare(tmp_path, monkeypatch):
     """Return what prepares a film: its frames, whole as no face is looked for, its wav, its rows"""
 
-    def whole(film: Film, options: FaceOptions) -> tuple[np.ndarray, dict]:
-        frames = timing.chosen_frames(film.clock, options.frame_rate)
-        return np.zeros((len(frames), 5, 2)), {"frames": len(frames)}
+    def whole(frames: LookedAt, options: FaceOptions) -> tuple[np.ndarray, dict]:
+        chosen = timing.chosen_frames(frames.source.clock, options.frame_rate)
+        return np.zeros((len(chosen), 5, 2)), {"frames": len(chosen)}
 
     def run(path: str | Path, **options) -> tuple[list[np.ndarray], np.ndarray, list[dict]]:
         folder, wav = str(tmp_path / "faces"), str(tmp_path / "a.wav")
