@@ -181,7 +181,7 @@ class Demo:
         write_json(folder / "answer.json", named)
         columns, rows = table(people, self.recognizer.names, by_window=True)
         named = [row | {"file": path.name} for row in rows]
-        write_csv(folder / "answer.csv", [*columns, "file"], named)
+        write_csv(folder / "answer.csv", columns, named)
 
 
 def remove_results(folder: str | None) -> None:
