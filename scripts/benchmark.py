@@ -159,6 +159,31 @@ def run_formats(args: argparse.Namespace) -> dict[str, Any]:
     return benchmark_formats.run_formats(from_flags(vars(args), FormatsConfig))
 
 
+@dataclass(frozen=True)
+class GrowthConfig(Settings):
+    """What to measure."""
+
+    models: tuple[str, ...] = option(("tiny", "t"), "sizes whose steps are measured")
+    batch_size: tuple[int, ...] = option((1, 2, 4, 8), "clips of a step", "> 0")
+    ranks: tuple[int, ...] = option((1, 2), "processes that train HiCMAE-T by gloo", "> 0")
+    lines: tuple[int, ...] = option((10_000, 100_000, 1_000_000), "lines of lists", "> 0")
+    steps: int = option(5, "measured steps of each", "> 0")
+    cache: str = option(CACHE, "where clips are kept", metavar="DIR")
+
+
+def run_growth(args: argparse.Namespace) -> dict[str, Any]:
+    """Show how speed changes with batch, processes and length of the list, on a CPU.
+
+    Rows are pre-training steps on random clips, as many in each process; and lists, to be read, and
+    from there to the first batch of an epoch. Ratios compare clips, or lines, a second with the
+    first row: in CPU time, over all processes, 1 is linear and less is worse than that. Memory is
+    the most of the process, beyond that of Python and its libraries.
+    """
+    from scripts import benchmark_data
+
+    return benchmark_data.run_growth(from_flags(vars(args), GrowthConfig))
+
+
 # Tables
 
 COLUMNS = {
@@ -266,6 +291,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Sequ
     "loader": (run_loader, [LoaderConfig]),
     "feed": (run_feed, [*PretrainConfigs.__annotations__.values(), FeedConfig]),
     "formats": (run_formats, [FormatsConfig]),
+    "growth": (run_growth, [GrowthConfig]),
     "table": (run_table, []),
     "all": (run_all, []),
 }

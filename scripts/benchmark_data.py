@@ -1,9 +1,15 @@
 """What scripts/benchmark.py measures of data: the reading of clips, and how training is fed."""
 
+import datetime
 import itertools
+import json
+import multiprocessing
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,18 +25,26 @@ from matplotlib.cbook import get_sample_data
 
 from hicmae.config import PretrainConfigs
 from hicmae.data.batches import ClipIndex, PretrainBatch
-from hicmae.data.clip_list import Clip, PackedClips, read_packed, write_list
+from hicmae.data.clip_list import Clip, PackedClips, read_packed, read_pretrain_list, write_list
 from hicmae.data.dataset import PretrainClips
-from hicmae.data.loader import epoch_batches, item_generator
+from hicmae.data.loader import ClipSampler, epoch_batches, item_generator, make_loader
 from hicmae.io import whole_file
 from hicmae.pretraining import make_dataset, make_loss, make_model
 from hicmae.training import distributed
 from hicmae.training.loop import as_trained, clip_loader, train_step
 from hicmae.training.optim import make_optimizer, parameter_groups
 from hicmae.training.run import Run, choose_precision
+from hicmae.training.state import describe_clips
 from preprocess import pack_clips
 from scripts import benchmark_models as models
-from scripts.benchmark import CACHE, NOT_SET, FeedConfig, LoaderConfig
+from scripts.benchmark import (
+    CACHE,
+    NOT_SET,
+    BenchmarkConfig,
+    FeedConfig,
+    GrowthConfig,
+    LoaderConfig,
+)
 from scripts.benchmark_models import Mark, measure_in_turns, summary
 
 VOXCELEB2_CLIPS, EPOCHS = 1_091_581, 100  # of the published pre-training
@@ -267,3 +281,68 @@ def feed_rates(
         "voxceleb2_days": VOXCELEB2_CLIPS * EPOCHS / 86400 / fed_rate,
         "voxceleb2_days_if_fed": VOXCELEB2_CLIPS * EPOCHS / 86400 / fixed_rate,
     }
+
+
+# How speed grows
+
+
+def run_growth(config: GrowthConfig) -> dict[str, Any]:
+    """Measure what benchmark.run_growth says."""
+    cpu = torch.device("cpu")
+    rows: list[dict[str, Any]] = []
+
+    def add(what: str, size: int, units: int, wall: float, spent: float, mb: float = 0.0) -> None:
+        row = {"what": what, "size": size, "seconds": wall, "cpu_s": spent, "memory_mb": mb or None}
+        first = next((row for row in rows if row["what"] == what), row)
+        row["per_s"], row["per_cpu_s"] = units / wall, units / spent
+        row["ratio"], row["ratio_cpu_time"] = (row[k] / first[k] for k in ("per_s", "per_cpu_s"))
+        rows.append(row)
+
+    for size in config.models:
+        how = BenchmarkConfig(model=size, device="cpu", precision="fp32")
+        steps: dict[str, models.Step] = {
+            str(count): models.our_step("pretrain", how, models.arithmetic(how), count)
+            for count in config.batch_size
+        }
+        times = measure_in_turns(steps, config.steps, 1, cpu).groupby("variant").median()
+        for count in config.batch_size:
+            add(f"clips a step, {size}", count, count, *times.loc[str(count), ["wall", "cpu"]])
+    clips = make_clips(Path(config.cache), 2)
+    with tempfile.TemporaryDirectory(prefix="hicmae-growth-") as folder:
+        path, out = Path(folder, "train.csv"), Path(folder, "step.json")
+        for ranks in config.ranks:
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            command += [f"--nproc_per_node={ranks}", str(Path(__file__).with_name("benchmark.py"))]
+            command += "pretrain --device cpu --model t --precision fp32 --batch_size 2".split()
+            command += "--warmup 1 --no-plain --no-memory --no-peaks --no-errors".split()
+            command += ["--steps", str(config.steps), "--json", str(out)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            found = json.loads(out.read_text(encoding="utf-8"))
+            add("processes (gloo), t", ranks, 2 * ranks, found["step_s"], found["cpu_s"] * ranks)
+        for lines in config.lines:
+            write_list(path, (clips[k % len(clips)]._replace(audio=None) for k in range(lines)))
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                marks, peak = process.submit(start_epoch, str(path)).result()
+            for what, (one, other) in zip(LISTS, itertools.pairwise(marks), strict=True):
+                add(what, lines, lines, other[0] - one[0], other[1] - one[1], peak / 1e6)
+    table = pd.DataFrame(rows).set_index("what")
+    device = f"cpu ({models.processor()})"
+    title = f"{device}, {datetime.date.today()}, fp32, threads a process: {torch.get_num_threads()}"
+    forms = (".0f", ".2f", ".2f", ".0f", ".1f", ".1f", ".2f", ".2f")
+    text = table.to_markdown(floatfmt=("", *forms), missingval="")
+    return {"device": device, "rows": rows, "text": f"{title}:\n\n{text}"}
+
+
+LISTS = ("lines, to be read", "lines, from there to the first batch")
+
+
+def start_epoch(path: str) -> tuple[list[tuple[float, float]], float]:
+    """Read a list and load a batch; return wall and CPU time at the three marks, and the bytes."""
+    before, marks = models.resident(), [Mark(torch.device("cpu"))]
+    clips = read_pretrain_list(path)
+    marks.append(Mark(torch.device("cpu")))
+    describe_clips(clips, "")
+    sampler = ClipSampler(len(clips), shuffle=True, seed=0, pad=True)
+    next(epoch_batches(make_loader(PretrainClips(clips), sampler, 2, 2, drop_last=True), 0))
+    marks.append(Mark(torch.device("cpu")))
+    return [(mark.wall, mark.cpu) for mark in marks], models.resident() - before

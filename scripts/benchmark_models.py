@@ -34,7 +34,7 @@ from hicmae.io import choose_device
 from hicmae.models import cpu_gemm
 from hicmae.models.layers import split_tokens
 from hicmae.models.losses import pretrain_loss
-from hicmae.training import run
+from hicmae.training import distributed, run
 from hicmae.training.evaluate import predict
 from hicmae.training.loop import as_trained, train_step
 from hicmae.training.optim import make_optimizer, parameter_groups
@@ -323,16 +323,18 @@ def peak_rate(config: BenchmarkConfig, precision: run.Precision) -> float:
     return 2 * side**3 / min(timer.timeit(3).mean for timer in timers for _ in range(4))
 
 
+def resident() -> float:
+    """Return the most bytes of memory that this process has had; on Linux alone."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return float(re.findall(r"VmHWM:\s*(\d+)", status)[0]) * 1024
+
+
 def peak_memory(task: str, variant: str, config: BenchmarkConfig, count: int) -> float:
     """Return the bytes that two steps take, in a process in which nothing else ran.
 
     On a GPU what torch's allocator has given out, on a CPU (of Linux) the resident memory beyond
     that of Python and its libraries.
     """
-
-    def resident() -> float:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return float(re.findall(r"VmHWM:\s*(\d+)", status)[0]) * 1024
 
     precision = arithmetic(config)
     on_gpu = precision.device.type == "cuda"
@@ -372,6 +374,7 @@ def measure(
 
 def run_task(task: str, config: BenchmarkConfig) -> dict[str, Any]:
     """Measure a task, see `scripts.benchmark`."""
+    distributed.start(config.device)
     precision = arithmetic(config)
     on_gpu = precision.device.type == "cuda"
     fp32_on_cpu = precision.name == "fp32" and not on_gpu

@@ -36,7 +36,6 @@ _VOXCELEB_VIDEO, _VOXCELEB_AUDIO = "video/file~/dev/mp4", "audio/file~/dev/aac"
 
 Label = int | tuple[float, ...] | None  # class index, regression targets, none in pre-training
 
-
 SUFFIX, FORMAT = ".index.json", "hicmae-shard-1"  # of the index of a shard
 
 # What an index or a description raises that is not what was packed.
@@ -485,9 +484,7 @@ def chosen_names(chosen: Sequence[str], count: int) -> tuple[str, ...]:
     return names
 
 
-@cache
-def _warn_once(text: str) -> None:
-    logger.warning("%s", text)
+_warn_once = cache(logger.warning)
 
 
 def names_of_run(settings: dict[str, Any], task: str, count: int) -> tuple[str, ...]:
@@ -505,6 +502,7 @@ def names_of_run(settings: dict[str, Any], task: str, count: int) -> tuple[str, 
             names = read_names(path)
             if len(names) == count == len(set(names)):
                 return names
-            _warn_once(f"{path} is unused: {len(set(names))} different names for {count} outputs")
+            text = "%s is unused: %d different names for %d outputs"
+            _warn_once(text, path, len(set(names)), count)
     known = data_set_names(str(settings.get("data_set") or ""), count)
     return known or tuple(f"{word} {k}" for k in range(count))

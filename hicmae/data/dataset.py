@@ -32,7 +32,7 @@ from hicmae.data.film import FRAME_RATE, open_video
 from hicmae.data.loader import call_in_time, item_generator, read_or_replace
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.data.shards import open_packed
-from hicmae.data.video import MODALITIES, ClipSettings, Video
+from hicmae.data.video import ClipSettings, Video
 from hicmae.io import UnreadableClip
 
 PATCH_SIZE = 16
@@ -59,11 +59,7 @@ class ClipDataset(Dataset):
     clip_timeout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the modality."""
-        if self.modality not in MODALITIES:
-            raise ValueError(
-                f"modality must be one of {', '.join(MODALITIES)}, got {self.modality!r}"
-            )
+        """Name what windows and frames need."""
         self.sampling = self.settings.num_frames, self.settings.sampling_rate
         self.size = self.settings.input_size, self.settings.input_size
 
@@ -150,16 +146,9 @@ class PretrainClips(ClipDataset):
     def __post_init__(self) -> None:
         """Count the tokens, as (time, height, width) and of the audio."""
         super().__post_init__()
-        settings, sizes = self.settings, []
-        for name, size, part in (
-            ("input_size", settings.input_size, PATCH_SIZE),
-            ("num_frames", settings.num_frames, self.tubelet_size),
-            *(("input_size_audio", size, PATCH_SIZE) for size in settings.input_size_audio),
-        ):
-            if size <= 0 or size % part:
-                raise ValueError(f"{name} must be a multiple of {part}, got {size}")
-            sizes.append(size // part)
-        self.grid, self.num_audio_tokens = (sizes[1], sizes[0], sizes[0]), sizes[2] * sizes[3]
+        side, (steps, bins) = self.settings.input_size, self.settings.input_size_audio
+        self.grid = self.settings.num_frames // self.tubelet_size, *(side // PATCH_SIZE,) * 2
+        self.num_audio_tokens = (steps // PATCH_SIZE) * (bins // PATCH_SIZE)
 
     def read(self, clip: AnyClip, rng: np.random.Generator) -> PretrainBatch:
         """Return `num_samples` samples of a clip."""

@@ -161,8 +161,6 @@ class ClipSampler(Sampler[ClipIndex]):
 
     def __post_init__(self) -> None:
         """Begin with epoch 0."""
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank must be in 0..{self.world_size - 1}, got {self.rank}")
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -191,8 +189,8 @@ class ClipSampler(Sampler[ClipIndex]):
 
             again = pd.Series(order).groupby(order).cumcount().to_numpy()
         mine = slice(self.rank + self.start * self.world_size, None, self.world_size)
-        pairs = zip(order[mine].tolist(), again[mine].tolist(), strict=True)
-        return (ClipIndex(self.epoch, index, repeat) for index, repeat in pairs)
+        pairs = zip(order[mine], again[mine], strict=True)
+        return (ClipIndex(self.epoch, int(index), int(repeat)) for index, repeat in pairs)
 
 
 def shard_order(shards: np.ndarray, rng: np.random.Generator) -> np.ndarray:

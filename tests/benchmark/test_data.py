@@ -2,7 +2,9 @@
 
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -141,3 +143,25 @@ def test_training_is_fed_from_a_list_and_from_shards(clips, tmp_path, capsys):
             row["fixed_clips_per_s"] / row["loader_clips_per_s"]
         )
     assert "voxceleb2_days" in capsys.readouterr().out
+
+
+def test_growth_is_a_table_of_ratios_to_the_first_row(folder, clips, tmp_path, capsys, monkeypatch):
+    """The processes of ranks are made up here, and lists are read by a thread."""
+
+    def train(command, **_):
+        figures = {"step_s": 2.0, "cpu_s": 0.5 * int(command[4][-1])}
+        Path(command[command.index("--json") + 1]).write_text(json.dumps(figures))
+
+    monkeypatch.setattr(data, "subprocess", SimpleNamespace(run=train, DEVNULL=None))
+    monkeypatch.setattr(data, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    out = tmp_path / "growth.json"
+    flags = "--models tiny --batch_size 1 2 --ranks 1 2 --lines 4 40 --steps 1".split()
+    assert main(["growth", *flags, "--cache", str(folder), "--json", str(out)]) == 0
+    rows = pd.DataFrame(json.loads(out.read_text())["rows"])
+    assert rows["size"].tolist() == [1, 2, 1, 2, 4, 4, 40, 40] and rows.what.nunique() == 4
+    for _, group in rows.groupby("what"):
+        assert group.ratio.tolist() == (group.per_s / group.per_s.iloc[0]).tolist()
+    ranks = rows[rows.what.str.startswith("processes")]
+    assert ranks.ratio.tolist() == [1, 2] and ranks.ratio_cpu_time.tolist() == [1, 0.5]
+    shown = capsys.readouterr().out
+    assert shown.startswith("cpu (") and "| processes (gloo), t" in shown
