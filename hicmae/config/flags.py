@@ -123,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser, config: type, **defaults: Any
         else:
             metavar = None if "choices" in options else METAVARS.get(kind)
             options = {"metavar": metavar, "type": kind, **options}
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        shown = " ".join(map(str, default)) if type(default) is tuple else default
         notes = [f"default: {shown}"] if shown not in (None, "") else []
         notes += [about["must"]] if about["must"] else []
         text = about["help"].replace("%", "%%") + (f" ({'; '.join(notes)})" if notes else "")

@@ -94,7 +94,7 @@ class Tool(NamedTuple):
 class Running(Parts):
     """How to run."""
 
-    overwrite: bool = option(False, "do again what is done (default: only the rest)")
+    overwrite: bool = option(False, "do again what is done, not only the rest")
 
 
 @dataclass(frozen=True)
