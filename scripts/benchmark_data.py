@@ -4,6 +4,7 @@ import datetime
 import itertools
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,11 @@ from hicmae.config import PretrainConfigs
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import Clip, PackedClips, read_packed, read_pretrain_list, write_list
 from hicmae.data.dataset import PretrainClips
+from hicmae.data.film import Film
 from hicmae.data.loader import ClipSampler, epoch_batches, item_generator, make_loader
+from hicmae.faces import SMOOTHING
+from hicmae.faces.detector import Detector
+from hicmae.faces.tracking import fill_gaps, main_face, search, smooth
 from hicmae.io import whole_file
 from hicmae.pretraining import make_dataset, make_loss, make_model
 from hicmae.training import distributed
@@ -41,6 +47,7 @@ from scripts.benchmark import (
     CACHE,
     NOT_SET,
     BenchmarkConfig,
+    FacesConfig,
     FeedConfig,
     GrowthConfig,
     LoaderConfig,
@@ -56,6 +63,7 @@ BIT_RATE = 220_000  # of H.264; VoxCeleb2's files are about this large
 # What ffmpeg takes by default, and what is usual in VoxCeleb2: few keyframes, three B-frames.
 ENCODER = {"preset": "medium", "threads": "1"}
 FACE_CENTRE = np.array([264, 220])  # of the portrait
+EYES = np.array([[222.0, 189.6], [306.0, 186.6]])  # likewise, by eye
 GRAIN = 5.0  # standard deviation of the camera's noise, in grey levels
 JPEG_QUALITY = 95  # of shards
 
@@ -83,10 +91,7 @@ def _write_video(path: Path, rng: np.random.Generator) -> None:
         stream.width = stream.height = SIDE
         stream.pix_fmt, stream.bit_rate = "yuv420p", BIT_RATE
         for index in range(FRAME_RATE * SECONDS):
-            sway = np.sin(2 * np.pi * np.array([0.3, 0.5, 0.4, 0.25]) * index / FRAME_RATE + phases)
-            centre = tuple(FACE_CENTRE.tolist())
-            turn = cv2.getRotationMatrix2D(centre, 6 * sway[0], 0.6 + 0.03 * sway[3])
-            turn[:, 2] += SIDE / 2 - FACE_CENTRE + [8 * sway[1], 5 * sway[2]]
+            turn = _camera(index, phases)
             picture = cv2.warpAffine(portrait, turn, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT)
             noisy = (picture + rng.normal(0, GRAIN, picture.shape)).clip(0, 255).astype(np.uint8)
             frame = av.VideoFrame.from_ndarray(noisy, format="bgr24")
@@ -95,11 +100,95 @@ def _write_video(path: Path, rng: np.random.Generator) -> None:
         container.mux(stream.encode(None))
 
 
+def _camera(index: int, phases: np.ndarray) -> np.ndarray:
+    """Return the (2, 3) transform that takes the portrait to a frame."""
+    sway = np.sin(2 * np.pi * np.array([0.3, 0.5, 0.4, 0.25]) * index / FRAME_RATE + phases)
+    centre = tuple(FACE_CENTRE.tolist())
+    turn = cv2.getRotationMatrix2D(centre, 6 * sway[0], 0.6 + 0.03 * sway[3])
+    turn[:, 2] += SIDE / 2 - FACE_CENTRE + [8 * sway[1], 5 * sway[2]]
+    return turn
+
+
 def _write_voice(path: Path, rng: np.random.Generator) -> None:
     seconds = np.arange(SAMPLE_RATE * SECONDS) / SAMPLE_RATE
     voice = sum(0.1 / k * np.sin(2 * np.pi * 140 * k * seconds) for k in range(1, 20))
     voice = voice * np.sin(2 * np.pi * 3 * seconds) + rng.normal(0, 0.005, len(seconds))
     soundfile.write(path, voice, SAMPLE_RATE, subtype="PCM_16")
+
+
+# faces
+
+# Seconds of this process by what a first prediction does; arguments: checkpoint, film, sound.
+COLD = """
+import json, sys, time
+seconds = {"Python": time.process_time()}
+def till_now(name):
+    seconds[name] = time.process_time() - sum(seconds.values())
+import torch
+till_now("torch")
+from hicmae.inference import clips, commands, forward
+till_now("other imports")
+recognizer = commands.EmotionRecognizer.from_checkpoint(sys.argv[1], "cpu")
+till_now("model")
+def timed(room, name):
+    work = getattr(room, name)
+    def run(*values):
+        start = time.process_time()
+        result = work(*values)
+        inside[name] = inside.get(name, 0) + time.process_time() - start
+        return result
+    setattr(room, name, run)
+inside = {}
+timed(clips, "find_people")
+timed(forward, "scores")
+recognizer.predict(sys.argv[2], audio=sys.argv[3])
+till_now("sound, cutting out, spectrograms")
+seconds["sound, cutting out, spectrograms"] -= sum(inside.values())
+seconds["decoding and faces"] = inside["find_people"]
+seconds["network"] = inside["scores"]
+print(json.dumps(seconds))
+"""
+
+
+def run_faces(config: FacesConfig) -> dict[str, Any]:
+    """Time the stages of a first prediction, and faces by how often they are searched."""
+    clip = make_clips(Path(config.cache), 1)[0]
+    command = [sys.executable, "-c", COLD, config.checkpoint, clip.video, clip.audio]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    seconds = json.loads(done.stdout.splitlines()[-1])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    frames, detector = Film(clip.video).read(range(FRAME_RATE * SECONDS)), Detector()
+    found: dict[int, np.ndarray] = {}
+
+    def follow(every: int) -> None:
+        faces, size = search(frames, detector, every)
+        found[every] = smooth(fill_gaps(main_face(faces, size))[0], SMOOTHING * FRAME_RATE)
+
+    steps = {str(every): partial(follow, every) for every in config.detect_every}
+    times = measure_in_turns(steps, config.steps, 1, torch.device("cpu"))
+    torch.set_num_threads(threads)
+    phases = np.random.default_rng(0).uniform(0, 2 * np.pi, 4)
+    turns = np.stack([_camera(index, phases) for index in range(len(frames))])
+    eyes = np.einsum("fij,ej->fei", turns[:, :, :2], EYES) + turns[:, None, :, 2]
+    apart = np.linalg.norm(eyes[:, 0] - eyes[:, 1], axis=1).mean()
+    cost = times.groupby("variant").cpu.median()
+    return {
+        "device": f"cpu ({models.processor()}), one core",
+        "model": config.checkpoint,
+        "cold_cpu_s": sum(seconds.values()),
+        "cold_shares": {name: part / sum(seconds.values()) for name, part in seconds.items()},
+        "faces": [
+            {
+                "detect_every": every,
+                "films_per_s": 1 / cost[str(every)],
+                "faster": cost[str(min(found))] / cost[str(every)],
+                "eye_error": np.linalg.norm(points[:, :2] - eyes, axis=2).mean() / apart,
+            }
+            for every, points in sorted(found.items())
+        ],
+    }
 
 
 # loader

@@ -19,6 +19,7 @@ from hicmae.data.loader import item_generator
 from hicmae.training.run import Run, choose_precision
 from scripts import benchmark_data as data
 from scripts.benchmark import main
+from tests.preprocess.media_files import needs_weights
 
 plain = pytest.importorskip("tests.plain.loader", reason="needs decord")
 
@@ -165,3 +166,17 @@ def test_growth_is_a_table_of_ratios_to_the_first_row(folder, clips, tmp_path, c
     assert ranks.ratio.tolist() == [1, 2] and ranks.ratio_cpu_time.tolist() == [1, 0.5]
     shown = capsys.readouterr().out
     assert shown.startswith("cpu (") and "| processes (gloo), t" in shown
+
+
+@pytest.mark.slow
+@needs_weights
+def test_a_first_prediction_and_faces_are_measured(folder, clips, tmp_path):
+    figures = tmp_path / "faces.json"
+    flags = ["--cache", str(folder), "--steps", "1", "--detect_every", "5", "25"]
+    assert main(["faces", *flags, "--json", str(figures)]) == 0
+    found = json.loads(figures.read_text())
+    assert sum(found["cold_shares"].values()) == pytest.approx(1)
+    assert min(found["cold_shares"].values()) > 0
+    often, seldom = found["faces"]
+    assert often["faster"] == 1 < seldom["faster"]
+    assert max(often["eye_error"], seldom["eye_error"]) < 0.06
