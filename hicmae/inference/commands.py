@@ -423,7 +423,6 @@ def export(args: argparse.Namespace) -> int:
     is_run = not (path / WEIGHTS).is_file() and any(path.glob("checkpoint-*.pth"))
     make: Callable[..., Any] = export_run if is_run else export_checkpoint
     if kind == "hub":
-        check_writable(output / WEIGHTS)
         make(path, output, **options)
         logger.info("exported %s to %s", path, output)
         return 0

@@ -6,6 +6,7 @@ not known is said to be unknown.
 
 import json
 import logging
+import math
 import os
 import shlex
 import statistics
@@ -105,8 +106,8 @@ def export_run(
     if not distributed.is_main():
         return []
     run = Path(output_dir)
-    numbered, best = checkpoint.numbered(run), run / "checkpoint-best.pth"
-    sources = {"last": numbered[-1][1]} if numbered else {}
+    ends = [path for _, step, path in checkpoint.in_order(run) if math.isinf(step)]
+    sources, best = {"last": ends[-1]} if ends else {}, run / "checkpoint-best.pth"
     sources |= {"best": best} if best.is_file() else {}
     if not sources:
         raise FileNotFoundError(f"'{output_dir}' holds no checkpoint-<epoch>.pth to export")

@@ -225,11 +225,6 @@ def in_order(output_dir: str | Path) -> list[tuple[int, float, Path]]:
     return sorted((int(m[1]), float(m[2] or math.inf), path) for m, path in pairs if m)
 
 
-def numbered(output_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return (epoch, path) of every `checkpoint-<epoch>.pth` in a folder, oldest epoch first."""
-    return [(epoch, path) for epoch, step, path in in_order(output_dir) if step == math.inf]
-
-
 def whole(output_dir: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Read the states of a run from the newest back, passing over damaged ones with a warning."""
     for _, _, path in reversed(in_order(output_dir)):

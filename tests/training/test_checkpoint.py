@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hicmae.training import checkpoint
 from hicmae.training.checkpoint import CheckpointError, load, prune, save, whole
 
 STATE = {"model": {"weight": torch.arange(6.0).reshape(2, 3)}, "epoch": 4}
@@ -218,7 +217,6 @@ def test_states_within_an_epoch_stand_between_those_of_its_ends(tmp_path):
     for name in (*sorted(order), "best", "11x", "11-stepx"):
         save(tmp_path / f"checkpoint-{name}.pth", {"epoch": name})
     assert [state["epoch"] for _, state in whole(tmp_path)] == order
-    assert [epoch for epoch, _ in checkpoint.numbered(tmp_path)] == [9, 10]
 
 
 @pytest.mark.parametrize(
