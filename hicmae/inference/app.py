@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +177,9 @@ class Demo:
         progress(0.9, "Drawing")
         write_page(people, folder / "answer.html", moments, most_bytes=MOST_BYTES)
         write_overlay(path, people, folder / "answer.mp4")
-        named = [person.to_dict() | {"file": path.name} for person in people]
-        write_json(folder / "answer.json", named)
-        columns, rows = table(people, self.recognizer.names, by_window=True)
-        named = [row | {"file": path.name} for row in rows]
-        write_csv(folder / "answer.csv", columns, named)
+        named = [replace(person, file=path.name) for person in people]
+        write_json(folder / "answer.json", [person.to_dict() for person in named])
+        write_csv(folder / "answer.csv", *table(named, self.recognizer.names, by_window=True))
 
 
 def remove_results(folder: str | None) -> None:

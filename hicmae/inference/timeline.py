@@ -1,6 +1,7 @@
 """Answers over time for players and annotators: a page with the film, subtitles, tiers for ELAN."""
 
 import base64
+import csv
 import io
 import logging
 import secrets
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
@@ -149,10 +149,12 @@ def write_elan(people: Sequence[Prediction], path: str | Path) -> None:
             for window, (begin, end) in zip(person.windows, spans, strict=True)
             if window.scores and begin < end
         ]
-    frame = pd.DataFrame(rows, columns=["tier", "begin", "end", "label"])
-    frame[["begin", "end"]] += late
-    with whole_file(path) as part:
-        frame.to_csv(part, index=False, lineterminator="\n", float_format="%.3f")
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["tier", "begin", "end", "label"])
+        for tier, begin, end, label in rows:
+            times = f"{begin + late:.3f}", f"{end + late:.3f}"
+            writer.writerow([encodable(tier), *times, encodable(label)])
 
 
 def begin_of(path: str | Path) -> float:
