@@ -53,8 +53,14 @@ from preprocess.command_line import WHOLE, Parts, Shard, command, flag
 from preprocess.face_and_audio.batch import Job, outcomes_of
 from preprocess.face_and_audio.timing import out_of_step
 from preprocess.lists.any_list import Key, ListFile, find_lists, is_suffix
-from preprocess.lists.clips import Problem, count_frames, reading, wav_seconds
-from preprocess.lists.writing import table_text, write_csv
+from preprocess.lists.clips import (
+    Problem,
+    count_frames,
+    reading,
+    table_text,
+    wav_seconds,
+    write_csv,
+)
 
 logger = logging.getLogger("check_lists")
 

@@ -45,8 +45,14 @@ from preprocess.face_and_audio import batch, extract_audio, extract_face
 from preprocess.face_and_audio.batch import find_jobs
 from preprocess.face_and_audio.timing import out_of_step
 from preprocess.lists.annotations import PARTS, Labelled, read_labels
-from preprocess.lists.clips import Candidate
-from preprocess.lists.writing import as_table, table_text, totals, write_left_out, write_lists
+from preprocess.lists.clips import (
+    Candidate,
+    as_table,
+    table_text,
+    totals,
+    write_left_out,
+    write_lists,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -47,7 +47,7 @@ from hicmae.faces import align
 from hicmae.io import check_writable, write_whole
 from preprocess import pack_clips
 from preprocess.command_line import Workers, command
-from preprocess.lists.writing import write_csv
+from preprocess.lists.clips import write_csv
 from preprocess.toy import plan
 from preprocess.toy.face import FRAME_SIZE, draw_frames
 from preprocess.toy.voice import SAMPLE_RATE, synthesise

@@ -40,8 +40,7 @@ from hicmae.io import check_writable
 from preprocess.check_lists import inspect_all
 from preprocess.command_line import WHOLE, Parts, command
 from preprocess.lists.building import SAVED_DATA, Places, check_counts, contents, find_places
-from preprocess.lists.clips import Candidate
-from preprocess.lists.writing import in_list, write_csv, write_left_out
+from preprocess.lists.clips import Candidate, in_list, write_csv, write_left_out
 
 logger = logging.getLogger("voxceleb2")
 

@@ -37,7 +37,7 @@ from hicmae.config.flags import option
 from hicmae.data.media import walk
 from hicmae.io import PART, check_writable, describe, remove
 from preprocess.command_line import STOPPED, WHOLE, Parts, Shard
-from preprocess.lists.writing import write_csv
+from preprocess.lists.clips import write_csv
 
 logger = logging.getLogger(__name__)
 

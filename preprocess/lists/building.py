@@ -16,9 +16,12 @@ from typing import NamedTuple
 from hicmae.config.flags import option
 from hicmae.io import check_writable
 from preprocess.command_line import Flag, Workers, command
-from preprocess.lists.clips import Candidate, Half, find_halves, measured
-from preprocess.lists.writing import (
+from preprocess.lists.clips import (
+    Candidate,
+    Half,
     as_table,
+    find_halves,
+    measured,
     some,
     table_text,
     totals,

@@ -15,8 +15,7 @@ from hicmae.data.clip_list import DATA_SETS, read_labelled_list, read_pretrain_l
 from preprocess import data_sets, voxceleb2
 from preprocess.lists import building
 from preprocess.lists.annotations import read_lines, read_table
-from preprocess.lists.clips import Candidate, find_halves
-from preprocess.lists.writing import table_text, write_left_out, write_lists
+from preprocess.lists.clips import Candidate, find_halves, table_text, write_left_out, write_lists
 from tests.preprocess.trees import ROOT, Tree
 
 FIVE = [f"{actor}_DFA_ANG_XX" for actor in (1001, 1019, 1037, 1055, 1073)]  # one a fold
