@@ -339,8 +339,10 @@ def _read(path: Path, take: Callable[[list[str]], object], expected: str) -> Pac
                     is_empty = False
                 end = reader.line_num
         except csv.Error as error:
+            # Python 3.10 refuses the NUL bytes of UTF-16 itself.
+            advice = "save it as UTF-8" if "NUL" in str(error) else "check the quotes"
             raise ValueError(
-                f"{path}:{end + 1}: expected {expected}, got: {error}; check the quotes"
+                f"{path}:{end + 1}: expected {expected}, got: {error}; {advice}"
             ) from None
         except ValueError as error:
             line = " ".join(fields)[:200]
