@@ -32,7 +32,12 @@ class CpuOperators(TorchDispatchMode):
 def fake():
     """Return the mode in which tensors are on a GPU that is not there; none is ever computed."""
     losses._imagenet.cache_clear()
-    yield FakeTensorMode(allow_non_fake_inputs=True)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        on_gpu(mode, torch.ones(1))
+    except RuntimeError as error:
+        pytest.skip(f"torch {torch.__version__} wants a GPU for such tensors: {error}")
+    yield mode
     losses._imagenet.cache_clear()
 
 
