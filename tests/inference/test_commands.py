@@ -125,7 +125,7 @@ MISTAKES = (
     ("VIDEO VIDEO --audio x.wav --checkpoint MODEL", "--audio goes with one v"),
     ("VIDEO --checkpoint MODEL --overlay a.gif", "'a.gif' must end in .mp4 or .mov or .mkv"),
     ("VIDEO --checkpoint MODEL --modality v", "needs missing_modality 'zeros' or"),
-    ("VIDEO --checkpoint MODEL --csv /proc/none/a.csv", "'/proc/none': No such file or directory"),
+    ("VIDEO --checkpoint MODEL --csv /proc/none/a.csv", "'/proc/none' cannot be made (No such"),
 )
 
 
