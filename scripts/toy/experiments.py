@@ -18,6 +18,7 @@ standard deviation over --seeds; intervals draw speakers, differences are paired
 import argparse
 import itertools
 import json
+import math
 import operator
 import shlex
 import shutil
@@ -141,11 +142,12 @@ def pretrained(start: str, args: argparse.Namespace) -> list[str]:
 
 def last_checkpoint(run: Path) -> Path:
     """Return the checkpoint of the highest epoch; exit where there is none."""
-    from hicmae.training.checkpoint import numbered  # no --help should wait for torch
+    from hicmae.training.checkpoint import in_order  # no --help should wait for torch
 
-    if not (found := numbered(run)):
+    ends = [path for _, step, path in in_order(run) if math.isinf(step)]
+    if not ends:
         raise SystemExit(f"error: no checkpoint-<epoch>.pth in '{run}'; run scripts/demo.sh first")
-    return found[-1][1]
+    return ends[-1]
 
 
 def finetuned(variants: Sequence[Variant], name: str, args: argparse.Namespace) -> list[list[Path]]:
