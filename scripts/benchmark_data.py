@@ -414,10 +414,11 @@ def run_growth(config: GrowthConfig) -> dict[str, Any]:
                 marks, peak = process.submit(start_epoch, str(path)).result()
             for what, (one, other) in zip(LISTS, itertools.pairwise(marks), strict=True):
                 add(what, lines, lines, other[0] - one[0], other[1] - one[1], peak / 1e6)
-    table = pd.DataFrame(rows, dtype=object).drop(columns="per_cpu_s")  # None stays
+    shown = ["what", "size", "memory_mb", "ratio", "ratio_cpu_time"]  # times are in --json
+    table = pd.DataFrame(rows, dtype=object)[shown]  # None stays
     device = f"cpu ({models.processor()})"
     title = f"{device}, {datetime.date.today()}, fp32, threads a process: {torch.get_num_threads()}"
-    forms = ("", ".0f", ".2f", ".2f", ".0f", ".1f", ".2f", ".2f")
+    forms = ("", ".0f", ".0f", ".2f", ".2f")
     text = table.to_markdown(index=False, floatfmt=forms, missingval="")
     return {"device": device, "rows": rows, "text": f"{title}:\n\n{text}"}
 
