@@ -124,10 +124,6 @@ def tested_model(given: Mapping[str, Any]) -> Trained:
             f"'{source.source}' has no head to test: testing needs a fine-tuned checkpoint; "
             "fine-tune it with --finetune, without --eval"
         )
-    if sizes := given.get("input_size_audio"):  # one value stands for itself and 128
-        given = {**given, "input_size_audio": [*sizes, 128][:2]}
-    if "init_values" in given:  # of the start of layer scales, weights tell only whether it was 0
-        given = {**given, "init_values": float(given["init_values"] > 0)}
     trained.check_agrees(source, given)
     trained.warn_of_clips(source, given)
     return source

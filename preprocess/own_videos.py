@@ -40,6 +40,7 @@ from hicmae.config.flags import Settings, option
 from hicmae.data.audio import WavFile
 from hicmae.data.film import open_video
 from hicmae.data.media import VIDEO_SUFFIXES
+from hicmae.data.video import MODALITIES
 from preprocess.command_line import WHOLE, command
 from preprocess.face_and_audio import batch, extract_audio, extract_face
 from preprocess.face_and_audio.batch import find_jobs
@@ -73,7 +74,7 @@ class Options(Settings):
     test_share: float = option(0.2, "of the clips, for test.csv", "> 0 and < 1")
     seed: int = option(0, "of the split")
     modality: str = option(
-        "av", "make the wavs only (a) or the faces only (v), for training", choices=("av", "a", "v")
+        "av", "make the wavs only (a) or the faces only (v), for training", choices=MODALITIES
     )
     relative: bool = option(False, "write names relative to --output_dir, for --data_root")
 

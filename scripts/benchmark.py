@@ -255,9 +255,12 @@ def cells_of(row: dict[str, Any]) -> dict[str, str]:
         "clips a step": str(row["batch_size"]),
         "arithmetic": ", ".join([row["precision"] + library, *levers]),
     }
-    figures = {name: form.format(row[key]) if key in row else ""
-               for name, (key, form) in COLUMNS.items()}  # fmt: skip
-    return cells | figures
+    return cells | dict.fromkeys(COLUMNS, "") | written(row, COLUMNS)
+
+
+def written(row: dict[str, Any], columns: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """Return the figures that a row has as text, by the titles of columns (key, format)."""
+    return {name: form.format(row[key]) for name, (key, form) in columns.items() if key in row}
 
 
 # All of saved/benchmarks

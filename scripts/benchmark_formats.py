@@ -17,7 +17,7 @@ from hicmae.training.checkpoint import WEIGHTS
 from hicmae.training.evaluate import classification_metrics
 from hicmae.training.run import Precision
 from scripts import benchmark_models as models
-from scripts.benchmark import SIZES, BenchmarkConfig, FormatsConfig
+from scripts.benchmark import SIZES, BenchmarkConfig, FormatsConfig, written
 
 CPU = torch.device("cpu")
 COLUMNS = {
@@ -35,7 +35,7 @@ COLUMNS = {
 def run_formats(config: FormatsConfig) -> dict[str, Any]:
     """Measure the formats, see `scripts.benchmark`."""
     items = read_items(config.data_path) if config.data_path != "-" else []
-    few = [clip for clip, _ in items[:: max(len(items) // 16, 1)][:16]]
+    few = [clip for clip, _ in formats.spread(items)]
     compared, reading = (few, {}) if few else ([formats.sample_film()], {"faces": "cut"})
     with TemporaryDirectory(prefix="hicmae-formats-") as name:
         folder = Path(name)
@@ -66,11 +66,7 @@ def run_formats(config: FormatsConfig) -> dict[str, Any]:
             **formats.compare(plain, recognizer, compared, **reading),
             **({"uar": _uar(recognizer, items)} if items else {}),
         }
-    cells = [
-        {"format": kind}
-        | {name: form.format(row[key]) for name, (key, form) in COLUMNS.items() if key in row}
-        for kind, row in rows.items()
-    ]
+    cells = [{"format": kind} | written(row, COLUMNS) for kind, row in rows.items()]
     device = f"cpu ({models.processor()}), {torch.get_num_threads()} threads"
     title = config.checkpoint or f"random weights of HiCMAE-{config.model.upper()}"
     table = pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)

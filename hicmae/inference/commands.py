@@ -404,9 +404,6 @@ def app(args: argparse.Namespace) -> int:
     return 0
 
 
-COMPARED = 16  # clips that formats are compared on
-
-
 def export(args: argparse.Namespace) -> int:
     """Export one model, or the last and the best of a run; returns the exit code."""
     options = vars(args)
@@ -453,4 +450,4 @@ def _clips_to_compare(
         data_path, data_root = str(own), data_root or told.get("data_root") or ""
     items = read_items(data_path, data_root)
     logger.info("compared on clips of '%s'", data_path)
-    return [clip for clip, _ in items[:: max(len(items) // COMPARED, 1)][:COMPARED]], {}
+    return [clip for clip, _ in formats.spread(items)], {}

@@ -6,7 +6,6 @@ not known is said to be unknown.
 
 import json
 import logging
-import math
 import os
 import shlex
 import statistics
@@ -25,6 +24,7 @@ from torch import Tensor
 from hicmae.config.flags import flat_settings
 from hicmae.data.clip_list import read_labelled_list
 from hicmae.data.video import FrameFolder
+from hicmae.inference.formats import spread
 from hicmae.inference.model import ModelConfig, read_model
 from hicmae.io import UnreadableClip, encodable, hub_error, whole_file, write_whole
 from hicmae.training import checkpoint, distributed
@@ -106,8 +106,8 @@ def export_run(
     if not distributed.is_main():
         return []
     run = Path(output_dir)
-    ends = [path for _, step, path in checkpoint.in_order(run) if math.isinf(step)]
-    sources, best = {"last": ends[-1]} if ends else {}, run / "checkpoint-best.pth"
+    ends, best = checkpoint.epoch_ends(run), run / "checkpoint-best.pth"
+    sources = {"last": ends[-1]} if ends else {}
     sources |= {"best": best} if best.is_file() else {}
     if not sources:
         raise FileNotFoundError(f"'{output_dir}' holds no checkpoint-<epoch>.pth to export")
@@ -153,7 +153,7 @@ def _measured_frame_rate(saved: Mapping[str, Any], clips: int = 16) -> float | N
     task, root = settings.get("task", "classification"), settings.get("data_root", "")
     with suppress(OSError, ValueError):
         listed = read_labelled_list(Path(settings["data_path"]) / "train.csv", task, None, root)
-        for clip in listed[:: max(len(listed) // clips, 1)][:clips]:
+        for clip in spread(listed, clips):
             with suppress(UnreadableClip, OSError, soundfile.LibsndfileError, ZeroDivisionError):
                 seconds = soundfile.info(os.fsencode(str(clip.audio))).duration
                 rates.append(len(FrameFolder(clip.video)) / seconds)

@@ -47,6 +47,7 @@ FORMATS = {
     "int8": Format("model_int8.onnx", 0.15, 0.9),
     "torch": Format("model.pt2", 1e-4, 0.99),
 }
+COMPARED = 16  # clips that formats are compared on
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -121,6 +122,11 @@ def open_onnx(path: str | Path, device: str = "cpu") -> tuple[Graph, ModelConfig
 
 
 # Writing
+
+
+def spread(clips: Sequence[Any], count: int = COMPARED) -> Sequence[Any]:
+    """Return at most so many of some clips, from all over the list."""
+    return clips[:: max(len(clips) // count, 1)][:count]
 
 
 def sample_film(seconds: float = 4.0, rate: int = 25) -> Arrays:

@@ -1,4 +1,4 @@
-"""How every picture looks and how it is written: colours, fonts, resolution.
+"""How every picture and page looks and how it is written: colours, fonts, resolution, templates.
 
 It stands in the lowest room that draws; the report and `hicmae.visualize` use it too. Colours are
 told apart by colour-blind readers (Okabe-Ito for lines, viridis and inferno for values).
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -40,6 +41,17 @@ STYLE: dict[Any, Any] = {
 def colour(number: int) -> str:
     """Return the colour of a class, run or method; they repeat after eight."""
     return OKABE_ITO[number % len(OKABE_ITO)]
+
+
+def templates(package: str) -> Environment:
+    """Return the page templates of a package; whatever they are given is escaped."""
+    return Environment(
+        loader=PackageLoader(package),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _with_plain_names(figure: Figure) -> Figure:

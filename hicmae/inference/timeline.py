@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from hicmae.data.film import Film
@@ -21,7 +20,7 @@ from hicmae.data.media import AUDIO_SUFFIXES, first_stream, opened
 from hicmae.inference.clips import Clip, View
 from hicmae.inference.pictures import LONGEST_GAP, over_time, write_overlay
 from hicmae.inference.recognizer import Prediction
-from hicmae.inference.style import colour
+from hicmae.inference.style import colour, templates
 from hicmae.io import check_writable, encodable, whole_file, write_whole
 
 logger = logging.getLogger(__name__)
@@ -300,13 +299,6 @@ def _render(
     mark: str,
 ) -> str:
     """Return the page, with `mark` where the film belongs."""
-    environment = Environment(
-        loader=PackageLoader("hicmae.inference"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     names, first = list(people[0].scores), people[0]
     scores = np.concatenate([over_time(person)[2] for person in people])
     low, high = 0.0, 1.0
@@ -334,11 +326,15 @@ def _render(
             if number == person.person
         },
     }
-    page: str = environment.get_template("timeline.html").render(
-        title=encodable(Path(first.file).name),
-        **{"lanes": lanes, "data": data, "names": data["names"], "colours": data["colours"]},
-        **{"kind": kind, "problem": encodable(problem), "size": size, "mark": mark},
-        notes=[encodable(note) for note in dict.fromkeys(n for p in people for n in p.notes)],
+    page: str = (
+        templates("hicmae.inference")
+        .get_template("timeline.html")
+        .render(
+            title=encodable(Path(first.file).name),
+            **{"lanes": lanes, "data": data, "names": data["names"], "colours": data["colours"]},
+            **{"kind": kind, "problem": encodable(problem), "size": size, "mark": mark},
+            notes=[encodable(note) for note in dict.fromkeys(n for p in people for n in p.notes)],
+        )
     )
     return page
 

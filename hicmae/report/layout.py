@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from hicmae.inference.style import MARKERS, OKABE_ITO, STYLE, colour, figure_to_png
+from hicmae.inference.style import MARKERS, OKABE_ITO, STYLE, colour, figure_to_png, templates
 from hicmae.report.scores import HIGH, KINDS, LOW, TOTAL, Comparison, Report, metric_name
 
 WORDS = ("score", "test")  # columns that do not hold figures
@@ -248,19 +247,12 @@ def as_latex(sections: Sequence[Section]) -> str:
 
 def as_html(sections: Sequence[Section]) -> str:
     """Return one page that needs nothing else: pictures are inside it."""
-    environment = Environment(
-        loader=PackageLoader("hicmae.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     titles = [section.report.title for section in sections if section.report]
     parts = [
         (section, [(title, _address(figure), wide) for title, figure, wide in _figures(section)])
         for section in sections
     ]
-    page = environment.get_template("page.html")
+    page = templates("hicmae.report").get_template("page.html")
     return page.render(title=" / ".join(titles) or "report", parts=parts, words=WORDS)
 
 

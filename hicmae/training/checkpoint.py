@@ -225,6 +225,11 @@ def in_order(output_dir: str | Path) -> list[tuple[int, float, Path]]:
     return sorted((int(m[1]), float(m[2] or math.inf), path) for m, path in pairs if m)
 
 
+def epoch_ends(output_dir: str | Path) -> list[Path]:
+    """Return every `checkpoint-<epoch>.pth` of a run, oldest first."""
+    return [path for _, step, path in in_order(output_dir) if step == math.inf]
+
+
 def whole(output_dir: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Read the states of a run from the newest back, passing over damaged ones with a warning."""
     for _, _, path in reversed(in_order(output_dir)):

@@ -75,9 +75,7 @@ def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
     config = read_config(*described) if described else None
     settings = _told(content, config) | ({} if config is None else _settings_of(config))
     settings = {_ALIASES.get(name, name): value for name, value in settings.items()}
-    if sizes := settings.get("input_size_audio"):  # one number in the original: steps
-        steps, bins = [*(sizes if isinstance(sizes, list) else [sizes]), 128][:2]
-        settings["input_size_audio"] = [int(steps), int(bins)]
+    settings = _with_bins(settings)
     if settings:  # earlier versions and the original know no other order
         settings.setdefault("fusion_order", "both")
     if "head.weight" not in weights:
@@ -113,6 +111,15 @@ def weights_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     }
 
 
+def _with_bins(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by flag where a single `input_size_audio`, steps, has 128 bins beside it."""
+    sizes = settings.get("input_size_audio")
+    if not sizes:
+        return dict(settings)
+    steps, bins = [*(sizes if isinstance(sizes, list) else [sizes]), 128][:2]
+    return {**settings, "input_size_audio": [int(steps), int(bins)]}
+
+
 def check_agrees(
     trained: Trained, chosen: Mapping[str, Any], flags: Iterable[str] = SETTLED
 ) -> None:
@@ -120,7 +127,9 @@ def check_agrees(
 
     What the file does not say, or is not chosen, contradicts nothing. ValueError names the flags.
     """
-    mine = flat_settings(chosen)
+    mine = _with_bins(flat_settings(chosen))
+    if "init_values" in mine:  # of the start of layer scales, weights tell only whether it was 0
+        mine["init_values"] = float(mine["init_values"] > 0)
     wrong = [
         f"--{flag} {_shown(mine[flag])} (trained with {_shown(trained.settings[flag])})"
         for flag in flags

@@ -18,7 +18,6 @@ standard deviation over --seeds; intervals draw speakers, differences are paired
 import argparse
 import itertools
 import json
-import math
 import operator
 import shlex
 import shutil
@@ -142,10 +141,9 @@ def pretrained(start: str, args: argparse.Namespace) -> list[str]:
 
 def last_checkpoint(run: Path) -> Path:
     """Return the checkpoint of the highest epoch; exit where there is none."""
-    from hicmae.training.checkpoint import in_order  # no --help should wait for torch
+    from hicmae.training.checkpoint import epoch_ends  # no --help should wait for torch
 
-    ends = [path for _, step, path in in_order(run) if math.isinf(step)]
-    if not ends:
+    if not (ends := epoch_ends(run)):
         raise SystemExit(f"error: no checkpoint-<epoch>.pth in '{run}'; run scripts/demo.sh first")
     return ends[-1]
 
