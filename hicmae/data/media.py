@@ -4,12 +4,16 @@ A sample lies where its packet's time stamp puts it; what is missing is silence.
 passed over, counted, and refused only where they are many.
 """
 
+import itertools
 import logging
+import math
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import IO, Any, Literal
 
 import av
 import numpy as np
@@ -209,7 +213,46 @@ def decoded(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
 # Sound
 
 
-def read_sound(path: str, origin: float | None = None) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """A file's sound, mono, 16 kHz, each sample in its time.
+
+    Its samples stand in a file without a name, so that a long film takes no memory; a slice,
+    `sound[start:stop]`, reads them as float32 in [-1, 1].
+
+    Attributes:
+        begin: when the file's own sound begins, in its own seconds.
+        seconds: from there to its end, with what is missing between.
+        rate: samples a second in the file.
+        channels: in the file.
+        damaged: packets that were passed over.
+    """
+
+    file: IO[bytes]
+    length: int
+    begin: float
+    seconds: float
+    rate: int
+    channels: int
+    damaged: int
+
+    @property
+    def samples(self) -> np.ndarray:
+        """All of them, (S,) int16."""
+        return self._read(0, self.length)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        start, stop, _ = span.indices(self.length)
+        return self._read(start, stop).astype(np.float32) / 32768
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        return np.frombuffer(os.pread(self.file.fileno(), 2 * (stop - start), 2 * start), np.int16)
+
+
+def read_sound(path: str, origin: float | None = None) -> "np.ndarray | Sound":
     """Read a file's sound as (S,) float32 in [-1, 1], mono, 16 kHz, each sample in its time.
 
     Args:
@@ -223,57 +266,35 @@ def read_sound(path: str, origin: float | None = None) -> np.ndarray:
     """
     if origin is None and (samples := _plain_wav(path)) is not None:
         return samples
-    samples = decode_sound(path, origin).samples.astype(np.float32)
-    samples /= 32768  # in place: of long films it is much
-    return samples
-
-
-class Sound(NamedTuple):
-    """A file's sound, mono, 16 kHz, each sample in its time.
-
-    Attributes:
-        samples: (S,) int16.
-        begin: when the file's own sound begins, in its own seconds.
-        seconds: from there to its end, with what is missing between.
-        rate: samples a second in the file.
-        channels: in the file.
-        damaged: packets that were passed over.
-    """
-
-    samples: np.ndarray
-    begin: float
-    seconds: float
-    rate: int
-    channels: int
-    damaged: int
+    return decode_sound(path, origin)
 
 
 def decode_sound(path: str, origin: float | None = None, length: int | None = None) -> Sound:
     """Decode a file's sound, see `read_sound`; cut, or filled with silence, to `length` samples."""
-    damage = Damage()
+    damage, file = Damage(), tempfile.TemporaryFile()
+    begin, end, last, heard = math.inf, -math.inf, 0, 0
     with opened(path) as container:
         stream = needed_stream(container, "audio")
         codec = stream.codec_context
-        pieces = _pieces(decoded(container, stream, damage))
+        for piece, passed, part in _parts(decoded(container, stream, damage)):
+            origin = piece if origin is None else origin
+            begin = min(begin, piece)
+            end = max(end, piece + (passed + len(part)) / SAMPLE_RATE)
+            place = round((piece - origin) * SAMPLE_RATE) + passed
+            first = max(place, 0)
+            part = part[first - place :][: None if length is None else max(length - first, 0)]
+            file.seek(2 * first)
+            file.write(part.tobytes())
+            last, heard = max(last, first + len(part)), heard + len(part)
         rate, channels = codec.sample_rate, codec.layout.nb_channels
     damage.check(path, "audio")
-    if not pieces:
+    if begin == math.inf:
         raise NoSound(f"'{path}' has a sound track without a sample")
-    begin = min(time for time, _ in pieces)
-    end = max(time + len(part) / SAMPLE_RATE for time, part in pieces)
-    start = pieces[0][0] if origin is None else origin
-    places = [(round((time - start) * SAMPLE_RATE), part) for time, part in pieces]
-    if length is None:
-        length = max(max(place + len(part) for place, part in places), 0)
-    whole, heard = np.zeros(length, np.int16), 0
-    for place, part in places:
-        first = max(place, 0)
-        part = part[first - place :][: max(length - first, 0)]
-        whole[first : first + len(part)] = part
-        heard += len(part)
     if not heard:
         raise NoSound(f"'{path}' has no sound while its picture is shown")
-    return Sound(whole, begin, end - begin, rate, channels, damage["damaged"])
+    length = last if length is None else length
+    file.truncate(2 * length)  # what was never written is silence
+    return Sound(file, length, begin, end - begin, rate, channels, damage["damaged"])
 
 
 def _plain_wav(path: str) -> np.ndarray | None:
@@ -291,30 +312,30 @@ def _plain_wav(path: str) -> np.ndarray | None:
     return samples
 
 
-def _pieces(frames: Iterable[av.AudioFrame]) -> list[tuple[float, np.ndarray]]:
-    """Return stretches of unbroken sound: when each begins, and its int16 samples at 16 kHz.
+def _parts(frames: Iterable[av.AudioFrame]) -> Iterator[tuple[float, int, np.ndarray]]:
+    """Yield int16 samples at 16 kHz: when their unbroken stretch begins, and their place in it.
 
     16 bit, as extract_audio.py writes it, so that the numbers are those of a wav made before.
     """
-    pieces: list[tuple[float, list[av.AudioFrame]]] = []
     resampler: Any = None
     form: Any = None
-    due = 0.0
-    for frame in frames:
-        now = frame.sample_rate, frame.layout.name, frame.format.name
-        time = due if frame.time is None else frame.time
-        if now != form or abs(time - due) > SOUND_GAP:
-            if resampler is not None:
-                pieces[-1][1].extend(resampler.resample(None))
+    begin, place, due = 0.0, 0, 0.0
+    for frame in itertools.chain(frames, [None]):
+        now = frame and (frame.sample_rate, frame.layout.name, frame.format.name)
+        time = due if frame is None or frame.time is None else frame.time
+        breaks = now != form or abs(time - due) > SOUND_GAP
+        for part in resampler.resample(None) if resampler is not None and breaks else ():
+            yield begin, place, part.to_ndarray()[0]
+            place += part.samples
+        if frame is None:
+            return
+        if breaks:
             resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-            pieces.append((time, []))
-            form, due = now, time
+            begin, place, form, due = time, 0, now, time
         due += frame.samples / frame.sample_rate
-        pieces[-1][1].extend(resampler.resample(frame))
-    if resampler is not None:
-        pieces[-1][1].extend(resampler.resample(None))
-    joined = ((begin, [part.to_ndarray()[0] for part in parts]) for begin, parts in pieces)
-    return [(begin, np.concatenate(parts)) for begin, parts in joined if parts]
+        for part in resampler.resample(frame):
+            yield begin, place, part.to_ndarray()[0]
+            place += part.samples
 
 
 def to_mono(waveform: np.ndarray, sample_rate: float) -> np.ndarray:

@@ -23,7 +23,7 @@ from hicmae.data.audio import (
 )
 from hicmae.data.clip_list import PackedClip, name_of, source_crop_of
 from hicmae.data.film import FRAME_RATE
-from hicmae.data.media import NoPicture, NoSound
+from hicmae.data.media import NoPicture, NoSound, Sound
 from hicmae.data.video import NOT_READ, LookedAt, resize, source_box, test_windows, to_tensor
 from hicmae.faces import SMOOTHING, align
 from hicmae.faces.detector import Detector
@@ -65,6 +65,13 @@ def likeliest(scores: Mapping[str, float], min_confidence: float) -> str:
     """Return the name with the highest score, "unsure" where that is below `min_confidence`."""
     best = max(scores, key=scores.__getitem__)
     return best if scores[best] >= min_confidence or not min_confidence else UNSURE
+
+
+def is_flat(waveform: np.ndarray | Sound) -> bool:
+    """Tell whether all samples are the same; a long sound is read in parts."""
+    step = 60 * SAMPLE_RATE
+    parts = (waveform[start : start + step] for start in range(0, len(waveform), step))
+    return all((part == waveform[:1]).all() for part in parts)
 
 
 def sliding(
@@ -210,7 +217,7 @@ class Clip:
     points: np.ndarray | None = None  # of the people's faces; None takes frames as they are
     boxes: np.ndarray | None = None  # likewise, see `find_people`
     num_people: int = 1  # with an answer of their own
-    waveform: np.ndarray | None = None  # (S,); None: no sound is read
+    waveform: np.ndarray | Sound | None = None  # (S,); None: no sound is read
     notes: list[str] = field(default_factory=list)  # what the user should know
     missing: dict[tuple[int, int], str] = field(default_factory=dict)  # what cannot be read whole
     # Who speaks, of the number of a window, its pictures and its sound; None: it is not asked.
@@ -251,8 +258,9 @@ class Clip:
                     f"'{source.heard}' is too short: {heard:.0f} ms of sound, expected at least "
                     f"{least:.0f} ms"
                 )
-            if waveform is not None and (waveform == waveform[0]).all():
-                raise NoSound(f"'{source.heard}' is silent: all its samples are {waveform[0]:g}")
+            if waveform is not None and is_flat(waveform):
+                level = f"{waveform[:1][0]:g}"
+                raise NoSound(f"'{source.heard}' is silent: all its samples are {level}")
             self.waveform = waveform
         except NoSound as error:
             if not (self.may_miss and source.has_picture):

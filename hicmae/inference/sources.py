@@ -16,7 +16,7 @@ import numpy as np
 from hicmae.data.audio import SAMPLE_RATE
 from hicmae.data.clip_list import PackedClip
 from hicmae.data.film import FRAME_RATE, Film
-from hicmae.data.media import NoPicture, NoSound, read_sound, streams_of, to_mono
+from hicmae.data.media import NoPicture, NoSound, Sound, read_sound, streams_of, to_mono
 from hicmae.data.shards import open_packed
 from hicmae.data.video import NOT_READ, FrameFolder, Video
 from hicmae.io import UnreadableClip
@@ -53,7 +53,7 @@ class MediaFile:
         return self.film.frames(indices)
 
     @cached_property
-    def sound(self) -> np.ndarray:
+    def sound(self) -> np.ndarray | Sound:
         """Samples; NoSound where there are none."""
         if not self.has_sound:
             raise NoSound(f"'{self.heard}' has no sound")
@@ -71,7 +71,7 @@ class FaceFrames:
     has_picture = True
 
     def __init__(
-        self, video: Video, heard: str, read: Callable[[], np.ndarray] | None, rate: float
+        self, video: Video, heard: str, read: Callable[[], np.ndarray | Sound] | None, rate: float
     ) -> None:
         self.path, self.heard, self.has_sound = video.path, heard, read is not None
         self.video, self.read, self.rate = video, read, rate
@@ -92,7 +92,7 @@ class FaceFrames:
         return (self.video.read([index])[0] for index in indices)
 
     @cached_property
-    def sound(self) -> np.ndarray:
+    def sound(self) -> np.ndarray | Sound:
         """Samples; NoSound where there are none."""
         if self.read is None:
             raise NoSound(f"'{self.path}' is a folder of frames without sound; name its sound file")
@@ -137,7 +137,7 @@ class Arrays:
         yield from self.images[np.asarray(indices, int)]
 
     @property
-    def sound(self) -> np.ndarray:
+    def sound(self) -> np.ndarray | Sound:
         """Samples; NoSound where there are none."""
         if self.samples is None:
             raise NoSound("no waveform is given")

@@ -5,6 +5,7 @@ pre-training pulled picture and sound of a clip together, so the speaker's pictu
 sound.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from hicmae.config import PretrainLossConfig, PretrainModelConfig
 from hicmae.config.flags import from_flags
 from hicmae.data.audio import SAMPLE_RATE
 from hicmae.data.film import FRAME_RATE
+from hicmae.data.media import Sound
 from hicmae.data.video import normalise
 from hicmae.faces import align
 from hicmae.inference.clips import Clip
@@ -74,12 +76,12 @@ def lip_motion(frames: Iterable[np.ndarray], points: np.ndarray) -> np.ndarray:
     return motion
 
 
-def loudness(samples: np.ndarray, times: np.ndarray) -> np.ndarray:
+def loudness(samples: np.ndarray | Sound, times: np.ndarray) -> np.ndarray:
     """Return the root mean square of samples (S,) in each frame from times (n,), seconds."""
     ends = np.append(times, 2 * times[-1] - times[-2])
     places = np.round(ends * SAMPLE_RATE).astype(int).clip(0, len(samples))
-    energy = np.append(0.0, np.cumsum(samples.astype(float) ** 2))[places]
-    return np.sqrt(np.diff(energy) / np.diff(places).clip(1))
+    energy = [np.square(samples[a:b], dtype=float).sum() for a, b in itertools.pairwise(places)]
+    return np.sqrt(np.array(energy) / np.diff(places).clip(1))
 
 
 def read_lips(clip: Clip) -> Lips:
