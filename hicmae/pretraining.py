@@ -152,5 +152,5 @@ def log_images(saver: Saver, dataset: PretrainClips, loss: PretrainLossConfig) -
     items = [dataset[ClipIndex(0, index)] for index in range(min(2, len(dataset)))]
     rebuilt = rebuild_clips(state.model, dataset.collate(items), loss, saver.run.precision)
     for index, clip in enumerate(rebuilt[:: dataset.num_samples]):  # one draw of each clip
-        image = figure_to_image(reconstruction_figure(*clip))
+        image = figure_to_image(reconstruction_figure([clip]))
         saver.logs.board.image(f"reconstruction/{index}", image, state.last_step)

@@ -22,10 +22,7 @@ PICTURES = {
     "retrieval": ("features", "Draw how often sound finds its video among others, and back."),
 }
 NAMES = "names, a file with one a line, or a data set (default: those of the run)"
-SOURCES = (
-    "one csv file with the columns dataset,metric,method,value (percent), or finished experiments "
-    "as DATASET=FOLDER or DATASET/METHOD=FOLDER"
-)
+SOURCES = "finished experiments as DATASET=FOLDER or DATASET/METHOD=FOLDER"
 SCORES = "of experiments: uar, war, ccc, ...; recall: an axis a class (default: war or ccc)"
 PARTS = (
     "a panel each: video, audio (layer-weighted), fusion_video, fusion_audio (fusion encoder), "
@@ -39,39 +36,41 @@ def build_parser() -> argparse.ArgumentParser:
     parser.prog = "hicmae-visualize"
     commands = parser.add_subparsers(dest="picture", required=True, metavar="PICTURE")
 
-    def add_picture(name: str) -> Any:
+    def add_picture(name: str) -> argparse.ArgumentParser:
         _, text = PICTURES[name]
         part = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         formats = ".png (200 dpi), .pdf or .svg"
         part.add_argument("--output", "--out", required=True, metavar="FILE", help=formats)
-        return part.add_argument
+        return part
 
     def add_of_clips(name: str, stage: str, count: int = 0) -> Any:
-        add = add_picture(name)
+        part = add_picture(name)
+        add = part.add_argument
         add("--checkpoint", required=True, metavar="FILE", help=f"{stage}, or its export or run")
         add("--data_path", required=True, metavar="LIST", help="list that fits it, or its folder")
         add("--data_root", default="", metavar="DIR", help="start of relative paths")
         add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... or mps (default: auto)")
-        add("--clip", type=int, metavar="N", help="this line of the list, from 0")
+        either = part.add_mutually_exclusive_group().add_argument
+        either("--clip", type=int, metavar="N", help="this line of the list, from 0")
         text = f"clips drawn; 0: all, of a reconstruction the first (default: {count})"
-        add("--num_clips", type=int, default=count, metavar="N", help=text)
+        either("--num_clips", type=int, default=count, metavar="N", help=text)
         text = "of draw, windows, crops and masks (default: 0, of a reconstruction the training's)"
         add("--seed", type=int, help=text)
         return add
 
-    add = add_picture("curves")
+    add = add_picture("curves").add_argument
     add("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run with a log.txt")
-    add = add_picture("confusion")
+    add = add_picture("confusion").add_argument
     add("pred_files", nargs="+", metavar="PRED.csv", help="predictions of a test, or its run")
     add("--class_names", "--classes", nargs="+", default=(), metavar="NAME", help=NAMES)
-    add = add_picture("reliability")
+    add = add_picture("reliability").add_argument
     add("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="tested run of a classifier")
     add("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
-    add = add_picture("radar")
+    add = add_picture("radar").add_argument
     add("sources", nargs="+", metavar="SOURCE", help=SOURCES)
     add("--metrics", nargs="+", default=(), metavar="SCORE", help=SCORES)
     add("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
-    add = add_picture("layer_weights")
+    add = add_picture("layer_weights").add_argument
     add("--checkpoint", required=True, nargs="+", metavar="FILE", help="fine-tuned, e.g. of folds")
     add_of_clips("reconstruction", "pre-training checkpoint")
     add_of_clips("attention", "checkpoint", count=1)

@@ -1,6 +1,5 @@
 """What the pictures of models share, a checkpoint and the clips it is shown; and clips rebuilt."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import timm
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
@@ -38,6 +37,8 @@ from hicmae.training.run import Precision, choose_precision
 HOP_SECONDS = 0.01  # between two spectrogram steps
 MOST_FRAMES = 6
 SCRIPTS = {"pre-trained": "run_pretraining.py", "fine-tuned": "run_finetuning.py"}
+# A map from 0 to its strongest point, the picture shining through.
+HEAT: dict[str, Any] = {"cmap": "inferno", "alpha": 0.6, "vmin": 0.0, "interpolation": "bilinear"}
 
 
 class Opened(NamedTuple):
@@ -62,7 +63,7 @@ def open_model(
     chosen = choose_device(device)
     model, config = load_model(path, device=chosen)
     found = "pre-trained" if config.task == "pretraining" else "fine-tuned"
-    if stage and stage != found:
+    if stage not in ("", found):
         raise ValueError(
             f"checkpoint '{path}' is {found}, but this picture needs a {stage} one; give a "
             f"checkpoint of {SCRIPTS[stage]}"
@@ -103,7 +104,7 @@ def open_clips(
     seed: int | None = None,
     rebuilds: bool = False,
 ) -> Opened:
-    """Load a model, see `open_model`, and choose clips, see `choose_lines`.
+    """Load a model, see `open_model`, and choose one clip, or some, or all for 0.
 
     They are of the list, or of test.csv (pre-training: train.csv) in a folder; relative names start
     at `data_root`. Without a seed it is 0. A model that `rebuilds` is that of `open_whole`, and its
@@ -112,6 +113,7 @@ def open_clips(
     names: Sequence[str] = ()
     if rebuilds:
         model, settings, chosen = open_whole(checkpoint, device)
+        seed = settings.get("seed", 0) if seed is None else seed
     else:
         model, settings, names, chosen = open_model(checkpoint, device, stage)
     listed: Sequence[AnyClip]
@@ -121,26 +123,15 @@ def open_clips(
         is_folder = Path(data_path).is_dir() and not find_list(data_path)
         path = Path(data_path, "test.csv") if is_folder else data_path
         listed = read_labelled_list(path, settings["task"], len(names), data_root)
-    if seed is None:
-        seed = settings.get("seed", 0) if rebuilds else 0
-    lines = choose_lines(len(listed), clip, num_clips, seed)
-    return Opened(model, settings, names, chosen, listed, lines, seed)
-
-
-def choose_lines(length: int, clip: int | None, num_clips: int, seed: int) -> list[int]:
-    """Choose one line of a list, or draw some without replacement (0: all), in the list's order."""
+    lines: Sequence[int] = range(len(listed))
     if clip is not None:
-        if num_clips not in (0, 1):
-            raise ValueError(f"give --clip {clip} or --num_clips {num_clips}, not both")
-        if not 0 <= clip < length:
-            raise ValueError(f"--clip {clip} is not in the list of {length} clips")
-        return [clip]
-    if num_clips < 0:
-        raise ValueError(f"--num_clips must not be negative, got {num_clips}")
-    if not 0 < num_clips < length:
-        return list(range(length))
-    rng = np.random.default_rng(seed)
-    return sorted(rng.choice(length, num_clips, replace=False).tolist())
+        if clip not in lines:
+            raise ValueError(f"--clip {clip} is not in the list of {len(listed)} clips")
+        lines = [clip]
+    elif 0 < num_clips < len(listed):
+        rng = np.random.default_rng(seed or 0)
+        lines = sorted(rng.choice(len(listed), num_clips, replace=False).tolist())
+    return Opened(model, settings, names, chosen, listed, lines, seed or 0)
 
 
 def batches(opened: Opened, batch_size: int = 16, **options: Any) -> Iterator[Any]:
@@ -161,91 +152,91 @@ def batches(opened: Opened, batch_size: int = 16, **options: Any) -> Iterator[An
         dataset = TestClips(opened.clips, clip, centre=True, **options)
     for start in range(0, len(opened.lines), batch_size):
         lines = opened.lines[start : start + batch_size]
-        items: list[Any] = [dataset[ClipIndex(0, line)] for line in lines]
-        batch = dataset.collate(items).to(opened.device)
+        batch = dataset.collate([dataset[ClipIndex(0, line)] for line in lines])
         if batch.skipped:  # in pre-training another clip stands in for it, which would be its twin
             raise ValueError(f"a clip cannot be read: {batch.skipped[0].reason}")
-        yield batch
+        yield batch.to(opened.device)
 
 
-def evenly(length: int) -> list[int]:
-    """Choose some of so many places in time, as far apart as they can be."""
-    return np.linspace(0, length - 1, min(MOST_FRAMES, length)).round().astype(int).tolist()
+class Row(NamedTuple):
+    """A clip as one row of a picture shows it, with maps of its tokens to lay over it."""
+
+    label: str
+    video: ArrayLike | None  # (3, T, H, W) in 0..1
+    audio: ArrayLike | None  # (T, F), normalised log-mel; nan is grey
+    heat: np.ndarray | None = None  # (t, h, w)
+    heat_audio: np.ndarray | None = None  # (t, f)
 
 
-def draw_frame(axes: Axes, picture: np.ndarray, **look: Any) -> AxesImage:
-    """Draw a frame (H, W, 3), or a map over one, without ticks."""
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    return axes.imshow(picture, **look)
+def clips_figure(clips: Sequence[Sequence[Row]]) -> Figure:
+    """Draw clips of one shape, each as rows of frames and of spectrograms.
 
-
-def draw_spectrogram(
-    axes: Axes, values: np.ndarray, size: tuple[int, ...], **look: Any
-) -> AxesImage:
-    """Draw a log-mel spectrogram of a size (T, F), or a map (t, f) over one."""
-    extent = (0.0, size[0] * HOP_SECONDS, 0.0, float(size[1]))
-    axes.set_ylabel("mel bin")
-    return axes.imshow(values.T, origin="lower", aspect="auto", extent=extent, **look)
-
-
-# Masked clips beside what a pre-training checkpoint makes of them
-
-
-def reconstruction_figure(*parts: ArrayLike) -> Figure:
-    """Draw clips as they are, as the model sees them, and as the model rebuilds them.
-
-    The parts are six arrays or tensors a clip, all clips of one shape: (3, T, H, W) pixels in 0..1,
-    clipped, as they are, masked and rebuilt; likewise the (T, F) log-mel spectrogram. What is nan
-    is drawn in grey. The first spectrogram of a clip sets the range of its colours.
+    The first spectrogram of a clip sets the range of its colours.
     """
-    arrays = [torch.as_tensor(part).detach().float().cpu().numpy() for part in parts]
-    for first, axes in ((0, 4), (3, 2)):
-        same = [array for k, array in enumerate(arrays) if k % 6 in range(first, first + 3)]
-        if len({array.shape for array in same}) != 1 or same[0].ndim != axes:
-            raise ValueError(
-                "original, masked and rebuilt must have one shape, (3, T, H, W) for video and "
-                f"(T, F) for audio, got {[array.shape for array in same]}"
-            )
-    frames, num_clips = evenly(arrays[0].shape[1]), len(arrays) // 6
-    widths = [1.0] * len(frames) + [2.0]
-    size = (1.05 * sum(widths) + 1.0, 3.55 * num_clips)
+    first, num_rows = clips[0][0], sum(map(len, clips))
+    length = 0 if first.video is None else np.shape(first.video)[1]
+    frames = np.linspace(0, length - 1, min(MOST_FRAMES, length)).round().astype(int)
+    widths = [1.0] * len(frames) + [2.2] * (first.audio is not None)
     tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(size, layout=tight)
-        for number, part in enumerate(figure.subfigures(num_clips, 1, squeeze=False)[:, 0]):
-            clip = arrays[6 * number : 6 * number + 6]
-            grid = part.subplots(3, len(widths), width_ratios=widths)
-            names = ("original", "masked", "rebuilt")
-            for row, name, video in zip(grid, names, clip, strict=False):
-                row[0].set_ylabel(name)
-                for axes, frame in zip(row, frames, strict=False):
-                    picture = np.moveaxis(video[:, frame], 0, -1)  # (H, W, 3)
-                    draw_frame(axes, np.where(np.isnan(picture), 0.5, np.clip(picture, 0.0, 1.0)))
-            for axes, frame in zip(grid[0], frames, strict=False):
-                axes.set_title(f"frame {frame}")
-            _draw_spectrograms(part, grid[:, -1], clip[3:])
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure((1.05 * sum(widths) + 1.8, 1.1 * num_rows + 0.5), layout=tight)
+        grid = figure.subplots(num_rows, len(widths), width_ratios=widths, squeeze=False)
+        rows = ((clip[0].audio, row) for clip in clips for row in clip)
+        for axes, (audio, row) in zip(grid, rows, strict=True):
+            look: Any = {"xytext": (-6, 0), "textcoords": "offset points", "va": "center"}
+            axes[0].annotate(row.label, (0, 0.5), xycoords="axes fraction", ha="right", **look)
+            if row.video is not None:
+                _draw_frames(axes[: len(frames)], np.asarray(row.video)[:, frames], frames, row)
+            if row.audio is not None:
+                _draw_spectrogram(axes[-1], np.asarray(row.audio), np.asarray(audio), row)
+        for axes, frame in zip(grid[0], frames, strict=False):
+            axes.set_title(f"frame {frame}")
+        if first.audio is not None:
+            grid[0, -1].set_title("spectrogram (mel bins)")
+            grid[-1, -1].set_xlabel("time (s)")
+            grid[-1, -1].tick_params(labelbottom=True)
     return figure
 
 
-def _draw_spectrograms(figure: SubFigure, column: Sequence[Axes], audios: list[np.ndarray]) -> None:
-    low, high = np.nanpercentile(audios[0], (1, 99))
-    look: dict[str, Any] = {
-        "cmap": matplotlib.colormaps["viridis"].with_extremes(bad="#808080"),
-        "interpolation": "nearest",
-        "vmin": low,
-        "vmax": max(high, low + 1e-6),
-    }
-    for axes, audio in zip(column, audios, strict=True):
-        image = draw_spectrogram(axes, audio, audio.shape, **look)
-        axes.grid(False)
-        axes.yaxis.tick_right()
-        axes.yaxis.set_label_position("right")
-        axes.tick_params(labelbottom=axes is column[-1])
-    column[0].set_title("log-mel spectrogram")
-    column[-1].set_xlabel("time (s)")
-    bar = figure.colorbar(image, ax=list(column), fraction=0.06, pad=0.02)
-    bar.set_label("normalised log energy")
+def _draw_frames(panels: np.ndarray, video: np.ndarray, frames: np.ndarray, row: Row) -> None:
+    length = np.shape(row.video)[1]
+    for axes, frame, picture in zip(panels, frames, np.moveaxis(video, 0, -1), strict=True):
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        if row.heat is None:
+            axes.imshow(picture)
+            continue
+        axes.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=1)
+        heat, extent = row.heat[frame * len(row.heat) // length], (0, *picture.shape[1::-1], 0)
+        image = axes.imshow(heat, vmax=row.heat.max(), extent=extent, **HEAT)
+    if row.heat is not None:
+        _draw_scale(image, list(panels), "× uniform")
+
+
+def _draw_spectrogram(axes: Axes, audio: np.ndarray, first: np.ndarray, row: Row) -> None:
+    low, high = np.nanpercentile(first, (1, 99))
+    extent = (0.0, len(audio) * HOP_SECONDS, 0.0, float(audio.shape[1]))
+    place: Any = {"origin": "lower", "aspect": "auto", "extent": extent}
+    colours = matplotlib.colormaps["viridis" if row.heat_audio is None else "gray"]
+    look = {"cmap": colours.with_extremes(bad="#808080"), "interpolation": "nearest", **place}
+    image, label = axes.imshow(audio.T, vmin=low, vmax=max(high, low + 1e-6), **look), "log energy"
+    if (heat := row.heat_audio) is not None:
+        image, label = axes.imshow(heat.T, vmax=heat.max(), **place, **HEAT), "× uniform"
+    axes.tick_params(labelbottom=False, right=True, labelright=True, left=False, labelleft=False)
+    _draw_scale(image, [axes], label)
+
+
+def _draw_scale(image: AxesImage, panels: list[Axes], label: str) -> None:
+    bar = panels[0].figure.colorbar(image, ax=panels, fraction=0.06, pad=0.02)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+
+
+def reconstruction_figure(clips: Sequence[Reconstruction]) -> Figure:
+    """Draw clips of one shape as they are, as the model sees them, and as it rebuilds them."""
+    names = ("original", "masked", "rebuilt")
+    return clips_figure([list(map(Row, names, clip[:3], clip[3:])) for clip in clips])
 
 
 def rebuild_clips(
@@ -272,10 +263,8 @@ def reconstruction(clip: int | None = None, num_clips: int = 0, **source: Any) -
     clip = 0 if clip is None and not num_clips else clip
     opened = open_clips("pre-trained", clip=clip, num_clips=num_clips, rebuilds=True, **source)
     loss = from_flags(opened.settings, PretrainLossConfig)
-    gain = bool(opened.settings.get("roll_mag_aug"))
     precision = choose_precision("fp32", opened.device)
-    rebuilt = [
-        rebuild_clips(opened.model, batch, loss, precision)
-        for batch in batches(opened, roll_mag_aug=gain)
-    ]
-    return reconstruction_figure(*itertools.chain(*itertools.chain(*rebuilt)))
+    rebuilt: list[Reconstruction] = []
+    for batch in batches(opened, roll_mag_aug=bool(opened.settings.get("roll_mag_aug"))):
+        rebuilt += rebuild_clips(opened.model, batch, loss, precision)
+    return reconstruction_figure(rebuilt)

@@ -23,7 +23,7 @@ from hicmae.visualize.clips import Opened, batches, open_clips, open_model
 
 FEWEST = 5  # clips of t-SNE
 RANKS = (1, 5, 10)  # of retrieval
-LAYER_WEIGHTS = ("video_layer_weights", "audio_layer_weights")
+DIRECTIONS = ("audio to video", "video to audio")
 TITLES = {"fusion_video": "fused video", "fusion_audio": "fused audio"}
 # Parts of a model's features by its modality; `fused` is all of them, as the head reads it.
 PARTS = {
@@ -48,13 +48,6 @@ def features_of(opened: Opened) -> tuple[dict[str, np.ndarray], np.ndarray]:
         name: torch.cat([parts[name] for parts in found]).float().cpu().numpy()
         for name in PARTS[opened.settings["modality"]]
     }, torch.cat(targets).cpu().numpy()
-
-
-def embed(vectors: np.ndarray, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
-    """Lay standardised vectors (n, D) out in the plane, (n, 2), by t-SNE."""
-    perplexity = min(perplexity, (len(vectors) - 1) / 3)  # neighbours that count
-    scaled = StandardScaler().fit_transform(vectors)
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(scaled)
 
 
 def tsne_figure(
@@ -85,38 +78,35 @@ def tsne_figure(
         else:
             handles, found = panels[0].get_legend_handles_labels()
             columns = min(len(found), max(2, 2 * len(points)))
-            look = {"handletextpad": 0.1, "columnspacing": 1.0, "markerscale": 1.4}
-            figure.legend(handles, found, loc="outside lower center", ncols=columns, **look)
+            figure.legend(handles, found, loc="outside lower center", ncols=columns)
     return figure
 
 
 def tsne(
     features: Sequence[str] = (), perplexity: float = 30.0, target: int = 0, **source: Any
 ) -> Figure:
-    """Draw features of labelled clips laid out by t-SNE, coloured by class.
+    """Draw standardised features of labelled clips laid out by t-SNE, coloured by class.
 
     Features are a panel each, of `PARTS`; without any, each modality and fused. The output `target`
     of a regression gives the colour; the `source` is that of `open_clips`.
     """
     opened = open_clips("fine-tuned", **source)
-    names, known = opened.names, PARTS[opened.settings["modality"]]
-    unknown = [part for part in features if part not in known]
-    if unknown:
+    known, count = PARTS[opened.settings["modality"]], len(opened.lines)
+    if unknown := [part for part in features if part not in known]:
         raise ValueError(
             f"--features '{unknown[0]}' is no part of this model's features; use {', '.join(known)}"
         )
-    if not 0 <= target < len(names):
-        raise ValueError(f"--target {target} is not one of the {len(names)} outputs")
-    if target and opened.settings["task"] != "regression":
-        raise ValueError(f"--target {target} is for a regression; this model tells classes apart")
-    if len(opened.lines) < FEWEST:
-        raise ValueError(f"t-SNE needs at least {FEWEST} clips, got {len(opened.lines)}")
-    shown = features or (("video", "audio", "fused") if len(known) > 2 else ("fused",))
+    if not 0 <= target < len(opened.names):
+        raise ValueError(f"--target {target} is not one of the {len(opened.names)} outputs")
+    if count < FEWEST:
+        raise ValueError(f"t-SNE needs at least {FEWEST} clips, got {count}")
     values, labels = features_of(opened)
-    places = {
-        TITLES.get(part, part): embed(values[part], opened.seed, perplexity) for part in shown
-    }
-    return tsne_figure(places, labels, names, target)
+    method, points = TSNE(perplexity=min(perplexity, (count - 1) / 3), init="pca"), {}
+    method.set_params(random_state=opened.seed)
+    for part in features or [n for n in ("video", "audio", "fused") if n in known]:
+        vectors = StandardScaler().fit_transform(values[part])
+        points[TITLES.get(part, part)] = method.fit_transform(vectors)
+    return tsne_figure(points, labels, opened.names, target)
 
 
 def recall_at(similarity: np.ndarray, rank: int) -> float:
@@ -132,9 +122,7 @@ def recall_at(similarity: np.ndarray, rank: int) -> float:
 
 
 @torch.inference_mode()
-def pooled_levels(
-    opened: Opened, levels: Sequence[int], masked: bool
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def pooled_levels(opened: Opened, levels: Sequence[int], masked: bool) -> list[list[np.ndarray]]:
     """Compute the features that pre-training contrasts after the encoder blocks `levels`.
 
     Returns:
@@ -152,58 +140,48 @@ def pooled_levels(
             visible = split.visible.to(opened.device) if masked else None
             output = encoder(clip, visible, levels)
             found.append([pooled_unit(level).float().cpu() for level in output.levels])
-    video, audio = ([torch.cat(p).numpy() for p in zip(*found, strict=True)] for found in streams)
-    return video, audio
+    return [[torch.cat(p).numpy() for p in zip(*found, strict=True)] for found in streams]
 
 
 def recalls(
     video: Sequence[np.ndarray], audio: Sequence[np.ndarray], levels: Sequence[int]
 ) -> pd.DataFrame:
-    """Score both directions at every level.
+    """Score both directions at every level, in percent.
 
     Returns:
-        level, direction, rank, value: how often the match is among the `rank` nearest, and chance:
-        the same for guessing, both in 0..1.
+        How often the match is among the nearest, a column a rank; a row each direction and block,
+        and last what guessing scores.
     """
-    rows = []
-    for level, video_level, audio_level in zip(levels, video, audio, strict=True):
-        similarity = audio_level.astype(np.float64) @ video_level.astype(np.float64).T
-        for direction, matrix in (("audio to video", similarity), ("video to audio", similarity.T)):
-            for rank in RANKS:
-                chance = min(rank / len(matrix), 1.0)
-                rows.append((level, direction, rank, recall_at(matrix, rank), chance))
-    return pd.DataFrame(rows, columns=["level", "direction", "rank", "value", "chance"])
+    found = {}
+    for direction in DIRECTIONS:
+        for level, *pair in zip(levels, audio, video, strict=True):
+            sound, picture = (vectors.astype(np.float64) for vectors in pair)
+            similarity = sound @ picture.T if direction == DIRECTIONS[0] else picture @ sound.T
+            scores = [100 * recall_at(similarity, rank) for rank in RANKS]
+            found[f"block {level}, {direction}"] = scores
+    found["chance"] = [min(100 * rank / len(similarity), 100.0) for rank in RANKS]
+    return pd.DataFrame(found, index=[f"R@{rank}" for rank in RANKS]).T
 
 
-def table(found: pd.DataFrame, num_clips: int) -> str:
-    """Lay the figures out as plain text."""
-    rows = "block " + found["level"].astype(str) + ", " + found["direction"]
-    shown = found.assign(row=rows).pivot_table("value", "row", "rank", sort=False)
-    shown.loc["chance"] = found.groupby("rank")["chance"].first()
-    shown.columns = pd.Index([f"R@{rank}" for rank in shown], name="level")
-    text = (100 * shown).rename_axis(None).to_string(float_format="{:.2f}".format, col_space=7)
-    return f"recall in percent among {num_clips} clips\n{text}"
-
-
-def retrieval_figure(found: pd.DataFrame, num_clips: int) -> Figure:
+def retrieval_figure(found: pd.DataFrame, levels: Sequence[int]) -> Figure:
     """Draw one panel a direction: bars of recall for every level, chance as lines across them."""
     with rc_context(STYLE):
         figure = Figure((5.4, 2.5))
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, (direction, own) in zip(panels, found.groupby("direction"), strict=True):
-            handles = {}
-            for number, (rank, scores) in enumerate(own.groupby("rank")):
+        for axes, direction in zip(panels, DIRECTIONS, strict=True):
+            scores = found[found.index.str.endswith(direction)]
+            for number, name in enumerate(scores):
                 place = np.arange(len(scores)) + (number - 1) * 0.27
-                values, chance = 100 * scores["value"], 100 * scores["chance"]
-                handles[f"R@{rank}"] = axes.bar(place, values, 0.25, color=colour(number))
-                edges = place - 0.125, place + 0.125
-                line = axes.hlines(chance, *edges, color="black", linewidth=1.5)
-            axes.set_xticks(range(len(scores)), scores["level"].astype(str))
+                axes.bar(place, scores[name], 0.25, color=colour(number), label=name)
+                chance, look = found.loc["chance", name], {"color": "black", "linewidth": 1.5}
+                line = axes.hlines([chance] * len(place), place - 0.125, place + 0.125, **look)
+            axes.set_xticks(range(len(levels)), list(map(str, levels)))
             axes.grid(axis="x", visible=False)
             axes.set(title=direction, xlabel="encoder block")
-        panels[0].set_ylabel(f"recall (%), {num_clips} clips")
-        handles["chance"] = line
-        figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=4)
+        panels[0].set_ylabel("recall (%)")
+        line.set_label("chance")
+        handles = panels[1].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper center", ncols=4)
     return figure
 
 
@@ -218,43 +196,42 @@ def retrieval(masked: bool = False, **source: Any) -> tuple[Figure, str]:
         raise ValueError(f"retrieval needs at least 2 clips to choose from, got {count}")
     levels = from_flags(opened.settings, PretrainModelConfig).return_intermediate_features
     found = recalls(*pooled_levels(opened, levels, masked), levels)
-    return retrieval_figure(found, count), table(found, count)
+    text = found.to_string(float_format="{:.2f}".format, col_space=7)
+    return retrieval_figure(found, levels), f"recall in percent among {count} clips\n{text}"
 
 
 def layer_weights(checkpoint: Sequence[str | Path]) -> Figure:
     """Draw layer weights of fine-tuned checkpoints, e.g. of folds: the mean, each as a point."""
-    found: dict[str, list[np.ndarray]] = {}  # (L,) of every checkpoint, by stream
-    sizes = []
+    runs = []  # (L,) by stream
     for path in checkpoint:
         weights = open_model(path, "cpu", "fine-tuned")[0].state_dict()
-        sizes.append({n: len(weights[n]) for n in LAYER_WEIGHTS if n in weights})
-        if not sizes[-1]:
+        names = [name for name in weights if name.endswith("_layer_weights")]
+        runs.append({name: weights[name].double().softmax(dim=0).numpy() for name in names})
+        if not names:
             raise ValueError(
                 f"'{path}' has no layer weights to draw: it was fine-tuned with "
                 "--no-hierarchical_fusion"
             )
-        if sizes[-1] != sizes[0]:
+        sizes, first = ({n: len(w) for n, w in run.items()} for run in (runs[-1], runs[0]))
+        if sizes != first:
             raise ValueError(
-                f"'{path}' has blocks {sizes[-1]}, '{checkpoint[0]}' has {sizes[0]}; draw models "
-                "of one size and modality together"
+                f"'{path}' has blocks {sizes}, '{checkpoint[0]}' has {first}; draw models of one "
+                "size and modality together"
             )
-        for name in sizes[0]:
-            shares = weights[name].double().softmax(dim=0).numpy()
-            found.setdefault(name.partition("_")[0], []).append(shares)
     with rc_context(STYLE):
-        figure = Figure((2.7 * len(found), 2.2))
-        panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-        for number, (axes, (stream, each)) in enumerate(zip(panels, found.items(), strict=True)):
-            values = 100 * np.stack(each)  # (runs, L)
+        figure = Figure((2.7 * len(runs[0]), 2.2))
+        panels = figure.subplots(1, len(runs[0]), sharey=True, squeeze=False)[0]
+        for number, (axes, name) in enumerate(zip(panels, runs[0], strict=True)):
+            values = 100 * np.stack([run[name] for run in runs])  # (runs, L)
             places, even = np.arange(values.shape[1]), 100 / values.shape[1]
             axes.bar(places, values.mean(0), 0.7, color=colour(number), alpha=0.85)
             if len(values) > 1:
-                runs = axes.plot(places, values.T, "o", color="black", markersize=2.5)
-                runs[0].set_label("one run")
+                points = axes.plot(places, values.T, "o", color="black", markersize=2.5)
+                points[0].set_label("one run")
             axes.axhline(even, color="black", linestyle="--", linewidth=1, label="equal weights")
             axes.set_xticks(places)
             axes.grid(axis="x", visible=False)
-            axes.set(title=f"{stream} encoder", xlabel="encoder block")
+            axes.set(title=f"{name.partition('_')[0]} encoder", xlabel="encoder block")
             axes.set_ylim(0, max(1.25 * even, 1.15 * float(values.max())))
         panels[0].set_ylabel("layer weight (%)")
         shown = panels[0].get_legend_handles_labels()

@@ -1,6 +1,5 @@
 """Pictures of what runs have written: curves, confusion, calibration, scores across data sets."""
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,15 +22,7 @@ from hicmae.data.video import natural_key
 from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image, save_figure
 from hicmae.io import encodable, whole_file
 from hicmae.report.layout import confusion_figure
-from hicmae.report.scores import (
-    KINDS,
-    Report,
-    build,
-    matched,
-    metric_name,
-    pool,
-    read_json,
-)
+from hicmae.report.scores import KINDS, Report, build, matched, metric_name, pool, read_json
 from hicmae.training.evaluate import calibration, tempered
 from hicmae.training.logs import read_lines
 from hicmae.training.resampling import Plan, read_predictions
@@ -43,7 +34,6 @@ SPLITS: dict[str, tuple[str, Any]] = {
     "val": ("validation", "--"),
     "test": ("test", ":"),
 }
-COLUMNS = ["dataset", "metric", "method", "value"]  # data set and metric name an axis together
 FEWEST_AXES = 3
 BINS = 15  # of confidence, as the ECE has
 
@@ -81,12 +71,12 @@ def curves_figure(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     rows = math.ceil(len(panels) / columns)
     with rc_context(STYLE):
         figure = Figure((2.9 * columns, 2.1 * rows))
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for axes, (quantity, keys) in zip(grid.flat, panels.items(), strict=False):
+        grid = figure.subplots(rows, columns, squeeze=False).flat
+        for axes, (quantity, keys) in zip(grid, panels.items(), strict=False):
             _draw_panel(axes, quantity, keys, runs)
-        for axes in grid.flat[len(panels) :]:
+        for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        for axes in grid.flat[: len(panels)][-columns:]:  # the lowest of each column
+        for axes in grid[: len(panels)][-columns:]:  # the lowest of each column
             axes.set_xlabel("epoch")
         if len(runs) > 1:
             lines = [Line2D([], [], color=colour(number)) for number in range(len(runs))]
@@ -119,10 +109,10 @@ def confusion(pred_files: Sequence[str | Path], class_names: Sequence[str] = ())
     pooled = pool([read_predictions(path) for path in paths])
     if pooled.is_regression:
         raise ValueError(f"'{paths[0]}' is of a regression; it has no confusion matrix")
-    scores, count = pooled.scores(), pooled.num_outputs
+    scores = pooled.scores()
     settings = flat_settings(read_json(paths[0].parent / "config.json"))
     settings |= {"class_names": class_names} if class_names else {}
-    names = names_of_run(settings, "classification", count)
+    names = names_of_run(settings, "classification", pooled.num_outputs)
     title = f"{scores['count']} clips, UAR {scores['uar']:.2%}, WAR {scores['war']:.2%}"
     if twice := sum(count > 1 for count in Counter(pooled.clips).values()):
         title += f"\n{twice} of the clips counted more than once"
@@ -132,22 +122,23 @@ def confusion(pred_files: Sequence[str | Path], class_names: Sequence[str] = ())
 def confusion_image(metrics: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
     """Draw the confusion matrix among the metrics of a classifier, (H, W, 3) uint8."""
     title = f"UAR {metrics['uar']:.1%}, WAR {metrics['war']:.1%}"
-    return figure_to_image(confusion_figure(metrics["confusion"], names, title, small=True))
+    return figure_to_image(confusion_figure(metrics["confusion"], names, title))
 
 
 def reliability(output_dirs: Sequence[str | Path], kind: str = "last") -> Figure:
     """Draw how many answers of each confidence are right in tests of runs, put together."""
     tables, before, after = [], [], []
-    for path in (Path(folder) / KINDS[kind] for folder in output_dirs):
-        tables.append(read_predictions(path))
+    for folder in map(Path, output_dirs):
+        tables.append(read_predictions(folder / KINDS[kind]))
         if tables[-1].is_regression:
-            raise ValueError(f"'{path}' is of a regression, which knows no confidence")
+            raise ValueError(
+                f"'{folder / KINDS[kind]}' is of a regression, which knows no confidence"
+            )
         columns = [f"p{k}" for k in range(tables[-1].num_outputs)]
-        frame = pd.read_csv(path, encoding="utf-8-sig", encoding_errors="replace")
+        how: Any = {"encoding": "utf-8-sig", "encoding_errors": "replace"}
+        frame = pd.read_csv(folder / KINDS[kind], usecols=columns, **how)
         before.append(frame[columns].dropna().to_numpy(float))
-        metrics = read_json(
-            path.with_name(path.name.replace("pred", "metrics")).with_suffix(".json")
-        )
+        metrics = read_json(folder / KINDS[kind].replace("pred", "metrics").replace("csv", "json"))
         if found := metrics.get("calibration"):
             after.append(tempered(before[-1], found["temperature"]))
     panels = {"before": np.concatenate(before)}
@@ -187,123 +178,85 @@ def draw_reliability(
 ) -> np.ndarray:
     """Write the picture of probabilities before and after a temperature; (H, W, 3) uint8."""
     after = f"after the temperature, {temperature:.2f}"
-    panels = {"before": scores, after: tempered(scores, temperature)}
-    figure = reliability_figure(labels, panels)
+    figure = reliability_figure(labels, {"before": scores, after: tempered(scores, temperature)})
     with whole_file(path) as part:
         save_figure(figure, part)
     return figure_to_image(figure)
 
 
-def read_scores(path: str | Path) -> pd.DataFrame:
-    """Read a csv file with COLUMNS, values in percent."""
-    try:
-        scores = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except pd.errors.EmptyDataError:
-        scores = pd.DataFrame()
-    if not set(COLUMNS) <= set(scores) or scores.empty:
-        header = ",".join(scores)[:80]
-        raise ValueError(f"{path}:1: expected the columns {','.join(COLUMNS)}, got '{header}'")
-    values = pd.to_numeric(scores["value"], errors="coerce").replace([-np.inf, np.inf], np.nan)
-    if values.isna().any():
-        line = int(values.isna().argmax())
-        got = scores["value"][line]
-        raise ValueError(f"{path}:{line + 2}: expected a number as value, got '{got}'")
-    return scores[COLUMNS].assign(value=values)
-
-
 def scores_of_folders(
     entries: Sequence[str], metrics: Sequence[str] = (), kind: str = "last"
 ) -> pd.DataFrame:
-    """Score the finished folds of experiments; returns COLUMNS, as in a csv file.
+    """Score the finished folds of experiments, in percent: a row a method, (data set, metric).
 
     Entries are "DATASET=FOLDER", or "DATASET/METHOD=FOLDER"; metrics those of `hicmae.report`, WAR
     or CCC if empty; "recall" is one axis a class, nan for a class without clips.
     """
-    rows, firsts = [], dict[str, Report]()  # of each data set; its other methods have its clips
+    methods: dict[str, dict[tuple[str, str], float]] = {}
+    firsts = dict[str, Report]()  # of each data set; its other methods have its clips
     named = [metric for metric in metrics if metric != "recall"]
     for entry in entries:
         name, _, folder = entry.partition("=")
         if not name or not folder:
-            raise ValueError(
-                f"expected one csv file, or DATASET=FOLDER or DATASET/METHOD=FOLDER, got '{entry}'"
-            )
+            raise ValueError(f"expected DATASET=FOLDER or DATASET/METHOD=FOLDER, got '{entry}'")
         dataset, _, method = encodable(name).partition("/")
         report = build(folder, plan=Plan(resamples=0), metrics=named, title=name)
         if kind not in report.kinds:
             raise ValueError(f"'{folder}' has no predictions of its {kind} epoch")
-        first = firsts.setdefault(dataset, report)
+        first, found = firsts.setdefault(dataset, report), methods.setdefault(method, {})
         matched(first.pooled[kind], report.pooled[kind], first.title, report.title)
+        if dataset in {axis[0] for axis in found}:
+            raise ValueError(f"'{name}' is given twice; name the methods apart")
         shown = named or ([] if metrics else report.metrics[-1:])
         values = [(metric_name(m), report.total(kind, m)[0, 0]) for m in shown]
         if "recall" in metrics:
             if report.is_regression:
                 raise ValueError(f"'{folder}' is a regression; it has no recall of classes")
             values += zip(report.names, report.parts(kind, "recall")[:, 0], strict=True)
-        rows += [(dataset, m, method, 100 * value) for m, value in values]
-    return pd.DataFrame(rows, columns=COLUMNS)
+        found |= {(dataset, m): 100 * value for m, value in values}
+    return pd.DataFrame(methods).T
 
 
 def radar_figure(scores: pd.DataFrame) -> Figure:
-    """Draw one polygon a method; every data set and metric of the COLUMNS is an axis.
-
-    A value of nan is a gap in the polygon.
-    """
-    names = pd.MultiIndex.from_frame(scores[["dataset", "metric"]].drop_duplicates())
+    """Draw one polygon a method, a row of the scores (methods, axes); nan is a gap in it."""
+    names = scores.columns.to_frame()
     if len(names) < FEWEST_AXES:
         raise ValueError(
             f"a radar plot needs at least {FEWEST_AXES} axes (data sets times metrics), got "
             f"{len(names)}; add some, or use the tables of python -m hicmae.report"
         )
-    if scores.duplicated(["method", "dataset", "metric"]).any():
-        raise ValueError("a method has two values on one axis; name the methods apart")
-    known = set(scores[["method", "dataset", "metric"]].itertuples(index=False, name=None))
-    for method, axis in itertools.product(scores["method"], names):
-        if (method, *axis) not in known:
-            raise ValueError(f"method '{method}' has no value of {' '.join(axis)}")
-    values = scores.pivot(index="method", columns=["dataset", "metric"], values="value")
-    values = values.reindex(index=scores["method"].unique(), columns=names)
-    top = max(10 * math.ceil((values.max(axis=None) - 1e-9) / 10), 10)
+    top = max(10 * math.ceil((scores.max(axis=None) - 1e-9) / 10), 10)
     angles = np.linspace(0, 2 * math.pi, len(names), endpoint=False)
+    varies = names.nunique() > 1  # axes are named by what differs; what they share is the title
+    texts = names.loc[:, varies].agg("\n".join, axis=1) + scores.isna().all().map(
+        {True: "\n(no clips)", False: ""}
+    )
     with rc_context(STYLE):
         figure = Figure((4.0, 3.7))
         axes = cast(PolarAxes, figure.add_subplot(projection="polar"))
         axes.set_theta_offset(math.pi / 2)  # the first axis points up, the others go clockwise
         axes.set_theta_direction(-1)
-        for number, (method, row) in enumerate(values.iterrows()):
-            closed = np.append(angles, angles[0]), np.append(row, row.iloc[0]).clip(min=0)
-            marker = MARKERS[number % len(MARKERS)]
-            axes.plot(*closed, color=colour(number), marker=marker, ms=4, lw=1.4, label=method)
-            axes.fill(
-                angles[row.notna()], row.dropna().clip(lower=0), color=colour(number), alpha=0.08
-            )
-        # Axes are named by what differs between them; what they share becomes the title.
-        levels = [(own.nunique() > 1, own) for _, own in names.to_frame().items()]
-        texts = [
-            "\n".join(own.iloc[k] for varies, own in levels if varies) for k in range(len(names))
-        ]
-        gaps = values.isna().all()
-        texts = [
-            f"{text}\n(no clips)" if gap else text for text, gap in zip(texts, gaps, strict=True)
-        ]
+        for number, (method, row) in enumerate(scores.clip(lower=0).iterrows()):
+            look: Any = {"color": colour(number), "marker": MARKERS[number % len(MARKERS)]}
+            closed = np.append(angles, angles[0]), np.append(row, row.iloc[0])
+            axes.plot(*closed, ms=4, lw=1.4, label=method, **look)
+            axes.fill(angles[row.notna()], row.dropna(), color=colour(number), alpha=0.08)
         axes.set_xticks(angles, texts)
         axes.tick_params(axis="x", pad=6)
         for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
             side = math.sin(angle)  # clockwise from the top: positive on the right
             label.set(ha="center" if abs(side) < 0.1 else "left" if side > 0 else "right")
-        axes.set_title(" ".join(own.iloc[0] for varies, own in levels if not varies), pad=16)
+        axes.set_title(" ".join(names.loc[:, ~varies].iloc[0]), pad=16)
+        ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(0, top)[1:]
         axes.set_ylim(0, top)
-        steps = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(0, top)
-        ticks = [tick for tick in steps if 0 < tick <= top]
         axes.set_yticks(ticks, [f"{tick:g}%" for tick in ticks], fontsize=8, color="#555555")
         axes.set_rlabel_position(180 / len(angles))
         axes.spines["polar"].set_color("#aaaaaa")
-        if any(values.index):
-            figure.legend(loc="outside lower center", ncols=min(len(values), 3))
+        if any(scores.index):
+            figure.legend(loc="outside lower center", ncols=min(len(scores), 3))
     return figure
 
 
 def radar(sources: Sequence[str], metrics: Sequence[str] = (), kind: str = "last") -> Figure:
     """Draw scores across data sets, a polygon a method; arguments as for `scores_of_folders`."""
-    if len(sources) == 1 and sources[0].endswith(".csv"):
-        return radar_figure(read_scores(sources[0]))
     return radar_figure(scores_of_folders(sources, metrics, kind))

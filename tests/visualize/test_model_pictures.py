@@ -13,8 +13,8 @@ from hicmae.data.clip_list import Clip, write_list
 from hicmae.pretraining import make_model
 from hicmae.training import checkpoint
 from hicmae.visualize.__main__ import main
-from hicmae.visualize.attention import attention_figure, look
-from hicmae.visualize.clips import batches, choose_lines, open_clips
+from hicmae.visualize.attention import look
+from hicmae.visualize.clips import batches, clips_figure, open_clips
 from hicmae.visualize.features import (
     features_of,
     layer_weights,
@@ -22,7 +22,6 @@ from hicmae.visualize.features import (
     recall_at,
     recalls,
     retrieval_figure,
-    table,
     tsne_figure,
 )
 from tests.small_models import classifier
@@ -116,24 +115,26 @@ def test_tsne_draws_a_colour_and_marker_a_class_or_the_chosen_output():
 def test_attention_is_drawn_over_frames_and_spectrogram(finetuned, labelled, tmp_path):
     opened = open_clips("", finetuned, labelled)
     looked = look(opened._replace(lines=[1, 2]))
-    assert looked[0].title.splitlines()[0] == "joy" and looked[0].title.splitlines()[2] in NAMES
-    assert looked[0].video.shape == (3, 4, 32, 32) and looked[0].audio.shape == (32, 128)
-    assert {name: grid.shape for name, grid in looked[0].maps.items()} == {
-        "video": (2, 2, 2), "audio": (2, 8), "audio by video": (2, 8), "video by audio": (2, 2, 2)
-    }  # fmt: skip
-    figure = attention_figure(looked)
+    title, own, crossed = looked[0]
+    truth, _, guess = title.label.splitlines()
+    assert truth == "joy" and guess in NAMES and title.heat is None
+    assert own.video.shape == (3, 4, 32, 32) and own.audio.shape == (32, 128)
+    assert own.heat.shape == crossed.heat.shape == (2, 2, 2)
+    assert own.heat_audio.shape == crossed.heat_audio.shape == (2, 8)
+    figure = clips_figure(looked)
     images = [axes.images[-1] for axes in figure.axes if axes.images]
     maps = [image.get_array() for image in images if image.get_alpha() is not None]
-    assert len(maps) == 2 * 2 * (2 + 1)
-    np.testing.assert_allclose(maps[1], looked[0].maps["video"][1])
-    np.testing.assert_allclose(maps[2], looked[0].maps["audio"].T)
-    np.testing.assert_allclose(maps[3], looked[0].maps["video by audio"][0])
-    assert images[2].origin == "lower"
-    for modality, images in (("v", 2), ("a", 1)):
+    assert len(maps) == 2 * 2 * (4 + 1)
+    for frame in range(4):
+        np.testing.assert_allclose(maps[frame], own.heat[frame // 2])
+    np.testing.assert_allclose(maps[4], own.heat_audio.T)
+    np.testing.assert_allclose(maps[5], crossed.heat[0])
+    assert images[4].origin == "lower"
+    for modality, panels in (("v", 4), ("a", 1)):
         path = save_classifier(tmp_path / f"{modality}.pth", modality)
-        figure = attention_figure(look(open_clips("", path, labelled, clip=0)))
-        drawn = [axes for axes in figure.axes if axes.images]
-        assert len(drawn) == 2 * images  # the input and its own attention
+        (rows,) = look(open_clips("", path, labelled, clip=0))
+        drawn = [axes for axes in clips_figure([rows]).axes if axes.images]
+        assert len(rows) == 2 and len(drawn) == 2 * panels  # the input and its own attention
 
 
 def test_recall_counts_the_nearest_and_breaks_ties_by_lot():
@@ -149,15 +150,11 @@ def test_recalls_search_both_ways():
     audio, video = np.eye(4), np.eye(4)
     video[3] = video[2]  # two videos look alike: their sounds cannot tell them apart
     found = recalls([video], [audio], levels=[9])
-    values = found.set_index(["direction", "rank"])["value"]
-    assert values["audio to video", 1] == pytest.approx((1 + 1 + 0.5 + 0.25) / 4)
-    assert values["video to audio", 1] == pytest.approx((1 + 1 + 1 + 0) / 4)
-    assert set(zip(found["rank"], found["chance"], strict=True)) == {(1, 0.25), (5, 1), (10, 1)}
-    text = table(found, 4)
-    assert "block 9, audio to video" in text and " 68.75" in text and "chance" in text
-    figure = retrieval_figure(found, 4)
-    heights = [bar.get_height() for bar in figure.axes[0].patches]
-    assert heights[0] == pytest.approx(68.75)
+    assert found.loc["block 9, audio to video", "R@1"] == pytest.approx(100 * 2.75 / 4)
+    assert found.loc["block 9, video to audio", "R@1"] == pytest.approx(75)
+    assert found.loc["chance"].tolist() == [25, 100, 100]
+    heights = [bar.get_height() for bar in retrieval_figure(found, [9]).axes[0].patches]
+    assert heights == pytest.approx([68.75, 100, 100])
 
 
 def test_levels_are_those_that_pretraining_contrasts(pretrained, unlabelled):
@@ -205,15 +202,13 @@ def test_reconstruction_of_the_original_authors_files_reads_their_flags(
     np.testing.assert_array_equal(*pictures)
 
 
-def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides():
-    drawn, others = (choose_lines(50, None, 10, seed) for seed in (0, 1))
-    assert drawn == sorted(set(drawn)) and len(drawn) == 10 and drawn != others
-    assert choose_lines(3, None, 0, 0) == choose_lines(3, None, 9, 0) == [0, 1, 2]
-    assert choose_lines(3, 1, 0, 0) == [1]
-    with pytest.raises(ValueError, match="give --clip 1 or --num_clips 9, not both"):
-        choose_lines(3, 1, 9, 0)
-    with pytest.raises(ValueError, match="--num_clips must not be negative, got -1"):
-        choose_lines(3, None, -1, 0)
+def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides(finetuned, labelled):
+    def lines(**choice):
+        return list(open_clips("", finetuned, labelled, **choice).lines)
+
+    drawn, *others = (lines(num_clips=5, seed=seed) for seed in range(4))
+    assert drawn == sorted(set(drawn)) and len(drawn) == 5 and any(o != drawn for o in others)
+    assert lines() == lines(num_clips=9) == list(range(8)) and lines(clip=1) == [1]
 
 
 def test_commands_draw_at_200_dpi_as_much_as_was_asked_for(
@@ -251,12 +246,10 @@ def test_commands_say_in_one_line_what_does_not_fit(
     for picture, model, clips, options, message in (
         ("tsne", finetuned, labelled, "--features text", "--features 'text' is no part"),
         ("tsne", finetuned, labelled, "--target 3", "--target 3 is not one of the 3"),
-        ("tsne", finetuned, labelled, "--target 1", "--target 1 is for a regression"),
         ("tsne", finetuned, labelled, "--num_clips 4", "needs at least 5 clips, got 4"),
         ("tsne", pretrained, unlabelled, "", "is pre-trained, but this picture needs a fine-tuned"),
         ("tsne", finetuned, labelled, "--output x.bmp", "'x.bmp' must end in .png or .pdf or .svg"),
         ("attention", finetuned, labelled, "--clip 70", "--clip 70 is not in the list of 8 clips"),
-        ("attention", finetuned, labelled, "--num_clips 0", "at least 1 here, got 0"),
         ("retrieval", finetuned, labelled, "", "is fine-tuned, but this picture needs a pre-"),
         ("retrieval", pretrained, few, f"--output {few}/x.png", "is or lies below a file"),
         ("retrieval", pretrained, few, "", "at least 2 clips to choose from, got 1"),
