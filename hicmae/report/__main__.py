@@ -80,16 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         reports = build_all(args)
         comparisons = compare_all(reports) if len(reports) > 1 else []
         sections = document(reports, comparisons)
-        markdown = as_markdown(sections)
-        sys.stdout.write(markdown)
-        makers = {
-            "markdown": lambda: markdown,
-            "latex": lambda: as_latex(sections),
-            "html": lambda: as_html(sections),
-            "json": lambda: as_json(reports, comparisons),
+        sys.stdout.write(as_markdown(sections))
+        makers = {"markdown": as_markdown, "latex": as_latex, "html": as_html}
+        pages = {
+            path: makers[kind](sections) if kind in makers else as_json(reports, comparisons)
+            for kind, path in files.items()
         }
-        pages = [(path, makers[kind]()) for kind, path in files.items()]
-        for path, text in pages:
+        for path, text in pages.items():
             check_writable(path)
             write_whole(path, text.rstrip() + "\n")
         if files:

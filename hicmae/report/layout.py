@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from hicmae.inference.style import MARKERS, OKABE_ITO, STYLE, colour, figure_to_png, templates
+from hicmae.inference.style import OKABE_ITO, STYLE, figure_to_png, templates
 from hicmae.report.scores import HIGH, KINDS, LOW, TOTAL, Comparison, Report, metric_name
 
 WORDS = ("score", "test")  # columns that do not hold figures
@@ -29,17 +29,15 @@ LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"[": "{}["}
 )
-Columns = list[tuple[str, Sequence[str]]]  # heading and cells
 
 
 class Section(NamedTuple):
-    """A heading, tables of text, remarks below them, and what they describe, to draw it."""
+    """A heading, tables of text, remarks below them, and the report they are of, to draw it."""
 
     heading: str
     tables: dict[str, pd.DataFrame]  # by caption; the index is named
     notes: list[str]
     report: Report | None = None
-    comparisons: Sequence[Comparison] = ()
 
 
 def document(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -> list[Section]:
@@ -47,10 +45,10 @@ def document(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) 
 
     The notes say how intervals, deviations and tests were computed.
     """
-    first, sections = reports[0], list[Section]()
-    plan, method = first.plan, ["mean and std: over folds, sample standard deviation (n - 1)"]
-    if len(first.rows) < 2:
-        method = []
+    first, sections, method = reports[0], list[Section](), list[str]()
+    plan = first.plan
+    if len(first.rows) > 1:
+        method.append("mean and std: over folds, sample standard deviation (n - 1)")
     if plan.resamples:
         speakers = len(set(first.pooled[first.kinds[0]].speakers))
         method.append(
@@ -63,8 +61,8 @@ def document(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) 
         method = []
     if comparisons:
         caption = f"Differences to '{comparisons[0].baseline}', in percentage points."
-        tables, notes = {caption: comparison_table(comparisons)}, _comparison_notes(comparisons)
-        sections.append(Section("Differences", tables, notes, None, comparisons))
+        tables = {caption: comparison_table(comparisons)}
+        sections.append(Section("Differences", tables, _comparison_notes(comparisons[0])))
     for report in reports:
         what = "Outputs" if report.is_regression else "Recall of the classes"
         tables = {
@@ -100,21 +98,13 @@ def chance(p_value: float) -> str:
     return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
 
 
-def _table(rows: str, names: Sequence[str], columns: Columns) -> pd.DataFrame:
-    """Make a table of rows with names; columns may be called alike."""
-    cells = dict(enumerate(list(column) for _, column in columns))
-    index = pd.Index(names, name=rows, dtype=object)
-    return pd.DataFrame(cells, index, dtype=object).set_axis([name for name, _ in columns], axis=1)
-
-
 def main_table(report: Report) -> pd.DataFrame:
     """Lay out one row a fold, mean and deviation, and Total with its interval."""
     columns = list(itertools.product(report.kinds, report.metrics))
     found = report.frame.loc[report.rows, columns]
     if len(found) > 1:
         found = pd.concat([found, report.spread()[columns]])
-    total = report.frame.loc[[TOTAL], columns]
-    table = pd.concat([found, total]).map(percent)
+    table = pd.concat([found, report.frame.loc[[TOTAL], columns]]).map(percent)
     if report.plan.resamples:
         bounds = (interval(*report.frame.loc[[LOW, HIGH], column]) for column in columns)
         table.loc[interval_name(report)] = list(bounds)
@@ -124,64 +114,59 @@ def main_table(report: Report) -> pd.DataFrame:
     return table.rename_axis("fold")
 
 
-def _with_intervals(scores: Mapping[str, np.ndarray], report: Report) -> Columns:
-    """Return columns of scores and of their intervals, from (rows, 3) each."""
-    columns: Columns = []
-    for name, values in scores.items():
-        columns.append((name, [percent(value) for value, _, _ in values]))
-        if report.plan.resamples:
-            columns.append((interval_name(report), [interval(*ends) for _, *ends in values]))
-    return columns
+def _estimates(report: Report, scores: np.ndarray) -> list[str]:
+    """Write scores and their bounds, (n, 3), as "84.94 [82.10, 87.03]"."""
+    drawn = bool(report.plan.resamples)
+    return [f"{percent(value)} {interval(*ends) * drawn}".strip() for value, *ends in scores]
 
 
 def detail_table(report: Report) -> pd.DataFrame:
     """Lay out the pooled scores of every class (recall) or output, with their intervals."""
-    metrics, counts = report.metrics, Columns()
+    table = pd.DataFrame(index=pd.Index(report.names, dtype=object, name="output"))
+    metrics = report.metrics
     if not report.is_regression:
         confusion = np.array(report.scores[report.kinds[0]][TOTAL]["confusion"])
-        metrics, counts = ("recall",), [("clips", list(map(str, confusion.sum(1))))]
-    scores = {
-        f"{metric_name(m)} {kind}": report.parts(kind, m) for kind in report.kinds for m in metrics
-    }
-    rows = "output" if report.is_regression else "class"
-    return _table(rows, report.names, counts + _with_intervals(scores, report))
+        table["clips"], metrics = list(map(str, confusion.sum(1))), ("recall",)
+        table.index.name = "class"
+    for kind, metric in itertools.product(report.kinds, metrics):
+        scores = report.parts(kind, metric)
+        table[f"{metric_name(metric)} {kind}"] = _estimates(report, scores)
+    return table
 
 
 def summary_table(reports: Sequence[Report]) -> pd.DataFrame:
     """Lay out Total of every run with its interval, for the epochs that all have."""
-    first, counts = reports[0], [str(len(r.pooled[r.kinds[0]].clips)) for r in reports]
-    scores = {
-        f"{metric_name(metric)} {kind}": np.vstack([r.total(kind, metric) for r in reports])
-        for kind in first.kinds
-        if all(kind in report.kinds for report in reports)
-        for metric in first.metrics
-    }
-    titles = [report.title for report in reports]
-    return _table("run", titles, [("clips", counts), *_with_intervals(scores, first)])
+    first, titles = reports[0], [report.title for report in reports]
+    table = pd.DataFrame(index=pd.Index(titles, dtype=object, name="run"))
+    table["clips"] = [str(len(report.pooled[report.kinds[0]].clips)) for report in reports]
+    shared = [kind for kind in first.kinds if all(kind in report.kinds for report in reports)]
+    for kind, metric in itertools.product(shared, first.metrics):
+        scores = np.vstack([report.total(kind, metric) for report in reports])
+        table[f"{metric_name(metric)} {kind}"] = _estimates(first, scores)
+    return table
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """Lay out every difference to the first run with its interval and p-value."""
     found = pd.concat([compared.differences for compared in comparisons])
-    gaps, count = found["value"] - found["baseline"], len(comparisons[0].differences)
+    gaps = found["value"] - found["baseline"]
     columns: dict[str, Any] = {
-        "score": [name for c in comparisons for name in c.scores()],
+        "score": [name for compared in comparisons for name in compared.scores()],
         "first": found["baseline"].map(percent),
         "value": found["value"].map(percent),
         "difference": [percent(gap, "+.2f") for gap in gaps],
-        "CI": map(interval, found["low"], found["high"]),
+        "CI": list(map(interval, found["low"], found["high"])),
         "p": found["p_value"].map(chance),
         "p (Holm)": found["p_adjusted"].map(chance),
         "test": found["test"],
     }
     if len({compared.title for compared in comparisons}) == 1:
         del columns["p (Holm)"]
-    titles = [c.title * (k == 0) for c in comparisons for k in range(count)]
-    return _table("run", titles, list(columns.items()))
+    titles = [c.title * (k == 0) for c in comparisons for k in range(len(c.differences))]
+    return pd.DataFrame(columns).set_axis(pd.Index(titles, dtype=object, name="run"))
 
 
-def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    first = comparisons[0]
+def _comparison_notes(first: Comparison) -> list[str]:
     tests = " ".join(first.differences["test"])
     notes = [f"the same {first.num_clips} clips in all runs; CI: paired bootstrap; p: two-sided"]
     if "McNemar" in tests:
@@ -192,7 +177,7 @@ def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
             f"permutation: the predictions of both runs are swapped at random, {unit}, "
             f"{first.resamples} times, so p is at least 1 / {first.resamples + 1}"
         )
-    return notes + list(dict.fromkeys(note for c in comparisons for note in c.notes))
+    return notes
 
 
 # Formats
@@ -229,18 +214,11 @@ def as_latex(sections: Sequence[Section]) -> str:
     blocks = [r"% needs \usepackage{booktabs}"]
     for section in sections:
         for caption, table in section.tables.items():
-            text = (
-                _escaped(table, LATEX)
-                .rename_axis(index=None, columns=table.index.name)
-                .style.to_latex(
-                    hrules=True,
-                    position="t",
-                    position_float="centering",
-                    caption=f"{section.heading}: {caption}".translate(LATEX),
-                    column_format="".join(side[0] for side in _sides(table)),
-                )
-            )
-            blocks.append(text.strip())
+            text = _escaped(table, LATEX).rename_axis(index=None, columns=table.index.name)
+            look: dict[str, Any] = {"position": "t", "position_float": "centering", "hrules": True}
+            look["column_format"] = "".join(side[0] for side in _sides(table))
+            look["caption"] = f"{section.heading}: {caption}".translate(LATEX)
+            blocks.append(text.style.to_latex(**look).strip())
         blocks.append("\n".join(f"% {note}" for note in section.notes))
     return "\n\n".join(filter(None, blocks)) + "\n"
 
@@ -248,106 +226,63 @@ def as_latex(sections: Sequence[Section]) -> str:
 def as_html(sections: Sequence[Section]) -> str:
     """Return one page that needs nothing else: pictures are inside it."""
     titles = [section.report.title for section in sections if section.report]
-    parts = [
-        (section, [(title, _address(figure), wide) for title, figure, wide in _figures(section)])
-        for section in sections
-    ]
+    parts = [(section, list(_pictures(section.report))) for section in sections]
     page = templates("hicmae.report").get_template("page.html")
     return page.render(title=" / ".join(titles) or "report", parts=parts, words=WORDS)
 
 
-def _address(figure: Figure) -> str:
-    data = base64.b64encode(figure_to_png(figure)).decode("ascii")
-    return f"data:image/png;base64,{data}"
-
-
 def as_json(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -> str:
     """Return everything, scores as fractions; of one run without the list around it."""
-    runs = []
-    for report in reports:
-        plan, spread = report.plan, report.spread()
-        *folds, total = (
-            {"name": name} | {kind: report.scores.get(kind, {}).get(name) for kind in KINDS}
-            for name in (*report.rows, TOTAL)
-        )
-        spreads = {k: {m: spread[k][m].tolist() for m in report.metrics} for k in report.kinds}
-        bounds = {k: report.frame[k].loc[[LOW, HIGH]].to_dict("list") for k in report.kinds}
-        bootstrap = {"resamples": plan.resamples, "confidence": plan.confidence / 100}
-        runs.append(
-            {
-                "folder": str(report.folder),
-                "title": report.title,
-                "names": report.names,
-                "folds": folds,
-                "total": total,
-                "mean_and_std_over_folds": spreads,
-                "intervals": bounds if plan.resamples else dict.fromkeys(report.kinds, {}),
-                "bootstrap": bootstrap | {"seed": plan.seed, "speakers": plan.draws_speakers},
-                "notes": report.notes,
-            }
-        )
     compared = [
         c._asdict() | {"differences": c.differences.to_dict("records")} for c in comparisons
     ]
+    runs = list(map(_figures_of, reports))
     content = runs[0] if len(runs) == 1 else {"runs": runs, "comparisons": compared}
     # JSON has no nan.
     plain = json.loads(json.dumps(content), parse_constant=lambda _: None)
     return json.dumps(plain, indent=2) + "\n"
 
 
+def _figures_of(report: Report) -> dict[str, Any]:
+    plan, spread = report.plan, report.spread()
+    *folds, total = (
+        {"name": name} | {kind: report.scores.get(kind, {}).get(name) for kind in KINDS}
+        for name in (*report.rows, TOTAL)
+    )
+    bounds = {k: report.frame[k].loc[[LOW, HIGH]].to_dict("list") for k in report.kinds}
+    bootstrap = {"resamples": plan.resamples, "confidence": plan.confidence / 100}
+    return {
+        "folder": str(report.folder),
+        "title": report.title,
+        "names": report.names,
+        "folds": folds,
+        "total": total,
+        "mean_and_std_over_folds": {
+            k: {m: spread[k][m].tolist() for m in report.metrics} for k in report.kinds
+        },
+        "intervals": bounds if plan.resamples else dict.fromkeys(report.kinds, {}),
+        "bootstrap": bootstrap | {"seed": plan.seed, "speakers": plan.draws_speakers},
+        "notes": report.notes,
+    }
+
+
 # Pictures of the page
 
 
-def _figures(section: Section) -> Iterator[tuple[str, Figure, bool]]:
-    """Draw what a section says: titles, pictures, and whether they take the width of the page."""
-    if comparisons := section.comparisons:
-        names = [f"{c.title}: {name}" for c in comparisons for name in c.scores()]
-        found = pd.concat([c.differences for c in comparisons])
-        gaps = np.column_stack((found["value"] - found["baseline"], found[["low", "high"]]))
-        if not found["low"].isna().all():
-            label = f"difference to {comparisons[0].baseline} (percentage points)"
-            figure = intervals_figure(names, {"": gaps}, label)
-            figure.axes[0].axvline(0.0, color="#888888", lw=1, linestyle="--")
-            yield "Differences with their intervals", figure, False
-    if (report := section.report) is None:
+def _pictures(report: Report | None) -> Iterator[tuple[str, str, bool]]:
+    """Draw a report: titles, addresses, and whether pictures take the width of the page."""
+    if report is None:
         return
-    if not report.is_regression:
-        recalls = {f"{kind} epoch": report.parts(kind, "recall") for kind in report.kinds}
-        figure = intervals_figure(report.names, recalls, "recall (%)")
-        yield f"Recall of the classes with {interval_name(report)}", figure, False
     count = len(report.names)
     for kind, table in report.pooled.items():
         if report.is_regression:
+            title, wide = "Predictions", count > 1
             figure = scatter_figure(table.labels, table.predictions, report.names)
-            yield f"Predictions, {kind} epoch", figure, count > 1
         else:
+            title, wide = "Confusion matrix", count > FEW_CLASSES
             figure = confusion_figure(report.scores[kind][TOTAL]["confusion"], report.names)
-            yield f"Confusion matrix, {kind} epoch", figure, count > FEW_CLASSES
-
-
-def intervals_figure(names: Sequence[str], series: Mapping[str, np.ndarray], label: str) -> Figure:
-    """Draw points with their intervals, a row a name, a colour and marker a series.
-
-    The series (rows, 3) hold value, lower and upper bound, first row on top, as fractions; a value
-    of nan is left out, and so is the interval of a bound that is nan.
-    """
-    rows = np.arange(len(names))
-    with rc_context(STYLE):
-        figure = Figure((4.4, 0.75 + len(names) * max(0.28, 0.17 * len(series))))
-        axes = figure.subplots()
-        for number, (name, points) in enumerate(series.items()):
-            shift = (number - (len(series) - 1) / 2) * 0.6 / max(len(series), 2)
-            value, low, high = 100 * points.T
-            reach = np.nan_to_num(np.stack((value - low, high - value))).clip(min=0)
-            look: dict[str, Any] = {"fmt": MARKERS[number], "color": colour(number), "label": name}
-            axes.errorbar(value, rows + shift, xerr=reach, ms=4, elinewidth=1.2, **look)
-        axes.set_yticks(rows, names)
-        axes.set(ylim=(len(names) - 0.5, -0.5), xlabel=label)
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
-        if len(series) > 1:
-            figure.legend(loc="outside upper center", ncols=4)
-    return figure
+        data = base64.b64encode(figure_to_png(figure)).decode("ascii")
+        yield f"{title}, {kind} epoch", f"data:image/png;base64,{data}", wide
 
 
 def scatter_figure(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
@@ -363,39 +298,31 @@ def scatter_figure(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str
     return figure
 
 
-def confusion_figure(
-    confusion: ArrayLike, names: Sequence[str], title: str = "", small: bool = False
-) -> Figure:
+def confusion_figure(confusion: ArrayLike, names: Sequence[str], title: str = "") -> Figure:
     """Draw (K, K) counts, row = true class, coloured by the share of each true class.
 
-    The row of a class without clips has no colour. A small matrix is for a screen and drawn
-    quickly: shares without counts and scale.
+    The row of a class without clips has no colour.
     """
-    counts, num, longest = np.asarray(confusion), len(names), max(map(len, names))
+    counts, num = np.asarray(confusion), len(names)
     if counts.shape != (num, num):
         raise ValueError(f"{num} class names for a confusion matrix of {counts.shape}")
     clips = counts.sum(1, keepdims=True)
-    share = counts / np.where(clips > 0, clips, np.nan)
-    side = 0.32 * num + 0.3 + 0.07 * longest if small else 0.52 * num + 1.9
-    size = (max(side, 2.6), side + 0.3) if small else (side + 0.5, side)
-    with rc_context(STYLE | {"axes.grid": False} | ({"font.size": 8} if small else {})):
-        figure = Figure(size)
+    share, side = counts / np.where(clips > 0, clips, np.nan), 0.52 * num + 1.9
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure((side + 0.5, side))
         axes = figure.subplots()
         display = ConfusionMatrixDisplay(share, display_labels=names)
         display.plot(ax=axes, colorbar=False, im_kw={"vmin": 0.0, "vmax": 1.0})
         for place, text in np.ndenumerate(display.text_):
-            shown = f"{100 * share[place]:.0f}" + ("" if small else f"%\n{counts[place]}")
-            text.set_text(shown if counts[place] else "" if small else "0")
+            text.set_text(f"{100 * share[place]:.0f}%\n{counts[place]}" if counts[place] else "0")
             light = share[place] <= 0.6  # not where there are no clips
             text.set(color="white" if light else "black", fontsize=7, linespacing=1.3)
-        if longest > 4:
+        if max(map(len, names)) > 4:
             axes.set_xticks(range(num), names, rotation=40, ha="right")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set(xlabel="predicted class", ylabel="true class", title=title)
-        if not small:
-            beside: Any = {"fraction": 0.046, "pad": 0.03}
-            bar = figure.colorbar(display.im_, label="share of the true class", **beside)
-            bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-            bar.outline.set_visible(False)
+        label: Any = {"label": "share of the true class", "format": PercentFormatter(1.0)}
+        bar = figure.colorbar(display.im_, fraction=0.046, pad=0.03, **label)
+        bar.outline.set_visible(False)
     return figure

@@ -1,8 +1,9 @@
 """The folds of an experiment, scored one by one and together, with notes; and runs compared."""
 
+import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,6 @@ from hicmae.training.resampling import Plan, PredictionTable, holm, paired, read
 
 KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
 STARTED = ("config.json", "log.txt", "steps.jsonl", "run.log")  # files of a run that has begun
-METRIC_NAMES = {f"{name}_f1": f"{name} F1" for name in ("weighted", "macro", "micro")}
 # Settings in which the folds of one experiment may differ: where, on what, and how fast.
 _FREE = {"run", "data_path", "data_root", "val_path", "finetune", "batch_size", "accum_iter"}
 
@@ -122,7 +122,8 @@ def build(
 def metric_name(metric: str, names: Sequence[str] = ()) -> str:
     """Return how a metric is written, e.g. "UAR" or, for "ccc 0", "CCC valence"."""
     base, _, number = metric.partition(" ")
-    shown = METRIC_NAMES.get(base, base if base == "recall" else base.upper())
+    shown = base if base == "recall" or "_" in base else base.upper()
+    shown = shown.replace("_f1", " F1")
     return f"{shown} {names[int(number)]}" if number else shown
 
 
@@ -161,10 +162,11 @@ def fold_folders(folder: str | Path) -> tuple[list[Path], list[Path]]:
     def having(runs: Iterable[Path], files: Iterable[str]) -> list[Path]:
         return [run for run in runs if any((run / name).is_file() for name in files)]
 
+    if finished := having([folder], KINDS.values()):
+        return finished, []
     children = sorted(filter(Path.is_dir, folder.iterdir()), key=lambda c: natural_key(c.name))
-    finished = having([folder], KINDS.values()) or having(children, KINDS.values())
-    others = [] if folder in finished else [c for c in children if c not in finished]
-    return finished, having(others, STARTED)
+    finished = having(children, KINDS.values())
+    return finished, having([c for c in children if c not in finished], STARTED)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -213,11 +215,11 @@ def notes_on(
         for name, seen in values.items()
         if len(seen) > 1 and name not in _FREE
     ]
-    sources = (read_json(run / "metrics_best.json").get("chosen_on") for run in finished)
+    sources = [read_json(run / "metrics_best.json").get("chosen_on") for run in finished]
     if lists := sorted({Path(source).name for source in sources if source}):
-        seen = any(name.startswith("test") for name in lists)
         warning = ", the test list itself, as published: read the best columns as upper bounds"
-        notes.append(f"best epoch chosen on {' and '.join(lists)}{warning * seen}")
+        warning *= any(name.startswith("test") for name in lists)
+        notes.append(f"best epoch chosen on {' and '.join(lists)}{warning}")
     return list(map(encodable, notes))
 
 
@@ -230,12 +232,11 @@ class Comparison(NamedTuple):
     baseline: str  # title of the first run
     title: str  # of the other one
     kind: str  # of the epoch, "last" or "best"
-    num_clips: int
     differences: pd.DataFrame  # a score each: DIFFERENCE, and p_adjusted by Holm over all runs
+    num_clips: int
     names: list[str]  # of the classes or outputs
     by_speaker: bool  # whether speakers were drawn and swapped instead of clips
     resamples: int
-    notes: list[str]  # what the reader has to know
 
     def scores(self) -> list[str]:
         """Name the score of each difference."""
@@ -255,14 +256,12 @@ def compare_all(reports: Sequence[Report]) -> list[Comparison]:
     for kind in [kind for kind in first.kinds if all(kind in other.kinds for other in others)]:
         base = first.pooled[kind]
         runs = [matched(base, o.pooled[kind], first.title, o.title) for o in others]
-        tested = [paired(base, table, metrics, plan) for table, _ in runs]
+        tested = [paired(base, run, metrics, plan) for run in runs]
         adjusted = np.apply_along_axis(holm, 0, np.array([found["p_value"] for found in tested]))
-        for other, found, p, (_, notes) in zip(others, tested, adjusted, runs, strict=True):
-            facts = first.names, plan.draws_speakers, plan.resamples, notes
+        facts = len(base.clips), first.names, plan.draws_speakers, plan.resamples
+        for other, found, p in zip(others, tested, adjusted, strict=True):
             found["p_adjusted"] = p
-            comparisons.append(
-                Comparison(first.title, other.title, kind, len(base.clips), found, *facts)
-            )
+            comparisons.append(Comparison(first.title, other.title, kind, found, *facts))
     if not comparisons:
         seen = "; ".join(f"'{r.title}' {' and '.join(r.kinds)}" for r in reports)
         raise ValueError(f"the runs have no epoch in common ({seen}); test them again")
@@ -271,42 +270,28 @@ def compare_all(reports: Sequence[Report]) -> list[Comparison]:
 
 def matched(
     first: PredictionTable, other: PredictionTable, title: str, other_title: str
-) -> tuple[PredictionTable, list[str]]:
-    """Put the other run's clips in the order of the first's; returns them and notes to the reader.
-
-    Clips are found by their names or else by the names' last part.
-    """
+) -> PredictionTable:
+    """Put the other run's clips in the order of the first's; they are found by their names."""
     if first.task != other.task:
         raise ValueError(
             f"'{title}' and '{other_title}' are of different tasks: {first.task} against "
             f"{other.task}; compare runs of one task"
         )
 
-    def keys_of(names: Sequence[str]) -> dict[tuple[str, int], int]:
+    def places_of(clips: Sequence[str]) -> dict[tuple[str, int], int]:
         """Return places by name and a number that tells those of one name apart."""
-        seen, places = Counter[str](), {}
-        for place, name in enumerate(names):
-            places[name, seen[name]] = place
-            seen[name] += 1
-        return places
+        counts = defaultdict[str, Iterator[int]](itertools.count)
+        return {(name, next(counts[name])): place for place, name in enumerate(clips)}
 
-    keys, other_keys, notes = keys_of(first.clips), keys_of(other.clips), list[str]()
-    short, other_short = (keys_of([Path(c).name for c in t.clips]) for t in (first, other))
-    moved = keys.keys() != other_keys.keys() and short.keys() == other_short.keys()
-    if moved and not any(number for _, number in short):
-        keys, other_keys = short, other_short
-        notes = [f"clips of '{other_title}' were matched by the last part of their names"]
-    for own, there, here, elsewhere in (
-        (keys, other_keys, title, other_title),
-        (other_keys, keys, other_title, title),
-    ):
-        if lacking := [key for key in own if key not in there]:
+    own, others = (title, places_of(first.clips)), (other_title, places_of(other.clips))
+    for (here, keys), (there, known) in ((own, others), (others, own)):
+        if lacking := [name for name, number in keys if (name, number) not in known]:
             raise ValueError(
                 f"runs must be tested on the same clips, but {len(lacking)} of '{here}' are not in "
-                f"'{elsewhere}', first '{lacking[0][0]}'; compare experiments with the same folds "
+                f"'{there}', first '{lacking[0]}'; compare experiments with the same folds "
                 "(folds of one experiment: give the folder that holds them)"
             )
-    order = np.array([other_keys[key] for key in keys])
+    order = np.array([others[1][key] for key in own[1]])
     labels = other.labels[order]
     wrong = np.flatnonzero((first.labels != labels).reshape(len(order), -1).any(1))
     if len(wrong):
@@ -316,4 +301,4 @@ def matched(
             f"'{first.clips[k]}': {labels[k]} against {first.labels[k]}; compare runs on the same "
             "lists"
         )
-    return first._replace(predictions=other.predictions[order]), notes
+    return first._replace(predictions=other.predictions[order])

@@ -186,9 +186,11 @@ def clips_figure(clips: Sequence[Sequence[Row]]) -> Figure:
             look: Any = {"xytext": (-6, 0), "textcoords": "offset points", "va": "center"}
             axes[0].annotate(row.label, (0, 0.5), xycoords="axes fraction", ha="right", **look)
             if row.video is not None:
-                _draw_frames(axes[: len(frames)], np.asarray(row.video)[:, frames], frames, row)
+                _draw_frames(axes[: len(frames)], np.asarray(row.video), frames, row.heat)
             if row.audio is not None:
-                _draw_spectrogram(axes[-1], np.asarray(row.audio), np.asarray(audio), row)
+                _draw_spectrogram(
+                    axes[-1], np.asarray(row.audio), np.asarray(audio), row.heat_audio
+                )
         for axes, frame in zip(grid[0], frames, strict=False):
             axes.set_title(f"frame {frame}")
         if first.audio is not None:
@@ -198,29 +200,33 @@ def clips_figure(clips: Sequence[Sequence[Row]]) -> Figure:
     return figure
 
 
-def _draw_frames(panels: np.ndarray, video: np.ndarray, frames: np.ndarray, row: Row) -> None:
-    length = np.shape(row.video)[1]
-    for axes, frame, picture in zip(panels, frames, np.moveaxis(video, 0, -1), strict=True):
+def _draw_frames(
+    panels: np.ndarray, video: np.ndarray, frames: np.ndarray, heat: np.ndarray | None
+) -> None:
+    for axes, frame in zip(panels, frames, strict=True):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        if row.heat is None:
+        picture = np.moveaxis(video[:, frame], 0, -1)  # (H, W, 3)
+        if heat is None:
             axes.imshow(picture)
             continue
         axes.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=1)
-        heat, extent = row.heat[frame * len(row.heat) // length], (0, *picture.shape[1::-1], 0)
-        image = axes.imshow(heat, vmax=row.heat.max(), extent=extent, **HEAT)
-    if row.heat is not None:
+        place: Any = {"vmax": heat.max(), "extent": (0, *picture.shape[1::-1], 0)}
+        image = axes.imshow(heat[frame * len(heat) // video.shape[1]], **place, **HEAT)
+    if heat is not None:
         _draw_scale(image, list(panels), "× uniform")
 
 
-def _draw_spectrogram(axes: Axes, audio: np.ndarray, first: np.ndarray, row: Row) -> None:
+def _draw_spectrogram(
+    axes: Axes, audio: np.ndarray, first: np.ndarray, heat: np.ndarray | None
+) -> None:
     low, high = np.nanpercentile(first, (1, 99))
     extent = (0.0, len(audio) * HOP_SECONDS, 0.0, float(audio.shape[1]))
     place: Any = {"origin": "lower", "aspect": "auto", "extent": extent}
-    colours = matplotlib.colormaps["viridis" if row.heat_audio is None else "gray"]
+    colours = matplotlib.colormaps["viridis" if heat is None else "gray"]
     look = {"cmap": colours.with_extremes(bad="#808080"), "interpolation": "nearest", **place}
     image, label = axes.imshow(audio.T, vmin=low, vmax=max(high, low + 1e-6), **look), "log energy"
-    if (heat := row.heat_audio) is not None:
+    if heat is not None:
         image, label = axes.imshow(heat.T, vmax=heat.max(), **place, **HEAT), "× uniform"
     axes.tick_params(labelbottom=False, right=True, labelright=True, left=False, labelleft=False)
     _draw_scale(image, [axes], label)

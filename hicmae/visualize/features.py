@@ -195,7 +195,8 @@ def retrieval(masked: bool = False, **source: Any) -> tuple[Figure, str]:
     if count < 2:
         raise ValueError(f"retrieval needs at least 2 clips to choose from, got {count}")
     levels = from_flags(opened.settings, PretrainModelConfig).return_intermediate_features
-    found = recalls(*pooled_levels(opened, levels, masked), levels)
+    video, audio = pooled_levels(opened, levels, masked)
+    found = recalls(video, audio, levels)
     text = found.to_string(float_format="{:.2f}".format, col_space=7)
     return retrieval_figure(found, levels), f"recall in percent among {count} clips\n{text}"
 

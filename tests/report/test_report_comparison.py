@@ -104,16 +104,12 @@ def test_holm_adjusts_as_its_definition_says():
 def test_clips_are_matched_whatever_their_order(tmp_path):
     rng = np.random.default_rng(0)
     labels, first, other = rng.integers(0, 3, (3, 30))
-    clips = [f"/here/clip{i}" for i in range(30)]
+    clips, order = [f"clip{i}" for i in range(30)], rng.permutation(30)
     write_predictions(tmp_path / "a" / "fold1" / "pred.csv", clips, labels, first)
-    order = rng.permutation(30)
-    write_predictions(
-        tmp_path / "b" / "fold1" / "pred.csv",
-        [clips[i].replace("here", "there") for i in order], labels[order], other[order],
-    )  # fmt: skip
+    moved = [clips[i] for i in order], labels[order], other[order]
+    write_predictions(tmp_path / "b" / "fold1" / "pred.csv", *moved)
     (compared,) = compare_all([build(tmp_path / n, plan=QUICK) for n in "ab"])
     assert compared.num_clips == 30 and (compared.baseline, compared.title) == ("a", "b")
-    assert compared.notes == ["clips of 'b' were matched by the last part of their names"]
     war = compared.differences.set_index("metric").loc["war"]
     assert war.baseline == pytest.approx((first == labels).mean())
     assert war.value == pytest.approx((other == labels).mean())

@@ -82,8 +82,8 @@ def test_json_has_every_figure_and_no_nan(report):
 def test_page_holds_everything_itself_and_escapes_names(report, tmp_path):
     text = as_html(document([report._replace(title="<b>mine</b>")]))
     addresses = re.findall(r'(?:src|srcset|href)="([^"]*)"', text)
-    assert len(set(addresses)) == text.count("<figure") == 2
-    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    assert text.count("<figure") == 1
+    assert [address[:22] for address in addresses] == ["data:image/png;base64,"]
     assert not re.search(r"https?://|url\(|@import|<script|<link|<b>", text)
     for tag in ("section", "table", "tr", "td", "th", "figure", "ul", "li", "div"):
         assert len(re.findall(rf"<{tag}\b", text)) == text.count(f"</{tag}>")
@@ -111,7 +111,7 @@ def test_comparison_comes_first_in_every_format(compared):
     page = as_html(sections)
     for text in (page, as_markdown(sections), as_latex(sections)):
         assert "p (Holm)" in text
-    assert page.count("<figure") == 1 + 3 * 2
+    assert page.count("<figure") == 3
     data = json.loads(as_json(*compared))
     assert [c["title"] for c in data["comparisons"]] == ["new", "newer"] and len(data["runs"]) == 3
     built, comparisons = compared  # two runs need no adjustment
