@@ -1,4 +1,4 @@
-"""What scripts/benchmark.py measures of a model: times, operations, memory and errors of a step.
+"""What scripts/benchmark.py measures of a model: its steps beside the plain ones, and its formats.
 
 Ours and the plain rendition of tests/plain have the same weights and clips, and take turns.
 """
@@ -14,7 +14,9 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -30,16 +32,23 @@ from torch.utils.flop_counter import FlopCounterMode
 import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.data.batches import LabelledBatch, PretrainBatch, ViewBatch
 from hicmae.data.masking import random_mask, tube_mask
+from hicmae.inference import formats, forward
+from hicmae.inference.commands import read_items
+from hicmae.inference.export import export_checkpoint
+from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.io import choose_device
 from hicmae.models import cpu_gemm
 from hicmae.models.layers import split_tokens
 from hicmae.models.losses import pretrain_loss
-from hicmae.training import distributed, run
-from hicmae.training.evaluate import predict
+from hicmae.training import distributed
+from hicmae.training.checkpoint import WEIGHTS
+from hicmae.training.evaluate import classification_metrics, predict
 from hicmae.training.loop import as_trained, train_step
 from hicmae.training.optim import make_optimizer, parameter_groups
-from scripts.benchmark import LEVERS, SIZES, BenchmarkConfig
+from hicmae.training.run import DTYPES, Precision, choose_precision
+from scripts.benchmark import LEVERS, SIZES, FormatsConfig, TaskConfig, markdown
 
+CPU = torch.device("cpu")
 DROP_PATH, LAYER_DECAY, CLASSES = 0.1, 0.75, 6  # of fine-tuning
 GPU_ROUND = 5  # steps between two turns on a GPU, so that its queue runs full
 # A test clip has two windows in time and two crops, which are the same pixels in square frames:
@@ -60,7 +69,7 @@ def processor() -> str:
     return f"{named[1] if named else platform.processor()}, {os.cpu_count()} cores"
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device = CPU) -> str:
     """Name what computes."""
     on_gpu = device.type == "cuda"
     return torch.cuda.get_device_name(device) if on_gpu else f"cpu ({processor()})"
@@ -69,7 +78,7 @@ def device_name(device: torch.device) -> str:
 class Mark:
     """A point in the device's own time: on a GPU, when it has done all that was asked before."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device = CPU) -> None:
         self.event: Any = None
         if device.type == "cuda":
             self.event = torch.cuda.Event(enable_timing=True)
@@ -85,7 +94,7 @@ class Mark:
 
 
 def measure_in_turns(
-    variants: Mapping[str, Step], steps: int, warmup: int, device: torch.device
+    variants: Mapping[str, Step], steps: int, warmup: int, device: torch.device = CPU
 ) -> pd.DataFrame:
     """Time `steps` of every variant in turns, so that a machine's drift meets all alike.
 
@@ -108,12 +117,28 @@ def measure_in_turns(
     return pd.DataFrame(rows, columns=["variant", "wall", "cpu"])
 
 
-def summary(times: pd.DataFrame, prefix: str = "") -> dict[str, float]:
-    """Return median and quartiles of the wall time of a step, and the median of its CPU time."""
-    low, median, high = times.wall.quantile([0.25, 0.5, 0.75])
-    found = {"step_s": median, "step_s_quartile1": low, "step_s_quartile3": high}
-    found["cpu_s"] = times.cpu.median()
-    return {prefix + name: value for name, value in found.items()}
+def compared(
+    times: pd.DataFrame, base: str, clips: int | Mapping[str, int] = 1, middle: str = "median"
+) -> pd.DataFrame:
+    """Return by variant its seconds, wall and CPU, clips a second, and their ratios to the base.
+
+    `clips` are those of a step, of each variant. The middle of the times is "median" or "mean".
+    """
+    groups = times.groupby("variant", sort=False)
+    low, high, most = (groups.wall.quantile(share) for share in (0.25, 0.75, 0.95))
+    table = groups.agg(middle).rename(columns={"wall": "step_s", "cpu": "cpu_s"})
+    table = table.assign(step_s_quartile1=low, step_s_quartile3=high, step_s_p95=most)
+    number = pd.Series(clips, table.index)
+    table["clips_per_s"], per_cpu_s = number / table.step_s, number / table.cpu_s
+    table["ratio"] = table.clips_per_s / table.clips_per_s[base]
+    table["ratio_cpu_time"] = per_cpu_s / per_cpu_s[base]
+    return table
+
+
+def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process in which nothing else has run."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
 
 
 def plain(module: str) -> ModuleType:
@@ -127,44 +152,38 @@ def plain(module: str) -> ModuleType:
         ) from error
 
 
-# Models and clips
+# Models and clips, which are the same in each run
 
 
-def arithmetic(config: BenchmarkConfig) -> run.Precision:
+def arithmetic(config: TaskConfig) -> Precision:
     """Choose device and precision as training does."""
     device = choose_device(config.device)
     if config.cuda_graphs and device.type != "cuda":
         raise ValueError("--cuda_graphs needs a GPU; leave it out")
-    return run.choose_precision(config.precision, device)
+    return choose_precision(config.precision, device)
 
 
-def make_model(task: str, config: BenchmarkConfig, drop_path: float = 0.0) -> Any:
-    """Create the model of a task, with weights that depend on --seed alone."""
-    size, prefix = SIZES[config.model], "encoder_" if task == "pretrain" else ""
-    options: dict[str, Any] = {
-        "num_frames": size.num_frames, "img_size": size.side, "img_size_audio": size.audio,
-        "cpu_gemm": config.cpu_gemm, "drop_path_rate": drop_path, f"{prefix}depth": size.depth,
-        f"{prefix}depth_audio": size.depth, f"{prefix}fusion_depth": size.fusion_depth,
-    }  # fmt: skip
-    if task == "pretrain":
-        options |= dict.fromkeys(("decoder_depth", "decoder_depth_audio"), len(size.levels) + 1)
+def make_model(task: str, config: TaskConfig, drop_path: float = 0.0) -> Any:
+    """Create the model of a task."""
+    size, pretrains = SIZES[config.model], task == "pretrain"
+    clip = {"num_frames": size.num_frames, "img_size": size.side, "img_size_audio": size.audio}
+    options: dict[str, Any] = {"num_classes": CLASSES}
+    if pretrains:
+        options = dict.fromkeys(("decoder_depth", "decoder_depth_audio"), len(size.levels) + 1)
         options["return_intermediate_features"] = size.levels
-    else:
-        options["num_classes"] = CLASSES
-    torch.manual_seed(config.seed)
-    name = "pretrain_hicmae" if task == "pretrain" else "avit"
-    return timm.create_model(f"{name}_dim{size.width}_patch16_160_a256", **options)
+    options |= {"encoder_" * pretrains + name: depth for name, depth in size.depths.items()}
+    options |= {"cpu_gemm": config.cpu_gemm, "drop_path_rate": drop_path}
+    torch.manual_seed(0)
+    name = "pretrain_hicmae" if pretrains else "avit"
+    return timm.create_model(f"{name}_dim{size.width}_patch16_160_a256", **clip, **options)
 
 
-def plain_model(task: str, config: BenchmarkConfig, drop_path: float = 0.0) -> nn.Module:
+def plain_model(task: str, config: TaskConfig, drop_path: float = 0.0) -> nn.Module:
     """Create the plain model with the weights and sizes of ours."""
     ours, size = make_model(task, config), SIZES[config.model]
-    options = {
-        "dim": size.width, "heads": ours.encoder.blocks[0].attn.num_heads, "depth": size.depth,
-        "depth_audio": size.depth, "fusion_depth": size.fusion_depth,
-        "num_frames": size.num_frames, "img_size": (size.side, size.side),
-        "img_size_audio": size.audio,
-    }  # fmt: skip
+    clip = {"num_frames": size.num_frames, "img_size_audio": size.audio}
+    clip |= {"img_size": (size.side, size.side), "dim": size.width}
+    options = {"heads": ours.encoder.blocks[0].attn.num_heads, **size.depths, **clip}
     if task == "pretrain":
         decoder = {"decoder_dim": ours.decoder.head.in_features, "keep": size.levels}
         decoder["decoder_heads"] = ours.decoder.blocks[0].attn.num_heads
@@ -175,25 +194,24 @@ def plain_model(task: str, config: BenchmarkConfig, drop_path: float = 0.0) -> n
     return model
 
 
-def random_batch(task: str, config: BenchmarkConfig, count: int, device: Any) -> Any:
+def random_batch(task: str, config: TaskConfig, count: int, device: Any) -> Any:
     """Draw normalised clips of the model's geometry; the same on every device.
 
     Masks are on the CPU. Targets are soft, as mixup and cutmix leave them.
     """
     size, names = SIZES[config.model], ("",) * count
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(0)
     shape = (count, 3, size.num_frames, size.side, size.side)
     video = torch.randn(shape, generator=generator).to(device)
     audio = torch.randn(count, 1, *size.audio, generator=generator).to(device)
     if task == "pretrain":
-        rng = np.random.default_rng(config.seed)
+        rng = np.random.default_rng(0)
         grid = (size.num_frames // 2, size.side // 16, size.side // 16)
         num_audio = size.audio[0] * size.audio[1] // 256
         masks = torch.tensor(np.stack([tube_mask(grid, 0.9, rng) for _ in range(count)]))
         audio_masks = np.stack([random_mask(num_audio, 0.8, rng) for _ in range(count)])
         return PretrainBatch(video, masks, audio, torch.tensor(audio_masks), names, ())
-    generator.manual_seed(config.seed + 1)
-    target = torch.rand(count, CLASSES, generator=generator).softmax(dim=-1)
+    target = torch.rand(count, CLASSES, generator=generator.manual_seed(1)).softmax(dim=-1)
     return LabelledBatch(video, audio, target.to(device), names, ())
 
 
@@ -217,29 +235,28 @@ def compute(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 # Steps
 
 
-def our_step(task: str, config: BenchmarkConfig, precision: run.Precision, count: int) -> Step:
+def our_step(task: str, config: TaskConfig, precision: Precision, count: int) -> Step:
     """Build our step for `count` clips, the one of hicmae.training."""
-    tuning = task == "finetune"
-    model = make_model(task, config, DROP_PATH if tuning else 0.0).to(precision.device)
+    tuning, device = task == "finetune", precision.device
+    model = make_model(task, config, DROP_PATH if tuning else 0.0).to(device)
+    trained = as_trained(model.train(task != "infer"), config, device)
     if task == "infer":
-        video, audio = random_batch(task, config, count * WINDOWS, precision.device)[:2]
+        video, audio = random_batch(task, config, count * WINDOWS, device)[:2]
         numbers = torch.arange(count)
         clip_of, targets = numbers.repeat_interleave(WINDOWS), torch.zeros_like(numbers)
         views = ViewBatch(video, audio, clip_of, numbers, targets, ("",) * count, ())
-        scored = as_trained(model.eval(), config, precision.device)
-        return lambda: predict(scored, [views], precision, "classification", "")
+        return lambda: predict(trained, [views], precision, "classification", "")
     groups = parameter_groups(model, 0.05, LAYER_DECAY if tuning else None)
     optimizer = make_optimizer(groups, 1e-4, (0.9, 0.999) if tuning else (0.9, 0.95))
-    scaler = precision.grad_scaler()
-    trained = as_trained(model.train(), config, precision.device)
-    batches = [random_batch(task, config, count, precision.device)]
-    how = optimizer, scaler, precision
-    return lambda: train_step(
-        trained, batches, lambda model, batch: (compute(model, batch)[1], {}), *how
-    )
+    batches, scaler = [random_batch(task, config, count, device)], precision.grad_scaler()
+
+    def compute_loss(model: nn.Module, batch: Any) -> Any:
+        return compute(model, batch)[1], {}
+
+    return lambda: train_step(trained, batches, compute_loss, optimizer, scaler, precision)
 
 
-def plain_step(task: str, config: BenchmarkConfig, precision: run.Precision, count: int) -> Step:
+def plain_step(task: str, config: TaskConfig, precision: Precision, count: int) -> Step:
     """Build the plain step for the same clips."""
     device, training = precision.device, plain("training")
     model = plain_model(task, config, DROP_PATH if task == "finetune" else 0.0).to(device)
@@ -259,10 +276,10 @@ def plain_step(task: str, config: BenchmarkConfig, precision: run.Precision, cou
 STEPS = {"": our_step, "plain_": plain_step}  # by the prefix of their figures
 
 
-# Figures
+# Figures of a step
 
 
-def count_flops(task: str, config: BenchmarkConfig) -> dict[str, float]:
+def count_flops(task: str, config: TaskConfig) -> dict[str, float]:
     """Count the matrix products of one clip on the meta device: forward by part, and backward.
 
     What checkpointing or fused attention compute again is not counted: it is no use to the method.
@@ -281,14 +298,14 @@ def count_flops(task: str, config: BenchmarkConfig) -> dict[str, float]:
     return {name: float(views * count) for name, count in parts.items() if count}
 
 
-def measure_errors(task: str, config: BenchmarkConfig, precision: run.Precision) -> dict[str, Any]:
+def measure_errors(task: str, config: TaskConfig, precision: Precision) -> dict[str, float]:
     """Compare ours with the same model in float64: prediction, and in training loss and gradient.
 
     The error is the largest difference over the largest magnitude.
     """
     batch = random_batch(task, config, 2, precision.device)
 
-    def answer(model: nn.Module, own: run.Precision) -> dict[str, Tensor]:
+    def answer(model: nn.Module, own: Precision) -> dict[str, Tensor]:
         model.train(task != "infer")
         with own.autocast():
             prediction, loss = compute(model, batch)
@@ -300,7 +317,7 @@ def measure_errors(task: str, config: BenchmarkConfig, precision: run.Precision)
         return {name: value.detach().double() for name, value in answers.items()}
 
     model = make_model(task, config).to(precision.device)
-    exact = answer(copy.deepcopy(model).double(), run.Precision("fp32", precision.device))
+    exact = answer(copy.deepcopy(model).double(), Precision("fp32", precision.device))
     mine = answer(as_trained(model, config, precision.device), precision)
     return {
         f"{name}_error": float((mine[name] - true).abs().max() / true.abs().max())
@@ -308,11 +325,11 @@ def measure_errors(task: str, config: BenchmarkConfig, precision: run.Precision)
     }
 
 
-def peak_rate(config: BenchmarkConfig, precision: run.Precision) -> float:
+def peak_rate(config: TaskConfig, precision: Precision) -> float:
     """Return FLOP/s of a square matrix product, on a CPU in fp32 by the better library."""
     from torch.utils.benchmark import Timer  # its import writes warnings where no GPU is
 
-    side, dtype = 8192 if precision.device.type == "cuda" else 1536, run.DTYPES[precision.name]
+    side, dtype = 8192 if precision.device.type == "cuda" else 1536, DTYPES[precision.name]
     left, right = torch.rand(2, side, side, dtype=dtype, device=precision.device)
     products = ["left @ right"]
     if cpu_gemm.serves(left) and cpu_gemm.library(config.cpu_gemm) == "onednn":
@@ -329,56 +346,49 @@ def resident() -> float:
     return float(re.findall(r"VmHWM:\s*(\d+)", status)[0]) * 1024
 
 
-def peak_memory(task: str, variant: str, config: BenchmarkConfig, count: int) -> float:
+def peak_memory(task: str, variant: str, config: TaskConfig, count: int) -> float:
     """Return the bytes that two steps take, in a process in which nothing else ran.
 
     On a GPU what torch's allocator has given out, on a CPU (of Linux) the resident memory beyond
     that of Python and its libraries.
     """
-
     precision = arithmetic(config)
-    on_gpu = precision.device.type == "cuda"
-    before = 0.0 if on_gpu else resident()
+    before = resident()
     step = STEPS[variant](task, config, precision, count)
     for _ in range(2):  # the second step finds the optimiser's state
         step()
+    on_gpu = precision.device.type == "cuda"
     return torch.cuda.max_memory_allocated() if on_gpu else resident() - before
 
 
-def measure(
-    task: str, config: BenchmarkConfig, precision: run.Precision, count: int
-) -> dict[str, Any]:
+def measure(task: str, config: TaskConfig, precision: Precision, count: int) -> dict[str, Any]:
     """Measure one batch size: times, clips a second, ratios and memory."""
     variants = [*STEPS][: 1 + config.plain]
     steps = {name: STEPS[name](task, config, precision, count) for name in variants}
     times = measure_in_turns(steps, config.steps, config.warmup, precision.device)
-    figures: dict[str, Any] = {"batch_size": count, "steps": config.steps}
     steps.clear()
     gc.collect()
+    rows = compared(times, variants[-1], count)
+    ratios = rows.loc[""][["ratio", "ratio_cpu_time"]] if config.plain else {}
+    figures: dict[str, Any] = {"batch_size": count, "steps": config.steps, **ratios}
     for name in variants:
-        figures |= summary(times[times.variant == name], name)
-        figures[f"{name}clips_per_s"] = count / figures[f"{name}step_s"]
-        if config.memory:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                peak = process.submit(peak_memory, task, name, config, count)
-                figures[f"{name}peak_memory"] = peak.result()
-    if config.plain:
-        figures["ratio"] = figures["plain_step_s"] / figures["step_s"]
-        figures["ratio_cpu_time"] = figures["plain_cpu_s"] / figures["cpu_s"]
-        if task == "infer":
-            figures["ratio_per_view"] = figures["ratio"] / CROPS
-        if config.memory:
-            figures["peak_memory_ratio"] = figures["peak_memory"] / figures["plain_peak_memory"]
+        figures |= rows.drop(columns=["ratio", "ratio_cpu_time"]).loc[name].add_prefix(name)
+        if config.more:
+            figures[f"{name}peak_memory"] = alone(peak_memory, task, name, config, count)
+    if config.plain and config.more:
+        figures["peak_memory_ratio"] = figures["peak_memory"] / figures["plain_peak_memory"]
+    if config.plain and task == "infer":
+        figures["ratio_per_view"] = figures["ratio"] / CROPS
     return figures
 
 
-def run_task(task: str, config: BenchmarkConfig) -> dict[str, Any]:
-    """Measure a task, see `scripts.benchmark`."""
+def run_task(task: str, config: TaskConfig) -> dict[str, Any]:
+    """Measure a step, see `TaskConfig`."""
     distributed.start(config.device)
     precision = arithmetic(config)
     on_gpu = precision.device.type == "cuda"
     fp32_on_cpu = precision.name == "fp32" and not on_gpu
-    peak = peak_rate(config, precision) if config.peaks else 0.0
+    peak = peak_rate(config, precision) if config.more else 0.0
     batches = [measure(task, config, precision, count) for count in config.batch_size]
     best = max(batches, key=lambda row: row["clips_per_s"])
     parts = count_flops(task, config)
@@ -393,9 +403,97 @@ def run_task(task: str, config: BenchmarkConfig) -> dict[str, Any]:
         "flops_per_clip": sum(parts.values()),
         "flops_per_s": sum(parts.values()) * best["clips_per_s"],
     }
-    if config.peaks:  # measured again, as a neighbour may have slowed the first time
+    if config.more:  # measured again, as a neighbour may have slowed the first time
         figures["peak_flops_per_s"] = max(peak, peak_rate(config, precision))
         figures["share_of_peak"] = figures["flops_per_s"] / figures["peak_flops_per_s"]
-    if config.errors:
         figures |= measure_errors(task, config, precision)
     return {**figures, "flops_by_part": parts, "batches": batches}
+
+
+# Formats of a classifier
+
+FORMAT_COLUMNS = {
+    "format": ("format", "{}"),
+    "one clip, p50": ("p50_ratio", "{:.2f}x"),
+    "p95": ("p95_ratio", "{:.2f}x"),
+    "clips a second": ("throughput_ratio", "{:.2f}x"),
+    "the same in CPU time": ("cpu_ratio", "{:.2f}x"),
+    "MB": ("megabytes", "{:.1f}"),
+    "largest difference": ("difference", "{:.0e}"),
+    "same class": ("same", "{:.1%}"),
+    "UAR": ("uar", "{:.2f}"),
+}
+
+
+def run_formats(config: FormatsConfig) -> dict[str, Any]:
+    """Measure the formats, see `FormatsConfig`."""
+    items = read_items(config.data_path) if config.data_path != "-" else []
+    few = [clip for clip, _ in formats.spread(items)]
+    reading = {} if few else {"faces": "cut"}
+    asked = few or [formats.sample_film()]
+    with TemporaryDirectory(prefix="hicmae-formats-") as name:
+        folder = Path(name)
+        ours = EmotionRecognizer.from_checkpoint(exported(config, folder), "cpu", "fp32")
+        kinds = {"fp32": ours, "bf16": replace(ours, precision=Precision("bf16", CPU))}
+        sizes = dict.fromkeys(kinds, (folder / WEIGHTS).stat().st_size)
+        source: Any = ""
+        for kind in ("onnx", "int8"):
+            path = folder / formats.FORMATS[kind].file
+            formats.write(ours, path, kind, asked, source, **reading)
+            kinds[kind] = replace(ours, model=formats.open_onnx(path)[0])
+            sizes[kind], source = path.stat().st_size, path
+    one, many = (network_times(kinds, config, count) for count in (1, config.batch_size))
+    rows = []
+    for kind, recognizer in kinds.items():
+        mine, base = one.loc[kind], one.loc["fp32"]
+        row = {
+            "format": kind,
+            "p50_s": mine.step_s,
+            "p95_s": mine.step_s_p95,
+            "clips_per_s": many.clips_per_s[kind],
+            "p50_ratio": mine.ratio,
+            "p95_ratio": base.step_s_p95 / mine.step_s_p95,
+            "throughput_ratio": many.ratio[kind],
+            "cpu_ratio": many.ratio_cpu_time[kind],
+            "megabytes": sizes[kind] / 1e6,
+            **formats.compare(ours, recognizer, asked, **reading),
+        }
+        if items:  # UAR of the test protocol, in percent
+            answers = recognizer.each([clip for clip, _ in items], protocol="test")
+            scores = [[*answer.scores.values()] for answer in answers]
+            labels = [int(label[0]) for _, label in items]
+            row["uar"] = 100 * float(classification_metrics(labels, scores)["uar"])
+        rows.append(row)
+    device = f"{device_name()}, {torch.get_num_threads()} threads"
+    model = config.checkpoint or f"random weights of HiCMAE-{config.model.upper()}"
+    about = {"device": device, "model": model, "batch_size": config.batch_size}
+    return {"text": markdown(f"{model}, {device}", rows, FORMAT_COLUMNS), **about, "formats": rows}
+
+
+def exported(config: FormatsConfig, folder: Path) -> Path:
+    """Write the classifier to a folder, in fp32."""
+    if config.checkpoint:
+        return export_checkpoint(config.checkpoint, folder)
+    size, weights = SIZES[config.model], folder / "random.pth"
+    torch.save(make_model("infer", TaskConfig(model=config.model)).state_dict(), weights)
+    clip = {"num_frames": size.num_frames, "input_size": size.side, "input_size_audio": size.audio}
+    return export_checkpoint(weights, folder, sampling_rate=4, **clip)
+
+
+def network_times(
+    kinds: Mapping[str, EmotionRecognizer], config: FormatsConfig, count: int
+) -> pd.DataFrame:
+    """Time the network of each format on so many random clips, see `compared`."""
+    clip, generator = kinds["fp32"].config.preprocessing, torch.Generator().manual_seed(0)
+    side = (clip.input_size, clip.input_size)
+    video = torch.randn(count, 3, clip.num_frames, *side, generator=generator)
+    audio = torch.randn(count, 1, *clip.input_size_audio, generator=generator)
+
+    def step(recognizer: EmotionRecognizer) -> None:
+        streams = recognizer.config.modality
+        given = (video if "v" in streams else None, audio if "a" in streams else None)
+        with torch.inference_mode(), recognizer.precision.autocast():
+            forward.scores(recognizer.model, *given)
+
+    steps = {kind: (lambda r=recognizer: step(r)) for kind, recognizer in kinds.items()}
+    return compared(measure_in_turns(steps, config.steps, config.warmup), "fp32", count)

@@ -1,8 +1,6 @@
 """Benchmarks of reading and feeding: their arithmetic, and tiny runs on real files."""
 
-import itertools
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +16,8 @@ from hicmae.data.film import open_video
 from hicmae.data.loader import item_generator
 from hicmae.training.run import Run, choose_precision
 from scripts import benchmark_data as data
-from scripts.benchmark import main
+from scripts import benchmark_models as models
+from scripts.benchmark import FeedConfig, main
 from tests.preprocess.media_files import needs_weights
 
 plain = pytest.importorskip("tests.plain.loader", reason="needs decord")
@@ -28,20 +27,22 @@ TINY = ["--model", "pretrain_hicmae_dim128_patch16_160_a256", "--encoder_depth",
         "--encoder_fusion_depth", "1", "--return_intermediate_features", "0",
         "--mask_ratio", "0.5", "--batch_size", "2", "--num_frames", "4", "--sampling_rate", "8",
         "--input_size", "32", "--input_size_audio", "32", "32", "--device", "cpu"]  # fmt: skip
-STEPS = ["--steps", "2", "--warmup", "1"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder for clips, which are shorter than VoxCeleb2's."""
+def clips(tmp_path_factory):
+    """Clips that are kept in a folder of their own, and shorter than VoxCeleb2's."""
+    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "SECONDS", 5)
-        yield tmp_path_factory.mktemp("clips")
+        patch.setattr(data, "CACHE", tmp_path_factory.mktemp("clips"))
+        yield data.make_clips(2)
+    torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def clips(folder):
-    return data.make_clips(folder, 2)
+def figures(path, *command):
+    assert main([*command, "--json", str(path / "figures.json")]) == 0
+    return json.loads((path / "figures.json").read_text())
 
 
 def test_the_plain_loader_yields_our_tensors(clips, pretrain_clips, write_mp4, write_wav):
@@ -49,10 +50,8 @@ def test_the_plain_loader_yields_our_tensors(clips, pretrain_clips, write_mp4, w
     short = [pretrain_clips[0]._replace(video=video, audio=audio), *pretrain_clips[3:]]
     items = [(clips, ClipIndex(epoch, epoch % 2)) for epoch in range(6)]
     for listed, item in items + [(short, ClipIndex(1, index)) for index in range(3)]:
-        ours, clip = (
-            PretrainClips(listed, source_crop="voxceleb2")[item].to("cpu"),
-            listed[item.index],
-        )
+        ours, clip = PretrainClips(listed, source_crop="voxceleb2")[item], listed[item.index]
+        ours = ours.to("cpu")
         video, video_mask, audio, audio_mask = plain.load_clip(
             clip.video, clip.audio, item_generator(0, item)
         )
@@ -62,25 +61,23 @@ def test_the_plain_loader_yields_our_tensors(clips, pretrain_clips, write_mp4, w
         torch.testing.assert_close(ours.audio[0], audio, atol=1e-6, rtol=0)
 
 
-def test_clips_are_like_voxceleb2s_and_are_kept(folder, clips):
+def test_clips_are_like_voxceleb2s_and_are_kept(clips):
     video = open_video(clips[0].video)
     assert len(video) == 25 * data.SECONDS and video.read([9])[0].shape == (224, 224, 3)
     bit_rate = Path(clips[0].video).stat().st_size * 8 / data.SECONDS
     assert bit_rate == pytest.approx(data.BIT_RATE, rel=0.1)
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert data.make_clips(folder, 2) == clips
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    before = {path: path.stat().st_mtime_ns for path in data.CACHE.iterdir()}
+    assert data.make_clips(2) == clips
+    assert {path: path.stat().st_mtime_ns for path in data.CACHE.iterdir()} == before
 
 
-def test_reading_is_measured(folder, clips, tmp_path, capsys):
-    path = tmp_path / "figures.json"
-    flags = ["--cache", str(folder), "--num_clips", "2", "--steps", "2", "--num_samples", "2"]
-    assert main(["loader", *flags, "--json", str(path)]) == 0
-    found = json.loads(path.read_text())
-    samples = {name: row["num_samples"] for name, row in found["variants"].items()}
-    assert samples == {"plain": 1, "mp4": 1, "mp4_samples": 2, "shards": 1, "shards_samples": 2}
-    assert found["variants"]["plain"]["ratio"] == 1 and found["plain_clips_per_s"] > 0
-    assert found["ratio"] == pytest.approx(found["clips_per_s"] / found["plain_clips_per_s"])
+def test_reading_is_measured(clips, tmp_path, capsys):
+    rows = figures(tmp_path, *"loader --num_clips 2 --steps 2 --num_samples 2".split())["variants"]
+    assert [*rows] == ["plain", "mp4", "mp4_samples", "shards", "shards_samples"]
+    assert rows["plain"]["ratio_cpu_time"] == 1
+    for name, row in rows.items():
+        samples = 2 if name.endswith("samples") else 1
+        assert row["clips_per_s"] == pytest.approx(samples / row["step_s"])
     assert "shards_samples" in capsys.readouterr().out
 
 
@@ -92,13 +89,11 @@ def test_all_kinds_read_the_same_windows(clips, tmp_path):
         assert (one.video.float() - other.video.float()).abs().mean() < 3
 
 
-def times(*wall):
-    return pd.DataFrame({"wall": wall, "cpu": 0.1})
-
-
 def test_waiting_and_slowing_down_are_told_apart():
     """A step of 2 s that waits 1 s; without data it takes 0.8 s, so 0.2 s are lost otherwise."""
-    found = data.feed_rates(times(2.0, 2.0), times(0.8), waits=2.0, clips=4)
+    rows = [("fed", 2.0), ("fed", 2.0), ("fixed", 0.8)]
+    times = pd.DataFrame(rows, columns=["variant", "wall"]).assign(cpu=0.1)
+    found = data.feed_rates(times, waits=2.0, clips=4)
     assert (found["clips_per_s"], found["fixed_clips_per_s"]) == pytest.approx((2.0, 5.0))
     assert (found["wait_share"], found["slower_share"]) == pytest.approx((0.5, 0.6))
     assert (found["step_s"], found["fixed_step_s"]) == (2.0, 0.8)
@@ -107,7 +102,7 @@ def test_waiting_and_slowing_down_are_told_apart():
 
 def test_the_time_between_asking_for_a_batch_and_having_it_counts_as_waiting(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(data.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(models.time, "perf_counter", lambda: now[0])
 
     def spend(seconds):
         now[0] += seconds
@@ -121,47 +116,39 @@ def test_the_time_between_asking_for_a_batch_and_having_it_counts_as_waiting(mon
     flags = [*TINY, "--accum_iter", "2", "--data_path", "-", "--output_dir", "-"]
     configs = parse_configs(new_parser("", PretrainConfigs), PretrainConfigs, flags)
     run = Run(configs.run, choose_precision("fp32", torch.device("cpu")))
-    seen, waits = data.train(run, configs, loading(), steps=2, warmup=1)
+    seen, waits = data.train(run, configs, loading(), FeedConfig(steps=2, warmup=1), "fed")
     assert list(seen.wall) == [8.0, 8.0] and waits == 12.0, "two batches a step"
 
 
 def test_training_is_fed_from_a_list_and_from_shards(clips, tmp_path, capsys):
-    path, out = tmp_path / "train.csv", tmp_path / "feed.json"
-    path.write_text("".join(f"{clip.video} 0\n" for clip in itertools.islice(clips, 2)))
     data.pack(clips, tmp_path, 95)
-    flags = [*TINY, *STEPS, "--num_workers", "1", "--accum_iter", "2", "--json", str(out)]
-    flags += ["--data_path", str(path), "--shards", str(tmp_path / "packed")]
-    assert main(["feed", *flags]) == 0
-    figures = json.loads(out.read_text())
-    assert figures["device"].startswith("cpu") and figures["num_workers"] == 1
-    assert [(row["source"], row["data_path"]) for row in figures["sources"]] == [
-        ("files", str(path)), ("shards", str(tmp_path / "packed"))
-    ]  # fmt: skip
-    for row in figures["sources"]:
+    sources = {"files": str(tmp_path / "clips.csv"), "shards": str(tmp_path / "packed")}
+    flags = [*TINY, *"--steps 2 --warmup 1 --num_workers 1 --accum_iter 2".split()]
+    flags += ["--data_path", sources["files"], "--shards", sources["shards"]]
+    found = figures(tmp_path, "feed", *flags)
+    assert found["device"].startswith("cpu") and found["num_workers"] == 1
+    assert {row["source"]: row["data_path"] for row in found["sources"]} == sources
+    for row in found["sources"]:
         assert 0 < row["wait_share"] < 1 and row["clips_in_list"] == 2
         assert all(row[name] > 0 for name in ("clips_per_s", "fixed_clips_per_s", "step_s"))
-        assert row["loader_cores_per_device"] == pytest.approx(
-            row["fixed_clips_per_s"] / row["loader_clips_per_s"]
-        )
     assert "voxceleb2_days" in capsys.readouterr().out
 
 
-def test_growth_is_a_table_of_ratios_to_the_first_row(folder, clips, tmp_path, capsys, monkeypatch):
-    """The processes of ranks are made up here, and lists are read by a thread."""
+def test_growth_is_a_table_of_ratios_to_the_first_row(clips, tmp_path, capsys, monkeypatch):
+    """The processes of ranks are made up here, and lists are read in this one."""
 
     def train(command, **_):
-        figures = {"step_s": 2.0, "cpu_s": 0.5 * int(command[4][-1])}
-        Path(command[command.index("--json") + 1]).write_text(json.dumps(figures))
+        found = {"step_s": 2.0, "cpu_s": 0.5 * int(command[4][-1])}
+        Path(command[command.index("--json") + 1]).write_text(json.dumps(found))
 
     monkeypatch.setattr(data, "subprocess", SimpleNamespace(run=train, DEVNULL=None))
-    monkeypatch.setattr(data, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
-    out = tmp_path / "growth.json"
+    monkeypatch.setattr(models, "alone", lambda work, *arguments: work(*arguments))
     flags = "--models tiny --batch_size 1 2 --ranks 1 2 --lines 4 40 --steps 1".split()
-    assert main(["growth", *flags, "--cache", str(folder), "--json", str(out)]) == 0
-    rows = pd.DataFrame(json.loads(out.read_text())["rows"])
+    rows = pd.DataFrame(figures(tmp_path, "growth", *flags)["rows"])
     assert rows["size"].tolist() == [1, 2, 1, 2, 4, 4, 40, 40] and rows.what.nunique() == 4
     for _, group in rows.groupby("what"):
-        assert group.ratio.tolist() == (group.per_s / group.per_s.iloc[0]).tolist()
+        per_s = group["size"] / group.wall
+        assert group.ratio.tolist() == pytest.approx((per_s / per_s.iloc[0]).tolist())
     ranks = rows[rows.what.str.startswith("processes")]
     assert ranks.ratio.tolist() == [1, 2] and ranks.ratio_cpu_time.tolist() == [1, 0.5]
     shown = capsys.readouterr().out
@@ -170,11 +157,8 @@ def test_growth_is_a_table_of_ratios_to_the_first_row(folder, clips, tmp_path, c
 
 @pytest.mark.slow
 @needs_weights
-def test_a_first_prediction_and_faces_are_measured(folder, clips, tmp_path):
-    figures = tmp_path / "faces.json"
-    flags = ["--cache", str(folder), "--steps", "1", "--detect_every", "5", "25"]
-    assert main(["faces", *flags, "--json", str(figures)]) == 0
-    found = json.loads(figures.read_text())
+def test_a_first_prediction_and_faces_are_measured(clips, tmp_path):
+    found = figures(tmp_path, *"faces --steps 1 --detect_every 5 25".split())
     assert sum(found["cold_shares"].values()) == pytest.approx(1)
     assert min(found["cold_shares"].values()) > 0
     often, seldom = found["faces"]
