@@ -27,14 +27,14 @@ from hicmae.data.loader import SkippedClips
 from hicmae.inference.export import export_run
 from hicmae.io import write_whole
 from hicmae.models.losses import REGRESSION_LOSSES, class_weights, cross_entropy
-from hicmae.training import checkpoint, distributed, loop, trained, transfer
+from hicmae.training import checkpoint, distributed, loop, trained
 from hicmae.training import evaluate as scoring
 from hicmae.training.logs import show_hparams
-from hicmae.training.optim import freeze, shared_batches
+from hicmae.training.optim import freeze, num_parameters, shared_batches
 from hicmae.training.resume import Saver, find_checkpoint, resume, settings_to_keep
 from hicmae.training.run import Run, open_run, write_settings
-from hicmae.training.state import make_state, num_parameters
-from hicmae.training.trained import Trained
+from hicmae.training.state import make_state
+from hicmae.training.trained import Trained, load_pretrained
 
 logger = logging.getLogger("hicmae")
 
@@ -79,24 +79,25 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     torch.manual_seed(run.config.seed)
     model = make_model(configs).to(run.device)
     if found is None and classifier.finetune:
-        transfer.load_pretrained(model, classifier.finetune, classifier.allow_partial)
-    elif found is None and (classifier.linear_probe or classifier.freeze_layers):
+        load_pretrained(model, classifier.finetune, classifier.allow_partial)
+    elif found is None and classifier.linear_probe:
         logger.warning("what is frozen keeps its random start: no --finetune FILE is given")
-    freeze(model, classifier.linear_probe, classifier.freeze_layers)
+    if classifier.linear_probe:
+        freeze(model)
     decays = classifier.layer_decay, configs.score.ema
     state = make_state(run, configs, model, loader, clips, *decays)
     resume(run, state, found)
     for name, table in lists.tables.items() if distributed.is_main() else ():
         write_whole(run.output_dir / name, table)  # which clips were held out or drawn
 
-    trained = loop.as_trained(model, run.config, run.device)
+    training = loop.as_trained(model, run.config, run.device)
     compute_loss = make_loss(configs, lists.train, run.device)
     record = run.output_dir / "skipped_clips.csv"
     skipped = SkippedClips(record, len(lists.train), configs.data.max_bad_clips)
     with loop.open_logs(run, state) as logs:
         saver = Saver(run, state, logs)
         for _ in range(state.epoch, optim.epochs):
-            means = loop.train_one_epoch(trained, loader, compute_loss, run, state, saver, skipped)
+            means = loop.train_one_epoch(training, loader, compute_loss, run, state, saver, skipped)
             metrics, _ = evaluate(run, configs, model, val_loader, "validation", saver.check)
             end_epoch(saver, configs, means, metrics, names)
         saver.finish()
@@ -135,7 +136,7 @@ def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
         write_settings(run, as_dict(configs))
     model, path = make_model(configs).to(run.device), Path(configs.data.data_path, "test.csv")
     logger.info("testing %s on %s", source.source, path)
-    transfer.load_pretrained(model, source, require_all=True)
+    load_pretrained(model, source, require_all=True)
     loader = scoring_loader(run, configs, list_reader(configs)(path))
     facts: dict[str, Any] = {"checkpoint": os.path.abspath(source.source)}
     facts["list"] = os.path.abspath(path)
@@ -185,24 +186,20 @@ def check_training(configs: FinetuneConfigs, lists: splits.Lists, names: Sequenc
     files = {folder / "train.csv": lists.train, Path(lists.val_file): lists.val}
     files[folder / "test.csv"] = lists.test
     if classifier.task == "classification":
-        warn_of_classes(files, names)
+        known = {clip.label for clip in lists.train}
+        missing = [k for k in range(len(names)) if k not in known]
+        counts = {path: sum(c.label in missing for c in clips) for path, clips in files.items()}
+        others = [f"{count} in '{path}'" for path, count in list(counts.items())[1:]]
+        if missing:
+            logger.warning(
+                "no training clip of '%s' is of class %s, expected all %d of --nb_classes: they "
+                "cannot be learned (clips of them: %s); check the lists, which count classes from "
+                "0, and what --val_split holds out",
+                *(folder / "train.csv", ", ".join(f"{k} ({names[k]})" for k in missing)),
+                *(len(names), ", ".join(others)),
+            )
     elif classifier.head_activation:
         warn_of_targets(files, classifier.head_activation)
-
-
-def warn_of_classes(files: Mapping[Path, splits.Clips], names: Sequence[str]) -> None:
-    """Warn of classes that the first list lacks, and say how many clips of the others have them."""
-    (train, clips), *others = files.items()
-    known = {clip.label for clip in clips}
-    if missing := [k for k in range(len(names)) if k not in known]:
-        counts = {path: sum(clip.label in missing for clip in some) for path, some in others}
-        logger.warning(
-            "no training clip of '%s' is of class %s, expected all %d of --nb_classes: they cannot "
-            "be learned (clips of them: %s); check the lists, which count classes from 0, and what "
-            "--val_split holds out",
-            *(train, ", ".join(f"{k} ({names[k]})" for k in missing), len(names)),
-            ", ".join(f"{count} in '{path}'" for path, count in counts.items()),
-        )
 
 
 def warn_of_targets(files: Mapping[Path, splits.Clips], activation: str) -> None:
@@ -249,14 +246,9 @@ def scoring_loader(
 
     `centre` gives one centred view of each clip (validation) instead of the test views.
     """
-    score = configs.score
-    dataset = TestClips(
-        clips,
-        num_segments=score.test_num_segment,
-        centre=centre,
-        allow_skip=score.skip_bad_test_clips,
-        **clip_options(configs),
-    )
+    score, options = configs.score, {"centre": centre, **clip_options(configs)}
+    segments, skips = score.test_num_segment, score.skip_bad_test_clips
+    dataset = TestClips(clips, num_segments=segments, allow_skip=skips, **options)
     return loop.clip_loader(run, dataset, configs.optim.batch_size, False, score.dist_eval)
 
 
@@ -325,15 +317,12 @@ def evaluate(
     temperature: float | None = None,
     **facts: Any,
 ) -> tuple[dict[str, Any], scoring.Predictions]:
-    """Score clips on all ranks; with --average_clips, items instead of clips.
-
-    Returns the metrics and what they are of.
+    """Score clips on all ranks, or items with --average_clips; return metrics and predictions.
 
     On the CPU, and with --deterministic, the results do not depend on the batch size or on the
     number of processes. With a `suffix` they go to pred<suffix>.csv and, with `facts` such as the
-    epoch beside them, to metrics<suffix>.json; with --average_clips the scores of the single clips
-    go to pred_clips<suffix>.csv. With a `temperature`, the metrics hold `calibration` before and
-    after it. `before_each` batch may raise to stop.
+    epoch, to metrics<suffix>.json; the clips of items to pred_clips<suffix>.csv. With a
+    `temperature`, metrics hold `calibration` before and after it. `before_each` batch may raise.
     """
     task, average = configs.classifier.task, configs.score.average_clips
     clips = scoring.predict(
@@ -395,8 +384,7 @@ def test_last_and_best(
 ) -> None:
     """Test the model as it is after the last epoch, the best epoch's weights, and the average.
 
-    checkpoint-ema.pth keeps the average. Classes get a temperature first where validation clips
-    are not those of the test.
+    checkpoint-ema.pth keeps the average. Classes get a temperature where validation is not test.
     """
     run, state, task = saver.run, saver.state, configs.classifier.task
     metric, last, best = configs.score.val_metric, configs.optim.epochs - 1, state.best

@@ -20,10 +20,10 @@ from hicmae.models.layers import split_tokens
 from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
 from hicmae.training import distributed, loop
 from hicmae.training.logs import read_lines, show_hparams
-from hicmae.training.optim import shared_batches
+from hicmae.training.optim import num_parameters, shared_batches
 from hicmae.training.resume import Saver, find_checkpoint, resume, settings_to_keep
 from hicmae.training.run import Run, open_run
-from hicmae.training.state import make_state, num_parameters
+from hicmae.training.state import make_state
 
 logger = logging.getLogger("hicmae")
 
@@ -45,8 +45,6 @@ def pretrain(run: Run, configs: PretrainConfigs) -> None:
     configs = configs._replace(data=replace(configs.data, source_crop=dataset.source_crop))
     loader = loop.clip_loader(run, dataset, configs.optim.batch_size)
     warn_of_contrast(configs)
-    if configs.loss.gather:
-        distributed.check_equal_batches(configs.optim.batch_size * dataset.num_samples)
 
     torch.manual_seed(run.config.seed)
     model = make_model(configs).to(run.device)

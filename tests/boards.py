@@ -2,9 +2,6 @@
 
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.plugin_event_accumulator import (
-    EventAccumulator as PluginEventAccumulator,
-)
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
@@ -18,15 +15,6 @@ NAMES = {number: name.removeprefix("STATUS_") for name, number in api_pb2.Status
 def board(folder):
     events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
     return events.Reload()
-
-
-def texts(folder, tag):
-    """Return the texts of a tag by step."""
-    events = PluginEventAccumulator(str(folder))  # the other one does not hide texts on resume
-    events.Reload()
-    shown = [(e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(tag)]
-    assert len(dict(shown)) == len(shown), "a step twice"
-    return dict(shown)
 
 
 def sessions(folder):

@@ -9,15 +9,18 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+import torch.multiprocessing as mp
 
 import run_finetuning
 import run_pretraining
 from hicmae.data.clip_list import Clip, write_list
+from hicmae.training import distributed
+from tests.boards import board
 from tests.conftest import free_port, save_frames, save_mp4, save_wav
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +35,7 @@ PRETRAIN = ["--model", "pretrain_hicmae_dim128_patch16_160_a256",
 FINETUNE = ["--model", "avit_dim128_patch16_160_a256", "--depth", "2", "--depth_audio", "2",
             "--fusion_depth", "1", "--batch_size", "2", "--warmup_epochs", "1",
             "--print_freq", "2", *GEOMETRY]  # fmt: skip
-LIMIT = 120  # seconds after which a process counts as hung
+LIMIT = 120  # seconds after which a process, or what it waits for, counts as hung
 
 # Imports once what every run needs; runs are forked from there, so that they start at once and
 # share neither threads nor memory with the tests.
@@ -92,6 +95,7 @@ def _main(script, arguments, environment, log, fault):
         os.dup2(descriptor, stream)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    distributed.TIMEOUT = timedelta(seconds=LIMIT)
     module = __import__(script)
     sys.argv = [f"{script}.py", *arguments]
     if fault is not None:
@@ -121,8 +125,8 @@ class Run:
         """Return the exit code; a run that does not end is killed, and fails the test."""
         self.process.join(LIMIT)
         if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
+            self.kill()
+            self.process.join(LIMIT)
             raise AssertionError(f"hung; its output ends in: {self.output()[-2000:]}")
         return self.process.exitcode
 
@@ -131,6 +135,24 @@ class Run:
 
     def output(self):
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+def _rank(rank, function, *arguments):
+    torch.set_num_threads(1)
+    distributed.TIMEOUT = timedelta(seconds=LIMIT)
+    function(rank, *arguments)
+
+
+def run_ranks(count, function, *arguments):
+    """Call function(rank, *arguments) in so many processes; none may fail or hang."""
+    options = {"nprocs": count, "start_method": "forkserver", "join": False}
+    ranks = mp.start_processes(_rank, (function, *arguments), **options)
+    end = time.monotonic() + 3 * LIMIT
+    while not ranks.join(timeout=1):
+        if time.monotonic() > end:
+            for process in ranks.processes:
+                process.kill()
+            raise AssertionError(f"ranks of {function.__name__} hang")
 
 
 class Job:
@@ -209,22 +231,17 @@ def saved_within(folder, epoch):
 
 def children_of(pid):
     """Return the processes that a process has started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(status.parent.name))
-    return found
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [child for child in pids if is_running(child, pid)]
 
 
-def is_running(pid):
+def is_running(pid, parent=None):
+    """Tell whether there is a process, and whether it is of that parent."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        state, its_parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
         return False
+    return state != "Z" and parent in (None, int(its_parent))
 
 
 def last_state(folder, epoch):
@@ -255,14 +272,9 @@ def assert_same_run(folder, whole, epoch):
 
 def tensorboard_points(folder):
     """Return every scalar's (step, value), but for speeds."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    timing = re.compile("_s$|_mib$")
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if not timing.search(tag)
-    }
+    events = board(folder)
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.endswith(("_s", "_mib"))]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 def assert_nothing_left(folder):

@@ -2,9 +2,7 @@
 
 import json
 import re
-import shlex
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ import torch
 import run_finetuning
 import run_pretraining
 from hicmae.training import checkpoint
-from tests.boards import board, sessions, texts
+from tests.boards import board, sessions
 from tests.small_runs import (
     PRETRAIN,
     Job,
@@ -71,8 +69,7 @@ def test_tensorboard_shows_a_run_where_it_comes_from_and_its_final_losses(pretra
     assert {"reconstruction/0", "reconstruction/1"} <= set(tags["images"])
     wanted = {"loss", "loss_video", "contrastive_acc_0", "lr", "weight_decay", "grad_norm"}
     assert {f"train/{name}" for name in wanted | {"clips_per_s"}} <= set(tags["scalars"])
-    assert shlex.quote(sys.argv[0]) in texts(pretrained, "run/command")[0]
-    assert f"torch {torch.__version__}" in texts(pretrained, "run/environment")[0]
+    assert f", torch {torch.__version__}: " in (pretrained / "run.log").read_text()
     ((name, (status, settings, metrics)),) = sessions(pretrained).items()
     assert (name, status) == ("final", "SUCCESS")
     assert settings["mask_ratio"] == 0.5 and settings["return_intermediate_features"] == "0 1"
@@ -101,16 +98,10 @@ def test_finetuning_starts_from_pretraining_and_tests_last_and_best(finetuned):
     assert [line["epoch"] for line in epochs] == [0, 1]
 
 
-def test_tensorboard_shows_layers_classes_and_tests_of_a_finetuning_run(finetuned):
+def test_tensorboard_shows_classes_and_tests_of_a_finetuning_run(finetuned):
     events = board(finetuned)
     scalars, images = events.Tags()["scalars"], events.Tags()["images"]
     steps = [event.step for event in events.Scalars("train/lr")]
-    rates = [tag for tag in sorted(scalars) if tag.startswith("lr/")]
-    layers = "00_patch_embed 01_block_0 02_block_1 03_fusion_0 04_head"
-    assert [tag.partition("/layer_")[2] for tag in rates] == layers.split()
-    for power, tag in enumerate(reversed(rates)):
-        for mine, top in zip(events.Scalars(tag), events.Scalars("train/lr"), strict=True):
-            assert (mine.step, mine.value) == (top.step, pytest.approx(0.75**power * top.value))
     wanted = {"val/uar", "val/war", "val_recall/class 0", "train/grad_norm", "train/data_s"}
     assert wanted <= set(scalars)
     ends = [event.step for event in events.Scalars("val/uar")]
@@ -173,8 +164,7 @@ def test_two_processes_pretrain_as_one_does_on_the_joined_batch(media, tmp_path)
     for mine, other in zip(one, two, strict=True):
         for name in ("loss", "loss_video", "loss_audio", "loss_contrastive", "grad_norm"):
             assert mine[f"train_{name}"] == pytest.approx(other[f"train_{name}"], rel=1e-4), name
-    assert len(list((tmp_path / "two").rglob("events*"))) == 3, "one rank writes: curves, final"
-    assert "| processes | 2 |" in texts(tmp_path / "two", "run/environment")[0]
+    assert len(list((tmp_path / "two").rglob("events*"))) == 2, "one rank writes: curves, final"
     assert sessions(tmp_path / "two")["final"][1]["processes"] == 2
 
 

@@ -108,8 +108,6 @@ FINE = [
     ("--layer_decay 1.5", "--layer_decay must be > 0 and <= 1"),
     ("--head_activation tanh", "--head_activation.*regression"),
     ("--crop_scale 0.5 0.2", "--crop_scale takes two shares"),
-    ("--linear_probe --freeze_layers 2", "give one"),
-    ("--freeze_layers 4 --depth_audio 3", "--freeze_layers 4.*3 blocks of --depth_audio"),
     ("--fusion_order late", "invalid choice: 'late'"),
     ("--fusion_order video_first --modality a", "--fusion_order video_first.*--modality a has no"),
     ("--loss mse", "--loss mse.*--task classification.*use ce"),
@@ -147,11 +145,6 @@ def test_each_task_gets_its_own_defaults():
     fine = finetuning("--val_metric acc1")
     assert (fine.score.loss, fine.score.val_metric) == ("ce", "war")
     assert (fine.augment.mixup, fine.augment.cutmix) == (0.8, 1.0)
-
-
-def test_only_the_streams_that_are_read_limit_freeze_layers():
-    fine = finetuning("--freeze_layers 5 --depth_audio 3 --modality v")
-    assert fine.classifier.freeze_layers == 5
 
 
 @pytest.mark.parametrize(

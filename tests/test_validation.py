@@ -1,6 +1,5 @@
 """Validation on clips held out of the training list; results that no process count changes."""
 
-import csv
 import gc
 import json
 import os
@@ -12,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.utils.data import DataLoader
 
 import run_finetuning
@@ -32,15 +30,10 @@ from hicmae.training.run import choose_precision
 from hicmae.training.state import make_state
 from tests.boards import board
 from tests.conftest import free_port, save_frames, save_wav
-from tests.small_runs import FINETUNE  # its fork server imports once what every process needs
+from tests.small_runs import FINETUNE, lines, rows, run_ranks
 
 SPEAKERS = ("ann", "bob", "cem", "dia")
 BY_SPEAKER = ["--val_split", "speaker", "--speaker_pattern", "^([a-z]+)_", "--val_share"]
-
-
-def rows(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def arguments_of(folder, out, *arguments):
@@ -101,7 +94,7 @@ def test_the_test_list_is_not_looked_at_before_the_final_test(media, tmp_path, m
     monkeypatch.setattr(finetuning, "LabelledClips", Noted)
     with pytest.raises(RuntimeError, match="evaluation clip '.*gone' cannot be read"):
         finetune(fold, tmp_path / "out", *BY_SPEAKER, "0.25")
-    epochs = [json.loads(line) for line in (tmp_path / "out/log.txt").read_text().splitlines()]
+    epochs = lines(tmp_path / "out/log.txt")
     assert [line["epoch"] for line in epochs] == [0, 1] and "val_uar" in epochs[1]
     assert (tmp_path / "out/checkpoint-best.pth").is_file()
     held = rows(tmp_path / "out/val_clips.csv")
@@ -220,7 +213,6 @@ def run_cases(rank, world, root, ports):
     """Test all cases as one of `world` processes."""
     if world > 1:
         gc.freeze()  # a forked process that collects what it was born with copies all of it
-    torch.set_num_threads(1)
     for number, (fold, task, batch_size, flags) in enumerate(CASES):
         if world > 1:
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
@@ -234,12 +226,8 @@ def run_cases(rank, world, root, ports):
 @pytest.fixture(scope="module")
 def results(media):
     """Bytes of the result files by number of processes and case."""
-    threads = torch.get_num_threads()
-    run_cases(0, 1, media, ())
-    torch.set_num_threads(threads)
-    for world in (2, 3):
-        arguments = world, media, [free_port() for _ in CASES]
-        mp.start_processes(run_cases, arguments, nprocs=world, start_method="forkserver")
+    for world in (1, 2, 3):
+        run_ranks(world, run_cases, world, media, [free_port() for _ in CASES])
     return {
         (world, number): {
             path.name: path.read_bytes()

@@ -42,6 +42,12 @@ DIFFERENCE_HELP = "rebuild how frames differ from the first one of their group, 
 LATER_HELP = "weight of the loss of a group's later frames; the first one has the rest"
 CROP_HELP = "cut 224 x 224 films to the face; auto: if the list's path says voxceleb2"
 CONTRAST_MASK_HELP = "share of tokens to hide in a second pass, which is contrasted instead"
+WEIGHTS_HELP = "of classes in the loss; balanced: 1 / clips; effective: milder (beta 0.999)"
+SPLIT_HELP = "validate on a list, or on speakers or clips held out of train.csv"
+PATTERN_HELP = (
+    f"regular expression, its groups in a clip's name are the speaker; or {', '.join(PATTERNS)}"
+)
+AUDIO_TARGET = "normlize_target_audio"  # as the original spells it
 LOWER_IS_BETTER = ("mae", "mse", "rmse")
 CLASS_WEIGHTS = ("none", "balanced", "effective")
 
@@ -60,12 +66,10 @@ class RunConfig(Settings):
     cuda_graphs: bool = harmless(False, "with --compile on a GPU: replay a pass by one launch")
     checkpoint_activations: bool = harmless(False, "compute blocks twice to save memory; exact")
     seed: int = option(0, "seed of everything random", ">= 0")
-    resume: str = harmless(
-        "", "checkpoint to go on from; clips and model are as there", metavar="FILE"
-    )
+    resume: str = harmless("", "checkpoint to go on from, with its clips and model", metavar="FILE")
     auto_resume: bool = harmless(True, "go on from the newest whole checkpoint in output_dir")
     allow_changes: bool = harmless(False, "go on even with what makes it another run; it is listed")
-    save_interval: float = harmless(15.0, "minutes of training lost at most; 0: no step", ">= 0")
+    save_interval: float = harmless(15.0, "minutes from save to save; 0: after each step", ">= 0")
     save_ckpt_freq: int = harmless(10, "keep the checkpoint of every this many epochs", "> 0")
     keep_ckpts: int = harmless(2, "keep this many of the last checkpoints as well", "> 0")
     max_bad_steps: int = harmless(10, "bad steps (not finite) in a row that end training", "> 0")
@@ -113,7 +117,7 @@ class ClipConfig(ClipSettings, Settings):
     sampling_rate: int = option(4, "frames from one sampled frame to the next", "> 0")
     input_size: int = option(160, "height and width of a video frame in pixels", "> 0")
     input_size_audio: tuple[int, int] = option(
-        (256, 128), "steps of 10 ms, mel bins", "> 0", nargs="+"
+        (256, 128), "10 ms steps, mel bins", "> 0", nargs="+"
     )
     tubelet_size: int = option(2, "video frames of one token", "> 0")
 
@@ -159,10 +163,9 @@ class OptimConfig(Settings):
 
     def _refused(self) -> Refused:
         end, starts = self.weight_decay_end, self.weight_decay > 0
+        twice = self.total_batch and self.accum_iter > 1
         return {
-            "--total_batch chooses --accum_iter; leave one out": (
-                self.total_batch and self.accum_iter > 1
-            ),
+            "--total_batch chooses --accum_iter; leave one out": twice,
             f"--weight_decay_end {end} changes a --weight_decay above 0, got 0": end and not starts,
         }
 
@@ -199,17 +202,13 @@ class PretrainLossConfig(Settings):
 
     loss_weight: float = option(0.0025, "weight of the contrastive loss", ">= 0")
     contrastive_levels: str = option("all", "which of these levels to contrast", choices=CONTRASTED)
-    temperature: float = option(
-        0.07, "of the contrast, InfoNCE", "> 0", flag="inter_contrastive_temperature"
-    )
+    temperature: float = option(0.07, "of InfoNCE", "> 0", flag="inter_contrastive_temperature")
     gather: bool = option(False, "contrast with the clips of all GPUs", flag="gather_negatives")
     frame_diff: bool = option(False, DIFFERENCE_HELP, flag="use_frame_diff_as_target")
     frame_diff_group_size: int = option(2, "frames of such a group, a tubelet", "> 0")
     target_diff_weight: float | None = option(None, LATER_HELP, SHARE)
     normalize_target: bool = option(True, "normalise video patches", aliases=("normlize_target",))
-    normalize_target_audio: bool = option(
-        True, "normalise patches of spectrograms", aliases=("normlize_target_audio",)
-    )
+    normalize_target_audio: bool = option(True, "the same of audio", aliases=(AUDIO_TARGET,))
 
     def _refused(self) -> Refused:
         nothing = self.gather and self.contrastive_levels == "none"
@@ -247,35 +246,23 @@ class ClassifierConfig(Settings):
     fusion_order: str = option("both", FUSION_HELP, choices=FUSION_ORDERS)
     drop_path_rate: float = option(0.1, "drop path at the last block", NOT_ALL, flag="drop_path")
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale", ">= 0")
-    class_names: tuple[str, ...] = harmless(
-        (), "names, a file of them, or a data set, for tables and pictures", metavar="NAME"
-    )
-    head_activation: str | None = option(
-        None, "of the outputs of a regression", choices=ACTIVATIONS
-    )
+    class_names: tuple[str, ...] = harmless((), "names, or a file of them", metavar="NAME")
+    head_activation: str | None = option(None, "of regression outputs", choices=ACTIVATIONS)
     finetune: str = option("", "pre-training checkpoint to start from", metavar="FILE")
     allow_partial: bool = option(False, "accept a checkpoint of deeper or shallower encoders")
     layer_decay: float = option(0.75, "learning-rate factor from layer to lower layer", NOT_NONE)
     linear_probe: bool = option(False, "train only fc_norm, head, layer weights; raise --lr")
-    freeze_layers: int = option(0, "lowest blocks of each encoder to freeze; 0: none", ">= 0")
 
     def _refused(self) -> Refused:
         classes, classifies = self.num_classes, self.task != "regression"
-        order, modality, frozen = self.fusion_order, self.modality, self.freeze_layers
-        probe, activation = self.linear_probe, self.head_activation
+        order, modality, activation = self.fusion_order, self.modality, self.head_activation
         unused = order != "both" and modality != "av"
-        wrong: dict[str, object] = {
+        return {
             "--nb_classes is missing; give the number of classes or outputs": classes < 1,
             f"--nb_classes must be at least 2, got {classes}": classifies and classes < 2,
             "--head_activation is for --task regression; leave it out": classifies and activation,
             f"--fusion_order {order} for --modality {modality} has no fusion to order": unused,
-            "--linear_probe freezes all that --freeze_layers does; give one": probe and frozen,
         }
-        for stream, flag in (("v", "depth"), ("a", "depth_audio")):
-            depth = getattr(self, flag)
-            text = f"--freeze_layers {frozen} is more than the {depth} blocks of --{flag}"
-            wrong[text] = stream in modality and frozen > depth
-        return wrong
 
 
 @dataclass(frozen=True)
@@ -305,34 +292,16 @@ class ScoreConfig(Settings):
     """Loss, validation and testing."""
 
     loss: str = option("", "default: ce, or mse for regression", choices=sum(LOSSES.values(), ()))
-    class_weights: str = option(
-        "none", "weights of classes in the loss; balanced: one over their number of clips; "
-        "effective: over their effective number (beta 0.999), which is milder",
-        choices=CLASS_WEIGHTS,
-    )  # fmt: skip
+    class_weights: str = option("none", WEIGHTS_HELP, choices=CLASS_WEIGHTS)
     balanced_sampler: bool = option(False, "draw all classes equally often in training")
-    ema: float = option(
-        0.0, "decay of a moving average of the weights, 0.999 say, which is tested too; 0: none",
-        NOT_ALL,
-    )  # fmt: skip
-    val_metric: str = option(
-        "", "score that chooses the best epoch; default: war, or ccc", choices=ALL_METRICS
-    )
+    ema: float = option(0.0, "decay of a tested moving average of weights; 0: none", NOT_ALL)
+    val_metric: str = option("", "chooses the best epoch; default: war, ccc", choices=ALL_METRICS)
     val_path: str = harmless("", "validation list; default: val.csv or test.csv", metavar="FILE")
-    val_split: str = option(
-        "list", "list: validate on --val_path, val.csv or test.csv; speaker, clip: on a part of "
-        "train.csv, all clips of some speakers or clips at random",
-        choices=("list", "speaker", "clip"),
-    )  # fmt: skip
+    val_split: str = option("list", SPLIT_HELP, choices=("list", "speaker", "clip"))
     val_share: float = option(0.2, "share of train.csv that --val_split holds out", PART)
     label_share: float = option(1.0, "share of each class to train on, nested", NOT_NONE)
-    speaker_file: str = harmless(
-        "", "csv with the columns clip,speaker; default: beside the lists", metavar="FILE"
-    )
-    speaker_pattern: str = harmless(
-        "", "or a regular expression whose groups in a clip's name make the speaker, or "
-        + ", ".join(PATTERNS), metavar="REGEX",
-    )  # fmt: skip
+    speaker_file: str = harmless("", "csv with clip,speaker; default: with lists", metavar="FILE")
+    speaker_pattern: str = harmless("", PATTERN_HELP, metavar="REGEX")
     average_clips: int = option(0, "clips alike in the first N '_' fields are one; 0: off", ">= 0")
     test_num_segment: int = harmless(2, "temporal views of a test clip", "> 0")
     test_num_crop: int = harmless(2, "without effect: test frames are squashed to squares", "> 0")
@@ -391,66 +360,39 @@ class ResamplingConfig(Settings):
     resamples: int = option(5000, "draws; 0: none", ">= 0")
     confidence: float = option(95.0, "coverage in percent", "> 0 and < 100")
     seed: int = option(0, "of the draws", ">= 0")
-    by_speaker: bool = option(
-        False, f"draw speakers instead of clips, by {SPEAKER_FILE} beside the lists of the run"
-    )
+    by_speaker: bool = option(False, f"draw speakers, of {SPEAKER_FILE} beside the run's lists")
     speaker_file: str = option("", "the same by a csv with clip,speaker", metavar="FILE")
-    speaker_pattern: str = option(
-        "",
-        "the same by the group of a pattern in clips' names, e.g. '^(\\d{4})_', or by the name of "
-        f"a data set: {', '.join(PATTERNS)}",
-        metavar="REGEX",
-    )
+    speaker_pattern: str = option("", f"the same: {PATTERN_HELP}", metavar="REGEX")
 
     def _refused(self) -> Refused:
         chosen = sum(map(bool, (self.by_speaker, self.speaker_file, self.speaker_pattern)))
         return {"give one of --by_speaker, --speaker_file and --speaker_pattern": chosen > 1}
 
 
-FACES = ("auto", "largest", "all", "cut")
-PROTOCOLS = ("windows", "test")
-MISSING = ("error", "zeros", "drop")
-SPEAKERS = ("none", "auto", "lips", "contrast")
+FACES, PROTOCOLS = ("auto", "largest", "all", "cut"), ("windows", "test")
+MISSING, SPEAKERS = ("error", "zeros", "drop"), ("none", "auto", "lips", "contrast")
+FACES_HELP = """auto: cut the main face out of videos, take folders of frames as they are; largest:
+ always cut out the main face: large, near the middle, there for long; all: an answer for each
+ person; cut: frames are faces"""
+PROTOCOL_HELP = "windows: slide over the clip; test: the views and numbers of run_finetuning.py"
+MISSING_HELP = """what a model of both streams does without one: error: refuse the clip; zeros:
+ black frames or silence; drop: leave it out"""
+SPEAKER_HELP = """with --faces all, who has the sound; the others are judged by the picture: lips:
+ whose lips move with it; contrast: whose picture is like it to --speaker_checkpoint; auto: contrast
+ where that is given, else lips; none: everybody"""
 
 
 @dataclass(frozen=True)
 class Options(Settings):
     """How inference reads clips: flags of its commands and arguments of the recognizer."""
 
-    faces: str = option(
-        "auto",
-        "auto: cut the main face out of videos, take folders of frames as they are; largest: "
-        "always cut out the main face: large, near the middle, there for long; all: an answer for "
-        "each person; cut: frames are faces",
-        choices=FACES,
-    )
-    window: float | None = option(
-        None, "seconds of a sliding window; none: what the model saw at once in training", "> 0"
-    )
+    faces: str = option("auto", FACES_HELP, choices=FACES)
+    window: float | None = option(None, "seconds of a sliding window; none: as in training", "> 0")
     overlap: float | None = option(None, "seconds windows share; none: half of one", ">= 0")
-    protocol: str = option(
-        "windows",
-        "windows: slide over the clip; test: the views of run_finetuning.py's test, whose numbers "
-        "it gives",
-        choices=PROTOCOLS,
-    )
-    missing_modality: str = option(
-        "error",
-        "what a model of both streams does without one: error: refuse the clip; zeros: black "
-        "frames or silence; drop: leave it out",
-        choices=MISSING,
-    )
-    min_confidence: float = option(
-        0.0, "answer 'unsure' where the likeliest class has less probability", SHARE
-    )
-
-    speaker: str = option(
-        "none",
-        "with --faces all, who has the sound; the others are judged by the picture: lips: whose "
-        "lips move with it; contrast: whose picture is like it to --speaker_checkpoint; auto: "
-        "contrast where that is given, else lips; none: everybody",
-        choices=SPEAKERS,
-    )
+    protocol: str = option("windows", PROTOCOL_HELP, choices=PROTOCOLS)
+    missing_modality: str = option("error", MISSING_HELP, choices=MISSING)
+    min_confidence: float = option(0.0, "least probability to be sure", SHARE)
+    speaker: str = option("none", SPEAKER_HELP, choices=SPEAKERS)
 
     def _refused(self) -> Refused:
         for item in fields(self):

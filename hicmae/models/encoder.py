@@ -242,7 +242,7 @@ def register(name: str, model: type[nn.Module], *sizes: int) -> None:
         if pretrained:
             raise ValueError(
                 "pretrained=True: no weights are hosted for HiCMAE; create the model without it "
-                "and load a file with hicmae.training.transfer.load_pretrained (--finetune)"
+                "and load a file with hicmae.training.trained.load_pretrained (--finetune)"
             )
         for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
             options.pop(unused, None)

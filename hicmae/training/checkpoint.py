@@ -113,14 +113,12 @@ def find(path: str | Path, to_resume: bool = False) -> Path:
 
 
 def load(path: str | Path, verify: bool = False, settings_only: bool = False) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; only tensors, containers, Namespace, numbers are allowed.
+    """Read what `find` returns onto the CPU; only tensors, containers, Namespace, numbers.
 
-    It is what `find` returns. It was written here, by the original code, whose `epoch` may be
-    "best", or is any `torch.save` of a dictionary. Of safetensors the weights are under `model`,
-    and with an export's config.json its text and where that stands are under `description`.
-    `verify` also compares the check sum at a file's end, or those within the archive where there is
-    none; torch itself does neither. With `settings_only` the tensors stay in the file where they
-    can: what is not looked at is not read.
+    The original's `epoch` may be "best". Of safetensors the weights are under `model`, and the text
+    of an export's config.json and where it stands under `description`. `verify` also compares the
+    check sum at a file's end, or those within the archive where there is none; torch does neither.
+    With `settings_only` the tensors stay in the file where they can.
     """
     path = find(path)
     try:
@@ -203,11 +201,6 @@ def _explain(path: Path, error: Exception) -> str:
             f"is refused: loading it would call '{called[called.lastindex or 0]}', and only "
             "tensors, plain containers, numbers and argparse.Namespace are allowed; re-save its "
             "weights alone"
-        )
-    if "Unsupported operand 149" in str(error):  # how pickles begin from protocol 4 on
-        return (
-            "is refused: it is a pickle of a newer protocol than torch.save's own, 2; re-save its "
-            "weights alone with torch.save as it is"
         )
     text = one_line(Exception(str(error).partition("WeightsUnpickler error:")[2] or error))
     detail = f"{type(error).__name__}: {text[:80]}"

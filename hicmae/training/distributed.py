@@ -1,7 +1,7 @@
-"""Several processes: start and stop, who this one is, and what the processes tell each other.
+"""Several processes: start and stop, who this one is, and what they tell each other.
 
-Everything here also works in a single process, where it does nothing or returns its argument.
-Messages go over the CPU (gloo), so that they neither wait for a GPU nor take its memory.
+In a single process this does nothing or returns its argument. Messages go over the CPU (gloo), so
+that they neither wait for a GPU nor take its memory.
 """
 
 import gc
@@ -20,10 +20,10 @@ Item = TypeVar("Item")
 TIMEOUT = timedelta(minutes=30)  # longest wait of one rank for another, e.g. while rank 0 saves
 
 
-def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> torch.device:
+def start(device: str = "auto") -> torch.device:
     """Choose this process's device, its own GPU, and join the process group under torchrun.
 
-    ValueError: the device is not there. RuntimeError: the other ranks are not after `timeout`.
+    ValueError: the device is not there. RuntimeError: the other ranks are not after TIMEOUT.
     """
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     on_gpu = chosen.type == "cuda"
@@ -32,7 +32,7 @@ def start(device: str = "auto", timeout: timedelta = TIMEOUT) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         try:
-            dist.init_process_group(backend, timeout=timeout, device_id=chosen if on_gpu else None)
+            dist.init_process_group(backend, timeout=TIMEOUT, device_id=chosen if on_gpu else None)
         except dist.DistError as error:
             raise RuntimeError(
                 f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others "
@@ -98,18 +98,5 @@ def any_rank(flag: Tensor) -> Tensor:
 
 def all_mean(values: dict[str, float]) -> dict[str, float]:
     """Return each value's mean over the ranks; every rank must pass the same keys."""
-    total = torch.tensor([values[key] for key in sorted(values)], dtype=torch.float64)
-    if world_size() > 1:
-        dist.all_reduce(total)
-    mean = dict(zip(sorted(values), (total / world_size()).tolist(), strict=True))
-    return {key: mean[key] for key in values}
-
-
-def check_equal_batches(count: int) -> None:
-    """Refuse batches of unequal `count`, which a gather would mix up or wait for without end."""
-    counts = gather_objects([count])
-    if len(set(counts)) > 1:
-        raise ValueError(
-            f"the ranks' batches hold {counts} clips, expected equally many; use one "
-            "--batch_size and --num_samples on all machines"
-        )
+    every = gather_objects([values])
+    return {key: sum(each[key] for each in every) / len(every) for key in values}

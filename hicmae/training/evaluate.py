@@ -36,8 +36,8 @@ def class_scores(support: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -
     """Score a classifier by its counts of each class, (..., K); leading axes are e.g. resamples.
 
     `support` counts the clips of a class, `predicted` those taken for it, `hits` those of both.
-    Returns `uar` mean recall over the classes that occur, `war` accuracy, and `weighted_f1`,
-    `macro_f1`, `micro_f1` over the classes that occur as label or prediction, (...) each; `recall`
+    Returns `uar`, the mean recall over classes that occur, `war`, accuracy, and `weighted_f1`,
+    `macro_f1`, `micro_f1` over classes that occur as label or prediction, (...) each; `recall`
     (..., K), nan where a class does not occur.
     """
     total = support.sum(-1)
@@ -65,10 +65,9 @@ def number_scores(
 ) -> Scores:
     """Score a regression by its moments over clips, of any shape; e.g. (resamples, K).
 
-    Variances, of targets and predictions, and covariance are unbiased (n - 1) as in the original's
-    evaluation; `shift` is the difference of the means, `mae` and `mse` are the mean errors. Returns
-    `acc` (1 - MAE, which has a meaning for targets in 0..1), `mae`, `mse`, `rmse`, Pearson's and
-    the concordance correlation, `pcc` and `ccc`, which are 0 where a side does not vary.
+    Variances and covariance are unbiased (n - 1) as in the original's evaluation; `shift` is the
+    difference of the means. Returns `acc` (1 - MAE, for targets in 0..1), `mae`, `mse`, `rmse`, and
+    Pearson's and the concordance correlation, `pcc` and `ccc`, 0 where a side does not vary.
     """
     varies = (variance > 0) & (variance_predicted > 0)
     pcc = _ratio(covariance, np.where(varies, np.sqrt(variance * variance_predicted), 0.0))
@@ -89,8 +88,8 @@ def metrics_of_classes(
 ) -> dict[str, Any]:
     """Score predicted classes, (n,) in 0..K-1 as the labels are.
 
-    Returns the scores of `class_scores` as plain numbers (a recall of None: the class does not
-    occur), `confusion` (K lists of K counts, row = true class), and `count`.
+    Returns `class_scores` as plain numbers, a recall None where the class does not occur,
+    `confusion` (K lists of K counts, row = true class), and `count`.
     """
     truth, guess = np.asarray(labels), np.asarray(predictions)
     for name, values in (("label", truth), ("prediction", guess)):
@@ -124,10 +123,7 @@ def regression_metrics(target: ArrayLike, prediction: ArrayLike) -> dict[str, An
     shift, error = truth.mean(0) - guess.mean(0), guess - truth
     mae, mse = np.abs(error).mean(0), (error**2).mean(0)
     scores = number_scores(variance, variance_predicted, covariance, shift, mae, mse)
-    named = {
-        name: {"mean": float(values.mean()), "per_output": values.tolist()}
-        for name, values in scores.items()
-    }
+    named = {n: {"mean": float(v.mean()), "per_output": v.tolist()} for n, v in scores.items()}
     return {**named, "count": len(truth)}
 
 
@@ -166,7 +162,7 @@ class Predictions(NamedTuple):
 def in_turns(loader: DataLoader[Any], before_each: Callable[[], None]) -> Iterator[Any]:
     """Yield a loader's batches in list order, with a call before each that may raise to stop.
 
-    Ranks may have unequal numbers of batches, so all take as many turns as the longest.
+    Ranks may have unequally many batches, so all take as many turns as the longest.
     """
     (turns,) = distributed.highest([len(loader)])
     batches = epoch_batches(loader, epoch=0)
@@ -189,11 +185,10 @@ def predict(
 ) -> Predictions:
     """Score the clips of this rank's loader and gather those of all ranks.
 
-    The model is not wrapped by DistributedDataParallel, as ranks may hold different numbers of
-    clips. Of a classification the softmax of each view is averaged, in float64. `clip_by_clip`
-    makes one forward pass for each clip: matrix products round differently in batches of another
-    size; this way scores depend neither on the batch size nor on the processes. With `shared` each
-    rank has a part of the list, else all of it. See `in_turns` for `before_each`.
+    The model is not wrapped by DistributedDataParallel, as ranks may hold unequally many clips. Of
+    a classification the softmax of each view is averaged, in float64. `clip_by_clip` makes a pass
+    for each clip, so that scores depend neither on the batch size, with which products round, nor
+    on the processes. With `shared` each rank has a part of the list, else all of it.
     """
     model.eval()
     rows: list[tuple[int, str, np.ndarray, np.ndarray]] = []  # list index, name, target, scores
@@ -276,9 +271,8 @@ def tempered(scores: np.ndarray, temperature: float) -> np.ndarray:
 def calibration(labels: ArrayLike, scores: ArrayLike, bins: int = 15) -> dict[str, float]:
     """Say how far probabilities (n, K) can be believed.
 
-    Returns `ece`, the expected calibration error: between the confidence in the answers and how
-    many are right, over `bins` of equal width, weighted by clips; and `nll`, the mean negative
-    log-likelihood of the true classes in nats.
+    Returns `ece`, the expected calibration error over `bins` of equal width, weighted by clips, and
+    `nll`, the mean negative log-likelihood of the true classes in nats.
     """
     truth, values = np.asarray(labels), _checked("scores", scores)
     place = np.minimum((values.max(1) * bins).astype(int), bins - 1)
@@ -307,10 +301,9 @@ def free_suffix(folder: Path, facts: Mapping[str, Any]) -> str:
     `facts` are the `checkpoint` and the `list`, which the metrics of such a test tell.
     """
     kinds = facts["checkpoint"], os.path.dirname(facts["list"])
-    epoch, fold = (Path(kind).stem.removeprefix("checkpoint-") for kind in kinds)
-    name = f"_eval-{epoch}-{fold}"
-    names = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
-    for suffix in names if (folder / "log.txt").exists() else itertools.chain([""], names):
+    name = "_eval-" + "-".join(Path(kind).stem.removeprefix("checkpoint-") for kind in kinds)
+    first = [] if (folder / "log.txt").exists() else [""]
+    for suffix in itertools.chain(first, [name], (f"{name}-{k}" for k in itertools.count(2))):
         known = folder / f"metrics{suffix}.json"
         if not known.exists() or facts.items() <= json.loads(known.read_text()).items():
             break
@@ -325,13 +318,12 @@ def write_predictions(path: Path, predictions: Predictions, task: str) -> None:
     names, targets, scores, _ = predictions
     table = pd.DataFrame({"clip": np.array(names, dtype=object)}, dtype=object)
     if task == "classification":
-        table["label"], table["prediction"], column = targets, scores.argmax(axis=1), "p"
+        table["label"], table["prediction"] = targets, scores.argmax(axis=1)
     else:
-        column = "prediction"
         for k, values in enumerate(targets.T):
             table[f"label{k}"] = [f"{value:g}" for value in values]
     for k, values in enumerate(scores.T):
-        table[f"{column}{k}"] = values
+        table[f"{'p' if task == 'classification' else 'prediction'}{k}"] = values
     write_whole(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\r\n"))
 
 

@@ -10,21 +10,18 @@ import json
 import logging
 import math
 import os
-import platform
 import re
-import shlex
 import socket
 import struct
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -32,7 +29,6 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 from tqdm import tqdm
 
-import hicmae
 from hicmae.config import HARMLESS
 from hicmae.config.flags import flat_settings
 from hicmae.io import encodable, write_whole
@@ -41,7 +37,6 @@ from hicmae.training import distributed
 logger = logging.getLogger(__name__)
 
 HParams = dict[str, bool | float | str]
-EVENTS = "events.out.tfevents."  # how TensorBoard's files begin
 HPARAMS_PATHS = {"data_path", "val_path"}  # which clips: folds differ in nothing else
 LINE = 120 - len("00:00:00 INFO ")  # of a step in the log
 
@@ -70,6 +65,12 @@ class AppendFile:
                 text = "could not write '%s': %s; training goes on and will try again"
                 logger.warning(text, self._file.name, error.strerror or error)
 
+    def line(self, values: Mapping[str, Any]) -> None:
+        """Append an object as JSON; nan and inf, which JSON does not know, become null."""
+        odd = [k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
+        text = json.dumps({**values, **dict.fromkeys(odd)}, allow_nan=False)
+        self.write(f"{text}\n".encode())
+
     def sync(self) -> None:
         """Try again what waits, and have the system put the file on the disk."""
         self.write(b"")
@@ -85,22 +86,6 @@ class AppendFile:
         self._file = None
 
 
-class LineFile(AppendFile):
-    """A JSON-lines file; lines whose `key` is `resume` or more are dropped first, None: none."""
-
-    def __init__(self, path: Path | None, key: str, resume: int | None) -> None:
-        if path and resume is not None:
-            drop_lines_from(path, key, resume)
-        super().__init__(path)
-
-    def line(self, values: Mapping[str, Any]) -> None:
-        """Append an object; nan and inf, which JSON does not know, become null."""
-        wrong = {
-            k: None for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)
-        }
-        self.write((json.dumps({**values, **wrong}, allow_nan=False) + "\n").encode())
-
-
 class Board(AppendFile):
     """A TensorBoard event file; each start of a run makes a new one in the folder.
 
@@ -112,10 +97,10 @@ class Board(AppendFile):
             return super().__init__(None)
         folder.mkdir(parents=True, exist_ok=True)
         # The newest name must sort last, as readers expect, even if the clock went back.
-        names = " ".join(path.name for path in folder.glob(f"{EVENTS}*"))
+        names = " ".join(path.name for path in folder.glob("events*"))
         stamps = [int(stamp) + 1 for stamp in re.findall(r"tfevents\.(\d+)\.", names)]
         stamp = max([int(time.time()), *stamps])
-        super().__init__(folder / f"{EVENTS}{stamp:010d}.{socket.gethostname()}")
+        super().__init__(folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}")
         self.event(file_version="brain.Event:2")
         if purge_step is not None:
             self.event(step=purge_step, session_log=SessionLog(status=SessionLog.START))
@@ -143,13 +128,6 @@ class Board(AppendFile):
         content = Summary.Image(**sizes, encoded_image_string=smaller)
         self.event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=content)]))
 
-    def texts(self, step: int, texts: Mapping[str, str], prefix: str) -> None:
-        """Add Markdown, as `<prefix>/<name>`."""
-        for name, text in texts.items():
-            made = summary.text(name, encodable(text))
-            made.value[0].tag = f"{prefix}/{name}"  # without the ending that summary.text gives it
-            self.event(step=step, summary=made)
-
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """Read a JSON-lines file, leaving out lines that a kill cut short; [] when it is missing."""
@@ -161,17 +139,19 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     return [record for record in records if isinstance(record, dict)]
 
 
-def drop_lines_from(path: Path, key: str, limit: int) -> None:
-    """Leave only the whole lines of a JSON-lines file whose `key` is below `limit`, once each.
+def open_lines(path: Path, key: str, limit: int | None) -> AppendFile:
+    """Open a JSON-lines file to append, once its lines with a `key` of `limit` or more are gone.
 
     Of several lines with the same number the last stands. A file that needs no repair is not
     written again, so that a full disk does not keep a run from going on.
     """
-    numbered = {r[key]: r for r in read_lines(path) if isinstance(r.get(key), int)}
-    kept = [numbered[number] for number in sorted(numbered) if number < limit]
-    text = "".join(json.dumps(record) + "\n" for record in kept)
-    if path.exists() and path.read_bytes() != text.encode():
-        write_whole(path, text)
+    if limit is not None and path.exists():
+        numbered = {r[key]: r for r in read_lines(path) if isinstance(r.get(key), int)}
+        kept = [numbered[number] for number in sorted(numbered) if number < limit]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        if path.read_bytes() != text.encode():
+            write_whole(path, text)
+    return AppendFile(path)
 
 
 class RunLogger(AbstractContextManager["RunLogger"]):
@@ -190,10 +170,11 @@ class RunLogger(AbstractContextManager["RunLogger"]):
         resume_epoch: int | None = None,
         purge_step: int | None = None,
     ) -> None:
+        self.steps = self.epochs = AppendFile(None)
         if output_dir:
             output_dir.mkdir(parents=True, exist_ok=True)
-        self.steps = LineFile(output_dir and output_dir / "steps.jsonl", "step", resume_step)
-        self.epochs = LineFile(output_dir and output_dir / "log.txt", "epoch", resume_epoch)
+            self.steps = open_lines(output_dir / "steps.jsonl", "step", resume_step)
+            self.epochs = open_lines(output_dir / "log.txt", "epoch", resume_epoch)
         self.board = Board(log_dir if output_dir else None, purge_step)
 
     def sync(self) -> None:
@@ -262,9 +243,12 @@ class Progress(AbstractContextManager["Progress"]):
     def update(self, values: Mapping[str, float] | None = None) -> None:
         """Count a step, and show `values` whenever a multiple of `every` is reached."""
         self.done += 1
-        due = self.done % self.every == 0 or self.done == self.total
-        logs, head = self._main and self._bar.disable and due, ""
-        if logs:
+        head = ""
+        if (
+            self._main
+            and self._bar.disable
+            and self.done % self.every * (self.total - self.done) == 0
+        ):
             seconds = (time.monotonic() - self._started) / (self.done - self._initial)
             left = timedelta(seconds=int(seconds * (self.total - self.done)))
             head = f"{self.desc} [{self.done}/{self.total}] eta {left}"
@@ -277,29 +261,8 @@ class Progress(AbstractContextManager["Progress"]):
         if values:
             self._bar.set_postfix_str(line[len(head) + 2 :], refresh=False)
         self._bar.update()
-        if logs:
+        if head:
             logger.info("%s", line)
-
-
-def provenance(device: torch.device, precision: str, processes: int) -> dict[str, str]:
-    """Return where a run comes from, as Markdown for TensorBoard: `command` and `environment`."""
-    words = [shlex.quote(word) for word in sys.argv]
-    flags = "".join(f" \\\n    {word}" if word.startswith("--") else f" {word}" for word in words)
-    text = f"cd {shlex.quote(os.getcwd())}\n{shlex.quote(sys.executable or 'python')}{flags}"
-    on_gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} thread(s)"
-    cuda = f", CUDA {torch.version.cuda}" if on_gpu else ""
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}{cuda}"
-    table = (
-        f"| versions | hicmae {hicmae.__version__}, {versions} |\n"
-        f"| started | {datetime.now().astimezone().isoformat(' ', 'seconds')} |\n"
-        f"| machine | {socket.gethostname()}, {platform.platform()} |\n"
-        f"| device | {device}, {name} |\n"
-        f"| processes | {processes} |\n| precision | {precision} |\n"
-    )
-    # Indented, Markdown leaves the command as it is: it can be pasted into a shell.
-    command = "".join(f"    {line}\n" for line in text.splitlines())
-    return {"command": command, "environment": f"| run | |\n|---|---|\n{table}"}
 
 
 def hparams_of(settings: Mapping[str, Any], **facts: bool | float | str) -> HParams:
@@ -309,45 +272,45 @@ def hparams_of(settings: Mapping[str, Any], **facts: bool | float | str) -> HPar
         if name in HPARAMS_PATHS or name not in HARMLESS:
             value = " ".join(map(str, value)) if isinstance(value, list) else value
             value = "none" if value in (None, "") else value  # an empty cell would hide a change
-            value = encodable(value) if isinstance(value, str) else value
-            compared[name] = value if isinstance(value, (bool, str)) else float(value)
+            if not isinstance(value, bool):
+                value = encodable(value) if isinstance(value, str) else float(value)
+            compared[name] = value
     return {**compared, **facts}
 
 
 def show_hparams(
     log_dir: Path,
     hparams: HParams,
-    final: Mapping[str, float] | None = None,
-    step: int = 0,
+    final: Mapping[str, float],
+    step: int,
     images: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Show the settings of a run that starts or goes on, or, once, what came out of it.
+    """Show, once, the settings of a run and what came out of it.
 
     They are a TensorBoard run of their own, `final`, as the tab shows all its numbers as columns.
-    TensorBoard believes the first settings it finds, so a start removes those of an earlier one,
-    and its end. At the end there are `final` numbers and `images`, (H, W, 3) uint8, by tag, shown
-    at the `step` that is the length of the run.
+    `final` numbers and `images`, (H, W, 3) uint8 by tag, stand at `step`, the length of the run.
     """
     if not distributed.is_main():
         return
     folder = log_dir / "final"
     _, start, end = summary.hparams(hparams, {})
     try:
-        paths = list(folder.glob(f"{EVENTS}*"))
-        if final is None:
-            for path in paths:
-                path.unlink(missing_ok=True)
-        elif any(end.value[0].tag.encode() in path.read_bytes() for path in paths):
+        if any(end.value[0].tag.encode() in path.read_bytes() for path in folder.glob("events*")):
             return
-        board = Board(folder, None if final is None else 1)  # settings are at step 0
-        if final is None or not paths:
-            board.event(step=0, summary=start)
-        board.scalars(step, final or {})
+        forget_final(log_dir)  # what a kill cut short
+        board = Board(folder)
+        board.event(step=0, summary=start)
+        board.scalars(step, final)
         for tag, image in (images or {}).items():
             board.image(tag, image, step)
-        if final is not None:
-            board.event(step=0, summary=end)
+        board.event(step=0, summary=end)
         board.close()
     except OSError as error:
         text = "TensorBoard's HParams tab does not show this run: cannot write in '%s': %s"
         logger.warning(text, folder, error.strerror or error)
+
+
+def forget_final(log_dir: Path) -> None:
+    """Remove what `show_hparams` wrote, of a run that goes on."""
+    for path in (log_dir / "final").glob("events*"):
+        path.unlink(missing_ok=True)

@@ -18,11 +18,11 @@ from hicmae.data.batches import SkippedClip
 from hicmae.data.dataset import ClipDataset
 from hicmae.data.loader import ClipSampler, SkippedClips, epoch_batches, make_loader
 from hicmae.training import distributed
-from hicmae.training.logs import Progress, RunLogger, provenance, show_hparams
+from hicmae.training.logs import Progress, RunLogger, forget_final
 from hicmae.training.optim import set_learning_rate
 from hicmae.training.resume import Saver
 from hicmae.training.run import Precision, Run, checkpoint_activations, seed_step
-from hicmae.training.state import BadSteps, TrainState
+from hicmae.training.state import TrainState
 
 LossParts = dict[str, Tensor]
 # Figures that a short line of the log has first.
@@ -42,8 +42,7 @@ def clip_loader(
 ) -> DataLoader:
     """Build the loader of this rank's share of the clips, or of all where they are not `shared`.
 
-    To train they are shuffled anew each epoch, and shares are equal. `balanced` draws classes
-    equally often.
+    To train they are shuffled anew each epoch, in equal shares; `balanced`: classes equally often.
     """
     sampler = ClipSampler(
         len(dataset),
@@ -91,9 +90,8 @@ def train_one_epoch(
     """Train for one pass over the clips, or the rest of one, and log every step.
 
     `model` is of `as_trained`; `loader` of `clip_loader`, or batches from where `state` stands.
-    What a step draws depends on its number only. `skipped` gets the clips that could not be read;
-    `saver` saves, or stops, after a step where it is time. Returns means over the epoch and all
-    ranks, as `train_<name>`. RuntimeError: too many steps in a row have no finite loss.
+    What a step draws depends on its number only. Returns means over the epoch and all ranks, as
+    `train_<name>`. RuntimeError: too many steps in a row have no finite loss.
     """
     model.train()
     config, plan, metrics, logs = run.config, state.plan, state.metrics, saver.logs
@@ -106,34 +104,31 @@ def train_one_epoch(
     metrics.restart_clock()
     if state.step == plan.steps:  # only what follows the epoch is left; show its last step again
         show(state, logs)
-    try:
-        with Progress(plan.steps, text, config.print_freq, state.step) as progress:
-            while state.step < plan.steps:
-                started = time.perf_counter()
-                group = list(itertools.islice(batches, optim.accum_iter))
-                waited = time.perf_counter() - started
-                unreadable += [clip for batch in group for clip in batch.skipped]
-                step, lr = state.steps_done, float(plan.lr[state.steps_done])
-                seed_step(config.seed, step, distributed.rank())
-                set_learning_rate(state.optimizer, lr, float(plan.weight_decay[step]))
-                how = state.optimizer, state.scaler, run.precision, optim.clip_grad
-                figures = train_step(model, group, compute_loss, *how)
-                state.update_average()
-                clips = [name for batch in group for name in batch.names]
-                facts = {"step": step, "epoch": state.epoch, "lr": lr, "clips": clips}
-                metrics.add(facts, figures, waited)
-                state.step += 1
-                shows = state.step % config.print_freq == 0 or state.step == plan.steps
-                if shows or distributed.world_size() == 1:
-                    record_on_main(skipped, unreadable)
-                    unreadable = []
-                progress.update(show(state, logs) if shows else None)
-                if len(metrics.unread) >= config.max_bad_steps:
-                    metrics.read(logs)
-                if state.step < plan.steps:  # the end of an epoch is saved later
-                    saver.check()
-    except BadSteps as bad:
-        raise RuntimeError(saver.dump(bad)) from bad
+    with Progress(plan.steps, text, config.print_freq, state.step) as progress:
+        while state.step < plan.steps:
+            started = time.perf_counter()
+            group = list(itertools.islice(batches, optim.accum_iter))
+            waited = time.perf_counter() - started
+            unreadable += [clip for batch in group for clip in batch.skipped]
+            step, lr = state.steps_done, float(plan.lr[state.steps_done])
+            seed_step(config.seed, step, distributed.rank())
+            set_learning_rate(state.optimizer, lr, float(plan.weight_decay[step]))
+            how = state.optimizer, state.scaler, run.precision, optim.clip_grad
+            figures = train_step(model, group, compute_loss, *how)
+            state.update_average()
+            clips = [name for batch in group for name in batch.names]
+            facts = {"step": step, "epoch": state.epoch, "lr": lr, "clips": clips}
+            metrics.add(facts, figures, waited)
+            state.step += 1
+            shows = state.step % config.print_freq == 0 or state.step == plan.steps
+            if shows or distributed.world_size() == 1:
+                record_on_main(skipped, unreadable)
+                unreadable = []
+            progress.update(show(state, logs) if shows else None)
+            if len(metrics.unread) >= config.max_bad_steps:
+                metrics.read(logs)
+            if state.step < plan.steps:  # the end of an epoch is saved later
+                saver.check()
     means = distributed.all_mean(metrics.means())
     # The last step's number: it is dropped, or not, together with that step on resume.
     shown = {name: m for name, m in means.items() if m or name != "bad_steps"}
@@ -163,8 +158,6 @@ def show(state: TrainState, logs: RunLogger) -> dict[str, float]:
         shown["bad_steps"] = state.metrics.bad_steps
     shown = {name: shown[name] for name in (*TELLING, *shown) if name in shown}
     logs.board.scalars(step, {**shown, "weight_decay": float(plan.weight_decay[step])}, "train")
-    rates = {layer: lr * scale for layer, scale in state.layer_scales.items()}
-    logs.board.scalars(step, rates, prefix="lr")
     state.metrics.restart_clock()
     return shown
 
@@ -180,8 +173,7 @@ def train_step(
 ) -> LossParts:
     """Take one optimisation step with the batches' mean gradient, unless a loss is not finite.
 
-    Returns:
-        Figures unread: of the loss, `grad_norm` before clipping, `skipped`: bad on any rank.
+    Returns figures on the device: of the loss, `grad_norm` before clipping, `skipped` by any rank.
     """
     sums: LossParts = {}
     for index, batch in enumerate(batches):
@@ -218,19 +210,15 @@ def train_step(
 
 
 def open_logs(run: Run, state: TrainState) -> RunLogger:
-    """Open the logs, without what they hold beyond the place where the run goes on.
+    """Open the logs, without what lies beyond the place where the run goes on; silent when done.
 
-    Nothing is written where all epochs are done.
+    Where only validation is left of an epoch, figures of its last step go too: `train_one_epoch`
+    shows that step again.
     """
     plan, done = state.plan, state.steps_done
-    # Where only validation is left of an epoch, its figures may stand at its last step already;
-    # they go, and `train_one_epoch` shows that step again.
     purge_step = done - (state.step == plan.steps)
     writes = distributed.is_main() and state.epoch < plan.optim.epochs
-    folder = run.output_dir if writes else None
-    logs = RunLogger(folder, run.log_dir, done, state.epoch, purge_step)
+    logs = RunLogger(run.output_dir if writes else None, run.log_dir, done, state.epoch, purge_step)
     if writes:
-        facts = provenance(run.device, run.precision.name, plan.world_size)
-        logs.board.texts(purge_step, facts, prefix="run")
-        show_hparams(run.log_dir, plan.hparams)
+        forget_final(run.log_dir)
     return logs

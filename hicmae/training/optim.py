@@ -17,9 +17,7 @@ logger = logging.getLogger(__name__)
 
 NO_DECAY = ("bias", "mask_token", "mask_token_audio")  # last parts of names
 FUSION = "encoder_fusion"
-_LAYER = re.compile(
-    rf"(encoder|encoder_audio|{FUSION})\.(?:patch_embed|blocks(?:_audio)?\.(\d+))\."
-)
+_LAYER = re.compile(r"(encoder(?:_audio|_fusion)?)\.(?:patch_embed|blocks(?:_audio)?\.(\d+))\.")
 
 
 def shared_batches(optim: OptimConfig, processes: int) -> OptimConfig:
@@ -88,35 +86,18 @@ def layer_ids(names: Iterable[str]) -> dict[str, int]:
     return {name: ids.get(name, last + 1) for name in found}
 
 
-def layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
-    """Return the learning-rate scale of every layer that trains, to be shown, from the input up.
-
-    They have names such as `layer_00_patch_embed`, `layer_03_block_2` (of both encoders),
-    `layer_11_fusion_0` and `layer_13_head`; {} where all are equal.
-    """
-    ids = layer_ids(name for name, _ in model.named_parameters())
-    scales = {}
-    for layer, name in sorted((ids[n], n) for n, p in model.named_parameters() if p.requires_grad):
-        part, block = match.groups() if (match := _LAYER.match(name)) else ("", "")
-        kind = f"{'fusion' if part == FUSION else 'block'}_{block}" if block else "patch_embed"
-        label = f"layer_{layer:02d}_{kind if part else 'head'}"
-        scales[label] = (layer_decay or 1.0) ** (max(ids.values()) - layer)
-    return scales if len(set(scales.values())) > 1 else {}
-
-
 def cosine_schedule(
     base: float,
     final: float,
     epochs: int,
     steps_per_epoch: int,
     warmup_epochs: int = 0,
-    start_warmup: float = 0.0,
     warmup_steps: int = -1,
 ) -> np.ndarray:
-    """Return a value a step, float64: a linear rise to `base`, then half a cosine down.
+    """Return a value a step, float64: a linear rise from 0 to `base`, then half a cosine down.
 
-    The cosine would reach `final` one step after the last. Where `warmup_steps` is positive, the
-    rise from `start_warmup` takes so many steps instead of `warmup_epochs`.
+    The cosine would reach `final` one step after the last. A positive `warmup_steps` overrides
+    `warmup_epochs`.
     """
     total = epochs * steps_per_epoch
     rise = warmup_steps if warmup_steps > 0 else warmup_epochs * steps_per_epoch
@@ -125,7 +106,7 @@ def cosine_schedule(
             f"warm-up of {rise} steps is longer than the training of {total} steps; "
             "lower --warmup_epochs / --warmup_steps or raise --epochs"
         )
-    warm = np.linspace(start_warmup, base, rise)
+    warm = np.linspace(0.0, base, rise)
     angle = np.pi * np.arange(total - rise) / max(total - rise, 1)
     return np.concatenate([warm, final + 0.5 * (base - final) * (1.0 + np.cos(angle))])
 
@@ -153,27 +134,22 @@ def set_learning_rate(
             group["weight_decay"] = weight_decay
 
 
-def freeze(model: nn.Module, linear_probe: bool = False, layers: int = 0) -> None:
-    """Freeze parts of a classifier, before its optimiser is made, and log what is left to train.
+def freeze(model: nn.Module) -> None:
+    """Freeze encoders and fusion of a classifier, before its optimiser is made: a linear probe.
 
-    A frozen weight asks for no gradient: autograd keeps no graph below the first weight that
-    trains. Frozen modules stay in evaluation mode, without stochastic depth. `linear_probe` freezes
-    encoders and fusion; `fc_norm`, which pre-training does not have, trains with the head and the
-    layer weights. `layers` freezes the patch embedding and so many blocks of each encoder, whose
-    norm is applied to every level and so is frozen only together with the last block.
+    `fc_norm`, which pre-training does not have, trains with the head and the layer weights. Frozen
+    weights ask for no gradient, so autograd keeps no graph below the head. Frozen modules stay in
+    evaluation mode, without stochastic depth.
     """
-    if not linear_probe and not layers:
-        return
-    names = ("encoder", "encoder_audio", FUSION) if linear_probe else ("encoder", "encoder_audio")
-    modules = []
-    for part in (getattr(model, name) for name in names if hasattr(model, name)):
-        whole = linear_probe or layers == len(part.blocks)
-        modules += [part] if whole else [part.patch_embed, *part.blocks[:layers]]
-    for module in modules:
-        module.requires_grad_(False).eval()
-        module.train = lambda mode=True, module=module: module  # `train()` leaves it as it is
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = "encoders and fusion" if linear_probe else f"{layers} block(s) of each encoder"
+    for name in ("encoder", "encoder_audio", FUSION):
+        if module := getattr(model, name, None):
+            module.requires_grad_(False).eval()
+            module.train = lambda mode=True, module=module: module  # `train()` leaves it as it is
+    trained, total = num_parameters(model), sum(p.numel() for p in model.parameters())
     numbers = f"{trained:,} of {total:,} parameters train ({100 * trained / total:.1f} %)"
-    logger.info("frozen: %s; %s", frozen, numbers)
+    logger.info("frozen: encoders and fusion; %s", numbers)
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Count the trainable numbers of a model."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

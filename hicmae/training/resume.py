@@ -20,9 +20,9 @@ from hicmae.io import Stopped, one_line
 from hicmae.training import checkpoint, distributed
 from hicmae.training.checkpoint import digest, load
 from hicmae.training.logs import RunLogger
-from hicmae.training.optim import set_learning_rate
+from hicmae.training.optim import num_parameters, set_learning_rate
 from hicmae.training.run import Run, write_settings
-from hicmae.training.state import NO_BEST, BadSteps, MetricBuffer, Plan, TrainState, num_parameters
+from hicmae.training.state import NO_BEST, MetricBuffer, Plan, TrainState
 from hicmae.training.trained import weights_of
 
 logger = logging.getLogger(__name__)
@@ -52,18 +52,11 @@ class Saver:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.run, self.state, self.logs, self._clock = run, state, logs, clock
-        self._saved_at = (state.epoch, state.step)
-        self._checked = self._saved = clock()
-        self._writing = 0.0  # seconds that the last save took
+        self._saved, self._saved_at = (state.epoch, state.step), clock()
 
     def check(self) -> None:
-        """Save if it is time; where any rank got SIGTERM or SIGUSR1, save and raise `Stopped`.
-
-        It is time where another step, and writing, would end beyond the interval.
-        """
-        now, interval = self._clock(), 60 * self.run.config.save_interval
-        step, self._checked = now - self._checked, now
-        late = interval == 0 or now - self._saved + step + self._writing > interval
+        """Save if it is time; where any rank got SIGTERM or SIGUSR1, save and raise `Stopped`."""
+        late = self._clock() - self._saved_at >= 60 * self.run.config.save_interval
         number, due = distributed.highest([self.run.signal, int(late)])
         saved = self.save() if number or due else True
         if number:
@@ -92,9 +85,9 @@ class Saver:
     def save(self) -> bool:
         """Save the state, unless that is done; return whether it is on disk."""
         state, plan = self.state, self.state.plan
-        if self._saved_at == (state.epoch, state.step):
+        place = state.epoch, state.step
+        if self._saved == place:
             return True
-        started = self._clock()
         state.metrics.read(self.logs)
         self.logs.sync()
         progress = {
@@ -108,55 +101,34 @@ class Saver:
         metrics = distributed.gather_objects([state.metrics.saved()])
         more = {"progress": progress, "origin": state.origin, "metrics": metrics}
         name = f"{state.epoch}-step{state.steps_done}" if state.step else f"{state.epoch - 1}"
-        saved = self.write(name, more)
-        if saved:
-            self._saved_at = (state.epoch, state.step)
-        # Counted from the state that was saved; a failed attempt is not repeated at every step.
-        self._saved, self._checked = started, self._clock()
-        self._writing = self._checked - started
+        self._saved_at = self._clock()  # a failed attempt is not repeated at every step
+        if saved := self.write(name, more):
+            self._saved = place
         return saved
 
     def save_best(self, value: float) -> bool:
         """Write the epoch in hand, not yet ended, to checkpoint-best.pth; return the success."""
-        epoch = self.state.epoch
-        best = {"epoch": epoch, "value": value}
-        saved = self.write("best", {"epoch": epoch, "best": best})
-        if saved:
+        best = {"epoch": self.state.epoch, "value": value}
+        if saved := self.write("best", {"epoch": self.state.epoch, "best": best}):
             self.state.best = best
         return saved
 
-    def dump(self, bad: BadSteps) -> str:
-        """Write the state in which training failed, with the clips of all ranks; tell it."""
-        steps = distributed.gather_objects([bad.steps])
-        path = self.run.output_dir / f"bad_steps-{bad.steps[-1]['step']}.pth"
-        written = f"state and clips are in '{path}'"
-        if distributed.is_main():
-            try:
-                checkpoint.save(path, {**self._content(), "bad_steps": steps})
-            except OSError as error:
-                written = str(error)
-        advice = "lower --lr, set --clip_grad, or use --precision bf16 or fp32, and resume"
-        return f"{bad}; {written}; {advice}"
-
-    def _content(self) -> dict[str, Any]:
-        state = self.state
-        return {
-            "model": state.model.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "scaler": state.scaler.state_dict(),
-            "args": state.plan.settings,
-            "best": state.best,
-            "epoch": state.epoch - 1,  # the last whole one, as in the original
-            **({"model_ema": state.average} if state.decay else {}),
-        }
-
     def write(self, name: str, more: dict[str, Any]) -> bool:
         """Write a checkpoint and prune; without success warn, and leave all files as they were."""
-        written = True
+        written, state = True, self.state
         if distributed.is_main():
             path, config = self.run.output_dir / f"checkpoint-{name}.pth", self.run.config
+            content = {
+                "model": state.model.state_dict(),
+                "optimizer": state.optimizer.state_dict(),
+                "scaler": state.scaler.state_dict(),
+                "args": state.plan.settings,
+                "best": state.best,
+                "epoch": state.epoch - 1,  # the last whole one, as in the original
+                **({"model_ema": state.average} if state.decay else {}),
+            }
             try:
-                checkpoint.save(path, self._content() | more)
+                checkpoint.save(path, content | more)
                 if name not in ("best", "ema"):
                     checkpoint.prune(path, config.save_ckpt_freq, config.keep_ckpts)
             except OSError as error:
@@ -165,15 +137,20 @@ class Saver:
         return distributed.broadcast(written)
 
 
+def _saved_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by flag of a checkpoint of ours; a Namespace is the original's: none."""
+    args = content.get("args")
+    return flat_settings(args if isinstance(args, dict) else {})
+
+
 def settings_to_keep(given: Mapping[str, Any], *groups: type) -> dict[str, Any]:
     """Return those of some groups of flags by which the checkpoint that --resume names was trained.
 
     They hold where the command line does not say otherwise, which `find_changes` judges.
     """
-    args = None
-    if named := given.get("resume"):
-        args = load(checkpoint.find(named, to_resume=True), settings_only=True).get("args")
-    saved = flat_settings(args if isinstance(args, dict) else {})  # a Namespace is the original's
+    if not (named := given.get("resume")):
+        return {}
+    saved = _saved_settings(load(checkpoint.find(named, to_resume=True), settings_only=True))
     known = [flag_of(item) for group in groups for item in fields(group)]
     return {flag: saved[flag] for flag in known if flag in saved}
 
@@ -206,8 +183,7 @@ def _choose(run: Run) -> Found | None:
     if named and named.is_dir():
         named = checkpoint.find(named, to_resume=True)
     # A launcher that starts a group again means the run it started before.
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if run.config.auto_resume or restarted:
+    if run.config.auto_resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         for path, content in checkpoint.whole(run.output_dir):
             origin = content.get("origin") or {}
             begun = named and origin.get("path") == str(named.resolve())
@@ -215,9 +191,9 @@ def _choose(run: Run) -> Found | None:
                 return path, content
     if named is None:
         return None
+    origin = {"path": str(named.resolve())}
     content = load(named, verify=True)
-    content["origin"] = {"path": str(named.resolve()), "sha256": digest(named)}
-    return named, content
+    return named, {**content, "origin": {**origin, "sha256": digest(named)}}
 
 
 def resume(run: Run, state: TrainState, found: Found | None) -> None:
@@ -264,14 +240,11 @@ def find_changes(plan: Plan, content: Mapping[str, Any]) -> tuple[list[str], lis
     A flag that a checkpoint of ours lacks is newer than it, and had its default.
     Returns what makes it another run, and what does not, as "name old -> new".
     """
-    args, known = content.get("args"), content.get("progress", {})
-    saved = flat_settings(args if isinstance(args, dict) else {})  # a Namespace is the original's
-    lists, flags = known.get("clips", {}), flat_settings(plan.settings)
-    usual = flat_settings(USUAL) if saved else {}
-    then = usual | saved
-    pairs = {f"--{name}": (then.get(name, new), new) for name, new in flags.items()}
+    saved, known = _saved_settings(content), content.get("progress", {})
+    then = (flat_settings(USUAL) if saved else {}) | saved
+    pairs = {f"--{n}": (then.get(n, new), new) for n, new in flat_settings(plan.settings).items()}
     for name, new in plan.clips.items():
-        pairs[f"clips of the {name} list"] = (lists.get(name, new), new)
+        pairs[f"clips of the {name} list"] = (known.get("clips", {}).get(name, new), new)
     for name, text in COUNTS.items():
         pairs[text] = (known.get(name, getattr(plan, name)), getattr(plan, name))
     changes = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -286,18 +259,18 @@ def find_changes(plan: Plan, content: Mapping[str, Any]) -> tuple[list[str], lis
 
 def _best_on_disk(run: Run, best: dict[str, Any]) -> dict[str, Any]:
     """Return the best epoch so far if its weights are still there, else `NO_BEST`; of rank 0."""
-    if distributed.is_main() and best["epoch"] >= 0:
-        kept = None
-        try:
-            kept = load(run.output_dir / "checkpoint-best.pth", verify=True)["epoch"]
-        except (OSError, ValueError) as error:
-            if not isinstance(error, FileNotFoundError):  # as where --resume names another run
-                logger.warning("%s", error)
-        if kept != best["epoch"]:
-            text = "the weights of the best epoch so far (%d) are not on disk; it is chosen anew"
-            logger.warning(text, best["epoch"])
-            return NO_BEST
-    return best
+    if not distributed.is_main() or best["epoch"] < 0:
+        return best
+    try:
+        if load(run.output_dir / "checkpoint-best.pth", verify=True)["epoch"] == best["epoch"]:
+            return best
+    except FileNotFoundError:
+        pass  # as where --resume names another run
+    except (OSError, ValueError) as error:
+        logger.warning("%s", error)
+    text = "the weights of the best epoch so far (%d) are not on disk; it is chosen anew"
+    logger.warning(text, best["epoch"])
+    return NO_BEST
 
 
 def _load_state(state: TrainState, path: Path, content: dict[str, Any]) -> None:

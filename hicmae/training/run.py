@@ -8,7 +8,9 @@ import logging
 import multiprocessing
 import os
 import random
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,9 +23,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.backends import cudnn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+import hicmae
 from hicmae.config import RunConfig
 from hicmae.data.loader import end
 from hicmae.io import PART, Stopped, check_writable, write_whole
@@ -97,8 +99,8 @@ class Run:
 def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
     """Start the process group and the logs, listen to signals, and clean up at the end.
 
-    Where it `trains`, the output folder must be this run's alone, and leftovers of a killed run in
-    it are removed; a mere test may look on while another run trains.
+    Where it `trains`, the output folder must be this run's alone, and leftovers of a killed run
+    go; a mere test may look on while another run trains.
     """
     others = set(multiprocessing.active_children())
 
@@ -107,15 +109,11 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
         end([child for child in multiprocessing.active_children() if child not in others])
 
     with ExitStack() as stack:
-        stack.enter_context(determinism(config.deterministic))
+        set_arithmetic(config.deterministic, config.tf32)
         device = distributed.start(config.device)
         stack.callback(distributed.stop)
         stack.callback(end_workers)
         run = Run(config, choose_precision(config.precision, device))
-        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-        for part in backends:
-            stack.callback(setattr, part, "allow_tf32", part.allow_tf32)
-            part.allow_tf32 = config.tf32
         if threading.current_thread() is threading.main_thread():  # elsewhere python allows no
             for number in (signal.SIGTERM, signal.SIGUSR1):  # handlers
                 stack.callback(signal.signal, number, signal.signal(number, run.note))
@@ -127,6 +125,8 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
         for path in run.output_dir.glob(f"{PART}*") if trains and is_main else ():
             path.unlink(missing_ok=True)
             logger.info("removed '%s', which a killed run left half-written", path.name)
+        words = shlex.join([sys.executable, *sys.argv])
+        logger.info("hicmae %s, torch %s: %s", hicmae.__version__, torch.__version__, words)
         logger.info(
             "device %s, precision %s%s, %d process(es), output in %s",
             *(device, run.precision.name, " with TF32" if config.tf32 else ""),
@@ -137,10 +137,9 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
 
 @contextmanager
 def own_folder(folder: Path, wait: float = 20.0) -> Iterator[None]:
-    """Hold a folder for one run by a file lock, which ends with the process, whatever ends it.
+    """Hold a folder, made if missing, for one run by a file lock, which ends with the process.
 
-    Made if missing. RuntimeError: another run still writes there after `wait` seconds, in which its
-    last processes may just be ending.
+    RuntimeError: another run writes there for more than `wait` seconds, so it is not just ending.
     """
     check_writable(folder / "config.json")
     descriptor, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + wait
@@ -178,26 +177,19 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(mixed)
 
 
-@contextmanager
-def determinism(wanted: bool) -> Iterator[None]:
-    """Allow only algorithms that give the same bits every time; enter before a GPU is touched.
+def set_arithmetic(deterministic: bool, tf32: bool) -> None:
+    """Choose how GPUs compute, before one is touched.
 
-    Attention then runs without fused kernels, whose backward passes may add up in any order.
+    `deterministic` allows only algorithms that give the same bits every time: attention without
+    fused kernels, whose backward passes may add up in any order.
     """
-    if not wanted:
-        yield
-        return
-    # cuBLAS reads it when its first handle is made.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        cudnn.deterministic, cudnn.benchmark = before[1:]
+    if deterministic:  # cuBLAS reads it when its first handle is made
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    cudnn.deterministic = deterministic
+    for kernel in ("flash", "mem_efficient", "cudnn"):
+        getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(not deterministic)
+    torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = tf32
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -206,8 +198,6 @@ def checkpoint_activations(model: nn.Module) -> None:
     Gradients stay the same bit by bit. The model's parameter names do not change.
     """
     for module in model.modules():
-        if isinstance(module, (Block, CSBlock)):
-            # An instance's own method hides that of its class.
-            module.forward = functools.partial(  # type: ignore[method-assign]
-                checkpoint, module.forward, use_reentrant=False
-            )
+        if isinstance(module, (Block, CSBlock)):  # its own method hides that of its class
+            again = functools.partial(checkpoint, module.forward, use_reentrant=False)
+            module.forward = again  # type: ignore[method-assign]

@@ -22,7 +22,7 @@ from hicmae.config.flags import as_dict
 from hicmae.data.clip_list import AnyClip
 from hicmae.training import distributed
 from hicmae.training.logs import HParams, RunLogger, hparams_of
-from hicmae.training.optim import cosine_schedule, layer_scales, make_optimizer, parameter_groups
+from hicmae.training.optim import cosine_schedule, make_optimizer, parameter_groups
 from hicmae.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -59,19 +59,17 @@ def describe_clips(clips: Sequence[AnyClip], root: str) -> str:
     return f"{len(clips)} ({total.hexdigest()[:12]})"
 
 
-class BadSteps(RuntimeError):
-    """Too many steps in a row without a finite loss; `steps` holds their figures and clips."""
-
-    def __init__(self, steps: list[dict[str, Any]]) -> None:
-        last, self.steps = steps[-1], steps
-        known = ("step", "lr", "clips", "loss", "grad_norm")
-        parts = ", ".join(f"{name} {last[name]:.4g}" for name in last if name not in known)
-        clips = ", ".join(last["clips"][:8]) + (" ..." if len(last["clips"]) > 8 else "")
-        super().__init__(
-            f"loss or gradients are not finite in {len(steps)} step(s) in a row, the last at step "
-            f"{last['step']}: loss is {last['loss']}{parts and f' ({parts})'}, gradient norm "
-            f"{last['grad_norm']:.4g}, lr {last['lr']:.2e}, clips [{clips}]"
-        )
+def describe_bad_steps(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Say what was not finite in the last of too many bad steps in a row, and what to do."""
+    last, known = steps[-1], ("step", "lr", "clips", "loss", "grad_norm")
+    parts = ", ".join(f"{name} {last[name]:.4g}" for name in last if name not in known)
+    clips = ", ".join(last["clips"][:8]) + (" ..." if len(last["clips"]) > 8 else "")
+    return (
+        f"loss or gradients are not finite in {len(steps)} step(s) in a row, the last at step "
+        f"{last['step']}: loss is {last['loss']}{parts and f' ({parts})'}, gradient norm "
+        f"{last['grad_norm']:.4g}, lr {last['lr']:.2e}, clips [{clips}]; lower --lr, set "
+        "--clip_grad, or use --precision bf16 or fp32, and resume"
+    )
 
 
 @dataclass
@@ -102,8 +100,7 @@ class MetricBuffer:
     def add(self, step: dict[str, Any], figures: dict[str, Tensor], data_time: float) -> None:
         """Take a step: `step`, `epoch`, `lr` and `clips`, its figures, the seconds that it waited.
 
-        Figures are `loss`, `skipped` (whether the weights were left alone) and whatever else, on
-        the device, so that no step has to wait for it.
+        Figures, `loss`, `skipped` (the weights were left alone) and more, stay on the device.
         """
         self.unread.append((step, figures))
         self._steps += 1
@@ -111,7 +108,7 @@ class MetricBuffer:
         self._data_time += data_time
 
     def read(self, logs: RunLogger) -> None:
-        """Read what is new on the device, and log it; BadSteps where too many are in a row."""
+        """Read what is new on the device, and log it; RuntimeError: too many bad in a row."""
         if not self.unread:
             return
         unread, self.unread = self.unread, []
@@ -131,7 +128,7 @@ class MetricBuffer:
             bad = {**facts, "lr": lr, **values, "clips": clips}
             self.bad_in_a_row = [*self.bad_in_a_row, bad] if skipped else []
             if len(self.bad_in_a_row) >= self.max_bad_steps:
-                raise BadSteps(self.bad_in_a_row)
+                raise RuntimeError(describe_bad_steps(self.bad_in_a_row))
 
     def means(self) -> dict[str, float]:
         """Average every figure over the steps that counted; also return how many were bad."""
@@ -145,10 +142,10 @@ class MetricBuffer:
             return {}
         elapsed = time.perf_counter() - self._started
         if torch.cuda.is_initialized():
-            peak: float = torch.cuda.max_memory_allocated()
+            peak = torch.cuda.max_memory_allocated()
         else:  # resident size, in bytes on a Mac and KiB elsewhere
-            unit = 1 if sys.platform == "darwin" else 1024
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak *= 1 if sys.platform == "darwin" else 1024
         return {
             "clips_per_s": self._clips * distributed.world_size() / elapsed,
             "data_s": self._data_time / self._steps,
@@ -170,7 +167,6 @@ class TrainState:
     step: int = 0  # steps of it that are done
     best: dict[str, Any] = field(default_factory=lambda: NO_BEST)  # of checkpoint-best.pth
     origin: dict[str, str] | None = None  # path and sha256 of the file that --resume named
-    layer_scales: Mapping[str, float] = field(default_factory=dict)  # of the rate, to be shown
     decay: float = 0.0  # of the moving average of the weights; 0: there is none
     average: dict[str, Tensor] = field(default_factory=dict)  # by names of the model
 
@@ -208,9 +204,9 @@ def make_state(
 ) -> TrainState:
     """Plan a run and make the model's optimiser: the state of a run that begins.
 
-    The clips of `clip_loader` are shared among steps, alike for all numbers of processes;
-    `lists` holds the clips of each list by its name; `ema` is the decay of the moving average of
-    the weights. ValueError: an epoch is shorter than one step.
+    The clips of `clip_loader` are shared among steps, alike for all numbers of processes; `lists`
+    holds clips by the list's name; `ema` is the decay of the moving average of the weights.
+    ValueError: an epoch is shorter than one step.
     """
     optim, world_size = configs.optim, distributed.world_size()
     if len(loader) < optim.accum_iter:
@@ -225,23 +221,21 @@ def make_state(
         )
     total_batch = optim.batch_size * optim.accum_iter * world_size
     num_clips = len(loader.dataset)  # type: ignore[arg-type]  # ours have a length
-    steps = max(num_clips // total_batch, 1)
+    steps, epochs = max(num_clips // total_batch, 1), optim.epochs
     lr, min_lr = (
         rate * optim.batch_size * optim.accum_iter * world_size / 256
         for rate in (optim.lr, optim.min_lr)
     )
-    decay = optim.weight_decay
-    last_decay = decay if optim.weight_decay_end is None else optim.weight_decay_end
+    decay, last_decay = optim.weight_decay, optim.weight_decay_end
     logger.info(
         "total batch %d = %d process(es) x %d clips x %d passes, learning rate %.3g to %.3g, "
         "%d steps an epoch",
         *(total_batch, world_size, optim.batch_size, optim.accum_iter, lr, min_lr, steps),
     )
-    warmup = {"warmup_epochs": optim.warmup_epochs, "warmup_steps": optim.warmup_steps}
-    if optim.warmup_epochs > optim.epochs:
-        warmup["warmup_epochs"] = optim.epochs
+    if optim.warmup_epochs > epochs:
         text = "--warmup_epochs %d is more than --epochs %d: the warm-up takes all %d, no more"
-        logger.warning(text, optim.warmup_epochs, optim.epochs, optim.epochs)
+        logger.warning(text, optim.warmup_epochs, epochs, epochs)
+    warmup = min(optim.warmup_epochs, epochs), optim.warmup_steps
     plan = Plan(
         settings=as_dict(configs),
         optim=optim,
@@ -249,16 +243,12 @@ def make_state(
         steps=steps,
         total_batch=total_batch,
         world_size=world_size,
-        lr=cosine_schedule(lr, min_lr, optim.epochs, steps, **warmup),
-        weight_decay=cosine_schedule(decay, last_decay, optim.epochs, steps),
+        lr=cosine_schedule(lr, min_lr, epochs, steps, *warmup),
+        weight_decay=cosine_schedule(
+            decay, decay if last_decay is None else last_decay, epochs, steps
+        ),
     )
     groups = parameter_groups(model, decay, layer_decay)
     optimizer = make_optimizer(groups, float(plan.lr.max()), optim.opt_betas, optim.opt_eps)
     metrics, scaler = MetricBuffer(configs.run.max_bad_steps), run.precision.grad_scaler()
-    what, scales = (plan, model, optimizer, scaler, metrics), layer_scales(model, layer_decay)
-    return TrainState(*what, layer_scales=scales, decay=ema)
-
-
-def num_parameters(model: nn.Module) -> int:
-    """Count the trainable numbers of a model."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return TrainState(plan, model, optimizer, scaler, metrics, decay=ema)

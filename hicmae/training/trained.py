@@ -1,4 +1,4 @@
-"""What a file knows of the model in it: the one reader of a trained model's settings.
+"""A trained model's file: what it knows of the model, and its weights for another one.
 
 The weights show their sizes; what they cannot show, the clips and the head's activation say, stands
 in the settings of the run or in the config.json of the export.
@@ -7,13 +7,14 @@ in the settings of the run or in the config.json of the export.
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hicmae.config import ClipConfig
 from hicmae.config.flags import flat_settings
@@ -34,7 +35,9 @@ SETTLED = (
     *("hierarchical_fusion", "fusion_order", "init_values", "head_activation", *CLIP),
 )
 DEPTHS = {"depth": ENCODERS["v"], "depth_audio": ENCODERS["a"], "fusion_depth": FUSION}
+MIN_SHARE = 0.5  # less than this of the encoders' weights cannot be meant as pre-training
 _BLOCK = re.compile(r"(encoder(?:_audio|_fusion)?\.)blocks\.(\d+)\.")
+_FAMILY = re.compile(r"(encoder(?:_audio|_fusion)?\.(?:blocks(?:_audio)?\.\d+|\w+)|\w+)\.")
 # Earlier names of the same, as in pre-training and in the original.
 _ALIASES = {f"encoder_{flag}": flag for flag in DEPTHS}
 _ALIASES["head_activation_func"] = "head_activation"
@@ -73,9 +76,13 @@ def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
     if described and (arguments := _arguments(described[0])):
         content, described = {**content, "args": arguments}, None
     config = read_config(*described) if described else None
-    settings = _told(content, config) | ({} if config is None else _settings_of(config))
-    settings = {_ALIASES.get(name, name): value for name, value in settings.items()}
-    settings = _with_bins(settings)
+    settings = _told(content, config)
+    if config is not None:
+        options = config["architecture"].get("options", {})
+        settings |= config["architecture"] | options | config["preprocessing"]
+        settings |= {"task": config["task"], "class_names": config["names"]}
+        settings.pop("options", None)
+    settings = _with_bins({_ALIASES.get(name, name): value for name, value in settings.items()})
     if settings:  # earlier versions and the original know no other order
         settings.setdefault("fusion_order", "both")
     if "head.weight" not in weights:
@@ -217,8 +224,111 @@ def _told(content: Mapping[str, Any], config: Mapping[str, Any] | None) -> dict[
     return flat_settings(config.get("training", {}).get("settings"))
 
 
-def _settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by flag that the description in a config.json tells."""
-    settings = {name: v for name, v in config["architecture"].items() if name != "options"}
-    settings |= config["architecture"].get("options", {}) | config["preprocessing"]
-    return settings | {"task": config["task"], "class_names": config["names"]}
+class LoadReport(NamedTuple):
+    """Names of weights by what happens to them."""
+
+    loaded: list[str]  # in both, same shape
+    new: list[str]  # in the model only; they keep their initial values
+    unused: list[str]  # in the checkpoint only
+    mismatched: list[str]  # in both, as "name: (checkpoint) -> (model)"; not loaded
+    share: float  # of the model's encoder weights (counted in numbers) that is loaded, 0..1
+    problems: list[str]  # reasons why encoders do not fit
+
+
+def load_pretrained(
+    model: nn.Module,
+    source: str | Path | Trained | Mapping[str, Any],
+    allow_partial: bool = False,
+    require_all: bool = False,
+) -> LoadReport:
+    """Copy every weight whose name and shape fit into the model, and report the rest.
+
+    `source` is what `read` takes or returns, or the content of a file. Decoders, mask tokens and
+    projections of a pre-training are left over, as are streams that the model lacks; the head,
+    `fc_norm` and layer weights stay new. `allow_partial` accepts encoders of another depth or with
+    missing weights, if half of the model's encoder weights are found; `require_all`, to test
+    without training, only what has every weight. ValueError: it does not fit; the model is as it
+    was.
+    """
+    if isinstance(source, Mapping):
+        source = describe(source, "the given weights")
+    elif not isinstance(source, Trained):
+        source = read(source)
+    name, weights = f"'{source.source}'", source.weights
+    report = _compare(model, weights)
+    enough = report.share >= MIN_SHARE
+    if report.problems and not (allow_partial and enough):
+        raise ValueError(
+            f"{name} does not fit the model's encoders ({report.share:.0%} of their weights are "
+            f"in it): {'; '.join(report.problems)}; choose the --model, depths and "
+            f"--init_values of the checkpoint{', or add --allow_partial' if enough else ''}"
+        )
+    if require_all and (lacking := report.new + report.mismatched):
+        raise ValueError(
+            f"{name} lacks weights of the model: {_folded(lacking)}; testing needs a fine-tuned "
+            "checkpoint of the same model"
+        )
+    order, fusion = source.settings.get("fusion_order"), getattr(model, "encoder_fusion", None)
+    if fusion is not None and order not in (None, fusion.order):
+        logger.warning(
+            "%s was trained with --fusion_order %s, this model has --fusion_order %s: the fusion "
+            "layers have to learn the new order",
+            *(name, order, fusion.order),
+        )
+    model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)
+    parts = {
+        "new, keep their initial values": _folded(report.new),
+        "left over in the checkpoint": _folded(report.unused),
+        "of another shape, not loaded": ", ".join(report.mismatched[:6]),
+        "accepted although": "; ".join(report.problems),
+    }
+    logger.info(
+        "loaded %d of %d tensors (%.1f%% of the encoder weights) from %s%s",
+        *(len(report.loaded), len(model.state_dict()), 100 * report.share, name),
+        "".join(f"\n  {what}: {names}" for what, names in parts.items() if names),
+    )
+    return report
+
+
+def _compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
+    """Compare a state dict with a model's by name and shape."""
+    own = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    given = {name: tuple(weight.shape) for name, weight in weights.items()}
+    both = [name for name in own if name in given]
+    loaded = [name for name in both if own[name] == given[name]]
+    other = {n: f"{n}: {given[n]} -> {own[n]}" for n in both if own[n] != given[n]}
+    parts = (*ENCODERS.values(), FUSION)
+    sizes = {n: w.numel() for n, w in model.state_dict().items() if n.startswith(parts)}
+    streams, families = {name.split(".")[0] for name in sizes}, set(map(_family, own))
+    lacking = [name for name in sizes if name not in given]
+    blocks = [name for name in given if name.split(".")[0] in streams and ".blocks" in name]
+    surplus = [name for name in blocks if _family(name) not in families]
+    wrong = [text for name, text in other.items() if name in sizes]
+    problems = {
+        f"the checkpoint lacks {_folded(lacking)}": lacking,
+        f"it has no more than {_folded(weights)}": lacking and not both,
+        f"its {_folded(surplus)} would be unused": surplus,
+        f"other shapes (checkpoint -> model): {', '.join(wrong[:2])}, {len(wrong)} in all": wrong,
+    }
+    return LoadReport(
+        loaded,
+        new=[name for name in own if name not in given],
+        unused=[name for name in given if name not in own],
+        mismatched=list(other.values()),
+        share=sum(sizes.get(n, 0) for n in loaded) / sum(sizes.values()) if sizes else 1.0,
+        problems=[text for text, there in problems.items() if there],
+    )
+
+
+def _family(name: str) -> str:
+    """Return encoder.blocks.3.* for a weight of an encoder's block, encoder.norm.*, else head.*."""
+    match = _FAMILY.match(name)
+    return f"{match[1]}.*" if match else name.split(":")[0]
+
+
+def _folded(names: Iterable[str], limit: int = 8) -> str:
+    """List families of names with the number of tensors in each."""
+    counts = Counter(map(_family, names))
+    shown = [f"{n} ({c})" if n.endswith("*") else n for n, c in list(counts.items())[:limit]]
+    rest = len(counts) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")

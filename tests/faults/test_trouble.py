@@ -13,6 +13,7 @@ import torch
 
 from hicmae.training import checkpoint
 from tests.small_runs import (
+    LIMIT,
     Job,
     assert_nothing_left,
     assert_same_run,
@@ -67,7 +68,7 @@ def test_a_bad_clip_costs_one_step_an_epoch_which_is_counted_also_after_a_kill(p
     assert_same_run(pretrain.out, tmp_path / "whole", 2)
 
 
-def test_bad_steps_of_one_rank_stop_both_with_state_and_clips_of_both(job):
+def test_bad_steps_of_one_rank_stop_both_and_leave_the_state_before_them(job):
     """An epoch has three steps: the third bad one in a row is the second of the next epoch."""
     flags = ["--max_bad_steps", "3", "--print_freq", "100", "--save_interval", "0"]
     run = job("run_pretraining", 2)
@@ -76,13 +77,12 @@ def test_bad_steps_of_one_rank_stop_both_with_state_and_clips_of_both(job):
     assert [rank.wait() for rank in group] == [1, 1]
     for rank in group:
         assert "in 3 step(s) in a row, the last at step 4" in rank.output()
-        assert f"state and clips are in '{run.out}/bad_steps-4.pth'; lower --lr" in rank.output()
+        assert "; lower --lr, set --clip_grad" in rank.output()
     assert "loss is inf" in group[1].output()
-    dump = checkpoint.load(run.out / "bad_steps-4.pth", verify=True)
-    assert [[len(step["clips"]) for step in rank] for rank in dump["bad_steps"]] == [[2] * 3] * 2
-    assert [step["step"] for step in dump["bad_steps"][0]] == [2, 3, 4]
-    before = checkpoint.load(run.out / "checkpoint-0-step2.pth")["model"]
-    assert all(torch.equal(dump["model"][name], before[name]) for name in before)
+    before, after = (
+        checkpoint.load(run.out / f"checkpoint-{name}.pth")["model"] for name in ("0-step2", "0")
+    )
+    assert all(torch.equal(after[name], before[name]) for name in before)
     skipped = [line["skipped"] for line in lines(run.out / "steps.jsonl")]
     assert skipped == [False] * 2 + [True] * 3
     assert_nothing_left(run.out)
@@ -121,10 +121,10 @@ def tiny_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+    if os.geteuid() or subprocess.run(mount, capture_output=True, timeout=LIMIT).returncode:
         pytest.skip("this process may not mount a file system")
     yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=LIMIT)
 
 
 def slow_steps():

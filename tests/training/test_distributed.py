@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from hicmae.config import RunConfig
 from hicmae.data.masking import random_mask, tube_mask
@@ -19,9 +18,9 @@ from hicmae.models.losses import pretrain_loss
 from hicmae.models.pretrain import HiCMAE
 from hicmae.training import distributed
 from hicmae.training.loop import as_trained
-from hicmae.training.run import determinism
+from hicmae.training.run import set_arithmetic
 from tests.conftest import free_port
-from tests.small_runs import LIMIT  # its fork server imports once what every process needs
+from tests.small_runs import run_ranks
 
 CPU = torch.device("cpu")
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -55,7 +54,7 @@ def loss_of(model, batch, gather=True):
 
 
 def gradients(model):
-    return {name: p.grad.clone() for name, p in model.named_parameters()}
+    return {name: p.grad for name, p in model.named_parameters()}
 
 
 def step_of(rank, accum):
@@ -86,12 +85,11 @@ def told(rank):
 
 def one_rank(rank, ports, folder):
     """Run by each process: be one of three ranks, then one of two."""
-    torch.set_num_threads(1)
     for world, port in ports.items():
         if rank < world:
             place = (rank, rank, world, "127.0.0.1", port)
             os.environ |= {name: str(value) for name, value in zip(VARIABLES, place, strict=True)}
-            device = distributed.start("cpu", timeout=timedelta(seconds=LIMIT))
+            device = distributed.start("cpu")
             seen = {accum: step_of(rank, accum) for accum in (1, ACCUM)}
             seen["told"] = {**told(rank), "group": (dist.get_backend(), str(device))}
             distributed.stop()
@@ -103,8 +101,7 @@ def one_rank(rank, ports, folder):
 def ranks(tmp_path_factory):
     """Return what the ranks of groups of two and of three have computed."""
     folder = tmp_path_factory.mktemp("ranks")
-    arguments = {3: free_port(), 2: free_port()}, str(folder)
-    mp.start_processes(one_rank, arguments, nprocs=3, start_method="forkserver")
+    run_ranks(3, one_rank, {3: free_port(), 2: free_port()}, str(folder))
     return lambda world: [
         torch.load(folder / f"{rank}-of-{world}.pt", weights_only=True) for rank in range(world)
     ]
@@ -119,13 +116,11 @@ def one_process(world, accum=1, gather=True):
 
 
 def test_one_rank_gathers_nothing():
-    alone, gathered = (one_process(1, gather=gather) for gather in (False, True))
-    assert all(torch.equal(a, b) for a, b in zip(alone[0], gathered[0], strict=True))
-    assert all(torch.equal(alone[1][name], gathered[1][name]) for name in alone[1])
+    alone, gathered = (one_process(1, gather=gather)[1] for gather in (False, True))
+    assert all(torch.equal(alone[name], gathered[name]) for name in alone)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("accum", [1, ACCUM])
+@pytest.mark.parametrize(("world", "accum"), [(2, ACCUM), (3, 1), (3, ACCUM)])
 def test_ranks_have_the_loss_and_gradient_of_the_joined_batch(ranks, world, accum):
     seen = [rank[accum] for rank in ranks(world)]
     loss, expected = one_process(world, accum)
@@ -171,17 +166,16 @@ def test_a_single_process_needs_no_group_and_hears_itself(environment):
     expected = {"place": (0, 1, True), "objects": [], "mean": [("b", 1.0), ("a", 0.0)]}
     expected |= {"broadcast": ("from", 0), "highest": [0, 5], "any": [False, False]}
     assert told(0) == expected
-    assert distributed.gather_objects([1, 2]) == [1, 2]
-    assert distributed.any_rank(torch.tensor(True))
     distributed.stop()
 
 
-def test_a_rank_that_waits_in_vain_is_told_so_on_one_line(environment):
+def test_a_rank_that_waits_in_vain_is_told_so_on_one_line(environment, monkeypatch):
     port = free_port()
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=1))
     environment(0, 0, 2, "127.0.0.1", port)
     message = rf"^rank 0 of 2 did not meet the others at 127.0.0.1:{port} \(.*torchrun.*$"
     with pytest.raises(RuntimeError, match=message):
-        distributed.start("cpu", timeout=timedelta(seconds=1))
+        distributed.start("cpu")
     assert not dist.is_initialized()
 
 
@@ -200,23 +194,13 @@ def test_each_process_of_a_machine_takes_the_gpu_of_its_number(environment, monk
         distributed.start()
 
 
-def test_batches_that_cannot_be_gathered_are_refused(monkeypatch):
-    monkeypatch.setattr(distributed, "gather_objects", lambda items: [2, 2, 1])
-    with pytest.raises(ValueError, match=r"hold \[2, 2, 1\] clips, expected equally many; use one"):
-        distributed.check_equal_batches(2)
-
-
-def test_determinism_holds_within_and_not_beyond(monkeypatch):
-    def switches():
-        backends = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cudnn.deterministic
-        return (torch.are_deterministic_algorithms_enabled(), *backends)
-
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    before = switches()
-    with determinism(False):
-        assert switches() == before and not before[0]
-    with determinism(True):
-        assert switches() == (True, False, True) and not torch.backends.cudnn.benchmark
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    assert switches() == before
+def test_each_run_chooses_how_gpus_compute(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    for exact, tf32 in ((True, True), (False, False)):
+        set_arithmetic(exact, tf32)
+        assert torch.are_deterministic_algorithms_enabled() == cudnn.deterministic == exact
+        assert cuda.flash_sdp_enabled() == cuda.mem_efficient_sdp_enabled() != exact
+        assert cuda.matmul.allow_tf32 == cudnn.allow_tf32 == tf32
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

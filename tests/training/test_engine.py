@@ -1,6 +1,5 @@
 """The training loop on models small enough to check by hand."""
 
-import logging
 from functools import partial
 from typing import NamedTuple
 
@@ -9,14 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from hicmae.config import RunConfig
 from hicmae.data.batches import SkippedClip
 from hicmae.data.loader import SkippedClips
 from hicmae.training.logs import RunLogger, read_lines
 from hicmae.training.loop import train_one_epoch
 from hicmae.training.resume import Saver
-from hicmae.training.run import choose_precision, open_run, seed_step
-from hicmae.training.state import BadSteps
+from hicmae.training.run import choose_precision, seed_step
 from tests.training.parts import CPU, plan_of, run_in, state_of
 
 
@@ -74,11 +71,10 @@ def test_steps_follow_the_schedule_and_equal_a_plain_loop(tmp_path):
         losses.append(loss.item())
     torch.testing.assert_close(model.weight, plain.weight)
     assert means["train_loss"] == pytest.approx(np.mean(losses))
-    found = lines(tmp_path)
-    assert [line["step"] for line in found] == list(range(5))
-    assert [line["loss"] for line in found] == pytest.approx(losses)
-    assert [line["lr"] for line in found] == pytest.approx(list(plan.lr))
-    assert [line["half"] for line in found] == pytest.approx([loss / 2 for loss in losses])
+    for step, line in enumerate(lines(tmp_path)):
+        expected = [step, losses[step], losses[step] / 2, plan.lr[step]]
+        assert [line[k] for k in ("step", "loss", "half", "lr")] == pytest.approx(expected)
+    assert step == 4
 
 
 def test_accumulated_batches_give_the_gradient_of_their_union(tmp_path):
@@ -112,8 +108,7 @@ def failing(at, value=float("nan")):
     return compute_loss
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("value", "fused"), [("nan", False), ("inf", True), ("-inf", True)])
 def test_a_loss_that_is_not_finite_skips_its_step_and_nothing_else(tmp_path, fused, value):
     """Weights and moments are those of a run that never saw the step; the schedule goes on."""
     ends = []
@@ -125,7 +120,7 @@ def test_a_loss_that_is_not_finite_skips_its_step_and_nothing_else(tmp_path, fus
             plan.lr[:] = np.delete(plan_of(5).lr, 2)
         make = partial(torch.optim.AdamW, fused=fused)
         state = state_of(model, run_in(tmp_path), plan, make)
-        loss = failing(at, value)
+        loss = failing(at, float(value))
         means = run_epoch(model, loader, tmp_path / name, plan, loss, state)
         ends.append((model.state_dict(), state.optimizer.state_dict()["state"], means))
     (bad, moments, means), (expected, expected_moments, expected_means) = ends
@@ -157,11 +152,8 @@ def test_one_bad_batch_skips_the_whole_step(tmp_path, loss, logged):
 def test_too_many_bad_steps_in_a_row_stop_with_figures_and_clips(tmp_path):
     loss, options = failing({1, 2, 5, 6, 7, 8}), {"max_bad_steps": 3, "print_freq": 100}
     message = r"in 3 step\(s\) .* step 7: loss is nan \(loss_video nan.*clips \[7-0, 7-1\]"
-    with pytest.raises(RuntimeError, match=message) as raised:
+    with pytest.raises(RuntimeError, match=message):
         run_epoch(linear(), batches(20), tmp_path, plan_of(20), loss, **options)
-    bad = raised.value.__cause__
-    assert isinstance(bad, BadSteps)
-    assert [step["clips"] for step in bad.steps] == [[f"{k}-0", f"{k}-1"] for k in (5, 6, 7)]
     assert len(lines(tmp_path)) == 8
 
 
@@ -200,17 +192,6 @@ def test_randomness_of_a_step_does_not_depend_on_what_was_drawn_before():
     assert drawn[0] == drawn[1] and drawn[0][:3] != drawn[2][:3] and drawn[0][3:] != drawn[2][3:]
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_tf32_is_used_where_it_is_asked_for_and_said(tmp_path, caplog, asked):
-    parts = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [part.allow_tf32 for part in parts]
-    config = RunConfig(str(tmp_path), device="cpu", tf32=asked)
-    with caplog.at_level(logging.INFO), open_run(config):
-        assert [part.allow_tf32 for part in parts] == [asked, asked]
-    assert [part.allow_tf32 for part in parts] == before
-    assert ("precision fp32 with TF32," in caplog.text) == asked
-
-
 def test_bf16_computes_in_half_precision_and_keeps_float32_weights(tmp_path):
     seen = []
 
@@ -222,16 +203,12 @@ def test_bf16_computes_in_half_precision_and_keeps_float32_weights(tmp_path):
     model = linear()
     run_epoch(model, batches(1), tmp_path, plan_of(1), watched, precision="bf16")
     assert seen == [torch.bfloat16] and model.weight.dtype == torch.float32
-    for name, chosen in (("auto", "fp32"), ("bf16", "bf16")):
-        precision = choose_precision(name, CPU)
-        assert precision.name == chosen and precision.grad_scaler().get_scale() == 1
+    assert choose_precision("auto", CPU).name == "fp32"
 
 
 @pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "fp16")])
 def test_auto_takes_fp16_on_a_gpu_that_only_emulates_bf16(has_bf16, name, monkeypatch):
-    def supported(including_emulation=True):
-        return including_emulation or has_bf16
-
+    supported = lambda including_emulation=True: including_emulation or has_bf16  # noqa: E731
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert choose_precision("auto", torch.device("cuda")).name == name
     assert choose_precision("bf16", torch.device("cuda")).name == "bf16"

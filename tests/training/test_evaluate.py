@@ -19,7 +19,6 @@ from hicmae.training.evaluate import (
     class_scores,
     classification_metrics,
     fit_temperature,
-    headline,
     metrics_of_classes,
     number_scores,
     predict,
@@ -46,11 +45,9 @@ def random_case(seed):
 
 
 CASES = {
-    **{f"random {seed}": random_case(seed) for seed in range(12)},
-    "one class, all right": ([1, 1, 1], np.eye(4)[[1, 1, 1]]),
+    **{f"random {seed}": random_case(seed) for seed in range(8)},
     "one class, others predicted": ([1, 1, 1], np.eye(4)[[0, 1, 2]]),
     "one class, never predicted": ([1, 1, 1], np.eye(4)[[0, 0, 2]]),
-    "a class in the middle absent": ([0, 2, 2, 0], np.eye(4)[[0, 2, 0, 2]]),
     "an absent class predicted": ([0, 0, 3, 3], np.eye(4)[[1, 0, 3, 2]]),
     "one clip": ([3], np.eye(4)[[3]]),
     "all scores tied, so class 0 always": ([0, 1, 2, 0], np.full((4, 3), 1 / 3)),
@@ -97,10 +94,8 @@ def test_scores_of_many_resamples_at_once_are_those_of_each():
     [
         (classification_metrics, [], np.zeros((0, 3)), "test list is empty"),
         (classification_metrics, [0, 3], np.eye(3)[:2], r"label 3 .* 0\.\.2.*--nb_classes"),
-        (classification_metrics, [0, -1], np.eye(3)[:2], r"label -1 .* 0\.\.2"),
         (classification_metrics, [0.5, 1], np.eye(3)[:2], r"label 0\.5 "),
         (classification_metrics, [0, 1], [[0.1, 0.2], [np.nan, 0.1]], "1 clip.*not finite.*row 1"),
-        (classification_metrics, [0, 1, 1], np.eye(2), r"shape"),
         (regression_metrics, np.zeros((0, 2)), np.zeros((0, 2)), "test list is empty"),
         (regression_metrics, np.zeros((3, 2)), np.full((3, 2), np.inf), "predictions of 3 .*row 0"),
         (regression_metrics, np.zeros((3, 2)), np.zeros((2, 2)), r"shape"),
@@ -219,16 +214,9 @@ def test_items_are_the_mean_of_their_clips_by_hand():
     assert score(items, "classification")["war"] == 2 / 3
 
 
-@pytest.mark.parametrize(
-    "names, labels, facts",
-    [
-        (["a_1_x", "a_1_y"], [0, 2], "'a_1_x' and 'a_1_y' .* labels 0 and 2"),
-        (["a_1_x", "a_aligned"], [0, 0], "2 .*'a'"),
-    ],
-)
-def test_items_that_cannot_be_formed_are_refused(names, labels, facts):
-    clips = Predictions(names, np.array(labels), np.eye(3)[labels], [])
-    with pytest.raises(ValueError, match=facts):
+def test_items_of_several_labels_are_refused():
+    clips = Predictions(["a_1_x", "a_1_y"], np.array([0, 2]), np.eye(3)[[0, 2]], [])
+    with pytest.raises(ValueError, match="'a_1_x' and 'a_1_y' .* labels 0 and 2"):
         average_clips(clips, 2)
 
 
@@ -254,11 +242,6 @@ def test_results_are_written_with_labels_predictions_and_probabilities(tmp_path)
     ]
 
 
-def test_headline_of_a_regression_metric_is_its_mean():
-    metrics = {"ccc": {"mean": 0.4, "per_output": [0.3, 0.5]}, "uar": 0.7}
-    assert headline(metrics, "ccc") == 0.4 and headline(metrics, "uar") == 0.7
-
-
 def test_a_temperature_makes_probabilities_honest_and_keeps_their_order():
     rng = np.random.default_rng(0)
     labels, logits = rng.integers(3, size=4000), rng.normal(size=(4000, 3))
@@ -272,7 +255,5 @@ def test_a_temperature_makes_probabilities_honest_and_keeps_their_order():
     before, after = calibration(labels, sharp), calibration(labels, mended)
     assert before["nll"] == pytest.approx(sk.log_loss(labels, sharp), abs=1e-6)
     assert after["nll"] < before["nll"] and after["ece"] < 0.03 < before["ece"]
-    confident = np.array(
-        [[0.9, 0.1], [0.9, 0.1], [0.2, 0.8]]
-    )  # one of two, and one of one is right
+    confident = np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8]])  # 1 of 2, and 1 of 1 is right
     assert calibration([0, 1, 1], confident)["ece"] == pytest.approx((2 * 0.4 + 0.2) / 3)
