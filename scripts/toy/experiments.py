@@ -44,10 +44,8 @@ from scripts.demo import SHIPPED, Run
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGED = ROOT / "hicmae/checkpoints"
 RANDOM, OWN = "", "own"  # what fine-tuning starts from, beside SHIPPED and flags of pre-training
-LICENCES = {
-    "license": "mit",
-    "data_license": "drawn by preprocess/toy_av.py of hicmae, MIT; there are no people in them",
-}
+DRAWN = "drawn by preprocess/toy_av.py of hicmae, MIT; there are no people in them"
+LICENCES = {"license": "mit", "data_license": DRAWN}
 FINETUNE = ["--image_freq", "0", "--no-export", "--save_ckpt_freq", "100000", "--keep_ckpts", "1"]
 PROBE = "--linear_probe --lr 0.4"
 K, KNN_FEATURES = 10, "video_last+audio_last+fusion_video+fusion_audio"
@@ -99,15 +97,9 @@ ABLATIONS = [
     Variant("no pre-training", RANDOM),
 ]
 LARGEST = 10  # clips of the first class for one of the last
-IMBALANCE = [
-    Variant("nothing done about it", SHIPPED, "--ema 0.99", "_long"),
-    *(
-        Variant(flags, SHIPPED, flags, "_long")
-        for flags in (
-            "--class_weights balanced", "--class_weights effective", "--balanced_sampler"
-        )
-    ),
-]  # fmt: skip
+WAYS = "--class_weights balanced", "--class_weights effective", "--balanced_sampler"
+IMBALANCE = [Variant("nothing done about it", SHIPPED, "--ema 0.99", "_long")]
+IMBALANCE += [Variant(flags, SHIPPED, flags, "_long") for flags in WAYS]
 
 
 # Runs
@@ -155,13 +147,11 @@ def finetuned(variants: Sequence[Variant], name: str, args: argparse.Namespace) 
         start = pretrained(variant.start, args)
         place = args.output_dir / name / slug(f"{variant.start} {variant.finetune}")
         folders.append([place / f"seed{seed}" for seed in args.seeds])
-        for (seed, folder), fold in itertools.product(
-            zip(args.seeds, folders[-1], strict=True), args.folds
-        ):
+        for seed, fold in itertools.product(args.seeds, args.folds):
             data = args.data / f"fold{fold}{variant.labels}"
             flags = ["--data_path", str(data), "--seed", str(seed), *start, *FINETUNE]
             flags += variant.finetune.split()
-            runs.append(Run(folder / f"fold{fold}", "run_finetuning.py", flags))
+            runs.append(Run(place / f"seed{seed}/fold{fold}", "run_finetuning.py", flags))
     run_all(runs, args.extra)
     return folders
 
@@ -172,44 +162,33 @@ def finetuned(variants: Sequence[Variant], name: str, args: argparse.Namespace) 
 def score(
     titles: Sequence[str], folders: Sequence[Sequence[Path]], args: argparse.Namespace
 ) -> str:
-    """Lay out rows, a folder of folds by seed each, compared with the first row."""
-    rows: list[dict[str, list[float]]] = [
-        {name: [] for name in ("uar", "low", "high", "difference", "from", "to")} for _ in titles
-    ]
-    file = args.output_dir / "report.json"
+    """Lay out rows, a folder of folds by seed each, compared with the first row; in percent."""
+    import pandas as pd
+
+    cells, file = [], args.output_dir / "report.json"
     for places in zip(*folders, strict=True):  # of one seed
-        meta = ["--speaker_file", args.data / "meta.csv"]
-        words = ["-m", "hicmae.report", *places, "--titles", *range(len(titles)), *meta]
-        demo.call([*words, "--json", file], args.output_dir / "report.log")
+        words = ["-m", "hicmae.report", *places, "--titles", *range(len(titles))]
+        words += ["--speaker_file", args.data / "meta.csv", "--json", file]
+        demo.call(words, args.output_dir / "report.log")
         found = json.loads(file.read_text(encoding="utf-8"))
-        for row, run in zip(rows, found.get("runs", [found]), strict=True):
-            for name, value in zip(("uar", "low", "high"), demo.uar_of(run), strict=True):
-                row[name].append(value)
-        pairs = [
-            d
-            for comparison in found.get("comparisons", ())
-            for d in comparison["differences"]
-            if comparison["kind"] == "last" and d["metric"] == "uar"
-        ]
-        for row, d in zip(rows[1:], pairs, strict=True):
-            gap = d["value"] - d["baseline"]
-            for name, value in {"difference": gap, "from": d["low"], "to": d["high"]}.items():
-                row[name].append(100 * value)
-    return table([laid_out(title, row) for title, row in zip(titles, rows, strict=True)])
-
-
-def laid_out(title: str, row: dict[str, list[float]]) -> dict[str, str]:
-    """Write the means over seeds, all in percent."""
-    mean = {name: np.mean(values) if values else None for name, values in row.items()}
-    spread = f" ± {np.std(row['uar'], ddof=1):.1f}" if len(row["uar"]) > 1 else ""
-    compared = mean["difference"] is not None
-    return {
-        "": title,
-        "UAR": f"{mean['uar']:.1f}{spread}",
-        "95 % interval": f"{mean['low']:.1f} to {mean['high']:.1f}",
-        "difference": f"{mean['difference']:+.1f}" if compared else "-",
-        "its 95 %": f"{mean['from']:+.1f} to {mean['to']:+.1f}" if compared else "-",
-    }
+        last = [each for each in found.get("comparisons", ()) if each["kind"] == "last"]
+        pairs = [d for each in last for d in each["differences"] if d["metric"] == "uar"]
+        gaps = [[100 * v for v in (d["value"] - d["baseline"], d["low"], d["high"])] for d in pairs]
+        runs = found.get("runs", [found])
+        for title, run, gap in zip(titles, runs, [[None] * 3, *gaps], strict=True):
+            cells.append([title, *demo.uar_of(run), *gap])
+    names = ["", "uar", "low", "high", "difference", "from", "to"]
+    groups = pd.DataFrame(cells, columns=names).groupby("", sort=False)
+    rows = []
+    for (title, mean), spread in zip(groups.mean().iterrows(), groups.uar.std(), strict=True):
+        row = {"": title, "UAR": f"{mean.uar:.1f}" + (f" ± {spread:.1f}" if spread >= 0 else "")}
+        row |= {"95 % interval": f"{mean.low:.1f} to {mean.high:.1f}"}
+        row |= {"difference": "-", "its 95 %": "-"}
+        if rows:
+            row["difference"] = f"{mean.difference:+.1f}"
+            row["its 95 %"] = f"{mean['from']:+.1f} to {mean['to']:+.1f}"
+        rows.append(row)
+    return table(rows)
 
 
 def table(rows: Any) -> str:
@@ -289,26 +268,24 @@ def imbalance(args: argparse.Namespace) -> str:
 
     The last row is the first one's, tested with the moving average of its weights.
     """
-    data = args.data
-    args.data = args.output_dir / "data"
+    data, args.data = args.data, args.output_dir / "data"
     for fold in args.folds:
         source, folder = data / f"fold{fold}_all", args.data / f"fold{fold}_long"
-        folder.mkdir(parents=True, exist_ok=True)
         clips = read_labelled_list(source / "train.csv")
-        by_class = [[clip for clip in clips if clip.label == k] for k in range(6)]
-        shares = np.geomspace(1, 1 / LARGEST, len(by_class))
-        kept = [c[: round(len(c) * share)] for c, share in zip(by_class, shares, strict=True)]
-        write_list(folder / "train.csv", sum(kept, []))
+        kept = []
+        for label, share in enumerate(np.geomspace(1, 1 / LARGEST, 6)):
+            mine = [clip for clip in clips if clip.label == label]
+            kept += mine[: round(len(mine) * share)]
+        write_list(folder / "train.csv", kept)
         for name in ("val.csv", "test.csv"):
             shutil.copyfile(source / name, folder / name)
     shutil.copyfile(data / "meta.csv", args.data / "meta.csv")
     folders = finetuned(IMBALANCE, "imbalance", args)
-    averages = []
-    for run in folders[0]:
-        averages.append(run.parents[1] / "average" / run.name)
+    averages = [run.parents[1] / "average" / run.name for run in folders[0]]
+    for run, average in zip(folders[0], averages, strict=True):
         for fold in args.folds:
-            (averages[-1] / f"fold{fold}").mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(run / f"fold{fold}/pred_ema.csv", averages[-1] / f"fold{fold}/pred.csv")
+            (average / f"fold{fold}").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run / f"fold{fold}/pred_ema.csv", average / f"fold{fold}/pred.csv")
     titles = [variant.title for variant in IMBALANCE]
     return score([*titles, "--ema 0.99"], [*folders, averages], args)
 
@@ -396,12 +373,8 @@ def ship(args: argparse.Namespace) -> str:
     The pre-training sees speakers without labels only; the classifier is fine-tuned from it, as it
     is in the package, on all labels of fold 1, whose test speakers neither has seen.
     """
-    large = Run(
-        args.output_dir / "data",
-        "preprocess/toy_av.py",
-        ["--speakers", "0", "--pretrain_speakers", str(SHIP_SPEAKERS)],
-        "meta.csv",
-    )
+    flags = ["--speakers", "0", "--pretrain_speakers", str(SHIP_SPEAKERS)]
+    large = Run(args.output_dir / "data", "preprocess/toy_av.py", flags, "meta.csv")
     demo.make(large)
     flags = ["--data_path", str(large.folder / "packed"), *SHIP_FLAGS.split()]
     product = f"checkpoint-{SHIP_EPOCHS - 1}.pth"
@@ -438,36 +411,32 @@ def package(run: Path, folder: Path) -> int:
 # Command line
 
 
+WORKS = ship, starts, modalities, ablations, imbalance, speakers, films
+EXPERIMENTS = {work.__name__: work for work in WORKS}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the runs, print the tables and write them."""
     parser = new_parser(__doc__)
-    commands = parser.add_subparsers(dest="experiment", required=True)
-    for run in (ship, starts, modalities, ablations, imbalance, speakers, films):
-        name = run.__name__
-        about = str(run.__doc__).splitlines()[0]
-        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        command.set_defaults(run=run)
-        for flag, default, text in (
-            ("--data", "saved/data/toy_av", "the synthetic benchmark"),
-            ("--demo", "saved/demo", "finished runs of scripts/demo.sh"),
-            ("--output_dir", f"saved/toy/{name}", "folder of the runs and of the table"),
-        ):
-            place = {"type": Path, "default": ROOT / default, "metavar": "DIR"}
-            command.add_argument(flag, **place, help=f"{text} ({default})")
-        command.add_argument("--extra", default="", metavar="FLAGS", help="more flags of every run")
-        several = {"type": int, "nargs": "+", "metavar": "N"}
-        command.add_argument("--folds", default=[1, 2], help="of the benchmark (1 2)", **several)
-        command.add_argument("--seeds", default=[0, 1, 2], help="fine-tuning (0 1 2)", **several)
-    text = "pairs of faces (60)"
-    pairs = {"type": int, "default": 60, "metavar": "N", "help": text}
-    commands.choices["speakers"].add_argument("--pairs", **pairs)
-    only = commands.choices["ablations"].add_argument
-    only("--only", nargs="+", metavar="TITLE", help="beside the first row (all)")
-    only("--pretrain_epochs", type=int, default=100, metavar="N", help="of each (100)")
+    add = parser.add_argument
+    add("experiment", choices=[*EXPERIMENTS])
+    place = {"type": Path, "metavar": "DIR"}
+    add("--data", default=demo.DATA, help="the benchmark (saved/data/toy_av)", **place)
+    add("--demo", default=demo.DEMO, help="runs of scripts/demo.sh (saved/demo)", **place)
+    add("--output_dir", help="of runs and table (saved/toy/<experiment>)", **place)
+    add("--extra", default="", metavar="FLAGS", help="more flags of every run")
+    several = {"type": int, "nargs": "+", "metavar": "N"}
+    add("--folds", default=[1, 2], help="of the benchmark (1 2)", **several)
+    add("--seeds", default=[0, 1, 2], help="of fine-tuning (0 1 2)", **several)
+    add("--pairs", type=int, default=60, metavar="N", help="of faces, for speakers (60)")
+    add("--only", nargs="+", metavar="TITLE", help="ablations beside the first row (all)")
+    epochs = {"type": int, "default": 100, "metavar": "N"}
+    add("--pretrain_epochs", help="of each ablation (100)", **epochs)
     args = parser.parse_args(argv)
+    args.output_dir = args.output_dir or ROOT / "saved/toy" / args.experiment
     try:
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        text = args.run(args)
+        text = EXPERIMENTS[args.experiment](args)
         write_whole(args.output_dir / "table.md", text)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {describe(error)}") from error
