@@ -4,15 +4,12 @@ import json
 import logging
 import os
 import resource
-import runpy
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,8 +23,8 @@ from hicmae.inference.recognizer import Prediction
 from hicmae.inference.sources import MediaFile
 from hicmae.io import UnreadableClip
 from preprocess import pack_clips
-from tests.preprocess.media_files import chirp, ffmpeg_program, pictures, portrait, save_media
-from tests.small_recognizers import NAMES, SIZES, speech
+from tests.preprocess.media_files import chirp, ffmpeg_program, pictures, save_media
+from tests.small_recognizers import NAMES, speech
 
 ROOT = Path(__file__).parents[2]
 
@@ -343,43 +340,3 @@ def test_mistakes_in_an_extraction_are_named(models, tmp_path, content, output, 
     flags = ["--checkpoint", str(models / "av.pth"), "--output", str(tmp_path / output), "--quiet"]
     assert cli.extract([str(tmp_path / "list.csv"), *flags]) == 2
     assert message in caplog.text and not (tmp_path / output).exists()
-
-
-# Examples
-
-
-def run_script(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-    assert not ended.value.code
-
-
-def test_example_own_video(models, tmp_path, video, monkeypatch, capsys):
-    flags = ["--checkpoint", str(models / "av.pth"), "--output_dir", str(tmp_path / "out")]
-    run_script("examples/own_video.py", [video, *flags, "--faces", "cut"], monkeypatch)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("timeline.png", "annotated.mp4", "features.npz")
-    }
-    assert "0.00 s to" in capsys.readouterr().out
-
-
-def test_example_finetune_own_data(tmp_path, monkeypatch, capsys):
-    if not has("mtcnn") or not has("lz4"):
-        pytest.skip("needs pip install mtcnn==1.0.0")
-    face = cv2.resize(portrait(), (128, 150), interpolation=cv2.INTER_AREA)
-    lines = ["video,label,speaker"]
-    for k in range(6):
-        save_media(tmp_path / "videos" / f"{k}.mp4", [face] * 10, chirp(0.4 + k / 100, 16000))
-        lines.append(f"{k},{('glad', 'mad')[k % 2]},speaker{k // 2}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
-    paths = ["--videos", str(tmp_path / "videos"), "--labels", str(tmp_path / "labels.csv")]
-    tiny = "--model avit_dim128_patch16_160_a256 --num_frames 4 --sampling_rate 2 --input_size 32"
-    tiny += " --input_size_audio 48 128 --batch_size 2 --epochs 1 --warmup_epochs 0 --device cpu"
-    sizes = [text for name, size in SIZES.items() for text in (f"--{name}", str(size))]
-    flags = [*shlex.split(tiny), *sizes, "--num_workers", "0"]
-    name = "examples/finetune_own_data.py"
-    run_script(name, [*paths, "--output_dir", str(tmp_path / "out"), *flags], monkeypatch)
-    said = capsys.readouterr().out
-    assert "of 2" in said and ("glad, labelled" in said or "mad, labelled" in said)
-    assert (tmp_path / "out" / "run" / "export" / "best" / "model.safetensors").is_file()
