@@ -34,7 +34,6 @@ from tqdm import tqdm
 
 from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import AnyClip, name_of, read_labelled_list
-from hicmae.data.splits import take_share
 from hicmae.data.video import MODALITIES
 from hicmae.inference.cli import COMPUTING, add_flags, run_command
 from hicmae.io import check_writable, write_whole
@@ -54,9 +53,9 @@ def extract(
     Progress is shown with a description only. UnreadableClip names a clip that cannot be read.
     """
     found = recognizer.each(clips, features=True, protocol="test", faces="cut")
-    shown = tqdm(found, description, len(clips), disable=not description, dynamic_ncols=True)
     rows = []
-    for levels in (features.mean() for features in shown):
+    for features in tqdm(found, description, len(clips), disable=not description):
+        levels = features.mean()
         layers = [name for name in levels if name.endswith("_layers")]
         last = {name.replace("_layers", "_last"): levels.pop(name)[-1] for name in layers}
         rows.append(last | levels)
@@ -88,25 +87,17 @@ def default_kinds(known: Sequence[str]) -> list[str]:
 
 
 def vote(
-    train: np.ndarray,
-    labels: np.ndarray,
-    test: np.ndarray,
-    k: int,
-    num_classes: int,
-    temperature: float = TEMPERATURE,
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int, num_classes: int
 ) -> np.ndarray:
-    """Let the k nearest training clips (n, D) of each test clip (m, D) vote.
+    """Let the k nearest training clips (n, D) of each test clip (m, D) vote: (m, K) shares.
 
-    A vote weighs exp(cosine / temperature).
-
-    Returns:
-        (m, K) shares of the votes.
+    A vote weighs exp(cosine / TEMPERATURE).
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     def likeness(far: np.ndarray) -> np.ndarray:
         """Weigh distances (m, k) as of the cosine, but for a factor: the nearest has 1."""
-        return np.exp((far.min(axis=1, keepdims=True) - far) / temperature)
+        return np.exp((far.min(axis=1, keepdims=True) - far) / TEMPERATURE)
 
     classifier = KNeighborsClassifier(k, metric="cosine", weights=likeness, algorithm="brute")
     classifier.fit(train, labels)
@@ -115,57 +106,22 @@ def vote(
     return scores
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = new_parser(str(__doc__))
-    parser.prog = "hicmae-knn"
-    add = parser.add_argument
-    add_flags(parser, *COMPUTING)
-    text = "streams to read (default: those of the model); the other one is left out"
-    add("--modality", choices=MODALITIES, help=text)
-    add("--data_path", required=True, metavar="DIR", help="fold with train.csv and test.csv")
-    add_flags(parser, "data_root")
-    add("--test_list", metavar="FILE", help="clips to classify (default: test.csv of the fold)")
-    add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else the others)")
-    text = "neighbours (1 5 10 20, as far as there are clips)"
-    add("--k", nargs="+", type=int, metavar="N", help=text)
-    text = "of the votes: the smaller, the more the nearest decide (%(default)s)"
-    add("--temperature", type=float, default=TEMPERATURE, metavar="T", help=text)
-    text = "share of each class among the neighbours, as in run_finetuning.py (1)"
-    add("--label_share", type=float, default=1.0, metavar="SHARE", help=text)
-    add("--seed", type=int, default=0, metavar="N", help="of --label_share (0)")
-    add("--output_dir", metavar="DIR", help="gets predictions and metrics")
-    return parser
-
-
-def read_fold(args: argparse.Namespace) -> tuple[list[AnyClip], list[AnyClip]]:
-    """Read the training clips, as far as they are wanted, and those to classify."""
-    if not 0 < args.label_share <= 1:
-        raise ValueError(f"--label_share must be above 0 and at most 1, got {args.label_share}")
-    if not args.temperature > 0:
-        raise ValueError(f"--temperature must be greater than 0, got {args.temperature}")
-    if args.output_dir:
-        check_writable(Path(args.output_dir, "pred.csv"))
-    folder = Path(args.data_path)
-    lists = folder / "train.csv", args.test_list or folder / "test.csv"
-    train, test = (list(read_labelled_list(path, data_root=args.data_root)) for path in lists)
-    if args.label_share < 1:
-        train = take_share(train, args.label_share, args.seed)
-    args.k = args.k or [k for k in DEFAULT_K if k <= len(train)]
-    if not 1 <= min(args.k) <= max(args.k) <= len(train):
-        raise ValueError(
-            f"--k must be 1 to {len(train)}, the number of training clips, got "
-            f"{' '.join(map(str, args.k))}"
-        )
-    return train, test
-
-
 def run(args: argparse.Namespace) -> int:
     """Extract, vote, print and write."""
     from hicmae.inference.recognizer import EmotionRecognizer
     from hicmae.training.evaluate import Predictions, score, write_results
 
-    train_clips, test_clips = read_fold(args)
+    if args.output_dir:
+        check_writable(Path(args.output_dir, "pred.csv"))
+    train_clips, test_clips = (
+        list(read_labelled_list(Path(args.data_path, name), data_root=args.data_root))
+        for name in ("train.csv", "test.csv")
+    )
+    count = len(train_clips)
+    args.k = args.k or [k for k in DEFAULT_K if k <= count]
+    if not 1 <= min(args.k) <= max(args.k) <= count:
+        asked = " ".join(map(str, args.k))
+        raise ValueError(f"--k must be 1 to {count}, the number of training clips, got {asked}")
     options = {"modality": args.modality, "missing_modality": "drop" if args.modality else "error"}
     recognizer = EmotionRecognizer.from_checkpoint(
         args.checkpoint, args.device, batch_size=args.batch_size, **options
@@ -178,12 +134,11 @@ def run(args: argparse.Namespace) -> int:
     test = extract(recognizer, test_clips, "clips to classify")
     labels, truth = (np.array([c.label for c in clips]) for clips in (train_clips, test_clips))
     num_classes = int(max(labels.max(), truth.max())) + 1
-    names, temperature = [name_of(clip) for clip in test_clips], args.temperature
-    results = []
+    names, results = [name_of(clip) for clip in test_clips], []
     for kind, k in itertools.product(kinds, args.k):
-        scores = vote(joined(train, kind), labels, joined(test, kind), k, num_classes, temperature)
+        scores = vote(joined(train, kind), labels, joined(test, kind), k, num_classes)
         predictions = Predictions(names, truth, scores, [])
-        facts = {"features": kind, "k": k, "training_clips": len(train_clips)}
+        facts = {"features": kind, "k": k, "training_clips": count}
         metrics = {**score(predictions, "classification"), **facts}
         results.append((kind, k, 100 * metrics["uar"], 100 * metrics["war"]))
         if args.output_dir:  # the fold of an experiment of its own
@@ -201,7 +156,18 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run_command(make_parser(), run, argv)
+    parser = new_parser(str(__doc__))
+    parser.prog = "hicmae-knn"
+    add = parser.add_argument
+    add_flags(parser, *COMPUTING, "data_root")
+    text = "streams to read (default: those of the model); the other one is left out"
+    add("--modality", choices=MODALITIES, help=text)
+    add("--data_path", required=True, metavar="DIR", help="fold with train.csv and test.csv")
+    add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else the others)")
+    text = "neighbours (1 5 10 20, as far as there are clips)"
+    add("--k", nargs="+", type=int, metavar="N", help=text)
+    add("--output_dir", metavar="DIR", help="gets predictions and metrics")
+    return run_command(parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,8 @@ or with --per_window a row for each window:
     fusion_video, fusion_audio   (rows, width): of the fusion encoder
     fused                        (rows, 4 * width): what the head reads
 
-A pre-training checkpoint has the layers and the fusion. features.parquet needs
-pip install pyarrow; it has a column of lists for each level, and one for each block. Clips that
-cannot be read are named in OUTPUT.failed.csv.
+A pre-training checkpoint has the layers and the fusion. Clips that cannot be read are named in
+OUTPUT.failed.csv.
 
 Without installation: python -m hicmae.inference extract. Exit code: 0; 1 where a clip could not be
 read; 2 where the command is wrong.
@@ -168,7 +167,7 @@ def extract(argv: Sequence[str] | None = None) -> int:
     clips = parser.add_mutually_exclusive_group(required=True)
     clips.add_argument("--data_path", metavar="PATH", help="list, folder of lists or shards, video")
     clips.add_argument("list", nargs="?", metavar="PATH", help="the same, without its flag")
-    parser.add_argument("--output", required=True, metavar="FILE", help=".npz or .parquet")
+    parser.add_argument("--output", required=True, metavar="FILE", help=".npz")
     text = "a row for each window, not for each clip"
     parser.add_argument("--per_window", action="store_true", help=text)
     add_flags(parser, "data_root", "quiet")

@@ -1,10 +1,8 @@
 """What a model reads of a clip: windows, the faces seen in them, and these as tensors."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +27,7 @@ from hicmae.faces import SMOOTHING, align
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import fill_gaps, follow, main_face, search, smooth
 from hicmae.inference.model import FACE_SIZE, ModelConfig, Preprocessing
-from hicmae.inference.sources import Asked, FaceFrames, Source, open_source
+from hicmae.inference.sources import Asked, FaceFrames, File, Source, open_source
 from hicmae.io import UnreadableClip
 
 UNSURE = "unsure"  # the answer below the confidence that was asked for
@@ -74,6 +72,11 @@ def is_flat(waveform: np.ndarray | Sound) -> bool:
     return all((part == waveform[:1]).all() for part in parts)
 
 
+def values_text(values: Mapping[str, float]) -> str:
+    """Return values of a regression in one line."""
+    return "  ".join(f"{name} {value:+.2f}" for name, value in values.items())
+
+
 def sliding(
     times: np.ndarray | None,
     num_samples: int | None,
@@ -90,9 +93,8 @@ def sliding(
     window = clip.clip_seconds if window is None else window
     overlap = window / 2 if overlap is None else overlap
     if overlap >= window:
-        raise ValueError(
-            f"overlap must be shorter than the window of {window:g} s, got {overlap:g}"
-        )
+        text = f"overlap must be shorter than the window of {window:g} s, got {overlap:g}"
+        raise ValueError(text)
     step = window / clip.num_frames
     hop = max(round((window - overlap) / step), 1) * step
     length = (num_samples or 0) / SAMPLE_RATE
@@ -127,14 +129,13 @@ def as_tested(
     count = len(moments)
     windows = []
     for frames in test_windows(count, config.test_num_segment, clip.num_frames, clip.sampling_rate):
-        first = int(frames[0])
+        first, samples = int(frames[0]), None
         last = min(first + clip.num_frames * clip.sampling_rate, count - 1)
-        samples = None
         if num_samples is not None:
             span = frames_to_samples(first, last, count, num_samples)
             samples = span_or_whole(source, *span, num_samples, clip.input_size_audio[0])
-        window = Window(float(moments[first]), float(moments[last]), samples=samples)
-        windows.append(window if times is None else replace(window, frames=frames))
+        read: Any = {"frames": None if times is None else frames, "samples": samples}
+        windows.append(Window(float(moments[first]), float(moments[last]), **read))
     return windows
 
 
@@ -155,9 +156,8 @@ def detector() -> Detector:
     try:
         return Detector()
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}; or cut the faces out before and say so: faces='cut' (--faces cut)"
-        ) from None
+        text = "or cut the faces out before and say so: faces='cut' (--faces cut)"
+        raise FileNotFoundError(f"{error}; {text}") from None
 
 
 def find_people(
@@ -207,7 +207,7 @@ class Clip:
     """A clip on its way through a model. The keys of dicts are (person, window)."""
 
     video: Asked
-    audio: str | Path | None  # to be heard instead of the video's own sound
+    audio: File  # to be heard instead of the video's own sound
     config: ModelConfig
     streams: str  # what is read of it, a part of the model's modality
     options: Options
@@ -223,10 +223,7 @@ class Clip:
     # Who speaks, of the number of a window, its pictures and its sound; None: it is not asked.
     choose: Callable[[int, list[Tensor | None], Tensor], int | None] | None = None
     speakers: dict[int, int | None] = field(default_factory=dict)  # by window; None: nobody
-    # What the model said of each view.
-    rows: dict[tuple[int, int], list[dict[str, np.ndarray]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    rows: dict[tuple[int, int], dict[str, np.ndarray]] = field(default_factory=dict)  # said of each
     waiting: int = 0  # views without a row
     error: UnreadableClip | None = None  # why nothing can be said
 
@@ -254,10 +251,8 @@ class Clip:
             waveform = source.sound if "a" in self.streams else None
             if waveform is not None and len(waveform) < WINDOW:
                 heard, least = (1000 * n / SAMPLE_RATE for n in (len(waveform), WINDOW))
-                raise NoSound(
-                    f"'{source.heard}' is too short: {heard:.0f} ms of sound, expected at least "
-                    f"{least:.0f} ms"
-                )
+                text = f"{heard:.0f} ms of sound, expected at least {least:.0f} ms"
+                raise NoSound(f"'{source.heard}' is too short: {text}")
             if waveform is not None and is_flat(waveform):
                 level = f"{waveform[:1][0]:g}"
                 raise NoSound(f"'{source.heard}' is silent: all its samples are {level}")
@@ -282,12 +277,11 @@ class Clip:
 
     def _plan(self, source: Source, times: np.ndarray | None) -> None:
         num_samples = None if self.waveform is None else len(self.waveform)
-        config, options = self.config, self.options
-        if options.protocol == "test":
-            self.windows = as_tested(times, num_samples, config, source.path)
+        if self.options.protocol == "test":
+            self.windows = as_tested(times, num_samples, self.config, source.path)
         else:
-            sizes = options.window, options.overlap
-            self.windows = sliding(times, num_samples, config.preprocessing, *sizes)
+            sizes = self.config.preprocessing, self.options.window, self.options.overlap
+            self.windows = sliding(times, num_samples, *sizes)
 
     def _look(self, source: Source) -> None:
         """Note the frames of all windows, and whose faces are to be cut out of them."""
@@ -301,10 +295,8 @@ class Clip:
         self.points, self.boxes, crowded = find_people(self.frames, self.times, everyone, least)
         self.num_people = len(self.points)
         if crowded > CROWDED and not everyone:
-            share = f"{100 * crowded:.0f} %"
-            self.notes.append(
-                f"{share} of the frames show several faces; this is about the main one"
-            )
+            text = "of the frames show several faces; this is about the main one"
+            self.notes.append(f"{100 * crowded:.0f} % {text}")
 
     def views(self) -> Iterator[View]:
         """Yield the views, by window, once it is prepared.
@@ -312,44 +304,43 @@ class Clip:
         A window without a stream that the model reads is noted in `missing`; only where one
         `may_miss` it is not left out.
         """
-        size = self.config.preprocessing.input_size_audio
-        for number, (window, pictures) in enumerate(
-            zip(self.windows, self._pictures(), strict=True)
-        ):
-            audio = None
-            if self.waveform is not None and window.samples is not None:
-                start, stop = window.samples
-                if stop - start <= SHORTEST_SPAN and len(self.waveform) < size[0] * HOP:
-                    start, stop = 0, len(self.waveform)  # a short clip is heard whole, as trained
-                if stop - start >= WINDOW:
-                    audio = fbank(self.waveform[start:stop], size)
-            listeners = self._listeners(number, pictures, audio)
+        for number, pictures in enumerate(self._pictures()):
+            audio, speaker = self._sound(self.windows[number]), None
+            if self.choose is not None and audio is not None:
+                alone = self.num_people == 1
+                speaker = 0 if alone else self.choose(number, pictures, audio)
+                self.speakers[number] = speaker
             for person, video in enumerate(pictures):
-                heard, why = (None if person in listeners else audio), listeners.get(person)
-                parts = (("v", video, "no face"), ("a", heard, why or "no sound"))
+                listens = number in self.speakers and person != speaker  # the sound is another's
+                heard, why = (None if listens else audio), "no sound"
+                if listens:
+                    why = "speaker unclear" if speaker is None else "another speaks"
+                parts = (("v", video, "no face"), ("a", heard, why))
                 lacking = [text for s, part, text in parts if s in self.streams and part is None]
                 if lacking:
                     self.missing[person, number] = " and ".join(lacking)
-                may_miss = self.may_miss or person in listeners
-                if lacking and (not may_miss or len(lacking) == len(self.streams)):
-                    continue
-                yield View(person, number, video, heard)
+                may_miss = (self.may_miss or listens) and len(lacking) < len(self.streams)
+                if not lacking or may_miss:
+                    yield View(person, number, video, heard)
 
-    def _listeners(
-        self, number: int, pictures: list[Tensor | None], audio: Tensor | None
-    ) -> dict[int, str]:
-        """Note who speaks in a window; return to whom its sound does not belong, and why."""
-        if self.choose is None or audio is None:
-            return {}
-        alone = self.num_people == 1
-        speaker = self.speakers[number] = 0 if alone else self.choose(number, pictures, audio)
-        why = "speaker unclear" if speaker is None else "another speaks"
-        return {person: why for person in range(self.num_people) if person != speaker}
+    def _sound(self, window: Window) -> Tensor | None:
+        """Return the spectrogram of a window, (1, T, F); None where there is too little sound."""
+        if self.waveform is None or window.samples is None:
+            return None
+        size, (start, stop) = self.config.preprocessing.input_size_audio, window.samples
+        if stop - start <= SHORTEST_SPAN and len(self.waveform) < size[0] * HOP:
+            start, stop = 0, len(self.waveform)  # a short clip is heard whole, as trained
+        return fbank(self.waveform[start:stop], size) if stop - start >= WINDOW else None
 
     def _pictures(self) -> Iterator[list[Tensor | None]]:
         """Yield the pixels of each window for each person: (3, T, H, W), or None unseen."""
         frames = enumerate(self.frames or ())
-        size, crop = (self.config.preprocessing.input_size,) * 2, self._source_crop()
+        size, crop = (self.config.preprocessing.input_size,) * 2, "none"
+        if self.config.task == "pretraining":  # frames that are taken as they are are cut as there
+            told = self.config.training.get("settings", {})
+            crop = told.get("source_crop", "auto")
+            # "auto": of the authors, or from before runs kept what was decided
+            crop = source_crop_of(told.get("data_path")) if crop == "auto" else crop
         held: dict[int, list[np.ndarray]] = {}  # views of each person, by place among the frames
         for window in self.windows:
             pictures: list[Tensor | None] = [None] * self.num_people
@@ -372,15 +363,6 @@ class Clip:
                 if self.boxes is None or np.isfinite(self.boxes[number, places, 0]).mean() >= SEEN:
                     pictures[number] = to_tensor([held[place][number] for place in places])
             yield pictures
-
-    def _source_crop(self) -> str:
-        """Return how frames that are taken as they are are cut: not, or as in pre-training."""
-        if self.config.task != "pretraining":
-            return "none"
-        trained = self.config.training.get("settings", {})
-        crop = trained.get("source_crop", "auto")
-        # "auto": of the authors, or from before runs kept what was decided
-        return source_crop_of(trained.get("data_path")) if crop == "auto" else crop
 
     def release(self) -> None:
         """Free the memory of pictures and sound."""

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from itertools import count
@@ -25,15 +25,8 @@ from hicmae.inference.cli import MODEL
 from hicmae.inference.clips import Window
 from hicmae.inference.model import ModelConfig
 from hicmae.inference.recognizer import EmotionRecognizer, Failure, Prediction
-from hicmae.io import (
-    UnreadableClip,
-    check_writable,
-    describe,
-    encodable,
-    whole_file,
-    write_whole,
-)
-from hicmae.training.checkpoint import WEIGHTS
+from hicmae.io import UnreadableClip, check_writable, describe, encodable, whole_file, write_whole
+from hicmae.training.checkpoint import WEIGHTS, find
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +62,18 @@ def predict(args: argparse.Namespace) -> int:
     if args.audio and len(files) > 1:
         raise ValueError(f"--audio goes with one video, got {len(files)}")
     recognizer, reading = _load(args)
-    journal = Journal(args, len(files))
-    clips, drawn, interrupted = _answer(args, recognizer, reading, journal, files, wanted)
+    journal, clips, all_drawn = Journal(args, len(files)), list[list[Any]](), True
+    try:
+        for people, is_drawn in _answers(args, recognizer, reading, journal, files, wanted):
+            clips.append(people)
+            all_drawn &= is_drawn
+        journal.remove()
+    except KeyboardInterrupt:
+        answered = sum(not isinstance(people[0], Failure) for people in clips)
+        text = "interrupted: %d clips are answered, the others are left out%s"
+        again = "; the same command goes on from there" if journal.path else ""
+        logger.warning(text, answered, again)
+        clips.append([Failure("", "interrupted")])
     results = [result for people in clips for result in people]
     if args.csv:
         write_csv(args.csv, *table(results, recognizer.names))
@@ -80,25 +83,22 @@ def predict(args: argparse.Namespace) -> int:
         write_json(args.json, [result.to_dict() for result in results])
     if not args.quiet:
         sys.stdout.write(short_table(results) + "\n")
-    if not interrupted:
-        journal.remove()
-    return int(not drawn or any(isinstance(people[0], Failure) for people in clips))
+    return int(not all_drawn or any(isinstance(people[0], Failure) for people in clips))
 
 
-def _answer(
+def _answers(
     args: argparse.Namespace,
     recognizer: EmotionRecognizer,
     reading: dict[str, Any],
     journal: "Journal",
     files: Sequence[str],
     wanted: Mapping[str, str],
-) -> tuple[list[list[Any]], bool, bool]:
-    """Answer about what the journal lacks, and write what is asked for of each film at once.
+) -> Iterator[tuple[list[Any], bool]]:
+    """Ask about what the journal lacks, and write what is asked for of each film at once.
 
-    Returns the people of each file, or a Failure; whether all could be drawn; and whether the user
-    interrupted it.
+    Yields the people of each file, or its Failure, and whether all could be drawn.
     """
-    drawn, moments = True, None
+    moments = None
     if args.html:
         from hicmae.inference.timeline import Moments
 
@@ -109,28 +109,24 @@ def _answer(
         text = "%d of %d videos are answered already; to ask again, delete '%s'"
         logger.info(text, len(files) - len(asked), len(files), journal.path)
     answers = recognizer.each(asked, on_error="return", on_view=moments, **reading)
-    clips: list[list[Any]] = []
-    try:
-        for file, name, known in zip(files, _stems(files), before, strict=True):
-            if known is None:
-                answer = next(answers)
-                known = answer if isinstance(answer, list) else [answer]
-                seen = moments.kept.pop(file, {}) if moments else {}
-                if isinstance(known[0], Prediction):
-                    paths = {k: named(path, name, len(files)) for k, path in wanted.items()}
-                    is_drawn = _draw(known, paths, seen, not args.quiet)
-                    drawn &= is_drawn
-                    if is_drawn:
-                        journal.add(file, known)
-            clips.append(known)
-    except KeyboardInterrupt:
-        answered = sum(not isinstance(people[0], Failure) for people in clips)
-        text = "interrupted: %d clips are answered, the others are left out%s"
-        again = "; the same command goes on from there" if journal.path else ""
-        logger.warning(text, answered, again)
-        clips.append([Failure("", "interrupted")])
-        return clips, drawn, True
-    return clips, drawn, False
+    taken: set[str] = set()
+    for file, people in zip(files, before, strict=True):
+        stem, is_drawn = Path(file).stem, True
+        names = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
+        name = next(name for name in names if name not in taken)  # its own
+        taken.add(name)
+        if people is None:
+            answer = next(answers)
+            people = answer if isinstance(answer, list) else [answer]
+            seen = moments.kept.pop(file, {}) if moments else {}
+            if isinstance(people[0], Prediction):
+                paths = {k: Path(path) for k, path in wanted.items()}
+                if len(files) > 1:
+                    paths = {k: path.with_stem(f"{path.stem}-{name}") for k, path in paths.items()}
+                is_drawn = not paths or _draw(people, paths, seen, not args.quiet)
+                if is_drawn:
+                    journal.add(file, people)
+        yield people, is_drawn
 
 
 def _draw(
@@ -140,8 +136,6 @@ def _draw(
     progress: bool,
 ) -> bool:
     """Write pictures, pages and subtitles of one film; returns whether all could be made."""
-    if not paths:
-        return True
     from hicmae.inference import pictures, timeline
 
     file, drawn = people[0].file, True
@@ -149,8 +143,8 @@ def _draw(
         "plot": lambda path: pictures.draw_timeline(people, path),
         "overlay": lambda path: pictures.write_overlay(file, people, path, progress),
         "html": lambda path: timeline.write_page(people, path, moments, progress),
-        "srt": lambda path: timeline.write_srt(people, path),
-        "vtt": lambda path: timeline.write_vtt(people, path),
+        "srt": lambda path: timeline.write_subtitles(people, path),
+        "vtt": lambda path: timeline.write_subtitles(people, path, for_web=True),
         "elan": lambda path: timeline.write_elan(people, path),
     }
     for kind, path in paths.items():
@@ -162,21 +156,6 @@ def _draw(
     return drawn
 
 
-def _stems(files: Sequence[str]) -> list[str]:
-    """Return a name for each file, its own where no file before has it."""
-    taken = dict[str, None]()
-    for file in files:
-        stem = Path(file).stem
-        names = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
-        taken[next(name for name in names if name not in taken)] = None
-    return list(taken)
-
-
-def named(path: str, name: str, num_files: int) -> Path:
-    """Return where a result of one of several files is written."""
-    return Path(path).with_stem(f"{Path(path).stem}-{name}") if num_files > 1 else Path(path)
-
-
 class Journal:
     """The answers of a command about several files, beside its first result until it ends.
 
@@ -185,21 +164,16 @@ class Journal:
     """
 
     def __init__(self, args: argparse.Namespace, num_files: int) -> None:
-        outputs = filter(
-            None, (getattr(args, k) for k in ("csv", "windows_csv", "json", *OF_ONE_FILM))
-        )
-        first = next(outputs, None)
+        outputs = (getattr(args, k) for k in ("csv", "windows_csv", "json", *OF_ONE_FILM))
+        first = next(filter(None, outputs), None)
         self.path = Path(f"{first}.unfinished") if first and num_files > 1 else None
-        place = Path(args.checkpoint)
-        changed = [str(p.stat().st_mtime_ns) for p in (place, *place.glob("**/*")) if p.is_file()]
         asked = {k: v for k, v in vars(args).items() if k not in ("videos", "quiet", "device")}
-        self.head = json.dumps([asked, max(changed, default="")])
+        self.lines = [json.dumps([asked, _stamp(find(args.checkpoint))])]  # to be written
         self.known: dict[str, tuple[Any, list[Any]]] = {}
-        self.lines = [self.head]  # to be written
         if self.path is None or not self.path.is_file():
             return
         head, *lines = self.path.read_text("utf-8").splitlines() or [""]
-        for line in lines if head == self.head else []:
+        for line in lines if head == self.lines[0] else []:
             with suppress(json.JSONDecodeError):  # the last line of a process that was killed
                 file, stamp, people = json.loads(line)
                 self.known[file] = stamp, people
@@ -210,23 +184,16 @@ class Journal:
         stamp, people = self.known.get(file, (None, []))
         if stamp is None or stamp != _stamp(file):
             return None
-        return [
-            Prediction(
-                **person
-                | {"windows": tuple(Window(**window) for window in person["windows"])}
-                | {"notes": tuple(person["notes"])}
-            )
-            for person in people
-        ]
+        for person in people:
+            person["windows"] = tuple(Window(**window) for window in person["windows"])
+            person["notes"] = tuple(person["notes"])
+        return [Prediction(**person) for person in people]
 
     def add(self, file: str, people: Sequence[Prediction]) -> None:
         """Note the answers about one file."""
         if self.path is None:
             return
-        plain = [
-            _plain(person) | {"windows": [_plain(window) for window in person.windows]}
-            for person in people
-        ]
+        plain = [_plain(p) | {"windows": [_plain(w) for w in p.windows]} for p in people]
         self.lines.append(json.dumps([file, _stamp(file), plain]))
         with self.path.open("w" if len(self.lines) > 1 else "a", encoding="utf-8") as out:
             out.writelines(f"{line}\n" for line in self.lines)
@@ -243,7 +210,7 @@ def _plain(item: Any) -> dict[str, Any]:
     return {field.name: getattr(item, field.name) for field in fields(item) if field.compare}
 
 
-def _stamp(file: str) -> list[int]:
+def _stamp(file: str | Path) -> list[int]:
     status = Path(file).stat() if Path(file).exists() else None
     return [status.st_size, status.st_mtime_ns] if status else [0, 0]
 
@@ -253,11 +220,9 @@ def table(
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Return columns, and a row for each person, or for each window of each person, as text."""
     rows: list[dict[str, Any]] = []
-    asked = False  # who speaks
     for result in results:
         if isinstance(result, Failure):
-            failed = {"file": result.file, "status": "failed", "reason": result.reason}
-            rows += [] if by_window else [failed]
+            rows += [] if by_window else [result.to_dict()]
             continue
         for part in result.windows if by_window else [result]:
             label = part.label if result.task == "classification" else None
@@ -270,10 +235,9 @@ def table(
                 row |= {"seconds": f"{result.duration:.2f}"}
             if part.speaker is not None:
                 row |= {"speaker": int(part.speaker) if by_window else f"{part.speaker:.3f}"}
-                asked = True
             rows.append(row | {name: f"{score:.6f}" for name, score in part.scores.items()})
     own = ["start", "end", "status"] if by_window else ["status", "reason", "seconds"]
-    own += ["speaker"] if asked else []
+    own += ["speaker"] if any("speaker" in row for row in rows) else []
     return ["file", "person", *own, "label", *names], rows
 
 
@@ -317,15 +281,11 @@ def write_json(path: str | Path, content: Sequence[Any]) -> None:
 def extract(args: argparse.Namespace) -> int:
     """Write the features of a list of clips; returns the exit code."""
     output = Path(args.output)
-    check_writable(output, (".npz", ".parquet"))
-    is_table = output.suffix.lower() == ".parquet"
-    if is_table and importlib.util.find_spec("pyarrow") is None:  # said before an hour of work
-        raise ValueError(".parquet needs the package pyarrow: pip install pyarrow, or write .npz")
+    check_writable(output, (".npz",))
     items = read_items(args.data_path or args.list, args.data_root)
     recognizer, reading = _load(args)
-    rows, failures = [], []
-    reading |= {"features": True, "on_error": "return"}
-    answers = recognizer.each([clip for clip, _ in items], **reading)
+    rows, failures, clips = [], [], [clip for clip, _ in items]
+    answers = recognizer.each(clips, features=True, on_error="return", **reading)
     for (clip, label), found in zip(items, answers, strict=True):
         if isinstance(found, Failure):
             logger.warning("%s", found.reason)
@@ -343,18 +303,7 @@ def extract(args: argparse.Namespace) -> int:
         raise ValueError(f"none of {len(items)} clips could be read; the last: {reason}")
     columns = _columns(rows)
     with whole_file(output) as part:
-        if is_table:  # a column of lists for each level, or for each block
-            lists: dict[str, list[Any]] = {}
-            for name, values in columns.items():
-                blocks = values.swapaxes(0, 1) if values.ndim == 3 else [values]
-                number = "_{}" if values.ndim == 3 else ""
-                lists |= {name + number.format(k): list(v) for k, v in enumerate(blocks)}
-            lists["clip"] = [encodable(name) for name in lists["clip"]]
-            import pandas as pd
-
-            pd.DataFrame(lists).to_parquet(part, index=False)
-        else:
-            np.savez(part, **columns)  # type: ignore[arg-type]  # the stub takes all for its flag
+        np.savez(part, **columns)  # type: ignore[arg-type]  # the stub takes all for its flag
     levels = ", ".join(f"{n} {a.shape}" for n, a in columns.items() if a.dtype == np.float32)
     logger.info("written: %s: %s", output, levels)
     if failures:
@@ -407,12 +356,11 @@ def app(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     """Export one model, or the last and the best of a run; returns the exit code."""
     options = vars(args)
-    path, output = Path(options.pop("checkpoint")), Path(options.pop("output"))
+    own = ("checkpoint", "output", "format", "int8", "data_path", "data_root")
+    checkpoint, target, kind, int8, data_path, data_root = (options.pop(name) for name in own)
+    path, output = Path(checkpoint), Path(target)
     licences = {name: options.pop(name) for name in ("license", "data_license")}
     options["facts"] = {name: told for name, told in licences.items() if told}
-    kind, int8, data_path, data_root = (
-        options.pop(name) for name in ("format", "int8", "data_path", "data_root")
-    )
     if kind != "onnx" and int8:
         raise ValueError(f"--int8 is of --format onnx, got --format {kind}; leave it out")
     from hicmae.inference.export import export_checkpoint, export_run, write_card  # bring scipy
@@ -424,15 +372,15 @@ def export(args: argparse.Namespace) -> int:
         logger.info("exported %s to %s", path, output)
         return 0
     name = "int8" if int8 else kind
-    if not output.suffix:
-        output = output / formats.FORMATS[name].file
-    check_writable(output, (Path(formats.FORMATS[name].file).suffix,))
+    usual = Path(formats.FORMATS[name].file)
+    output = output if output.suffix else output / usual
+    check_writable(output, (usual.suffix,))
     with TemporaryDirectory() as folder:
         make(path, folder, **options)
         recognizer = EmotionRecognizer.from_checkpoint(folder, "cpu", "fp32")
     clips, reading = _clips_to_compare(recognizer.config, data_path, data_root)
     formats.write(recognizer, output, name, clips, **reading)
-    if output.name == formats.FORMATS[name].file:
+    if output.name == usual.name:
         write_card(output.parent, recognizer.config)
     return 0
 

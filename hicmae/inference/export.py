@@ -79,12 +79,20 @@ def write_card(folder: Path, config: ModelConfig) -> None:
         write_whole(card, model_card(config))
 
 
-def push(folder: str, repo_id: str, private: bool | None, token: str | None, **options: Any) -> str:
+def push(
+    folder: str,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    branch: str | None = None,
+    commit_message: str = "Export of HiCMAE",
+) -> str:
     """Put a folder on huggingface.co, and return the address of the commit; OSError in one line."""
-    api = HfApi(token=token)
+    told: Any = {"revision": branch, "commit_message": commit_message}
     try:
+        api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **told))
     except Exception as error:  # of requests or httpx, by version
         raise hub_error(repo_id, error) from error
 
@@ -107,22 +115,16 @@ def export_run(
         return []
     run = Path(output_dir)
     ends, best = checkpoint.epoch_ends(run), run / "checkpoint-best.pth"
-    sources = {"last": ends[-1]} if ends else {}
-    sources |= {"best": best} if best.is_file() else {}
+    sources = ({"last": ends[-1]} if ends else {}) | ({"best": best} if best.is_file() else {})
     if not sources:
         raise FileNotFoundError(f"'{output_dir}' holds no checkpoint-<epoch>.pth to export")
-    overrides["frame_rate"] = overrides.get("frame_rate") or _measured_frame_rate(
-        _read(run / CONFIG)
-    )
-    return [
-        export_checkpoint(
-            path,
-            Path(output or run / EXPORT) / kind,
-            facts={**_facts(run, "" if kind == "last" else "_best"), **(facts or {})},
-            **overrides,
-        )
-        for kind, path in sources.items()
-    ]
+    overrides["frame_rate"] = overrides.get("frame_rate") or _frame_rate(_read(run / CONFIG))
+    written = []
+    for kind, path in sources.items():
+        told = {**_facts(run, "" if kind == "last" else "_best"), **(facts or {})}
+        folder = Path(output or run / EXPORT) / kind
+        written.append(export_checkpoint(path, folder, facts=told, **overrides))
+    return written
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def _facts(run: Path, suffix: str) -> dict[str, Any]:
     return facts
 
 
-def _measured_frame_rate(saved: Mapping[str, Any], clips: int = 16) -> float | None:
+def _frame_rate(saved: Mapping[str, Any]) -> float | None:
     """Return the median frames a second of training clips: frames of a folder over its wav's time.
 
     None where that cannot be told: a modality alone, a list that is gone.
@@ -152,8 +154,9 @@ def _measured_frame_rate(saved: Mapping[str, Any], clips: int = 16) -> float | N
         return None
     task, root = settings.get("task", "classification"), settings.get("data_root", "")
     with suppress(OSError, ValueError):
-        listed = read_labelled_list(Path(settings["data_path"]) / "train.csv", task, None, root)
-        for clip in spread(listed, clips):
+        for clip in spread(
+            read_labelled_list(f"{settings['data_path']}/train.csv", task, None, root)
+        ):
             with suppress(UnreadableClip, OSError, soundfile.LibsndfileError, ZeroDivisionError):
                 seconds = soundfile.info(os.fsencode(str(clip.audio))).duration
                 rates.append(len(FrameFolder(clip.video)) / seconds)
@@ -168,40 +171,37 @@ def model_card(config: ModelConfig) -> str:
     told, clip, task = config.training, config.preprocessing, config.task
     settings, scores = told.get("settings", {}), told.get("scores", {})
     bounds, count = told.get("intervals", {}), scores.get("clips", scores.get("count"))
-    data = settings.get("data_path")
+    data, streams = settings.get("data_path"), "audio" if config.modality == "a" else "video"
     tested = _short(Path(data, "test.csv")) if data else "its test list"
     sees = {
         "v": f"{clip.num_frames} frames over {clip.clip_seconds:.2f} s",
         "a": f"{clip.input_size_audio[0] / 100:.2f} s of sound",
     }
-    streams = "audio" if config.modality == "a" else "video"
     tags = {"pretraining": "feature-extraction", "classification": f"{streams}-classification"}
     calls = {"classification": "predict({}).probabilities", "regression": "predict({}).values"}
+    front = ModelCardData(
+        library_name="hicmae",
+        license=told.get("license") or "other",
+        pipeline_tag=tags.get(task),
+        tags=["audio-visual", "emotion-recognition"],
+    )
+    rows = []
+    for name in filter(scores.__contains__, SHOWN):
+        interval = "{:.4f} to {:.4f}".format(*bounds[name]) if name in bounds else "unknown"
+        title = name.replace("_f1", " F1") if name.endswith("_f1") else name.upper()
+        rows.append((title, f"{scores[name]:.4f}", interval))
     card = ModelCard.from_template(
-        ModelCardData(
-            library_name="hicmae",
-            license=told.get("license") or "other",
-            pipeline_tag=tags.get(task),
-            tags=["audio-visual", "emotion-recognition"],
-        ),
+        front,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         c=config,
         t=told,
+        scores=rows,
         streams=STREAMS[config.modality],
         sees=" and ".join(sees[stream] for stream in "va" if stream in config.modality),
         training_list=_short(data) or "unknown",
         start=_short(settings.get("finetune")),
         chosen=_short(told.get("chosen_on")),
         tested=(f"the {count} clips of " if count else "") + tested,
-        scores=[
-            (
-                n.replace("_f1", " F1") if n.endswith("_f1") else n.upper(),
-                f"{scores[n]:.4f}",
-                "{:.4f} to {:.4f}".format(*bounds[n]) if n in bounds else "unknown",
-            )
-            for n in SHOWN
-            if n in scores
-        ],
         call=calls.get(task, "features({}).arrays").format('"clip.mp4"'),
     )
     return encodable(str(card)) + "\n"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from hicmae.data.audio import SAMPLE_RATE
 from hicmae.inference.model import ModelConfig, parse_config
 from hicmae.inference.sources import Arrays
-from hicmae.io import choose_device, one_line, whole_file
+from hicmae.io import one_line, whole_file
 from hicmae.training.checkpoint import CONFIG, METADATA
 from hicmae.training.trained import read_config
 
@@ -48,7 +48,6 @@ FORMATS = {
     "torch": Format("model.pt2", 1e-4, 0.99),
 }
 COMPARED = 16  # clips that formats are compared on
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class Graph(nn.Module):
@@ -69,10 +68,8 @@ def need(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ValueError(
-            f"ONNX needs the package {package.split('.')[0]}, which is missing ({one_line(error)}):"
-            " pip install onnx onnxscript onnxruntime"
-        ) from None
+        text = f"ONNX needs the package {package}, which is missing ({one_line(error)})"
+        raise ValueError(f"{text}: pip install onnx onnxscript onnxruntime") from None
 
 
 # Reading
@@ -83,27 +80,19 @@ def is_onnx(path: str | Path) -> bool:
     return Path(path).suffix.lower() == ".onnx" and Path(path).is_file()
 
 
-def open_onnx(path: str | Path, device: str = "cpu") -> tuple[Graph, ModelConfig, torch.device]:
-    """Open an .onnx of `write`; returns also where it computes. ValueError, in one line."""
+def open_onnx(path: str | Path) -> tuple[Graph, ModelConfig]:
+    """Open an .onnx of `write`, to compute on the CPU. ValueError, in one line."""
     runtime = need("onnxruntime")
-    has_cuda = PROVIDERS["cuda"] in runtime.get_available_providers()
-    place = choose_device("cpu" if device == "auto" and not has_cuda else device)
-    if place.type not in PROVIDERS or (place.type == "cuda" and not has_cuda):
-        raise ValueError(
-            f"onnxruntime as installed cannot compute on '{place}'; choose --device cpu, or for a "
-            "GPU of NVIDIA: pip install onnxruntime-gpu"
-        )
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:  # from its bytes: names need not be UTF-8, and no other file is read
-        provider = [PROVIDERS[place.type]]
-        session = runtime.InferenceSession(Path(path).read_bytes(), options, providers=provider)
+        where = ["CPUExecutionProvider"]
+        session = runtime.InferenceSession(Path(path).read_bytes(), options, providers=where)
     except OSError:
         raise
     except Exception as error:  # its exceptions have no common base
-        raise ValueError(
-            f"'{path}' is damaged or no ONNX file ({one_line(error)[:120]}); export it again"
-        ) from None
+        text = f"'{path}' is damaged or no ONNX file ({one_line(error)[:120]}); export it again"
+        raise ValueError(text) from None
     told = session.get_modelmeta().custom_metadata_map.get(METADATA)
     if told is None:
         raise ValueError(
@@ -114,11 +103,11 @@ def open_onnx(path: str | Path, device: str = "cpu") -> tuple[Graph, ModelConfig
     names = [item.name for item in session.get_inputs()]
 
     def run(*streams: Tensor) -> Tensor:
-        arrays = (stream.float().cpu().numpy() for stream in streams)
+        arrays = (stream.float().numpy() for stream in streams)
         (scores,) = session.run(None, dict(zip(names, arrays, strict=True)))
-        return torch.from_numpy(scores).to(place)
+        return torch.from_numpy(scores)
 
-    return Graph(config.modality, run), config, place
+    return Graph(config.modality, run), config
 
 
 # Writing
@@ -170,7 +159,9 @@ def write(
     with whole_file(output) as part:
         with _quiet():
             if name == "torch":
-                write_torch(recognizer.model, recognizer.config, part)
+                program = _program(recognizer.model, recognizer.config)
+                told = {CONFIG: recognizer.config.to_json()}
+                torch.export.save(program, part, extra_files=told)
                 graph = Graph(modality, torch.export.load(part).module())
             else:
                 if not source:
@@ -215,44 +206,33 @@ def compare(
     Returns the number of `clips` and `windows`, the largest `difference` of a probability (or of a
     value, as a share of it where that is above 1), and the share of windows of the `same` class.
     """
-    reading = {**reading, "on_error": "return"}
-    both = [list(r.each(clips, **reading)) for r in (recognizer, other)]
+    both = [list(r.each(clips, on_error="return", **reading)) for r in (recognizer, other)]
     failed = [answer.reason for answer in both[0] if hasattr(answer, "reason")]
     if len(failed) == len(clips):
         raise ValueError(
             f"none of {len(clips)} clips to compare with can be read, the last: {failed[-1]}; name "
             "a list with --data_path"
         )
-    answers = [[answer for answer in each if not hasattr(answer, "reason")] for each in both]
     mine, theirs = (
-        np.array([[*w.scores.values()] for answer in each for w in answer.windows if w.scores])
-        for each in answers
+        np.array(
+            [[*w.scores.values()] for a in each for w in getattr(a, "windows", ()) if w.scores]
+        )
+        for each in both
     )
     same = 1.0
     if recognizer.config.task == "classification":
         same = float((mine.argmax(axis=1) == theirs.argmax(axis=1)).mean())
-    difference = (np.abs(mine - theirs) / np.maximum(np.abs(mine), 1)).max()
-    numbers = {"clips": len(answers[0]), "windows": len(mine)}
-    return {**numbers, "difference": float(difference), "same": same}
-
-
-def write_torch(model: nn.Module, config: ModelConfig, path: Path) -> None:
-    """Write the program that torch.export makes; `torch.export.load` reads it."""
-    told = {CONFIG: config.to_json()}
-    torch.export.save(_program(model, config), path, extra_files=told)
+    difference = float((np.abs(mine - theirs) / np.maximum(np.abs(mine), 1)).max())
+    count = len(clips) - len(failed)
+    return {"clips": count, "windows": len(mine), "difference": difference, "same": same}
 
 
 def write_onnx(model: nn.Module, config: ModelConfig, path: Path) -> None:
     """Write an ONNX file."""
     onnx, _ = need("onnx"), need("onnxscript")
     names = [{"v": "video", "a": "audio"}[stream] for stream in "va" if stream in config.modality]
-    program: Any = torch.onnx.export(
-        _program(model, config),
-        dynamo=True,
-        input_names=names,
-        output_names=["scores"],
-        verbose=False,
-    )
+    options: Any = {"input_names": names, "output_names": ["scores"], "verbose": False}
+    program: Any = torch.onnx.export(_program(model, config), dynamo=True, **options)
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {METADATA: config.to_json()})
     onnx.save(proto, path)
@@ -273,15 +253,12 @@ def quantise(source: str | Path, path: Path) -> None:
 
 def _program(model: nn.Module, config: ModelConfig) -> torch.export.ExportedProgram:
     """Trace a model for any number of clips; streams that it does not read are no inputs."""
-    clip, batch = config.preprocessing, torch.export.Dim("batch")
-    shapes = {
-        "v": (3, clip.num_frames, clip.input_size, clip.input_size),
-        "a": (1, *clip.input_size_audio),
-    }
-    read = [stream for stream in "va" if stream in config.modality]
-    examples = tuple(torch.zeros(2, *shapes[stream]) for stream in read)
-    whole = _Read(model, read)
-    return torch.export.export(whole, examples, dynamic_shapes=(tuple({0: batch} for _ in read),))
+    clip, batch = config.preprocessing, {0: torch.export.Dim("batch")}
+    video = torch.zeros(2, 3, clip.num_frames, clip.input_size, clip.input_size)
+    examples = {"v": video, "a": torch.zeros(2, 1, *clip.input_size_audio)}
+    read = {stream: tensor for stream, tensor in examples.items() if stream in config.modality}
+    shapes = (tuple(batch for _ in read),)
+    return torch.export.export(_Read(model, [*read]), tuple(read.values()), dynamic_shapes=shapes)
 
 
 class _Read(nn.Module):

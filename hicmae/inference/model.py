@@ -96,16 +96,10 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """Return the text of config.json; labels stand where model hubs look for them."""
-        content = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "library_name": "hicmae",
-            "hicmae_version": hicmae.__version__,
-            "model_type": "hicmae",
-            **arguments_of(self),
-            **asdict(self),
-            "preprocessing_constants": CONSTANTS,
-        }
+        content: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        content |= {"library_name": "hicmae", "hicmae_version": hicmae.__version__}
+        content |= {"model_type": "hicmae", **arguments_of(self), **asdict(self)}
+        content["preprocessing_constants"] = CONSTANTS
         content["id2label"] = dict(enumerate(content.pop("names")))
         return encodable(json.dumps(content, indent=2, ensure_ascii=False)) + "\n"
 
@@ -123,9 +117,9 @@ def parse_config(content: Mapping[str, Any], source: Path | str) -> ModelConfig:
         return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
 
     try:
-        kinds = {kind.__name__.lower(): kind for kind in (Architecture, Preprocessing)}
-        parts = {name: known(kind, content[name]) for name, kind in kinds.items()}
-        return known(ModelConfig, {**content, **parts})
+        sizes = known(Architecture, content["architecture"])
+        clip = known(Preprocessing, content["preprocessing"])
+        return known(ModelConfig, {**content, "architecture": sizes, "preprocessing": clip})
     except TypeError as error:
         raise ValueError(f"'{source}' describes no model of this project: {error}") from None
 
@@ -162,54 +156,42 @@ def read_model(
 def _of_run(
     model: Trained, class_names: Sequence[str], given: Mapping[str, Any]
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    weights, names, told = model.weights, tuple[str, ...](), {**model.told, **given}
+    names, told = tuple[str, ...](), {**model.told, **given}
     settings = {"task": "classification", **model.settings, **given}
     if "modality" not in settings:
         raise ValueError(
             f"'{model.source}' holds no HiCMAE model: expected weights named encoder.* or "
-            f"encoder_audio.*, got {', '.join(list(weights)[:3])}"
+            f"encoder_audio.*, got {', '.join(list(model.weights)[:3])}"
         )
-    if settings["task"] != "pretraining":
+    task, epoch = settings["task"], model.content.get("epoch")
+    if task != "pretraining":
         chosen = {"class_names": class_names} if class_names else {}
-        names = names_of_run({**settings, **chosen}, settings["task"], settings["nb_classes"])
+        names = names_of_run({**settings, **chosen}, task, settings["nb_classes"])
     trained.warn_of_clips(model, given)
-    epoch = model.content.get("epoch")
-    config = ModelConfig(
-        task=settings["task"],
-        modality=settings["modality"],
-        names=names,
-        architecture=_architecture(settings, model.source),
-        preprocessing=_preprocessing(settings),
-        test_num_segment=int(settings.get("test_num_segment") or 2),
-        training={
-            "checkpoint": Path(model.source).name,
-            "epoch": epoch if isinstance(epoch, (int, str)) else None,
-            "settings": {name: value for name, value in told.items() if _is_plain(value)},
-        },
-    )
-    return config, weights
+    training = {
+        "checkpoint": Path(model.source).name,
+        "epoch": epoch if isinstance(epoch, (int, str)) else None,
+        "settings": {name: value for name, value in told.items() if _is_plain(value)},
+    }
+    parts = _architecture(settings, model.source), _preprocessing(settings)
+    segments = int(settings.get("test_num_segment") or 2)
+    config = ModelConfig(task, settings["modality"], names, *parts, segments, training=training)
+    return config, model.weights
 
 
 def _architecture(settings: Mapping[str, Any], source: Path | str) -> Architecture:
     width = int(settings["model"].split("_dim")[1].split("_")[0])
     if width not in WIDTHS:
-        raise ValueError(
-            f"'{source}' has encoders of width {width}, expected one of "
-            f"{', '.join(map(str, WIDTHS))}, the sizes of HiCMAE"
-        )
+        sizes = f"expected one of {', '.join(map(str, WIDTHS))}, the sizes of HiCMAE"
+        raise ValueError(f"'{source}' has encoders of width {width}, {sizes}")
     # Other arguments of the builder; not those with their default, for earlier versions' sake.
     arguments = inspect.signature(HiCMAEClassifier).parameters
     known = {n: v for n, v in settings.items() if n in arguments and n not in FOLLOWS}
-    activation, depths = (
-        settings.get("head_activation"),
-        (settings.get(n, 0) for n in trained.DEPTHS),
-    )
-    depth, depth_audio, fusion_depth = depths
+    activation = settings.get("head_activation")
+    depth, depth_audio, fusion_depth = (settings.get(n, 0) for n in trained.DEPTHS)
     return Architecture(
-        model=f"avit_dim{width}_patch16_160_a256",
-        depth=depth or depth_audio,
-        depth_audio=depth_audio or depth,
-        fusion_depth=fusion_depth or 1,
+        f"avit_dim{width}_patch16_160_a256",
+        *(depth or depth_audio, depth_audio or depth, fusion_depth or 1),
         init_values=settings["init_values"],
         head_activation=activation if activation in ACTIVATIONS else None,
         options={n: v for n, v in known.items() if v != arguments[n].default},
@@ -235,9 +217,7 @@ class _Undrawn(TorchFunctionMode):
     """Leaves out the random draws of new weights, which others replace at once."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.uniform_, Tensor.normal_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        return args[0] if func in (Tensor.uniform_, Tensor.normal_) else func(*args, **kwargs or {})
 
 
 def build(config: ModelConfig) -> HubModel:
@@ -246,17 +226,10 @@ def build(config: ModelConfig) -> HubModel:
     name = sizes.pop("model")
     if name not in BUILDERS:
         raise ValueError(f"config.json names the model {name!r}, expected one of {[*BUILDERS]}")
-    model = BUILDERS[name](
-        **sizes.pop("options"),
-        **sizes,
-        num_classes=max(len(config.names), 1),
-        modality=config.modality,
-        num_frames=clip.num_frames,
-        img_size=clip.input_size,
-        img_size_audio=clip.input_size_audio,
-        tubelet_size=clip.tubelet_size,
-    )
-    return cast(HubModel, model)
+    sizes |= sizes.pop("options") | {"img_size": clip.input_size, "modality": config.modality}
+    sizes |= {n: getattr(clip, n) for n in ("num_frames", "tubelet_size")}
+    sizes |= {"img_size_audio": clip.input_size_audio, "num_classes": max(len(config.names), 1)}
+    return cast(HubModel, BUILDERS[name](**sizes))
 
 
 def arguments_of(config: ModelConfig) -> dict[str, Any]:
@@ -300,9 +273,9 @@ def load_model(
         wanted = {name: shape for name, shape in wanted.items() if name.startswith("encoder")}
     wrong = [n for n, shape in wanted.items() if n not in weights or weights[n].shape != shape]
     if wrong:
+        text = f"{len(wrong)} are missing or of another shape, e.g. {wrong[0]}"
         raise ValueError(
-            f"the weights of '{path}' do not fit its description: {len(wrong)} are missing or of "
-            f"another shape, e.g. {wrong[0]}; export the checkpoint again"
+            f"the weights of '{path}' do not fit its description: {text}; export it again"
         )
     model.load_state_dict({name: weights[name] for name in wanted}, strict=False, assign=True)
     return model.eval().requires_grad_(False).to(device), config

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from hicmae.config import Options, check_choice
 from hicmae.data.clip_list import AnyClip, PackedClip
-from hicmae.data.video import normalise
+from hicmae.data.video import MODALITIES, normalise
 from hicmae.inference import forward
-from hicmae.inference.clips import Clip, View, Window, likeliest
+from hicmae.inference.clips import Clip, View, Window, likeliest, values_text
 from hicmae.inference.formats import Graph, is_onnx, open_onnx
 from hicmae.inference.model import ModelConfig, load_model
-from hicmae.inference.sources import Arrays, Asked
+from hicmae.inference.sources import Arrays, Asked, File
 from hicmae.inference.speaker import Contrast, chooser, load_contrast
 from hicmae.io import UnreadableClip, choose_device, hub_folder
 from hicmae.training.checkpoint import BUNDLED
@@ -31,7 +31,7 @@ from hicmae.training.run import Precision, choose_precision
 logger = logging.getLogger(__name__)
 
 PRETRAINED_FEATURES = ("video_layers", "audio_layers", "fusion_video", "fusion_audio")
-File = Asked | AnyClip | tuple[Asked, str | Path | None]  # a clip, of a list or not, or with sound
+AskedClip = Asked | AnyClip | tuple[Asked, File]  # a clip, of a list or not, or with its sound
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,14 @@ class Prediction:
         return sum(spoken) / len(spoken) if spoken else None
 
     @property
+    def answer(self) -> str:
+        """What is said, in one line, e.g. "glad 63 %"."""
+        text = values_text(self.values)
+        if self.label is not None:
+            text = f"{self.label} {100 * max(self.scores.values()):.0f} %"
+        return text if self.speaker is None else f"{text}, speaks {100 * self.speaker:.0f} %"
+
+    @property
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last window."""
         return self.windows[-1].end
@@ -85,18 +93,10 @@ class Prediction:
             | ({} if w.speaker is None else {"speaker": w.speaker})
             for w in self.windows
         ]
-        share = {} if self.speaker is None else {"speaker": round(self.speaker, 3)}
-        return {
-            "file": self.file,
-            "status": "done",
-            "person": self.person,
-            "duration": round(self.duration, 3),
-            "label": self.label,
-            **share,
-            kind: self.scores,
-            "notes": list(self.notes),
-            "windows": windows,
-        }
+        told = {"file": self.file, "status": "done", "person": self.person}
+        told |= {"duration": round(self.duration, 3), "label": self.label}
+        told |= {} if self.speaker is None else {"speaker": round(self.speaker, 3)}
+        return {**told, kind: self.scores, "notes": list(self.notes), "windows": windows}
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,8 @@ class Failure:
 class Features:
     """Features of a clip's windows.
 
-    Levels: video_layers and audio_layers (W, L, D), the output of every block of an encoder,
-    averaged over its tokens; video and audio (W, D), their mix by the learned layer weights;
-    fusion_video and fusion_audio (W, D), of the fusion encoder; fused (W, 4D), what the head reads.
-    A pre-training checkpoint has the layers and the fusion only, a model of one stream no fusion,
-    and its fused is (W, 2D). Without hierarchical feature fusion video and audio are the last
-    layer, and the fused of one stream is (W, D).
+    Levels, (W, ...): those of `forward.features`. A pre-training checkpoint has the layers and the
+    fusion only, a model of one stream no fusion.
     """
 
     file: str
@@ -150,8 +146,19 @@ class EmotionRecognizer:
     contrast: Contrast | None = None  # that tells who speaks
 
     def __post_init__(self) -> None:
+        """Refuse what does not go together, in one line."""
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        trained, asked = self.config.modality, self.streams
+        check_choice("modality", asked, MODALITIES)
+        if not set(asked) <= set(trained):
+            raise ValueError(f"the model reads '{trained}' only; modality '{asked}' was asked")
+        may_miss = self.missing_modality != "error" or self.config.task == "pretraining"
+        if asked != trained and not may_miss:
+            raise ValueError(
+                f"the model was trained on both streams; modality '{asked}' alone needs "
+                "missing_modality 'zeros' or 'drop'"
+            )
 
     @classmethod
     def from_checkpoint(
@@ -168,9 +175,8 @@ class EmotionRecognizer:
         """Load a model; everything else it needs stands beside its weights.
 
         Args:
-            path: export folder (config.json and model.safetensors), the output folder of a run, a
-                model.safetensors, an .onnx of hicmae-export, or a .pth of this project or of the
-                original authors.
+            path: export folder, the output folder of a run, a model.safetensors, an .onnx of
+                hicmae-export, or a .pth of this project or of the original authors.
             device: "auto" takes a GPU if there is one; or "cpu", "cuda", "cuda:1", "mps".
             precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16" or "fp16".
             modality: None reads what the model was trained on; "a" or "v" reads one stream of a
@@ -186,44 +192,26 @@ class EmotionRecognizer:
         Options(missing_modality=missing_modality)  # checks the name
         model: nn.Module
         if is_onnx(path):
+            check_choice("device of an .onnx", device, ("auto", "cpu"))
             check_choice("precision of an .onnx", precision, ("auto", "fp32"))
             check_choice("missing_modality of an .onnx", missing_modality, ("error", "zeros"))
-            model, config, place = open_onnx(path, device)
-            precision = "fp32"
+            (model, config), device, precision = open_onnx(path), "cpu", "fp32"
         else:
-            place = choose_device(device)
             # With "zeros" the other stream is silent or black, but goes through its encoder.
             read = None if missing_modality == "zeros" else modality
-            model, config = load_model(path, read, place)
-        streams = config.modality if modality is None else modality
-        check_choice("modality", streams, ("av", "a", "v"))
-        if not set(streams) <= set(config.modality):
-            raise ValueError(
-                f"the model reads '{config.modality}' only; modality '{modality}' was asked"
-            )
-        may_miss = missing_modality != "error" or config.task == "pretraining"
-        if streams != config.modality and not may_miss:
-            raise ValueError(
-                f"the model was trained on both streams; modality '{modality}' alone needs "
-                "missing_modality 'zeros' or 'drop'"
-            )
-        arithmetic, contrast = choose_precision(precision, place), None
+            model, config = load_model(path, read, choose_device(device))
+        arithmetic, contrast = choose_precision(precision, choose_device(device)), None
         if speaker_checkpoint:
             contrast = load_contrast(speaker_checkpoint, config.preprocessing, arithmetic)
         how = missing_modality, batch_size, progress, contrast
-        return cls(model, config, arithmetic, streams, *how)
+        return cls(model, config, arithmetic, modality or config.modality, *how)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> "EmotionRecognizer":
         """Load what `from_checkpoint` does, or a model by its name on huggingface.co.
 
-        Args:
-            name: path, name of a model of the package, or "user/model".
-            options: those of `from_checkpoint`, and of the hub `revision`, `token`, `cache_dir`,
-                `force_download` and `local_files_only`.
-
-        Raises:
-            OSError, ValueError: in one line, also where the hub cannot be reached.
+        The options are those of `from_checkpoint`, and of the hub `revision`, `token`, `cache_dir`,
+        `force_download` and `local_files_only`. OSError, in one line: it cannot be reached.
         """
         hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
         where = {key: options.pop(key) for key in hub if key in options}
@@ -245,55 +233,40 @@ class EmotionRecognizer:
 
         write_export(folder, self.config, weights)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        branch: str | None = None,
-        commit_message: str = "Export of HiCMAE",
-    ) -> str:
-        """Put what `save_pretrained` writes on huggingface.co; returns the commit's address."""
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Put an export on huggingface.co, see `export.push`; returns the commit's address."""
         from hicmae.inference.export import push
 
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            told = {"revision": branch, "commit_message": commit_message}
-            return push(folder, repo_id, private, token, **told)
+            return push(folder, repo_id, **options)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the classes or regression outputs."""
         return self.config.names
 
-    def predict(
-        self, video: Asked, *, audio: str | Path | None = None, **options: Any
-    ) -> Prediction:
+    def predict(self, video: Asked, *, audio: File = None, **options: Any) -> Prediction:
         """Answer about one clip: its main face and its sound.
 
         Args:
-            video: video file; sound file where only sound is read; folder of face frames; or what
-                is in memory already.
+            video: video file; sound file where only sound is read; folder of face frames; `Arrays`.
             audio: sound file to hear instead of the video's own.
             options: faces, window, overlap and protocol, see `Options`.
 
         Raises:
             UnreadableClip: no such file, no face, no sound, ...; the message is one line.
-            ValueError: an option that does not exist.
         """
         if options.get("faces") == "all":
             raise ValueError("faces='all' gives an answer for each person: use predict_people")
         return next(self.each([(video, audio)], **options))
 
-    def predict_people(
-        self, video: Asked, *, audio: str | Path | None = None, **options: Any
-    ) -> list[Prediction]:
+    def predict_people(self, video: Asked, *, audio: File = None, **kw: Any) -> list[Prediction]:
         """Answer about everybody in a clip, the main one first; arguments as in `predict`.
 
         All of them are judged with the same sound, but see `Options.speaker`.
         """
-        return next(self.each([(video, audio)], **{**options, "faces": "all"}))
+        return next(self.each([(video, audio)], **{**kw, "faces": "all"}))
 
     def predict_arrays(
         self,
@@ -306,15 +279,13 @@ class EmotionRecognizer:
         """Answer about frames and a waveform, see `Arrays`; the options are those of `predict`."""
         return self.predict(Arrays(frames, fps, waveform, sample_rate), **options)
 
-    def features(
-        self, video: Asked, *, audio: str | Path | None = None, **options: Any
-    ) -> Features:
+    def features(self, video: Asked, *, audio: File = None, **options: Any) -> Features:
         """Return the features of a clip; arguments as in `predict`."""
         return next(self.each([(video, audio)], features=True, **options))
 
     def each(
         self,
-        files: Iterable[File],
+        files: Iterable[AskedClip],
         *,
         features: bool = False,
         on_error: str = "raise",
@@ -326,8 +297,7 @@ class EmotionRecognizer:
         Windows of different clips go through the model together.
 
         Args:
-            files: as `video` of `predict`; pairs (video, audio) name the sound too, as do clips of
-                a list.
+            files: as `video` of `predict`; or pairs (video, audio), or clips of a list.
             features: give `Features` instead of predictions.
             on_error: "raise" stops at an unreadable clip; "return" puts a `Failure` in its place.
             on_view: called with all that the model reads, before it does.
@@ -346,7 +316,9 @@ class EmotionRecognizer:
         batches: dict[tuple[bool, bool], list[tuple[Clip, View]]] = defaultdict(list)
         hidden = not self.progress
         for file in tqdm(files, "clips", disable=hidden or len(files) < 2):
-            clip = Clip(*_video_and_sound(file), self.config, self.streams, chosen)
+            is_alone = isinstance(file, PackedClip) or not isinstance(file, tuple)
+            pair: Any = (file, None) if is_alone else file
+            clip = Clip(pair[0], pair[1], self.config, self.streams, chosen)
             clip.choose = chooser(clip, chosen.speaker, self.contrast)
             queue.append(clip)
             try:
@@ -370,33 +342,31 @@ class EmotionRecognizer:
 
     def _check(self, chosen: Options, features: bool) -> None:
         """Refuse what this model cannot be asked, and say what to know of its answers."""
-        if features and isinstance(self.model, Graph):
-            raise ValueError("an .onnx answers only; features need the checkpoint it was made of")
-        if features and chosen.faces == "all":
-            raise ValueError("features are those of one face; choose faces='largest' or 'cut'")
-        if self.config.task == "pretraining" and not features:
-            raise ValueError(
-                "this is a pre-training checkpoint, which knows no emotions; fine-tune it first "
-                "(run_finetuning.py), or ask for features"
-            )
+        is_graph, speaker = isinstance(self.model, Graph), chosen.speaker
+        wrong = ""
+        if features and is_graph:
+            wrong = "an .onnx answers only; features need the checkpoint it was made of"
+        elif features and chosen.faces == "all":
+            wrong = "features are those of one face; choose faces='largest' or 'cut'"
+        elif self.config.task == "pretraining" and not features:
+            wrong = "this is a pre-training checkpoint, which knows no emotions; fine-tune it "
+            wrong += "first (run_finetuning.py), or ask for features"
+        elif speaker != "none" and self.streams != "av":
+            wrong = f"--speaker {speaker} says who has the sound, but only '{self.streams}' is "
+            wrong += "read, expected 'av'; leave it out"
+        elif speaker == "contrast" and self.contrast is None:
+            wrong = "--speaker contrast needs a pre-training checkpoint, got none; name it with "
+            wrong += "--speaker_checkpoint, or use --speaker lips"
+        if wrong:
+            raise ValueError(wrong)
+        if speaker != "none" and is_graph:
+            what = "missing_modality of an .onnx that is told who speaks"
+            check_choice(what, self.missing_modality, ("zeros",))
         calibrated = self.config.task != "classification" or self.config.temperature != 1
         if not (features or calibrated or chosen.protocol == "test"):
             logger.info(
                 "probabilities are not calibrated: this file holds no temperature, as exports of "
                 "runs do that validated on clips apart from the test"
-            )
-        if chosen.speaker != "none" and self.streams != "av":
-            raise ValueError(
-                f"--speaker {chosen.speaker} says who has the sound, but only '{self.streams}' is "
-                "read, expected 'av'; leave it out"
-            )
-        if chosen.speaker != "none" and isinstance(self.model, Graph):
-            check_choice("missing_modality of an .onnx that is told who speaks",
-                         self.missing_modality, ("zeros",))  # fmt: skip
-        if chosen.speaker == "contrast" and self.contrast is None:
-            raise ValueError(
-                "--speaker contrast needs a pre-training checkpoint, got none; name it with "
-                "--speaker_checkpoint, or use --speaker lips"
             )
 
     @torch.inference_mode()
@@ -404,16 +374,14 @@ class EmotionRecognizer:
         """Give the views of a batch their rows, and empty it."""
         if not batch:
             return
-        device, clip = self.precision.device, self.config.preprocessing
+        device, sizes = self.precision.device, (len(batch), self.config.preprocessing)
         videos = [view.video for _, view in batch if view.video is not None]
         audios = [view.audio for _, view in batch if view.audio is not None]
         video = normalise(torch.stack(videos).to(device)) if videos else None
         audio = torch.stack(audios).to(device) if audios else None
         if self.missing_modality == "zeros" and self.config.modality == "av":
-            if video is None:
-                video = forward.stand_in("v", len(batch), clip, device)
-            if audio is None:
-                audio = forward.stand_in("a", len(batch), clip, device)
+            video = forward.stand_in("v", *sizes, device) if video is None else video
+            audio = forward.stand_in("a", *sizes, device) if audio is None else audio
         with self.precision.autocast():
             if features:
                 rows = forward.features(self.model, video, audio)
@@ -429,15 +397,9 @@ class EmotionRecognizer:
         arrays = {name: value.float().cpu().numpy() for name, value in rows.items()}
         for index, (of, view) in enumerate(batch):
             row = {name: array[index] for name, array in arrays.items()}
-            of.rows[view.person, view.window].append(row)
+            of.rows[view.person, view.window] = row
             of.waiting -= 1
         batch.clear()
-
-
-def _video_and_sound(file: Any) -> tuple[Asked, str | Path | None]:
-    if isinstance(file, tuple) and not isinstance(file, PackedClip):
-        return file[0], file[1]
-    return file, None
 
 
 def _finished(clip: Clip, features: bool, on_error: str) -> Any:
@@ -455,42 +417,31 @@ def _finished(clip: Clip, features: bool, on_error: str) -> Any:
     if not features:
         people = [_prediction_of(clip, person) for person in sorted({p for p, _ in clip.rows})]
         return people if clip.options.faces == "all" else people[0]
-    # Only levels that all windows have.
     rows = [clip.rows[key] for key in sorted(clip.rows)]
     windows = [clip.windows[number] for _, number in sorted(clip.rows)]
-    names = [name for name in rows[0][0] if all(name in views[0] for views in rows)]
-    arrays = {
-        name: np.stack([np.mean([view[name] for view in views], axis=0) for views in rows])
-        for name in names
-    }
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    arrays = {name: np.stack([row[name] for row in rows]) for name in names}
     start, end = (np.array([getattr(w, side) for w in windows]) for side in ("start", "end"))
     return Features(clip.file, start, end, arrays)
 
 
 def _prediction_of(clip: Clip, person: int) -> Prediction:
-    """Average the views of each window, and the windows."""
+    """Put what is known of the windows into them, and average it."""
 
     def named(scores: np.ndarray) -> dict[str, float]:
         return dict(zip(clip.config.names, scores.tolist(), strict=True))
 
-    windows, means = [], []
+    windows, means, least = [], [], clip.options.min_confidence
     for number, window in enumerate(clip.windows):
-        views = [row["scores"].astype(float) for row in clip.rows.get((person, number), [])]
-        means += [np.mean(views, axis=0)] if views else []
-        scores, least = named(means[-1]) if views else {}, clip.options.min_confidence
-        status = clip.missing.get((person, number), "")
+        row, status = clip.rows.get((person, number)), clip.missing.get((person, number), "")
+        means += [row["scores"].astype(float)] if row else []
         speaks = None if clip.choose is None else clip.speakers.get(number) == person
-        said: dict[str, Any] = {
-            "scores": scores,
-            "status": status,
-            "min_confidence": least,
-            "speaker": speaks,
-        }
-        windows.append(replace(window, **said))
+        said: dict[str, Any] = {"scores": named(means[-1]) if row else {}, "status": status}
+        windows.append(replace(window, **said, min_confidence=least, speaker=speaks))
     boxes = np.empty((0, 5))
     if clip.boxes is not None and clip.times is not None:
         boxes = np.column_stack([clip.times, clip.boxes[person]])
         boxes = boxes[np.isfinite(boxes[:, 1])]
     mean, notes = named(np.mean(means, axis=0)), tuple(clip.notes)
     parts = clip.file, clip.config.task, mean, tuple(windows), person, notes, boxes
-    return Prediction(*parts, clip.options.min_confidence)
+    return Prediction(*parts, least)

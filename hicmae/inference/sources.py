@@ -21,6 +21,8 @@ from hicmae.data.shards import open_packed
 from hicmae.data.video import NOT_READ, FrameFolder, Video
 from hicmae.io import UnreadableClip
 
+File = str | Path | None
+
 
 class MediaFile:
     """A video or sound file, or a video with the sound of another file; the two begin together.
@@ -28,9 +30,7 @@ class MediaFile:
     Of two files only that of a stream which is read must be there.
     """
 
-    def __init__(
-        self, path: str | Path, audio: str | Path | None = None, streams: str = "av"
-    ) -> None:
+    def __init__(self, path: str | Path, audio: File = None, streams: str = "av") -> None:
         self.path, self.heard = str(path), str(path if audio is None else audio)
         self.has_picture = self.has_sound = False
         if audio is None or "v" in streams:
@@ -122,13 +122,11 @@ class Arrays:
             raise UnreadableClip("neither frames nor a waveform are given")
         self.has_picture, self.has_sound = frames is not None, waveform is not None
         self.images = np.zeros((0, 1, 1, 3), np.uint8) if frames is None else np.asarray(frames)
-        if self.images.ndim != 4 or self.images.shape[-1] != 3 or self.images.dtype != np.uint8:
-            raise ValueError(
-                f"frames are {self.images.dtype} {self.images.shape}, expected uint8 (T, H, W, 3) "
-                "in RGB"
-            )
+        kind, shape = self.images.dtype, self.images.shape
+        if len(shape) != 4 or shape[-1] != 3 or kind != np.uint8:
+            raise ValueError(f"frames are {kind} {shape}, expected uint8 (T, H, W, 3) in RGB")
         if self.has_picture and not self.images.size:
-            raise NoPicture(f"frames are empty: shape {self.images.shape}")
+            raise NoPicture(f"frames are empty: shape {shape}")
         self.times = np.arange(len(self.images)) / float(fps)
         self.samples = None if waveform is None else to_mono(np.asarray(waveform), sample_rate)
 
@@ -149,10 +147,7 @@ Source = MediaFile | FaceFrames | Arrays
 
 
 def open_source(
-    clip: Asked,
-    audio: str | Path | None = None,
-    frame_rate: float = FRAME_RATE,
-    streams: str = "av",
+    clip: Asked, audio: File = None, frame_rate: float = FRAME_RATE, streams: str = "av"
 ) -> Source:
     """Open a video, a sound file, a folder of frames or a packed clip; UnreadableClip in one line.
 

@@ -7,6 +7,7 @@ sound.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,19 +134,18 @@ def load_contrast(path: str | Path, clip: Preprocessing, precision: Precision) -
         loss = from_flags(settings, PretrainLossConfig)
         which = loss.contrastive_levels if loss.loss_weight else "none"
         levels = tuple(kept[k] for k in contrasted(len(kept), which))
-    architecture = config.architecture
-    if not levels or max(levels) >= min(architecture.depth, architecture.depth_audio):
+    sizes = config.architecture
+    if not levels or max(levels) >= min(sizes.depth, sizes.depth_audio):
         raise ValueError(
             f"'{path}' has no contrast of picture and sound, expected a pre-training checkpoint "
             "with one; use --speaker lips"
         )
-    for name in ("num_frames", "sampling_rate", "input_size", "input_size_audio", "tubelet_size"):
-        own, wanted = getattr(config.preprocessing, name), getattr(clip, name)
-        if own != wanted:
-            raise ValueError(
-                f"'{path}' reads clips of {name} {own}, the model of {wanted}; name the "
-                "pre-training that it was fine-tuned from, or use --speaker lips"
-            )
+    own, wanted = asdict(config.preprocessing), asdict(clip)
+    for name in (name for name in own if name != "frame_rate" and own[name] != wanted[name]):
+        raise ValueError(
+            f"'{path}' reads clips of {name} {own[name]}, the model of {wanted[name]}; name the "
+            "pre-training that it was fine-tuned from, or use --speaker lips"
+        )
     return Contrast(model, levels, precision)
 
 

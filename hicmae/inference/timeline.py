@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import html
 import io
 import logging
 import secrets
@@ -17,7 +18,7 @@ from PIL import Image
 
 from hicmae.data.film import Film
 from hicmae.data.media import AUDIO_SUFFIXES, first_stream, opened
-from hicmae.inference.clips import Clip, View
+from hicmae.inference.clips import Clip, View, Window, values_text
 from hicmae.inference.pictures import LONGEST_GAP, over_time, write_overlay
 from hicmae.inference.recognizer import Prediction
 from hicmae.inference.style import colour, templates
@@ -51,7 +52,7 @@ class Stretch(NamedTuple):
     begin: float
     end: float
     label: str
-    share: float | None = None  # mean probability
+    shares: tuple[float, ...] = ()  # probabilities of the windows; () in regression
 
 
 def stretches(prediction: Prediction) -> list[Stretch]:
@@ -59,26 +60,25 @@ def stretches(prediction: Prediction) -> list[Stretch]:
 
     In regression each window is a stretch, whose label names all values.
     """
-    edges = over_time(prediction)[1].tolist()
-    found: list[tuple[float, float, str, list[float]]] = []
-    for window, (begin, end) in zip(prediction.windows, pairwise(edges), strict=True):
+    found: list[Stretch] = []
+    for window, begin, end in _spans(prediction):
         if not window.scores or end <= begin:
             continue
         if prediction.task == "regression":
-            found.append((begin, end, values_text(window.scores), []))
+            found.append(Stretch(begin, end, values_text(window.scores)))
             continue
-        label, share = str(window.label), max(window.scores.values())
-        if found and found[-1][1:3] == (begin, label):
-            begin, shares = found[-1][0], [*found.pop()[3], share]
-        else:
-            shares = [share]
-        found.append((begin, end, label, shares))
-    return [Stretch(*item[:3], float(np.mean(item[3])) if item[3] else None) for item in found]
+        part = Stretch(begin, end, str(window.label), (max(window.scores.values()),))
+        if found and found[-1][1:3] == (begin, part.label):
+            last = found.pop()
+            part = part._replace(begin=last.begin, shares=last.shares + part.shares)
+        found.append(part)
+    return found
 
 
-def values_text(values: Mapping[str, float]) -> str:
-    """Return values of a regression in one line."""
-    return "  ".join(f"{name} {value:+.2f}" for name, value in values.items())
+def _spans(prediction: Prediction) -> Iterator[tuple[Window, float, float]]:
+    """Yield the windows, and from when to when each has the say."""
+    edges = over_time(prediction)[1].tolist()
+    return zip(prediction.windows, edges, edges[1:], strict=False)
 
 
 def _cues(people: Sequence[Prediction]) -> Iterator[tuple[float, float, list[str]]]:
@@ -91,7 +91,7 @@ def _cues(people: Sequence[Prediction]) -> Iterator[tuple[float, float, list[str
             part = next((s for s in lane if s.begin <= begin and end <= s.end), None)
             if part is None:
                 continue
-            share = "" if part.share is None else f" {100 * part.share:.0f} %"
+            share = f" {100 * np.mean(part.shares):.0f} %" if part.shares else ""
             who = f"{_who(person)}: " if len(people) > 1 else ""
             lines.append(" ".join(f"{who}{part.label}{share}".split()))
         if lines:
@@ -109,24 +109,14 @@ def _clock(seconds: float, mark: str) -> str:
     return f"{hours:02}:{minutes:02}:{rest:02}{mark}{milliseconds % 1000:03}"
 
 
-def write_srt(people: Sequence[Prediction], path: str | Path) -> None:
-    """Write subtitles that any player shows."""
-    blocks = []
-    late = begin_of(people[0].file)
+def write_subtitles(people: Sequence[Prediction], path: str | Path, for_web: bool = False) -> None:
+    """Write subtitles that any player shows (SRT), or for the <track> of a web page (WebVTT)."""
+    blocks, late = ["WEBVTT\n"] if for_web else [], begin_of(people[0].file)
     for number, (begin, end, lines) in enumerate(_cues(people), 1):
-        times = f"{_clock(begin + late, ',')} --> {_clock(end + late, ',')}"
-        blocks.append("\n".join([str(number), times, *lines]) + "\n")
-    write_whole(path, encodable("\n".join(blocks)))
-
-
-def write_vtt(people: Sequence[Prediction], path: str | Path) -> None:
-    """Write subtitles for the <track> of a web page."""
-    blocks = ["WEBVTT\n"]
-    late = begin_of(people[0].file)
-    for begin, end, lines in _cues(people):
-        times = f"{_clock(begin + late, '.')} --> {_clock(end + late, '.')}"
-        text = "\n".join(lines).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        blocks.append(f"{times}\n{text}\n")
+        times = " --> ".join(_clock(t + late, "." if for_web else ",") for t in (begin, end))
+        text = "\n".join(lines)
+        text = html.escape(text, quote=False) if for_web else text
+        blocks.append(f"{times}\n{text}\n" if for_web else f"{number}\n{times}\n{text}\n")
     write_whole(path, encodable("\n".join(blocks)))
 
 
@@ -141,11 +131,10 @@ def write_elan(people: Sequence[Prediction], path: str | Path) -> None:
         if person.task == "classification":
             rows += [(_who(person), *part[:3]) for part in stretches(person)]
             continue
-        spans = list(pairwise(over_time(person)[1].tolist()))
         rows += [
             (f"{_who(person)} {name}", begin, end, f"{window.scores[name]:.3f}")
             for name in person.scores
-            for window, (begin, end) in zip(person.windows, spans, strict=True)
+            for window, begin, end in _spans(person)
             if window.scores and begin < end
         ]
     with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
@@ -185,11 +174,10 @@ class Moments:
         if view.video is not None:
             frames = view.video.numpy().transpose(1, 2, 3, 0)  # (T, H, W, 3)
             width = min(SHEET_ROW, len(frames))
-            images = [Image.fromarray(f).resize((THUMBNAIL, THUMBNAIL)) for f in frames]
-            height = -(-len(images) // width)
-            page = Image.new("RGB", (width * THUMBNAIL, height * THUMBNAIL))
-            for k, image in enumerate(images):
-                page.paste(image, (k % width * THUMBNAIL, k // width * THUMBNAIL))
+            page = Image.new("RGB", (width * THUMBNAIL, -(-len(frames) // width) * THUMBNAIL))
+            for k, frame in enumerate(frames):
+                small = Image.fromarray(frame).resize((THUMBNAIL, THUMBNAIL))
+                page.paste(small, (k % width * THUMBNAIL, k // width * THUMBNAIL))
             sheet = _jpeg(page)
         if view.audio is not None:
             levels = view.audio[0].numpy().T[::-1]  # (F, T), low tones below
@@ -277,12 +265,11 @@ def _kind_and_seconds(file: Path) -> tuple[str, float]:
         seconds = (container.duration or 0) / 1e6
         coded = []
         for stream in (first_stream(container, "video"), first_stream(container, "audio")):
-            known = stream is not None and stream.codec_context is not None
-            coded.append(stream.codec_context.codec.canonical_name if known else "")
-            if stream is not None and (not known or stream.type == "video"):
-                pixels = stream.codec_context.format if known else None
-                if pixels is None or pixels.name not in ("yuv420p", "yuvj420p"):
-                    return "", seconds
+            codec = None if stream is None else stream.codec_context
+            coded.append("" if stream is None else "unknown")
+            pixels = getattr(getattr(codec, "format", None), "name", "")
+            if codec is not None and (codec.type == "audio" or pixels in ("yuv420p", "yuvj420p")):
+                coded[-1] = codec.codec.canonical_name
     for name, (kind, pictures, sounds) in PLAYED.items():
         fits = coded[0] in (*pictures, "") and coded[1] in (*sounds, "")
         if name in names and fits and seconds:  # a recording without its length cannot be jumped in
@@ -299,49 +286,36 @@ def _render(
     mark: str,
 ) -> str:
     """Return the page, with `mark` where the film belongs."""
-    names, first = list(people[0].scores), people[0]
-    scores = np.concatenate([over_time(person)[2] for person in people])
-    low, high = 0.0, 1.0
+    first, low, high, size = people[0], 0.0, 1.0, (0, 0)
     if first.task == "regression":
+        scores = np.concatenate([over_time(person)[2] for person in people])
         low, high = float(np.nanmin(scores)), float(np.nanmax(scores)) + 1e-6
-    size = [0, 0]
     if kind.startswith("video"):
         height, width = next(Film(first.file).frames([0])).shape[:2]
-        size = [width, height]
-    lanes = [_lane(person, low, high) for person in people]
+        size = width, height
+    places = {person.person: place for place, person in enumerate(people)}
     data = {
-        "people": [
-            {"boxes": lane["boxes"], "windows": lane["windows"], "number": person.person + 1}
-            for lane, person in zip(lanes, people, strict=True)
-        ],
-        "names": [encodable(name) for name in names],
-        "colours": [_class_colour(k) for k in range(len(names))],
+        "people": [_lane(person, low, high) for person in people],
+        "names": [encodable(name) for name in first.scores],
+        "colours": [_class_colour(k) for k in range(len(first.scores))],
         "values": first.task == "regression",
         **{"low": low, "high": high, "least": first.min_confidence, "gap": LONGEST_GAP},
         **{"offset": offset, "size": size, "seconds": max(p.duration for p in people)},
         "moments": {
-            f"{k} {window}": shown
-            for k, person in enumerate(people)
-            for (number, window), shown in moments.items()
-            if number == person.person
+            f"{places[person]} {window}": shown
+            for (person, window), shown in moments.items()
+            if person in places
         },
     }
-    page: str = (
-        templates("hicmae.inference")
-        .get_template("timeline.html")
-        .render(
-            title=encodable(Path(first.file).name),
-            **{"lanes": lanes, "data": data, "names": data["names"], "colours": data["colours"]},
-            **{"kind": kind, "problem": encodable(problem), "size": size, "mark": mark},
-            notes=[encodable(note) for note in dict.fromkeys(n for p in people for n in p.notes)],
-        )
-    )
-    return page
+    notes = [encodable(note) for note in dict.fromkeys(n for p in people for n in p.notes)]
+    texts = {"title": encodable(Path(first.file).name), "problem": encodable(problem)}
+    page = templates("hicmae.inference").get_template("timeline.html")
+    return str(page.render(data=data, kind=kind, mark=mark, notes=notes, **texts))
 
 
 def _lane(person: Prediction, low: float, high: float) -> dict[str, Any]:
     """Return what the page shows of one person; the timeline is 1000 wide and 100 high."""
-    centres, edges, scores = over_time(person)
+    centres, _, scores = over_time(person)
     scale = 1000 / max(person.duration, 1e-6)
     paths = []
     for column in scores.T:
@@ -354,33 +328,22 @@ def _lane(person: Prediction, low: float, high: float) -> dict[str, Any]:
             path += ["h0.1"] if pen == "M" else []  # a window alone is a dot
             pen = "L"
         paths.append(" ".join(path))
-    windows = [
-        {
-            **{"begin": round(w.start, 3), "end": round(w.end, 3)},
-            **{"left": round(left, 3), "right": round(right, 3)},
-            "label": encodable(str(w.label)) if w.scores and person.task != "regression" else "",
-            "scores": [round(w.scores[name], 4) for name in person.scores] if w.scores else [],
-            "status": w.status,
-        }
-        for w, (left, right) in zip(person.windows, pairwise(edges.tolist()), strict=True)
-    ]
-    answer = values_text(person.values)
-    if person.label is not None:
-        answer = f"{person.label} {100 * max(person.scores.values()):.0f} %"
-    if person.speaker is not None:
-        answer += f", speaks {100 * person.speaker:.0f} %"
-    strips, speech = [], []
-    for window, read in zip(windows, person.windows, strict=True):
-        fill = "#dddddd" if not window["scores"] else ""
-        if window["label"]:
-            fill = _class_colour(int(np.argmax(window["scores"])))
-        place = window["left"] * scale, (window["right"] - window["left"]) * scale
+    windows, strips, speech = [], [], []
+    for window, left, right in _spans(person):
+        label = str(window.label) if window.scores and person.task != "regression" else ""
+        row = [round(window.scores[name], 4) for name in person.scores if window.scores]
+        known = {"begin": round(window.start, 3), "end": round(window.end, 3), "scores": row}
+        known |= {"left": round(left, 3), "label": encodable(label), "status": window.status}
+        windows.append(known)
+        fill = "" if row else "#dddddd"
+        fill = _class_colour(int(np.argmax(row))) if label else fill
+        place = left * scale, (right - left) * scale
         strips.append((*place, fill))
-        speech += [place] if read.speaker else []
+        speech += [place] if window.speaker else []
     boxes = np.column_stack([person.boxes[:, 0].round(3), person.boxes[:, 1:].round()])
     return {
-        **{"who": _who(person), "answer": encodable(answer), "paths": paths, "strips": strips},
-        "speech": speech,
+        **{"number": person.person + 1, "who": _who(person), "answer": encodable(person.answer)},
+        **{"paths": paths, "strips": strips, "speech": speech},
         **{"windows": windows, "boxes": boxes.tolist(), "seconds": person.duration},
     }
 

@@ -1,10 +1,10 @@
 """Pages, subtitles and tiers, and a folder of films that is gone on with."""
 
 import base64
-import csv
 import json
 import logging
 import re
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,23 +14,10 @@ import pytest
 
 from hicmae import EmotionRecognizer
 from hicmae.inference import cli, timeline
-from hicmae.inference.clips import Window
-from hicmae.inference.recognizer import Prediction
+from hicmae.inference.commands import Journal
 from tests.conftest import save_wav
 from tests.preprocess.media_files import pictures, save_media
-from tests.small_recognizers import FPS, NAMES, speech
-
-GLAD, MAD = (0.1, 0.7, 0.2), (0.1, 0.1, 0.8)
-
-
-def said(file: str, *shares: tuple[float, ...], names=NAMES, **more) -> Prediction:
-    """Return a prediction of half-overlapping windows of 1 s; () is a window without an answer."""
-    scores = [dict(zip(names, row, strict=bool(row))) for row in shares]
-    windows = tuple(
-        Window(0.5 * k, 0.5 * k + 1, s, "" if s else "no face") for k, s in enumerate(scores)
-    )
-    mean = dict(zip(names, np.mean([row for row in shares if row], axis=0).tolist(), strict=True))
-    return Prediction(file, **{"task": "classification", "scores": mean, "windows": windows} | more)
+from tests.small_recognizers import FPS, GLAD, MAD, said, speech
 
 
 def data_of(page: Path) -> dict:
@@ -50,13 +37,13 @@ def test_subtitles_join_windows_of_one_answer_and_name_people_where_there_are_se
     assert [part[:3] for part in timeline.stretches(first)] == [
         *((0.0, 1.25, "glad"), (1.75, 2.5, "mad"))
     ]
-    timeline.write_srt([first], tmp_path / "a.srt")
+    timeline.write_subtitles([first], tmp_path / "a.srt")
     assert (tmp_path / "a.srt").read_text().split("\n\n") == [
         "1\n00:00:00,000 --> 00:00:01,250\nglad 70 %",
         "2\n00:00:01,750 --> 00:00:02,500\nmad 80 %\n",
     ]
     second = said("none", GLAD, MAD, MAD, MAD, person=1)
-    timeline.write_vtt([first, second], tmp_path / "a.vtt")
+    timeline.write_subtitles([first, second], tmp_path / "a.vtt", for_web=True)
     cues = (tmp_path / "a.vtt").read_text().split("\n\n")
     assert cues[0] == "WEBVTT"
     assert [cue.strip() for cue in cues[1:]] == [
@@ -69,21 +56,19 @@ def test_subtitles_join_windows_of_one_answer_and_name_people_where_there_are_se
 
 def test_a_tier_has_begin_end_and_label_and_values_a_tier_each(tmp_path):
     timeline.write_elan([said("none", GLAD, (), MAD)], tmp_path / "a.csv")
-    with (tmp_path / "a.csv").open() as file:
-        assert list(csv.reader(file)) == [
-            ["tier", "begin", "end", "label"],
-            ["Person 1", "0.000", "0.750", "glad"],
-            ["Person 1", "1.250", "2.000", "mad"],
-        ]
+    assert (tmp_path / "a.csv").read_text().splitlines() == [
+        "tier,begin,end,label",
+        "Person 1,0.000,0.750,glad",
+        "Person 1,1.250,2.000,mad",
+    ]
     values = said("none", (0.5, -0.25), (1.0, 0.0), names=("a", "b"), task="regression")
     timeline.write_elan([values], tmp_path / "b.csv")
-    with (tmp_path / "b.csv").open() as file:
-        assert list(csv.reader(file))[1:] == [
-            ["Person 1 a", "0.000", "0.750", "0.500"],
-            ["Person 1 a", "0.750", "1.500", "1.000"],
-            ["Person 1 b", "0.000", "0.750", "-0.250"],
-            ["Person 1 b", "0.750", "1.500", "0.000"],
-        ]
+    assert (tmp_path / "b.csv").read_text().splitlines()[1:] == [
+        "Person 1 a,0.000,0.750,0.500",
+        "Person 1 a,0.750,1.500,1.000",
+        "Person 1 b,0.000,0.750,-0.250",
+        "Person 1 b,0.750,1.500,0.000",
+    ]
 
 
 def test_subtitles_of_a_film_whose_picture_begins_late_are_late_too(tmp_path):
@@ -116,9 +101,8 @@ def test_a_page_holds_film_boxes_and_answers_and_loads_nothing(tmp_path, video):
     assert film_of(tmp_path / "a.html") == Path(video).read_bytes()
     assert data["people"][0]["boxes"] == [[0, 1, 2, 30, 40], [0.5, 3, 4, 31, 42]]
     windows = data["people"][1]["windows"]
-    assert [w["label"] for w in windows] == ["glad", "", "mad"] and windows[1][
-        "status"
-    ] == "no face"
+    assert [w["label"] for w in windows] == ["glad", "", "mad"]
+    assert windows[1]["status"] == "no face"
     assert windows[2]["scores"] == list(MAD) and data["moments"] == {"1 2": list(seen[1, 2])}
     page = (tmp_path / "a.html").read_text()
     assert not re.search(r'(src|href)="|url\(|@import|https?://(?!www\.w3\.org/2000/svg)', page)
@@ -167,43 +151,30 @@ def test_a_stopped_command_goes_on_where_it_was(models, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(EmotionRecognizer, "each", stopped)
 
-    def run(out: str, *flags: str) -> int:
+    def run(out: str) -> int:
         kinds = ("csv", "windows_csv", "json", "html", "srt", "elan")
         outputs = [f for k in kinds for f in (f"--{k}", f"{tmp_path / out}/{k}.{k}")]
-        outputs[7] = f"{tmp_path / out}/page.html"
-        (tmp_path / out).mkdir(exist_ok=True)
         model = ["--checkpoint", str(models / "av.pth"), "--batch_size", "1", "--device", "cpu"]
-        return cli.predict([str(tmp_path / "films"), *model, "--faces", "cut", *outputs, *flags])
+        return cli.predict([str(tmp_path / "films"), *model, "--faces", "cut", *outputs])
 
     assert run("whole") == 0 and run("parts") == 1
     left = next((tmp_path / "parts").glob("*.unfinished"))
     left.write_text(left.read_text() + '["c.mp4", [1')  # killed while it wrote
-    (tmp_path / "parts" / "page-a.html").unlink()
+    (tmp_path / "parts" / "html-a.html").unlink()  # it is not made again
     assert run("parts") == 0 and asked[2] == ["c.mp4"] and "2 of 3 videos" in caplog.text
-    assert not (tmp_path / "parts" / "page-a.html").exists()  # it was not made again
     whole, parts = (sorted((tmp_path / name).iterdir()) for name in ("whole", "parts"))
-    assert [p.name for p in parts] == [p.name for p in whole if p.name != "page-a.html"]
+    assert [p.name for p in parts] == [p.name for p in whole if p.name != "html-a.html"]
     for part in parts:
         assert part.read_bytes() == (tmp_path / "whole" / part.name).read_bytes()
 
 
 def test_another_command_and_a_changed_film_begin_anew(models, tmp_path, video):
-    from hicmae.inference.commands import Journal
-
-    class Args:
-        csv, checkpoint = str(tmp_path / "a.csv"), str(models / "av.pth")
-
-    args, other = Args(), Args()
-    for one in (args, other):
-        vars(one).update(csv=Args.csv, checkpoint=Args.checkpoint, faces="cut")
-        vars(one).update(
-            {k: None for k in "windows_csv json plot overlay html srt vtt elan".split()}
-        )
-    journal = Journal(args, 2)
+    outputs = dict.fromkeys("windows_csv json plot overlay html srt vtt elan".split())
+    given = {"checkpoint": str(models / "av.pth"), "csv": str(tmp_path / "a.csv"), **outputs}
+    args, other = (Namespace(**given, faces=faces) for faces in ("cut", "all"))
     told = replace(said(video, GLAD, ()), notes=("a note",))
-    journal.add(video, [told])
+    Journal(args, 2).add(video, [told])
     assert Journal(args, 2).answer(video) == [told]
-    other.faces = "all"
     assert Journal(other, 2).answer(video) is None
     Path(video).write_bytes(b"another film")
     assert Journal(args, 2).answer(video) is None
