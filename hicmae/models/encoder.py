@@ -18,8 +18,8 @@ from hicmae.models.layers import (
     CSBlock,
     LayerNorm,
     PatchEmbed,
-    drop_path_rates,
     sincos_positions,
+    stack,
 )
 
 FUSION_ORDERS = ("both", "video_first", "audio_first")
@@ -62,10 +62,7 @@ class ModalityEncoder(nn.Module):
         super().__init__()
         embed_dim = patch_embed.proj.out_channels
         self.patch_embed = patch_embed
-        self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, rate, init_values)
-            for rate in drop_path_rates(drop_path, depth)
-        )
+        self.blocks = stack([Block] * depth, embed_dim, num_heads, drop_path, init_values)
         self.norm = LayerNorm(embed_dim)
         self.positions: Tensor
         positions = sincos_positions(patch_embed.num_tokens, embed_dim)
@@ -130,13 +127,8 @@ class CrossModalFusion(nn.Module):
         if order not in FUSION_ORDERS:
             raise ValueError(f"fusion_order is {order!r}, expected one of {FUSION_ORDERS}")
         self.order = order
-        self.blocks, self.blocks_audio = (
-            nn.ModuleList(
-                CSBlock(embed_dim, num_heads, rate, init_values)
-                for rate in drop_path_rates(drop_path, depth)
-            )
-            for _ in range(2)
-        )
+        like = [CSBlock] * depth, embed_dim, num_heads, drop_path, init_values
+        self.blocks, self.blocks_audio = stack(*like), stack(*like)
         self.norm = LayerNorm(embed_dim)
         self.norm_audio = LayerNorm(embed_dim)
 

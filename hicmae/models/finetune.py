@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from hicmae.models.encoder import (
     CrossModalFusion,
     HubModel,
-    ModalityEncoder,
     audio_encoder,
     check_sizes,
     register,
@@ -74,12 +73,8 @@ class HiCMAEClassifier(HubModel):
         )
         self.modality = modality
         self.head_activation = head_activation
-        stack: dict[str, Any] = {
-            "embed_dim": embed_dim,
-            "num_heads": num_heads,
-            "drop_path": drop_path_rate,
-            "init_values": init_values,
-        }
+        stack: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": num_heads}
+        stack |= {"drop_path": drop_path_rate, "init_values": init_values}
         trunc_normal = partial(nn.init.trunc_normal_, std=0.02)
         if "v" in modality:
             self.encoder = video_encoder(num_frames, img_size, tubelet_size, depth=depth, **stack)
@@ -116,29 +111,23 @@ class HiCMAEClassifier(HubModel):
         mean; without hierarchical fusion (B, D), the latter alone.
         """
         weighted, last = [], []
-        if "v" in self.modality:
-            tokens, levels = self._encode(self.encoder, video, "video")
-            weighted.append(_mix_layers(levels, self.video_layer_weights))
-            last.append(tokens)
-        if "a" in self.modality:
-            tokens, levels = self._encode(self.encoder_audio, audio, "audio")
-            weighted.append(_mix_layers(levels, self.audio_layer_weights))
+        for name, clip, suffix in (("video", video, ""), ("audio", audio, "_audio")):
+            if name[0] not in self.modality:
+                continue
+            if clip is None:
+                raise ValueError(
+                    f"{name} is None, but a model of modality '{self.modality}' reads it; "
+                    "create the model with another modality or pass the clip"
+                )
+            encoder: Any = getattr(self, f"encoder{suffix}")
+            tokens, levels = encoder(clip, None, range(len(encoder.blocks)), pool=True)
+            weighted.append(_mix_layers(levels, getattr(self, f"{name}_layer_weights")))
             last.append(tokens)
         if self.modality == "av":
             last = list(self.encoder_fusion(*last))
         means = [tokens.mean(dim=1) for tokens in last]
         features = means if self.repeats_last else weighted + means
         return self.fc_norm(torch.cat(features, dim=-1))
-
-    def _encode(
-        self, encoder: ModalityEncoder, clip: Tensor | None, name: str
-    ) -> tuple[Tensor, list[Tensor]]:
-        if clip is None:
-            raise ValueError(
-                f"{name} is None, but a model of modality '{self.modality}' reads it; "
-                "create the model with another modality or pass the clip"
-            )
-        return encoder(clip, None, range(len(encoder.blocks)), pool=True)
 
 
 def _layer_weights(depth: int, hierarchical_fusion: bool) -> nn.Parameter | None:

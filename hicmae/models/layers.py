@@ -5,7 +5,7 @@ Parameter names are those of the released checkpoints (``q_bias``, ``v_bias``, `
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,22 +34,11 @@ def sincos_positions(num_tokens: int, dim: int) -> Tensor:
     return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: in training, drops a clip's branch with a probability, and scales others.
-
-    Blocks are our own, as timm brings torchvision and torch's compiler: seconds of every start.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, branch: Tensor) -> Tensor:
-        """Return (B, N, D), some clips of which are zeros."""
-        if not self.training:
-            return branch
-        kept = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - self.rate)
-        return branch * kept.div_(1 - self.rate)
+def _attend(parts: Iterable[Tensor], num_heads: int) -> Tensor:
+    """Let queries (B, N, D) read values by their keys, (B, M, D) each, in heads; (B, N, D)."""
+    query, key, value = (rearrange(p, "b n (h d) -> b h n d", h=num_heads) for p in parts)
+    read = F.scaled_dot_product_attention(query, key, value)
+    return rearrange(read, "b h n d -> b n (h d)")
 
 
 class Attention(nn.Module):
@@ -66,11 +55,8 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Let every token (B, N, D) read all tokens; (B, N, D)."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        mixed = F.linear(tokens, self.qkv.weight, bias)
-        split = "b n (part h d) -> part b h n d"
-        query, key, value = rearrange(mixed, split, part=3, h=self.num_heads)
-        read = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(rearrange(read, "b h n d -> b n (h d)"))
+        parts = F.linear(tokens, self.qkv.weight, bias).chunk(3, dim=-1)
+        return self.proj(_attend(parts, self.num_heads))
 
 
 class CrossAttention(nn.Module):
@@ -89,21 +75,18 @@ class CrossAttention(nn.Module):
         """Let every token (B, N, D) read every context token (B, any length, D); (B, N, D)."""
         query = F.linear(tokens, self.q.weight, self.q_bias)
         bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
-        key, value = F.linear(context, self.kv.weight, bias).chunk(2, dim=-1)
-        query, key, value = (
-            rearrange(part, "b n (h d) -> b h n d", h=self.num_heads)
-            for part in (query, key, value)
-        )
-        read = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(rearrange(read, "b h n d -> b n (h d)"))
+        read = F.linear(context, self.kv.weight, bias).chunk(2, dim=-1)
+        return self.proj(_attend((query, *read), self.num_heads))
 
 
 class Block(nn.Module):
     """Pre-norm transformer block: self-attention, then MLP.
 
-    Tokens are `dim` wide, which `num_heads` divides; a residual branch of a clip is dropped with
-    probability `drop_path` (stochastic depth); `init_values` start the layer-scale gammas, 0 leaves
-    them out.
+    Tokens are `dim` wide, which `num_heads` divides; in training a residual branch of a clip is
+    dropped with probability `drop_path` and otherwise scaled (stochastic depth); `init_values`
+    start the layer-scale gammas, 0 leaves them out.
+
+    Blocks are our own, as timm brings torchvision and torch's compiler: seconds of every start.
     """
 
     reads_context = False
@@ -126,7 +109,7 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(dim)
         layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
         self.mlp = nn.Sequential(OrderedDict(layers))
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path = drop_path
         for number in range(0 if self.reads_context else 1, 3):
             gamma = nn.Parameter(init_values * torch.ones(dim)) if init_values > 0 else None
             self.register_parameter(f"gamma_{number}", gamma)
@@ -137,7 +120,11 @@ class Block(nn.Module):
         return tokens + self._branch(self.mlp(self.norm2(tokens)), self.gamma_2)
 
     def _branch(self, branch: Tensor, gamma: Tensor | None) -> Tensor:
-        return self.drop_path(branch if gamma is None else gamma * branch)
+        branch = branch if gamma is None else gamma * branch
+        if not self.training or not self.drop_path:
+            return branch
+        kept = branch.new_empty(len(branch), 1, 1).bernoulli_(1 - self.drop_path)
+        return branch * kept.div_(1 - self.drop_path)
 
 
 class CSBlock(Block):
@@ -154,10 +141,13 @@ class CSBlock(Block):
         return super().forward(tokens + self._branch(read, self.gamma_0))
 
 
-def drop_path_rates(drop_path: float, depth: int) -> list[float]:
-    """Stochastic-depth rates that rise linearly from 0 to `drop_path` over `depth` blocks."""
-    rates = torch.linspace(0, drop_path, depth, dtype=torch.float64, device="cpu")
-    return rates.tolist()
+def stack(
+    kinds: Sequence[type[Block]], dim: int, num_heads: int, drop_path: float, init_values: float
+) -> nn.ModuleList:
+    """Make blocks of these kinds; their stochastic depth rises linearly from 0 to `drop_path`."""
+    rates = torch.linspace(0, drop_path, len(kinds), dtype=torch.float64, device="cpu").tolist()
+    pairs = zip(kinds, rates, strict=True)
+    return nn.ModuleList(kind(dim, num_heads, rate, init_values) for kind, rate in pairs)
 
 
 def init_linears(module: nn.Module, fill: Callable[[Tensor], Any]) -> None:

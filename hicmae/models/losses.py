@@ -65,10 +65,8 @@ def pretrain_loss(
     tubelet_size = output.video.shape[-1] // (video.shape[1] * PATCH_SIZE**2)
     group_size = frame_diff_group_size if frame_diff else None
     with torch.no_grad():
-        masked, masked_audio = (
-            split_tokens(mask, None, name).masked
-            for mask, name in ((video_mask, "video_mask"), (audio_mask, "audio_mask"))
-        )
+        masked = split_tokens(video_mask, None, "video_mask").masked
+        masked_audio = split_tokens(audio_mask, None, "audio_mask").masked
         target = video_target(video, masked, tubelet_size, normalize_target, group_size)
         target_audio = audio_target(audio, masked_audio, normalize_target_audio)
     loss_video = video_mse(_precise(output.video), target, tubelet_size, target_diff_weight)
@@ -77,12 +75,8 @@ def pretrain_loss(
     levels = contrasted(len(output.video_levels), contrastive_levels)
     if not levels:
         return PretrainLoss(total, loss_video, loss_audio, None)
-    contrast = contrastive_loss(
-        [output.video_levels[level] for level in levels],
-        [output.audio_levels[level] for level in levels],
-        temperature,
-        gather,
-    )
+    chosen = output.video_levels[levels.start :], output.audio_levels[levels.start :]
+    contrast = contrastive_loss(*chosen, temperature, gather)
     return PretrainLoss(total + loss_weight * contrast, loss_video, loss_audio, contrast)
 
 
@@ -126,35 +120,26 @@ def video_target(
     Returns:
         (B, M, tubelet_size * 16 * 16 * 3) in (frame, y, x, channel) order.
     """
-    group_size = frame_diff_group_size
+    group_size, pixels = frame_diff_group_size, _precise(video)
     patch_size = (tubelet_size, PATCH_SIZE, PATCH_SIZE)
-    if group_size in (None, tubelet_size):
-        # Groups coincide with tubelets: the masked ones are all that is ever needed.
-        patches = _pixel_patches(_precise(video), patch_size, masked, normalize)
-        if group_size is not None:
-            patches = frame_differences(patches, group_size, time_axis=3)
-    else:
+    # Where groups coincide with tubelets, the masked ones are all that is ever needed.
+    index = masked if group_size in (None, tubelet_size) else None
+    patches = cut_patches(pixels if normalize else unnormalize(pixels), patch_size, index)
+    if normalize:
+        # Standardising undoes shift and scale of a channel by itself; only epsilon has to follow.
+        eps = TARGET_EPS / _imagenet(pixels.device, pixels.dtype)[1][:, None]
+        patches = _standardize(patches.flatten(3), eps).view_as(patches)
+    if group_size is not None and index is None:
         if video.shape[2] % group_size:
             raise ValueError(
                 f"frame_diff_group_size {group_size} does not divide the {video.shape[2]} "
                 "frames of a clip; choose a divisor"
             )
-        patches = _pixel_patches(_precise(video), patch_size, None, normalize)
         clip = join_patches(patches, token_grid(video.shape[2:], patch_size, "video"))
         patches = cut_patches(frame_differences(clip, group_size), patch_size, masked)
+    elif group_size is not None:
+        patches = frame_differences(patches, group_size, time_axis=3)
     return rearrange(patches, "b n c p q r -> b n (p q r c)")
-
-
-def _pixel_patches(
-    video: Tensor, patch_size: Sequence[int], index: Tensor | None, normalize: bool
-) -> Tensor:
-    """Cut a clip into patches (B, n, C, t, y, x) of pixels, or of standardised pixels."""
-    if not normalize:
-        return cut_patches(unnormalize(video), patch_size, index)
-    patches = cut_patches(video, patch_size, index)
-    # Standardising undoes shift and scale of a channel by itself; only epsilon has to follow.
-    _, std = _imagenet(video.device, video.dtype)
-    return _standardize(patches.flatten(3), TARGET_EPS / std[:, None]).view_as(patches)
 
 
 def frame_differences(clip: Tensor, group_size: int, time_axis: int = 2) -> Tensor:
@@ -235,9 +220,8 @@ def contrastive_accuracy(
     """Count clips whose own audio is the batch's nearest to their video: a share for each level."""
     accuracies = []
     for video, audio in zip(video_levels, audio_levels, strict=True):
-        nearest = (video @ audio.T).argmax(dim=1)
         pair = torch.arange(len(video), device=video.device)
-        accuracies.append((nearest == pair).float().mean())
+        accuracies.append(((video @ audio.T).argmax(dim=1) == pair).float().mean())
     return accuracies
 
 

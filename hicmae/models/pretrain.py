@@ -21,10 +21,10 @@ from hicmae.models.layers import (
     CSBlock,
     LayerNorm,
     TokenSplit,
-    drop_path_rates,
     init_linears,
     sincos_positions,
     split_tokens,
+    stack,
 )
 
 
@@ -48,12 +48,8 @@ class SkipDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.skip_connections = skip_connections
-        self.blocks = nn.ModuleList(
-            (CSBlock if index and skip_connections else Block)(
-                embed_dim, num_heads, rate, init_values
-            )
-            for index, rate in enumerate(drop_path_rates(drop_path, depth))
-        )
+        kinds = [Block, *[CSBlock if skip_connections else Block] * (depth - 1)]
+        self.blocks = stack(kinds, embed_dim, num_heads, drop_path, init_values)
         self.norm = LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, encoder.patch_embed.proj.weight[0].numel())
         self.positions: Tensor
@@ -79,13 +75,11 @@ class SkipDecoder(nn.Module):
         masked = mask_token + self.positions[split.masked]
         tokens = torch.cat((visible, masked.to(visible.dtype)), dim=1)
         tokens = self.blocks[0](tokens)
+        skips: list[Any] = [()] * (len(self.blocks) - 1)
         if self.skip_connections:
-            skips = [project(level) + positions for level in levels]
-            for block, skip in zip(self.blocks[1:], reversed(skips), strict=True):
-                tokens = block(tokens, skip)
-        else:
-            for block in self.blocks[1:]:
-                tokens = block(tokens)
+            skips = [(project(level) + positions,) for level in levels]
+        for block, skip in zip(self.blocks[1:], reversed(skips), strict=True):
+            tokens = block(tokens, *skip)
         return self.head(self.norm(tokens[:, -masked.shape[1] :]))
 
 
@@ -138,13 +132,11 @@ class HiCMAE(HubModel):
         _check_levels(self.level_blocks, depths, narrow_depths if skip_connections else {})
         stack: dict[str, Any] = {"drop_path": drop_path_rate, "init_values": init_values}
         wide = {"embed_dim": embed_dim, "num_heads": num_heads, **stack}
-        self.encoder = video_encoder(
-            num_frames, img_size, tubelet_size, depth=encoder_depth, **wide
-        )
+        clip = num_frames, img_size, tubelet_size
+        self.encoder = video_encoder(*clip, depth=encoder_depth, **wide)
         self.encoder_audio = audio_encoder(img_size_audio, depth=encoder_depth_audio, **wide)
-        self.encoder_fusion = CrossModalFusion(
-            depth=encoder_fusion_depth, order=fusion_order, **wide
-        )
+        wide |= {"depth": encoder_fusion_depth, "order": fusion_order}
+        self.encoder_fusion = CrossModalFusion(**wide)
 
         narrow = {"embed_dim": decoder_embed_dim, "num_heads": decoder_num_heads, **stack}
         narrow["skip_connections"] = skip_connections
@@ -176,35 +168,25 @@ class HiCMAE(HubModel):
         video and audio, the pooled levels come from a second pass of the encoders over what these
         leave, possibly everything. ValueError where a mask does not fit the model's geometry.
         """
-        num_tokens = self.encoder.patch_embed.num_tokens
-        num_tokens_audio = self.encoder_audio.patch_embed.num_tokens
-        split = split_tokens(video_mask, num_tokens, "video_mask")
-        split_audio = split_tokens(audio_mask, num_tokens_audio, "audio_mask")
+        counts = self.encoder.patch_embed.num_tokens, self.encoder_audio.patch_embed.num_tokens
+        split = split_tokens(video_mask, counts[0], "video_mask")
+        split_audio = split_tokens(audio_mask, counts[1], "audio_mask")
 
-        tokens, levels = self.encoder(video, split.visible, self.level_blocks)
-        tokens_audio, levels_audio = self.encoder_audio(
-            audio, split_audio.visible, self.level_blocks
-        )
+        kept = self.level_blocks
+        tokens, levels = self.encoder(video, split.visible, kept)
+        tokens_audio, levels_audio = self.encoder_audio(audio, split_audio.visible, kept)
         fused, fused_audio = self.encoder_fusion(tokens, tokens_audio)
-        rebuilt = self.decoder(fused, levels, split, self.encoder_to_decoder, self.mask_token)
-        rebuilt_audio = self.decoder_audio(
-            fused_audio,
-            levels_audio,
-            split_audio,
-            self.encoder_to_decoder_audio,
-            self.mask_token_audio,
-        )
+        last = self.encoder_to_decoder, self.mask_token
+        rebuilt = self.decoder(fused, levels, split, *last)
+        last_audio = self.encoder_to_decoder_audio, self.mask_token_audio
+        rebuilt_audio = self.decoder_audio(fused_audio, levels_audio, split_audio, *last_audio)
         if contrast_masks:
-            light = split_tokens(contrast_masks[0], num_tokens, "contrast_mask", True)
-            _, levels = self.encoder(video, light.visible, self.level_blocks)
-            light = split_tokens(contrast_masks[1], num_tokens_audio, "contrast_mask_audio", True)
-            _, levels_audio = self.encoder_audio(audio, light.visible, self.level_blocks)
-        return HiCMAEOutput(
-            rebuilt,
-            rebuilt_audio,
-            [pooled_unit(level) for level in levels],
-            [pooled_unit(level) for level in levels_audio],
-        )
+            light = split_tokens(contrast_masks[0], counts[0], "contrast_mask", True)
+            levels = self.encoder(video, light.visible, kept).levels
+            light = split_tokens(contrast_masks[1], counts[1], "contrast_mask_audio", True)
+            levels_audio = self.encoder_audio(audio, light.visible, kept).levels
+        pooled, pooled_audio = (list(map(pooled_unit, each)) for each in (levels, levels_audio))
+        return HiCMAEOutput(rebuilt, rebuilt_audio, pooled, pooled_audio)
 
 
 def _check_levels(
