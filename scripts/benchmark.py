@@ -109,16 +109,15 @@ class LoaderConfig(Settings):
 class FeedConfig(Settings):
     """Does the loader keep the device busy, and what does VoxCeleb2 need.
 
-    It takes the flags of run_pretraining.py and trains for some steps from each source and from one
-    batch that is always there (fixed). Their difference is what the data cost: wait_share is the
-    share of the time in which the device had nothing to do but wait for a batch, slower_share the
-    loss of clips/s. On a CPU the loader takes cores from the model as well. Started by torchrun, it
-    trains in several processes that exchange gradients; compare fixed_clips_per_s for their cost.
+    It takes the flags of run_pretraining.py and trains for some steps from --data_path, a list or
+    shards, and from one batch that is always there (fixed). Their difference is what the data cost:
+    wait_share is the share of the time in which the device had nothing to do but wait for a batch,
+    slower_share the loss of clips/s. On a CPU the loader takes cores from the model as well. By
+    torchrun it trains in several processes; compare fixed_clips_per_s for the cost of exchanging.
     """
 
     steps: int = option(50, "measured steps", "> 0")
     warmup: int = option(10, "steps before, not measured", ">= 0")
-    shards: str = option("", "a second source: the same clips, packed", metavar="DIR")
     make_clips: int = option(0, "instead of --data_path: clips made for it", ">= 0")
 
 

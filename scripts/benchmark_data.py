@@ -218,7 +218,8 @@ def endless_items(num_clips: int) -> Iterator[ClipIndex]:
 
 def plain_items(clips: list[Clip]) -> Iterator[Any]:
     """Yield clips as the plain loader gives them, endlessly."""
-    load_clip = models.plain("loader").load_clip
+    from tests.plain.loader import load_clip  # it needs decord
+
     for item in endless_items(len(clips)):
         clip = clips[item.index]
         yield load_clip(clip.video, clip.audio, item_generator(0, item))
@@ -249,35 +250,32 @@ def pack(clips: list[Clip], folder: Path, quality: int = JPEG_QUALITY) -> Packed
 def run_feed(*settings: Any) -> dict[str, Any]:
     """Measure how training is fed, see `FeedConfig`, the last of the settings."""
     configs, config = PretrainConfigs(*settings[:-1]), settings[-1]
-    sources = {"files": configs.data.data_path, "shards": config.shards or NOT_SET}
     with tempfile.TemporaryDirectory(prefix="hicmae-feed-") as folder:
-        if config.make_clips and sources["files"] == NOT_SET:
-            sources["files"] = f"{folder}/made.csv"
-            write_list(sources["files"], make_clips(config.make_clips))
-        sources = {kind: path for kind, path in sources.items() if path != NOT_SET}
-        if not sources:
-            raise ValueError("no clips to read; give --data_path, --shards or --make_clips")
+        if configs.data.data_path == NOT_SET:
+            if not config.make_clips:
+                raise ValueError("no clips to read; give --data_path or --make_clips")
+            data = replace(configs.data, data_path=f"{folder}/made.csv")
+            configs = configs._replace(data=data)
+            write_list(data.data_path, make_clips(config.make_clips))
         device = distributed.start(configs.run.device)
         run = Run(configs.run, choose_precision(configs.run.precision, device))
-        rows = []
-        for kind, path in sources.items():
-            source = configs._replace(data=replace(configs.data, data_path=path))
-            rows.append({"source": kind, "data_path": path, **feed(run, source, config)})
+        figures = feed(run, configs, config)
     return {
         "device": models.device_name(device),
         "processes": distributed.world_size(),
         "model": configs.model.model_name,
         "precision": run.precision.name,
+        "data_path": configs.data.data_path,
         "batch_size": configs.optim.batch_size,
         "accum_iter": configs.optim.accum_iter,
         "num_samples": configs.data.num_samples,
         "num_workers": configs.run.num_workers,
-        "sources": rows,
+        **figures,
     }
 
 
 def feed(run: Run, configs: PretrainConfigs, config: FeedConfig) -> dict[str, Any]:
-    """Train from one source, and from its first batch alone."""
+    """Train from the clips, and from their first batch alone."""
     dataset = make_dataset(configs)
     num_clips, processes = len(dataset), distributed.world_size()
     # One epoch of all steps, and what is loaded in advance: of a short list clips come again, of a
@@ -287,13 +285,10 @@ def feed(run: Run, configs: PretrainConfigs, config: FeedConfig) -> dict[str, An
     wanted *= batch_size * processes
     stride = max(num_clips // wanted, 1)
     dataset.clips = [dataset.clips[k * stride % num_clips] for k in range(wanted)]
-    loader = clip_loader(run, dataset, batch_size)
-    batches = epoch_batches(loader, 0)
+    batches = epoch_batches(clip_loader(run, dataset, batch_size), 0)
     first = next(batches)
     fixed, _ = train(run, configs, itertools.repeat(first), config, "fixed")
     fed, waits = train(run, configs, batches, config, "fed")
-    del batches
-    loader._iterator = None  # ends its workers before the next source starts its own
     times, clips = pd.concat([fed, fixed]), len(first.names) * batches_a_step * processes
     rates = feed_rates(times, waits, clips)
     return {"clips_in_list": num_clips, "times_read": wanted / num_clips, **rates}

@@ -5,7 +5,6 @@ Ours and the plain rendition of tests/plain have the same weights and clips, and
 
 import copy
 import gc
-import importlib
 import itertools
 import multiprocessing
 import os
@@ -17,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,6 +45,8 @@ from hicmae.training.loop import as_trained, train_step
 from hicmae.training.optim import make_optimizer, parameter_groups
 from hicmae.training.run import DTYPES, Precision, choose_precision
 from scripts.benchmark import LEVERS, SIZES, FormatsConfig, TaskConfig, markdown
+from tests.plain.model import PlainClassifier, PlainPretraining
+from tests.plain.training import PlainTrainer, score_views
 
 CPU = torch.device("cpu")
 DROP_PATH, LAYER_DECAY, CLASSES = 0.1, 0.75, 6  # of fine-tuning
@@ -141,26 +141,12 @@ def alone(work: Callable[..., Any], *arguments: Any) -> Any:
         return process.submit(work, *arguments).result()
 
 
-def plain(module: str) -> ModuleType:
-    """Import a module of the plain baseline, tests/plain."""
-    try:
-        return importlib.import_module(f"tests.plain.{module}")
-    except ModuleNotFoundError as error:
-        raise RuntimeError(
-            f"the plain baseline, tests/plain of the repository, cannot be imported ({error}); "
-            "take the whole repository, or add --no-plain where there is such a flag"
-        ) from error
-
-
 # Models and clips, which are the same in each run
 
 
 def arithmetic(config: TaskConfig) -> Precision:
     """Choose device and precision as training does."""
-    device = choose_device(config.device)
-    if config.cuda_graphs and device.type != "cuda":
-        raise ValueError("--cuda_graphs needs a GPU; leave it out")
-    return choose_precision(config.precision, device)
+    return choose_precision(config.precision, choose_device(config.device))
 
 
 def make_model(task: str, config: TaskConfig, drop_path: float = 0.0) -> Any:
@@ -187,9 +173,9 @@ def plain_model(task: str, config: TaskConfig, drop_path: float = 0.0) -> nn.Mod
     if task == "pretrain":
         decoder = {"decoder_dim": ours.decoder.head.in_features, "keep": size.levels}
         decoder["decoder_heads"] = ours.decoder.blocks[0].attn.num_heads
-        model = plain("model").PlainPretraining(**options, **decoder)
+        model = PlainPretraining(**options, **decoder)
     else:
-        model = plain("model").PlainClassifier(**options, num_classes=CLASSES, drop=drop_path)
+        model = PlainClassifier(**options, num_classes=CLASSES, drop=drop_path)
     model.load_state_dict(ours.state_dict())
     return model
 
@@ -258,17 +244,17 @@ def our_step(task: str, config: TaskConfig, precision: Precision, count: int) ->
 
 def plain_step(task: str, config: TaskConfig, precision: Precision, count: int) -> Step:
     """Build the plain step for the same clips."""
-    device, training = precision.device, plain("training")
+    device = precision.device
     model = plain_model(task, config, DROP_PATH if task == "finetune" else 0.0).to(device)
     if task == "infer":
         clips = random_batch(task, config, count * WINDOWS, device)
         windows = [(clips.video[k::WINDOWS], clips.audio[k::WINDOWS]) for k in range(WINDOWS)]
-        return lambda: training.score_views(model, windows * CROPS, device).mean(dim=0)
+        return lambda: score_views(model, windows * CROPS, device).mean(dim=0)
     batch = random_batch(task, config, count, device)
     if task == "finetune":
-        trainer = training.PlainTrainer(model, device, (0.9, 0.999))
+        trainer = PlainTrainer(model, device, (0.9, 0.999))
         return lambda: trainer.finetune_step(*batch[:3])
-    trainer = training.PlainTrainer(model, device)
+    trainer = PlainTrainer(model, device)
     clips = [part.to(device) for part in batch[:4]]
     return lambda: trainer.pretrain_step(*clips)
 

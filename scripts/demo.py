@@ -99,9 +99,8 @@ def show_epochs(process: subprocess.Popen, folder: Path, words: Sequence[object]
     title = "/".join(folder.parts[-2:])
     total = int(flag_value([*map(str, words)], "--epochs"))
     pause = 0.1 if sys.stderr.isatty() else 60  # seconds between lines of a file
-    with tqdm(
-        desc=title, total=total, unit="epoch", mininterval=pause, leave=False, dynamic_ncols=True
-    ) as bar:
+    look = {"unit": "epoch", "mininterval": pause, "dynamic_ncols": True}
+    with tqdm(desc=title, total=total, leave=False, **look) as bar:
         while code is None:
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(0.5)
@@ -146,9 +145,8 @@ def make(run: Run) -> bool:
 
 def main() -> None:
     """Make data and runs, draw the pictures, ask a model about a clip, print the table."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    style = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=style).parse_args()
     new = make(Run(DATA, "preprocess/toy_av.py", ["--seed", SEED], "meta.csv"))
     script, product = "run_pretraining.py", f"checkpoint-{PRETRAIN_EPOCHS - 1}.pth"
     packed = ["--data_path", str(DATA / "packed")]
@@ -161,20 +159,20 @@ def main() -> None:
         flags = ["--data_path", str(DATA / f"fold{fold}"), *start, *FLAGS[script]]
         new |= make(Run(DEMO / name / f"fold{fold}", script, flags))
     shown = [DEMO / f"shipped/fold{fold}" for fold in folds]
+    clips = [packed[0], DATA / "pretrain.csv"]
     pictures = {
-        "reconstruction": ["reconstruction", "--checkpoint", SHIPPED, *packed[:1],
-                           DATA / "pretrain.csv"],
+        "reconstruction": ["reconstruction", "--checkpoint", SHIPPED, *clips],
         "curves": ["curves", *shown],
         "confusion": ["confusion", *shown, "--classes", DATA / "classes.txt"],
-    }  # fmt: skip
+    }
     for name, words in pictures.items():
         path = DEMO / f"{name}.png"
         if new or not path.exists():
             call(["-m", "hicmae.visualize", *words, "--output", path])
     # A film of a test speaker of fold 1; the face is found in it.
-    answer = ["--checkpoint", shown[0], "--plot", DEMO / "timeline.png"]
-    answer += ["--overlay", DEMO / "film.mp4"]
-    call(["-m", "hicmae.inference", "predict", DATA / "labelled/s000/s000_c005.mp4", *answer])
+    answer = ["--plot", DEMO / "timeline.png", "--overlay", DEMO / "film.mp4"]
+    film = [DATA / "labelled/s000/s000_c005.mp4", "--checkpoint", shown[0]]
+    call(["-m", "hicmae.inference", "predict", *film, *answer])
     report = ["-m", "hicmae.report", *(DEMO / name for name in starts), "--titles", *starts]
     report += ["--speaker_file", DATA / "meta.csv", "--html", DEMO / "report.html"]
     call([*report, "--json", DEMO / "report.json"], DEMO / "report.log")

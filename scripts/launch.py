@@ -15,23 +15,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 RESUMABLE = os.EX_TEMPFAIL  # 75, exit code of a run that was stopped, saved, and can go on
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
-SAME_REQUEST = 5.0  # seconds in which a repeated SIGTERM is the same one, come by two ways
-ROOT = Path(__file__).resolve().parents[1]
-ADVICE = {  # by how machines meet
-    "c10d": "with the same RDZV_ENDPOINT: one of them, and a port open there",
-    "static": "each with its own NODE_RANK, with MASTER_ADDR and MASTER_PORT of machine 0, a port "
-    "that is free there and open between them",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,19 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (["-h"], ["--help"]):
         parser.parse_args(words)
+    alone = False
     if words and not words[0].startswith("-"):
         try:
-            words = [*flags_of(os.environ), *words]
+            flags = flags_of(os.environ)
         except ValueError as error:
             return _fail(str(error), 2)
-    single = words[:1] != [] and not words[0].startswith("-")
+        words, alone = [*flags, *words], not flags
     if os.environ.get("DRY_RUN") == "1":
-        print(shlex.join([sys.executable, *([] if single else [__file__]), *words]))
+        print(shlex.join([sys.executable, *([] if alone else [__file__]), *words]))
         return 0
-    if missing := [name for name in ("torch", "timm") if find_spec(name) is None]:
-        install = f"{sys.executable} -m pip install -r {ROOT}/requirements.txt"
-        return _fail(f"'{sys.executable}' lacks {', '.join(missing)}; run '{install}'", 2)
-    if single:
+    if alone:
         os.execv(sys.executable, [sys.executable, *words])
     return torchrun(words)
 
@@ -75,22 +62,17 @@ def flags_of(env: Mapping[str, str]) -> list[str]:
             raise ValueError(f"{name} must be a whole number above 0, got '{text}'")
     if nodes == "1":
         return [] if gpus == "1" else ["--standalone", "--nproc_per_node", gpus]
-    flags = ["--nnodes", nodes, "--nproc_per_node", gpus]
-    if "RDZV_ENDPOINT" in env:
-        flags += ["--rdzv_backend", "c10d", "--rdzv_endpoint", env["RDZV_ENDPOINT"]]
-        flags += ["--rdzv_id", env.get("RDZV_ID", "hicmae")]
-        return [*flags, "--rdzv_conf", f"join_timeout={wait},read_timeout={wait}"]
     if "MASTER_ADDR" not in env:
         raise ValueError(
             f"NNODES={nodes}, but the machines have no place to meet; set MASTER_ADDR to the name "
             "or IP of machine 0 on all of them"
         )
-    rank = env.get("NODE_RANK", "")
+    rank, port = env.get("NODE_RANK", ""), env.get("MASTER_PORT", "29500")
     if not rank.isdecimal() or int(rank) >= int(nodes):
         span = f"from 0 to {int(nodes) - 1}"
         raise ValueError(f"NODE_RANK must be the number of this machine {span}, got '{rank}'")
-    flags += ["--node_rank", rank, "--master_addr", env["MASTER_ADDR"]]
-    flags += ["--master_port", env.get("MASTER_PORT", "29500")]
+    flags = ["--nnodes", nodes, "--nproc_per_node", gpus, "--node_rank", rank]
+    flags += ["--master_addr", env["MASTER_ADDR"], "--master_port", port]
     return [*flags, "--rdzv_conf", f"timeout={wait}"]
 
 
@@ -107,10 +89,8 @@ def _slurm(env: Mapping[str, str]) -> dict[str, str]:
     names = ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]]
     hosts = subprocess.run(names, check=True, capture_output=True, text=True).stdout.split()
     port = str(20000 + int(env["SLURM_JOB_ID"]) % 10000)  # jobs on one machine get different ones
-    meet = {
-        "MASTER_ADDR": env.get("MASTER_ADDR", hosts[0]),
-        "MASTER_PORT": env.get("MASTER_PORT", port),
-    }
+    meet = {name: env[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in env}
+    meet = {"MASTER_ADDR": hosts[0], "MASTER_PORT": port} | meet
     return {"NNODES": nodes, "NODE_RANK": env["SLURM_NODEID"], **meet}
 
 
@@ -133,20 +113,16 @@ def torchrun(words: Sequence[str]) -> int:
     if args.nproc_per_node == "gpu":  # without a GPU, one process says so
         args.nproc_per_node = str(max(torch.cuda.device_count(), 1))
         if args.standalone and args.nproc_per_node == "1":
-            program = [sys.executable, args.training_script, *args.training_script_args]
-            os.execv(sys.executable, program)
+            words = [args.training_script, *args.training_script_args]
+            os.execv(sys.executable, [sys.executable, *words])
     if args.nproc_per_node != "1":
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    endpoint = run.get_rdzv_endpoint(args)
     try:
-        if args.nnodes != "1" and not args.standalone and endpoint:
-            host, _, port = endpoint.rpartition(":")
-            if not host or not port.isdigit():
-                raise OSError(f"the address must be <host>:<port>, got '{endpoint}'")
-            # torchrun would look for a name that nobody knows until its time is over.
-            socket.getaddrinfo(host.strip("[]"), port)
-        with forwarded_signals():
-            run.run(args)
+        if args.nnodes != "1":  # torchrun would look for an unknown name until its time is over
+            socket.getaddrinfo(args.master_addr, None)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, forward)
+        run.run(args)
     except ChildFailedError as error:
         codes = {f.exitcode for f in error.failures.values()}
         # A process that SIGUSR1 met before it could listen has trained nothing that would be lost.
@@ -162,42 +138,27 @@ def torchrun(words: Sequence[str]) -> int:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = (str(cause).strip().splitlines() or ["not all of them came in time"])[0]
+        endpoint = run.get_rdzv_endpoint(args)
         where = f"the {args.nnodes} machines do not reach each other at {endpoint}"
-        advice = f"start all of them, {ADVICE[args.rdzv_backend]}"
-        return _fail(f"{where}: {reason.rstrip('.')}; {advice}")
+        return _fail(
+            f"{where}: {reason.rstrip('.')}; start all of them, each with its own NODE_RANK, with "
+            "MASTER_ADDR and MASTER_PORT of machine 0, a port that is free there and open to them"
+        )
     except SignalException as error:
         return 128 + error.sigval
     return 0
 
 
-@contextmanager
-def forwarded_signals() -> Iterator[None]:
-    """Pass SIGTERM and SIGUSR1 on to the training processes.
-
-    A second SIGTERM, later than `SAME_REQUEST`, ends them after torchrun's 30 seconds.
-    """
+def forward(number: int, frame: FrameType | None) -> None:
+    """Pass a signal on to the training processes."""
     from torch.distributed.elastic.multiprocessing import SignalException
 
-    terms: list[float] = []  # when SIGTERM came
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:
-            terms.append(time.monotonic())
-        lists = Path("/proc/self/task").glob("*/children")  # Linux
-        workers = [int(pid) for path in lists for pid in path.read_text().split()]
-        again = number == signal.SIGTERM and terms[-1] - terms[0] > SAME_REQUEST
-        if again or not workers:
-            name = signal.Signals(number).name
-            raise SignalException(f"stopped by {name}", sigval=signal.Signals(number))
-        for pid in workers:
-            os.kill(pid, number)
-
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    lists = Path("/proc/self/task").glob("*/children")  # Linux
+    workers = [int(pid) for path in lists for pid in path.read_text().split()]
+    if not workers:
+        raise SignalException(f"stopped by signal {number}", sigval=signal.Signals(number))
+    for pid in workers:
+        os.kill(pid, number)
 
 
 def _fail(message: str, code: int = 1) -> int:

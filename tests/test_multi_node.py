@@ -63,19 +63,11 @@ def test_two_machines_that_meet_by_endpoint_or_by_address_train_as_one_process(t
              "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint]  # fmt: skip
     run = [str(ROOT / "run_pretraining.py"), *flags, "1", "--output_dir", str(tmp_path / "agents")]
     started = {"agents": [start([*agent, *run]) for _ in range(2)]}
-    settings = {
-        "NNODES": 2,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-        "DEVICE": "cpu",
-        "TOTAL_BATCH": 2,
-        "BATCH_SIZE": 1,
-        "DATA_PATH": media / "lists/train.csv",
-        "OUTPUT_DIR": tmp_path / "script",
-        "PYTHON": sys.executable,
-    }
-    tiny = [*flags[:-1], "--min_lr", "1e-5"]
-    del tiny[tiny.index("--batch_size") : tiny.index("--batch_size") + 2]
+    settings = {"NNODES": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
+                "DEVICE": "cpu", "TOTAL_BATCH": 2, "BATCH_SIZE": 1, "PYTHON": sys.executable,
+                "DATA_PATH": media / "lists/train.csv"}  # fmt: skip
+    at = flags.index("--batch_size")  # the script has its own
+    tiny = [*flags[:at], *flags[at + 2 : -1], "--min_lr", "1e-5"]
     command = ["sh", str(SCRIPT), *tiny, "--output_dir", str(tmp_path / "script")]
     started["script"] = [start(command, NODE_RANK=rank, **settings) for rank in range(2)]
     for name, machines in started.items():
@@ -147,24 +139,17 @@ def test_code_of_a_resumable_run_is_the_same_everywhere():
 TWO = {"NNODES": "2", "MASTER_ADDR": "a", "NODE_RANK": "1", "GPUS": "4"}
 BY_ADDRESS = "--nnodes 2 --nproc_per_node {} --node_rank 1 --master_addr a --master_port {} "
 MEANT = [
-    ({}, "--standalone --nproc_per_node gpu"),
-    ({"NPROC": "4", "RDZV_ENDPOINT": "a:1"}, "--standalone --nproc_per_node 4"),
+    ({"NPROC": "4"}, "--standalone --nproc_per_node 4"),
     ({"DEVICE": "cpu"}, ""),
-    ({"GPUS": "1"}, ""),
     (TWO, BY_ADDRESS.format(4, 29500) + "--rdzv_conf timeout=600"),
     (TWO | {"DEVICE": "cpu", "MASTER_PORT": "7", "JOIN_TIMEOUT": "9"},
      BY_ADDRESS.format(1, 7) + "--rdzv_conf timeout=9"),
-    ({"NNODES": "2", "RDZV_ENDPOINT": "a:7", "JOIN_TIMEOUT": "9"},
-     "--nnodes 2 --nproc_per_node gpu --rdzv_backend c10d --rdzv_endpoint a:7 --rdzv_id hicmae "
-     "--rdzv_conf join_timeout=9,read_timeout=9"),
     ({"SLURM_STEP_ID": "0"}, "--standalone --nproc_per_node gpu"),
 ]  # fmt: skip
 REFUSED = [
     ({"GPUS": "0"}, "GPUS must be a whole number above 0, got '0'"),
-    ({"NNODES": "two"}, "NNODES must be a whole number above 0, got 'two'"),
     ({"JOIN_TIMEOUT": "1 s"}, "JOIN_TIMEOUT must be a whole number above 0, got '1 s'"),
     ({"NNODES": "2"}, "NNODES=2, but .* no place to meet; set MASTER_ADDR"),
-    (TWO | {"NODE_RANK": ""}, "NODE_RANK must be .* from 0 to 1, got ''"),
     (TWO | {"NODE_RANK": "2"}, "NODE_RANK must be .* from 0 to 1, got '2'"),
     ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}, "4 tasks on 1 .*--ntasks-per-node=1"),
 ]
@@ -195,33 +180,25 @@ def test_a_machine_with_one_gpu_or_none_needs_no_torchrun(monkeypatch):
     assert started == [[sys.executable, "run.py", "--seed", "3"]]
 
 
-def test_missing_packages_are_named(monkeypatch, capsys):
-    monkeypatch.setattr(launch, "find_spec", lambda name: None)
-    assert launch.main(["--standalone", "run_pretraining.py"]) == 2
-    assert re.search("lacks torch, timm; run '.*requirements.txt'\n", capsys.readouterr().err)
+APART = "launch: error: the 2 machines do not reach each other at .*: .*; start all .*MASTER_ADDR"
 
 
-C10D = ["--rdzv_backend", "c10d", "--rdzv_conf", "join_timeout=1,read_timeout=1"]
-STATIC = ["--node_rank", "1", "--rdzv_conf", "timeout=1", "--master_port", "PORT"]
-WRONG = [
-    ([*C10D, "--rdzv_endpoint", "127.0.0.1:PORT"], "127.0.0.1:PORT: not all .*; .* RDZV_ENDPOINT"),
-    ([*C10D, "--rdzv_endpoint", "no-port"], "the address must be <host>:<port>, got 'no-port'"),
-    ([*STATIC, "--master_addr", "no-such.invalid"], "no-such.invalid:PORT: .*; start .*MASTER_ADD"),
-]
-APART = "launch: error: the 2 machines do not reach each other at .*"
-
-
-@pytest.mark.parametrize("arguments, match", WRONG)
-def test_machines_that_do_not_meet_end_in_one_line(arguments, match, capfd):
-    port = str(free_port())
-    arguments = [word.replace("PORT", port) for word in arguments]
-    code = launch.main(["--nnodes", "2", "--nproc_per_node", "1", *arguments, "never_started.py"])
-    assert code == 1
-    written = capfd.readouterr().err
-    assert re.search(APART + match.replace("PORT", port), written.splitlines()[-1]), written
-    if "--master_addr" in arguments:  # torch itself stays silent
-        arguments[-1] = "127.0.0.1"
-        command = [*LAUNCH, "1", "--nnodes", "2", *arguments, "never_started.py"]
-        codes, (written,) = ended([start(command)], 60)
-        assert codes == [1]
-        assert re.fullmatch(APART + "; start all of them, each.*\n", written), written
+@pytest.mark.parametrize("address", ["127.0.0.1", "no-such.invalid"])
+def test_machines_that_do_not_meet_end_in_one_line(address):
+    """Torch itself stays silent."""
+    port = free_port()
+    where = ["--node_rank", "1", "--master_addr", address, "--master_port", str(port)]
+    command = [
+        *LAUNCH,
+        "1",
+        "--nnodes",
+        "2",
+        *where,
+        "--rdzv_conf",
+        "timeout=1",
+        "never_started.py",
+    ]
+    codes, (written,) = ended([start(command)], 60)
+    assert codes == [1]
+    assert re.match(APART, written) and f"{address}:{port}" in written
+    assert written.count("\n") == 1

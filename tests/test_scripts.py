@@ -224,16 +224,6 @@ def test_a_signal_reaches_the_run_which_may_save(script, number, code, shell, fa
     assert ("the same command goes on from there" in result.stderr) is (code == 75)
 
 
-@every_shell
-def test_background_run_detaches_and_keeps_its_log(shell, fake, tmp_path):
-    result = start(MAFW, tmp_path, "--seed", "3", shell=shell, BACKGROUND=1, **fake)
-    assert result.returncode == 0 and result.stdout == ""
-    assert "started in the background as process" in result.stderr
-    log = Path(fake["OUTPUT_DIR"], "console-node0.log")
-    wait_for(lambda: log.exists() and "args: -m hicmae.report" in log.read_text())
-    assert "--seed 3" in log.read_text()
-
-
 VENV_PYTHON = f"""#!/bin/sh
 case "$1 $2" in
 "-m pip") ;;
@@ -449,20 +439,19 @@ def test_a_job_array_prepares_a_part_a_task_and_comes_back(shell, slurm, tmp_pat
     assert words[1:] == [VOXCELEB2, "--num_workers", "12", "--shard", "3/8", *flags]
     text = FAKE_PYTHON.replace("echo saved; exit 0", "exit 3")
     python, started = write_program(tmp_path / "bin" / "fake", text), tmp_path / "started"
-    settings |= {"PYTHON": python, "FAKE_SLEEP": started, "SHARDS": 9}
+    settings |= {"PYTHON": python, "FAKE_SLEEP": started}
     job = submit("prepare", tmp_path, settings, VOXCELEB2, shell=shell)
     wait_for(started.exists)
     job.send_signal(signal.SIGUSR1)
-    assert "--shard 3/9" in ended(job, 20).stdout and job.returncode == 0
+    assert "--shard 3/8" in ended(job, 20).stdout and job.returncode == 0
     assert "scontrol requeue 1234567" in slurm["FAKE_LOG"].read_text()
 
 
 REFUSED_JOBS = [
     ("run", {}, ["dfew"], "name an experiment script, .*'dfew'"),
-    ("prepare", {}, [VOXCELEB2], "this is a job array, a task for each"),
+    ("prepare", {}, [VOXCELEB2], "the array must be 1-n, .*--array=1-16"),
     ("prepare", array(1, 1, 2, 2), ["no.py"], "name a tool, such as .*'no.py'"),
-    ("prepare", array(7, 7, 9, 2), [VOXCELEB2], "task 7 of how many parts?.*set SHARDS"),
-    ("prepare", array(7, 7, 9, 2) | {"SHARDS": 4}, [VOXCELEB2], "beyond SHARDS='4'"),
+    ("prepare", array(11, 11, 12, 2), [VOXCELEB2], "the array must be 1-n"),
 ]
 
 

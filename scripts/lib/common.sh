@@ -52,10 +52,10 @@ need_list() {
 # spelled FOLDER PLACE: FOLDER/PLACE, or where only that is there, what earlier versions called it.
 spelled() {
     former=$1/cream-d/${2#crema-d/}
-    case $2 in crema-d/*) [ -e "$1/$2" ] || [ ! -e "$former" ] || {
+    if [ "$2" != "${2#crema-d/}" ] && [ ! -e "$1/$2" ] && [ -e "$former" ]; then
         say "note: taking '$former', which is spelled crema-d now; rename it"
         set -- "$1" "cream-d/${2#crema-d/}"
-    } ;; esac
+    fi
     printf '%s\n' "$1/$2"
 }
 
@@ -72,17 +72,9 @@ prepare_folds() {
     [ -s "$CHECKPOINT" ] || die "no pre-training checkpoint at '$CHECKPOINT'; run scripts/voxceleb2/audio_visual/hicmae_pretrain_base/pretrain_base.sh first, or set CHECKPOINT to a file"
 }
 
-# start FLAG...: with BACKGROUND=1 the script starts again without a terminal. Clip paths in lists may be
-# relative to the repository.
+# start: what must be so before the first run. Clip paths in lists may be relative to the repository.
 start() {
     find_python
-    if [ "${BACKGROUND:-0}" = 1 ] && [ "${DRY_RUN:-0}" != 1 ]; then
-        log=$OUTPUT_DIR/console-node${NODE_RANK:-0}.log
-        mkdir -p -- "$OUTPUT_DIR" || die "cannot make the folder '$OUTPUT_DIR'; set OUTPUT_DIR"
-        BACKGROUND=0 nohup sh "$0" "$@" </dev/null >>"$log" 2>&1 &
-        say "started in the background as process $!; follow it with: tail -f '$log'"
-        exit 0
-    fi
     cd "$ROOT" || exit
     [ "${DRY_RUN:-0}" != 1 ] || printf "cd '%s'\n" "$ROOT"
     set -f # EXTRA_ARGS is split into words, but * in it stays as it is

@@ -7,7 +7,6 @@
     python scripts/toy/experiments.py ablations     the parts of HiCMAE, one left out at a time
     python scripts/toy/experiments.py imbalance     classes of unequal size: weights, sampler, EMA
     python scripts/toy/experiments.py speakers      which of two talking faces has the sound
-    python scripts/toy/experiments.py films         what `toy` answers about films, face and all
 
 Each starts from a finished demo, makes the runs that are not there yet, and prints tables, which
 table.md holds too. A run that was cut off goes on; one whose command has changed, or that of the
@@ -18,7 +17,6 @@ standard deviation over --seeds; intervals draw speakers, differences are paired
 import argparse
 import itertools
 import json
-import operator
 import shlex
 import shutil
 import sys
@@ -341,32 +339,6 @@ def speakers(args: argparse.Namespace) -> str:
     return table([*rows, chance])
 
 
-def films(args: argparse.Namespace) -> str:
-    """Ask the shipped classifier about films of the test speakers of fold 1, a clip of each.
-
-    Their faces are searched, followed and cut out, or have been cut out when they were drawn.
-    """
-    from hicmae import EmotionRecognizer
-
-    clips = read_labelled_list(args.data / "fold1/test.csv")
-    chosen = [clip for k, clip in enumerate(clips) if k % 6 == k // 6 % 6]  # classes in turn
-    asked = {
-        "the film, its face found by the detector": [
-            (str(Path(clip.audio).with_suffix(".mp4")), None) for clip in chosen
-        ],
-        "its aligned frames and its wav": [(clip.video, clip.audio) for clip in chosen],
-    }
-    recognizer, rows = EmotionRecognizer.from_checkpoint("toy"), []
-    for title, pairs in asked.items():
-        answers = [*tqdm(recognizer.each(pairs, on_error="return"), title, len(pairs))]
-        labels = [getattr(answer, "label", None) for answer in answers]  # None: a failure
-        wanted = [recognizer.names[clip.label] for clip in chosen]
-        right = sum(map(operator.eq, labels, wanted))
-        row = {"right": f"{right} of {len(chosen)}", "no face found": labels.count(None)}
-        rows.append({"asked about": title, **row})
-    return table(rows)
-
-
 def ship(args: argparse.Namespace) -> str:
     """Make the models that come with the package, in half precision, with their logs.
 
@@ -411,7 +383,7 @@ def package(run: Path, folder: Path) -> int:
 # Command line
 
 
-WORKS = ship, starts, modalities, ablations, imbalance, speakers, films
+WORKS = ship, starts, modalities, ablations, imbalance, speakers
 EXPERIMENTS = {work.__name__: work for work in WORKS}
 
 

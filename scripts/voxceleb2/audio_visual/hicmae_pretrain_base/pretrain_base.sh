@@ -19,7 +19,7 @@ DATA_PATH=$(absolute "${DATA_PATH:-$ROOT/saved/data/voxceleb2/train.csv}")
 OUTPUT_DIR=$(absolute "${OUTPUT_DIR:-$ROOT/saved/model/pretraining/voxceleb2/audio_visual/hicmae_pretrain_base}")
 if [ -d "$DATA_PATH" ] && ! has_shards "$DATA_PATH"; then DATA_PATH=$DATA_PATH/train.csv; fi
 need_list "$DATA_PATH"
-start "$@"
+start
 # shellcheck disable=SC2086  # EXTRA_ARGS is several words
 run scripts/launch.py run_pretraining.py \
     --data_path "$DATA_PATH" ${DATA_ROOT:+--data_root "$(absolute "$DATA_ROOT")"} --output_dir "$OUTPUT_DIR" \

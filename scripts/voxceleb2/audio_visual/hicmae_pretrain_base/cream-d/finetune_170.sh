@@ -15,7 +15,7 @@ ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/../../../../.." && pwd -P)
 # shellcheck source=scripts/lib/common.sh
 . "$ROOT/scripts/lib/common.sh"
 prepare_folds crema-d/audio_visual
-start "$@"
+start
 # shellcheck disable=SC2086  # EXTRA_ARGS is several words
 run_folds \
     ${DATA_ROOT:+--data_root "$(absolute "$DATA_ROOT")"} --finetune "$CHECKPOINT" --modality "${MODALITY:-av}" \
