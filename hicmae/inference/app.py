@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from hicmae.data.media import NoPicture, NoSound, decode_sound, streams_of  # no
 from hicmae.inference.clips import Clip, NoFace, View, detector  # noqa: E402
 from hicmae.inference.commands import table, write_csv, write_json  # noqa: E402
 from hicmae.inference.pictures import write_overlay  # noqa: E402
-from hicmae.inference.recognizer import EmotionRecognizer, Prediction  # noqa: E402
+from hicmae.inference.recognizer import EmotionRecognizer  # noqa: E402
 from hicmae.inference.timeline import Moments, write_page  # noqa: E402
 from hicmae.io import UnreadableClip, describe  # noqa: E402
 
@@ -86,29 +86,28 @@ class Limits:
 
     def check(self, path: Path) -> None:
         """Refuse a film before any work; OutsideLimits says by how much."""
-        size = path.stat().st_size / 1e6
+        size, name = path.stat().st_size / 1e6, str(path)
         if size > self.max_mb:
-            raise OutsideLimits(
-                f"The film has {size:.0f} MB; up to {self.max_mb:g} MB are allowed."
-            )
-        has_picture, _ = streams_of(str(path))
-        if has_picture:
-            seconds = Film(str(path)).clock.duration
-        else:
-            seconds = decode_sound(str(path)).seconds
+            text = f"The film has {size:.0f} MB; up to {self.max_mb:g} MB are allowed."
+            raise OutsideLimits(text)
+        is_film = streams_of(name)[0]
+        seconds = Film(name).clock.duration if is_film else decode_sound(name).seconds
+        text = f"The film lasts {seconds:.1f} s"
         if seconds < LEAST_SECONDS:
-            text = f"The film lasts {seconds:.1f} s, too short to judge"
-            raise OutsideLimits(f"{text}: at least {LEAST_SECONDS:g} s are needed.")
+            text += f", too short to judge: at least {LEAST_SECONDS:g} s are needed."
+            raise OutsideLimits(text)
         if seconds > self.max_seconds:
-            text = f"The film lasts {seconds:.0f} s; up to {self.max_seconds:g} s are allowed."
-            raise OutsideLimits(f"{text} Cut it, or use hicmae-predict.")
+            text += f"; up to {self.max_seconds:g} s are allowed. Cut it, or use hicmae-predict."
+            raise OutsideLimits(text)
 
 
+@dataclass
 class Demo:
     """What the page does. One model and one detector serve all, one job at a time."""
 
-    def __init__(self, recognizer: EmotionRecognizer, limits: Limits, folder: Path) -> None:
-        self.recognizer, self.limits, self.folder = recognizer, limits, folder
+    recognizer: EmotionRecognizer
+    limits: Limits
+    folder: Path
 
     def answer(
         self,
@@ -128,9 +127,7 @@ class Demo:
         path = Path(film)
         try:
             self.limits.check(path)
-            people, moments = self._ask(path, WHO.get(who, {}), progress)
-            folder = Path(tempfile.mkdtemp(prefix="answer-", dir=self.folder))
-            self._write(path, people, moments, folder, progress)
+            folder = self._recognise(path, WHO.get(who, {}), progress)
         except (UnreadableClip, ValueError) as error:
             advice = next((text for kind, text in ADVICE.items() if isinstance(error, kind)), "")
             reason = describe(error).replace(str(path), path.name)
@@ -147,10 +144,8 @@ class Demo:
         film = shutil.copy(EXAMPLE, folder / "drawn_face.mp4")
         return str(film), "Main face"
 
-    def _ask(
-        self, path: Path, who: dict[str, Any], progress: Any
-    ) -> tuple[list[Prediction], dict[tuple[int, int], tuple[str, str]]]:
-        """Return the answer about everybody, and small pictures of what it was decided on."""
+    def _recognise(self, path: Path, who: dict[str, Any], progress: Any) -> Path:
+        """Answer, and write all that can be seen and downloaded to a folder, which is returned."""
         progress(0, "Looking for faces")
         moments, done = Moments(), 0
 
@@ -160,26 +155,17 @@ class Demo:
             moments(clip, view)
             progress((done, len(clip.windows) * clip.num_people), "Watching and listening")
 
-        asked = self.recognizer.each([str(path)], on_view=see, **who)
-        found = next(asked)
+        found = next(self.recognizer.each([str(path)], on_view=see, **who))
         people = found if isinstance(found, list) else [found]
-        return people, moments.kept.get(str(path), {})
-
-    def _write(
-        self,
-        path: Path,
-        people: list[Prediction],
-        moments: dict[tuple[int, int], tuple[str, str]],
-        folder: Path,
-        progress: Any,
-    ) -> None:
-        """Write all that can be seen and downloaded."""
         progress(0.9, "Drawing")
-        write_page(people, folder / "answer.html", moments, most_bytes=MOST_BYTES)
+        folder = Path(tempfile.mkdtemp(prefix="answer-", dir=self.folder))
+        seen = moments.kept.get(str(path), {})
+        write_page(people, folder / "answer.html", seen, most_bytes=MOST_BYTES)
         write_overlay(path, people, folder / "answer.mp4")
         named = [replace(person, file=path.name) for person in people]
         write_json(folder / "answer.json", [person.to_dict() for person in named])
         write_csv(folder / "answer.csv", *table(named, self.recognizer.names, by_window=True))
+        return folder
 
 
 def remove_results(folder: str | None) -> None:
@@ -199,23 +185,16 @@ DOWNLOADS = {"csv": "Table (csv)", "json": "All (json)", "mp4": "Film with answe
 
 def _buttons(folder: Path | None) -> list[Any]:
     """Return the buttons for the results in a folder; None hides them."""
-    return [
-        gr.DownloadButton(
-            label,
-            value=None if folder is None else str(folder / f"answer.{ending}"),
-            visible=folder is not None,
-            size="sm",
-        )
-        for ending, label in DOWNLOADS.items()
-    ]
+    files = {e: None if folder is None else str(folder / f"answer.{e}") for e in DOWNLOADS}
+    look: Any = {"visible": folder is not None, "size": "sm"}
+    return [gr.DownloadButton(DOWNLOADS[e], value=file, **look) for e, file in files.items()]
 
 
 def build(demo: Demo, is_toy: bool) -> gr.Blocks:
     """Lay out the page."""
     names, limits = ", ".join(demo.recognizer.names), demo.limits
-    choices = [
-        name for name in WHO if "speaker" not in WHO[name] or demo.recognizer.streams == "av"
-    ]
+    both = demo.recognizer.streams == "av"
+    choices = [name for name, options in WHO.items() if both or "speaker" not in options]
     with gr.Blocks(title="HiCMAE", analytics_enabled=False, delete_cache=(60, KEPT)) as page:
         gr.Markdown(f"# Emotions in face and voice\n\nThis model knows: {names}.")
         if is_toy:
@@ -244,14 +223,9 @@ def build(demo: Demo, is_toy: bool) -> gr.Blocks:
                     buttons = _buttons(None)
                 shown = gr.HTML(HINT)
         results = gr.State(None, time_to_live=KEPT, delete_callback=remove_results)
-        start.click(
-            demo.answer,
-            [film, who, results],
-            [shown, results, *buttons, film],
-            concurrency_limit=1,
-            api_visibility="private",
-            show_progress_on=shown,
-        )
+        given, back = [film, who, results], [shown, results, *buttons, film]
+        told: Any = {"concurrency_limit": 1, "api_visibility": "private"}
+        start.click(demo.answer, given, back, show_progress_on=shown, **told)
     page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
     return page
 
@@ -259,15 +233,9 @@ def build(demo: Demo, is_toy: bool) -> gr.Blocks:
 @contextmanager
 def upload_folder() -> Iterator[Path]:
     """Yield a folder of one's own for uploads and results; it is gone afterwards."""
-    before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="hicmae-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        try:
-            yield Path(folder).resolve()
-        finally:
-            os.environ.pop("GRADIO_TEMP_DIR")
-            if before is not None:
-                os.environ["GRADIO_TEMP_DIR"] = before
+        yield Path(folder).resolve()
 
 
 def launch(page: gr.Blocks, limits: Limits, port: int | None, share: bool = False) -> str:
@@ -307,12 +275,10 @@ def serve(
         logger.warning("%s", error)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with upload_folder() as folder:
+    with upload_folder() as folder, suppress(KeyboardInterrupt):
         page = build(Demo(recognizer, limits, folder), is_toy=checkpoint == "toy")
         try:
             logger.info("%s  (Ctrl-C ends it)", launch(page, limits, port, share))
             threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
         finally:
             page.close(verbose=False)

@@ -19,11 +19,9 @@ PREDICT = """Predict emotions in videos with a trained model.
     hicmae-predict VIDEO... --checkpoint FOLDER [--csv FILE --html FILE --overlay FILE ...]
 
 VIDEO is a video file, a folder of videos (searched with its subfolders), a folder of face frames,
-or, with a model that reads sound only, a sound file. FOLDER is what run_finetuning.py leaves in its
-output folder (export/best, export/last), or that output folder itself; a .pth does too.
-
-Pictures, pages and subtitles of a video are written as soon as it is answered. The same command,
-started again after an interruption, does not ask again about what it has answered.
+or, with a model that reads sound only, a sound file. FOLDER is the output folder of
+run_finetuning.py, or export/best or export/last in it. After an interruption the same command does
+not ask again about what it has answered.
 
 Without installation: python -m hicmae.inference predict. Exit code: 0; 1 where a clip could not be
 read, which the table and the files say; 2 where the command is wrong.
@@ -32,11 +30,10 @@ EXTRACT = """Write the features of a list of clips, by a model of either stage.
 
     hicmae-extract --data_path PATH --checkpoint PATH --output features.npz
 
---data_path is a list of this project (<video> [<audio.wav>] [<label> ...], fields separated by a
-space), a folder of lists (test.csv, else train.csv) or shards, a video, a folder of videos or a
-folder of face frames. In lists of pre-training the wav beside the video is heard, where there is
-one. The output has a row for each clip, the mean over its windows,
-or with --per_window a row for each window:
+--data_path is a list (<video> [<audio.wav>] [<label> ...]), a folder of lists (test.csv, else
+train.csv) or shards, a video, a folder of videos or of face frames. In lists of pre-training the
+wav beside the video is heard, where there is one. The output has a row for each clip, the mean over
+its windows, or with --per_window a row for each window:
 
     clip, label (where the list has any), start, end (with --per_window, in seconds)
     video_layers, audio_layers   (rows, blocks, width): every block's output, averaged over tokens
@@ -45,19 +42,16 @@ or with --per_window a row for each window:
     fused                        (rows, 4 * width): what the head reads
 
 A pre-training checkpoint has the layers and the fusion. Clips that cannot be read are named in
-OUTPUT.failed.csv.
-
-Without installation: python -m hicmae.inference extract. Exit code: 0; 1 where a clip could not be
-read; 2 where the command is wrong.
+OUTPUT.failed.csv. Exit codes are those of hicmae-predict.
 """
 EXPORT = """Turn a checkpoint into what others can use: a folder of a model hub, ONNX, torch.export.
 
     hicmae-export CHECKPOINT OUTPUT [--format hub | onnx | torch] [--int8]
 
 CHECKPOINT is the output folder of a finished run, a .pth of this project or of the original
-authors, or an export whose classes are to be renamed. OUTPUT becomes a folder with a model card,
-README.md, and config.json and model.safetensors, in the layout of a model hub; of a run it gets two
-of them, last/ and best/. run_finetuning.py does this by itself, in <output_dir>/export/.
+authors, or an export whose classes are to be renamed. OUTPUT becomes a folder in the layout of a
+model hub: README.md (the model card), config.json and model.safetensors; of a run it gets two of
+them, last/ and best/, as run_finetuning.py makes them in <output_dir>/export/.
 
 --format onnx writes model.onnx there (--int8: model_int8.onnx, a quarter of the size), --format
 torch model.pt2, of the best epoch of a run; an OUTPUT that ends in .onnx or .pt2 is that file. The
@@ -66,16 +60,13 @@ list, else on a film that is made for it. What disagrees is not written: probabi
 0.0001, with --int8 by 0.15 and in the class of one window of ten.
 hicmae-predict --checkpoint OUTPUT/model.onnx reads an .onnx. It needs
 pip install onnx onnxscript onnxruntime (to predict, onnxruntime).
-
-Without installation: python -m hicmae.inference export.
 """
 APP = """Serve a page to try a model on a film, or on oneself with camera and microphone.
 
     hicmae-app [--checkpoint FOLDER]
 
 Open the address that it prints. It answers from this computer only; films stay here and are
-deleted once answered. Without installation: python -m hicmae.inference app. Needs
-pip install "hicmae[app]".
+deleted once answered. Needs pip install "hicmae[app]".
 """
 # What several commands ask.
 ARGUMENTS: dict[str, dict[str, Any]] = {
