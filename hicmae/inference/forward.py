@@ -40,8 +40,6 @@ def features(model: nn.Module, video: Tensor | None, audio: Tensor | None) -> di
         (B, D): averaged tokens of the fusion encoder; fused: what the head reads. Those of a stream
         that is missing or not read are left out.
     """
-    if video is None and audio is None:
-        raise ValueError("neither video nor audio is given")
     model = cast(HiCMAEClassifier, model)
     if model.modality == "av" and video is None and audio is not None:
         return _of_one_stream(model, "audio", audio)
@@ -76,18 +74,13 @@ def _of_one_stream(model: HiCMAEClassifier, stream: str, clip: Tensor) -> dict[s
     tokens, levels = encoder(clip, None, range(len(encoder.blocks)), pool=True)
     found = _levels(model, stream, levels)
     for block in fusion.get_submodule(f"blocks{suffix}").children():
-        block = cast(CSBlock, block)
-        for norm, layer, gamma in (
-            (block.norm1, block.attn, block.gamma_1),
-            (block.norm2, block.mlp, block.gamma_2),
-        ):
+        b = cast(CSBlock, block)
+        for norm, layer, gamma in (b.norm1, b.attn, b.gamma_1), (b.norm2, b.mlp, b.gamma_2):
             change = layer(norm(tokens))
             tokens = tokens + (change if gamma is None else gamma * change)
     mean = fusion.get_submodule(f"norm{suffix}")(tokens).mean(dim=1)
-    nothing = torch.zeros_like(mean)
-    parts = [found[stream], nothing, mean, nothing]  # video, audio, fused video, fused audio
-    if stream == "audio":
-        parts = [nothing, found[stream], nothing, mean]
+    parts, place = [torch.zeros_like(mean)] * 4, ("video", "audio").index(stream)
+    parts[place], parts[place + 2] = found[stream], mean  # of it alone, and fused
     return {**found, f"fusion_{stream}": mean, "fused": model.fc_norm(torch.cat(parts, dim=-1))}
 
 

@@ -160,16 +160,14 @@ def chooser(clip: Clip, way: str, contrast: Contrast | None) -> Chooser | None:
 
     def choose(number: int, pictures: Sequence[Tensor | None], audio: Tensor) -> int | None:
         seen = {person: video for person, video in enumerate(pictures) if video is not None}
-        people, least = list(seen), -1.0
+        people = list(seen)
         if len(people) < 2:
             return people[0] if people else None
         if contrast is not None and way != "lips":
-            scores = contrast.similarity(list(seen.values()), audio)
-        else:
-            lips[:] = lips or [read_lips(clip)]
-            window, least = clip.windows[number], LEAST
-            scores = lips[0].agreement(window.start, window.end)[people]
-        best = int(scores.argmax())
-        return people[best] if scores[best] >= least else None
+            return people[int(contrast.similarity(list(seen.values()), audio).argmax())]
+        lips[:] = lips or [read_lips(clip)]
+        window = clip.windows[number]
+        scores = lips[0].agreement(window.start, window.end)[people]
+        return people[int(scores.argmax())] if scores.max() >= LEAST else None
 
     return choose
