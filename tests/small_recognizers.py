@@ -1,8 +1,11 @@
 """A tiny classifier with random weights, its checkpoint, and a sound to be heard."""
 
+import csv
+import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pytest
 import timm
 import torch
 
@@ -16,6 +19,17 @@ GEOMETRY = {"num_frames": 4, "img_size": 32, "img_size_audio": (96, 128)}
 NAMES = ("calm", "glad", "mad")
 FPS = 25
 GLAD, MAD = (0.1, 0.7, 0.2), (0.1, 0.1, 0.8)  # what a model may say
+
+needs_faces = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4")),
+    reason="needs the weights of the extra 'faces': pip install mtcnn==1.0.0",
+)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a csv."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
 
 
 def speech(seconds: float, rate: int = 16000, seed: int = 0) -> np.ndarray:

@@ -1,20 +1,17 @@
 import importlib.util
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from hicmae.faces import align, detector, similarity, template
+from hicmae.faces import align, similarity, template
 from hicmae.faces.detector import Detector, Face, check_weights, squared
 from hicmae.faces.tracking import fill_gaps, follow, main_face, search, smooth
 from tests.preprocess.media_files import PORTRAIT_EYES, camera, portrait, shoot
-
-WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4"))
-needs_weights = pytest.mark.skipif(
-    not WEIGHTS, reason="needs the weights of the extra 'faces': pip install mtcnn==1.0.0"
-)
+from tests.small_recognizers import needs_faces
 
 
 def face_at(x: float, y: float, size: float, score: float = 1.0) -> Face:
@@ -74,27 +71,21 @@ def test_align_is_black_outside_the_image():
 
 LARGE, SMALL, LEFT = face_at(100, 80, 60), face_at(20, 20, 30), face_at(30, 80, 40)
 PASSING, MIDDLE = face_at(160, 80, 90), face_at(100, 80, 50)
-FILMS = {
-    "large, near the middle and kept": (
-        [[SMALL, LARGE]] * 5 + [[LARGE._replace(score=0.8), SMALL]] * 5,
-        [60] * 10,
-    ),
-    "in front for a moment does not take over": (
-        [[MIDDLE]] * 10 + [[PASSING, MIDDLE]] * 3 + [[MIDDLE]] * 10,
-        [50] * 23,
-    ),
-    "another one only where it is gone": (
+TURNED = LARGE._replace(score=0.8)
+FILMS = (
+    ([[SMALL, LARGE]] * 5 + [[TURNED, SMALL]] * 5, [60] * 10),
+    ([[MIDDLE]] * 10 + [[PASSING, MIDDLE]] * 3 + [[MIDDLE]] * 10, [50] * 23),
+    (
         [[LARGE, LEFT]] * 6 + [[LEFT]] * 2 + [[]] + [[LARGE]] * 3,
         [60] * 6 + [40] * 2 + [None] + [60] * 3,
     ),
-}
+)
 
 
-@pytest.mark.parametrize("name", FILMS)
-def test_the_main_face_is(name):
-    faces, sizes = FILMS[name]
-    chosen = main_face(faces, (200, 150))
-    assert [None if face is None else face.size for face in chosen] == sizes
+def test_the_main_face_is_large_central_kept_and_replaced_only_where_it_is_gone():
+    for faces, sizes in FILMS:
+        chosen = main_face(faces, (200, 150))
+        assert [None if face is None else face.size for face in chosen] == sizes
 
 
 def test_faces_are_followed_so_that_all_overlap_most():
@@ -102,10 +93,8 @@ def test_faces_are_followed_so_that_all_overlap_most():
     left, right = face_at(100, 80, 40), face_at(118, 80, 40)
     moved = face_at(88, 80, 40), face_at(104, 80, 40)  # the right one is now where the left one was
     tracks = follow([[left, right], list(moved)], (200, 150))
-    assert sorted([round(face.centre[0]) for face in track.values()] for track in tracks) == [
-        [100, 88],
-        [118, 104],
-    ]
+    centres = [[round(face.centre[0]) for face in track.values()] for track in tracks]
+    assert sorted(centres) == [[100, 88], [118, 104]]
 
 
 def test_gaps_take_the_points_of_the_nearest_frame():
@@ -196,7 +185,7 @@ def test_every_frame_has_its_faces_though_few_are_searched(film):
 # Detection
 
 
-@needs_weights
+@needs_faces
 def test_the_eyes_of_a_photograph_are_found():
     (face,) = Detector().detect([portrait()])[0]
     assert np.abs(face.points[:2] - PORTRAIT_EYES).max() < 0.06 * 84  # of the inter-ocular distance
@@ -204,7 +193,7 @@ def test_the_eyes_of_a_photograph_are_found():
     assert face.score > 0.9
 
 
-@needs_weights
+@needs_faces
 def test_images_are_searched_alike_alone_and_together():
     frames = shoot([camera((0, 0), 1.0, 0), camera((30, -20), 0.8, 10)])
     frames.append(np.zeros_like(frames[0]))
@@ -215,29 +204,22 @@ def test_images_are_searched_alike_alone_and_together():
         assert np.allclose(alone.points, found[0].points, atol=0.05)
 
 
-@needs_weights
-@pytest.mark.parametrize("size", [(8, 8), (300, 10), (13, 13)])
-def test_an_image_too_small_for_a_face_has_none(size):
-    assert Detector().detect([np.full((*size, 3), 99, np.uint8)]) == [[]]
+@needs_faces
+def test_an_image_too_small_for_a_face_has_none():
+    for size in ((8, 8), (300, 10), (13, 13)):
+        assert Detector().detect([np.full((*size, 3), 99, np.uint8)]) == [[]]
 
 
-@needs_weights
+@needs_faces
 def test_weights_that_are_not_the_known_ones_are_never_loaded(tmp_path, monkeypatch):
     source = Path(importlib.util.find_spec("mtcnn").submodule_search_locations[0])
     shutil.copytree(source / "assets", tmp_path / "mtcnn" / "assets")
     weights = tmp_path / "mtcnn" / "assets" / "weights" / "rnet.lz4"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    spec = importlib.util.spec_from_loader("mtcnn", None, is_package=True)
-    spec.submodule_search_locations = [str(tmp_path / "mtcnn")]
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: spec if name == "mtcnn" else find_spec(name)
-    )
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "mtcnn")])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(ValueError, match=r"rnet.lz4' have SHA-256 .*, expected cb00e6460f3c"):
         check_weights()
-    detector.load_nets.cache_clear()
-    with pytest.raises(ValueError, match="have SHA-256"):
-        detector.load_nets()
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"rnet.lz4' do not exist; install"):
         check_weights()

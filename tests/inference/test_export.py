@@ -1,4 +1,3 @@
-import csv
 import json
 import logging
 import pickle
@@ -18,17 +17,12 @@ from hicmae.inference.export import export_checkpoint, export_run
 from hicmae.inference.model import load_model
 from hicmae.training.checkpoint import find
 from tests.conftest import save_frames, save_wav
-from tests.small_recognizers import NAMES, classifier, speech
+from tests.small_recognizers import NAMES, classifier, rows_of, speech
 
 TINY = ["--model", "avit_dim128_patch16_160_a256", "--depth", "2", "--depth_audio", "2",
         "--fusion_depth", "1", "--batch_size", "2", "--epochs", "1", "--warmup_epochs", "0",
         "--num_frames", "4", "--sampling_rate", "8", "--input_size", "32", "--mixup", "0",
         "--input_size_audio", "64", "128", "--device", "cpu", "--num_workers", "0"]  # fmt: skip
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +53,7 @@ def test_a_finished_run_answers_with_the_numbers_of_its_test(fold, tmp_path, mod
     assert {path.name for path in (run / "export").iterdir()} == {"last", "best"}
     recognizer = EmotionRecognizer.from_checkpoint(run, device="cpu")
     assert recognizer.names == ("x", "y", "z")
-    tested = rows(run / "pred_best.csv")
+    tested = rows_of(run / "pred_best.csv")
     wavs = [str(fold.parent / f"{k}.wav") for k in range(4)]
     videos = wavs if modality == "a" else [row["clip"] for row in tested]
     for row, video, wav in zip(tested, videos, wavs, strict=True):

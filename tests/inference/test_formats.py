@@ -1,6 +1,5 @@
 """ONNX and torch.export: what is written agrees with PyTorch, and an .onnx answers like a model."""
 
-import csv
 import re
 import shutil
 import sys
@@ -16,15 +15,16 @@ from hicmae.data.clip_list import Clip, write_list
 from hicmae.inference import cli, formats
 from hicmae.inference.model import load_model
 from hicmae.training.checkpoint import METADATA
-from tests.small_recognizers import NAMES
+from tests.small_recognizers import NAMES, rows_of
+
+ROWS = {"video": [1.0, -2.0, 0.5], "audio": [0.3, 0.1, -0.4]}
 
 
 def make_graph(path, config, scale=1.0):
     """Write an .onnx: the means of picture and sound times a number of each class, added."""
-    rows = {"video": [1.0, -2.0, 0.5], "audio": [0.3, 0.1, -0.4]}
     nodes, inputs, sums = [], [], []
     weights = [
-        numpy_helper.from_array(np.array([rows[n]], np.float32) * scale, f"w_{n}") for n in rows
+        numpy_helper.from_array(np.array([ROWS[n]], np.float32) * scale, f"w_{n}") for n in ROWS
     ]
     for name, rank in (("video", 5), ("audio", 4)):
         shape = ["batch", *"abcd"[: rank - 1]]
@@ -66,9 +66,9 @@ def test_an_onnx_answers_with_its_own_numbers(graph, clip, config):
     shift, scale = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     for view, got in zip(seen, probabilities, strict=True):
         pixels = view.video.numpy() / 255
-        video = ((pixels - shift[:, None, None, None]) / scale[:, None, None, None]).mean()
-        logits = video * np.array([1, -2, 0.5]) + view.audio.numpy().mean() * np.array(
-            [0.3, 0.1, -0.4]
+        video = ((np.moveaxis(pixels, 0, -1) - shift) / scale).mean()
+        logits = video * np.array(ROWS["video"]) + view.audio.numpy().mean() * np.array(
+            ROWS["audio"]
         )
         expected = np.exp(logits) / np.exp(logits).sum()
         np.testing.assert_allclose(got, expected, atol=1e-5)
@@ -80,8 +80,7 @@ def test_predict_takes_an_onnx_without_its_network(graph, clip, tmp_path, monkey
     table = tmp_path / "out.csv"
     flags = ["--audio", wav, "--checkpoint", str(graph), "--csv", str(table), "--quiet"]
     assert cli.predict([frames, *flags]) == 0
-    with table.open(newline="") as file:
-        (row,) = csv.DictReader(file)
+    (row,) = rows_of(table)
     assert row["label"] in NAMES and sum(float(row[name]) for name in NAMES) == pytest.approx(1)
 
 

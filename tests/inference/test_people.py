@@ -15,10 +15,9 @@ from hicmae.inference.sources import Arrays, MediaFile
 from hicmae.io import UnreadableClip
 from preprocess.face_and_audio import extract_face
 from tests.preprocess.media_files import pictures, portrait, save_media
-from tests.small_recognizers import NAMES, speech
+from tests.small_recognizers import NAMES, needs_faces, speech
 
-WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4"))
-pytestmark = pytest.mark.skipif(not WEIGHTS, reason="needs pip install mtcnn==1.0.0")
+pytestmark = needs_faces
 SMALL, LARGE = 110, 160  # heights of the portraits
 
 

@@ -82,10 +82,8 @@ def test_impossible_options_are_named(recognizer, video, options, message):
 
 def test_probabilities_are_calibrated_and_may_be_too_unsure_to_answer(recognizer, clip):
     model, (folder, wav) = recognizer(), clip
-    plain, test = (
-        model.predict(folder, audio=wav),
-        model.predict(folder, audio=wav, protocol="test"),
-    )
+    plain = model.predict(folder, audio=wav)
+    test = model.predict(folder, audio=wav, protocol="test")
     model.config = replace(model.config, temperature=2.0)
     warm = model.predict(folder, audio=wav, min_confidence=0.999)
     logits = [np.log(list(answer.windows[0].scores.values())) for answer in (plain, warm)]
@@ -114,15 +112,6 @@ def test_memory_files_and_batches_agree(recognizer, clip, video):
     batch = list(model.each([(folder, wav), video, (folder, wav)], faces="cut"))
     assert list(batch[0].scores.values()) == pytest.approx(list(answer.scores.values()), abs=1e-5)
     assert batch[2].file == folder and len(batch[1].windows) == 5
-
-
-def test_a_resampled_waveform_answers_alike(recognizer):
-    model = recognizer("a")
-    time = np.arange(2 * 48000) / 48000
-    sound = 0.3 * np.sin(2 * np.pi * (300 + 400 * time) * time)
-    high = model.predict_arrays(None, 25, np.stack([sound, sound]).astype(np.float32), 48000)
-    low = model.predict_arrays(None, 25, sound[::3], 16000)
-    assert list(high.scores.values()) == pytest.approx(list(low.scores.values()), abs=0.02)
 
 
 def test_one_stream_is_neither_decoded_nor_loaded_without_need(recognizer, video, monkeypatch):
@@ -197,9 +186,8 @@ def test_zeros_are_black_frames_and_silence(recognizer, halves):
 
 def _first_window(frames: np.ndarray) -> torch.Tensor:
     chosen = [Image.fromarray(frames[k]) for k in (0, 8, 16, 24)]
-    size, ((left, top, right, bottom),) = (42, 32), [(5, 0, 37, 32)]
-    small = [np.asarray(image.resize(size, Image.Resampling.BILINEAR)) for image in chosen]
-    return torch.from_numpy(np.stack(small)[:, top:bottom, left:right]).permute(3, 0, 1, 2)[None]
+    small = [np.asarray(image.resize((42, 32), Image.Resampling.BILINEAR)) for image in chosen]
+    return torch.from_numpy(np.stack(small)[:, :, 5:37]).permute(3, 0, 1, 2)[None]
 
 
 @pytest.mark.parametrize("stream", ["v", "a"])
@@ -232,10 +220,10 @@ def test_features_of_every_level(recognizer, video):
     model = recognizer()
     found = model.features(video, faces="cut")
     shapes = {name: array.shape[1:] for name, array in found.arrays.items()}
-    assert shapes == {
-        **{"video_layers": (2, 128), "audio_layers": (3, 128), "video": (128,), "audio": (128,)},
-        **{"fusion_video": (128,), "fusion_audio": (128,), "fused": (512,)},
-    }
+    expected = {"video_layers": (2, 128), "audio_layers": (3, 128), "fused": (512,)}
+    assert shapes == expected | dict.fromkeys(
+        "video audio fusion_video fusion_audio".split(), (128,)
+    )
     assert len(found.start) == len(found.end) == len(found.arrays["fused"]) == 5
     head = model.model.head
     logits = found.arrays["fused"] @ head.weight.numpy().T + head.bias.numpy()
@@ -250,9 +238,8 @@ def test_features_of_every_level(recognizer, video):
 
 def test_features_of_one_stream_and_of_pretraining(recognizer, video):
     alone = recognizer("a").features(video).arrays
-    assert {name: a.shape[1:] for name, a in alone.items()} == {
-        "audio_layers": (3, 128), "audio": (128,), "fused": (256,)
-    }  # fmt: skip
+    shapes = {name: array.shape[1:] for name, array in alone.items()}
+    assert shapes == {"audio_layers": (3, 128), "audio": (128,), "fused": (256,)}
     model = recognizer("pretrained")
     found = model.features(video, faces="cut").arrays
     assert set(found) == {"video_layers", "audio_layers", "fusion_video", "fusion_audio"}
@@ -303,8 +290,7 @@ def test_a_folder_needs_the_name_of_its_sound(recognizer, clip):
 WRONG_ARRAYS = (
     ({"fps": 0}, "fps .* got 0"),
     ({"sample_rate": -1}, "sample_rate .* got -1"),
-    ({"frames": np.zeros((4, 8, 8), np.uint8)}, r"uint8 \(4, 8, 8\), expected uint8"),
-    ({"frames": np.zeros((4, 8, 8, 3))}, "float64"),
+    ({"frames": np.zeros((4, 8, 8))}, r"float64 \(4, 8, 8\), expected uint8"),
     ({"waveform": np.zeros((2, 2, 9))}, r"shape \(2, 2, 9\), expected \(S,\)"),
     ({"waveform": np.zeros(9, int)}, r"int64, expected floats"),
     ({"waveform": np.full(9, np.nan)}, "not finite"),
@@ -321,17 +307,12 @@ def test_wrong_arrays_are_named(given, message):
 # Media
 
 
-def greys(frames: list[np.ndarray]) -> list[int]:
-    return [round(float(frame.mean())) for frame in frames]
-
-
 def test_jumping_finds_the_same_frames_as_reading_all(tmp_path, monkeypatch):
     shown = [np.full((48, 64, 3), 20 + k, np.uint8) for k in range(200)]
     source = MediaFile(save_mp4(tmp_path / "a.mp4", pictures=shown))  # a key frame every 20
     assert source.times == pytest.approx(np.arange(200) / 25)
     wanted = [0, 3, 130, 131, 199]
-    decoded = []
-    decode = film.decoded
+    decoded, decode = [], film.decoded
 
     def counted(*args):
         for image in decode(*args):
@@ -339,12 +320,12 @@ def test_jumping_finds_the_same_frames_as_reading_all(tmp_path, monkeypatch):
             yield image
 
     monkeypatch.setattr(film, "decoded", counted)
-    read = greys(list(source.frames(wanted)))
+    read = [frame.mean() for frame in source.frames(wanted)]
     assert read == pytest.approx([20 + k for k in wanted], abs=1.5)
     assert len(decoded) == 200
     decoded.clear()
     monkeypatch.setattr(film, "SEEK_GAP", 1.0)
-    assert greys(list(source.frames(wanted))) == read
+    assert [frame.mean() for frame in source.frames(wanted)] == read
     assert len(decoded) < 60
 
 

@@ -1,6 +1,5 @@
 """Who speaks: lips that move with the sound, or pictures that pre-training finds like it."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -20,13 +19,11 @@ from hicmae.inference import cli
 from hicmae.inference.pictures import Annotator
 from hicmae.inference.speaker import Lips, lip_motion, loudness
 from tests.preprocess.media_files import portrait, save_media
-from tests.small_recognizers import CLIP, GEOMETRY
+from tests.small_recognizers import CLIP, GEOMETRY, needs_faces
 
 FPS, SECONDS, RATE = 25, 2, 16000
 COUNT = FPS * SECONDS
 MOUTH = (268, 276)  # of the portrait
-WEIGHTS = all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4"))
-needs_faces = pytest.mark.skipif(not WEIGHTS, reason="needs pip install mtcnn==1.0.0")
 
 
 def syllables(seed):
@@ -98,7 +95,7 @@ def test_only_the_speaker_is_judged_with_the_sound(recognizer, film):
     assert {window.status for window in listener.windows} == {"another speaks"}
     assert plain[0].speaker is None and "speaker" not in plain[0].to_dict()
     black = np.zeros((200, 320, 3), np.uint8)
-    marked, other = (Annotator(p, (320, 200), False).draw(black, 1.0) for p in (speaker, plain[1]))
+    marked, other = (Annotator(p, (320, 200)).draw(black, 1.0) for p in (speaker, plain[1]))
     assert (marked > 0).sum() > 1.5 * (other > 0).sum()
 
 
