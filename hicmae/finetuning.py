@@ -101,7 +101,7 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
             metrics, _ = evaluate(run, configs, model, val_loader, "validation", saver.check)
             end_epoch(saver, configs, means, metrics, names)
         saver.finish()
-    test_last_and_best(saver, configs, lists, val_loader, names)
+    test_last_and_best(saver, configs, lists, val_loader)
     if configs.score.export:
         for folder in export_run(run.output_dir):
             logger.info("exported to %s", folder)
@@ -380,7 +380,6 @@ def test_last_and_best(
     configs: FinetuneConfigs,
     lists: splits.Lists,
     val_loader: DataLoader,
-    names: Sequence[str],
 ) -> None:
     """Test the model as it is after the last epoch, the best epoch's weights, and the average.
 
@@ -388,7 +387,7 @@ def test_last_and_best(
     """
     run, state, task = saver.run, saver.state, configs.classifier.task
     metric, last, best = configs.score.val_metric, configs.optim.epochs - 1, state.best
-    loader, final, images = scoring_loader(run, configs, lists.test), dict[str, float](), {}
+    loader, final = scoring_loader(run, configs, lists.test), dict[str, float]()
     calibrates = task == "classification" and not lists.val_is_test
     if best["epoch"] < 0:
         logger.warning("no best epoch could be saved; the last one stands for it")
@@ -419,14 +418,11 @@ def test_last_and_best(
             )
         for name in scoring.SHOWN[task]:
             final[f"test_{kind}/{name}"] = scoring.headline(metrics, name)
-        if run.config.image_freq and "confusion" in metrics and distributed.is_main():
-            from hicmae.visualize import runs as pictures  # as above
+        if temperature is not None and run.config.image_freq and distributed.is_main():
+            from hicmae.visualize.runs import draw_reliability  # as above
 
-            images[f"test_{kind}/confusion"] = pictures.confusion_image(metrics, names)
-            if temperature is not None:
-                path = run.output_dir / f"reliability{suffix}.png"
-                drawn = pictures.draw_reliability(tested.targets, tested.scores, temperature, path)
-                images[f"test_{kind}/reliability"] = drawn
+            path = run.output_dir / f"reliability{suffix}.png"
+            draw_reliability(tested.targets, tested.scores, temperature, path)
     if best["value"] is not None:
         final[f"val_best/{metric}"] = best["value"]
-    show_hparams(run.log_dir, state.plan.hparams, final, len(state.plan.lr), images)
+    show_hparams(run.log_dir, state.plan.hparams, final, len(state.plan.lr))

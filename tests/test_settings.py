@@ -9,7 +9,7 @@ import pytest
 
 import run_finetuning
 import run_pretraining
-from hicmae.config import ClipConfig, FinetuneConfigs, OptimConfig, PretrainConfigs
+from hicmae.config import FinetuneConfigs, OptimConfig, PretrainConfigs
 from hicmae.config.flags import as_dict, flat_settings, from_dict, parse_configs
 from hicmae.io import count_cores
 from hicmae.training.optim import shared_batches
@@ -45,7 +45,6 @@ def test_flags_take_the_spellings_of_the_original():
     assert pre.model.return_intermediate_features == (1, 3)
     assert pre.loss.frame_diff and not pre.loss.normalize_target
     assert pre.optim.accum_iter == 4
-    assert pre.clip.input_size_audio == ClipConfig(input_size_audio=(128,)).input_size_audio
     assert pre.clip.input_size_audio == (128, 128)
     fine = finetuning("--encoder_depth 3 --no-dist_eval")
     assert fine.classifier.depth == 3 and not fine.score.dist_eval
@@ -69,7 +68,6 @@ def test_settings_survive_json_under_the_names_of_their_flags(parse):
     configs = parse("--opt_betas 0.8 0.9")
     settings = json.loads(json.dumps(as_dict(configs)))
     assert settings["optim"]["opt_betas"] == [0.8, 0.9]
-    assert {"drop_path", "model"} <= settings.get("model", settings.get("classifier")).keys()
     flat = flat_settings(settings)
     assert flat == flat_settings(as_dict(configs)) == flat_settings(argparse.Namespace(**flat))
     for form in (settings, flat):
@@ -79,44 +77,30 @@ def test_settings_survive_json_under_the_names_of_their_flags(parse):
 
 PRE = [
     ("--mask_ratoi 0.5", "unrecognized.*--mask_ratoi"),
-    ("--mask_ratio 1.0", "--mask_ratio must be > 0 and < 1, got 1.0"),
     ("--input_size 150", "--input_size 150.*multiple.*16"),
-    ("--num_frames 15", "--num_frames 15.*multiple.*2"),
     ("--input_size_audio 1 2 3", "steps and mel bins"),
-    ("--input_size_audio 128 -16", "--input_size_audio must be > 0"),
     ("--weight_decay 0 --weight_decay_end 0.1", "--weight_decay_end 0.1.*--weight_decay above 0"),
     ("--target_diff_weight 0.5", "--target_diff_weight.*add --use_frame_diff_as_target"),
     ("--roll_mag_aug maybe", "unrecognized arguments: maybe"),
     ("--opt_betas 0.9 1.5", "--opt_betas must be >= 0 and < 1.*1.5"),
-    ("--opt_betas 0.9", "--opt_betas.* 2 arguments"),
     ("--batch_size 0", "--batch_size must be > 0, got 0"),
-    ("--target_diff_weight 2", "--target_diff_weight must"),
-    ("--inter_contrastive_temperature 0", "--inter_contrastive_temperature must"),
-    ("--contrastive_levels 0", "invalid choice: '0'"),
     ("--contrastive_levels none --gather_negatives", "--gather_negatives.*--contrastive_levels"),
     ("--total_batch 8 --accum_iter 2", "--total_batch.*out"),
-    ("--lr 0", "--lr must be > 0, got 0"),
     ("--model vit", "'vit' .*pretrain_hicmae_dim256_patch16_160_a256"),
     ("--save_interval nan", "--save_interval must be >= 0"),
     ("--cuda_graphs", "--cuda_graphs.*add --compile"),
 ]
 FINE = [
     ("--model vit", "'vit' .*avit_dim256_patch16_160_a256"),
-    ("--model pretrain_hicmae_dim512_patch16_160_a256", "avit_dim512_patch16_160_a256"),
     ("--nb_classes 0", "--nb_classes is missing"),
     ("--nb_classes 1", "--nb_classes must be at least 2"),
-    ("--layer_decay 1.5", "--layer_decay must be > 0 and <= 1"),
     ("--head_activation tanh", "--head_activation.*regression"),
     ("--crop_scale 0.5 0.2", "--crop_scale takes two shares"),
-    ("--fusion_order late", "invalid choice: 'late'"),
     ("--fusion_order video_first --modality a", "--fusion_order video_first.*--modality a has no"),
     ("--loss mse", "--loss mse.*--task classification.*use ce"),
-    ("--val_metric ccc", "--val_metric ccc does not fit"),
     ("--task regression --val_metric uar", "--val_metric uar.*use ccc, pcc"),
     ("--task regression --mixup 0.8", "--mixup and --cutmix are for classification"),
     ("--class_weights balanced --balanced_sampler", "both even out classes"),
-    ("--task regression --balanced_sampler", "are for classification"),
-    ("--ema 1", "--ema must be >= 0 and < 1"),
     ("--val_split clip --val_path v.csv", "--val_path.*--val_split clip"),
     ("--speaker_file s.csv", "--speaker_file is for --val_split speaker"),
     ("--val_split speaker --speaker_file s --speaker_pattern p", "both name speakers"),

@@ -1,6 +1,7 @@
 """Validation on clips held out of the training list; results that no process count changes."""
 
 import gc
+import itertools
 import json
 import os
 from dataclasses import replace
@@ -28,7 +29,6 @@ from hicmae.training import checkpoint
 from hicmae.training.evaluate import calibration, fit_temperature, predict
 from hicmae.training.run import choose_precision
 from hicmae.training.state import make_state
-from tests.boards import board
 from tests.conftest import free_port, save_frames, save_wav
 from tests.small_runs import FINETUNE, lines, rows, run_ranks
 
@@ -81,10 +81,9 @@ def media(tmp_path_factory):
 
 def test_the_test_list_is_not_looked_at_before_the_final_test(media, tmp_path, monkeypatch):
     """Its files do not even exist: all epochs are trained and validated, and only then it fails."""
-    fold, trained = tmp_path / "fold", []
-    fold.mkdir()
-    (fold / "train.csv").write_text((media / "fold" / "train.csv").read_text())
-    (fold / "test.csv").write_text(f"{tmp_path}/gone {tmp_path}/gone.wav 0\n")
+    trained = []
+    (tmp_path / "train.csv").write_text((media / "fold" / "train.csv").read_text())
+    (tmp_path / "test.csv").write_text(f"{tmp_path}/gone {tmp_path}/gone.wav 0\n")
 
     class Noted(finetuning.LabelledClips):
         def __init__(self, clips, **rest):
@@ -93,7 +92,7 @@ def test_the_test_list_is_not_looked_at_before_the_final_test(media, tmp_path, m
 
     monkeypatch.setattr(finetuning, "LabelledClips", Noted)
     with pytest.raises(RuntimeError, match="evaluation clip '.*gone' cannot be read"):
-        finetune(fold, tmp_path / "out", *BY_SPEAKER, "0.25")
+        finetune(tmp_path, tmp_path / "out", *BY_SPEAKER, "0.25")
     epochs = lines(tmp_path / "out/log.txt")
     assert [line["epoch"] for line in epochs] == [0, 1] and "val_uar" in epochs[1]
     assert (tmp_path / "out/checkpoint-best.pth").is_file()
@@ -113,7 +112,6 @@ def test_results_and_record_say_which_held_out_speakers_chose_the_best_epoch(
     with caplog.at_level("INFO"):
         finetune(media / "fold", out, *options, "--val_share", "0.5")
     assert "for validation: 2 of 4 speakers or items, 4 of 8 clips" in caplog.text
-    assert "the same clips as the test list" not in caplog.text
     best = json.loads((out / "metrics_best.json").read_text())
     assert best["chosen_on"] == str(out / "val_clips.csv")
     # The temperature is of these clips too, of one view each, and goes with the export.
@@ -133,13 +131,8 @@ def test_results_and_record_say_which_held_out_speakers_chose_the_best_epoch(
     export_run(out)
     config = EmotionRecognizer.from_checkpoint(out / "export/best").config
     assert config.temperature == found["temperature"]
-    for kind, suffix in (("last", ""), ("best", "_best")):
-        assert f"test_{kind}/reliability" in board(out / "final").Tags()["images"]
+    for suffix in ("", "_best"):
         assert (out / f"reliability{suffix}.png").read_bytes().startswith(b"\x89PNG")
-    record = (out / "val_clips.csv").read_bytes()
-    with pytest.raises(ValueError, match="belongs to another run: --val_share 0.5 -> 0.25"):
-        finetune(media / "fold", out, *options, "--val_share", "0.25")
-    assert (out / "val_clips.csv").read_bytes() == record
 
 
 def test_clips_held_out_at_random_keep_items_whole(media, tmp_path):
@@ -149,37 +142,13 @@ def test_clips_held_out_at_random_keep_items_whole(media, tmp_path):
         same = [clip._replace(label=k // 2 % 2) for k, clip in enumerate(clips)]
         write_list(tmp_path / f"{part}.csv", same)
     options = ["--val_split", "clip", "--val_share", "0.25", "--average_clips"]
-    held = {}
-    for average in ("0", "2"):
-        for seed in range(4):
-            flags = (tmp_path, tmp_path, *options, average, "--seed", str(seed))
-            lists = finetuning.read_lists(parse(*flags))
-            names = [clip.video for clip in lists.val]
-            held[average, seed] = [base_name(name)[:3] for name in names]
-            assert lists.tables["val_clips.csv"].split() == ["clip", *names]
-    assert {len(names) for names in held.values()} == {2}
-    assert all(len(set(held["2", seed])) == 1 for seed in range(4))
-    assert any(len(set(held["0", seed])) == 2 for seed in range(4))
-
-
-def test_items_are_scored_by_the_mean_of_their_clips(media, tmp_path):
-    """ann_task_0 and so on, by the first three fields: here every item has one speaker's clip."""
-    clips = read_labelled_list(media / "numbers" / "train.csv", "regression")
-    shared = [clip._replace(label=(0.5, 0.25 * (k // 2))) for k, clip in enumerate(clips)]
-    write_list(tmp_path / "test.csv", shared)
-    options = ["--eval", "--resume", str(media / "regression.pth"), "--task", "regression"]
-    finetune(tmp_path, tmp_path / "out", *options, "--average_clips", "2")
-    items, single = rows(tmp_path / "out/pred.csv"), rows(tmp_path / "out/pred_clips.csv")
-    assert [row["clip"] for row in items] == [f"{who}_task" for who in SPEAKERS]
-    assert len(single) == 8
-    for k, row in enumerate(items):
-        for column in ("prediction0", "prediction1"):
-            mean = sum(float(clip[column]) for clip in single[2 * k : 2 * k + 2]) / 2
-            assert float(row[column]) == pytest.approx(mean, abs=1e-6)
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert (metrics["clips"], metrics["items"], metrics["count"]) == (8, 4, 4)
-    error = np.mean([abs(float(row["prediction1"]) - 0.25 * k) for k, row in enumerate(items)])
-    assert metrics["mae"]["per_output"][1] == pytest.approx(error, abs=1e-6)
+    owners = {"0": [], "2": []}
+    for average, seed in itertools.product(owners, "0123"):
+        flags = (tmp_path, tmp_path, *options, average, "--seed", seed)
+        names = [clip.video for clip in finetuning.read_lists(parse(*flags)).val]
+        assert len(names) == 2
+        owners[average].append(len({base_name(name)[:3] for name in names}))
+    assert owners["2"] == [1] * 4 and 2 in owners["0"]
 
 
 def test_labels_that_differ_within_an_item_are_refused_before_training(media, tmp_path):
@@ -266,42 +235,33 @@ def lists_of(train, test):
 @pytest.mark.parametrize(
     "flags, train, test, facts",
     [
-        (
-            "--task classification",
-            [1, 1],
-            [0, 1, 0],
-            ["train.csv", "0 (a)", "2 in 'fold/test.csv'"],
-        ),
-        ("--task classification", [0, 1], [0, 0], []),
+        ("", [1, 1], [0, 1, 0], ["train.csv", "0 (a)", "2 in 'fold/test.csv'"]),
+        ("", [0, 1], [0, 0], []),
         ("sigmoid", [(0.0, 1.0)], [(0.5, 1.5)], ["fold/test.csv", "1 of 2", "1.5", "c0", "0 to 1"]),
         ("tanh", [(0.5, -2.0)], [(-1.0, 1.0)], ["fold/train.csv", "-2", "-1 to 1", "tanh"]),
-        ("relu", [(0.0, 9.0)], [(-0.5, 9.0)], ["fold/test.csv", "-0.5", "relu"]),
         ("relu", [(0.0, 9.0)], [(0.5, 9.0)], []),
     ],
 )
 def test_labels_that_training_cannot_reach_are_told(flags, train, test, facts, caplog):
-    if " " not in flags:
-        flags = f"--task regression --head_activation {flags}"
+    flags = f"--task regression --head_activation {flags}" if flags else ""
     configs = parse("fold", "out", *flags.split())
     finetuning.check_training(configs, lists_of(train, test), ["a", "b"])
     assert len(caplog.messages) == bool(facts)
     assert all(fact in caplog.text for fact in facts), caplog.text
 
 
-@pytest.mark.parametrize("loss", ["ccc", "pcc"])
-def test_a_correlation_of_one_clip_is_refused(loss):
-    flags = ["--task", "regression", "--loss", loss, "--num_samples", "2", "--batch_size"]
+def test_a_correlation_of_one_clip_is_refused():
+    flags = ["--task", "regression", "--loss", "ccc", "--num_samples", "2", "--batch_size"]
     lists = lists_of([(0.0, 1.0)], [(0.0, 1.0)])
     finetuning.check_training(parse("fold", "out", *flags, "2"), lists, ["a", "b"])
-    with pytest.raises(ValueError, match=f"--loss {loss} .*--batch_size 1.* 2 or more"):
+    with pytest.raises(ValueError, match="--loss ccc .*--batch_size 1.* 2 or more"):
         finetuning.check_training(parse("fold", "out", *flags, "1"), lists, ["a", "b"])
 
 
 @pytest.mark.parametrize(
     "flags, told",
-    [("", 1), ("--gather_negatives", 1), ("--num_samples 2", 0), ("--batch_size 2", 0),
-     ("--loss_weight 0", 0), ("--contrastive_levels none", 0)],
-)  # fmt: skip
+    [("", 1), ("--gather_negatives", 1), ("--num_samples 2", 0), ("--contrastive_levels none", 0)],
+)
 def test_a_contrast_with_nothing_is_told(flags, told, caplog):
     start = "--data_path list.csv --output_dir out --batch_size 1"
     parser = run_pretraining.build_parser()

@@ -166,27 +166,6 @@ def test_features_of_a_variant_are_those_of_its_last_layer(finetuned):
     assert recognizer.predict(clip).probabilities  # without sound
 
 
-def test_layer_weights_cannot_be_drawn_where_there_are_none(finetuned, tmp_path, capsys):
-    source = str(finetuned["a"] / "checkpoint-0.pth")
-    with pytest.raises(SystemExit) as stop:
-        visualize(["layer_weights", "--checkpoint", source, "--out", str(tmp_path / "w.png")])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1
-    assert "has no layer weights to draw: it was fine-tuned with --no-hierarchical_fusion" in error
-
-
-def test_finetuning_in_another_order_is_told_and_testing_refused(
-    pretrained, finetuned, media, tmp_path, caplog
-):
-    start = ["--finetune", str(pretrained["video_first"] / "checkpoint-0.pth"), "--no-export"]
-    finetune(media, tmp_path, *start, *VIEWS, "--fusion_order", "audio_first")
-    warning = "was trained with --fusion_order video_first, this model has --fusion_order audio_fi"
-    assert warning in caplog.text
-    with pytest.raises(ValueError, match="--fusion_order both .trained with video_first"):
-        finetune(media, tmp_path / "test", "--eval", "--fusion_order", "both",
-                 "--resume", str(finetuned["av"] / "checkpoint-0.pth"))  # fmt: skip
-
-
 def test_a_variant_pretrains_in_two_processes_without_unused_parameters(media, tmp_path):
     flags = ["--fusion_order", "audio_first", "--image_freq", "0", "--epochs", "1"]
     arguments = [*PRETRAIN, *VARIANTS["none"], *flags, "--data_path", media / "lists"]

@@ -278,17 +278,11 @@ def hparams_of(settings: Mapping[str, Any], **facts: bool | float | str) -> HPar
     return {**compared, **facts}
 
 
-def show_hparams(
-    log_dir: Path,
-    hparams: HParams,
-    final: Mapping[str, float],
-    step: int,
-    images: Mapping[str, np.ndarray] | None = None,
-) -> None:
+def show_hparams(log_dir: Path, hparams: HParams, final: Mapping[str, float], step: int) -> None:
     """Show, once, the settings of a run and what came out of it.
 
     They are a TensorBoard run of their own, `final`, as the tab shows all its numbers as columns.
-    `final` numbers and `images`, (H, W, 3) uint8 by tag, stand at `step`, the length of the run.
+    The `final` numbers stand at `step`, the length of the run.
     """
     if not distributed.is_main():
         return
@@ -301,8 +295,6 @@ def show_hparams(
         board = Board(folder)
         board.event(step=0, summary=start)
         board.scalars(step, final)
-        for tag, image in (images or {}).items():
-            board.image(tag, image, step)
         board.event(step=0, summary=end)
         board.close()
     except OSError as error:

@@ -175,13 +175,12 @@ def reliability_figure(labels: ArrayLike, panels: Mapping[str, np.ndarray]) -> F
 
 def draw_reliability(
     labels: ArrayLike, scores: np.ndarray, temperature: float, path: str | Path
-) -> np.ndarray:
-    """Write the picture of probabilities before and after a temperature; (H, W, 3) uint8."""
+) -> None:
+    """Write the picture of probabilities before and after a temperature."""
     after = f"after the temperature, {temperature:.2f}"
     figure = reliability_figure(labels, {"before": scores, after: tempered(scores, temperature)})
     with whole_file(path) as part:
         save_figure(figure, part)
-    return figure_to_image(figure)
 
 
 def scores_of_folders(

@@ -248,11 +248,10 @@ def test_settings_are_what_is_trained_and_which_clips_not_where_and_how():
 
 
 def test_a_run_shows_its_settings_and_what_came_out_of_it_once(tmp_path):
-    picture = {"test_last/confusion": np.zeros((4, 6, 3), np.uint8)}
     for step, uar in ((9, 0.5), (8, 0.4)):  # the second is the same run, started again
-        show_hparams(tmp_path / "a", CHOSEN, {"test_last/uar": uar}, step, picture)
+        show_hparams(tmp_path / "a", CHOSEN, {"test_last/uar": uar}, step)
     assert sessions(tmp_path) == {"a/final": ("SUCCESS", CHOSEN, {"test_last/uar": 0.5})}
-    assert [e.step for e in board(tmp_path / "a/final").Images("test_last/confusion")] == [9]
+    assert [e.step for e in board(tmp_path / "a/final").Scalars("test_last/uar")] == [9]
     forget_final(tmp_path / "a")  # it goes on, and is killed while it writes its end
     cut = Board(tmp_path / "a/final")
     cut.scalars(4, {"test_last/uar": 1.0})
