@@ -260,13 +260,14 @@ def same(a, b):
 
 
 def assert_same_run(folder, whole, epoch):
-    """Compare logs as text, and the state after an epoch, with those of another run."""
+    """Compare logs as text, curves, and the state after an epoch, with those of another run."""
     folder, whole = Path(folder), Path(whole)
     for name in ("steps.jsonl", "log.txt"):
         assert (folder / name).read_text() == (whole / name).read_text(), name
     mine, other = last_state(folder, epoch), last_state(whole, epoch)
     for part in ("model", "optimizer", "best", "progress", "metrics"):
         assert same(mine[part], other[part]), part
+    assert tensorboard_points(folder) == tensorboard_points(whole)
     assert_nothing_left(folder)
 
 

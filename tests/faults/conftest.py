@@ -1,5 +1,7 @@
 """Media, jobs to be disturbed, and the uninterrupted runs that they are compared with."""
 
+from functools import cache, partial
+
 import pytest
 
 from tests.small_runs import FINETUNE, PRETRAIN, Job, make_media
@@ -23,15 +25,20 @@ def arguments(media):
     }
 
 
-@pytest.fixture
-def job(arguments, tmp_path):
-    """Return a maker of jobs by script and number of ranks, whose steps have the same clips."""
+@pytest.fixture(scope="session")
+def job_in(arguments):
+    """Return a maker of jobs by folder, script and number of ranks: steps have the same clips."""
 
-    def make(script, count=1):
+    def make(folder, script, count=1):
         flags = ["--accum_iter", "1"] if count == 2 else []
-        return Job(script, [*arguments[script], *flags], tmp_path, count)
+        return Job(script, [*arguments[script], *flags], folder, count)
 
     return make
+
+
+@pytest.fixture
+def job(job_in, tmp_path):
+    return partial(job_in, tmp_path)
 
 
 @pytest.fixture
@@ -45,17 +52,13 @@ def finetune(job):
 
 
 @pytest.fixture(scope="session")
-def whole(arguments, tmp_path_factory):
+def whole(job_in, tmp_path_factory):
     """Return the folder of a run that was never interrupted, by script and number of ranks."""
-    found = {}
 
+    @cache
     def folder_of(script, count=1):
-        if (script, count) not in found:
-            flags = ["--accum_iter", "1"] if count == 2 else []
-            folder = tmp_path_factory.mktemp(f"whole_{script}_{count}")
-            job = Job(script, [*arguments[script], *flags], folder, count)
-            job.complete()
-            found[script, count] = job.out
-        return found[script, count]
+        run = job_in(tmp_path_factory.mktemp(f"whole_{script}_{count}"), script, count)
+        run.complete()
+        return run.out
 
     return folder_of

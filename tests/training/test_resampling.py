@@ -21,10 +21,11 @@ def numbers_table(seed=0, n=50, k=3):
     return table_of(truth, truth + 0.3 * rng.standard_normal((n, k)), k)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("table_of_kind", [lambda s: classes_table(s, n=9, k=5), numbers_table])
-def test_scores_of_the_sum_are_the_metrics_of_the_clips(seed, table_of_kind):
-    table = table_of_kind(seed)  # of nine clips in five classes: some are absent
+@pytest.mark.parametrize(
+    "table", [*(classes_table(seed, n=9, k=5) for seed in range(4)), numbers_table()]
+)
+def test_scores_of_the_sum_are_the_metrics_of_the_clips(table):
+    """Of nine clips in five classes: some are absent."""
     values, score = statistic(table)
     ours, expected = score(values.sum(0)), named_scores(table.scores())
     assert ours.keys() == expected.keys() and len(ours) >= 10

