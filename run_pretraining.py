@@ -8,6 +8,7 @@ Several GPUs: ``torchrun --nproc_per_node=4 run_pretraining.py ...``; ``--help``
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from hicmae.config import PretrainConfigs
 from hicmae.config.flags import new_parser
@@ -28,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pretraining.main(parser, argv)
 
 
-def command() -> int:
-    """Run the command line; returns the exit code."""
-    return run_command(main)
+command = partial(run_command, main)
 
 
 if __name__ == "__main__":

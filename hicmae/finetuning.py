@@ -376,10 +376,7 @@ def end_epoch(
 
 
 def test_last_and_best(
-    saver: Saver,
-    configs: FinetuneConfigs,
-    lists: splits.Lists,
-    val_loader: DataLoader,
+    saver: Saver, configs: FinetuneConfigs, lists: splits.Lists, val_loader: DataLoader
 ) -> None:
     """Test the model as it is after the last epoch, the best epoch's weights, and the average.
 

@@ -78,17 +78,15 @@ def encodable(text: str) -> str:
 
 def count_cores() -> int:
     """Return how many cores this process may use, as a scheduler says."""
-    given = os.environ.get("SLURM_CPUS_PER_TASK")
-    if given or not hasattr(os, "sched_getaffinity"):  # of Linux alone
-        return int(given or os.cpu_count() or 1)
-    return len(os.sched_getaffinity(0))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return int(os.environ.get("SLURM_CPUS_PER_TASK") or allowed or 1)
 
 
 def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
     """Return the device that --device names; ValueError: it is not known, or not there.
 
-    "auto" is a CUDA GPU if there is one, else the CPU. Where `name` gives no number of a GPU, it is
-    `local_rank`, the number of this process on its machine, or without that the current one.
+    "auto" is a CUDA GPU if there is one, else the CPU; "cuda" is the GPU of `local_rank`, the
+    number of this process on its machine, or without that the current one.
     """
     import torch
 
@@ -137,7 +135,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name in the folder of `path`; the file takes its place when it is whole.
 
     Whoever reads `path` sees the old or the new whole file, also after a full disk or a power cut;
-    a killed process leaves its temporary `.part-*` behind. The folder is made if it is missing.
+    a killed process leaves a `.part-*` behind. The folder is made if missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,8 +197,8 @@ def _sync(path: Path) -> None:
 def run_command(main: Callable[[Sequence[str] | None], None]) -> int:
     """Run an entry script; show expected errors as one line and keep the trace in run.log.
 
-    The exit code is 0: done, 1: an error, 75 (`RESUMABLE`): stopped by SIGTERM or SIGUSR1 with the
-    state saved, 130: interrupted at the keyboard.
+    Exit codes: 0: done, 1: an error, 75 (`RESUMABLE`): stopped by SIGTERM or SIGUSR1 with the state
+    saved, 130: interrupted at the keyboard.
     """
     name = Path(sys.argv[0]).name
     try:

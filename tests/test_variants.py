@@ -134,8 +134,7 @@ def test_a_probe_keeps_encoders_and_fusion_and_trains_the_rest(pretrained, finet
 
 
 @pytest.mark.parametrize(
-    "flag, trained",
-    [("--linear_probe", TRAINED), ("--no-hierarchical_fusion", ("encoder",))],
+    "flag, trained", [("--linear_probe", TRAINED), ("--no-hierarchical_fusion", ("encoder",))]
 )
 def test_two_processes_train_what_one_does(pretrained, media, tmp_path, flag, trained):
     """With frozen or without unused parameters, which DDP would wait for."""

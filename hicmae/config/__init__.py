@@ -372,8 +372,7 @@ class ResamplingConfig(Settings):
 FACES, PROTOCOLS = ("auto", "largest", "all", "cut"), ("windows", "test")
 MISSING, SPEAKERS = ("error", "zeros", "drop"), ("none", "auto", "lips", "contrast")
 FACES_HELP = """auto: cut the main face out of videos, take folders of frames as they are; largest:
- always cut out the main face: large, near the middle, there for long; all: an answer for each
- person; cut: frames are faces"""
+ always cut out the main face; all: an answer for each person; cut: frames are faces"""
 PROTOCOL_HELP = "windows: slide over the clip; test: the views and numbers of run_finetuning.py"
 MISSING_HELP = """what a model of both streams does without one: error: refuse the clip; zeros:
  black frames or silence; drop: leave it out"""

@@ -1,8 +1,7 @@
 """Flags from dataclasses: a field of `Settings` is a flag, checked when it is made.
 
-A field has the name of the argument that it becomes, of a model's builder or a loss, say; where the
-flag is spelled otherwise, the field says so. It also says which values are allowed, and whether a
-resumed run may change it. Settings are saved by their flags, in groups.
+A field has the name of the argument that it becomes; where the flag is spelled otherwise, it says
+so. Settings are saved by their flags, in groups.
 """
 
 import argparse
@@ -27,14 +26,13 @@ def option(default: Any, description: str, must: str = "", **about: Any) -> Any:
     """Declare a dataclass field that is also a flag, of the field's name or named in `flag`.
 
     ``--help`` shows the description, the default and what `must` hold of each number, e.g. "> 0 and
-    <= 1", but no `aliases` (older spellings). A `harmless` setting says where and how to compute,
-    or when to log, save and test: a resumed run may change it. The rest is argparse's.
+    <= 1", but no `aliases` (older spellings). A resumed run may change what is `harmless`: where
+    and how to compute, when to log, save and test. The rest is argparse's.
     """
     usual = {"flag": "", "aliases": (), "harmless": False}
     known = {name: about.pop(name, value) for name, value in usual.items()}
-    return field(
-        default=default, metadata={"help": description, "must": must, "rest": about, **known}
-    )
+    known |= {"help": description, "must": must, "rest": about}
+    return field(default=default, metadata=known)
 
 
 harmless = partial(option, harmless=True)

@@ -1,9 +1,9 @@
 """Checkpoints: written whole, read safely, found in folders. Files are what the original writes.
 
 `checkpoint-<epoch>.pth` and `checkpoint-best.pth` are dictionaries with the weights under `model`;
-`checkpoint-<epoch>-step<step>.pth` is a state within an epoch, after so many steps of the run. A
-file ends in the sha256 of all before it, as the comment of the zip archive that `torch.save` makes;
-`torch.load` passes over it. Weights as safetensors, of an export, are read as well.
+`checkpoint-<epoch>-step<step>.pth` is a state within an epoch, after so many steps of the run. The
+comment of `torch.save`'s zip archive is the sha256 of all before it; `torch.load` passes over it.
+Weights as safetensors, of an export, are read as well.
 """
 
 import argparse
@@ -53,10 +53,7 @@ class CheckpointError(ValueError):
 
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write tensors, plain containers, numbers and strings.
-
-    `path` is always either the old or the new whole file; its folder is made if missing.
-    """
+    """Write tensors, plain containers, numbers and strings, as `whole_file` does."""
     try:
         with whole_file(path) as part:
             with part.open("wb") as file:
@@ -92,8 +89,8 @@ def digest(path: Path, but: int = 0) -> str:
 def find(path: str | Path, to_resume: bool = False) -> Path:
     """Return the file that a path means: itself, or the best weights there are in a folder.
 
-    A name of `BUNDLED` means that checkpoint of the package, unless there is such a path.
-    `to_resume` takes the newest state of a run instead. FileNotFoundError: there is none.
+    It may be a name of `BUNDLED`. `to_resume` takes the newest state of a run instead.
+    FileNotFoundError: there is none.
     """
     path = Path(path) if Path(path).exists() else BUNDLED.get(str(path), Path(path))
     saved = [state for _, _, state in reversed(in_order(path))]

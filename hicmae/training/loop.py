@@ -61,17 +61,16 @@ def clip_loader(
 def as_trained(model: nn.Module, config: RunConfig, device: torch.device) -> nn.Module:
     """Return the model as it trains: for several processes, compiled, saving memory, as asked.
 
-    It shares its parameters with `model`, which is on `device`; all take part in every step.
+    It shares its parameters with `model`, on `device`; all take part in every step.
     """
     if config.checkpoint_activations:
         checkpoint_activations(model)
     if distributed.world_size() > 1:
-        # static_graph would forbid the passes without synchronisation that --accum_iter makes.
+        # Without static_graph, which forbids the unsynchronised passes of --accum_iter; buffers
+        # never change.
+        options: dict[str, Any] = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
         devices = [device] if device.type == "cuda" else None
-        # Buffers never change, so they need not be sent before each pass.
-        model = DistributedDataParallel(
-            model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        model = DistributedDataParallel(model, device_ids=devices, **options)
     if not config.compile:
         return model
     mode = "reduce-overhead" if config.cuda_graphs else None  # one launch for a whole pass

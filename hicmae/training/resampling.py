@@ -1,14 +1,13 @@
 """Bootstrap intervals and paired tests of any score that depends on sums over clips.
 
-A clip adds a vector to a sum, e.g. one hit of its class, and scores are functions of the sum.
-Drawing clips anew is then a matter of counts: equal vectors are drawn together, from a multinomial
-or binomial distribution. That is the distribution of the textbook's loop over clips, only faster.
+A clip adds a vector to a sum, e.g. one hit of its class, and scores are functions of the sum. Equal
+vectors are drawn together, from a multinomial or binomial distribution: that of the textbook's loop
+over clips, only faster by the number of clips than scipy.stats.bootstrap and permutation_test.
 
-Of two runs on the same clips, accuracy (WAR) is tested by the exact McNemar test: of the clips that
-only one run gets right, how unlikely is such a split between equals? Every other score, and WAR
-when speakers are drawn, by a permutation test: how often is the difference as large when the two
-runs' predictions are swapped at random, clip by clip (or speaker by speaker)? The interval of a
-difference is a paired bootstrap.
+Of two runs on the same clips, accuracy (WAR) is tested by the exact McNemar test. Every other
+score, and WAR when speakers are drawn, by a permutation test: how often is the difference as large
+when the runs' predictions are swapped at random, clip by clip (or speaker by speaker)? The interval
+of a difference is a paired bootstrap.
 """
 
 import math
@@ -67,10 +66,7 @@ class PredictionTable(NamedTuple):
         return metrics_of_classes(self.labels, self.predictions, self.num_outputs)
 
     def units(self, values: np.ndarray) -> tuple[np.ndarray, Sequence[str]]:
-        """Return what each drawn unit, a clip or a fold's speaker, adds, (u, S), and its fold.
-
-        The values are what each clip adds, (n, S).
-        """
+        """Return what each drawn unit, a clip or a fold's speaker, adds, (u, S), and its fold."""
         if not self.speakers:
             return values, self.folds
         pairs = list(zip(self.folds, self.speakers, strict=True))
@@ -93,15 +89,10 @@ def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
 
     Columns are clip,label,prediction,p0.. or, for regression, clip,label0..,prediction0..
     """
-    text: dict[str, Any] = {"dtype": object, "keep_default_na": False, "index_col": False}
+    how: dict[str, Any] = {"dtype": object, "keep_default_na": False, "index_col": False}
+    how |= {"encoding": "utf-8-sig", "encoding_errors": "surrogateescape"}
     try:
-        frame = pd.read_csv(
-            path,
-            encoding="utf-8-sig",
-            encoding_errors="surrogateescape",
-            skip_blank_lines=False,
-            **text,
-        )
+        frame = pd.read_csv(path, skip_blank_lines=False, **how)
     except pd.errors.EmptyDataError:
         frame = pd.DataFrame()
     except (pd.errors.ParserError, UnicodeError) as error:
@@ -123,10 +114,8 @@ def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
     values = np.ascontiguousarray(frame[columns].map(_number), float)
     fine = (np.isfinite(values) if regression else np.isin(values, range(outputs))).all(axis=1)
     if not fine.all():
-        row, kind = (
-            fine.argmin(),
-            "a finite number" if regression else f"a class of 0..{outputs - 1}",
-        )
+        row, kind = fine.argmin(), f"a class of 0..{outputs - 1}"
+        kind = "a finite number" if regression else kind
         raise ValueError(
             f"{path}:{frame.index[row] + 2}: expected {kind} in each label and prediction column, "
             f"got '{','.join(map(str, frame.iloc[row]))[:80]}'"
@@ -148,11 +137,9 @@ def _number(text: Any) -> float:
 def statistic(table: PredictionTable) -> tuple[np.ndarray, Callable[[np.ndarray], Scores]]:
     """Describe the scores of predictions as functions of a sum over clips.
 
-    Returns:
-        What each clip adds, (n, S), and the scores of sums (..., S). Of classes: `uar`, `war`,
-        `weighted_f1`, `macro_f1`, `micro_f1`, and `recall 0`, `recall 1`, ... (nan where the class
-        does not occur). Of numbers: `pcc`, `ccc`, `acc`, `mae`, `mse`, `rmse`, each as the mean
-        over outputs and, as in `pcc 0`, of every output.
+    Returns what each clip adds, (n, S), and the scores of sums (..., S). Of classes: those of
+    `class_scores`, its recall as `recall 0`, `recall 1`, ...; of numbers those of `number_scores`,
+    each as the mean over outputs and, as in `pcc 0`, of every output.
     """
     if table.is_regression:
         centre = table.labels.mean(0)  # moments about it lose no digits to a large mean
@@ -203,8 +190,6 @@ class Plan(ResamplingConfig):
         file, pattern = self.speaker_file, self.speaker_pattern
         return find_speakers(clips, Path(data_path or "lists unknown"), file=file, pattern=pattern)
 
-    # Not scipy.stats.bootstrap and permutation_test: they draw clip by clip, so they are slower by
-    # the number of clips and give other draws, and with them other digits, for the same seed.
     def draw(self, table: PredictionTable, values: np.ndarray) -> np.ndarray:
         """Return bootstrap sums (R, S) of what clips add, (n, S).
 

@@ -57,14 +57,12 @@ class Precision(NamedTuple):
 def choose_precision(name: str, device: torch.device) -> Precision:
     """Resolve "auto", "fp32", "bf16" or "fp16"; ValueError where the device cannot do it."""
     on_gpu = device.type == "cuda"
-    has_bf16 = not on_gpu or torch.cuda.is_bf16_supported()
-    if name == "auto" and on_gpu:  # older GPUs only emulate bf16
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        name = "bf16" if fast else "fp16"
-    name = "fp32" if name == "auto" else name
+    if name == "auto":  # older GPUs only emulate bf16
+        fast = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bf16" if fast else "fp16" if on_gpu else "fp32"
     if name == "fp16" and not on_gpu:
         raise ValueError(f"--precision fp16 needs a GPU, got {device.type}; use bf16 or fp32")
-    if name == "bf16" and not has_bf16:
+    if name == "bf16" and on_gpu and not torch.cuda.is_bf16_supported():
         raise ValueError("--precision bf16 is not supported by this GPU; use fp16 or fp32")
     return Precision(name, device)
 

@@ -13,13 +13,7 @@ import torch
 
 from preprocess import pack_clips
 from tests.boards import sessions
-from tests.small_runs import (
-    assert_nothing_left,
-    assert_same_run,
-    lines,
-    stopped_after,
-    until,
-)
+from tests.small_runs import assert_nothing_left, assert_same_run, lines, stopped_after, until
 
 PRE, FINE = "run_pretraining", "run_finetuning"
 
