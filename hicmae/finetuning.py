@@ -38,12 +38,11 @@ from hicmae.training.trained import Trained, load_pretrained
 
 logger = logging.getLogger("hicmae")
 
-# Settings of a classifier that are arguments of its builder, and of `splits.read_lists`.
+# Settings of a classifier that are arguments of its builder.
 MODEL = ("num_classes", "depth", "depth_audio", "fusion_depth", "drop_path_rate", "init_values",
          "head_activation", "modality", "hierarchical_fusion", "fusion_order")  # fmt: skip
 # Numbers that a head can give, by its activation.
 REACH = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
-SPLIT = ("val_path", "val_split", "val_share", "label_share", "average_clips")
 
 
 def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
@@ -146,9 +145,6 @@ def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
     logger.info("test: %s, in metrics%s.json and pred%s.csv", summary, suffix, suffix)
 
 
-# Data
-
-
 def list_reader(configs: FinetuneConfigs) -> Callable[[Path], splits.Clips]:
     """Return the function that reads a list of the run's task."""
     task, count = configs.classifier.task, configs.classifier.num_classes
@@ -159,11 +155,12 @@ def list_reader(configs: FinetuneConfigs) -> Callable[[Path], splits.Clips]:
 def read_lists(configs: FinetuneConfigs) -> splits.Lists:
     """Read the training, validation and test list as the settings say."""
     score, data = configs.score, configs.data
+    names = ("val_path", "val_split", "val_share", "label_share", "average_clips")
     return splits.read_lists(
         Path(data.data_path),
         list_reader(configs),
         Path(configs.run.output_dir),
-        **{name: getattr(score, name) for name in SPLIT},
+        **{name: getattr(score, name) for name in names},
         speakers=(data.data_root, score.speaker_file, score.speaker_pattern),
         seed=configs.run.seed,
         modality=configs.classifier.modality,
@@ -252,9 +249,6 @@ def scoring_loader(
     return loop.clip_loader(run, dataset, configs.optim.batch_size, False, score.dist_eval)
 
 
-# Model and loss
-
-
 def make_model(configs: FinetuneConfigs) -> nn.Module:
     """Create the classifier of the chosen size, depths and clip geometry."""
     name, chosen = configs.classifier.model_name, vars(configs.classifier)
@@ -283,7 +277,6 @@ def make_loss(
         switch_prob=augment.mixup_switch_prob,
         label_smoothing=augment.smoothing,
     )
-
     counts = torch.bincount(torch.tensor([clip.label for clip in clips]), minlength=classes)
     weights = class_weights(counts, configs.score.class_weights)
     if weights is not None:
@@ -301,9 +294,6 @@ def make_loss(
         return loss, {"class_acc": accuracy}
 
     return compute_loss
-
-
-# Scores
 
 
 def evaluate(

@@ -1,5 +1,6 @@
 """Both scripts on small real files, here or as processes to be killed and started again."""
 
+import atexit
 import csv
 import json
 import multiprocessing
@@ -115,6 +116,7 @@ class Run:
         options = (script, [str(a) for a in arguments], values, str(log), fault)
         self.process = _server.Process(target=_main, args=options)
         self.process.start()
+        atexit.register(self.process.kill)  # python would wait for it without end
 
     def kill(self, number=signal.SIGKILL):
         with suppress(ProcessLookupError):  # it may just have ended by itself

@@ -16,7 +16,6 @@ from hicmae.training.evaluate import (
     Predictions,
     average_clips,
     calibration,
-    class_scores,
     classification_metrics,
     fit_temperature,
     metrics_of_classes,
@@ -74,19 +73,6 @@ def test_classification_scores_equal_scikit_learn(case):
     assert ours["confusion"] == confusion.tolist()
     hits, support = confusion.diagonal(), confusion.sum(1)
     assert ours["recall"] == [h / n if n else None for h, n in zip(hits, support, strict=True)]
-
-
-def test_scores_of_many_resamples_at_once_are_those_of_each():
-    rng = np.random.default_rng(7)
-    labels, guesses = rng.integers(0, 3, (2, 2, 5, 9))  # 2 x 5 resamples of 9 clips of 4 classes
-    counts = [(np.eye(4)[labels] * weight).sum(-2) for weight in (1, np.eye(4)[guesses])]
-    together = class_scores(counts[0], np.eye(4)[guesses].sum(-2), counts[1])
-    for index in np.ndindex(2, 5):
-        alone = metrics_of_classes(labels[index], guesses[index], 4)
-        for name in ("uar", "war", "weighted_f1", "macro_f1", "micro_f1"):
-            assert together[name][index] == alone[name]
-        recall = [None if np.isnan(value) else value for value in together["recall"][index]]
-        assert recall == alone["recall"]
 
 
 @pytest.mark.parametrize(
