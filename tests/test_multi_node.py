@@ -51,33 +51,23 @@ def ended(machines, seconds=200):
 
 
 @pytest.mark.slow
-def test_two_machines_that_meet_by_endpoint_or_by_address_train_as_one_process(tmp_path):
-    media = make_media(tmp_path / "media", 4)
-    paths = ["--epochs", "2", "--image_freq", "0", "--data_path", str(media / "lists/train.csv")]
-    flags = [*PRETRAIN, *paths, "--gather_negatives", "--batch_size"]
-    run_pretraining.main([*flags, "2", "--output_dir", str(tmp_path / "one")])
-    expected = lines(tmp_path / "one/log.txt")
-
-    endpoint = f"127.0.0.1:{free_port()}"
-    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node",
-             "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint]  # fmt: skip
-    run = [str(ROOT / "run_pretraining.py"), *flags, "1", "--output_dir", str(tmp_path / "agents")]
-    started = {"agents": [start([*agent, *run]) for _ in range(2)]}
+def test_two_machines_that_meet_by_address_train_as_one_process(tmp_path):
+    media, out = make_media(tmp_path / "media", 4), tmp_path / "script"
+    at = PRETRAIN.index("--batch_size")  # the script has its own
+    flags = [*PRETRAIN[:at], *PRETRAIN[at + 2 :], "--epochs", "2", "--image_freq", "0",
+             "--gather_negatives", "--min_lr", "1e-5"]  # fmt: skip
+    paths = ["--data_path", str(media / "lists/train.csv"), "--output_dir", str(tmp_path / "one")]
+    run_pretraining.main([*flags, *paths, "--batch_size", "2"])
     settings = {"NNODES": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
                 "DEVICE": "cpu", "TOTAL_BATCH": 2, "BATCH_SIZE": 1, "PYTHON": sys.executable,
-                "DATA_PATH": media / "lists/train.csv"}  # fmt: skip
-    at = flags.index("--batch_size")  # the script has its own
-    tiny = [*flags[:at], *flags[at + 2 : -1], "--min_lr", "1e-5"]
-    command = ["sh", str(SCRIPT), *tiny, "--output_dir", str(tmp_path / "script")]
-    started["script"] = [start(command, NODE_RANK=rank, **settings) for rank in range(2)]
-    for name, machines in started.items():
-        codes, written = ended(machines)
-        assert codes == [0, 0], written
-        for mine, other in zip(lines(tmp_path / name / "log.txt"), expected, strict=True):
-            for part in PARTS:
-                value = pytest.approx(other[f"train_{part}"], rel=1e-4)
-                assert mine[f"train_{part}"] == value, (name, part)
-    assert "2 process(es)" in (tmp_path / "script/run.log").read_text()
+                "DATA_PATH": media / "lists/train.csv", "OUTPUT_DIR": out}  # fmt: skip
+    machines = [start(["sh", str(SCRIPT), *flags], NODE_RANK=rank, **settings) for rank in (0, 1)]
+    codes, written = ended(machines)
+    assert codes == [0, 0], written
+    for mine, other in zip(lines(out / "log.txt"), lines(tmp_path / "one/log.txt"), strict=True):
+        for part in PARTS:
+            assert mine[f"train_{part}"] == pytest.approx(other[f"train_{part}"], rel=1e-4), part
+    assert "2 process(es)" in (out / "run.log").read_text()
 
 
 @pytest.mark.slow

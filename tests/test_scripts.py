@@ -139,19 +139,12 @@ def test_experiments_run_with_what_was_published(script, shell, inputs, tmp_path
             at = flags.index(f"--{flag}") + 1
             assert flags[at : at + len(values)] == values
         check_flags(entry, flags)
+    page = start(script, tmp_path, "--help", shell=shell)
+    assert page.returncode == 0 and "shellcheck" not in page.stdout
+    assert {"Needs", "Writes", "Start", str(script.relative_to(ROOT))} <= {*page.stdout.split()}
     if script != PRETRAIN:
         last = shlex.split(result.stdout.splitlines()[-1])
         assert last[1:] == ["-m", "hicmae.report", inputs["OUTPUT_DIR"]]
-
-
-@every_shell
-@pytest.mark.parametrize("script", EXPERIMENTS, ids=lambda path: path.parent.name)
-def test_help_says_what_is_needed_and_written(script, shell, tmp_path):
-    result = start(script, tmp_path, "--help", shell=shell)
-    assert result.returncode == 0 and result.stderr == ""
-    words = result.stdout.split()
-    assert {"Needs", "Writes", "Start", str(script.relative_to(ROOT))} <= {*words}
-    assert not {"!/bin/sh", "shellcheck"} & {*words}
 
 
 @every_shell
@@ -272,7 +265,7 @@ def runs_of(result):
     return re.findall(r"== (\S+): (?:starting|going on|the settings)", result.stderr)
 
 
-def test_demo_knows_its_flags_goes_on_where_it_stopped_and_ends(copy, tmp_path):
+def test_demo_goes_on_where_it_stopped_and_repeats_what_depends_on_other_settings(copy, tmp_path):
     script = copy / "demo.sh"
     shown = commands(start(script, tmp_path, shell="bash", DRY_RUN=1))
     assert len(shown) == 1 + 2 * 3
@@ -287,26 +280,16 @@ def test_demo_knows_its_flags_goes_on_where_it_stopped_and_ends(copy, tmp_path):
     assert runs_of(over) == [] and "installing" not in over.stderr
     assert re.search(r"random weights +50.00  40.00 to 60.00", over.stdout)
 
-
-def test_demo_with_other_settings_repeats_only_what_depends_on_them(copy, tmp_path):
-    first = start(copy / "demo.sh", tmp_path, shell="bash")
-    tuned = [f"{name}/fold{fold}" for fold in "12" for name in ("random", "own", "shipped")]
-    assert runs_of(first) == ["data/toy_av", "demo/pretrain", *tuned]
-    stale = copy.parent / "saved/demo/own/fold1/stale"
+    stale, text = copy.parent / "saved/demo/own/fold1/stale", (copy / "demo.py").read_text()
     stale.touch()
-    text = (copy / "demo.py").read_text()
-    changed, count = re.subn(r"--layer_decay \S+", "--layer_decay 0.5", text)
-    assert count == 1 and (copy / "demo.py").write_text(changed)
-    result = start(copy / "demo.sh", tmp_path, shell="bash")
-    assert runs_of(result) == tuned and not stale.exists()
-    assert "settings have changed, starting over" in result.stderr
-
-
-def test_demo_that_cannot_write_ends_in_one_line(copy, tmp_path):
-    (copy.parent / "saved").touch()
-    result = start(copy / "demo.sh", tmp_path, shell="bash")
-    assert result.returncode == 1
-    assert re.search("^error: '.*/saved.*': Not a directory$", result.stderr.splitlines()[-1])
+    text = re.sub(r"--layer_decay \S+", "--layer_decay 0.5", text)
+    (copy / "demo.py").write_text(text)
+    tuned = start(script, tmp_path, shell="bash", FOLDS=1)
+    assert runs_of(tuned) == ["random/fold1", "own/fold1", "shipped/fold1"] and not stale.exists()
+    assert "settings have changed, starting over" in tuned.stderr
+    (copy / "demo.py").write_text(re.sub(r"--mask_ratio \S+", "--mask_ratio 0.5", text))
+    first = start(script, tmp_path, shell="bash", FOLDS=1)
+    assert runs_of(first) == ["demo/pretrain", "own/fold1"], "own starts from it"
 
 
 @every_shell
@@ -328,12 +311,15 @@ def test_test_script_passes_its_arguments_on(copy, tmp_path):
     assert result.stdout.splitlines() == ["run: -m pytest -q -n 2 -k a b"]
 
 
-def test_unsupported_python_is_refused(copy, tmp_path):
+def test_unsupported_python_and_folders_that_cannot_be_written_end_in_one_line(copy, tmp_path):
+    (copy.parent / "saved").touch()
+    result = start(copy / "demo.sh", tmp_path, shell="bash")
+    assert result.returncode == 1
+    assert re.search("^error: '.*/saved.*': Not a directory$", result.stderr.splitlines()[-1])
     shutil.rmtree(copy.parent / ".venv")
     old = write_program(tmp_path / "bin" / "old_python", "#!/bin/sh\nexit 1\n")
     result = start(copy / "demo.sh", tmp_path, shell="bash", PYTHON=old)
-    assert result.returncode == 1
-    assert re.search("error: no Python 3.10 to 3.13 found", result.stderr)
+    assert result.returncode == 1 and "error: no Python 3.10 to 3.13 found" in result.stderr
 
 
 # What the fakes of SLURM's programs do: srun runs its command once for each machine of the job, or

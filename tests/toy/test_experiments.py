@@ -1,4 +1,4 @@
-"""scripts/toy: a run is made once, goes on, or starts over; the tables of the experiments."""
+"""scripts/toy: the tables of the experiments; how runs are made is tested with the demo's."""
 
 import importlib
 import json
@@ -16,68 +16,10 @@ import run_pretraining
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.training import checkpoint, trained
 from scripts import demo
-from scripts.demo import Run
 from scripts.toy import experiments
 from tests.conftest import save_frames, save_mp4, save_wav, tone
 
-# Notes how often it was called with which flags; fails when told to.
-SCRIPT = """
-import json, sys
-from pathlib import Path
-flags = sys.argv[1:]
-folder = Path(flags[flags.index("--output_dir") + 1])
-calls = folder / "calls.json"
-seen = json.loads(calls.read_text()) if calls.exists() else []
-calls.write_text(json.dumps([*seen, flags]))
-if "--fail" in flags:
-    sys.exit(3)
-if "--half" not in flags:
-    (folder / "metrics_best.json").write_text("{}")
-"""
 SMALL = "--device cpu --num_workers 0 --epochs 1 --warmup_epochs 0 --batch_size 8 --precision fp32"
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    """A repository of stand-ins."""
-    (tmp_path / "run_finetuning.py").write_text(SCRIPT)
-    monkeypatch.setattr(demo, "ROOT", tmp_path)
-    return tmp_path
-
-
-def calls(folder):
-    return json.loads((folder / "calls.json").read_text())
-
-
-def test_a_finished_run_is_not_made_again_and_another_command_starts_over(root):
-    runs = [Run(root / name, "run_finetuning.py", ["--data_path", "d"]) for name in "ab"]
-    experiments.run_all(runs)
-    experiments.run_all(runs)
-    usual = demo.FLAGS["run_finetuning.py"]
-    assert calls(root / "b") == [[*usual, "--data_path", "d", "--output_dir", str(root / "b")]]
-    experiments.run_all(runs, "--epochs 2")
-    assert [demo.flag_value(flags, "--epochs") for flags in calls(root / "a")] == ["2"]
-
-
-@pytest.mark.parametrize("flag, path", [("--finetune", "checkpoint-9.pth"), ("--data_path", "f1")])
-def test_a_run_starts_over_when_that_which_it_starts_from_had_another_command(flag, path, root):
-    run = Run(root / "a", "run_finetuning.py", [flag, str(root / "first" / path)])
-    (root / "first").mkdir()
-    for command in ("x", "x", "y"):
-        (root / "first/command.txt").write_text(command)
-        demo.make(run)
-        assert len(calls(root / "a")) == 1
-        assert (root / "a/command.txt").read_text().endswith(command)
-
-
-def test_a_failed_run_names_its_log(root, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        experiments.run_all([Run(root / "a", "run_finetuning.py", ["--fail"])])
-    assert end.value.code == 3
-    error = capsys.readouterr().err
-    assert re.search("run_finetuning.py stopped with code 3; see '.*a/console.log'", error)
-    with pytest.raises(SystemExit, match=r"no checkpoint-<epoch>.pth in '.*nothing'; run scripts"):
-        experiments.last_checkpoint(tmp_path / "nothing")
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +98,12 @@ def test_starts_compares_random_own_and_shipped_weights(small, tmp_path, monkeyp
     assert config["classifier"]["finetune"].endswith("demo/pretrain/checkpoint-9.pth")
     assert config["data"]["data_path"].endswith("fold1_all")
     assert rows[0][3:] == ["-", "-"] and re.fullmatch(r"[+-]\d+\.\d", rows[1][3])
+
+
+def test_experiments_need_a_finished_demo(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "ABLATIONS", [experiments.Variant("own", experiments.OWN)])
+    with pytest.raises(SystemExit, match=r"no checkpoint-<epoch>.pth in '.*pretrain'; run scripts"):
+        small("ablations", tmp_path, "--demo", str(tmp_path))
 
 
 def test_ablations_compare_with_the_first_row(small, tmp_path):
