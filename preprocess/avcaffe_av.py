@@ -1,8 +1,4 @@
-"""Make the lists of AVCAffe; --help tells what it needs."""
+# Makes the lists of AVCAffe; --help tells what it needs.
+from data_sets import avcaffe
 
-import runpy
-from pathlib import Path
-
-if __name__ == "__main__":
-    protocols = runpy.run_path(str(Path(__file__).with_name("data_sets.py")))
-    raise SystemExit(protocols["avcaffe"]())
+raise SystemExit(avcaffe())

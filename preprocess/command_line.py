@@ -6,7 +6,7 @@ import argparse
 import inspect
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,7 +36,7 @@ class Shard(NamedTuple):
 
 
 WHOLE = Shard()
-Flag = tuple[str, dict[str, Any]]
+Flags = Mapping[str, Mapping[str, Any]]  # by name the arguments of `add_argument`
 
 
 def parse_shard(text: str) -> Shard:
@@ -61,21 +61,11 @@ class Parts(Workers):
     shard: Shard = option(WHOLE, "do only this part of the clips", type=parse_shard, metavar="I/N")
 
 
-def flag(name: str, default: Any, use: str, **options: Any) -> Flag:
-    """Return a flag that one tool has; `options` are those of `add_argument`."""
-    if default is not None:
-        use += f" (default: {' '.join(default) if isinstance(default, list) else default})"
-        kind = str if isinstance(default, list) else type(default)
-        boolean = {"action": argparse.BooleanOptionalAction}
-        options |= boolean if kind is bool else {"type": kind}
-    return name, {"default": default, "help": use, **options}
-
-
 def command(
     usage: str | None,
     work: Callable[[argparse.Namespace], int | None],
     *configs: type,
-    flags: Iterable[Flag] = (),
+    flags: Flags | None = None,
     bad_data: int = 2,
 ) -> Callable[..., int]:
     """Return the `main` of a tool: it parses flags, calls `work`, and returns an exit code.
@@ -89,7 +79,7 @@ def command(
         parser.allow_abbrev = True  # --output of earlier versions, say
         for config in configs:
             add_arguments(parser, config)
-        for name, options in flags:
+        for name, options in (flags or {}).items():
             parser.add_argument(name, **options)
         args = parser.parse_args(arguments)
 

@@ -1,8 +1,4 @@
-"""The name that the original gives to cremad_av.py."""
+# The name that the original gives to cremad_av.py.
+from data_sets import cremad
 
-import runpy
-from pathlib import Path
-
-if __name__ == "__main__":
-    protocols = runpy.run_path(str(Path(__file__).with_name("data_sets.py")))
-    raise SystemExit(protocols["cremad"]())
+raise SystemExit(cremad())

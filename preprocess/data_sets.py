@@ -1,4 +1,4 @@
-"""The protocols of the nine labelled data sets: classes, folds, published counts, file names.
+"""The protocols of the ten data sets: classes, folds, published counts, file names.
 
 A script of its own starts each of them, such as cremad_av.py. The docstring of a function is the
 --help of its script and says which files it expects.
@@ -7,34 +7,40 @@ A script of its own starts each of them, such as cremad_av.py. The docstring of 
 from __future__ import annotations
 
 import argparse
+import glob
+import logging
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
-from hicmae.data.clip_list import data_set_names, read_labelled_list
-from preprocess.command_line import flag
-from preprocess.lists.annotations import (
-    class_index,
-    matched,
-    number,
-    read_lines,
-    read_table,
-    read_utterances,
-)
+from tqdm import tqdm
+
+from hicmae.data.clip_list import data_set_names, read_labelled_list, wav_of, write_list
+from hicmae.io import check_writable
+from preprocess.command_line import command
+from preprocess.lists.annotations import class_index, matched, number, read_lines, read_table
 from preprocess.lists.building import (
+    SAVED_DATA,
     ClipFiles,
+    Places,
     Plan,
+    check_counts,
+    contents,
     cross_validation,
     data_set,
     find,
+    find_places,
     list_name,
     official_split,
 )
-from preprocess.lists.clips import ALIGNED, Candidate, Label
+from preprocess.lists.clips import ALIGNED, Candidate, Label, in_list, write_left_out
+
+logger = logging.getLogger("data_sets")
 
 Lines = Iterator[tuple[str, Candidate]]  # (file:line, clip) of an official list
 
@@ -64,6 +70,7 @@ RAVDESS_NAME = r"0([123])-0([12])-0([1-8])-0[12]-0[12]-0[12]-(0[1-9]|1\d|2[0-4])
 MSP_LINE = (
     r"(?:UTD|MSP)-IMPROV-(S\d\d[AHNS]-([FM])0([1-6])-[PRST]-[FM]{2}\d+)\.avi\s*;\s*([A-Z])\s*;.*"
 )
+IEMOCAP_LINE = r"\[[\d.]+ - [\d.]+\]\s+((Ses0[1-5])[FM]_\w+_([FM])\w+)\s+(\w+)\s+\[.*\]"
 WEREWOLF_TARGETS = ("valence", "arousal", "dominance")
 
 
@@ -76,7 +83,7 @@ def of_class(name: str, emotion: str, classes: Sequence[str], speaker: str) -> C
 
 @data_set(
     "CREMA-D",
-    flag("--classes", 6, "how many", choices=(6, 4)),
+    {"--classes": {"type": int, "default": 6, "choices": (6, 4), "help": "how many, usually 6"}},
     audio_dirs=("audio_16k", "audio", "AudioWAV"),
 )
 def cremad(args: argparse.Namespace, files: ClipFiles) -> Plan:
@@ -109,8 +116,7 @@ def cremad(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
 @data_set(
     "MAFW",
-    flag("--subset", "single", "of the classes", choices=("single", "compound")),
-    flag("--split_dir", None, "folder of set_1 .. set_5"),
+    {"--subset": {"default": "single", "choices": ("single", "compound"), "help": "of classes"}},
     video_dirs=("data/frames", "faces", "face_aligned", "openface", "frames"),
     audio_dirs=("data/audio_16k", "audio_16k", "audio"),
 )
@@ -127,13 +133,13 @@ def mafw(args: argparse.Namespace, files: ClipFiles) -> Plan:
     Of 10 045 clips 10 024 have audio. The 32 compound classes follow the 11 single ones in
     alphabetical order, which is this project's choice.
     """
-    place = args.split_dir or f"Train & Test Set/{args.subset}/no_caption"
-    split_dir, form = find(files.root, "give --split_dir", place), "'<clip>.mp4 <class>'"
-    classes = data_set_names("MAFW", 11) + MAFW_COMPOUND * (args.subset == "compound")
+    classes, form = data_set_names("MAFW", 11), "'<clip>.mp4 <class>'"
+    classes += MAFW_COMPOUND * (args.subset == "compound")
 
     def read(fold: int, part: str) -> Lines:
+        path = f"Train & Test Set/{args.subset}/no_caption/set_{fold}/{part}.txt"
         purpose = f"MAFW's official split comes with it, lines {form}"
-        for where, line in read_lines(find(split_dir, purpose, f"set_{fold}/{part}.txt")):
+        for where, line in read_lines(find(files.root, purpose, path)):
             match = matched(r"(\S+)\.mp4\s+(\S+)", line, where, form)
             yield where, Candidate(match[1], class_index(match[2], classes, where))
 
@@ -175,7 +181,7 @@ def ravdess(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan("ravdess/audio_visual", classes, clips, lists, [240] * 6, {"clips": 1440})
 
 
-@data_set("MSP-IMPROV", flag("--labels", None, "below --data_root, the corpus's labels"))
+@data_set("MSP-IMPROV")
 def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of MSP-IMPROV: 6 folds, one a session, 4 classes A H N S.
 
@@ -191,9 +197,8 @@ def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """
     classes, form = data_set_names("MSP-IMPROV", 4), "'UTD-IMPROV-<clip>.avi; <class>; ...'"
     purpose = f"the corpus's labels come with it, lines {form}"
-    names = [args.labels] if args.labels else ["Evalution.txt", "Evaluation.txt"]
     clips = []
-    for where, line in read_lines(find(files.root, purpose, *names)):
+    for where, line in read_lines(find(files.root, purpose, "Evalution.txt", "Evaluation.txt")):
         if "-IMPROV-" in line:  # the votes of single raters follow below a clip's line
             match = matched(MSP_LINE, line, where, form)
             name, speaker = f"MSP-IMPROV-{match[1]}", f"{match[2]}0{match[3]}"
@@ -207,12 +212,7 @@ def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan(place, classes, clips, lists, expected={"clips": 7787}, note=note)
 
 
-@data_set(
-    "Werewolf-XL",
-    flag("--labels", "labels.csv", "table below --data_root"),
-    flag("--columns", ["name", *WEREWOLF_TARGETS], "of the table: clip, targets", nargs=4),
-    flag("--published_lists", None, "folder of split01 .. split05 with lists"),
-)
+@data_set("Werewolf-XL", {"--published_lists": {"help": "folder of split01 .. split05 with lists"}})
 def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of Werewolf-XL: regression of valence, arousal and dominance, 5 folds.
 
@@ -221,7 +221,7 @@ def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
         faces/01_01_128_aligned/*.jpg
         audio_16k/01_01_128.wav
-        labels.csv    a clip a line; --columns names its column and the three of the targets
+        labels.csv    a clip a line, with the columns name, valence, arousal, dominance
 
     --published_lists takes labels and folds from lists that exist, DIR/split01..05/train.csv and
     test.csv, such as those in https://github.com/sunlicai/HiCMAE
@@ -246,12 +246,13 @@ def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
         clips, lists = official_split(5, published)
     else:
         known: dict[str, Candidate] = {}
-        purpose = f"give --labels, a table with the columns {', '.join(args.columns)}"
-        for where, row in read_table(find(files.root, purpose, args.labels), args.columns):
-            name = os.path.splitext(row[args.columns[0]])[0]
+        columns = ("name", *WEREWOLF_TARGETS)
+        purpose = f"make it, a table with the columns {', '.join(columns)}"
+        for where, row in read_table(find(files.root, purpose, "labels.csv"), columns):
+            name = os.path.splitext(row["name"])[0]
             if name in known:
                 raise ValueError(f"{where}: expected each clip once, got '{name}' again")
-            targets = tuple(number(row[column], where) for column in args.columns[1:])
+            targets = tuple(number(row[column], where) for column in WEREWOLF_TARGETS)
             known[name] = rated(name, targets, where)
         clips = [*known.values()]
         lists = cross_validation(clips, 5, lambda player: min((int(player[:2]) - 1) // 6 + 1, 5))
@@ -259,11 +260,7 @@ def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan(place, WEREWOLF_TARGETS, clips, lists, expected={"clips": 14457})
 
 
-@data_set(
-    "DFEW",
-    flag("--split_dir", "EmoLabel_DataSplit", "below --data_root"),
-    video_dirs=("faces", "face_aligned", "openface", "Clip/clip_224x224"),
-)
+@data_set("DFEW", video_dirs=("faces", "face_aligned", "openface", "Clip/clip_224x224"))
 def dfew(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of DFEW: the official 5 folds of the single-labelled clips, 7 classes.
 
@@ -277,12 +274,11 @@ def dfew(args: argparse.Namespace, files: ClipFiles) -> Plan:
     Labels 1..7 become 0..6: happy sad neutral angry surprise disgust fear. Clips without sound are
     left out.
     """
-    split_dir = find(files.root, "give --split_dir", args.split_dir)
 
     def read(fold: int, part: str) -> Lines:
         purpose = "DFEW's official split comes with it, columns video_name,label"
-        path = find(split_dir, purpose, f"{part}(single-labeled)/set_{fold}.csv")
-        for where, row in read_table(path, ["video_name", "label"]):
+        path = f"EmoLabel_DataSplit/{part}(single-labeled)/set_{fold}.csv"
+        for where, row in read_table(find(files.root, purpose, path), ["video_name", "label"]):
             match = matched(r"0*(\d{1,5})", row["video_name"], where, "a clip's number")
             label = matched(r"[1-7]", row["label"], where, "a label 1..7")
             yield where, Candidate(match[1].zfill(5), int(label[0]) - 1)
@@ -290,11 +286,7 @@ def dfew(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan("dfew/audio_visual", data_set_names("DFEW", 7), *official_split(5, read))
 
 
-@data_set(
-    "MER2023",
-    flag("--train_labels", None, "table below --data_root"),
-    flag("--test_labels", None, "table below --data_root"),
-)
+@data_set("MER2023")
 def mer2023(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of MER2023 (MER-MULTI): official training and test clips, 6 classes.
 
@@ -306,22 +298,19 @@ def mer2023(args: argparse.Namespace, files: ClipFiles) -> Plan:
         test1-label.csv              or test-labels/test1-label.csv: the labels of MER-MULTI, which
                                      the organisers give out after the challenge; same columns
 
-    The baseline's label-6way.npz holds pickled objects. They are never unpickled here: give the csv
-    files. Classes in the baseline's order: neutral angry happy sad worried surprise
+    The baseline's label-6way.npz holds pickled objects and is not read. Classes in the baseline's
+    order: neutral angry happy sad worried surprise
     (https://github.com/zeroQiaoba/MER2023-Baseline).
     """
     classes = data_set_names("MER2023", 6)
     tables = {
-        "train": (args.train_labels, "train-label.csv", "mer2023train/train-label.csv"),
-        "test": (args.test_labels, "test1-label.csv", "test-labels/test1-label.csv"),
+        "train": ("train-label.csv", "mer2023train/train-label.csv"),
+        "test": ("test1-label.csv", "test-labels/test1-label.csv"),
     }
 
     def read(_: int, part: str) -> Lines:
-        purpose = f"give --{part}_labels, a table with the columns name,discrete"
-        given, *usual = tables[part]
-        path = find(files.root, purpose, *([given] if given else usual))
-        if path.endswith(".npz"):
-            raise ValueError(f"'{path}' holds pickled objects, expected the official csv")
+        purpose = "MER2023's official labels, a table with the columns name,discrete"
+        path = find(files.root, purpose, *tables[part])
         for where, row in read_table(path, ["name", "discrete"]):
             yield where, Candidate(row["name"], class_index(row["discrete"], classes, where))
 
@@ -339,22 +328,28 @@ def iemocap(args: argparse.Namespace, files: ClipFiles) -> Plan:
         Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav    16 kHz mono as distributed
         faces/Ses01F_impro01_F000_aligned/*.jpg    one folder an utterance
 
-    The videos in dialog/avi hold a whole dialogue with both speakers side by side:
-    preprocess/iemocap_clips.py cuts them by the times above and to the half of the speaker. Other
-    classes are left out.
+    The videos in dialog/avi hold a whole dialogue with both speakers side by side: cut them by the
+    times above and to the half of the speaker before the faces are found. Other classes are left
+    out.
     """
     classes = data_set_names("IEMOCAP", 4)
+    form = "'[<start> - <end>] <utterance> <emotion> [<v>, <a>, <d>]'"
     find(files.root, "give another --data_root", "Session1/dialog/EmoEvaluation")
     clips = []
     for path in sorted(Path(files.root).glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
-        for one in read_utterances(str(path)):
-            emotion = "hap" if one.emotion == "exc" else one.emotion
-            clips.append(of_class(one.name, emotion, classes, one.speaker))
+        for where, line in read_lines(str(path)):
+            if line.startswith("["):  # headings and single votes do not
+                match = matched(IEMOCAP_LINE, line, where, form)
+                emotion = "hap" if match[4] == "exc" else match[4]
+                clips.append(of_class(match[1], emotion, classes, match[2] + match[3]))
     lists = cross_validation(clips, 5, lambda speaker: int(speaker[4]))
     return Plan("iemocap/audio_visual", classes, clips, lists)
 
 
-@data_set("AVCAffe", flag("--target", "arousal", "to predict", choices=("arousal", "valence")))
+@data_set(
+    "AVCAffe",
+    {"--target": {"default": "arousal", "choices": ("arousal", "valence"), "help": "to predict"}},
+)
 def avcaffe(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of AVCAffe: arousal or valence in 5 levels, the official split by participant.
 
@@ -398,3 +393,57 @@ def avcaffe(args: argparse.Namespace, files: ClipFiles) -> Plan:
     lists = {name: [c.name for c in clips if c.speaker in group] for name, group in people.items()}
     note = "clips of one task are scored as one: test with --average_clips 3"
     return Plan(f"avcaffe/audio_visual/{args.target}", classes, clips, lists, note=note)
+
+
+def list_voxceleb2(args: argparse.Namespace) -> None:
+    """Make the pre-training list of VoxCeleb2's development set: lines "<video.mp4> 0".
+
+    Expected below --data_root (https://www.robots.ox.ac.uk/~vgg/data/voxceleb/vox2.html;
+    --video_dir and --audio_dir name other places):
+
+        video/file~/dev/mp4/id00012/21Uxsk56VDQ/00001.mp4    or dev/mp4/...
+        audio/file~/dev/aac/id00012/21Uxsk56VDQ/00001.wav    or dev/aac/..., by
+                                                             extract_audio.py from the m4a files
+
+    It looks at names only. preprocess/check_lists.py opens every clip of the list and writes one
+    without the broken ones: of 1 092 009 clips the original could use 1 091 581. Where the wav's
+    name does not follow from the mp4's, the line names it too. Written to --output_dir
+    (saved/data/voxceleb2): train.csv, left_out.csv.
+    """
+    places = find_places(
+        args,
+        "VoxCeleb2",
+        ("video/file~/dev/mp4", "dev/mp4"),
+        ("audio/file~/dev/aac", "dev/aac"),
+    )
+    root, output = places[0], args.output_dir or SAVED_DATA / "voxceleb2"
+    check_writable(output / "train.csv")
+    names: dict[str, set[str]] = defaultdict(set)  # "id00012/21Uxsk56VDQ/00001", by suffix
+    for folder in places[1:]:
+        for path in tqdm(glob.iglob("*/*/*", root_dir=folder), unit="file", desc="reading names"):
+            name, suffix = os.path.splitext(path)
+            names[suffix].add(name)
+    clips, whole = [], names[".mp4"] & names[".wav"]
+    every = names[".mp4"] | names[".wav"] | names[".m4a"]
+    for name in sorted(every, key=lambda name: name.split("/")):
+        wav = "m4a without wav" if name in names[".m4a"] else "audio missing"
+        reason = "" if name in whole else wav if name in names[".mp4"] else "video missing"
+        files = f"{places[1]}/{name}.mp4", f"{places[2]}/{name}.wav"
+        clips.append(Candidate(name, 0, None, *files, reason))
+    if not whole:
+        raise FileNotFoundError(
+            f"expected id*/*/*.mp4 in '{places[1]}' and id*/*/*.wav in '{places[2]}', found "
+            f"{contents(places[1])} and {contents(places[2])}, and no clip in both; make the wavs "
+            "with preprocess/face_and_audio/extract_audio.py"
+        )
+    write_left_out(output, clips)
+    check_counts({"videos": len(names[".mp4"])}, {"videos": 1_092_009}, args.strict)
+    lines = [in_list(c, root if args.relative else None) for c in clips if not c.reason]
+    follows = (line._replace(audio=None) if line.audio == wav_of(line.video) else line
+               for line in lines)  # fmt: skip
+    write_list(output / "train.csv", follows)
+    speakers = {name.partition("/")[0] for name in whole}
+    logger.info("%s: %d clips of %d speakers", output / "train.csv", len(lines), len(speakers))
+
+
+voxceleb2 = command(list_voxceleb2.__doc__, list_voxceleb2, Places, bad_data=1)

@@ -1,8 +1,4 @@
-"""Make the lists of MSP-IMPROV; --help tells what it needs."""
+# Makes the lists of MSP-IMPROV; --help tells what it needs.
+from data_sets import msp_improv
 
-import runpy
-from pathlib import Path
-
-if __name__ == "__main__":
-    protocols = runpy.run_path(str(Path(__file__).with_name("data_sets.py")))
-    raise SystemExit(protocols["msp_improv"]())
+raise SystemExit(msp_improv())

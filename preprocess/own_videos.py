@@ -25,14 +25,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import random
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
@@ -40,23 +38,17 @@ from hicmae.config.flags import Settings, option
 from hicmae.data.audio import WavFile
 from hicmae.data.film import open_video
 from hicmae.data.media import VIDEO_SUFFIXES
+from hicmae.data.splits import draw_groups
 from hicmae.data.video import MODALITIES
 from preprocess.command_line import WHOLE, command
 from preprocess.face_and_audio import batch, extract_audio, extract_face
-from preprocess.face_and_audio.batch import find_jobs
 from preprocess.face_and_audio.timing import out_of_step
-from preprocess.lists.annotations import PARTS, Labelled, read_labels
-from preprocess.lists.clips import (
-    Candidate,
-    as_table,
-    table_text,
-    totals,
-    write_left_out,
-    write_lists,
-)
+from preprocess.lists.annotations import number, read_table
+from preprocess.lists.clips import Candidate, is_utf8, write_left_out, write_lists
 
 logger = logging.getLogger(__name__)
 
+PARTS = ("train", "val", "test")
 # By the field of a clip: the folder below --output_dir, and the tool that fills it.
 HALVES = {"audio": ("audio", extract_audio.TOOL), "video": ("faces", extract_face.TOOL)}
 
@@ -93,7 +85,7 @@ def prepare(args: argparse.Namespace) -> int:
     code = 0
     for half, make in work.items():
         folder, tool = HALVES[half]
-        flags = {"input": args.videos, "data_root": "", "ext": VIDEO_SUFFIXES}
+        flags = {"input": args.videos, "ext": VIDEO_SUFFIXES}
         flags |= {"output_dir": os.path.join(args.output_dir, folder)}
         code = max(code, batch.run_tool(tool, argparse.Namespace(**vars(args) | flags), make))
         if code > 1:
@@ -110,7 +102,7 @@ def find_videos(args: argparse.Namespace) -> list[Candidate]:
     found: dict[str, Candidate] = {}
     for half, (name, tool) in HALVES.items():
         folder = os.path.join(args.output_dir, name)
-        jobs, problems, _ = find_jobs(args.videos, folder, VIDEO_SUFFIXES, tool.suffix)
+        jobs, problems, _ = batch.find_jobs(args.videos, folder, VIDEO_SUFFIXES, tool.suffix)
         rows = batch.read_summary(batch.summary_path(folder, tool.name))
         for job in jobs:
             clip = found.get(job.name, Candidate(job.name))
@@ -133,25 +125,29 @@ def make_lists(args: argparse.Namespace) -> int:
         labels, names, unknown = read_labels(args.labels, [clip.name for clip in clips], args.task)
         if args.task == "classification":
             names = class_names(str(row.label) for row in labels.values())
+        ready, parts = list[Candidate](), list[str]()
         for place, clip in enumerate(clips):
-            if not clip.reason and clip.name not in labels:
-                clips[place] = clip._replace(reason="no label")
+            row = labels.get(clip.name)
+            if row is None:
+                clips[place] = clip if clip.reason else clip._replace(reason="no label")
+            elif not clip.reason:
+                label = names.index(row.label) if isinstance(row.label, str) else row.label
+                ready.append(clip._replace(label=label, speaker=row.speaker))
+                parts.append(row.split)
         clips += unknown
-        ready = {clip.name: clip for clip in clips if not clip.reason}
         if not ready:
             raise ValueError(f"no video of --labels '{args.labels}' has all its files; see the log")
-        drawn = assign_parts({name: labels[name] for name in ready}, args.test_share, args.seed)
-        lists = {part: [] for part in PARTS if part in drawn.values()}
-        for name, part in drawn.items():
-            label, speaker, _ = labels[name]
-            value = names.index(label) if isinstance(label, str) else label
-            lists[part].append(ready[name]._replace(label=value, speaker=speaker))
+        if not all(parts):  # there is no such column
+            speakers = [clip.speaker or clip.name for clip in ready]
+            classes = [clip.label if isinstance(clip.label, int) else 0 for clip in ready]
+            drawn = draw_groups(classes, speakers, args.test_share, args.seed)
+            parts = ["test" if is_drawn else "train" for is_drawn in drawn]
+        pairs = list(zip(parts, ready, strict=True))
+        lists = {part: [c for own, c in pairs if own == part] for part in PARTS if part in parts}
     if args.modality == "av":
         warn_of_steps([clip for part in lists.values() for clip in part])
     is_left_out = write_left_out(output, clips)
     write_lists(output, lists, names, args.output_dir if args.relative else None)
-    table = totals(as_table(lists), "list", names).drop(columns="minutes")
-    logger.info("%s", table_text(table))
     if args.labels is not None:
         options = f"--task {args.task} --modality {args.modality} --nb_classes {len(names)}"
         root = f" --data_root {shlex.quote(args.output_dir)}" if args.relative else ""
@@ -179,42 +175,66 @@ def class_names(labels: Iterable[str]) -> list[str]:
     return numbers + [name for name in names if not name.isdecimal()]
 
 
-def assign_parts(labels: Mapping[str, Labelled], share: float, seed: int) -> dict[str, str]:
-    """Return train, val or test for each video: its `split`, or as drawn.
+class Labelled(NamedTuple):
+    """What labels.csv says of a video."""
 
-    Speakers, or clips where nobody knows, are drawn so that every class has about its share in
-    test.
+    label: str | tuple[float, ...]  # a class name, or numbers
+    speaker: str | None  # None without such a column
+    split: str  # train, val or test, "" without such a column
+
+
+def read_labels(
+    path: str, videos: Iterable[str], task: str
+) -> tuple[dict[str, Labelled], list[str], list[Candidate]]:
+    """Read labels.csv and match it with the videos.
+
+    Returns the labelled videos by name; the names of the columns of numbers, or "label"; and the
+    lines without a video.
     """
-    given = {name: row.split for name, row in labels.items() if row.split is not None}
-    if given:
-        return given
-    groups: dict[str, Counter[str]] = {}
-    speakers = {name: row.speaker or name for name, row in labels.items()}
-    for name, row in labels.items():
-        kind = row.label if isinstance(row.label, str) else ""
-        groups.setdefault(speakers[name], Counter())[kind] += 1
-    if len(groups) < 2:
-        raise ValueError(
-            f"expected at least two speakers or clips to split, got {len(groups)}; "
-            "add some, or a column 'split'"
-        )
-    total: Counter[str] = sum(groups.values(), Counter())
-    wanted = {label: share * count for label, count in total.items()}
+    classes = task == "classification"
+    lines = list(read_table(path, ["video", "label"] if classes else ["video"]))
+    columns, names = ["label"], ["label", "speaker", "split"]
+    if not classes:
+        header = lines[0][1] if lines else {}
+        names = names[1:]
+        columns = [column for column in header if column not in ("", "video", *names)]
+        if not columns:
+            raise ValueError(f"{path}:1: expected the column video and one for each target")
+    known = _spellings(videos)
+    labels: dict[str, Labelled] = {}
+    unknown = []
+    for where, row in lines:
+        for column in names:
+            expected = "train, val or test" if column == "split" else "a name"
+            text = row.get(column, "train")
+            if not text or (column == "split" and text not in PARTS):
+                raise ValueError(f"{where}, column '{column}': expected {expected}, got {text!r}")
+            if not is_utf8(text):
+                raise ValueError(f"{where}, column '{column}': {text!r} is not UTF-8; save it so")
+        label: str | tuple[float, ...] = row.get("label", "")
+        if not classes:
+            label = tuple(number(row[c], f"{where}, column '{c}'") for c in columns)
+        matches = known.get(os.path.normpath(row["video"]), [])
+        if len(matches) > 1 or set(matches) & labels.keys():
+            problem = "several videos" if len(matches) > 1 else "a video that has a label already"
+            raise ValueError(f"{where}: {row['video']!r} names {problem}, expected one of its own")
+        elif matches:
+            labels[matches[0]] = Labelled(label, row.get("speaker"), row.get("split", ""))
+        else:
+            unknown.append(Candidate(row["video"], reason="no such video", detail=where))
+    return labels, columns, unknown
 
-    def distance(counts: Counter[str]) -> float:
-        return sum((counts[label] - want) ** 2 / want for label, want in wanted.items())
 
-    order = sorted(groups)
-    random.Random(seed).shuffle(order)
-    test: list[str] = []
-    counts: Counter[str] = Counter()
-    for group in order:
-        larger = counts + groups[group]
-        if distance(larger) < distance(counts) and len(test) < len(groups) - 1:
-            test.append(group)
-            counts = larger
-    test = test or [min(order, key=lambda group: distance(groups[group]))]
-    return {name: "test" if speaker in test else "train" for name, speaker in speakers.items()}
+def _spellings(videos: Iterable[str]) -> dict[str, list[str]]:
+    """Return what a name in labels.csv may mean: whole, without suffix, folder or both."""
+    known: dict[str, list[str]] = {}
+    paths = {video: PurePath(video) for video in videos}
+    for spell in (str, lambda p: str(p.with_suffix("")), lambda p: p.name, lambda p: p.stem):
+        meant: dict[str, list[str]] = {}
+        for video, path in paths.items():
+            meant.setdefault(spell(path).strip(), []).append(video)  # as tables are read
+        known = meant | known  # a fuller name comes first
+    return known
 
 
 main = command(__doc__, prepare, Options, batch.Running, extract_face.FaceOptions)

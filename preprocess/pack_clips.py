@@ -62,9 +62,9 @@ from hicmae.data.clip_list import (
 )
 from hicmae.data.film import open_video
 from hicmae.data.shards import open_packed
-from hicmae.data.video import NOT_READ, SOURCE_CROPS, FrameFolder, Video, resize, source_box
+from hicmae.data.video import NOT_READ, SOURCE_CROPS, FrameFolder, Video, source_box
 from hicmae.io import UnreadableClip, check_writable, whole_file, write_whole
-from preprocess.command_line import Parts, command, flag
+from preprocess.command_line import Parts, command
 from preprocess.face_and_audio import batch
 from preprocess.face_and_audio.batch import Ledger, Outcome
 
@@ -113,7 +113,6 @@ class PackOptions(Settings):
 
     quality: int = option(95, "of JPEG, without chroma subsampling", ">= 1 and <= 100")
     lossless: bool = option(False, "store PNG")
-    size: int | None = option(None, "shrink frames to this short side in pixels", ">= 1")
     source_crop: str = option("auto", CROP_HELP, choices=SOURCE_CROPS)
     input_size: int = option(160, "of the training, for which these are cut", "> 0")
 
@@ -159,18 +158,13 @@ def _images(video: Video, options: PackOptions) -> Iterator[bytes]:
 
 def _image(video: Video, index: int, frame: np.ndarray, options: PackOptions) -> bytes:
     """Return the image file of a frame: a folder's own JPEG where it is kept, else a new one."""
-    shrinks = options.size is not None and options.size < min(frame.shape[:2])
-    if isinstance(video, FrameFolder) and not shrinks:
+    if isinstance(video, FrameFolder):
         path = Path(video.path, video.names[index])
         with Image.open(path) as stored:
             if stored.format == "JPEG" and stored.mode == "RGB":
                 return path.read_bytes()
     image = Image.fromarray(frame)
     image = image.crop(source_box(options.source_crop, options.input_size, *image.size))
-    short = min(image.size)
-    if options.size is not None and options.size < short:
-        width, height = (side * options.size // short for side in image.size)
-        image = resize(image, (width, height))
     file = io.BytesIO()
     if options.lossless:
         image.save(file, "PNG")
@@ -397,8 +391,8 @@ def write_all(
         logger.info("%.3f GB are packed; a clip takes %.0f KB", total / 1e9, total / clips / 1e3)
 
 
-LIST = flag("list", None, "list of clips, as for training", nargs="?")
-main = command(__doc__, pack, Options, PackOptions, flags=[LIST])
+LIST = {"list": {"nargs": "?", "help": "list of clips, as for training"}}
+main = command(__doc__, pack, Options, PackOptions, flags=LIST)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -38,13 +38,12 @@ import av
 import cv2
 import numpy as np
 import soundfile
-from PIL import Image
 from tqdm import tqdm
 
 from hicmae.config.flags import Refused, Settings, from_flags, option
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.faces import align
-from hicmae.io import check_writable, write_whole
+from hicmae.io import write_whole
 from preprocess import pack_clips
 from preprocess.command_line import Workers, command
 from preprocess.lists.clips import write_csv
@@ -56,7 +55,6 @@ logger = logging.getLogger(__name__)
 VERSION = 3  # raise it when the same settings give other pixels or samples
 JPEG_QUALITY = 92
 VIDEO_OPTIONS = {"preset": "superfast", "crf": "22", "threads": "1", "g": "50"}
-SHEET_CLIP = 900  # a clip number that no data set uses: the contact sheet shows speakers
 
 
 @dataclass(frozen=True)
@@ -78,26 +76,17 @@ class Recipe(Settings):
 
 
 @dataclass(frozen=True)
-class Output(Settings):
+class Output(Workers):
     """What to write."""
 
-    output_dir: Path | None = option(None, "folder, for example saved/data/toy_av", type=Path)
+    output_dir: Path = option(Path(), "folder, for example saved/data/toy_av", required=True)
     relative: bool = option(False, "write names relative to --output_dir, for --data_root")
-    preview: Path | None = option(None, "write a contact sheet to this file and stop", type=Path)
-    preview_speakers: int = option(6, "its rows", ">= 1")
-
-    def _refused(self) -> Refused:
-        nowhere = self.output_dir is None and self.preview is None
-        return {"give --output_dir (or --preview for a contact sheet only)": nowhere}
 
 
 def make_toy(args: argparse.Namespace) -> None:
-    """Make the data set, or the contact sheet."""
+    """Make the data set."""
     recipe = from_flags(vars(args), Recipe)
-    if args.preview is None:
-        build(recipe, args.output_dir, args.num_workers, args.relative)
-    else:
-        write_preview(args.preview, args.seed, args.preview_speakers, args.face_size)
+    build(recipe, args.output_dir, args.num_workers, args.relative)
 
 
 class Job(NamedTuple):
@@ -258,29 +247,7 @@ def write_lists(
             raise RuntimeError(f"the clips of '{path}' could not be packed, see above")
 
 
-# The contact sheet
-
-
-def write_preview(path: Path, seed: int, speakers: int, face_size: int) -> None:
-    """Write a contact sheet: per speaker and valence the mouth shut, open, and the aligned face.
-
-    Speech and motion are the same in every column, so only the expression differs.
-    """
-    check_writable(path, (".png", ".jpg", ".jpeg"))
-    shown = []
-    for speaker, valence in product(range(speakers), range(len(plan.VALENCES))):
-        clip = plan.plan_clip(plan.ClipKey(seed, speaker, SHEET_CLIP), valence * len(plan.AROUSALS))
-        tracks, frames = plan.make_tracks(clip), list(draw_frames(clip))
-        awake = tracks.eyelids == 1
-        shut, opened = np.argmin(tracks.opening + 9 * ~awake), np.argmax(tracks.opening * awake)
-        shown += [frames[shut][0], frames[opened][0], align(*frames[shut], face_size)]
-    size = (2 * FRAME_SIZE, 2 * FRAME_SIZE)
-    large = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) for image in shown])
-    rows = large.reshape(speakers, -1, *large.shape[1:]).swapaxes(1, 2)
-    Image.fromarray(rows.reshape(speakers * size[1], -1, 3)).save(path)
-
-
-main = command(__doc__, make_toy, Recipe, Output, Workers)
+main = command(__doc__, make_toy, Recipe, Output)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -413,20 +413,20 @@ def array(task, low, high, count):
     return {f"SLURM_ARRAY_TASK_{name}": number for name, number in values}
 
 
-VOXCELEB2 = "preprocess/voxceleb2.py"
+TOOL = "preprocess/check_lists.py"
 
 
 @every_shell
 def test_a_job_array_prepares_a_part_a_task_and_comes_back(shell, slurm, tmp_path):
     settings = slurm | array(3, 1, 8, 8)
-    flags = ["--data_root", "a b", "--check"]
-    job = submit("prepare", tmp_path, settings | {"DRY_RUN": 1}, VOXCELEB2, *flags, shell=shell)
+    flags = ["a b", "--modality", "a"]
+    job = submit("prepare", tmp_path, settings | {"DRY_RUN": 1}, TOOL, *flags, shell=shell)
     words = shlex.split(ended(job).stdout)
-    assert words[1:] == [VOXCELEB2, "--num_workers", "12", "--shard", "3/8", *flags]
+    assert words[1:] == [TOOL, "--num_workers", "12", "--shard", "3/8", *flags]
     text = FAKE_PYTHON.replace("echo saved; exit 0", "exit 3")
     python, started = write_program(tmp_path / "bin" / "fake", text), tmp_path / "started"
     settings |= {"PYTHON": python, "FAKE_SLEEP": started}
-    job = submit("prepare", tmp_path, settings, VOXCELEB2, shell=shell)
+    job = submit("prepare", tmp_path, settings, TOOL, shell=shell)
     wait_for(started.exists)
     job.send_signal(signal.SIGUSR1)
     assert "--shard 3/8" in ended(job, 20).stdout and job.returncode == 0
@@ -435,9 +435,9 @@ def test_a_job_array_prepares_a_part_a_task_and_comes_back(shell, slurm, tmp_pat
 
 REFUSED_JOBS = [
     ("run", {}, ["dfew"], "name an experiment script, .*'dfew'"),
-    ("prepare", {}, [VOXCELEB2], "the array must be 1-n, .*--array=1-16"),
+    ("prepare", {}, [TOOL], "the array must be 1-n, .*--array=1-16"),
     ("prepare", array(1, 1, 2, 2), ["no.py"], "name a tool, such as .*'no.py'"),
-    ("prepare", array(11, 11, 12, 2), [VOXCELEB2], "the array must be 1-n"),
+    ("prepare", array(11, 11, 12, 2), [TOOL], "the array must be 1-n"),
 ]
 
 

@@ -133,24 +133,42 @@ def _by_table(videos: Sequence[str], path: Path, data_root: str) -> list[str]:
 def hold_out(
     clips: Clips, groups: Sequence[str], share: float, seed: int, modality: str = "av"
 ) -> tuple[list[AnyClip], list[AnyClip], list[str]]:
-    """Hold out whole groups (speakers) of clips, so that every class gives about its share.
+    """Hold out whole groups (speakers) of clips, see `draw_groups`.
 
-    Of many random orders of the groups, and of the beginnings of each, the one is taken whose share
-    of all clips and of every class (regression: of each third of every target's values) comes
-    nearest to `share` in (0, 1). No file of a stream in `modality` may be on both sides.
+    No file of a stream in `modality` may be on both sides.
 
     Returns:
         Training clips, validation clips and their groups, all in list order.
     """
+    held = draw_groups([clip.label for clip in clips], groups, share, seed)
+    train, val = ([clips[k] for k in np.flatnonzero(side).tolist()] for side in (~held, held))
+    owners = [groups[k] for k in np.flatnonzero(held).tolist()]
+    _check_sides(train, val, modality)
+    logger.info(
+        "held out of train.csv for validation: %d of %d speakers or items, %d of %d clips",
+        *(len(set(owners)), len(set(groups)), len(val), len(clips)),
+    )
+    return train, val, owners
+
+
+def draw_groups(
+    labels: Sequence[Any], groups: Sequence[str], share: float, seed: int
+) -> np.ndarray:
+    """Draw groups (speakers) of clips, so that every class gives about its share.
+
+    Of many random orders of the groups, and of the beginnings of each, the one is taken whose share
+    of all clips and of every class (regression: of each third of every target's values) comes
+    nearest to `share` in (0, 1). Returns (n,) bool, True for a clip of a group that is drawn.
+    """
     names, members = np.unique(np.array(groups, object), return_inverse=True)
     if len(names) < 2:
         raise ValueError(
-            f"expected at least two speakers or clips in the training list to hold some out, got "
-            f"{len(names)}; use --val_split list"
+            f"expected at least two speakers or clips to hold some out, got {len(names)}; use "
+            "--val_split list, or for videos of your own a column 'split'"
         )
     rng = np.random.default_rng((_HOLD_OUT, seed))
     best, least = np.arange(1), np.inf
-    traits = _traits(np.array([clip.label for clip in clips]))
+    traits = _traits(np.array(labels))
     shares = np.zeros((len(names), traits.shape[1]))
     np.add.at(shares, members, traits)
     shares /= shares.sum(axis=0)
@@ -160,14 +178,7 @@ def hold_out(
         size = int(errors.argmin()) + 1
         if errors[size - 1] < least:
             best, least = order[:size], errors[size - 1]
-    held = np.isin(members, best)
-    train, val = ([clips[k] for k in np.flatnonzero(side).tolist()] for side in (~held, held))
-    _check_sides(train, val, modality)
-    logger.info(
-        "held out of train.csv for validation: %d of %d speakers or items, %d of %d clips",
-        *(len(best), len(names), len(val), len(clips)),
-    )
-    return train, val, [groups[k] for k in np.flatnonzero(held).tolist()]
+    return np.isin(members, best)
 
 
 def _traits(labels: np.ndarray) -> np.ndarray:

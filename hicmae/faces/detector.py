@@ -27,6 +27,7 @@ WEIGHTS_SHA256 = {
     "onet": "94f6ea2f4cf985275ee958cdd762d17b6009348a4fb9d8c6be39ba73ffd22ca3",
 }
 CELL, STRIDE = 12, 2  # pixels that P-Net sees for one score, and between scores
+MIN_FACE = 0.1  # least size of a face, as a share of the shorter side
 PYRAMID_STEP = 0.709  # about 1 / sqrt(2): each level halves the area
 PROPOSED, REFINED, ACCEPTED = 0.6, 0.7, 0.7  # least scores after the three nets
 SAME_PROPOSAL, SAME_FACE = 0.7, 0.6  # overlaps from which one of two boxes is dropped
@@ -118,15 +119,9 @@ def _fill(net: Net, data: bytes) -> None:
 
 
 class Detector:
-    """Finds faces in images, and the points of faces whose place is roughly known.
+    """Finds faces in images, and the points of faces whose place is roughly known."""
 
-    `min_face` is the least face to find, as a share of the shorter side.
-    """
-
-    def __init__(self, min_face: float = 0.1) -> None:
-        if not 0 < min_face < 1:
-            raise ValueError(f"--min_face must be between 0 and 1, got {min_face}")
-        self.min_face = min_face
+    def __init__(self) -> None:
         self.pnet, self.rnet, self.onet = load_nets()
 
     @torch.inference_mode()
@@ -164,7 +159,7 @@ class Detector:
     def _propose(self, images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return square boxes (N, 4) that may hold faces, and the image (N,) each is in."""
         height, width = images[0].shape[:2]
-        scale = CELL / max(self.min_face * min(height, width), CELL)
+        scale = CELL / max(MIN_FACE * min(height, width), CELL)
         found = []
         while min(height, width) * scale >= CELL:
             size = round(width * scale), round(height * scale)

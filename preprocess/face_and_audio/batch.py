@@ -18,15 +18,13 @@ import signal
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from logging.handlers import QueueHandler
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import SimpleQueue
 from threading import local
 from typing import Any, NamedTuple
 
@@ -41,17 +39,12 @@ from preprocess.lists.clips import write_csv
 
 logger = logging.getLogger(__name__)
 
-LIST_SUFFIXES = frozenset((".csv", ".txt", ".list"))
 SUMMARY_EVERY = 60  # seconds between writings of the summary, and lines about what is done
 STALE = 24 * 3600  # seconds after which a temporary file belongs to no running process
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What may be wrong with a clip; a TypeError, say, is a mistake of ours and ends the run.
 CLIP_ERRORS: tuple[type[Exception], ...] = (RuntimeError, OSError, ValueError, LookupError)
 CLIP_ERRORS += (ArithmeticError, MemoryError, EOFError)
-
-
-INPUT_HELP = "folder, searched with all its subfolders; one file; or a list (.csv .txt .list) of "
-INPUT_HELP += "files, one a line (of our own lists the first field is taken)"
 
 
 class Job(NamedTuple):
@@ -69,7 +62,6 @@ class Outcome(NamedTuple):
     reason: str = ""  # why it failed
     seconds: float = 0.0
     details: Mapping[str, Any] = {}  # more columns of the summary
-    said: Sequence[logging.LogRecord] = ()  # what its process logged
 
 
 Work = Callable[[Any], dict[str, Any]]  # makes what a job asks for; returns the details
@@ -101,9 +93,8 @@ class Running(Parts):
 class Files(Running):
     """What to read and to write, and how."""
 
-    input: str = option("", INPUT_HELP, required=True)
+    input: str = option("", "file, or folder with all its subfolders", required=True)
     output_dir: str = option("", "folder; names in it are as below --input", required=True)
-    data_root: str = option("", "folder that relative names in a list start from")
     ext: tuple[str, ...] = option((), "kinds of files to take from a folder, such as mp4")
 
 
@@ -115,9 +106,7 @@ def run_tool(tool: Tool, args: argparse.Namespace, work: Work) -> int:
     """
     summary = summary_path(args.output_dir, tool.name, args.shard)
     kinds = ["." + kind.lower().removeprefix(".") for kind in args.ext or tool.kinds]
-    jobs, problems, others = find_jobs(
-        args.input, args.output_dir, kinds, tool.suffix, args.data_root, args.shard
-    )
+    jobs, problems, others = find_jobs(args.input, args.output_dir, kinds, tool.suffix, args.shard)
     check_writable(summary)
     if others:
         passed = (f"{count} {kind or 'without an ending'}" for kind, count in others.most_common())
@@ -145,7 +134,6 @@ def find_jobs(
     output: str,
     kinds: Collection[str],
     output_suffix: str,
-    data_root: str = "",
     shard: Shard = WHOLE,
 ) -> tuple[list[Job], list[Outcome], Counter[str]]:
     """Return the jobs of a shard in order, what is wrong with the input itself, and passed over.
@@ -165,12 +153,6 @@ def find_jobs(
                 others[kind] += 1
     elif not os.path.isfile(source):
         raise FileNotFoundError(f"--input '{source}' does not exist")
-    elif Path(source).suffix.lower() in LIST_SUFFIXES:
-        files = sorted(set(_read_names(source, data_root)))
-        folders = {os.path.dirname(os.path.abspath(file)) for file in files or [source]}
-        root, given = os.path.commonpath(folders), os.path.abspath(data_root)
-        if data_root and os.path.commonpath([given, root]) == given:
-            root = given
     else:
         root, files = os.path.dirname(source), [source]
     if not files and not problems:
@@ -203,18 +185,6 @@ def _files_in(folder: str, output: str, problems: list[Outcome]) -> Iterator[str
             folders.clear()
         else:
             yield from (os.path.join(path, name) for name in names)
-
-
-def _read_names(path: str, data_root: str) -> Iterator[str]:
-    """Yield the files named in a list: a whole line where that is a file, else its first field."""
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        try:
-            for fields in csv.reader(file, delimiter=" ", strict=True):
-                if fields:
-                    whole = os.path.join(data_root, " ".join(fields))
-                    yield whole if os.path.isfile(whole) else os.path.join(data_root, fields[0])
-        except csv.Error as error:
-            raise ValueError(f"list '{path}' cannot be read: {error}") from None
 
 
 # What became of them
@@ -319,21 +289,18 @@ def outcomes_of(
     work: Work,
     num_workers: int,
     title: str,
-    before: int = 0,
     in_order: bool = False,
 ) -> Generator[Outcome, None, None]:
     """Yield the outcomes as they come, or `in_order` of the jobs; OSError where the disk is full.
 
     With an order, results do not depend on the number of processes. A bar shows on a terminal, and
-    a line a minute in a log; `before` clips are done already.
+    a line a minute in a log.
     """
-    total, said = before + len(pending), time.monotonic()
+    total, said = len(pending), time.monotonic()
     found = _outcomes(pending, work, num_workers, in_order)
-    bar = tqdm(found, title, total, initial=before, unit="clip", disable=None)
+    bar = tqdm(found, title, total, unit="clip", disable=None)
     with closing(found), bar, logging_redirect_tqdm():
-        for count, outcome in enumerate(bar, before + 1):
-            for record in outcome.said:
-                logging.getLogger(record.name).handle(record)
+        for count, outcome in enumerate(bar, 1):
             yield outcome
             if time.monotonic() - said > SUMMARY_EVERY:
                 logger.info("%s: %d of %d clips", title, count, total)
@@ -393,8 +360,8 @@ def _elsewhere(own: local, work: Work, job: Any) -> Outcome:
 
 
 def _serve(connection: Connection, level: int) -> None:
-    """Do jobs until nobody is there to ask; what is logged goes with their outcomes."""
-    logging.basicConfig(level=level, format="%(message)s", handlers=[QueueHandler(_log)])
+    """Do jobs until nobody is there to ask."""
+    logging.basicConfig(level=level, format="%(message)s")
     with suppress(EOFError, ConnectionError):
         while True:
             asked = connection.recv()
@@ -405,9 +372,6 @@ def _serve(connection: Connection, level: int) -> None:
                 if not isinstance(error, OSError):  # a mistake of ours
                     traceback.print_exc()
             connection.send(answer)
-
-
-_log: SimpleQueue[logging.LogRecord] = SimpleQueue()
 
 
 def _attempt(work: Work, job: Any) -> Outcome:
@@ -421,8 +385,7 @@ def _attempt(work: Work, job: Any) -> Outcome:
         reason = describe(error)
         for name in (job.source, os.path.abspath(job.source)):
             reason = reason.removeprefix(f"'{name}' ")  # the row has the name
-    said = [_log.get() for _ in range(_log.qsize())]
-    return Outcome(job, reason, time.monotonic() - start, details, said)
+    return Outcome(job, reason, time.monotonic() - start, details)
 
 
 @functools.lru_cache(maxsize=4096)

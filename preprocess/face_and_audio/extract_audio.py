@@ -14,6 +14,7 @@ or by a full disk.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import wave
@@ -28,11 +29,12 @@ from hicmae.data.audio import SAMPLE_RATE
 from hicmae.data.film import Film
 from hicmae.data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES, NoPicture, decode_sound
 from hicmae.io import UnreadableClip, whole_file
-from preprocess.command_line import command, flag
+from preprocess.command_line import command
 from preprocess.face_and_audio import batch, timing
 from preprocess.face_and_audio.batch import Job
 
 SAMPLE_BYTES = 2
+OPTIONAL = {"action": argparse.BooleanOptionalAction, "default": False}
 
 
 def convert(job: Job, keep_length: bool = False) -> dict[str, Any]:
@@ -83,7 +85,7 @@ main = command(
     __doc__,
     lambda args: batch.run_tool(TOOL, args, partial(convert, keep_length=args.keep_length)),
     batch.Files,
-    flags=[flag("--keep_length", False, "all of a film's sound from its own beginning on")],
+    flags={"--keep_length": {**OPTIONAL, "help": "all of the sound from its own beginning on"}},
 )
 
 if __name__ == "__main__":

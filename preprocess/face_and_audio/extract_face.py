@@ -24,7 +24,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
 
 TOOL = batch.Tool("extract_face", ALIGNED, VIDEO_SUFFIXES)
 JPEG_QUALITY = 95  # OpenCV's default, as in OpenFace
+OPENFACE_SECONDS = 600  # that it may take for a clip
 OPENFACE_FLAGS = ("-simalign", "-format_aligned", "jpg", "-nomask")  # as the original used it
 
 
@@ -59,7 +59,6 @@ class FaceOptions(Settings):
 
     backend: str = option("mtcnn", "what finds and aligns faces", choices=("mtcnn", "openface"))
     openface: str = option("FeatureExtraction", "program of that backend")
-    timeout: float = option(600.0, "seconds that it may take for a clip", "> 0")
     img_size: int = option(256, "side of the faces in pixels", ">= 16")
     frame_rate: float = option(
         25.0, "frames a second from videos of variable rate", "> 0 and <= 1000"
@@ -68,9 +67,6 @@ class FaceOptions(Settings):
     smoothing: float = option(SMOOTHING, "sigma in seconds of the points' average; 0: none", ">= 0")
     max_missing: float = option(
         0.5, "share of frames without a face from which a clip fails", ">= 0 and < 1"
-    )
-    min_face: float = option(
-        0.1, "least size of a face as a share of the frame's shorter side", "> 0 and < 1"
     )
 
 
@@ -103,7 +99,7 @@ def follow_face(frames: LookedAt, options: FaceOptions) -> tuple[np.ndarray, dic
     from hicmae.faces.tracking import fill_gaps, main_face, search, smooth
 
     film = frames.source
-    faces, size = search(frames, _detector(options.min_face), options.detect_every)
+    faces, size = search(frames, _detector(), options.detect_every)
     chosen = main_face(faces, size)
     missing = sum(face is None for face in chosen)
     if missing > options.max_missing * len(chosen):
@@ -134,7 +130,7 @@ def frames_of(film: Film, frame_rate: float) -> LookedAt:
 
 
 @functools.lru_cache(maxsize=1)
-def _detector(min_face: float) -> Detector:
+def _detector() -> Detector:
     """Return the nets of this process, which has one core to itself."""
     import torch
 
@@ -142,53 +138,40 @@ def _detector(min_face: float) -> Detector:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    return Detector(min_face)
+    return Detector()
 
 
 def extract_with_openface(job: Job, options: FaceOptions) -> dict[str, Any]:
-    """Make the folder of aligned faces of one clip with OpenFace's FeatureExtraction.
-
-    OpenFace reads films itself, but is given the frames of those of variable rate. Returns columns
-    of the summary.
-    """
-    if not os.path.getsize(job.source):
-        raise UnreadableClip(f"'{job.source}' is an empty file")
-    film = None
-    with suppress(UnreadableClip):  # OpenFace may read what we cannot
-        film = Film(job.source)
+    """Make the folder of aligned faces of one clip with OpenFace's FeatureExtraction."""
+    film = Film(job.source)
+    if not film.clock.is_constant:
+        raise UnreadableClip("has a variable frame rate, for which --backend mtcnn is made")
     with (
         whole_folder(job.output) as part,
         tempfile.TemporaryDirectory(dir=part.parent, prefix=PART) as folder,
     ):
         # OpenFace names its output after its input and does not take every name.
-        flag, source = "-f", Path(folder, "clip" + Path(job.source).suffix)
-        if film is None or film.clock.is_constant:
-            source.symlink_to(os.path.abspath(job.source))
-        else:
-            flag, source = "-fdir", Path(folder, "clip")
-            source.mkdir()
-            for number, frame in enumerate(frames_of(film, options.frame_rate)):
-                _, data = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-                (source / f"{number:06d}.png").write_bytes(data.tobytes())
-        command = [options.openface, flag, str(source), "-out_dir", folder, *OPENFACE_FLAGS]
-        run_program([*command, "-simsize", str(options.img_size)], options.timeout)
+        source = Path(folder, "clip" + Path(job.source).suffix)
+        source.symlink_to(os.path.abspath(job.source))
+        command = [options.openface, "-f", str(source), "-out_dir", folder, *OPENFACE_FLAGS]
+        run_program([*command, "-simsize", str(options.img_size)])
         aligned = Path(folder, "clip_aligned")
         frames = len(list(aligned.glob("*.jpg")))
         if not frames:
             raise UnreadableClip("OpenFace wrote no aligned face")
         aligned.replace(part)
-    return {"frames": frames} | (timing.columns_of(film) if film else {})
+    return {"frames": frames, **timing.columns_of(film)}
 
 
-def run_program(command: list[str], timeout: float) -> None:
-    """Run a program for some seconds; UnreadableClip with its last words where it fails."""
+def run_program(command: list[str]) -> None:
+    """Run a program; UnreadableClip with its last words where it fails."""
     name, silent = os.path.basename(command[0]), subprocess.DEVNULL
     try:
         done = subprocess.run(
-            command, stdin=silent, stdout=silent, stderr=subprocess.PIPE, timeout=timeout
+            command, stdin=silent, stdout=silent, stderr=subprocess.PIPE, timeout=OPENFACE_SECONDS
         )
     except subprocess.TimeoutExpired:
-        raise UnreadableClip(f"{name} took longer than {timeout:g} s") from None
+        raise UnreadableClip(f"{name} took longer than {OPENFACE_SECONDS} s") from None
     if done.returncode:  # a signal's number where it is negative
         words = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
         raise UnreadableClip(f"{name} failed with exit code {done.returncode}: {words[-1]}")

@@ -15,17 +15,13 @@ from typing import NamedTuple
 
 from hicmae.config.flags import option
 from hicmae.io import check_writable
-from preprocess.command_line import Flag, Workers, command
+from preprocess.command_line import Flags, Workers, command
 from preprocess.lists.clips import (
     Candidate,
     Half,
-    as_table,
+    checked,
     find_halves,
-    measured,
     some,
-    table_text,
-    totals,
-    write_csv,
     write_left_out,
     write_lists,
 )
@@ -38,8 +34,8 @@ USAGE = """{}
 For a folder x/ of frames x_aligned/ or x/x_aligned/ may stand. Faces are made by
 preprocess/face_and_audio/extract_face.py, wavs by extract_audio.py. Written to --output_dir:
 split01/train.csv and test.csv, split02/ and so on; classes.txt, or targets.txt for a regression;
-speakers.csv; clip_speakers.csv where speakers are known; left_out.csv, which tells why a clip is in
-no list. Exit code: 0; 1 where the data contradict the protocol; 2 where something is missing.
+clip_speakers.csv where speakers are known; left_out.csv, which tells why a clip is in no list.
+Exit code: 0; 1 where the data contradict the protocol; 2 where something is missing.
 """
 
 
@@ -99,7 +95,7 @@ class Places(Workers):
 
 def data_set(
     title: str,
-    *flags: Flag,
+    flags: Flags | None = None,
     video_dirs: Sequence[str] = ("faces", "face_aligned", "openface", "frames"),
     audio_dirs: Sequence[str] = ("audio_16k", "audio"),
 ) -> Callable[[Protocol], Callable[..., int]]:
@@ -114,9 +110,8 @@ def data_set(
         def make(args: argparse.Namespace) -> None:
             make_lists(read, args, *find_places(args, title, video_dirs, audio_dirs))
 
-        return command(
-            USAGE.format(inspect.cleandoc(str(read.__doc__))), make, Places, flags=flags, bad_data=1
-        )
+        usage = USAGE.format(inspect.cleandoc(str(read.__doc__)))
+        return command(usage, make, Places, flags=flags, bad_data=1)
 
     return main_of
 
@@ -160,7 +155,7 @@ def contents(folder: str) -> str:
 def make_lists(
     read: Protocol, args: argparse.Namespace, root: str, video_dir: str, audio_dir: str
 ) -> None:
-    """Make the lists of a data set: find, match, measure, check, write, report."""
+    """Make the lists of a data set: find, match, check, write."""
     files = ClipFiles(root, find_halves(video_dir, "faces"), find_halves(audio_dir, "wavs"))
     counts = Counter[str]()
     for halves, kind, folder, tool in (
@@ -183,7 +178,7 @@ def make_lists(
     others = (name for name in files.names() if name not in asked)
     clips = [clip if clip.reason else files.with_files(clip) for clip in plan.clips]
     clips += [Candidate(name, reason="not in the protocol") for name in others]
-    clips = measured(clips, args.num_workers)
+    clips = checked(clips, args.num_workers)
     write_left_out(output, clips)
     good = {clip.name: clip for clip in clips if not clip.reason}
     lists = {name: [good[c] for c in own if c in good] for name, own in plan.lists.items()}
@@ -191,7 +186,6 @@ def make_lists(
     tests = {list_name(k, "test"): size for k, size in enumerate(plan.test_sizes, 1)}
     check_counts(counts, tests | dict(plan.expected), args.strict)
     write_lists(output, lists, plan.labels, root if args.relative else None)
-    report(output, lists, plan.labels)
 
 
 def check_counts(counts: Mapping[str, int], expected: Mapping[str, int], strict: bool) -> None:
@@ -203,22 +197,6 @@ def check_counts(counts: Mapping[str, int], expected: Mapping[str, int], strict:
         logger.warning("DIFFERS from the protocol: %s", "; ".join(wrong))
     elif expected:
         logger.info("counts are as published: %s", ", ".join(expected))
-
-
-def report(output: Path, lists: Mapping[str, Sequence[Candidate]], labels: Sequence[str]) -> None:
-    """Write speakers.csv, and show what the lists hold."""
-    lines = as_table(lists)
-    print(table_text(totals(lines, "list", labels)))
-    clips = lines.drop_duplicates("name")
-    speakers = totals(clips, "speaker", labels).drop(columns="speakers").sort_index()
-    write_csv(output / "speakers.csv", ["speaker", *speakers], speakers.itertuples())
-    seconds, frames = clips["seconds"], clips["frames"]
-    print(
-        f"\n{len(speakers)} known speakers, {len(clips)} clips, {seconds.sum() / 3600:.2f} h; a "
-        f"clip lasts {seconds.min():.2f} to {seconds.max():.2f} s and has {frames.min()} to "
-        f"{frames.max()} frames"
-    )
-    logger.info("lists are in %s", output)
 
 
 # Folds

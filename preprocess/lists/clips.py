@@ -1,6 +1,6 @@
-"""Clips on their way into lists: files found by name and measured without decoding, then written.
+"""Clips on their way into lists: files found by name and looked at without decoding, then written.
 
-Beside the lists stand tables of speakers, and the reasons for leaving out.
+Beside the lists stand a table of speakers, and the reasons for leaving out.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import soundfile
 from tqdm import tqdm
 
@@ -26,9 +27,6 @@ from hicmae.data.media import walk
 from hicmae.data.splits import SPEAKER_FILE
 from hicmae.data.video import FRAME_EXTENSIONS
 from hicmae.io import whole_file, write_whole
-
-if TYPE_CHECKING:  # imported where tables are made: no --help should wait for it
-    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ class Candidate(NamedTuple):
     `name` is what its data set calls it, unique in a list. `label` is a class index or a tuple of
     regression targets. `speaker` is None where nobody knows. `video` is a folder of face frames or
     a video file, `audio` a wav; before files are looked for, `audio` is the wav's name where that
-    is not the clip's. `seconds` of sound and the number of `frames` are 0 until they are read.
+    is not the clip's.
     """
 
     name: str
@@ -55,8 +53,6 @@ class Candidate(NamedTuple):
     speaker: str | None = None
     video: str = ""
     audio: str = ""
-    seconds: float = 0.0
-    frames: int = 0
     reason: str = ""
     detail: str = ""
 
@@ -139,8 +135,8 @@ def reading(kind: str, path: str, problems: list[Problem]) -> Iterator[None]:
         problems.append((f"{kind} {'silent' if silent else 'unreadable'}", str(error)))
 
 
-def wav_seconds(path: str) -> float:
-    """Return the length of a mono 16 kHz wav; Unusable where it is anything else."""
+def check_wav(path: str) -> None:
+    """Raise Unusable where a file is no mono 16 kHz wav of some length, by its header."""
     with open(path, "rb") as file:  # for the system's own words on what is wrong
         if not file.read(1):
             raise Unusable("audio unreadable", f"'{path}' is an empty file")
@@ -154,34 +150,31 @@ def wav_seconds(path: str) -> float:
         kind, got = "too short", f"{info.frames} samples, expected more than {SHORTEST_SPAN}"
     if kind:
         raise Unusable(f"audio {kind}", f"'{path}' has {got}")
-    return info.frames / SAMPLE_RATE
 
 
-def count_frames(folder: str) -> int:
-    """Return how many pictures a folder holds; Unusable where there is none."""
-    frames = sum(map(is_frame, os.listdir(folder)))
-    if not frames:
+def check_frames(folder: str) -> None:
+    """Raise Unusable where a folder holds no picture."""
+    if not any(map(is_frame, os.listdir(folder))):
         raise Unusable("no face frames", f"'{folder}' holds no picture")
-    return frames
 
 
-def measured(clips: Iterable[Candidate], num_workers: int) -> list[Candidate]:
-    """Return clips with their lengths, or with the reason why they must be left out."""
+def checked(clips: Iterable[Candidate], num_workers: int) -> list[Candidate]:
+    """Return clips, those whose files cannot be used with the reason."""
 
-    def measure(clip: Candidate) -> Candidate:
-        if clip.reason:
-            return clip
+    def check(clip: Candidate) -> Candidate:
         problems: list[Problem] = []
-        with reading("audio", clip.audio, problems):
-            clip = clip._replace(seconds=wav_seconds(clip.audio))
-        with reading("video", clip.video, problems):
-            clip = clip._replace(frames=count_frames(clip.video))
-        reason, detail = problems[0] if problems else ("", "")
-        return clip._replace(reason=reason, detail=detail)
+        if not clip.reason:
+            with reading("audio", clip.audio, problems):
+                check_wav(clip.audio)
+            with reading("video", clip.video, problems):
+                check_frames(clip.video)
+        for reason, detail in problems[:1]:
+            clip = clip._replace(reason=reason, detail=detail)
+        return clip
 
     every = list(clips)
-    with ThreadPoolExecutor(max(num_workers, 1)) as executor:  # the time goes to the file system
-        return list(tqdm(executor.map(measure, every), "reading headers", len(every), unit="clip"))
+    with ThreadPoolExecutor(num_workers) as executor:  # the time goes to the file system
+        return list(tqdm(executor.map(check, every), "reading headers", len(every), unit="clip"))
 
 
 # What is written
@@ -212,6 +205,7 @@ def write_lists(
         write_list(output / f"{name}.csv", lines)
         known = zip(lines, clips, strict=True)
         speakers |= {line.video: clip.speaker for line, clip in known if clip.speaker is not None}
+        logger.info("%s: %s", output / f"{name}.csv", contents_of(clips, labels))
     if speakers:
         write_csv(output / SPEAKER_FILE, ["clip", "speaker"], speakers.items())
     else:
@@ -219,6 +213,17 @@ def write_lists(
     if labels:
         kind = "targets" if isinstance(lines[0].label, tuple) else "classes"
         write_whole(output / f"{kind}.txt", "".join(f"{label}\n" for label in labels))
+
+
+def contents_of(clips: Sequence[Candidate], labels: Sequence[str]) -> str:
+    """Say what a list holds: clips, speakers, the clips of each class or the means of targets."""
+    values, speakers = [clip.label for clip in clips], {clip.speaker for clip in clips} - {None}
+    of_each: list[str] = [str(values.count(k)) for k in range(len(labels))]
+    if isinstance(values[0], tuple):
+        of_each = [f"{mean:.3f}" for mean in np.mean(np.array(values), axis=0)]
+    told = (f"{name!r} {value}" for name, value in zip(labels, of_each, strict=True))
+    people = f" of {len(speakers)} speakers" if speakers else ""
+    return f"{len(clips)} clips{people}" + "".join(f", {text}" for text in told)
 
 
 def check_lists(output: Path, lists: Lists) -> None:
@@ -259,17 +264,9 @@ def write_left_out(output: Path, clips: Iterable[Candidate]) -> bool:
     path, left_out = output / "left_out.csv", [clip for clip in clips if clip.reason]
     rows = ((clip.name, clip.reason, clip.detail) for clip in left_out)
     write_csv(path, ["clip", "reason", "detail"], rows)
-    if left_out:
-        import pandas as pd
-
-        first = {clip.reason: clip.name[:60] for clip in reversed(left_out)}
-        counts = Counter(clip.reason for clip in left_out).most_common()
-        lines = [(count, first[reason]) for reason, count in counts]
-        index = pd.Index([reason for reason, _ in counts], dtype=object)
-        table = pd.DataFrame(lines, index, ["left out", "for example"], dtype=object)
-        logger.info("%s\n(all of them, with details: %s)", table_text(table), path)
-    else:
-        logger.info("nothing was left out")
+    first = {clip.reason: clip.name[:60] for clip in reversed(left_out)}
+    for reason, count in Counter(clip.reason for clip in left_out).most_common():
+        logger.info("left out: %d for %r, such as %r; see %s", count, reason, first[reason], path)
     return bool(left_out)
 
 
@@ -282,37 +279,3 @@ def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[obje
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-
-
-def as_table(lists: Lists) -> pd.DataFrame:
-    """Return a row for each line of each list: the column `list` and the fields of the clip."""
-    import pandas as pd
-
-    rows = [(name, *clip) for name, clips in lists.items() for clip in clips]
-    return pd.DataFrame(rows, columns=["list", *Candidate._fields], dtype=object)
-
-
-def totals(clips: pd.DataFrame, by: str, labels: Sequence[str]) -> pd.DataFrame:
-    """Count the clips of `as_table`, their speakers, minutes and classes, by a column.
-
-    Of a regression there are the means of the targets. Rows are in the order of the clips.
-    """
-    groups, label = clips.groupby(by, sort=False), clips["label"]
-    table = groups.agg(clips=("name", "size"), speakers=("speaker", "nunique"))
-    table["minutes"] = [f"{sum(clip.seconds) / 60:.1f}" for _, clip in groups]
-    targets = isinstance(label.iloc[0], tuple)
-    for k, name in enumerate(labels):
-        value = label.str[k] if targets else label == k
-        sums = value.groupby(clips[by], sort=False)
-        table[name] = sums.agg(lambda v: f"{sum(v) / len(v):.3f}") if targets else sums.sum()
-    return table
-
-
-def table_text(table: pd.DataFrame) -> str:
-    """Lay out a table for the terminal, a line a row, in ASCII whatever its names hold."""
-
-    def plain(value: object) -> str:
-        return ascii(str(value))[1:-1]
-
-    shown = table.rename(index=plain, columns=plain).rename_axis(index=None, columns=None)
-    return shown.map(plain).to_string()

@@ -165,7 +165,7 @@ def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(tmp_path, mon
 FAKE_OPENFACE = """#!/bin/sh
 printf '%s\\n' "$@" > "$(dirname "$0")/arguments"
 while [ $# -gt 0 ]; do
-  case "$1" in -f | -fdir) file=$2;; -out_dir) out=$2;; esac
+  case "$1" in -f) file=$2;; -out_dir) out=$2;; esac
   shift
 done
 grep -rq broken "$file" && { echo "could not open the video" >&2; exit 1; }
@@ -188,8 +188,7 @@ def openface(tmp_path: Path) -> Path:
 
 def test_openface_is_run_as_the_original_did_and_its_folders_moved(tmp_path, openface):
     for name in HARD_NAMES:
-        (tmp_path / "in" / "sub").mkdir(exist_ok=True, parents=True)
-        (tmp_path / "in" / "sub" / name).write_text("a film")
+        save_media(tmp_path / "in" / "sub" / name, pictures(3))
     flags = ["--backend", "openface", "--openface", str(openface)]
     assert extract(tmp_path / "in", tmp_path / "out", *flags, "--img_size", "128") == 0
     arguments = (openface.parent / "arguments").read_text().splitlines()
@@ -197,34 +196,28 @@ def test_openface_is_run_as_the_original_did_and_its_folders_moved(tmp_path, ope
     made = [path for path in (tmp_path / "out" / "sub").rglob("*") if path.is_file()]
     assert {path.parent.name[:-8] for path in made} == {Path(name).stem for name in HARD_NAMES}
     assert len(made) == 3 * len(HARD_NAMES)
-    assert summary(tmp_path / "out")["sub/a space.mp4"]["frames"] == "3"
+    row = summary(tmp_path / "out")["sub/a space.mp4"]
+    assert (row["frames"], row["rate_kind"]) == ("3", "constant")
 
 
-def test_openface_is_given_the_frames_of_films_of_variable_rate(tmp_path, openface):
-    steady = save_media(tmp_path / "steady.mp4", pictures(5))
-    varying = save_film(tmp_path / "varying.mp4", np.array([0, 0.1, 0.2, 0.6]))
-    flags = ["--backend", "openface", "--openface", str(openface)]
-    for path, flag in ((steady, "-f"), (Path(varying), "-fdir")):
-        assert extract(path, tmp_path / "out", *flags) == 0
-        assert flag in (openface.parent / "arguments").read_text().splitlines()
-        row = summary(tmp_path / "out")[path.name]
-        assert row["rate_kind"] == ("constant" if flag == "-f" else "variable")
-
-
-def test_what_openface_cannot_do_is_reported_and_leaves_nothing(tmp_path, openface):
-    (tmp_path / "in").mkdir()
-    for name, content in {"a": "a film", "b": "broken", "c": "faceless", "d": ""}.items():
-        (tmp_path / "in" / f"{name}.mp4").write_text(content)
+def test_what_openface_cannot_do_is_reported_and_leaves_nothing(tmp_path, openface, monkeypatch):
+    for name, word in {"a": b"", "b": b"broken", "c": b"faceless"}.items():
+        with open(save_media(tmp_path / "in" / f"{name}.mp4", pictures(3)), "ab") as file:
+            file.write(word)
+    (tmp_path / "in/d.mp4").touch()
+    save_film(tmp_path / "in/e.mp4", np.array([0, 0.1, 0.2, 0.6]))
     flags = ["--backend", "openface", "--openface", str(openface)]
     assert extract(tmp_path / "in", tmp_path / "out", *flags) == 1
     assert failures(tmp_path / "out", "extract_face") == {
         "b.mp4": "FeatureExtraction failed with exit code 1: could not open the video",
         "c.mp4": "OpenFace wrote no aligned face",
         "d.mp4": "is an empty file",
+        "e.mp4": "has a variable frame rate, for which --backend mtcnn is made",
     }
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a_aligned", "extract_face.csv"}
     openface.write_text("#!/bin/sh\nexec sleep 30\n")
-    assert extract(tmp_path / "in", tmp_path / "slow", *flags, "--timeout", "0.2") == 1
+    monkeypatch.setattr(extract_face, "OPENFACE_SECONDS", 0.2)
+    assert extract(tmp_path / "in/a.mp4", tmp_path / "slow", *flags) == 1
     assert "took longer than 0.2 s" in failures(tmp_path / "slow", "extract_face")["a.mp4"]
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 
 import run_finetuning
@@ -14,8 +13,7 @@ from hicmae.data.clip_list import read_labelled_list
 from preprocess import own_videos
 from preprocess.command_line import STOPPED
 from preprocess.face_and_audio import batch
-from preprocess.lists.annotations import Labelled, read_labels
-from preprocess.own_videos import assign_parts, class_names
+from preprocess.own_videos import class_names, read_labels
 from tests.preprocess.media_files import (
     chirp,
     fake_openface,
@@ -220,45 +218,3 @@ def test_videos_may_be_named_in_any_clear_way(tmp_path):
 
 def test_classes_are_sorted_as_people_do():
     assert class_names(["10", "joy", "9", "anger", "joy"]) == ["9", "10", "anger", "joy"]
-
-
-def table(labels: list[str], speakers: list[str] | None = None) -> dict[str, Labelled]:
-    rows = zip(labels, speakers or [None] * len(labels), strict=True)
-    return {f"v{k}": Labelled(*row) for k, row in enumerate(rows)}
-
-
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
-def test_classes_have_their_share_in_the_test_list(share):
-    labels = table(["ab"[k % 5 == 0] for k in range(200)])
-    parts = assign_parts(labels, share, seed=0)
-    for name, total in (("a", 160), ("b", 40)):
-        drawn = sum(parts[clip] == "test" for clip, row in labels.items() if row.label == name)
-        assert drawn == pytest.approx(share * total, abs=1)
-    assert parts == assign_parts(labels, share, seed=0)
-    assert parts != assign_parts(labels, share, seed=1)
-
-
-def test_speakers_are_drawn_whole_and_stratified():
-    rng = np.random.default_rng(0)
-    rows = [
-        (name, f"s{k}")
-        for k in range(40)
-        for name, count in zip("abc", rng.integers(1, 30, 3), strict=True)
-        for _ in range(count)
-    ]
-    labels = table(*map(list, zip(*rows, strict=True)))
-    parts = assign_parts(labels, 0.2, seed=0)
-    of_speaker = Counter((row.speaker, parts[clip]) for clip, row in labels.items())
-    assert len(of_speaker) == 40
-    count = Counter((row.label, parts[clip]) for clip, row in labels.items())
-    for name in "abc":
-        share = count[name, "test"] / (count[name, "test"] + count[name, "train"])
-        assert share == pytest.approx(0.2, abs=0.05)
-
-
-def test_both_lists_get_someone_even_of_two():
-    labels = table(["a"] * 10, ["one"] * 9 + ["two"])
-    assert [*assign_parts(labels, 0.2, 0).values()] == ["train"] * 9 + ["test"]
-    assert set(assign_parts(labels, 0.9, 0).values()) == {"train", "test"}
-    with pytest.raises(ValueError, match="expected at least two speakers or clips to split, got 1"):
-        assign_parts(table(["a"] * 9, ["one"] * 9), 0.2, 0)

@@ -74,17 +74,12 @@ def test_every_frame_and_its_times_are_kept(media, tmp_path):
             assert stored.times(k, len(video) - 1) == video.times(k, len(video) - 1)
 
 
-def test_quality_and_size_are_followed(media, tmp_path):
+def test_quality_is_followed(media, tmp_path):
     sizes = []
     for quality in ("50", "95"):
         pack(media, tmp_path / quality, "--quality", quality)
         sizes.append(sum(clip.places.frames_size for clip in read_packed(tmp_path / quality)))
     assert sizes[0] < 0.7 * sizes[1]
-    pack(media, tmp_path / "small", "--size", "24")
-    (frame,) = open_packed(read_packed(tmp_path / "small")[0])[0].read([7])
-    assert frame.shape == (24, 32, 3)
-    pack(media, tmp_path / "same", "--size", "400")
-    assert open_packed(read_packed(tmp_path / "same")[0])[0].read([7])[0].shape == (48, 64, 3)
 
 
 def test_running_again_packs_only_what_is_missing(media, tmp_path):
@@ -346,7 +341,6 @@ def test_bad_input_is_one_line(media, tmp_path, caplog):
     (tmp_path / "list.csv").write_text("a b c d e\n")
     assert "list.csv:1: expected" in said(pack(tmp_path, tmp_path / "out"))
     assert "--quality must be" in said(pack(media, tmp_path / "out", "--quality", "0"))
-    assert "--size must be" in said(pack(media, tmp_path / "out", "--size", "0"))
     assert "is no folder" in said(verify(tmp_path / "nowhere"))
     os.mkdir(tmp_path / "empty")
     assert "holds no shard" in said(verify(tmp_path / "empty"))

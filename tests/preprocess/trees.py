@@ -52,7 +52,11 @@ class Tree:
         """Run preprocess/<script>.py; return its exit code."""
         places = ["--data_root", str(self.root), *["--output_dir", str(self.out)] * output]
         try:
-            with patch.object(sys, "argv", [script, *places, *flags]):
+            folder = [str(ROOT / "preprocess"), *sys.path]  # as of a script that is started
+            with (
+                patch.object(sys, "argv", [script, *places, *flags]),
+                patch.object(sys, "path", folder),
+            ):
                 runpy.run_path(str(ROOT / f"preprocess/{script}.py"), run_name="__main__")
         except SystemExit as end:
             return end.code
