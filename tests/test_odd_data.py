@@ -213,7 +213,7 @@ PICTURES = [
     ("radar", "'odd set={root}/av' --metrics recall"),
     ("layer_weights", "--checkpoint {av}"),
     ("attention", "--checkpoint {av} --data_path {root}/fold --device cpu"),
-    ("tsne", "--checkpoint {av} --data_path {root}/fold/all.csv --device cpu --perplexity 1"),
+    ("tsne", "--checkpoint {av} --data_path {root}/fold/all.csv --device cpu"),
     ("retrieval", "--checkpoint {pre} --data_path {root}/films --device cpu"),
     ("reconstruction", "--checkpoint {pre} --data_path {root}/films --device cpu"),
 ]

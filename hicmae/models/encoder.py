@@ -29,12 +29,9 @@ CARD = """---
 
 # HiCMAE, a network
 
-Weights and the arguments of its class in `hicmae.models`; `from_pretrained` of that class reads
-them. It expects normalised clips. Its training, its scores and the licence of its data are unknown
-to this page: `hicmae-export` writes a card that has them. A recognised expression is not a felt
-emotion: do not decide about people by it.
-
-Method: {{ paper_url }}
+Weights and arguments of a class in `hicmae.models`, whose `from_pretrained` reads them. It expects
+normalised clips. `hicmae-export` writes a card with training, scores and licence. A recognised
+expression is not a felt emotion: do not decide about people by it. Method: {{ paper_url }}
 """
 
 
@@ -180,15 +177,13 @@ class HubModel(
         `options` say where: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`;
         or they replace arguments. OSError, in one line, where there is none.
         """
-        hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
-        where = {key: options.pop(key) for key in hub if key in options}
-        folder = hub_folder(name, **where)
-        for file in HUB_FILES[:2]:
-            if not (folder / file).is_file():
-                raise FileNotFoundError(
-                    f"'{name}' holds no {file}, expected {' and '.join(HUB_FILES[:2])}; name a "
-                    "folder that save_pretrained or hicmae-export made"
-                )
+        hub = {"revision", "token", "cache_dir", "force_download", "local_files_only"}
+        folder = hub_folder(name, **{key: options.pop(key) for key in hub & options.keys()})
+        if lacking := [file for file in HUB_FILES[:2] if not (folder / file).is_file()]:
+            raise FileNotFoundError(
+                f"'{name}' holds no {lacking[0]}, expected {' and '.join(HUB_FILES[:2])}; name a "
+                "folder that save_pretrained or hicmae-export made"
+            )
         return super().from_pretrained(folder, **options)
 
     @classmethod

@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hicmae.models.encoder import PATCH_SIZE, ModalityEncoder
+from hicmae.models.encoder import ModalityEncoder
 from hicmae.models.layers import TokenSplit, cut_patches, join_patches, split_tokens, token_grid
 from hicmae.models.losses import TARGET_EPS, frame_differences, unnormalize
 
@@ -40,29 +40,27 @@ def reconstruct(
     The arguments are those of `pretrain_loss`, with the precision of the forward pass; a group
     size of None says that the target has no frame differences.
     """
-    model.eval()
-    tubelet_size = cast(ModalityEncoder, model.encoder).patch_embed.patch_size[0]
+    encoders = (cast(ModalityEncoder, part) for part in (model.eval().encoder, model.encoder_audio))
+    size, size_audio = (encoder.patch_embed.patch_size for encoder in encoders)
     split = split_tokens(video_mask, None, "video_mask").to(video.device)
     split_audio = split_tokens(audio_mask, None, "audio_mask").to(audio.device)
     with autocast:
         output = model(video, split, audio, split_audio)
-    pixels = unnormalize(video.float())
-    patch_size, patch_size_audio = (tubelet_size, PATCH_SIZE, PATCH_SIZE), (PATCH_SIZE, PATCH_SIZE)
-    group = frame_diff_group_size
-    rebuilt = rebuild(output.video.float(), pixels, split, patch_size, normalize_target, group)
-    rebuilt_audio = rebuild(
-        output.audio.float(), audio.float(), split_audio, patch_size_audio, normalize_target_audio
-    )
+    pixels, audio = unnormalize(video.float()), audio.float()
+    how, how_audio = (normalize_target, frame_diff_group_size), (normalize_target_audio,)
+    rebuilt = rebuild(output.video.float(), pixels, split, size, *how)
+    rebuilt_audio = rebuild(output.audio.float(), audio, split_audio, size_audio, *how_audio)
+    shown = pixels.clamp(0, 1)
     clips = zip(
-        pixels.clamp(0, 1),
-        _replaced(pixels.clamp(0, 1), split.masked, patch_size, 0.5),
+        shown,
+        _replaced(shown, split.masked, size, 0.5),
         rebuilt.clamp(0, 1),
         audio[:, 0],
-        _replaced(audio, split_audio.masked, patch_size_audio, float("nan"))[:, 0],
+        _replaced(audio, split_audio.masked, size_audio, float("nan"))[:, 0],
         rebuilt_audio[:, 0],
         strict=True,
     )
-    return [Reconstruction(*(part.float().cpu() for part in clip)) for clip in clips]
+    return [Reconstruction(*(part.cpu() for part in clip)) for clip in clips]
 
 
 def rebuild(
@@ -83,21 +81,15 @@ def rebuild(
     grid = token_grid(clip.shape[2:], patch_size, "clip")
     std, mean = torch.std_mean(patches, dim=tuple(range(3, patches.dim())), keepdim=True)
     scale, offset = (std + TARGET_EPS, mean) if normalize else (1.0, 0.0)
-    target = join_patches((patches - offset) / scale, grid)
-    if frame_diff_group_size is not None:
-        target = frame_differences(target, frame_diff_group_size)
+    target, group_size = join_patches((patches - offset) / scale, grid), frame_diff_group_size
+    if group_size is not None:
+        target = frame_differences(target, group_size)
     values = predicted.unflatten(2, (*patch_size, clip.shape[1])).movedim(-1, 2)
     target = _replaced(target, split.masked, patch_size, values)
-    if frame_diff_group_size is not None:
-        target = undo_frame_differences(target, frame_diff_group_size)
+    if group_size is not None:  # each group's first frame comes back to its later ones
+        first, later = target.unflatten(2, (-1, group_size)).split((1, group_size - 1), dim=3)
+        target = torch.cat((first, later + first), dim=3).flatten(2, 3)
     return join_patches(cut_patches(target, patch_size) * scale + offset, grid)
-
-
-def undo_frame_differences(clip: Tensor, group_size: int) -> Tensor:
-    """Add each group's first frame to its later frames, (B, C, T, H, W) in and out."""
-    groups = clip.unflatten(2, (-1, group_size))
-    first, later = groups.split((1, group_size - 1), dim=3)
-    return torch.cat((first, later + first), dim=3).flatten(2, 3)
 
 
 def _replaced(

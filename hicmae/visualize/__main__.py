@@ -24,10 +24,6 @@ PICTURES = {
 NAMES = "names, a file with one a line, or a data set (default: those of the run)"
 SOURCES = "finished experiments as DATASET=FOLDER or DATASET/METHOD=FOLDER"
 SCORES = "of experiments: uar, war, ccc, ...; recall: an axis a class (default: war or ccc)"
-PARTS = (
-    "a panel each: video, audio (layer-weighted), fusion_video, fusion_audio (fusion encoder), "
-    "fused (all, as the head reads it); default: video audio fused"
-)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,8 +71,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_of_clips("reconstruction", "pre-training checkpoint")
     add_of_clips("attention", "checkpoint", count=1)
     add = add_of_clips("tsne", "fine-tuned checkpoint")
-    add("--features", nargs="+", default=(), metavar="PART", help=PARTS)
-    add("--perplexity", type=float, default=30.0, help="about how many neighbours count (30)")
     add("--target", type=int, default=0, metavar="K", help="output that gives the colour (0)")
     add = add_of_clips("retrieval", "pre-training checkpoint")
     add("--masked", action="store_true", help="hide the tokens that training hides")

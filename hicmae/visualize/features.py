@@ -24,13 +24,8 @@ from hicmae.visualize.clips import Opened, batches, open_clips, open_model
 FEWEST = 5  # clips of t-SNE
 RANKS = (1, 5, 10)  # of retrieval
 DIRECTIONS = ("audio to video", "video to audio")
-TITLES = {"fusion_video": "fused video", "fusion_audio": "fused audio"}
-# Parts of a model's features by its modality; `fused` is all of them, as the head reads it.
-PARTS = {
-    "av": ("video", "audio", "fusion_video", "fusion_audio", "fused"),
-    "v": ("video", "fused"),
-    "a": ("audio", "fused"),
-}
+# Parts of a model's features by its modality.
+PARTS = {"av": ("video", "audio", "fused"), "v": ("video", "fused"), "a": ("audio", "fused")}
 
 
 @torch.inference_mode()
@@ -38,7 +33,8 @@ def features_of(opened: Opened) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Compute the features of `hicmae.inference` for the centre window of every clip.
 
     Returns:
-        Each of `PARTS` -> (n, D), fused (n, 4D); and (n,) classes or (n, K) targets.
+        Each of the `PARTS` of its modality -> (n, D), of which "fused" is all that the head reads,
+        (n, 4D) of both streams; and (n,) classes or (n, K) targets.
     """
     found, targets = [], []
     for batch in batches(opened):
@@ -82,30 +78,21 @@ def tsne_figure(
     return figure
 
 
-def tsne(
-    features: Sequence[str] = (), perplexity: float = 30.0, target: int = 0, **source: Any
-) -> Figure:
+def tsne(target: int = 0, **source: Any) -> Figure:
     """Draw standardised features of labelled clips laid out by t-SNE, coloured by class.
 
-    Features are a panel each, of `PARTS`; without any, each modality and fused. The output `target`
-    of a regression gives the colour; the `source` is that of `open_clips`.
+    The output `target` of a regression gives the colour; the `source` is that of `open_clips`.
     """
     opened = open_clips("fine-tuned", **source)
-    known, count = PARTS[opened.settings["modality"]], len(opened.lines)
-    if unknown := [part for part in features if part not in known]:
-        raise ValueError(
-            f"--features '{unknown[0]}' is no part of this model's features; use {', '.join(known)}"
-        )
+    count = len(opened.lines)
     if not 0 <= target < len(opened.names):
         raise ValueError(f"--target {target} is not one of the {len(opened.names)} outputs")
     if count < FEWEST:
         raise ValueError(f"t-SNE needs at least {FEWEST} clips, got {count}")
     values, labels = features_of(opened)
-    method, points = TSNE(perplexity=min(perplexity, (count - 1) / 3), init="pca"), {}
-    method.set_params(random_state=opened.seed)
-    for part in features or [n for n in ("video", "audio", "fused") if n in known]:
-        vectors = StandardScaler().fit_transform(values[part])
-        points[TITLES.get(part, part)] = method.fit_transform(vectors)
+    method = TSNE(perplexity=min(30, (count - 1) / 3), init="pca", random_state=opened.seed)
+    scaled = {name: StandardScaler().fit_transform(vectors) for name, vectors in values.items()}
+    points = {name: method.fit_transform(vectors) for name, vectors in scaled.items()}
     return tsne_figure(points, labels, opened.names, target)
 
 

@@ -55,11 +55,10 @@ def test_linear_reads_values_that_do_not_lie_in_order_and_gives_gradients_where_
 @pytest.mark.parametrize("one_product", [False, True], ids=["parts", "one product"])
 def test_attention_and_its_gradients_equal_torch(one_product):
     torch.manual_seed(0)
+    parts = [torch.randn(2, n, 24) for n in (7, 5, 5)]
     if one_product:  # strided, as attention takes them from qkv
-        tokens = torch.randn(2, 5, 3 * 24)
-        heads = [part.view(2, 5, 3, 8).transpose(1, 2) for part in tokens.chunk(3, dim=-1)]
-    else:
-        heads = [torch.randn(2, n, 3, 8).transpose(1, 2) for n in (7, 5, 5)]
+        parts = torch.randn(2, 5, 3 * 24).chunk(3, dim=-1)
+    heads = [part.unflatten(2, (3, 8)).transpose(1, 2) for part in parts]
     mine = gradients(cpu_gemm.attention, *heads)
     torch.testing.assert_close(mine, gradients(F.scaled_dot_product_attention, *heads))
 

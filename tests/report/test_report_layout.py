@@ -19,12 +19,11 @@ QUICK = Plan(resamples=100)
 NAMES = ["anger", "joy|glee", "f_ear & 100%"]
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exp")
+@pytest.fixture
+def report(tmp_path):
     for k in (1, 2):
-        write_fold(folder / f"fold{k}", k, 11)
-    return build(folder, names=NAMES, plan=QUICK)
+        write_fold(tmp_path / "exp" / f"fold{k}", k, 11)
+    return build(tmp_path / "exp", names=NAMES, plan=QUICK)
 
 
 @pytest.fixture(scope="module")

@@ -9,23 +9,9 @@ from hicmae.report.layout import detail_table, main_table
 from hicmae.report.scores import build, fold_folders
 from hicmae.training.evaluate import classification_metrics, regression_metrics
 from hicmae.training.resampling import Plan, read_predictions
-from tests.report.fold_files import CLASSES, cells_of, write_fold, write_regression
+from tests.report.fold_files import cells_of, write_fold, write_regression
 
 QUICK = Plan(resamples=50)
-
-
-def test_predictions_come_back_as_written(tmp_path):
-    labels, scores = write_fold(tmp_path, 0, 7)
-    read = read_predictions(tmp_path / "pred.csv")
-    assert read.clips[3] == f"{tmp_path.name}/clip 3, a"
-    assert read.labels.tolist() == labels.tolist()
-    assert read.predictions.tolist() == scores.argmax(1).tolist()
-    assert read.num_outputs == CLASSES and not read.is_regression
-    target, prediction = write_regression(tmp_path / "r", 0, 5)
-    read = read_predictions(tmp_path / "r" / "pred.csv")
-    assert read.is_regression and read.num_outputs == 2
-    np.testing.assert_array_equal(read.labels, target)
-    np.testing.assert_array_equal(read.predictions, prediction)
 
 
 def test_total_is_the_score_of_the_union_not_the_mean_of_the_folds(tmp_path):

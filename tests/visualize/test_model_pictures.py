@@ -85,16 +85,11 @@ def test_features_are_the_parts_of_what_the_head_reads(finetuned, labelled):
     opened = open_clips("", finetuned, labelled)
     values, labels = features_of(opened)
     assert {name: part.shape for name, part in values.items()} == {
-        "video": (8, 128), "audio": (8, 128), "fusion_video": (8, 128), "fusion_audio": (8, 128),
-        "fused": (8, 512),
+        "video": (8, 128), "audio": (8, 128), "fused": (8, 512)
     }  # fmt: skip
     assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
     np.testing.assert_allclose(values["fused"][:4], values["fused"][4:], atol=1e-5)
     assert np.ptp(values["fused"][:4], axis=0).max() > 1e-3
-    parts = [values[n] for n in ("video", "audio", "fusion_video", "fusion_audio")]
-    with torch.no_grad():
-        normed = opened.model.fc_norm(torch.tensor(np.hstack(parts)))
-    np.testing.assert_allclose(normed, values["fused"], atol=1e-4)
 
 
 def test_tsne_draws_a_colour_and_marker_a_class_or_the_chosen_output():
@@ -223,7 +218,7 @@ def test_commands_draw_at_200_dpi_as_much_as_was_asked_for(
             assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
             return picture.size
 
-    assert size("tsne", *tuned)[0] > 2.2 * size("tsne", *tuned, "--features", "fused")[0]
+    assert size("tsne", *tuned)[0] > 1000
     assert min(size("attention", *model)[0] for model in (tuned, trained)) > 600
     one, two = (size("reconstruction", *trained, *n) for n in ([], ["--num_clips", "2"]))
     assert two[1] > 1.7 * one[1]
@@ -244,7 +239,6 @@ def test_commands_say_in_one_line_what_does_not_fit(
     write_list(few, pretrain_clips[:1])
     write_list(broken, [*pretrain_clips[:2], gone])
     for picture, model, clips, options, message in (
-        ("tsne", finetuned, labelled, "--features text", "--features 'text' is no part"),
         ("tsne", finetuned, labelled, "--target 3", "--target 3 is not one of the 3"),
         ("tsne", finetuned, labelled, "--num_clips 4", "needs at least 5 clips, got 4"),
         ("tsne", pretrained, unlabelled, "", "is pre-trained, but this picture needs a fine-tuned"),
