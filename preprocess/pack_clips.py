@@ -305,9 +305,7 @@ def check_shard(index: Path) -> tuple[list[Names], str]:
         if found != list(zip(itertools.cycle(MEMBERS), numbers[::2], numbers[1::2], strict=False)):
             raise ValueError("it has other members than its index says")
         for clip in clips:
-            video, wav = open_packed(clip)
-            video.check()
-            wav.read(0, wav.samples)
+            open_packed(clip)
     except (OSError, ValueError, UnreadableClip) as error:
         return [], f"'{str(index).removesuffix(SUFFIX)}.tar': {error}"
     return [(clip.video, clip.audio) for clip in clips], ""

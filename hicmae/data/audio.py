@@ -36,15 +36,14 @@ def fbanks(
     gains: Sequence[float],
     size: tuple[int, int] = (256, 128),
 ) -> torch.Tensor:
-    """Compute the normalised Kaldi log-mel filter banks of waveforms at 16 kHz, on their device.
+    """Compute normalised Kaldi log-mel filter banks (B, 1, T, F) float32, on the waveforms' device.
 
     The arithmetic is torchaudio's `compliance.kaldi.fbank` (htk_compat, hanning window, no dither,
     no energy), less what it does for steps that are cut off, and its window and filters made once.
 
-    Each waveform is (S,) float in [-1, 1], at least one window of 25 ms, and is multiplied by its
-    gain after its mean is taken off. Of `size` (T, F), T is in steps of 10 ms; longer features are
-    cut, shorter ones padded with zeros (before the normalisation, so padding is not 0 in the
-    result). Returns (B, 1, T, F) float32.
+    Each waveform is (S,) float in [-1, 1] at 16 kHz, at least one window of 25 ms, and is
+    multiplied by its gain after its mean is taken off. Of `size` (T, F), T is in steps of 10 ms;
+    longer features are cut, shorter ones padded with zeros before the normalisation.
     """
     import torch
 
@@ -91,31 +90,10 @@ def draw_gain(rng: np.random.Generator) -> float:
     return float(rng.beta(10, 10) + 0.5)
 
 
-class Wav:
-    """A mono 16 kHz recording: a `WavFile`, or the sound of a packed clip."""
+class WavFile:
+    """A mono 16 kHz wav, opened once for all the spans that are read of it."""
 
     path: str
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return samples `start` to `stop` (exclusive) as (stop - start,) float32 in [-1, 1]."""
-        raise NotImplementedError
-
-    def sound(self, start: int, stop: int) -> np.ndarray:
-        """Read samples; UnreadableClip where some are not finite, or the whole wav is silent."""
-        samples = self.read(start, stop)
-        if not np.isfinite(samples).all():
-            raise UnreadableClip(f"audio '{self.path}' holds values that are not finite")
-        value = samples[0]
-        if (samples == value).all() and (self.read(0, len(self)) == value).all():
-            raise UnreadableClip(f"audio '{self.path}' is silent: all its samples are {value:g}")
-        return samples
-
-
-class WavFile(Wav):
-    """A mono 16 kHz wav, opened once for all the spans that are read of it."""
 
     def __init__(self, path: str | None) -> None:
         if path is None or not os.path.isfile(path):
@@ -124,16 +102,14 @@ class WavFile(Wav):
             file = soundfile.SoundFile(os.fsencode(path))  # bytes: a name need not be UTF-8
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless, e.g. .raw
             raise UnreadableClip(f"audio '{path}' cannot be opened: {one_line(error)}") from None
-        convert = "convert it with preprocess/face_and_audio/extract_audio.py"
-        problem = ""
+        problem, advice = "", "; convert it with preprocess/face_and_audio/extract_audio.py"
         if file.samplerate != SAMPLE_RATE:
-            problem = f"sample rate {file.samplerate} Hz, expected {SAMPLE_RATE}; {convert}"
+            problem = f"sample rate {file.samplerate} Hz, expected {SAMPLE_RATE}{advice}"
         elif file.channels != 1:
-            problem = f"{file.channels} channels, expected 1; {convert}"
+            problem = f"{file.channels} channels, expected 1{advice}"
         elif file.frames < WINDOW:
             problem = f"{file.frames} samples, expected at least the {WINDOW} of one 25 ms window"
         if problem:
-            file.close()
             raise UnreadableClip(f"audio '{path}' has {problem}")
         self.path, self.file = path, file
 
@@ -141,7 +117,7 @@ class WavFile(Wav):
         return self.file.frames
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return samples, see `Wav`."""
+        """Return samples `start` to `stop` (exclusive) as (stop - start,) float32 in [-1, 1]."""
         try:
             self.file.seek(start)
             samples = self.file.read(stop - start, dtype="float32")
@@ -152,6 +128,16 @@ class WavFile(Wav):
                 f"audio '{self.path}' is cut off: got {len(samples)} of {stop - start} samples "
                 f"from {start}"
             )
+        return samples
+
+    def sound(self, start: int, stop: int) -> np.ndarray:
+        """Read samples; UnreadableClip where some are not finite, or the whole wav is silent."""
+        samples = self.read(start, stop)
+        if not np.isfinite(samples).all():
+            raise UnreadableClip(f"audio '{self.path}' holds values that are not finite")
+        value = samples[0]
+        if (samples == value).all() and (self.read(0, len(self)) == value).all():
+            raise UnreadableClip(f"audio '{self.path}' is silent: all its samples are {value:g}")
         return samples
 
 
@@ -170,8 +156,8 @@ def span_or_whole(
 ) -> tuple[int, int]:
     """Return the span `start` to `stop` (exclusive), cut to the wav at `path` of `num_samples`.
 
-    Instead of 1024 samples or fewer it is the whole of a short wav, one of less than
-    `target_length` steps of 10 ms; of a longer wav it is an error.
+    Instead of 1024 samples or fewer it is the whole of a wav of less than `target_length` steps of
+    10 ms; of a longer one it is an error.
     """
     start, stop = max(start, 0), min(stop, num_samples)
     if stop - start > SHORTEST_SPAN:
@@ -186,7 +172,7 @@ def span_or_whole(
 
 
 def span_features(
-    wav: Wav,
+    wav: WavFile,
     spans: Sequence[tuple[int, int]],
     gains: Sequence[float],
     size: tuple[int, int] = (256, 128),

@@ -31,9 +31,9 @@ class SkippedClip(NamedTuple):
 class PretrainBatch(NamedTuple):
     """Masked clips.
 
-    video (B, 3, T, H, W) uint8, after `to` float32 and normalised; video_mask (B, N) bool, True
-    where masked; audio (B, 1, T, F) float32; audio_mask (B, N) bool; names of the B videos;
-    skipped clips; masks of video and audio like these for the contrast, where it has its own.
+    video (B, 3, T, H, W) uint8, after `to` float32 and normalised; audio (B, 1, T, F) float32;
+    masks (B, N) bool, True where masked; names of the B videos; skipped clips; masks of video and
+    audio for the contrast, where it has its own.
     """
 
     video: Tensor
@@ -100,8 +100,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
         if isinstance(values[0], Tensor):
             columns.append(torch.cat(values))
         else:
-            joint = itertools.chain.from_iterable(values) if values[0] is not None else None
-            columns.append(joint and tuple(joint))
+            columns.append(None if values[0] is None else tuple(itertools.chain(*values)))
     return type(batches[0])(*columns)
 
 

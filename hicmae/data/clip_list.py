@@ -14,12 +14,11 @@ import csv
 import json
 import logging
 import math
-import operator
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,11 +100,9 @@ class ClipList(Sequence[Any]):
 
     def add(self, video: str, audio: str | None, label: Label) -> None:
         """Add a clip; without a wav it gets `wav_of` its video."""
-        self._text += video.encode("utf-8", "surrogatepass")
-        self._ends.append(len(self._text))
-        if audio:
-            self._text += audio.encode("utf-8", "surrogatepass")
-        self._ends.append(len(self._text))
+        for name in (video, audio or ""):
+            self._text += name.encode("utf-8", "surrogatepass")
+            self._ends.append(len(self._text))
         self._labels.append(label)
 
     def __len__(self) -> int:
@@ -114,25 +111,15 @@ class ClipList(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         """Return a clip, or for a slice a list of them."""
         if isinstance(index, slice):
-            return [*map(self._clip, range(*index.indices(len(self))))]
-        return self._clip(range(len(self))[index])  # negative numbers, and IndexError
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(self._clip, range(len(self)))
+            return [self[k] for k in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # negative numbers, and IndexError
+        start, middle, end = self._ends[2 * index : 2 * index + 3]
+        video = self._text[start:middle].decode("utf-8", "surrogatepass")
+        audio = self._text[middle:end].decode("utf-8", "surrogatepass") or None
+        return self._made(index, video, audio, self._labels[index])
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        return len(self) == len(other) and all(map(operator.eq, self, other))
-
-    __hash__ = None  # type: ignore[assignment]  # Python's way to say: compared by content
-
-    def _clip(self, index: int) -> Any:
-        start, middle, end = self._ends[2 * index : 2 * index + 3]
-        video, audio = self._text[start:middle].decode("utf-8", "surrogatepass"), None
-        if middle < end:
-            audio = self._text[middle:end].decode("utf-8", "surrogatepass")
-        return self._made(index, video, audio, self._labels[index])
+        return isinstance(other, Sequence) and list(self) == list(other)
 
     def _made(self, index: int, video: str, audio: str | None, label: Label) -> AnyClip:
         return Clip(video, audio or wav_of(video), label)
@@ -179,20 +166,19 @@ def find_list(path: str | Path) -> Path | None:
 def read_pretrain_list(path: str | Path, data_root: str = "") -> ClipList:
     """Read lines `<video.mp4> <int>`, or `<video.mp4> <audio.wav> <int>`; the integer is ignored.
 
-    Without a second name the wav is `wav_of` the video. `path` is a list file, or its folder with
-    train.csv; a folder of shards, or one index. Relative names are joined to `data_root`.
+    Without a second name the wav is `wav_of` the video. `path` is a list, its folder with
+    train.csv, a folder of shards, or one index. Relative names are joined to `data_root`.
     """
-    path = Path(path)
+    path, clips = Path(path), ClipList()
     if path.is_dir() and not is_packed(path):
         path = path / "train.csv"
-
-    clips, full = ClipList(), partial(os.path.join, data_root) if data_root else str
 
     def take(fields: list[str]) -> None:
         if len(fields) not in (2, 3):
             raise ValueError(f"got {len(fields)} {FIELDS}")
         _integer(fields[-1])
-        clips.add(full(fields[0]), full(fields[1]) if len(fields) == 3 else None, None)
+        audio = _below(data_root, fields[1]) if len(fields) == 3 else None
+        clips.add(_below(data_root, fields[0]), audio, None)
 
     form = "'<video.mp4> <int>' or '<video.mp4> <audio.wav> <int>'"
     return _read(path, take, form) or clips
@@ -213,10 +199,10 @@ def decide_source_crop(
     """
     decided, why = choice, "as asked"
     packed = [shard for shard in getattr(clips, "shards", ()) if shard.source_crop]
-    if choice == "auto" and packed:
-        decided, why = packed[0].source_crop, "as packed"
-    elif choice == "auto":
+    if choice == "auto":
         decided, why = source_crop_of(path), f"by the path of the list, '{path}'"
+        if packed:
+            decided, why = packed[0].source_crop, "as packed"
     box = voxceleb2_box(input_size) if decided == "voxceleb2" else None
     for shard in packed:
         cut = voxceleb2_box(shard.input_size) if shard.source_crop == "voxceleb2" else None
@@ -252,8 +238,7 @@ def read_labelled_list(
             raise ValueError(f"got {len(fields)} {FIELDS}")
         label: Label = _integer(fields[2]) if is_class else tuple(map(_number, fields[2:]))
         count = _checked_count(label, is_class, count)
-        video, audio = (_below(data_root, name) for name in fields[:2])
-        clips.add(video, audio, label)
+        clips.add(_below(data_root, fields[0]), _below(data_root, fields[1]), label)
 
     label_form = "<class index>" if is_class else "<number> ..."
     packed = _read(Path(path), take, f"'<video> <audio.wav> {label_form}'")
@@ -261,10 +246,9 @@ def read_labelled_list(
         try:
             _checked_count(clip.label, is_class, num_classes)
         except ValueError as error:
-            raise ValueError(
-                f"shard '{clip.shard.path}': clip '{clip.video}': {error}, for {task}; "
-                "pack the list with the same --task"
-            ) from None
+            where = f"shard '{clip.shard.path}': clip '{clip.video}'"
+            advice = "pack the list with the same --task"
+            raise ValueError(f"{where}: {error}, for {task}; {advice}") from None
     return packed or clips
 
 
@@ -278,12 +262,9 @@ def read_any_list(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, 
 
     def take(fields: list[str]) -> None:
         video, label = _below(data_root, fields[0]), fields[1:]
-        if not label and re.search(r"[\t,;\0]", video) and not os.path.exists(video):
-            raise ValueError(f"got 1 {FIELDS}")
         audio: str | None = wav_of(video)
-        if label and (
-            label[0] == NOT_READ or os.path.splitext(label[0])[1].lower() in AUDIO_SUFFIXES
-        ):
+        suffix = os.path.splitext(label[0])[1].lower() if label else ""
+        if suffix in AUDIO_SUFFIXES or label[:1] == [NOT_READ]:
             audio = _below(data_root, label.pop(0))
         elif os.path.isdir(video) or audio == video or not os.path.isfile(str(audio)):
             audio = None
@@ -307,11 +288,7 @@ def write_list(path: str | Path, clips: Iterable[Clip]) -> None:
 
 def wav_of(video: str) -> str:
     """Return the wav of a pre-training video: beside it, for VoxCeleb2 in a tree of its own."""
-    name = video.replace(_VOXCELEB_VIDEO, _VOXCELEB_AUDIO)
-    stem, _, suffix = name.rpartition(".")
-    # what splitext does, but for names of few letters, in half the time: there are a million
-    is_plain = "/" not in suffix and stem[-1:] not in ("", ".", "/")
-    return (stem if is_plain else os.path.splitext(name)[0]) + ".wav"
+    return os.path.splitext(video.replace(_VOXCELEB_VIDEO, _VOXCELEB_AUDIO))[0] + ".wav"
 
 
 def _read(path: Path, take: Callable[[list[str]], object], expected: str) -> PackedClips | None:
@@ -338,19 +315,17 @@ def _read(path: Path, take: Callable[[list[str]], object], expected: str) -> Pac
                     take(fields)
                     is_empty = False
                 end = reader.line_num
-        except csv.Error as error:
-            # Python 3.10 refuses the NUL bytes of UTF-16 itself.
-            advice = "save it as UTF-8" if "NUL" in str(error) else "check the quotes"
-            raise ValueError(
-                f"{path}:{end + 1}: expected {expected}, got: {error}; {advice}"
-            ) from None
-        except ValueError as error:
+            if is_empty:
+                fields, end = [], 0
+                raise ValueError("got an empty list")
+        except (csv.Error, ValueError) as error:
             line = " ".join(fields)[:200]
-            form = "; save it as UTF-8" * ("\0" in line)
-            text = f"{error}{form}: {line!r}".replace(r"\x00", "")
-            raise ValueError(f"{path}:{reader.line_num}: expected {expected}, {text}") from None
-    if is_empty:
-        raise ValueError(f"{path}:1: expected at least one line {expected}, got an empty list")
+            text = f"got: {error}; check the quotes"
+            if isinstance(error, ValueError):
+                text = f"{error}: {line!r}".replace(r"\x00", "")
+            if "NUL" in str(error) or "\0" in line:  # Python 3.10 refuses those of UTF-16 itself
+                text += "; save it as UTF-8"
+            raise ValueError(f"{path}:{end + 1}: expected {expected}, {text}") from None
     return None
 
 
@@ -360,10 +335,7 @@ def is_packed(path: str | Path) -> bool:
 
 
 def read_packed(path: str | Path) -> PackedClips:
-    """Read the clips of a folder of shards, or of one index; ValueError where an index is none.
-
-    A shard that is missing or broken shows when a clip of it is read.
-    """
+    """Read the clips of a folder of shards, or of one index; ValueError where an index is none."""
     return PackedClips(map(read_index, _indexes(Path(path))))
 
 
@@ -385,8 +357,6 @@ def read_index(path: Path) -> tuple[Shard, list[list[Any]]]:
         rows = content["clips"]
         if not rows or any(len(row) != 9 or not isinstance(row[0], str) for row in rows):
             raise ValueError("expected clips, rows of 9 values, the name first")
-        if any(row[k] + row[k + 1] > shard.size for row in rows for k in (3, 5, 7)):
-            raise ValueError("a clip lies outside its shard")
     except (OSError, *WRONG) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise ValueError(
@@ -400,19 +370,18 @@ def _checked_count(label: Label, is_class: bool, count: int | None) -> int | Non
     """Return how many classes or targets there are; ValueError for a label that is not of them."""
     if is_class:
         if not isinstance(label, int) or label < 0 or (count is not None and label >= count):
-            most = "" if count is None else f" to {count - 1} (--nb_classes {count})"
+            most = " or more" if count is None else f" to {count - 1} (--nb_classes {count})"
             hint = "; count classes from 0" if label == count else ""
-            raise ValueError(f"got class {label}, expected 0{most or ' or more'}{hint}")
+            raise ValueError(f"got class {label}, expected 0{most}{hint}")
         return count
     if not isinstance(label, tuple) or not label or len(label) != (count or len(label)):
-        raise ValueError(
-            f"got targets {label}, expected {count or 'some'} numbers (--nb_classes {count})"
-        )
+        most = f"{count or 'some'} numbers (--nb_classes {count})"
+        raise ValueError(f"got targets {label}, expected {most}")
     return len(label)
 
 
 def _below(data_root: str, name: str) -> str:
-    return name if name == NOT_READ else os.path.join(data_root, name)
+    return name if name == NOT_READ or not data_root else os.path.join(data_root, name)
 
 
 def _integer(text: str) -> int:
@@ -465,9 +434,8 @@ def read_names(path: str | Path) -> tuple[str, ...]:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = 1 + error.object[: error.start].count(b"\n")
-        raise ValueError(
-            f"{path}:{line}: expected UTF-8, got other bytes; save it as UTF-8"
-        ) from None
+        text = "expected UTF-8, got other bytes; save it as UTF-8"
+        raise ValueError(f"{path}:{line}: {text}") from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 

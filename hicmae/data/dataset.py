@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from hicmae.data import audio as wav
 from hicmae.data import video as film
-from hicmae.data.audio import SAMPLE_RATE, Wav, WavFile
+from hicmae.data.audio import SAMPLE_RATE, WavFile
 from hicmae.data.augment import Augment, ClipTransform
 from hicmae.data.batches import (
     ClipIndex,
@@ -81,10 +81,10 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def open(self, clip: AnyClip) -> tuple[Video | None, Wav | None, int]:
+    def open(self, clip: AnyClip) -> tuple[Video | None, WavFile | None, int]:
         """Open the streams that the modality reads; return them and the number of frames."""
         video: Video | None
-        sound: Wav | None
+        sound: WavFile | None
         if isinstance(clip, PackedClip):
             video, sound = open_packed(clip)
         else:
@@ -101,7 +101,7 @@ class ClipDataset(Dataset):
     def features(
         self,
         video: Video | None,
-        sound: Wav,
+        sound: WavFile,
         windows: Sequence[np.ndarray],
         total: int,
         gains: Sequence[float],
@@ -111,15 +111,22 @@ class ClipDataset(Dataset):
         The sound of a window begins with its first frame and is as long as a span, at most to the
         last frame. Frames of a film lie at their times, those of a folder evenly over the wav.
         """
-        spans = []
+        spans, length = [], self.settings.span
         for first in (int(window[0]) for window in windows):
             if video is not None and video.frame_times is not None:
-                last = min(first + self.settings.span, total) - 1
-                spans.append(_samples(video, first, last))
+                spans.append(_samples(video, first, min(first + length, total) - 1))
             else:
-                last = min(first + self.settings.span, total - 1)
+                last = min(first + length, total - 1)
                 spans.append(wav.frames_to_samples(first, last, total, len(sound)))
         return wav.span_features(sound, spans, gains, self.settings.input_size_audio)
+
+    def squares(
+        self, video: Video, windows: Sequence[np.ndarray]
+    ) -> tuple[Tensor, list[np.ndarray]]:
+        """Return all frames of windows, squares (3, N, H, W) uint8, and where in N each has its."""
+        frames = film.read_frames(video, windows)
+        places = [np.searchsorted([*frames], window) for window in windows]
+        return film.resize_frames([*frames.values()], self.size), places
 
     def target(self, clip: AnyClip) -> Tensor:
         """Return the label as (1,) int64 or (1, K) float32; without a label -1 or K = 0."""
@@ -164,33 +171,26 @@ class PretrainClips(ClipDataset):
             spans.append(_samples(video, int(window[0]), last))
         audio = wav.span_features(sound, spans, gains, self.settings.input_size_audio)
         frames = film.read_frames(video, windows)
-        masks = self.masks(len(windows), self.mask_ratio, self.mask_ratio_audio, rng)
+        masks = self.masks(self.mask_ratio, self.mask_ratio_audio, rng)
         pixels = []
         for window in windows:
             height, width = frames[int(window[0])].shape[:2]
             region = film.source_box(self.source_crop, self.size[0], width, height)
             box = film.draw_crop(region, rng)
             pixels.append(film.resize_frames([frames[k] for k in window], self.size, box))
-        light_masks: dict[str, Tensor] = {}
-        if (light := self.contrast_mask_ratio) is not None:
-            drawn = self.masks(len(windows), light, light, rng)
-            light_masks = dict(zip(("contrast_mask", "contrast_mask_audio"), drawn, strict=True))
-        return PretrainBatch(
-            video=torch.stack(pixels),
-            video_mask=masks[0],
-            audio=audio,
-            audio_mask=masks[1],
-            names=(name_of(clip),) * self.num_samples,
-            skipped=(),
-            **light_masks,
-        )
+        light: tuple[Tensor | None, Tensor | None] = None, None
+        if self.contrast_mask_ratio is not None:
+            light = self.masks(self.contrast_mask_ratio, self.contrast_mask_ratio, rng)
+        names = (name_of(clip),) * self.num_samples
+        return PretrainBatch(torch.stack(pixels), masks[0], audio, masks[1], names, (), *light)
 
     def masks(
-        self, count: int, ratio: float, ratio_audio: float, rng: np.random.Generator
+        self, ratio: float, ratio_audio: float, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw (count, N) masks of the video's tokens and of the audio's."""
-        video = [tube_mask(self.grid, ratio, rng) for _ in range(count)]
-        audio = [random_mask(self.num_audio_tokens, ratio_audio, rng) for _ in range(count)]
+        """Draw (num_samples, N) masks of the video's tokens and of the audio's."""
+        count = range(self.num_samples)
+        video = [tube_mask(self.grid, ratio, rng) for _ in count]
+        audio = [random_mask(self.num_audio_tokens, ratio_audio, rng) for _ in count]
         return torch.from_numpy(np.stack(video)), torch.from_numpy(np.stack(audio))
 
 
@@ -217,16 +217,14 @@ class LabelledClips(ClipDataset):
         if sound is not None:
             features = self.features(video, sound, windows, total, self.gains(rng))
         if video is not None:
-            frames = film.read_frames(video, windows)
-            squares = film.resize_frames(list(frames.values()), self.size)
-            # as images: RandAugment is Pillow's
-            images = map(Image.fromarray, squares.permute(1, 2, 3, 0).contiguous().numpy())
-            image = dict(zip(frames, images, strict=True))
-            chosen = [[image[k] for k in window] for window in windows]
-            transform = self.transform
-            pixels = torch.stack(
-                [transform(clip, rng) if transform else film.to_tensor(clip) for clip in chosen]
-            )
+            squares, places = self.squares(video, windows)
+            if self.transform is None:
+                pixels = torch.stack([squares[:, place] for place in places])
+            else:  # as images: RandAugment is Pillow's
+                frames = squares.permute(1, 2, 3, 0).contiguous().numpy()
+                images = [Image.fromarray(frame) for frame in frames]
+                clips = ([images[k] for k in place] for place in places)
+                pixels = torch.stack([self.transform(clip, rng) for clip in clips])
         target = self.target(clip).repeat_interleave(self.num_samples, dim=0)
         return LabelledBatch(pixels, features, target, (name_of(clip),) * self.num_samples, ())
 
@@ -265,10 +263,8 @@ class TestClips(ClipDataset):
             audio = torch.zeros(size_audio) if "a" in self.modality else None
             skipped = (SkippedClip(name_of(clip), str(error)),)
             return ViewBatch(video, audio, index[:0], index[:0], target[:0], (), skipped)
-        num_views = next(len(views) for views in streams if views is not None)
-        return ViewBatch(
-            *streams, torch.zeros(num_views).long(), index, target, (name_of(clip),), ()
-        )
+        views = torch.zeros(next(len(stream) for stream in streams if stream is not None)).long()
+        return ViewBatch(*streams, views, index, target, (name_of(clip),), ())
 
     @staticmethod
     def collate(items: Sequence[Any]) -> Any:
@@ -285,12 +281,8 @@ class TestClips(ClipDataset):
             windows = film.test_windows(total, self.num_segments, *self.sampling)
         pixels = features = None
         if video is not None:
-            frames = film.read_frames(video, windows)
-            squares = film.resize_frames(list(frames.values()), self.size)
-            place = {index: k for k, index in enumerate(frames)}
-            pixels = torch.stack(
-                [squares[:, [place[int(k)] for k in window]] for window in windows]
-            )
+            squares, places = self.squares(video, windows)
+            pixels = torch.stack([squares[:, place] for place in places])
         if sound is not None:
             features = self.features(video, sound, windows, total, [1.0] * len(windows))
         return pixels, features

@@ -40,6 +40,7 @@ SEEK_GAP = 8.0  # seconds between wanted frames from which jumping is cheaper th
 
 _PIXEL_FORMATS = ("yuv420p", "yuvj420p")  # all decoders turn these into the very same RGB
 _SLICE, _IDR_SLICE = 1, 5  # kinds of NAL units of H.264
+Packet = tuple[int, int, bool]  # pts, dts, and whether all after it can be decoded from it on
 # Kept, as each new one computes its tables again: as long as decoding five frames.
 _to_rgb = VideoReformatter()
 # Since PyAV 17 it would start threads for every frame; before, there was no such choice.
@@ -101,8 +102,7 @@ def read_clock(
     """
     stream, damage = needed_stream(container, "video"), Damage()
     hides_frames = stream.codec_context.name == "vp8"
-    stamps: list[Any] = []
-    lengths: list[int] = []
+    frames: list[tuple[Any, int]] = []  # stamp and length
     first, discarded = None, 0
     for packet in packets_of(container, stream, damage):
         if not packet.size:
@@ -115,10 +115,10 @@ def read_clock(
         if packet.is_discard:  # decoded for others' sake, before the beginning of a cut film
             discarded += 1
         else:
-            stamps.append(packet.pts)
-            lengths.append(packet.duration or 0)
+            frames.append((packet.pts, packet.duration or 0))
     damage.check(container.name, "video")
-    told = None not in stamps and len(set(stamps)) == len(stamps) > 0
+    stamps = {stamp for stamp, _ in frames}
+    told = None not in stamps and len(stamps) == len(frames) > 0
     # An avi has no stamps: FFmpeg makes them of the order of packets, the first of which is at 0.
     is_avi = container.format.name == "avi"
     told &= not (is_avi and stream.codec_context.has_b_frames)
@@ -130,10 +130,9 @@ def read_clock(
     ):
         file = os.stat(container.name)
         return _decoded_clock(container.name, file.st_size, file.st_mtime_ns, start)
-    order = np.argsort(stamps)
-    ticks, spans = (np.array(values, np.int64)[order] for values in (stamps, lengths))
+    ticks, lengths = np.array(sorted(frames), np.int64).T
     unit, delay = float(stream.time_base), 0 if start is None else int(ticks[0] - start)
-    return Clock(ticks, unit, _filled(ticks, spans), not discarded, False, delay)
+    return Clock(ticks, unit, _filled(ticks, lengths), not discarded, False, delay)
 
 
 def _filled(ticks: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -151,13 +150,12 @@ def _decoded_clock(path: str, size: int, changed: int, start: int | None) -> Clo
         stream.thread_type = "AUTO"
         frames = [(frame.pts, frame.key_frame) for frame in decoded(container, stream, Damage())]
         unit, rate = float(stream.time_base or 0), float(stream.average_rate or FRAME_RATE)
-    stamps = [stamp for stamp, _ in frames]
-    if not stamps:
+    if not frames:
         raise NoPicture(f"'{path}' holds no frame that can be decoded")
-    known = [(k, stamp) for k, stamp in enumerate(stamps) if stamp is not None]
-    ticks, numbers = np.array([stamp for _, stamp in known], np.int64), np.arange(len(stamps))
-    is_counted = len(known) < len(stamps) or bool((np.diff(ticks) < 0).any())
-    if len(known) < len(stamps):
+    known = [(k, stamp) for k, (stamp, _) in enumerate(frames) if stamp is not None]
+    ticks, numbers = np.array([stamp for _, stamp in known], np.int64), np.arange(len(frames))
+    is_counted = len(known) < len(frames) or bool((np.diff(ticks) < 0).any())
+    if len(known) < len(frames):
         unit = unit if known else 1 / rate
         place, stamp = known[0] if known else (0, 0)
         ticks = stamp + np.round((numbers - place) / (rate * unit)).astype(np.int64)
@@ -281,27 +279,19 @@ class Film(Video):
         frames = decoded(container, stream, damage)
         if self.clock.is_counted:
             return zip(self.clock.stamps.tolist(), frames, strict=False) if back is None else None
-        if back is None:
-            return ((f.pts, f) for f in frames if f.pts is not None)
-        unit = self.clock.unit
-        if (stamp - self.clock.stamps[0]) * unit < back + SEEK_GAP:
-            return None
-        try:
-            container.seek(int(stamp - back / unit), stream=stream)
-        except av.FFmpegError:
-            return None
-        landed = next(frames, None)
-        if landed is None or landed.is_corrupt or landed.pts is None or landed.pts > stamp:
-            return None
-        return ((f.pts, f) for f in itertools.chain([landed], frames) if f.pts is not None)
-
-
-class H264Packet(NamedTuple):
-    """What is kept of a packet: its stamps, and whether all after it can be decoded from it on."""
-
-    pts: int
-    dts: int
-    is_start: bool
+        if back is not None:
+            unit = self.clock.unit
+            if (stamp - self.clock.stamps[0]) * unit < back + SEEK_GAP:
+                return None
+            try:
+                container.seek(int(stamp - back / unit), stream=stream)
+            except av.FFmpegError:
+                return None
+            landed = next(frames, None)
+            if landed is None or landed.is_corrupt or landed.pts is None or landed.pts > stamp:
+                return None
+            frames = itertools.chain([landed], frames)
+        return ((frame.pts, frame) for frame in frames if frame.pts is not None)
 
 
 class H264Film(Film):
@@ -313,7 +303,7 @@ class H264Film(Film):
     """
 
     def __init__(
-        self, path: str, clock: Clock, container: InputContainer, packets: Sequence[H264Packet]
+        self, path: str, clock: Clock, container: InputContainer, packets: Sequence[Packet]
     ) -> None:
         super().__init__(path, clock)
         self.container = container  # stays open with its decoder
@@ -337,9 +327,10 @@ class H264Film(Film):
     def _decode(self, wanted: set[int]) -> dict[int, np.ndarray]:
         """Return the frames with these time stamps, less those that are damaged."""
         places = [place for place, pts in enumerate(self.pts) if pts in wanted]
+        first = int(self.starts[self.starts <= places[0]].max(initial=0))
         frames: dict[int, np.ndarray] = {}
         self.codec.flush_buffers()
-        for packet in [*self._packets(self._start(places[0]), places[-1]), None]:
+        for packet in [*self._packets(first, places[-1]), None]:
             if packet is not None:
                 self.codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             for frame in self.codec.decode(packet):
@@ -348,10 +339,6 @@ class H264Film(Film):
                     frames[frame.pts] = upright(rgb, frame)
         self.codec.flush_buffers()  # or it would take no more packets
         return frames
-
-    def _start(self, place: int) -> int:
-        """Return the last packet up to `place` from which everything after can be decoded."""
-        return int(self.starts[self.starts <= place].max(initial=0))
 
     def _packets(self, first: int, last: int) -> Iterator[av.Packet]:
         """Read these packets; fewer where the file gives others than before."""
@@ -396,7 +383,7 @@ def open_video(path: str) -> Video:
         if len(films) < len(folder):
             return folder
         raise UnreadableClip(f"video '{path}' is a folder of films, expected one film or frames")
-    packets: list[H264Packet] = []
+    packets: list[Packet] = []
     with one_line_errors(path):
         container = open_container(path)
         stream = needed_stream(container, "video")
@@ -409,7 +396,7 @@ def open_video(path: str) -> Video:
         header = codec.extradata or b""
 
         def look_at(packet: av.Packet) -> None:
-            packets.append(H264Packet(packet.pts or 0, packet.dts or 0, is_idr(packet, header)))
+            packets.append((packet.pts or 0, packet.dts or 0, is_idr(packet, header)))
 
         clock = read_clock(container, look_at if is_exact else None)
     if is_exact and clock.is_indexed:

@@ -1,7 +1,6 @@
 """From a data set to batches: order, unreadable clips, workers.
 
 An item depends on seed, epoch and index only, so that neither workers nor resumption change it.
-Clips that take too long are skipped, and when the system kills workers, new ones go on.
 """
 
 import csv
@@ -64,10 +63,8 @@ def call_in_time(seconds: float, clip: str, function: Callable[..., T], *args: A
     threading.Thread(target=work, daemon=True, name="clip reader").start()
     if futures.wait([answer], seconds).done:
         return answer.result()
-    raise UnreadableClip(
-        f"clip '{clip}' was not read in {seconds:g} s; look at the file and its disk, or raise "
-        "--clip_timeout"
-    )
+    advice = "look at the file and its disk, or raise --clip_timeout"
+    raise UnreadableClip(f"clip '{clip}' was not read in {seconds:g} s; {advice}")
 
 
 def read_or_replace(
@@ -119,9 +116,8 @@ class SkippedClips:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self.path, "a", newline="", **options) as file:
-                    writer = csv.writer(file, lineterminator="\n")
-                    writer.writerows([] if file.tell() else [SkippedClip._fields])
-                    writer.writerows(new.values())
+                    header = [] if file.tell() else [SkippedClip._fields]
+                    csv.writer(file, lineterminator="\n").writerows([*header, *new.values()])
             except OSError as error:
                 logger.warning("could not write '%s': %s; training goes on", self.path, error)
             self.videos.update(new)
@@ -233,8 +229,7 @@ def make_loader(
 ) -> DataLoader[Any]:
     """Return a loader of the batches that the data set's `collate` makes.
 
-    Workers stay from epoch to epoch, as an index carries its epoch; with 0 this process decodes.
-    "cuda" pins the batches' memory.
+    Workers stay from epoch to epoch, as an index carries its epoch. "cuda" pins batches' memory.
     """
     if drop_last and len(sampler) < batch_size:
         raise ValueError(
@@ -306,7 +301,6 @@ def end(processes: list[BaseProcess]) -> None:
     """Kill processes and wait until they are gone."""
     for process in processes:
         process.kill()
-    for process in processes:
         process.join()
 
 

@@ -17,11 +17,10 @@ from typing import IO, Any, Literal
 
 import av
 import numpy as np
-import soundfile
 from av.container import InputContainer
 from av.stream import Disposition
 
-from hicmae.data.audio import SAMPLE_RATE
+from hicmae.data.audio import SAMPLE_RATE, WavFile
 from hicmae.data.video import FRAME_EXTENSIONS, check_frame_size
 from hicmae.io import UnreadableClip
 
@@ -48,20 +47,6 @@ class NoSound(UnreadableClip):
     """There is no sound where some is needed."""
 
 
-def check_file(path: str) -> None:
-    """Raise UnreadableClip where a path is no file, or one that is empty or may not be read."""
-    try:
-        if not os.path.isfile(path):  # a pipe, say, would never end
-            problem = "is no file" if os.path.exists(path) else "does not exist"
-        else:
-            with open(path, "rb") as file:
-                problem = "" if file.read(1) else "is an empty file"
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-    if problem:
-        raise UnreadableClip(f"'{path}' {problem}")
-
-
 @contextmanager
 def one_line_errors(path: str) -> Iterator[None]:
     """Turn what FFmpeg says about a file into UnreadableClip, one line that names the file."""
@@ -74,13 +59,22 @@ def one_line_errors(path: str) -> Iterator[None]:
 
 
 def open_container(path: str) -> InputContainer:
-    """Open a file, and nothing but a file: what calls itself a film may be a list of addresses."""
-    check_file(path)
-    return av.open(
-        os.path.abspath(path),  # FFmpeg takes "a:b.mp4" for a protocol
-        options={"protocol_whitelist": "file"},
-        **LENIENT,
-    )
+    """Open a file, and nothing but a file: what calls itself a film may be a list of addresses.
+
+    UnreadableClip where it is none, is empty or may not be read.
+    """
+    try:
+        if not os.path.isfile(path):  # a pipe, say, would never end
+            problem = "is no file" if os.path.exists(path) else "does not exist"
+        else:
+            with open(path, "rb") as file:
+                problem = "" if file.read(1) else "is an empty file"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    if problem:
+        raise UnreadableClip(f"'{path}' {problem}")
+    path = os.path.abspath(path)  # FFmpeg takes "a:b.mp4" for a protocol
+    return av.open(path, options={"protocol_whitelist": "file"}, **LENIENT)
 
 
 @contextmanager
@@ -139,12 +133,9 @@ def find_clips(name: str) -> list[str]:
     has_frames = any(file.endswith(FRAME_EXTENSIONS) for file in inside)
     if not os.path.isdir(name) or (has_frames and not has_films):
         return [name]
-    found = sorted(
-        os.path.join(folder, file)
-        for folder, _, content in walk(name)
-        for file in content
-        if os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES | AUDIO_SUFFIXES
-    )
+    files = (os.path.join(folder, file) for folder, _, files in walk(name) for file in files)
+    kinds = VIDEO_SUFFIXES | AUDIO_SUFFIXES
+    found = sorted(file for file in files if os.path.splitext(file)[1].lower() in kinds)
     if not found:
         raise FileNotFoundError(f"folder '{name}' holds no video, sound file or face frame")
     return found
@@ -255,10 +246,8 @@ class Sound:
 def read_sound(path: str, origin: float | None = None) -> "np.ndarray | Sound":
     """Read a file's sound as (S,) float32 in [-1, 1], mono, 16 kHz, each sample in its time.
 
-    Args:
-        path: of a film or a sound.
-        origin: when the first sample shall be, in the file's own seconds, such as a film's
-            `Clock.origin`: silence before late sound, earlier sound is cut. None: where it begins.
+    The first sample is at `origin` in the file's own seconds, such as a film's `Clock.origin`:
+    silence comes before late sound, earlier sound is cut. None: where the sound begins.
 
     Raises:
         NoSound: there is none.
@@ -299,15 +288,12 @@ def decode_sound(path: str, origin: float | None = None, length: int | None = No
 
 def _plain_wav(path: str) -> np.ndarray | None:
     """Read a wav that needs no conversion, so that samples are those of training; else None."""
-    check_file(path)
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
-            if (file.format, file.samplerate, file.channels) != ("WAV", SAMPLE_RATE, 1):
-                return None
-            samples = file.read(dtype="float32")
-    except (soundfile.LibsndfileError, TypeError):
+        wav = WavFile(path)
+    except UnreadableClip:
         return None
-    if not np.isfinite(samples).all():
+    samples = wav.read(0, len(wav)) if wav.file.format == "WAV" else None
+    if samples is not None and not np.isfinite(samples).all():
         raise UnreadableClip(f"'{path}' holds samples that are not finite numbers")
     return samples
 
@@ -344,7 +330,7 @@ def to_mono(waveform: np.ndarray, sample_rate: float) -> np.ndarray:
         raise ValueError(f"waveform has shape {waveform.shape}, expected (S,) or (channels, S)")
     if waveform.dtype == np.int16:
         waveform = waveform / 32768
-    elif not np.issubdtype(waveform.dtype, np.floating):
+    if not np.issubdtype(waveform.dtype, np.floating):
         raise ValueError(f"waveform is {waveform.dtype}, expected floats in [-1, 1] or int16")
     if not np.isfinite(waveform).all():
         raise ValueError("waveform holds values that are not finite")

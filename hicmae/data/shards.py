@@ -11,13 +11,13 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from hicmae.data.audio import WINDOW, Wav
+from hicmae.data.audio import WINDOW, WavFile
 from hicmae.data.clip_list import WRONG, PackedClip, Shard
 from hicmae.data.video import IMAGE_ERRORS, MAX_PIXELS, NOT_READ, FrameTimes, Video, to_rgb
 from hicmae.io import UnreadableClip, one_line
@@ -35,8 +35,7 @@ class _OpenShard:
     def __init__(self, shard: Shard) -> None:
         # O_NONBLOCK: a pipe in place of a shard would never open
         self.handle = os.open(shard.path, os.O_RDONLY | os.O_NONBLOCK)
-        size = os.fstat(self.handle).st_size
-        if size != shard.size:
+        if (size := os.fstat(self.handle).st_size) != shard.size:
             raise UnreadableClip(
                 f"shard '{shard.path}' has {size} bytes, expected {shard.size}; it was cut off or "
                 "exchanged: delete it and its index, and run pack_clips.py again"
@@ -78,34 +77,23 @@ class PackedVideo(Video):
             self.frame_times = FrameTimes(begins, ends)
 
     def __len__(self) -> int:
-        if not self.checksums:
-            raise _not_packed(self.clip, "video")
-        return len(self.checksums)
+        return len(self.checksums) or _not_packed(self.clip, "video")
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Return the frames at `indices`, see `Video`."""
         frames = []
         for index in indices:
-            frame = decode_image(self._data(index))
-            if frame is None:
+            start, stop = self.ends[index : index + 2].tolist()
+            data = read_bytes(self.clip.shard, self.clip.places.frames + start, stop - start)
+            if zlib.crc32(data) != self.checksums[index]:
+                raise _damaged(self.clip, f"frame {index} is not what was packed")
+            if (frame := decode_image(data)) is None:
                 raise _damaged(self.clip, f"frame {index} is no image")
             frames.append(frame)
         return frames
 
-    def check(self) -> None:
-        """Raise UnreadableClip if a frame is not what was packed."""
-        for index in range(len(self.checksums)):
-            self._data(index)
 
-    def _data(self, index: int) -> bytes:
-        start, stop = self.ends[index : index + 2].tolist()
-        data = read_bytes(self.clip.shard, self.clip.places.frames + start, stop - start)
-        if zlib.crc32(data) != self.checksums[index]:
-            raise _damaged(self.clip, f"frame {index} is not what was packed")
-        return data
-
-
-class PackedWav(Wav):
+class PackedWav(WavFile):
     """The sound of a packed clip."""
 
     def __init__(self, clip: PackedClip, info: dict[str, Any]) -> None:
@@ -118,12 +106,10 @@ class PackedWav(Wav):
             raise ValueError("its sound does not fit its place")
 
     def __len__(self) -> int:
-        if not self.samples:
-            raise _not_packed(self.clip, "audio")
-        return self.samples
+        return self.samples or _not_packed(self.clip, "audio")
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return samples, see `Wav`."""
+        """Return samples, see `WavFile`."""
         if not 0 <= start <= stop <= self.samples:
             raise _damaged(self.clip, f"its sound ends before sample {stop}")
         width = self.dtype.itemsize
@@ -169,11 +155,11 @@ def jpeg_shape(data: bytes) -> tuple[int, int, int]:
     return 0, 0, 0
 
 
-def _not_packed(clip: PackedClip, stream: str) -> UnreadableClip:
-    name = clip.audio if stream == "video" else clip.video
-    return UnreadableClip(
+def _not_packed(clip: PackedClip, stream: str) -> NoReturn:
+    name, other = (clip.audio, "a") if stream == "video" else (clip.video, "v")
+    raise UnreadableClip(
         f"clip '{name}' in shard '{clip.shard.path}' was packed without {stream}, as its list says "
-        f"'{NOT_READ}'; give --modality {'a' if stream == 'video' else 'v'}"
+        f"'{NOT_READ}'; give --modality {other}"
     )
 
 

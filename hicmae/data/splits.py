@@ -1,14 +1,11 @@
-"""Splits of a list: speakers, validation clips held out, shares of labels, clips of one item.
-
-Speakers come from a table beside the lists, or from the clips' names.
-"""
+"""Splits of a list: speakers, validation clips held out, shares of labels, clips of one item."""
 
 import csv
 import io
 import logging
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -22,8 +19,7 @@ logger = logging.getLogger(__name__)
 Clips = Sequence[AnyClip]
 
 SPEAKER_FILE = "clip_speakers.csv"  # what the list scripts of preprocess/ write: clip,speaker
-HOLDOUT_FILE = "val_clips.csv"
-SHARE_FILE = "train_clips.csv"
+HOLDOUT_FILE, SHARE_FILE = "val_clips.csv", "train_clips.csv"
 
 # Data sets whose clips are named after their speakers.
 PATTERNS = {
@@ -51,42 +47,47 @@ def find_speakers(
     """Return the speaker of each clip; ValueError where one is unknown.
 
     `pattern` is a regular expression or a key of `PATTERNS`. Without one a table, `file` or the
-    `clip_speakers.csv` in the `folder` of the list or the one above, is read, whose
-    relative names start from `data_root`, as in lists.
+    `clip_speakers.csv` in the `folder` of the list or the one above, is read, whose relative names
+    start from `data_root`, as in lists.
     """
     if pattern:
-        pattern = PATTERNS.get(pattern, pattern)
-        try:
-            search = re.compile(pattern).search
-        except re.error as error:
-            raise ValueError(f"--speaker_pattern '{pattern}' is no expression: {error}") from None
-        # in the last part of a name, or in all of it where the pattern holds a slash
-        names = videos if "/" in pattern else [PurePath(video).name for video in videos]
-        groups = [found.groups("") if (found := search(name)) else ("",) for name in names]
-        if () in groups:
-            raise ValueError(
-                f"--speaker_pattern '{pattern}' has no group, expected one around the speaker, "
-                r"e.g. '^(\d{4})_'"
-            )
-        speakers, reason = ["".join(g) for g in groups], f"--speaker_pattern '{pattern}' fails"
+        speakers = _by_pattern(videos, PATTERNS.get(pattern, pattern))
+        reason = f"--speaker_pattern '{pattern}' fails"
     else:
         beside = (folder / SPEAKER_FILE, folder.absolute().parent / SPEAKER_FILE)
         table = Path(file) if file else next((p for p in beside if p.is_file()), None)
         if table is None:
             raise ValueError(
-                f"speakers are asked for, but neither '{folder}' nor the "
-                f"folder above holds {SPEAKER_FILE}; make the lists again by their script, which "
-                "writes it, or give --speaker_file (csv, columns clip,speaker) or "
-                f"--speaker_pattern (a regular expression, or {', '.join(PATTERNS)})"
+                f"speakers are asked for, but neither '{folder}' nor the folder above holds "
+                f"{SPEAKER_FILE}; make the lists again by their script, which writes it, or give "
+                "--speaker_file (csv, columns clip,speaker) or --speaker_pattern (a regular "
+                f"expression, or {', '.join(PATTERNS)})"
             )
         speakers, reason = _by_table(videos, table, data_root), f"'{table}' has no line for it"
-    unknown = [video for video, speaker in zip(videos, speakers, strict=True) if not speaker]
-    if unknown:
+    if unknown := [video for video, name in zip(videos, speakers, strict=True) if not name]:
         raise ValueError(
             f"{len(unknown)} of {len(videos)} clips have no known speaker, first '{unknown[0]}': "
             f"{reason}"
         )
     return speakers
+
+
+def _by_pattern(videos: Sequence[str], pattern: str) -> list[str]:
+    """Return what the groups of an expression find in the last part of each name, "": nothing.
+
+    A pattern with a slash looks at whole names.
+    """
+    try:
+        search = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"--speaker_pattern '{pattern}' is no expression: {error}") from None
+    if not search.groups:
+        raise ValueError(
+            f"--speaker_pattern '{pattern}' has no group, expected one around the speaker, "
+            r"e.g. '^(\d{4})_'"
+        )
+    names = videos if "/" in pattern else [PurePath(video).name for video in videos]
+    return ["".join(found.groups("")) if (found := search.search(name)) else "" for name in names]
 
 
 def _by_table(videos: Sequence[str], path: Path, data_root: str) -> list[str]:
@@ -97,36 +98,31 @@ def _by_table(videos: Sequence[str], path: Path, data_root: str) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"--speaker_file '{path}' does not exist")
-    speakers: dict[str, str] = {}
-    short: dict[str, set[str]] = {}
+    speakers = defaultdict[str, set[str]](set)
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        if not {"clip", "speaker"} <= set(reader.fieldnames or ()):
-            header = ",".join(reader.fieldnames or ())
-            raise ValueError(f"{path}:1: expected the columns clip,speaker, got '{header[:80]}'")
+        header = reader.fieldnames or ()
+        if not {"clip", "speaker"} <= {*header}:
+            raise ValueError(f"{path}:1: expected the columns clip,speaker, got {','.join(header)}")
         for row in reader:
             clip, speaker = ((row[name] or "").strip() for name in ("clip", "speaker"))
-            where = f"{path}:{reader.line_num}"
             if not clip or not speaker:
+                where = f"{path}:{reader.line_num}"
                 raise ValueError(f"{where}: expected a clip and its speaker, got {row}")
-            for name in (clip, os.path.join(data_root, clip)):
-                if speakers.setdefault(name, speaker) != speaker:
-                    raise ValueError(
-                        f"{where}: '{name}' has speaker '{speaker}', but '{speakers[name]}' "
-                        "before; expected one"
-                    )
-            short.setdefault(base_name(clip), set()).add(speaker)
-    others = Counter(base_name(video) for video in {*videos} - speakers.keys())
+            for name in (clip, os.path.join(data_root, clip), base_name(clip)):
+                speakers[name].add(speaker)
+    whole = {video for video in videos if video in speakers}
+    short = Counter(base_name(video) for video in {*videos} - whole)
     found = []
     for video in videos:
-        name = base_name(video)
-        known = {speakers[video]} if video in speakers else short.get(name, set())
-        if len(known) > 1 or (known and others[name] > 1 and video not in speakers):
+        name = video if video in whole else base_name(video)
+        known = speakers.get(name, set())
+        if len(known) > 1 or (known and short[name] > 1 and name != video):
             raise ValueError(
-                f"'{path}' leaves the speaker of '{video}' open: '{name}' is the name of several "
-                "clips; give whole names, as in the list"
+                f"'{path}' leaves the speaker of '{video}' open: '{name}' has {sorted(known)}, or "
+                "is the name of several clips; give whole names, as in the list"
             )
-        found.append(next(iter(known), ""))
+        found.append("".join(known))
     return found
 
 
@@ -183,34 +179,32 @@ def draw_groups(
 
 def _traits(labels: np.ndarray) -> np.ndarray:
     """Return (n, traits) 0 or 1: being a clip, and being of each class or third of the values."""
-    if labels.ndim == 1:
-        kinds = [labels == label for label in np.unique(labels)]
-    else:
-        thirds = [np.searchsorted(np.quantile(v, (1 / 3, 2 / 3)), v) for v in labels.T]
-        kinds = [third == k for third in thirds for k in np.unique(third)]
+    columns = [labels]
+    if labels.ndim > 1:
+        columns = [np.searchsorted(np.quantile(v, (1 / 3, 2 / 3)), v) for v in labels.T]
+    kinds = [column == kind for column in columns for kind in np.unique(column)]
     return np.stack([np.ones(len(labels)), *kinds], axis=1)
 
 
 def _check_sides(train: Clips, val: Clips, modality: str) -> None:
     """Refuse a file that is on both sides; warn of a class that is on the training side only."""
-    files: list[dict[str, AnyClip]] = [{}, {}]
-    for side, clips in zip(files, (train, val), strict=True):
-        for clip in clips:
-            paths = [(clip.video if stream == "v" else clip.audio) or "" for stream in modality]
-            side.update({os.path.abspath(path): clip for path in paths})
-    for path in files[1].keys() & files[0].keys():
+    first, second = (
+        {
+            os.path.abspath((c.video if s == "v" else c.audio) or ""): c
+            for c in side
+            for s in modality
+        }
+        for side in (train, val)
+    )
+    for path in second.keys() & first.keys():
         raise ValueError(
-            f"'{path}' belongs to a training clip, '{name_of(files[0][path])}', and to the "
-            f"validation clip '{name_of(files[1][path])}', expected one; mend train.csv or the "
-            "speakers"
+            f"'{path}' belongs to a training clip, '{name_of(first[path])}', and to the validation "
+            f"clip '{name_of(second[path])}', expected one; mend train.csv or the speakers"
         )
-    classes = [{c.label for c in some if isinstance(c.label, int)} for some in (train, val)]
+    classes = [{c.label for c in side if isinstance(c.label, int)} for side in (train, val)]
     if missing := ", ".join(map(str, sorted(classes[0] - classes[1]))):
-        logger.warning(
-            "no validation clip is of class %s: too few speakers or items have it; see "
-            "--val_share and --seed",
-            missing,
-        )
+        text = "no validation clip is of class %s: too few speakers or items have it; see %s"
+        logger.warning(text, missing, "--val_share and --seed")
 
 
 def take_share(clips: Sequence[AnyClip], share: float, seed: int) -> list[AnyClip]:
@@ -298,10 +292,9 @@ def read_lists(
     The tables of `Lists` will be in `output_dir`; `modality` names the streams that are read.
     """
     train, test = read(folder / "train.csv"), read(folder / "test.csv")
-    val_file, in_folder, tables = folder / "test.csv", find_list(folder / "val.csv"), {}
+    given, tables = Path(val_path) if val_path else find_list(folder / "val.csv"), {}
     if val_split == "list":
-        if val_path or in_folder:
-            val_file = Path(val_path) if val_path else folder / "val.csv"
+        val_file = given or folder / "test.csv"
         val = test if val_file == folder / "test.csv" else read(val_file)
     else:
         groups = [name_of(clip) for clip in train]  # what stays on one side
@@ -310,8 +303,6 @@ def read_lists(
         elif average_clips:
             groups = [item_name(video, average_clips) for video in groups]
         train, val, owners = hold_out(train, groups, val_share, seed, modality)
-        if in_folder:
-            logger.info("'%s' is not used", folder / "val.csv")
         val_file = output_dir / HOLDOUT_FILE
         speaker = {"speaker": owners} if val_split == "speaker" else {}
         tables[HOLDOUT_FILE] = _table({"clip": [name_of(clip) for clip in val], **speaker})

@@ -37,7 +37,6 @@ IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionB
 _EXACT_PARTS = 1024
 
 _DIGITS = str.maketrans("123456789", "000000000")
-_ORIENTATION = 0x0112  # a tag of EXIF: how the camera was held
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
@@ -165,7 +164,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
         image = Image.fromarray(np.clip(np.asarray(image) / 257, 0, 255).round().astype(np.uint8))
     with contextlib.suppress(*IMAGE_ERRORS, KeyError, TypeError, struct.error):  # of broken EXIF
-        if image.getexif().get(_ORIENTATION, 1) != 1:
+        if image.getexif().get(0x0112, 1) != 1:  # the tag that says how the camera was held
             ImageOps.exif_transpose(image, in_place=True)
     return np.asarray(image.convert("RGB"))
 

@@ -116,14 +116,10 @@ def test_random_resized_crop_is_bilinear_without_antialias():
     assert min((video[:, 0] - candidate).abs().max() for candidate in candidates) < 1e-6
 
 
-def test_unknown_policy_and_erasing_mode_are_refused():
-    with pytest.raises(ValueError, match="--aa .* 'rand-m7.*, got 'augmix-m3'"):
-        Augment(aa="augmix-m3")
-    for policy in ("rand-q7", "rand-m7-nX1", "rand-m7.5"):
-        with pytest.raises(ValueError, match=f"--aa '{policy}' .*such as 'rand-m7"):
+def test_unknown_policy_is_refused():
+    for policy in ("augmix-m3", "rand-q7", "rand-m7-nX1", "rand-m7.5"):
+        with pytest.raises(ValueError, match=f"--aa .* 'rand-m7.*, got '{policy}'"):
             ClipTransform(Augment(aa=policy), SIZE)
-    with pytest.raises(ValueError, match="--remode .* const, rand, pixel, got 'noise'"):
-        Augment(remode="noise")
 
 
 def mixer(mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, **options) -> Mixup:

@@ -153,8 +153,7 @@ def test_the_table_lies_beside_the_lists_or_above_their_fold(tmp_path):
     "lines, facts",
     [
         (["clip,speaker", "a,ann"], "1 of 2 clips .* first 'q/b'"),
-        (["clip,speaker", "p/a,ann", "r/a,bob", "b,bob"], "'q/a' .*: 'a' is the name of"),
-        (["clip,speaker", "a,ann", "a,bob"], r"csv:3: 'a' .* 'bob', but 'ann' before"),
+        (["clip,speaker", "p/a,ann", "r/a,bob", "b,bob"], "'q/a' .*: 'a' has .'ann', 'bob'."),
         (["clip,speaker", "a,"], r"csv:2: expected a clip and its speaker"),
         (["clip,speaker", "a"], r"csv:2: expected a clip and its speaker"),
         (["speaker,clips", "ann,3"], "csv:1: expected .* clip,speaker, got 'speaker,clips'"),
@@ -166,7 +165,7 @@ def test_a_table_that_leaves_a_speaker_open_is_refused(tmp_path, lines, facts):
     with pytest.raises(ValueError, match=facts):
         find_speakers(["q/a", "q/b"], tmp_path, file=str(table))
     write_table(table, "x,ann")
-    with pytest.raises(ValueError, match="'x' is the name of several clips; give whole names"):
+    with pytest.raises(ValueError, match="'x' .* name of several clips; give whole names"):
         find_speakers(["1/x", "2/x"], tmp_path, file=str(table))
 
 
