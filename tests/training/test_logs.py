@@ -154,22 +154,14 @@ def test_doubled_lines_and_those_that_are_no_step_go_and_whole_files_are_left_al
     assert path.stat().st_ino == before
 
 
-def test_pictures_are_small_and_look_as_they_did(tmp_path):
-    rng = np.random.default_rng(0)
-    noise = Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8))
-    drawing = np.kron(rng.integers(0, 255, (6, 8, 3), np.uint8), np.ones((40, 40, 1), np.uint8))
-    for name, image, error in (
-        ("photograph", np.asarray(noise.resize((320, 240))), 3),
-        ("drawing", drawing, 0),
-    ):
-        with RunLogger(tmp_path, tmp_path) as log:
-            log.board.image(name, image, 2)
-        (shown,) = board(tmp_path).Images(name)
-        assert (shown.step, shown.height, shown.width) == (2, *image.shape[:2])
-        file = io.BytesIO(shown.encoded_image_string)
-        read = np.asarray(Image.open(file).convert("RGB"), dtype=float)
-        assert np.abs(read - image).mean() <= error
-        assert len(shown.encoded_image_string) < image.size / 12
+def test_pictures_look_as_they_did(tmp_path):
+    image = np.kron(np.arange(144, dtype=np.uint8).reshape(6, 8, 3), np.ones((9, 9, 1), np.uint8))
+    with RunLogger(tmp_path, tmp_path) as log:
+        log.board.image("drawing", image, 2)
+    (shown,) = board(tmp_path).Images("drawing")
+    assert (shown.step, shown.height, shown.width) == (2, 54, 72)
+    read = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)), dtype=float)
+    assert np.abs(read - image).mean() < 2
 
 
 def test_other_ranks_write_nothing(tmp_path):
