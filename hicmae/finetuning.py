@@ -239,10 +239,7 @@ def training_clips(configs: FinetuneConfigs, lists: splits.Lists) -> LabelledCli
 def scoring_loader(
     run: Run, configs: FinetuneConfigs, clips: splits.Clips, centre: bool = False
 ) -> DataLoader:
-    """Build the loader of whole clips, this rank's share or, without ``--dist_eval``, all.
-
-    `centre` gives one centred view of each clip (validation) instead of the test views.
-    """
+    """Build the loader of (this rank's) whole clips; `centre`: one view of each, for validation."""
     score, options = configs.score, {"centre": centre, **clip_options(configs)}
     segments, skips = score.test_num_segment, score.skip_bad_test_clips
     dataset = TestClips(clips, num_segments=segments, allow_skip=skips, **options)
@@ -368,10 +365,7 @@ def end_epoch(
 def test_last_and_best(
     saver: Saver, configs: FinetuneConfigs, lists: splits.Lists, val_loader: DataLoader
 ) -> None:
-    """Test the model as it is after the last epoch, the best epoch's weights, and the average.
-
-    checkpoint-ema.pth keeps the average. Classes get a temperature where validation is not test.
-    """
+    """Test the last epoch's model, the best one's, and the average, kept in checkpoint-ema.pth."""
     run, state, task = saver.run, saver.state, configs.classifier.task
     metric, last, best = configs.score.val_metric, configs.optim.epochs - 1, state.best
     loader, final = scoring_loader(run, configs, lists.test), dict[str, float]()

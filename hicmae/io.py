@@ -152,10 +152,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a new folder beside `path` that takes its place at the end, also where one is there.
-
-    Where something goes wrong, it is deleted and what was there stays.
-    """
+    """Yield a new folder that takes the place of `path` at the end; after an error that stays."""
     path = Path(path)
     part = path.with_name(f"{PART}{secrets.token_hex(6)}")
     old = part.with_name(f"{part.name}-old")

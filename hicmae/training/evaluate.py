@@ -141,10 +141,7 @@ def _checked(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def average_views(scores: np.ndarray, view_clip: np.ndarray, num_clips: int) -> np.ndarray:
-    """Average the scores (views, K) of each clip's views, to (num_clips, K).
-
-    `view_clip` (views,) says which of the clips a view shows, in any order; each has at least one.
-    """
+    """Average scores (views, K) by clip, `view_clip` (views,) in any order, to (num_clips, K)."""
     total = np.zeros((num_clips, scores.shape[1]))
     np.add.at(total, view_clip, scores)
     return total / np.bincount(view_clip, minlength=num_clips)[:, None]
@@ -160,10 +157,7 @@ class Predictions(NamedTuple):
 
 
 def in_turns(loader: DataLoader[Any], before_each: Callable[[], None]) -> Iterator[Any]:
-    """Yield a loader's batches in list order, with a call before each that may raise to stop.
-
-    Ranks may have unequally many batches, so all take as many turns as the longest.
-    """
+    """Yield batches in list order, equally many turns on each rank; `before_each` may raise."""
     (turns,) = distributed.highest([len(loader)])
     batches = epoch_batches(loader, epoch=0)
     for _ in range(turns):

@@ -59,10 +59,7 @@ def clip_loader(
 
 
 def as_trained(model: nn.Module, config: RunConfig, device: torch.device) -> nn.Module:
-    """Return the model as it trains: for several processes, compiled, saving memory, as asked.
-
-    It shares its parameters with `model`, on `device`; all take part in every step.
-    """
+    """Return the model as it trains, with its parameters: for ranks, compiled, saving memory."""
     if config.checkpoint_activations:
         checkpoint_activations(model)
     if distributed.world_size() > 1:
@@ -209,12 +206,9 @@ def train_step(
 
 
 def open_logs(run: Run, state: TrainState) -> RunLogger:
-    """Open the logs, without what lies beyond the place where the run goes on; silent when done.
-
-    Where only validation is left of an epoch, figures of its last step go too: `train_one_epoch`
-    shows that step again.
-    """
+    """Open the logs, without what lies beyond where the run goes on; silent when all is done."""
     plan, done = state.plan, state.steps_done
+    # Of an epoch that lacks only validation, `train_one_epoch` shows the last step again.
     purge_step = done - (state.step == plan.steps)
     writes = distributed.is_main() and state.epoch < plan.optim.epochs
     logs = RunLogger(run.output_dir if writes else None, run.log_dir, done, state.epoch, purge_step)

@@ -144,10 +144,7 @@ def _saved_settings(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_to_keep(given: Mapping[str, Any], *groups: type) -> dict[str, Any]:
-    """Return those of some groups of flags by which the checkpoint that --resume names was trained.
-
-    They hold where the command line does not say otherwise, which `find_changes` judges.
-    """
+    """Return flags of some groups as in what --resume names; the command line overrides them."""
     if not (named := given.get("resume")):
         return {}
     saved = _saved_settings(load(checkpoint.find(named, to_resume=True), settings_only=True))

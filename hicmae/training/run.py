@@ -135,10 +135,7 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
 
 @contextmanager
 def own_folder(folder: Path, wait: float = 20.0) -> Iterator[None]:
-    """Hold a folder, made if missing, for one run by a file lock, which ends with the process.
-
-    RuntimeError: another run writes there for more than `wait` seconds, so it is not just ending.
-    """
+    """Hold a folder by a file lock, which ends with the process; RuntimeError: it is another's."""
     check_writable(folder / "config.json")
     descriptor, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + wait
     try:
@@ -191,10 +188,7 @@ def set_arithmetic(deterministic: bool, tf32: bool) -> None:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Keep only the input of every transformer block and compute it anew in the backward pass.
-
-    Gradients stay the same bit by bit. The model's parameter names do not change.
-    """
+    """Keep only inputs of transformer blocks, which the backward pass computes anew bit for bit."""
     for module in model.modules():
         if isinstance(module, (Block, CSBlock)):  # its own method hides that of its class
             again = functools.partial(checkpoint, module.forward, use_reentrant=False)

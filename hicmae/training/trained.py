@@ -61,10 +61,7 @@ class Trained(NamedTuple):
 
 
 def read(path: str | Path) -> Trained:
-    """Read a model from a checkpoint, weights, an export or the output folder of a run.
-
-    See `checkpoint.find`. ValueError: it holds no weights, or some are not finite.
-    """
+    """Read a model from what `checkpoint.find` takes; ValueError: no weights, or not finite."""
     path = checkpoint.find(path)
     return describe(checkpoint.load(path), path)
 
@@ -94,10 +91,7 @@ def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
 
 
 def weights_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Find the state dict in a checkpoint, if it is none itself, and strip added prefixes.
-
-    Weights of half precision are widened to float32, which changes no value.
-    """
+    """Find the state dict in a checkpoint, without added prefixes and half precision as float32."""
     weights = next((content[k] for k in PLACES if isinstance(content.get(k), Mapping)), content)
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(
