@@ -130,4 +130,4 @@ def test_a_run_whose_worker_is_killed_equals_the_undisturbed(script, job, whole)
     os.kill(max(children_of(run.process.pid)), signal.SIGKILL)
     assert run.wait() == 0, run.output()
     assert "was ended by SIGKILL; new ones go on" in run.output()
-    assert_same_run(disturbed.out, whole(script), 2)
+    assert_same_run(disturbed.out, whole(script), 2, curves=False)  # of other steps
