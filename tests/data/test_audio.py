@@ -59,24 +59,16 @@ def test_audio_of_test_windows_equals_the_original(key, segments):
 
 def torchaudio_fbank(waveform: np.ndarray, gain: float, bins: int, steps: int) -> torch.Tensor:
     samples = torch.from_numpy(waveform)
-    features = kaldi.fbank(
-        ((samples - samples.mean()) * gain)[None],
-        htk_compat=True,
-        sample_frequency=16000,
-        use_energy=False,
-        window_type="hanning",
-        num_mel_bins=bins,
-        dither=0.0,
-        frame_shift=10,
-    )[:steps]
+    waveform = ((samples - samples.mean()) * gain)[None]
+    options = {"htk_compat": True, "window_type": "hanning", "dither": 0.0}
+    features = kaldi.fbank(waveform, num_mel_bins=bins, **options)[:steps]
     padded = torch.zeros(steps, bins)
     padded[: len(features)] = features
     return ((padded + 4.2677393) / (2 * 4.5689974))[None]
 
 
-@pytest.mark.parametrize("num_samples", [400, 561, 16000, 40960, 90000])
-@pytest.mark.parametrize("bins, steps", [(128, 256), (64, 96)])
-@pytest.mark.parametrize("gain", [1.0, 0.7])
+@pytest.mark.parametrize("num_samples", [400, 561, 16000, 90000])
+@pytest.mark.parametrize("bins, steps, gain", [(128, 256, 1.0), (64, 96, 0.7)])
 def test_fbank_equals_torchaudios(num_samples, bins, steps, gain):
     waveform = wave(num_samples, 5)
     expected = torchaudio_fbank(waveform, gain, bins, steps)
@@ -137,10 +129,8 @@ def test_features_are_those_of_exactly_the_samples_of_a_span(write_wav):
     [
         ({"rate": 44100}, "sample rate 44100 Hz, expected 16000; .*extract_audio.py"),
         ({"samples": np.full((4000, 2), 0.1)}, "2 channels, expected 1; .*extract_audio.py"),
-        ({"samples": 0}, "0 samples, expected at least the 400"),
         ({"samples": 399}, "399 samples, expected at least the 400"),
         ({"samples": np.zeros(50000)}, "silent: all its samples are 0"),
-        ({"samples": np.full(50000, 0.25)}, "silent: all its samples are 0.25"),
     ],
 )
 def test_wav_that_is_of_no_use_is_refused(write_wav, content, facts):

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_without_transforms_the_clip_is_only_normalised():
     assert torch.equal(transformed(NOTHING), expected)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_still_film_stays_still(seed):
     video = transformed(Augment(reprob=0), seed)
     shared = ClipTransform(Augment(reprob=0), SIZE)([PICTURE] * 5, np.random.default_rng(seed))
@@ -47,7 +48,7 @@ def test_a_still_film_stays_still(seed):
 
 
 def test_rand_augment_changes_the_picture_and_its_draws_differ():
-    only = Augment(aa="rand-m7-n4-mstd0.5-inc1", reprob=0, scale=(1, 1), ratio=(1, 1), flip=0)
+    only = replace(NOTHING, aa=Augment.aa)
     clips = [transformed(only, seed) for seed in range(8)]
     different = {clip.numpy().tobytes() for clip in [*clips, transformed(NOTHING)]}
     assert len(different) >= 7
@@ -65,15 +66,12 @@ def test_the_generator_decides_everything_and_global_state_is_left_alone():
     assert not torch.equal(first, transformed(Augment(reprob=1), 4))
 
 
-@pytest.mark.parametrize(
-    "policy", ["rand-m2-n8-p1", "rand-m10-n8-p1-inc1", "rand-m15-mmax20-n8-p1-inc1"]
-)
+@pytest.mark.parametrize("policy", ["rand-m2-n8-p1", "rand-m15-mmax20-n8-p1-inc1"])
 def test_posterizing_of_any_strength_raises_nothing(policy):
     transform = ClipTransform(Augment(aa=policy), SIZE)
     posterizers = [op for op in transform.rand_augment.ops if op.name.startswith("Posterize")]
-    assert len(posterizers) == 1
-    for operation in posterizers:
-        assert operation(PICTURE).getextrema() == ((0, 0),) * 3  # no bit is left, as in Pillow 12
+    (operation,) = posterizers
+    assert operation(PICTURE).getextrema() == ((0, 0),) * 3  # no bit is left, as in Pillow 12
 
 
 def test_what_an_augmentation_raises_costs_the_clip_alone(monkeypatch):
@@ -88,13 +86,12 @@ def test_what_an_augmentation_raises_costs_the_clip_alone(monkeypatch):
 
 
 def test_flip_mirrors_columns():
-    always = Augment(aa=None, reprob=0, scale=(1, 1), ratio=(1, 1), flip=1)
-    assert torch.equal(transformed(always), transformed(NOTHING).flip(-1))
+    assert torch.equal(transformed(replace(NOTHING, flip=1)), transformed(NOTHING).flip(-1))
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 def test_erasing_takes_one_box_in_all_frames(mode):
-    augment = Augment(aa=None, reprob=1, remode=mode, scale=(1, 1), ratio=(1, 1), flip=0)
+    augment = replace(NOTHING, reprob=1, remode=mode)
     erased = transformed(augment) != transformed(NOTHING)  # (3, T, H, W)
     box = erased.any(0)
     assert (box == box[0]).all()
@@ -103,8 +100,7 @@ def test_erasing_takes_one_box_in_all_frames(mode):
 
 
 def test_random_resized_crop_is_bilinear_without_antialias():
-    augment = Augment(aa=None, reprob=0, scale=(0.3, 0.3), ratio=(1, 1), flip=0)
-    video, whole = transformed(augment, 2), transformed(NOTHING)
+    video, whole = transformed(replace(NOTHING, scale=(0.3, 0.3)), 2), transformed(NOTHING)
     side = round((0.3 * SIZE * SIZE) ** 0.5)
     candidates = (
         torch.nn.functional.interpolate(
@@ -127,7 +123,7 @@ def mixer(mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, **options) -> Mix
 
 
 @pytest.mark.parametrize("alphas", [(0.8, 1.0), (0.8, 0.0), (0.0, 1.0)])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_same_seed_mixes_the_video_as_timm_does(alphas, seed):
     plain = batch()
     np.random.seed(seed)

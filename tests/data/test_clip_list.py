@@ -10,16 +10,8 @@ from hicmae.data.clip_list import (
     write_list,
 )
 
-AWKWARD = [
-    "with space/a.mp4",
-    'quote"d.mp4',
-    '"all".mp4',
-    "it's.mp4",
-    "línea é 表.mp4",
-    "two\nlines.mp4",
-    "tab\t.mp4",
-    os.fsdecode(b"caf\xe9.mp4"),
-]
+AWKWARD = ["with space/a.mp4", 'quote"d.mp4', '"all".mp4', "it's.mp4", "línea é 表.mp4"]
+AWKWARD += ["two\nlines.mp4", "tab\t.mp4", os.fsdecode(b"caf\xe9.mp4")]
 
 
 def write(tmp_path, text, name="train.csv"):
@@ -28,13 +20,11 @@ def write(tmp_path, text, name="train.csv"):
     return path
 
 
-@pytest.mark.parametrize("name", AWKWARD)
-def test_awkward_names_survive_writing_and_reading(tmp_path, name):
-    clips = [Clip(name, name + ".wav", 3), Clip("plain", "plain.wav", 0)]
+def test_awkward_names_survive_writing_and_reading(tmp_path):
+    clips = [Clip(name, name + ".wav", 3) for name in AWKWARD]
     write_list(tmp_path / "list.csv", clips)
     assert read_labelled_list(tmp_path / "list.csv") == clips
-    if "\udce9" in name:
-        assert b"caf\xe9.mp4" in (tmp_path / "list.csv").read_bytes()
+    assert b"caf\xe9.mp4" in (tmp_path / "list.csv").read_bytes()
 
 
 def test_quoting_is_what_pandas_reads(tmp_path):
@@ -56,7 +46,7 @@ def test_relative_names_are_joined_to_the_root_and_absolute_ones_kept(tmp_path):
     assert clips == [Clip("/data/a", "/b/a.wav", 0)]
 
 
-def test_regression_list_gives_all_targets_and_roundtrips(tmp_path):
+def test_regression_targets_survive(tmp_path):
     clips = read_labelled_list(write(tmp_path, "a a.wav 0.5 -1 2e-1\n"), task="regression")
     assert clips == [Clip("a", "a.wav", (0.5, -1.0, 0.2))]
     clips = [Clip("a", "a.wav", (0.25, 1.0)), Clip("b", "b.wav", (1 / 3, 0.0))]
@@ -97,20 +87,18 @@ def test_failed_write_keeps_the_old_list_and_leaves_no_temporary_file(tmp_path):
     assert read_labelled_list(path)[0].video == "a"
 
 
-@pytest.mark.parametrize(
-    "choice, path, decided",
-    [
+def test_the_path_of_a_list_decides_the_source_crop_and_it_is_said(caplog):
+    caplog.set_level("INFO")
+    for choice, path, decided in (
         ("auto", "saved/data/voxceleb2/train.csv", "voxceleb2"),
         ("auto", "saved/data/own/train.csv", "none"),
         ("none", "saved/data/voxceleb2/train.csv", "none"),
         ("voxceleb2", "own.csv", "voxceleb2"),
-    ],
-)
-def test_the_path_of_a_list_decides_the_source_crop_and_it_is_said(choice, path, decided, caplog):
-    with caplog.at_level("INFO"):
+    ):
         assert decide_source_crop(choice, path, [], 160) == decided
-    assert f"--source_crop {decided}" in caplog.text
-    assert ("columns 32 to 192, rows 0 to 160" in caplog.text) == (decided == "voxceleb2")
+        assert f"--source_crop {decided}" in caplog.messages[-1]
+        is_cut = "columns 32 to 192, rows 0 to 160" in caplog.messages[-1]
+        assert is_cut == (decided == "voxceleb2")
 
 
 OK = "ok ok.wav 5\n"
@@ -123,7 +111,6 @@ NUMBERS = "ok ok.wav 0.5 1\n"
         ({}, OK + "clips/17 3", 2, "'<video> <audio.wav> <class index>', got 2 .*: 'clips/17 3'"),
         ({}, OK + "a b.wav 1 2", 2, "got 4 fields"),
         ({}, OK + "a b.wav happy", 2, "got 'happy' where an integer belongs"),
-        ({}, OK + "a b.wav 1.0", 2, "got '1.0' where an integer belongs"),
         (
             {"num_classes": 6},
             OK + "a b.wav 6",
@@ -134,17 +121,13 @@ NUMBERS = "ok ok.wav 0.5 1\n"
         ({}, OK + 'a "b.wav 1\nc c.wav 2\nd d.wav 3\n', 2, "got: unexpected end of data"),
         ({}, OK + "a" * 200_000, 2, "field larger than field limit"),
         ({"task": "regression"}, NUMBERS + "a b.wav 1", 2, r"targets \(1.0,\), expected 2"),
-        ({"task": "regression"}, NUMBERS + "a b.wav 1 x", 2, "'x' where a finite number belongs"),
         ({"task": "regression"}, NUMBERS + "a b.wav nan 1", 2, "'nan' where a finite number"),
-        ({"task": "regression"}, NUMBERS + "a b.wav", 2, "2 fields"),
         ({"task": "regression", "num_classes": 3}, NUMBERS, 1, "expected 3 numbers"),
         (None, "a.mp4\n", 1, "'<video.mp4> <int>' or .*got 1 fields .*: 'a.mp4'"),
         (None, "a.mp4 a.wav\n", 1, "got 'a.wav' where an integer belongs"),
         (None, 'a.mp4 "" 0', 1, "got an empty field"),
         ({}, "a.mp4,a.wav,0\n", 1, "got 1 fields .blanks .*quotes"),
-        ({}, "a.mp4\ta.wav\t0\n", 1, "got 1 fields .blanks .*quotes"),
         ({}, "a.mp4 a.wav 0\n".encode("utf-16"), 1, "save it as UTF-8"),
-        (None, "", 1, "got an empty list"),
         (None, "\n\n", 1, "got an empty list"),
     ],
 )

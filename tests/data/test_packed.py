@@ -280,7 +280,6 @@ def zeroed(shard: Path) -> bytes:
     [
         (lambda path: path.unlink(), "cannot be read: No such file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-5000]), "bytes, expected .*cut off"),
-        (lambda path: path.write_bytes(b""), "has 0 bytes, expected"),
         (lambda path: (path.unlink(), path.mkdir()), "bytes, expected|cannot be read"),
         (lambda path: (path.unlink(), os.mkfifo(path)), "has 0 bytes, expected"),
         (lambda path: path.write_bytes(zeroed(path)), "frame .* is not what was packed"),
@@ -301,10 +300,9 @@ def test_clips_of_a_broken_shard_are_replaced_and_named(shards, damage, reason):
 @pytest.mark.parametrize(
     "change",
     [
-        *({"sizes": None}, {"sizes": []}, {"sizes": [5] * 66}, {"sizes": ["a"] * 66}),
-        *({"crc32": [1] * 66}, {"begins": None}, {"samples": 10**9}, {"samples": -3}),
-        *({"sample_type": "|O"}, {"wav_header": -400}),
-        *(b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b"null"),
+        *({"sizes": None}, {"sizes": [5] * 66}, {"sizes": ["a"] * 66}, {"crc32": [1] * 66}),
+        *({"begins": None}, {"samples": 10**9}, {"sample_type": "|O"}, {"wav_header": -400}),
+        *(b"[]", b"\xff\xfe", b"[" * 100_000),
     ],
 )
 def test_clip_whose_description_is_wrong_is_refused(tmp_path, files, change):
@@ -317,7 +315,7 @@ def test_clip_whose_description_is_wrong_is_refused(tmp_path, files, change):
 @pytest.mark.parametrize(
     "content",
     [
-        *("", "{", "[]", "null", '{"format": "hicmae-shard-1"}'),
+        *("{", "null", '{"format": "hicmae-shard-1"}'),
         *({"format": "other"}, {"clips": []}, {"clips": [["a", "b", None, 0, 1, 0, 1, 0]]}),
     ],
 )
@@ -334,8 +332,9 @@ def test_file_that_is_no_index_stops_the_run(shards, content):
 # images and handles
 
 
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "mode, subsampling", [("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0), ("CMYK", 2)]
+)
 def test_jpegs_are_decoded_as_pillow_does(subsampling, mode):
     file = io.BytesIO()
     image = Image.fromarray(frame(30, 50, 34)).convert(mode)

@@ -26,8 +26,7 @@ def made_up(seed, speakers=20, classes=4):
     return [clips[k] for k in order], [owners[k] for k in order]
 
 
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed, share", [(0, 0.1), (1, 0.2), (2, 0.5)])
 def test_held_out_speakers_share_nothing_with_the_rest(seed, share):
     clips, owners = made_up(seed)
     *sides, groups = hold_out(clips, owners, share, seed)
@@ -106,11 +105,8 @@ def test_a_list_that_cannot_be_parted_is_refused(clips, owners, facts):
 
 
 def test_a_class_on_one_side_only_is_warned_of(caplog):
-    clips, owners = (
-        [Clip(f"v{k}", f"a{k}", k // 9) for k in range(10)],
-        [f"s{k}" for k in range(10)],
-    )
-    hold_out(clips, owners, 0.2, 0)
+    clips = [Clip(f"v{k}", f"a{k}", k // 9) for k in range(10)]
+    hold_out(clips, [f"s{k}" for k in range(10)], 0.2, 0)
     assert "no validation clip is of class 1: too few speakers" in caplog.text
 
 
@@ -155,7 +151,6 @@ def test_the_table_lies_beside_the_lists_or_above_their_fold(tmp_path):
         (["clip,speaker", "a,ann"], "1 of 2 clips .* first 'q/b'"),
         (["clip,speaker", "p/a,ann", "r/a,bob", "b,bob"], "'q/a' .*: 'a' has .'ann', 'bob'."),
         (["clip,speaker", "a,"], r"csv:2: expected a clip and its speaker"),
-        (["clip,speaker", "a"], r"csv:2: expected a clip and its speaker"),
         (["speaker,clips", "ann,3"], "csv:1: expected .* clip,speaker, got speaker,clips"),
     ],
 )
@@ -210,13 +205,7 @@ def counted():
 @pytest.mark.parametrize("seed", range(5))
 def test_every_class_gives_its_share_and_a_smaller_share_is_part_of_a_larger_one(seed):
     whole = counted()
-    expected = {
-        0.01: (1, 1, 1),
-        0.1: (10, 4, 1),
-        0.3: (30, 12, 1),
-        0.5: (50, 20, 2),
-        1: (100, 40, 3),
-    }
+    expected = {0.01: (1, 1, 1), 0.1: (10, 4, 1), 0.5: (50, 20, 2), 1: (100, 40, 3)}
     smaller = set()
     for share, sizes in expected.items():
         taken = take_share(whole, share, seed)
