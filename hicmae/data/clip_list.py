@@ -262,6 +262,8 @@ def read_any_list(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, 
 
     def take(fields: list[str]) -> None:
         video, label = _below(data_root, fields[0]), fields[1:]
+        if not label and re.search(r"[\t,;\0]", video) and not os.path.exists(video):
+            raise ValueError(f"got 1 {FIELDS}")
         audio: str | None = wav_of(video)
         suffix = os.path.splitext(label[0])[1].lower() if label else ""
         if suffix in AUDIO_SUFFIXES or label[:1] == [NOT_READ]:

@@ -74,6 +74,9 @@ def open_container(path: str) -> InputContainer:
     if problem:
         raise UnreadableClip(f"'{path}' {problem}")
     path = os.path.abspath(path)  # FFmpeg takes "a:b.mp4" for a protocol
+    # torchvision before 0.26 has FFmpeg's threads tell Python what they note. They wait for a lock
+    # that is held while a decoder is closed, which waits for them: for ever.
+    av.logging.set_level(None)
     return av.open(path, options={"protocol_whitelist": "file"}, **LENIENT)
 
 

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from hicmae.data.film import Film, H264Film, open_video
-from hicmae.data.media import find_clips
+from hicmae.data.media import find_clips, opened
 from hicmae.data.shards import decode_image
 from hicmae.data.video import read_frames
 from hicmae.io import UnreadableClip
-from tests.conftest import frame
+from tests.conftest import frame, save_mp4
 
 READERS = {"h264": open_video, "pyav": Film}
 FILMS = {
@@ -223,3 +223,10 @@ def test_a_picture_among_films_is_no_frame(write_mp4, tmp_path):
     assert find_clips(str(tmp_path / "films")) == films
     with pytest.raises(UnreadableClip, match="films' is a folder of films"):
         open_video(str(tmp_path / "films"))
+
+
+def test_decoding_threads_never_wait_for_python(tmp_path):
+    """torchvision before 0.26 sets a level; with it a decoder that is closed may hang."""
+    av.logging.set_level(av.logging.ERROR)
+    with opened(save_mp4(tmp_path / "a.mp4", 3)):
+        assert av.logging.get_level() is None
