@@ -283,7 +283,7 @@ def test_extract_reads_folders_of_lists_and_shards_alike(models, tmp_path, clip)
 
 NO_LISTS = (
     ("a.mp4 0\n", "f.txt", "f.txt' must end in .npz"),
-    ("", "f.npz", "list.csv:1: expected at least one line"),
+    ("", "f.npz", "got an empty list"),
     ('"open 0\n', "f.npz", "list.csv:1: expected '<video> [<audio.wav>]"),
     ("lost.mp4 0\n", "f.npz", "could be read; the last: 'lost.mp4' does not exist"),
     (None, "f.npz", "list.csv' does not exist"),
