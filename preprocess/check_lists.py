@@ -4,15 +4,14 @@
     python preprocess/check_lists.py train.csv --shard 3/64       one job of an array
     python preprocess/check_lists.py train.csv                    afterwards: does what is missing
 
-Reports clips that are missing, unreadable, silent or too short (1024 samples, no frame), that have
-another rate than 16 kHz or several channels, that are twice in a list, and that are in train.csv
-and in another list of its folder, by name and by content (bytes of the frames, samples of the
-sound). Warns where film and wav differ by more than 0.1 s in length or beginning; of face frames
-extract_face.csv above them tells, and without it nobody knows. Warns where frames are read in
-another order (2.jpg before 10.jpg) than that of their letters. What a list is for shows in most of
-its lines; the others are reported. "-" stands for a stream that is not read. A folder stands for
-the lists in it. A run that was stopped goes on; clips whose files changed are checked again.
-Written:
+Reports clips that are missing, unreadable, silent or too short (1024 samples, no frame), of another
+rate than 16 kHz or several channels, twice in a list, or in train.csv and in another list of its
+folder, by name and by content (bytes of the frames, samples of the sound). Warns where film and wav
+differ by more than 0.1 s in length or beginning (of face frames the extract_face.csv above them
+tells), and where frames are read in another order (2.jpg before 10.jpg) than that of their letters.
+What a list is for shows in most of its lines; the others are reported. "-" stands for a stream that
+is not read, a folder for the lists in it. A run that was stopped goes on; clips whose files changed
+are checked again. Written:
 
     x.cleaned.csv beside every x.csv, or below --cleaned DIR: the list without these clips; of clips
                                      that occur twice the first stays, of those in training and
@@ -164,21 +163,17 @@ def find_lists(given: list[str], data_root: str, modality: str) -> list[ListFile
     Other tables in a folder of lists, such as left_out.csv, are passed over.
     """
     found: dict[Path, ListFile] = {}
-    others = []
     for path in map(Path, given):
         if is_packed(path):
             raise ValueError(f"'{path}' holds shards; check them with pack_clips.py --verify")
         for file in sorted(path.glob("*.csv")) if path.is_dir() else [path]:
-            if file.stem.endswith(CLEANED):
-                continue
             try:
-                found[file] = read_list(file, data_root, modality)
+                if not file.stem.endswith(CLEANED):
+                    found[file] = read_list(file, data_root, modality)
             except ValueError:
                 if file == path:
                     raise
-                others.append(str(file))
-    if others:
-        logger.info("passed over as no lists: %s", ", ".join(others))
+                logger.info("passed over, as it is no list: %s", file)
     if not found:
         raise ValueError(
             f"found no list in {' '.join(given)}, but what this tool has written ({CLEANED}); name "
@@ -199,10 +194,9 @@ def read_list(path: Path, data_root: str, modality: str) -> ListFile:
             lines = [row for row in rows if row]
         except csv.Error as error:
             raise ValueError(f"{path}:{reader.line_num}: got {error}; check the quotes") from None
-    labels = (tuple(line[2 if len(line) > 2 else 1 :]) for line in lines)
     every = [
-        kinds_of(os.path.splitext(line[0])[1], len(line), label)
-        for line, label in zip(lines, labels, strict=True)
+        kinds_of(os.path.splitext(line[0])[1], len(line), tuple(line[2 if len(line) > 2 else 1 :]))
+        for line in lines
     ]
     counts = Counter(kinds[0] for kinds in every if kinds)
     if not counts:

@@ -149,28 +149,23 @@ def encode(job: PackJob, options: PackOptions, pretraining: bool) -> dict[str, A
 
 
 def _images(video: Video, options: PackOptions) -> Iterator[bytes]:
-    """Yield the image files of all frames."""
+    """Yield the image files of all frames: a folder's own JPEGs as they are, else new ones."""
     for start in range(0, len(video), FRAMES_AT_ONCE):
         indices = range(start, min(start + FRAMES_AT_ONCE, len(video)))
         for index, frame in zip(indices, video.read(indices), strict=True):
-            yield _image(video, index, frame, options)
-
-
-def _image(video: Video, index: int, frame: np.ndarray, options: PackOptions) -> bytes:
-    """Return the image file of a frame: a folder's own JPEG where it is kept, else a new one."""
-    if isinstance(video, FrameFolder):
-        path = Path(video.path, video.names[index])
-        with Image.open(path) as stored:
-            if stored.format == "JPEG" and stored.mode == "RGB":
-                return path.read_bytes()
-    image = Image.fromarray(frame)
-    image = image.crop(source_box(options.source_crop, options.input_size, *image.size))
-    file = io.BytesIO()
-    if options.lossless:
-        image.save(file, "PNG")
-    else:
-        image.save(file, "JPEG", quality=options.quality, subsampling=0, optimize=True)
-    return file.getvalue()
+            if isinstance(video, FrameFolder):
+                path = Path(video.path, video.names[index])
+                with Image.open(path) as stored:
+                    if stored.format == "JPEG" and stored.mode == "RGB":
+                        yield path.read_bytes()
+                        continue
+            image, file = Image.fromarray(frame), io.BytesIO()
+            image = image.crop(source_box(options.source_crop, options.input_size, *image.size))
+            if options.lossless:
+                image.save(file, "PNG")
+            else:
+                image.save(file, "JPEG", quality=options.quality, subsampling=0, optimize=True)
+            yield file.getvalue()
 
 
 def _times(video: Video | None, needed: bool) -> dict[str, list[float] | None]:

@@ -83,12 +83,6 @@ class Output(Workers):
     relative: bool = option(False, "write names relative to --output_dir, for --data_root")
 
 
-def make_toy(args: argparse.Namespace) -> None:
-    """Make the data set."""
-    recipe = from_flags(vars(args), Recipe)
-    build(recipe, args.output_dir, args.num_workers, args.relative)
-
-
 class Job(NamedTuple):
     """One clip to make: mp4 with sound, wav, and a folder of faces, None for pre-training."""
 
@@ -222,11 +216,7 @@ def write_lists(
         return os.path.relpath(path, folder) if relative else str(path.resolve())
 
     write_whole(folder / "classes.txt", "".join(f"{name}\n" for name in plan.CLASSES))
-    labelled = [
-        (job.key, Clip(name(job.faces), name(job.audio), job.label))
-        for job in jobs
-        if job.faces is not None
-    ]
+    labelled = [(j.key, Clip(name(j.faces), name(j.audio), j.label)) for j in jobs if j.faces]
     speakers = [(clip.video, key.speaker_name) for key, clip in labelled]
     write_csv(folder / "clip_speakers.csv", ["clip", "speaker"], speakers)
     for fold, train in product(range(1, recipe.folds + 1), ("train", "all")):
@@ -245,6 +235,11 @@ def write_lists(
         flags += ["--quality", str(JPEG_QUALITY), "--num_workers", str(workers)]
         if pack_clips.main([str(path), *flags]):
             raise RuntimeError(f"the clips of '{path}' could not be packed, see above")
+
+
+def make_toy(args: argparse.Namespace) -> None:
+    """Make the data set that the flags describe."""
+    build(from_flags(vars(args), Recipe), args.output_dir, args.num_workers, args.relative)
 
 
 main = command(__doc__, make_toy, Recipe, Output)

@@ -143,8 +143,9 @@ def find_jobs(
     """
     problems: list[Outcome] = []
     others = Counter[str]()
-    root, files = source, list[str]()
+    root, files = os.path.dirname(source), [source]
     if os.path.isdir(source):
+        root, files = source, []
         for file in sorted(_files_in(source, output, problems)):
             kind = os.path.splitext(file)[1].lower()
             if kind in kinds:
@@ -153,8 +154,6 @@ def find_jobs(
                 others[kind] += 1
     elif not os.path.isfile(source):
         raise FileNotFoundError(f"--input '{source}' does not exist")
-    else:
-        root, files = os.path.dirname(source), [source]
     if not files and not problems:
         expected = " ".join(sorted(kinds))
         raise FileNotFoundError(f"--input '{source}' holds no file of these kinds: {expected}")

@@ -35,7 +35,7 @@ import numpy as np
 
 from hicmae.config.flags import Settings, from_flags, option
 from hicmae.data.film import Film
-from hicmae.data.media import VIDEO_SUFFIXES, needed_stream, opened
+from hicmae.data.media import VIDEO_SUFFIXES
 from hicmae.data.video import LookedAt
 from hicmae.faces import SMOOTHING, align
 from hicmae.io import PART, UnreadableClip, whole_folder
@@ -92,8 +92,8 @@ def follow_face(frames: LookedAt, options: FaceOptions) -> tuple[np.ndarray, dic
 
     Frames without a face have the points of the nearest frame with one, so that every frame is kept
     and stays in step with the sound. UnreadableClip where too many have none. Beside the points are
-    columns of the summary: frames; those without a face, in all and at most in a row; those with
-    several; and the median size of the face in pixels.
+    columns of the summary: frames, those without a face (at most in a row) or with several, and the
+    median size of the face in pixels.
     """
     # Here and below is imported what no --help should wait for.
     from hicmae.faces.tracking import fill_gaps, main_face, search, smooth
@@ -115,12 +115,7 @@ def follow_face(frames: LookedAt, options: FaceOptions) -> tuple[np.ndarray, dic
         "several": sum(len(found) > 1 for found in faces),
         "face_size": round(float(np.median([face.size for face in chosen if face is not None]))),
     }
-    rate = options.frame_rate
-    if film.clock.is_constant:
-        with opened(film.path) as container:
-            told = float(needed_stream(container, "video").average_rate or 0)
-        rate = timing.mean_rate(film.clock)
-        rate = told if abs(told - rate) < 0.05 * rate else rate  # without rounded time stamps
+    rate = timing.mean_rate(film.clock) if film.clock.is_constant else options.frame_rate
     return smooth(points, options.smoothing * rate), details
 
 
