@@ -154,25 +154,15 @@ def test_another_wav_under_the_final_name_is_an_error_not_done(tmp_path, caplog)
     assert len(read(tmp_path / "a.wav")) >= 0.3 * RATE
 
 
-def test_wavs_may_stand_beside_the_clips_and_are_not_taken_for_input(tmp_path):
+def test_wavs_may_stand_beside_the_clips_but_two_clips_never_become_one(tmp_path, caplog):
     save_media(tmp_path / "id1" / "a.m4a", sound=chirp(0.3, RATE))
     for _ in range(2):
         assert extract(tmp_path, tmp_path) == 0
-    assert set(summary(tmp_path)) == {"id1/a.m4a"}
-
-
-def test_two_clips_that_would_become_one_are_not_mixed_up(tmp_path, caplog):
-    save_media(tmp_path / "in" / "a.m4a", sound=chirp(0.3, RATE))
-    save_media(tmp_path / "in" / "a.mp4", sound=chirp(0.6, RATE))
-    assert extract(tmp_path / "in", tmp_path / "out") == 1
-    assert "'a.mp4': 'a.m4a' becomes the same" in caplog.text
-    assert len(read(tmp_path / "out" / "a.wav")) < 0.5 * RATE
-
-
-def test_one_file_may_be_the_input(tmp_path):
-    save_media(tmp_path / "c.mp4", sound=chirp(0.2, RATE))
-    assert extract(tmp_path / "c.mp4", tmp_path / "out") == 0
-    assert (tmp_path / "out" / "c.wav").is_file()
+    assert set(summary(tmp_path)) == {"id1/a.m4a"}  # the wav is not taken for input
+    save_media(tmp_path / "id1" / "a.mp4", sound=chirp(0.6, RATE))
+    assert extract(tmp_path, tmp_path, "--overwrite") == 1
+    assert "'id1/a.mp4': 'id1/a.m4a' becomes the same" in caplog.text
+    assert len(read(tmp_path / "id1" / "a.wav")) < 0.5 * RATE
 
 
 @pytest.mark.parametrize(
@@ -185,6 +175,15 @@ def test_nothing_to_do_is_said_in_one_line(tmp_path, caplog, source, message):
     assert extract(tmp_path / "in" / source, tmp_path / "out") == 2
     (record,) = caplog.records
     assert re.search(message, record.getMessage())
+
+
+def test_one_file_may_be_the_input_from_any_folder(tmp_path):
+    clip = save_media(tmp_path / HARD_NAMES[0], sound=chirp(0.2, RATE))
+    command = [sys.executable, extract_audio.__file__, "--input", str(clip), "--output_dir", "out"]
+    command += ["--num_workers", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [path.stem for path in (tmp_path / "out").glob("*.wav")] == [clip.stem]
 
 
 # Runs that end early
@@ -269,11 +268,3 @@ def test_a_clip_that_kills_its_process_fails_alone(tmp_path):
     # An interrupt is for the main process alone.
     assert {row["is_blocked"] for row in rows.values() if row["status"] == "done"} == {"True"}
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-
-def test_the_script_runs_from_any_folder(clips, tmp_path):
-    command = [sys.executable, extract_audio.__file__, "--input", str(clips), "--output_dir", "out"]
-    command += ["--num_workers", "1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "out").rglob("*.wav"))) == len(HARD_NAMES)

@@ -28,7 +28,7 @@ def videos(tmp_path: Path) -> Path:
     return tmp_path / "videos"
 
 
-def test_odd_names_go_through_every_tool(videos: Path, tmp_path: Path, openface: list[str]) -> None:
+def test_odd_names_go_through_every_tool(videos, tmp_path, openface):
     save_media(videos / "mute.mp4", pictures(5))
     save_media(videos / "voice.m4a", sound=chirp(0.4, 16000))
     labels, out = tmp_path / "labels.csv", tmp_path / "out"
