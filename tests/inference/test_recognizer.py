@@ -123,7 +123,7 @@ def test_one_stream_is_neither_decoded_nor_loaded_without_need(recognizer, video
         answer = recognizer("a").predict(video)
         kept = recognizer("av", modality="a", missing_modality="drop")
         kept.predict(video)
-    assert len(answer.windows) == 6  # the encoder has padded the sound to a whole block
+    assert len(answer.windows) in (5, 6)  # PyAV before 19 pads the sound to a block
     assert kept.model.encoder is None and kept.model.encoder_fusion.blocks is None
     with monkeypatch.context() as patch:
         patch.setattr(sources, "read_sound", refuse)
