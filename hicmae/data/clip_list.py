@@ -14,6 +14,7 @@ import csv
 import json
 import logging
 import math
+import operator
 import os
 import re
 from array import array
@@ -119,7 +120,9 @@ class ClipList(Sequence[Any]):
         return self._made(index, video, audio, self._labels[index])
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return all(map(operator.eq, self, other))  # as they are made: there may be a million
 
     def _made(self, index: int, video: str, audio: str | None, label: Label) -> AnyClip:
         return Clip(video, audio or wav_of(video), label)

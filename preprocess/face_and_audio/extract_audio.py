@@ -53,7 +53,7 @@ def convert(job: Job, keep_length: bool = False) -> dict[str, Any]:
         wav.setparams((1, SAMPLE_BYTES, SAMPLE_RATE, 0, "NONE", ""))
         wav.writeframesraw(sound.samples.tobytes())
     return {
-        "duration": f"{len(sound.samples) / SAMPLE_RATE:.2f}",
+        "duration": f"{len(sound) / SAMPLE_RATE:.2f}",
         "rate": sound.rate,
         "channels": sound.channels,
         **timing.columns(clock, sound, sound.damaged),
