@@ -7,102 +7,74 @@
 Reports clips that are missing, unreadable, silent or too short (1024 samples, no frame), of another
 rate than 16 kHz or several channels, twice in a list, or in train.csv and in another list of its
 folder, by name and by content (bytes of the frames, samples of the sound). Warns where film and wav
-differ by more than 0.1 s in length or beginning (of face frames the extract_face.csv above them
-tells), and where frames are read in another order (2.jpg before 10.jpg) than that of their letters.
-What a list is for shows in most of its lines; the others are reported. "-" stands for a stream that
-is not read, a folder for the lists in it. A run that was stopped goes on; clips whose files changed
-are checked again. Written:
+differ by more than 0.1 s in length or beginning; of face frames the extract_face.csv above them
+tells. "-" stands for a stream that is not read, a folder for the lists in it. A run that was
+stopped goes on; broken clips, and those whose files changed, are checked again. Written:
 
     x.cleaned.csv beside every x.csv, or below --cleaned DIR: the list without these clips; of clips
                                      that occur twice the first stays, of those in training and
                                      test the tested; clips out of step stay
     check/report.csv (--output_dir)  list, number of the clip in it, video, audio, kind, detail
-    check/records*.csv               what is known of each clip, and the only file of a --shard run
+    check/check_lists*.csv           what is known of each clip, and the only file of a --shard run
 
-Exit code: 0 nothing is wrong, 1 something is, 2 the lists cannot be checked, 3 the run was stopped
-by hand.
+Exit code: 0 nothing is wrong, 1 something is, 2 the lists cannot be checked, 3 the run was stopped,
+by hand or by a full disk.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import logging
-import math
 import os
-import re
+import shlex
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
 from hicmae.config.flags import option
-from hicmae.data.audio import WavFile
-from hicmae.data.clip_list import Clip, Label, is_packed, wav_of, write_list
+from hicmae.data.clip_list import (
+    ClipList,
+    is_packed,
+    read_labelled_list,
+    read_pretrain_list,
+    wav_of,
+    write_list,
+)
 from hicmae.data.film import open_video
-from hicmae.data.media import VIDEO_SUFFIXES
 from hicmae.data.video import MODALITIES, NOT_READ, FrameFolder, Video
-from hicmae.io import UnreadableClip, check_writable, whole_file
-from preprocess.command_line import WHOLE, Parts, Shard, command
-from preprocess.face_and_audio.batch import Job, outcomes_of
+from hicmae.io import UnreadableClip, check_writable
+from preprocess.command_line import STOPPED, WHOLE, Parts, command
+from preprocess.face_and_audio.batch import Job, Ledger, Outcome, read_summary, summary_path
 from preprocess.face_and_audio.timing import out_of_step
-from preprocess.lists.clips import Problem, check_frames, check_wav, reading, write_csv
+from preprocess.lists.clips import Problem, open_wav, reading, write_csv
 
 logger = logging.getLogger("check_lists")
 
-OUT_OF_STEP, ORDER = WARNINGS = "out of step", "order of frames"  # such clips stay
+OUT_OF_STEP = "out of step"  # such clips stay
 EVALUATION = {"test", "val"}  # the same clips in both is the original's habit, not a leak
 CLEANED = ".cleaned"  # in the names of lists that this tool has written
-END = "."  # last field of a stored record; a line cut off by a crash has none
-FORMS = {
-    "pre-training": "'<video.mp4> <int>'",
-    "classification": "'<video> <audio.wav> <class index>'",
-    "regression": "'<video> <audio.wav> <number> ...'",
-}
-Key = tuple[str, str]  # video, audio
-
-
-class Record(NamedTuple):
-    """What was found out about one clip.
-
-    `video` (mp4 or folder of frames) and `audio` are as opened; `stamp` changes when a file does.
-    `problems` are kinds of problems, separated by "; ", "" for a good clip. `sound` is a hash of
-    the samples, `pictures` of the video file or the frames' files, "" where there are none. `step`
-    says how the wav does not fit the film, `order` where frames are in another order than that of
-    their names' letters.
-    """
-
-    video: str
-    audio: str
-    stamp: str
-    problems: str
-    detail: str
-    sound: str = ""
-    pictures: str = ""
-    step: str = ""
-    order: str = ""
+READERS = (read_labelled_list, partial(read_labelled_list, task="regression"), read_pretrain_list)
+Row = Mapping[str, object]  # what is known of a clip: why it is broken, or what `inspect` returns
 
 
 class ListFile(NamedTuple):
-    """A list: its clips as written in it, the files to open, and what is wrong.
+    """A list: its clips as written in it, those to open, and what is wrong: number, kind, detail.
 
-    Lines count from 1, without blank ones. `findings` are line, kind and detail.
+    Numbers count from 1, without blank lines.
     """
 
     path: Path
     folder: Path  # absolute
-    kind: str  # of `kinds_of` its lines
-    lines: list[list[str]]
-    clips: dict[int, Clip]
-    files: dict[int, Key]
+    clips: ClipList
+    jobs: list[Job]
     findings: list[tuple[int, str, str]]
 
 
@@ -131,25 +103,34 @@ def check(args: argparse.Namespace) -> int:
     }
     for path in (output / "report.csv", *(cleaned.values() if args.shard == WHOLE else ())):
         check_writable(path)  # said before hours of work
-    clips = [clip for one in lists for clip in one.files.values()]
-    records = inspect_all(clips, output, args.shard, args.num_workers)
-    if args.shard != WHOLE:
-        bad = sum(bool(record.problems) for record in records.values())
-        logger.info("shard %s: %d of %d clips are broken", args.shard, bad, len(records))
-        return int(bad > 0)
-    compare(lists, records)
+    ledger = Ledger(summary_path(output, "check_lists", args.shard))
+    known: dict[str, dict[str, object]] = {}
+    for path in output.glob("check_lists*.csv"):  # of parts, too
+        known |= read_summary(path)
+    todo = deque[Job]()
+    for job in args.shard.take({job for one in lists for job in one.jobs}):
+        row = known.get(job.name, {})
+        if row.get("status") == "done" and row["stamp"] == stamp_of(job):
+            ledger.rows[job.name] = row
+            ledger.note(Outcome(job), kept=True)
+        else:
+            todo.append(job)
+    code = ledger.run(todo, inspect, args.num_workers, "checking")
+    if code == STOPPED or args.shard != WHOLE:
+        return code
+    compare(lists, ledger.rows)
     rows: list[list[object]] = []
     for one in sorted(lists, key=lambda one: str(one.path)):
         for number, kind, detail in sorted(one.findings, key=lambda finding: finding[0]):
-            files = one.files.get(number, (one.lines[number - 1][0], ""))
-            rows.append([str(one.path), number, *files, kind, detail])
+            job = one.jobs[number - 1]
+            rows.append([str(one.path), number, job.source, job.audio, kind, detail])
     columns = ["list", "clip", "video", "audio", "kind", "detail"]
     write_csv(output / "report.csv", columns, rows)
     for one in lists:
         write_cleaned(one, cleaned[one.path])
         kinds = Counter(kind for _, kind, _ in one.findings).most_common()
         wrong = ", ".join(f"{count} {kind}" for kind, count in kinds) or "nothing is wrong"
-        print(f"{one.path}, for {one.kind}, {len(one.lines)} clips: {wrong}")
+        print(f"{one.path}, {len(one.clips)} clips: {wrong}")
     logger.info("details are in %s", output / "report.csv")
     return int(bool(rows))
 
@@ -169,7 +150,7 @@ def find_lists(given: list[str], data_root: str, modality: str) -> list[ListFile
         for file in sorted(path.glob("*.csv")) if path.is_dir() else [path]:
             try:
                 if not file.stem.endswith(CLEANED):
-                    found[file] = read_list(file, data_root, modality)
+                    found[file] = find_jobs(file, data_root, modality)
             except ValueError:
                 if file == path:
                     raise
@@ -182,125 +163,80 @@ def find_lists(given: list[str], data_root: str, modality: str) -> list[ListFile
     return list(found.values())
 
 
-def read_list(path: Path, data_root: str, modality: str) -> ListFile:
-    """Read a list of any kind, the one that most of its lines belong to; others are findings.
+def find_jobs(path: Path, data_root: str, modality: str) -> ListFile:
+    """Read a list; of each clip the streams of the `modality` will be opened."""
+    clips, jobs = read_list(path, ""), list[Job]()
+    for clip in read_list(path, data_root) if data_root else clips:
+        video = clip.video if "v" in modality else NOT_READ
+        audio = clip.audio if "a" in modality else NOT_READ
+        name = f"{video} {shlex.quote(audio)}"  # so that no two clips have one name
+        jobs.append(Job(name, video, "", audio))
+    return ListFile(path, Path(os.path.abspath(path.parent)), clips, jobs, [])
 
-    Of each clip the streams of the `modality` will be opened.
-    """
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file, delimiter=" ", strict=True)
+
+def read_list(path: Path, data_root: str) -> ClipList:
+    """Read a list of any kind; ValueError of the reader that came furthest."""
+    errors = {}
+    for read in READERS:
         try:
-            rows = ([field for field in row if field] for row in reader)  # blanks may be repeated
-            lines = [row for row in rows if row]
-        except csv.Error as error:
-            raise ValueError(f"{path}:{reader.line_num}: got {error}; check the quotes") from None
-    every = [
-        kinds_of(os.path.splitext(line[0])[1], len(line), tuple(line[2 if len(line) > 2 else 1 :]))
-        for line in lines
-    ]
-    counts = Counter(kinds[0] for kinds in every if kinds)
-    if not counts:
-        got = f"got {' '.join(lines[0])[:200]!r}" if lines else "got an empty list"
-        raise ValueError(
-            f"{path}:1: expected {' or '.join(FORMS.values())}, {got}; blanks separate the fields, "
-            "quote names that hold some"
-        )
-    ((kind, _),) = counts.most_common(1)
-    one = ListFile(path, Path(os.path.abspath(path.parent)), kind, lines, {}, {}, [])
-    expected = f"expected {FORMS[kind.split()[0]]}, as {counts[kind]} of {len(lines)} lines have"
-    for number, (line, kinds) in enumerate(zip(lines, every, strict=True), 1):
-        if kind not in kinds:
-            one.findings.append((number, "line", f"{expected}, got {' '.join(line)[:200]!r}"))
-            continue
-        video, *sound = line[: 1 if len(line) == 2 else 2]
-        values = line[1 + len(sound) :]
-        is_regression = kind.startswith("regression")
-        label: Label = tuple(map(float, values)) if is_regression else int(values[0])
-        one.clips[number] = Clip(video, sound[0] if sound else None, label)
-        film = os.path.join(data_root, video)
-        wav = os.path.join(data_root, sound[0]) if sound else wav_of(film)
-        reads_video = "v" in modality and video != NOT_READ
-        reads_audio = "a" in modality and sound != [NOT_READ]
-        one.files[number] = film if reads_video else NOT_READ, wav if reads_audio else NOT_READ
-        if not (reads_video or reads_audio):
-            one.findings.append((number, "line", f"names no stream of --modality {modality}"))
-    return one
+            return read(path, data_root=data_root)
+        except ValueError as error:
+            line = str(error).removeprefix(f"{path}:").partition(":")[0]
+            errors[int(line)] = error
+    raise errors[max(errors)]
 
 
-@lru_cache(maxsize=4096)  # most lines of a list end alike
-def kinds_of(suffix: str, count: int, label: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the kinds of lists that a line may stand in, the likeliest first.
-
-    It has `count` fields, the first one of which ends in `suffix`, the last ones are the `label`.
-    """
-    try:
-        values = [float(text) for text in label]
-    except ValueError:
-        return ()
-    if not values or not all(map(math.isfinite, values)):
-        return ()
-    is_integer = len(values) == 1 and re.fullmatch(r"[+-]?\d+", label[0]) is not None
-    if count == 2:
-        return ("pre-training",) * is_integer
-    kinds = ["classification"] * (is_integer and values[0] >= 0) + [f"regression of {len(values)}"]
-    if is_integer:  # films whose wav is named
-        is_film = label == ("0",) and suffix.lower() in VIDEO_SUFFIXES
-        kinds.insert(0 if is_film else 2, "pre-training")
-    return tuple(kinds)
-
-
-def compare(lists: list[ListFile], records: dict[Key, Record]) -> None:
+def compare(lists: list[ListFile], rows: Mapping[str, Row]) -> None:
     """Note everything that is wrong with the lists; of repeated clips, the later ones."""
     for one in lists:
-        first: dict[tuple[str, str], Key] = {}
-        for number, clip in one.files.items():
-            record = records[clip]
-            notes = (record.problems, record.detail), (OUT_OF_STEP, record.step)
-            for kind, detail in (*notes, (ORDER, record.order)):
-                if detail:
-                    one.findings.append((number, kind, detail))
-            if same := shared(record, first):
+        first: dict[tuple[str, str], Job] = {}
+        for number, job in enumerate(one.jobs, 1):
+            row = rows[job.name]
+            if row["reason"]:
+                kind, _, detail = str(row["reason"]).partition(": ")
+                one.findings.append((number, kind, detail))
+            if row.get("step"):
+                one.findings.append((number, OUT_OF_STEP, str(row["step"])))
+            if same := shared(job, row, first):
                 one.findings.append((number, "in the list twice", same))
-            for trait in traits(record):
-                first.setdefault(trait, clip)
+            for trait in traits(job, row):
+                first.setdefault(trait, job)
     for one, other in combinations(lists, 2):
         if one.folder == other.folder and not {one.path.stem, other.path.stem} <= EVALUATION:
             train, test = (other, one) if one.path.stem in EVALUATION else (one, other)
-            tested = {
-                trait: clip for clip in test.files.values() for trait in traits(records[clip])
-            }
-            for number, clip in train.files.items():
-                if same := shared(records[clip], tested):
+            tested = {trait: job for job in test.jobs for trait in traits(job, rows[job.name])}
+            for number, job in enumerate(train.jobs, 1):
+                if same := shared(job, rows[job.name], tested):
                     detail = f"{test.path}: {same}"
                     train.findings.append((number, "in training and test", detail))
 
 
-def traits(record: Record) -> list[tuple[str, str]]:
+def traits(job: Job, row: Row) -> list[tuple[str, str]]:
     """Return what no two clips should share; contents only of good clips, as silence is alike."""
-    files = [("video file", record.video), ("audio file", record.audio)]
+    files = [("video file", job.source), ("audio file", job.audio)]
     found = [(kind, os.path.abspath(path)) for kind, path in files if path != NOT_READ]
-    if not record.problems:
-        contents = [("frames", record.pictures), ("sound", record.sound)]
-        found += [(kind, digest) for kind, digest in contents if digest]
-    return found
+    contents = [("frames", row.get("pictures")), ("sound", row.get("sound"))]
+    return found + [(kind, str(digest)) for kind, digest in contents if digest]
 
 
-def shared(record: Record, owners: dict[tuple[str, str], Key]) -> str:
+def shared(job: Job, row: Row, owners: Mapping[tuple[str, str], Job]) -> str:
     """Say what a clip shares with the owner of its first known trait; "" if nothing is known."""
-    same = [trait for trait in traits(record) if trait in owners]
+    same = [trait for trait in traits(job, row) if trait in owners]
     if not same:
         return ""
-    video, audio = owners[same[0]]
-    return f"same {' and '.join(kind for kind, _ in same)} as '{video}', '{audio}'"
+    owner = owners[same[0]]
+    return f"same {' and '.join(kind for kind, _ in same)} as '{owner.source}', '{owner.audio}'"
 
 
 def write_cleaned(one: ListFile, path: Path) -> None:
     """Write a list without the clips that something is wrong with."""
-    dropped = {number for number, kind, _ in one.findings if kind not in WARNINGS}
-    kept = [clip for number, clip in one.clips.items() if number not in dropped]
+    dropped = {number for number, kind, _ in one.findings if kind != OUT_OF_STEP}
+    kept = [clip for number, clip in enumerate(one.clips, 1) if number not in dropped]
     if kept:
+        if kept[0].label is None:  # of pre-training, where few lines need name the wav
+            kept = [c._replace(audio=None) if c.audio == wav_of(c.video) else c for c in kept]
         write_list(path, kept)
-        logger.info("%s: %d of %d clips", path, len(kept), len(one.lines))
+        logger.info("%s: %d of %d clips", path, len(kept), len(one.clips))
     else:
         logger.warning("%s is not written: no clip of %s is left", path, one.path)
 
@@ -308,89 +244,32 @@ def write_cleaned(one: ListFile, path: Path) -> None:
 # The clips
 
 
-def inspect_all(
-    clips: Iterable[Key], folder: Path, shard: Shard, num_workers: int
-) -> dict[Key, Record]:
-    """Inspect the clips of a shard that no run has inspected since they changed; returns records.
+def inspect(job: Job) -> dict[str, Any]:
+    """Open both halves of a clip, decode some frames, read all samples, hash both.
 
-    `folder` keeps the records.
+    Returns columns of the summary; UnreadableClip: kinds of problems, and after ": " the details.
+    `stamp` changes when a file does. `sound` is a hash of the samples, `pictures` of the video file
+    or the frames' files, "" of what is not read. `step` says how the wav does not fit the film.
     """
-    mine = shard.take(dict.fromkeys(clips))
-    wanted = set(mine)
-    paths = sorted(folder.glob("records*"), key=lambda path: path.stat().st_mtime)
-    stored = (record for path in paths for record in read_records(path))  # the newest wins
-    records = {record[:2]: record for record in stored if record[:2] in wanted}
-    todo = [clip for clip in mine if clip not in records or records[clip].stamp != stamp_of(*clip)]
-    if len(todo) < len(mine):
-        logger.info("%d of %d clips are checked already", len(mine) - len(todo), len(mine))
-    if not todo:
-        return records
-    part = "" if shard == WHOLE else f"-{shard.part}-of-{shard.parts}"
-    path = folder / f"records{part}.csv"
-    if path.exists():  # anew, without what will be inspected again and what a crash has cut off
-        known, again = {record[:2]: record for record in read_records(path)}, set(todo)
-        with whole_file(path) as whole:
-            append(whole, (known[key] for key in known if key not in again))
-    jobs = deque(Job(video, audio, str(path)) for video, audio in todo)
-    with closing(outcomes_of(jobs, inspect, num_workers, "checking", in_order=True)) as found:
-        for outcome in found:
-            video, audio, _ = outcome.job
-            died = Record(video, audio, "", "cannot be checked", outcome.reason)  # its process did
-            records[video, audio] = outcome.details.get("record", died)
-            append(path, [records[video, audio]])
-    return records
-
-
-def read_records(path: Path) -> Iterator[Record]:
-    """Yield the records of a file, without a line that a crash has cut off."""
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        for row in csv.reader(file):
-            if len(row) == len(Record._fields) + 1 and row[-1] == END:
-                yield Record(*row[:-1])
-
-
-def append(path: Path, records: Iterable[Record]) -> None:
-    """Add records to a file and close it: a lost network mount or a kill costs one line."""
-    with open(path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file, lineterminator="\n").writerows([*record, END] for record in records)
-
-
-def inspect(job: Job) -> dict[str, Record]:
-    """Open both halves of a clip, decode some frames, read all samples, hash both."""
-    video, audio, _ = job
-    film, pictures, sound, step, order = None, "", "", "", ""
-    stamp, problems = stamp_of(video, audio), list[Problem]()
-    if video != NOT_READ:
-        with reading("video", video, problems):
-            os.stat(video)
-            if os.path.isdir(video):
-                check_frames(video)
-            film = open_video(video)
-            pictures, order = read_video(film), order_of(film)
-    if audio != NOT_READ:
-        with reading("audio", audio, problems):
-            check_wav(audio)
-            wav = WavFile(audio)
+    film, problems = None, list[Problem]()
+    found = {"stamp": stamp_of(job), "sound": "", "pictures": "", "step": ""}
+    if job.source != NOT_READ:
+        with reading("video", job.source, problems):
+            film = open_video(job.source)
+            found["pictures"] = read_video(film)
+    if job.audio != NOT_READ:
+        with reading("audio", job.audio, problems):
+            wav = open_wav(job.audio)
             samples = wav.sound(0, len(wav))
-            sound = hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest()
-    if not problems and film and sound:
-        with reading("video", video, problems):
-            step = out_of_step(film, wav)
-    kinds, details = ("; ".join(problem[k] for problem in problems) for k in (0, 1))
-    found = Record(video, audio, stamp, kinds, details, sound, pictures, step, order)
-    return {"record": found}
-
-
-def order_of(film: Video) -> str:
-    """Say where frames are read in another order than that of their letters; "" where they are not.
-
-    The original reads them in the order of letters.
-    """
-    names = film.names if isinstance(film, FrameFolder) else []
-    for own, other in zip(names, sorted(names), strict=True):
-        if own != other:
-            return f"{own!r} is read where letters would have {other!r}"
-    return ""
+            found["sound"] = hashlib.blake2b(samples.tobytes(), digest_size=16).hexdigest()
+    if film and found["sound"] and not problems:
+        with reading("video", job.source, problems):
+            found["step"] = out_of_step(film, wav)
+    if job.source == job.audio == NOT_READ:
+        problems.append(("line", "names no stream of --modality"))
+    if problems:
+        raise UnreadableClip(": ".join(map("; ".join, zip(*problems, strict=True))))
+    return found
 
 
 def read_video(film: Video) -> str:
@@ -411,17 +290,10 @@ def read_video(film: Video) -> str:
     return digest.hexdigest()
 
 
-def stamp_of(video: str, audio: str) -> str:
+def stamp_of(job: Job) -> str:
     """Return a text that changes when a file of the clip does."""
-    parts = []
-    for path in (video, audio):
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            parts.append(f"no {error.errno}")
-        else:
-            parts.append(f"{status.st_size:x} {status.st_mtime_ns:x}")
-    return " ".join(parts)
+    found = [os.stat(path) for path in (job.source, job.audio) if os.path.exists(path)]
+    return " ".join(f"{status.st_size:x} {status.st_mtime_ns:x}" for status in found)
 
 
 LISTS = {"lists": {"nargs": "+", "metavar": "LIST", "help": "lists, or folders of lists"}}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hicmae.config.flags import Settings, add_arguments, from_flags, new_parser, option
-from hicmae.io import count_cores, describe
+from hicmae.io import EXPECTED, count_cores, describe
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRichComparisonT
@@ -71,7 +71,8 @@ def command(
     """Return the `main` of a tool: it parses flags, calls `work`, and returns an exit code.
 
     Its flags are the fields of the `configs`, which check them, and the `flags`; --help begins with
-    the docstring `usage`. For the code see `exit_code`.
+    the docstring `usage`. The code is that of `work`, or 0; after an error, which is one line in
+    the log, 2, but `bad_data` where it is a ValueError of `work`; STOPPED after an interrupt.
     """
 
     def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,27 +83,18 @@ def command(
         for name, options in (flags or {}).items():
             parser.add_argument(name, **options)
         args = parser.parse_args(arguments)
-
-        def check() -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        code = 2
+        try:
             for config in configs:
                 from_flags(vars(args), config)
-
-        return exit_code(check) or exit_code(lambda: work(args), bad_data)
+            code = bad_data
+            return work(args) or 0
+        except KeyboardInterrupt:
+            logger.error("interrupted: the same command goes on")
+            return STOPPED
+        except EXPECTED as error:
+            logger.error("error: %s", describe(error))
+            return code if isinstance(error, ValueError) else 2
 
     return main
-
-
-def exit_code(work: Callable[[], int | None], bad_data: int = 2) -> int:
-    """Return what `work` returns, or 0; after an error, one line in the log and another code.
-
-    It is `bad_data` of a ValueError, STOPPED of an interrupt, else 2.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        return work() or 0
-    except KeyboardInterrupt:
-        logger.error("interrupted: the same command goes on")
-        return STOPPED
-    except (OSError, RuntimeError, ValueError) as error:
-        logger.error("error: %s", describe(error))
-        return bad_data if isinstance(error, ValueError) else 2

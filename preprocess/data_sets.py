@@ -82,7 +82,6 @@ def of_class(name: str, emotion: str, classes: Sequence[str], speaker: str) -> C
 
 
 @data_set(
-    "CREMA-D",
     {"--classes": {"type": int, "default": 6, "choices": (6, 4), "help": "how many, usually 6"}},
     audio_dirs=("audio_16k", "audio", "AudioWAV"),
 )
@@ -115,7 +114,6 @@ def cremad(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
 
 @data_set(
-    "MAFW",
     {"--subset": {"default": "single", "choices": ("single", "compound"), "help": "of classes"}},
     video_dirs=("data/frames", "faces", "face_aligned", "openface", "frames"),
     audio_dirs=("data/audio_16k", "audio_16k", "audio"),
@@ -138,8 +136,7 @@ def mafw(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
     def read(fold: int, part: str) -> Lines:
         path = f"Train & Test Set/{args.subset}/no_caption/set_{fold}/{part}.txt"
-        purpose = f"MAFW's official split comes with it, lines {form}"
-        for where, line in read_lines(find(files.root, purpose, path)):
+        for where, line in read_lines(find(files.root, path)):
             match = matched(r"(\S+)\.mp4\s+(\S+)", line, where, form)
             yield where, Candidate(match[1], class_index(match[2], classes, where))
 
@@ -148,7 +145,7 @@ def mafw(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan(place, classes, *official_split(5, read), sizes, counts)
 
 
-@data_set("RAVDESS")
+@data_set()
 def ravdess(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of RAVDESS (speech): 6 folds of 4 actors, 8 classes.
 
@@ -181,7 +178,7 @@ def ravdess(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan("ravdess/audio_visual", classes, clips, lists, [240] * 6, {"clips": 1440})
 
 
-@data_set("MSP-IMPROV")
+@data_set()
 def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of MSP-IMPROV: 6 folds, one a session, 4 classes A H N S.
 
@@ -196,9 +193,8 @@ def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
     other classes (O, X) are left out; 7 787 remain.
     """
     classes, form = data_set_names("MSP-IMPROV", 4), "'UTD-IMPROV-<clip>.avi; <class>; ...'"
-    purpose = f"the corpus's labels come with it, lines {form}"
     clips = []
-    for where, line in read_lines(find(files.root, purpose, "Evalution.txt", "Evaluation.txt")):
+    for where, line in read_lines(find(files.root, "Evalution.txt", "Evaluation.txt")):
         if "-IMPROV-" in line:  # the votes of single raters follow below a clip's line
             match = matched(MSP_LINE, line, where, form)
             name, speaker = f"MSP-IMPROV-{match[1]}", f"{match[2]}0{match[3]}"
@@ -212,7 +208,7 @@ def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan(place, classes, clips, lists, expected={"clips": 7787}, note=note)
 
 
-@data_set("Werewolf-XL", {"--published_lists": {"help": "folder of split01 .. split05 with lists"}})
+@data_set({"--published_lists": {"help": "folder of split01 .. split05 with lists"}})
 def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of Werewolf-XL: regression of valence, arousal and dominance, 5 folds.
 
@@ -236,8 +232,8 @@ def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
         return Candidate(name, targets, matched(r"(\d\d_\d\d)_\d+", name, where, form)[1])
 
     def published(fold: int, part: str) -> Lines:
-        purpose = "give --published_lists, a folder of split01 .. split05"
-        path = find(args.published_lists, purpose, f"{list_name(fold, part)}.csv")
+        remedy = "give --published_lists, a folder of split01 .. split05"
+        path = find(args.published_lists, f"{list_name(fold, part)}.csv", remedy=remedy)
         for clip in read_labelled_list(path, "regression", len(WEREWOLF_TARGETS)):
             name = os.path.basename(clip.video).removesuffix(ALIGNED)
             yield path, rated(name, clip.label or (), path)
@@ -247,8 +243,7 @@ def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
     else:
         known: dict[str, Candidate] = {}
         columns = ("name", *WEREWOLF_TARGETS)
-        purpose = f"make it, a table with the columns {', '.join(columns)}"
-        for where, row in read_table(find(files.root, purpose, "labels.csv"), columns):
+        for where, row in read_table(find(files.root, "labels.csv"), columns):
             name = os.path.splitext(row["name"])[0]
             if name in known:
                 raise ValueError(f"{where}: expected each clip once, got '{name}' again")
@@ -260,7 +255,7 @@ def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan(place, WEREWOLF_TARGETS, clips, lists, expected={"clips": 14457})
 
 
-@data_set("DFEW", video_dirs=("faces", "face_aligned", "openface", "Clip/clip_224x224"))
+@data_set(video_dirs=("faces", "face_aligned", "openface", "Clip/clip_224x224"))
 def dfew(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of DFEW: the official 5 folds of the single-labelled clips, 7 classes.
 
@@ -276,9 +271,8 @@ def dfew(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """
 
     def read(fold: int, part: str) -> Lines:
-        purpose = "DFEW's official split comes with it, columns video_name,label"
         path = f"EmoLabel_DataSplit/{part}(single-labeled)/set_{fold}.csv"
-        for where, row in read_table(find(files.root, purpose, path), ["video_name", "label"]):
+        for where, row in read_table(find(files.root, path), ["video_name", "label"]):
             match = matched(r"0*(\d{1,5})", row["video_name"], where, "a clip's number")
             label = matched(r"[1-7]", row["label"], where, "a label 1..7")
             yield where, Candidate(match[1].zfill(5), int(label[0]) - 1)
@@ -286,7 +280,7 @@ def dfew(args: argparse.Namespace, files: ClipFiles) -> Plan:
     return Plan("dfew/audio_visual", data_set_names("DFEW", 7), *official_split(5, read))
 
 
-@data_set("MER2023")
+@data_set()
 def mer2023(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of MER2023 (MER-MULTI): official training and test clips, 6 classes.
 
@@ -309,15 +303,13 @@ def mer2023(args: argparse.Namespace, files: ClipFiles) -> Plan:
     }
 
     def read(_: int, part: str) -> Lines:
-        purpose = "MER2023's official labels, a table with the columns name,discrete"
-        path = find(files.root, purpose, *tables[part])
-        for where, row in read_table(path, ["name", "discrete"]):
+        for where, row in read_table(find(files.root, *tables[part]), ["name", "discrete"]):
             yield where, Candidate(row["name"], class_index(row["discrete"], classes, where))
 
     return Plan("mer2023/audio_visual", classes, *official_split(1, read))
 
 
-@data_set("IEMOCAP", audio_dirs=("audio_16k", "audio", "."))
+@data_set(audio_dirs=("audio_16k", "audio", "."))
 def iemocap(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """Make the lists of IEMOCAP: 5 folds, one a session, 4 classes ang, hap (with exc), neu, sad.
 
@@ -334,7 +326,7 @@ def iemocap(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """
     classes = data_set_names("IEMOCAP", 4)
     form = "'[<start> - <end>] <utterance> <emotion> [<v>, <a>, <d>]'"
-    find(files.root, "give another --data_root", "Session1/dialog/EmoEvaluation")
+    find(files.root, "Session1/dialog/EmoEvaluation")
     clips = []
     for path in sorted(Path(files.root).glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
         for where, line in read_lines(str(path)):
@@ -347,7 +339,6 @@ def iemocap(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
 
 @data_set(
-    "AVCAffe",
     {"--target": {"default": "arousal", "choices": ("arousal", "valence"), "help": "to predict"}},
 )
 def avcaffe(args: argparse.Namespace, files: ClipFiles) -> Plan:
@@ -366,17 +357,15 @@ def avcaffe(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """
     classes = data_set_names(f"AVCAffe {args.target}", 5)
     form = f"'aiim<person>_task_<number>, <{args.target}>'"
-    purpose = f"the data set's self-reports come with it, lines {form}"
     labels, people = {}, {}
-    for where, line in read_lines(find(files.root, purpose, f"ground_truths/{args.target}.txt")):
+    for where, line in read_lines(find(files.root, f"ground_truths/{args.target}.txt")):
         if "," in line:  # other lines are headings
             task = matched(r"(aiim\d{3}_task_\d+)\s*,\s*(.+)", line, where, form)
             labels[task[1]] = class_index(task[2], classes, where)
-    purpose = "AVCAffe's official split comes with it, lines aiim001 .. aiim108"
     for part, name in (("train", "train"), ("test", "val")):
         people[list_name(1, part)] = {
             matched(r"aiim\d{3}", person, where, "a participant aiim<number>")[0]
-            for where, line in read_lines(find(files.root, purpose, f"info/{name}.txt"))
+            for where, line in read_lines(find(files.root, f"info/{name}.txt"))
             for person in re.split(r"[\s,]+", line.strip(", "))
         }
     clips = []
@@ -412,7 +401,6 @@ def list_voxceleb2(args: argparse.Namespace) -> None:
     """
     places = find_places(
         args,
-        "VoxCeleb2",
         ("video/file~/dev/mp4", "dev/mp4"),
         ("audio/file~/dev/aac", "dev/aac"),
     )

@@ -27,6 +27,7 @@ import logging
 import os
 import shlex
 import sys
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -39,18 +40,21 @@ from hicmae.data.audio import WavFile
 from hicmae.data.film import open_video
 from hicmae.data.media import VIDEO_SUFFIXES
 from hicmae.data.splits import draw_groups
-from hicmae.data.video import MODALITIES
+from hicmae.data.video import MODALITIES, natural_key
 from preprocess.command_line import WHOLE, command
 from preprocess.face_and_audio import batch, extract_audio, extract_face
 from preprocess.face_and_audio.timing import out_of_step
 from preprocess.lists.annotations import number, read_table
-from preprocess.lists.clips import Candidate, is_utf8, write_left_out, write_lists
+from preprocess.lists.clips import Candidate, write_left_out, write_lists
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
 # By the field of a clip: the folder below --output_dir, and the tool that fills it.
-HALVES = {"audio": ("audio", extract_audio.TOOL), "video": ("faces", extract_face.TOOL)}
+HALVES = {
+    "audio": ("audio", extract_audio.TOOL._replace(kinds=VIDEO_SUFFIXES)),
+    "video": ("faces", extract_face.TOOL),
+}
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,9 @@ def prepare(args: argparse.Namespace) -> int:
     code = 0
     for half, make in work.items():
         folder, tool = HALVES[half]
-        flags = {"input": args.videos, "ext": VIDEO_SUFFIXES}
-        flags |= {"output_dir": os.path.join(args.output_dir, folder)}
-        code = max(code, batch.run_tool(tool, argparse.Namespace(**vars(args) | flags), make))
+        places = {"input": args.videos, "output_dir": os.path.join(args.output_dir, folder)}
+        flags = argparse.Namespace(**vars(args) | places, ext=())
+        code = max(code, batch.run_tool(tool, flags, make))
         if code > 1:
             return code
     return code if args.shard != WHOLE else max(code, make_lists(args))
@@ -102,7 +106,7 @@ def find_videos(args: argparse.Namespace) -> list[Candidate]:
     found: dict[str, Candidate] = {}
     for half, (name, tool) in HALVES.items():
         folder = os.path.join(args.output_dir, name)
-        jobs, problems, _ = batch.find_jobs(args.videos, folder, VIDEO_SUFFIXES, tool.suffix)
+        jobs, problems, _ = batch.find_jobs(args.videos, folder, tool)
         rows = batch.read_summary(batch.summary_path(folder, tool.name))
         for job in jobs:
             clip = found.get(job.name, Candidate(job.name))
@@ -124,7 +128,7 @@ def make_lists(args: argparse.Namespace) -> int:
     if args.labels is not None:
         labels, names, unknown = read_labels(args.labels, [clip.name for clip in clips], args.task)
         if args.task == "classification":
-            names = class_names(str(row.label) for row in labels.values())
+            names = sorted({str(row.label) for row in labels.values()}, key=natural_key)
         ready, parts = list[Candidate](), list[str]()
         for place, clip in enumerate(clips):
             row = labels.get(clip.name)
@@ -168,13 +172,6 @@ def warn_of_steps(clips: list[Candidate]) -> None:
         logger.warning("%d of %d clips are out of step; see --overwrite", len(found), len(clips))
 
 
-def class_names(labels: Iterable[str]) -> list[str]:
-    """Return the classes in order: numbers by their value, then words by the alphabet."""
-    names = sorted(set(labels))
-    numbers = sorted((name for name in names if name.isdecimal()), key=int)
-    return numbers + [name for name in names if not name.isdecimal()]
-
-
 class Labelled(NamedTuple):
     """What labels.csv says of a video."""
 
@@ -209,7 +206,7 @@ def read_labels(
             text = row.get(column, "train")
             if not text or (column == "split" and text not in PARTS):
                 raise ValueError(f"{where}, column '{column}': expected {expected}, got {text!r}")
-            if not is_utf8(text):
+            if any("\udc80" <= letter <= "\udcff" for letter in text):
                 raise ValueError(f"{where}, column '{column}': {text!r} is not UTF-8; save it so")
         label: str | tuple[float, ...] = row.get("label", "")
         if not classes:
@@ -229,11 +226,11 @@ def _spellings(videos: Iterable[str]) -> dict[str, list[str]]:
     """Return what a name in labels.csv may mean: whole, without suffix, folder or both."""
     known: dict[str, list[str]] = {}
     paths = {video: PurePath(video) for video in videos}
-    for spell in (str, lambda p: str(p.with_suffix("")), lambda p: p.name, lambda p: p.stem):
-        meant: dict[str, list[str]] = {}
+    for spell in (lambda p: p.stem, lambda p: p.name, lambda p: str(p.with_suffix("")), str):
+        meant = defaultdict[str, list[str]](list)
         for video, path in paths.items():
-            meant.setdefault(spell(path).strip(), []).append(video)  # as tables are read
-        known = meant | known  # a fuller name comes first
+            meant[spell(path).strip()].append(video)  # as tables are read
+        known |= meant  # a fuller name takes the place of a shorter one
     return known
 
 

@@ -37,7 +37,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
@@ -47,14 +47,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from hicmae.config import CROP_HELP
-from hicmae.config.flags import Settings, from_flags, option
+from hicmae.config.flags import from_flags, option
 from hicmae.data.audio import SAMPLE_RATE, WavFile
 from hicmae.data.clip_list import (
     FORMAT,
     SUFFIX,
-    Clip,
     PackedClips,
     decide_source_crop,
+    name_of,
     read_index,
     read_labelled_list,
     read_packed,
@@ -66,23 +66,13 @@ from hicmae.data.video import NOT_READ, SOURCE_CROPS, FrameFolder, Video, source
 from hicmae.io import UnreadableClip, check_writable, whole_file, write_whole
 from preprocess.command_line import Parts, command
 from preprocess.face_and_audio import batch
-from preprocess.face_and_audio.batch import Ledger, Outcome
+from preprocess.face_and_audio.batch import Job, Ledger, Outcome
 
 logger = logging.getLogger("pack_clips")
 FRAMES_AT_ONCE = 512  # decoded frames that are held in memory
 MEMBERS = ("json", "mjpeg", "wav")  # of a clip, in the order of the index's places
 
 Names = tuple[str, str | None]  # of video and audio, as in the list
-
-
-class PackJob(NamedTuple):
-    """A clip to pack; `clip` has the names of the list, `source` and `audio` the files."""
-
-    name: str
-    source: str
-    output: str
-    audio: str
-    clip: Clip
 
 
 def parse_size(text: str) -> int:
@@ -96,7 +86,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True)
 class Options(Parts):
-    """What to pack."""
+    """What to pack, and how."""
 
     output_dir: Path = option(Path(), "folder of the shards", required=True)
     data_root: str = option("", "folder that relative names start from")
@@ -104,36 +94,28 @@ class Options(Parts):
         "pretrain", "kind of the list", choices=("pretrain", "classification", "regression")
     )
     shard_size: int = option(10**9, "bytes of a file, such as 1GB", type=parse_size)
-    verify: bool = option(False, "pack nothing, check the shards")
-
-
-@dataclass(frozen=True)
-class PackOptions(Settings):
-    """How frames are stored."""
-
     quality: int = option(95, "of JPEG, without chroma subsampling", ">= 1 and <= 100")
-    lossless: bool = option(False, "store PNG")
+    lossless: bool = option(False, "store PNG instead")
     source_crop: str = option("auto", CROP_HELP, choices=SOURCE_CROPS)
     input_size: int = option(160, "of the training, for which these are cut", "> 0")
+    verify: bool = option(False, "pack nothing, check the shards")
 
 
 # One clip
 
 
-def encode(job: PackJob, options: PackOptions, pretraining: bool) -> dict[str, Any]:
+def encode(job: Job, options: Options, pretraining: bool) -> dict[str, Any]:
     """Read a clip and encode it; UnreadableClip where training could not use it either.
 
     The `source_crop` of the options is decided. Returns the bytes of the clip's MEMBERS; its number
     of frames, for the summary. A stream that is not read has none, and no bytes.
     """
-    reads_video, reads_audio = (pretraining or name != NOT_READ for name in job.clip[:2])
+    reads_video, reads_audio = (pretraining or name != NOT_READ for name in (job.source, job.audio))
     video = open_video(job.source) if reads_video else None
     wav, samples = _wav(WavFile(job.audio)) if reads_audio else (b"", np.zeros(0, np.int16))
     images = [] if video is None else list(_images(video, options))
     info = {
-        "video": job.clip.video,
-        "audio": job.clip.audio,
-        "label": job.clip.label,
+        **job.clip._asdict(),
         "sizes": [len(image) for image in images],
         "crc32": [zlib.crc32(image) for image in images],
         **_times(video, pretraining),
@@ -148,7 +130,7 @@ def encode(job: PackJob, options: PackOptions, pretraining: bool) -> dict[str, A
     }
 
 
-def _images(video: Video, options: PackOptions) -> Iterator[bytes]:
+def _images(video: Video, options: Options) -> Iterator[bytes]:
     """Yield the image files of all frames: a folder's own JPEGs as they are, else new ones."""
     for start in range(0, len(video), FRAMES_AT_ONCE):
         indices = range(start, min(start + FRAMES_AT_ONCE, len(video)))
@@ -223,7 +205,7 @@ def write_shard(
                     break
         file.flush()
         os.fsync(file.fileno())
-        places = [number for _, *place in member_places(part) for number in place]
+        places = [number for _, *place in members_of(part) for number in place]
         content = {"format": FORMAT, "shard": path.name, "size": file.tell(), **facts}
         content["sha256"] = sha256_of(part)
     content["clips"] = [
@@ -233,17 +215,10 @@ def write_shard(
     yield from done
 
 
-def member_places(path: str | Path) -> list[tuple[str, int, int]]:
-    """Return name, offset and size of each member; ValueError for what no shard of ours has."""
-    places = []
+def members_of(path: str | Path) -> list[tuple[str, int, int]]:
+    """Return kind, offset and size of each member of a shard."""
     with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            if not member.isreg():
-                raise ValueError(f"member {member.name[:80]!r} is no file")
-            if "/" in member.name or "\\" in member.name or member.name.startswith("."):
-                raise ValueError(f"member {member.name[:80]!r} has a path for a name")
-            places.append((member.name, member.offset_data, member.size))
-    return places
+        return [(m.name.rpartition(".")[2], m.offset_data, m.size) for m in tar]
 
 
 def sha256_of(path: str | Path) -> str:
@@ -259,51 +234,36 @@ def sha256_of(path: str | Path) -> str:
 
 
 def verify(folder: Path, num_workers: int) -> int:
-    """Check all shards of a folder, and that no clip is in two; say what is wrong."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--output_dir '{folder}' is no folder")
+    """Check all shards of a folder, and say what is wrong."""
     indexes = sorted(folder.glob("*" + SUFFIX))
-    problems = [
-        f"'{tar}' has no index: it is not whole, delete it"
-        for tar in sorted(folder.glob("*.tar"))
-        if not tar.with_name(tar.stem + SUFFIX).is_file()
-    ]
-    seen: dict[Names, Path] = {}
+    if not indexes:
+        raise FileNotFoundError(f"--output_dir '{folder}' holds no shard")
     with ThreadPoolExecutor(num_workers) as executor:  # hashing leaves the other threads alone
-        checked = executor.map(check_shard, indexes)
-        bar = tqdm(checked, total=len(indexes), unit="shard", disable=None)
-        for path, (names, problem) in zip(indexes, bar, strict=True):
-            problems += [problem] * bool(problem)
-            for clip in names:
-                if (first := seen.setdefault(clip, path)) != path:
-                    problems.append(f"clip {clip[0]!r} is in '{first}' and in '{path}'")
-    if problems:
-        problems.append("delete such shards with their indexes, and run the packing command again")
-        for problem in problems:
-            logger.error("%s", problem)
-        return 1
-    if not seen:
-        raise FileNotFoundError(f"'{folder}' holds no shard")
-    logger.info("%d clips are as they were packed", len(seen))
-    return 0
+        checked = executor.map(problem_of, indexes)
+        problems = [*filter(None, tqdm(checked, total=len(indexes), unit="shard", disable=None))]
+    for problem in problems:
+        logger.error("%s; delete it and its index, and run the packing command again", problem)
+    if not problems:
+        logger.info("%d clips are as they were packed", len(read_packed(folder)))
+    return int(bool(problems))
 
 
-def check_shard(index: Path) -> tuple[list[Names], str]:
-    """Compare a shard with its index byte by byte; return its clips, or what is wrong with it."""
+def problem_of(index: Path) -> str:
+    """Compare a shard with its index byte by byte; return what is wrong with it, or ""."""
     try:
-        shard, rows = read_index(index)
-        clips = PackedClips([(shard, rows)])
+        clips = PackedClips([read_index(index)])
+        (shard,) = clips.shards
         if sha256_of(shard.path) != shard.sha256:
             raise ValueError("it has changed: its SHA-256 is not that of the index")
-        found = [(name.rpartition(".")[2], *place) for name, *place in member_places(shard.path)]
         numbers = [number for clip in clips for number in clip.places]
-        if found != list(zip(itertools.cycle(MEMBERS), numbers[::2], numbers[1::2], strict=False)):
+        members = zip(itertools.cycle(MEMBERS), numbers[::2], numbers[1::2], strict=False)
+        if members_of(shard.path) != [*members]:
             raise ValueError("it has other members than its index says")
         for clip in clips:
             open_packed(clip)
     except (OSError, ValueError, UnreadableClip) as error:
-        return [], f"'{str(index).removesuffix(SUFFIX)}.tar': {error}"
-    return [(clip.video, clip.audio) for clip in clips], ""
+        return f"'{str(index).removesuffix(SUFFIX)}.tar': {error}"
+    return ""
 
 
 # The command
@@ -320,26 +280,24 @@ def pack(args: argparse.Namespace) -> int:
     check_writable(summary)
     batch.sweep(str(args.output_dir))
     ledger = Ledger(summary)
-    options, packed = from_flags(vars(args), PackOptions), read_packed(args.output_dir)
-    crop = "none"
-    if args.task != "pretrain" and options.source_crop == "voxceleb2":
+    options, packed = from_flags(vars(args), Options), read_packed(args.output_dir)
+    crop, size, is_pretraining = options.source_crop, options.input_size, args.task == "pretrain"
+    if not is_pretraining and crop == "voxceleb2":
         raise ValueError(f"--source_crop voxceleb2 is for --task pretrain, got {args.task}")
-    if args.task == "pretrain":
-        crop = decide_source_crop(options.source_crop, args.list, packed, options.input_size)
-    options = replace(options, source_crop=crop)
+    crop = decide_source_crop(crop, args.list, packed, size) if is_pretraining else "none"
     for clip in packed:
         if job := jobs.pop((clip.video, clip.audio), None):
             ledger.note(Outcome(job._replace(output=clip.shard.path)), kept=True)
     # In a random order, so that clips of a speaker, who stand together in lists, meet others.
     waiting = list(jobs.values())
     pending = deque(waiting[k] for k in np.random.default_rng(0).permutation(len(waiting)))
-    work = partial(encode, options=options, pretraining=args.task == "pretrain")
-    facts = {"source_crop": options.source_crop, "input_size": options.input_size}
-    finish = partial(write_all, args=args, facts=facts)
+    options = replace(options, source_crop=crop)
+    work = partial(encode, options=options, pretraining=is_pretraining)
+    finish = partial(write_all, args=args, facts={"source_crop": crop, "input_size": size})
     return ledger.run(pending, work, args.num_workers, "packing", finish)
 
 
-def find_jobs(args: argparse.Namespace) -> dict[Names, PackJob]:
+def find_jobs(args: argparse.Namespace) -> dict[Names, Job]:
     """Return the clips of this part of the list; ValueError where it names shards."""
     if args.task == "pretrain":
         clips = read_pretrain_list(args.list, args.data_root)
@@ -347,13 +305,13 @@ def find_jobs(args: argparse.Namespace) -> dict[Names, PackJob]:
         clips = read_labelled_list(args.list, args.task, None, args.data_root)
     if isinstance(clips, PackedClips):
         raise ValueError(f"'{args.list}' is packed already; name a list of files")
-    jobs: dict[Names, PackJob] = {}
+    jobs: dict[Names, Job] = {}
     root = os.path.join(args.data_root, "")  # the names are those of a list with this --data_root
     for clip in clips:
         video, audio = (str(path).removeprefix(root) for path in (clip.video, clip.audio))
         named = clip._replace(video=video, audio=audio)
-        name = audio if video == NOT_READ else video
-        jobs.setdefault((video, audio), PackJob(name, clip.video, "", str(clip.audio), named))
+        job = Job(name_of(named), clip.video, "", str(clip.audio), named)
+        jobs.setdefault((video, audio), job)
     mine = set(args.shard.take(jobs))
     return {names: job for names, job in jobs.items() if names in mine}
 
@@ -362,7 +320,7 @@ def write_all(
     outcomes: Iterator[Outcome], args: argparse.Namespace, facts: dict[str, Any]
 ) -> Generator[Outcome, None, None]:
     """Write shard after shard; yields failures as they come, and clips when they are packed."""
-    prefix, total, clips = "clips", 0, 0
+    prefix = "clips"
     if args.shard.parts > 1:  # parts of an array never want the same name
         part, parts = args.shard
         prefix = f"clips-{part:0{len(str(parts))}d}of{parts}"
@@ -374,18 +332,11 @@ def write_all(
             yield first
             continue
         path = args.output_dir / f"{prefix}-{next(numbers):06d}.tar"
-        for outcome in write_shard(
-            path, itertools.chain([first], outcomes), args.shard_size, facts
-        ):
-            clips += not outcome.reason
-            yield outcome
-        total += path.stat().st_size
-    if clips:
-        logger.info("%.3f GB are packed; a clip takes %.0f KB", total / 1e9, total / clips / 1e3)
+        yield from write_shard(path, itertools.chain([first], outcomes), args.shard_size, facts)
 
 
 LIST = {"list": {"nargs": "?", "help": "list of clips, as for training"}}
-main = command(__doc__, pack, Options, PackOptions, flags=LIST)
+main = command(__doc__, pack, Options, flags=LIST)
 
 if __name__ == "__main__":
     sys.exit(main())

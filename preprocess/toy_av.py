@@ -4,8 +4,7 @@
 
 Six classes = three valences that only the face shows x two arousals that only the voice carries,
 so video alone can reach 50 % at most and audio alone 33 %. Face and voice share who speaks, the
-movement of the lips and the energy. Everything follows from --seed; a stopped run goes on where it
-was. Written under --output_dir:
+movement of the lips and the energy. Everything follows from --seed. Written under --output_dir:
 
     labelled/<speaker>/<clip>.mp4 .wav   96x96 H.264 at 25 fps with AAC; 16 kHz mono beside it
     aligned/<clip>/frame_det_00_*.jpg    aligned faces of the labelled clips
@@ -20,14 +19,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import multiprocessing
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -51,7 +48,6 @@ from preprocess.toy import plan
 from preprocess.toy.face import FRAME_SIZE, draw_frames
 from preprocess.toy.voice import SAMPLE_RATE, synthesise
 
-logger = logging.getLogger(__name__)
 VERSION = 3  # raise it when the same settings give other pixels or samples
 JPEG_QUALITY = 92
 VIDEO_OPTIONS = {"preset": "superfast", "crf": "22", "threads": "1", "g": "50"}
@@ -80,7 +76,6 @@ class Output(Workers):
     """What to write."""
 
     output_dir: Path = option(Path(), "folder, for example saved/data/toy_av", required=True)
-    relative: bool = option(False, "write names relative to --output_dir, for --data_root")
 
 
 class Job(NamedTuple):
@@ -111,10 +106,10 @@ def list_jobs(recipe: Recipe, folder: Path) -> list[Job]:
     return jobs
 
 
-def build(recipe: Recipe, folder: Path, num_workers: int, relative: bool) -> None:
-    """Make what is missing of the data set, then write its lists and its shards.
+def build(recipe: Recipe, folder: Path, num_workers: int) -> None:
+    """Make the data set: its clips, then its lists and its shards.
 
-    ValueError where the folder holds a data set with other settings.
+    ValueError where the folder holds one with other settings.
     """
     path, settings = folder / "toy_av.json", asdict(recipe) | {"version": VERSION}
     if path.exists():
@@ -126,46 +121,34 @@ def build(recipe: Recipe, folder: Path, num_workers: int, relative: bool) -> Non
                 "expected the same ones; give another --output_dir or delete the folder"
             )
     write_whole(path, json.dumps(settings, indent=1) + "\n")
-    jobs = list_jobs(recipe, folder)
-    missing = [(job, recipe.face_size) for job in jobs
-               if not all(path is None or path.exists() for path in job[2:])]  # fmt: skip
-    if done := len(jobs) - len(missing):
-        logger.info("%d of %d clips are there already", done, len(jobs))
+    jobs = list_jobs(recipe, folder.resolve())
     context = multiprocessing.get_context("spawn")  # safe whatever threads the caller has started
-    with context.Pool(max(1, min(num_workers, len(missing))), cv2.setNumThreads, (1,)) as pool:
-        made = pool.imap_unordered(make, missing, chunksize=2)
-        for _ in tqdm(made, total=len(jobs), initial=done, unit="clip"):
+    with context.Pool(num_workers, cv2.setNumThreads, (1,)) as pool:
+        made = pool.imap_unordered(partial(make, face_size=recipe.face_size), jobs, chunksize=2)
+        for _ in tqdm(made, total=len(jobs), unit="clip"):
             pass
     rows = [plan.plan_clip(job.key, job.label).row() for job in jobs]
-    write_lists(jobs, recipe, folder, num_workers, relative)
+    write_lists(jobs, recipe, folder, num_workers)
     write_csv(folder / "meta.csv", rows[0] if rows else ["clip"], (row.values() for row in rows))
 
 
 # One clip
 
 
-def make(task: tuple[Job, int]) -> None:
-    """Draw, voice and write one clip; its files get their names when all are whole."""
-    job, face_size = task
+def make(job: Job, face_size: int) -> None:
+    """Draw, voice and write one clip."""
     clip = plan.plan_clip(job.key, job.label)
-    part = job.video.with_name(f".part-{job.key.name}")
-    shutil.rmtree(part, ignore_errors=True)
-    (part / "faces").mkdir(parents=True)
+    job.video.parent.mkdir(parents=True, exist_ok=True)
     sound = np.rint(synthesise(clip) * 32767).astype(np.int16)
-    soundfile.write(part / "wav", sound, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-    for number, (frame, points) in enumerate(write_video(clip, sound, part / "mp4"), 1):
+    soundfile.write(job.audio, sound, SAMPLE_RATE, subtype="PCM_16")
+    if job.faces:
+        job.faces.mkdir(parents=True, exist_ok=True)
+    for number, (frame, points) in enumerate(write_video(clip, sound, job.video), 1):
         if job.faces:
             face = cv2.cvtColor(align(frame, points, face_size), cv2.COLOR_RGB2BGR)
             # OpenCV's own writer fails without a word on a full disk.
             _, data = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            (part / f"faces/frame_det_00_{number:06d}.jpg").write_bytes(data.tobytes())
-    if job.faces:
-        shutil.rmtree(job.faces, ignore_errors=True)
-        job.faces.parent.mkdir(exist_ok=True)
-        (part / "faces").replace(job.faces)
-    (part / "wav").replace(job.audio)
-    (part / "mp4").replace(job.video)
-    shutil.rmtree(part)
+            (job.faces / f"frame_det_00_{number:06d}.jpg").write_bytes(data.tobytes())
 
 
 def write_video(
@@ -207,16 +190,10 @@ def parts_of(fold: int, recipe: Recipe) -> dict[str, list[int]]:
     return {"test": [*test], "val": val, "train": rest[: recipe.train_speakers], "all": rest}
 
 
-def write_lists(
-    jobs: list[Job], recipe: Recipe, folder: Path, num_workers: int, relative: bool
-) -> None:
+def write_lists(jobs: list[Job], recipe: Recipe, folder: Path, num_workers: int) -> None:
     """Write the lists of folds with few and with all labels, that of pre-training, its shards."""
-
-    def name(path: Path) -> str:
-        return os.path.relpath(path, folder) if relative else str(path.resolve())
-
     write_whole(folder / "classes.txt", "".join(f"{name}\n" for name in plan.CLASSES))
-    labelled = [(j.key, Clip(name(j.faces), name(j.audio), j.label)) for j in jobs if j.faces]
+    labelled = [(j.key, Clip(str(j.faces), str(j.audio), j.label)) for j in jobs if j.faces]
     speakers = [(clip.video, key.speaker_name) for key, clip in labelled]
     write_csv(folder / "clip_speakers.csv", ["clip", "speaker"], speakers)
     for fold, train in product(range(1, recipe.folds + 1), ("train", "all")):
@@ -226,7 +203,7 @@ def write_lists(
             clips = [clip for key, clip in labelled if key.speaker in parts[chosen]]
             if clips:
                 write_list(place / f"{part}.csv", clips)
-    unlabelled = [Clip(name(job.video), None, 0) for job in jobs if job.faces is None]
+    unlabelled = [Clip(str(job.video), None, 0) for job in jobs if job.faces is None]
     if unlabelled:
         path = folder / "pretrain.csv"
         write_list(path, unlabelled)
@@ -239,7 +216,7 @@ def write_lists(
 
 def make_toy(args: argparse.Namespace) -> None:
     """Make the data set that the flags describe."""
-    build(from_flags(vars(args), Recipe), args.output_dir, args.num_workers, args.relative)
+    build(from_flags(vars(args), Recipe), args.output_dir, args.num_workers)
 
 
 main = command(__doc__, make_toy, Recipe, Output)

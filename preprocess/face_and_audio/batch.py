@@ -11,21 +11,20 @@ import argparse
 import csv
 import errno
 import functools
+import itertools
 import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import local
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -33,7 +32,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hicmae.config.flags import option
 from hicmae.data.media import walk
-from hicmae.io import PART, check_writable, describe, remove
+from hicmae.io import EXPECTED, PART, check_writable, describe, remove
 from preprocess.command_line import STOPPED, WHOLE, Parts, Shard
 from preprocess.lists.clips import write_csv
 
@@ -43,8 +42,7 @@ SUMMARY_EVERY = 60  # seconds between writings of the summary, and lines about w
 STALE = 24 * 3600  # seconds after which a temporary file belongs to no running process
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What may be wrong with a clip; a TypeError, say, is a mistake of ours and ends the run.
-CLIP_ERRORS: tuple[type[Exception], ...] = (RuntimeError, OSError, ValueError, LookupError)
-CLIP_ERRORS += (ArithmeticError, MemoryError, EOFError)
+CLIP_ERRORS = (*EXPECTED, LookupError, ArithmeticError, MemoryError, EOFError)
 
 
 class Job(NamedTuple):
@@ -53,23 +51,20 @@ class Job(NamedTuple):
     name: str
     source: str
     output: str
+    audio: str = ""  # a second file to read
+    clip: Any = None  # as a list has it
 
 
 class Outcome(NamedTuple):
-    """What became of a job, a `Job` or a tool's own kind with the same fields and more."""
+    """What became of a job."""
 
-    job: Any
+    job: Job
     reason: str = ""  # why it failed
     seconds: float = 0.0
     details: Mapping[str, Any] = {}  # more columns of the summary
 
 
-Work = Callable[[Any], dict[str, Any]]  # makes what a job asks for; returns the details
-
-
-def has_folder(job: Job) -> bool:
-    """Tell whether the folder that a job makes is there; it appears whole or not at all."""
-    return Path(job.output).is_dir()
+Work = Callable[[Job], dict[str, Any]]  # makes what a job asks for; returns the details
 
 
 class Tool(NamedTuple):
@@ -78,8 +73,6 @@ class Tool(NamedTuple):
     name: str  # that of its summary
     suffix: str  # what replaces a file's own in the name of what is made of it
     kinds: Collection[str]  # suffixes of the files that it takes
-    # Tells whether an output is there; raises CLIP_ERRORS where it is a wrong one.
-    is_done: Callable[[Job], bool] = has_folder
 
 
 @dataclass(frozen=True)
@@ -105,8 +98,9 @@ def run_tool(tool: Tool, args: argparse.Namespace, work: Work) -> int:
     is picklable and raises CLIP_ERRORS. OSError where there is no input or no place for output.
     """
     summary = summary_path(args.output_dir, tool.name, args.shard)
-    kinds = ["." + kind.lower().removeprefix(".") for kind in args.ext or tool.kinds]
-    jobs, problems, others = find_jobs(args.input, args.output_dir, kinds, tool.suffix, args.shard)
+    if args.ext:
+        tool = tool._replace(kinds=["." + kind.lower().removeprefix(".") for kind in args.ext])
+    jobs, problems, others = find_jobs(args.input, args.output_dir, tool, args.shard)
     check_writable(summary)
     if others:
         passed = (f"{count} {kind or 'without an ending'}" for kind, count in others.most_common())
@@ -114,13 +108,10 @@ def run_tool(tool: Tool, args: argparse.Namespace, work: Work) -> int:
     ledger = Ledger(summary)
     pending: deque[Job] = deque()
     for job in jobs:
-        try:
-            if args.overwrite or not tool.is_done(job):
-                pending.append(job)
-            else:
-                ledger.note(Outcome(job), kept=True)
-        except CLIP_ERRORS as error:
-            problems.append(Outcome(job, describe(error)))
+        if args.overwrite or not os.path.exists(job.output):
+            pending.append(job)
+        else:
+            ledger.note(Outcome(job), kept=True)
     for outcome in problems:
         ledger.note(outcome)
     return ledger.run(pending, work, args.num_workers, tool.name)
@@ -130,37 +121,28 @@ def run_tool(tool: Tool, args: argparse.Namespace, work: Work) -> int:
 
 
 def find_jobs(
-    source: str,
-    output: str,
-    kinds: Collection[str],
-    output_suffix: str,
-    shard: Shard = WHOLE,
+    source: str, output: str, tool: Tool, shard: Shard = WHOLE
 ) -> tuple[list[Job], list[Outcome], Counter[str]]:
     """Return the jobs of a shard in order, what is wrong with the input itself, and passed over.
 
-    Passed over are files of other kinds in a folder, counted by their endings. `source` is --input;
-    for `kinds` and `output_suffix` see `Tool`.
+    Passed over are files of other kinds in a folder, counted by their endings. `source` is --input.
     """
-    problems: list[Outcome] = []
-    others = Counter[str]()
+    problems, others = list[Outcome](), Counter[str]()
     root, files = os.path.dirname(source), [source]
     if os.path.isdir(source):
-        root, files = source, []
-        for file in sorted(_files_in(source, output, problems)):
-            kind = os.path.splitext(file)[1].lower()
-            if kind in kinds:
-                files.append(file)
-            else:
-                others[kind] += 1
+        every = sorted(_files_in(source, output, problems))
+        kinds = {file: os.path.splitext(file)[1].lower() for file in every}
+        root, files = source, [file for file, kind in kinds.items() if kind in tool.kinds]
+        others.update(kind for kind in kinds.values() if kind not in tool.kinds)
     elif not os.path.isfile(source):
         raise FileNotFoundError(f"--input '{source}' does not exist")
     if not files and not problems:
-        expected = " ".join(sorted(kinds))
+        expected = " ".join(sorted(tool.kinds))
         raise FileNotFoundError(f"--input '{source}' holds no file of these kinds: {expected}")
     by_output: dict[str, list[Job]] = {}
     for file in files:
         name = os.path.relpath(os.path.abspath(file), os.path.abspath(root))
-        made = os.path.join(output, os.path.splitext(name)[0] + output_suffix)
+        made = os.path.join(output, os.path.splitext(name)[0] + tool.suffix)
         if os.path.abspath(file) != os.path.abspath(made):  # wavs may stand beside the clips
             by_output.setdefault(made, []).append(Job(name, file, made))
     jobs = []
@@ -195,7 +177,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, read_summary(path)
         self.clips = Counter[str]()  # how many are "done", "kept" of an earlier run, "failed"
-        self._start = self._written = time.monotonic()
+        self._written = time.monotonic()
 
     def note(self, outcome: Outcome, kept: bool = False) -> None:
         """Enter an outcome, and name a failure in the log.
@@ -216,11 +198,12 @@ class Ledger:
         if reason:
             logger.warning("%r: %s", name, reason)  # repr, as names may hold line breaks
         if time.monotonic() - self._written > SUMMARY_EVERY:
+            logger.info("%d clips so far", sum(self.clips.values()))
             self._write()
 
     def run(
         self,
-        pending: deque,
+        pending: deque[Job],
         work: Work,
         num_workers: int,
         title: str,
@@ -228,11 +211,14 @@ class Ledger:
     ) -> int:
         """Work in processes, note what comes, and return the exit code.
 
-        `finish` gets the outcomes in order, and yields them again when all they need is done.
+        `finish` gets the outcomes in order, and yields them again when all they need is done. A bar
+        shows on a terminal.
         """
         left, stopped = len(pending), ""
-        found = outcomes_of(pending, work, num_workers, title, in_order=finish is not None)
-        with closing(found), closing(finish(found) if finish else found) as outcomes:
+        found = outcomes_of(pending, work, num_workers, in_order=finish is not None)
+        bar = tqdm(found, title, left, unit="clip", disable=None)
+        outcomes = finish(iter(bar)) if finish else iter(bar)
+        with closing(found), bar, closing(outcomes), logging_redirect_tqdm():
             try:
                 for outcome in outcomes:
                     left -= 1
@@ -245,12 +231,8 @@ class Ledger:
                 stopped = "the disk is full"
             finally:
                 self._write()
-        done, seconds = self.clips["done"], time.monotonic() - self._start
-        rate = f" ({done / seconds:.1f} a second)" if done else ""
-        logger.info(
-            "%d clips done%s, %d done before, %d failed; see %s",
-            *(done, rate, self.clips["kept"], self.clips["failed"], self.path),
-        )
+        counts = (self.clips[what] for what in ("done", "kept", "failed"))
+        logger.info("%d clips done, %d done before, %d failed; see %s", *counts, self.path)
         if stopped:
             logger.error("%s: %d clips are left, the same command goes on", stopped, left)
             return STOPPED
@@ -284,99 +266,72 @@ def read_summary(path: Path) -> dict[str, dict[str, object]]:
 
 
 def outcomes_of(
-    pending: deque,
-    work: Work,
-    num_workers: int,
-    title: str,
-    in_order: bool = False,
+    pending: deque[Job], work: Work, num_workers: int, in_order: bool
 ) -> Generator[Outcome, None, None]:
     """Yield the outcomes as they come, or `in_order` of the jobs; OSError where the disk is full.
 
-    With an order, results do not depend on the number of processes. A bar shows on a terminal, and
-    a line a minute in a log.
+    With an order, results do not depend on the number of processes.
     """
-    total, said = len(pending), time.monotonic()
-    found = _outcomes(pending, work, num_workers, in_order)
-    bar = tqdm(found, title, total, unit="clip", disable=None)
-    with closing(found), bar, logging_redirect_tqdm():
-        for count, outcome in enumerate(bar, 1):
-            yield outcome
-            if time.monotonic() - said > SUMMARY_EVERY:
-                logger.info("%s: %d of %d clips", title, count, total)
-                said = time.monotonic()
-
-
-def _outcomes(
-    pending: deque, work: Work, num_workers: int, in_order: bool
-) -> Generator[Outcome, None, None]:
     if num_workers == 1:
         while pending:
             yield _attempt(work, pending.popleft())
         return
     # One core a process, or the libraries in 64 processes would start 64 threads each.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # A thread for each process. An interrupt is for the main thread alone: processes inherit from
-    # their threads that it is blocked, so that a clip in hand is finished.
-    block, own = (signal.SIG_BLOCK, {signal.SIGINT}), local()
-    resource_tracker.ensure_running()  # whoever starts it has interrupts again
-    pool = ThreadPoolExecutor(num_workers, initializer=signal.pthread_sigmask, initargs=block)
-    hand: list[Future[Outcome]] = []
-    try:
-        while pending or hand:
-            # With an order, results wait for a slow clip before them.
-            while pending and len(hand) < 4 * num_workers:
-                if sum(not future.done() for future in hand) >= 2 * num_workers:
-                    break
-                hand.append(pool.submit(_elsewhere, own, work, pending.popleft()))
-            for future in wait(hand[:1] if in_order else hand, return_when=FIRST_COMPLETED).done:
-                hand.remove(future)
-                yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # processes end with the connections of their threads
-
-
-def _elsewhere(own: local, work: Work, job: Any) -> Outcome:
-    """Do a job in this thread's `own` process; one that dies gets a second chance."""
-    for _ in range(2):
+    while pending:
+        hand: dict[Future[Outcome], Job] = {}
+        pool = _processes(num_workers)
         try:
-            if not hasattr(own, "process"):
-                # Not forked: torch and FFmpeg may hold locks, and macOS cannot.
-                context = multiprocessing.get_context("spawn")
-                own.connection, theirs = context.Pipe()
-                level = logging.getLogger().level
-                own.process = context.Process(target=_serve, args=(theirs, level), daemon=True)
-                own.process.start()
-                theirs.close()  # so that nobody has it when the process is gone
-            own.connection.send((work, job))
-            answer = own.connection.recv()
-        except (EOFError, OSError):  # of a decoder's crash, or for want of memory
-            del own.process
-            continue
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-    return Outcome(job, "the process that worked on it was killed or crashed")
+            while pending or hand:
+                while pending and len(hand) < 4 * num_workers:
+                    future = pool.submit(_attempt, work, pending[0])
+                    hand[future] = pending.popleft()
+                asked = itertools.islice(hand, 1 if in_order else None)
+                for future in wait([*asked], return_when=FIRST_COMPLETED).done:
+                    outcome = future.result()
+                    del hand[future]
+                    yield outcome
+        except BrokenProcessPool:  # one died, and all with it
+            for job in hand.values():
+                yield _alone(work, job)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _serve(connection: Connection, level: int) -> None:
-    """Do jobs until nobody is there to ask."""
+def _processes(count: int) -> ProcessPoolExecutor:
+    """Return processes that ignore an interrupt, so that a clip in hand is finished."""
+    context = multiprocessing.get_context("spawn")  # torch and FFmpeg may hold locks in a fork
+    return ProcessPoolExecutor(count, context, _begin, (logging.getLogger().level,))
+
+
+def _begin(level: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=level, format="%(message)s")
-    with suppress(EOFError, ConnectionError):
-        while True:
-            asked = connection.recv()
-            try:
-                answer: Outcome | Exception = _attempt(*asked)
-            except Exception as error:
-                answer = error
-                if not isinstance(error, OSError):  # a mistake of ours
-                    traceback.print_exc()
-            connection.send(answer)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _attempt(work: Work, job: Any) -> Outcome:
+def _end_with_parent() -> None:
+    """End this process when the one that started it was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _alone(work: Work, job: Job) -> Outcome:
+    """Do a job in a process of its own, which may die of it."""
+    with _processes(1) as pool:
+        try:
+            return pool.submit(_attempt, work, job).result()
+        except BrokenProcessPool:
+            return Outcome(job, "the process that worked on it was killed or crashed")
+
+
+def _attempt(work: Work, job: Job) -> Outcome:
     start, details, reason = time.monotonic(), {}, ""
     try:
-        sweep(os.path.dirname(job.output))
+        if job.output:
+            sweep(os.path.dirname(job.output))
         details = work(job)
     except CLIP_ERRORS as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:

@@ -15,7 +15,6 @@ or by a full disk.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import wave
 from contextlib import suppress
@@ -33,7 +32,7 @@ from preprocess.command_line import command
 from preprocess.face_and_audio import batch, timing
 from preprocess.face_and_audio.batch import Job
 
-SAMPLE_BYTES = 2
+TOOL = batch.Tool("extract_audio", ".wav", VIDEO_SUFFIXES | AUDIO_SUFFIXES)
 OPTIONAL = {"action": argparse.BooleanOptionalAction, "default": False}
 
 
@@ -50,7 +49,7 @@ def convert(job: Job, keep_length: bool = False) -> dict[str, Any]:
     else:
         sound = decode_sound(job.source, clock.origin, timing.wav_length(clock))
     with whole_file(job.output) as part, open(part, "wb") as file, wave.open(file, "wb") as wav:
-        wav.setparams((1, SAMPLE_BYTES, SAMPLE_RATE, 0, "NONE", ""))
+        wav.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
         wav.writeframesraw(sound.samples.tobytes())
     return {
         "duration": f"{len(sound) / SAMPLE_RATE:.2f}",
@@ -58,27 +57,6 @@ def convert(job: Job, keep_length: bool = False) -> dict[str, Any]:
         "channels": sound.channels,
         **timing.columns(clock, sound, sound.damaged),
     }
-
-
-def is_converted(job: Job) -> bool:
-    """Tell whether the wav of a clip is there; UnreadableClip where another kind of file is."""
-    if not os.path.lexists(job.output):
-        return False
-    try:
-        with wave.open(job.output, "rb") as wav:
-            form = wav.getframerate(), wav.getnchannels(), 8 * wav.getsampwidth()
-            found = "got {} Hz, {} channels, {} bit".format(*form)
-    except (wave.Error, EOFError) as error:
-        form, found = None, str(error)
-    if form != (SAMPLE_RATE, 1, 8 * SAMPLE_BYTES):
-        raise UnreadableClip(
-            f"'{job.output}' is there, but not as a mono {SAMPLE_RATE} Hz 16 bit wav ({found}); "
-            "replace it with --overwrite, or choose another --output_dir"
-        )
-    return True
-
-
-TOOL = batch.Tool("extract_audio", ".wav", VIDEO_SUFFIXES | AUDIO_SUFFIXES, is_converted)
 
 
 main = command(

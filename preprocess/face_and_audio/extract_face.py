@@ -149,27 +149,22 @@ def extract_with_openface(job: Job, options: FaceOptions) -> dict[str, Any]:
         source = Path(folder, "clip" + Path(job.source).suffix)
         source.symlink_to(os.path.abspath(job.source))
         command = [options.openface, "-f", str(source), "-out_dir", folder, *OPENFACE_FLAGS]
-        run_program([*command, "-simsize", str(options.img_size)])
+        command += ["-simsize", str(options.img_size)]
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True}
+        name = os.path.basename(options.openface)
+        try:
+            done = subprocess.run(command, timeout=OPENFACE_SECONDS, **streams)
+        except subprocess.TimeoutExpired:
+            raise UnreadableClip(f"{name} took longer than {OPENFACE_SECONDS} s") from None
+        if done.returncode:  # a signal's number where it is negative
+            words = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
+            raise UnreadableClip(f"{name} failed with exit code {done.returncode}: {words[-1]}")
         aligned = Path(folder, "clip_aligned")
         frames = len(list(aligned.glob("*.jpg")))
         if not frames:
             raise UnreadableClip("OpenFace wrote no aligned face")
         aligned.replace(part)
     return {"frames": frames, **timing.columns_of(film)}
-
-
-def run_program(command: list[str]) -> None:
-    """Run a program; UnreadableClip with its last words where it fails."""
-    name, silent = os.path.basename(command[0]), subprocess.DEVNULL
-    try:
-        done = subprocess.run(
-            command, stdin=silent, stdout=silent, stderr=subprocess.PIPE, timeout=OPENFACE_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        raise UnreadableClip(f"{name} took longer than {OPENFACE_SECONDS} s") from None
-    if done.returncode:  # a signal's number where it is negative
-        words = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
-        raise UnreadableClip(f"{name} failed with exit code {done.returncode}: {words[-1]}")
 
 
 def face_work(args: argparse.Namespace) -> batch.Work:

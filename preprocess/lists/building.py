@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -57,11 +58,8 @@ class ClipFiles(NamedTuple):
         if isinstance(video, str) and isinstance(audio, str):
             return clip._replace(video=video, audio=audio)
         problems = [half for half in (video, audio) if not isinstance(half, str)]
-        nothing = [reason for reason, _ in problems] == ["video missing", "audio missing"]
-        return clip._replace(
-            reason="both halves missing" if nothing else problems[0][0],
-            detail="; ".join(detail for _, detail in problems if detail),
-        )
+        reasons, details = ("; ".join(filter(None, words)) for words in zip(*problems, strict=True))
+        return clip._replace(reason=reasons, detail=details)
 
 
 @dataclass
@@ -94,7 +92,6 @@ class Places(Workers):
 
 
 def data_set(
-    title: str,
     flags: Flags | None = None,
     video_dirs: Sequence[str] = ("faces", "face_aligned", "openface", "frames"),
     audio_dirs: Sequence[str] = ("audio_16k", "audio"),
@@ -107,32 +104,27 @@ def data_set(
     """
 
     def main_of(read: Protocol) -> Callable[..., int]:
-        def make(args: argparse.Namespace) -> None:
-            make_lists(read, args, *find_places(args, title, video_dirs, audio_dirs))
-
         usage = USAGE.format(inspect.cleandoc(str(read.__doc__)))
+        make = partial(make_lists, read, video_dirs, audio_dirs)
         return command(usage, make, Places, flags=flags, bad_data=1)
 
     return main_of
 
 
 def find_places(
-    args: argparse.Namespace, title: str, video_dirs: Sequence[str], audio_dirs: Sequence[str]
+    args: argparse.Namespace, video_dirs: Sequence[str], audio_dirs: Sequence[str]
 ) -> tuple[str, str, str]:
     """Return --data_root, --video_dir and --audio_dir; FileNotFoundError where one is missing."""
     root = os.path.abspath(os.path.expanduser(args.data_root))
     if not os.path.isdir(root):
-        parent = os.path.dirname(root)
-        raise FileNotFoundError(
-            f"--data_root '{args.data_root}' is no folder, expected that of {title}; "
-            f"'{parent}' holds {contents(parent)}"
-        )
+        raise FileNotFoundError(f"--data_root '{args.data_root}' is no folder")
     videos, audios = args.video_dir, args.audio_dir
-    video_dir = find(root, "give --video_dir", *([videos] if videos else video_dirs))
-    return root, video_dir, find(root, "give --audio_dir", *([audios] if audios else audio_dirs))
+    video_dir = find(root, *([videos] if videos else video_dirs), remedy="give --video_dir")
+    audio_dir = find(root, *([audios] if audios else audio_dirs), remedy="give --audio_dir")
+    return root, video_dir, audio_dir
 
 
-def find(root: str, remedy: str, *candidates: str) -> str:
+def find(root: str, *candidates: str, remedy: str = "see --help") -> str:
     """Return the first file or folder there is of some below a root; FileNotFoundError if none."""
     for candidate in candidates:
         path = os.path.normpath(os.path.join(root, candidate))
@@ -153,9 +145,10 @@ def contents(folder: str) -> str:
 
 
 def make_lists(
-    read: Protocol, args: argparse.Namespace, root: str, video_dir: str, audio_dir: str
+    read: Protocol, video_dirs: Sequence[str], audio_dirs: Sequence[str], args: argparse.Namespace
 ) -> None:
     """Make the lists of a data set: find, match, check, write."""
+    root, video_dir, audio_dir = find_places(args, video_dirs, audio_dirs)
     files = ClipFiles(root, find_halves(video_dir, "faces"), find_halves(audio_dir, "wavs"))
     counts = Counter[str]()
     for halves, kind, folder, tool in (

@@ -17,22 +17,28 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-import soundfile
 from tqdm import tqdm
 
-from hicmae.data.audio import SAMPLE_RATE, SHORTEST_SPAN
+from hicmae.data.audio import SHORTEST_SPAN, WavFile
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.data.media import walk
 from hicmae.data.splits import SPEAKER_FILE
-from hicmae.data.video import FRAME_EXTENSIONS
-from hicmae.io import whole_file, write_whole
+from hicmae.data.video import FRAME_EXTENSIONS, FrameFolder
+from hicmae.io import UnreadableClip, describe, whole_file, write_whole
 
 logger = logging.getLogger(__name__)
 
 ALIGNED = "_aligned"  # OpenFace's and extract_face's ending of a folder of faces
-CONVERT = "convert it with preprocess/face_and_audio/extract_audio.py"
 TWO = "two of one name"
+KINDS = {  # of what is wrong with video or audio, by words of the readers' messages
+    "does not exist": "{} missing",
+    "No such file": "{} missing",
+    "holds no frame": "no face frames",
+    "sample rate": "{} sample rate",
+    "channels": "{} channels",
+    "samples, expected": "{} too short",
+    "is silent": "{} silent",
+}
 
 Label = int | tuple[float, ...]
 Problem = tuple[str, str]  # one of few kinds, and the details
@@ -102,16 +108,7 @@ def is_frame(name: str) -> bool:
     return name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
 
 
-def is_utf8(text: str) -> bool:
-    """Tell whether a text holds no bytes that are not UTF-8, as names may."""
-    return not any("\udc80" <= letter <= "\udcff" for letter in text)
-
-
 # What is in them
-
-
-class Unusable(Exception):
-    """One half of a clip cannot be used; the arguments are a `Problem`."""
 
 
 @contextmanager
@@ -119,43 +116,19 @@ def reading(kind: str, path: str, problems: list[Problem]) -> Iterator[None]:
     """Note what goes wrong while a file is read, and go on; `kind` is video or audio."""
     try:
         yield
-    except Unusable as error:
-        what, detail = error.args
-        problems.append((what, detail))
-    except FileNotFoundError:
-        why = "" if is_utf8(path) else ", and its name in the list is not UTF-8"
-        problems.append((f"{kind} missing", f"'{path}' does not exist{why}"))
-    except OSError as error:
-        problems.append((f"{kind} unreadable", f"'{path}': {error.strerror}"))
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless, e.g. .raw
-        words = " ".join(str(error).split())[:200]
-        problems.append((f"{kind} unreadable", f"'{path}': {words}"))
-    except RuntimeError as error:  # UnreadableClip of our readers; they name the file
-        silent = " is silent" in str(error)
-        problems.append((f"{kind} {'silent' if silent else 'unreadable'}", str(error)))
+    except (OSError, UnreadableClip) as error:
+        words = str(error).replace(path, "")
+        found = (what for said, what in KINDS.items() if said in words)
+        problems.append((next(found, "{} unreadable").format(kind), describe(error)))
 
 
-def check_wav(path: str) -> None:
-    """Raise Unusable where a file is no mono 16 kHz wav of some length, by its header."""
-    with open(path, "rb") as file:  # for the system's own words on what is wrong
-        if not file.read(1):
-            raise Unusable("audio unreadable", f"'{path}' is an empty file")
-    info = soundfile.info(os.fsencode(path))  # bytes: a name need not be UTF-8
-    kind, got = "", ""
-    if info.samplerate != SAMPLE_RATE:
-        kind, got = "sample rate", f"{info.samplerate} Hz, expected {SAMPLE_RATE}; {CONVERT}"
-    elif info.channels != 1:
-        kind, got = "channels", f"{info.channels} channels, expected 1; {CONVERT}"
-    elif info.frames <= SHORTEST_SPAN:
-        kind, got = "too short", f"{info.frames} samples, expected more than {SHORTEST_SPAN}"
-    if kind:
-        raise Unusable(f"audio {kind}", f"'{path}' has {got}")
-
-
-def check_frames(folder: str) -> None:
-    """Raise Unusable where a folder holds no picture."""
-    if not any(map(is_frame, os.listdir(folder))):
-        raise Unusable("no face frames", f"'{folder}' holds no picture")
+def open_wav(path: str) -> WavFile:
+    """Open a mono 16 kHz wav; UnreadableClip where a file is none, or too short for a list."""
+    wav = WavFile(path)
+    if len(wav) <= SHORTEST_SPAN:
+        text = f"audio '{path}' has {len(wav)} samples, expected more than {SHORTEST_SPAN}"
+        raise UnreadableClip(text)
+    return wav
 
 
 def checked(clips: Iterable[Candidate], num_workers: int) -> list[Candidate]:
@@ -165,9 +138,9 @@ def checked(clips: Iterable[Candidate], num_workers: int) -> list[Candidate]:
         problems: list[Problem] = []
         if not clip.reason:
             with reading("audio", clip.audio, problems):
-                check_wav(clip.audio)
+                open_wav(clip.audio)
             with reading("video", clip.video, problems):
-                check_frames(clip.video)
+                FrameFolder(clip.video)
         for reason, detail in problems[:1]:
             clip = clip._replace(reason=reason, detail=detail)
         return clip
@@ -205,7 +178,7 @@ def write_lists(
         write_list(output / f"{name}.csv", lines)
         known = zip(lines, clips, strict=True)
         speakers |= {line.video: clip.speaker for line, clip in known if clip.speaker is not None}
-        logger.info("%s: %s", output / f"{name}.csv", contents_of(clips, labels))
+        logger.info("%s: %d clips", output / f"{name}.csv", len(clips))
     if speakers:
         write_csv(output / SPEAKER_FILE, ["clip", "speaker"], speakers.items())
     else:
@@ -213,17 +186,6 @@ def write_lists(
     if labels:
         kind = "targets" if isinstance(lines[0].label, tuple) else "classes"
         write_whole(output / f"{kind}.txt", "".join(f"{label}\n" for label in labels))
-
-
-def contents_of(clips: Sequence[Candidate], labels: Sequence[str]) -> str:
-    """Say what a list holds: clips, speakers, the clips of each class or the means of targets."""
-    values, speakers = [clip.label for clip in clips], {clip.speaker for clip in clips} - {None}
-    of_each: list[str] = [str(values.count(k)) for k in range(len(labels))]
-    if isinstance(values[0], tuple):
-        of_each = [f"{mean:.3f}" for mean in np.mean(np.array(values), axis=0)]
-    told = (f"{name!r} {value}" for name, value in zip(labels, of_each, strict=True))
-    people = f" of {len(speakers)} speakers" if speakers else ""
-    return f"{len(clips)} clips{people}" + "".join(f", {text}" for text in told)
 
 
 def check_lists(output: Path, lists: Lists) -> None:

@@ -8,11 +8,10 @@ import pytest
 import soundfile
 
 from hicmae.data.clip_list import Clip, read_labelled_list, read_pretrain_list, write_list
-from hicmae.data.video import FrameFolder
 from preprocess import check_lists
-from preprocess.check_lists import Key, Record, inspect, inspect_all
-from preprocess.command_line import STOPPED, WHOLE, exit_code
-from preprocess.face_and_audio.batch import Job
+from preprocess.check_lists import inspect
+from preprocess.command_line import STOPPED
+from preprocess.face_and_audio.batch import Job, read_summary
 from tests.conftest import save_frames, save_mp4, save_wav, tone
 
 
@@ -107,9 +106,8 @@ def test_every_kind_of_broken_clip_is_named_and_dropped(clips, tmp_path):
     assert findings(tmp_path / "lists") == expected
     assert read_labelled_list(tmp_path / "lists/train.cleaned.csv") == [good]
     assert check(path, "--output_dir", tmp_path / "two", workers=2) == 1
-    for name in ("report.csv", "records.csv"):
-        one, two = (folder / name for folder in (tmp_path / "lists/check", tmp_path / "two"))
-        assert one.read_bytes() == two.read_bytes()
+    one, two = (tmp_path / folder / "report.csv" for folder in ("lists/check", "two"))
+    assert one.read_bytes() == two.read_bytes()
     write_list(tmp_path / "none.csv", [both])
     assert check(tmp_path / "none.csv") == 1
     assert not (tmp_path / "none.cleaned.csv").exists()
@@ -176,56 +174,41 @@ def test_shards_divide_the_clips_and_a_run_without_one_joins_them(clips, tmp_pat
     assert check(path, "--shard", "1/2") == 0
     assert check(path, "--shard", "2/2") == 1
     assert not (tmp_path / "l/train.cleaned.csv").exists()
-    opened: list[object] = []
-    monkeypatch.setattr("preprocess.check_lists.inspect", opened.append)
-    assert check(path) == 1
-    assert opened == []
-    assert findings(tmp_path / "l") == [("train.csv", "d", "audio missing")]
-
-
-def test_only_missing_and_changed_clips_are_opened_again(clips, tmp_path):
-    made = [clips(name) for name in "abc"]
-    path, records = tmp_path / "l/train.csv", tmp_path / "l/check/records.csv"
-    write_list(path, made[:2])
-    Path(made[1].audio).write_bytes(b"")
-    assert check(path) == 1
-    before = records.read_text().splitlines()
-    save_wav(Path(made[1].audio), 5000)
-    write_list(path, made)
-    assert check(path) == 0
-    after = records.read_text().splitlines()
-    assert len(after) == 3
-    assert before[0] == after[0] and before[1] != after[1]
-
-
-def test_stopped_run_keeps_its_records_but_not_the_line_cut_off(tmp_path, monkeypatch):
-    clips = [(f"{name}\n.mp4", f"{name}.wav") for name in "abcd"]
     opened: list[str] = []
 
-    def look(job: Job) -> dict[str, Record]:
-        video, audio, _ = job
-        opened.append(audio)
-        if audio == "c.wav" and len(opened) == 3:
-            raise KeyboardInterrupt
-        problems = "audio missing" if audio == "b.wav" else ""
-        return {"record": Record(video, audio, "no 2 no 2", problems, "", "f0", "0f")}
-
-    def inspected() -> dict[Key, Record]:
-        return inspect_all(clips, tmp_path, WHOLE, 1)
+    def look(job: Job) -> dict[str, object]:
+        opened.append(Path(job.source).name)
+        return inspect(job)
 
     monkeypatch.setattr(check_lists, "inspect", look)
-    assert exit_code(lambda: len(inspected())) == STOPPED
-    with open(tmp_path / "records.csv", "a") as file:
-        file.write('"c\n.mp4",c.wav,s')
-    assert {record.audio: record.problems for record in inspected().values()} == {
-        "a.wav": "",
-        "b.wav": "audio missing",
-        "c.wav": "",
-        "d.wav": "",
-    }
-    assert opened == ["a.wav", "b.wav", "c.wav", "c.wav", "d.wav"]
-    assert len((tmp_path / "records.csv").read_text().splitlines()) == 8  # names break lines
-    assert inspected()[clips[0]] == look(Job(*clips[0], ""))["record"]
+    assert check(path) == 1
+    assert opened == ["d"]  # what is broken may have been mended
+    assert findings(tmp_path / "l") == [("train.csv", "d", "audio missing")]
+    # What is mended or changed is opened again, and what is new.
+    save_wav(Path(made[3].audio), tone(4000, 77.0))
+    save_wav(Path(made[1].audio), tone(5000, 99.0))
+    write_list(path, [*made, clips("f")])
+    opened.clear()
+    assert check(path) == 0
+    assert sorted(opened) == ["b", "d", "f"]
+
+
+def test_a_stopped_run_keeps_what_it_knows(clips, tmp_path, monkeypatch):
+    write_list(tmp_path / "train.csv", [clips(name) for name in "abc"])
+
+    def look(job: Job) -> dict[str, object]:
+        if Path(job.source).name == "c":
+            raise KeyboardInterrupt
+        return inspect(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(check_lists, "inspect", look)
+        assert check(tmp_path / "train.csv") == STOPPED
+    assert not (tmp_path / "train.cleaned.csv").exists()
+    monkeypatch.setattr(check_lists, "read_video", lambda film: Path(film.path).name)
+    assert check(tmp_path / "train.csv") == 0
+    rows = read_summary(tmp_path / "check/check_lists.csv").values()
+    assert [row["pictures"] == "c" for row in rows] == [False, False, True]
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "-1/4"])
@@ -236,50 +219,35 @@ def test_impossible_shard_is_refused(text, capsys):
 
 
 def test_list_that_is_none_gives_code_2(tmp_path, caplog):
-    assert check(tmp_path / "x.csv") == 2 and "No such file" in caplog.text
+    assert check(tmp_path / "x.csv") == 2 and "x.csv' does not exist" in caplog.text
     for content, message in (
         ("", "got an empty list"),
-        ("a b c d\n", "x.csv:1: expected '<video.mp4> <int>' or '<video>"),
-        ('a.mp4 0\n"b.mp4 0\n', "x.csv:2: got unexpected end of data; check the quotes"),
+        ("a b c d\n", "x.csv:1: expected '<video.mp4> <int>' or '<video.mp4> <audio"),
+        ('a.mp4 0\n"b.mp4 0\n', "got: unexpected end of data; check the quotes"),
     ):
         (tmp_path / "x.csv").write_text(content)
         assert check(tmp_path / "x.csv") == 2 and message in caplog.text
 
 
-def test_a_name_of_a_list_in_latin_1_is_said_not_to_be_utf8(tmp_path):
-    save_mp4(tmp_path / "ü.mp4", 25)
-    clip = f"{tmp_path}/\udcfc.mp4", save_wav(tmp_path / "a.wav", 16000)
-    found = inspect(Job(*clip, ""))["record"]
-    assert found.problems == "video missing" and "in the list is not UTF-8" in found.detail
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["a.mp4 0", "a.mp4 a.wav 0", "a.mp4"],
+        ["a a.wav 3", "a a.wav 0.5 1"],
+        ["a a.wav 1.0 0.5", "a a.wav 1"],
+    ],
+)
+def test_a_line_of_another_kind_than_those_before_is_named(tmp_path, caplog, lines):
+    (tmp_path / "l.csv").write_text("\n".join([lines[0], "", *lines]))
+    assert check(tmp_path / "l.csv") == 2
+    assert f"l.csv:{len(lines) + 2}: expected" in caplog.text
 
 
-KINDS = [
-    ("pre-training", "{mp4} 0", ["{frames} {wav} 0.5", "{mp4}", "{mp4} x"]),
-    ("classification", "{frames} {wav} 3", ["{mp4} 0", "{frames} {wav} 0.5", "{frames} {wav} -1"]),
-    ("regression of 1", "{frames} {wav} 0.5", ["{frames} {wav}", "{frames} {wav} 1 2"]),
-    ("regression of 2", "{frames} {wav} 1 0.5", ["{frames} {wav} 1", "{frames} {wav} 1 nan"]),
-]
-
-
-@pytest.mark.parametrize(("kind", "form", "others"), KINDS)
-def test_a_line_of_another_kind_than_most_is_reported(clips, tmp_path, capsys, kind, form, others):
-    good = []
-    for name in "abcd":
-        clip = clips(name)
-        mp4 = save_mp4(tmp_path / f"{name}.mp4", 20 + clips.made)
-        save_wav(tmp_path / f"{name}.wav", (20 + clips.made) * 640)
-        good.append(form.format(mp4=mp4, frames=clip.video, wav=clip.audio))
-    bad = [other.format(mp4=mp4, frames=clip.video, wav=clip.audio) for other in others]
-    text = "\r\n".join([bad[0], *good, "", *bad[1:], ""]).replace(" ", "  ")
-    (tmp_path / "l.csv").write_text(text, encoding="utf-8-sig", newline="")
-    assert check(tmp_path / "l.csv") == 1
-    assert kind in capsys.readouterr().out
-    with open(tmp_path / "check/report.csv", newline="") as file:
-        found = [(row["clip"], row["kind"]) for row in csv.DictReader(file)]
-    assert found == [("1", "line"), *((str(5 + k), "line") for k in range(1, len(bad)))]
-    assert (tmp_path / "l.cleaned.csv").read_text() == "".join(
-        f"{line}\n".replace(" 1 ", " 1.0 ") for line in good
-    )
+def test_a_list_of_several_targets_keeps_its_labels(clips, tmp_path):
+    made = [clips(name)._replace(label=(0.5, k)) for k, name in enumerate("ab")]
+    write_list(tmp_path / "train.csv", made)
+    assert check(tmp_path / "train.csv") == 0
+    assert read_labelled_list(tmp_path / "train.cleaned.csv", "regression") == made
 
 
 @pytest.mark.parametrize("left_out", ["video", "audio"])
@@ -300,16 +268,9 @@ def test_a_stream_that_is_not_read_is_not_demanded(clips, tmp_path, left_out):
     ]
 
 
-def test_clips_out_of_step_or_in_another_order_than_letters_are_told_and_stay(clips, tmp_path):
-    made = [clips(name) for name in "ab"]
-    folder = Path(made[1].video)
-    for path in folder.iterdir():
-        path.rename(folder / f"{int(path.stem[-3:]) + 8}.jpg")  # 8.jpg to 11.jpg
-    assert FrameFolder(str(folder)).names == ["8.jpg", "9.jpg", "10.jpg", "11.jpg"]
+def test_clips_out_of_step_are_told_and_stay(clips, tmp_path):
     video, wav = save_mp4(tmp_path / "c.mp4", frames=50), save_wav(tmp_path / "c.wav", tone(16000))
-    write_list(tmp_path / "train.csv", [*made, Clip(video, wav, 0)])
+    write_list(tmp_path / "train.csv", [clips("a"), Clip(video, wav, 0)])
     assert check(tmp_path / "train.csv") == 1
-    kinds = ("b", "order of frames"), ("c.mp4", "out of step")
-    assert findings(tmp_path) == [("train.csv", *found) for found in kinds]
-    assert "'8.jpg' is read where" in (tmp_path / "check/report.csv").read_text()
+    assert findings(tmp_path) == [("train.csv", "c.mp4", "out of step")]
     assert is_kept_whole(tmp_path / "train.csv")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import wave
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ import pytest
 import soundfile
 
 from hicmae.io import PART
-from preprocess.command_line import STOPPED, command
+from preprocess.command_line import STOPPED
 from preprocess.face_and_audio import batch, extract_audio
+from preprocess.face_and_audio.batch import Job
 from tests.preprocess import media_files, trees
 from tests.preprocess.media_files import (
     HARD_NAMES,
@@ -144,16 +146,6 @@ def test_a_second_run_does_only_what_is_missing_whatever_the_names(clips, tmp_pa
     assert all(path.stat().st_mtime_ns > before[path] for path in wavs[1:])
 
 
-def test_another_wav_under_the_final_name_is_an_error_not_done(tmp_path, caplog):
-    save_media(tmp_path / "a.mp4", sound=chirp(0.3, RATE))
-    save_media(tmp_path / "a.wav", sound=chirp(0.3, 44100, 2), rate=44100, codec="pcm_s16le")
-    assert extract(tmp_path, tmp_path, "--ext", "mp4") == 1
-    assert "as a mono 16000 Hz 16 bit wav (got 44100 Hz, 2 channels, 16 bit)" in caplog.text
-    assert soundfile.info(tmp_path / "a.wav").samplerate == 44100
-    assert extract(tmp_path, tmp_path, "--ext", ".MP4", "--overwrite") == 0
-    assert len(read(tmp_path / "a.wav")) >= 0.3 * RATE
-
-
 def test_wavs_may_stand_beside_the_clips_but_two_clips_never_become_one(tmp_path, caplog):
     save_media(tmp_path / "id1" / "a.m4a", sound=chirp(0.3, RATE))
     for _ in range(2):
@@ -251,20 +243,17 @@ def test_what_killed_runs_left_is_swept_up_once_it_is_old(tmp_path):
     assert not old.exists() and new.exists()
 
 
-def test_a_clip_that_kills_its_process_fails_alone(tmp_path):
-    source = tmp_path / "in"
-    source.mkdir()
-    for k in range(3):
-        (source / f"{k}.mp4").touch()
-    flags = ["--input", str(source), "--output_dir", str(tmp_path / "out"), "--num_workers", "2"]
+@pytest.mark.parametrize("in_order", [False, True])
+def test_a_clip_that_kills_its_process_fails_alone(tmp_path, in_order):
+    jobs = [Job(f"{k}.mp4", "", str(tmp_path / f"{k}")) for k in range(9)]
     work = functools.partial(trees.double, victim="1.mp4")
-    tool = batch.Tool("double", "", [".mp4"])
-    assert command("", lambda args: batch.run_tool(tool, args, work), batch.Files)(flags) == 1
-    assert failures(tmp_path / "out", "double") == {
-        "1.mp4": "the process that worked on it was killed or crashed"
+    found = list(batch.outcomes_of(deque(jobs), work, 2, in_order))
+    assert not in_order or [outcome.job for outcome in found] == jobs
+    assert {outcome.job: outcome.reason for outcome in found if outcome.reason} == {
+        jobs[1]: "the process that worked on it was killed or crashed"
     }
-    rows = summary(tmp_path / "out", "double")
-    assert str(os.getpid()) not in {row["process"] for row in rows.values()}
+    good = [outcome.details for outcome in found if not outcome.reason]
+    assert len(good) == 8 and os.getpid() not in {row["process"] for row in good}
     # An interrupt is for the main process alone.
-    assert {row["is_blocked"] for row in rows.values() if row["status"] == "done"} == {"True"}
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert all(row["is_ignored"] for row in good)
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN

@@ -177,6 +177,7 @@ def test_lists_follow_the_protocol(script, make, lists, left_out, tree):
     assert tree.make(script, *make(tree)) == 0
     assert {name: tree.read(name) for name in lists} == lists
     assert tree.left_out() == left_out
+    assert (tree.out / "targets.txt").exists() is (script == "werewolf_xl_av")
     known = script not in ("mafw_av", "dfew_av", "mer2023_av")
     assert (tree.out / "clip_speakers.csv").exists() is known
     train, test = (tree.read(f"split01/{part}") for part in ("train", "test"))
@@ -209,21 +210,13 @@ def test_cremad_lists_are_the_golden_folds(tree, caplog):
         assert parts["train"].keys() == golden.keys() - parts["test"].keys()
     assert tested == golden
     assert set(tree.left_out()) == {*data_sets.CREMAD_DROPPED}
-    assert re.search("split01/test.csv: 1463 clips of 18 speakers, 'ANG' 250, ", caplog.text)
+    assert "counts are as published: split01/test, " in caplog.text
     assert len((tree.out / "clip_speakers.csv").read_text().splitlines()) == 1 + len(golden)
 
 
 def test_mafw_has_32_compound_classes_behind_the_single_ones():
     compound, single = data_sets.MAFW_COMPOUND, DATA_SETS["mafw", 11].split()
     assert len({*compound, *single}) == 43 and sorted(compound) == list(compound)
-
-
-def test_regression_has_targets_and_their_means_are_told(tree, caplog):
-    with caplog.at_level("INFO"):
-        tree.make("werewolf_xl_av", *werewolf_xl(tree))
-    assert (tree.out / "targets.txt").read_text().split() == ["valence", "arousal", "dominance"]
-    told = "'valence' 1.500, 'arousal' 0.625, 'dominance' 0.500"
-    assert f"split02/test.csv: 2 clips of 2 speakers, {told}" in caplog.text
 
 
 @pytest.mark.parametrize(

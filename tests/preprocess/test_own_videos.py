@@ -13,7 +13,7 @@ from hicmae.data.clip_list import read_labelled_list
 from preprocess import own_videos
 from preprocess.command_line import STOPPED
 from preprocess.face_and_audio import batch
-from preprocess.own_videos import class_names, read_labels
+from preprocess.own_videos import read_labels
 from tests.preprocess.media_files import (
     chirp,
     fake_openface,
@@ -214,7 +214,3 @@ def test_videos_may_be_named_in_any_clear_way(tmp_path):
     )
     assert set(labels) == set(videos) and columns == ["label"]
     assert [clip.name for clip in unmatched] == ["z"]
-
-
-def test_classes_are_sorted_as_people_do():
-    assert class_names(["10", "joy", "9", "anger", "joy"]) == ["9", "10", "anger", "joy"]

@@ -1,10 +1,8 @@
 import errno
 import io
 import json
-import os
 import re
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,6 @@ from hicmae.data.shards import open_packed
 from hicmae.io import UnreadableClip
 from preprocess import pack_clips
 from preprocess.face_and_audio.batch import read_summary
-from preprocess.pack_clips import sha256_of
 from tests.conftest import same, save_frames, save_mp4, save_wav
 
 
@@ -51,12 +48,10 @@ def state(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("clips*")}
 
 
-def test_clips_are_packed_under_the_names_of_the_list(media, tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_clips_are_packed_under_the_names_of_the_list(media, tmp_path):
     assert pack(media, tmp_path) == 0
     assert names_in(tmp_path) == NAMES
     assert {clip.audio for clip in read_packed(tmp_path)} == {f"v{k}.wav" for k in range(6)}
-    assert re.search("0.000 GB are packed; a clip takes [1-9]", caplog.text)
     rows = read_summary(tmp_path / "pack_clips.csv")
     assert {row["status"] for row in rows.values()} == {"done"}
     assert rows["v3.mp4"]["frames"] == "23"
@@ -229,79 +224,33 @@ def verify(folder: Path) -> int:
     return pack_clips.main(["--verify", "--output_dir", str(folder), "--num_workers", "2"])
 
 
-@pytest.fixture
-def packed(media, tmp_path) -> Path:
-    pack(media, tmp_path, "--shard_size", "100KB")
-    return tmp_path
-
-
-def reindex(packed: Path, change) -> None:
-    """Change the first index, and its checksum with it, as somebody would who knows how."""
-    path = packed / "clips-000000.index.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def change_a_byte(packed: Path) -> None:
+def change_the_shard(packed: Path) -> None:
     path = packed / "clips-000001.tar"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
-def repeat_a_shard(packed: Path) -> None:
-    shutil.copy(packed / "clips-000000.tar", packed / "clips-9.tar")
-    text = (packed / "clips-000000.index.json").read_text()
-    (packed / "clips-9.index.json").write_text(text.replace("clips-000000.tar", "clips-9.tar"))
+def change_the_index(packed: Path) -> None:
+    path = packed / "clips-000000.index.json"
+    content = json.loads(path.read_text())
+    content["clips"][0][5] = 512  # where the frames of the first clip stand
+    path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (change_a_byte, "clips-000001.tar': it has changed: its SHA-256 is not that of the index"),
-        (
-            lambda packed: reindex(packed, lambda content: content["clips"][0].__setitem__(5, 512)),
-            "has other members than its index says",
-        ),
-        (repeat_a_shard, "clips-000000.index.json' and in"),
-        (
-            lambda packed: (packed / "clips-000000.index.json").unlink(),
-            "clips-000000.tar' has no index: it is not whole",
-        ),
+        (change_the_shard, "clips-000001.tar': it has changed: its SHA-256 is not that of the"),
+        (change_the_index, "clips-000000.tar': it has other members than its index says"),
     ],
 )
-def test_damage_is_found(packed, caplog, damage, message):
+def test_damage_is_found(media, tmp_path, caplog, damage, message):
     caplog.set_level("INFO")
-    assert verify(packed) == 0 and "6 clips are as they were packed" in caplog.text
-    damage(packed)
-    assert verify(packed) == 1 and message in caplog.text
-
-
-@pytest.mark.parametrize(
-    "name, kind, message",
-    [
-        ("../evil.json", tarfile.REGTYPE, "has a path for a name"),
-        ("/etc/evil.json", tarfile.REGTYPE, "has a path for a name"),
-        ("a.json", tarfile.SYMTYPE, "member 'a.json' is no file"),
-        ("a.json", tarfile.LNKTYPE, "member 'a.json' is no file"),
-    ],
-)
-def test_evil_members_are_found(packed, caplog, name, kind, message):
-    path = packed / "clips-000000.tar"
-    with tarfile.open(path, "w") as tar:
-        member = tarfile.TarInfo(name)
-        member.type, member.linkname = kind, "/etc/passwd"
-        tar.addfile(member)
-    size, digest = path.stat().st_size, sha256_of(str(path))
-
-    def follow(content):
-        content.update(size=size, sha256=digest)
-        content["clips"] = [[*row[:3], 0, 1, 0, 1, 0, 1] for row in content["clips"]]
-
-    reindex(packed, follow)
-    assert verify(packed) == 1
-    assert message in caplog.text
+    pack(media, tmp_path, "--shard_size", "100KB")
+    assert verify(tmp_path) == 0 and "6 clips are as they were packed" in caplog.text
+    damage(tmp_path)
+    assert verify(tmp_path) == 1 and message in caplog.text
 
 
 # bad input
@@ -327,9 +276,7 @@ def test_bad_input_is_one_line(media, tmp_path, caplog):
     (tmp_path / "list.csv").write_text("a b c d e\n")
     assert "list.csv:1: expected" in said(pack(tmp_path, tmp_path / "out"))
     assert "--quality must be" in said(pack(media, tmp_path / "out", "--quality", "0"))
-    assert "is no folder" in said(verify(tmp_path / "nowhere"))
-    os.mkdir(tmp_path / "empty")
-    assert "holds no shard" in said(verify(tmp_path / "empty"))
+    assert "holds no shard" in said(verify(tmp_path / "nowhere"))
     pack(media, tmp_path / "shards")
     shutil.copytree(tmp_path / "shards", tmp_path / "again" / "list")
     said(2)

@@ -84,5 +84,5 @@ def double(job: Job, victim: str = "") -> dict[str, object]:
     if job.name == victim:
         os._exit(7)
     Path(job.output).write_text("done")
-    is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    return {"process": os.getpid(), "is_blocked": is_blocked}
+    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return {"process": os.getpid(), "is_ignored": is_ignored}
