@@ -153,11 +153,6 @@ class GrowthConfig(Settings):
     steps: int = option(5, "measured steps of each", "> 0")
 
 
-@dataclass(frozen=True)
-class TableConfig(Settings):
-    """Make a Markdown table for each device, from the files of model benchmarks."""
-
-
 # Tables
 
 COLUMNS = {
@@ -189,7 +184,8 @@ def markdown(
 
 
 def run_table(folder: str) -> dict[str, Any]:
-    """Return the tables of a folder of figures, as text."""
+    """Make a Markdown table for each device, from the files of model benchmarks in a folder."""
+    names = {f"hicmae dim{size.width}": f"HiCMAE-{name.upper()}" for name, size in SIZES.items()}
     by_device: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(Path(folder).glob("*.json")):
         try:
@@ -197,26 +193,26 @@ def run_table(folder: str) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: no JSON ({error}); run its benchmark again") from error
         if isinstance(row, dict) and row.get("benchmark") in TASKS:
-            by_device.setdefault(row["device"], []).append(row)
-    if not by_device:
-        raise ValueError(f"'{folder}' holds no JSON file of {', '.join(TASKS)}; write some with "
-                         "python scripts/benchmark.py pretrain --json FILE")  # fmt: skip
-    names = {f"hicmae dim{size.width}": f"HiCMAE-{name.upper()}" for name, size in SIZES.items()}
-    for rows in by_device.values():
-        rows.sort(key=lambda r: ([*TASKS].index(r["benchmark"]), r["model"], r["precision"]))
-        for row in rows:
             library = f" ({row['cpu_gemm']})" if row.get("cpu_gemm") else ""
             levers = [name.replace("_", " ") for name in LEVERS if row.get(name)]
             row["arithmetic"] = ", ".join([row["precision"] + library, *levers])
             row["task"], row["name"] = TASKS[row["benchmark"]], names.get(row["model"])
-    dates = {d: sorted({row["date"][:10] for row in rows}) for d, rows in by_device.items()}
-    texts = [markdown(", ".join([d, *dates[d]]), rows, COLUMNS) for d, rows in by_device.items()]
+            by_device.setdefault(row["device"], []).append(row)
+    if not by_device:
+        raise ValueError(f"'{folder}' holds no JSON file of {', '.join(TASKS)}; write some with "
+                         "python scripts/benchmark.py pretrain --json FILE")  # fmt: skip
+    texts = []
+    for device, rows in by_device.items():
+        rows.sort(key=lambda r: ([*TASKS].index(r["benchmark"]), r["model"], r["precision"]))
+        dates = sorted({row["date"][:10] for row in rows})
+        texts.append(markdown(", ".join([device, *dates]), rows, COLUMNS))
     return {"text": "\n\n".join(texts), "devices": by_device}
 
 
 # Command line
 
-# command -> what runs it, and dataclasses of its flags, of which the last one says what it does.
+# command -> what runs it, and dataclasses of its flags, of which the last one says what it does;
+# beside them there is `table`.
 BENCHMARKS: dict[str, tuple[str, Sequence[type]]] = {
     **dict.fromkeys(TASKS, ("benchmark_models.run_task", [TaskConfig])),
     "formats": ("benchmark_models.run_formats", [FormatsConfig]),
@@ -224,7 +220,6 @@ BENCHMARKS: dict[str, tuple[str, Sequence[type]]] = {
     "faces": ("benchmark_data.run_faces", [FacesConfig]),
     "feed": ("benchmark_data.run_feed", [*PretrainConfigs.__annotations__.values(), FeedConfig]),
     "growth": ("benchmark_data.run_growth", [GrowthConfig]),
-    "table": ("", [TableConfig]),
 }
 
 
@@ -235,9 +230,8 @@ def figures_of(args: argparse.Namespace) -> dict[str, Any]:
     place, configs = BENCHMARKS[args.command]
     module, _, function = place.partition(".")
     values = [from_flags(vars(args), config) for config in configs]
-    if args.command in TASKS:
-        values.insert(0, args.command)
-    return getattr(importlib.import_module(f"scripts.{module}"), function)(*values)
+    task = [args.command] if args.command in TASKS else []
+    return getattr(importlib.import_module(f"scripts.{module}"), function)(*task, *values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -245,15 +239,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = new_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (_, configs) in BENCHMARKS.items():
+    for name, (_, configs) in (BENCHMARKS | {"table": ("", [run_table])}).items():
         about, style = inspect.getdoc(configs[-1]) or "", argparse.RawDescriptionHelpFormatter
         command = commands.add_parser(name, description=about, help=about.splitlines()[0],
                                       allow_abbrev=False, formatter_class=style)  # fmt: skip
-        for config in configs:
+        for config in configs if name in BENCHMARKS else ():
             add_arguments(command, config, output_dir=NOT_SET, data_path=NOT_SET)
         command.add_argument("--json", metavar="FILE", help="write the figures there as one object")
-    folder = commands.choices["table"].add_argument
-    folder("folder", metavar="FOLDER", help="holds the files that --json wrote")
+    command.add_argument("folder", metavar="FOLDER", help="holds the files that --json wrote")
     args = parser.parse_args(argv)
     import torch  # no --help waits for it
 

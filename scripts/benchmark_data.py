@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -23,6 +23,7 @@ import torch
 from matplotlib.cbook import get_sample_data
 
 from hicmae.config import PretrainConfigs
+from hicmae.config.flags import new_parser, parse_configs
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import Clip, PackedClips, read_packed, read_pretrain_list, write_list
 from hicmae.data.dataset import PretrainClips
@@ -31,7 +32,7 @@ from hicmae.data.loader import ClipSampler, epoch_batches, item_generator, make_
 from hicmae.faces import SMOOTHING
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import fill_gaps, main_face, search, smooth
-from hicmae.io import whole_file
+from hicmae.io import choose_device, whole_file
 from hicmae.pretraining import make_dataset, make_loss, make_model
 from hicmae.training import distributed
 from hicmae.training.loop import as_trained, clip_loader, train_step
@@ -49,7 +50,7 @@ from scripts.benchmark import (
     TaskConfig,
     markdown,
 )
-from scripts.benchmark_models import Mark, compared, measure_in_turns
+from scripts.benchmark_models import Mark, Step, compared, measure_in_turns
 
 CACHE = Path("saved/benchmarks/clips")  # where clips are kept
 VOXCELEB2_CLIPS, EPOCHS = 1_091_581, 100  # of the published pre-training
@@ -206,7 +207,6 @@ def run_loader(config: LoaderConfig) -> dict[str, Any]:
         "device": f"{models.device_name()}, one core",
         "model": "pretraining clips",
         "num_samples": many,
-        "jpeg_quality": JPEG_QUALITY,
         "variants": compared(times, "plain", samples, "mean").to_dict("index"),
     }
 
@@ -294,6 +294,27 @@ def feed(run: Run, configs: PretrainConfigs, config: FeedConfig) -> dict[str, An
     return {"clips_in_list": num_clips, "times_read": wanted / num_clips, **rates}
 
 
+def trainer(run: Run, configs: PretrainConfigs) -> Callable[[Sequence[PretrainBatch]], object]:
+    """Return a step of run_pretraining.py on batches, of a fresh model."""
+    torch.manual_seed(run.config.seed)
+    model = make_model(configs).to(run.device).train()
+    optimizer = make_optimizer(parameter_groups(model, 0.05), configs.optim.lr)
+    scaler = run.precision.grad_scaler()
+    trained, compute_loss = as_trained(model, run.config, run.device), make_loss(configs.loss)
+    return lambda batches: train_step(
+        trained, batches, compute_loss, optimizer, scaler, run.precision
+    )
+
+
+def first_step(flags: Sequence[str]) -> Step:
+    """Return a step, always on the first clips of the list, by the flags of run_pretraining.py."""
+    configs = parse_configs(new_parser("", PretrainConfigs), PretrainConfigs, flags)
+    device, dataset = choose_device(configs.run.device), make_dataset(configs)
+    run = Run(configs.run, choose_precision(configs.run.precision, device))
+    items = [dataset[ClipIndex(0, index)] for index in range(configs.optim.batch_size)]
+    return partial(trainer(run, configs), [dataset.collate(items)])
+
+
 def train(
     run: Run,
     configs: PretrainConfigs,
@@ -306,18 +327,13 @@ def train(
     Returns:
         The times of the steps, and the seconds in which they could only wait for their batches.
     """
-    torch.manual_seed(run.config.seed)
-    model = make_model(configs).to(run.device).train()
-    optimizer = make_optimizer(parameter_groups(model, 0.05), configs.optim.lr)
-    scaler = run.precision.grad_scaler()
-    trained, compute_loss = as_trained(model, run.config, run.device), make_loss(configs.loss)
-    waits = []
+    take_step, waits = trainer(run, configs), []
 
     def step() -> None:
         asked = Mark(run.device)
         group = list(itertools.islice(batches, configs.optim.accum_iter))
         waits.append((asked, Mark(run.device)))
-        train_step(trained, group, compute_loss, optimizer, scaler, run.precision)
+        take_step(group)
 
     times = measure_in_turns({how: step}, config.steps, config.warmup, run.device)
     return times, sum(asked.until(given) for asked, given in waits[config.warmup :])

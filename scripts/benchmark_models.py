@@ -125,9 +125,9 @@ def compared(
     `clips` are those of a step, of each variant. The middle of the times is "median" or "mean".
     """
     groups = times.groupby("variant", sort=False)
-    low, high, most = (groups.wall.quantile(share) for share in (0.25, 0.75, 0.95))
     table = groups.agg(middle).rename(columns={"wall": "step_s", "cpu": "cpu_s"})
-    table = table.assign(step_s_quartile1=low, step_s_quartile3=high, step_s_p95=most)
+    for name, share in (("quartile1", 0.25), ("quartile3", 0.75), ("p95", 0.95)):
+        table[f"step_s_{name}"] = groups.wall.quantile(share)
     number = pd.Series(clips, table.index)
     table["clips_per_s"], per_cpu_s = number / table.step_s, number / table.cpu_s
     table["ratio"] = table.clips_per_s / table.clips_per_s[base]
@@ -265,23 +265,17 @@ STEPS = {"": our_step, "plain_": plain_step}  # by the prefix of their figures
 # Figures of a step
 
 
-def count_flops(task: str, config: TaskConfig) -> dict[str, float]:
-    """Count the matrix products of one clip on the meta device: forward by part, and backward.
+def count_flops(task: str, config: TaskConfig) -> float:
+    """Count the operations of matrix products of one clip, on the meta device.
 
     What checkpointing or fused attention compute again is not counted: it is no use to the method.
     """
     model = make_model(task, config).to("meta")
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         _, loss = compute(model, random_batch(task, config, 1, "meta"))
-        forward = {name: sum(part.values()) for name, part in counter.get_flop_counts().items()}
         if task != "infer":
             loss.backward()
-    prefix, views = type(model).__name__, WINDOWS if task == "infer" else 1
-    # The projections to the decoder work inside it.
-    parts = {name: forward.get(f"{prefix}.{name}", 0) for name, _ in model.named_children()
-             if "to_decoder" not in name}  # fmt: skip
-    parts["backward"] = counter.get_total_flops() - forward["Global"]
-    return {name: float(views * count) for name, count in parts.items() if count}
+    return float(counter.get_total_flops() * (WINDOWS if task == "infer" else 1))
 
 
 def measure_errors(task: str, config: TaskConfig, precision: Precision) -> dict[str, float]:
@@ -355,15 +349,16 @@ def measure(task: str, config: TaskConfig, precision: Precision, count: int) -> 
     steps.clear()
     gc.collect()
     rows = compared(times, variants[-1], count)
-    ratios = rows.loc[""][["ratio", "ratio_cpu_time"]] if config.plain else {}
-    figures: dict[str, Any] = {"batch_size": count, "steps": config.steps, **ratios}
-    for name in variants:
-        figures |= rows.drop(columns=["ratio", "ratio_cpu_time"]).loc[name].add_prefix(name)
-        if config.more:
-            figures[f"{name}peak_memory"] = alone(peak_memory, task, name, config, count)
-    if config.plain and config.more:
+    if config.more:
+        rows["peak_memory"] = [alone(peak_memory, task, name, config, count) for name in variants]
+    figures: dict[str, Any] = {"batch_size": count, "steps": config.steps, **rows.loc[""]}
+    if not config.plain:
+        del figures["ratio"], figures["ratio_cpu_time"]
+        return figures
+    figures |= rows.loc["plain_"].drop(["ratio", "ratio_cpu_time"]).add_prefix("plain_")
+    if config.more:
         figures["peak_memory_ratio"] = figures["peak_memory"] / figures["plain_peak_memory"]
-    if config.plain and task == "infer":
+    if task == "infer":
         figures["ratio_per_view"] = figures["ratio"] / CROPS
     return figures
 
@@ -377,7 +372,7 @@ def run_task(task: str, config: TaskConfig) -> dict[str, Any]:
     peak = peak_rate(config, precision) if config.more else 0.0
     batches = [measure(task, config, precision, count) for count in config.batch_size]
     best = max(batches, key=lambda row: row["clips_per_s"])
-    parts = count_flops(task, config)
+    flops = count_flops(task, config)
     figures = {
         "device": device_name(precision.device),
         "model": f"hicmae dim{SIZES[config.model].width}",
@@ -386,14 +381,14 @@ def run_task(task: str, config: TaskConfig) -> dict[str, Any]:
         **{lever: getattr(config, lever) for lever in LEVERS},
         "cpu_gemm": cpu_gemm.library(config.cpu_gemm) if fp32_on_cpu else None,
         **best,
-        "flops_per_clip": sum(parts.values()),
-        "flops_per_s": sum(parts.values()) * best["clips_per_s"],
+        "flops_per_clip": flops,
+        "flops_per_s": flops * best["clips_per_s"],
     }
     if config.more:  # measured again, as a neighbour may have slowed the first time
         figures["peak_flops_per_s"] = max(peak, peak_rate(config, precision))
         figures["share_of_peak"] = figures["flops_per_s"] / figures["peak_flops_per_s"]
         figures |= measure_errors(task, config, precision)
-    return {**figures, "flops_by_part": parts, "batches": batches}
+    return {**figures, "batches": batches}
 
 
 # Formats of a classifier
@@ -429,18 +424,20 @@ def run_formats(config: FormatsConfig) -> dict[str, Any]:
             kinds[kind] = replace(ours, model=formats.open_onnx(path)[0])
             sizes[kind], source = path.stat().st_size, path
     one, many = (network_times(kinds, config, count) for count in (1, config.batch_size))
+    speed = pd.DataFrame({
+        "p50_s": one.step_s,
+        "p95_s": one.step_s_p95,
+        "clips_per_s": many.clips_per_s,
+        "p50_ratio": one.ratio,
+        "p95_ratio": one.step_s_p95["fp32"] / one.step_s_p95,
+        "throughput_ratio": many.ratio,
+        "cpu_ratio": many.ratio_cpu_time,
+    })  # fmt: skip
     rows = []
     for kind, recognizer in kinds.items():
-        mine, base = one.loc[kind], one.loc["fp32"]
         row = {
             "format": kind,
-            "p50_s": mine.step_s,
-            "p95_s": mine.step_s_p95,
-            "clips_per_s": many.clips_per_s[kind],
-            "p50_ratio": mine.ratio,
-            "p95_ratio": base.step_s_p95 / mine.step_s_p95,
-            "throughput_ratio": many.ratio[kind],
-            "cpu_ratio": many.ratio_cpu_time[kind],
+            **speed.loc[kind],
             "megabytes": sizes[kind] / 1e6,
             **formats.compare(ours, recognizer, asked, **reading),
         }

@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -25,12 +24,10 @@ RESUMABLE = os.EX_TEMPFAIL  # 75, exit code of a run that was stopped, saved, an
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script of these arguments (default: the command line); return the exit code."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("script", help="run_pretraining.py or run_finetuning.py")
-    parser.add_argument("flags", nargs="...", help="of the script; before it those of torchrun")
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["-h"], ["--help"]):
-        parser.parse_args(words)
+    if words[:1] in ([], ["-h"], ["--help"]):
+        print(__doc__)
+        return 0 if words else 2
     alone = False
     if words and not words[0].startswith("-"):
         try:
@@ -54,7 +51,7 @@ def flags_of(env: Mapping[str, str]) -> list[str]:
     """
     env = {name: text for name, text in env.items() if text}
     if "SLURM_STEP_ID" in env and "NNODES" not in env:
-        env |= _slurm(env)
+        env = _slurm(env)
     gpus = "1" if env.get("DEVICE") == "cpu" else env.get("GPUS", env.get("NPROC", "gpu"))
     nodes, wait = env.get("NNODES", "1"), env.get("JOIN_TIMEOUT", "600")
     for name, text in {"GPUS": gpus, "NNODES": nodes, "JOIN_TIMEOUT": wait}.items():
@@ -77,7 +74,7 @@ def flags_of(env: Mapping[str, str]) -> list[str]:
 
 
 def _slurm(env: Mapping[str, str]) -> dict[str, str]:
-    """Return what SLURM knows of the machines of this step, as variables."""
+    """Return the variables with what SLURM knows of the machines of this step."""
     nodes, tasks = (env.get(f"SLURM_STEP_NUM_{name}", "1") for name in ("NODES", "TASKS"))
     if tasks != nodes:
         raise ValueError(
@@ -85,13 +82,12 @@ def _slurm(env: Mapping[str, str]) -> dict[str, str]:
             "starts a process for every GPU"
         )
     if nodes == "1":
-        return {}
+        return dict(env)
     names = ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]]
     hosts = subprocess.run(names, check=True, capture_output=True, text=True).stdout.split()
     port = str(20000 + int(env["SLURM_JOB_ID"]) % 10000)  # jobs on one machine get different ones
-    meet = {name: env[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in env}
-    meet = {"MASTER_ADDR": hosts[0], "MASTER_PORT": port} | meet
-    return {"NNODES": nodes, "NODE_RANK": env["SLURM_NODEID"], **meet}
+    known = {"MASTER_ADDR": hosts[0], "MASTER_PORT": port}
+    return known | env | {"NNODES": nodes, "NODE_RANK": env["SLURM_NODEID"]}
 
 
 def torchrun(words: Sequence[str]) -> int:

@@ -122,8 +122,10 @@ def test_signals_reach_every_process_and_its_exit_code_comes_back(number, code, 
 
 def test_code_of_a_resumable_run_is_the_same_everywhere():
     assert launch.RESUMABLE == RESUMABLE
-    common, slurm = ((ROOT / f"scripts/lib/{name}.sh").read_text() for name in ("common", "slurm"))
-    assert f'"$status" = {RESUMABLE}' in common and f"1USR1{RESUMABLE}" in slurm
+    common, job = (
+        (ROOT / "scripts" / x).read_text() for x in ("lib/common.sh", "slurm/run.sbatch")
+    )
+    assert f'"$status" = {RESUMABLE}' in common and f'"1 {RESUMABLE}"' in job
 
 
 TWO = {"NNODES": "2", "MASTER_ADDR": "a", "NODE_RANK": "1", "GPUS": "4"}

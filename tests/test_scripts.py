@@ -16,7 +16,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FAMILY = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base"
 PRETRAIN, MAFW = FAMILY / "pretrain_base.sh", FAMILY / "mafw/finetune_170.sh"
-CREMAD = FAMILY / "cream-d/finetune_170.sh"
 EXPERIMENTS = [PRETRAIN, *sorted(FAMILY.glob("*/finetune_170.sh"))]
 SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
 every_shell = pytest.mark.parametrize("shell", SHELLS)
@@ -292,20 +291,6 @@ def test_demo_goes_on_where_it_stopped_and_repeats_what_depends_on_other_setting
     assert runs_of(first) == ["demo/pretrain", "own/fold1"], "own starts from it"
 
 
-@every_shell
-def test_lists_in_the_former_folder_of_cremad_are_taken_with_a_note(shell, copy, inputs, tmp_path):
-    script = copy / CREMAD.relative_to(ROOT / "scripts")
-    settings = {"CHECKPOINT": inputs["CHECKPOINT"], "DRY_RUN": 1, "FOLDS": 1}
-    for name in ("cream-d", "crema-d"):
-        folder = copy.parent / "saved/data" / name / "audio_visual"
-        shutil.copytree(inputs["DATA_PATH"], folder)
-        result = start(script, tmp_path, shell=shell, **settings)
-        ((_, _, flags),) = commands(result)
-        assert value(flags, "--data_path") == f"{folder}/split01"
-        assert "saved/model/finetuning/crema-d/audio_visual/" in value(flags, "--output_dir")
-        assert ("cream-d" in result.stderr) is (name == "cream-d")
-
-
 def test_test_script_passes_its_arguments_on(copy, tmp_path):
     result = start(copy / "test.sh", tmp_path, "-k", "a b", shell="bash")
     assert result.stdout.splitlines() == ["run: -m pytest -q -n 2 -k a b"]
@@ -358,16 +343,16 @@ def slurm(inputs, tmp_path):
     return inputs | job | {"FAKE_LOG": tmp_path / "log"}
 
 
-def submit(name, tmp_path, settings, *flags, shell="sh", cwd=ROOT):
-    """Run a batch script as SLURM does: a copy of it, from the folder it was submitted in."""
-    script = shutil.copy(ROOT / f"scripts/slurm/{name}.sbatch", tmp_path / "slurm_script")
+def submit(tmp_path, settings, *flags, shell="sh", cwd=ROOT):
+    """Run the batch script as SLURM does: a copy of it, from the folder it was submitted in."""
+    script = shutil.copy(ROOT / "scripts/slurm/run.sbatch", tmp_path / "slurm_script")
     return background([shell, script, *flags], tmp_path, settings, cwd)
 
 
 @every_shell
 def test_slurm_job_starts_every_machine_with_its_number(shell, slurm, tmp_path):
     settings = slurm | {"DRY_RUN": 1}
-    result = ended(submit("run", tmp_path, settings, PRETRAIN, "--seed", "3", shell=shell))
+    result = ended(submit(tmp_path, settings, PRETRAIN, "--seed", "3", shell=shell))
     for rank, (launcher, _, flags) in enumerate(commands(result)):
         meet = f"--node_rank {rank} --master_addr node7 --master_port 24567 --rdzv_conf timeout=600"
         assert launcher == ["--nnodes", "2", "--nproc_per_node", "gpu", *meet.split()]
@@ -375,7 +360,7 @@ def test_slurm_job_starts_every_machine_with_its_number(shell, slurm, tmp_path):
     assert rank == 1
     assert "--ntasks-per-node=1 --cpus-per-task=12" in slurm["FAKE_LOG"].read_text()
     one = settings | {"SLURM_JOB_NUM_NODES": 1, "SLURM_ARRAY_TASK_ID": 4}
-    ((launcher, _, flags),) = commands(ended(submit("run", tmp_path, one, MAFW, shell=shell)))
+    ((launcher, _, flags),) = commands(ended(submit(tmp_path, one, MAFW, shell=shell)))
     assert launcher[0] == "--standalone", "it needs no address"
     assert value(flags, "--data_path").endswith("/split04"), "each task has its fold"
 
@@ -391,7 +376,7 @@ def test_a_job_warned_of_its_end_is_queued_again_if_the_run_has_saved(
     started = tmp_path / "started"
     settings = slurm | {"FAKE_SLEEP": started, "FAKE_CODE": code, "MAX_REQUEUES": 9}
     settings["SLURM_RESTART_COUNT"] = restarts
-    job = submit("run", tmp_path, settings, PRETRAIN, shell=shell)
+    job = submit(tmp_path, settings, PRETRAIN, shell=shell)
     wait_for(started.exists)
     job.send_signal(signal.SIGUSR1)
     result, log = ended(job, 20), slurm["FAKE_LOG"].read_text()
@@ -403,64 +388,29 @@ def test_a_job_warned_of_its_end_is_queued_again_if_the_run_has_saved(
 def test_a_run_that_stops_unasked_is_not_queued_again(slurm, tmp_path):
     """Cancelling a job lets the run save and end with 75 as well."""
     python = write_program(tmp_path / "bin" / "stopped", "#!/bin/sh\nexit 75\n")
-    assert ended(submit("run", tmp_path, slurm | {"PYTHON": python}, PRETRAIN)).returncode == 75
+    assert ended(submit(tmp_path, slurm | {"PYTHON": python}, PRETRAIN)).returncode == 75
     assert "scontrol requeue" not in slurm["FAKE_LOG"].read_text()
 
 
-def array(task, low, high, count):
-    names = ("ID", "MIN", "MAX", "COUNT")
-    values = zip(names, (task, low, high, count), strict=True)
-    return {f"SLURM_ARRAY_TASK_{name}": number for name, number in values}
-
-
-TOOL = "preprocess/check_lists.py"
-
-
 @every_shell
-def test_a_job_array_prepares_a_part_a_task_and_comes_back(shell, slurm, tmp_path):
-    settings = slurm | array(3, 1, 8, 8)
-    flags = ["a b", "--modality", "a"]
-    job = submit("prepare", tmp_path, settings | {"DRY_RUN": 1}, TOOL, *flags, shell=shell)
-    words = shlex.split(ended(job).stdout)
-    assert words[1:] == [TOOL, "--num_workers", "12", "--shard", "3/8", *flags]
-    text = FAKE_PYTHON.replace("echo saved; exit 0", "exit 3")
-    python, started = write_program(tmp_path / "bin" / "fake", text), tmp_path / "started"
-    settings |= {"PYTHON": python, "FAKE_SLEEP": started}
-    job = submit("prepare", tmp_path, settings, TOOL, shell=shell)
-    wait_for(started.exists)
-    job.send_signal(signal.SIGUSR1)
-    assert "--shard 3/8" in ended(job, 20).stdout and job.returncode == 0
-    assert "scontrol requeue 1234567" in slurm["FAKE_LOG"].read_text()
-
-
-REFUSED_JOBS = [
-    ("run", {}, ["dfew"], "name an experiment script, .*'dfew'"),
-    ("prepare", {}, [TOOL], "the array must be 1-n, .*--array=1-16"),
-    ("prepare", array(1, 1, 2, 2), ["no.py"], "name a tool, such as .*'no.py'"),
-    ("prepare", array(11, 11, 12, 2), [TOOL], "the array must be 1-n"),
-]
-
-
-@every_shell
-@pytest.mark.parametrize(("name", "settings", "flags", "match"), REFUSED_JOBS)
-def test_bad_jobs_are_refused_in_one_line(name, settings, flags, match, shell, slurm, tmp_path):
-    result = ended(submit(name, tmp_path, slurm | settings, *flags, shell=shell))
+def test_bad_jobs_are_refused_in_one_line(shell, slurm, tmp_path):
+    result = ended(submit(tmp_path, slurm, "dfew", shell=shell))
     assert result.returncode == 2
-    assert re.fullmatch(f"error: .*{match}.*\n", result.stderr)
-    elsewhere = ended(submit(name, tmp_path, slurm, *flags, shell=shell, cwd=tmp_path))
+    assert re.fullmatch("error: name an experiment script, .*'dfew'\n", result.stderr)
+    elsewhere = ended(submit(tmp_path, slurm, PRETRAIN, shell=shell, cwd=tmp_path))
     assert elsewhere.returncode == 2
     assert "is not the repository; submit from its top folder" in elsewhere.stderr
 
 
 def test_shellcheck_finds_nothing_and_experiments_are_posix():
-    jobs = sorted(ROOT.glob("scripts/slurm/*.sbatch"))
-    for script in (*EXPERIMENTS, *jobs):
+    job = ROOT / "scripts/slurm/run.sbatch"
+    for script in (*EXPERIMENTS, job):
         assert script.read_text().startswith("#!/bin/sh\n")
     beside_python = Path(sys.executable).with_name("shellcheck")
     shellcheck = str(beside_python) if beside_python.exists() else shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
-    files = [*ROOT.glob("scripts/**/*.sh"), *jobs, ROOT / ".ci/run"]
+    files = [*ROOT.glob("scripts/**/*.sh"), job, ROOT / ".ci/run"]
     command = [shellcheck, "-x", *map(str, files)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

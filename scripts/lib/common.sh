@@ -49,27 +49,18 @@ need_list() {
         die "no clip list at '$1', or an empty one; write it (preprocess/README.md) or set DATA_PATH"
 }
 
-# spelled FOLDER PLACE: FOLDER/PLACE, or where only that is there, what earlier versions called it.
-spelled() {
-    former=$1/cream-d/${2#crema-d/}
-    if [ "$2" != "${2#crema-d/}" ] && [ ! -e "$1/$2" ] && [ -e "$former" ]; then
-        say "note: taking '$former', which is spelled crema-d now; rename it"
-        set -- "$1" "cream-d/${2#crema-d/}"
-    fi
-    printf '%s\n' "$1/$2"
-}
-
 # prepare_folds DATASET: places and inputs of every fold, checked before the first one starts.
 prepare_folds() {
-    DATA_PATH=$(absolute "${DATA_PATH:-$(spelled "$ROOT/saved/data" "$1")}")
+    DATA_PATH=$(absolute "${DATA_PATH:-$ROOT/saved/data/$1}")
     CHECKPOINT=$(absolute "${CHECKPOINT:-$ROOT/saved/model/pretraining/voxceleb2/audio_visual/hicmae_pretrain_base/checkpoint-99.pth}")
-    OUTPUT_DIR=$(absolute "${OUTPUT_DIR:-$(spelled "$ROOT/saved/model/finetuning" "$1")/voxceleb2_hicmae_pretrain_base}")
+    OUTPUT_DIR=$(absolute "${OUTPUT_DIR:-$ROOT/saved/model/finetuning/$1/voxceleb2_hicmae_pretrain_base}")
     FOLDS=${FOLDS:-1 2 3 4 5}
     for fold in $FOLDS; do
         need_list "$DATA_PATH/split0$fold/train.csv"
         need_list "$DATA_PATH/split0$fold/test.csv"
     done
     [ -s "$CHECKPOINT" ] || die "no pre-training checkpoint at '$CHECKPOINT'; run scripts/voxceleb2/audio_visual/hicmae_pretrain_base/pretrain_base.sh first, or set CHECKPOINT to a file"
+    start
 }
 
 # start: what must be so before the first run. Clip paths in lists may be relative to the repository.
@@ -103,6 +94,15 @@ run() {
     return "$status"
 }
 
+# train SCRIPT FLAG...: start it where and how the variables say.
+train() {
+    script=$1
+    shift
+    # shellcheck disable=SC2086  # EXTRA_ARGS is several words
+    run scripts/launch.py "$script" ${DATA_ROOT:+--data_root "$(absolute "$DATA_ROOT")"} --device "${DEVICE:-cuda}" \
+        --precision "${PRECISION:-auto}" ${NUM_WORKERS:+--num_workers "$NUM_WORKERS"} "$@" ${EXTRA_ARGS:-}
+}
+
 # run_folds FLAG...: train and test one fold after the other, then print the table.
 run_folds() {
     for fold in $FOLDS; do
@@ -112,8 +112,8 @@ run_folds() {
             continue
         fi
         say "fold $fold of '$FOLDS'"
-        run scripts/launch.py run_finetuning.py \
-            --data_path "$DATA_PATH/split0$fold" --output_dir "$folder" "$@"
+        train run_finetuning.py --data_path "$DATA_PATH/split0$fold" --output_dir "$folder" \
+            --finetune "$CHECKPOINT" --modality "${MODALITY:-av}" "$@"
     done
     [ "${NODE_RANK:-${SLURM_NODEID:-0}}" = 0 ] || return 0 # of several machines, the first one has the results
     if [ "${DRY_RUN:-0}" = 1 ]; then

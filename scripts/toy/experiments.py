@@ -5,6 +5,7 @@
                                                     shipped one: few and all labels, probe, k-NN
     python scripts/toy/experiments.py modalities    audio, video, both, and one that is missing
     python scripts/toy/experiments.py ablations     the parts of HiCMAE, one left out at a time
+    python scripts/toy/experiments.py contrast      a pass of its own: cost, retrieval, probe
     python scripts/toy/experiments.py imbalance     classes of unequal size: weights, sampler, EMA
     python scripts/toy/experiments.py speakers      which of two talking faces has the sound
 
@@ -16,7 +17,6 @@ standard deviation over --seeds; intervals draw speakers, differences are paired
 
 import argparse
 import itertools
-import json
 import shlex
 import shutil
 import sys
@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without in
 
 from hicmae.config import Options
 from hicmae.config.flags import new_parser
-from hicmae.data.clip_list import read_labelled_list, write_list
+from hicmae.data.clip_list import Clip, read_labelled_list, write_list
 from hicmae.data.video import FrameFolder
 from hicmae.faces import template
 from hicmae.io import describe, write_whole
@@ -95,6 +95,10 @@ ABLATIONS = [
     Variant("no pre-training", RANDOM),
 ]
 LARGEST = 10  # clips of the first class for one of the last
+LIGHT, ONE_PASS = "--contrast_mask_ratio", "none"  # what that stands for: without the flag
+CONTRAST = [Variant("one pass, the paper's", f"{LIGHT} {ONE_PASS}")]
+CONTRAST += [Variant(f"a second one, {r} masked", f"{LIGHT} {r}") for r in (0.75, 0.5, 0)]
+SEARCHED = 32  # clips among which one is to be found
 WAYS = "--class_weights balanced", "--class_weights effective", "--balanced_sampler"
 IMBALANCE = [Variant("nothing done about it", SHIPPED, "--ema 0.99", "_long")]
 IMBALANCE += [Variant(flags, SHIPPED, flags, "_long") for flags in WAYS]
@@ -106,8 +110,17 @@ IMBALANCE += [Variant(flags, SHIPPED, flags, "_long") for flags in WAYS]
 def run_all(runs: Sequence[Run], extra: str = "") -> None:
     """Make the runs that are not finished, with the demo's flags before their own."""
     for run in tqdm(runs, desc="runs", unit="run", dynamic_ncols=True):
-        flags = [*demo.FLAGS[run.script], *run.flags, *shlex.split(extra)]
-        demo.make(run._replace(flags=flags))
+        demo.make(run._replace(flags=all_flags(run, extra)))
+
+
+def all_flags(run: Run, extra: str) -> list[str]:
+    """Return the demo's flags and those of a run, of which the last ones count."""
+    flags = [*demo.FLAGS[run.script], *run.flags, *shlex.split(extra)]
+    if LIGHT in flags and demo.flag_value(flags, LIGHT) == ONE_PASS:
+        while LIGHT in flags:
+            at = flags.index(LIGHT)
+            del flags[at : at + 2]
+    return flags
 
 
 def slug(flags: str) -> str:
@@ -121,12 +134,18 @@ def pretrained(start: str, args: argparse.Namespace) -> list[str]:
         return ["--finetune", SHIPPED] if start else []
     folder = args.demo / "pretrain"
     if start != OWN:
-        folder = args.output_dir / "pretrain" / slug(start)
-        flags = ["--data_path", str(args.data / "packed"), "--image_freq", "0", *start.split()]
-        flags += ["--epochs", str(args.pretrain_epochs)]
-        product = f"checkpoint-{args.pretrain_epochs - 1}.pth"
-        run_all([Run(folder, "run_pretraining.py", flags, product)], args.extra)
+        run = pretraining(start, args)
+        run_all([run], args.extra)
+        folder = run.folder
     return ["--finetune", str(last_checkpoint(folder))]
+
+
+def pretraining(start: str, args: argparse.Namespace) -> Run:
+    """Return the run of changed flags of pre-training."""
+    flags = ["--data_path", str(args.data / "packed"), "--image_freq", "0", *start.split()]
+    flags += ["--epochs", str(args.pretrain_epochs)]
+    product = f"checkpoint-{args.pretrain_epochs - 1}.pth"
+    return Run(args.output_dir / "pretrain" / slug(start), "run_pretraining.py", flags, product)
 
 
 def last_checkpoint(run: Path) -> Path:
@@ -158,35 +177,49 @@ def finetuned(variants: Sequence[Variant], name: str, args: argparse.Namespace) 
 
 
 def score(
-    titles: Sequence[str], folders: Sequence[Sequence[Path]], args: argparse.Namespace
+    titles: Sequence[str],
+    folders: Sequence[Sequence[Path]],
+    args: argparse.Namespace,
+    **columns: Sequence[str],
 ) -> str:
-    """Lay out rows, a folder of folds by seed each, compared with the first row; in percent."""
+    """Lay out rows, a folder of folds by seed each, compared with the first row; in percent.
+
+    More columns follow.
+    """
     import pandas as pd
 
-    cells, file = [], args.output_dir / "report.json"
+    from hicmae.report.scores import build, compare_all
+    from hicmae.training.resampling import Plan
+
+    plan, cells = Plan(speaker_file=str(args.data / "meta.csv")), []
     for places in zip(*folders, strict=True):  # of one seed
-        words = ["-m", "hicmae.report", *places, "--titles", *range(len(titles))]
-        words += ["--speaker_file", args.data / "meta.csv", "--json", file]
-        demo.call(words, args.output_dir / "report.log")
-        found = json.loads(file.read_text(encoding="utf-8"))
-        last = [each for each in found.get("comparisons", ()) if each["kind"] == "last"]
-        pairs = [d for each in last for d in each["differences"] if d["metric"] == "uar"]
-        gaps = [[100 * v for v in (d["value"] - d["baseline"], d["low"], d["high"])] for d in pairs]
-        runs = found.get("runs", [found])
-        for title, run, gap in zip(titles, runs, [[None] * 3, *gaps], strict=True):
-            cells.append([title, *demo.uar_of(run), *gap])
-    names = ["", "uar", "low", "high", "difference", "from", "to"]
+        named = zip(titles, places, strict=True)
+        reports = [build(place, plan=plan, title=title) for title, place in named]
+        pairs = [pair for pair in compare_all(reports) if pair.kind == "last"]
+        gaps = [pair.differences.set_index("metric").loc["uar"] for pair in pairs]
+        bounds = [(np.nan, np.nan), *((gap["low"], gap["high"]) for gap in gaps)]
+        for report, bound in zip(reports, bounds, strict=True):
+            cells.append([report.title, *100 * report.total("last", "uar")[0], *bound])
+    names = ["", "uar", "low", "high", "from", "to"]
     groups = pd.DataFrame(cells, columns=names).groupby("", sort=False)
-    rows = []
-    for (title, mean), spread in zip(groups.mean().iterrows(), groups.uar.std(), strict=True):
-        row = {"": title, "UAR": f"{mean.uar:.1f}" + (f" ± {spread:.1f}" if spread >= 0 else "")}
-        row |= {"95 % interval": f"{mean.low:.1f} to {mean.high:.1f}"}
-        row |= {"difference": "-", "its 95 %": "-"}
-        if rows:
-            row["difference"] = f"{mean.difference:+.1f}"
-            row["its 95 %"] = f"{mean['from']:+.1f} to {mean['to']:+.1f}"
-        rows.append(row)
-    return table(rows)
+    mean, gap = groups.mean(), groups.uar.mean() - groups.uar.mean().iloc[0]
+    between = map("{:+.1f} to {:+.1f}".format, 100 * mean["from"][1:], 100 * mean["to"][1:])
+    shown = {
+        "": titles,
+        "UAR": with_spread(groups.uar),
+        "95 % interval": [*map("{:.1f} to {:.1f}".format, mean.low, mean.high)],
+        "difference": ["-", *map("{:+.1f}".format, gap[1:])],
+        "its 95 %": ["-", *between],
+    }
+    return table(shown | columns)
+
+
+def with_spread(groups: Any, digits: int = 1) -> list[str]:
+    """Write the mean of each group and its deviation, which one value alone does not have."""
+    return [
+        f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation >= 0 else "")
+        for mean, deviation in zip(groups.mean(), groups.std(), strict=True)
+    ]
 
 
 def table(rows: Any) -> str:
@@ -208,16 +241,15 @@ def starts(args: argparse.Namespace) -> str:
     # Of random weights those that the last probe has kept.
     first = last_checkpoint(folders[0][0] / f"fold{args.folds[0]}")
     models = [first, *(pretrained(start, args)[1] for start in (OWN, SHIPPED))]
-    neighbours = []
-    for model, variant in zip(models, variants, strict=True):
-        out = args.output_dir / "knn" / slug(variant.start)
-        for fold in args.folds:
-            places = ["--data_path", args.data / f"fold{fold}", "--output_dir", out]
-            words = ["-m", "hicmae.knn", "--checkpoint", model, *places, "--k", K]
-            demo.call([*words, "--features", KNN_FEATURES], args.output_dir / "knn.log")
-        neighbours.append([out / KNN_FEATURES / f"k{K}"])
+    outs = [args.output_dir / "knn" / slug(variant.start) for variant in variants]
+    for (model, out), fold in itertools.product(zip(models, outs, strict=True), args.folds):
+        places = ["--data_path", args.data / f"fold{fold}", "--output_dir", out]
+        words = ["-m", "hicmae.knn", "--checkpoint", model, *places, "--k", K]
+        demo.call([*words, "--features", *args.features], args.output_dir / "knn.log")
     titles = [variant.title for variant in variants]
-    texts.append(f"{K}-NN, few labels, no training\n\n" + score(titles, neighbours, args))
+    for kind in args.features:
+        title = f"{K}-NN, few labels, no training: {kind}"
+        texts.append(f"{title}\n\n" + score(titles, [[out / kind / f"k{K}"] for out in outs], args))
     return "\n".join(texts)
 
 
@@ -257,8 +289,67 @@ def ablations(args: argparse.Namespace) -> str:
 
     Differences as small as that of another seed of pre-training are noise.
     """
-    chosen = [v for v in ABLATIONS if not args.only or v is ABLATIONS[0] or v.title in args.only]
+    chosen = rows_of(ABLATIONS, args)
     return score([v.title for v in chosen], finetuned(chosen, "ablations", args), args)
+
+
+def rows_of(variants: Sequence[Variant], args: argparse.Namespace) -> list[Variant]:
+    """Return the first variant and those that --only names, or all."""
+    titles = [variant.title for variant in variants[1:]]
+    if unknown := [title for title in args.only or () if title not in titles]:
+        raise ValueError(f"--only '{unknown[0]}' is no row, expected one of {titles}")
+    return [variants[0], *(v for v in variants[1:] if not args.only or v.title in args.only)]
+
+
+def contrast(args: argparse.Namespace) -> str:
+    """Give the contrast a pass of its own over clips that are masked less, or not.
+
+    Each seed is one of pre-training and of a linear probe on all labels. R@5 is that of the top
+    level among 32 clips of speakers without pre-training, both directions. Steps are timed in turns
+    on the CPU.
+    """
+    import pandas as pd
+
+    from scripts.benchmark_data import first_step
+    from scripts.benchmark_models import compared, measure_in_turns
+
+    chosen, cells = rows_of(CONTRAST, args), []
+    titles, folders = [v.title for v in chosen], [list[Path]() for _ in chosen]
+    for seed in args.seeds:
+        seeded = argparse.Namespace(**vars(args) | {"seeds": [seed]})
+        variants = [Variant(v.title, f"{v.start} --seed {seed}", PROBE, "_all") for v in chosen]
+        runs = [pretraining(variant.start, args) for variant in variants]
+        given = [all_flags(run, f"{args.extra} --device cpu --output_dir -") for run in runs]
+        steps = {title: first_step(flags) for title, flags in zip(titles, given, strict=True)}
+        costs = 1 / compared(measure_in_turns(steps, args.steps, 2), titles[0])
+        for places, found in zip(folders, finetuned(variants, "contrast", seeded), strict=True):
+            places += found
+        named = costs[["ratio", "ratio_cpu_time"]].itertuples()  # with their titles
+        for run, cost in zip(runs, named, strict=True):
+            cells.append([*cost, recall(last_checkpoint(run.folder), seeded)])
+    groups = pd.DataFrame(cells, columns=["", "wall", "cpu", "found"]).groupby("", sort=False)
+    columns = {
+        f"R@5 of {SEARCHED}, chance {500 / SEARCHED:.1f}": with_spread(groups.found),
+        "time of a step": with_spread(groups.wall, 2),
+        "in CPU time": with_spread(groups.cpu, 2),
+    }
+    return "Linear probe, all labels\n\n" + score(titles, folders, args, **columns)
+
+
+def recall(checkpoint: Path, args: argparse.Namespace) -> float:
+    """Return R@5 in percent, each labelled speaker's first clip searched for once a direction."""
+    from hicmae.visualize.clips import open_clips
+    from hicmae.visualize.features import pooled_levels, recalls
+
+    films = sorted((args.data / "labelled").glob("*/*_c000.mp4"))
+    write_list(args.output_dir / "unseen.csv", [Clip(str(film), None, 0) for film in films])
+    opened = open_clips("pre-trained", checkpoint, args.output_dir / "unseen.csv")
+    top = opened.settings["return_intermediate_features"][-1:]
+    video, audio = (np.stack(levels) for levels in pooled_levels(opened, top, masked=False))
+    order = np.random.default_rng(args.seeds[0]).permutation(len(films))
+    groups = np.array_split(order, max(len(films) // SEARCHED, 1))
+    found = [recalls(video[:, clips], audio[:, clips], top) for clips in groups]
+    return float(np.mean([rows["R@5"].drop("chance").mean() for rows in found]))
 
 
 def imbalance(args: argparse.Namespace) -> str:
@@ -296,7 +387,7 @@ def speakers(args: argparse.Namespace) -> str:
     from scipy.stats import binomtest
 
     from hicmae import EmotionRecognizer
-    from hicmae.inference.clips import Clip
+    from hicmae.inference.clips import Clip as Film
     from hicmae.inference.sources import Arrays
     from hicmae.inference.speaker import chooser
 
@@ -318,7 +409,7 @@ def speakers(args: argparse.Namespace) -> str:
         places = template(size) + np.array([[0, 0], [size, 0]])[:, None]  # of the faces
         for way, right in found.items():
             film = Arrays(frames, 25, sound[: count * rate // 25], rate)
-            clip = Clip(film, None, config, "av", Options(faces="cut"))
+            clip = Film(film, None, config, "av", Options(faces="cut"))
             clip.prepare()
             clip.num_people, clip.points = 2, np.repeat(places[:, None], len(clip.times), 1)
             clip.choose = chooser(clip, way, recognizer.contrast)
@@ -383,7 +474,7 @@ def package(run: Path, folder: Path) -> int:
 # Command line
 
 
-WORKS = ship, starts, modalities, ablations, imbalance, speakers
+WORKS = ship, starts, modalities, ablations, contrast, imbalance, speakers
 EXPERIMENTS = {work.__name__: work for work in WORKS}
 
 
@@ -401,9 +492,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--folds", default=[1, 2], help="of the benchmark (1 2)", **several)
     add("--seeds", default=[0, 1, 2], help="of fine-tuning (0 1 2)", **several)
     add("--pairs", type=int, default=60, metavar="N", help="of faces, for speakers (60)")
-    add("--only", nargs="+", metavar="TITLE", help="ablations beside the first row (all)")
+    add("--only", nargs="+", metavar="TITLE", help="rows beside the first one (all)")
     epochs = {"type": int, "default": 100, "metavar": "N"}
-    add("--pretrain_epochs", help="of each ablation (100)", **epochs)
+    add("--pretrain_epochs", help="of each ablation and contrast (100)", **epochs)
+    add("--steps", type=int, default=20, metavar="N", help="timed ones, for contrast (20)")
+    text = "of hicmae.knn, for starts (all of the last blocks joined)"
+    add("--features", nargs="+", default=[KNN_FEATURES], metavar="KIND", help=text)
     args = parser.parse_args(argv)
     args.output_dir = args.output_dir or ROOT / "saved/toy" / args.experiment
     try:

