@@ -77,7 +77,9 @@ def open_container(path: str) -> InputContainer:
     # torchvision before 0.26 has FFmpeg's threads tell Python what they note. They wait for a lock
     # that is held while a decoder is closed, which waits for them: for ever.
     av.logging.set_level(None)
-    return av.open(path, options={"protocol_whitelist": "file"}, **LENIENT)
+    # As options of the container alone: before PyAV 17, `options` end in a crash where a container
+    # tells of its streams late (.vob, .mpg, .ts).
+    return av.open(path, container_options={"protocol_whitelist": "file"}, **LENIENT)
 
 
 @contextmanager
