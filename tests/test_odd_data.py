@@ -211,8 +211,6 @@ PICTURES = [
     ("confusion", "{av}/pred.csv"),
     ("curves", "{av} {a}"),
     ("radar", "'odd set={root}/av' --metrics recall"),
-    ("layer_weights", "--checkpoint {av}"),
-    ("attention", "--checkpoint {av} --data_path {root}/fold --device cpu"),
     ("tsne", "--checkpoint {av} --data_path {root}/fold/all.csv --device cpu"),
     ("retrieval", "--checkpoint {pre} --data_path {root}/films --device cpu"),
     ("reconstruction", "--checkpoint {pre} --data_path {root}/films --device cpu"),

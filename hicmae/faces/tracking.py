@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice, pairwise
 from typing import Any
@@ -141,9 +142,7 @@ def main_face(faces: Sequence[Sequence[Face]], size: tuple[int, int]) -> list[Fa
     In frames without it the best of the other tracks is taken, so that a face that was lost, or is
     shown in another shot, goes on.
     """
-    chosen: Track = {}
-    for track in follow(faces, size):
-        chosen = track | chosen
+    chosen = ChainMap(*follow(faces, size))
     return [chosen.get(frame) for frame in range(len(faces))]
 
 

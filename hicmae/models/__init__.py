@@ -19,7 +19,7 @@ def _register(timm: Any) -> None:
 
 
 class _Registers:
-    """Stands among the finders of modules until timm is imported."""
+    """Stands among the finders of modules, for the import of timm."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Return the spec of timm with one step more, None of everything else."""
@@ -32,7 +32,6 @@ class _Registers:
 
             def load_and_register(module: Any) -> None:
                 load(module)
-                sys.meta_path.remove(self)
                 _register(module)
 
             spec.loader.exec_module = load_and_register

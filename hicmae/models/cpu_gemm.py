@@ -7,20 +7,21 @@ whose layers know nothing of it. GPUs, float64, autocast and compiled graphs kee
 """
 
 import functools
-import itertools
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hicmae.models.layers import Attention, CrossAttention, PatchEmbed
+from hicmae.models.layers import Attention, PatchEmbed
 
 CHOICES = ("auto", "onednn", "mkl")
+CPU = Path("/proc/cpuinfo")  # where Linux says whose it is
 MIN_SCORES = 200 * 200  # attention with fewer scores a head is left to torch's one operator
 MAX_THREADS = 8  # more threads share heads better than they share the products of one head
 
@@ -35,7 +36,7 @@ def install(model: Model, choice: str = "auto") -> Model:
 
 
 def _install(module: nn.Module) -> None:
-    if isinstance(module, (nn.Linear, Attention, CrossAttention, PatchEmbed)):
+    if isinstance(module, (nn.Linear, Attention, PatchEmbed)):
         # An instance's own method hides that of its class.
         module.forward = functools.partial(_forward, module.forward)  # type: ignore[method-assign]
         return
@@ -95,13 +96,8 @@ def _is_built_in() -> bool:
 def _is_faster() -> bool:
     # By the processor's name: a choice by timing would make two runs differ in their last digits.
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return wide and _is_built_in() and "Intel" not in _vendor()
-
-
-def _vendor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    return next((line for line in lines if line.startswith("vendor_id")), platform.processor())
+    name = CPU.read_text(encoding="utf-8") if CPU.exists() else platform.processor()
+    return wide and _is_built_in() and "Intel" not in name
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -146,7 +142,7 @@ class _Attention(torch.autograd.Function):
         # oneDNN is fast only where the rows of a matrix follow each other in memory.
         query = (query * query.shape[-1] ** -0.5).contiguous()
         key, value = key.contiguous(), value.contiguous()
-        for head in _heads(query):
+        for head in np.ndindex(query.shape[:2]):  # (clip, head)
             weights = _product(query[head], key[head]).softmax(dim=-1)
             output[head] = _product(weights, value[head].t())
         ctx.save_for_backward(query, key, value, output)
@@ -158,18 +154,13 @@ class _Attention(torch.autograd.Function):
         grad_query, grad_key, grad_value = (_like_tokens(part) for part in (query, key, value))
         mean = (grad * output).sum(dim=-1, keepdim=True)  # of the weights' gradients, by weight
         grad = grad.contiguous()
-        for head in _heads(query):
+        for head in np.ndindex(query.shape[:2]):  # (clip, head)
             weights = _product(query[head], key[head]).softmax(dim=-1)
             grad_value[head] = _product(grad[head].t(), weights.t()).t()
             scores = _product(grad[head], value[head]).sub_(mean[head]).mul_(weights)
             grad_query[head] = _product(scores, key[head].t())
             grad_key[head] = _product(query[head].t(), scores.t()).t()
         return grad_query.mul_(query.shape[-1] ** -0.5), grad_key, grad_value
-
-
-def _heads(tensor: Tensor) -> Iterator[tuple[int, int]]:
-    """Yield (clip, head) of every head of (B, heads, N, head width)."""
-    return itertools.product(range(tensor.shape[0]), range(tensor.shape[1]))
 
 
 def _like_tokens(tensor: Tensor) -> Tensor:

@@ -45,25 +45,17 @@ class EncoderOutput(NamedTuple):
 class ModalityEncoder(nn.Module):
     """A ViT without class token over the visible tokens of one modality.
 
-    It has `depth` blocks, see `Block`; `drop_path` is the rate of the last one.
+    It has `depth` blocks; the options are those of `stack`.
     """
 
-    def __init__(
-        self,
-        patch_embed: PatchEmbed,
-        depth: int,
-        num_heads: int,
-        drop_path: float = 0.0,
-        init_values: float = 0.0,
-    ) -> None:
+    def __init__(self, patch_embed: PatchEmbed, depth: int, **options: Any) -> None:
         super().__init__()
         embed_dim = patch_embed.proj.out_channels
         self.patch_embed = patch_embed
-        self.blocks = stack([Block] * depth, embed_dim, num_heads, drop_path, init_values)
+        self.blocks = stack([Block] * depth, embed_dim, **options)
         self.norm = LayerNorm(embed_dim)
-        self.positions: Tensor
         positions = sincos_positions(patch_embed.num_tokens, embed_dim)
-        self.register_buffer("positions", positions, persistent=False)
+        self.positions = nn.Buffer(positions, persistent=False)
 
     def forward(
         self, clip: Tensor, visible: Tensor | None, level_blocks: Sequence[int], pool: bool = False
@@ -104,28 +96,20 @@ def audio_encoder(img_size_audio: Sequence[int], embed_dim: int, **options: Any)
 
 
 class CrossModalFusion(nn.Module):
-    """Layers in which the modalities read each other; see `Block` and `ModalityEncoder`.
+    """Layers in which the modalities read each other; the options are those of `stack`.
 
     By the order "both", each stream reads the other's input to the layer; by "video_first" and
     "audio_first", that stream does, and the other one then reads its output. All three have the
     same parameters.
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
-        drop_path: float = 0.0,
-        init_values: float = 0.0,
-        order: str = "both",
-    ) -> None:
+    def __init__(self, embed_dim: int, depth: int, order: str = "both", **options: Any) -> None:
         super().__init__()
         if order not in FUSION_ORDERS:
             raise ValueError(f"fusion_order is {order!r}, expected one of {FUSION_ORDERS}")
         self.order = order
-        like = [CSBlock] * depth, embed_dim, num_heads, drop_path, init_values
-        self.blocks, self.blocks_audio = stack(*like), stack(*like)
+        self.blocks = stack([CSBlock] * depth, embed_dim, **options)
+        self.blocks_audio = stack([CSBlock] * depth, embed_dim, **options)
         self.norm = LayerNorm(embed_dim)
         self.norm_audio = LayerNorm(embed_dim)
 

@@ -33,10 +33,9 @@ class HiCMAEClassifier(HubModel):
     weights mixes the L averages to one feature a modality. The last layer's tokens also go through
     the fusion encoder (paper, section 3.4). With one modality the fusion is left out.
 
-    Without hierarchical feature fusion there are no layer weights: the mean of the last layer's
-    tokens stands in the place of the mix, so that the head keeps its width and only what it knows
-    of the other layers is gone. With one modality it would then read the same mean twice, and reads
-    it once. (The paper names this ablation; that the last layer takes the place is our reading.)
+    Without hierarchical feature fusion, an ablation of the paper, there are no layer weights: the
+    mean of the last layer's tokens takes the place of the mix (our reading), and the head keeps its
+    width. With one modality it would read that mean twice, and reads it once.
 
     The model scores `num_classes`, or outputs of a regression, which `head_activation` bounds:
     None, "sigmoid", "relu" or "tanh". Its modality is "av", "a" (audio only) or "v" (video only).
@@ -76,19 +75,22 @@ class HiCMAEClassifier(HubModel):
         stack: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": num_heads}
         stack |= {"drop_path": drop_path_rate, "init_values": init_values}
         trunc_normal = partial(nn.init.trunc_normal_, std=0.02)
+
+        def layer_weights(depth: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.full((depth,), 1.0 / depth)) if hierarchical_fusion else None
+
         if "v" in modality:
             self.encoder = video_encoder(num_frames, img_size, tubelet_size, depth=depth, **stack)
-            self.video_layer_weights = _layer_weights(depth, hierarchical_fusion)
+            self.video_layer_weights = layer_weights(depth)
             init_linears(self.encoder, trunc_normal)
         if "a" in modality:
             self.encoder_audio = audio_encoder(img_size_audio, depth=depth_audio, **stack)
-            self.audio_layer_weights = _layer_weights(depth_audio, hierarchical_fusion)
+            self.audio_layer_weights = layer_weights(depth_audio)
             init_linears(self.encoder_audio, trunc_normal)
         if modality == "av":
             self.encoder_fusion = CrossModalFusion(depth=fusion_depth, order=fusion_order, **stack)
             init_linears(self.encoder_fusion, nn.init.xavier_uniform_)
         self.hierarchical_fusion = hierarchical_fusion
-        # One stream without other layers has one feature, its last layer's mean.
         self.repeats_last = modality != "av" and not hierarchical_fusion
         self.num_features = (1 if self.repeats_last else 2 * len(modality)) * embed_dim
         self.fc_norm = LayerNorm(self.num_features)
@@ -121,24 +123,17 @@ class HiCMAEClassifier(HubModel):
                 )
             encoder: Any = getattr(self, f"encoder{suffix}")
             tokens, levels = encoder(clip, None, range(len(encoder.blocks)), pool=True)
-            weighted.append(_mix_layers(levels, getattr(self, f"{name}_layer_weights")))
+            weights = getattr(self, f"{name}_layer_weights")
+            mixed = levels[-1]
+            if weights is not None:
+                mixed = torch.einsum("lbd,l->bd", torch.stack(levels), weights.softmax(dim=0))
+            weighted.append(mixed)
             last.append(tokens)
         if self.modality == "av":
             last = list(self.encoder_fusion(*last))
         means = [tokens.mean(dim=1) for tokens in last]
         features = means if self.repeats_last else weighted + means
         return self.fc_norm(torch.cat(features, dim=-1))
-
-
-def _layer_weights(depth: int, hierarchical_fusion: bool) -> nn.Parameter | None:
-    return nn.Parameter(torch.full((depth,), 1.0 / depth)) if hierarchical_fusion else None
-
-
-def _mix_layers(levels: list[Tensor], layer_weights: Tensor | None) -> Tensor:
-    """Average L pooled levels (B, D) with the softmax of their weights (L,); None: the last."""
-    if layer_weights is None:
-        return levels[-1]
-    return torch.einsum("lbd,l->bd", torch.stack(levels), layer_weights.softmax(dim=0))
 
 
 # Widths and attention heads, as for `HiCMAE`.

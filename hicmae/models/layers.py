@@ -5,7 +5,7 @@ Parameter names are those of the released checkpoints (``q_bias``, ``v_bias``, `
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,49 +34,34 @@ def sincos_positions(num_tokens: int, dim: int) -> Tensor:
     return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
 
 
-def _attend(parts: Iterable[Tensor], num_heads: int) -> Tensor:
-    """Let queries (B, N, D) read values by their keys, (B, M, D) each, in heads; (B, N, D)."""
-    query, key, value = (rearrange(p, "b n (h d) -> b h n d", h=num_heads) for p in parts)
-    read = F.scaled_dot_product_attention(query, key, value)
-    return rearrange(read, "b h n d -> b n (h d)")
-
-
 class Attention(nn.Module):
-    """Self-attention whose key has no bias."""
+    """Attention of tokens to each other or, `crossed`, to a context; keys have no bias."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, crossed: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        if crossed:
+            self.q = nn.Linear(dim, dim, bias=False)
+            self.kv = nn.Linear(dim, 2 * dim, bias=False)
+        else:
+            self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Let every token (B, N, D) read all tokens; (B, N, D)."""
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        parts = F.linear(tokens, self.qkv.weight, bias).chunk(3, dim=-1)
-        return self.proj(_attend(parts, self.num_heads))
-
-
-class CrossAttention(nn.Module):
-    """Attention whose queries come from one set of tokens, keys and values from another."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim, bias=False)
-        self.kv = nn.Linear(dim, 2 * dim, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(dim))
-        self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """Let every token (B, N, D) read every context token (B, any length, D); (B, N, D)."""
-        query = F.linear(tokens, self.q.weight, self.q_bias)
-        bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
-        read = F.linear(context, self.kv.weight, bias).chunk(2, dim=-1)
-        return self.proj(_attend((query, *read), self.num_heads))
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        """Let every token (B, N, D) read them all, or the context (B, any length, D); (B, N, D)."""
+        no_bias = torch.zeros_like(self.v_bias)
+        if context is None:
+            bias = torch.cat((self.q_bias, no_bias, self.v_bias))
+            parts = F.linear(tokens, self.qkv.weight, bias).chunk(3, dim=-1)
+        else:
+            query = F.linear(tokens, self.q.weight, self.q_bias)
+            bias = torch.cat((no_bias, self.v_bias))
+            parts = (query, *F.linear(context, self.kv.weight, bias).chunk(2, dim=-1))
+        heads = (rearrange(part, "b n (h d) -> b h n d", h=self.num_heads) for part in parts)
+        read = F.scaled_dot_product_attention(*heads)
+        return self.proj(rearrange(read, "b h n d -> b n (h d)"))
 
 
 class Block(nn.Module):
@@ -103,7 +88,7 @@ class Block(nn.Module):
         if self.reads_context:  # first, as optimisers number the parameters of checkpoints
             self.cross_norm1 = LayerNorm(dim)
             self.cross_norm2 = LayerNorm(dim)
-            self.cross_attn = CrossAttention(dim, num_heads)
+            self.cross_attn = Attention(dim, num_heads, crossed=True)
         self.norm1 = LayerNorm(dim)
         self.attn = Attention(dim, num_heads)
         self.norm2 = LayerNorm(dim)
@@ -142,9 +127,13 @@ class CSBlock(Block):
 
 
 def stack(
-    kinds: Sequence[type[Block]], dim: int, num_heads: int, drop_path: float, init_values: float
+    kinds: Sequence[type[Block]],
+    dim: int,
+    num_heads: int,
+    drop_path: float = 0.0,
+    init_values: float = 0.0,
 ) -> nn.ModuleList:
-    """Make blocks of these kinds; their stochastic depth rises linearly from 0 to `drop_path`."""
+    """Make blocks of these kinds, see `Block`, whose rates rise linearly from 0 to `drop_path`."""
     rates = torch.linspace(0, drop_path, len(kinds), dtype=torch.float64, device="cpu").tolist()
     pairs = zip(kinds, rates, strict=True)
     return nn.ModuleList(kind(dim, num_heads, rate, init_values) for kind, rate in pairs)

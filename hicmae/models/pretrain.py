@@ -33,7 +33,7 @@ class SkipDecoder(nn.Module):
 
     So the deepest kept level enters block 1 and the shallowest the last one (paper, section 3.3).
     Without skip connections every block is like block 0. The encoder of the same modality says how
-    many tokens there are and what a patch holds; see `ModalityEncoder` for the other arguments.
+    many tokens there are and what a patch holds; the options are those of `stack`.
     """
 
     def __init__(
@@ -41,20 +41,17 @@ class SkipDecoder(nn.Module):
         encoder: ModalityEncoder,
         embed_dim: int,
         depth: int,
-        num_heads: int,
-        drop_path: float = 0.0,
-        init_values: float = 0.0,
-        skip_connections: bool = True,
+        skip_connections: bool,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.skip_connections = skip_connections
         kinds = [Block, *[CSBlock if skip_connections else Block] * (depth - 1)]
-        self.blocks = stack(kinds, embed_dim, num_heads, drop_path, init_values)
+        self.blocks = stack(kinds, embed_dim, **options)
         self.norm = LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, encoder.patch_embed.proj.weight[0].numel())
-        self.positions: Tensor
         positions = sincos_positions(encoder.patch_embed.num_tokens, embed_dim)
-        self.register_buffer("positions", positions, persistent=False)
+        self.positions = nn.Buffer(positions, persistent=False)
 
     def forward(
         self,

@@ -4,14 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hicmae.config import CLASS_METRICS, NUMBER_METRICS, ResamplingConfig
 from hicmae.config.flags import add_arguments, from_flags, new_parser
 from hicmae.io import check_writable, describe, write_whole
-
-if TYPE_CHECKING:  # what computes and draws is imported after the flags are parsed
-    from hicmae.report.scores import Report
 
 DESCRIPTION = """Tables over the finished folds of an experiment.
 
@@ -47,47 +43,42 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build_all(args: argparse.Namespace) -> "list[Report]":
-    """Score every folder of the command line, called by its last part where that is enough."""
-    from hicmae.report.scores import build
-    from hicmae.training.resampling import Plan
-
-    plan, titles = from_flags(vars(args), Plan), args.titles
-    folders = [*filter(None, [args.baseline]), *args.folders]
+def titles_of(folders: Sequence[str], titles: Sequence[str]) -> Sequence[str]:
+    """Return what folders are called: their titles, or their last part where that is enough."""
     if titles and len(titles) != len(folders):
         raise ValueError(f"got {len(titles)} --titles for {len(folders)} folders")
     last = [Path(folder).resolve().name for folder in folders]
     titles = titles or (last if len(set(last)) == len(last) else folders)
     if len(set(titles)) < len(titles):
         raise ValueError(f"two of the folders are called alike: {', '.join(titles)}; use --titles")
-    return [
-        build(folder, args.folds, args.class_names, plan, args.metrics, title)
-        for folder, title in zip(folders, titles, strict=True)
-    ]
+    return titles
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables and write the files, those beside the folds where none is named."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv)  # what computes and draws is imported after that
     from hicmae.report.layout import as_html, as_json, as_latex, as_markdown, document
-    from hicmae.report.scores import compare_all
+    from hicmae.report.scores import build, compare_all
+    from hicmae.training.resampling import Plan
 
     files = {kind: Path(getattr(args, kind)) for kind in ENDINGS if getattr(args, kind)}
     if not files and len(args.folders) == 1 and not args.baseline:
         files = {kind: Path(args.folders[0]) / f"report{end}" for kind, end in ENDINGS.items()}
+    folders = [*filter(None, [args.baseline]), *args.folders]
+    makers = {"markdown": as_markdown, "latex": as_latex, "html": as_html}
     try:
-        reports = build_all(args)
+        plan = from_flags(vars(args), Plan)
+        reports = [
+            build(folder, args.folds, args.class_names, plan, args.metrics, title)
+            for folder, title in zip(folders, titles_of(folders, args.titles), strict=True)
+        ]
         comparisons = compare_all(reports) if len(reports) > 1 else []
         sections = document(reports, comparisons)
         sys.stdout.write(as_markdown(sections))
-        makers = {"markdown": as_markdown, "latex": as_latex, "html": as_html}
-        pages = {
-            path: makers[kind](sections) if kind in makers else as_json(reports, comparisons)
-            for kind, path in files.items()
-        }
-        for path, text in pages.items():
+        for kind, path in files.items():
             check_writable(path)
+            text = makers[kind](sections) if kind in makers else as_json(reports, comparisons)
             write_whole(path, text.rstrip() + "\n")
         if files:
             sys.stdout.write(f"\nwritten: {', '.join(map(str, files.values()))}\n")

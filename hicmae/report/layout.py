@@ -73,9 +73,6 @@ def document(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) 
     return sections
 
 
-# Tables
-
-
 def interval_name(report: Report) -> str:
     """Return e.g. "95% CI"."""
     return f"{report.plan.confidence:g}% CI"
@@ -151,7 +148,11 @@ def comparison_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     found = pd.concat([compared.differences for compared in comparisons])
     gaps = found["value"] - found["baseline"]
     columns: dict[str, Any] = {
-        "score": [name for compared in comparisons for name in compared.scores()],
+        "score": [
+            f"{metric_name(metric, c.names)} {c.kind}"
+            for c in comparisons
+            for metric in c.differences["metric"]
+        ],
         "first": found["baseline"].map(percent),
         "value": found["value"].map(percent),
         "difference": [percent(gap, "+.2f") for gap in gaps],
@@ -178,9 +179,6 @@ def _comparison_notes(first: Comparison) -> list[str]:
             f"{first.resamples} times, so p is at least 1 / {first.resamples + 1}"
         )
     return notes
-
-
-# Formats
 
 
 def _escaped(table: pd.DataFrame, signs: Mapping[int, str]) -> pd.DataFrame:
@@ -264,9 +262,6 @@ def _figures_of(report: Report) -> dict[str, Any]:
         "bootstrap": bootstrap | {"seed": plan.seed, "speakers": plan.draws_speakers},
         "notes": report.notes,
     }
-
-
-# Pictures of the page
 
 
 def _pictures(report: Report | None) -> Iterator[tuple[str, str, bool]]:

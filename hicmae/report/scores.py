@@ -223,9 +223,6 @@ def notes_on(
     return list(map(encodable, notes))
 
 
-# Runs against each other
-
-
 class Comparison(NamedTuple):
     """Two runs on the same clips."""
 
@@ -237,10 +234,6 @@ class Comparison(NamedTuple):
     names: list[str]  # of the classes or outputs
     by_speaker: bool  # whether speakers were drawn and swapped instead of clips
     resamples: int
-
-    def scores(self) -> list[str]:
-        """Name the score of each difference."""
-        return [f"{metric_name(m, self.names)} {self.kind}" for m in self.differences["metric"]]
 
 
 def compare_all(reports: Sequence[Report]) -> list[Comparison]:

@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 from hicmae.config.flags import new_parser
 from hicmae.io import check_writable, describe
@@ -13,11 +12,8 @@ from hicmae.io import check_writable, describe
 PICTURES = {
     "curves": ("runs", "Draw losses and scores over the epochs of runs, from their log.txt."),
     "confusion": ("runs", "Draw the confusion matrix of prediction files, or runs, put together."),
-    "reliability": ("runs", "Draw how many answers of each confidence are right in tests of runs."),
     "radar": ("runs", "Draw scores across data sets, a polygon a method."),
-    "layer_weights": ("features", "Draw layer weights of fine-tuned checkpoints, e.g. of folds."),
     "reconstruction": ("clips", "Draw clips of a list, rebuilt by a pre-training checkpoint."),
-    "attention": ("attention", "Draw where each modality looks, and what it reads of the other."),
     "tsne": ("features", "Draw features of labelled clips laid out by t-SNE, coloured by class."),
     "retrieval": ("features", "Draw how often sound finds its video among others, and back."),
 }
@@ -39,41 +35,29 @@ def build_parser() -> argparse.ArgumentParser:
         part.add_argument("--output", "--out", required=True, metavar="FILE", help=formats)
         return part
 
-    def add_of_clips(name: str, stage: str, count: int = 0) -> Any:
-        part = add_picture(name)
-        add = part.add_argument
-        add("--checkpoint", required=True, metavar="FILE", help=f"{stage}, or its export or run")
+    def add_of_clips(name: str, checkpoint: str) -> None:
+        add = add_picture(name).add_argument
+        add("--checkpoint", required=True, metavar="FILE", help=checkpoint)
         add("--data_path", required=True, metavar="LIST", help="list that fits it, or its folder")
         add("--data_root", default="", metavar="DIR", help="start of relative paths")
         add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... or mps (default: auto)")
-        either = part.add_mutually_exclusive_group().add_argument
-        either("--clip", type=int, metavar="N", help="this line of the list, from 0")
-        text = f"clips drawn; 0: all, of a reconstruction the first (default: {count})"
-        either("--num_clips", type=int, default=count, metavar="N", help=text)
-        text = "of draw, windows, crops and masks (default: 0, of a reconstruction the training's)"
+        text = "clips drawn at random; 0, the default: all, of a reconstruction the first"
+        add("--num_clips", type=int, default=0, metavar="N", help=text)
+        text = "of draw, windows, crops and masks (default: 0, of a pre-training the training's)"
         add("--seed", type=int, help=text)
-        return add
 
     add = add_picture("curves").add_argument
     add("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run with a log.txt")
     add = add_picture("confusion").add_argument
     add("pred_files", nargs="+", metavar="PRED.csv", help="predictions of a test, or its run")
     add("--class_names", "--classes", nargs="+", default=(), metavar="NAME", help=NAMES)
-    add = add_picture("reliability").add_argument
-    add("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="tested run of a classifier")
-    add("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
     add = add_picture("radar").add_argument
     add("sources", nargs="+", metavar="SOURCE", help=SOURCES)
     add("--metrics", nargs="+", default=(), metavar="SCORE", help=SCORES)
     add("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
-    add = add_picture("layer_weights").add_argument
-    add("--checkpoint", required=True, nargs="+", metavar="FILE", help="fine-tuned, e.g. of folds")
-    add_of_clips("reconstruction", "pre-training checkpoint")
-    add_of_clips("attention", "checkpoint", count=1)
-    add = add_of_clips("tsne", "fine-tuned checkpoint")
-    add("--target", type=int, default=0, metavar="K", help="output that gives the colour (0)")
-    add = add_of_clips("retrieval", "pre-training checkpoint")
-    add("--masked", action="store_true", help="hide the tokens that training hides")
+    add_of_clips("reconstruction", "pre-training checkpoint, or its run")
+    add_of_clips("tsne", "fine-tuned checkpoint, or its export or run")
+    add_of_clips("retrieval", "pre-training checkpoint, or its run")
     return parser
 
 

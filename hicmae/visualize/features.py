@@ -1,8 +1,8 @@
-"""What a model has learned: features laid out by t-SNE, retrieval, weights of encoder blocks."""
+"""What a model has learned: features laid out by t-SNE, and retrieval."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,53 +14,27 @@ from sklearn.preprocessing import StandardScaler
 
 from hicmae.config import PretrainModelConfig
 from hicmae.config.flags import from_flags
-from hicmae.inference import forward
+from hicmae.data.clip_list import find_list, read_labelled_list
+from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.inference.style import MARKERS, STYLE, colour
+from hicmae.knn import extract
 from hicmae.models.encoder import pooled_unit
-from hicmae.models.layers import split_tokens
-from hicmae.models.pretrain import HiCMAE
-from hicmae.visualize.clips import Opened, batches, open_clips, open_model
+from hicmae.visualize.clips import Opened, batches, choose_lines, open_clips
 
 FEWEST = 5  # clips of t-SNE
 RANKS = (1, 5, 10)  # of retrieval
 DIRECTIONS = ("audio to video", "video to audio")
-# Parts of a model's features by its modality.
-PARTS = {"av": ("video", "audio", "fused"), "v": ("video", "fused"), "a": ("audio", "fused")}
-
-
-@torch.inference_mode()
-def features_of(opened: Opened) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Compute the features of `hicmae.inference` for the centre window of every clip.
-
-    Returns:
-        Each of the `PARTS` of its modality -> (n, D), of which "fused" is all that the head reads,
-        (n, 4D) of both streams; and (n,) classes or (n, K) targets.
-    """
-    found, targets = [], []
-    for batch in batches(opened):
-        found.append(forward.features(opened.model, batch.video, batch.audio))
-        targets.append(batch.target)
-    return {
-        name: torch.cat([parts[name] for parts in found]).float().cpu().numpy()
-        for name in PARTS[opened.settings["modality"]]
-    }, torch.cat(targets).cpu().numpy()
 
 
 def tsne_figure(
-    points: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str], target: int = 0
+    points: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str]
 ) -> Figure:
-    """Draw one panel for each set of features, title -> (n, 2).
-
-    Labels are (n,) classes, or (n, K) regression targets, of which `target` gives the colour.
-    """
-    is_regression = labels.ndim == 2
+    """Draw one panel for each set of features, title -> (n, 2), of clips of the classes (n,)."""
     with rc_context(STYLE):
-        figure = Figure((2.1 * len(points) + 0.4 * is_regression, 2.75))
+        figure = Figure((2.1 * len(points), 2.75))
         panels = figure.subplots(1, len(points), squeeze=False)[0]
         for axes, (title, place) in zip(panels, points.items(), strict=True):
-            if is_regression:
-                image = axes.scatter(*place.T, c=labels[:, target], s=9, cmap="viridis")
-            for k, name in enumerate(() if is_regression else names):
+            for k, name in enumerate(names):
                 # Beyond eight classes the markers move on against the colours.
                 marker = MARKERS[(k + k // len(MARKERS)) % len(MARKERS)]
                 look: dict[str, Any] = {"marker": marker, "alpha": 0.8, "linewidth": 0}
@@ -69,31 +43,45 @@ def tsne_figure(
             axes.set_box_aspect(1)
             axes.spines[:].set_visible(True)
         panels[0].set_ylabel("t-SNE 2")
-        if is_regression:
-            figure.colorbar(image, ax=list(panels), label=names[target], fraction=0.05)
-        else:
-            handles, found = panels[0].get_legend_handles_labels()
-            columns = min(len(found), max(2, 2 * len(points)))
-            figure.legend(handles, found, loc="outside lower center", ncols=columns)
+        handles, found = panels[0].get_legend_handles_labels()
+        columns = min(len(found), max(2, 2 * len(points)))
+        figure.legend(handles, found, loc="outside lower center", ncols=columns)
     return figure
 
 
-def tsne(target: int = 0, **source: Any) -> Figure:
+def tsne(
+    checkpoint: str | Path,
+    data_path: str | Path,
+    data_root: str = "",
+    device: str = "auto",
+    num_clips: int = 0,
+    seed: int | None = None,
+) -> Figure:
     """Draw standardised features of labelled clips laid out by t-SNE, coloured by class.
 
-    The output `target` of a regression gives the colour; the `source` is that of `open_clips`.
+    The clips are of a list, or of test.csv in a folder; relative names start at `data_root`.
+    Without a seed it is 0.
     """
-    opened = open_clips("fine-tuned", **source)
-    count = len(opened.lines)
-    if not 0 <= target < len(opened.names):
-        raise ValueError(f"--target {target} is not one of the {len(opened.names)} outputs")
-    if count < FEWEST:
-        raise ValueError(f"t-SNE needs at least {FEWEST} clips, got {count}")
-    values, labels = features_of(opened)
-    method = TSNE(perplexity=min(30, (count - 1) / 3), init="pca", random_state=opened.seed)
-    scaled = {name: StandardScaler().fit_transform(vectors) for name, vectors in values.items()}
-    points = {name: method.fit_transform(vectors) for name, vectors in scaled.items()}
-    return tsne_figure(points, labels, opened.names, target)
+    recognizer, seed = EmotionRecognizer.from_checkpoint(checkpoint, device, "fp32"), seed or 0
+    if recognizer.config.task != "classification":
+        raise ValueError(
+            f"checkpoint '{checkpoint}' is of a {recognizer.config.task}, but this picture needs a "
+            "classifier; give a checkpoint of run_finetuning.py"
+        )
+    is_folder = Path(data_path).is_dir() and not find_list(data_path)
+    path = Path(data_path, "test.csv") if is_folder else data_path
+    listed = read_labelled_list(path, num_classes=len(recognizer.names), data_root=data_root)
+    clips = [listed[line] for line in choose_lines(len(listed), num_clips, seed)]
+    if len(clips) < FEWEST:
+        raise ValueError(f"t-SNE needs at least {FEWEST} clips, got {len(clips)}")
+    features = extract(recognizer, clips, "clips")
+    method = TSNE(perplexity=min(30, (len(clips) - 1) / 3), init="pca", random_state=seed)
+    points = {
+        name: method.fit_transform(StandardScaler().fit_transform(features[name]))
+        for name in ("video", "audio", "fused")
+        if name in features
+    }
+    return tsne_figure(points, np.array([clip.label for clip in clips]), recognizer.names)
 
 
 def recall_at(similarity: np.ndarray, rank: int) -> float:
@@ -109,23 +97,19 @@ def recall_at(similarity: np.ndarray, rank: int) -> float:
 
 
 @torch.inference_mode()
-def pooled_levels(opened: Opened, levels: Sequence[int], masked: bool) -> list[list[np.ndarray]]:
-    """Compute the features that pre-training contrasts after the encoder blocks `levels`.
+def pooled_levels(opened: Opened, levels: Sequence[int]) -> list[list[np.ndarray]]:
+    """Compute what pre-training contrasts after the encoder blocks `levels`, of whole clips.
 
     Returns:
-        Of video and audio, one (n, D) array of unit vectors a level; `masked` hides the tokens
-        that training would hide.
+        Of video and audio, one (n, D) array of unit vectors a level.
     """
     streams: tuple[list, list] = ([], [])
-    model = cast(HiCMAE, opened.model)
     for batch in batches(opened):
-        for found, encoder, clip, mask in (
-            (streams[0], model.encoder, batch.video, batch.video_mask),
-            (streams[1], model.encoder_audio, batch.audio, batch.audio_mask),
+        for found, encoder, clip in (
+            (streams[0], opened.model.encoder, batch.video),
+            (streams[1], opened.model.encoder_audio, batch.audio),
         ):
-            split = split_tokens(mask, encoder.patch_embed.num_tokens, "mask")
-            visible = split.visible.to(opened.device) if masked else None
-            output = encoder(clip, visible, levels)
+            output = encoder(clip, None, levels)
             found.append([pooled_unit(level).float().cpu() for level in output.levels])
     return [[torch.cat(p).numpy() for p in zip(*found, strict=True)] for found in streams]
 
@@ -172,56 +156,17 @@ def retrieval_figure(found: pd.DataFrame, levels: Sequence[int]) -> Figure:
     return figure
 
 
-def retrieval(masked: bool = False, **source: Any) -> tuple[Figure, str]:
+def retrieval(**source: Any) -> tuple[Figure, str]:
     """Draw how often sound finds its video among others, and back, by each contrasted level.
 
     Returns the picture, and the figures as text.
     """
-    opened = open_clips("pre-trained", **source)
+    opened = open_clips(**source)
     count = len(opened.lines)
     if count < 2:
         raise ValueError(f"retrieval needs at least 2 clips to choose from, got {count}")
     levels = from_flags(opened.settings, PretrainModelConfig).return_intermediate_features
-    video, audio = pooled_levels(opened, levels, masked)
+    video, audio = pooled_levels(opened, levels)
     found = recalls(video, audio, levels)
     text = found.to_string(float_format="{:.2f}".format, col_space=7)
     return retrieval_figure(found, levels), f"recall in percent among {count} clips\n{text}"
-
-
-def layer_weights(checkpoint: Sequence[str | Path]) -> Figure:
-    """Draw layer weights of fine-tuned checkpoints, e.g. of folds: the mean, each as a point."""
-    runs = []  # (L,) by stream
-    for path in checkpoint:
-        weights = open_model(path, "cpu", "fine-tuned")[0].state_dict()
-        names = [name for name in weights if name.endswith("_layer_weights")]
-        runs.append({name: weights[name].double().softmax(dim=0).numpy() for name in names})
-        if not names:
-            raise ValueError(
-                f"'{path}' has no layer weights to draw: it was fine-tuned with "
-                "--no-hierarchical_fusion"
-            )
-        sizes, first = ({n: len(w) for n, w in run.items()} for run in (runs[-1], runs[0]))
-        if sizes != first:
-            raise ValueError(
-                f"'{path}' has blocks {sizes}, '{checkpoint[0]}' has {first}; draw models of one "
-                "size and modality together"
-            )
-    with rc_context(STYLE):
-        figure = Figure((2.7 * len(runs[0]), 2.2))
-        panels = figure.subplots(1, len(runs[0]), sharey=True, squeeze=False)[0]
-        for number, (axes, name) in enumerate(zip(panels, runs[0], strict=True)):
-            values = 100 * np.stack([run[name] for run in runs])  # (runs, L)
-            places, even = np.arange(values.shape[1]), 100 / values.shape[1]
-            axes.bar(places, values.mean(0), 0.7, color=colour(number), alpha=0.85)
-            if len(values) > 1:
-                points = axes.plot(places, values.T, "o", color="black", markersize=2.5)
-                points[0].set_label("one run")
-            axes.axhline(even, color="black", linestyle="--", linewidth=1, label="equal weights")
-            axes.set_xticks(places)
-            axes.grid(axis="x", visible=False)
-            axes.set(title=f"{name.partition('_')[0]} encoder", xlabel="encoder block")
-            axes.set_ylim(0, max(1.25 * even, 1.15 * float(values.max())))
-        panels[0].set_ylabel("layer weight (%)")
-        shown = panels[0].get_legend_handles_labels()
-        figure.legend(*shown, loc="outside upper center", ncols=2)
-    return figure

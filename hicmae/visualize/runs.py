@@ -1,7 +1,6 @@
 """Pictures of what runs have written: curves, confusion, calibration, scores across data sets."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -114,8 +113,6 @@ def confusion(pred_files: Sequence[str | Path], class_names: Sequence[str] = ())
     settings |= {"class_names": class_names} if class_names else {}
     names = names_of_run(settings, "classification", pooled.num_outputs)
     title = f"{scores['count']} clips, UAR {scores['uar']:.2%}, WAR {scores['war']:.2%}"
-    if twice := sum(count > 1 for count in Counter(pooled.clips).values()):
-        title += f"\n{twice} of the clips counted more than once"
     return confusion_figure(scores["confusion"], list(map(encodable, names)), title)
 
 
@@ -125,60 +122,35 @@ def confusion_image(metrics: Mapping[str, Any], names: Sequence[str]) -> np.ndar
     return figure_to_image(confusion_figure(metrics["confusion"], names, title))
 
 
-def reliability(output_dirs: Sequence[str | Path], kind: str = "last") -> Figure:
-    """Draw how many answers of each confidence are right in tests of runs, put together."""
-    tables, before, after = [], [], []
-    for folder in map(Path, output_dirs):
-        tables.append(read_predictions(folder / KINDS[kind]))
-        if tables[-1].is_regression:
-            raise ValueError(
-                f"'{folder / KINDS[kind]}' is of a regression, which knows no confidence"
-            )
-        columns = [f"p{k}" for k in range(tables[-1].num_outputs)]
-        how: Any = {"encoding": "utf-8-sig", "encoding_errors": "replace"}
-        frame = pd.read_csv(folder / KINDS[kind], usecols=columns, **how)
-        before.append(frame[columns].dropna().to_numpy(float))
-        metrics = read_json(folder / KINDS[kind].replace("pred", "metrics").replace("csv", "json"))
-        if found := metrics.get("calibration"):
-            after.append(tempered(before[-1], found["temperature"]))
-    panels = {"before": np.concatenate(before)}
-    if len(after) == len(before):
-        panels["after the temperature"] = np.concatenate(after)
-    return reliability_figure(pool(tables).labels, panels)
+def draw_reliability(
+    labels: ArrayLike, scores: np.ndarray, temperature: float, path: str | Path
+) -> None:
+    """Write a picture of probabilities (n, K) before and after a temperature.
 
-
-def reliability_figure(labels: ArrayLike, panels: Mapping[str, np.ndarray]) -> Figure:
-    """Draw the share of right answers by confidence, and how many clips have it, below.
-
-    There is a panel for each set of probabilities (n, K), by title; those that can be believed end
-    on the dashed line.
+    It shows the share of right answers by confidence, which ends on the dashed line where they can
+    be believed, and how many clips have that confidence, below.
     """
     edges = np.linspace(0.0, 1.0, BINS + 1)
+    panels = {
+        "before": scores,
+        f"after the temperature, {temperature:.2f}": tempered(scores, temperature),
+    }
     with rc_context(STYLE):
         figure = Figure((2.7 * len(panels), 3.4))
         shape: Any = {"sharex": True, "sharey": "row", "height_ratios": (3, 1)}
-        grid = figure.subplots(2, len(panels), squeeze=False, **shape)
-        for (upper, lower), (title, scores) in zip(grid.T, panels.items(), strict=True):
-            confidence, right = scores.max(1), scores.argmax(1) == np.asarray(labels)
+        grid = figure.subplots(2, len(panels), **shape)
+        for (upper, lower), (title, values) in zip(grid.T, panels.items(), strict=True):
+            confidence, right = values.max(1), values.argmax(1) == np.asarray(labels)
             counts, hits = (np.histogram(x, edges)[0] for x in (confidence, confidence[right]))
             look: Any = {"width": 1 / BINS, "align": "edge", "edgecolor": "white"}
             upper.bar(edges[:-1], hits / counts.clip(1), color=colour(0), **look)
             upper.plot([0, 1], [0, 1], "--", color="#555555", linewidth=1)
             lower.bar(edges[:-1], counts, color="#999999", **look)
-            found = calibration(labels, scores, BINS)
+            found = calibration(labels, values, BINS)
             upper.set(title=f"{title}\nECE {found['ece']:.3f}, NLL {found['nll']:.3f}", ylim=(0, 1))
             lower.set(xlabel="confidence", xlim=(0, 1), xticks=(0, 0.25, 0.5, 0.75))
         grid[0, 0].set_ylabel("share of right answers")
         grid[1, 0].set_ylabel("clips")
-    return figure
-
-
-def draw_reliability(
-    labels: ArrayLike, scores: np.ndarray, temperature: float, path: str | Path
-) -> None:
-    """Write the picture of probabilities before and after a temperature."""
-    after = f"after the temperature, {temperature:.2f}"
-    figure = reliability_figure(labels, {"before": scores, after: tempered(scores, temperature)})
     with whole_file(path) as part:
         save_figure(figure, part)
 

@@ -1,5 +1,6 @@
 """Pictures of what runs have written: curves, confusion, radar, and clips rebuilt."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -8,16 +9,15 @@ import pytest
 import torch
 
 from hicmae.inference.style import figure_to_image
-from hicmae.models.reconstruct import Reconstruction
 from hicmae.report.layout import confusion_figure
+from hicmae.visualize import runs
 from hicmae.visualize.__main__ import main
-from hicmae.visualize.clips import reconstruction_figure
+from hicmae.visualize.clips import Reconstruction, reconstruction_figure
 from hicmae.visualize.runs import (
     confusion,
     confusion_image,
     curves_figure,
     radar_figure,
-    reliability,
     scores_of_folders,
 )
 from tests.report.fold_files import write_predictions
@@ -126,30 +126,25 @@ def test_confusion_is_pooled_over_files_and_runs_and_normalised_by_row(predictio
     assert [text.get_text() for text in axes.get_yticklabels()] == ["anger", "joy", "fear"]
     with pytest.raises(ValueError, match="--class_names gives 2 names .a, b., expected 3"):
         confusion(predictions, ["a", "b"])
-    twice = confusion([predictions[0], predictions[0]]).axes[0].get_title()
-    assert "4 of the clips counted more than once" in twice
     (tmp_path / "r.csv").write_text("clip,label0,prediction0\na,0.5,0.6\nb,0.1,0.2\n")
     with pytest.raises(ValueError, match="is of a regression; it has no confusion matrix"):
         confusion([tmp_path / "r.csv"])
 
 
-def test_reliability_draws_right_answers_by_confidence_before_and_after(tmp_path):
+def test_reliability_draws_right_answers_by_confidence_before_and_after(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(runs, "save_figure", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(runs, "whole_file", contextlib.nullcontext)
     scores = np.array([[0.9, 0.1, 0.0]] * 3 + [[0.2, 0.3, 0.5]])
-    for fold in ("fold1", "fold2"):
-        names = [f"{fold}{k}" for k in range(4)]
-        write_predictions(tmp_path / fold / "pred.csv", names, [0, 0, 1, 2], [0, 0, 0, 2], scores)
-    runs = [tmp_path / "fold1", tmp_path / "fold2"]
-    bars = [{bar.get_x(): bar.get_height() for bar in a.patches} for a in reliability(runs).axes]
-    assert len(bars) == 2, "without a temperature there is nothing after it"
-    assert {round(15 * x): count for x, count in bars[1].items() if count} == {7: 2, 13: 6}
-    assert [height for height in bars[0].values() if height] == pytest.approx([1, 2 / 3])
-    for run in runs:
-        (run / "metrics.json").write_text('{"calibration": {"temperature": 4.0}}')
-    before, after = (axes.get_title() for axes in reliability(runs).axes[:2])
-    assert "ECE 0.300" in before and "ECE 0.300" not in after  # (6 * 0.7 / 3 + 2 * 0.5) / 8
-    (runs[0] / "pred.csv").write_text("clip,label0,prediction0\na,0.5,0.6\n")
-    with pytest.raises(ValueError, match="fold1/pred.csv' is of a regression"):
-        reliability(runs)
+    runs.draw_reliability([0, 0, 1, 2], scores, 4.0, tmp_path / "reliability.png")
+    upper, after, lower, _ = drawn[0].axes
+    counts = {round(15 * bar.get_x()): bar.get_height() for bar in lower.patches}
+    assert {place: count for place, count in counts.items() if count} == {7: 1, 13: 3}
+    shares = [bar.get_height() for bar in upper.patches if bar.get_height()]
+    assert shares == pytest.approx([1, 2 / 3])
+    assert "ECE 0.300" in upper.get_title()  # (3 * 0.7 / 3 + 0.5) / 4
+    assert "after the temperature, 4.00\nECE" in after.get_title()
+    assert "ECE 0.300" not in after.get_title()
 
 
 def test_confusion_of_a_class_without_clips_has_an_empty_row():

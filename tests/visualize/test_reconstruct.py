@@ -5,7 +5,7 @@ import torch
 
 from hicmae.models import losses
 from hicmae.models.layers import split_tokens
-from hicmae.models.reconstruct import rebuild
+from hicmae.visualize.clips import rebuild
 
 
 def masked(rows, length):
