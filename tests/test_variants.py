@@ -100,8 +100,6 @@ def test_an_exported_variant_answers_with_the_numbers_of_its_test(finetuned, nam
             assert list(answer.probabilities.values()) == pytest.approx(scores, abs=1e-6)
 
 
-# Frozen weights
-
 TRAINED = ("video_layer_weights", "audio_layer_weights", "fc_norm.", "head.")
 
 
@@ -150,9 +148,6 @@ def test_a_variant_pretrains_in_two_processes_without_unused_parameters(media, t
     job = Job("run_pretraining", [*PRETRAIN, *flags], tmp_path, 2)
     job.complete("--batch_size", "1")
     assert len(lines(job.out / "steps.jsonl")) == 2
-
-
-# Class imbalance, and the average of the weights
 
 
 def test_an_average_of_weights_is_tested_kept_and_resumed_exactly(media, tmp_path):

@@ -94,16 +94,14 @@ def test_only_float32_outside_autocast_is_served(products):
 
 @pytest.mark.parametrize(
     "capability, vendor, expected",
-    [
-        ("AVX512", "vendor_id : AuthenticAMD", "onednn"),
-        ("AVX512", "vendor_id : GenuineIntel", "mkl"),
-        ("AVX2", "vendor_id : AuthenticAMD", "mkl"),
-    ],
-)
-def test_auto_follows_the_processor(monkeypatch, capability, vendor, expected):
+    [("AVX512", "AuthenticAMD", "onednn"), ("AVX512", "GenuineIntel", "mkl"),
+     ("AVX2", "AuthenticAMD", "mkl")],
+)  # fmt: skip
+def test_auto_follows_the_processor(monkeypatch, tmp_path, capability, vendor, expected):
     cpu_gemm._is_faster.cache_clear()
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nvendor_id : {vendor}\n")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(cpu_gemm, "_vendor", lambda: vendor)
+    monkeypatch.setattr(cpu_gemm, "CPU", tmp_path / "cpuinfo")
     assert cpu_gemm.library("auto") == expected
     cpu_gemm._is_faster.cache_clear()
 

@@ -84,9 +84,3 @@ def load_audio(path, begin, end):
     )[:256]
     fbank = torch.nn.functional.pad(fbank, (0, 0, 0, 256 - len(fbank)))
     return ((fbank + 4.2677393) / (2 * 4.5689974))[None]
-
-
-def load_batch(clips, rngs, **options):
-    """Load (video, audio) paths one by one, and stack them."""
-    loaded = [load_clip(*clip, rng, **options) for clip, rng in zip(clips, rngs, strict=True)]
-    return tuple(torch.stack(part) for part in zip(*loaded, strict=True))
