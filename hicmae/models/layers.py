@@ -59,8 +59,8 @@ class Attention(nn.Module):
             query = F.linear(tokens, self.q.weight, self.q_bias)
             bias = torch.cat((no_bias, self.v_bias))
             parts = (query, *F.linear(context, self.kv.weight, bias).chunk(2, dim=-1))
-        heads = (rearrange(part, "b n (h d) -> b h n d", h=self.num_heads) for part in parts)
-        read = F.scaled_dot_product_attention(*heads)
+        heads = [rearrange(part, "b n (h d) -> b h n d", h=self.num_heads) for part in parts]
+        read = F.scaled_dot_product_attention(heads[0], heads[1], heads[2])
         return self.proj(rearrange(read, "b h n d -> b n (h d)"))
 
 

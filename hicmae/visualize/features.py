@@ -76,7 +76,7 @@ def tsne(
         raise ValueError(f"t-SNE needs at least {FEWEST} clips, got {len(clips)}")
     features = extract(recognizer, clips, "clips")
     method = TSNE(perplexity=min(30, (len(clips) - 1) / 3), init="pca", random_state=seed)
-    points = {
+    points: dict[str, np.ndarray] = {
         name: method.fit_transform(StandardScaler().fit_transform(features[name]))
         for name in ("video", "audio", "fused")
         if name in features
