@@ -343,9 +343,9 @@ def recall(checkpoint: Path, args: argparse.Namespace) -> float:
 
     films = sorted((args.data / "labelled").glob("*/*_c000.mp4"))
     write_list(args.output_dir / "unseen.csv", [Clip(str(film), None, 0) for film in films])
-    opened = open_clips("pre-trained", checkpoint, args.output_dir / "unseen.csv")
+    opened = open_clips(checkpoint, args.output_dir / "unseen.csv", seed=0)
     top = opened.settings["return_intermediate_features"][-1:]
-    video, audio = (np.stack(levels) for levels in pooled_levels(opened, top, masked=False))
+    video, audio = (np.stack(levels) for levels in pooled_levels(opened, top))
     order = np.random.default_rng(args.seeds[0]).permutation(len(films))
     groups = np.array_split(order, max(len(films) // SEARCHED, 1))
     found = [recalls(video[:, clips], audio[:, clips], top) for clips in groups]
