@@ -224,23 +224,17 @@ def test_weights_of_classes_weigh_clips_whose_mean_weight_is_one(kind):
         assert w[3] / w[0] == pytest.approx(ratio, rel=1e-4) and w[2] == 1
 
 
-@pytest.mark.parametrize("related", [True, False], ids=["related", "unrelated"])
-def test_contrast_finds_what_the_streams_of_a_clip_share(related):
+def test_contrast_finds_what_the_streams_of_a_clip_share():
     model = pretraining_model(**SHALLOW)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     scores = []
     for _ in range(STEPS):
-        video, video_mask, audio, audio_mask = tinted(generator)
-        if not related:
-            audio = audio.roll(1, dims=0)  # the sound of another clip
-        inputs = (video, video_mask, audio, audio_mask)
+        inputs = tinted(generator)
         output = model(*inputs)
         optimizer.zero_grad()
         losses.pretrain_loss(output, *inputs, frame_diff=False).total.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1)
         optimizer.step()
         scores.append([float(score) for score in losses.contrastive_accuracy(*output[2:])])
-    late = torch.tensor(scores[-20:]).mean(dim=0)
-    guessing = 1 / BATCH
-    assert (late > 3 * guessing).all() if related else (late < 2 * guessing).all()
+    assert (torch.tensor(scores[-20:]).mean(dim=0) > 3 / BATCH).all()  # of guessing

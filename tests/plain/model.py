@@ -67,9 +67,9 @@ class Layer(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, dim * 4)
         self.drop_path = DropPath(drop)
-        names = (["gamma_0"] if cross else []) + ["gamma_1", "gamma_2"]
-        for name in names if init_values > 0 else []:
-            self.register_parameter(name, nn.Parameter(init_values * torch.ones(dim)))
+        for number in range(0 if cross else 1, 3 if init_values > 0 else 0):
+            gamma = nn.Parameter(init_values * torch.ones(dim))
+            self.register_parameter(f"gamma_{number}", gamma)
 
     def scaled(self, branch, name):
         gamma = getattr(self, name, None)
@@ -83,37 +83,27 @@ class Layer(nn.Module):
         return x + self.scaled(self.mlp(self.norm2(x)), "gamma_2")
 
 
-def drop_rates(drop, depth):
-    return [rate.item() for rate in torch.linspace(0, drop, depth)]
-
-
-class PatchEmbed(nn.Module):
-    """Embeds every patch of a clip by a convolution."""
-
-    def __init__(self, size, patch, channels, dim):
-        super().__init__()
-        self.num_patches = math.prod(s // p for s, p in zip(size, patch, strict=True))
-        convolution = nn.Conv3d if len(size) == 3 else nn.Conv2d
-        self.proj = convolution(channels, dim, kernel_size=patch, stride=patch)
-
-    def forward(self, clip):
-        return self.proj(clip).flatten(2).transpose(1, 2)
+def layers(dim, depth, heads, drop=0.0, init_values=0.0, cross=()):
+    """Make layers whose rates of dropped paths rise; those at the places in `cross` are crossed."""
+    rates = torch.linspace(0, drop, depth).tolist()
+    kinds = [(dim, heads, rate, init_values, k in cross) for k, rate in enumerate(rates)]
+    return nn.ModuleList([Layer(*kind) for kind in kinds])
 
 
 class Encoder(nn.Module):
-    def __init__(self, size, patch, channels, dim, depth, heads, drop=0.0, init_values=0.0):
+    def __init__(self, size, patch, channels, dim, depth, heads, **options):
         super().__init__()
-        self.patch_embed = PatchEmbed(size, patch, channels, dim)
-        self.blocks = nn.ModuleList(
-            [Layer(dim, heads, rate, init_values) for rate in drop_rates(drop, depth)]
-        )
+        convolution = nn.Conv3d if len(size) == 3 else nn.Conv2d
+        self.patch_embed = nn.ModuleDict({"proj": convolution(channels, dim, patch, patch)})
+        self.blocks = layers(dim, depth, heads, **options)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        table = sine_cosine_table(self.patch_embed.num_patches, dim)
+        self.num_patches = math.prod(s // p for s, p in zip(size, patch, strict=True))
+        table = sine_cosine_table(self.num_patches, dim)
         self.register_buffer("pos_embed", table, persistent=False)
 
     def forward(self, clip, mask=None, keep=()):
         """Return normed tokens and the normed outputs of the blocks in `keep`."""
-        x = self.patch_embed(clip)
+        x = self.patch_embed["proj"](clip).flatten(2).transpose(1, 2)
         x = x + self.pos_embed.type_as(x)
         if mask is not None:
             x = x[~mask].reshape(x.shape[0], -1, x.shape[-1])
@@ -126,11 +116,10 @@ class Encoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    def __init__(self, dim, depth, heads, drop=0.0, init_values=0.0):
+    def __init__(self, dim, depth, heads, **options):
         super().__init__()
-        rates = drop_rates(drop, depth)
-        self.blocks = nn.ModuleList([Layer(dim, heads, r, init_values, True) for r in rates])
-        self.blocks_audio = nn.ModuleList([Layer(dim, heads, r, init_values, True) for r in rates])
+        self.blocks = layers(dim, depth, heads, cross=range(depth), **options)
+        self.blocks_audio = layers(dim, depth, heads, cross=range(depth), **options)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.norm_audio = nn.LayerNorm(dim, eps=1e-6)
 
@@ -141,12 +130,9 @@ class Fusion(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, dim, depth, heads, values, drop=0.0, init_values=0.0):
+    def __init__(self, dim, depth, heads, values, **options):
         super().__init__()
-        rates = drop_rates(drop, depth)
-        self.blocks = nn.ModuleList(
-            [Layer(dim, heads, rate, init_values, cross=i > 0) for i, rate in enumerate(rates)]
-        )
+        self.blocks = layers(dim, depth, heads, cross=range(1, depth), **options)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, values)
 
@@ -193,7 +179,7 @@ class PlainPretraining(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         self.mask_token_audio = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         for name, encoder in (("", self.encoder), ("_audio", self.encoder_audio)):
-            table = sine_cosine_table(encoder.patch_embed.num_patches, decoder_dim)
+            table = sine_cosine_table(encoder.num_patches, decoder_dim)
             self.register_buffer(f"decoder_pos{name}", table, persistent=False)
 
     def forward(self, video, video_mask, audio, audio_mask):

@@ -15,8 +15,6 @@ from tests.plain.model import PATCH
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-
-
 CLIP, PATCHES = "b c (t p) (h q) (w r)", "b (t h w) (p q r) c"
 
 
