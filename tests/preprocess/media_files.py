@@ -37,19 +37,27 @@ def ffmpeg_program() -> str:
     return program
 
 
-def fake_openface(folder: Path) -> list[str]:
-    """Make a program that stands in for OpenFace, of twelve faces a video; returns its flags."""
+def fake_openface(folder: Path, size: str = "256") -> list[str]:
+    """Make a program that stands in for OpenFace, of twelve faces a video; returns its flags.
+
+    It demands the flags of the original. Films whose bytes say so are broken or without a face.
+    """
     faces = folder / "some_aligned"
     faces.mkdir()
     for k in range(12):
         picture = cv2.resize(portrait()[100:350, 160:370], (40, 40))
         cv2.imwrite(str(faces / f"frame_det_00_{k + 1:06d}.jpg"), picture[..., ::-1])
     program = folder / "FeatureExtraction"
-    program.write_text(
-        "#!/bin/sh\n"
-        'while [ $# -gt 0 ]; do [ "$1" = -out_dir ] && out=$2; shift; done\n'
-        f'cp -r {shlex.quote(str(faces))} "$out/clip_aligned"\n'
-    )
+    program.write_text(f"""#!/bin/sh
+case "$*" in *-simalign*-format_aligned\\ jpg*-nomask*-simsize\\ {size}*) ;; *) exit 2;; esac
+while [ $# -gt 0 ]; do
+  case "$1" in -f) file=$2;; -out_dir) out=$2;; esac
+  shift
+done
+grep -q broken "$file" && {{ echo "could not open the video" >&2; exit 1; }}
+mkdir "$out/clip_aligned"
+grep -q faceless "$file" || cp {shlex.quote(str(faces))}/* "$out/clip_aligned"
+""")
     program.chmod(0o755)
     return ["--backend", "openface", "--openface", str(program)]
 

@@ -26,6 +26,7 @@ from tests.preprocess.media_files import (
     SIZE,
     camera,
     failures,
+    fake_openface,
     ffmpeg_program,
     needs_weights,
     pictures,
@@ -76,16 +77,6 @@ def test_eyes_rest_in_place_under_shift_scale_and_roll(tmp_path):
     assert {crop.shape for crop in crops} == {(256, 256, 3)}
     for (face,) in Detector().detect(crops):
         assert np.abs(face.points[:2] - template(256)[:2]).max() < 9
-
-
-@needs_weights
-def test_following_between_searched_frames_agrees_with_searching_all(tmp_path):
-    cameras = [camera((5 * k, 2 * k), 1.0, 1.5 * k) for k in range(-6, 7)]
-    video = Film(str(save_media(tmp_path / "a.mp4", shoot(cameras))))
-    every, _ = follow_face(frames_of(video, 25), FaceOptions(detect_every=1, smoothing=0))
-    some, _ = follow_face(frames_of(video, 25), FaceOptions(smoothing=0))
-    difference = np.linalg.norm(every - some, axis=2)
-    assert difference.mean() < 0.02 * 60 and difference.max() < 0.1 * 60  # inter-ocular distance
 
 
 @needs_weights
@@ -162,51 +153,26 @@ def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(tmp_path, mon
 
 # OpenFace
 
-FAKE_OPENFACE = """#!/bin/sh
-printf '%s\\n' "$@" > "$(dirname "$0")/arguments"
-while [ $# -gt 0 ]; do
-  case "$1" in -f) file=$2;; -out_dir) out=$2;; esac
-  shift
-done
-grep -rq broken "$file" && { echo "could not open the video" >&2; exit 1; }
-name=$(basename "$file"); name=${name%.*}
-mkdir -p "$out/${name}_aligned"
-grep -rq faceless "$file" && exit 0
-for k in 1 2 3; do echo jpg > "$out/${name}_aligned/frame_det_00_00000$k.jpg"; done
-echo "frame,confidence" > "$out/$name.csv"
-"""
 
-
-@pytest.fixture
-def openface(tmp_path: Path) -> Path:
-    program = tmp_path / "bin" / "FeatureExtraction"
-    program.parent.mkdir()
-    program.write_text(FAKE_OPENFACE)
-    program.chmod(0o755)
-    return program
-
-
-def test_openface_is_run_as_the_original_did_and_its_folders_moved(tmp_path, openface):
+def test_openface_is_run_as_the_original_did_and_its_folders_moved(tmp_path):
     for name in HARD_NAMES:
         save_media(tmp_path / "in" / "sub" / name, pictures(3))
-    flags = ["--backend", "openface", "--openface", str(openface)]
+    flags = fake_openface(tmp_path, "128")
     assert extract(tmp_path / "in", tmp_path / "out", *flags, "--img_size", "128") == 0
-    arguments = (openface.parent / "arguments").read_text().splitlines()
-    assert set(arguments) >= {"-simalign", "-simsize", "128", "-format_aligned", "jpg", "-nomask"}
     made = [path for path in (tmp_path / "out" / "sub").rglob("*") if path.is_file()]
     assert {path.parent.name[:-8] for path in made} == {Path(name).stem for name in HARD_NAMES}
-    assert len(made) == 3 * len(HARD_NAMES)
+    assert len(made) == 12 * len(HARD_NAMES)
     row = summary(tmp_path / "out")["sub/a space.mp4"]
-    assert (row["frames"], row["rate_kind"]) == ("3", "constant")
+    assert (row["frames"], row["rate_kind"]) == ("12", "constant")
 
 
-def test_what_openface_cannot_do_is_reported_and_leaves_nothing(tmp_path, openface, monkeypatch):
+def test_what_openface_cannot_do_is_reported_and_leaves_nothing(tmp_path, monkeypatch):
     for name, word in {"a": b"", "b": b"broken", "c": b"faceless"}.items():
         with open(save_media(tmp_path / "in" / f"{name}.mp4", pictures(3)), "ab") as file:
             file.write(word)
     (tmp_path / "in/d.mp4").touch()
     save_film(tmp_path / "in/e.mp4", np.array([0, 0.1, 0.2, 0.6]))
-    flags = ["--backend", "openface", "--openface", str(openface)]
+    flags = fake_openface(tmp_path)
     assert extract(tmp_path / "in", tmp_path / "out", *flags) == 1
     assert failures(tmp_path / "out", "extract_face") == {
         "b.mp4": "FeatureExtraction failed with exit code 1: could not open the video",
@@ -215,7 +181,7 @@ def test_what_openface_cannot_do_is_reported_and_leaves_nothing(tmp_path, openfa
         "e.mp4": "has a variable frame rate, for which --backend mtcnn is made",
     }
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a_aligned", "extract_face.csv"}
-    openface.write_text("#!/bin/sh\nexec sleep 30\n")
+    Path(flags[-1]).write_text("#!/bin/sh\nexec sleep 30\n")
     monkeypatch.setattr(extract_face, "OPENFACE_SECONDS", 0.2)
     assert extract(tmp_path / "in/a.mp4", tmp_path / "slow", *flags) == 1
     assert "took longer than 0.2 s" in failures(tmp_path / "slow", "extract_face")["a.mp4"]

@@ -3,18 +3,17 @@
 import csv
 import os
 import re
-import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from hicmae.data.clip_list import DATA_SETS, read_labelled_list, read_pretrain_list
+from hicmae.data.clip_list import read_labelled_list, read_pretrain_list
 from preprocess import data_sets
 from preprocess.lists import building
 from preprocess.lists.annotations import read_lines, read_table
-from preprocess.lists.clips import Candidate, find_halves, write_left_out, write_lists
+from preprocess.lists.clips import Candidate, find_halves, write_lists
 from tests.preprocess.trees import ROOT, Tree
 
 FIVE = [f"{actor}_DFA_ANG_XX" for actor in (1001, 1019, 1037, 1055, 1073)]  # one a fold
@@ -56,7 +55,7 @@ def mafw(tree):
 
 def mafw_compound(tree):
     tree.clips(["00001", "20045"])
-    mafw_split(tree, "compound", ["00001.mp4 anger"], ["20045.mp4 anger_anxiety"])
+    mafw_split(tree, "compound", ["00001.mp4 anger"], ["20045.mp4 surprise_anxiety"])
     return ["--subset", "compound"]
 
 
@@ -147,7 +146,7 @@ PROTOCOLS = [  # script, data set, what some of its lists hold, what is left out
       for actor in (1018, 1019, 1037, 1055, 1073, 1091)}),
     ("mafw_av", mafw, {"split05/train": [("00001", 10)], "split05/test": [("00003", 2)]},
      {"00002": "audio missing"}),
-    ("mafw_av", mafw_compound, {"split01/test": [("20045", 11)]}, {}),
+    ("mafw_av", mafw_compound, {"split01/test": [("20045", 42)]}, {}),  # the last one of all
     ("dfew_av", dfew,  # labels start from 1 and names lack zeros
      {"split03/train": [("00001", 0), ("00023", 6)], "split03/test": [("16372", 3)]}, {}),
     ("ravdess_av", ravdess, {"split06/test": RAVDESS_6},
@@ -212,11 +211,6 @@ def test_cremad_lists_are_the_golden_folds(tree, caplog):
     assert set(tree.left_out()) == {*data_sets.CREMAD_DROPPED}
     assert "counts are as published: split01/test, " in caplog.text
     assert len((tree.out / "clip_speakers.csv").read_text().splitlines()) == 1 + len(golden)
-
-
-def test_mafw_has_32_compound_classes_behind_the_single_ones():
-    compound, single = data_sets.MAFW_COMPOUND, DATA_SETS["mafw", 11].split()
-    assert len({*compound, *single}) == 43 and sorted(compound) == list(compound)
 
 
 @pytest.mark.parametrize(
@@ -329,10 +323,6 @@ def test_official_files_that_cannot_be_used_are_named(tree, caplog):
     flags = ["--published_lists", str(tree.root / "published")]
     assert tree.make("werewolf_xl_av", *flags) == 2
     assert "expected 'split01/test.csv' in" in caplog.text and "--published_lists" in caplog.text
-    flags = avcaffe(tree)
-    tree.text("info/train.txt", "aiim003 aiim001")
-    assert tree.make("avcaffe_av", *flags) == 1
-    assert "are in split01/train.csv and in split01/test.csv, expected none: 'aiim" in caplog.text
 
 
 TABLE = "video,label\na.mp4,x\n"
@@ -366,14 +356,6 @@ def test_tables_that_cannot_be_meant_are_refused_with_file_and_line(data, messag
         list(read_table(str(tmp_path / "t.csv"), ["video", "label"]))
 
 
-def test_a_place_that_cannot_be_written_is_said_before_headers_are_read(tree, caplog, monkeypatch):
-    tree.clips(FIVE)
-    tree.out.touch()
-    monkeypatch.setattr(building, "checked", None)
-    assert tree.make("cremad_av") == 2
-    assert f"'{tree.out}'" in caplog.text
-
-
 @pytest.mark.parametrize("script", sorted({script for script, *_ in PROTOCOLS}))
 def test_a_data_set_without_its_protocol_ends_in_one_line(script, tree, caplog):
     tree.clips(["a"])
@@ -395,20 +377,6 @@ def test_speaker_on_both_sides_is_refused_and_unknown_ones_are_not_one(tmp_path)
     assert (tmp_path / "fold/test.csv").read_text() == "/v/b /a/b.wav 0\n"
 
 
-def test_full_disk_leaves_no_half_written_file(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    lists = {"fold/train": [Candidate("x", 0, None, "x" * 5000, "x.wav")]}
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_left_out(tmp_path, [Candidate("x" * 5000, reason="why")])
-        with pytest.raises(OSError, match="File too large"):
-            write_lists(tmp_path, lists, ())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
 def test_folders_and_wavs_are_found_at_any_depth_and_links_in_a_circle_end(tmp_path):
     faces = ("x/x_aligned/2.PNG", "s1/A/y_aligned/1.jpg", "z/0.bmp", "s1/A/hidden/._1.jpg")
     for name in (*faces, "s1/1.wav", "2.WAV", "._2.wav", "3.mp3", "b c.wav"):
@@ -420,17 +388,6 @@ def test_folders_and_wavs_are_found_at_any_depth_and_links_in_a_circle_end(tmp_p
     places = {name: os.path.relpath(path, tmp_path) for name, path in found.items()}
     assert places == {"x": "x/x_aligned", "y": "s1/A/y_aligned", "z": "z"}
     assert sorted(find_halves(str(tmp_path), "wavs")) == ["1", "2", "b c"]
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_folder_without_permission_is_reported_and_others_are_found(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "1.jpg").touch()
-    (tmp_path / "a").chmod(0)
-    found = find_halves(str(tmp_path), "faces")
-    (tmp_path / "a").chmod(0o700)
-    assert found["b"] == str(tmp_path / "b") and found["a"][0] == "cannot be read"
 
 
 # VoxCeleb2
@@ -460,17 +417,14 @@ def test_voxceleb2_lists_videos_whose_wav_follows_from_the_name(tree):
     assert tree.left_out() == gone
 
 
-def test_voxceleb2_names_the_wav_where_it_does_not_follow(tree):
-    voxceleb(tree, "dev/mp4/id1/c/1.mp4", "dev/aac/id1/c/1.wav")
-    assert tree.make("voxceleb2", "--relative") == 0
-    text = (tree.out / "train.csv").read_text()
-    assert text == "dev/mp4/id1/c/1.mp4 dev/aac/id1/c/1.wav 0\n"
-
-
-def test_voxceleb2_without_a_usable_clip_writes_no_list(tree, caplog):
+def test_voxceleb2_elsewhere_is_listed_where_a_clip_is_whole_and_the_wav_is_named(tree, caplog):
     assert tree.make("voxceleb2") == 2
     assert re.search(r"'video/file~/dev/mp4' or 'dev/mp4' in .* found 'one.jpg'", caplog.text)
     voxceleb(tree, "dev/mp4/id1/c/1.mp4", "dev/aac/id1/c/2.wav")
     assert tree.make("voxceleb2") == 2
     assert "and no clip in both" in caplog.text
     assert not list(tree.out.glob("*"))
+    voxceleb(tree, "dev/aac/id1/c/1.wav")
+    assert tree.make("voxceleb2", "--relative") == 0
+    text = (tree.out / "train.csv").read_text()
+    assert text == "dev/mp4/id1/c/1.mp4 dev/aac/id1/c/1.wav 0\n"
