@@ -144,11 +144,8 @@ def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(tmp_path, mon
     assert len(list((out / "a_aligned").iterdir())) == 3
     before = (out / "a_aligned").stat().st_mtime_ns
     assert extract(tmp_path / "in", out) == 0
-    assert len(list(out.glob("*_aligned"))) == 3
-    assert (out / "a_aligned").stat().st_mtime_ns == before
-    assert extract(tmp_path / "in", out, "--overwrite") == 0
-    assert (out / "a_aligned").stat().st_mtime_ns > before
     assert len(list(out.iterdir())) == 4
+    assert (out / "a_aligned").stat().st_mtime_ns == before
 
 
 # OpenFace
