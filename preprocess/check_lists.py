@@ -146,7 +146,7 @@ def find_lists(given: list[str], data_root: str, modality: str) -> list[ListFile
     found: dict[Path, ListFile] = {}
     for path in map(Path, given):
         if is_packed(path):
-            raise ValueError(f"'{path}' holds shards; check them with pack_clips.py --verify")
+            raise ValueError(f"'{path}' holds shards; name the list that they were packed from")
         for file in sorted(path.glob("*.csv")) if path.is_dir() else [path]:
             try:
                 if not file.stem.endswith(CLEANED):

@@ -23,6 +23,7 @@ was stopped, by hand or by a full disk.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import shlex
@@ -31,7 +32,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
@@ -50,6 +51,8 @@ from preprocess.lists.clips import Candidate, write_left_out, write_lists
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
+# What labels.csv says of a video: class name or numbers; speaker and part where there are columns.
+Labelled = tuple[str | tuple[float, ...], str | None, str]
 # By the field of a clip: the folder below --output_dir, and the tool that fills it.
 HALVES = {
     "audio": ("audio", extract_audio.TOOL._replace(kinds=VIDEO_SUFFIXES)),
@@ -128,16 +131,16 @@ def make_lists(args: argparse.Namespace) -> int:
     if args.labels is not None:
         labels, names, unknown = read_labels(args.labels, [clip.name for clip in clips], args.task)
         if args.task == "classification":
-            names = sorted({str(row.label) for row in labels.values()}, key=natural_key)
+            names = sorted({str(label) for label, *_ in labels.values()}, key=natural_key)
         ready, parts = list[Candidate](), list[str]()
         for place, clip in enumerate(clips):
-            row = labels.get(clip.name)
-            if row is None:
+            if clip.name not in labels:
                 clips[place] = clip if clip.reason else clip._replace(reason="no label")
             elif not clip.reason:
-                label = names.index(row.label) if isinstance(row.label, str) else row.label
-                ready.append(clip._replace(label=label, speaker=row.speaker))
-                parts.append(row.split)
+                said, speaker, part = labels[clip.name]
+                label = names.index(said) if isinstance(said, str) else said
+                ready.append(clip._replace(label=label, speaker=speaker))
+                parts.append(part)
         clips += unknown
         if not ready:
             raise ValueError(f"no video of --labels '{args.labels}' has all its files; see the log")
@@ -148,8 +151,9 @@ def make_lists(args: argparse.Namespace) -> int:
             parts = ["test" if is_drawn else "train" for is_drawn in drawn]
         pairs = list(zip(parts, ready, strict=True))
         lists = {part: [c for own, c in pairs if own == part] for part in PARTS if part in parts}
-    if args.modality == "av":
-        warn_of_steps([clip for part in lists.values() for clip in part])
+    for clip in itertools.chain(*lists.values()) if args.modality == "av" else ():
+        if step := out_of_step(open_video(clip.video), WavFile(clip.audio)):
+            logger.warning("%r is out of step: %s; see --overwrite", clip.name, step)
     is_left_out = write_left_out(output, clips)
     write_lists(output, lists, names, args.output_dir if args.relative else None)
     if args.labels is not None:
@@ -160,24 +164,6 @@ def make_lists(args: argparse.Namespace) -> int:
             *(shlex.quote(args.output_dir), root, options),
         )
     return int(is_left_out)
-
-
-def warn_of_steps(clips: list[Candidate]) -> None:
-    """Warn of clips whose wav does not fit their film, as one of an earlier version may."""
-    steps = ((c.name, out_of_step(open_video(c.video), WavFile(c.audio))) for c in clips)
-    found = [(name, step) for name, step in steps if step]
-    for name, step in found[:10]:
-        logger.warning("%r is out of step: %s", name, step)
-    if found:
-        logger.warning("%d of %d clips are out of step; see --overwrite", len(found), len(clips))
-
-
-class Labelled(NamedTuple):
-    """What labels.csv says of a video."""
-
-    label: str | tuple[float, ...]  # a class name, or numbers
-    speaker: str | None  # None without such a column
-    split: str  # train, val or test, "" without such a column
 
 
 def read_labels(
@@ -216,7 +202,7 @@ def read_labels(
             problem = "several videos" if len(matches) > 1 else "a video that has a label already"
             raise ValueError(f"{where}: {row['video']!r} names {problem}, expected one of its own")
         elif matches:
-            labels[matches[0]] = Labelled(label, row.get("speaker"), row.get("split", ""))
+            labels[matches[0]] = label, row.get("speaker"), row.get("split", "")
         else:
             unknown.append(Candidate(row["video"], reason="no such video", detail=where))
     return labels, columns, unknown

@@ -2,7 +2,6 @@
 
     python preprocess/pack_clips.py saved/data/voxceleb2/train.csv --output_dir DIR
     python preprocess/pack_clips.py LIST --output_dir DIR --shard 3/64      one task of a job array
-    python preprocess/pack_clips.py --verify --output_dir DIR               check what is there
     python run_pretraining.py --data_path DIR ...                           read it
 
 Frames are stored as JPEG (VoxCeleb2's 224 x 224 frames cut to the face, see --source_crop and
@@ -33,7 +32,6 @@ import tarfile
 import zlib
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +42,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any f
 import numpy as np
 import soundfile
 from PIL import Image
-from tqdm import tqdm
 
 from hicmae.config import CROP_HELP
 from hicmae.config.flags import from_flags, option
@@ -55,13 +52,11 @@ from hicmae.data.clip_list import (
     PackedClips,
     decide_source_crop,
     name_of,
-    read_index,
     read_labelled_list,
     read_packed,
     read_pretrain_list,
 )
 from hicmae.data.film import open_video
-from hicmae.data.shards import open_packed
 from hicmae.data.video import NOT_READ, SOURCE_CROPS, FrameFolder, Video, source_box
 from hicmae.io import UnreadableClip, check_writable, whole_file, write_whole
 from preprocess.command_line import Parts, command
@@ -98,7 +93,6 @@ class Options(Parts):
     lossless: bool = option(False, "store PNG instead")
     source_crop: str = option("auto", CROP_HELP, choices=SOURCE_CROPS)
     input_size: int = option(160, "of the training, for which these are cut", "> 0")
-    verify: bool = option(False, "pack nothing, check the shards")
 
 
 # One clip
@@ -205,7 +199,8 @@ def write_shard(
                     break
         file.flush()
         os.fsync(file.fileno())
-        places = [number for _, *place in members_of(part) for number in place]
+        with tarfile.open(part, "r:") as tar:
+            places = [number for member in tar for number in (member.offset_data, member.size)]
         content = {"format": FORMAT, "shard": path.name, "size": file.tell(), **facts}
         content["sha256"] = sha256_of(part)
     content["clips"] = [
@@ -213,12 +208,6 @@ def write_shard(
     ]
     write_whole(path.with_name(path.stem + SUFFIX), json.dumps(content, separators=(",", ":")))
     yield from done
-
-
-def members_of(path: str | Path) -> list[tuple[str, int, int]]:
-    """Return kind, offset and size of each member of a shard."""
-    with tarfile.open(path, "r:") as tar:
-        return [(m.name.rpartition(".")[2], m.offset_data, m.size) for m in tar]
 
 
 def sha256_of(path: str | Path) -> str:
@@ -230,51 +219,11 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-# Checks
-
-
-def verify(folder: Path, num_workers: int) -> int:
-    """Check all shards of a folder, and say what is wrong."""
-    indexes = sorted(folder.glob("*" + SUFFIX))
-    if not indexes:
-        raise FileNotFoundError(f"--output_dir '{folder}' holds no shard")
-    with ThreadPoolExecutor(num_workers) as executor:  # hashing leaves the other threads alone
-        checked = executor.map(problem_of, indexes)
-        problems = [*filter(None, tqdm(checked, total=len(indexes), unit="shard", disable=None))]
-    for problem in problems:
-        logger.error("%s; delete it and its index, and run the packing command again", problem)
-    if not problems:
-        logger.info("%d clips are as they were packed", len(read_packed(folder)))
-    return int(bool(problems))
-
-
-def problem_of(index: Path) -> str:
-    """Compare a shard with its index byte by byte; return what is wrong with it, or ""."""
-    try:
-        clips = PackedClips([read_index(index)])
-        (shard,) = clips.shards
-        if sha256_of(shard.path) != shard.sha256:
-            raise ValueError("it has changed: its SHA-256 is not that of the index")
-        numbers = [number for clip in clips for number in clip.places]
-        members = zip(itertools.cycle(MEMBERS), numbers[::2], numbers[1::2], strict=False)
-        if members_of(shard.path) != [*members]:
-            raise ValueError("it has other members than its index says")
-        for clip in clips:
-            open_packed(clip)
-    except (OSError, ValueError, UnreadableClip) as error:
-        return f"'{str(index).removesuffix(SUFFIX)}.tar': {error}"
-    return ""
-
-
 # The command
 
 
 def pack(args: argparse.Namespace) -> int:
-    """Pack the clips of a list that are in no shard yet, or check; returns the exit code."""
-    if args.verify:
-        return verify(args.output_dir, args.num_workers)
-    if args.list is None:
-        raise ValueError("name the list to pack, or give --verify")
+    """Pack the clips of a list that are in no shard yet; returns the exit code."""
     jobs = find_jobs(args)
     summary = batch.summary_path(args.output_dir, "pack_clips", args.shard)
     check_writable(summary)
@@ -324,18 +273,17 @@ def write_all(
     if args.shard.parts > 1:  # parts of an array never want the same name
         part, parts = args.shard
         prefix = f"clips-{part:0{len(str(parts))}d}of{parts}"
-    names = [path.name.removesuffix(SUFFIX) for path in args.output_dir.glob(f"{prefix}-*{SUFFIX}")]
-    ends = [int(end) for name in names if (end := name.rpartition("-")[2]).isdigit()]
-    numbers = itertools.count(max(ends, default=-1) + 1)
+    names = (f"{prefix}-{number:06d}" for number in itertools.count())
+    free = (name for name in names if not (args.output_dir / f"{name}{SUFFIX}").exists())
     for first in outcomes:
         if first.reason:
             yield first
             continue
-        path = args.output_dir / f"{prefix}-{next(numbers):06d}.tar"
+        path = args.output_dir / f"{next(free)}.tar"
         yield from write_shard(path, itertools.chain([first], outcomes), args.shard_size, facts)
 
 
-LIST = {"list": {"nargs": "?", "help": "list of clips, as for training"}}
+LIST = {"list": {"help": "list of clips, as for training"}}
 main = command(__doc__, pack, Options, flags=LIST)
 
 if __name__ == "__main__":

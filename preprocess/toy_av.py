@@ -96,11 +96,10 @@ def list_jobs(recipe: Recipe, folder: Path) -> list[Job]:
     unlabelled = range(first, first + recipe.pretrain_speakers)
     jobs = []
     for speaker, clip in [*pairs, *product(unlabelled, range(recipe.pretrain_clips))]:
-        key, label = plan.ClipKey(recipe.seed, speaker, clip), clip % len(plan.CLASSES)
-        has_label = speaker < first
+        key, has_label = plan.ClipKey(recipe.seed, speaker, clip), speaker < first
         faces = folder / "aligned" / key.name if has_label else None
-        label = label if has_label else int(key.rng("class").integers(len(plan.CLASSES)))
-        kind = "labelled" if has_label else "pretrain"
+        drawn = clip if has_label else int(key.rng("class").integers(len(plan.CLASSES)))
+        label, kind = drawn % len(plan.CLASSES), "labelled" if has_label else "pretrain"
         stem = folder / kind / key.speaker_name / key.name
         jobs.append(Job(key, label, stem.with_suffix(".mp4"), stem.with_suffix(".wav"), faces))
     return jobs

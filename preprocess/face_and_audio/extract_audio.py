@@ -44,10 +44,8 @@ def convert(job: Job, keep_length: bool = False) -> dict[str, Any]:
     clock = None
     with suppress(UnreadableClip if keep_length else NoPicture):
         clock = Film(job.source).clock
-    if keep_length or clock is None:
-        sound = decode_sound(job.source)
-    else:
-        sound = decode_sound(job.source, clock.origin, timing.wav_length(clock))
+    span = (clock.origin, timing.wav_length(clock)) if clock and not keep_length else ()
+    sound = decode_sound(job.source, *span)
     with whole_file(job.output) as part, open(part, "wb") as file, wave.open(file, "wb") as wav:
         wav.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
         wav.writeframesraw(sound.samples.tobytes())

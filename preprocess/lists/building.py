@@ -8,18 +8,17 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hicmae.config.flags import option
 from hicmae.io import check_writable
 from preprocess.command_line import Flags, Workers, command
 from preprocess.lists.clips import (
     Candidate,
-    Half,
     checked,
     find_halves,
     some,
@@ -41,11 +40,11 @@ Exit code: 0; 1 where the data contradict the protocol; 2 where something is mis
 
 
 class ClipFiles(NamedTuple):
-    """The face folders and wavs below --data_root, the folder `root`, by the names of clips."""
+    """The face folders and wavs below --data_root, the folder `root`, see `find_halves`."""
 
     root: str
-    videos: dict[str, Half]
-    audios: dict[str, Half]
+    videos: dict[str, list[str]]
+    audios: dict[str, list[str]]
 
     def names(self) -> list[str]:
         """Every name that stands for a clip, whichever half has it, also unusable halves."""
@@ -53,17 +52,20 @@ class ClipFiles(NamedTuple):
 
     def with_files(self, clip: Candidate) -> Candidate:
         """Return a clip with its files, or with the reason why there are none."""
-        video = self.videos.get(clip.name, ("video missing", ""))
-        audio = self.audios.get(clip.audio or clip.name, ("audio missing", ""))
-        if isinstance(video, str) and isinstance(audio, str):
-            return clip._replace(video=video, audio=audio)
-        problems = [half for half in (video, audio) if not isinstance(half, str)]
-        reasons, details = ("; ".join(filter(None, words)) for words in zip(*problems, strict=True))
-        return clip._replace(reason=reasons, detail=details)
+        halves: dict[str, Any] = {
+            "video": self.videos.get(clip.name),
+            "audio": self.audios.get(clip.audio or clip.name),
+        }
+        for kind, paths in halves.items():
+            if not paths:
+                reason = f"{kind} missing" if paths is None else "no face frames"
+                return clip._replace(reason=reason)
+            if len(paths) > 1:
+                return clip._replace(reason="two of one name", detail=some(paths))
+        return clip._replace(**{kind: path for kind, (path,) in halves.items()})
 
 
-@dataclass
-class Plan:
+class Plan(NamedTuple):
     """The protocol of a data set."""
 
     place: str  # folder of the lists below saved/data, where the experiment scripts look
@@ -72,7 +74,7 @@ class Plan:
     lists: Mapping[str, Sequence[str]]  # names of the clips of each list, see `list_name`
     test_sizes: Sequence[int] = ()  # published numbers of test clips, fold by fold
     # Other published counts, of "clips" in lists, "face folders", "wavs".
-    expected: Mapping[str, int] = field(default_factory=dict)
+    expected: Mapping[str, int] = {}
     note: str = ""  # for the user, in the log
 
 
@@ -155,7 +157,7 @@ def make_lists(
         (files.videos, "face folders", video_dir, "extract_face.py"),
         (files.audios, "wavs", audio_dir, "extract_audio.py"),
     ):
-        counts[kind] = sum(isinstance(half, str) for half in halves.values())
+        counts[kind] = sum(len(paths) == 1 for paths in halves.values())
         logger.info("%d %s in %s", counts[kind], kind, folder)
         if not halves:
             raise FileNotFoundError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,13 +23,12 @@ from hicmae.data.audio import SHORTEST_SPAN, WavFile
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.data.media import walk
 from hicmae.data.splits import SPEAKER_FILE
-from hicmae.data.video import FRAME_EXTENSIONS, FrameFolder
+from hicmae.data.video import FRAME_EXTENSIONS
 from hicmae.io import UnreadableClip, describe, whole_file, write_whole
 
 logger = logging.getLogger(__name__)
 
 ALIGNED = "_aligned"  # OpenFace's and extract_face's ending of a folder of faces
-TWO = "two of one name"
 KINDS = {  # of what is wrong with video or audio, by words of the readers' messages
     "does not exist": "{} missing",
     "No such file": "{} missing",
@@ -42,7 +41,6 @@ KINDS = {  # of what is wrong with video or audio, by words of the readers' mess
 
 Label = int | tuple[float, ...]
 Problem = tuple[str, str]  # one of few kinds, and the details
-Half = str | Problem  # a path, or why there is none
 
 
 class Candidate(NamedTuple):
@@ -69,43 +67,33 @@ Lists = Mapping[str, Sequence[Candidate]]  # by name, such as "split01/train" or
 # Which files
 
 
-def find_halves(root: str, wanted: Literal["faces", "wavs"]) -> dict[str, Half]:
+def find_halves(root: str, wanted: Literal["faces", "wavs"]) -> dict[str, list[str]]:
     """Find the wavs or the folders of pictures under a folder, by the names of their clips.
 
-    `x/x_aligned/` and `x/` are both the pictures of clip x. Of two files with one name neither can
-    be chosen.
+    `x/x_aligned/` and `x/` are both the pictures of clip x. Of a folder that holds none, or cannot
+    be read, there is the name only.
     """
-    found: dict[str, Half] = {}
+    found = defaultdict[str, list[str]](list)
+
+    def clip_of(folder: str) -> list[str]:
+        return found[os.path.basename(folder).removesuffix(ALIGNED)]
 
     def note(error: OSError) -> None:
         if error.filename == root:
             raise error
-        clip = os.path.basename(error.filename).removesuffix(ALIGNED)
-        found.setdefault(clip, ("cannot be read", f"'{error.filename}': {error.strerror}"))
+        logger.warning("'%s' cannot be read: %s", error.filename, error.strerror)
+        clip_of(error.filename)
 
     for folder, subfolders, names in walk(root, note):
-        here: list[tuple[str, str]] = []
-        clip = os.path.basename(folder).removesuffix(ALIGNED)
         if wanted == "wavs":
-            wavs = (name for name in names if name.lower().endswith(".wav"))
-            here = [(wav[:-4], os.path.join(folder, wav)) for wav in wavs]
-        elif any(map(is_frame, names)):
+            for wav in (name for name in names if name.lower().endswith(".wav")):
+                found[wav[:-4]].append(os.path.join(folder, wav))
+        elif any(name.lower().endswith(FRAME_EXTENSIONS) for name in names):
             subfolders.clear()  # frames lie in a folder of their own
-            here = [(clip, folder)]
+            clip_of(folder).append(folder)
         elif not subfolders and folder != root:
-            found.setdefault(clip, ("no face frames", f"'{folder}' holds no picture"))
-        for name, path in here:
-            known = found.get(name, ("", ""))
-            if isinstance(known, str):
-                found[name] = TWO, f"'{known}' and '{path}'"
-            elif known[0] != TWO:
-                found[name] = path
-    return found
-
-
-def is_frame(name: str) -> bool:
-    """Tell whether a file of this name is a frame; names with a dot first are copies of macOS."""
-    return name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
+            clip_of(folder)
+    return dict(found)
 
 
 # What is in them
@@ -132,15 +120,13 @@ def open_wav(path: str) -> WavFile:
 
 
 def checked(clips: Iterable[Candidate], num_workers: int) -> list[Candidate]:
-    """Return clips, those whose files cannot be used with the reason."""
+    """Return clips, those whose wavs cannot be used with the reason."""
 
     def check(clip: Candidate) -> Candidate:
         problems: list[Problem] = []
         if not clip.reason:
             with reading("audio", clip.audio, problems):
                 open_wav(clip.audio)
-            with reading("video", clip.video, problems):
-                FrameFolder(clip.video)
         for reason, detail in problems[:1]:
             clip = clip._replace(reason=reason, detail=detail)
         return clip
@@ -226,9 +212,8 @@ def write_left_out(output: Path, clips: Iterable[Candidate]) -> bool:
     path, left_out = output / "left_out.csv", [clip for clip in clips if clip.reason]
     rows = ((clip.name, clip.reason, clip.detail) for clip in left_out)
     write_csv(path, ["clip", "reason", "detail"], rows)
-    first = {clip.reason: clip.name[:60] for clip in reversed(left_out)}
     for reason, count in Counter(clip.reason for clip in left_out).most_common():
-        logger.info("left out: %d for %r, such as %r; see %s", count, reason, first[reason], path)
+        logger.info("left out: %d for %r, see %s", count, reason, path)
     return bool(left_out)
 
 

@@ -68,7 +68,7 @@ def test_good_lists_give_cleaned_lists_equal_to_them_which_are_not_checked_again
     assert check(folder / "train.cleaned.csv") == 2
     assert "what this tool has written (.cleaned)" in caplog.text
     (folder / "x.index.json").touch()
-    assert check(folder) == 2 and "pack_clips.py --verify" in caplog.text
+    assert check(folder) == 2 and "holds shards" in caplog.text
 
 
 def test_every_kind_of_broken_clip_is_named_and_dropped(clips, tmp_path):
