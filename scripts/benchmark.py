@@ -78,7 +78,7 @@ class FormatsConfig(Settings):
 
     A clip is what the network reads at once. Speed is that of the network alone, in turns, as a
     ratio to fp32. Differences are those of probabilities of windows, on 16 clips of the list or on
-    a film made for it. UAR is that of the test protocol on all clips of the list.
+    the film of the package. UAR is that of the test protocol on all clips of the list.
     """
 
     checkpoint: str = option("", "a classifier, e.g. toy; without: random weights of --model")

@@ -411,18 +411,17 @@ def run_formats(config: FormatsConfig) -> dict[str, Any]:
     items = read_items(config.data_path) if config.data_path != "-" else []
     few = [clip for clip, _ in formats.spread(items)]
     reading = {} if few else {"faces": "cut"}
-    asked = few or [formats.sample_film()]
+    asked = few or [str(formats.EXAMPLE)]
     with TemporaryDirectory(prefix="hicmae-formats-") as name:
         folder = Path(name)
         ours = EmotionRecognizer.from_checkpoint(exported(config, folder), "cpu", "fp32")
         kinds = {"fp32": ours, "bf16": replace(ours, precision=Precision("bf16", CPU))}
         sizes = dict.fromkeys(kinds, (folder / WEIGHTS).stat().st_size)
-        source: Any = ""
         for kind in ("onnx", "int8"):
             path = folder / formats.FORMATS[kind].file
-            formats.write(ours, path, kind, asked, source, **reading)
+            formats.write(ours, path, kind, asked, **reading)
             kinds[kind] = replace(ours, model=formats.open_onnx(path)[0])
-            sizes[kind], source = path.stat().st_size, path
+            sizes[kind] = path.stat().st_size
     one, many = (network_times(kinds, config, count) for count in (1, config.batch_size))
     speed = pd.DataFrame({
         "p50_s": one.step_s,

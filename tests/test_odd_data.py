@@ -233,7 +233,7 @@ def test_output_that_cannot_be_written_ends_in_one_line(odd, runs, tmp_path, cap
     film, model = str(odd / "plain.mp4"), ["--checkpoint", run, "--device", "cpu"]
     for command in (
         lambda: knn.main([*model, "--data_path", fold, "--k", "1", "--output_dir", bad]),
-        lambda: cli.extract([*model, f"{fold}/test.csv", "--output", f"{bad}/x.npz"]),
+        lambda: cli.extract([*model, "--data_path", fold, "--output", f"{bad}/x.npz"]),
         lambda: cli.predict([*model, film, "--csv", f"{bad}/x.csv"]),
         lambda: cli.predict([*model, film, "--overlay", f"{bad}/x.mp4"]),
         lambda: cli.export([run, bad]),

@@ -21,8 +21,10 @@ import gradio as gr  # noqa: E402
 
 from hicmae.data.film import Film  # noqa: E402
 from hicmae.data.media import NoPicture, NoSound, decode_sound, streams_of  # noqa: E402
+from hicmae.inference.cli import Limits  # noqa: E402
 from hicmae.inference.clips import Clip, NoFace, View, detector  # noqa: E402
 from hicmae.inference.commands import table, write_csv, write_json  # noqa: E402
+from hicmae.inference.formats import EXAMPLE  # noqa: E402
 from hicmae.inference.pictures import write_overlay  # noqa: E402
 from hicmae.inference.recognizer import EmotionRecognizer  # noqa: E402
 from hicmae.inference.timeline import Moments, write_page  # noqa: E402
@@ -54,51 +56,25 @@ ADVICE = {
     "microphone, for at least half a second.",
     NoPicture: "There is no picture, but this model looks too. Choose a film.",
 }
-# The answer is a page in a frame of its own; it tells how high it is.
-HEAD = """<script>
-addEventListener("message", event => {
-  const frame = document.getElementById("answer");
-  if (frame && event.source === frame.contentWindow && Number.isFinite(event.data.height))
-    frame.style.height = Math.min(event.data.height, 20000) + "px";
-});
-</script>"""
-CSS = """
-#answer { width: 100%; height: 40rem; border: 0; display: block; }
-.told { padding: .75rem 1rem; border-radius: .5rem; border: 1px solid #d55e00; }
-.told small { display: block; opacity: .7; margin-top: .4rem; overflow-wrap: anywhere; }
-.hint { padding: 4rem 1rem; text-align: center; opacity: .6; border: 1px dashed #8888;
-  border-radius: .5rem; }
-"""
+TEMPLATES = Path(__file__).with_name("templates")
 HINT = '<div class="hint">The answer appears here.</div>'
-EXAMPLE = Path(__file__).parents[1] / "checkpoints/toy/example.mp4"  # six drawn films, joined
 
 
-class OutsideLimits(UnreadableClip):
-    """A film is larger, longer or shorter than this page allows."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a film may be."""
-
-    max_mb: float = 100.0
-    max_seconds: float = 120.0
-
-    def check(self, path: Path) -> None:
-        """Refuse a film before any work; OutsideLimits says by how much."""
-        size, name = path.stat().st_size / 1e6, str(path)
-        if size > self.max_mb:
-            text = f"The film has {size:.0f} MB; up to {self.max_mb:g} MB are allowed."
-            raise OutsideLimits(text)
-        is_film = streams_of(name)[0]
-        seconds = Film(name).clock.duration if is_film else decode_sound(name).seconds
-        text = f"The film lasts {seconds:.1f} s"
-        if seconds < LEAST_SECONDS:
-            text += f", too short to judge: at least {LEAST_SECONDS:g} s are needed."
-            raise OutsideLimits(text)
-        if seconds > self.max_seconds:
-            text += f"; up to {self.max_seconds:g} s are allowed. Cut it, or use hicmae-predict."
-            raise OutsideLimits(text)
+def check_film(path: Path, limits: Limits) -> None:
+    """Refuse a film before any work; UnreadableClip says by how much it is outside the limits."""
+    size, name = path.stat().st_size / 1e6, str(path)
+    if size > limits.max_mb:
+        text = f"The film has {size:.0f} MB; up to {limits.max_mb:g} MB are allowed."
+        raise UnreadableClip(text)
+    is_film = streams_of(name)[0]
+    seconds = Film(name).clock.duration if is_film else decode_sound(name).seconds
+    text = f"The film lasts {seconds:.1f} s"
+    if seconds < LEAST_SECONDS:
+        text += f", too short to judge: at least {LEAST_SECONDS:g} s are needed."
+        raise UnreadableClip(text)
+    if seconds > limits.max_seconds:
+        text += f"; up to {limits.max_seconds:g} s are allowed. Cut it, or use hicmae-predict."
+        raise UnreadableClip(text)
 
 
 @dataclass
@@ -126,7 +102,7 @@ class Demo:
             return _told("Choose a film first, or record one."), None, *_buttons(None), gr.skip()
         path = Path(film)
         try:
-            self.limits.check(path)
+            check_film(path, self.limits)
             folder = self._recognise(path, WHO.get(who, {}), progress)
         except (UnreadableClip, ValueError) as error:
             advice = next((text for kind, text in ADVICE.items() if isinstance(error, kind)), "")
@@ -256,8 +232,8 @@ def launch(page: gr.Blocks, limits: Limits, port: int | None, share: bool = Fals
         ssr_mode=False,
         pwa=False,
         theme=gr.themes.Soft(font=font, font_mono=["monospace"]),
-        css=CSS,
-        head=HEAD,
+        css_paths=TEMPLATES / "app.css",
+        head_paths=TEMPLATES / "app_head.html",
     )
     return public or local
 

@@ -3,11 +3,12 @@
 import argparse
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from hicmae.config import PRECISIONS, Options
-from hicmae.config.flags import add_arguments, new_parser
+from hicmae.config.flags import Settings, add_arguments, new_parser, option
 from hicmae.data.clip_list import DATA_SETS
 from hicmae.data.video import MODALITIES
 from hicmae.io import UnreadableClip, describe
@@ -56,7 +57,7 @@ them, last/ and best/, as run_finetuning.py makes them in <output_dir>/export/.
 --format onnx writes model.onnx there (--int8: model_int8.onnx, a quarter of the size), --format
 torch model.pt2, of the best epoch of a run; an OUTPUT that ends in .onnx or .pt2 is that file. The
 answers of the file are compared with PyTorch's on 16 clips: of --data_path, else of the run's test
-list, else on a film that is made for it. What disagrees is not written: probabilities may differ by
+list, else on a film of the package. What disagrees is not written: probabilities may differ by
 0.0001, with --int8 by 0.15 and in the class of one window of ten.
 hicmae-predict --checkpoint OUTPUT/model.onnx reads an .onnx. It needs
 pip install onnx onnxscript onnxruntime (to predict, onnxruntime).
@@ -93,6 +94,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 COMPUTING = ("checkpoint", "device", "batch_size")
 MODEL = (*COMPUTING, "precision", "modality")
+
+
+@dataclass(frozen=True)
+class Limits(Settings):
+    """What a film may be."""
+
+    max_mb: float = option(100.0, "largest film in megabytes", "> 0 and < 1e6")
+    max_seconds: float = option(120.0, "longest film", "> 0 and < 1e6")
 
 
 def add_flags(parser: argparse.ArgumentParser, *names: str, title: str = "") -> None:
@@ -155,12 +164,11 @@ def extract(argv: Sequence[str] | None = None) -> int:
     """Run hicmae-extract; returns the exit code."""
     parser = new_parser(EXTRACT)
     parser.prog = "hicmae-extract"
-    clips = parser.add_mutually_exclusive_group(required=True)
-    clips.add_argument("--data_path", metavar="PATH", help="list, folder of lists or shards, video")
-    clips.add_argument("list", nargs="?", metavar="PATH", help="the same, without its flag")
-    parser.add_argument("--output", required=True, metavar="FILE", help=".npz")
-    text = "a row for each window, not for each clip"
-    parser.add_argument("--per_window", action="store_true", help=text)
+    add = parser.add_argument
+    text = "list, folder of lists or shards, video"
+    add("--data_path", required=True, metavar="PATH", help=text)
+    add("--output", required=True, metavar="FILE", help=".npz")
+    add("--per_window", action="store_true", help="a row for each window, not for each clip")
     add_flags(parser, "data_root", "quiet")
     add_flags(parser, *MODEL, title="model")
     add_arguments(parser, Options)
@@ -177,21 +185,10 @@ def app(argv: Sequence[str] | None = None) -> int:
     add_flags(parser, "device")
     text = "of the address (the first free one from 7860 on)"
     add("--port", type=int, metavar="N", help=text)
-    text = "largest film in megabytes (%(default)s)"
-    add("--max_mb", type=above_zero, default=100.0, metavar="N", help=text)
-    text = "longest film (%(default)s)"
-    add("--max_seconds", type=above_zero, default=120.0, metavar="N", help=text)
+    add_arguments(parser, Limits)
     text = "also give a public address through gradio's servers, for 72 hours; off by default"
     add("--share", action="store_true", help=text)
     return run_command(parser, _from_commands("app"), argv)
-
-
-def above_zero(text: str) -> float:
-    """Return a positive number; ValueError for what is none."""
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return number
 
 
 def export(argv: Sequence[str] | None = None) -> int:

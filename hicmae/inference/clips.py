@@ -72,11 +72,6 @@ def is_flat(waveform: np.ndarray | Sound) -> bool:
     return all((part == waveform[:1]).all() for part in parts)
 
 
-def values_text(values: Mapping[str, float]) -> str:
-    """Return values of a regression in one line."""
-    return "  ".join(f"{name} {value:+.2f}" for name, value in values.items())
-
-
 def sliding(
     times: np.ndarray | None,
     num_samples: int | None,
@@ -130,12 +125,13 @@ def as_tested(
     windows = []
     for frames in test_windows(count, config.test_num_segment, clip.num_frames, clip.sampling_rate):
         first, samples = int(frames[0]), None
-        last = min(first + clip.num_frames * clip.sampling_rate, count - 1)
+        last = min(first + clip.span, count - 1)
         if num_samples is not None:
             span = frames_to_samples(first, last, count, num_samples)
             samples = span_or_whole(source, *span, num_samples, clip.input_size_audio[0])
-        read: Any = {"frames": None if times is None else frames, "samples": samples}
-        windows.append(Window(float(moments[first]), float(moments[last]), **read))
+        seen = None if times is None else frames
+        start, end = float(moments[first]), float(moments[last])
+        windows.append(Window(start, end, frames=seen, samples=samples))
     return windows
 
 
@@ -363,7 +359,3 @@ class Clip:
                 if self.boxes is None or np.isfinite(self.boxes[number, places, 0]).mean() >= SEEN:
                     pictures[number] = to_tensor([held[place][number] for place in places])
             yield pictures
-
-    def release(self) -> None:
-        """Free the memory of pictures and sound."""
-        self.waveform = self.frames = None

@@ -18,10 +18,11 @@ import numpy as np
 from tabulate import tabulate
 
 from hicmae.config import Options
+from hicmae.config.flags import from_flags
 from hicmae.data.clip_list import AnyClip, Clip, find_list, name_of, read_any_list
 from hicmae.data.media import find_clips
 from hicmae.inference import formats
-from hicmae.inference.cli import MODEL
+from hicmae.inference.cli import MODEL, Limits
 from hicmae.inference.clips import Window
 from hicmae.inference.model import ModelConfig
 from hicmae.inference.recognizer import EmotionRecognizer, Failure, Prediction
@@ -75,10 +76,9 @@ def predict(args: argparse.Namespace) -> int:
         logger.warning(text, answered, again)
         clips.append([Failure("", "interrupted")])
     results = [result for people in clips for result in people]
-    if args.csv:
-        write_csv(args.csv, *table(results, recognizer.names))
-    if args.windows_csv:
-        write_csv(args.windows_csv, *table(results, recognizer.names, by_window=True))
+    for path, by_window in ((args.csv, False), (args.windows_csv, True)):
+        if path:
+            write_csv(path, *table(results, recognizer.names, by_window))
     if args.json:
         write_json(args.json, [result.to_dict() for result in results])
     if not args.quiet:
@@ -184,17 +184,17 @@ class Journal:
         stamp, people = self.known.get(file, (None, []))
         if stamp is None or stamp != _stamp(file):
             return None
-        for person in people:
-            person["windows"] = tuple(Window(**window) for window in person["windows"])
-            person["notes"] = tuple(person["notes"])
-        return [Prediction(**person) for person in people]
+        parts = [
+            {"windows": tuple(Window(**w) for w in person["windows"]), "notes": (*person["notes"],)}
+            for person in people
+        ]
+        return [Prediction(**person | part) for person, part in zip(people, parts, strict=True)]
 
     def add(self, file: str, people: Sequence[Prediction]) -> None:
         """Note the answers about one file."""
         if self.path is None:
             return
-        plain = [_plain(p) | {"windows": [_plain(w) for w in p.windows]} for p in people]
-        self.lines.append(json.dumps([file, _stamp(file), plain]))
+        self.lines.append(json.dumps([file, _stamp(file), people], default=_plain))
         with self.path.open("w" if len(self.lines) > 1 else "a", encoding="utf-8") as out:
             out.writelines(f"{line}\n" for line in self.lines)
         self.lines.clear()
@@ -206,7 +206,7 @@ class Journal:
 
 
 def _plain(item: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that say what it says; arrays are not compared."""
+    """Return the fields of an answer that JSON holds: those that are compared, no arrays."""
     return {field.name: getattr(item, field.name) for field in fields(item) if field.compare}
 
 
@@ -242,24 +242,16 @@ def table(
 
 
 def short_table(results: Iterable[Any]) -> str:
-    """Return a table for the terminal: the two likeliest classes or all values of each result."""
+    """Return a table for the terminal."""
     rows = []
     for result in results:
         name = Path(result.file).name
         if isinstance(result, Failure):
-            rows.append([name, "", "", "", result.reason])
+            rows.append([name, "", "", result.reason])
             continue
-        if result.person:
-            name += f" (person {result.person + 1})"
-        if result.speaker is not None:
-            name += f", speaks {100 * result.speaker:.0f} %"
-        best = sorted(result.scores.items(), key=lambda item: -item[1])[:2]
-        cells = [f"{name} {100 * share:.1f} %" for name, share in best]
-        if result.task == "regression":
-            cells = ["  ".join(f"{name} {value:.3f}" for name, value in result.values.items())]
-        cells += [""] * (2 - len(cells))
-        rows.append([name, f"{result.duration:.1f}", *cells, "; ".join(result.notes)])
-    head = ["file", "s", "answer", "next", "note"]
+        name += f" (person {result.person + 1})" if result.person else ""
+        rows.append([name, f"{result.duration:.1f}", result.answer, "; ".join(result.notes)])
+    head = ["file", "s", "answer", "note"]
     return tabulate(rows, head, tablefmt="plain", disable_numparse=True)
 
 
@@ -282,7 +274,7 @@ def extract(args: argparse.Namespace) -> int:
     """Write the features of a list of clips; returns the exit code."""
     output = Path(args.output)
     check_writable(output, (".npz",))
-    items = read_items(args.data_path or args.list, args.data_root)
+    items = read_items(args.data_path, args.data_root)
     recognizer, reading = _load(args)
     rows, failures, clips = [], [], [clip for clip, _ in items]
     answers = recognizer.each(clips, features=True, on_error="return", **reading)
@@ -292,12 +284,11 @@ def extract(args: argparse.Namespace) -> int:
             failures.append(found)
             continue
         named = {"clip": name_of(clip), "label": label}
-        windows = {"start": found.start, "end": found.end, **found.arrays}
+        parts = [found.mean()]
         if args.per_window:
-            parts = (zip(windows, row, strict=True) for row in zip(*windows.values(), strict=True))
-            rows += [{**named, **dict(part)} for part in parts]
-        else:
-            rows.append({**named, **found.mean()})
+            windows = {"start": found.start, "end": found.end, **found.arrays}
+            parts = [{n: a[k] for n, a in windows.items()} for k in range(len(found.start))]
+        rows += [named | part for part in parts]
     if not rows:
         reason = failures[-1].reason
         raise ValueError(f"none of {len(items)} clips could be read; the last: {reason}")
@@ -329,13 +320,10 @@ def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     labels = [row.pop("label") for row in rows]
     columns = {"clip": np.array([row.pop("clip") for row in rows])}
     if all(labels):
-        try:
-            if all(len(label) == 1 and label[0].lstrip("-").isdecimal() for label in labels):
-                columns["label"] = np.array([int(label[0]) for label in labels])
-            else:
-                columns["label"] = np.array([[float(value) for value in label] for label in labels])
-        except ValueError:
-            columns["label"] = np.array([" ".join(label) for label in labels])
+        words = columns["label"] = np.array([" ".join(label) for label in labels])
+        for values, kind in ((labels, float), (words, int)):  # (n, K) values, (n,) classes
+            with suppress(ValueError):
+                columns["label"] = np.array(values).astype(kind)
     for name, like in {name: value for row in rows for name, value in row.items()}.items():
         nothing = np.full_like(like, np.nan)
         columns[name] = np.stack([row.get(name, nothing) for row in rows])
@@ -346,9 +334,9 @@ def app(args: argparse.Namespace) -> int:
     """Serve the page to try a model; returns the exit code."""
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("hicmae-app needs the package gradio: pip install 'hicmae[app]'")
-    from hicmae.inference.app import Limits, serve
+    from hicmae.inference.app import serve
 
-    limits = Limits(args.max_mb, args.max_seconds)
+    limits = from_flags(vars(args), Limits)
     serve(args.checkpoint, args.device, limits, args.port, args.share)
     return 0
 
@@ -392,8 +380,8 @@ def _clips_to_compare(
     told = config.training.get("settings", {})
     own = Path(told.get("data_path") or "", "test.csv")
     if data_path is None and not own.is_file():
-        logger.info("no test list of the run is here: compared on a film that is made for it")
-        return [formats.sample_film()], {"faces": "cut"}
+        logger.info("no test list of the run is here: compared on the film of the package")
+        return [str(formats.EXAMPLE)], {"faces": "cut"}
     if data_path is None:
         data_path, data_root = str(own), data_root or told.get("data_root") or ""
     items = read_items(data_path, data_root)

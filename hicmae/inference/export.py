@@ -168,41 +168,26 @@ def _frame_rate(saved: Mapping[str, Any]) -> float | None:
 
 def model_card(config: ModelConfig) -> str:
     """Return the text of README.md: what the model is, where it comes from, how good it is."""
-    told, clip, task = config.training, config.preprocessing, config.task
-    settings, scores = told.get("settings", {}), told.get("scores", {})
-    bounds, count = told.get("intervals", {}), scores.get("clips", scores.get("count"))
+    told, settings = config.training, config.training.get("settings", {})
     data, streams = settings.get("data_path"), "audio" if config.modality == "a" else "video"
-    tested = _short(Path(data, "test.csv")) if data else "its test list"
-    sees = {
-        "v": f"{clip.num_frames} frames over {clip.clip_seconds:.2f} s",
-        "a": f"{clip.input_size_audio[0] / 100:.2f} s of sound",
-    }
     tags = {"pretraining": "feature-extraction", "classification": f"{streams}-classification"}
-    calls = {"classification": "predict({}).probabilities", "regression": "predict({}).values"}
     front = ModelCardData(
         library_name="hicmae",
         license=told.get("license") or "other",
-        pipeline_tag=tags.get(task),
+        pipeline_tag=tags.get(config.task),
         tags=["audio-visual", "emotion-recognition"],
     )
-    rows = []
-    for name in filter(scores.__contains__, SHOWN):
-        interval = "{:.4f} to {:.4f}".format(*bounds[name]) if name in bounds else "unknown"
-        title = name.replace("_f1", " F1") if name.endswith("_f1") else name.upper()
-        rows.append((title, f"{scores[name]:.4f}", interval))
     card = ModelCard.from_template(
         front,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         c=config,
         t=told,
-        scores=rows,
         streams=STREAMS[config.modality],
-        sees=" and ".join(sees[stream] for stream in "va" if stream in config.modality),
         training_list=_short(data) or "unknown",
         start=_short(settings.get("finetune")),
         chosen=_short(told.get("chosen_on")),
-        tested=(f"the {count} clips of " if count else "") + tested,
-        call=calls.get(task, "features({}).arrays").format('"clip.mp4"'),
+        tested=_short(Path(data, "test.csv")) if data else "its test list",
+        scores={n: told["scores"][n] for n in SHOWN if n in told.get("scores", {})},
     )
     return encodable(str(card)) + "\n"
 

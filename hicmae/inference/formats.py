@@ -21,11 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hicmae.data.audio import SAMPLE_RATE
 from hicmae.inference.model import ModelConfig, parse_config
-from hicmae.inference.sources import Arrays
 from hicmae.io import one_line, whole_file
-from hicmae.training.checkpoint import CONFIG, METADATA
+from hicmae.training.checkpoint import BUNDLED, CONFIG, METADATA
 from hicmae.training.trained import read_config
 
 if TYPE_CHECKING:
@@ -48,6 +46,7 @@ FORMATS = {
     "torch": Format("model.pt2", 1e-4, 0.99),
 }
 COMPARED = 16  # clips that formats are compared on
+EXAMPLE = BUNDLED["toy"] / "example.mp4"  # six drawn films, joined; where there are no clips
 
 
 class Graph(nn.Module):
@@ -75,21 +74,13 @@ def need(package: str) -> ModuleType:
 # Reading
 
 
-def is_onnx(path: str | Path) -> bool:
-    """Tell whether a path names an .onnx."""
-    return Path(path).suffix.lower() == ".onnx" and Path(path).is_file()
-
-
 def open_onnx(path: str | Path) -> tuple[Graph, ModelConfig]:
     """Open an .onnx of `write`, to compute on the CPU. ValueError, in one line."""
-    runtime = need("onnxruntime")
+    runtime, program = need("onnxruntime"), Path(path).read_bytes()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:  # from its bytes: names need not be UTF-8, and no other file is read
-        where = ["CPUExecutionProvider"]
-        session = runtime.InferenceSession(Path(path).read_bytes(), options, providers=where)
-    except OSError:
-        raise
+        session = runtime.InferenceSession(program, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base
         text = f"'{path}' is damaged or no ONNX file ({one_line(error)[:120]}); export it again"
         raise ValueError(text) from None
@@ -118,33 +109,17 @@ def spread(clips: Sequence[Any], count: int = COMPARED) -> Sequence[Any]:
     return clips[:: max(len(clips) // count, 1)][:count]
 
 
-def sample_film(seconds: float = 4.0, rate: int = 25) -> Arrays:
-    """Make a film to compare with where there is none: matplotlib's portrait sways over a voice."""
-    from matplotlib.cbook import get_sample_data  # for which no other use should wait
-    from matplotlib.image import imread
-
-    portrait = imread(get_sample_data("grace_hopper.jpg", asfileobj=False))[40:360, 110:430]
-    shifts = (8 * np.sin(np.arange(round(seconds * rate)) / 5)).astype(int)
-    times = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    voice = sum(np.sin(2 * np.pi * 140 * k * times) / k for k in range(1, 20))
-    voice = 0.1 * voice * np.sin(2 * np.pi * 1.5 * times) ** 2
-    frames = np.stack([np.roll(portrait, shift, axis=(0, 1)) for shift in shifts])
-    return Arrays(frames, rate, voice.astype(np.float32))
-
-
 def write(
     recognizer: "EmotionRecognizer",
     output: str | Path,
     name: str,
     clips: Sequence[Any],
-    source: str | Path = "",
     **reading: Any,
 ) -> dict[str, float]:
     """Write a format of `FORMATS` to a file, once it answers about the clips as PyTorch does.
 
-    The recognizer computes in fp32 on the CPU; for clips and `reading` see its `each`. For int8,
-    `source` is the .onnx of the same model where there is one. Returns how the answers compare, see
-    `compare`.
+    The recognizer computes in fp32 on the CPU; for clips and `reading` see its `each`. Returns how
+    the answers compare, see `compare`.
 
     Raises:
         ValueError: the answers differ by more than the format may, and nothing is written; no clip
@@ -164,10 +139,9 @@ def write(
                 torch.export.save(program, part, extra_files=told)
                 graph = Graph(modality, torch.export.load(part).module())
             else:
-                if not source:
-                    write_onnx(recognizer.model, recognizer.config, part)
+                write_onnx(recognizer.model, recognizer.config, part)
                 if name == "int8":
-                    quantise(source or part, part)
+                    quantise(part)
                 graph = open_onnx(part)[0]
         found = compare(recognizer, replace(recognizer, model=graph), clips, **reading)
         text = (
@@ -238,15 +212,15 @@ def write_onnx(model: nn.Module, config: ModelConfig, path: Path) -> None:
     onnx.save(proto, path)
 
 
-def quantise(source: str | Path, path: Path) -> None:
-    """Write an .onnx with weights of 8 bits, and activations where they meet these."""
+def quantise(path: Path) -> None:
+    """Give an .onnx weights of 8 bits, and activations where they meet these."""
     onnx, quantization = need("onnx"), need("onnxruntime.quantization")
     with TemporaryDirectory() as folder:
         ready, small = Path(folder, "ready"), Path(folder, "small")
-        quantization.quant_pre_process(Path(source), ready, skip_symbolic_shape=True)
+        quantization.quant_pre_process(path, ready, skip_symbolic_shape=True)
         quantization.quantize_dynamic(ready, small, per_channel=True)
         proto = onnx.load(small)
-    told = {item.key: item.value for item in onnx.load(source).metadata_props}
+    told = {item.key: item.value for item in onnx.load(path).metadata_props}
     onnx.helper.set_model_props(proto, {METADATA: told[METADATA]})
     onnx.save(proto, path)
 

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from hicmae.data.audio import HOP, WINDOW, fbank
 from hicmae.data.video import normalise
 from hicmae.inference.model import Preprocessing
-from hicmae.models.finetune import ACTIVATIONS, HiCMAEClassifier
-from hicmae.models.layers import CSBlock
+from hicmae.models.finetune import ACTIVATIONS, HiCMAEClassifier, mix_layers
+from hicmae.models.layers import Block
+
+SUFFIXES = {"video": "", "audio": "_audio"}  # of the names of a stream's parts
 
 
 def scores(model: nn.Module, video: Tensor | None, audio: Tensor | None) -> Tensor:
@@ -41,56 +43,36 @@ def features(model: nn.Module, video: Tensor | None, audio: Tensor | None) -> di
         that is missing or not read are left out.
     """
     model = cast(HiCMAEClassifier, model)
-    if model.modality == "av" and video is None and audio is not None:
-        return _of_one_stream(model, "audio", audio)
-    if model.modality == "av" and audio is None and video is not None:
-        return _of_one_stream(model, "video", video)
-    # Run the model as it is and keep what its parts return.
-    seen: dict[str, Any] = {}
-    handles = [
-        part.register_forward_hook(lambda _, inputs, out, name=name: seen.update({name: out}))
-        for name, part in model.named_children()
-    ]
-    try:
-        model.forward_features(video, audio)
-    finally:
-        for handle in handles:
-            handle.remove()
-    found: dict[str, Tensor] = {}
-    for stream, part in (("video", "encoder"), ("audio", "encoder_audio")):
-        if part in seen:
-            found |= _levels(model, stream, seen[part].levels)
-    if "encoder_fusion" in seen:
-        means = (tokens.mean(dim=1) for tokens in seen["encoder_fusion"])
-        found |= zip(("fusion_video", "fusion_audio"), means, strict=True)
-    return found | {"fused": seen["fc_norm"]}
+    given = {"video": video, "audio": audio}
+    streams = [name for name in given if name[0] in model.modality]
+    found, last = dict[str, Tensor](), dict[str, Tensor]()
+    for name in streams:
+        if given[name] is None:
+            continue
+        encoder: Any = model.get_submodule(f"encoder{SUFFIXES[name]}")
+        last[name], levels = encoder(given[name], None, range(len(encoder.blocks)), pool=True)
+        mix = mix_layers(levels, getattr(model, f"{name}_layer_weights"))
+        found |= {f"{name}_layers": torch.stack(levels, dim=1), name: mix}
+    if len(last) == 2:
+        last = dict(zip(last, model.encoder_fusion(*last.values()), strict=True))
+    elif model.modality == "av":
+        last = {name: _fused_alone(model, name, tokens) for name, tokens in last.items()}
+    means = {name: tokens.mean(dim=1) for name, tokens in last.items()}
+    nothing = torch.zeros_like(next(iter(means.values())))
+    parts = [means.get(name, nothing) for name in streams]
+    if not model.repeats_last:
+        parts = [found.get(name, nothing) for name in streams] + parts
+    if model.modality == "av":
+        found |= {f"fusion_{name}": mean for name, mean in means.items()}
+    return found | {"fused": model.fc_norm(torch.cat(parts, dim=-1))}
 
 
-def _of_one_stream(model: HiCMAEClassifier, stream: str, clip: Tensor) -> dict[str, Tensor]:
-    """Run the parts of a model of both streams that one stream alone needs."""
-    suffix = "" if stream == "video" else "_audio"
-    encoder: Any = model.get_submodule(f"encoder{suffix}")
-    fusion = model.encoder_fusion
-    tokens, levels = encoder(clip, None, range(len(encoder.blocks)), pool=True)
-    found = _levels(model, stream, levels)
+def _fused_alone(model: HiCMAEClassifier, stream: str, tokens: Tensor) -> Tensor:
+    """Run the fusion encoder on tokens (B, N, D) of one stream, without its cross attention."""
+    fusion, suffix = model.encoder_fusion, SUFFIXES[stream]
     for block in fusion.get_submodule(f"blocks{suffix}").children():
-        b = cast(CSBlock, block)
-        for norm, layer, gamma in (b.norm1, b.attn, b.gamma_1), (b.norm2, b.mlp, b.gamma_2):
-            change = layer(norm(tokens))
-            tokens = tokens + (change if gamma is None else gamma * change)
-    mean = fusion.get_submodule(f"norm{suffix}")(tokens).mean(dim=1)
-    parts, place = [torch.zeros_like(mean)] * 4, ("video", "audio").index(stream)
-    parts[place], parts[place + 2] = found[stream], mean  # of it alone, and fused
-    return {**found, f"fusion_{stream}": mean, "fused": model.fc_norm(torch.cat(parts, dim=-1))}
-
-
-def _levels(model: HiCMAEClassifier, stream: str, levels: list[Tensor]) -> dict[str, Tensor]:
-    """Return all layers of a stream, (B, L, D), and their mix."""
-    layers, weights = torch.stack(levels, dim=1), getattr(model, f"{stream}_layer_weights")
-    mix = layers[:, -1]  # without hierarchical feature fusion
-    if weights is not None:
-        mix = torch.einsum("bld,l->bd", layers, weights.softmax(dim=0))
-    return {f"{stream}_layers": layers, stream: mix}
+        tokens = Block.forward(cast(Block, block), tokens)
+    return cast(Tensor, fusion.get_submodule(f"norm{suffix}")(tokens))
 
 
 def stand_in(stream: str, count: int, clip: Preprocessing, device: torch.device) -> Tensor:

@@ -21,10 +21,10 @@ import hicmae
 from hicmae.config import WIDTHS
 from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
 from hicmae.data.clip_list import chosen_names, names_of_run
-from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD
+from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD, ClipSettings
 from hicmae.io import encodable
 from hicmae.models.encoder import BUILDERS, HubModel
-from hicmae.models.finetune import ACTIVATIONS, HiCMAEClassifier
+from hicmae.models.finetune import ACTIVATIONS
 from hicmae.models.pretrain import HiCMAE
 from hicmae.training import trained
 from hicmae.training.trained import FORMAT, FORMAT_VERSION, Trained
@@ -40,11 +40,8 @@ CONSTANTS = {  # of preprocessing, for readers of config.json
     "filter_bank_std": FBANK_STD,
     "face_size": FACE_SIZE,
 }
-# Arguments of the classifier that are known without the settings, or stand elsewhere.
-FOLLOWS = frozenset(
-    "embed_dim num_heads num_classes depth depth_audio fusion_depth drop_path_rate head_activation "
-    "init_values modality num_frames img_size img_size_audio tubelet_size".split()
-)
+# Arguments of the classifier that an export notes where they are not these, the usual ones.
+OPTIONS = {"hierarchical_fusion": True, "fusion_order": "both"}
 
 
 @dataclass(frozen=True)
@@ -61,24 +58,20 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(ClipSettings):
     """How a clip becomes the network's input.
 
-    `frame_rate` is that of the videos the model was trained on: with `num_frames` and
-    `sampling_rate` it says how many seconds the model sees at once.
+    `frame_rate` is that of the videos the model was trained on: it says how many seconds of them
+    the model sees at once.
     """
 
-    num_frames: int = 16
-    sampling_rate: int = 4
-    input_size: int = 160
-    input_size_audio: tuple[int, int] = (256, 128)
     tubelet_size: int = 2
     frame_rate: float = 25.0
 
     @property
     def clip_seconds(self) -> float:
         """Length of what the model sees at once."""
-        return self.num_frames * self.sampling_rate / self.frame_rate
+        return self.span / self.frame_rate
 
 
 @dataclass(frozen=True)
@@ -173,7 +166,9 @@ def _of_run(
         "epoch": epoch if isinstance(epoch, (int, str)) else None,
         "settings": {name: value for name, value in told.items() if _is_plain(value)},
     }
-    parts = _architecture(settings, model.source), _preprocessing(settings)
+    usual = vars(Preprocessing())
+    clip = {n: type(value)(settings[n]) for n, value in usual.items() if settings.get(n)}
+    parts = _architecture(settings, model.source), Preprocessing(**clip)
     segments = int(settings.get("test_num_segment") or 2)
     config = ModelConfig(task, settings["modality"], names, *parts, segments, training=training)
     return config, model.weights
@@ -184,9 +179,6 @@ def _architecture(settings: Mapping[str, Any], source: Path | str) -> Architectu
     if width not in WIDTHS:
         sizes = f"expected one of {', '.join(map(str, WIDTHS))}, the sizes of HiCMAE"
         raise ValueError(f"'{source}' has encoders of width {width}, {sizes}")
-    # Other arguments of the builder; not those with their default, for earlier versions' sake.
-    arguments = inspect.signature(HiCMAEClassifier).parameters
-    known = {n: v for n, v in settings.items() if n in arguments and n not in FOLLOWS}
     activation = settings.get("head_activation")
     depth, depth_audio, fusion_depth = (settings.get(n, 0) for n in trained.DEPTHS)
     return Architecture(
@@ -194,16 +186,8 @@ def _architecture(settings: Mapping[str, Any], source: Path | str) -> Architectu
         *(depth or depth_audio, depth_audio or depth, fusion_depth or 1),
         init_values=settings["init_values"],
         head_activation=activation if activation in ACTIVATIONS else None,
-        options={n: v for n, v in known.items() if v != arguments[n].default},
+        options={n: settings[n] for n, v in OPTIONS.items() if settings.get(n, v) != v},
     )
-
-
-def _preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
-    clip = Preprocessing()
-    numbers = ("num_frames", "sampling_rate", "input_size", "tubelet_size", "frame_rate")
-    given = {n: type(getattr(clip, n))(settings[n]) for n in numbers if settings.get(n)}
-    steps, bins = settings.get("input_size_audio") or clip.input_size_audio
-    return Preprocessing(**given, input_size_audio=(steps, bins))
 
 
 def _is_plain(value: Any) -> bool:

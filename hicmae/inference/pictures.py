@@ -20,9 +20,8 @@ from tqdm import tqdm
 
 from hicmae.data.film import Film
 from hicmae.data.media import Damage, NoPicture, decoded, first_stream, needed_stream, opened
-from hicmae.inference.clips import values_text
 from hicmae.inference.recognizer import Prediction
-from hicmae.inference.style import OKABE_ITO, STYLE, check_format, save_figure
+from hicmae.inference.style import FORMATS, OKABE_ITO, STYLE, save_figure
 from hicmae.io import check_writable, whole_file
 
 OTHER, UNKNOWN = "#999999", "#dddddd"  # classes beyond those that have a colour; no answer
@@ -42,7 +41,7 @@ def draw_timeline(predictions: Sequence[Prediction], path: str | Path) -> Path:
     """
     if not predictions:
         raise ValueError("no clip was answered, so there is no timeline to draw")
-    check_format(path)
+    check_writable(path, FORMATS)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 2.2 * len(predictions) + 0.4))
         axes = figure.subplots(len(predictions), squeeze=False)[:, 0]
@@ -63,10 +62,8 @@ def _draw_panel(panel: Axes, prediction: Prediction) -> None:
     shown = sorted(np.argsort(-np.nanmean(scores, axis=0))[: len(OKABE_ITO)].tolist())
     for k, index in enumerate(shown):
         look: dict[str, Any] = {"color": OKABE_ITO[k], "linestyle": DASHES[k % len(DASHES)]}
-        marker = "o" if len(centres) <= 40 else None
-        panel.plot(
-            centres, scores[:, index], marker=marker, markersize=3, label=names[index], **look
-        )
+        look |= {"marker": "o" if len(centres) <= 40 else None, "markersize": 3}
+        panel.plot(centres, scores[:, index], label=names[index], **look)
     panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     panel.set_ylabel("probability" if is_share else "value")
     panel.set_xlim(0, prediction.duration)
@@ -117,14 +114,11 @@ class Annotator:
             return frame
         image = Image.fromarray(frame)
         draw = ImageDraw.Draw(image)
-        names = self.prediction.scores
         now = [float(np.interp(time, self.centres, column)) for column in self.scores.T]
-        scores = dict(zip(names, now, strict=True))
-        text, best = values_text(scores), 0
-        if self.prediction.task == "classification":
-            best = int(np.argmax(now))
-            text = f"{list(names)[best]} {100 * now[best]:.0f} %"
-        colour, width = _colour(best), max(round(min(self.size) / 200), 1)
+        text = self.prediction.said(dict(zip(self.prediction.scores, now, strict=True)))
+        best = int(np.argmax(now)) if self.prediction.task == "classification" else 0
+        colour = OKABE_ITO[best] if best < len(OKABE_ITO) else OTHER
+        width = max(round(min(self.size) / 200), 1)
         place = int(np.searchsorted(self.edges[1:-1], time, "right"))
         if self.prediction.windows[place].speaker:
             text, width = f"speaks: {text}", 3 * width
@@ -153,10 +147,6 @@ def box_at(boxes: np.ndarray, time: float) -> np.ndarray | None:
     if near[1] - near[0] > LONGEST_GAP or min(abs(time - t) for t in near) > LONGEST_GAP:
         return None
     return np.array([np.interp(time, times, boxes[:, k]) for k in range(1, 5)]).round()
-
-
-def _colour(index: int) -> str:
-    return OKABE_ITO[index] if index < len(OKABE_ITO) else OTHER
 
 
 def write_overlay(

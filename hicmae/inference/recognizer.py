@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from hicmae.config import Options, check_choice
 from hicmae.data.clip_list import AnyClip, PackedClip
 from hicmae.data.video import MODALITIES, normalise
 from hicmae.inference import forward
-from hicmae.inference.clips import Clip, View, Window, likeliest, values_text
-from hicmae.inference.formats import Graph, is_onnx, open_onnx
+from hicmae.inference.clips import Clip, View, Window, likeliest
+from hicmae.inference.formats import Graph, open_onnx
 from hicmae.inference.model import ModelConfig, load_model
 from hicmae.inference.sources import Arrays, Asked, File
 from hicmae.inference.speaker import Contrast, chooser, load_contrast
@@ -74,11 +74,16 @@ class Prediction:
 
     @property
     def answer(self) -> str:
-        """What is said, in one line, e.g. "glad 63 %"."""
-        text = values_text(self.values)
-        if self.label is not None:
-            text = f"{self.label} {100 * max(self.scores.values()):.0f} %"
+        """What is said, in one line, e.g. "glad 63 %, speaks 80 %"."""
+        text = self.said(self.scores)
         return text if self.speaker is None else f"{text}, speaks {100 * self.speaker:.0f} %"
+
+    def said(self, scores: Mapping[str, float]) -> str:
+        """Return scores of a window or a moment in one line, e.g. "glad 63 %" or "pain +0.21"."""
+        if self.task == "regression":
+            return "  ".join(f"{name} {value:+.2f}" for name, value in scores.items())
+        label = likeliest(scores, self.min_confidence)
+        return f"{label} {100 * max(scores.values()):.0f} %"
 
     @property
     def duration(self) -> float:
@@ -191,7 +196,7 @@ class EmotionRecognizer:
         """
         Options(missing_modality=missing_modality)  # checks the name
         model: nn.Module
-        if is_onnx(path):
+        if Path(path).suffix.lower() == ".onnx" and Path(path).is_file():
             check_choice("device of an .onnx", device, ("auto", "cpu"))
             check_choice("precision of an .onnx", precision, ("auto", "fp32"))
             check_choice("missing_modality of an .onnx", missing_modality, ("error", "zeros"))
@@ -333,7 +338,7 @@ class EmotionRecognizer:
                         self._compute(batch, features)
             except UnreadableClip as error:
                 clip.error = error
-            clip.release()  # many clips may wait for their batch
+            clip.waveform = clip.frames = None  # many clips may wait for their batch
             while queue and not queue[0].waiting:
                 yield finish(queue.popleft())
         for batch in batches.values():
@@ -341,7 +346,7 @@ class EmotionRecognizer:
         yield from map(finish, queue)
 
     def _check(self, chosen: Options, features: bool) -> None:
-        """Refuse what this model cannot be asked, and say what to know of its answers."""
+        """Refuse what this model cannot be asked."""
         is_graph, speaker = isinstance(self.model, Graph), chosen.speaker
         wrong = ""
         if features and is_graph:
@@ -362,12 +367,6 @@ class EmotionRecognizer:
         if speaker != "none" and is_graph:
             what = "missing_modality of an .onnx that is told who speaks"
             check_choice(what, self.missing_modality, ("zeros",))
-        calibrated = self.config.task != "classification" or self.config.temperature != 1
-        if not (features or calibrated or chosen.protocol == "test"):
-            logger.info(
-                "probabilities are not calibrated: this file holds no temperature, as exports of "
-                "runs do that validated on clips apart from the test"
-            )
 
     @torch.inference_mode()
     def _compute(self, batch: list[tuple[Clip, View]], features: bool) -> None:

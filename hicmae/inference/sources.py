@@ -73,7 +73,7 @@ class FaceFrames:
     def __init__(
         self, video: Video, heard: str, read: Callable[[], np.ndarray | Sound] | None, rate: float
     ) -> None:
-        self.path, self.heard, self.has_sound = video.path, heard, read is not None
+        self.path, self.heard = video.path, heard
         self.video, self.read, self.rate = video, read, rate
 
     @cached_property
@@ -82,7 +82,7 @@ class FaceFrames:
         if self.video.frame_times is not None:
             return self.video.frame_times.begins.astype(float)
         count, rate = len(self.video), self.rate
-        if self.has_sound and count > 1:
+        if self.read is not None and count > 1:
             with suppress(UnreadableClip):  # where it is heard, that has been said
                 rate = (count - 1) / max(len(self.sound) / SAMPLE_RATE, 1e-3)
         return np.arange(count) / rate
@@ -120,7 +120,7 @@ class Arrays:
                 raise ValueError(f"{name} must be a positive number, got {rate!r}")
         if frames is None and waveform is None:
             raise UnreadableClip("neither frames nor a waveform are given")
-        self.has_picture, self.has_sound = frames is not None, waveform is not None
+        self.has_picture = frames is not None
         self.images = np.zeros((0, 1, 1, 3), np.uint8) if frames is None else np.asarray(frames)
         kind, shape = self.images.dtype, self.images.shape
         if len(shape) != 4 or shape[-1] != 3 or kind != np.uint8:

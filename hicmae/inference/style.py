@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from hicmae.io import encodable
+from hicmae.io import check_writable, encodable
 
 DPI = 200
 FORMATS = (".png", ".pdf", ".svg")
@@ -78,16 +78,8 @@ def figure_to_png(figure: Figure, dpi: int = 140) -> bytes:
     return buffer.getvalue()
 
 
-def check_format(path: str | Path) -> Path:
-    """Refuse a picture of an unknown ending before anything is computed."""
-    if Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(f"cannot write '{path}': expected a name that ends in {' '.join(FORMATS)}")
-    return Path(path)
-
-
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure, by the ending of the name as bitmap (200 dpi) or vectors."""
-    path = check_format(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path, FORMATS)
     _with_plain_names(figure).savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.04)
-    return path
+    return Path(path)

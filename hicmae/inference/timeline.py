@@ -18,7 +18,7 @@ from PIL import Image
 
 from hicmae.data.film import Film
 from hicmae.data.media import AUDIO_SUFFIXES, first_stream, opened
-from hicmae.inference.clips import Clip, View, Window, values_text
+from hicmae.inference.clips import Clip, View, Window
 from hicmae.inference.pictures import LONGEST_GAP, over_time, write_overlay
 from hicmae.inference.recognizer import Prediction
 from hicmae.inference.style import colour, templates
@@ -30,14 +30,11 @@ MOST_BYTES = 64 * 1000**2  # of a film inside a page
 LONGEST_SIDE = 854  # pixels of a film that is converted
 LEAST_RATE, SOUND_RATE = 150_000, 128_000  # bits a second of a film that can still be watched
 CHUNK = 3 * 2**18  # bytes of a film at once; whole groups of base64
-# What browsers play: by FFmpeg's name of the container, codecs of picture and sound.
-PLAYED = {
-    "mp4": ("video/mp4", ("h264", "av1"), ("aac", "mp3", "opus")),
-    "webm": ("video/webm", ("vp8", "vp9", "av1"), ("opus", "vorbis")),
-    "wav": ("audio/wav", (), ("pcm_s16le",)),
-    "mp3": ("audio/mpeg", (), ("mp3",)),
-    "ogg": ("audio/ogg", (), ("opus", "vorbis")),
-    "flac": ("audio/flac", (), ("flac",)),
+# What browsers play: in an mp4 these codecs and pixels; sounds by the ending of their names.
+PLAYED = {("h264", "yuv420p"), ("h264", "yuvj420p"), ("aac", "")}
+SOUNDS = {
+    **{".wav": "audio/wav", ".mp3": "audio/mpeg", ".m4a": "audio/mp4"},
+    **{".flac": "audio/flac", ".ogg": "audio/ogg"},
 }
 MOST_MOMENTS = 300  # windows of a clip of which a page shows what the model read
 THUMBNAIL, SHEET_ROW = 96, 8  # pixels of a frame; frames in a row
@@ -65,7 +62,7 @@ def stretches(prediction: Prediction) -> list[Stretch]:
         if not window.scores or end <= begin:
             continue
         if prediction.task == "regression":
-            found.append(Stretch(begin, end, values_text(window.scores)))
+            found.append(Stretch(begin, end, prediction.said(window.scores)))
             continue
         part = Stretch(begin, end, str(window.label), (max(window.scores.values()),))
         if found and found[-1][1:3] == (begin, part.label):
@@ -121,28 +118,14 @@ def write_subtitles(people: Sequence[Prediction], path: str | Path, for_web: boo
 
 
 def write_elan(people: Sequence[Prediction], path: str | Path) -> None:
-    """Write a csv for ELAN: tier, begin and end in seconds, label.
-
-    A tier for each person, in regression for each of their outputs.
-    """
-    rows: list[tuple[str, float, float, str]] = []
-    late = begin_of(people[0].file)
+    """Write a csv for ELAN, a tier for each person: tier, begin and end in seconds, label."""
+    rows, late = [("tier", "begin", "end", "label")], begin_of(people[0].file)
     for person in people:
-        if person.task == "classification":
-            rows += [(_who(person), *part[:3]) for part in stretches(person)]
-            continue
-        rows += [
-            (f"{_who(person)} {name}", begin, end, f"{window.scores[name]:.3f}")
-            for name in person.scores
-            for window, begin, end in _spans(person)
-            if window.scores and begin < end
-        ]
-    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["tier", "begin", "end", "label"])
-        for tier, begin, end, label in rows:
+        for begin, end, label, _ in stretches(person):
             times = f"{begin + late:.3f}", f"{end + late:.3f}"
-            writer.writerow([encodable(tier), *times, encodable(label)])
+            rows.append((_who(person), *times, encodable(label)))
+    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def begin_of(path: str | Path) -> float:
@@ -240,12 +223,21 @@ def _film_for_page(
     """Return the film to put into a page, its kind, and why there is none."""
     if not file.is_file():
         return None, "", f"'{file}' is no film"
-    kind, seconds = _kind_and_seconds(file)
-    if kind and file.stat().st_size <= most_bytes:
-        return file, kind, ""
-    text = f"film of {file.stat().st_size / 1e6:.0f} MB"
-    if file.suffix.lower() in AUDIO_SUFFIXES:
+    size, suffix = file.stat().st_size, file.suffix.lower()
+    text = f"film of {size / 1e6:.0f} MB"
+    if suffix in AUDIO_SUFFIXES:
+        if suffix in SOUNDS and size <= most_bytes:
+            return file, SOUNDS[suffix], ""
         return None, "", f"{text}, or of a kind that browsers do not play; make it an mp3"
+    with opened(str(file)) as container:
+        seconds = (container.duration or 0) / 1e6  # 0: a recording, which cannot be jumped in
+        streams = [first_stream(container, "video"), first_stream(container, "audio")]
+        coded = [stream.codec_context for stream in streams if stream is not None]
+        # Browsers show pixels of no other kind; of an unknown codec there is no context.
+        names = {c and (c.name, getattr(c, "pix_fmt", "")) for c in coded}
+        is_mp4 = "mp4" in container.format.name.split(",")
+    if is_mp4 and seconds and names <= PLAYED and size <= most_bytes:
+        return file, "video/mp4", ""
     rate = int(0.9 * 8 * most_bytes / max(seconds, 1)) - SOUND_RATE
     if rate < LEAST_RATE:
         longest = 0.9 * 8 * most_bytes / (LEAST_RATE + SOUND_RATE) / 60
@@ -256,25 +248,6 @@ def _film_for_page(
     if copy.stat().st_size > most_bytes:
         return None, "", f"{text}, more than {most_bytes / 1e6:.0f} MB also when converted"
     return copy, "video/mp4", ""
-
-
-def _kind_and_seconds(file: Path) -> tuple[str, float]:
-    """Return a film's media type, "" where browsers may not play it, and its length."""
-    with opened(str(file)) as container:
-        names = container.format.name.split(",")
-        seconds = (container.duration or 0) / 1e6
-        coded = []
-        for stream in (first_stream(container, "video"), first_stream(container, "audio")):
-            codec = None if stream is None else stream.codec_context
-            coded.append("" if stream is None else "unknown")
-            pixels = getattr(getattr(codec, "format", None), "name", "")
-            if codec is not None and (codec.type == "audio" or pixels in ("yuv420p", "yuvj420p")):
-                coded[-1] = codec.codec.canonical_name
-    for name, (kind, pictures, sounds) in PLAYED.items():
-        fits = coded[0] in (*pictures, "") and coded[1] in (*sounds, "")
-        if name in names and fits and seconds:  # a recording without its length cannot be jumped in
-            return kind, seconds
-    return "", seconds
 
 
 def _render(
@@ -328,23 +301,20 @@ def _lane(person: Prediction, low: float, high: float) -> dict[str, Any]:
             path += ["h0.1"] if pen == "M" else []  # a window alone is a dot
             pen = "L"
         paths.append(" ".join(path))
-    windows, strips, speech = [], [], []
+    windows = []
     for window, left, right in _spans(person):
-        label = str(window.label) if window.scores and person.task != "regression" else ""
         row = [round(window.scores[name], 4) for name in person.scores if window.scores]
+        label = str(window.label) if row and person.task == "classification" else ""
         known = {"begin": round(window.start, 3), "end": round(window.end, 3), "scores": row}
         known |= {"left": round(left, 3), "label": encodable(label), "status": window.status}
+        known |= {"x": left * scale, "width": (right - left) * scale, "speaks": window.speaker}
+        known["fill"] = _class_colour(int(np.argmax(row))) if label else ""
         windows.append(known)
-        fill = "" if row else "#dddddd"
-        fill = _class_colour(int(np.argmax(row))) if label else fill
-        place = left * scale, (right - left) * scale
-        strips.append((*place, fill))
-        speech += [place] if window.speaker else []
     boxes = np.column_stack([person.boxes[:, 0].round(3), person.boxes[:, 1:].round()])
     return {
         **{"number": person.person + 1, "who": _who(person), "answer": encodable(person.answer)},
-        **{"paths": paths, "strips": strips, "speech": speech},
-        **{"windows": windows, "boxes": boxes.tolist(), "seconds": person.duration},
+        **{"paths": paths, "windows": windows, "boxes": boxes.tolist()},
+        "seconds": person.duration,
     }
 
 

@@ -123,17 +123,20 @@ class HiCMAEClassifier(HubModel):
                 )
             encoder: Any = getattr(self, f"encoder{suffix}")
             tokens, levels = encoder(clip, None, range(len(encoder.blocks)), pool=True)
-            weights = getattr(self, f"{name}_layer_weights")
-            mixed = levels[-1]
-            if weights is not None:
-                mixed = torch.einsum("lbd,l->bd", torch.stack(levels), weights.softmax(dim=0))
-            weighted.append(mixed)
+            weighted.append(mix_layers(levels, getattr(self, f"{name}_layer_weights")))
             last.append(tokens)
         if self.modality == "av":
             last = list(self.encoder_fusion(*last))
         means = [tokens.mean(dim=1) for tokens in last]
         features = means if self.repeats_last else weighted + means
         return self.fc_norm(torch.cat(features, dim=-1))
+
+
+def mix_layers(levels: list[Tensor], layer_weights: Tensor | None) -> Tensor:
+    """Average L pooled levels (B, D) with the softmax of their weights (L,); None: the last."""
+    if layer_weights is None:
+        return levels[-1]
+    return torch.einsum("lbd,l->bd", torch.stack(levels), layer_weights.softmax(dim=0))
 
 
 # Widths and attention heads, as for `HiCMAE`.

@@ -5,10 +5,9 @@ import shutil
 import sys
 
 import numpy as np
-import onnx
+import onnx.parser
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 
 from hicmae import EmotionRecognizer
 from hicmae.data.clip_list import Clip, write_list
@@ -17,31 +16,29 @@ from hicmae.inference.model import load_model
 from hicmae.training.checkpoint import METADATA
 from tests.small_recognizers import NAMES, rows_of
 
+# The means of picture and sound times a number of each class, added.
 ROWS = {"video": [1.0, -2.0, 0.5], "audio": [0.3, 0.1, -0.4]}
+GRAPH = """
+<ir_version: 10, opset_import: ["": 20]>
+g (float[batch,c,t,h,w] video, float[batch,d,s,f] audio) => (float[batch,3] scores)
+<int64[1] axes = {1}, float[1,3] of_video = {1, -2, 0.5}, float[1,3] of_audio = {0.3, 0.1, -0.4},
+ float scale = {%s}> {
+  pixels = Flatten(video)
+  seen = ReduceMean(pixels, axes)
+  levels = Flatten(audio)
+  heard = ReduceMean(levels, axes)
+  by_video = MatMul(seen, of_video)
+  by_audio = MatMul(heard, of_audio)
+  both = Add(by_video, by_audio)
+  scores = Mul(both, scale)
+}
+"""
 
 
 def make_graph(path, config, scale=1.0):
-    """Write an .onnx: the means of picture and sound times a number of each class, added."""
-    nodes, inputs, sums = [], [], []
-    weights = [
-        numpy_helper.from_array(np.array([ROWS[n]], np.float32) * scale, f"w_{n}") for n in ROWS
-    ]
-    for name, rank in (("video", 5), ("audio", 4)):
-        shape = ["batch", *"abcd"[: rank - 1]]
-        inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-        nodes.append(helper.make_node("Flatten", [name], [f"f_{name}"]))
-        axes = numpy_helper.from_array(np.array([1]), f"axes_{name}")
-        weights.append(axes)
-        nodes.append(helper.make_node("ReduceMean", [f"f_{name}", axes.name], [f"m_{name}"]))
-        nodes.append(helper.make_node("MatMul", [f"m_{name}", f"w_{name}"], [f"s_{name}"]))
-        sums.append(f"s_{name}")
-    nodes.append(helper.make_node("Add", sums, ["scores"]))
-    output = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 3])
-    graph = helper.make_graph(nodes, "g", inputs, [output], weights)
-    opset = [helper.make_opsetid("", 20)]
-    model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+    model = onnx.parser.parse_model(GRAPH % scale)
     if config is not None:
-        helper.set_model_props(model, {METADATA: config.to_json()})
+        onnx.helper.set_model_props(model, {METADATA: config.to_json()})
     onnx.save(model, path)
     return path
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -109,7 +108,7 @@ def front_of(card: str) -> list[str]:
     return card.split("---\n")[1].splitlines()
 
 
-def test_a_card_says_what_is_known_and_what_is_not(models, tmp_path):
+def test_a_card_says_what_is_known_and_what_is_not(models, tmp_path, caplog):
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(models / "av.pth", run / "checkpoint-0.pth")
@@ -131,13 +130,9 @@ def test_a_card_says_what_is_known_and_what_is_not(models, tmp_path):
     again = (tmp_path / "again" / "README.md").read_text()
     assert "license: mit" in front_of(again) and "1.0000 to 1.0000" in again
     assert r"drawn \| no people |" in again
-    # without files of a run
+    # without files of a run; a page that is no card stays
     bare = export_checkpoint(models / "regression.pth", tmp_path / "bare") / "README.md"
     assert "Unknown" in bare.read_text() and "UAR" not in bare.read_text()
-
-
-def test_a_readme_of_someone_else_stays(models, tmp_path, caplog):
-    (tmp_path / "README.md").write_text("mine")
-    export_checkpoint(models / "a.pth", tmp_path)
-    assert (tmp_path / "README.md").read_text() == "mine"
-    assert str(Path(tmp_path / "README.md")) in caplog.text
+    bare.write_text("mine")
+    export_checkpoint(models / "regression.pth", bare.parent)
+    assert bare.read_text() == "mine" and str(bare) in caplog.text

@@ -17,6 +17,7 @@ from hicmae.data.video import normalise
 from hicmae.faces import template
 from hicmae.inference import cli
 from hicmae.inference.pictures import Annotator
+from hicmae.inference.sources import Arrays
 from hicmae.inference.speaker import Lips, lip_motion, loudness
 from tests.preprocess.media_files import portrait, save_media
 from tests.small_recognizers import CLIP, GEOMETRY, needs_faces
@@ -94,6 +95,9 @@ def test_only_the_speaker_is_judged_with_the_sound(recognizer, film):
     assert listener.scores == pytest.approx(unheard, abs=1e-5)
     assert {window.status for window in listener.windows} == {"another speaks"}
     assert plain[0].speaker is None and "speaker" not in plain[0].to_dict()
+    one = talking(syllables(1), 160, 80), FPS, voice(syllables(2))
+    (alone,) = model.predict_people(Arrays(*one), speaker="lips")
+    assert alone.speaker == 1 and alone.scores == model.predict_arrays(*one).scores
     black = np.zeros((200, 320, 3), np.uint8)
     marked, other = (Annotator(p, (320, 200)).draw(black, 1.0) for p in (speaker, plain[1]))
     assert (marked > 0).sum() > 1.5 * (other > 0).sum()
@@ -116,14 +120,6 @@ def test_results_name_the_speaker_where_that_is_asked(models, film, tmp_path, ca
     assert people[1]["windows"][0]["speaker"] is True
     assert "speaks 100 %" in capsys.readouterr().out
     assert "<title>speaks</title>" in (tmp_path / "a.html").read_text()
-
-
-@needs_faces
-def test_one_person_is_heard_as_ever(recognizer, tmp_path):
-    frames = list(talking(syllables(1), 160, 80))
-    path = save_media(tmp_path / "one.mkv", frames, voice(syllables(2))[None], codec="pcm_s16le")
-    (alone,) = recognizer().predict_people(str(path), speaker="lips")
-    assert alone.speaker == 1 and alone.scores == recognizer().predict(str(path)).scores
 
 
 def test_contrast_compares_what_pretraining_compared(recognizer, pretrained):

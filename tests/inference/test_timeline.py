@@ -54,7 +54,7 @@ def test_subtitles_join_windows_of_one_answer_and_name_people_where_there_are_se
     ]
 
 
-def test_a_tier_has_begin_end_and_label_and_values_a_tier_each(tmp_path):
+def test_a_tier_has_begin_end_and_label(tmp_path):
     timeline.write_elan([said("none", GLAD, (), MAD)], tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_text().splitlines() == [
         "tier,begin,end,label",
@@ -64,10 +64,8 @@ def test_a_tier_has_begin_end_and_label_and_values_a_tier_each(tmp_path):
     values = said("none", (0.5, -0.25), (1.0, 0.0), names=("a", "b"), task="regression")
     timeline.write_elan([values], tmp_path / "b.csv")
     assert (tmp_path / "b.csv").read_text().splitlines()[1:] == [
-        "Person 1 a,0.000,0.750,0.500",
-        "Person 1 a,0.750,1.500,1.000",
-        "Person 1 b,0.000,0.750,-0.250",
-        "Person 1 b,0.750,1.500,0.000",
+        "Person 1,0.000,0.750,a +0.50  b -0.25",
+        "Person 1,0.750,1.500,a +1.00  b +0.00",
     ]
 
 
