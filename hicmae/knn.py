@@ -76,16 +76,6 @@ def joined(features: Features, kind: str) -> np.ndarray:
     return np.hstack([normalize(part) for part in parts] if len(parts) > 1 else parts)
 
 
-def default_kinds(known: Sequence[str]) -> list[str]:
-    """Return what the head reads; of a pre-trained model each stream, and what can be joined."""
-    if "fused" in known:
-        return ["fused"]
-    last = [name for name in known if name.endswith("_last")]
-    fusion = [name for name in known if name.startswith("fusion_")]
-    kinds = [*last, "+".join(last), "+".join(fusion), "+".join(last + fusion)]
-    return [kind for kind in dict.fromkeys(kinds) if kind]
-
-
 def vote(
     train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int, num_classes: int
 ) -> np.ndarray:
@@ -127,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         args.checkpoint, args.device, batch_size=args.batch_size, **options
     )
     first = extract(recognizer, test_clips[:1])  # says whether the features are there, at once
-    kinds = args.features or default_kinds(list(first))
+    kinds = args.features or (["fused"] if "fused" in first else list(first))
     for kind in kinds:
         joined(first, kind)
     train = extract(recognizer, train_clips, "training clips")
@@ -163,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "streams to read (default: those of the model); the other one is left out"
     add("--modality", choices=MODALITIES, help=text)
     add("--data_path", required=True, metavar="DIR", help="fold with train.csv and test.csv")
-    add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else the others)")
+    add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else all)")
     text = "neighbours (1 5 10 20, as far as there are clips)"
     add("--k", nargs="+", type=int, metavar="N", help=text)
     add("--output_dir", metavar="DIR", help="gets predictions and metrics")

@@ -16,6 +16,11 @@ from hicmae.inference.recognizer import Prediction
 SIZES = {"depth": 2, "depth_audio": 3, "fusion_depth": 1}
 CLIP = {"num_frames": 4, "sampling_rate": 8, "input_size": 32, "input_size_audio": (96, 128)}
 GEOMETRY = {"num_frames": 4, "img_size": 32, "img_size_audio": (96, 128)}
+PRETRAINING = {
+    **{"encoder_depth": 2, "encoder_depth_audio": 3, "encoder_fusion_depth": 1},
+    **{"decoder_depth": 3, "decoder_depth_audio": 3, "return_intermediate_features": (0, 1)},
+    **GEOMETRY,
+}
 NAMES = ("calm", "glad", "mad")
 FPS = 25
 GLAD, MAD = (0.1, 0.7, 0.2), (0.1, 0.1, 0.8)  # what a model may say

@@ -126,14 +126,11 @@ def run_command(
         return 2
 
 
-def _from_commands(name: str) -> Callable[[argparse.Namespace], int]:
-    def run(args: argparse.Namespace) -> int:
-        from hicmae.inference import commands  # brings torch, for which no --help should wait
+def _run(name: str, args: argparse.Namespace) -> int:
+    from hicmae.inference import commands  # brings torch, for which no --help should wait
 
-        code: int = getattr(commands, name)(args)
-        return code
-
-    return run
+    code: int = getattr(commands, name)(args)
+    return code
 
 
 def predict(argv: Sequence[str] | None = None) -> int:
@@ -157,7 +154,7 @@ def predict(argv: Sequence[str] | None = None) -> int:
     add("--vtt", help="the same for web pages")
     text = "csv for ELAN, for each video; columns: tier, begin and end in seconds, label"
     add("--elan", help=text)
-    return run_command(parser, _from_commands("predict"), argv)
+    return run_command(parser, partial(_run, "predict"), argv)
 
 
 def extract(argv: Sequence[str] | None = None) -> int:
@@ -172,7 +169,7 @@ def extract(argv: Sequence[str] | None = None) -> int:
     add_flags(parser, "data_root", "quiet")
     add_flags(parser, *MODEL, title="model")
     add_arguments(parser, Options)
-    return run_command(parser, _from_commands("extract"), argv)
+    return run_command(parser, partial(_run, "extract"), argv)
 
 
 def app(argv: Sequence[str] | None = None) -> int:
@@ -188,7 +185,7 @@ def app(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser, Limits)
     text = "also give a public address through gradio's servers, for 72 hours; off by default"
     add("--share", action="store_true", help=text)
-    return run_command(parser, _from_commands("app"), argv)
+    return run_command(parser, partial(_run, "app"), argv)
 
 
 def export(argv: Sequence[str] | None = None) -> int:
@@ -223,4 +220,4 @@ def export(argv: Sequence[str] | None = None) -> int:
     add("--task", choices=("classification", "regression"), help=text)
     add("--head_activation", choices=("sigmoid", "relu", "tanh"), help="of the outputs (none)")
 
-    return run_command(parser, _from_commands("export"), argv)
+    return run_command(parser, partial(_run, "export"), argv)

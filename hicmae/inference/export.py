@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from hicmae.data.clip_list import read_labelled_list
 from hicmae.data.video import FrameFolder
 from hicmae.inference.formats import spread
 from hicmae.inference.model import ModelConfig, read_model
-from hicmae.io import UnreadableClip, encodable, hub_error, whole_file, write_whole
+from hicmae.io import UnreadableClip, encodable, whole_file, write_whole
 from hicmae.training import checkpoint, distributed
 from hicmae.training.checkpoint import CONFIG, EXPORT, METADATA, WEIGHTS
 from hicmae.training.resampling import Plan, read_predictions
@@ -77,24 +77,6 @@ def write_card(folder: Path, config: ModelConfig) -> None:
         logger.warning("'%s' is no model card of hicmae and stays as it is", card)
     else:
         write_whole(card, model_card(config))
-
-
-def push(
-    folder: str,
-    repo_id: str,
-    private: bool | None = None,
-    token: str | None = None,
-    branch: str | None = None,
-    commit_message: str = "Export of HiCMAE",
-) -> str:
-    """Put a folder on huggingface.co, and return the address of the commit; OSError in one line."""
-    told: Any = {"revision": branch, "commit_message": commit_message}
-    try:
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **told))
-    except Exception as error:  # of requests or httpx, by version
-        raise hub_error(repo_id, error) from error
 
 
 # Runs

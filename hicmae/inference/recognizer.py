@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 from torch import nn
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ from hicmae.inference.formats import Graph, open_onnx
 from hicmae.inference.model import ModelConfig, load_model
 from hicmae.inference.sources import Arrays, Asked, File
 from hicmae.inference.speaker import Contrast, chooser, load_contrast
-from hicmae.io import UnreadableClip, choose_device, hub_folder
+from hicmae.io import UnreadableClip, choose_device, hub_error, hub_folder
 from hicmae.training.checkpoint import BUNDLED
 from hicmae.training.run import Precision, choose_precision
 
@@ -202,9 +203,7 @@ class EmotionRecognizer:
             check_choice("missing_modality of an .onnx", missing_modality, ("error", "zeros"))
             (model, config), device, precision = open_onnx(path), "cpu", "fp32"
         else:
-            # With "zeros" the other stream is silent or black, but goes through its encoder.
-            read = None if missing_modality == "zeros" else modality
-            model, config = load_model(path, read, choose_device(device))
+            model, config = load_model(path, choose_device(device))
         arithmetic, contrast = choose_precision(precision, choose_device(device)), None
         if speaker_checkpoint:
             contrast = load_contrast(speaker_checkpoint, config.preprocessing, arithmetic)
@@ -225,11 +224,9 @@ class EmotionRecognizer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and README.md, the model card, to a folder."""
-        parts = {"v": "encoder", "a": "encoder_audio"}
-        if any(getattr(self.model, parts[s], None) is None for s in self.config.modality):
+        if isinstance(self.model, Graph):
             raise ValueError(
-                "this recognizer holds a part of its network, expected all of it: load the "
-                "checkpoint without modality, and not an .onnx, to save it"
+                "an .onnx holds no network to save; load the checkpoint it was made of"
             )
         weights = self.model.state_dict()
         if self.config.task == "pretraining":  # its head was never trained
@@ -238,13 +235,24 @@ class EmotionRecognizer:
 
         write_export(folder, self.config, weights)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Put an export on huggingface.co, see `export.push`; returns the commit's address."""
-        from hicmae.inference.export import push
-
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        commit_message: str = "Export of HiCMAE",
+    ) -> str:
+        """Put an export on huggingface.co, and return the commit's address; OSError in one line."""
+        told: Any = {"revision": branch, "commit_message": commit_message}
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return push(folder, repo_id, **options)
+            try:
+                api = HfApi(token=token)
+                repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **told))
+            except Exception as error:  # of requests or httpx, by version
+                raise hub_error(repo_id, error) from error
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -126,7 +126,7 @@ class Contrast(NamedTuple):
 
 def load_contrast(path: str | Path, clip: Preprocessing, precision: Precision) -> Contrast:
     """Load a pre-training that reads clips as a model does; ValueError where there is none."""
-    model, config = load_model(path, None, precision.device)
+    model, config = load_model(path, precision.device)
     levels: tuple[int, ...] = ()
     if config.task == "pretraining" and config.modality == "av":
         settings = config.training.get("settings", {})

@@ -268,7 +268,7 @@ def _render(
         size = width, height
     places = {person.person: place for place, person in enumerate(people)}
     data = {
-        "people": [_lane(person, low, high) for person in people],
+        "people": [_lane(person) for person in people],
         "names": [encodable(name) for name in first.scores],
         "colours": [_class_colour(k) for k in range(len(first.scores))],
         "values": first.task == "regression",
@@ -286,35 +286,20 @@ def _render(
     return str(page.render(data=data, kind=kind, mark=mark, notes=notes, **texts))
 
 
-def _lane(person: Prediction, low: float, high: float) -> dict[str, Any]:
-    """Return what the page shows of one person; the timeline is 1000 wide and 100 high."""
-    centres, _, scores = over_time(person)
-    scale = 1000 / max(person.duration, 1e-6)
-    paths = []
-    for column in scores.T:
-        path, pen = [], "M"
-        for time, value in zip(centres * scale, column, strict=True):
-            if np.isnan(value):
-                pen = "M"
-                continue
-            path.append(f"{pen}{time:.1f} {88 - 84 * (value - low) / (high - low):.1f}")
-            path += ["h0.1"] if pen == "M" else []  # a window alone is a dot
-            pen = "L"
-        paths.append(" ".join(path))
+def _lane(person: Prediction) -> dict[str, Any]:
+    """Return what the page shows of one person."""
     windows = []
-    for window, left, right in _spans(person):
+    for window, left, _ in _spans(person):
         row = [round(window.scores[name], 4) for name in person.scores if window.scores]
         label = str(window.label) if row and person.task == "classification" else ""
         known = {"begin": round(window.start, 3), "end": round(window.end, 3), "scores": row}
         known |= {"left": round(left, 3), "label": encodable(label), "status": window.status}
-        known |= {"x": left * scale, "width": (right - left) * scale, "speaks": window.speaker}
-        known["fill"] = _class_colour(int(np.argmax(row))) if label else ""
-        windows.append(known)
+        known |= {"fill": _class_colour(int(np.argmax(row))) if label else ""}
+        windows.append(known | {"speaks": window.speaker})
     boxes = np.column_stack([person.boxes[:, 0].round(3), person.boxes[:, 1:].round()])
     return {
         **{"number": person.person + 1, "who": _who(person), "answer": encodable(person.answer)},
-        **{"paths": paths, "windows": windows, "boxes": boxes.tolist()},
-        "seconds": person.duration,
+        **{"windows": windows, "boxes": boxes.tolist(), "seconds": person.duration},
     }
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 
 from hicmae import EmotionRecognizer
 from tests.conftest import save_frames, save_wav
 from tests.preprocess.media_files import pictures, save_media
-from tests.small_recognizers import CLIP, FPS, GEOMETRY, checkpoint_of, classifier, speech
+from tests.small_models import pretraining_model
+from tests.small_recognizers import CLIP, FPS, PRETRAINING, checkpoint_of, classifier, speech
 
 
 @pytest.fixture(scope="session")
@@ -25,18 +25,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     regression.head.weight.data *= 0.2  # outputs about as large as those that are trained
     told = {"task": "regression", "head_activation": "tanh"}
     checkpoint_of(regression, folder / "regression.pth", **told)
-    pretrained = timm.create_model(
-        "pretrain_hicmae_dim128_patch16_160_a256",
-        encoder_depth=2,
-        encoder_depth_audio=3,
-        encoder_fusion_depth=1,
-        decoder_depth=2,
-        decoder_depth_audio=2,
-        return_intermediate_features=(1,),
-        **GEOMETRY,
-    )
-    state = {"model": pretrained.state_dict(), "epoch": 0, "args": {"clip": CLIP}}
-    torch.save(state, folder / "pretrained.pth")
+    state = {"model": pretraining_model(**PRETRAINING).state_dict(), "epoch": 0}
+    levels = {"return_intermediate_features": [0, 1]}
+    torch.save(state | {"args": {"clip": CLIP, "model": levels}}, folder / "pretrained.pth")
     args = argparse.Namespace(
         **CLIP | {"input_size_audio": 96}, data_set="CREMA-D", nb_classes=6, test_num_segment=3
     )

@@ -77,25 +77,21 @@ def test_an_answer_is_a_page_and_files_and_nothing_stays(demo, video):
         (2, False, "The film is one face", "no sound"),
         (0.2, True, "The film is one face", "0.2 s"),
         (8, True, "The film is one face", "up to 5 s"),
+        (0, True, "Everybody", "1 MB"),
     ],
 )
 def test_what_is_wrong_with_a_film_is_said_and_it_stays(
     demo, tmp_path, seconds, sound, faces, told
 ):
-    heard = speech(seconds)[None] if sound else None
-    film = uploaded(
-        demo, save_media(tmp_path / "a.mp4", pictures(int(seconds * FPS)), heard, fps=FPS)
-    )
+    path, heard = tmp_path / "<a>.mp4", speech(seconds)[None] if sound else None
+    if seconds:
+        save_media(path, pictures(int(seconds * FPS)), heard, fps=FPS)
+    else:
+        path.write_bytes(bytes(700_000))
+    film = uploaded(demo, path)
     shown, results, *_ = demo.answer(film, faces, None, quiet)
     assert told in html.unescape(shown) and results is None
     assert Path(film).exists() and str(demo.folder) not in shown
-
-
-def test_a_film_may_be_too_large(demo, tmp_path):
-    film = tmp_path / "<a>.mp4"
-    film.write_bytes(bytes(700_000))
-    shown = demo.answer(uploaded(demo, film), "Everybody", None, quiet)[0]
-    assert "1 MB" in shown and "0.5 MB" in shown
 
 
 def status_of(address: str, data: bytes | None = None, **headers: str) -> int:
@@ -122,14 +118,8 @@ def test_the_server_gives_out_no_file_but_uploads_and_listens_here_only(demo, mo
         at = f"{address}/gradio_api/file="
         assert status_of(at + str(upload)) == 200
         climb = f"{upload.parent}/../../../etc/passwd"
-        for name in (
-            "/etc/passwd",
-            f"{ROOT}/pyproject.toml",
-            "pyproject.toml",
-            "..%2f..%2fetc%2fpasswd",
-        ):
-            assert status_of(at + name) in (403, 404), name
-        for name in (climb, climb.replace("/", "%2f"), climb.replace("..", "%2e%2e")):
+        names = ("/etc/passwd", f"{ROOT}/pyproject.toml", "pyproject.toml")
+        for name in (*names, climb, climb.replace("/", "%2f"), climb.replace("..", "%2e%2e")):
             assert status_of(at + name) in (403, 404), name
         border = (
             b"--b\r\nContent-Disposition: form-data; name=files; filename=%s\r\n\r\n%s\r\n--b--\r\n"

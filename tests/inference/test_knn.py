@@ -69,12 +69,11 @@ def run(*arguments):
     return knn.main([*map(str, arguments), "--device", "cpu"])
 
 
-STREAMS, FUSED = "video_last+audio_last", "fusion_video+fusion_audio"
 KINDS = {
     "av": ["fused"],
     "a": ["fused"],
     "authors": ["fused"],
-    "pretrained": ["video_last", "audio_last", STREAMS, FUSED, f"{STREAMS}+{FUSED}"],
+    "pretrained": ["video_last", "audio_last", "fusion_video", "fusion_audio"],
 }
 
 

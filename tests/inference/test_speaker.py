@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-import timm
 import torch
 
 from hicmae import EmotionRecognizer
@@ -20,7 +19,8 @@ from hicmae.inference.pictures import Annotator
 from hicmae.inference.sources import Arrays
 from hicmae.inference.speaker import Lips, lip_motion, loudness
 from tests.preprocess.media_files import portrait, save_media
-from tests.small_recognizers import CLIP, GEOMETRY, needs_faces
+from tests.small_models import pretraining_model
+from tests.small_recognizers import CLIP, PRETRAINING, needs_faces
 
 FPS, SECONDS, RATE = 25, 2, 16000
 COUNT = FPS * SECONDS
@@ -57,15 +57,6 @@ def film(tmp_path_factory):
     frames = np.concatenate([left[:, :, :170], right[:, :, 170:]], axis=2)
     path = tmp_path_factory.mktemp("two") / "two.mkv"
     return str(save_media(path, list(frames), voice(syllables(2))[None], codec="pcm_s16le"))
-
-
-@pytest.fixture
-def pretrained(models, tmp_path):
-    """The pre-training of `models`, which says that it contrasted both blocks."""
-    content = torch.load(models / "pretrained.pth", weights_only=True)
-    content["args"]["model"] = {"return_intermediate_features": [0, 1]}
-    torch.save(content, tmp_path / "pretrained.pth")
-    return tmp_path / "pretrained.pth"
 
 
 def test_lips_agree_with_the_sound_that_they_make_and_with_no_other():
@@ -122,18 +113,14 @@ def test_results_name_the_speaker_where_that_is_asked(models, film, tmp_path, ca
     assert "<title>speaks</title>" in (tmp_path / "a.html").read_text()
 
 
-def test_contrast_compares_what_pretraining_compared(recognizer, pretrained):
+def test_contrast_compares_what_pretraining_compared(recognizer, models):
+    pretrained = models / "pretrained.pth"
     model = recognizer("av", speaker_checkpoint=pretrained)
     draw = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (3, 3, 4, 32, 32), dtype=torch.uint8, generator=draw)
     audio = torch.randn(1, 96, 128, generator=draw)
-    depths = {"encoder_depth": 2, "encoder_depth_audio": 3, "encoder_fusion_depth": 1,
-              "decoder_depth": 3, "decoder_depth_audio": 3}  # fmt: skip
-    depths["return_intermediate_features"] = (0, 1)
-    trained = timm.create_model("pretrain_hicmae_dim128_patch16_160_a256", **depths, **GEOMETRY)
-    weights = torch.load(pretrained, weights_only=True)["model"]
-    weights = {name: w for name, w in weights.items() if not name.startswith("decoder")}
-    trained.load_state_dict(weights, strict=False)
+    trained = pretraining_model(**PRETRAINING)
+    trained.load_state_dict(torch.load(pretrained, weights_only=True)["model"])
     sizes = [encoder.patch_embed.num_tokens for encoder in (trained.encoder, trained.encoder_audio)]
     hidden = [torch.arange(size).expand(3, -1) > 0 for size in sizes]
     seen = [torch.zeros_like(mask) for mask in hidden]
@@ -145,7 +132,8 @@ def test_contrast_compares_what_pretraining_compared(recognizer, pretrained):
     np.testing.assert_allclose(found, torch.stack(cosines).mean(0), atol=1e-5)
 
 
-def test_what_cannot_tell_the_speaker_is_refused(recognizer, models, pretrained, tmp_path, caplog):
+def test_what_cannot_tell_the_speaker_is_refused(recognizer, models, tmp_path, caplog):
+    pretrained = models / "pretrained.pth"
     with pytest.raises(ValueError, match=r"v.pth' has no contrast .* --speaker lips"):
         recognizer("av", speaker_checkpoint=models / "v.pth")
     content = torch.load(pretrained, weights_only=True)

@@ -17,7 +17,7 @@ from hicmae.inference import cli, timeline
 from hicmae.inference.commands import Journal
 from tests.conftest import save_wav
 from tests.preprocess.media_files import pictures, save_media
-from tests.small_recognizers import FPS, GLAD, MAD, said, speech
+from tests.small_recognizers import FPS, GLAD, MAD, rows_of, said, speech
 
 
 def data_of(page: Path) -> dict:
@@ -156,6 +156,9 @@ def test_a_stopped_command_goes_on_where_it_was(models, tmp_path, monkeypatch, c
         return cli.predict([str(tmp_path / "films"), *model, "--faces", "cut", *outputs])
 
     assert run("whole") == 0 and run("parts") == 1
+    assert "interrupted: 2 clips are answered" in caplog.text
+    told = [row["reason"] for row in rows_of(tmp_path / "parts" / "csv.csv")]
+    assert told == ["", "", "interrupted"]
     left = next((tmp_path / "parts").glob("*.unfinished"))
     left.write_text(left.read_text() + '["c.mp4", [1')  # killed while it wrote
     (tmp_path / "parts" / "html-a.html").unlink()  # it is not made again
