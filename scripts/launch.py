@@ -97,15 +97,16 @@ def torchrun(words: Sequence[str]) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     import torch
     from torch.distributed import DistError, run
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import SignalException, api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
     if quiet:
         del os.environ["TORCH_CPP_LOG_LEVEL"]  # the processes say what they have to say
-    # torchrun would answer SIGTERM by ending the processes; here they are told.
-    parser = run.get_args_parser()
-    args = parser.parse_args(["--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT", *words])
+    # torchrun would answer SIGTERM by ending the processes; here they are told. Its own flag for
+    # that, --signals_to_handle, came after torch 2.6.
+    api._terminate_process_handler = forward
+    args = run.get_args_parser().parse_args(words)
     if args.nproc_per_node == "gpu":  # without a GPU, one process says so
         args.nproc_per_node = str(max(torch.cuda.device_count(), 1))
         if args.standalone and args.nproc_per_node == "1":
@@ -146,12 +147,12 @@ def torchrun(words: Sequence[str]) -> int:
 
 
 def forward(number: int, frame: FrameType | None) -> None:
-    """Pass a signal on to the training processes."""
+    """Pass SIGTERM and SIGUSR1 on to the training processes; any other signal ends the launch."""
     from torch.distributed.elastic.multiprocessing import SignalException
 
     lists = Path("/proc/self/task").glob("*/children")  # Linux
     workers = [int(pid) for path in lists for pid in path.read_text().split()]
-    if not workers:
+    if not workers or number not in (signal.SIGTERM, signal.SIGUSR1):
         raise SignalException(f"stopped by signal {number}", sigval=signal.Signals(number))
     for pid in workers:
         os.kill(pid, number)
