@@ -37,7 +37,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from hicmae.config.flags import Refused, Settings, from_flags, option
+from hicmae.config.flags import Settings, from_flags, option
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.faces import align
 from hicmae.io import write_whole
@@ -66,9 +66,10 @@ class Recipe(Settings):
     folds: int = option(2, "speaker-independent folds", ">= 0")
     face_size: int = option(80, "pixels of an aligned face", ">= 32 and <= 512")
 
-    def _refused(self) -> Refused:
-        most = f"--folds must be 2..{self.speakers} (the number of --speakers), got {self.folds}"
-        return {most: self.speakers and not 2 <= self.folds <= self.speakers}
+    def _check(self) -> None:
+        if self.speakers and not 2 <= self.folds <= self.speakers:
+            most = f"2..{self.speakers} (the number of --speakers)"
+            raise ValueError(f"--folds must be {most}, got {self.folds}")
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,9 @@ class TaskConfig(Settings):
     plain: bool = option(True, "measure the plain baseline of tests/plain too, in turns")
     more: bool = option(True, "measure memory, the device's matrix products and errors too")
 
-    def _refused(self) -> dict[str, object]:
-        alone = self.cuda_graphs and not self.compile
-        return {"--cuda_graphs needs compiled passes; add --compile": alone}
+    def _check(self) -> None:
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("--cuda_graphs needs compiled passes; add --compile")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from hicmae.config.flags import Refused, Settings, flag_of, harmless, option
+from hicmae.config.flags import Settings, flag_of, harmless, option
 from hicmae.data.splits import PATTERNS, SPEAKER_FILE
 from hicmae.data.video import MODALITIES, SOURCE_CROPS, ClipSettings
 from hicmae.io import count_cores
@@ -78,12 +78,11 @@ class RunConfig(Settings):
     image_freq: int = harmless(1, "epochs between pictures in TensorBoard; 0: none", ">= 0")
     num_workers: int = harmless(WORKERS, "processes for each GPU that load clips; 0: none", ">= 0")
 
-    def _refused(self) -> Refused:
-        alone = self.cuda_graphs and not self.compile
-        return {
-            "--output_dir is missing; name the folder for all results": not self.output_dir,
-            "--cuda_graphs replays compiled passes; add --compile": alone,
-        }
+    def _check(self) -> None:
+        if not self.output_dir:
+            raise ValueError("--output_dir is missing; name the folder for all results")
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("--cuda_graphs replays compiled passes; add --compile")
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,9 @@ class DataConfig(Settings):
     max_bad_clips: float = harmless(0.01, "share of unreadable clips that ends training", SHARE)
     clip_timeout: float = harmless(60.0, "seconds until a clip is skipped; 0: no limit", ">= 0")
 
-    def _refused(self) -> Refused:
-        return {"--data_path is missing; name the clip list or its folder": not self.data_path}
+    def _check(self) -> None:
+        if not self.data_path:
+            raise ValueError("--data_path is missing; name the clip list or its folder")
 
 
 @dataclass(frozen=True)
@@ -126,16 +126,17 @@ class ClipConfig(ClipSettings, Settings):
             object.__setattr__(self, "input_size_audio", (*self.input_size_audio, 128))
         super().__post_init__()
 
-    def _refused(self) -> Refused:
+    def _check(self) -> None:
         sizes, frames, tubelet = self.input_size_audio, self.num_frames, self.tubelet_size
-        patches = [("input_size", self.input_size), *(("input_size_audio", size) for size in sizes)]
-        return {
-            f"--input_size_audio takes steps and mel bins, got {sizes}": len(sizes) != 2,
-            f"--num_frames {frames} is no multiple of --tubelet_size, {tubelet}": frames % tubelet,
-        } | {
-            f"--{k} {size} is not a multiple of the patch size, 16": size % 16
-            for k, size in patches
-        }
+        if len(sizes) != 2:
+            raise ValueError(f"--input_size_audio takes steps and mel bins, got {sizes}")
+        if frames % tubelet:
+            raise ValueError(f"--num_frames {frames} is no multiple of --tubelet_size, {tubelet}")
+        if any(size % 16 for size in (self.input_size, *sizes)):
+            raise ValueError(
+                f"--input_size {self.input_size} or --input_size_audio {sizes} is not a multiple of "
+                "the patch size, 16"
+            )
 
     def of_model(self) -> dict[str, Any]:
         """Return the geometry as the arguments of a model."""
@@ -161,13 +162,11 @@ class OptimConfig(Settings):
     opt_eps: float = option(1e-8, "AdamW epsilon", "> 0")
     clip_grad: float | None = option(None, "largest gradient norm; none: no clipping", "> 0")
 
-    def _refused(self) -> Refused:
-        end, starts = self.weight_decay_end, self.weight_decay > 0
-        twice = self.total_batch and self.accum_iter > 1
-        return {
-            "--total_batch chooses --accum_iter; leave one out": twice,
-            f"--weight_decay_end {end} changes a --weight_decay above 0, got 0": end and not starts,
-        }
+    def _check(self) -> None:
+        if self.total_batch and self.accum_iter > 1:
+            raise ValueError("--total_batch chooses --accum_iter; leave one out")
+        if (end := self.weight_decay_end) and not self.weight_decay:
+            raise ValueError(f"--weight_decay_end {end} needs a --weight_decay above 0, got 0")
 
 
 @dataclass(frozen=True)
@@ -210,13 +209,11 @@ class PretrainLossConfig(Settings):
     normalize_target: bool = option(True, "normalise video patches", aliases=("normlize_target",))
     normalize_target_audio: bool = option(True, "the same of audio", aliases=(AUDIO_TARGET,))
 
-    def _refused(self) -> Refused:
-        nothing = self.gather and self.contrastive_levels == "none"
-        later = self.target_diff_weight is not None and not self.frame_diff
-        return {
-            "--gather_negatives needs a contrast, --contrastive_levels has none": nothing,
-            "--target_diff_weight weighs frame differences; add --use_frame_diff_as_target": later,
-        }
+    def _check(self) -> None:
+        if self.gather and self.contrastive_levels == "none":
+            raise ValueError("--gather_negatives needs a contrast, --contrastive_levels has none")
+        if self.target_diff_weight is not None and not self.frame_diff:
+            raise ValueError("--target_diff_weight is of no use; add --use_frame_diff_as_target")
 
 
 class PretrainConfigs(NamedTuple):
@@ -253,16 +250,16 @@ class ClassifierConfig(Settings):
     layer_decay: float = option(0.75, "learning-rate factor from layer to lower layer", NOT_NONE)
     linear_probe: bool = option(False, "train only fc_norm, head, layer weights; raise --lr")
 
-    def _refused(self) -> Refused:
-        classes, classifies = self.num_classes, self.task != "regression"
-        order, modality, activation = self.fusion_order, self.modality, self.head_activation
-        unused = order != "both" and modality != "av"
-        return {
-            "--nb_classes is missing; give the number of classes or outputs": classes < 1,
-            f"--nb_classes must be at least 2, got {classes}": classifies and classes < 2,
-            "--head_activation is for --task regression; leave it out": classifies and activation,
-            f"--fusion_order {order} for --modality {modality} has no fusion to order": unused,
-        }
+    def _check(self) -> None:
+        least = 1 if self.task == "regression" else 2
+        if self.num_classes < least:
+            raise ValueError(f"--nb_classes must be at least {least}, got {self.num_classes}")
+        if self.head_activation and self.task != "regression":
+            raise ValueError("--head_activation is for --task regression; leave it out")
+        if self.fusion_order != "both" and self.modality != "av":
+            raise ValueError(
+                f"--fusion_order is for --modality av, got {self.modality}; leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -282,9 +279,10 @@ class AugmentConfig(Settings):
     mixup_audio: bool = option(False, "mix the audio too (the original mixes video and targets)")
     smoothing: float = option(0.1, "label smoothing", NOT_ALL)
 
-    def _refused(self) -> Refused:
+    def _check(self) -> None:
         low, high = self.scale
-        return {f"--crop_scale takes two shares, the smaller first, got {low} {high}": low > high}
+        if low > high:
+            raise ValueError(f"--crop_scale takes two shares, the smaller first, got {low} {high}")
 
 
 @dataclass(frozen=True)
@@ -310,17 +308,16 @@ class ScoreConfig(Settings):
     skip_bad_test_clips: bool = harmless(False, "leave unreadable test clips out, and report them")
     export: bool = harmless(True, "write export/last and export/best at the end, for prediction")
 
-    def _refused(self) -> Refused:
-        split, by_file, by_pattern = self.val_split, self.speaker_file, self.speaker_pattern
-        name = "--speaker_file" if by_file else "--speaker_pattern"
-        both, unused = by_file and by_pattern, split != "speaker" and (by_file or by_pattern)
-        twice = self.class_weights != "none" and self.balanced_sampler
-        return {
-            f"--val_path and --val_split {split}; give one": split != "list" and self.val_path,
-            f"{name} is for --val_split speaker; add that or leave it out": unused,
-            "--speaker_file and --speaker_pattern both name speakers; give one": both,
-            "--class_weights and --balanced_sampler both even out classes; give one": twice,
-        }
+    def _check(self) -> None:
+        if self.val_split != "list" and self.val_path:
+            raise ValueError(f"--val_path and --val_split {self.val_split}; give one")
+        if self.speaker_file and self.speaker_pattern:
+            raise ValueError("--speaker_file and --speaker_pattern both name speakers; give one")
+        if self.val_split != "speaker" and (self.speaker_file or self.speaker_pattern):
+            flag = "--speaker_file" if self.speaker_file else "--speaker_pattern"
+            raise ValueError(f"{flag} is for --val_split speaker; add that or leave it out")
+        if self.class_weights != "none" and self.balanced_sampler:
+            raise ValueError("--class_weights and --balanced_sampler even out classes; give one")
 
 
 class FinetuneConfigs(NamedTuple):
@@ -364,9 +361,9 @@ class ResamplingConfig(Settings):
     speaker_file: str = option("", "the same by a csv with clip,speaker", metavar="FILE")
     speaker_pattern: str = option("", f"the same: {PATTERN_HELP}", metavar="REGEX")
 
-    def _refused(self) -> Refused:
-        chosen = sum(map(bool, (self.by_speaker, self.speaker_file, self.speaker_pattern)))
-        return {"give one of --by_speaker, --speaker_file and --speaker_pattern": chosen > 1}
+    def _check(self) -> None:
+        if sum(map(bool, (self.by_speaker, self.speaker_file, self.speaker_pattern))) > 1:
+            raise ValueError("give one of --by_speaker, --speaker_file and --speaker_pattern")
 
 
 FACES, PROTOCOLS = ("auto", "largest", "all", "cut"), ("windows", "test")
@@ -393,13 +390,12 @@ class Options(Settings):
     min_confidence: float = option(0.0, "least probability to be sure", SHARE)
     speaker: str = option("none", SPEAKER_HELP, choices=SPEAKERS)
 
-    def _refused(self) -> Refused:
+    def _check(self) -> None:
         for item in fields(self):
             if choices := item.metadata["rest"].get("choices"):
                 check_choice(item.name, getattr(self, item.name), choices)
-        chooses, faces = self.speaker != "none", self.faces
-        text = f"--speaker {self.speaker} chooses among all people, got --faces {faces}; add "
-        return {f"{text}--faces all": chooses and faces != "all"}
+        if self.speaker != "none" and self.faces != "all":
+            raise ValueError(f"--speaker {self.speaker} needs --faces all, got {self.faces}")
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -19,7 +19,6 @@ METAVARS = {int: "N", float: "X", str: "TEXT"}
 RULES = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 Config = TypeVar("Config")
 Configs = TypeVar("Configs")
-Refused = Mapping[str, object]  # what is wrong, by the message that says so
 
 
 def option(default: Any, description: str, must: str = "", **about: Any) -> Any:
@@ -54,13 +53,10 @@ class Settings:
             for sign, limit in map(str.split, must.split(" and ") if must else ()):
                 if not all(n is None or RULES[sign](n, float(limit)) for n in numbers):
                     raise ValueError(f"--{flag_of(item)} must be {must}, got {value}")
-        for message, wrong in self._refused().items():
-            if wrong:
-                raise ValueError(message)
+        self._check()
 
-    def _refused(self) -> Refused:
-        """Return which settings do not go together."""
-        return {}
+    def _check(self) -> None:
+        """Raise ValueError where settings do not go together."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -79,15 +75,12 @@ class OneLineParser(argparse.ArgumentParser):
         words: list[str] = []
         for word in sys.argv[1:] if args is None else args:
             flag, _, value = word.partition("=")
-            if flag not in flags and words and words[-1] in flags:
-                flag, value = words[-1], word
-            if flag not in flags or value.lower() not in ("true", "false"):
-                words.append(word)
-                continue
-            if value == word:
-                words.pop()
-            opposite = flag.replace("--no-", "--") if "--no-" in flag else f"--no-{flag[2:]}"
-            words.append(flag if value.lower() == "true" else opposite)
+            for part in (flag, value) if value and flag in flags else (word,):
+                if part.lower() not in ("true", "false") or not words or words[-1] not in flags:
+                    words.append(part)
+                elif part.lower() == "false":
+                    yes = words[-1].replace("--no-", "--")
+                    words[-1] = yes if yes != words[-1] else f"--no-{yes[2:]}"
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
