@@ -134,8 +134,8 @@ class ClipConfig(ClipSettings, Settings):
             raise ValueError(f"--num_frames {frames} is no multiple of --tubelet_size, {tubelet}")
         if any(size % 16 for size in (self.input_size, *sizes)):
             raise ValueError(
-                f"--input_size {self.input_size} or --input_size_audio {sizes} is not a multiple of "
-                "the patch size, 16"
+                f"--input_size {self.input_size} and --input_size_audio {sizes} must be multiples "
+                "of the patch size, 16"
             )
 
     def of_model(self) -> dict[str, Any]:

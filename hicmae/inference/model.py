@@ -156,14 +156,14 @@ def _of_run(
             f"'{model.source}' holds no HiCMAE model: expected weights named encoder.* or "
             f"encoder_audio.*, got {', '.join(list(model.weights)[:3])}"
         )
-    task, epoch = settings["task"], model.content.get("epoch")
+    task = settings["task"]
     if task != "pretraining":
         chosen = {"class_names": class_names} if class_names else {}
         names = names_of_run({**settings, **chosen}, task, settings["nb_classes"])
     trained.warn_of_clips(model, given)
     training = {
         "checkpoint": Path(model.source).name,
-        "epoch": epoch if isinstance(epoch, (int, str)) else None,
+        "epoch": model.epoch if isinstance(model.epoch, (int, str)) else None,
         "settings": {name: value for name, value in told.items() if _is_plain(value)},
     }
     usual = vars(Preprocessing())

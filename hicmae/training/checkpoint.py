@@ -129,10 +129,8 @@ def load(path: str | Path, verify: bool = False, settings_only: bool = False) ->
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             mmap = settings_only and zipfile.is_zipfile(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except CheckpointError:
+    except (CheckpointError, PermissionError):
         raise
-    except PermissionError as error:
-        raise PermissionError(f"checkpoint '{path}' cannot be read: permission denied") from error
     except Exception as error:  # damaged bytes make torch.load raise almost anything
         raise CheckpointError(f"checkpoint '{path}' {_explain(path, error)}") from error
     if not isinstance(content, dict):
@@ -145,11 +143,6 @@ def load(path: str | Path, verify: bool = False, settings_only: bool = False) ->
 
 def _foreign(path: Path) -> str:
     """Say what a file is that people take for a checkpoint when a download went wrong; else ""."""
-    if path.suffix.lower() in (".onnx", ".pt2"):
-        return (
-            "holds a program, no weights to load (hicmae-predict reads an .onnx, torch.export.load "
-            "a .pt2); name the checkpoint it was made of"
-        )
     with path.open("rb") as file:
         start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(b"version https://git-lfs"):

@@ -28,11 +28,7 @@ from hicmae.training.trained import weights_of
 logger = logging.getLogger(__name__)
 
 Found = tuple[Path, dict[str, Any]]  # a checkpoint and its content
-COUNTS = {
-    "steps": "steps of an epoch",
-    "total_batch": "clips of a step (batch_size x accum_iter x processes)",
-    "world_size": "processes",
-}
+STEP_CLIPS = "clips of a step (batch_size x accum_iter x processes)"
 BATCH = ("--batch_size", "--accum_iter", "--total_batch")  # judged by the clips of a step
 MAY_CHANGE = {*(f"--{name}" for name in HARMLESS), *BATCH, "clips of the test list", "processes"}
 
@@ -95,7 +91,7 @@ class Saver:
             "step": state.step,
             "steps_done": state.steps_done,
             "clips_done": state.step * plan.total_batch,
-            **{name: getattr(plan, name) for name in ("clips", *COUNTS)},
+            **{n: getattr(plan, n) for n in ("clips", "steps", "total_batch", "world_size")},
             "torch": str(torch.__version__),
         }
         metrics = distributed.gather_objects([state.metrics.saved()])
@@ -166,31 +162,24 @@ def find_checkpoint(run: Run) -> Found | None:
             found = _choose(run)
         except (OSError, ValueError) as error:
             problem = error
-    told = found and (found[0], found[1].get("origin"))
-    told, problem = distributed.broadcast((told, problem))
+    path, problem = distributed.broadcast((found and found[0], problem))
     if problem is not None:
         raise problem
-    if told is None or distributed.is_main():
-        return found
-    return told[0], {**load(told[0], verify=True), "origin": told[1]}
+    return found if found or path is None else (path, load(path, verify=True))
 
 
 def _choose(run: Run) -> Found | None:
-    named = Path(run.config.resume) if run.config.resume else None
-    if named and named.is_dir():
-        named = checkpoint.find(named, to_resume=True)
+    named, origin = None, {}
+    if run.config.resume:
+        named = checkpoint.find(run.config.resume, to_resume=True)
+        origin = {"sha256": digest(named)}
     # A launcher that starts a group again means the run it started before.
     if run.config.auto_resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         for path, content in checkpoint.whole(run.output_dir):
-            origin = content.get("origin") or {}
-            begun = named and origin.get("path") == str(named.resolve())
-            if named is None or begun and (not named.exists() or origin["sha256"] == digest(named)):
+            begun = content.get("origin") or {}
+            if named is None or begun.get("sha256") == origin["sha256"]:
                 return path, content
-    if named is None:
-        return None
-    origin = {"path": str(named.resolve())}
-    content = load(named, verify=True)
-    return named, {**content, "origin": {**origin, "sha256": digest(named)}}
+    return (named, {**load(named, verify=True), "origin": origin}) if named else None
 
 
 def resume(run: Run, state: TrainState, found: Found | None) -> None:
@@ -242,16 +231,20 @@ def find_changes(plan: Plan, content: Mapping[str, Any]) -> tuple[list[str], lis
     pairs = {f"--{n}": (then.get(n, new), new) for n, new in flat_settings(plan.settings).items()}
     for name, new in plan.clips.items():
         pairs[f"clips of the {name} list"] = (known.get("clips", {}).get(name, new), new)
-    for name, text in COUNTS.items():
-        pairs[text] = (known.get(name, getattr(plan, name)), getattr(plan, name))
-    changes = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    if COUNTS["total_batch"] in changes:
-        changes = {name: pair for name, pair in changes.items() if name not in BATCH}
+    pairs["processes"] = (known.get("world_size", plan.world_size), plan.world_size)
+    step_clips = (known.get("total_batch", plan.total_batch), plan.total_batch)
+    if step_clips[0] != step_clips[1]:
+        pairs = {name: pair for name, pair in pairs.items() if name not in BATCH}
+        pairs[STEP_CLIPS] = step_clips
     found: tuple[list[str], list[str]] = ([], [])
-    for name, pair in changes.items():
-        old, new = (" ".join(map(str, x)) if isinstance(x, list) else str(x) or "''" for x in pair)
-        found[name in MAY_CHANGE].append(f"{name} {old} -> {new}")
+    for name, (old, new) in pairs.items():
+        if old != new:
+            found[name in MAY_CHANGE].append(f"{name} {_shown(old)} -> {_shown(new)}")
     return found
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value) or "''"
 
 
 def _best_on_disk(run: Run, best: dict[str, Any]) -> dict[str, Any]:
@@ -294,8 +287,7 @@ def _load_state(state: TrainState, path: Path, content: dict[str, Any]) -> None:
         # In clips, so that a changed batch (--allow_changes) leaves out no more than it must.
         step = progress["clips_done"] // plan.total_batch
         state.epoch, state.step = progress["epoch"], min(step, plan.steps)
-        # "ranks" is where earlier versions put it.
-        saved = content.get("metrics") or [rank["window"] or {} for rank in content["ranks"]]
+        saved = content.get("metrics", [{}])  # earlier versions have it elsewhere
         mine = saved[distributed.rank() % len(saved)]
         if len(saved) != plan.world_size:  # each goes on with the mean, as means are logged
             names = mine.get("sums", {})

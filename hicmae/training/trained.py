@@ -6,6 +6,7 @@ in the settings of the run or in the config.json of the export.
 
 import json
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -36,7 +37,6 @@ SETTLED = (
 )
 DEPTHS = {"depth": ENCODERS["v"], "depth_audio": ENCODERS["a"], "fusion_depth": FUSION}
 MIN_SHARE = 0.5  # less than this of the encoders' weights cannot be meant as pre-training
-_BLOCK = re.compile(r"(encoder(?:_audio|_fusion)?\.)blocks\.(\d+)\.")
 _FAMILY = re.compile(r"(encoder(?:_audio|_fusion)?\.(?:blocks(?:_audio)?\.\d+|\w+)|\w+)\.")
 # Earlier names of the same, as in pre-training and in the original.
 _ALIASES = {f"encoder_{flag}": flag for flag in DEPTHS}
@@ -51,13 +51,9 @@ class Trained(NamedTuple):
     source: Path | str  # the file, or what messages call the weights
     weights: dict[str, Tensor]
     settings: dict[str, Any]  # by flag, lists for tuples, as far as the file says
-    content: Mapping[str, Any]  # all of the file: epoch, optimizer, ...
+    told: dict[str, Any]  # settings of its run by flag, as they were written; {} without
+    epoch: Any  # its last whole one, as the file has it
     config: Mapping[str, Any] | None  # of an export: its config.json
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """Settings of its run by flag, as they were written; {} where the file has none."""
-        return _told(self.content, self.config)
 
 
 def read(path: str | Path) -> Trained:
@@ -68,12 +64,15 @@ def read(path: str | Path) -> Trained:
 
 def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
     """Tell what the content of a file says; see `read`."""
-    weights = weights_of(content, f"'{source}'")
-    described = content.get("description")
-    if described and (arguments := _arguments(described[0])):
-        content, described = {**content, "args": arguments}, None
-    config = read_config(*described) if described else None
-    settings = _told(content, config)
+    weights, config, args = weights_of(content, f"'{source}'"), None, content.get("args")
+    if "description" in content:
+        text, place = content["description"]
+        args = _arguments(text)
+        if not args:
+            config = read_config(text, place)
+            args = config.get("training", {}).get("settings")
+    told = flat_settings(args)
+    settings = dict(told)
     if config is not None:
         options = config["architecture"].get("options", {})
         settings |= config["architecture"] | options | config["preprocessing"]
@@ -87,7 +86,8 @@ def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
     elif "task" in settings:
         regresses = "regress" in str(settings["task"])
         settings["task"] = "regression" if regresses else "classification"
-    return Trained(source, weights, settings | _shown_by(weights), content, config)
+    settings |= _shown_by(weights)
+    return Trained(source, weights, settings, told, content.get("epoch"), config)
 
 
 def weights_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
@@ -158,21 +158,24 @@ def _shown(value: Any) -> str:
 
 def _shown_by(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the settings that names and shapes of weights show."""
-    parts = {n.split(".")[0] + "." for n in weights}
-    modality = "".join(stream for stream, part in ENCODERS.items() if part in parts)
-    blocks = [part for part, _ in {m.groups() for m in map(_BLOCK.match, weights) if m}]
-    shown: dict[str, Any] = {flag: blocks.count(n) for flag, n in DEPTHS.items() if n in blocks}
+    shown: dict[str, Any] = {}
+    for flag, part in DEPTHS.items():
+        if blocks := {name.split(".")[2] for name in weights if name.startswith(f"{part}blocks.")}:
+            shown[flag] = len(blocks)
+    widths = {s: len(weights.get(f"{part}norm.weight", ())) for s, part in ENCODERS.items()}
+    modality = "".join(stream for stream, width in widths.items() if width)
     if not modality:
         return shown
     stage = "pretrain_hicmae"
     if "head.weight" in weights:
         stage, shown["nb_classes"] = "avit", len(weights["head.weight"])
         shown["hierarchical_fusion"] = any(n.endswith("_layer_weights") for n in weights)
-    width = len(weights.get(f"{ENCODERS[modality[-1]]}norm.weight", ()))
-    kernel = weights.get(f"{ENCODERS['v']}patch_embed.proj.weight")
     shown["init_values"] = float(any(".gamma_" in name for name in weights))  # 0: none
-    shown |= {"modality": modality, "model": f"{stage}_dim{width}_patch16_160_a256"}
-    return shown | ({} if kernel is None else {"tubelet_size": kernel.shape[2]})
+    shown["modality"] = modality
+    shown["model"] = f"{stage}_dim{widths[modality[-1]]}_patch16_160_a256"
+    if (kernel := weights.get(f"{ENCODERS['v']}patch_embed.proj.weight")) is not None:
+        shown["tubelet_size"] = kernel.shape[2]
+    return shown
 
 
 def _arguments(text: str) -> dict[str, Any]:
@@ -210,12 +213,6 @@ def read_config(text: str, source: Path | str) -> dict[str, Any]:
             f"'{source}' describes no model of this project: {reason}; make it with: "
             "hicmae-export CHECKPOINT OUTPUT"
         ) from None
-
-
-def _told(content: Mapping[str, Any], config: Mapping[str, Any] | None) -> dict[str, Any]:
-    if config is None:
-        return flat_settings(content.get("args"))
-    return flat_settings(config.get("training", {}).get("settings"))
 
 
 class LoadReport(NamedTuple):
@@ -288,41 +285,29 @@ def _compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
     """Compare a state dict with a model's by name and shape."""
     own = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     given = {name: tuple(weight.shape) for name, weight in weights.items()}
-    both = [name for name in own if name in given]
-    loaded = [name for name in both if own[name] == given[name]]
-    other = {n: f"{n}: {given[n]} -> {own[n]}" for n in both if own[n] != given[n]}
-    parts = (*ENCODERS.values(), FUSION)
-    sizes = {n: w.numel() for n, w in model.state_dict().items() if n.startswith(parts)}
-    streams, families = {name.split(".")[0] for name in sizes}, set(map(_family, own))
-    lacking = [name for name in sizes if name not in given]
-    blocks = [name for name in given if name.split(".")[0] in streams and ".blocks" in name]
-    surplus = [name for name in blocks if _family(name) not in families]
+    loaded = [name for name in own if given.get(name) == own[name]]
+    new, unused = [n for n in own if n not in given], [n for n in given if n not in own]
+    other = {n: f"{n}: {given[n]} -> {own[n]}" for n in own if n in given and given[n] != own[n]}
+    sizes = {n: math.prod(own[n]) for n in own if n.startswith((*ENCODERS.values(), FUSION))}
+    streams = {name.split(".")[0] for name in sizes}
+    lacking = [name for name in new if name in sizes]
+    surplus = [name for name in unused if ".blocks" in name and name.split(".")[0] in streams]
     wrong = [text for name, text in other.items() if name in sizes]
     problems = {
         f"the checkpoint lacks {_folded(lacking)}": lacking,
-        f"it has no more than {_folded(weights)}": lacking and not both,
+        f"it has no more than {_folded(given)}": lacking and len(unused) == len(given),
         f"its {_folded(surplus)} would be unused": surplus,
         f"other shapes (checkpoint -> model): {', '.join(wrong[:2])}, {len(wrong)} in all": wrong,
     }
-    return LoadReport(
-        loaded,
-        new=[name for name in own if name not in given],
-        unused=[name for name in given if name not in own],
-        mismatched=list(other.values()),
-        share=sum(sizes.get(n, 0) for n in loaded) / sum(sizes.values()) if sizes else 1.0,
-        problems=[text for text, there in problems.items() if there],
-    )
-
-
-def _family(name: str) -> str:
-    """Return encoder.blocks.3.* for a weight of an encoder's block, encoder.norm.*, else head.*."""
-    match = _FAMILY.match(name)
-    return f"{match[1]}.*" if match else name.split(":")[0]
+    share = sum(sizes.get(name, 0) for name in loaded) / sum(sizes.values()) if sizes else 1.0
+    told = [text for text, there in problems.items() if there]
+    return LoadReport(loaded, new, unused, list(other.values()), share, told)
 
 
 def _folded(names: Iterable[str], limit: int = 8) -> str:
-    """List families of names with the number of tensors in each."""
-    counts = Counter(map(_family, names))
+    """List families of names, e.g. encoder.blocks.3.*, encoder.norm.*, head.*, with their sizes."""
+    matches = {name: _FAMILY.match(name) for name in names}
+    counts = Counter(f"{m[1]}.*" if m else name.split(":")[0] for name, m in matches.items())
     shown = [f"{n} ({c})" if n.endswith("*") else n for n, c in list(counts.items())[:limit]]
     rest = len(counts) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
