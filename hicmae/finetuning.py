@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import hicmae.models  # noqa: F401  (registers the models)
-from hicmae.config import LOWER_IS_BETTER, ClassifierConfig, ClipConfig, FinetuneConfigs
+from hicmae.config import LOWER_IS_BETTER, FinetuneConfigs
 from hicmae.config.flags import as_dict, given_flags, parse_configs
 from hicmae.data import splits
 from hicmae.data.augment import Augment, Mixup, mix_batch
 from hicmae.data.batches import LabelledBatch
-from hicmae.data.clip_list import name_of, names_of_run, read_labelled_list
+from hicmae.data.clip_list import names_of_run, read_labelled_list
 from hicmae.data.dataset import LabelledClips, TestClips
 from hicmae.data.loader import SkippedClips
 from hicmae.inference.export import export_run
@@ -31,7 +31,7 @@ from hicmae.training import checkpoint, distributed, loop, trained
 from hicmae.training import evaluate as scoring
 from hicmae.training.logs import show_hparams
 from hicmae.training.optim import freeze, num_parameters, shared_batches
-from hicmae.training.resume import Saver, find_checkpoint, resume, settings_to_keep
+from hicmae.training.resume import Saver, find_checkpoint, resume
 from hicmae.training.run import Run, open_run, write_settings
 from hicmae.training.state import make_state
 from hicmae.training.trained import Trained, load_pretrained
@@ -52,8 +52,6 @@ def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
     if source:
         kept = {*trained.SETTLED, "test_num_segment", "average_clips"}
         parser.set_defaults(**{k: v for k, v in source.settings.items() if k in kept})
-    else:
-        parser.set_defaults(**settings_to_keep(given, ClipConfig, ClassifierConfig))
     configs = parse_configs(parser, FinetuneConfigs, argv)
     with open_run(configs.run, trains=source is None) as run:
         optim = shared_batches(configs.optim, distributed.world_size())
@@ -63,14 +61,13 @@ def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
 
 def finetune(run: Run, configs: FinetuneConfigs) -> None:
     """Train, keep the epoch that validates best, then test the last and the best epoch."""
-    classifier, optim = configs.classifier, configs.optim
+    classifier = configs.classifier
     lists = read_lists(configs)
     known = {"class_names": classifier.class_names, "data_path": configs.data.data_path}
     names = names_of_run(known, classifier.task, classifier.num_classes)
     logger.info("names: %s", ", ".join(names))
-    check_training(configs, lists, names)
-    balanced, train_clips = configs.score.balanced_sampler, training_clips(configs, lists)
-    loader = loop.clip_loader(run, train_clips, optim.batch_size, balanced=balanced)
+    warn_of_labels(configs, lists.train, names)
+    loader = training_loader(run, configs, lists.train)
     val_loader = scoring_loader(run, configs, lists.val, centre=True)
     clips = {"training": lists.train, "validation": lists.val, "test": lists.test}
     found = find_checkpoint(run)
@@ -83,8 +80,8 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
         logger.warning("what is frozen keeps its random start: no --finetune FILE is given")
     if classifier.linear_probe:
         freeze(model)
-    decays = classifier.layer_decay, configs.score.ema
-    state = make_state(run, configs, model, loader, clips, *decays)
+    ema = configs.score.ema
+    state = make_state(run, configs, model, loader, clips, classifier.layer_decay, ema)
     resume(run, state, found)
     for name, table in lists.tables.items() if distributed.is_main() else ():
         write_whole(run.output_dir / name, table)  # which clips were held out or drawn
@@ -95,7 +92,7 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     skipped = SkippedClips(record, len(lists.train), configs.data.max_bad_clips)
     with loop.open_logs(run, state) as logs:
         saver = Saver(run, state, logs)
-        for _ in range(state.epoch, optim.epochs):
+        for _ in range(state.epoch, configs.optim.epochs):
             means = loop.train_one_epoch(training, loader, compute_loss, run, state, saver, skipped)
             metrics, _ = evaluate(run, configs, model, val_loader, "validation", saver.check)
             end_epoch(saver, configs, means, metrics, names)
@@ -137,8 +134,7 @@ def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
     logger.info("testing %s on %s", source.source, path)
     load_pretrained(model, source, require_all=True)
     loader = scoring_loader(run, configs, list_reader(configs)(path))
-    facts: dict[str, Any] = {"checkpoint": os.path.abspath(source.source)}
-    facts["list"] = os.path.abspath(path)
+    facts = {"checkpoint": os.path.abspath(source.source), "list": os.path.abspath(path)}
     suffix = scoring.free_suffix(run.output_dir, facts)
     metrics, _ = evaluate(run, configs, model, loader, "test", run.check_stop, suffix, **facts)
     summary = scoring.summary(metrics, configs.classifier.task)
@@ -167,50 +163,25 @@ def read_lists(configs: FinetuneConfigs) -> splits.Lists:
     )
 
 
-def check_training(configs: FinetuneConfigs, lists: splits.Lists, names: Sequence[str]) -> None:
-    """Refuse what cannot learn, and warn of labels that training cannot reach.
-
-    ValueError: a loss that compares clips gets one clip a pass. Its draws share one target, so
-    --num_samples does not help.
-    """
-    loss, classifier = configs.score.loss, configs.classifier
-    if loss in ("ccc", "pcc") and configs.optim.batch_size == 1:
-        raise ValueError(
-            f"--loss {loss} correlates the clips of a pass, got --batch_size 1, expected 2 or "
-            "more: its gradient would be 0; raise --batch_size, or use --loss mse"
-        )
-    folder = Path(configs.data.data_path)
-    files = {folder / "train.csv": lists.train, Path(lists.val_file): lists.val}
-    files[folder / "test.csv"] = lists.test
-    if classifier.task == "classification":
-        known = {clip.label for clip in lists.train}
-        missing = [k for k in range(len(names)) if k not in known]
-        counts = {path: sum(c.label in missing for c in clips) for path, clips in files.items()}
-        others = [f"{count} in '{path}'" for path, count in list(counts.items())[1:]]
-        if missing:
+def warn_of_labels(configs: FinetuneConfigs, clips: splits.Clips, names: Sequence[str]) -> None:
+    """Warn of classes without a training clip, and of targets that the outputs cannot reach."""
+    path, activation = Path(configs.data.data_path, "train.csv"), configs.classifier.head_activation
+    labels = [clip.label for clip in clips]
+    if configs.classifier.task == "classification":
+        if lacking := [f"{k} ({name})" for k, name in enumerate(names) if k not in labels]:
             logger.warning(
                 "no training clip of '%s' is of class %s, expected all %d of --nb_classes: they "
-                "cannot be learned (clips of them: %s); check the lists, which count classes from "
-                "0, and what --val_split holds out",
-                *(folder / "train.csv", ", ".join(f"{k} ({names[k]})" for k in missing)),
-                *(len(names), ", ".join(others)),
+                "cannot be learned; check the list, which counts classes from 0, and what "
+                "--val_split holds out",
+                *(path, ", ".join(lacking), len(names)),
             )
-    elif classifier.head_activation:
-        warn_of_targets(files, classifier.head_activation)
-
-
-def warn_of_targets(files: Mapping[Path, splits.Clips], activation: str) -> None:
-    """Warn of each list with regression targets that the outputs cannot reach."""
-    low, high = REACH[activation]
-    for path, clips in files.items():
-        targets = [(v, c) for c in clips if isinstance(c.label, tuple) for v in c.label]
-        outside = [(value, clip) for value, clip in targets if not low <= value <= high]
-        if outside:
-            value, clip = max(outside, key=lambda pair: max(low - pair[0], pair[0] - high))
+    elif activation:
+        low, high = REACH[activation]
+        if outside := [label for label in labels if min(label) < low or max(label) > high]:
             logger.warning(
-                "'%s': %d of %d targets cannot be reached, got %g of '%s', expected %g to %g of "
-                "--head_activation %s; leave it out, or scale the targets",
-                *(path, len(outside), len(targets), value, name_of(clip), low, high, activation),
+                "'%s': %d of %d targets are outside of %g to %g, the reach of --head_activation "
+                "%s, e.g. %s; leave it out, or scale the targets",
+                *(path, len(outside), len(labels), low, high, activation, outside[0]),
             )
 
 
@@ -221,28 +192,35 @@ def clip_options(configs: FinetuneConfigs) -> dict[str, Any]:
     return {"settings": configs.clip, "task": task, "modality": modality, "clip_timeout": timeout}
 
 
-def training_clips(configs: FinetuneConfigs, lists: splits.Lists) -> LabelledClips:
-    """Describe how augmented clips are drawn; ``--aa none`` turns RandAugment off."""
+def training_loader(run: Run, configs: FinetuneConfigs, clips: splits.Clips) -> DataLoader:
+    """Build the loader of augmented clips; ``--aa none`` turns RandAugment off."""
     chosen, data = vars(configs.augment), configs.data
     options = {item.name: chosen[item.name] for item in fields(Augment) if item.name in chosen}
     options["aa"] = None if chosen["aa"] in ("", "none") else chosen["aa"]
-    return LabelledClips(
-        lists.train,
+    dataset = LabelledClips(
+        clips,
         augment=Augment(**options),
         roll_mag_aug=data.roll_mag_aug,
         num_samples=data.num_samples,
         seed=configs.run.seed,
         **clip_options(configs),
     )
+    balanced = configs.score.balanced_sampler
+    return loop.clip_loader(run, dataset, configs.optim.batch_size, balanced=balanced)
 
 
 def scoring_loader(
     run: Run, configs: FinetuneConfigs, clips: splits.Clips, centre: bool = False
 ) -> DataLoader:
     """Build the loader of (this rank's) whole clips; `centre`: one view of each, for validation."""
-    score, options = configs.score, {"centre": centre, **clip_options(configs)}
-    segments, skips = score.test_num_segment, score.skip_bad_test_clips
-    dataset = TestClips(clips, num_segments=segments, allow_skip=skips, **options)
+    score = configs.score
+    dataset = TestClips(
+        clips,
+        num_segments=score.test_num_segment,
+        allow_skip=score.skip_bad_test_clips,
+        centre=centre,
+        **clip_options(configs),
+    )
     return loop.clip_loader(run, dataset, configs.optim.batch_size, False, score.dist_eval)
 
 
@@ -366,44 +344,64 @@ def test_last_and_best(
     saver: Saver, configs: FinetuneConfigs, lists: splits.Lists, val_loader: DataLoader
 ) -> None:
     """Test the last epoch's model, the best one's, and the average, kept in checkpoint-ema.pth."""
-    run, state, task = saver.run, saver.state, configs.classifier.task
-    metric, last, best = configs.score.val_metric, configs.optim.epochs - 1, state.best
-    loader, final = scoring_loader(run, configs, lists.test), dict[str, float]()
-    calibrates = task == "classification" and not lists.val_is_test
+    run, state, last, best = saver.run, saver.state, configs.optim.epochs - 1, saver.state.best
+    loader = scoring_loader(run, configs, lists.test)
+    test = partial(test_model, saver, configs, lists, val_loader, loader)
+    final = test("last", last)
     if best["epoch"] < 0:
         logger.warning("no best epoch could be saved; the last one stands for it")
-    epochs = {"last": last, "best": last if best["epoch"] < 0 else best["epoch"]}
-    for kind, epoch in (epochs | ({"ema": last} if state.decay else {})).items():
-        if kind == "ema":
-            mean = state.model.state_dict() | state.average
-            saver.write("ema", {"model": mean, "epoch": last})
-            state.model.load_state_dict(mean)
-        elif epoch != last:
-            content = checkpoint.load(run.output_dir / "checkpoint-best.pth")
-            state.model.load_state_dict(content["model"])
-        suffix, how, facts = "" if kind == "last" else f"_{kind}", "", dict[str, Any](epoch=epoch)
-        if kind == "best":
-            how, facts["chosen_on"] = f", chosen by {metric} on {lists.val_file}", lists.val_file
-        text = "test, average of the weights" if kind == "ema" else f"test, {kind} epoch"
-        what, temperature = (run, configs, state.model), None
-        if calibrates:
-            _, held_out = evaluate(*what, val_loader, "calibration", saver.check)
-            temperature = scoring.fit_temperature(held_out.targets, held_out.scores)
-        metrics, tested = evaluate(*what, loader, text, saver.check, suffix, temperature, **facts)
-        logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics, task))
-        if found := metrics.get("calibration"):
-            logger.info(
-                "temperature %.3f by %s; in the test ECE %.4f -> %.4f, NLL %.4f -> %.4f",
-                *(temperature, lists.val_file),
-                *(found[when][name] for name in ("ece", "nll") for when in ("before", "after")),
-            )
-        for name in scoring.SHOWN[task]:
-            final[f"test_{kind}/{name}"] = scoring.headline(metrics, name)
-        if temperature is not None and run.config.image_freq and distributed.is_main():
+    elif best["epoch"] != last:
+        content = checkpoint.load(run.output_dir / "checkpoint-best.pth")
+        state.model.load_state_dict(content["model"])
+    final |= test("best", best["epoch"] if best["epoch"] >= 0 else last, chosen_on=lists.val_file)
+    if state.decay:
+        mean = state.model.state_dict() | state.average
+        saver.write("ema", {"model": mean, "epoch": last})
+        state.model.load_state_dict(mean)
+        final |= test("ema", last)
+    if best["value"] is not None:
+        final[f"val_best/{configs.score.val_metric}"] = best["value"]
+    show_hparams(run.log_dir, state.plan.hparams, final, len(state.plan.lr))
+
+
+def test_model(
+    saver: Saver,
+    configs: FinetuneConfigs,
+    lists: splits.Lists,
+    val_loader: DataLoader,
+    loader: DataLoader,
+    kind: str,
+    epoch: int,
+    **facts: Any,
+) -> dict[str, float]:
+    """Test the model's present weights, which are of a `kind`: "last", "best" or "ema".
+
+    Classifiers are calibrated on the validation list, if that is another than the test list. The
+    files of the results tell the epoch and `facts`. Returns scores by their names in TensorBoard.
+    """
+    run, task, model = saver.run, configs.classifier.task, saver.state.model
+    suffix, temperature = "" if kind == "last" else f"_{kind}", None
+    if task == "classification" and not lists.val_is_test:
+        _, held_out = evaluate(run, configs, model, val_loader, "calibration", saver.check)
+        temperature = scoring.fit_temperature(held_out.targets, held_out.scores)
+    text = "test, average of the weights" if kind == "ema" else f"test, {kind} epoch"
+    metrics, tested = evaluate(
+        *(run, configs, model, loader, text, saver.check, suffix, temperature),
+        epoch=epoch,
+        **facts,
+    )
+    how = f", chosen by {configs.score.val_metric} on {lists.val_file}" if kind == "best" else ""
+    logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics, task))
+    if temperature is not None:
+        before, after = (metrics["calibration"][when] for when in ("before", "after"))
+        logger.info(
+            "temperature %.3f by %s; in the test ECE %.4f -> %.4f, NLL %.4f -> %.4f",
+            *(temperature, lists.val_file),
+            *(before["ece"], after["ece"], before["nll"], after["nll"]),
+        )
+        if run.config.image_freq and distributed.is_main():
             from hicmae.visualize.runs import draw_reliability  # as above
 
             path = run.output_dir / f"reliability{suffix}.png"
             draw_reliability(tested.targets, tested.scores, temperature, path)
-    if best["value"] is not None:
-        final[f"val_best/{metric}"] = best["value"]
-    show_hparams(run.log_dir, state.plan.hparams, final, len(state.plan.lr))
+    return {f"test_{kind}/{n}": scoring.headline(metrics, n) for n in scoring.SHOWN[task]}

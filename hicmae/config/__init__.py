@@ -66,7 +66,7 @@ class RunConfig(Settings):
     cuda_graphs: bool = harmless(False, "with --compile on a GPU: replay a pass by one launch")
     checkpoint_activations: bool = harmless(False, "compute blocks twice to save memory; exact")
     seed: int = option(0, "seed of everything random", ">= 0")
-    resume: str = harmless("", "checkpoint to go on from, with its clips and model", metavar="FILE")
+    resume: str = harmless("", "checkpoint or run folder to go on from", metavar="FILE")
     auto_resume: bool = harmless(True, "go on from the newest whole checkpoint in output_dir")
     allow_changes: bool = harmless(False, "go on even with what makes it another run; it is listed")
     save_interval: float = harmless(15.0, "minutes from save to save; 0: after each step", ">= 0")

@@ -109,13 +109,12 @@ def find(path: str | Path, to_resume: bool = False) -> Path:
     )
 
 
-def load(path: str | Path, verify: bool = False, settings_only: bool = False) -> dict[str, Any]:
+def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
     """Read what `find` returns onto the CPU; only tensors, containers, Namespace, numbers.
 
     The original's `epoch` may be "best". Of safetensors the weights are under `model`, and the text
     of an export's config.json and where it stands under `description`. `verify` also compares the
     check sum at a file's end, or those within the archive where there is none; torch does neither.
-    With `settings_only` the tensors stay in the file where they can.
     """
     path = find(path)
     try:
@@ -127,8 +126,7 @@ def load(path: str | Path, verify: bool = False, settings_only: bool = False) ->
             _verify(path)
         with safe_globals(_ALLOWED), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            mmap = settings_only and zipfile.is_zipfile(path)
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (CheckpointError, PermissionError):
         raise
     except Exception as error:  # damaged bytes make torch.load raise almost anything

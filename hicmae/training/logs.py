@@ -6,11 +6,11 @@ refuses is written later. A resumed run first drops the lines that it will write
 """
 
 import io
+import itertools
 import json
 import logging
 import math
 import os
-import re
 import socket
 import struct
 import sys
@@ -36,9 +36,8 @@ from hicmae.training import distributed
 
 logger = logging.getLogger(__name__)
 
-HParams = dict[str, bool | float | str]
 HPARAMS_PATHS = {"data_path", "val_path"}  # which clips: folds differ in nothing else
-LINE = 120 - len("00:00:00 INFO ")  # of a step in the log
+FIGURES = 5  # of a step in the log: what fits a terminal
 
 
 class AppendFile:
@@ -96,11 +95,8 @@ class Board(AppendFile):
         if folder is None:
             return super().__init__(None)
         folder.mkdir(parents=True, exist_ok=True)
-        # The newest name must sort last, as readers expect, even if the clock went back.
-        names = " ".join(path.name for path in folder.glob("events*"))
-        stamps = [int(stamp) + 1 for stamp in re.findall(r"tfevents\.(\d+)\.", names)]
-        stamp = max([int(time.time()), *stamps])
-        super().__init__(folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}")
+        # Readers take the files in the order of their names.
+        super().__init__(folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}")
         self.event(file_version="brain.Event:2")
         if purge_step is not None:
             self.event(step=purge_step, session_log=SessionLog(status=SessionLog.START))
@@ -225,15 +221,16 @@ class Progress(AbstractContextManager["Progress"]):
     """A progress bar on a terminal, a log line `every` few steps elsewhere; only of rank 0.
 
     `desc` says what is being done, e.g. "epoch 3/100"; `initial` steps were done before a resume. A
-    line fits a terminal: it has the first figures; all are in steps.jsonl and TensorBoard.
+    line has the first figures; all are in steps.jsonl and TensorBoard.
     """
 
     def __init__(self, total: int, desc: str, every: int = 10, initial: int = 0) -> None:
         self.total, self.desc, self.every, self.done = total, desc, max(every, 1), initial
         self._initial, self._started = initial, time.monotonic()
-        self._main = distributed.is_main()
-        options = {"disable": not (self._main and sys.stderr.isatty()), "leave": False}
-        self._bar = tqdm(total=total, desc=desc, initial=initial, dynamic_ncols=True, **options)
+        main, terminal = distributed.is_main(), sys.stderr.isatty()
+        self._logs = main and not terminal
+        options = {"disable": not (main and terminal), "leave": False, "dynamic_ncols": True}
+        self._bar = tqdm(total=total, desc=desc, initial=initial, **options)
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
@@ -241,42 +238,32 @@ class Progress(AbstractContextManager["Progress"]):
     def update(self, values: Mapping[str, float] | None = None) -> None:
         """Count a step, and show `values` whenever a multiple of `every` is reached."""
         self.done += 1
-        head = ""
-        if (
-            self._main
-            and self._bar.disable
-            and self.done % self.every * (self.total - self.done) == 0
-        ):
+        shown = itertools.islice((values or {}).items(), FIGURES)
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in shown)
+        if figures:
+            self._bar.set_postfix_str(figures, refresh=False)
+        self._bar.update()
+        if self._logs and (self.done % self.every == 0 or self.done == self.total):
             seconds = (time.monotonic() - self._started) / (self.done - self._initial)
             left = timedelta(seconds=int(seconds * (self.total - self.done)))
-            head = f"{self.desc} [{self.done}/{self.total}] eta {left}"
-        line = head
-        for name, value in (values or {}).items():
-            figure = f"  {name} {value:.4g}"
-            if len(line) + len(figure) > LINE:
-                break
-            line += figure
-        if values:
-            self._bar.set_postfix_str(line[len(head) + 2 :], refresh=False)
-        self._bar.update()
-        if head:
-            logger.info("%s", line)
+            text = "%s [%d/%d] eta %s  %s"
+            logger.info(text, self.desc, self.done, self.total, left, figures)
 
 
-def hparams_of(settings: Mapping[str, Any], **facts: bool | float | str) -> HParams:
+def hparams_of(settings: Mapping[str, Any], **facts: bool | float | str) -> dict[str, Any]:
     """Return what TensorBoard's HParams tab compares: `facts`, and the flags of what is trained."""
-    compared: HParams = {}
+    compared: dict[str, Any] = {}
     for name, value in flat_settings(settings).items():
         if name in HPARAMS_PATHS or name not in HARMLESS:
             value = " ".join(map(str, value)) if isinstance(value, list) else value
             value = "none" if value in (None, "") else value  # an empty cell would hide a change
-            if not isinstance(value, bool):
-                value = encodable(value) if isinstance(value, str) else float(value)
-            compared[name] = value
-    return {**compared, **facts}
+            compared[name] = encodable(value) if isinstance(value, str) else value
+    return compared | facts
 
 
-def show_hparams(log_dir: Path, hparams: HParams, final: Mapping[str, float], step: int) -> None:
+def show_hparams(
+    log_dir: Path, hparams: Mapping[str, Any], final: Mapping[str, float], step: int
+) -> None:
     """Show, once, the settings of a run and what came out of it.
 
     They are a TensorBoard run of their own, `final`, as the tab shows all its numbers as columns.

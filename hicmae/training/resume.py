@@ -8,14 +8,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hicmae.config import HARMLESS, USUAL
-from hicmae.config.flags import flag_of, flat_settings
+from hicmae.config.flags import flat_settings
 from hicmae.io import Stopped, one_line
 from hicmae.training import checkpoint, distributed
 from hicmae.training.checkpoint import digest, load
@@ -139,15 +138,6 @@ def _saved_settings(content: Mapping[str, Any]) -> dict[str, Any]:
     return flat_settings(args if isinstance(args, dict) else {})
 
 
-def settings_to_keep(given: Mapping[str, Any], *groups: type) -> dict[str, Any]:
-    """Return flags of some groups as in what --resume names; the command line overrides them."""
-    if not (named := given.get("resume")):
-        return {}
-    saved = _saved_settings(load(checkpoint.find(named, to_resume=True), settings_only=True))
-    known = [flag_of(item) for group in groups for item in fields(group)]
-    return {flag: saved[flag] for flag in known if flag in saved}
-
-
 def find_checkpoint(run: Run) -> Found | None:
     """Choose the checkpoint to go on from, the same on every rank; None: start afresh.
 
@@ -254,12 +244,11 @@ def _best_on_disk(run: Run, best: dict[str, Any]) -> dict[str, Any]:
     try:
         if load(run.output_dir / "checkpoint-best.pth", verify=True)["epoch"] == best["epoch"]:
             return best
-    except FileNotFoundError:
-        pass  # as where --resume names another run
+        problem = "another epoch's are"
     except (OSError, ValueError) as error:
-        logger.warning("%s", error)
-    text = "the weights of the best epoch so far (%d) are not on disk; it is chosen anew"
-    logger.warning(text, best["epoch"])
+        problem = str(error)
+    text = "the weights of the best epoch so far (%d) are not on disk, it is chosen anew: %s"
+    logger.warning(text, best["epoch"], problem)
     return NO_BEST
 
 

@@ -4,8 +4,6 @@ import hashlib
 import logging
 import math
 import os
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ from hicmae.config import FinetuneConfigs, OptimConfig, PretrainConfigs
 from hicmae.config.flags import as_dict
 from hicmae.data.clip_list import AnyClip
 from hicmae.training import distributed
-from hicmae.training.logs import HParams, RunLogger, hparams_of
+from hicmae.training.logs import RunLogger, hparams_of
 from hicmae.training.optim import cosine_schedule, make_optimizer, parameter_groups
 from hicmae.training.run import Run
 
@@ -44,7 +42,7 @@ class Plan:
     weight_decay: np.ndarray  # the same
 
     @property
-    def hparams(self) -> HParams:
+    def hparams(self) -> dict[str, Any]:
         """What TensorBoard's HParams tab compares."""
         return hparams_of(self.settings, total_batch=self.total_batch, processes=self.world_size)
 
@@ -61,7 +59,7 @@ def describe_clips(clips: Sequence[AnyClip], root: str) -> str:
 
 def describe_bad_steps(steps: Sequence[Mapping[str, Any]]) -> str:
     """Say what was not finite in the last of too many bad steps in a row, and what to do."""
-    last, known = steps[-1], ("step", "lr", "clips", "loss", "grad_norm")
+    last, known = steps[-1], ("step", "epoch", "lr", "clips", "loss", "grad_norm")
     parts = ", ".join(f"{name} {last[name]:.4g}" for name in last if name not in known)
     clips = ", ".join(last["clips"][:8]) + (" ..." if len(last["clips"]) > 8 else "")
     return (
@@ -116,42 +114,38 @@ class MetricBuffer:
         table = torch.stack([torch.stack([f[n].float() for n in names]) for _, f in unread])
         for (step, _), row in zip(unread, table.tolist(), strict=True):  # the one synchronisation
             values = dict(zip(names, row, strict=True))
-            skipped, facts = bool(values.pop("skipped")), dict(step)
-            clips, lr, epoch = (facts.pop(name) for name in ("clips", "lr", "epoch"))
-            logs.steps.line({**facts, "epoch": epoch, **values, "lr": lr, "skipped": skipped})
+            skipped = bool(values.pop("skipped"))
+            place = {"step": step["step"], "epoch": step["epoch"]}
+            logs.steps.line({**place, **values, "lr": step["lr"], "skipped": skipped})
             self.last = values
             for name, value in values.items():
                 counts = not skipped and math.isfinite(value)  # fp16 may overflow the gradient norm
                 self.sums[name] = self.sums.get(name, 0.0) + (value if counts else 0.0)
                 self.counts[name] = self.counts.get(name, 0) + counts
             self.bad_steps += skipped
-            bad = {**facts, "lr": lr, **values, "clips": clips}
-            self.bad_in_a_row = [*self.bad_in_a_row, bad] if skipped else []
+            self.bad_in_a_row = [*self.bad_in_a_row, {**step, **values}] if skipped else []
             if len(self.bad_in_a_row) >= self.max_bad_steps:
                 raise RuntimeError(describe_bad_steps(self.bad_in_a_row))
 
     def means(self) -> dict[str, float]:
         """Average every figure over the steps that counted; also return how many were bad."""
-        sums = self.sums.items()
-        means = {n: total / self.counts[n] if self.counts[n] else math.nan for n, total in sums}
+        counts = {name: count or math.nan for name, count in self.counts.items()}
+        means = {name: total / counts[name] for name, total in self.sums.items()}
         return {**means, "bad_steps": float(self.bad_steps)}
 
     def speed(self) -> dict[str, float]:
-        """Return speed since `restart_clock` and peak memory; {} without a step."""
+        """Return speed since `restart_clock`, and a GPU's peak memory; {} without a step."""
         if not self._steps:
             return {}
         elapsed = time.perf_counter() - self._started
-        if torch.cuda.is_initialized():
-            peak = torch.cuda.max_memory_allocated()
-        else:  # resident size, in bytes on a Mac and KiB elsewhere
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            peak *= 1 if sys.platform == "darwin" else 1024
-        return {
+        found = {
             "clips_per_s": self._clips * distributed.world_size() / elapsed,
             "data_s": self._data_time / self._steps,
             "step_s": elapsed / self._steps,
-            "memory_mib": peak / 2**20,
         }
+        if torch.cuda.is_initialized():
+            found["memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        return found
 
 
 @dataclass
@@ -226,16 +220,17 @@ def make_state(
         rate * optim.batch_size * optim.accum_iter * world_size / 256
         for rate in (optim.lr, optim.min_lr)
     )
-    decay, last_decay = optim.weight_decay, optim.weight_decay_end
     logger.info(
         "total batch %d = %d process(es) x %d clips x %d passes, learning rate %.3g to %.3g, "
         "%d steps an epoch",
         *(total_batch, world_size, optim.batch_size, optim.accum_iter, lr, min_lr, steps),
     )
-    if optim.warmup_epochs > epochs:
-        text = "--warmup_epochs %d is more than --epochs %d: the warm-up takes all %d, no more"
-        logger.warning(text, optim.warmup_epochs, epochs, epochs)
-    warmup = min(optim.warmup_epochs, epochs), optim.warmup_steps
+    warmup = min(optim.warmup_epochs, epochs)
+    if warmup < optim.warmup_epochs:
+        text = "--warmup_epochs %d is more than --epochs %d: the warm-up takes all of them"
+        logger.warning(text, optim.warmup_epochs, epochs)
+    decay, last_decay = optim.weight_decay, optim.weight_decay_end
+    last_decay = decay if last_decay is None else last_decay
     plan = Plan(
         settings=as_dict(configs),
         optim=optim,
@@ -243,10 +238,8 @@ def make_state(
         steps=steps,
         total_batch=total_batch,
         world_size=world_size,
-        lr=cosine_schedule(lr, min_lr, epochs, steps, *warmup),
-        weight_decay=cosine_schedule(
-            decay, decay if last_decay is None else last_decay, epochs, steps
-        ),
+        lr=cosine_schedule(lr, min_lr, epochs, steps, warmup, optim.warmup_steps),
+        weight_decay=cosine_schedule(decay, last_decay, epochs, steps),
     )
     groups = parameter_groups(model, decay, layer_decay)
     optimizer = make_optimizer(groups, float(plan.lr.max()), optim.opt_betas, optim.opt_eps)
