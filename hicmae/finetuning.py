@@ -108,14 +108,8 @@ def tested_model(given: Mapping[str, Any]) -> Trained:
 
     ValueError: it is no classifier, or a flag contradicts what it was trained with.
     """
-    folder = given.get("output_dir", "")
-    named = str(given.get("resume") or given.get("finetune") or "")
-    newest = None if named else next(checkpoint.whole(folder), None)
-    if not named and newest is None:
-        raise FileNotFoundError(
-            f"--eval found no checkpoint-<epoch>.pth in '{folder}'; name a file with --resume"
-        )
-    source = trained.describe(newest[1], newest[0]) if newest else trained.read(named)
+    named = given.get("resume") or given.get("finetune")
+    source = trained.read(named or checkpoint.find(given.get("output_dir", ""), to_resume=True))
     if "nb_classes" not in source.settings:
         raise ValueError(
             f"'{source.source}' has no head to test: testing needs a fine-tuned checkpoint; "

@@ -22,7 +22,7 @@ import run_pretraining
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.training import distributed
 from tests.boards import board
-from tests.conftest import free_port, save_frames, save_mp4, save_wav
+from tests.conftest import free_port, same, save_frames, save_mp4, save_wav
 
 ROOT = Path(__file__).parents[1]
 GEOMETRY = ["--num_frames", "4", "--sampling_rate", "8", "--input_size", "32",
@@ -248,17 +248,6 @@ def is_running(pid, parent=None):
 
 def last_state(folder, epoch):
     return torch.load(Path(folder) / f"checkpoint-{epoch}.pth", weights_only=True)
-
-
-def same(a, b):
-    """Compare nested states bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b or (a != a and b != b)
 
 
 def assert_same_run(folder, whole, epoch, curves=True):

@@ -144,9 +144,9 @@ def test_a_total_batch_chooses_accumulation(total, processes, batch_size, accum_
 @pytest.mark.parametrize(
     "total, processes, advice",
     [
-        (160, 3, "use --total_batch 162, or 2 process"),  # no equal shares
+        (160, 3, "use --total_batch 162$"),  # no equal shares
         (53 * 2, 2, "use --total_batch 108$"),  # 53 clips: in passes of one
-        (2, 3, "use --total_batch 3, or 2 process"),
+        (2, 3, "use --total_batch 3$"),
     ],
 )
 def test_a_total_batch_that_cannot_be_shared_is_refused_with_what_can(total, processes, advice):

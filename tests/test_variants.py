@@ -6,6 +6,7 @@ import torch
 from hicmae import EmotionRecognizer
 from hicmae.inference.model import read_model
 from hicmae.visualize.__main__ import main as visualize
+from tests.conftest import same
 from tests.small_runs import (
     FINETUNE,
     PRETRAIN,
@@ -16,7 +17,6 @@ from tests.small_runs import (
     make_media,
     pretrain,
     rows,
-    same,
 )
 
 VIEWS = ["--test_num_segment", "1", "--test_num_crop", "1"]

@@ -6,7 +6,7 @@ that they neither wait for a GPU nor take its memory.
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hicmae.io import choose_device, one_line
+from hicmae.io import EXPECTED, choose_device, one_line
 
 Item = TypeVar("Item")
 TIMEOUT = timedelta(minutes=30)  # longest wait of one rank for another, e.g. while rank 0 saves
@@ -70,6 +70,20 @@ def broadcast(item: Item) -> Item:
     if world_size() > 1:
         dist.broadcast_object_list(box)
     return box[0]
+
+
+def on_main(function: Callable[[], Item]) -> Item | None:
+    """Call a function on rank 0 only, and return its result there; its error ends all ranks."""
+    result: Item | None = None
+    problem: Exception | None = None
+    if is_main():
+        try:
+            result = function()
+        except EXPECTED as error:
+            problem = error
+    if problem := broadcast(problem):
+        raise problem
+    return result
 
 
 def gather_objects(items: list[Item]) -> list[Item]:

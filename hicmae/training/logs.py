@@ -130,18 +130,16 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
         for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(json.JSONDecodeError):
                 records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
+    return records
 
 
 def open_lines(path: Path, key: str, limit: int | None) -> AppendFile:
     """Open a JSON-lines file to append, once its lines with a `key` of `limit` or more are gone.
 
-    Of several lines with the same number the last stands. A file that needs no repair is not
-    written again, so that a full disk does not keep a run from going on.
+    A file that needs no repair is not written again: a full disk keeps no run from going on.
     """
     if limit is not None and path.exists():
-        numbered = {r[key]: r for r in read_lines(path) if isinstance(r.get(key), int)}
-        kept = [numbered[number] for number in sorted(numbered) if number < limit]
+        kept = [record for record in read_lines(path) if record[key] < limit]
         text = "".join(json.dumps(record) + "\n" for record in kept)
         if path.read_bytes() != text.encode():
             write_whole(path, text)

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -118,7 +119,7 @@ def train_one_epoch(
             state.step += 1
             shows = state.step % config.print_freq == 0 or state.step == plan.steps
             if shows or distributed.world_size() == 1:
-                record_on_main(skipped, unreadable)
+                distributed.on_main(partial(skipped.record, distributed.gather_objects(unreadable)))
                 unreadable = []
             progress.update(show(state, logs) if shows else None)
             if len(metrics.unread) >= config.max_bad_steps:
@@ -130,18 +131,6 @@ def train_one_epoch(
     shown = {name: m for name, m in means.items() if m or name != "bad_steps"}
     logs.board.scalars(state.last_step, shown, prefix="epoch")
     return {f"train_{name}": mean for name, mean in means.items()}
-
-
-def record_on_main(skipped: SkippedClips, unreadable: list[SkippedClip]) -> None:
-    """Record the clips of all ranks on rank 0; where they are too many, all ranks stop."""
-    together, error = distributed.gather_objects(unreadable), ""
-    if distributed.is_main():
-        try:
-            skipped.record(together)
-        except RuntimeError as too_many:
-            error = str(too_many)
-    if error := distributed.broadcast(error):
-        raise RuntimeError(error)
 
 
 def show(state: TrainState, logs: RunLogger) -> dict[str, float]:

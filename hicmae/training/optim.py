@@ -27,11 +27,9 @@ def shared_batches(optim: OptimConfig, processes: int) -> OptimConfig:
         return optim
     if (found := _passes(total, processes, largest)) is None:
         more = next(n for n in itertools.count(total) if _passes(n, processes, largest))
-        fewer = next((n for n in range(processes, 0, -1) if _passes(total, n, largest)), None)
         raise ValueError(
             f"--total_batch {total} cannot be shared by {processes} process(es) in equal "
             f"passes of about --batch_size {largest}; use --total_batch {more}"
-            + (f", or {fewer} process(es)" if fewer else "")
         )
     return replace(optim, batch_size=found[0], accum_iter=found[1], total_batch=0)
 

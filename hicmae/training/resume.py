@@ -145,16 +145,8 @@ def find_checkpoint(run: Run) -> Found | None:
     one, unless the folder holds newer ones of a run that began there: then the same command was
     started again.
     """
-    found: Found | None = None
-    problem: OSError | ValueError | None = None
-    if distributed.is_main():
-        try:
-            found = _choose(run)
-        except (OSError, ValueError) as error:
-            problem = error
-    path, problem = distributed.broadcast((found and found[0], problem))
-    if problem is not None:
-        raise problem
+    found = distributed.on_main(lambda: _choose(run))
+    path = distributed.broadcast(found and found[0])
     return found if found or path is None else (path, load(path, verify=True))
 
 

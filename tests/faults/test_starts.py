@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from tests.small_runs import Job, assert_same_run, finish, last_state, lines, same, until
+from tests.conftest import same
+from tests.small_runs import Job, assert_same_run, finish, last_state, lines, until
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,7 @@ def told(rank):
         "mean": list(distributed.all_mean({"b": 1.0 + rank, "a": 10.0 * rank}).items()),
         "broadcast": distributed.broadcast(("from", rank)),
         "highest": distributed.highest([rank, 5 - rank]),
+        "on_main": distributed.on_main(lambda: 7 + rank),
         "any": [bool(distributed.any_rank(torch.tensor(flag))) for flag in (rank == 1, False)],
     }
 
@@ -115,11 +116,6 @@ def one_process(world, accum=1, gather=True):
     return loss, gradients(model)
 
 
-def test_one_rank_gathers_nothing():
-    alone, gathered = (one_process(1, gather=gather)[1] for gather in (False, True))
-    assert all(torch.equal(alone[name], gathered[name]) for name in alone)
-
-
 @pytest.mark.parametrize(("world", "accum"), [(2, ACCUM), (3, 1), (3, ACCUM)])
 def test_ranks_have_the_loss_and_gradient_of_the_joined_batch(ranks, world, accum):
     seen = [rank[accum] for rank in ranks(world)]
@@ -129,15 +125,17 @@ def test_ranks_have_the_loss_and_gradient_of_the_joined_batch(ranks, world, accu
     for _, found in seen:
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-12)
-
-
-def test_contrast_of_separate_batches_is_another_one():
-    """Otherwise the tests above would show nothing."""
+    # The contrast of separate batches is another one: otherwise this would show nothing.
     separate = [loss_of(make_model(), clips(rank), gather=False).contrast for rank in range(2)]
     assert abs(sum(separate) / 2 - one_process(2)[0].contrast) > 0.1
 
 
-def test_two_processes_agree_on_what_they_tell_each_other(ranks):
+def test_processes_agree_on_what_they_tell_each_other(ranks, environment):
+    alone = {"place": (0, 1, True), "objects": [], "mean": [("b", 1.0), ("a", 0.0)]}
+    alone |= {"broadcast": ("from", 0), "highest": [0, 5], "any": [False, False], "on_main": 7}
+    assert distributed.start("cpu") == CPU and not dist.is_initialized()
+    assert told(0) == alone
+    distributed.stop()
     expected = {
         "group": ("gloo", "cpu"),
         "objects": [("clip", 0), ("clip", 1), ("clip", 2)],
@@ -147,7 +145,8 @@ def test_two_processes_agree_on_what_they_tell_each_other(ranks):
         "any": [True, False],
     }
     for rank, seen in enumerate(ranks(2)):
-        assert seen["told"] == {**expected, "place": (rank, 2, rank == 0)}
+        main = 7 if rank == 0 else None
+        assert seen["told"] == {**expected, "place": (rank, 2, rank == 0), "on_main": main}
 
 
 @pytest.fixture
@@ -158,15 +157,6 @@ def environment(monkeypatch):
     return lambda *place: [
         monkeypatch.setenv(name, str(value)) for name, value in zip(VARIABLES, place, strict=True)
     ]
-
-
-def test_a_single_process_needs_no_group_and_hears_itself(environment):
-    assert distributed.start("cpu") == CPU
-    assert not dist.is_initialized()
-    expected = {"place": (0, 1, True), "objects": [], "mean": [("b", 1.0), ("a", 0.0)]}
-    expected |= {"broadcast": ("from", 0), "highest": [0, 5], "any": [False, False]}
-    assert told(0) == expected
-    distributed.stop()
 
 
 def test_a_rank_that_waits_in_vain_is_told_so_on_one_line(environment, monkeypatch):

@@ -101,16 +101,6 @@ def test_regression_scores_equal_the_golden_values():
     for name, (mean, per_output) in golden.items():
         assert ours[name]["mean"] == pytest.approx(mean, rel=1e-12)
         assert ours[name]["per_output"] == pytest.approx(per_output, rel=1e-12)
-
-
-def test_correlations_and_errors_equal_numpy_and_scikit_learn():
-    rng = np.random.default_rng(0)
-    target, prediction = rng.random((2, 9, 2))
-    ours = regression_metrics(target, prediction)
-    for k, (y, p) in enumerate(zip(target.T, prediction.T, strict=True)):
-        assert ours["pcc"]["per_output"][k] == pytest.approx(np.corrcoef(y, p)[0, 1])
-    assert ours["mae"]["mean"] == pytest.approx(sk.mean_absolute_error(target, prediction))
-    assert ours["mse"]["mean"] == pytest.approx(sk.mean_squared_error(target, prediction))
     assert json.loads(json.dumps(ours, allow_nan=False)) == ours
 
 

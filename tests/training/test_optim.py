@@ -16,7 +16,6 @@ from hicmae.training.loop import as_trained
 from hicmae.training.optim import (
     cosine_schedule,
     freeze,
-    layer_ids,
     make_optimizer,
     parameter_groups,
     set_learning_rate,
@@ -43,6 +42,18 @@ def test_classifier_groups_equal_the_golden_scales_and_decays():
     ours = by_name(parameter_groups(classifier(256), 0.05, layer_decay=0.75))
     assert ours.keys() == expected.keys()
     assert all(ours[name] == pytest.approx(tuple(expected[name]), abs=1e-15) for name in ours)
+    # Here the audio encoder is the deeper one; groups of equal scale and decay are one.
+    model = classifier(depth_audio=5)
+    groups = parameter_groups(model, 0.05, layer_decay=0.5)
+    assert len({(g["lr_scale"], g["weight_decay"]) for g in groups}) == len(groups) == 2 * 9
+    named = dict(model.named_parameters())
+    assert sorted(n for g in groups for n in g["names"]) == sorted(named)
+    assert all(named[n] is p for g in groups for n, p in zip(g["names"], g["params"], strict=True))
+    scales = {name: scale for name, (scale, _) in by_name(groups).items()}
+    assert scales["encoder.blocks.2.norm1.bias"] == 0.5**5  # 8 - 3
+    assert scales["encoder_fusion.blocks_audio.1.mlp.fc1.weight"] == 0.5**1  # 5 + 1 + 1
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        parameter_groups(model.requires_grad_(False), 0.05)
 
 
 def test_pretraining_groups_differ_from_the_original_only_in_the_audio_mask_token():
@@ -56,29 +67,6 @@ def test_pretraining_groups_differ_from_the_original_only_in_the_audio_mask_toke
     different = {name for name in ours if ours[name] != tuple(golden[name])}
     assert different == {"mask_token_audio"}
     assert ours["mask_token_audio"] == (1.0, 0.0)
-
-
-def test_groups_of_equal_scale_and_decay_are_merged_and_hold_every_parameter_once():
-    model = classifier()
-    groups = parameter_groups(model, 0.05, layer_decay=0.5)
-    pairs = [(group["lr_scale"], group["weight_decay"]) for group in groups]
-    assert len(pairs) == len(set(pairs)) == 2 * 7  # ids 0..6, each with and without decay
-    named = dict(model.named_parameters())
-    assert sorted(n for g in groups for n in g["names"]) == sorted(named)
-    assert all(named[n] is p for g in groups for n, p in zip(g["names"], g["params"], strict=True))
-    with pytest.raises(ValueError, match="no trainable parameter"):
-        parameter_groups(model.requires_grad_(False), 0.05)
-
-
-def test_layer_ids_count_from_the_deeper_encoder():
-    names = {
-        "encoder.patch_embed.proj.weight": 0,
-        "encoder_audio.blocks.1.attn.qkv.weight": 2,
-        "encoder.blocks.4.norm1.bias": 5,
-        "encoder_fusion.blocks_audio.1.mlp.fc1.weight": 7,  # the deeper encoder has 5 blocks
-        "encoder.norm.weight": 8,
-    }
-    assert layer_ids(names) == names
 
 
 def test_schedule_equals_the_golden_values():

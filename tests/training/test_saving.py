@@ -115,12 +115,11 @@ STEP_CLIPS = "clips of a step (batch_size x accum_iter x processes)"
         (changed("optim", batch_size=4), {}, [], ["--batch_size 4 -> 2"]),
         (changed("optim", batch_size=4), {"total_batch": 8}, [f"{STEP_CLIPS} 8 -> 4"], []),
         (SETTINGS, {"world_size": 2}, [], ["processes 2 -> 1"]),
-        (SETTINGS, {"steps": 99}, ["steps of an epoch 99 -> 100"], []),
         (SETTINGS, {"clips": {"training": "12 (abc)", "test": "3 (x)"}}, [CLIPS], []),
     ],
 )
 def test_changes_are_told_by_what_they_mean(settings, progress, other, harmless):
-    known = {name: getattr(plan(), name) for name in ("clips", "steps", "total_batch")}
+    known = {name: getattr(plan(), name) for name in ("clips", "total_batch")}
     content = {"args": settings, "progress": {"world_size": 1, **known, **progress}}
     assert find_changes(plan(), content) == (other, harmless)
     assert find_changes(plan(), {}) == ([], [])
