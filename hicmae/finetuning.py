@@ -128,7 +128,8 @@ def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
     logger.info("testing %s on %s", source.source, path)
     load_pretrained(model, source, require_all=True)
     loader = scoring_loader(run, configs, list_reader(configs)(path))
-    facts = {"checkpoint": os.path.abspath(source.source), "list": os.path.abspath(path)}
+    facts: dict[str, Any] = {"checkpoint": os.path.abspath(source.source)}
+    facts["list"] = os.path.abspath(path)
     suffix = scoring.free_suffix(run.output_dir, facts)
     metrics, _ = evaluate(run, configs, model, loader, "test", run.check_stop, suffix, **facts)
     summary = scoring.summary(metrics, configs.classifier.task)
@@ -160,8 +161,8 @@ def read_lists(configs: FinetuneConfigs) -> splits.Lists:
 def warn_of_labels(configs: FinetuneConfigs, clips: splits.Clips, names: Sequence[str]) -> None:
     """Warn of classes without a training clip, and of targets that the outputs cannot reach."""
     path, activation = Path(configs.data.data_path, "train.csv"), configs.classifier.head_activation
-    labels = [clip.label for clip in clips]
     if configs.classifier.task == "classification":
+        labels = {clip.label for clip in clips}
         if lacking := [f"{k} ({name})" for k, name in enumerate(names) if k not in labels]:
             logger.warning(
                 "no training clip of '%s' is of class %s, expected all %d of --nb_classes: they "
@@ -171,11 +172,12 @@ def warn_of_labels(configs: FinetuneConfigs, clips: splits.Clips, names: Sequenc
             )
     elif activation:
         low, high = REACH[activation]
-        if outside := [label for label in labels if min(label) < low or max(label) > high]:
+        targets = [clip.label for clip in clips if isinstance(clip.label, tuple)]
+        if outside := [values for values in targets if min(values) < low or max(values) > high]:
             logger.warning(
                 "'%s': %d of %d targets are outside of %g to %g, the reach of --head_activation "
                 "%s, e.g. %s; leave it out, or scale the targets",
-                *(path, len(outside), len(labels), low, high, activation, outside[0]),
+                *(path, len(outside), len(targets), low, high, activation, outside[0]),
             )
 
 
