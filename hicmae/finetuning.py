@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -41,8 +40,6 @@ logger = logging.getLogger("hicmae")
 # Settings of a classifier that are arguments of its builder.
 MODEL = ("num_classes", "depth", "depth_audio", "fusion_depth", "drop_path_rate", "init_values",
          "head_activation", "modality", "hierarchical_fusion", "fusion_order")  # fmt: skip
-# Numbers that a head can give, by its activation.
-REACH = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 
 
 def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
@@ -66,7 +63,8 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     known = {"class_names": classifier.class_names, "data_path": configs.data.data_path}
     names = names_of_run(known, classifier.task, classifier.num_classes)
     logger.info("names: %s", ", ".join(names))
-    warn_of_labels(configs, lists.train, names)
+    if classifier.task == "classification":
+        warn_of_classes(Path(configs.data.data_path, "train.csv"), lists.train, names)
     loader = training_loader(run, configs, lists.train)
     val_loader = scoring_loader(run, configs, lists.val, centre=True)
     clips = {"training": lists.train, "validation": lists.val, "test": lists.test}
@@ -158,27 +156,15 @@ def read_lists(configs: FinetuneConfigs) -> splits.Lists:
     )
 
 
-def warn_of_labels(configs: FinetuneConfigs, clips: splits.Clips, names: Sequence[str]) -> None:
-    """Warn of classes without a training clip, and of targets that the outputs cannot reach."""
-    path, activation = Path(configs.data.data_path, "train.csv"), configs.classifier.head_activation
-    if configs.classifier.task == "classification":
-        labels = {clip.label for clip in clips}
-        if lacking := [f"{k} ({name})" for k, name in enumerate(names) if k not in labels]:
-            logger.warning(
-                "no training clip of '%s' is of class %s, expected all %d of --nb_classes: they "
-                "cannot be learned; check the list, which counts classes from 0, and what "
-                "--val_split holds out",
-                *(path, ", ".join(lacking), len(names)),
-            )
-    elif activation:
-        low, high = REACH[activation]
-        targets = [clip.label for clip in clips if isinstance(clip.label, tuple)]
-        if outside := [values for values in targets if min(values) < low or max(values) > high]:
-            logger.warning(
-                "'%s': %d of %d targets are outside of %g to %g, the reach of --head_activation "
-                "%s, e.g. %s; leave it out, or scale the targets",
-                *(path, len(outside), len(targets), low, high, activation, outside[0]),
-            )
+def warn_of_classes(path: Path, clips: splits.Clips, names: Sequence[str]) -> None:
+    """Warn of classes that the training list has no clip of."""
+    labels = {clip.label for clip in clips}
+    if lacking := [f"{k} ({name})" for k, name in enumerate(names) if k not in labels]:
+        logger.warning(
+            "no training clip of '%s' is of class %s, expected all %d of --nb_classes: they cannot "
+            "be learned; check the list, which counts from 0, and what --val_split holds out",
+            *(path, ", ".join(lacking), len(names)),
+        )
 
 
 def clip_options(configs: FinetuneConfigs) -> dict[str, Any]:
@@ -217,7 +203,7 @@ def scoring_loader(
         centre=centre,
         **clip_options(configs),
     )
-    return loop.clip_loader(run, dataset, configs.optim.batch_size, False, score.dist_eval)
+    return loop.clip_loader(run, dataset, configs.optim.batch_size, trains=False)
 
 
 def make_model(configs: FinetuneConfigs) -> nn.Module:
@@ -290,7 +276,6 @@ def evaluate(
         *(model, loader, run.precision, task, description),
         before_each=before_each,
         clip_by_clip=run.device.type == "cpu" or run.config.deterministic,
-        shared=configs.score.dist_eval,
     )
     items = scoring.average_clips(clips, average) if average else clips
     if average:

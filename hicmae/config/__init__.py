@@ -303,7 +303,7 @@ class ScoreConfig(Settings):
     average_clips: int = option(0, "clips alike in the first N '_' fields are one; 0: off", ">= 0")
     test_num_segment: int = harmless(2, "temporal views of a test clip", "> 0")
     test_num_crop: int = harmless(2, "without effect: test frames are squashed to squares", "> 0")
-    dist_eval: bool = harmless(True, "share testing among the GPUs")
+    dist_eval: bool = harmless(True, "without effect: testing is always shared among GPUs")
     eval: bool = harmless(False, "only test the newest or --resume checkpoint, as it was trained")
     skip_bad_test_clips: bool = harmless(False, "leave unreadable test clips out, and report them")
     export: bool = harmless(True, "write export/last and export/best at the end, for prediction")
@@ -407,5 +407,3 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 # Flags that a resumed run may change and is still the same run.
 GROUPS = {*PretrainConfigs.__annotations__.values(), *FinetuneConfigs.__annotations__.values()}
 HARMLESS = {flag_of(item) for g in GROUPS for item in fields(g) if item.metadata["harmless"]}
-# Defaults; what is "auto" has been chosen by the time settings are saved.
-USUAL = {flag_of(i): i.default for g in GROUPS for i in fields(g) if i.default != "auto"}

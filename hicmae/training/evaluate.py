@@ -175,14 +175,13 @@ def predict(
     *,
     before_each: Callable[[], None] = lambda: None,
     clip_by_clip: bool = False,
-    shared: bool = True,
 ) -> Predictions:
     """Score the clips of this rank's loader and gather those of all ranks.
 
     The model is not wrapped by DistributedDataParallel, as ranks may hold unequally many clips. Of
     a classification the softmax of each view is averaged, in float64. `clip_by_clip` makes a pass
     for each clip, so that scores depend neither on the batch size, with which products round, nor
-    on the processes. With `shared` each rank has a part of the list, else all of it.
+    on the processes.
     """
     model.eval()
     rows: list[tuple[int, str, np.ndarray, np.ndarray]] = []  # list index, name, target, scores
@@ -196,8 +195,7 @@ def predict(
                 targets = batch.target.numpy()
                 rows += zip(batch.clip_index.tolist(), batch.names, targets, means, strict=True)
             progress.update()
-    if shared:
-        rows, skipped = distributed.gather_objects(rows), distributed.gather_objects(skipped)
+    rows, skipped = distributed.gather_objects(rows), distributed.gather_objects(skipped)
     if not rows:
         raise RuntimeError(
             f"no clip of the list could be read ({len(skipped)} skipped); nothing can be scored"

@@ -38,10 +38,9 @@ def clip_loader(
     dataset: ClipDataset,
     batch_size: int,
     trains: bool = True,
-    shared: bool = True,
     balanced: bool = False,
 ) -> DataLoader:
-    """Build the loader of this rank's share of the clips, or of all where they are not `shared`.
+    """Build the loader of this rank's share of the clips.
 
     To train they are shuffled anew each epoch, in equal shares; `balanced`: classes equally often.
     """
@@ -49,8 +48,8 @@ def clip_loader(
         len(dataset),
         shuffle=trains,
         seed=run.config.seed,
-        rank=distributed.rank() if shared else 0,
-        world_size=distributed.world_size() if shared else 1,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
         pad=trains,
         shards=getattr(dataset.clips, "shard_of", None),
         labels=np.array([clip.label for clip in dataset.clips]) if balanced else None,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hicmae.config import HARMLESS, USUAL
+from hicmae.config import HARMLESS
 from hicmae.config.flags import flat_settings
 from hicmae.io import Stopped, one_line
 from hicmae.training import checkpoint, distributed
@@ -27,9 +27,8 @@ from hicmae.training.trained import weights_of
 logger = logging.getLogger(__name__)
 
 Found = tuple[Path, dict[str, Any]]  # a checkpoint and its content
-STEP_CLIPS = "clips of a step (batch_size x accum_iter x processes)"
 BATCH = ("--batch_size", "--accum_iter", "--total_batch")  # judged by the clips of a step
-MAY_CHANGE = {*(f"--{name}" for name in HARMLESS), *BATCH, "clips of the test list", "processes"}
+MAY_CHANGE = {*(f"--{name}" for name in HARMLESS), *BATCH, "clips of the test list"}
 
 
 class Saver:
@@ -132,12 +131,6 @@ class Saver:
         return distributed.broadcast(written)
 
 
-def _saved_settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by flag of a checkpoint of ours; a Namespace is the original's: none."""
-    args = content.get("args")
-    return flat_settings(args if isinstance(args, dict) else {})
-
-
 def find_checkpoint(run: Run) -> Found | None:
     """Choose the checkpoint to go on from, the same on every rank; None: start afresh.
 
@@ -180,9 +173,7 @@ def resume(run: Run, state: TrainState, found: Found | None) -> None:
                 f"{', '.join(sorted(missing)) or 'an epoch number'}; use --finetune for released "
                 "weights"
             )
-        changed, harmless = map(", ".join, find_changes(plan, content))
-        if harmless:
-            logger.info("resuming with changes that keep the run's meaning: %s", harmless)
+        changed = ", ".join(find_changes(plan, content))
         if changed and not run.config.allow_changes:
             raise ValueError(
                 f"checkpoint '{path}' belongs to another run: {changed}; repeat that run's "
@@ -202,27 +193,23 @@ def resume(run: Run, state: TrainState, found: Found | None) -> None:
         logger.info("training is finished: all %d epochs are done", plan.optim.epochs)
 
 
-def find_changes(plan: Plan, content: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Compare a run with that of a checkpoint, whose missing facts count as unchanged.
+def find_changes(plan: Plan, content: Mapping[str, Any]) -> list[str]:
+    """Return what makes a run another one than that of a checkpoint, as "name old -> new".
 
-    A flag that a checkpoint of ours lacks is newer than it, and had its default.
-    Returns what makes it another run, and what does not, as "name old -> new".
+    What the checkpoint does not tell counts as unchanged.
     """
-    saved, known = _saved_settings(content), content.get("progress", {})
-    then = (flat_settings(USUAL) if saved else {}) | saved
+    args, known = content.get("args"), content.get("progress", {})
+    then = flat_settings(args if isinstance(args, dict) else {})  # not those of the original
     pairs = {f"--{n}": (then.get(n, new), new) for n, new in flat_settings(plan.settings).items()}
     for name, new in plan.clips.items():
         pairs[f"clips of the {name} list"] = (known.get("clips", {}).get(name, new), new)
-    pairs["processes"] = (known.get("world_size", plan.world_size), plan.world_size)
-    step_clips = (known.get("total_batch", plan.total_batch), plan.total_batch)
-    if step_clips[0] != step_clips[1]:
-        pairs = {name: pair for name, pair in pairs.items() if name not in BATCH}
-        pairs[STEP_CLIPS] = step_clips
-    found: tuple[list[str], list[str]] = ([], [])
-    for name, (old, new) in pairs.items():
-        if old != new:
-            found[name in MAY_CHANGE].append(f"{name} {_shown(old)} -> {_shown(new)}")
-    return found
+    text = "clips of a step (batch_size x accum_iter x processes)"
+    pairs[text] = (known.get("total_batch", plan.total_batch), plan.total_batch)
+    return [
+        f"{name} {_shown(old)} -> {_shown(new)}"
+        for name, (old, new) in pairs.items()
+        if old != new and name not in MAY_CHANGE
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -259,13 +259,6 @@ def load_pretrained(
             f"{name} lacks weights of the model: {_folded(lacking)}; testing needs a fine-tuned "
             "checkpoint of the same model"
         )
-    order, fusion = source.settings.get("fusion_order"), getattr(model, "encoder_fusion", None)
-    if fusion is not None and order not in (None, fusion.order):
-        logger.warning(
-            "%s was trained with --fusion_order %s, this model has --fusion_order %s: the fusion "
-            "layers have to learn the new order",
-            *(name, order, fusion.order),
-        )
     model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)
     parts = {
         "new, keep their initial values": _folded(report.new),

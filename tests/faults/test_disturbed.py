@@ -202,8 +202,7 @@ def test_one_rank_goes_on_with_what_two_began_but_not_with_another_total_batch(j
     (refused,) = one.start(*flags)
     assert refused.wait() == 1
     assert "clips of a step (batch_size x accum_iter x processes) 4 -> 2" in refused.output()
-    taken = one.complete(*flags, "--batch_size", "4")
-    assert "processes 2 -> 1" in taken.output()
+    one.complete(*flags, "--batch_size", "4")
     two.complete(*flags, out=tmp_path / "whole")
     mine, other = (lines(tmp_path / name / "log.txt") for name in ("out", "whole"))
     for line, expected in zip(mine, other, strict=True):

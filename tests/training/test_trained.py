@@ -211,20 +211,3 @@ BIAS = "encoder.norm.bias"
 def test_weights_that_do_not_fit_and_no_weights_are_refused(pretrained, spoil, message):
     with pytest.raises(ValueError, match=message):
         load_pretrained(classifier(), spoil(pretrained))
-
-
-@pytest.mark.parametrize(
-    "settings, told",
-    [
-        ({"fusion_order": "video_first"}, False),
-        ({"fusion_order": "both"}, True),
-        ({"mask_ratio": 0.9}, True),  # of an earlier version, which knew no other order
-        ({}, False),  # without settings
-    ],
-)
-def test_another_fusion_order_than_in_pretraining_is_told(pretrained, caplog, settings, told):
-    args = {"args": {"model": settings}} if settings else {}
-    load_pretrained(classifier(fusion_order="video_first"), {"model": pretrained, **args})
-    text = "was trained with --fusion_order both, this model has --fusion_order video_first"
-    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(warnings) == told and all(text in warning for warning in warnings)
