@@ -57,19 +57,6 @@ def describe_clips(clips: Sequence[AnyClip], root: str) -> str:
     return f"{len(clips)} ({total.hexdigest()[:12]})"
 
 
-def describe_bad_steps(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Say what was not finite in the last of too many bad steps in a row, and what to do."""
-    last, known = steps[-1], ("step", "epoch", "lr", "clips", "loss", "grad_norm")
-    parts = ", ".join(f"{name} {last[name]:.4g}" for name in last if name not in known)
-    clips = ", ".join(last["clips"][:8]) + (" ..." if len(last["clips"]) > 8 else "")
-    return (
-        f"loss or gradients are not finite in {len(steps)} step(s) in a row, the last at step "
-        f"{last['step']}: loss is {last['loss']}{parts and f' ({parts})'}, gradient norm "
-        f"{last['grad_norm']:.4g}, lr {last['lr']:.2e}, clips [{clips}]; lower --lr, set "
-        "--clip_grad, or use --precision bf16 or fp32, and resume"
-    )
-
-
 @dataclass
 class MetricBuffer:
     """Figures of an epoch's steps: read from the device now and then, logged and added up."""
@@ -123,9 +110,15 @@ class MetricBuffer:
                 self.sums[name] = self.sums.get(name, 0.0) + (value if counts else 0.0)
                 self.counts[name] = self.counts.get(name, 0) + counts
             self.bad_steps += skipped
-            self.bad_in_a_row = [*self.bad_in_a_row, {**step, **values}] if skipped else []
+            bad = {**step, "clips": step["clips"][:8], **values}
+            self.bad_in_a_row = [*self.bad_in_a_row, bad] if skipped else []
             if len(self.bad_in_a_row) >= self.max_bad_steps:
-                raise RuntimeError(describe_bad_steps(self.bad_in_a_row))
+                told = ", ".join(f"{name} {value}" for name, value in bad.items())
+                raise RuntimeError(
+                    f"loss or gradients are not finite in {len(self.bad_in_a_row)} step(s) in a "
+                    f"row, the last: {told}; lower --lr, set --clip_grad, or use --precision bf16 "
+                    "or fp32, and resume"
+                )
 
     def means(self) -> dict[str, float]:
         """Average every figure over the steps that counted; also return how many were bad."""

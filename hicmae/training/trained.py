@@ -6,7 +6,6 @@ in the settings of the run or in the config.json of the export.
 
 import json
 import logging
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -37,7 +36,6 @@ SETTLED = (
 )
 DEPTHS = {"depth": ENCODERS["v"], "depth_audio": ENCODERS["a"], "fusion_depth": FUSION}
 MIN_SHARE = 0.5  # less than this of the encoders' weights cannot be meant as pre-training
-_FAMILY = re.compile(r"(encoder(?:_audio|_fusion)?\.(?:blocks(?:_audio)?\.\d+|\w+)|\w+)\.")
 # Earlier names of the same, as in pre-training and in the original.
 _ALIASES = {f"encoder_{flag}": flag for flag in DEPTHS}
 _ALIASES["head_activation_func"] = "head_activation"
@@ -216,14 +214,12 @@ def read_config(text: str, source: Path | str) -> dict[str, Any]:
 
 
 class LoadReport(NamedTuple):
-    """Names of weights by what happens to them."""
+    """Names of weights by what happens to them; those of another shape are new and unused."""
 
     loaded: list[str]  # in both, same shape
-    new: list[str]  # in the model only; they keep their initial values
-    unused: list[str]  # in the checkpoint only
-    mismatched: list[str]  # in both, as "name: (checkpoint) -> (model)"; not loaded
+    new: list[str]  # of the model; they keep their initial values
+    unused: list[str]  # of the checkpoint
     share: float  # of the model's encoder weights (counted in numbers) that is loaded, 0..1
-    problems: list[str]  # reasons why encoders do not fit
 
 
 def load_pretrained(
@@ -245,62 +241,38 @@ def load_pretrained(
         source = describe(source, "the given weights")
     elif not isinstance(source, Trained):
         source = read(source)
-    name, weights = f"'{source.source}'", source.weights
-    report = _compare(model, weights)
-    enough = report.share >= MIN_SHARE
-    if report.problems and not (allow_partial and enough):
+    name, weights, own = f"'{source.source}'", source.weights, model.state_dict()
+    fitting = {n: w for n, w in weights.items() if n in own and w.shape == own[n].shape}
+    new, unused = [n for n in own if n not in fitting], [n for n in weights if n not in fitting]
+    sizes = {n: w.numel() for n, w in own.items() if n.startswith((*ENCODERS.values(), FUSION))}
+    share = sum(sizes.get(n, 0) for n in fitting) / sum(sizes.values()) if sizes else 1.0
+    streams = {n.split(".")[0] for n in sizes}
+    surplus = [n for n in unused if ".blocks" in n and n.split(".")[0] in streams]
+    wrong = dict.fromkeys([*(n for n in new if n in sizes), *surplus])
+    if wrong and not (allow_partial and share >= MIN_SHARE):
+        first = next(iter(wrong))
+        was, wanted = (tuple(d[first].shape) if first in d else "missing" for d in (weights, own))
         raise ValueError(
-            f"{name} does not fit the model's encoders ({report.share:.0%} of their weights are "
-            f"in it): {'; '.join(report.problems)}; choose the --model, depths and "
-            f"--init_values of the checkpoint{', or add --allow_partial' if enough else ''}"
+            f"{name} does not fit the model's encoders: {share:.0%} of their weights are in it, "
+            f"{len(wrong)} differ, first {first}: {was}, expected {wanted}; choose the --model, "
+            "depths and --init_values of the checkpoint"
+            + (", or add --allow_partial" if share >= MIN_SHARE else "")
         )
-    if require_all and (lacking := report.new + report.mismatched):
+    if require_all and new:
         raise ValueError(
-            f"{name} lacks weights of the model: {_folded(lacking)}; testing needs a fine-tuned "
+            f"{name} lacks weights of the model: {_counted(new)}; testing needs a fine-tuned "
             "checkpoint of the same model"
         )
-    model.load_state_dict({key: weights[key] for key in report.loaded}, strict=False)
-    parts = {
-        "new, keep their initial values": _folded(report.new),
-        "left over in the checkpoint": _folded(report.unused),
-        "of another shape, not loaded": ", ".join(report.mismatched[:6]),
-        "accepted although": "; ".join(report.problems),
-    }
+    model.load_state_dict(fitting, strict=False)
     logger.info(
-        "loaded %d of %d tensors (%.1f%% of the encoder weights) from %s%s",
-        *(len(report.loaded), len(model.state_dict()), 100 * report.share, name),
-        "".join(f"\n  {what}: {names}" for what, names in parts.items() if names),
+        "loaded %d of %d tensors (%.1f%% of the encoder weights) from %s\n  new: %s\n"
+        "  left over in the checkpoint: %s",
+        *(len(fitting), len(own), 100 * share, name, _counted(new), _counted(unused)),
     )
-    return report
+    return LoadReport(list(fitting), new, unused, share)
 
 
-def _compare(model: nn.Module, weights: Mapping[str, Tensor]) -> LoadReport:
-    """Compare a state dict with a model's by name and shape."""
-    own = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    given = {name: tuple(weight.shape) for name, weight in weights.items()}
-    loaded = [name for name in own if given.get(name) == own[name]]
-    new, unused = [n for n in own if n not in given], [n for n in given if n not in own]
-    other = {n: f"{n}: {given[n]} -> {own[n]}" for n in own if n in given and given[n] != own[n]}
-    sizes = {n: math.prod(own[n]) for n in own if n.startswith((*ENCODERS.values(), FUSION))}
-    streams = {name.split(".")[0] for name in sizes}
-    lacking = [name for name in new if name in sizes]
-    surplus = [name for name in unused if ".blocks" in name and name.split(".")[0] in streams]
-    wrong = [text for name, text in other.items() if name in sizes]
-    problems = {
-        f"the checkpoint lacks {_folded(lacking)}": lacking,
-        f"it has no more than {_folded(given)}": lacking and len(unused) == len(given),
-        f"its {_folded(surplus)} would be unused": surplus,
-        f"other shapes (checkpoint -> model): {', '.join(wrong[:2])}, {len(wrong)} in all": wrong,
-    }
-    share = sum(sizes.get(name, 0) for name in loaded) / sum(sizes.values()) if sizes else 1.0
-    told = [text for text, there in problems.items() if there]
-    return LoadReport(loaded, new, unused, list(other.values()), share, told)
-
-
-def _folded(names: Iterable[str], limit: int = 8) -> str:
-    """List families of names, e.g. encoder.blocks.3.*, encoder.norm.*, head.*, with their sizes."""
-    matches = {name: _FAMILY.match(name) for name in names}
-    counts = Counter(f"{m[1]}.*" if m else name.split(":")[0] for name, m in matches.items())
-    shown = [f"{n} ({c})" if n.endswith("*") else n for n, c in list(counts.items())[:limit]]
-    rest = len(counts) - len(shown)
-    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
+def _counted(names: Iterable[str]) -> str:
+    """List the first parts of names with the number of tensors in each."""
+    counts = Counter(name.split(".")[0] for name in names)
+    return ", ".join(f"{part} ({count})" for part, count in counts.items()) or "none"
