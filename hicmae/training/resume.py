@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,14 +221,11 @@ def _best_on_disk(run: Run, best: dict[str, Any]) -> dict[str, Any]:
     """Return the best epoch so far if its weights are still there, else `NO_BEST`; of rank 0."""
     if not distributed.is_main() or best["epoch"] < 0:
         return best
-    try:
+    with suppress(OSError, ValueError):
         if load(run.output_dir / "checkpoint-best.pth", verify=True)["epoch"] == best["epoch"]:
             return best
-        problem = "another epoch's are"
-    except (OSError, ValueError) as error:
-        problem = str(error)
-    text = "the weights of the best epoch so far (%d) are not on disk, it is chosen anew: %s"
-    logger.warning(text, best["epoch"], problem)
+    text = "the weights of the best epoch so far (%d) are not on disk; it is chosen anew"
+    logger.warning(text, best["epoch"])
     return NO_BEST
 
 
