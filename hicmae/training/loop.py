@@ -26,9 +26,6 @@ from hicmae.training.run import Precision, Run, checkpoint_activations, seed_ste
 from hicmae.training.state import TrainState
 
 LossParts = dict[str, Tensor]
-# Figures that a short line of the log has first.
-TELLING = ("loss", "bad_steps", "lr", "clips_per_s", "class_acc", "loss_video", "loss_audio",
-           "loss_contrastive", "grad_norm", "data_s")  # fmt: skip
 # (model, batch on the device) -> loss to minimise, named scalars to log
 ComputeLoss = Callable[[nn.Module, Any], tuple[Tensor, LossParts]]
 
@@ -137,10 +134,9 @@ def show(state: TrainState, logs: RunLogger) -> dict[str, float]:
     state.metrics.read(logs)
     step, plan = state.steps_done - 1, state.plan
     lr = float(plan.lr[step])
-    shown = {**state.metrics.last, "lr": lr, **state.metrics.speed()}
-    if state.metrics.bad_steps:
-        shown["bad_steps"] = state.metrics.bad_steps
-    shown = {name: shown[name] for name in (*TELLING, *shown) if name in shown}
+    last, bad = state.metrics.last, state.metrics.bad_steps
+    first = {"bad_steps": bad} if bad else {}  # a line of the log has what comes first
+    shown = {**first, "loss": last["loss"], "lr": lr, **state.metrics.speed(), **last}
     logs.board.scalars(step, {**shown, "weight_decay": float(plan.weight_decay[step])}, "train")
     state.metrics.restart_clock()
     return shown

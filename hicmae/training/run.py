@@ -139,18 +139,19 @@ def own_folder(folder: Path, wait: float = 20.0) -> Iterator[None]:
     check_writable(folder / "config.json")
     descriptor, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + wait
     try:
-        with suppress(OSError):  # a file system without locks
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() >= deadline:
-                        raise RuntimeError(
-                            f"another run is writing to '{folder}'; wait for it, end it, or choose "
-                            "another --output_dir"
-                        ) from error
-                    time.sleep(0.2)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise RuntimeError(
+                        f"another run is writing to '{folder}'; wait for it, end it, or choose "
+                        "another --output_dir"
+                    ) from error
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
         yield
     finally:
         with suppress(OSError):

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from hicmae.io import Stopped
 from hicmae.training import checkpoint
 from hicmae.training.logs import RunLogger
 from hicmae.training.resume import Saver, find_changes, resume
@@ -71,17 +70,6 @@ def test_a_failed_save_is_tried_again_after_the_interval_and_at_the_end(tmp_path
         assert failed[3:] == ["checkpoint-0.pth"] * 2
     saving.saver.finish()
     assert checkpoint.load(tmp_path / "checkpoint-0.pth", verify=True)["epoch"] == 0
-
-
-def test_a_request_to_stop_saves_what_is_new_and_only_that(tmp_path):
-    saving = Saving(tmp_path, 60)
-    saving.run.note(15)
-    with pytest.raises(Stopped, match="stopped by SIGTERM after 0 steps, all saved"):
-        saving.saver.check()
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(Stopped, match="stopped by SIGTERM after 1 steps, all saved"):
-        saving.step()
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0-step1.pth"]
 
 
 def test_a_resumed_state_has_the_rates_of_its_last_step(tmp_path):
