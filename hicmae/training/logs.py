@@ -267,14 +267,11 @@ def show_hparams(
     They are a TensorBoard run of their own, `final`, as the tab shows all its numbers as columns.
     The `final` numbers stand at `step`, the length of the run.
     """
-    if not distributed.is_main():
-        return
     folder = log_dir / "final"
+    if not distributed.is_main() or any(folder.glob("events*")):
+        return
     _, start, end = summary.hparams(hparams, {})
     try:
-        if any(end.value[0].tag.encode() in path.read_bytes() for path in folder.glob("events*")):
-            return
-        forget_final(log_dir)  # what a kill cut short
         board = Board(folder)
         board.event(step=0, summary=start)
         board.scalars(step, final)
