@@ -303,12 +303,13 @@ def end_epoch(
     state, name, board = saver.state, configs.score.val_metric, saver.logs.board
     numbers = [key for key, value in metrics.items() if isinstance(value, (float, dict))]
     val = {key: scoring.headline(metrics, key) for key in numbers}
-    value, best = val[name], state.best["value"]
-    better = best is None or (value < best if name in LOWER_IS_BETTER else value > best)
+    value, before = val[name], state.best["value"]
+    better = before is None or (value < before if name in LOWER_IS_BETTER else value > before)
     if better and not saver.save_best(value):
         logger.warning("epoch %d is the best so far, but could not be kept", state.epoch)
-    shown, best = scoring.summary(metrics, configs.classifier.task), state.best
+    best = state.best
     kept = "none kept" if best["value"] is None else f"{best['value']:.4f} in epoch {best['epoch']}"
+    shown = scoring.summary(metrics, configs.classifier.task)
     logger.info("epoch %d: validation %s; best %s %s", state.epoch, shown, name, kept)
     board.scalars(state.last_step, val, "val")
     if "confusion" in metrics and distributed.is_main():

@@ -120,10 +120,6 @@ def check_writable(path: str | Path, suffixes: tuple[str, ...] = ()) -> None:
         raise IsADirectoryError(f"'{path}' is a folder, expected a file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(
-            f"'{path.parent}' is or lies below a file, expected a folder to write to"
-        ) from None
     except OSError as error:
         raise OSError(f"folder '{path.parent}' cannot be made ({error.strerror})") from None
     if not os.access(path.parent, os.W_OK | os.X_OK):

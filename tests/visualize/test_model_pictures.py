@@ -180,7 +180,7 @@ def test_commands_say_in_one_line_what_does_not_fit(
         ("tsne", pretrained, unlabelled, "", "is of a pretraining, but this picture needs a class"),
         ("tsne", finetuned, labelled, "--output x.bmp", "'x.bmp' must end in .png or .pdf or .svg"),
         ("retrieval", finetuned, unlabelled, "", "has no decoders, but this picture needs a pre-"),
-        ("retrieval", pretrained, few, f"--output {few}/x.png", "is or lies below a file"),
+        ("retrieval", pretrained, few, f"--output {few}/x.png", "cannot be made"),
         ("retrieval", pretrained, few, "", "at least 2 clips to choose from, got 1"),
         ("retrieval", pretrained, broken, "", "gone."),
         ("reconstruction", bare, unlabelled, "", "has no settings, but"),
