@@ -244,8 +244,8 @@ class Progress(AbstractContextManager["Progress"]):
         if self._logs and (self.done % self.every == 0 or self.done == self.total):
             seconds = (time.monotonic() - self._started) / (self.done - self._initial)
             left = timedelta(seconds=int(seconds * (self.total - self.done)))
-            text = "%s [%d/%d] eta %s  %s"
-            logger.info(text, self.desc, self.done, self.total, left, figures)
+            line = f"{self.desc} [{self.done}/{self.total}] eta {left}  {figures}"
+            logger.info("%s", line.rstrip())
 
 
 def hparams_of(settings: Mapping[str, Any], **facts: bool | float | str) -> dict[str, Any]:
