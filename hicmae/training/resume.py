@@ -253,11 +253,10 @@ def _load_state(state: TrainState, path: Path, content: dict[str, Any]) -> None:
         # In clips, so that a changed batch (--allow_changes) leaves out no more than it must.
         step = progress["clips_done"] // plan.total_batch
         state.epoch, state.step = progress["epoch"], min(step, plan.steps)
-        saved = content.get("metrics", [{}])  # earlier versions have it elsewhere
+        saved = content.get("metrics", [{"sums": {}}])  # earlier versions have it elsewhere
         mine = saved[distributed.rank() % len(saved)]
         if len(saved) != plan.world_size:  # each goes on with the mean, as means are logged
-            names = mine.get("sums", {})
-            means = {n: sum(rank["sums"][n] for rank in saved) / len(saved) for n in names}
+            means = {n: sum(rank["sums"][n] for rank in saved) / len(saved) for n in mine["sums"]}
             mine = {**saved[0], "sums": means}
         state.metrics = MetricBuffer(state.metrics.max_bad_steps, **mine)
     if done := min(state.steps_done, len(plan.lr)):
