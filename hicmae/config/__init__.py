@@ -36,10 +36,7 @@ CLASS_METRICS = ("uar", "war", "weighted_f1", "macro_f1", "micro_f1")
 NUMBER_METRICS = ("pcc", "ccc", "acc", "mae", "mse", "rmse")
 MIXING = {"classification": (0.8, 1.0), "regression": (0.0, 0.0)}
 FUSION_HELP = "stream that fusion layers update first, for the other to read; both: at once"
-DATA_HELP = "a list, a folder with train.csv and test.csv, or a folder of shards"
 LEVELS_HELP = "encoder blocks, from 0, whose outputs are contrasted and read by decoders"
-DIFFERENCE_HELP = "rebuild how frames differ from the first one of their group, not the frames"
-LATER_HELP = "weight of the loss of a group's later frames; the first one has the rest"
 CROP_HELP = "cut 224 x 224 films to the face; auto: if the list's path says voxceleb2"
 CONTRAST_MASK_HELP = "share of tokens to hide in a second pass, which is contrasted instead"
 WEIGHTS_HELP = "of classes in the loss; balanced: 1 / clips; effective: milder (beta 0.999)"
@@ -90,7 +87,7 @@ class DataConfig(Settings):
     """Clips."""
 
     # A resumed run compares the clips, wherever they lie.
-    data_path: str = harmless("", DATA_HELP, metavar="PATH")
+    data_path: str = harmless("", "a list, a folder of lists, or of shards", metavar="PATH")
     data_root: str = harmless("", "folder that relative paths start from", metavar="DIR")
     num_samples: int = option(1, "draws from each clip of a batch (repeated sampling)", "> 0")
     roll_mag_aug: bool = option(False, "random gain of the waveform in training (0.5 to 1.5)")
@@ -203,9 +200,9 @@ class PretrainLossConfig(Settings):
     contrastive_levels: str = option("all", "which of these levels to contrast", choices=CONTRASTED)
     temperature: float = option(0.07, "of InfoNCE", "> 0", flag="inter_contrastive_temperature")
     gather: bool = option(False, "contrast with the clips of all GPUs", flag="gather_negatives")
-    frame_diff: bool = option(False, DIFFERENCE_HELP, flag="use_frame_diff_as_target")
+    frame_diff: bool = option(False, "rebuild frame differences", flag="use_frame_diff_as_target")
     frame_diff_group_size: int = option(2, "frames of such a group, a tubelet", "> 0")
-    target_diff_weight: float | None = option(None, LATER_HELP, SHARE)
+    target_diff_weight: float | None = option(None, "weight of their later frames, 0 to 1", SHARE)
     normalize_target: bool = option(True, "normalise video patches", aliases=("normlize_target",))
     normalize_target_audio: bool = option(True, "the same of audio", aliases=(AUDIO_TARGET,))
 
