@@ -1,6 +1,5 @@
 """Optimiser: batches, weight-decay groups, layer decay, AdamW, schedule, frozen weights."""
 
-import itertools
 import logging
 import re
 from collections.abc import Iterable
@@ -25,23 +24,15 @@ def shared_batches(optim: OptimConfig, processes: int) -> OptimConfig:
     total, largest = optim.total_batch, optim.batch_size
     if not total:
         return optim
-    if (found := _passes(total, processes, largest)) is None:
-        more = next(n for n in itertools.count(total) if _passes(n, processes, largest))
-        raise ValueError(
-            f"--total_batch {total} cannot be shared by {processes} process(es) in equal "
-            f"passes of about --batch_size {largest}; use --total_batch {more}"
-        )
-    return replace(optim, batch_size=found[0], accum_iter=found[1], total_batch=0)
-
-
-def _passes(total: int, processes: int, largest: int) -> tuple[int, int] | None:
-    """Return clips of a pass and passes of a step that make the total; None where none do."""
     share, rest = divmod(total, processes)
-    if rest or not share:
-        return None
-    batch = next(size for size in range(min(largest, share), 0, -1) if share % size == 0)
+    batch = max((n for n in range(1, min(largest, share) + 1) if share % n == 0), default=0)
     # A share such as 53 has no divisor but 1: too few clips in a pass to contrast or to be fast.
-    return (batch, share // batch) if batch == share or batch * 4 >= largest else None
+    if rest or (batch < share and batch * 4 < largest):
+        raise ValueError(
+            f"--total_batch {total} cannot be shared by {processes} process(es) in equal passes of "
+            f"about --batch_size {largest}; use a multiple of {processes * largest}"
+        )
+    return replace(optim, batch_size=batch, accum_iter=share // batch, total_batch=0)
 
 
 def parameter_groups(
