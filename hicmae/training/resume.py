@@ -167,12 +167,10 @@ def resume(run: Run, state: TrainState, found: Found | None) -> None:
     plan = state.plan
     if found is not None:
         path, content = found
-        missing = {"model", "optimizer", "epoch"} - content.keys()
-        if missing or not isinstance(content["epoch"], int):
+        if "optimizer" not in content or not isinstance(content.get("epoch"), int):
             raise ValueError(
-                f"checkpoint '{path}' cannot be resumed: it lacks "
-                f"{', '.join(sorted(missing)) or 'an epoch number'}; use --finetune for released "
-                "weights"
+                f"checkpoint '{path}' cannot be resumed: it lacks an optimizer or the number of an "
+                "epoch; use --finetune for released weights"
             )
         changed = ", ".join(find_changes(plan, content))
         if changed and not run.config.allow_changes:

@@ -306,6 +306,9 @@ def test_a_resumed_state_has_the_rates_of_its_last_step(tmp_path):
     resume(other.run, other.state, (path, checkpoint.load(path)))
     assert (other.state.epoch, other.state.step) == (0, 3)
     assert other.state.optimizer.param_groups[0]["lr"] == plan().lr[2]
+    released = {**checkpoint.load(path), "epoch": "best"}  # as the authors' are
+    with pytest.raises(ValueError, match="step3.pth' cannot be resumed: .*--finetune"):
+        resume(other.run, other.state, (path, released))
 
 
 # Changes
