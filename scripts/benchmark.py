@@ -14,7 +14,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,10 +94,9 @@ class LoaderConfig(Settings):
     """Time the reading of clips on one core, beside a plain loader.
 
     Clips like VoxCeleb2's (224 x 224, 25 frames a second, 8 s, H.264 at 220 kbit/s, 16 kHz wav) are
-    made and packed, and the same windows are loaded in turns: by the plain loader of tests/plain,
-    from the mp4, and from the shard; once and --num_samples times a clip. Ours yields uint8 pixels,
-    which training normalises on its device. Files are in the page cache. Rates count the CPU time
-    of this process; ratios are to the plain loader.
+    made and packed. The same windows are loaded in turns: by the plain loader of tests/plain, from
+    the mp4 and from the shard, once and --num_samples times a clip; ours are not yet normalised.
+    Files are in the page cache. Ratios are to the plain loader.
     """
 
     num_clips: int = option(8, "clips to make", "> 0")
@@ -169,22 +168,10 @@ COLUMNS = {
 }
 
 
-def markdown(
-    title: str, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]
-) -> str:
-    """Lay out rows under a title, by the titles of columns (key, format); a row may lack some."""
-    import pandas as pd  # no --help waits for it
-
-    cells = [
-        {name: form.format(row[key]) if row.get(key) is not None else ""
-         for name, (key, form) in columns.items()}
-        for row in rows
-    ]  # fmt: skip
-    return f"{title}:\n\n{pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)}"
-
-
 def run_table(folder: str) -> dict[str, Any]:
     """Make a Markdown table for each device, from the files of model benchmarks in a folder."""
+    import pandas as pd  # no --help waits for it
+
     names = {f"hicmae dim{size.width}": f"HiCMAE-{name.upper()}" for name, size in SIZES.items()}
     by_device: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(Path(folder).glob("*.json")):
@@ -205,7 +192,13 @@ def run_table(folder: str) -> dict[str, Any]:
     for device, rows in by_device.items():
         rows.sort(key=lambda r: ([*TASKS].index(r["benchmark"]), r["model"], r["precision"]))
         dates = sorted({row["date"][:10] for row in rows})
-        texts.append(markdown(", ".join([device, *dates]), rows, COLUMNS))
+        cells = [
+            {name: form.format(row[key]) if row.get(key) is not None else ""
+             for name, (key, form) in COLUMNS.items()}
+            for row in rows
+        ]  # fmt: skip
+        table = pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
+        texts.append(f"{', '.join([device, *dates])}:\n\n{table}")
     return {"text": "\n\n".join(texts), "devices": by_device}
 
 

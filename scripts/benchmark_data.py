@@ -48,7 +48,6 @@ from scripts.benchmark import (
     GrowthConfig,
     LoaderConfig,
     TaskConfig,
-    markdown,
 )
 from scripts.benchmark_models import Mark, Step, compared, measure_in_turns
 
@@ -359,14 +358,6 @@ def feed_rates(times: pd.DataFrame, waits: float, clips: int) -> dict[str, float
 
 # growth
 
-GROWTH_COLUMNS = {
-    "what": ("what", "{}"),
-    "size": ("size", "{}"),
-    "memory, MB": ("memory_mb", "{:.0f}"),
-    "ratio": ("ratio", "{:.2f}"),
-    "in CPU time": ("ratio_cpu_time", "{:.2f}"),
-}
-
 
 def run_growth(config: GrowthConfig) -> dict[str, Any]:
     """Measure how speed changes, see `GrowthConfig`."""
@@ -392,7 +383,8 @@ def run_growth(config: GrowthConfig) -> dict[str, Any]:
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     device, threads = models.device_name(), torch.get_num_threads()
     title = f"{device}, {datetime.date.today()}, fp32, threads a process: {threads}"
-    return {"device": device, "rows": rows, "text": markdown(title, rows, GROWTH_COLUMNS)}
+    text = pd.DataFrame(rows).to_markdown(index=False, floatfmt=".4g", missingval="")
+    return {"device": device, "rows": rows, "text": f"{title}:\n\n{text}"}
 
 
 def steps_by_batch(model: str, config: GrowthConfig) -> pd.DataFrame:

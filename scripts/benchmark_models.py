@@ -44,7 +44,7 @@ from hicmae.training.evaluate import classification_metrics, predict
 from hicmae.training.loop import as_trained, train_step
 from hicmae.training.optim import make_optimizer, parameter_groups
 from hicmae.training.run import DTYPES, Precision, choose_precision
-from scripts.benchmark import LEVERS, SIZES, FormatsConfig, TaskConfig, markdown
+from scripts.benchmark import LEVERS, SIZES, FormatsConfig, TaskConfig
 from tests.plain.model import PlainClassifier, PlainPretraining
 from tests.plain.training import PlainTrainer, score_views
 
@@ -307,17 +307,13 @@ def measure_errors(task: str, config: TaskConfig, precision: Precision) -> dict[
 
 def peak_rate(config: TaskConfig, precision: Precision) -> float:
     """Return FLOP/s of a square matrix product, on a CPU in fp32 by the better library."""
-    from torch.utils.benchmark import Timer  # its import writes warnings where no GPU is
-
     side, dtype = 8192 if precision.device.type == "cuda" else 1536, DTYPES[precision.name]
     left, right = torch.rand(2, side, side, dtype=dtype, device=precision.device)
-    products = ["left @ right"]
+    products: dict[str, Step] = {"torch": lambda: left @ right}
     if cpu_gemm.serves(left) and cpu_gemm.library(config.cpu_gemm) == "onednn":
-        products.append("linear(left, right)")
-    names = {"left": left, "right": right, "linear": cpu_gemm.linear}
-    threads = torch.get_num_threads()
-    timers = [Timer(product, globals=names, num_threads=threads) for product in products]
-    return 2 * side**3 / min(timer.timeit(3).mean for timer in timers for _ in range(4))
+        products["onednn"] = lambda: cpu_gemm.linear(left, right)
+    times = measure_in_turns(products, 12, 1, precision.device)
+    return 2 * side**3 / float(times.wall.min())
 
 
 def resident() -> float:
@@ -393,18 +389,6 @@ def run_task(task: str, config: TaskConfig) -> dict[str, Any]:
 
 # Formats of a classifier
 
-FORMAT_COLUMNS = {
-    "format": ("format", "{}"),
-    "one clip, p50": ("p50_ratio", "{:.2f}x"),
-    "p95": ("p95_ratio", "{:.2f}x"),
-    "clips a second": ("throughput_ratio", "{:.2f}x"),
-    "the same in CPU time": ("cpu_ratio", "{:.2f}x"),
-    "MB": ("megabytes", "{:.1f}"),
-    "largest difference": ("difference", "{:.0e}"),
-    "same class": ("same", "{:.1%}"),
-    "UAR": ("uar", "{:.2f}"),
-}
-
 
 def run_formats(config: FormatsConfig) -> dict[str, Any]:
     """Measure the formats, see `FormatsConfig`."""
@@ -449,7 +433,8 @@ def run_formats(config: FormatsConfig) -> dict[str, Any]:
     device = f"{device_name()}, {torch.get_num_threads()} threads"
     model = config.checkpoint or f"random weights of HiCMAE-{config.model.upper()}"
     about = {"device": device, "model": model, "batch_size": config.batch_size}
-    return {"text": markdown(f"{model}, {device}", rows, FORMAT_COLUMNS), **about, "formats": rows}
+    table = pd.DataFrame(rows).to_markdown(index=False, floatfmt=".4g")
+    return {"text": f"{model}, {device}:\n\n{table}", **about, "formats": rows}
 
 
 def exported(config: FormatsConfig, folder: Path) -> Path:

@@ -181,17 +181,12 @@ def main() -> None:
         print(f"pictures and report.html are in '{DEMO}'", file=sys.stderr)
 
 
-def uar_of(run: dict[str, Any]) -> list[float]:
-    """Return UAR after the last epoch and the bounds of its interval, in percent, of a report."""
-    values = run["total"]["last"]["uar"], *run["intervals"]["last"]["uar"]
-    return [100 * value for value in values]
-
-
 def table(runs: Sequence[dict[str, Any]]) -> str:
     """Lay out the UAR of each start after the last epoch, and what could be reached."""
     lines = [f"{'start':<34}  {'UAR (%)':>8}  95 % interval by speakers"]
     for run in runs:
-        uar, low, high = uar_of(run)
+        uar = 100 * run["total"]["last"]["uar"]
+        low, high = (100 * bound for bound in run["intervals"]["last"]["uar"])
         lines.append(f"{TITLES[run['title']]:<34}  {uar:8.2f}  {low:.2f} to {high:.2f}")
     for name, most in CEILINGS.items():
         lines.append(f"{name:<34}  {most:8.2f}")

@@ -24,20 +24,6 @@ absolute() {
     esac
 }
 
-# PYTHON, else the active environment, else .venv of the repository.
-find_python() {
-    case ${PYTHON:-} in
-    */*) PYTHON=$(absolute "$PYTHON") ;;
-    '')
-        PYTHON=python3
-        [ ! -x "$ROOT/.venv/bin/python" ] || PYTHON=$ROOT/.venv/bin/python
-        [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || PYTHON=python
-        ;;
-    esac
-    command -v "$PYTHON" >/dev/null 2>&1 ||
-        die "no Python at '$PYTHON'; run 'bash scripts/test.sh' once to make .venv, or set PYTHON"
-}
-
 has_shards() { # has_shards FOLDER: did preprocess/pack_clips.py write there?
     set -- "$1"/*.index.json
     [ -f "$1" ]
@@ -63,9 +49,18 @@ prepare_folds() {
     start
 }
 
-# start: what must be so before the first run. Clip paths in lists may be relative to the repository.
+# start: find PYTHON, else that of the active environment or of .venv. Clip paths in lists may be relative to the repository.
 start() {
-    find_python
+    case ${PYTHON:-} in
+    */*) PYTHON=$(absolute "$PYTHON") ;;
+    '')
+        PYTHON=python3
+        [ ! -x "$ROOT/.venv/bin/python" ] || PYTHON=$ROOT/.venv/bin/python
+        [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || PYTHON=python
+        ;;
+    esac
+    command -v "$PYTHON" >/dev/null 2>&1 ||
+        die "no Python at '$PYTHON'; run 'bash scripts/test.sh' once to make .venv, or set PYTHON"
     cd "$ROOT" || exit
     [ "${DRY_RUN:-0}" != 1 ] || printf "cd '%s'\n" "$ROOT"
     set -f # EXTRA_ARGS is split into words, but * in it stays as it is

@@ -53,8 +53,8 @@ def test_memory_peaks_and_errors_are_measured(tmp_path):
 def test_errors_are_those_against_float64(task):
     config = TaskConfig(model="tiny", device="cpu", precision="fp32")
     errors = benchmark_models.measure_errors(task, config, benchmark_models.arithmetic(config))
-    assert 0 < errors["prediction_error"] < 1e-4
-    assert ("gradient_error" in errors) == (task != "infer")
+    assert len(errors) == (1 if task == "infer" else 3)
+    assert all(0 < error < 1e-4 for error in errors.values())
 
 
 def block(tokens, dim, context=0):
@@ -90,11 +90,15 @@ def test_operations_are_those_counted_by_hand():
         ("feed --device cpu --data_path /nowhere.csv", "'/nowhere.csv' does not exist"),
         ("feed --mask_ratio 2", "--mask_ratio must be > 0 and < 1"),
         ("loader --json /proc/none/a.json", "/proc/none"),
+        ("table {here}", "holds no JSON file of pretrain, finetune, infer"),
+        ("table {here}/torn", "a.json: no JSON"),
     ],
 )
-def test_bad_settings_are_one_line(capsys, arguments, message):
+def test_bad_settings_are_one_line(tmp_path, capsys, arguments, message):
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/a.json").write_text("{")
     try:
-        code = main(arguments.split())
+        code = main(arguments.format(here=tmp_path).split())
     except SystemExit as end:
         code = end.code
     error = capsys.readouterr().err
@@ -131,14 +135,6 @@ def test_the_committed_files_make_the_committed_table_and_devices_their_own(tmp_
     assert main(["table", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("fp32 (onednn), compile") == 2 and "\nY, 2026-11-23:\n" in shown
-
-
-def test_tables_refuse_folders_without_figures(tmp_path, capsys):
-    assert main(["table", str(tmp_path)]) == 1
-    assert "holds no JSON file of pretrain, finetune, infer" in capsys.readouterr().err
-    (tmp_path / "a.json").write_text("{")
-    assert main(["table", str(tmp_path)]) == 1
-    assert "a.json: no JSON" in capsys.readouterr().err
 
 
 @pytest.mark.slow

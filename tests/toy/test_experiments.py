@@ -138,12 +138,21 @@ def test_contrast_compares_a_single_pass_with_a_second_one(small, tmp_path):
     assert all(json.loads(path.read_text())["classifier"]["linear_probe"] for path in probes)
 
 
-def test_modalities_scores_streams_alone_and_missing(small, tmp_path):
+def test_modalities_scores_streams_alone_and_together(small, tmp_path):
     rows = small("modalities", tmp_path, "--seeds", "0", "--folds", "1")
-    assert [row[0] for row in rows[:3]] == ["audio and video", "video", "audio"]
-    missing = {row[0]: row[1:] for row in rows[3:]}
-    assert list(missing) == list(experiments.MISSING)
-    assert f"{float(missing['both streams'][0]):.1f}" == rows[0][1]
+    assert [row[0] for row in rows] == ["audio and video", "video", "audio"]
+    for row, name in zip(rows, ("", "_modality_v", "_modality_a"), strict=True):
+        (run,) = (tmp_path / "modalities").glob(f"*pretrained{name}/seed0/fold1")
+        uar = json.loads((run / "metrics.json").read_text())["uar"]
+        assert row[1] == f"{100 * uar:.1f}"
+
+
+def test_imbalance_compares_ways_and_the_average_of_weights(small, tmp_path):
+    rows = small("imbalance", tmp_path, "--seeds", "0", "--folds", "1")
+    ways = ["--class_weights balanced", "--class_weights effective", "--balanced_sampler"]
+    assert [row[0] for row in rows] == ["nothing done about it", *ways, "--ema 0.99"]
+    labels = [line.split()[-1] for line in (tmp_path / "data/fold1_long/train.csv").open()]
+    assert [labels.count(str(k)) for k in range(6)] == [6, 4, 2, 2, 1, 1]
 
 
 def test_ship_writes_small_models_that_load_by_name(small, tmp_path, monkeypatch):
