@@ -1,6 +1,5 @@
 """A tiny classifier with random weights, its checkpoint, and a sound to be heard."""
 
-import csv
 import importlib.util
 from pathlib import Path
 
@@ -29,12 +28,6 @@ needs_faces = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4")),
     reason="needs the weights of the extra 'faces': pip install mtcnn==1.0.0",
 )
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a csv."""
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
 
 
 def speech(seconds: float, rate: int = 16000, seed: int = 0) -> np.ndarray:

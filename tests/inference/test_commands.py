@@ -21,7 +21,8 @@ from hicmae.inference.recognizer import Prediction
 from hicmae.io import UnreadableClip
 from preprocess import pack_clips
 from tests.preprocess.media_files import chirp, ffmpeg_program, pictures, save_media
-from tests.small_recognizers import MAD, NAMES, rows_of, said, speech
+from tests.small_recognizers import MAD, NAMES, said, speech
+from tests.small_runs import rows
 
 
 def streams(path: Path) -> dict[str, tuple[str, float]]:
@@ -55,12 +56,12 @@ def test_predict_writes_everything_and_goes_on_after_failures(
     with pytest.raises(SystemExit) as end:
         runpy.run_module("hicmae.inference", run_name="__main__")
     assert end.value.code == 1
-    answered, broken, lost = rows_of(out / "a.csv")
+    answered, broken, lost = rows(out / "a.csv")
     assert [row["status"] for row in (answered, broken, lost)] == ["done", "failed", "failed"]
     assert "is no video or sound file" in broken["reason"] and "does not exist" in lost["reason"]
     scores = {name: float(answered[name]) for name in NAMES}
     assert answered["label"] == max(scores, key=scores.get)
-    windows = rows_of(out / "w.csv")
+    windows = rows(out / "w.csv")
     assert len(windows) == 5 and float(windows[1]["start"]) == pytest.approx(0.64)
     stored = json.loads((out / "a.json").read_text())
     assert stored[0]["probabilities"] == pytest.approx(scores, abs=1e-6)
@@ -163,7 +164,7 @@ def test_a_name_too_long_for_a_picture_ends_no_folder_of_films(models, tmp_path,
     flags += ["--plot", str(tmp_path / "p.png"), "--csv", str(tmp_path / "p.csv")]
     assert cli.predict([*films, *flags]) == 1
     assert (tmp_path / "p-b.png").is_file() and "File name too long" in caplog.text
-    assert [row["file"] for row in rows_of(tmp_path / "p.csv")] == films
+    assert [row["file"] for row in rows(tmp_path / "p.csv")] == films
 
 
 def test_drawing_follows_scores_and_face_and_stays_inside():
@@ -212,7 +213,7 @@ def test_extract_writes_features_of_a_list(models, tmp_path, clip, caplog):
     write_list(tmp_path / "list.csv", clips)
     assert extract(models / "av.pth", tmp_path / "list.csv", tmp_path / "f.npz") == 1
     assert "1 of 3 clips failed, see" in caplog.text
-    assert rows_of(tmp_path / "f.npz.failed.csv")[0]["file"] == str(tmp_path / "lost")
+    assert rows(tmp_path / "f.npz.failed.csv")[0]["file"] == str(tmp_path / "lost")
     stored = np.load(tmp_path / "f.npz", allow_pickle=False)
     assert stored["clip"].tolist() == [folder, folder] and stored["label"].tolist() == [2, 1]
     assert stored["fused"].shape == (2, 512) and stored["audio_layers"].shape == (2, 3, 128)

@@ -1,12 +1,10 @@
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-import run_finetuning
 from hicmae import EmotionRecognizer
 from hicmae.data.clip_list import Clip, chosen_names, names_of_run, write_list
 from hicmae.inference import cli
@@ -14,17 +12,13 @@ from hicmae.inference.export import export_checkpoint, export_run
 from hicmae.inference.model import load_model
 from hicmae.training.checkpoint import find
 from tests.conftest import save_frames, save_wav
-from tests.small_recognizers import NAMES, classifier, rows_of, speech
-
-TINY = ["--model", "avit_dim128_patch16_160_a256", "--depth", "2", "--depth_audio", "2",
-        "--fusion_depth", "1", "--batch_size", "2", "--epochs", "1", "--warmup_epochs", "0",
-        "--num_frames", "4", "--sampling_rate", "8", "--input_size", "32", "--mixup", "0",
-        "--input_size_audio", "64", "128", "--device", "cpu", "--num_workers", "0"]  # fmt: skip
+from tests.small_recognizers import NAMES, classifier, speech
+from tests.small_runs import finetune, rows
 
 
 @pytest.fixture(scope="module")
-def fold(tmp_path_factory):
-    """A fold of four clips at 20 frames a second, with classes.txt in the folder above."""
+def data(tmp_path_factory):
+    """A fold of four clips at 20 frames a second, and classes.txt beside it."""
     root = tmp_path_factory.mktemp("data")
     clips = []
     for k in range(4):
@@ -35,22 +29,16 @@ def fold(tmp_path_factory):
     (root / "classes.txt").write_text("calm\nglad\nmäd\n", encoding="utf-8")
     for name in ("train", "val", "test"):
         write_list(root / "fold" / f"{name}.csv", clips)
-    return root / "fold"
+    return root
 
 
-def finetune(fold: Path, out: Path, *flags: str) -> Path:
-    paths = ["--data_path", str(fold), "--output_dir", str(out), "--nb_classes", "3"]
-    run_finetuning.main([*TINY, *paths, *flags])
-    return out
-
-
-def test_a_finished_run_answers_as_its_best_epoch_did_in_its_test(fold, tmp_path):
-    run = finetune(fold, tmp_path / "run", "--class_names", *"xyz")
+def test_a_finished_run_answers_as_its_best_epoch_did_in_its_test(data, tmp_path):
+    run = finetune(data, tmp_path / "run", "--class_names", *"xyz")
     assert {path.name for path in (run / "export").iterdir()} == {"last", "best"}
     recognizer = EmotionRecognizer.from_checkpoint(run, device="cpu")
     assert recognizer.names == ("x", "y", "z")
-    for k, row in enumerate(rows_of(run / "pred_best.csv")):
-        wav = str(fold.parent / f"{k}.wav")
+    for k, row in enumerate(rows(run / "pred_best.csv")):
+        wav = str(data / f"{k}.wav")
         answer = recognizer.predict(row["clip"], audio=wav, protocol="test")
         assert answer.label == recognizer.names[int(row["prediction"])]
         scores = [float(row[f"p{k}"]) for k in range(3)]
@@ -58,8 +46,8 @@ def test_a_finished_run_answers_as_its_best_epoch_did_in_its_test(fold, tmp_path
         assert list(answer.probabilities.values()) == pytest.approx(scores, abs=1e-6)
 
 
-def test_an_export_says_all_that_inference_needs(fold, tmp_path):
-    run = finetune(fold, tmp_path / "run", "--no-export")
+def test_an_export_says_all_that_inference_needs(data, tmp_path):
+    run = finetune(data, tmp_path / "run", "--no-export")
     assert not (run / "export").exists()
     # the folder of a run works without its export
     assert EmotionRecognizer.from_checkpoint(run).names == ("calm", "glad", "mäd")
@@ -73,18 +61,18 @@ def test_an_export_says_all_that_inference_needs(fold, tmp_path):
     assert (clip["num_frames"], clip["sampling_rate"], clip["input_size"]) == (4, 8, 32)
     assert clip["input_size_audio"] == [64, 128]
     assert clip["frame_rate"] == pytest.approx(20, abs=0.01)  # measured on the training clips
-    assert config["training"]["settings"]["data_path"] == str(fold)
+    assert config["training"]["settings"]["data_path"] == str(data / "fold")
     assert config["training"]["epoch"] == 0 and "war" in config["training"]["scores"]
     assert not list((run / "export").rglob(".part-*"))
     with safe_open(run / "export" / "last" / "model.safetensors", "np") as file:
         assert "head.weight" in file.keys()
 
 
-def test_wrong_names_stop_a_run_before_training(fold, tmp_path):
+def test_wrong_names_stop_a_run_before_training(data, tmp_path):
     with pytest.raises(ValueError, match="--class_names gives 2 names .x, y., expected 3"):
-        finetune(fold, tmp_path / "a", "--class_names", "x", "y")
+        finetune(data, tmp_path / "a", "--class_names", "x", "y")
     with pytest.raises(FileNotFoundError, match="'nowhere.txt' is no file; expected the names"):
-        finetune(fold, tmp_path / "a", "--class_names", "nowhere.txt")
+        finetune(data, tmp_path / "a", "--class_names", "nowhere.txt")
     assert not list((tmp_path / "a").glob("*.pth"))
 
 

@@ -17,7 +17,8 @@ from hicmae.inference import cli, timeline
 from hicmae.inference.commands import Journal
 from tests.conftest import save_wav
 from tests.preprocess.media_files import pictures, save_media
-from tests.small_recognizers import FPS, GLAD, MAD, rows_of, said, speech
+from tests.small_recognizers import FPS, GLAD, MAD, said, speech
+from tests.small_runs import rows
 
 
 def data_of(page: Path) -> dict:
@@ -157,7 +158,7 @@ def test_a_stopped_command_goes_on_where_it_was(models, tmp_path, monkeypatch, c
 
     assert run("whole") == 0 and run("parts") == 1
     assert "interrupted: 2 clips are answered" in caplog.text
-    told = [row["reason"] for row in rows_of(tmp_path / "parts" / "csv.csv")]
+    told = [row["reason"] for row in rows(tmp_path / "parts" / "csv.csv")]
     assert told == ["", "", "interrupted"]
     left = next((tmp_path / "parts").glob("*.unfinished"))
     left.write_text(left.read_text() + '["c.mp4", [1')  # killed while it wrote
