@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.config import LOWER_IS_BETTER, FinetuneConfigs
 from hicmae.config.flags import as_dict, given_flags, parse_configs
 from hicmae.data import splits
-from hicmae.data.augment import Augment, Mixup, mix_batch
+from hicmae.data.augment import ClipTransform, Mixup, mix_batch
 from hicmae.data.batches import LabelledBatch
 from hicmae.data.clip_list import names_of_run, read_labelled_list
 from hicmae.data.dataset import LabelledClips, TestClips
@@ -171,17 +170,18 @@ def clip_options(configs: FinetuneConfigs) -> dict[str, Any]:
     """Return what the data sets of training and of scoring have in common."""
     task, modality = configs.classifier.task, configs.classifier.modality
     timeout = configs.data.clip_timeout
-    return {"settings": configs.clip, "task": task, "modality": modality, "clip_timeout": timeout}
+    options = {"task": task, "modality": modality, "clip_timeout": timeout}
+    return options | vars(configs.clip)
 
 
 def training_loader(run: Run, configs: FinetuneConfigs, clips: splits.Clips) -> DataLoader:
     """Build the loader of augmented clips; ``--aa none`` turns RandAugment off."""
     chosen, data = vars(configs.augment), configs.data
-    options = {item.name: chosen[item.name] for item in fields(Augment) if item.name in chosen}
-    options["aa"] = None if chosen["aa"] in ("", "none") else chosen["aa"]
+    names = ("aa", "reprob", "remode", "recount", "scale", "flip")
+    options = {name: chosen[name] for name in names}
     dataset = LabelledClips(
         clips,
-        augment=Augment(**options),
+        transform=ClipTransform(configs.clip.input_size, **options),
         roll_mag_aug=data.roll_mag_aug,
         num_samples=data.num_samples,
         seed=configs.run.seed,

@@ -71,9 +71,8 @@ def make_dataset(configs: PretrainConfigs) -> PretrainClips:
     clips = read_pretrain_list(data.data_path, data.data_root)
     return PretrainClips(
         clips,
-        configs.clip,
         source_crop=decide_source_crop(data.source_crop, data.data_path, clips, size),
-        tubelet_size=configs.clip.tubelet_size,
+        **vars(configs.clip),
         **vars(configs.mask),
         roll_mag_aug=data.roll_mag_aug,
         num_samples=data.num_samples,

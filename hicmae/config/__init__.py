@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from hicmae.config.flags import Settings, flag_of, harmless, option
 from hicmae.data.splits import PATTERNS, SPEAKER_FILE
-from hicmae.data.video import MODALITIES, SOURCE_CROPS, ClipSettings
+from hicmae.data.video import MODALITIES, SOURCE_CROPS
 from hicmae.io import count_cores
 
 SHARE, NOT_ALL, PART, NOT_NONE = ">= 0 and <= 1", ">= 0 and < 1", "> 0 and < 1", "> 0 and <= 1"
@@ -107,7 +107,7 @@ class PretrainDataConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class ClipConfig(ClipSettings, Settings):
+class ClipConfig(Settings):
     """Clip geometry."""
 
     num_frames: int = option(16, "video frames of a clip", "> 0")

@@ -57,7 +57,7 @@ def fbanks(
         steps.append(samples.unfold(0, WINDOW, HOP)[:target_length])
     frames = torch.cat(steps)  # (steps of all, samples of a window)
     taper, filters = (table.to(frames.device) for table in _tables(num_mel_bins))
-    frames = frames - frames.mean(dim=1, keepdim=True)
+    frames -= frames.mean(dim=1, keepdim=True)
     # Products before differences: fused, they round otherwise, which quiet bins would show.
     emphasised = frames.clone()
     emphasised[:, 1:] -= 0.97 * frames[:, :-1]
@@ -83,11 +83,6 @@ def _tables(num_mel_bins: int) -> tuple[torch.Tensor, torch.Tensor]:
     )
     taper = torch.hann_window(WINDOW, periodic=False)
     return taper, torch.nn.functional.pad(filters, (0, 1)).T.contiguous()
-
-
-def draw_gain(rng: np.random.Generator) -> float:
-    """Draw the magnitude augmentation: beta(10, 10) + 0.5, in (0.5, 1.5) around 1."""
-    return float(rng.beta(10, 10) + 0.5)
 
 
 class WavFile:

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,29 +16,6 @@ from torchvision.transforms import RandomResizedCrop
 from hicmae.data.batches import LabelledBatch
 from hicmae.data.video import normalise, to_tensor
 from hicmae.io import UnreadableClip, describe, one_line
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Strength of the training transforms of a labelled clip.
-
-    Attributes:
-        aa: timm's name of a RandAugment, such as "rand-m7-n4-mstd0.5-inc1"; None leaves it out.
-        reprob: probability of random erasing.
-        remode: what is put in the erased box: "const", "rand" or "pixel".
-        recount: largest number of boxes.
-        scale: smallest and largest share of the area in the random resized crop.
-        ratio: smallest and largest width / height of it.
-        flip: probability of the horizontal flip.
-    """
-
-    aa: str | None = "rand-m7-n4-mstd0.5-inc1"
-    reprob: float = 0.25
-    remode: str = "pixel"
-    recount: int = 1
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
 
 
 @contextmanager
@@ -58,26 +34,47 @@ def seeded_globals(seed: int) -> Iterator[None]:
 
 
 class ClipTransform:
-    """RandAugment, normalisation, random resized crop, flip, erasing of a clip, in this order."""
+    """RandAugment, normalisation, random resized crop, flip, erasing of a clip, in this order.
 
-    def __init__(self, augment: Augment, input_size: int) -> None:
-        self.augment, self.input_size = augment, input_size
+    Args:
+        input_size: height and width of its images.
+        aa: timm's name of a RandAugment; "none" leaves it out.
+        reprob: probability of random erasing.
+        remode: what is put in the erased box: "const", "rand" or "pixel".
+        recount: largest number of boxes.
+        scale: smallest and largest share of the area in the random resized crop.
+        ratio: smallest and largest width / height of it.
+        flip: probability of the horizontal flip.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        *,
+        aa: str = "rand-m7-n4-mstd0.5-inc1",
+        reprob: float = 0.25,
+        remode: str = "pixel",
+        recount: int = 1,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+    ) -> None:
+        self.input_size, self.scale, self.ratio, self.flip = input_size, scale, ratio, flip
         # Translations in shares of the image and bicubic warps, as the original.
         bicubic = Image.Resampling.BICUBIC
         hparams = {"translate_const": int(0.45 * input_size), "interpolation": bicubic}
         try:
-            self.rand_augment = rand_augment_transform(augment.aa, hparams) if augment.aa else None
+            named = aa not in ("", "none")
+            self.rand_augment = rand_augment_transform(aa, hparams) if named else None
         except (AssertionError, LookupError, ValueError) as error:
             raise ValueError(
                 "--aa must name a RandAugment of timm such as 'rand-m7-n4-mstd0.5-inc1', got "
-                f"{augment.aa!r} ({one_line(error)})"
+                f"{aa!r} ({one_line(error)})"
             ) from None
         for operation in self.rand_augment.ops if self.rand_augment else ():
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = posterize
-        self.erase = RandomErasing(
-            augment.reprob, mode=augment.remode, max_count=augment.recount, device="cpu"
-        )
+        self.erase = RandomErasing(reprob, mode=remode, max_count=recount, device="cpu")
 
     def __call__(self, images: Sequence[Image.Image], rng: np.random.Generator) -> torch.Tensor:
         """Transform T RGB images of input_size x input_size to (3, T, H, W) float32, normalised.
@@ -100,14 +97,13 @@ class ClipTransform:
                         augmented[id(image)] = self.rand_augment(image)
             images = [augmented[id(image)] for image in images]
         video = normalise(to_tensor(images))
-        augment, size = self.augment, (self.input_size, self.input_size)
+        size = self.input_size, self.input_size
         with seeded_globals(clip_seed):
-            top, left, height, width = RandomResizedCrop.get_params(
-                video, list(augment.scale), list(augment.ratio)
-            )
+            shape = list(self.scale), list(self.ratio)
+            top, left, height, width = RandomResizedCrop.get_params(video, *shape)
             crop = video[..., top : top + height, left : left + width].flatten(0, 1)  # (3 T, h, w)
             frames = interpolate(crop[None], size, mode="bilinear", align_corners=False)[0]
-            if random.random() < augment.flip:
+            if random.random() < self.flip:
                 frames = frames.flip(-1)
             # As one image of 3 T channels, so that all frames lose the same box.
             return self.erase(frames).view(3, -1, *size)

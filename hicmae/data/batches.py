@@ -94,13 +94,14 @@ Batch = TypeVar("Batch", PretrainBatch, LabelledBatch, ViewBatch)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """Join batches along their first axis: tensors and tuples are concatenated, None stays None."""
+    """Join batches along their first axis: tensors and tuples are concatenated, None is nothing."""
     columns: list[Any] = []
-    for values in zip(*batches, strict=True):
-        if isinstance(values[0], Tensor):
+    for column in zip(*batches, strict=True):
+        values = [value for value in column if value is not None]
+        if values and isinstance(values[0], Tensor):
             columns.append(torch.cat(values))
         else:
-            columns.append(None if values[0] is None else tuple(itertools.chain(*values)))
+            columns.append(tuple(itertools.chain(*values)) if values else None)
     return type(batches[0])(*columns)
 
 

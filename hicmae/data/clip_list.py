@@ -9,7 +9,6 @@ stands for `train.csv` beside it. `preprocess/pack_clips.py` writes beside each 
 `NAME.index.json`.
 """
 
-import contextlib
 import csv
 import json
 import logging
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hicmae.data.media import AUDIO_SUFFIXES
-from hicmae.data.video import NOT_READ, voxceleb2_box
+from hicmae.data.video import NOT_READ, VOXCELEB2_SIZE, source_box
 from hicmae.io import one_line, whole_file
 
 logger = logging.getLogger(__name__)
@@ -37,9 +36,6 @@ _VOXCELEB_VIDEO, _VOXCELEB_AUDIO = "video/file~/dev/mp4", "audio/file~/dev/aac"
 Label = int | tuple[float, ...] | None  # class index, regression targets, none in pre-training
 
 SUFFIX, FORMAT = ".index.json", "hicmae-shard-1"  # of the index of a shard
-
-# What an index or a description raises that is not what was packed.
-WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
 FIELDS = "fields (blanks separate them; a name with blanks stands in double quotes)"
 
@@ -66,25 +62,19 @@ class Shard(NamedTuple):
     input_size: int = 160
 
 
-class Places(NamedTuple):
-    """Offset and size in a shard, in bytes, of each member of a clip."""
-
-    info: int
-    info_size: int
-    frames: int
-    frames_size: int
-    wav: int
-    wav_size: int
-
-
 class PackedClip(NamedTuple):
-    """A clip in a shard; the first three fields are those of `Clip`, names instead of paths."""
+    """A clip in a shard; the first three fields are those of `Clip`, names instead of paths.
+
+    The last three are offset and size in the shard, in bytes, of each member of the clip.
+    """
 
     video: str
     audio: str | None
     label: Label
     shard: Shard
-    places: Places
+    info: tuple[int, int]
+    frames: tuple[int, int]
+    wav: tuple[int, int]
 
 
 AnyClip = Clip | PackedClip
@@ -148,8 +138,9 @@ class PackedClips(ClipList):
         self.shard_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
     def _made(self, index: int, video: str, audio: str | None, label: Label) -> AnyClip:
-        shard, places = self.shards[self.shard_of[index]], self._places[6 * index : 6 * index + 6]
-        return PackedClip(video, audio, label, shard, Places(*places))
+        numbers = self._places[6 * index : 6 * index + 6]
+        places = zip(numbers[::2], numbers[1::2], strict=True)
+        return PackedClip(video, audio, label, self.shards[self.shard_of[index]], *places)
 
 
 def name_of(clip: AnyClip) -> str:
@@ -179,7 +170,7 @@ def read_pretrain_list(path: str | Path, data_root: str = "") -> ClipList:
     def take(fields: list[str]) -> None:
         if len(fields) not in (2, 3):
             raise ValueError(f"got {len(fields)} {FIELDS}")
-        _integer(fields[-1])
+        _number(fields[-1], int)
         audio = _below(data_root, fields[1]) if len(fields) == 3 else None
         clips.add(_below(data_root, fields[0]), audio, None)
 
@@ -206,17 +197,17 @@ def decide_source_crop(
         decided, why = source_crop_of(path), f"by the path of the list, '{path}'"
         if packed:
             decided, why = packed[0].source_crop, "as packed"
-    box = voxceleb2_box(input_size) if decided == "voxceleb2" else None
+    box = source_box(decided, input_size, *VOXCELEB2_SIZE)
     for shard in packed:
-        cut = voxceleb2_box(shard.input_size) if shard.source_crop == "voxceleb2" else None
-        if shard.source_crop != decided or (cut and cut != box):
+        cut = source_box(shard.source_crop, shard.input_size, *VOXCELEB2_SIZE)
+        if (shard.source_crop, cut) != (decided, box):
             raise ValueError(
                 f"shard '{shard.path}' is packed with --source_crop {shard.source_crop} for "
                 f"--input_size {shard.input_size}, expected --source_crop {decided} and "
                 f"--input_size {input_size}, as all shards; pack the films again"
             )
-    kept = "columns {0} to {2}, rows {1} to {3}".format(*box) if box else "all"
-    logger.info("--source_crop %s (%s): %s of 224 x 224 frames", decided, why, kept)
+    text = "--source_crop %s (%s): columns %d to %d, rows %d to %d of 224 x 224 frames"
+    logger.info(text, decided, why, *box[::2], *box[1::2])
     return decided
 
 
@@ -239,7 +230,8 @@ def read_labelled_list(
         nonlocal count
         if len(fields) < 3 or (is_class and len(fields) > 3):
             raise ValueError(f"got {len(fields)} {FIELDS}")
-        label: Label = _integer(fields[2]) if is_class else tuple(map(_number, fields[2:]))
+        numbers = [_number(field, int if is_class else float) for field in fields[2:]]
+        label: Label = numbers[0] if is_class else tuple(numbers)
         count = _checked_count(label, is_class, count)
         clips.add(_below(data_root, fields[0]), _below(data_root, fields[1]), label)
 
@@ -265,8 +257,6 @@ def read_any_list(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, 
 
     def take(fields: list[str]) -> None:
         video, label = _below(data_root, fields[0]), fields[1:]
-        if not label and re.search(r"[\t,;\0]", video) and not os.path.exists(video):
-            raise ValueError(f"got 1 {FIELDS}")
         audio: str | None = wav_of(video)
         suffix = os.path.splitext(label[0])[1].lower() if label else ""
         if suffix in AUDIO_SUFFIXES or label[:1] == [NOT_READ]:
@@ -352,23 +342,19 @@ def _indexes(path: Path) -> list[Path]:
 
 
 def read_index(path: Path) -> tuple[Shard, list[list[Any]]]:
-    """Return the shard of an index, and the rows [video, audio, label, *Places] of its clips."""
+    """Return the shard of an index, and the rows [video, audio, label, *places] of its clips."""
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"expected format {FORMAT!r}, got {content['format']!r}")
         facts = {name: content[name] for name in Shard._fields[1:] if name in content}
-        shard = Shard(str(path.parent / content["shard"]), **facts)
-        rows = content["clips"]
-        if not rows or any(len(row) != 9 or not isinstance(row[0], str) for row in rows):
-            raise ValueError("expected clips, rows of 9 values, the name first")
-    except (OSError, *WRONG) as error:
+        return Shard(str(path.parent / content["shard"]), **facts), content["clips"]
+    except (OSError, LookupError, TypeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise ValueError(
             f"index '{path}' cannot be used: {reason}; pack its clips again with "
             "preprocess/pack_clips.py"
         ) from None
-    return shard, rows
 
 
 def _checked_count(label: Label, is_class: bool, count: int | None) -> int | None:
@@ -389,18 +375,14 @@ def _below(data_root: str, name: str) -> str:
     return name if name == NOT_READ or not data_root else os.path.join(data_root, name)
 
 
-def _integer(text: str) -> int:
+def _number(text: str, kind: Callable[[str], Any]) -> Any:
     try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"got {text!r} where an integer belongs") from None
-
-
-def _number(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if math.isfinite(value := float(text)):
+        if math.isfinite(value := kind(text)):
             return value
-    raise ValueError(f"got {text!r} where a finite number belongs")
+    except (ValueError, OverflowError):
+        pass
+    expected = "an integer" if kind is int else "a finite number"
+    raise ValueError(f"got {text!r} where {expected} belongs")
 
 
 # Names of classes and outputs, in the order of their numbers in the lists of preprocess/, which is
@@ -437,10 +419,9 @@ def read_names(path: str | Path) -> tuple[str, ...]:
         )
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = 1 + error.object[: error.start].count(b"\n")
-        text = "expected UTF-8, got other bytes; save it as UTF-8"
-        raise ValueError(f"{path}:{line}: {text}") from None
+    except UnicodeDecodeError:
+        text = "expected names in UTF-8, got other bytes; save it as UTF-8"
+        raise ValueError(f"'{path}': {text}") from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 

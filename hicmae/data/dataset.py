@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from hicmae.data import audio as wav
 from hicmae.data import video as film
 from hicmae.data.audio import SAMPLE_RATE, WavFile
-from hicmae.data.augment import Augment, ClipTransform
+from hicmae.data.augment import ClipTransform
 from hicmae.data.batches import (
     ClipIndex,
     LabelledBatch,
@@ -32,7 +32,7 @@ from hicmae.data.film import FRAME_RATE, open_video
 from hicmae.data.loader import call_in_time, item_generator, read_or_replace
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.data.shards import open_packed
-from hicmae.data.video import ClipSettings, Video
+from hicmae.data.video import Video
 from hicmae.io import UnreadableClip
 
 PATCH_SIZE = 16
@@ -42,6 +42,8 @@ PATCH_SIZE = 16
 class ClipDataset(Dataset):
     """What the data sets have in common: random windows of clips, drawn by (seed, epoch, index).
 
+    A window has `num_frames` frames, on average `sampling_rate` apart, of `input_size` pixels a
+    side, and a spectrogram of `input_size_audio` (T, F); a token is `tubelet_size` frames deep.
     `num_samples` windows are taken from each clip that is opened. `modality` is "av", or "a" / "v"
     to read one stream only; frames of an unread video are counted at 25 a second of the audio.
     `roll_mag_aug` varies the magnitude of the audio. A clip that takes more than `clip_timeout`
@@ -49,8 +51,12 @@ class ClipDataset(Dataset):
     """
 
     clips: Sequence[AnyClip]
-    settings: ClipSettings = ClipSettings()
     _: KW_ONLY
+    num_frames: int = 16
+    sampling_rate: int = 4
+    input_size: int = 160
+    input_size_audio: tuple[int, int] = (256, 128)
+    tubelet_size: int = 2
     task: str = "classification"
     modality: str = "av"
     num_samples: int = 1
@@ -59,9 +65,10 @@ class ClipDataset(Dataset):
     clip_timeout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Name what windows and frames need."""
-        self.sampling = self.settings.num_frames, self.settings.sampling_rate
-        self.size = self.settings.input_size, self.settings.input_size
+        """Name what windows and frames need; `span` is the frames that a window covers."""
+        self.sampling = self.num_frames, self.sampling_rate
+        self.span = self.num_frames * self.sampling_rate
+        self.size = self.input_size, self.input_size
 
     def __getitem__(self, item: ClipIndex) -> Any:
         """Return `num_samples` samples of the clip, or of another one if it cannot be read."""
@@ -95,8 +102,9 @@ class ClipDataset(Dataset):
         return video, sound if "a" in self.modality else None, len(video or ())
 
     def gains(self, rng: np.random.Generator) -> list[float]:
-        """Draw the magnitude of the sound of each sample."""
-        return [wav.draw_gain(rng) if self.roll_mag_aug else 1.0 for _ in range(self.num_samples)]
+        """Draw the magnitude of the sound of each sample: beta(10, 10) + 0.5, around 1."""
+        count = range(self.num_samples)
+        return [float(rng.beta(10, 10) + 0.5) if self.roll_mag_aug else 1.0 for _ in count]
 
     def features(
         self,
@@ -111,19 +119,19 @@ class ClipDataset(Dataset):
         The sound of a window begins with its first frame and is as long as a span, at most to the
         last frame. Frames of a film lie at their times, those of a folder evenly over the wav.
         """
-        spans, length = [], self.settings.span
+        spans = []
         for first in (int(window[0]) for window in windows):
             if video is not None and video.frame_times is not None:
-                spans.append(_samples(video, first, min(first + length, total) - 1))
+                spans.append(_samples(video, first, min(first + self.span, total) - 1))
             else:
-                last = min(first + length, total - 1)
+                last = min(first + self.span, total - 1)
                 spans.append(wav.frames_to_samples(first, last, total, len(sound)))
-        return wav.span_features(sound, spans, gains, self.settings.input_size_audio)
+        return wav.span_features(sound, spans, gains, self.input_size_audio)
 
     def squares(
         self, video: Video, windows: Sequence[np.ndarray]
-    ) -> tuple[Tensor, list[np.ndarray]]:
-        """Return all frames of windows, squares (3, N, H, W) uint8, and where in N each has its."""
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return all frames of windows, squares (N, H, W, 3) uint8, and where in N each has its."""
         frames = film.read_frames(video, windows)
         places = [np.searchsorted([*frames], window) for window in windows]
         return film.resize_frames([*frames.values()], self.size), places
@@ -139,12 +147,10 @@ class ClipDataset(Dataset):
 class PretrainClips(ClipDataset):
     """Random windows of unlabelled clips with the masks of their tokens.
 
-    A token is `tubelet_size` frames deep; of the video's, `mask_ratio` is masked. With a
-    `contrast_mask_ratio`, 0 included, a second pair of masks hides that share of both streams.
-    `source_crop` is what `decide_source_crop` says.
+    With a `contrast_mask_ratio`, 0 included, a second pair of masks hides that share of both
+    streams. `source_crop` is what `decide_source_crop` says.
     """
 
-    tubelet_size: int = 2
     mask_ratio: float = 0.9
     mask_ratio_audio: float = 0.8
     source_crop: str = "none"
@@ -153,23 +159,23 @@ class PretrainClips(ClipDataset):
     def __post_init__(self) -> None:
         """Count the tokens, as (time, height, width) and of the audio."""
         super().__post_init__()
-        side, (steps, bins) = self.settings.input_size, self.settings.input_size_audio
-        self.grid = self.settings.num_frames // self.tubelet_size, *(side // PATCH_SIZE,) * 2
+        side, (steps, bins) = self.input_size // PATCH_SIZE, self.input_size_audio
+        self.grid = self.num_frames // self.tubelet_size, side, side
         self.num_audio_tokens = (steps // PATCH_SIZE) * (bins // PATCH_SIZE)
 
     def read(self, clip: AnyClip, rng: np.random.Generator) -> PretrainBatch:
         """Return `num_samples` samples of a clip."""
         video, sound, total = self.open(clip)
         assert video is not None and sound is not None  # both are read in pre-training
-        free = total - self.settings.span
+        free = total - self.span
         starts = [int(rng.integers(free + 1)) if free > 0 else 0 for _ in range(self.num_samples)]
         windows = [film.pretrain_frames(total, start, *self.sampling) for start in starts]
         gains = self.gains(rng)
         spans = []  # samples from the beginning of a window to the end of the frame after it
         for window in windows:
-            last = min(int(window[-1]) + self.settings.sampling_rate, total - 1)
+            last = min(int(window[-1]) + self.sampling_rate, total - 1)
             spans.append(_samples(video, int(window[0]), last))
-        audio = wav.span_features(sound, spans, gains, self.settings.input_size_audio)
+        audio = wav.span_features(sound, spans, gains, self.input_size_audio)
         frames = film.read_frames(video, windows)
         masks = self.masks(self.mask_ratio, self.mask_ratio_audio, rng)
         pixels = []
@@ -177,7 +183,8 @@ class PretrainClips(ClipDataset):
             height, width = frames[int(window[0])].shape[:2]
             region = film.source_box(self.source_crop, self.size[0], width, height)
             box = film.draw_crop(region, rng)
-            pixels.append(film.resize_frames([frames[k] for k in window], self.size, box))
+            resized = film.resize_frames([frames[k] for k in window], self.size, box)
+            pixels.append(film.to_tensor(resized))
         light: tuple[Tensor | None, Tensor | None] = None, None
         if self.contrast_mask_ratio is not None:
             light = self.masks(self.contrast_mask_ratio, self.contrast_mask_ratio, rng)
@@ -198,20 +205,14 @@ class PretrainClips(ClipDataset):
 class LabelledClips(ClipDataset):
     """Random windows of labelled clips, augmented, for training."""
 
-    augment: Augment | None = None
-
-    def __post_init__(self) -> None:
-        """Make the transform."""
-        super().__post_init__()
-        size = self.settings.input_size
-        self.transform = ClipTransform(self.augment, size) if self.augment else None
+    transform: ClipTransform | None = None
 
     def read(self, clip: AnyClip, rng: np.random.Generator) -> LabelledBatch:
         """Return `num_samples` samples of a clip."""
         video, sound, total = self.open(clip)
-        span, windows = self.settings.span, []
+        windows = []
         for _ in range(self.num_samples):
-            end = int(rng.integers(span, total)) if total > span else None
+            end = int(rng.integers(self.span, total)) if total > self.span else None
             windows.append(film.train_frames(total, end, *self.sampling))
         pixels = features = None
         if sound is not None:
@@ -219,10 +220,9 @@ class LabelledClips(ClipDataset):
         if video is not None:
             squares, places = self.squares(video, windows)
             if self.transform is None:
-                pixels = torch.stack([squares[:, place] for place in places])
+                pixels = torch.stack([film.to_tensor(squares[place]) for place in places])
             else:  # as images: RandAugment is Pillow's
-                frames = squares.permute(1, 2, 3, 0).contiguous().numpy()
-                images = [Image.fromarray(frame) for frame in frames]
+                images = [Image.fromarray(square) for square in squares]
                 clips = ([images[k] for k in place] for place in places)
                 pixels = torch.stack([self.transform(clip, rng) for clip in clips])
         target = self.target(clip).repeat_interleave(self.num_samples, dim=0)
@@ -256,13 +256,8 @@ class TestClips(ClipDataset):
                     f"evaluation clip '{name_of(clip)}' cannot be read: {error}; mend it or leave "
                     "such clips out with --skip_bad_test_clips"
                 ) from error
-            # no views, of the usual shapes
-            size = (0, 3, self.settings.num_frames, *self.size)
-            video = torch.zeros(size, dtype=torch.uint8) if "v" in self.modality else None
-            size_audio = (0, 1, *self.settings.input_size_audio)
-            audio = torch.zeros(size_audio) if "a" in self.modality else None
-            skipped = (SkippedClip(name_of(clip), str(error)),)
-            return ViewBatch(video, audio, index[:0], index[:0], target[:0], (), skipped)
+            skipped, nothing = (SkippedClip(name_of(clip), str(error)),), index[:0]
+            return ViewBatch(None, None, nothing, nothing, target[:0], (), skipped)
         views = torch.zeros(next(len(stream) for stream in streams if stream is not None)).long()
         return ViewBatch(*streams, views, index, target, (name_of(clip),), ())
 
@@ -282,7 +277,7 @@ class TestClips(ClipDataset):
         pixels = features = None
         if video is not None:
             squares, places = self.squares(video, windows)
-            pixels = torch.stack([squares[:, place] for place in places])
+            pixels = torch.stack([film.to_tensor(squares[place]) for place in places])
         if sound is not None:
             features = self.features(video, sound, windows, total, [1.0] * len(windows))
         return pixels, features

@@ -8,9 +8,9 @@ gives the same frames in less time.
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import av
 import numpy as np
@@ -25,12 +25,10 @@ from hicmae.data.media import (
     NoPicture,
     decoded,
     needed_stream,
-    one_line_errors,
-    open_container,
     opened,
     packets_of,
 )
-from hicmae.data.video import FrameFolder, FrameTimes, Video, check_frame_size
+from hicmae.data.video import MEMORY, FrameFolder, FrameTimes, Video, check_frame_size
 from hicmae.io import UnreadableClip
 
 logger = logging.getLogger(__name__)
@@ -40,11 +38,7 @@ SEEK_GAP = 8.0  # seconds between wanted frames from which jumping is cheaper th
 
 _PIXEL_FORMATS = ("yuv420p", "yuvj420p")  # all decoders turn these into the very same RGB
 _SLICE, _IDR_SLICE = 1, 5  # kinds of NAL units of H.264
-Packet = tuple[int, int, bool]  # pts, dts, and whether all after it can be decoded from it on
-# Kept, as each new one computes its tables again: as long as decoding five frames.
-_to_rgb = VideoReformatter()
-# Since PyAV 17 it would start threads for every frame; before, there was no such choice.
-_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+HAS_THREADS = int(av.__version__.split(".")[0]) >= 17  # since then they convert frames
 
 
 class Clock(NamedTuple):
@@ -62,7 +56,7 @@ class Clock(NamedTuple):
     stamps: np.ndarray
     unit: float
     lengths: np.ndarray
-    is_indexed: bool
+    is_indexed: bool = False
     is_counted: bool = False
     delay: int = 0
 
@@ -89,10 +83,8 @@ class Clock(NamedTuple):
         return bool((np.abs(times - even) <= max(times[-1], 1e-3) / steps / 2).all())
 
 
-def read_clock(
-    container: InputContainer, look_at: Callable[[av.Packet], object] | None = None
-) -> Clock:
-    """Make the clock of a film from its video packets, at each of which `look_at` may look.
+def read_clock(container: InputContainer, kept: list[av.Packet] | None = None) -> Clock:
+    """Make the clock of a film from its video packets, which are added to those `kept`.
 
     Films whose packets do not tell which frames there will be, and when, are decoded once.
 
@@ -107,8 +99,8 @@ def read_clock(
     for packet in packets_of(container, stream, damage):
         if not packet.size:
             continue
-        if look_at is not None:
-            look_at(packet)
+        if kept is not None:
+            kept.append(packet)
         if hides_frames and not bytes(packet)[0] >> 4 & 1:
             continue
         first = first or packet
@@ -137,6 +129,8 @@ def read_clock(
 
 def _filled(ticks: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Let a frame of unknown length last until the next one, the last one as long as usual."""
+    if (lengths > 0).all():
+        return lengths
     steps = np.diff(ticks)
     usual = int(np.median(steps)) if len(steps) else 1
     return np.where(lengths > 0, lengths, np.append(steps, usual))
@@ -172,37 +166,35 @@ class UprightRgb:
     """Takes a stream's frames to (H, W, 3) uint8 RGB of the first one's size, as a player would.
 
     Telephones store how they were held, and whether a picture is mirrored, in a matrix beside it;
-    old cameras store pixels that are not square.
+    old cameras store pixels that are not square. `threads` convert; 0: as many as there are cores.
     """
 
-    def __init__(self, stream: Any) -> None:
+    # One for all, as each new one computes its tables again: as long as decoding five frames.
+    converter = VideoReformatter()
+
+    def __init__(self, stream: Any, threads: int) -> None:
         ratio = float(stream.sample_aspect_ratio or 1)
         self.aspect = ratio if 0.1 < ratio < 10 else 1.0
-        self.converter = VideoReformatter()  # one for all: setting it up takes half the time
         self.size: tuple[int, int] | None = None
+        self.options: dict[str, Any] = {"threads": threads} if HAS_THREADS else {}
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """Convert one frame."""
+        """Convert one frame; turn and mirror it by quarter turns."""
         if self.size is None:
             self.size = round(frame.width * self.aspect), frame.height
             check_frame_size("a frame", *self.size)
-        image = self.converter.reformat(frame, *self.size, format="rgb24").to_ndarray()
-        return upright(image, frame)
-
-
-def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Turn and mirror an image (H, W, 3) by quarter turns, as its frame's display matrix says."""
-    side_data: Any = frame.side_data
-    try:
-        data = bytes(side_data[SideData.DISPLAYMATRIX])
-    except KeyError:
-        return image
-    (a, b), (c, d) = np.frombuffer(data, np.int32)[:9].reshape(3, 3)[:2, :2] / 65536
-    # (x, y) is shown at (a x + c y, b x + d y)
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        image, a, d = image.swapaxes(0, 1), c, b
-    image = image[:, ::-1] if a < 0 else image
-    return np.ascontiguousarray(image[::-1] if d < 0 else image)
+        converted = self.converter.reformat(frame, *self.size, format="rgb24", **self.options)
+        image, side_data = converted.to_ndarray(), cast(Any, frame.side_data)
+        try:
+            data = bytes(side_data[SideData.DISPLAYMATRIX])
+        except KeyError:
+            return image
+        (a, b), (c, d) = np.frombuffer(data, np.int32)[:9].reshape(3, 3)[:2, :2] / 65536
+        # (x, y) is shown at (a x + c y, b x + d y)
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            image, a, d = image.swapaxes(0, 1), c, b
+        image = image[:, ::-1] if a < 0 else image
+        return np.ascontiguousarray(image[::-1] if d < 0 else image)
 
 
 class Film(Video):
@@ -256,7 +248,7 @@ class Film(Video):
                 frames = self._from(container, stream, stamps[0], back, damage)
                 if frames is None:
                     continue
-                to_rgb = UprightRgb(stream)
+                to_rgb = UprightRgb(stream, threads)
                 shown = ahead = None
                 for stamp in stamps:
                     while shown is None or shown[0] < stamp:
@@ -299,18 +291,13 @@ class H264Film(Film):
 
     Decoding starts at the last key frame before which no wanted frame needs anything, stops with
     the last wanted frame, and leaves out unwanted frames to which no other refers: often half of
-    all. The pixels are those of decoding everything.
+    all. The pixels are those of decoding everything. `packets` are all of the film's.
     """
 
-    def __init__(
-        self, path: str, clock: Clock, container: InputContainer, packets: Sequence[Packet]
-    ) -> None:
+    def __init__(self, path: str, clock: Clock, stream: Any, packets: Sequence[av.Packet]) -> None:
         super().__init__(path, clock)
-        self.container = container  # stays open with its decoder
-        self.pts, self.dts, is_start = zip(*packets, strict=True)
-        self.starts = np.flatnonzero(is_start)
-        self.stream = needed_stream(container, "video")
-        self.codec = self.stream.codec_context
+        self.codec, self.packets = stream.codec_context, packets
+        self.header, self.to_rgb = self.codec.extradata or b"", UprightRgb(stream, threads=1)
         self.codec.thread_count = 1  # workers share the cores
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
@@ -326,32 +313,19 @@ class H264Film(Film):
 
     def _decode(self, wanted: set[int]) -> dict[int, np.ndarray]:
         """Return the frames with these time stamps, less those that are damaged."""
-        places = [place for place, pts in enumerate(self.pts) if pts in wanted]
-        first = int(self.starts[self.starts <= places[0]].max(initial=0))
+        places = [place for place, packet in enumerate(self.packets) if packet.pts in wanted]
+        before = range(places[0], 0, -1)
+        first = next((k for k in before if is_idr(self.packets[k], self.header)), 0)
         frames: dict[int, np.ndarray] = {}
         self.codec.flush_buffers()
-        for packet in [*self._packets(first, places[-1]), None]:
+        for packet in [*self.packets[first : places[-1] + 1], None]:
             if packet is not None:
                 self.codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             for frame in self.codec.decode(packet):
                 if frame.pts in wanted and not frame.is_corrupt:
-                    rgb = _to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
-                    frames[frame.pts] = upright(rgb, frame)
+                    frames[frame.pts] = self.to_rgb(frame)
         self.codec.flush_buffers()  # or it would take no more packets
         return frames
-
-    def _packets(self, first: int, last: int) -> Iterator[av.Packet]:
-        """Read these packets; fewer where the file gives others than before."""
-        self.container.seek(self.dts[first], stream=self.stream)
-        place = first
-        for packet in self.container.demux(self.stream):
-            if packet.pts == self.pts[place]:
-                yield packet
-                place += 1
-                if place > last:
-                    return
-            elif place > first:  # before the first, a jump may have led to an earlier key frame
-                return
 
 
 def is_idr(packet: av.Packet, header: bytes) -> bool:
@@ -383,9 +357,8 @@ def open_video(path: str) -> Video:
         if len(films) < len(folder):
             return folder
         raise UnreadableClip(f"video '{path}' is a folder of films, expected one film or frames")
-    packets: list[Packet] = []
-    with one_line_errors(path):
-        container = open_container(path)
+    packets: list[av.Packet] = []
+    with opened(path) as container:
         stream = needed_stream(container, "video")
         codec = stream.codec_context
         # Not codec.pix_fmt: where it is not known, PyAV 17 crashes.
@@ -393,12 +366,8 @@ def open_video(path: str) -> Video:
         is_mp4 = "mp4" in container.format.name.split(",")
         square = float(stream.sample_aspect_ratio or 1) == 1
         is_exact = codec.name == "h264" and is_mp4 and square and pixels in _PIXEL_FORMATS
-        header = codec.extradata or b""
-
-        def look_at(packet: av.Packet) -> None:
-            packets.append((packet.pts or 0, packet.dts or 0, is_idr(packet, header)))
-
-        clock = read_clock(container, look_at if is_exact else None)
+        is_exact &= os.path.getsize(path) <= MEMORY  # all packets are kept
+        clock = read_clock(container, packets if is_exact else None)
     if is_exact and clock.is_indexed:
-        return H264Film(path, clock, container, packets)
+        return H264Film(path, clock, stream, packets)
     return Film(path, clock)

@@ -48,20 +48,10 @@ class NoSound(UnreadableClip):
 
 
 @contextmanager
-def one_line_errors(path: str) -> Iterator[None]:
-    """Turn what FFmpeg says about a file into UnreadableClip, one line that names the file."""
-    try:
-        yield
-    except av.FFmpegError as error:
-        is_bad = isinstance(error, av.InvalidDataError)
-        problem = "is no video or sound file, or damaged" if is_bad else "cannot be decoded"
-        raise UnreadableClip(f"'{path}' {problem}: {error.strerror}") from None
-
-
-def open_container(path: str) -> InputContainer:
+def opened(path: str) -> Iterator[InputContainer]:
     """Open a file, and nothing but a file: what calls itself a film may be a list of addresses.
 
-    UnreadableClip where it is none, is empty or may not be read.
+    UnreadableClip, in one line that names the file, for whatever is wrong with it.
     """
     try:
         if not os.path.isfile(path):  # a pipe, say, would never end
@@ -73,20 +63,20 @@ def open_container(path: str) -> InputContainer:
         problem = f"cannot be read: {error.strerror}"
     if problem:
         raise UnreadableClip(f"'{path}' {problem}")
-    path = os.path.abspath(path)  # FFmpeg takes "a:b.mp4" for a protocol
+    whole = os.path.abspath(path)  # FFmpeg takes "a:b.mp4" for a protocol
     # torchvision before 0.26 has FFmpeg's threads tell Python what they note. They wait for a lock
     # that is held while a decoder is closed, which waits for them: for ever.
     av.logging.set_level(None)
-    # As options of the container alone: before PyAV 17, `options` end in a crash where a container
-    # tells of its streams late (.vob, .mpg, .ts).
-    return av.open(path, container_options={"protocol_whitelist": "file"}, **LENIENT)
-
-
-@contextmanager
-def opened(path: str) -> Iterator[InputContainer]:
-    """Yield a file's container; UnreadableClip in one line for whatever is wrong with it."""
-    with one_line_errors(path), open_container(path) as container:
-        yield container
+    try:
+        # As options of the container alone: before PyAV 17, `options` end in a crash where a
+        # container tells of its streams late (.vob, .mpg, .ts).
+        options = {"protocol_whitelist": "file"}
+        with av.open(whole, container_options=options, **LENIENT) as container:
+            yield container
+    except av.FFmpegError as error:
+        is_bad = isinstance(error, av.InvalidDataError)
+        problem = "is no video or sound file, or damaged" if is_bad else "cannot be decoded"
+        raise UnreadableClip(f"'{path}' {problem}: {error.strerror}") from None
 
 
 def first_stream(container: InputContainer, kind: Kind) -> Any:
@@ -174,20 +164,17 @@ class Damage(Counter[str]):
 def packets_of(container: InputContainer, stream: Any, damage: Damage) -> Iterator[av.Packet]:
     """Yield a stream's packets, the last one empty; damaged stretches of the file are left out."""
     failures = 0
-    packets = container.demux(stream)
     while failures < 100:  # in a row: the file cannot be gone on with
         try:
-            packet = next(packets)
-        except StopIteration:
+            for packet in container.demux(stream):
+                damage["packets"] += packet.size > 0
+                if failures or packet.is_corrupt:
+                    damage["damaged"] += failures + packet.is_corrupt
+                    failures = 0
+                yield packet
             return
         except av.FFmpegError:
             failures += 1
-            packets = container.demux(stream)
-            continue
-        damage["packets"] += packet.size > 0
-        damage["damaged"] += failures + (packet.size > 0 and packet.is_corrupt)
-        failures = 0
-        yield packet
 
 
 def decoded(container: InputContainer, stream: Any, damage: Damage) -> Iterator[Any]:

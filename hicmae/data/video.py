@@ -9,7 +9,6 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -39,28 +38,6 @@ _EXACT_PARTS = 1024
 _DIGITS = str.maketrans("123456789", "000000000")
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
-
-
-@dataclass(frozen=True)
-class ClipSettings:
-    """What a clip becomes.
-
-    Attributes:
-        num_frames: T of the video.
-        sampling_rate: (mean) distance of neighbouring frames.
-        input_size: H = W in pixels.
-        input_size_audio: (T, F) of the spectrogram.
-    """
-
-    num_frames: int = 16
-    sampling_rate: int = 4
-    input_size: int = 160
-    input_size_audio: tuple[int, int] = (256, 128)
-
-    @property
-    def span(self) -> int:
-        """Frames that a window covers."""
-        return self.num_frames * self.sampling_rate
 
 
 class FrameTimes(NamedTuple):
@@ -232,17 +209,12 @@ def _repeat_last(indices: np.ndarray, length: int) -> np.ndarray:
 # Geometry and pixels
 
 
-def voxceleb2_box(input_size: int) -> Box | None:
-    """Return what is kept of a frame of VoxCeleb2 for an input size; None: all, of sizes > 192."""
-    if input_size > 192:
-        return None
-    return (32, 0, 192, 160) if input_size <= 160 else (16, 0, 208, 192)
-
-
 def source_box(source_crop: str, input_size: int, width: int, height: int) -> Box:
     """Return what is kept of a pre-training film's frame, by a decided `--source_crop`."""
     is_voxceleb2 = source_crop == "voxceleb2" and (width, height) == VOXCELEB2_SIZE
-    return (is_voxceleb2 and voxceleb2_box(input_size)) or (0, 0, width, height)
+    if not is_voxceleb2 or input_size > 192:
+        return 0, 0, width, height
+    return (32, 0, 192, 160) if input_size <= 160 else (16, 0, 208, 192)
 
 
 def crop_sizes(width: int, height: int) -> list[tuple[int, int]]:
@@ -280,13 +252,12 @@ def resize(image: Image.Image, size: tuple[int, int], box: Box | None = None) ->
 
 def resize_frames(
     frames: Sequence[np.ndarray], size: tuple[int, int], box: Box | None = None
-) -> torch.Tensor:
+) -> np.ndarray:
     """Resize T frames (H, W, 3) uint8, or their part in `box`, to the pixels that `resize` gives.
 
     torch does it for frames of one size that are not shrunk, by weights that are exact fractions:
     a new pixel's centre lies at (2 i + 1) before / (2 after) - 1/2 of the old ones, so weights are
-    multiples of 1 / (2 after / gcd). Returns (3, T, height, width) uint8; not contiguous, as it is
-    copied to its batch anyway.
+    multiples of 1 / (2 after / gcd). Returns (T, height, width, 3) uint8.
     """
     import torch
     from torch.nn.functional import interpolate
@@ -296,21 +267,28 @@ def resize_frames(
     is_exact = all(
         old <= new and _EXACT_PARTS % (2 * new // math.gcd(old, new)) == 0 for old, new in sides
     )
-    if is_exact and all(frame.shape == frames[0].shape for frame in frames):
-        part = np.stack([frame[top:bottom, left:right] for frame in frames])
-        pixels = rearrange(torch.from_numpy(part), "t h w c -> t c h w")
-        if part.shape[1:3] != (size[1], size[0]):
-            pixels = interpolate(pixels, (size[1], size[0]), mode="bilinear", antialias=True)
-        return rearrange(pixels, "t c h w -> c t h w")
-    return to_tensor([resize(Image.fromarray(frame), size, box) for frame in frames])
+    if not is_exact or any(frame.shape != frames[0].shape for frame in frames):
+        images = (resize(Image.fromarray(frame), size, box) for frame in frames)
+        return np.stack([np.asarray(image) for image in images])
+    part = np.stack([frame[top:bottom, left:right] for frame in frames])
+    if all(old == new for old, new in sides):
+        return part
+    pixels = rearrange(torch.from_numpy(part), "t h w c -> t c h w")
+    pixels = interpolate(pixels, (size[1], size[0]), mode="bilinear", antialias=True)
+    return rearrange(pixels, "t c h w -> t h w c").numpy()
 
 
-def to_tensor(frames: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:
-    """Stack RGB frames of one size to (3, T, H, W) uint8."""
+def to_tensor(frames: np.ndarray | Sequence[Any]) -> torch.Tensor:
+    """Return RGB frames of one size, arrays or images, as (3, T, H, W) uint8."""
+    import cv2
     import torch
 
-    stacked = torch.from_numpy(np.stack([np.asarray(frame) for frame in frames]))
-    return rearrange(stacked, "t h w c -> c t h w").contiguous()
+    stacked = frames if isinstance(frames, np.ndarray) else np.stack(frames)
+    planes = np.empty((3, *stacked.shape[:3]), np.uint8)
+    # Into the planes, in a fifth of the time of a transposition.
+    tall, parts = "t h w c -> (t h) w c", "c t h w -> c (t h) w"
+    cv2.split(rearrange(stacked, tall), [*rearrange(planes, parts)])
+    return torch.from_numpy(planes)
 
 
 @functools.cache

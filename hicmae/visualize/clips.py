@@ -99,9 +99,9 @@ def batches(opened: Opened, batch_size: int = 16, **options: Any) -> Iterator[Pr
     """
     settings, clip = opened.settings, from_flags(opened.settings, ClipConfig)
     choice, path = settings.get("source_crop", "auto"), settings.get("data_path", "")
-    options |= vars(from_flags(settings, MaskConfig)) | {"tubelet_size": clip.tubelet_size}
+    options |= vars(from_flags(settings, MaskConfig)) | vars(clip)
     options["source_crop"] = decide_source_crop(choice, path, opened.clips, clip.input_size)
-    dataset = PretrainClips(opened.clips, clip, seed=opened.seed, **options)
+    dataset = PretrainClips(opened.clips, seed=opened.seed, **options)
     for start in range(0, len(opened.lines), batch_size):
         lines = opened.lines[start : start + batch_size]
         batch = dataset.collate([dataset[ClipIndex(0, line)] for line in lines])

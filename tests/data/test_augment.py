@@ -1,5 +1,4 @@
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,22 +6,22 @@ import torch
 from PIL import Image
 from timm.data import Mixup
 
-from hicmae.data.augment import Augment, ClipTransform, mix_batch, seeded_globals
+from hicmae.data.augment import ClipTransform, mix_batch, seeded_globals
 from hicmae.data.batches import LabelledBatch
 from hicmae.data.video import normalise, to_tensor
 from hicmae.io import UnreadableClip
 from tests.conftest import frame
 
 SIZE = 36
-NOTHING = Augment(aa=None, reprob=0, scale=(1, 1), ratio=(1, 1), flip=0)
+NOTHING = {"aa": "none", "reprob": 0, "scale": (1, 1), "ratio": (1, 1), "flip": 0}
 PICTURE = Image.fromarray(frame(20, SIZE, SIZE))
 TARGET = torch.tensor([3, 0, 1, 1])
 
 
-def transformed(augment: Augment, seed: int = 0, frames: int = 5) -> torch.Tensor:
-    """Return (3, T, H, W) of a still film: T copies of one picture, each an image of its own."""
-    images = [PICTURE.copy() for _ in range(frames)]
-    return ClipTransform(augment, SIZE)(images, np.random.default_rng(seed))
+def transformed(seed: int = 0, **strength) -> torch.Tensor:
+    """Return (3, T, H, W) of a still film: copies of one picture, each an image of its own."""
+    images = [PICTURE.copy() for _ in range(5)]
+    return ClipTransform(SIZE, **strength)(images, np.random.default_rng(seed))
 
 
 def batch(size: int = 4) -> LabelledBatch:
@@ -34,13 +33,13 @@ def batch(size: int = 4) -> LabelledBatch:
 
 def test_without_transforms_the_clip_is_only_normalised():
     expected = normalise(to_tensor([PICTURE] * 5))
-    assert torch.equal(transformed(NOTHING), expected)
+    assert torch.equal(transformed(**NOTHING), expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_still_film_stays_still(seed):
-    video = transformed(Augment(reprob=0), seed)
-    shared = ClipTransform(Augment(reprob=0), SIZE)([PICTURE] * 5, np.random.default_rng(seed))
+    video = transformed(seed, reprob=0)
+    shared = ClipTransform(SIZE, reprob=0)([PICTURE] * 5, np.random.default_rng(seed))
     assert torch.equal(shared, video), "a repeated frame is transformed as its copies are"
     assert video.shape == (3, 5, SIZE, SIZE) and video.dtype == torch.float32
     # the last digit depends on where a value falls in the interpolation's vector registers
@@ -48,9 +47,9 @@ def test_a_still_film_stays_still(seed):
 
 
 def test_rand_augment_changes_the_picture_and_its_draws_differ():
-    only = replace(NOTHING, aa=Augment.aa)
-    clips = [transformed(only, seed) for seed in range(8)]
-    different = {clip.numpy().tobytes() for clip in [*clips, transformed(NOTHING)]}
+    only = {**NOTHING, "aa": "rand-m7-n4-mstd0.5-inc1"}
+    clips = [transformed(seed, **only) for seed in range(8)]
+    different = {clip.numpy().tobytes() for clip in [*clips, transformed(**NOTHING)]}
     assert len(different) >= 7
 
 
@@ -58,24 +57,24 @@ def test_the_generator_decides_everything_and_global_state_is_left_alone():
     random.seed(5), np.random.seed(6), torch.manual_seed(7)
     expected = random.random(), np.random.rand(), torch.rand(1)
     random.seed(5), np.random.seed(6), torch.manual_seed(7)
-    first = transformed(Augment(reprob=1), 3)
+    first = transformed(3, reprob=1)
     with pytest.raises(KeyError), seeded_globals(9):
         raise KeyError
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
-    assert torch.equal(first, transformed(Augment(reprob=1), 3))
-    assert not torch.equal(first, transformed(Augment(reprob=1), 4))
+    assert torch.equal(first, transformed(3, reprob=1))
+    assert not torch.equal(first, transformed(4, reprob=1))
 
 
 @pytest.mark.parametrize("policy", ["rand-m2-n8-p1", "rand-m15-mmax20-n8-p1-inc1"])
 def test_posterizing_of_any_strength_raises_nothing(policy):
-    transform = ClipTransform(Augment(aa=policy), SIZE)
+    transform = ClipTransform(SIZE, aa=policy)
     posterizers = [op for op in transform.rand_augment.ops if op.name.startswith("Posterize")]
     (operation,) = posterizers
     assert operation(PICTURE).getextrema() == ((0, 0),) * 3  # no bit is left, as in Pillow 12
 
 
 def test_what_an_augmentation_raises_costs_the_clip_alone(monkeypatch):
-    transform = ClipTransform(Augment(), SIZE)
+    transform = ClipTransform(SIZE)
 
     def failing(_image):
         raise ZeroDivisionError("in a library")
@@ -86,13 +85,13 @@ def test_what_an_augmentation_raises_costs_the_clip_alone(monkeypatch):
 
 
 def test_flip_mirrors_columns():
-    assert torch.equal(transformed(replace(NOTHING, flip=1)), transformed(NOTHING).flip(-1))
+    assert torch.equal(transformed(**{**NOTHING, "flip": 1}), transformed(**NOTHING).flip(-1))
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 def test_erasing_takes_one_box_in_all_frames(mode):
-    augment = replace(NOTHING, reprob=1, remode=mode)
-    erased = transformed(augment) != transformed(NOTHING)  # (3, T, H, W)
+    only = {**NOTHING, "reprob": 1, "remode": mode}
+    erased = transformed(**only) != transformed(**NOTHING)  # (3, T, H, W)
     box = erased.any(0)
     assert (box == box[0]).all()
     rows, columns = box[0].any(1).sum(), box[0].any(0).sum()
@@ -100,7 +99,7 @@ def test_erasing_takes_one_box_in_all_frames(mode):
 
 
 def test_random_resized_crop_is_bilinear_without_antialias():
-    video, whole = transformed(replace(NOTHING, scale=(0.3, 0.3)), 2), transformed(NOTHING)
+    video, whole = transformed(2, **{**NOTHING, "scale": (0.3, 0.3)}), transformed(**NOTHING)
     side = round((0.3 * SIZE * SIZE) ** 0.5)
     candidates = (
         torch.nn.functional.interpolate(
@@ -115,7 +114,7 @@ def test_random_resized_crop_is_bilinear_without_antialias():
 def test_unknown_policy_is_refused():
     for policy in ("augmix-m3", "rand-q7", "rand-m7-nX1", "rand-m7.5"):
         with pytest.raises(ValueError, match=f"--aa .* 'rand-m7.*, got '{policy}'"):
-            ClipTransform(Augment(aa=policy), SIZE)
+            ClipTransform(SIZE, aa=policy)
 
 
 def mixer(mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, **options) -> Mixup:

@@ -1,4 +1,3 @@
-import gc
 import os
 from fractions import Fraction
 
@@ -9,7 +8,6 @@ from PIL import Image
 
 from hicmae.data.film import Film, H264Film, open_video
 from hicmae.data.media import find_clips, opened
-from hicmae.data.shards import decode_image
 from hicmae.data.video import read_frames
 from hicmae.io import UnreadableClip
 from tests.conftest import frame, save_mp4
@@ -31,14 +29,14 @@ def reader(request):
     return READERS[request.param]
 
 
-def encode(path, options, size=(64, 48), codec="libx264", frames=60, pix_fmt="yuv420p") -> str:
+def encode(path, options) -> str:
     """Write a film that moves, with noise, so that every frame differs from its neighbours."""
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=Fraction(30000, 1001), options=options)
-        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
-        for index in range(frames):
-            picture = np.roll(frame(index, *size), 2 * index, axis=1)
+        stream = container.add_stream("libx264", rate=Fraction(30000, 1001), options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(60):
+            picture = np.roll(frame(index, 64, 48), 2 * index, axis=1)
             noisy = np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(noisy, format="rgb24")))
         container.mux(stream.encode(None))
@@ -48,9 +46,11 @@ def encode(path, options, size=(64, 48), codec="libx264", frames=60, pix_fmt="yu
 # all readers
 
 
-@pytest.mark.parametrize("name", ["with space/a b.mp4", "quote'\".mp4", "two\n表.mp4", "a:b.mp4"])
-def test_film_gives_the_asked_frames_in_rgb(write_mp4, reader, name):
-    video = reader(write_mp4(name, frames=50))
+@pytest.mark.parametrize("name", ["a dir/a b.mp4", "quote'\".mp4", "two\n表.mp4", "http:b.mp4"])
+def test_film_gives_the_asked_frames_in_rgb(write_mp4, reader, name, monkeypatch, tmp_path):
+    write_mp4(name, frames=50)
+    monkeypatch.chdir(tmp_path)
+    video = reader(name)
     assert isinstance(video, H264Film if reader is open_video else reader) and len(video) == 50
     images = read_frames(video, [np.array([7, 31, 31]), np.array([0, 49])])
     assert list(images) == [0, 7, 31, 49]
@@ -58,17 +58,6 @@ def test_film_gives_the_asked_frames_in_rgb(write_mp4, reader, name):
         assert image.shape == (48, 64, 3)
         difference = image.astype(int) - frame(index, 64, 48)
         assert np.abs(difference).mean() < 6  # what the encoder loses
-
-
-def test_relative_name_with_a_colon_is_a_file(write_mp4, reader, monkeypatch, tmp_path):
-    write_mp4("http:b.mp4", frames=3)
-    monkeypatch.chdir(tmp_path)
-    assert len(reader("http:b.mp4").read([0, 1, 2])) == 3
-
-
-def test_times_are_begin_of_the_first_and_end_of_the_last_frame(write_mp4, reader):
-    video = reader(write_mp4(frames=30, fps=20))
-    assert video.times(4, 9) == pytest.approx((0.2, 0.5), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "audio_only"])
@@ -125,8 +114,6 @@ def test_decoding_starts_at_a_keyframe_that_none_reach_across(tmp_path, options,
     (picture,) = video.read([45])
     assert len(picture) == 48
     assert fewest <= video.codec.frames <= most, "of the 46 frames up to it"
-    held = [thing for thing in gc.get_objects() if isinstance(thing, av.Packet)]
-    assert len(held) <= 1, "a film's packets are not kept"
 
 
 class Counting:
@@ -147,22 +134,8 @@ class Counting:
         return frames
 
 
-@pytest.mark.parametrize(
-    "name, codec, pix_fmt",
-    [
-        ("a.mkv", "libx264", "yuv420p"),
-        ("a.avi", "mpeg4", "yuv420p"),
-        ("a.mp4", "mpeg4", "yuv420p"),
-        ("a.mp4", "libx264", "yuv444p"),
-    ],
-)
-def test_other_files_are_decoded_whole(tmp_path, name, codec, pix_fmt):
-    path = encode(tmp_path / name, {}, codec=codec, frames=20, pix_fmt=pix_fmt)
-    assert not isinstance(open_video(path), H264Film) and len(open_video(path)) == 20
-
-
 def test_frames_that_do_not_come_are_asked_of_pyav(tmp_path, monkeypatch):
-    path = encode(tmp_path / "a.mp4", {}, size=(64, 64), frames=20)
+    path = encode(tmp_path / "a.mp4", {})
     video = open_video(path)
     monkeypatch.setattr(video, "_decode", lambda wanted: {})
     for one, other in zip(video.read([3, 9]), Film(path).read([3, 9]), strict=True):
@@ -211,10 +184,8 @@ def test_frames_are_shown_upright_and_16_bit_grey_is_scaled(tmp_path):
         Image.fromarray(halves).save(tmp_path / f"{orientation}.jpg", exif=exif, quality=95)
     grey, *images = open_video(str(tmp_path)).read(range(5))
     assert grey.shape == (20, 30, 3) and (grey == 95).all()
-    for (orientation, expected), image in zip(turned.items(), images, strict=True):
+    for expected, image in zip(turned.values(), images, strict=True):
         assert image.shape == expected.shape and np.abs(image - expected.astype(int)).mean() < 5
-        packed = decode_image((tmp_path / f"{orientation}.jpg").read_bytes())
-        np.testing.assert_array_equal(packed, image)
 
 
 def test_a_picture_among_films_is_no_frame(write_mp4, tmp_path):

@@ -3,7 +3,6 @@ import json
 import os
 import re
 import shutil
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 
 from hicmae.data import shards as packed
 from hicmae.data.audio import WavFile
-from hicmae.data.augment import Augment
+from hicmae.data.augment import ClipTransform
 from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import (
     Clip,
@@ -25,7 +24,7 @@ from hicmae.data.clip_list import (
     read_pretrain_list,
     write_list,
 )
-from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
+from hicmae.data.dataset import LabelledClips, PretrainClips, TestClips
 from hicmae.data.film import open_video
 from hicmae.data.loader import ClipSampler, make_loader
 from hicmae.data.shards import open_packed
@@ -33,7 +32,7 @@ from hicmae.io import UnreadableClip
 from preprocess import pack_clips
 from tests.conftest import frame, same, save_frames, save_mp4, save_wav
 
-SMALL = ClipSettings(input_size=32)
+SMALL = dict(input_size=32)
 
 
 def pack(folder: Path, clips: list[Clip], *options: str, task: str = "pretrain") -> Path:
@@ -131,15 +130,17 @@ def test_jpeg_shards_differ_little(files, tmp_path):
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 def test_labelled_clips_and_views_are_those_of_the_files(tmp_path, kind):
-    clips = labelled(tmp_path / "clips", kind, [2, 0, 1])
+    clips, turned = labelled(tmp_path / "clips", kind, [2, 0, 1]), Image.Exif()
+    turned[0x0112] = 6  # the camera was held on its side
+    Image.fromarray(frame(5, 40, 40)).save(f"{clips[0].video}/frame_005.{kind}", exif=turned)
     folder = pack(tmp_path, clips, "--lossless", task="classification")
     stored = in_order_of(clips, folder)
     assert [clip.label for clip in stored] == [2, 0, 1]
     for make in (
-        lambda some: LabelledClips(some, augment=Augment(), roll_mag_aug=True, settings=SMALL),
-        lambda some: LabelledClips(some, modality="a", num_samples=2, settings=SMALL),
-        lambda some: TestClips(some, settings=SMALL),
-        lambda some: TestClips(some, modality="v", centre=True, settings=SMALL),
+        lambda some: LabelledClips(some, transform=ClipTransform(32), roll_mag_aug=True, **SMALL),
+        lambda some: LabelledClips(some, modality="a", num_samples=2, **SMALL),
+        lambda some: TestClips(some, **SMALL),
+        lambda some: TestClips(some, modality="v", centre=True, **SMALL),
     ):
         for index in range(3):
             assert same(make(clips)[ClipIndex(1, index)], make(stored)[ClipIndex(1, index)])
@@ -148,7 +149,7 @@ def test_labelled_clips_and_views_are_those_of_the_files(tmp_path, kind):
 def test_jpeg_frames_of_a_folder_are_stored_byte_for_byte(tmp_path):
     clips = labelled(tmp_path / "clips", "jpg", [0, 0, 0])[:1]
     (clip,) = read_packed(pack(tmp_path, clips, task="classification"))
-    data = Path(clip.shard.path).read_bytes()[clip.places.frames :][: clip.places.frames_size]
+    data = Path(clip.shard.path).read_bytes()[clip.frames[0] :][: clip.frames[1]]
     assert data == b"".join(path.read_bytes() for path in sorted(Path(clips[0].video).iterdir()))
 
 
@@ -177,7 +178,7 @@ def test_samples_of_every_kind_are_kept(tmp_path, write_mp4, subtype):
 
 def test_workers_give_the_same_batches(lossless):
     clips = read_packed(lossless)
-    dataset = PretrainClips(clips, mask_ratio=0.5, settings=SMALL)
+    dataset = PretrainClips(clips, mask_ratio=0.5, **SMALL)
     found = []
     for workers in (0, 2):
         sampler = ClipSampler(5, shuffle=True, seed=1, pad=True, shards=clips.shard_of)
@@ -245,7 +246,7 @@ def test_packed_clips_are_a_sequence(lossless):
 def test_names_need_not_be_utf8(tmp_path, files):
     name = "odd \udcff\n'name.mp4"
     (clip,) = packed_with(tmp_path, files[0], {}, name)
-    assert PretrainClips([clip], SMALL, mask_ratio=0.5)[ClipIndex(0, 0)].names == (name,)
+    assert PretrainClips([clip], **SMALL, mask_ratio=0.5)[ClipIndex(0, 0)].names == (name,)
 
 
 def packed_with(folder: Path, clip: Clip, change: dict | bytes, name: str | None = None):
@@ -270,7 +271,7 @@ def zeroed(shard: Path) -> bytes:
     """Return the bytes of a shard without those of its frames."""
     data = bytearray(shard.read_bytes())
     for clip in read_packed(shard.with_suffix(".index.json")):
-        start, size = clip.places.frames, clip.places.frames_size
+        start, size = clip.frames
         data[start : start + size] = bytes(size)
     return bytes(data)
 
@@ -280,8 +281,6 @@ def zeroed(shard: Path) -> bytes:
     [
         (lambda path: path.unlink(), "cannot be read: No such file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-5000]), "bytes, expected .*cut off"),
-        (lambda path: (path.unlink(), path.mkdir()), "bytes, expected|cannot be read"),
-        (lambda path: (path.unlink(), os.mkfifo(path)), "has 0 bytes, expected"),
         (lambda path: path.write_bytes(zeroed(path)), "frame .* is not what was packed"),
     ],
 )
@@ -289,7 +288,7 @@ def test_clips_of_a_broken_shard_are_replaced_and_named(shards, damage, reason):
     path = sorted(shards.glob("*.tar"))[0]
     damage(path)
     clips = read_packed(shards)
-    dataset = PretrainClips(clips, SMALL, mask_ratio=0.5)
+    dataset = PretrainClips(clips, **SMALL, mask_ratio=0.5)
     batches = [dataset[ClipIndex(0, index)] for index in range(len(clips))]
     found = [clip.reason for batch in batches for clip in batch.skipped]
     assert len(found) >= np.count_nonzero(clips.shard_of == 0) > 0
@@ -298,65 +297,24 @@ def test_clips_of_a_broken_shard_are_replaced_and_named(shards, damage, reason):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        *({"sizes": None}, {"sizes": [5] * 66}, {"sizes": ["a"] * 66}, {"crc32": [1] * 66}),
-        *({"begins": None}, {"samples": 10**9}, {"sample_type": "|O"}, {"wav_header": -400}),
-        *(b"[]", b"\xff\xfe", b"[" * 100_000),
-    ],
+    "change", [{"sizes": None}, {"crc32": [1] * 66}, {"begins": None}, b"[]", b"\xff\xfe"]
 )
 def test_clip_whose_description_is_wrong_is_refused(tmp_path, files, change):
     clips = packed_with(tmp_path, files[0], change)
     with pytest.raises(RuntimeError, match="clips-000000.tar|has no frame times") as caught:
-        PretrainClips(clips, SMALL, mask_ratio=0.5)[ClipIndex(0, 0)]
+        PretrainClips(clips, **SMALL, mask_ratio=0.5)[ClipIndex(0, 0)]
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        *("{", "null", '{"format": "hicmae-shard-1"}'),
-        *({"format": "other"}, {"clips": []}, {"clips": [["a", "b", None, 0, 1, 0, 1, 0]]}),
-    ],
+    "content", ["{", "null", '{"format": "hicmae-shard-1"}', '{"format": "other"}']
 )
 def test_file_that_is_no_index_stops_the_run(shards, content):
     path = sorted(shards.glob("*.index.json"))[0]
-    if isinstance(content, dict):
-        content = json.dumps({**json.loads(path.read_text()), **content})
     path.write_text(content)
     with pytest.raises(ValueError, match="cannot be used: .*; pack its clips again") as caught:
         read_packed(shards)
     assert path.name in str(caught.value) and "\n" not in str(caught.value)
-
-
-# images and handles
-
-
-@pytest.mark.parametrize(
-    "mode, subsampling", [("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0), ("CMYK", 2)]
-)
-def test_jpegs_are_decoded_as_pillow_does(subsampling, mode):
-    file = io.BytesIO()
-    image = Image.fromarray(frame(30, 50, 34)).convert(mode)
-    image.save(file, "JPEG", quality=90, subsampling=subsampling, progressive=mode == "RGB")
-    expected = np.asarray(Image.open(io.BytesIO(file.getvalue())).convert("RGB"))
-    np.testing.assert_array_equal(packed.decode_image(file.getvalue()), expected)
-
-
-def test_what_is_no_image_or_too_large_is_not_decoded():
-    def png(width: int, height: int) -> bytes:
-        head = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
-        chunk = len(head[4:]).to_bytes(4, "big") + head + zlib.crc32(head).to_bytes(4, "big")
-        return b"\x89PNG\r\n\x1a\n" + chunk
-
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "JPEG")
-    jpeg = bytearray(file.getvalue())
-    assert packed.jpeg_shape(bytes(jpeg)) == (8, 8, 3)
-    place = jpeg.index(b"\xff\xc0") + 5
-    jpeg[place : place + 4] = b"\xff\xff\xff\xff"
-    for data in (b"", b"\xff\xd8", b"no image", bytes(jpeg), png(10**6, 10**6), png(8, 8)):
-        assert packed.decode_image(data) is None
 
 
 def test_few_shards_are_open_at_a_time(lossless, tmp_path):
@@ -369,11 +327,11 @@ def test_few_shards_are_open_at_a_time(lossless, tmp_path):
 
 
 def test_only_the_wanted_frames_are_read(lossless, monkeypatch):
-    clip = max(read_packed(lossless), key=lambda clip: clip.places.frames_size)
+    clip = max(read_packed(lossless), key=lambda clip: clip.frames[1])
     sizes, read_bytes = [], packed.read_bytes
     monkeypatch.setattr(
         packed, "read_bytes", lambda *place: sizes.append(place[2]) or read_bytes(*place)
     )
     PretrainClips([clip])[ClipIndex(0, 0)]
     assert len(sizes) == 1 + 1 + 16, "description, sound, frames"
-    assert sum(sizes[2:]) < 0.5 * clip.places.frames_size
+    assert sum(sizes[2:]) < 0.5 * clip.frames[1]

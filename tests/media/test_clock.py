@@ -9,7 +9,7 @@ import pytest
 from hicmae.data import audio, video
 from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import Clip, read_packed, write_list
-from hicmae.data.dataset import ClipSettings, LabelledClips, PretrainClips, TestClips
+from hicmae.data.dataset import LabelledClips, PretrainClips, TestClips
 from hicmae.data.film import Film, open_video
 from hicmae.inference.pictures import write_overlay
 from hicmae.inference.sources import open_source
@@ -19,7 +19,7 @@ from preprocess.face_and_audio.batch import Job
 from tests.conftest import same
 from tests.media.clock_films import FILMS, STEADY, heard_at, save_film, seen_at
 
-SMALL = ClipSettings(num_frames=4, sampling_rate=2, input_size=64, input_size_audio=(64, 32))
+SMALL = dict(num_frames=4, sampling_rate=2, input_size=64, input_size_audio=(64, 32))
 
 
 def offsets(path: str) -> list[float]:
@@ -54,9 +54,9 @@ def heard(monkeypatch):
 
 
 DATA_SETS = {
-    "pretraining": lambda clips: PretrainClips(clips, SMALL, num_samples=8),
-    "training": lambda clips: LabelledClips(clips, SMALL, num_samples=8),
-    "testing": lambda clips: TestClips(clips, SMALL, num_segments=8),
+    "pretraining": lambda clips: PretrainClips(clips, **SMALL, num_samples=8),
+    "training": lambda clips: LabelledClips(clips, **SMALL, num_samples=8),
+    "testing": lambda clips: TestClips(clips, **SMALL, num_segments=8),
 }
 
 
@@ -114,7 +114,7 @@ def test_a_film_cut_short_or_with_a_damaged_packet_is_trained_on(tmp_path, write
 
     def skipped(content: bytes) -> tuple:
         path.write_bytes(content)
-        dataset = PretrainClips([Clip(str(path), wav, None), other], SMALL, num_samples=4)
+        dataset = PretrainClips([Clip(str(path), wav, None), other], **SMALL, num_samples=4)
         return dataset[ClipIndex(0, 0)].skipped
 
     def broken(packets: list[tuple[int, int]]) -> bytes:

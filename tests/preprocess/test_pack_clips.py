@@ -75,7 +75,7 @@ def test_quality_is_followed(media, tmp_path):
     sizes = []
     for quality in ("50", "95"):
         pack(media, tmp_path / quality, "--quality", quality)
-        sizes.append(sum(clip.places.frames_size for clip in read_packed(tmp_path / quality)))
+        sizes.append(sum(clip.frames[1] for clip in read_packed(tmp_path / quality)))
     assert sizes[0] < 0.7 * sizes[1]
 
 
