@@ -32,7 +32,6 @@ import sys
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,8 +42,7 @@ from hicmae.config.flags import option
 from hicmae.data.clip_list import (
     ClipList,
     is_packed,
-    read_labelled_list,
-    read_pretrain_list,
+    read_any_list,
     wav_of,
     write_list,
 )
@@ -61,7 +59,6 @@ logger = logging.getLogger("check_lists")
 OUT_OF_STEP = "out of step"  # such clips stay
 EVALUATION = {"test", "val"}  # the same clips in both is the original's habit, not a leak
 CLEANED = ".cleaned"  # in the names of lists that this tool has written
-READERS = (read_labelled_list, partial(read_labelled_list, task="regression"), read_pretrain_list)
 Row = Mapping[str, object]  # what is known of a clip: why it is broken, or what `inspect` returns
 
 
@@ -165,25 +162,13 @@ def find_lists(given: list[str], data_root: str, modality: str) -> list[ListFile
 
 def find_jobs(path: Path, data_root: str, modality: str) -> ListFile:
     """Read a list; of each clip the streams of the `modality` will be opened."""
-    clips, jobs = read_list(path, ""), list[Job]()
-    for clip in read_list(path, data_root) if data_root else clips:
+    clips, jobs = read_any_list(path), list[Job]()
+    for clip in read_any_list(path, data_root) if data_root else clips:
         video = clip.video if "v" in modality else NOT_READ
         audio = clip.audio if "a" in modality else NOT_READ
         name = f"{video} {shlex.quote(audio)}"  # so that no two clips have one name
         jobs.append(Job(name, video, "", audio))
     return ListFile(path, Path(os.path.abspath(path.parent)), clips, jobs, [])
-
-
-def read_list(path: Path, data_root: str) -> ClipList:
-    """Read a list of any kind; ValueError of the reader that came furthest."""
-    errors = {}
-    for read in READERS:
-        try:
-            return read(path, data_root=data_root)
-        except ValueError as error:
-            line = str(error).removeprefix(f"{path}:").partition(":")[0]
-            errors[int(line)] = error
-    raise errors[max(errors)]
 
 
 def compare(lists: list[ListFile], rows: Mapping[str, Row]) -> None:

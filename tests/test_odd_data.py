@@ -151,20 +151,6 @@ def test_a_sound_is_answered_as_in_the_test_of_its_run(odd, runs, tmp_path, caps
     assert [*answer["probabilities"].values()] == pytest.approx(expected, abs=1e-5)
 
 
-def test_an_export_answers_as_its_run(odd, runs, tmp_path, capsys):
-    out = tmp_path / f"export {BYTES}"
-    assert cli.export([str(runs["av"]), str(out)]) == 0
-    answers = []
-    for model in (runs["av"] / "checkpoint-0.pth", out / "last"):
-        path = tmp_path / "p.json"
-        flags = ["--checkpoint", str(model), "--device", "cpu", "--json", str(path)]
-        clip = read_labelled_list(odd / "fold/test.csv")[0]
-        assert cli.predict([clip.video, "--audio", clip.audio, *flags]) == 0
-        answers.append(json.loads(path.read_text(encoding="utf-8"))[0]["probabilities"])
-    assert answers[0].keys() == {*CLASSES}
-    assert answers[0] == pytest.approx(answers[1])
-
-
 def test_class_names_of_another_encoding_are_refused_by_file_and_line(tmp_path):
     path = tmp_path / "names.txt"
     path.write_bytes("gut\nschön\n".encode("latin-1"))

@@ -18,13 +18,12 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hicmae.data.media import AUDIO_SUFFIXES
 from hicmae.data.video import NOT_READ, VOXCELEB2_SIZE, source_box
 from hicmae.io import one_line, whole_file
 
@@ -247,28 +246,22 @@ def read_labelled_list(
     return packed or clips
 
 
-def read_any_list(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, list[str]]]:
-    """Read lines `<video> [<audio.wav>] [<label> ...]` of either stage, or shards.
+def read_any_list(path: str | Path, data_root: str = "") -> ClipList:
+    """Read a list of either stage and task, or shards; ValueError of the reader that came furthest.
 
-    Returns the clips and the fields of their labels. The sound of a line without one is the wav
-    beside its video; where there is none, or with a folder of frames, it is the video's own: None.
+    A line `<video> <wav> 0` is of a class, though a list of pre-training may have it.
     """
-    rows: list[tuple[AnyClip, list[str]]] = []
-
-    def take(fields: list[str]) -> None:
-        video, label = _below(data_root, fields[0]), fields[1:]
-        audio: str | None = wav_of(video)
-        suffix = os.path.splitext(label[0])[1].lower() if label else ""
-        if suffix in AUDIO_SUFFIXES or label[:1] == [NOT_READ]:
-            audio = _below(data_root, label.pop(0))
-        elif os.path.isdir(video) or audio == video or not os.path.isfile(str(audio)):
-            audio = None
-        rows.append((Clip(video, audio, None), label))
-
-    for clip in _read(Path(path), take, "'<video> [<audio.wav>] [<label> ...]'") or ():
-        values = clip.label if isinstance(clip.label, tuple) else [clip.label]
-        rows.append((clip, [str(value) for value in values if value is not None]))
-    return rows
+    errors, found = {}, find_list(path)
+    if found is not None and is_packed(found):
+        return read_packed(found)
+    regression = partial(read_labelled_list, task="regression")
+    for read in (read_labelled_list, regression, read_pretrain_list):
+        try:
+            return read(path, data_root=data_root)
+        except ValueError as error:
+            line = str(error).removeprefix(f"{path}:").partition(":")[0]
+            errors[int(line)] = error
+    raise errors[max(errors)]
 
 
 def write_list(path: str | Path, clips: Iterable[Clip]) -> None:

@@ -368,6 +368,6 @@ def open_video(path: str) -> Video:
         is_exact = codec.name == "h264" and is_mp4 and square and pixels in _PIXEL_FORMATS
         is_exact &= os.path.getsize(path) <= MEMORY  # all packets are kept
         clock = read_clock(container, packets if is_exact else None)
-    if is_exact and clock.is_indexed:
-        return H264Film(path, clock, stream, packets)
+        if is_exact and clock.is_indexed:
+            return H264Film(path, clock, stream, packets)
     return Film(path, clock)

@@ -155,14 +155,6 @@ def test_an_odd_batch_mixes_its_middle_with_itself_also_without_sound():
     assert mixed.audio is None and not torch.equal(mixed.video, plain.video)
 
 
-def test_a_batch_that_is_not_mixed_has_smooth_targets():
-    mixed = mix_batch(batch(), mixer(num_classes=4, prob=0), mix_audio=True)
-    assert torch.equal(mixed.video, batch().video) and torch.equal(mixed.audio, batch().audio)
-    expected = torch.full((4, 4), 0.025)
-    expected[range(4), TARGET] = 0.925
-    torch.testing.assert_close(mixed.target, expected)
-
-
 def test_numbers_as_targets_cannot_be_mixed():
     with pytest.raises(ValueError, match="needs class indices .* got numbers; set --mixup 0"):
         mix_batch(batch()._replace(target=torch.rand(4, 2)), mixer())
