@@ -48,7 +48,7 @@ class Clip(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A tar file of clips: its path, its size in bytes, and its SHA-256 as written.
+    """A tar file of clips: its path, and its size in bytes.
 
     With the `source_crop` "voxceleb2" frames are already cut for `input_size`, with "none" they are
     whole; older indexes do not say.
@@ -56,7 +56,6 @@ class Shard(NamedTuple):
 
     path: str
     size: int
-    sha256: str
     source_crop: str = ""
     input_size: int = 160
 

@@ -21,7 +21,7 @@ import hicmae
 from hicmae.config import WIDTHS
 from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
 from hicmae.data.clip_list import chosen_names, names_of_run
-from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD, ClipSettings
+from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD
 from hicmae.io import encodable
 from hicmae.models.encoder import BUILDERS, HubModel
 from hicmae.models.finetune import ACTIVATIONS
@@ -58,15 +58,24 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Preprocessing(ClipSettings):
+class Preprocessing:
     """How a clip becomes the network's input.
 
     `frame_rate` is that of the videos the model was trained on: it says how many seconds of them
     the model sees at once.
     """
 
+    num_frames: int = 16
+    sampling_rate: int = 4
+    input_size: int = 160
+    input_size_audio: tuple[int, int] = (256, 128)
     tubelet_size: int = 2
     frame_rate: float = 25.0
+
+    @property
+    def span(self) -> int:
+        """Frames that a window covers."""
+        return self.num_frames * self.sampling_rate
 
     @property
     def clip_seconds(self) -> float:
