@@ -250,8 +250,8 @@ def read_any_list(path: str | Path, data_root: str = "") -> ClipList:
 
     A line `<video> <wav> 0` is of a class, though a list of pre-training may have it.
     """
-    errors, found = {}, find_list(path)
-    if found is not None and is_packed(found):
+    path, errors = Path(path), {}
+    if (found := find_list(path)) and is_packed(found):
         return read_packed(found)
     regression = partial(read_labelled_list, task="regression")
     for read in (read_labelled_list, regression, read_pretrain_list):

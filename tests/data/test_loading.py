@@ -43,17 +43,6 @@ def reader(broken):
     return read
 
 
-def test_items_draw_the_same_numbers_for_the_same_epoch_and_index_only():
-    draws = {
-        (seed, epoch, index): item_generator(seed, ClipIndex(epoch, index)).integers(2**62)
-        for seed in range(3)
-        for epoch in range(3)
-        for index in range(3)
-    }
-    assert len(set(draws.values())) == 27
-    assert item_generator(1, ClipIndex(2, 0)).integers(2**62) == draws[1, 2, 0]
-
-
 # order
 
 

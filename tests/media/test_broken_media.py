@@ -20,7 +20,7 @@ from hicmae.io import UnreadableClip
 from tests.media.corpus import Case, make_corpus
 from tests.small_recognizers import checkpoint_of, classifier
 
-SECONDS = 60  # in which a clip is read or refused, whatever is wrong with it
+SECONDS = 120  # in which a clip is read or refused, whatever is wrong with it
 SETTINGS = dict(input_size=32, input_size_audio=(64, 32))
 
 
