@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -56,8 +57,9 @@ def test_clips_are_packed_under_the_names_of_the_list(media, tmp_path):
     assert {row["status"] for row in rows.values()} == {"done"}
     assert rows["v3.mp4"]["frames"] == "23"
     assert rows["v3.mp4"]["output"] == str(tmp_path / "clips-000000.tar")
-    (shard,) = read_packed(tmp_path).shards
-    assert hashlib.sha256(Path(shard.path).read_bytes()).hexdigest() == shard.sha256
+    shard, index = (tmp_path / f"clips-000000.{end}" for end in ("tar", "index.json"))
+    digest = hashlib.sha256(shard.read_bytes()).hexdigest()
+    assert json.loads(index.read_text())["sha256"] == digest
 
 
 def test_every_frame_and_its_times_are_kept(media, tmp_path):
