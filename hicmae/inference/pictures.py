@@ -190,11 +190,8 @@ def write_overlay(
         begin = max(source.start_time or 0, 0) / 1e6  # seconds; streams keep their distance
         unit = picture.time_base or Fraction(1, 90000)  # fine enough for frames of any length
         offset = max(film.clock.origin - begin, 0)  # of the first frame that is displayed
-        copy = target.add_stream("libx264", picture.average_rate or 25, dict(options))
-        share = min(longest / max(width, height), 1) if longest else 1
-        copy.width, copy.height = (2 * round(max(share * s / 2, 1)) for s in (width, height))
-        copy.pix_fmt = "yuv420p"
-        copy.codec_context.time_base = unit
+        rate, share = picture.average_rate or 25, longest / max(width, height) if longest else 1
+        copy = _add_picture(target, rate, unit, (width, height), min(share, 1), options)
         sound = _sound(target, source, begin)
         waiting, last = next(sound, None), -1
         for time, image in zip(bar, film.frames(range(len(times))), strict=True):
@@ -221,6 +218,22 @@ def _written(path: str | Path) -> Iterator[None]:
         yield
     except av.FFmpegError as error:
         raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from None
+
+
+def _add_picture(
+    target: OutputContainer,
+    rate: Fraction | int,
+    unit: Fraction,
+    size: tuple[int, int],
+    share: float,
+    options: Mapping[str, str],
+) -> Any:
+    """Add the picture of a copy, H.264 of a share of the (width, height); return its stream."""
+    stream = target.add_stream("libx264", rate, dict(options))
+    stream.width, stream.height = (2 * round(max(share * side / 2, 1)) for side in size)
+    stream.pix_fmt = "yuv420p"
+    stream.codec_context.time_base = unit
+    return stream
 
 
 def _sound(target: OutputContainer, source: InputContainer, begin: float) -> Iterator[Packet]:
