@@ -244,16 +244,16 @@ def overlaps(first: np.ndarray, second: np.ndarray, of_smaller: bool = False) ->
 
 def check_weights() -> dict[str, bytes]:
     """Return the files of weights; FileNotFoundError or ValueError where they are not the known."""
-    found = {name: importlib.util.find_spec(name) for name in ("mtcnn", "lz4")}
-    if missing := [name for name, package in found.items() if package is None]:
-        raise FileNotFoundError(
-            f"the package {missing[0]}, which the weights need, is missing; {INSTALL}"
-        )
+    found: Any = {name: importlib.util.find_spec(name) for name in ("mtcnn", "lz4")}
+    for name, package in found.items():
+        if package is None:
+            raise FileNotFoundError(
+                f"the package {name}, which the weights need, is missing; {INSTALL}"
+            )
     # mtcnn is not imported: that would need TensorFlow.
-    folder = (getattr(found["mtcnn"], "submodule_search_locations", None) or [""])[0]
-    files = {}
+    folder, files = Path(found["mtcnn"].submodule_search_locations[0], "assets", "weights"), {}
     for name, expected in WEIGHTS_SHA256.items():
-        path = Path(folder) / "assets" / "weights" / f"{name}.lz4"
+        path = folder / f"{name}.lz4"
         if not path.is_file():
             raise FileNotFoundError(f"weights '{path}' do not exist; {INSTALL}")
         files[name] = path.read_bytes()

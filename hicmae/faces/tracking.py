@@ -46,8 +46,7 @@ def search(
         longer = max(height, width)
         sides = [max(round(side * (SEARCH_SIZE / longer)), 1) for side in (width, height)]
         small = chain(cv2.resize(f, sides, interpolation=cv2.INTER_AREA) for f in small)
-    faces: list[list[Face]] = []
-    chunk: list[np.ndarray] = []
+    faces, chunk = list[list[Face]](), list[np.ndarray]()
     while new := list(islice(small, SEARCHED_TOGETHER * detect_every + (not faces))):
         chunk = [*chunk[-1:], *new]
         faces[-1:] = _search_chunk(chunk, faces[-1:], detector, detect_every)
@@ -112,8 +111,7 @@ def follow(faces: Sequence[Sequence[Face]], size: tuple[int, int]) -> list[Track
 
     It is large, near the middle and there for long. `size` is width and height of the frames.
     """
-    tracks: list[Track] = []
-    going_on: list[Track] = []
+    tracks, going_on = list[Track](), list[Track]()
     for frame, found in enumerate(faces):
         going_on = [t for t in going_on if frame - next(reversed(t)) <= LONGEST_PAUSE]
         last_seen = [track[next(reversed(track))] for track in going_on]

@@ -1,7 +1,7 @@
 """The networks: layers -> modality encoders and fusion -> pre-training model and classifier.
 
-Importing this folder registers every model size with timm; where nothing has imported timm yet, as
-soon as something does, since its seconds are more than a short prediction takes.
+Importing this folder registers every size with timm, or has it registered once timm is imported:
+that takes seconds, more than a short prediction.
 """
 
 import sys

@@ -63,8 +63,7 @@ class HiCMAEClassifier(HubModel):
     ) -> None:
         super().__init__()
         if head_activation not in ACTIVATIONS:
-            choices = ", ".join(map(repr, ACTIVATIONS))
-            raise ValueError(f"head_activation is {head_activation!r}, expected one of {choices}")
+            raise ValueError(f"head_activation is {head_activation!r}, not in {[*ACTIVATIONS]}")
         if modality not in MODALITIES:
             raise ValueError(f"modality is {modality!r}, expected one of {', '.join(MODALITIES)}")
         check_sizes(

@@ -194,7 +194,7 @@ def contrastive_loss(
     must be the same on every rank.
     """
     own = [_precise(level) for level in (*video_levels, *audio_levels)]
-    everyone, offset = own, 0
+    everyone, offset, count = own, 0, len(video_levels)
     if gather and distributed.is_initialized():
         joined = torch.cat(all_gather(torch.cat(own, dim=1)))  # all levels in one message
         everyone = list(joined.split([level.shape[1] for level in own], dim=1))
@@ -204,9 +204,8 @@ def contrastive_loss(
     knows = torch.amp.is_autocast_available(device)  # "meta", which counts operations, does not
     # Autocast would make products half precise.
     with torch.autocast(device, enabled=False) if knows else nullcontext():
-        for k in range(len(video_levels)):
-            video, audio = own[k], own[k + len(video_levels)]
-            all_video, all_audio = everyone[k], everyone[k + len(video_levels)]
+        streams = (own, own[count:], everyone, everyone[count:])
+        for video, audio, all_video, all_audio in zip(*streams, strict=False):
             video_to_audio = F.cross_entropy(video @ all_audio.T / temperature, pair)
             audio_to_video = F.cross_entropy(audio @ all_video.T / temperature, pair)
             losses.append(0.5 * (video_to_audio + audio_to_video))

@@ -1,6 +1,5 @@
-"""Pictures of results: ``python -m hicmae.visualize PICTURE --help``.
+"""Pictures of results: ``python -m hicmae.visualize --help`` lists them.
 
-curves, confusion, radar, reconstruction, tsne, retrieval.
-Bitmaps have 200 dpi; `--output` may also end in .pdf or .svg. See `hicmae.inference.style` for
-their look.
+Bitmaps have 200 dpi; `--output` may also end in .pdf or .svg. For their look see
+`hicmae.inference.style`.
 """

@@ -1,7 +1,7 @@
 """Clips of a list that a pre-training model is shown; and as it rebuilds them."""
 
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -233,7 +233,6 @@ def reconstruction(num_clips: int = 0, **source: Any) -> Figure:
     opened = opened if num_clips else opened._replace(lines=[0])
     loss = from_flags(opened.settings, PretrainLossConfig)
     precision = choose_precision("fp32", opened.device)
-    rebuilt: list[Reconstruction] = []
-    for batch in batches(opened, roll_mag_aug=bool(opened.settings.get("roll_mag_aug"))):
-        rebuilt += rebuild_clips(opened.model, batch, loss, precision)
-    return reconstruction_figure(rebuilt)
+    shown = batches(opened, roll_mag_aug=bool(opened.settings.get("roll_mag_aug")))
+    rebuilt = (rebuild_clips(opened.model, batch, loss, precision) for batch in shown)
+    return reconstruction_figure(list(chain.from_iterable(rebuilt)))

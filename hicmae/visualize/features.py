@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
-from hicmae.config import PretrainModelConfig
-from hicmae.config.flags import from_flags
 from hicmae.data.clip_list import find_list, read_labelled_list
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.inference.style import MARKERS, STYLE, colour
@@ -165,7 +163,7 @@ def retrieval(**source: Any) -> tuple[Figure, str]:
     count = len(opened.lines)
     if count < 2:
         raise ValueError(f"retrieval needs at least 2 clips to choose from, got {count}")
-    levels = from_flags(opened.settings, PretrainModelConfig).return_intermediate_features
+    levels = opened.model.level_blocks
     video, audio = pooled_levels(opened, levels)
     found = recalls(video, audio, levels)
     text = found.to_string(float_format="{:.2f}".format, col_space=7)
