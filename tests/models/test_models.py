@@ -220,13 +220,6 @@ def test_initialisation_follows_the_spec():
     assert tuned.head.bias.any(), "the head keeps torch's default"
 
 
-def test_position_tables_follow_the_geometry_and_stay_out_of_the_state_dict():
-    model, longer = classifier(), classifier(num_frames=8)
-    longer.load_state_dict(model.state_dict())
-    parts = (model.encoder, model.encoder_audio, longer.encoder)
-    assert [len(part.positions) for part in parts] == [12, 8, 24]
-
-
 @pytest.mark.parametrize(
     "make, options, message",
     [

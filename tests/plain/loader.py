@@ -52,11 +52,7 @@ def random_box(frame_size, rng):
         (32, 0, 160, 160) if frame_size == (224, 224) else (0, 0, *frame_size)
     )
     sides = [int(min(width, height) * scale) for scale in (1, 0.875, 0.75, 0.66)]
-    pairs = []
-    for i, crop_height in enumerate(sides):
-        for j, crop_width in enumerate(sides):
-            if abs(i - j) <= 1:
-                pairs.append((crop_width, crop_height))
+    pairs = [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     crop_width, crop_height = pairs[int(rng.integers(len(pairs)))]
     dx, dy = (width - crop_width) // 4, (height - crop_height) // 4
     offsets = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0)]

@@ -111,11 +111,8 @@ class PlainTrainer:
             total, video_loss, audio_loss, contrast, _ = pretraining_losses(
                 self.model, video, video_mask, audio, audio_mask, **options
             )
-        parts = {
-            "loss_video": video_loss.item(),
-            "loss_audio": audio_loss.item(),
-            "loss_contrastive": contrast.item(),
-        }
+        parts = {"loss_video": video_loss, "loss_audio": audio_loss, "loss_contrastive": contrast}
+        parts = {name: value.item() for name, value in parts.items()}
         loss, norm = self.update(total)
         return {"loss": loss, "grad_norm": norm, **parts}
 
@@ -130,17 +127,16 @@ class PlainTrainer:
 
 
 @torch.no_grad()
-def score_views(model, views, device, half=None):
+def score_views(model, views, device):
     """Score a list of batches of views one after the other; return probabilities, (views, B, K).
 
     A clip's views are 2 windows x 2 crops as in the original; crops of square frames are the same
     pixels, and are computed again all the same.
     """
     model.eval()
-    half = torch.device(device).type == "cuda" if half is None else half
-    scores = []
+    kind, scores = torch.device(device).type, []
     for video, audio in views:
-        with torch.autocast(torch.device(device).type, dtype=torch.float16, enabled=half):
+        with torch.autocast(kind, dtype=torch.float16, enabled=kind == "cuda"):
             output = model(video, audio)
         scores.append(output.float().softmax(dim=-1).cpu())
     return torch.stack(scores)

@@ -91,11 +91,8 @@ def test_skipped_clips_settings_that_differ_and_the_list_of_the_best_epoch_are_n
         run = tmp_path / f"fold{k}"
         for name in ("pred.csv", "pred_best.csv"):
             write_fold(run, k, 5, name)
-        settings = {
-            "run": {"output_dir": f"out/{k}", "seed": k},
-            "data": {"data_path": f"lists/{k}"},
-            "classifier": {"modality": modality, "depth": 2},
-        }
+        settings = {"run": {"seed": k}, "data": {"data_path": f"lists/{k}"}}  # these may differ
+        settings["classifier"] = {"modality": modality, "depth": 2}
         (run / "config.json").write_text(json.dumps(settings))
         (run / "metrics_best.json").write_text(json.dumps({"chosen_on": "lists/test.csv"}))
     (tmp_path / "fold1" / "metrics.json").write_text('{"skipped": ["a: gone", "b: gone"]}')
@@ -127,13 +124,10 @@ def test_regression_table_has_correlations_of_the_union_and_of_each_output(tmp_p
     assert row[2] == f"{100 * ccc:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
 
 
-def test_class_names_come_from_the_settings_of_the_run_or_beside_its_lists(tmp_path):
+def test_class_names_come_from_the_settings_of_the_run(tmp_path):
     write_fold(tmp_path / "fold1", 1, 9)
     assert build(tmp_path, plan=QUICK).names == ["class 0", "class 1", "class 2"]
-    lists = tmp_path / "lists" / "split01"
-    lists.mkdir(parents=True)
-    (lists.parent / "classes.txt").write_text("anger\njoy\nfear\n")
-    settings = {"data": {"data_path": str(lists)}}
+    settings = {"data": {"class_names": ["anger", "joy", "fear"]}}
     (tmp_path / "fold1" / "config.json").write_text(json.dumps(settings))
     assert build(tmp_path, plan=QUICK).names == ["anger", "joy", "fear"]
     with pytest.raises(ValueError, match=r"--class_names gives 2 names \(a, b\), expected 3"):

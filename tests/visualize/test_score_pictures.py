@@ -113,9 +113,9 @@ def test_confusion_is_pooled_over_files_and_runs_and_normalised_by_row(predictio
     out = tmp_path / "confusion.svg"
     main(["confusion", *map(str, predictions), "--output", str(out)])
     assert out.read_text().startswith("<?xml")
-    settings = {"data": {"data_path": str(tmp_path)}}
+    settings = {"data": {"data_path": str(tmp_path)}}  # of the run, whose list has its names
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
-    axes = confusion([predictions[1]]).axes[0]  # the run knows its names
+    axes = confusion([predictions[1]]).axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["anger", "joy", "fear"]
     with pytest.raises(ValueError, match="--class_names gives 2 names .a, b., expected 3"):
         confusion(predictions, ["a", "b"])
