@@ -245,11 +245,10 @@ def overlaps(first: np.ndarray, second: np.ndarray, of_smaller: bool = False) ->
 def check_weights() -> dict[str, bytes]:
     """Return the files of weights; FileNotFoundError or ValueError where they are not the known."""
     found: Any = {name: importlib.util.find_spec(name) for name in ("mtcnn", "lz4")}
-    for name, package in found.items():
-        if package is None:
-            raise FileNotFoundError(
-                f"the package {name}, which the weights need, is missing; {INSTALL}"
-            )
+    if missing := [name for name, package in found.items() if package is None]:
+        raise FileNotFoundError(
+            f"the package {missing[0]}, which the weights need, is missing; {INSTALL}"
+        )
     # mtcnn is not imported: that would need TensorFlow.
     folder, files = Path(found["mtcnn"].submodule_search_locations[0], "assets", "weights"), {}
     for name, expected in WEIGHTS_SHA256.items():

@@ -99,8 +99,7 @@ def build(
     regression, number = union.is_regression, union.num_outputs
     known = NUMBER_METRICS if regression else CLASS_METRICS
     if unknown := [metric for metric in metrics if metric not in known]:
-        use = ", ".join(known)
-        raise ValueError(f"--metrics {unknown[0]} is no score of {union.task}; use {use}")
+        raise ValueError(f"--metrics {unknown[0]} is no score of {union.task}; use {known}")
     task = "regression" if regression else "classification"
     shown = chosen_names(names, number) if names else names_of_run(settings, task, number)
     return Report(

@@ -53,7 +53,7 @@ def test_a_folder_that_is_a_run_is_its_only_fold_without_deviation_or_missing_fo
     head, *rows = cells_of(main_table(built))
     assert rows == [["fold3", "12", value], ["Total", "12", value]] and built.notes == []
     assert head == ["fold", "clips", "weighted F1 last"]
-    with pytest.raises(ValueError, match="--metrics ccc is no score of 3 classes; use uar"):
+    with pytest.raises(ValueError, match="--metrics ccc is no score of 3 classes; use .'uar'"):
         build(run, plan=QUICK, metrics=["ccc"])
 
 
