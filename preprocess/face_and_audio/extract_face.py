@@ -179,10 +179,7 @@ def face_work(args: argparse.Namespace) -> batch.Work:
         return functools.partial(extract_with_openface, options=options)
     from hicmae.faces.detector import check_weights
 
-    try:
-        check_weights()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}, or use --backend openface") from None
+    check_weights()
     return functools.partial(extract, options=options)
 
 

@@ -138,11 +138,8 @@ def find(root: str, *candidates: str, remedy: str = "see --help") -> str:
 
 def contents(folder: str) -> str:
     """Name what is in a folder, shortened."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name + "/" * entry.is_dir() for entry in entries]
-    except OSError as error:
-        return f"that it cannot be read ({error.strerror})"
+    with os.scandir(folder) as entries:
+        names = [entry.name + "/" * entry.is_dir() for entry in entries]
     return some(names, 8) or "nothing"
 
 
