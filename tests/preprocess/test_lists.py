@@ -276,8 +276,11 @@ def test_another_count_than_published_is_said_and_strict_refuses_it(tree, caplog
 @pytest.mark.parametrize(
     ("faces", "wavs", "message"),
     [
-        ([], ["a"], r"expected 'faces' or .* found 'audio_16k/', 'one.jpg', 'one.wav'"),
-        (["a"], [], r"'audio_16k' or 'audio' or 'AudioWAV' in .*--audio_dir"),
+        (
+            ["a"],
+            [],
+            r"'audio_16k' or 'audio' or 'AudioWAV' in .* found 'faces/'.*--audio_dir",
+        ),
         (None, ["a"], r"expected face folders.* found nothing; .*extract_face.py"),
         (["1001_DFA_ANG_XX"], ["1001_DFA_ANG_XX"], r"no clip is left for .*split01/train.csv"),
     ],
