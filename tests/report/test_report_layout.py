@@ -181,7 +181,6 @@ def test_odd_names_pass_under_a_strict_locale(tmp_path):
         (["gone"], "'gone' is no folder; give the one that holds the folds"),
         (["exp", "--class_names", "none.txt"], "'none.txt' is no file; expected the names"),
         (["exp", "--confidence", "0"], "--confidence must be > 0 and < 100, got 0"),
-        (["exp", "--resamples", "-1"], "--resamples must be >= 0, got -1"),
         (["exp", "--by_speaker", "--speaker_pattern", "b"], "give one of --by_speaker, --speaker"),
         (["exp", "--by_speaker"], "nor the folder above holds clip_speakers.csv"),
         (["exp", "--speaker_file", "a"], "'a' does not exist"),

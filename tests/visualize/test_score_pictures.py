@@ -84,7 +84,7 @@ def test_curves_command_draws_runs_as_bitmap_or_vectors(tmp_path, capsys):
     for k, epochs in ((10, 2), (2, 1)):  # one epoch is enough
         write_log(tmp_path / f"fold{k}", log(epochs, train_loss=[2.0, 1.0], train_lr=[1e-4, 1e-5]))
     out = tmp_path / "pictures" / "curves.png"
-    for path, start in ((out, b"\x89PNG"), (out.with_suffix(".pdf"), b"%PDF")):
+    for path, start in ((out, b"\x89PNG"), (out.with_suffix(".svg"), b"<?xml")):
         main(["curves", str(tmp_path / "fold10"), str(tmp_path / "fold2"), "--out", str(path)])
         assert capsys.readouterr().out == f"written: {path}\n"
         assert path.read_bytes().startswith(start)
@@ -110,9 +110,6 @@ def test_confusion_is_pooled_over_files_and_runs_and_normalised_by_row(predictio
     assert [text.get_text() for text in axes.texts][:3] == ["75%\n3", "25%\n1", "0"]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["anger", "joy", "fear"]
     assert axes.get_title() == "7 clips, UAR 91.67%, WAR 85.71%"
-    out = tmp_path / "confusion.svg"
-    main(["confusion", *map(str, predictions), "--output", str(out)])
-    assert out.read_text().startswith("<?xml")
     settings = {"data": {"data_path": str(tmp_path)}}  # of the run, whose list has its names
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
     axes = confusion([predictions[1]]).axes[0]
@@ -191,9 +188,6 @@ def test_folders_give_an_axis_a_class_or_a_data_set(tmp_path):
         scores_of_folders([f"x/one={tmp_path / 'a'}", f"x/two={tmp_path / 'c'}"])
     with pytest.raises(ValueError, match="has no predictions of its best epoch"):
         scores_of_folders([f"toy={tmp_path / 'a'}"], kind="best")
-    out = tmp_path / "radar.svg"
-    main(["radar", f"toy={tmp_path / 'a'}", "--metrics", "recall", "--output", str(out)])
-    assert out.read_text().startswith("<?xml")
 
 
 def test_a_class_without_clips_is_a_gap_and_said(tmp_path):
