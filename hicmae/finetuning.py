@@ -326,7 +326,8 @@ def test_last_and_best(
     saver: Saver, configs: FinetuneConfigs, lists: splits.Lists, val_loader: DataLoader
 ) -> None:
     """Test the last epoch's model, the best one's, and the average, kept in checkpoint-ema.pth."""
-    run, state, last, best = saver.run, saver.state, configs.optim.epochs - 1, saver.state.best
+    run, state, best = saver.run, saver.state, saver.state.best
+    last = configs.optim.epochs - 1
     loader = scoring_loader(run, configs, lists.test)
     test = partial(test_model, saver, configs, lists, val_loader, loader)
     final = test("last", last)
@@ -362,7 +363,8 @@ def test_model(
     files of the results tell the epoch and `facts`. Returns scores by their names in TensorBoard.
     """
     run, task, model = saver.run, configs.classifier.task, saver.state.model
-    suffix, temperature = "" if kind == "last" else f"_{kind}", None
+    suffix = "" if kind == "last" else f"_{kind}"
+    temperature = None
     if task == "classification" and not lists.val_is_test:
         _, held_out = evaluate(run, configs, model, val_loader, "calibration", saver.check)
         temperature = scoring.fit_temperature(held_out.targets, held_out.scores)

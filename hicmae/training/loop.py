@@ -92,18 +92,20 @@ def train_one_epoch(
     saver.check()  # a signal may have come while the last epoch was validated and saved
     if isinstance(loader, DataLoader):
         loader = epoch_batches(loader, state.epoch, state.step * optim.accum_iter)
-    batches, text = iter(loader), f"epoch {state.epoch}/{optim.epochs}"
+    batches = iter(loader)
     unreadable: list[SkippedClip] = []
     metrics.restart_clock()
     if state.step == plan.steps:  # only what follows the epoch is left; show its last step again
         show(state, logs)
+    text = f"epoch {state.epoch}/{optim.epochs}"
     with Progress(plan.steps, text, config.print_freq, state.step) as progress:
         while state.step < plan.steps:
             started = time.perf_counter()
             group = list(itertools.islice(batches, optim.accum_iter))
             waited = time.perf_counter() - started
             unreadable += [clip for batch in group for clip in batch.skipped]
-            step, lr = state.steps_done, float(plan.lr[state.steps_done])
+            step = state.steps_done
+            lr = float(plan.lr[step])
             seed_step(config.seed, step, distributed.rank())
             set_learning_rate(state.optimizer, lr, float(plan.weight_decay[step]))
             how = state.optimizer, state.scaler, run.precision, optim.clip_grad
