@@ -178,18 +178,19 @@ class PretrainClips(ClipDataset):
         audio = wav.span_features(sound, spans, gains, self.input_size_audio)
         frames = film.read_frames(video, windows)
         masks = self.masks(self.mask_ratio, self.mask_ratio_audio, rng)
-        pixels = []
-        for window in windows:
+        shape = (self.num_samples, 3, self.num_frames, *self.size)
+        pixels = torch.empty(shape, dtype=torch.uint8)
+        for sample, window in zip(pixels, windows, strict=True):
             height, width = frames[int(window[0])].shape[:2]
             region = film.source_box(self.source_crop, self.size[0], width, height)
             box = film.draw_crop(region, rng)
             resized = film.resize_frames([frames[k] for k in window], self.size, box)
-            pixels.append(film.to_tensor(resized))
+            film.to_tensor(resized, sample)
         light: tuple[Tensor | None, Tensor | None] = None, None
         if self.contrast_mask_ratio is not None:
             light = self.masks(self.contrast_mask_ratio, self.contrast_mask_ratio, rng)
         names = (name_of(clip),) * self.num_samples
-        return PretrainBatch(torch.stack(pixels), masks[0], audio, masks[1], names, (), *light)
+        return PretrainBatch(pixels, masks[0], audio, masks[1], names, (), *light)
 
     def masks(
         self, ratio: float, ratio_audio: float, rng: np.random.Generator

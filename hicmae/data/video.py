@@ -278,17 +278,17 @@ def resize_frames(
     return rearrange(pixels, "t c h w -> t h w c").numpy()
 
 
-def to_tensor(frames: np.ndarray | Sequence[Any]) -> torch.Tensor:
-    """Return RGB frames of one size, arrays or images, as (3, T, H, W) uint8."""
+def to_tensor(frames: np.ndarray | Sequence[Any], out: torch.Tensor | None = None) -> torch.Tensor:
+    """Return RGB frames of one size, arrays or images, as (3, T, H, W) uint8, in `out` if given."""
     import cv2
     import torch
 
     stacked = frames if isinstance(frames, np.ndarray) else np.stack(frames)
-    planes = np.empty((3, *stacked.shape[:3]), np.uint8)
-    # Into the planes, in a fifth of the time of a transposition.
+    planes = torch.empty((3, *stacked.shape[:3]), dtype=torch.uint8) if out is None else out
+    # cv2 writes into the planes, in a fifth of the time of a transposition.
     tall, parts = "t h w c -> (t h) w c", "c t h w -> c (t h) w"
-    cv2.split(rearrange(stacked, tall), [*rearrange(planes, parts)])
-    return torch.from_numpy(planes)
+    cv2.split(rearrange(stacked, tall), [*rearrange(planes.numpy(), parts)])
+    return planes
 
 
 @functools.cache
