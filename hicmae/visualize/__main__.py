@@ -14,6 +14,8 @@ PICTURES = {
     "confusion": ("runs", "Draw the confusion matrix of prediction files, or runs, put together."),
     "radar": ("runs", "Draw scores across data sets, a polygon a method."),
     "reconstruction": ("clips", "Draw clips of a list, rebuilt by a pre-training checkpoint."),
+    "attention": ("attention", "Draw where each modality looks, and what it reads of the other."),
+    "layer_weights": ("features", "Draw layer weights of fine-tuned checkpoints, e.g. of folds."),
     "tsne": ("features", "Draw features of labelled clips laid out by t-SNE, coloured by class."),
     "retrieval": ("features", "Draw how often sound finds its video among others, and back."),
 }
@@ -41,7 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
         add("--data_path", required=True, metavar="LIST", help="list that fits it, or its folder")
         add("--data_root", default="", metavar="DIR", help="start of relative paths")
         add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... or mps (default: auto)")
-        text = "clips drawn at random; 0, the default: all, of a reconstruction the first"
+        text = (
+            "clips drawn at random; 0, the default: all, of reconstruction and attention the first"
+        )
         add("--num_clips", type=int, default=0, metavar="N", help=text)
         text = "of draw, windows, crops and masks (default: 0, of a pre-training the training's)"
         add("--seed", type=int, help=text)
@@ -56,6 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--metrics", nargs="+", default=(), metavar="SCORE", help=SCORES)
     add("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
     add_of_clips("reconstruction", "pre-training checkpoint, or its run")
+    add = add_picture("layer_weights").add_argument
+    add("--checkpoint", required=True, nargs="+", metavar="FILE", help="fine-tuned, e.g. of folds")
+    add_of_clips("attention", "checkpoint, or its export or run")
     add_of_clips("tsne", "fine-tuned checkpoint, or its export or run")
     add_of_clips("retrieval", "pre-training checkpoint, or its run")
     return parser

@@ -110,13 +110,17 @@ def batches(opened: Opened, batch_size: int = 16, **options: Any) -> Iterator[Pr
         yield batch.to(opened.device)
 
 
+def frames_shown(count: int) -> np.ndarray:
+    """Return which frames of a clip of so many are drawn, (n,)."""
+    return np.linspace(0, count - 1, min(MOST_FRAMES, count)).round().astype(int)
+
+
 def reconstruction_figure(clips: Sequence[Reconstruction]) -> Figure:
     """Draw clips of one shape as they are, as the model sees them, and as it rebuilds them.
 
     The spectrogram of a clip as it is sets the range of its colours.
     """
-    length, num_rows = clips[0].video.shape[1], len(ROWS) * len(clips)
-    frames = np.linspace(0, length - 1, min(MOST_FRAMES, length)).round().astype(int)
+    frames, num_rows = frames_shown(clips[0].video.shape[1]), len(ROWS) * len(clips)
     widths = [1.0] * len(frames) + [2.2]
     tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):

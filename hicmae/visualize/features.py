@@ -1,4 +1,4 @@
-"""What a model has learned: features laid out by t-SNE, and retrieval."""
+"""What a model has learned: features laid out by t-SNE, retrieval, weights of encoder blocks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
 from hicmae.data.clip_list import find_list, read_labelled_list
+from hicmae.inference.model import load_model
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.inference.style import MARKERS, STYLE, colour
 from hicmae.knn import extract
@@ -168,3 +169,36 @@ def retrieval(**source: Any) -> tuple[Figure, str]:
     found = recalls(video, audio, levels)
     text = found.to_string(float_format="{:.2f}".format, col_space=7)
     return retrieval_figure(found, levels), f"recall in percent among {count} clips\n{text}"
+
+
+def layer_weights(checkpoint: Sequence[str | Path]) -> Figure:
+    """Draw layer weights of fine-tuned checkpoints, e.g. of folds: the mean, each as a point."""
+    runs = []  # (L,) by stream
+    for path in checkpoint:
+        model, config = load_model(path)
+        weights = {} if config.task == "pretraining" else model.state_dict()
+        names = [name for name in weights if name.endswith("_layer_weights")]
+        runs.append({name: weights[name].double().softmax(dim=0).numpy() for name in names})
+        sizes, first = ({n: len(w) for n, w in run.items()} for run in (runs[-1], runs[0]))
+        if sizes != first or not sizes:
+            raise ValueError(
+                f"'{path}' has layer weights {sizes}, '{checkpoint[0]}' has {first}; draw models "
+                "of one size and modality, fine-tuned with hierarchical fusion"
+            )
+    with rc_context(STYLE):
+        figure = Figure((2.7 * len(runs[0]), 2.2))
+        panels = figure.subplots(1, len(runs[0]), sharey=True, squeeze=False)[0]
+        for number, (axes, name) in enumerate(zip(panels, runs[0], strict=True)):
+            values = 100 * np.stack([run[name] for run in runs])  # (runs, L)
+            places, even = np.arange(values.shape[1]), 100 / values.shape[1]
+            axes.bar(places, values.mean(0), 0.7, color=colour(number), alpha=0.85)
+            if len(values) > 1:
+                points = axes.plot(places, values.T, "o", color="black", markersize=2.5)
+                points[0].set_label("one run")
+            axes.axhline(even, color="black", linestyle="--", linewidth=1, label="equal weights")
+            axes.set_xticks(places)
+            axes.grid(axis="x", visible=False)
+            axes.set(title=f"{name.partition('_')[0]} encoder", xlabel="encoder block")
+        panels[0].set_ylabel("layer weight (%)")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure

@@ -1,4 +1,4 @@
-"""Pictures that run a model over a list: t-SNE, retrieval, rebuilding."""
+"""Pictures that run a model over a list: t-SNE, attention, retrieval, layer weights, rebuilding."""
 
 import argparse
 
@@ -15,6 +15,7 @@ from hicmae.training import checkpoint
 from hicmae.visualize.__main__ import main
 from hicmae.visualize.clips import batches, choose_lines, open_clips
 from hicmae.visualize.features import (
+    layer_weights,
     pooled_levels,
     recall_at,
     recalls,
@@ -140,6 +141,20 @@ def test_reconstruction_of_the_original_authors_files_reads_their_flags(
     assert pictures[0] == pictures[1]
 
 
+def test_layer_weights_are_shares_of_each_stream(finetuned, pretrained, tmp_path):
+    state = checkpoint.load(finetuned)
+    state["model"]["audio_layer_weights"] = torch.tensor([1.0, 0.0])
+    other = str(tmp_path / "other.pth")
+    checkpoint.save(other, state)
+    video, audio = layer_weights([other, other]).axes
+    assert (video.get_title(), audio.get_title()) == ("video encoder", "audio encoder")
+    expected = 100 * np.exp([1.0, 0.0]) / np.exp([1.0, 0.0]).sum()
+    assert [bar.get_height() for bar in audio.patches] == pytest.approx(expected)
+    assert [bar.get_height() for bar in video.patches] == pytest.approx([50, 50])
+    with pytest.raises(ValueError, match="has layer weights {}"):
+        layer_weights([pretrained])
+
+
 def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides():
     drawn, *others = (choose_lines(8, 5, seed) for seed in range(4))
     assert drawn == sorted(set(drawn)) and len(drawn) == 5 and any(o != drawn for o in others)
@@ -161,6 +176,10 @@ def test_commands_draw_at_200_dpi_as_much_as_was_asked_for(
     one, two = (size("reconstruction", *trained, *n) for n in ([], ["--num_clips", "2"]))
     assert two[1] > 1.7 * one[1]
     assert size("retrieval", *trained, "--num_clips", "4")[0] > 600
+    tuned = ["--checkpoint", finetuned, "--data_path", labelled, "--num_clips", "2"]
+    one, two = (size("attention", *flags) for flags in (trained, tuned))
+    assert one[0] > 600 and two[1] > 1.7 * one[1]
+    assert size("layer_weights", "--checkpoint", finetuned, finetuned)[0] > 500
     shown = capsys.readouterr().out
     assert "recall in percent among 4 clips" in shown and "block 1, video to audio" in shown
     assert shown.count(" to ") == 2 * 2
@@ -184,6 +203,7 @@ def test_commands_say_in_one_line_what_does_not_fit(
         ("retrieval", pretrained, few, "", "at least 2 clips to choose from, got 1"),
         ("retrieval", pretrained, broken, "", "gone."),
         ("reconstruction", bare, unlabelled, "", "has no settings, but"),
+        ("attention", finetuned, broken, "--num_clips 3", "gone."),
         ("reconstruction", pretrained, broken, "--num_clips 3", "gone."),
         ("reconstruction", pretrained, unlabelled, "--device gpu", "--device must be auto, cpu,"),
     ):

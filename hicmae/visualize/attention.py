@@ -1,0 +1,192 @@
+"""Where each modality looks, drawn over the frames and the spectrogram.
+
+The layers use fused attention, so their weights exist nowhere: they are computed again here from
+what the layers were given.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from hicmae.config import Options
+from hicmae.data.clip_list import PackedClip
+from hicmae.data.video import normalise
+from hicmae.inference import forward
+from hicmae.inference.clips import Clip
+from hicmae.inference.commands import read_items
+from hicmae.inference.recognizer import EmotionRecognizer
+from hicmae.inference.style import STYLE
+from hicmae.models.encoder import ModalityEncoder
+from hicmae.models.layers import Attention
+from hicmae.visualize.clips import HOP_SECONDS, choose_lines, frames_shown
+
+# Maps of a model, by names of the layers that they are of: beginning and end.
+LAYERS = {
+    "video": ("encoder.blocks.", ".attn"),
+    "audio": ("encoder_audio.blocks.", ".attn"),
+    "audio by video": ("encoder_fusion.blocks.", ".cross_attn"),
+    "video by audio": ("encoder_fusion.blocks_audio.", ".cross_attn"),
+}
+# A row: its title, and the maps over its frames and over its spectrogram.
+ROWS = (
+    ("input", "", ""),
+    ("self-\nattention", "video", "audio"),
+    ("cross-\nattention", "video by audio", "audio by video"),
+)
+
+
+def attention_weights(layer: nn.Module, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+    """Return softmax(q k^T / sqrt(d)) of each head of an `Attention`, (B, heads, N, M).
+
+    Tokens are (B, N, D), the context (B, M, D); without one M is N. Rows sum to 1.
+    """
+    layer = cast(Attention, layer)
+    if context is None:
+        query_weight, key_weight, _ = layer.qkv.weight.chunk(3)
+    else:
+        query_weight, key_weight = layer.q.weight, layer.kv.weight.chunk(2)[0]
+    query = F.linear(tokens, query_weight, layer.q_bias)
+    key = F.linear(tokens if context is None else context, key_weight)
+    query = rearrange(query, "b n (h d) -> b h n d", h=layer.num_heads)
+    key = rearrange(key, "b m (h d) -> b h d m", h=layer.num_heads)
+    return (query @ key / query.shape[-1] ** 0.5).softmax(dim=-1)
+
+
+@contextmanager
+def recorded_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield name of a layer -> (B, N, M), mean over its heads, filled by the forward pass."""
+    maps: dict[str, Tensor] = {}
+
+    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        maps[name] = attention_weights(layer, *inputs).mean(dim=1)
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(module, Attention):
+                hooks.enter_context(module.register_forward_pre_hook(partial(record, name)))
+        yield maps
+
+
+def rollout(maps: Sequence[Tensor]) -> Tensor:
+    """Follow attention through a stack (Abnar and Zuidema, 2020, "attention rollout").
+
+    Takes (B, N, N) of each layer, first layer first; a residual connection counts as half of what
+    a layer reads. Returns (B, N, N): how much of every input token is in every output token; rows
+    sum to 1.
+    """
+    identity = torch.eye(maps[0].shape[-1], dtype=maps[0].dtype, device=maps[0].device)
+    mixed = identity.expand_as(maps[0])
+    for layer in maps:
+        mixed = (layer + identity) / 2 @ mixed
+    return mixed
+
+
+def looks(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Reduce recorded attention to one number a token, the mean over all tokens that read it.
+
+    Returns (B, N) each, in units of even attention: "video" and "audio", where each encoder looks
+    in its own stream, by `rollout`; "video by audio" and "audio by video", what the fusion encoder
+    reads in the other one, mean over its layers.
+    """
+    found: dict[str, Tensor] = {}
+    for name, (begin, end) in LAYERS.items():
+        layers = [m for n, m in maps.items() if n.startswith(begin) and n.endswith(end)]
+        if layers:
+            weights = rollout(layers) if end == ".attn" else torch.stack(layers).mean(dim=0)
+            found[name] = weights.mean(dim=1) * weights.shape[-1]
+    return found
+
+
+def attention(
+    checkpoint: str | Path,
+    data_path: str | Path,
+    data_root: str = "",
+    device: str = "auto",
+    num_clips: int = 0,
+    seed: int | None = None,
+) -> Figure:
+    """Draw where each modality looks, and what the other one reads in the fusion encoder.
+
+    Of each clip the first window is drawn; without a number of clips the first of the list.
+    """
+    recognizer = EmotionRecognizer.from_checkpoint(checkpoint, device, "fp32")
+    items = read_items(str(data_path), data_root)
+    lines = choose_lines(len(items), num_clips, seed or 0) if num_clips else [0]
+    return attention_figure([_look(recognizer, items[line][0]) for line in lines])
+
+
+@torch.inference_mode()
+def _look(recognizer: EmotionRecognizer, item: Any) -> dict[str, np.ndarray]:
+    """Return the `looks` at a clip on the grids of tokens, and its "frames" and "spectrogram"."""
+    model, config = recognizer.model, recognizer.config
+    pair = (item, None) if isinstance(item, PackedClip) else item
+    clip = Clip(pair[0], pair[1], config, config.modality, Options(faces="cut"))
+    clip.prepare()
+    view = next(clip.views())
+    device = recognizer.precision.device
+    video = None if view.video is None else normalise(view.video[None].to(device))
+    audio = None if view.audio is None else view.audio[None].to(device)
+    with recorded_attention(model) as maps:
+        forward.features(model, video, audio)
+    found: dict[str, np.ndarray] = {}
+    for name, weights in looks(maps).items():
+        encoder = "encoder" if name.startswith("video") else "encoder_audio"
+        grid = cast(ModalityEncoder, model.get_submodule(encoder)).patch_embed.grid
+        found[name] = weights[0].reshape(grid).float().cpu().numpy()
+    if view.video is not None:
+        found["frames"] = view.video.numpy().transpose(1, 2, 3, 0)
+    if view.audio is not None:
+        found["spectrogram"] = view.audio[0].numpy().T
+    return found
+
+
+def attention_figure(clips: Sequence[dict[str, np.ndarray]]) -> Figure:
+    """Draw clips of one model: as they are, and with their maps laid over them."""
+    first = clips[0]
+    shown = frames_shown(len(first.get("frames", ())))
+    widths = [1.0] * len(shown) + [2.2] * ("spectrogram" in first)
+    rows = [(clip, *row) for clip in clips for row in ROWS if {row[1], row[2]} & {"", *clip}]
+    look: Any = {"xytext": (-6, 0), "textcoords": "offset points", "va": "center", "ha": "right"}
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure((1.05 * sum(widths) + 1.8, 1.1 * len(rows) + 0.5))
+        grid = figure.subplots(len(rows), len(widths), width_ratios=widths, squeeze=False)
+        for axes, (clip, title, over_frames, over_sound) in zip(grid, rows, strict=True):
+            axes[0].annotate(title, (0, 0.5), xycoords="axes fraction", **look)
+            for panel, frame in zip(axes, shown, strict=False):
+                _overlay(panel, clip["frames"][frame], clip.get(over_frames), frame / shown[-1])
+                panel.set(xticks=[], yticks=[])
+            if "spectrogram" in clip:
+                heat = clip.get(over_sound)
+                _overlay(axes[-1], clip["spectrogram"], None if heat is None else heat.T, None)
+        if "spectrogram" in first:
+            grid[-1, -1].set_xlabel("time (s)")
+    return figure
+
+
+def _overlay(panel: Any, picture: np.ndarray, heat: np.ndarray | None, place: float | None) -> None:
+    """Draw a frame (H, W, 3) or a spectrogram (F, T), grey below a map from 0 to its maximum.
+
+    A frame is at `place`, 0 to 1, of the clip, and of the map (t, h, w).
+    """
+    height, width = picture.shape[:2]
+    extent = (0, width, height, 0) if place is not None else (0, width * HOP_SECONDS, 0, height)
+    how: Any = {"extent": extent, "aspect": "auto"}
+    how |= {} if place is not None else {"origin": "lower"}
+    if heat is None:
+        panel.imshow(picture, **how, **({} if place is not None else {"cmap": "viridis"}))
+        return
+    grey = picture.mean(-1) if picture.ndim == 3 else picture
+    panel.imshow(grey, cmap="gray", **how)
+    now = heat if place is None else heat[min(int(place * len(heat)), len(heat) - 1)]
+    strongest: Any = {"vmin": 0.0, "vmax": heat.max(), "interpolation": "bilinear"}
+    panel.imshow(now, cmap="inferno", alpha=0.6, **strongest, **how)
