@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import hicmae.models  # noqa: F401  (registers the models)
-from hicmae.config import LOWER_IS_BETTER, FinetuneConfigs
+from hicmae.config import LOWER_IS_BETTER, ClassifierConfig, ClipConfig, FinetuneConfigs
 from hicmae.config.flags import as_dict, given_flags, parse_configs
 from hicmae.data import splits
 from hicmae.data.augment import ClipTransform, Mixup, mix_batch
 from hicmae.data.batches import LabelledBatch
-from hicmae.data.clip_list import names_of_run, read_labelled_list
+from hicmae.data.clip_list import name_of, names_of_run, read_labelled_list
 from hicmae.data.dataset import LabelledClips, TestClips
 from hicmae.data.loader import SkippedClips
 from hicmae.inference.export import export_run
@@ -29,7 +30,7 @@ from hicmae.training import checkpoint, distributed, loop, trained
 from hicmae.training import evaluate as scoring
 from hicmae.training.logs import show_hparams
 from hicmae.training.optim import freeze, num_parameters, shared_batches
-from hicmae.training.resume import Saver, find_checkpoint, resume
+from hicmae.training.resume import Saver, find_checkpoint, resume, settings_to_keep
 from hicmae.training.run import Run, open_run, write_settings
 from hicmae.training.state import make_state
 from hicmae.training.trained import Trained, load_pretrained
@@ -39,6 +40,8 @@ logger = logging.getLogger("hicmae")
 # Settings of a classifier that are arguments of its builder.
 MODEL = ("num_classes", "depth", "depth_audio", "fusion_depth", "drop_path_rate", "init_values",
          "head_activation", "modality", "hierarchical_fusion", "fusion_order")  # fmt: skip
+# Numbers that a head can give, by its activation.
+REACH = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 
 
 def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
@@ -48,6 +51,8 @@ def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
     if source:
         kept = {*trained.SETTLED, "test_num_segment", "average_clips"}
         parser.set_defaults(**{k: v for k, v in source.settings.items() if k in kept})
+    else:
+        parser.set_defaults(**settings_to_keep(given, ClipConfig, ClassifierConfig))
     configs = parse_configs(parser, FinetuneConfigs, argv)
     with open_run(configs.run, trains=source is None) as run:
         optim = shared_batches(configs.optim, distributed.world_size())
@@ -62,8 +67,7 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     known = {"class_names": classifier.class_names, "data_path": configs.data.data_path}
     names = names_of_run(known, classifier.task, classifier.num_classes)
     logger.info("names: %s", ", ".join(names))
-    if classifier.task == "classification":
-        warn_of_classes(Path(configs.data.data_path, "train.csv"), lists.train, names)
+    check_training(configs, lists, names)
     loader = training_loader(run, configs, lists.train)
     val_loader = scoring_loader(run, configs, lists.val, centre=True)
     clips = {"training": lists.train, "validation": lists.val, "test": lists.test}
@@ -105,8 +109,10 @@ def tested_model(given: Mapping[str, Any]) -> Trained:
 
     ValueError: it is no classifier, or a flag contradicts what it was trained with.
     """
+    folder = given.get("output_dir", "")
     named = given.get("resume") or given.get("finetune")
-    source = trained.read(named or checkpoint.find(given.get("output_dir", ""), to_resume=True))
+    newest = None if named else next(checkpoint.whole(folder), None)
+    source = trained.describe(newest[1], newest[0]) if newest else trained.read(named or folder)
     if "nb_classes" not in source.settings:
         raise ValueError(
             f"'{source.source}' has no head to test: testing needs a fine-tuned checkpoint; "
@@ -155,6 +161,26 @@ def read_lists(configs: FinetuneConfigs) -> splits.Lists:
     )
 
 
+def check_training(configs: FinetuneConfigs, lists: splits.Lists, names: Sequence[str]) -> None:
+    """Refuse what cannot learn, and warn of labels that training cannot reach.
+
+    ValueError: a loss that compares clips gets one clip a pass. Its draws share one target, so
+    --num_samples does not help.
+    """
+    loss, classifier = configs.score.loss, configs.classifier
+    if loss in ("ccc", "pcc") and configs.optim.batch_size == 1:
+        raise ValueError(
+            f"--loss {loss} correlates the clips of a pass, got --batch_size 1, expected 2 or "
+            "more: its gradient would be 0; raise --batch_size, or use --loss mse"
+        )
+    train, test = (Path(configs.data.data_path, f"{part}.csv") for part in ("train", "test"))
+    if classifier.task == "classification":
+        warn_of_classes(train, lists.train, names)
+    elif classifier.head_activation:
+        files = {train: lists.train, Path(lists.val_file): lists.val, test: lists.test}
+        warn_of_targets(files, classifier.head_activation)
+
+
 def warn_of_classes(path: Path, clips: splits.Clips, names: Sequence[str]) -> None:
     """Warn of classes that the training list has no clip of."""
     labels = {clip.label for clip in clips}
@@ -164,6 +190,21 @@ def warn_of_classes(path: Path, clips: splits.Clips, names: Sequence[str]) -> No
             "be learned; check the list, which counts from 0, and what --val_split holds out",
             *(path, ", ".join(lacking), len(names)),
         )
+
+
+def warn_of_targets(files: Mapping[Path, splits.Clips], activation: str) -> None:
+    """Warn of each list with regression targets that the outputs cannot reach."""
+    low, high = REACH[activation]
+    for path, clips in files.items():
+        targets = [(v, c) for c in clips if isinstance(c.label, tuple) for v in c.label]
+        outside = [(value, clip) for value, clip in targets if not low <= value <= high]
+        if outside:
+            value, clip = max(outside, key=lambda pair: max(low - pair[0], pair[0] - high))
+            logger.warning(
+                "'%s': %d of %d targets cannot be reached, got %g of '%s', expected %g to %g of "
+                "--head_activation %s; leave it out, or scale the targets",
+                *(path, len(outside), len(targets), value, name_of(clip), low, high, activation),
+            )
 
 
 def clip_options(configs: FinetuneConfigs) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import hicmae.models  # noqa: F401  (registers the models)
-from hicmae.config import PretrainConfigs, PretrainLossConfig
-from hicmae.config.flags import parse_configs
+from hicmae.config import ClipConfig, PretrainConfigs, PretrainLossConfig, PretrainModelConfig
+from hicmae.config.flags import given_flags, parse_configs
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import decide_source_crop, read_pretrain_list
 from hicmae.data.dataset import PretrainClips
@@ -21,7 +21,7 @@ from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
 from hicmae.training import distributed, loop
 from hicmae.training.logs import read_lines, show_hparams
 from hicmae.training.optim import num_parameters, shared_batches
-from hicmae.training.resume import Saver, find_checkpoint, resume
+from hicmae.training.resume import Saver, find_checkpoint, resume, settings_to_keep
 from hicmae.training.run import Run, open_run
 from hicmae.training.state import make_state
 
@@ -30,6 +30,8 @@ logger = logging.getLogger("hicmae")
 
 def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
     """Pre-train as the flags of a script say; `argv` replaces its command line."""
+    given = given_flags(parser, argv)
+    parser.set_defaults(**settings_to_keep(given, ClipConfig, PretrainModelConfig))
     configs = parse_configs(parser, PretrainConfigs, argv)
     with open_run(configs.run) as run:
         optim = shared_batches(configs.optim, distributed.world_size())
@@ -42,6 +44,7 @@ def pretrain(run: Run, configs: PretrainConfigs) -> None:
     # The run keeps what was decided.
     configs = configs._replace(data=replace(configs.data, source_crop=dataset.source_crop))
     loader = loop.clip_loader(run, dataset, configs.optim.batch_size)
+    warn_of_contrast(configs)
 
     torch.manual_seed(run.config.seed)
     model = make_model(configs).to(run.device)
@@ -79,6 +82,19 @@ def make_dataset(configs: PretrainConfigs) -> PretrainClips:
         seed=configs.run.seed,
         clip_timeout=data.clip_timeout,
     )
+
+
+def warn_of_contrast(configs: PretrainConfigs) -> None:
+    """Warn where a sample is contrasted with nothing: its loss is 0, its accuracy 1."""
+    loss, clips = configs.loss, configs.optim.batch_size * configs.data.num_samples
+    if loss.gather:
+        clips *= distributed.world_size()
+    if clips == 1 and loss.loss_weight and loss.contrastive_levels != "none":
+        logger.warning(
+            "the contrast gets 1 sample a pass (--batch_size 1), expected 2 or more: its loss is "
+            "always 0 and its accuracy 1; raise --batch_size, use --gather_negatives with several "
+            "processes, or say --contrastive_levels none"
+        )
 
 
 def make_model(configs: PretrainConfigs) -> nn.Module:

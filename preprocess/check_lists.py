@@ -7,9 +7,11 @@
 Reports clips that are missing, unreadable, silent or too short (1024 samples, no frame), of another
 rate than 16 kHz or several channels, twice in a list, or in train.csv and in another list of its
 folder, by name and by content (bytes of the frames, samples of the sound). Warns where film and wav
-differ by more than 0.1 s in length or beginning; of face frames the extract_face.csv above them
-tells. "-" stands for a stream that is not read, a folder for the lists in it. A run that was
-stopped goes on; broken clips, and those whose files changed, are checked again. Written:
+differ by more than 0.1 s in length or beginning (of face frames the extract_face.csv above them
+tells), and where frames are read in another order (2.jpg before 10.jpg) than that of their letters,
+in which the original reads them. "-" stands for a stream that is not read, a folder for the lists
+in it. A run that was stopped goes on; broken clips, and those whose files changed, are checked
+again. Written:
 
     x.cleaned.csv beside every x.csv, or below --cleaned DIR: the list without these clips; of clips
                                      that occur twice the first stays, of those in training and
@@ -57,7 +59,7 @@ from preprocess.lists.clips import Problem, open_wav, reading, write_csv
 
 logger = logging.getLogger("check_lists")
 
-OUT_OF_STEP = "out of step"  # such clips stay
+OUT_OF_STEP, ORDER = WARNINGS = "out of step", "order of frames"  # such clips stay
 EVALUATION = {"test", "val"}  # the same clips in both is the original's habit, not a leak
 CLEANED = ".cleaned"  # in the names of lists that this tool has written
 Row = Mapping[str, object]  # what is known of a clip: why it is broken, or what `inspect` returns
@@ -181,8 +183,9 @@ def compare(lists: list[ListFile], rows: Mapping[str, Row]) -> None:
             if row["reason"]:
                 kind, _, detail = str(row["reason"]).partition(": ")
                 one.findings.append((number, kind, detail))
-            if row.get("step"):
-                one.findings.append((number, OUT_OF_STEP, str(row["step"])))
+            for kind, column in ((OUT_OF_STEP, "step"), (ORDER, "order")):
+                if row.get(column):
+                    one.findings.append((number, kind, str(row[column])))
             if same := shared(job, row, first):
                 one.findings.append((number, "in the list twice", same))
             for trait in traits(job, row):
@@ -216,7 +219,7 @@ def shared(job: Job, row: Row, owners: Mapping[tuple[str, str], Job]) -> str:
 
 def write_cleaned(one: ListFile, path: Path) -> None:
     """Write a list without the clips that something is wrong with."""
-    dropped = {number for number, kind, _ in one.findings if kind != OUT_OF_STEP}
+    dropped = {number for number, kind, _ in one.findings if kind not in WARNINGS}
     kept = [clip for number, clip in enumerate(one.clips, 1) if number not in dropped]
     if kept:
         if kept[0].label is None:  # of pre-training, where few lines need name the wav
@@ -235,14 +238,19 @@ def inspect(job: Job) -> dict[str, Any]:
 
     Returns columns of the summary; UnreadableClip: kinds of problems, and after ": " the details.
     `stamp` changes when a file does. `sound` is a hash of the samples, `pictures` of the video file
-    or the frames' files, "" of what is not read. `step` says how the wav does not fit the film.
+    or the frames' files, "" of what is not read. `step` says how the wav does not fit the film,
+    `order` where frames are read in another order than that of their names' letters.
     """
     film, problems = None, list[Problem]()
-    found = {"stamp": stamp_of(job), "sound": "", "pictures": "", "step": ""}
+    found = {"stamp": stamp_of(job), "sound": "", "pictures": "", "step": "", "order": ""}
     if job.source != NOT_READ:
         with reading("video", job.source, problems):
             film = open_video(job.source)
             found["pictures"] = read_video(film)
+            names = film.names if isinstance(film, FrameFolder) else []
+            for own, other in zip(names, sorted(names), strict=True):
+                if own != other and not found["order"]:
+                    found["order"] = f"{own!r} is read where letters would have {other!r}"
     if job.audio != NOT_READ:
         with reading("audio", job.audio, problems):
             wav = open_wav(job.audio)

@@ -430,7 +430,8 @@ def list_voxceleb2(args: argparse.Namespace) -> None:
     follows = (line._replace(audio=None) if line.audio == wav_of(line.video) else line
                for line in lines)  # fmt: skip
     write_list(output / "train.csv", follows)
-    logger.info("%s: %d clips", output / "train.csv", len(lines))
+    speakers = {name.partition("/")[0] for name in whole}
+    logger.info("%s: %d clips of %d speakers", output / "train.csv", len(lines), len(speakers))
 
 
 voxceleb2 = command(list_voxceleb2.__doc__, list_voxceleb2, Places, bad_data=1)

@@ -243,7 +243,12 @@ def pack(args: argparse.Namespace) -> int:
     options = replace(options, source_crop=crop)
     work = partial(encode, options=options, pretraining=is_pretraining)
     finish = partial(write_all, args=args, facts={"source_crop": crop, "input_size": size})
-    return ledger.run(pending, work, args.num_workers, "packing", finish)
+    code = ledger.run(pending, work, args.num_workers, "packing", finish)
+    if packed := read_packed(args.output_dir):
+        size = sum(shard.size for shard in packed.shards)
+        text = "%d clips are packed, %.2f GB; a clip takes %.0f KB"
+        logger.info(text, len(packed), size / 1e9, size / len(packed) / 1e3)
+    return code
 
 
 def find_jobs(args: argparse.Namespace) -> dict[Names, Job]:

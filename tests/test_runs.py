@@ -237,3 +237,22 @@ def test_a_test_asks_the_checkpoint_and_leaves_the_results_of_others(finetuned, 
     ):
         with pytest.raises(ValueError, match=facts):
             run_finetuning.main([*where, *flags.split()])
+
+
+def test_a_resumed_run_takes_clips_and_model_from_the_checkpoint(
+    pretrained, finetuned, media, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    flags = ("--mask_ratio 0.5 --use_frame_diff_as_target --roll_mag_aug --batch_size 2 --epochs 2 "
+             "--warmup_epochs 1 --lr 0.05 --device cpu --num_workers 0")  # fmt: skip
+    where = ["--data_path", str(media / "lists"), "--output_dir", str(tmp_path)]
+    where += ["--resume", str(pretrained / "checkpoint-1.pth")]
+    run_pretraining.main([*where, *flags.split()])
+    assert "training is finished: all 2 epochs are done" in caplog.text
+    with pytest.raises(ValueError, match="another run: --num_frames 4 -> 8;"):
+        run_pretraining.main([*where, *flags.split(), "--num_frames", "8"])
+    where = ["--data_path", str(media / "fold"), "--output_dir", str(tmp_path / "fine")]
+    flags = "--batch_size 2 --device cpu --num_workers 0 --seed 9"  # a run folder with exports
+    message = "another run: (?!.*(frames|depth|classes)).*--seed 0 -> 9"
+    with pytest.raises(ValueError, match=message):
+        run_finetuning.main([*where, "--resume", str(finetuned), *flags.split()])

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FAMILY = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base"
 PRETRAIN, MAFW = FAMILY / "pretrain_base.sh", FAMILY / "mafw/finetune_170.sh"
+CREMAD = FAMILY / "cream-d/finetune_170.sh"
 EXPERIMENTS = [PRETRAIN, *sorted(FAMILY.glob("*/finetune_170.sh"))]
 SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
 every_shell = pytest.mark.parametrize("shell", SHELLS)
@@ -289,6 +290,20 @@ def test_demo_goes_on_where_it_stopped_and_repeats_what_depends_on_other_setting
     (copy / "demo.py").write_text(re.sub(r"--mask_ratio \S+", "--mask_ratio 0.5", text))
     first = start(script, tmp_path, shell="bash", FOLDS=1)
     assert runs_of(first) == ["demo/pretrain", "own/fold1"], "own starts from it"
+
+
+@every_shell
+def test_lists_in_the_former_folder_of_cremad_are_taken_with_a_note(shell, copy, inputs, tmp_path):
+    script = copy / CREMAD.relative_to(ROOT / "scripts")
+    settings = {"CHECKPOINT": inputs["CHECKPOINT"], "DRY_RUN": 1, "FOLDS": 1}
+    for name in ("cream-d", "crema-d"):
+        folder = copy.parent / "saved/data" / name / "audio_visual"
+        shutil.copytree(inputs["DATA_PATH"], folder)
+        result = start(script, tmp_path, shell=shell, **settings)
+        ((_, _, flags),) = commands(result)
+        assert value(flags, "--data_path") == f"{folder}/split01"
+        assert "saved/model/finetuning/crema-d/audio_visual/" in value(flags, "--output_dir")
+        assert ("cream-d" in result.stderr) is (name == "cream-d")
 
 
 def test_test_script_passes_its_arguments_on(copy, tmp_path):

@@ -15,13 +15,14 @@ import torch
 from torch.utils.data import DataLoader
 
 import run_finetuning
-from hicmae import EmotionRecognizer, finetuning
-from hicmae.config import FinetuneConfigs
+import run_pretraining
+from hicmae import EmotionRecognizer, finetuning, pretraining
+from hicmae.config import FinetuneConfigs, PretrainConfigs
 from hicmae.config.flags import parse_configs
 from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
 from hicmae.data.dataset import TestClips
-from hicmae.data.splits import base_name
+from hicmae.data.splits import Lists, base_name
 from hicmae.inference.export import export_run
 from hicmae.inference.model import load_model
 from hicmae.training import checkpoint
@@ -224,13 +225,48 @@ def test_batch_size_and_sharing_change_no_byte_and_clips_are_counted_once(result
     assert json.loads(results[3, 2]["metrics.json"])["clips"] == 2, "one of three ranks had none"
 
 
-def test_classes_without_a_training_clip_are_told(caplog):
-    clips = [Clip("a", "a.wav", label) for label in (1, 1)]
-    finetuning.warn_of_classes(Path("fold/train.csv"), clips, ["a", "b"])
-    (told,) = caplog.messages
-    assert all(fact in told for fact in ("'fold/train.csv'", "0 (a)", "all 2 of --nb_classes"))
-    finetuning.warn_of_classes(Path("fold/train.csv"), [clips[0]._replace(label=0)], ["a"])
-    assert len(caplog.messages) == 1
+def lists_of(train, test):
+    sides = [
+        [Clip(f"c{k}", f"c{k}.wav", label) for k, label in enumerate(s)] for s in (train, test)
+    ]
+    return Lists(sides[0], sides[1], sides[1], "fold/test.csv", {}, True)
+
+
+@pytest.mark.parametrize(
+    "flags, train, test, facts",
+    [
+        ("", [1, 1], [0, 1, 0], ["'fold/train.csv'", "0 (a)", "all 2 of --nb_classes"]),
+        ("", [0, 1], [0, 0], []),
+        ("sigmoid", [(0.0, 1.0)], [(0.5, 1.5)], ["fold/test.csv", "1 of 2", "1.5", "c0", "0 to 1"]),
+        ("tanh", [(0.5, -2.0)], [(-1.0, 1.0)], ["fold/train.csv", "-2", "-1 to 1", "tanh"]),
+        ("relu", [(0.0, 9.0)], [(0.5, 9.0)], []),
+    ],
+)
+def test_labels_that_training_cannot_reach_are_told(flags, train, test, facts, caplog):
+    flags = f"--task regression --head_activation {flags}" if flags else ""
+    configs = parse("fold", "out", *flags.split())
+    finetuning.check_training(configs, lists_of(train, test), ["a", "b"])
+    assert len(caplog.messages) == bool(facts)
+    assert all(fact in caplog.text for fact in facts), caplog.text
+
+
+def test_a_correlation_of_one_clip_is_refused():
+    flags = ["--task", "regression", "--loss", "ccc", "--num_samples", "2", "--batch_size"]
+    lists = lists_of([(0.0, 1.0)], [(0.0, 1.0)])
+    finetuning.check_training(parse("fold", "out", *flags, "2"), lists, ["a", "b"])
+    with pytest.raises(ValueError, match="--loss ccc .*--batch_size 1.* 2 or more"):
+        finetuning.check_training(parse("fold", "out", *flags, "1"), lists, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [("", 1), ("--gather_negatives", 1), ("--num_samples 2", 0), ("--contrastive_levels none", 0)],
+)
+def test_a_contrast_with_nothing_is_told(flags, told, caplog):
+    start = "--data_path list.csv --output_dir out --batch_size 1"
+    parser = run_pretraining.build_parser()
+    pretraining.warn_of_contrast(parse_configs(parser, PretrainConfigs, f"{start} {flags}".split()))
+    assert caplog.text.count("--batch_size 1") == told
 
 
 def test_a_warm_up_beyond_the_training_is_shortened_and_graphs_take_one_pass_a_step(caplog):

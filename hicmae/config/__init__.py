@@ -63,7 +63,7 @@ class RunConfig(Settings):
     cuda_graphs: bool = harmless(False, "with --compile on a GPU: replay a pass by one launch")
     checkpoint_activations: bool = harmless(False, "compute blocks twice to save memory; exact")
     seed: int = option(0, "seed of everything random", ">= 0")
-    resume: str = harmless("", "checkpoint or run folder to go on from", metavar="FILE")
+    resume: str = harmless("", "checkpoint to go on from, with its clips and model", metavar="FILE")
     auto_resume: bool = harmless(True, "go on from the newest whole checkpoint in output_dir")
     allow_changes: bool = harmless(False, "go on even with what makes it another run; it is listed")
     save_interval: float = harmless(15.0, "minutes from save to save; 0: after each step", ">= 0")
@@ -404,3 +404,5 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 # Flags that a resumed run may change and is still the same run.
 GROUPS = {*PretrainConfigs.__annotations__.values(), *FinetuneConfigs.__annotations__.values()}
 HARMLESS = {flag_of(item) for g in GROUPS for item in fields(g) if item.metadata["harmless"]}
+# Defaults; what is "auto" has been chosen by the time settings are saved.
+USUAL = {flag_of(i): i.default for g in GROUPS for i in fields(g) if i.default != "auto"}

@@ -28,12 +28,13 @@ from hicmae.data.media import (
     opened,
     packets_of,
 )
-from hicmae.data.video import MEMORY, FrameFolder, FrameTimes, Video, check_frame_size
+from hicmae.data.video import FrameFolder, FrameTimes, Video, check_frame_size
 from hicmae.io import UnreadableClip
 
 logger = logging.getLogger(__name__)
 
 FRAME_RATE = 25.0  # frames a second where a file does not say
+MOST_KEPT = 16 * 1024**2  # bytes of a film whose packets a worker keeps; `Film` reads larger ones
 SEEK_GAP = 8.0  # seconds between wanted frames from which jumping is cheaper than decoding
 
 _PIXEL_FORMATS = ("yuv420p", "yuvj420p")  # all decoders turn these into the very same RGB
@@ -366,7 +367,7 @@ def open_video(path: str) -> Video:
         is_mp4 = "mp4" in container.format.name.split(",")
         square = float(stream.sample_aspect_ratio or 1) == 1
         is_exact = codec.name == "h264" and is_mp4 and square and pixels in _PIXEL_FORMATS
-        is_exact &= os.path.getsize(path) <= MEMORY  # all packets are kept
+        is_exact &= os.path.getsize(path) <= MOST_KEPT
         clock = read_clock(container, packets if is_exact else None)
         if is_exact and clock.is_indexed:
             return H264Film(path, clock, stream, packets)

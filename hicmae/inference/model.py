@@ -246,12 +246,21 @@ def arguments_of(config: ModelConfig) -> dict[str, Any]:
 
 
 def load_model(
-    path: str | Path, device: torch.device | str = "cpu"
+    path: str | Path, device: torch.device | str = "cpu", streams: str | None = None
 ) -> tuple[nn.Module, ModelConfig]:
-    """Build the model that `read_model` finds, in evaluation mode, and return its description."""
+    """Build the model that `read_model` finds, in evaluation mode, and return its description.
+
+    Of a model of both, the stream "a" or "v" leaves the other encoder out.
+    """
     config, weights = read_model(path)
     with _Undrawn():
         model = build(config)
+    for stream, suffix in (("video", ""), ("audio", "_audio")):
+        if config.modality == "av" and streams is not None and stream[0] not in streams:
+            for name in (f"encoder{suffix}", f"{stream}_layer_weights"):
+                setattr(model, name, None)
+            for name in (f"blocks{suffix}", f"norm{suffix}"):
+                setattr(model.encoder_fusion, name, None)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.task == "pretraining":  # it has no classifier
         wanted = {name: shape for name, shape in wanted.items() if name.startswith("encoder")}

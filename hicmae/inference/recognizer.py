@@ -203,7 +203,9 @@ class EmotionRecognizer:
             check_choice("missing_modality of an .onnx", missing_modality, ("error", "zeros"))
             (model, config), device, precision = open_onnx(path), "cpu", "fp32"
         else:
-            model, config = load_model(path, choose_device(device))
+            # With "zeros" the other stream is silent or black, but goes through its encoder.
+            read = None if missing_modality == "zeros" else modality
+            model, config = load_model(path, choose_device(device), read)
         arithmetic, contrast = choose_precision(precision, choose_device(device)), None
         if speaker_checkpoint:
             contrast = load_contrast(speaker_checkpoint, config.preprocessing, arithmetic)
@@ -224,9 +226,11 @@ class EmotionRecognizer:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and README.md, the model card, to a folder."""
-        if isinstance(self.model, Graph):
+        parts = {"v": "encoder", "a": "encoder_audio"}
+        if any(getattr(self.model, parts[s], None) is None for s in self.config.modality):
             raise ValueError(
-                "an .onnx holds no network to save; load the checkpoint it was made of"
+                "this recognizer holds a part of its network, expected all of it: load the "
+                "checkpoint without modality, and not an .onnx, to save it"
             )
         weights = self.model.state_dict()
         if self.config.task == "pretraining":  # its head was never trained

@@ -109,12 +109,12 @@ def find(path: str | Path, to_resume: bool = False) -> Path:
     )
 
 
-def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
+def load(path: str | Path, verify: bool = False, settings_only: bool = False) -> dict[str, Any]:
     """Read what `find` returns onto the CPU; only tensors, containers, Namespace, numbers.
 
     The original's `epoch` may be "best". Of safetensors the weights are under `model`, and the text
     of an export's config.json and where it stands under `description`. `verify` also compares the
-    check sum at a file's end, if there is one.
+    check sum at a file's end, if there is one. With `settings_only` tensors stay in the file.
     """
     path = find(path)
     try:
@@ -126,7 +126,8 @@ def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
             _verify(path)
         with safe_globals(_ALLOWED), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            mmap = settings_only and zipfile.is_zipfile(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (CheckpointError, PermissionError):
         raise
     except Exception as error:  # damaged bytes make torch.load raise almost anything
@@ -141,6 +142,11 @@ def load(path: str | Path, verify: bool = False) -> dict[str, Any]:
 
 def _foreign(path: Path) -> str:
     """Say what a file is that people take for a checkpoint when a download went wrong; else ""."""
+    if path.suffix.lower() in (".onnx", ".pt2"):
+        return (
+            "holds a program, no weights to load (hicmae-predict reads an .onnx, torch.export.load "
+            "a .pt2); name the checkpoint it was made of"
+        )
     with path.open("rb") as file:
         start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(b"version https://git-lfs"):

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import struct
 import sys
@@ -95,8 +96,11 @@ class Board(AppendFile):
         if folder is None:
             return super().__init__(None)
         folder.mkdir(parents=True, exist_ok=True)
-        # Readers take the files in the order of their names.
-        super().__init__(folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}")
+        # The newest name must sort last, as readers expect, even if the clock went back.
+        names = " ".join(path.name for path in folder.glob("events*"))
+        stamps = [int(stamp) + 1 for stamp in re.findall(r"tfevents\.(\d+)\.", names)]
+        stamp = max([int(time.time()), *stamps])
+        super().__init__(folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}")
         self.event(file_version="brain.Event:2")
         if purge_step is not None:
             self.event(step=purge_step, session_log=SessionLog(status=SessionLog.START))

@@ -9,13 +9,14 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hicmae.config import HARMLESS
-from hicmae.config.flags import flat_settings
+from hicmae.config import HARMLESS, USUAL
+from hicmae.config.flags import flag_of, flat_settings
 from hicmae.io import Stopped, one_line
 from hicmae.training import checkpoint, distributed
 from hicmae.training.checkpoint import digest, load
@@ -132,6 +133,21 @@ class Saver:
         return distributed.broadcast(written)
 
 
+def _saved_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by flag of a checkpoint of ours; a Namespace is the original's: none."""
+    args = content.get("args")
+    return flat_settings(args if isinstance(args, dict) else {})
+
+
+def settings_to_keep(given: Mapping[str, Any], *groups: type) -> dict[str, Any]:
+    """Return flags of some groups as in what --resume names; the command line overrides them."""
+    if not (named := given.get("resume")):
+        return {}
+    saved = _saved_settings(load(checkpoint.find(named, to_resume=True), settings_only=True))
+    known = [flag_of(item) for group in groups for item in fields(group)]
+    return {flag: saved[flag] for flag in known if flag in saved}
+
+
 def find_checkpoint(run: Run) -> Found | None:
     """Choose the checkpoint to go on from, the same on every rank; None: start afresh.
 
@@ -195,10 +211,11 @@ def resume(run: Run, state: TrainState, found: Found | None) -> None:
 def find_changes(plan: Plan, content: Mapping[str, Any]) -> list[str]:
     """Return what makes a run another one than that of a checkpoint, as "name old -> new".
 
-    What the checkpoint does not tell counts as unchanged.
+    What the checkpoint does not tell counts as unchanged. But a flag that one of ours lacks is
+    newer than it, and had its default.
     """
-    args, known = content.get("args"), content.get("progress", {})
-    then = flat_settings(args if isinstance(args, dict) else {})  # not those of the original
+    saved, known = _saved_settings(content), content.get("progress", {})
+    then = (flat_settings(USUAL) if saved else {}) | saved
     pairs = {f"--{n}": (then.get(n, new), new) for n, new in flat_settings(plan.settings).items()}
     for name, new in plan.clips.items():
         pairs[f"clips of the {name} list"] = (known.get("clips", {}).get(name, new), new)

@@ -4,6 +4,8 @@ import hashlib
 import logging
 import math
 import os
+import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,18 +129,21 @@ class MetricBuffer:
         return {**means, "bad_steps": float(self.bad_steps)}
 
     def speed(self) -> dict[str, float]:
-        """Return speed since `restart_clock`, and a GPU's peak memory; {} without a step."""
+        """Return speed since `restart_clock` and peak memory; {} without a step."""
         if not self._steps:
             return {}
         elapsed = time.perf_counter() - self._started
-        found = {
+        if torch.cuda.is_initialized():
+            peak = torch.cuda.max_memory_allocated()
+        else:  # resident size, in bytes on a Mac and KiB elsewhere
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak *= 1 if sys.platform == "darwin" else 1024
+        return {
             "clips_per_s": self._clips * distributed.world_size() / elapsed,
             "data_s": self._data_time / self._steps,
             "step_s": elapsed / self._steps,
+            "memory_mib": peak / 2**20,
         }
-        if torch.cuda.is_initialized():
-            found["memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
-        return found
 
 
 @dataclass

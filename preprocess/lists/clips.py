@@ -17,6 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from hicmae.data.audio import SHORTEST_SPAN, WavFile
@@ -164,7 +165,7 @@ def write_lists(
         write_list(output / f"{name}.csv", lines)
         known = zip(lines, clips, strict=True)
         speakers |= {line.video: clip.speaker for line, clip in known if clip.speaker is not None}
-        logger.info("%s: %d clips", output / f"{name}.csv", len(clips))
+        logger.info("%s: %s", output / f"{name}.csv", contents_of(clips, labels))
     if speakers:
         write_csv(output / SPEAKER_FILE, ["clip", "speaker"], speakers.items())
     else:
@@ -172,6 +173,17 @@ def write_lists(
     if labels:
         kind = "targets" if isinstance(lines[0].label, tuple) else "classes"
         write_whole(output / f"{kind}.txt", "".join(f"{label}\n" for label in labels))
+
+
+def contents_of(clips: Sequence[Candidate], labels: Sequence[str]) -> str:
+    """Say what a list holds: clips, speakers, the clips of each class or the means of targets."""
+    values, speakers = [clip.label for clip in clips], {clip.speaker for clip in clips} - {None}
+    of_each: list[str] = [str(values.count(k)) for k in range(len(labels))]
+    if isinstance(values[0], tuple):
+        of_each = [f"{mean:.3f}" for mean in np.mean(np.array(values), axis=0)]
+    told = (f"{name!r} {value}" for name, value in zip(labels, of_each, strict=True))
+    people = f" of {len(speakers)} speakers" if speakers else ""
+    return f"{len(clips)} clips{people}" + "".join(f", {text}" for text in told)
 
 
 def check_lists(output: Path, lists: Lists) -> None:

@@ -35,11 +35,21 @@ need_list() {
         die "no clip list at '$1', or an empty one; write it (preprocess/README.md) or set DATA_PATH"
 }
 
+# spelled FOLDER PLACE: FOLDER/PLACE, or where only that is there, what earlier versions called it.
+spelled() {
+    former=$1/cream-d/${2#crema-d/}
+    if [ "$2" != "${2#crema-d/}" ] && [ ! -e "$1/$2" ] && [ -e "$former" ]; then
+        say "note: taking '$former', which is spelled crema-d now; rename it"
+        set -- "$1" "cream-d/${2#crema-d/}"
+    fi
+    printf '%s\n' "$1/$2"
+}
+
 # prepare_folds DATASET: places and inputs of every fold, checked before the first one starts.
 prepare_folds() {
-    DATA_PATH=$(absolute "${DATA_PATH:-$ROOT/saved/data/$1}")
+    DATA_PATH=$(absolute "${DATA_PATH:-$(spelled "$ROOT/saved/data" "$1")}")
     CHECKPOINT=$(absolute "${CHECKPOINT:-$ROOT/saved/model/pretraining/voxceleb2/audio_visual/hicmae_pretrain_base/checkpoint-99.pth}")
-    OUTPUT_DIR=$(absolute "${OUTPUT_DIR:-$ROOT/saved/model/finetuning/$1/voxceleb2_hicmae_pretrain_base}")
+    OUTPUT_DIR=$(absolute "${OUTPUT_DIR:-$(spelled "$ROOT/saved/model/finetuning" "$1")/voxceleb2_hicmae_pretrain_base}")
     FOLDS=${FOLDS:-1 2 3 4 5}
     for fold in $FOLDS; do
         need_list "$DATA_PATH/split0$fold/train.csv"

@@ -105,20 +105,28 @@ def test_memory_files_and_batches_agree(recognizer, clip, video):
     assert batch[2].file == folder and len(batch[1].windows) == 5
 
 
-def test_a_stream_is_not_decoded_without_need(recognizer, video, tmp_path, monkeypatch):
+def test_one_stream_is_neither_decoded_nor_loaded_without_need(
+    recognizer, video, tmp_path, monkeypatch
+):
     def refuse(*_):
         raise AssertionError("must not be read")
 
     with monkeypatch.context() as patch:
         patch.setattr(film.Film, "frames", refuse)
         answer = recognizer("a").predict(video)
-        recognizer("av", modality="a", missing_modality="drop").predict(video)
+        heard = recognizer("av", modality="a", missing_modality="drop")
+        heard.predict(video)
+    assert heard.model.encoder is None and heard.model.encoder_fusion.blocks is None
     assert len(answer.windows) in (5, 6)  # PyAV before 19 pads the sound to a block
     with monkeypatch.context() as patch:
         patch.setattr(sources, "read_sound", refuse)
         recognizer("v").predict(video, faces="cut")
         seen = recognizer("av", modality="v", missing_modality="drop")
         part = seen.predict(video, faces="cut")
+    assert seen.model.encoder_audio is None
+    assert not any("audio" in name for name in seen.model.state_dict())
+    with pytest.raises(ValueError, match="holds a part of its network"):
+        seen.save_pretrained(tmp_path / "part")
     mute = save_media(tmp_path / "mute.mp4", pictures(100))  # the same pictures
     whole = recognizer("av", missing_modality="drop").predict(mute, faces="cut")
     assert whole.scores == part.scores

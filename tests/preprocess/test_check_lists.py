@@ -268,9 +268,15 @@ def test_a_stream_that_is_not_read_is_not_demanded(clips, tmp_path, left_out):
     ]
 
 
-def test_clips_out_of_step_are_told_and_stay(clips, tmp_path):
+def test_clips_out_of_step_or_in_another_order_than_letters_are_told_and_stay(clips, tmp_path):
+    made = [clips(name) for name in "ab"]
+    folder = Path(made[1].video)
+    for path in folder.iterdir():
+        path.rename(folder / f"{int(path.stem[-3:]) + 8}.jpg")  # 8.jpg to 11.jpg
     video, wav = save_mp4(tmp_path / "c.mp4", frames=50), save_wav(tmp_path / "c.wav", tone(16000))
-    write_list(tmp_path / "train.csv", [clips("a"), Clip(video, wav, 0)])
+    write_list(tmp_path / "train.csv", [*made, Clip(video, wav, 0)])
     assert check(tmp_path / "train.csv") == 1
-    assert findings(tmp_path) == [("train.csv", "c.mp4", "out of step")]
+    kinds = ("b", "order of frames"), ("c.mp4", "out of step")
+    assert findings(tmp_path) == [("train.csv", *found) for found in kinds]
+    assert "'8.jpg' is read where" in (tmp_path / "check/report.csv").read_text()
     assert is_kept_whole(tmp_path / "train.csv")

@@ -210,6 +210,7 @@ def test_cremad_lists_are_the_golden_folds(tree, caplog):
     assert tested == golden
     assert set(tree.left_out()) == {*data_sets.CREMAD_DROPPED}
     assert "counts are as published: split01/test, " in caplog.text
+    assert "split01/test.csv: 1463 clips of 18 speakers, 'ANG' 250, " in caplog.text
     assert len((tree.out / "clip_speakers.csv").read_text().splitlines()) == 1 + len(golden)
 
 

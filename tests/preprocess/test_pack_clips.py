@@ -49,7 +49,8 @@ def state(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("clips*")}
 
 
-def test_clips_are_packed_under_the_names_of_the_list(media, tmp_path):
+def test_clips_are_packed_under_the_names_of_the_list(media, tmp_path, caplog):
+    caplog.set_level("INFO")
     assert pack(media, tmp_path) == 0
     assert names_in(tmp_path) == NAMES
     assert {clip.audio for clip in read_packed(tmp_path)} == {f"v{k}.wav" for k in range(6)}
@@ -60,6 +61,7 @@ def test_clips_are_packed_under_the_names_of_the_list(media, tmp_path):
     shard, index = (tmp_path / f"clips-000000.{end}" for end in ("tar", "index.json"))
     digest = hashlib.sha256(shard.read_bytes()).hexdigest()
     assert json.loads(index.read_text())["sha256"] == digest
+    assert re.search("clips are packed, 0.00 GB; a clip takes [1-9]", caplog.text)
 
 
 def test_every_frame_and_its_times_are_kept(media, tmp_path):
