@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from hicmae.config.flags import new_parser
 from hicmae.data.clip_list import AnyClip, name_of, read_labelled_list
+from hicmae.data.splits import SPEAKER_FILE, find_speakers
 from hicmae.data.video import MODALITIES
 from hicmae.inference.cli import COMPUTING, add_flags, run_command
 from hicmae.io import check_writable, write_whole
@@ -60,6 +61,16 @@ def extract(
         last = {name.replace("_layers", "_last"): levels.pop(name)[-1] for name in layers}
         rows.append(last | levels)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def without_speakers(features: Features, speakers: Sequence[str]) -> Features:
+    """Take the mean of each speaker's clips off them: who speaks makes clips alike, too."""
+    import pandas as pd
+
+    return {
+        name: values - pd.DataFrame(values).groupby(list(speakers)).transform("mean").to_numpy()
+        for name, values in features.items()
+    }
 
 
 def joined(features: Features, kind: str) -> np.ndarray:
@@ -122,9 +133,14 @@ def run(args: argparse.Namespace) -> int:
         joined(first, kind)
     train = extract(recognizer, train_clips, "training clips")
     test = extract(recognizer, test_clips, "clips to classify")
+    names, folder = [name_of(clip) for clip in test_clips], Path(args.data_path)
+    if args.by_speaker:
+        others = [name_of(clip) for clip in train_clips]
+        train = without_speakers(train, find_speakers(others, folder, args.data_root))
+        test = without_speakers(test, find_speakers(names, folder, args.data_root))
     labels, truth = (np.array([c.label for c in clips]) for clips in (train_clips, test_clips))
     num_classes = int(max(labels.max(), truth.max())) + 1
-    names, results = [name_of(clip) for clip in test_clips], []
+    results = []
     for kind, k in itertools.product(kinds, args.k):
         scores = vote(joined(train, kind), labels, joined(test, kind), k, num_classes)
         predictions = Predictions(names, truth, scores, [])
@@ -132,11 +148,11 @@ def run(args: argparse.Namespace) -> int:
         metrics = {**score(predictions, "classification"), **facts}
         results.append((kind, k, 100 * metrics["uar"], 100 * metrics["war"]))
         if args.output_dir:  # the fold of an experiment of its own
-            folder = Path(args.output_dir, kind, f"k{k}", Path(args.data_path).resolve().name)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_results(folder, "", predictions, metrics, "classification")
+            fold = Path(args.output_dir, kind, f"k{k}", folder.resolve().name)
+            fold.mkdir(parents=True, exist_ok=True)
+            write_results(fold, "", predictions, metrics, "classification")
             settings = {**vars(args), "features": kind, "k": k}
-            write_whole(folder / "config.json", json.dumps(settings, indent=2) + "\n")
+            write_whole(fold / "config.json", json.dumps(settings, indent=2) + "\n")
     import pandas as pd
 
     table = pd.DataFrame(results, columns=["features", "k", "UAR", "WAR"])
@@ -156,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else all)")
     text = "neighbours (1 5 10 20, as far as there are clips)"
     add("--k", nargs="+", type=int, metavar="N", help=text)
+    text = f"take the mean of each speaker's clips off them first, by {SPEAKER_FILE} with the lists"
+    add("--by_speaker", action="store_true", help=text)
     add("--output_dir", metavar="DIR", help="gets predictions and metrics")
     return run_command(parser, run, argv)
 

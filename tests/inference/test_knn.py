@@ -48,6 +48,12 @@ def test_joined_kinds_weigh_alike():
         knn.joined(found, "a+c")
 
 
+def test_speakers_lose_what_their_clips_share():
+    found = {"a": np.array([[1.0, 5.0], [3.0, 5.0], [10.0, 0.0]])}
+    alone = knn.without_speakers(found, ["ann", "ann", "bob"])
+    np.testing.assert_array_equal(alone["a"], [[-1, 0], [1, 0], [0, 0]])
+
+
 @pytest.fixture(scope="module")
 def fold(tmp_path_factory):
     """Ten training clips of three classes, and the first four of them to classify."""
@@ -130,6 +136,7 @@ def test_the_report_reads_what_is_written(models, fold, tmp_path, capsys):
 
 
 BAD_COMMANDS = (
+    (["--by_speaker"], "speakers are asked for, but neither"),
     (["--k", "11"], "--k must be 1 to 10, the number of training clips, got 11"),
     (["--features", "fuse", "--k", "1"], "this model has no 'fuse', expected video_last,"),
     (["--data_path", "BROKEN", "--k", "1"], "no.wav"),
