@@ -167,17 +167,18 @@ class UprightRgb:
     """Takes a stream's frames to (H, W, 3) uint8 RGB of the first one's size, as a player would.
 
     Telephones store how they were held, and whether a picture is mirrored, in a matrix beside it;
-    old cameras store pixels that are not square. `threads` convert; 0: as many as there are cores.
+    old cameras store pixels that are not square.
     """
 
     # One for all, as each new one computes its tables again: as long as decoding five frames.
+    # Without threads: a forked worker would wait for those of its parent for ever.
     converter = VideoReformatter()
+    options: dict[str, Any] = {"threads": 1} if HAS_THREADS else {}
 
-    def __init__(self, stream: Any, threads: int) -> None:
+    def __init__(self, stream: Any) -> None:
         ratio = float(stream.sample_aspect_ratio or 1)
         self.aspect = ratio if 0.1 < ratio < 10 else 1.0
         self.size: tuple[int, int] | None = None
-        self.options: dict[str, Any] = {"threads": threads} if HAS_THREADS else {}
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """Convert one frame; turn and mirror it by quarter turns."""
@@ -249,7 +250,7 @@ class Film(Video):
                 frames = self._from(container, stream, stamps[0], back, damage)
                 if frames is None:
                     continue
-                to_rgb = UprightRgb(stream, threads)
+                to_rgb = UprightRgb(stream)
                 shown = ahead = None
                 for stamp in stamps:
                     while shown is None or shown[0] < stamp:
@@ -298,7 +299,7 @@ class H264Film(Film):
     def __init__(self, path: str, clock: Clock, stream: Any, packets: Sequence[av.Packet]) -> None:
         super().__init__(path, clock)
         self.codec, self.packets = stream.codec_context, packets
-        self.header, self.to_rgb = self.codec.extradata or b"", UprightRgb(stream, threads=1)
+        self.header, self.to_rgb = self.codec.extradata or b"", UprightRgb(stream)
         self.codec.thread_count = 1  # workers share the cores
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -10,6 +12,7 @@ from hicmae.data.media import find_clips, opened
 from hicmae.data.video import read_frames
 from hicmae.io import UnreadableClip
 from tests.conftest import frame, save_media, save_mp4
+from tests.small_runs import ROOT
 
 READERS = {"h264": open_video, "pyav": Film}
 FILMS = {
@@ -196,3 +199,20 @@ def test_decoding_threads_never_wait_for_python(tmp_path):
     av.logging.set_level(av.logging.ERROR)
     with opened(save_mp4(tmp_path / "a.mp4", 3)):
         assert av.logging.get_level() is None
+
+
+AFTER_A_FORK = """
+import os, signal, sys
+from hicmae.data.film import Film, open_video
+list(Film(sys.argv[1]).frames([0, 1]))  # as the page and the overlay read films
+if pid := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+signal.alarm(30)
+os._exit(len(open_video(sys.argv[1]).read([0, 1, 2])))
+"""
+
+
+def test_a_forked_worker_reads_films_after_its_parent_did(tmp_path):
+    film = save_mp4(tmp_path / "a.mp4", frames=10)
+    done = subprocess.run([sys.executable, "-c", AFTER_A_FORK, film], cwd=ROOT, timeout=120)
+    assert done.returncode == 3
