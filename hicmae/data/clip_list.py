@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hicmae.data.media import AUDIO_SUFFIXES
 from hicmae.data.video import NOT_READ, VOXCELEB2_SIZE, source_box
 from hicmae.io import one_line, whole_file
 
@@ -261,6 +262,32 @@ def read_any_list(path: str | Path, data_root: str = "") -> ClipList:
             line = str(error).removeprefix(f"{path}:").partition(":")[0]
             errors[int(line)] = error
     raise errors[max(errors)]
+
+
+def read_rows(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, list[str]]]:
+    """Read lines `<video> [<audio.wav>] [<label> ...]` of either stage, or shards.
+
+    Returns the clips and the fields of their labels. The sound of a line without one is the wav
+    beside its video; where there is none, or with a folder of frames, it is the video's own: None.
+    """
+    rows: list[tuple[AnyClip, list[str]]] = []
+
+    def take(fields: list[str]) -> None:
+        video, label = _below(data_root, fields[0]), fields[1:]
+        if not label and re.search(r"[\t,;\0]", video) and not os.path.exists(video):
+            raise ValueError(f"got 1 {FIELDS}")
+        audio: str | None = wav_of(video)
+        suffix = os.path.splitext(label[0])[1].lower() if label else ""
+        if suffix in AUDIO_SUFFIXES or label[:1] == [NOT_READ]:
+            audio = _below(data_root, label.pop(0))
+        elif os.path.isdir(video) or audio == video or not os.path.isfile(str(audio)):
+            audio = None
+        rows.append((Clip(video, audio, None), label))
+
+    for clip in _read(Path(path), take, "'<video> [<audio.wav>] [<label> ...]'") or ():
+        values = clip.label if isinstance(clip.label, tuple) else [clip.label]
+        rows.append((clip, [str(value) for value in values if value is not None]))
+    return rows
 
 
 def write_list(path: str | Path, clips: Iterable[Clip]) -> None:

@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from hicmae.config import Options
 from hicmae.config.flags import from_flags
-from hicmae.data.clip_list import AnyClip, Clip, find_list, name_of, read_any_list
+from hicmae.data.clip_list import AnyClip, Clip, find_list, name_of, read_rows
 from hicmae.data.media import find_clips
 from hicmae.inference import formats
 from hicmae.inference.cli import MODEL, Limits
@@ -309,18 +309,10 @@ def read_items(path: str, data_root: str = "") -> list[tuple[AnyClip, list[str]]
     for place in (Path(path), Path(path) / "test.csv", Path(path) / "train.csv"):
         is_list = place.suffix.lower() in LISTS or place.is_dir() or place.name.endswith(".json")
         if is_list and find_list(place):
-            return [_item(clip) for clip in read_any_list(place, data_root)]
+            return read_rows(place, data_root)
     if not Path(path).exists():
         raise FileNotFoundError(f"'{path}' does not exist")
     return [(Clip(file, None, None), []) for file in find_clips(path)]
-
-
-def _item(clip: AnyClip) -> tuple[AnyClip, list[str]]:
-    """Return a clip and its label as texts; without the wav beside it, a film has its own sound."""
-    labels = clip.label if isinstance(clip.label, tuple) else (clip.label,)
-    if isinstance(clip, Clip) and clip.label is None and not Path(clip.audio or "").is_file():
-        clip = clip._replace(audio=None)
-    return clip, [str(value) for value in labels if value is not None]
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -143,7 +143,7 @@ def test_what_cannot_tell_the_speaker_is_refused(recognizer, models, tmp_path, c
         recognizer("av", speaker_checkpoint=tmp_path / "other.pth")
     for name, options, words in (
         ("av", {"speaker": "contrast"}, "needs a pre-training checkpoint.*--speaker_checkpoint"),
-        ("av", {"speaker": "lips", "faces": "largest"}, "got --faces largest; add --faces all"),
+        ("av", {"speaker": "lips", "faces": "largest"}, "needs --faces all, got largest"),
         ("v", {"speaker": "lips"}, "only 'v' is read, expected 'av'"),
     ):
         with pytest.raises(ValueError, match=words):
