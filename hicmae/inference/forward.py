@@ -4,7 +4,7 @@ A model of both streams that gets one only answers in one of two ways:
 
 - "zeros": black frames or digital silence take the place of what is missing;
 - "drop": the missing stream is left out: the fusion blocks of the other one skip their cross
-  attention, and the head reads zeros for the missing features.
+  attention, and the head reads zeros for the missing features. Only one encoder is needed.
 
 Batches are video (B, 3, T, H, W) and audio (B, 1, T, F), normalised; None is missing or not read.
 """

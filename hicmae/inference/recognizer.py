@@ -17,13 +17,12 @@ from torch import nn
 from tqdm import tqdm
 
 from hicmae.config import Options, check_choice
-from hicmae.data.clip_list import AnyClip, PackedClip
 from hicmae.data.video import MODALITIES, normalise
 from hicmae.inference import forward
 from hicmae.inference.clips import Clip, View, Window, likeliest
 from hicmae.inference.formats import Graph, open_onnx
 from hicmae.inference.model import ModelConfig, load_model
-from hicmae.inference.sources import Arrays, Asked, File
+from hicmae.inference.sources import Arrays, Asked, AskedClip, File, clip_and_sound
 from hicmae.inference.speaker import Contrast, chooser, load_contrast
 from hicmae.io import UnreadableClip, choose_device, hub_error, hub_folder
 from hicmae.training.checkpoint import BUNDLED
@@ -32,7 +31,6 @@ from hicmae.training.run import Precision, choose_precision
 logger = logging.getLogger(__name__)
 
 PRETRAINED_FEATURES = ("video_layers", "audio_layers", "fusion_video", "fusion_audio")
-AskedClip = Asked | AnyClip | tuple[Asked, File]  # a clip, of a list or not, or with its sound
 
 
 @dataclass(frozen=True)
@@ -333,9 +331,7 @@ class EmotionRecognizer:
         batches: dict[tuple[bool, bool], list[tuple[Clip, View]]] = defaultdict(list)
         hidden = not self.progress
         for file in tqdm(files, "clips", disable=hidden or len(files) < 2):
-            is_alone = isinstance(file, PackedClip) or not isinstance(file, tuple)
-            pair: Any = (file, None) if is_alone else file
-            clip = Clip(pair[0], pair[1], self.config, self.streams, chosen)
+            clip = Clip(*clip_and_sound(file), self.config, self.streams, chosen)
             clip.choose = chooser(clip, chosen.speaker, self.contrast)
             queue.append(clip)
             try:

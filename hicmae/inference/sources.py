@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hicmae.data.audio import SAMPLE_RATE
-from hicmae.data.clip_list import PackedClip
+from hicmae.data.clip_list import AnyClip, PackedClip
 from hicmae.data.film import FRAME_RATE, Film
 from hicmae.data.media import NoPicture, NoSound, Sound, read_sound, streams_of, to_mono
 from hicmae.data.shards import open_packed
@@ -143,7 +144,15 @@ class Arrays:
 
 
 Asked = str | Path | PackedClip | Arrays
+AskedClip = Asked | AnyClip | tuple[Asked, File]  # a clip, of a list or not, or with its sound
 Source = MediaFile | FaceFrames | Arrays
+
+
+def clip_and_sound(asked: AskedClip) -> tuple[Asked, File]:
+    """Split what was asked about into a clip and the file heard instead of its own sound."""
+    is_alone = isinstance(asked, PackedClip) or not isinstance(asked, tuple)
+    pair: Any = (asked, None) if is_alone else asked
+    return pair[0], pair[1]
 
 
 def open_source(

@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from hicmae.config import Options
-from hicmae.data.clip_list import PackedClip
 from hicmae.data.video import normalise
 from hicmae.inference import forward
 from hicmae.inference.clips import Clip
 from hicmae.inference.commands import read_items
 from hicmae.inference.recognizer import EmotionRecognizer
+from hicmae.inference.sources import AskedClip, clip_and_sound
 from hicmae.inference.style import STYLE
 from hicmae.models.encoder import ModalityEncoder
 from hicmae.models.layers import Attention
@@ -126,11 +126,10 @@ def attention(
 
 
 @torch.inference_mode()
-def _look(recognizer: EmotionRecognizer, item: Any) -> dict[str, np.ndarray]:
+def _look(recognizer: EmotionRecognizer, item: AskedClip) -> dict[str, np.ndarray]:
     """Return the `looks` at a clip on the grids of tokens, and its "frames" and "spectrogram"."""
     model, config = recognizer.model, recognizer.config
-    pair = (item, None) if isinstance(item, PackedClip) else item
-    clip = Clip(pair[0], pair[1], config, config.modality, Options(faces="cut"))
+    clip = Clip(*clip_and_sound(item), config, config.modality, Options(faces="cut"))
     clip.prepare()
     view = next(clip.views())
     device = recognizer.precision.device
