@@ -5,32 +5,26 @@
 Several GPUs: ``torchrun --nproc_per_node=4 run_pretraining.py ...``; ``--help`` lists every flag.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
 
 from hicmae.config import PretrainConfigs
-from hicmae.config.flags import new_parser
-from hicmae.io import run_command
+from hicmae.config.flags import exit_code, given_flags, new_parser
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of every flag of this script."""
-    return new_parser(__doc__, PretrainConfigs)
+build_parser = partial(new_parser, __doc__, PretrainConfigs)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pre-train; `argv` replaces the command line."""
     parser = build_parser()
-    parser.parse_args(argv)  # --help and wrong flags end here, before torch is loaded
+    given = given_flags(parser, argv)  # --help and wrong flags end here, before torch is loaded
     from hicmae import pretraining
 
-    pretraining.main(parser, argv)
+    pretraining.main(parser, given)
 
 
-command = partial(run_command, main)
-
+command = partial(exit_code, main, failed=1, on_stderr=True)
 
 if __name__ == "__main__":
     sys.exit(command())

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.config import LOWER_IS_BETTER, ClassifierConfig, ClipConfig, FinetuneConfigs
-from hicmae.config.flags import as_dict, given_flags, parse_configs
+from hicmae.config.flags import as_dict, parse_configs
 from hicmae.data import splits
 from hicmae.data.augment import ClipTransform, Mixup, mix_batch
 from hicmae.data.batches import LabelledBatch
@@ -24,7 +24,7 @@ from hicmae.data.clip_list import name_of, names_of_run, read_labelled_list
 from hicmae.data.dataset import LabelledClips, TestClips
 from hicmae.data.loader import SkippedClips
 from hicmae.inference.export import export_run
-from hicmae.io import write_whole
+from hicmae.io import write_csv
 from hicmae.models.losses import REGRESSION_LOSSES, class_weights, cross_entropy
 from hicmae.training import checkpoint, distributed, loop, trained
 from hicmae.training import evaluate as scoring
@@ -44,16 +44,15 @@ MODEL = ("num_classes", "depth", "depth_audio", "fusion_depth", "drop_path_rate"
 REACH = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 
 
-def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
-    """Fine-tune and test as the flags of a script say; `argv` replaces its command line."""
-    given = given_flags(parser, argv)
+def main(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> None:
+    """Fine-tune and test as the command line says by flag, without the defaults of its parser."""
     source = tested_model(given) if given.get("eval") else None
     if source:
-        kept = {*trained.SETTLED, "test_num_segment", "average_clips"}
-        parser.set_defaults(**{k: v for k, v in source.settings.items() if k in kept})
+        settled = {*trained.SETTLED, "test_num_segment", "average_clips"}
+        kept = {flag: value for flag, value in source.settings.items() if flag in settled}
     else:
-        parser.set_defaults(**settings_to_keep(given, ClipConfig, ClassifierConfig))
-    configs = parse_configs(parser, FinetuneConfigs, argv)
+        kept = settings_to_keep(given, ClipConfig, ClassifierConfig)
+    configs = parse_configs(parser, FinetuneConfigs, {**kept, **given})
     with open_run(configs.run, trains=source is None) as run:
         optim = shared_batches(configs.optim, distributed.world_size())
         configs = configs._replace(optim=optim)
@@ -85,7 +84,8 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     state = make_state(run, configs, model, loader, clips, classifier.layer_decay, ema)
     resume(run, state, found)
     for name, table in lists.tables.items() if distributed.is_main() else ():
-        write_whole(run.output_dir / name, table)  # which clips were held out or drawn
+        # Which clips were held out or drawn.
+        write_csv(run.output_dir / name, table, zip(*table.values(), strict=True))
 
     training = loop.as_trained(model, run.config, run.device)
     compute_loss = make_loss(configs, lists.train, run.device)

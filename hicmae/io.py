@@ -1,14 +1,13 @@
-"""What all floors need: whole files, the device, one-line errors."""
+"""What all floors need: whole files, tables, the device, one-line errors."""
 
 from __future__ import annotations
 
-import logging
+import csv
 import os
 import re
 import secrets
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 HUB_FILES = ["config.json", "model.safetensors", "README.md"]  # of a model, nothing pickled
-logger = logging.getLogger(__name__)
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on where this one stopped.
 RESUMABLE = 75
@@ -178,6 +176,21 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         part.write_bytes(data)
 
 
+def write_csv(
+    path: str | Path,
+    header: Iterable[object],
+    rows: Iterable[Iterable[object]],
+    delimiter: str = ",",
+) -> None:
+    """Write a table, maybe without a header, by `whole_file`; names need not be UTF-8."""
+    encoding: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+    with whole_file(path) as part, part.open("w", newline="", **encoding) as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        if header:
+            writer.writerow(header)
+        writer.writerows(rows)
+
+
 def _sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -185,28 +198,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def run_command(main: Callable[[Sequence[str] | None], None]) -> int:
-    """Run an entry script; show expected errors as one line and keep the trace in run.log.
-
-    Exit codes: 0: done, 1: an error, 75 (`RESUMABLE`): stopped by SIGTERM or SIGUSR1 with the state
-    saved, 130: interrupted at the keyboard.
-    """
-    name = Path(sys.argv[0]).name
-    try:
-        main(None)
-    except Stopped as stopped:
-        logger.warning("%s; start the same command again to go on (exit code 75)", stopped)
-        return RESUMABLE
-    except EXPECTED as error:
-        record = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (error,), sys.exc_info())
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.FileHandler):
-                handler.handle(record)
-        sys.stderr.write(f"{name}: error: {describe(error)}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{name}: interrupted\n")
-        return 130
-    return 0

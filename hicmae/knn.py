@@ -30,13 +30,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
-from hicmae.config.flags import new_parser
+from hicmae.config.flags import Settings, command, option
 from hicmae.data.clip_list import AnyClip, name_of, read_labelled_list
 from hicmae.data.splits import SPEAKER_FILE, find_speakers
 from hicmae.data.video import MODALITIES
-from hicmae.inference.cli import COMPUTING, add_flags, run_command
+from hicmae.inference.cli import Computing, root
 from hicmae.io import check_writable, write_whole
 
 if TYPE_CHECKING:  # --help waits for neither torch nor scikit-learn
@@ -44,18 +43,29 @@ if TYPE_CHECKING:  # --help waits for neither torch nor scikit-learn
 
 TEMPERATURE, DEFAULT_K = 0.07, (1, 5, 10, 20)
 Features = dict[str, np.ndarray]  # (n, D) by kind
+READ = "streams to read (default: those of the model); the other one is left out"
+SPEAKERS = f"take the mean of each speaker's clips off them first, by {SPEAKER_FILE} with the lists"
 
 
-def extract(
-    recognizer: EmotionRecognizer, clips: Sequence[AnyClip], description: str = ""
-) -> Features:
+class Evaluation(Settings):
+    """What to compare, and how."""
+
+    data_path: str = option("", "fold with train.csv and test.csv", required=True, metavar="DIR")
+    data_root: str = root()
+    modality: str | None = option(None, READ, choices=MODALITIES)
+    features: tuple[str, ...] = option((), "kinds (default: fused, else all)", metavar="KIND")
+    k: tuple[int, ...] = option((), "neighbours (default: 1 5 10 20, as far as there are clips)")
+    by_speaker: bool = option(False, SPEAKERS)
+    output_dir: str = option("", "gets predictions and metrics", metavar="DIR")
+
+
+def extract(recognizer: EmotionRecognizer, clips: Sequence[AnyClip]) -> Features:
     """Compute every kind of features of clips, averaged over the views of the test.
 
-    Progress is shown with a description only. UnreadableClip names a clip that cannot be read.
+    UnreadableClip names a clip that cannot be read.
     """
-    found = recognizer.each(clips, features=True, protocol="test", faces="cut")
     rows = []
-    for features in tqdm(found, description, len(clips), disable=not description):
+    for features in recognizer.each(clips, features=True, protocol="test", faces="cut"):
         levels = features.mean()
         layers = [name for name in levels if name.endswith("_layers")]
         last = {name.replace("_layers", "_last"): levels.pop(name)[-1] for name in layers}
@@ -107,7 +117,7 @@ def vote(
     return scores
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Extract, vote, print and write."""
     from hicmae.inference.recognizer import EmotionRecognizer
     from hicmae.training.evaluate import Predictions, score, write_results
@@ -124,15 +134,13 @@ def run(args: argparse.Namespace) -> int:
         asked = " ".join(map(str, args.k))
         raise ValueError(f"--k must be 1 to {count}, the number of training clips, got {asked}")
     options = {"modality": args.modality, "missing_modality": "drop" if args.modality else "error"}
-    recognizer = EmotionRecognizer.from_checkpoint(
-        args.checkpoint, args.device, batch_size=args.batch_size, **options
-    )
+    options |= {"batch_size": args.batch_size, "progress": True}
+    recognizer = EmotionRecognizer.from_checkpoint(args.checkpoint, args.device, **options)
     first = extract(recognizer, test_clips[:1])  # says whether the features are there, at once
     kinds = args.features or (["fused"] if "fused" in first else list(first))
     for kind in kinds:
         joined(first, kind)
-    train = extract(recognizer, train_clips, "training clips")
-    test = extract(recognizer, test_clips, "clips to classify")
+    train, test = (extract(recognizer, clips) for clips in (train_clips, test_clips))
     names, folder = [name_of(clip) for clip in test_clips], Path(args.data_path)
     if args.by_speaker:
         others = [name_of(clip) for clip in train_clips]
@@ -157,26 +165,9 @@ def run(args: argparse.Namespace) -> int:
 
     table = pd.DataFrame(results, columns=["features", "k", "UAR", "WAR"])
     sys.stdout.write(table.to_markdown(index=False, floatfmt=".2f") + "\n")
-    return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = new_parser(str(__doc__))
-    parser.prog = "hicmae-knn"
-    add = parser.add_argument
-    add_flags(parser, *COMPUTING, "data_root")
-    text = "streams to read (default: those of the model); the other one is left out"
-    add("--modality", choices=MODALITIES, help=text)
-    add("--data_path", required=True, metavar="DIR", help="fold with train.csv and test.csv")
-    add("--features", nargs="+", metavar="KIND", help="kinds (default: fused, else all)")
-    text = "neighbours (1 5 10 20, as far as there are clips)"
-    add("--k", nargs="+", type=int, metavar="N", help=text)
-    text = f"take the mean of each speaker's clips off them first, by {SPEAKER_FILE} with the lists"
-    add("--by_speaker", action="store_true", help=text)
-    add("--output_dir", metavar="DIR", help="gets predictions and metrics")
-    return run_command(parser, run, argv)
-
+main = command(__doc__, run, Computing, Evaluation, prog="hicmae-knn")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,8 +2,9 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import timm
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.config import ClipConfig, PretrainConfigs, PretrainLossConfig, PretrainModelConfig
-from hicmae.config.flags import given_flags, parse_configs
+from hicmae.config.flags import parse_configs
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import decide_source_crop, read_pretrain_list
 from hicmae.data.dataset import PretrainClips
@@ -28,11 +29,10 @@ from hicmae.training.state import make_state
 logger = logging.getLogger("hicmae")
 
 
-def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
-    """Pre-train as the flags of a script say; `argv` replaces its command line."""
-    given = given_flags(parser, argv)
-    parser.set_defaults(**settings_to_keep(given, ClipConfig, PretrainModelConfig))
-    configs = parse_configs(parser, PretrainConfigs, argv)
+def main(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> None:
+    """Pre-train as the command line says by flag, without the defaults of its parser."""
+    kept = settings_to_keep(given, ClipConfig, PretrainModelConfig)
+    configs = parse_configs(parser, PretrainConfigs, {**kept, **given})
     with open_run(configs.run) as run:
         optim = shared_batches(configs.optim, distributed.world_size())
         pretrain(run, configs._replace(optim=optim))

@@ -33,7 +33,6 @@ import shlex
 import sys
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,11 +50,11 @@ from hicmae.data.clip_list import (
 )
 from hicmae.data.film import open_video
 from hicmae.data.video import MODALITIES, NOT_READ, FrameFolder, Video
-from hicmae.io import UnreadableClip, check_writable
+from hicmae.io import UnreadableClip, check_writable, write_csv
 from preprocess.command_line import STOPPED, WHOLE, Parts, command
 from preprocess.face_and_audio.batch import Job, Ledger, Outcome, read_summary, summary_path
 from preprocess.face_and_audio.timing import out_of_step
-from preprocess.lists.clips import Problem, open_wav, reading, write_csv
+from preprocess.lists.clips import Problem, open_wav, reading
 
 logger = logging.getLogger("check_lists")
 
@@ -78,16 +77,13 @@ class ListFile(NamedTuple):
     findings: list[tuple[int, str, str]]
 
 
-@dataclass(frozen=True)
 class Options(Parts):
     """What to check, and how."""
 
     data_root: str = option("", "folder that relative names start from")
     cleaned: Path | None = option(None, "folder for the cleaned lists (default: beside the lists)")
     output_dir: Path | None = option(None, "(default: check/ beside the lists)")
-    modality: str = option(
-        "av", "open the sounds only (a) or the pictures only (v), for training", choices=MODALITIES
-    )
+    modality: str = option("av", "open only the sounds (a) or pictures (v)", choices=MODALITIES)
 
 
 def check(args: argparse.Namespace) -> int:

@@ -30,12 +30,12 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
+from hicmae.config import LOSSES
 from hicmae.config.flags import Settings, option
 from hicmae.data.audio import WavFile
 from hicmae.data.film import open_video
@@ -60,21 +60,16 @@ HALVES = {
 }
 
 
-@dataclass(frozen=True)
 class Options(Settings):
     """What to prepare."""
 
     videos: str = option("", "folder of videos", required=True)
     labels: str | None = option(None, "csv file of videos and labels")
     output_dir: str = option("", "folder for all that is made", required=True)
-    task: str = option(
-        "classification", "of classes, or of numbers", choices=("classification", "regression")
-    )
+    task: str = option("classification", "of classes, or of numbers", choices=[*LOSSES])
     test_share: float = option(0.2, "of the clips, for test.csv", "> 0 and < 1")
     seed: int = option(0, "of the split")
-    modality: str = option(
-        "av", "make the wavs only (a) or the faces only (v), for training", choices=MODALITIES
-    )
+    modality: str = option("av", "make only the wavs (a) or faces (v)", choices=MODALITIES)
     relative: bool = option(False, "write names relative to --output_dir, for --data_root")
 
 

@@ -32,7 +32,7 @@ import tarfile
 import zlib
 from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from hicmae.config import CROP_HELP
+from hicmae.config import CROP_HELP, LOSSES
 from hicmae.config.flags import from_flags, option
 from hicmae.data.audio import SAMPLE_RATE, WavFile
 from hicmae.data.clip_list import (
@@ -79,15 +79,12 @@ def parse_size(text: str) -> int:
     return size
 
 
-@dataclass(frozen=True)
 class Options(Parts):
     """What to pack, and how."""
 
     output_dir: Path = option(Path(), "folder of the shards", required=True)
     data_root: str = option("", "folder that relative names start from")
-    task: str = option(
-        "pretrain", "kind of the list", choices=("pretrain", "classification", "regression")
-    )
+    task: str = option("pretrain", "kind of the list", choices=["pretrain", *LOSSES])
     shard_size: int = option(10**9, "bytes of a file, such as 1GB", type=parse_size)
     quality: int = option(95, "of JPEG, without chroma subsampling", ">= 1 and <= 100")
     lossless: bool = option(False, "store PNG instead")

@@ -22,7 +22,7 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
 from itertools import product
@@ -40,10 +40,9 @@ from tqdm import tqdm
 from hicmae.config.flags import Settings, from_flags, option
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.faces import align
-from hicmae.io import write_whole
+from hicmae.io import write_csv, write_whole
 from preprocess import pack_clips
 from preprocess.command_line import Workers, command
-from preprocess.lists.clips import write_csv
 from preprocess.toy import plan
 from preprocess.toy.face import FRAME_SIZE, draw_frames
 from preprocess.toy.voice import SAMPLE_RATE, synthesise
@@ -53,7 +52,6 @@ JPEG_QUALITY = 92
 VIDEO_OPTIONS = {"preset": "superfast", "crf": "22", "threads": "1", "g": "50"}
 
 
-@dataclass(frozen=True)
 class Recipe(Settings):
     """What decides what is in the files."""
 
@@ -72,7 +70,6 @@ class Recipe(Settings):
             raise ValueError(f"--folds must be {most}, got {self.folds}")
 
 
-@dataclass(frozen=True)
 class Output(Workers):
     """What to write."""
 

@@ -15,15 +15,22 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
 from hicmae.config import CPU_GEMM, PRECISIONS, PretrainConfigs
-from hicmae.config.flags import Settings, add_arguments, from_flags, new_parser, option
-from hicmae.io import EXPECTED, check_writable, describe, write_whole
+from hicmae.config.flags import (
+    Settings,
+    add_arguments,
+    exit_code,
+    from_flags,
+    new_parser,
+    option,
+)
+from hicmae.io import check_writable, write_whole
 
 TASKS = {"pretrain": "pre-training", "finetune": "fine-tuning", "infer": "testing"}
 LEVERS = ("compile", "cuda_graphs", "checkpoint_activations")
@@ -47,7 +54,6 @@ TINY = Size(128, {"depth": 2, "depth_audio": 2, "fusion_depth": 1}, (0, 1), 4, 3
 SIZES = {"t": Size(256), "s": Size(384), "b": Size(512), "tiny": TINY}
 
 
-@dataclass(frozen=True)
 class TaskConfig(Settings):
     """Time a step, by ours and by the plain baseline, in turns, on random clips.
 
@@ -72,7 +78,6 @@ class TaskConfig(Settings):
             raise ValueError("--cuda_graphs needs compiled passes; add --compile")
 
 
-@dataclass(frozen=True)
 class FormatsConfig(Settings):
     """Compare PyTorch in fp32 and bf16, ONNX and ONNX of 8 bits, on the CPU.
 
@@ -89,7 +94,6 @@ class FormatsConfig(Settings):
     warmup: int = option(3, "passes before that")
 
 
-@dataclass(frozen=True)
 class LoaderConfig(Settings):
     """Time the reading of clips on one core, beside a plain loader.
 
@@ -104,7 +108,6 @@ class LoaderConfig(Settings):
     num_samples: int = option(4, "samples of a clip at once", "> 0")
 
 
-@dataclass(frozen=True)
 class FeedConfig(Settings):
     """Does the loader keep the device busy, and what does VoxCeleb2 need.
 
@@ -120,7 +123,6 @@ class FeedConfig(Settings):
     make_clips: int = option(0, "instead of --data_path: clips made for it", ">= 0")
 
 
-@dataclass(frozen=True)
 class FacesConfig(Settings):
     """Where the seconds of a first hicmae-predict go, and what searching faces less often costs.
 
@@ -135,7 +137,6 @@ class FacesConfig(Settings):
     steps: int = option(3, "measured passes of each", "> 0")
 
 
-@dataclass(frozen=True)
 class GrowthConfig(Settings):
     """Show how speed changes with batch, processes and length of the list, on a CPU.
 
@@ -150,6 +151,12 @@ class GrowthConfig(Settings):
     ranks: tuple[int, ...] = option((1, 2), "processes that train HiCMAE-T by gloo", "> 0")
     lines: tuple[int, ...] = option((10_000, 100_000, 1_000_000), "lines of lists", "> 0")
     steps: int = option(5, "measured steps of each", "> 0")
+
+
+class TableConfig(Settings):
+    """Make a Markdown table for each device, from the files of model benchmarks in a folder."""
+
+    folder: str = option("", "holds the files that --json wrote", positional=True)
 
 
 # Tables
@@ -168,13 +175,13 @@ COLUMNS = {
 }
 
 
-def run_table(folder: str) -> dict[str, Any]:
-    """Make a Markdown table for each device, from the files of model benchmarks in a folder."""
+def run_table(config: TableConfig) -> dict[str, Any]:
+    """Make the tables; `text` holds them."""
     import pandas as pd  # no --help waits for it
 
     names = {f"hicmae dim{size.width}": f"HiCMAE-{name.upper()}" for name, size in SIZES.items()}
     by_device: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in sorted(Path(config.folder).glob("*.json")):
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
@@ -186,8 +193,10 @@ def run_table(folder: str) -> dict[str, Any]:
             row["task"], row["name"] = TASKS[row["benchmark"]], names.get(row["model"])
             by_device.setdefault(row["device"], []).append(row)
     if not by_device:
-        raise ValueError(f"'{folder}' holds no JSON file of {', '.join(TASKS)}; write some with "
-                         "python scripts/benchmark.py pretrain --json FILE")  # fmt: skip
+        raise ValueError(
+            f"'{config.folder}' holds no JSON file of {', '.join(TASKS)}; write some with python "
+            "scripts/benchmark.py pretrain --json FILE"
+        )
     texts = []
     for device, rows in by_device.items():
         rows.sort(key=lambda r: ([*TASKS].index(r["benchmark"]), r["model"], r["precision"]))
@@ -204,8 +213,7 @@ def run_table(folder: str) -> dict[str, Any]:
 
 # Command line
 
-# command -> what runs it, and dataclasses of its flags, of which the last one says what it does;
-# beside them there is `table`.
+# command -> what runs it, and dataclasses of its flags, of which the last one says what it does
 BENCHMARKS: dict[str, tuple[str, Sequence[type]]] = {
     **dict.fromkeys(TASKS, ("benchmark_models.run_task", [TaskConfig])),
     "formats": ("benchmark_models.run_formats", [FormatsConfig]),
@@ -213,34 +221,12 @@ BENCHMARKS: dict[str, tuple[str, Sequence[type]]] = {
     "faces": ("benchmark_data.run_faces", [FacesConfig]),
     "feed": ("benchmark_data.run_feed", [*PretrainConfigs.__annotations__.values(), FeedConfig]),
     "growth": ("benchmark_data.run_growth", [GrowthConfig]),
+    "table": ("benchmark.run_table", [TableConfig]),
 }
 
 
-def figures_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the command; return its figures, and a `text` to print where they have one."""
-    if args.command == "table":
-        return run_table(args.folder)
-    place, configs = BENCHMARKS[args.command]
-    module, _, function = place.partition(".")
-    values = [from_flags(vars(args), config) for config in configs]
-    task = [args.command] if args.command in TASKS else []
-    return getattr(importlib.import_module(f"scripts.{module}"), function)(*task, *values)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the command line names; return the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = new_parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (_, configs) in (BENCHMARKS | {"table": ("", [run_table])}).items():
-        about, style = inspect.getdoc(configs[-1]) or "", argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(name, description=about, help=about.splitlines()[0],
-                                      allow_abbrev=False, formatter_class=style)  # fmt: skip
-        for config in configs if name in BENCHMARKS else ():
-            add_arguments(command, config, output_dir=NOT_SET, data_path=NOT_SET)
-        command.add_argument("--json", metavar="FILE", help="write the figures there as one object")
-    command.add_argument("folder", metavar="FOLDER", help="holds the files that --json wrote")
-    args = parser.parse_args(argv)
+def measure(args: argparse.Namespace, words: Sequence[str]) -> None:
+    """Run the command of these words of a command line, and print and write its figures."""
     import torch  # no --help waits for it
 
     from hicmae.training import distributed
@@ -249,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     threads = os.environ.get("OMP_NUM_THREADS")
     program = f"OMP_NUM_THREADS={threads} " * bool(threads) + "python scripts/benchmark.py"
     context = {  # the machine and its other load before the start
-        "command": f"{program} {shlex.join(argv)}",
+        "command": f"{program} {shlex.join(words)}",
         "benchmark": args.command,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "torch": torch.__version__,
@@ -257,20 +243,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threads": torch.get_num_threads(),
         "load_average": list(os.getloadavg()),
     }
+    if args.json:
+        check_writable(args.json)  # before an hour of work
     try:
-        if args.json:
-            check_writable(args.json)  # before an hour of work
-        figures = figures_of(args)
+        place, configs = BENCHMARKS[args.command]
+        module, _, function = place.partition(".")
+        run = getattr(importlib.import_module(f"scripts.{module}"), function)
+        task = [args.command] if args.command in TASKS else []
+        figures = run(*task, *(from_flags(vars(args), config) for config in configs))
         if distributed.is_main():
             print(figures.pop("text", None) or json.dumps(figures, indent=2))
             if args.json:
                 write_whole(args.json, json.dumps({**context, **figures}, indent=2) + "\n")
-    except EXPECTED as error:
-        sys.stderr.write(f"benchmark.py {args.command}: error: {describe(error)}\n")
-        return 1
     finally:
         distributed.stop()
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the command line names; return the exit code."""
+    parser, words = new_parser(__doc__), list(sys.argv[1:] if argv is None else argv)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, configs) in BENCHMARKS.items():
+        about, style = inspect.getdoc(configs[-1]) or "", argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, description=about, help=about.splitlines()[0],
+                                      allow_abbrev=False, formatter_class=style)  # fmt: skip
+        for config in configs:
+            add_arguments(command, config, output_dir=NOT_SET, data_path=NOT_SET)
+        command.add_argument("--json", metavar="FILE", help="write the figures there as one object")
+    args = parser.parse_args(words)
+    return exit_code(partial(measure, args, words), failed=1, on_stderr=True)
 
 
 if __name__ == "__main__":

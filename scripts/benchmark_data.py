@@ -23,7 +23,7 @@ import torch
 from matplotlib.cbook import get_sample_data
 
 from hicmae.config import PretrainConfigs
-from hicmae.config.flags import new_parser, parse_configs
+from hicmae.config.flags import given_flags, new_parser, parse_configs
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import Clip, PackedClips, read_packed, read_pretrain_list, write_list
 from hicmae.data.dataset import PretrainClips
@@ -307,7 +307,8 @@ def trainer(run: Run, configs: PretrainConfigs) -> Callable[[Sequence[PretrainBa
 
 def first_step(flags: Sequence[str]) -> Step:
     """Return a step, always on the first clips of the list, by the flags of run_pretraining.py."""
-    configs = parse_configs(new_parser("", PretrainConfigs), PretrainConfigs, flags)
+    parser = new_parser("", PretrainConfigs)
+    configs = parse_configs(parser, PretrainConfigs, given_flags(parser, flags))
     device, dataset = choose_device(configs.run.device), make_dataset(configs)
     run = Run(configs.run, choose_precision(configs.run.precision, device))
     items = [dataset[ClipIndex(0, index)] for index in range(configs.optim.batch_size)]

@@ -6,23 +6,27 @@ import os
 import re
 
 import pytest
+import torch
 
 import run_finetuning
 import run_pretraining
 from hicmae.config import FinetuneConfigs, OptimConfig, PretrainConfigs
-from hicmae.config.flags import as_dict, flat_settings, from_dict, parse_configs
-from hicmae.io import count_cores
+from hicmae.config.flags import as_dict, flat_settings, from_dict, given_flags, parse_configs
+from hicmae.io import choose_device, count_cores
 from hicmae.training.optim import shared_batches
 
 
+def settings_of(script, configs, words):
+    parser = script.build_parser()
+    return parse_configs(parser, configs, given_flags(parser, words.split()))
+
+
 def pretraining(arguments="", start="--data_path list.csv --output_dir out"):
-    parser = run_pretraining.build_parser()
-    return parse_configs(parser, PretrainConfigs, f"{start} {arguments}".split())
+    return settings_of(run_pretraining, PretrainConfigs, f"{start} {arguments}")
 
 
 def finetuning(arguments="", start="--data_path fold --output_dir out --nb_classes 6"):
-    parser = run_finetuning.build_parser()
-    return parse_configs(parser, FinetuneConfigs, f"{start} {arguments}".split())
+    return settings_of(run_finetuning, FinetuneConfigs, f"{start} {arguments}")
 
 
 def test_defaults_are_the_published_hyper_parameters():
@@ -153,3 +157,11 @@ def test_cores_are_those_that_the_scheduler_gives(given, allowed, cores, monkeyp
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", given)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed, raising=False)
     assert count_cores() == cores
+
+
+def test_the_gpu_of_a_mac_is_taken_where_torch_has_one_and_refused_elsewhere(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("mps").type == "mps"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="--device mps, .* use --device auto or cpu"):
+        choose_device("mps")

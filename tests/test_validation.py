@@ -18,7 +18,7 @@ import run_finetuning
 import run_pretraining
 from hicmae import EmotionRecognizer, finetuning, pretraining
 from hicmae.config import FinetuneConfigs, PretrainConfigs
-from hicmae.config.flags import parse_configs
+from hicmae.config.flags import given_flags, parse_configs
 from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
 from hicmae.data.dataset import TestClips
@@ -47,7 +47,7 @@ def finetune(*arguments):
 
 def parse(*arguments):
     parser = run_finetuning.build_parser()
-    return parse_configs(parser, FinetuneConfigs, arguments_of(*arguments))
+    return parse_configs(parser, FinetuneConfigs, given_flags(parser, arguments_of(*arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +265,8 @@ def test_a_correlation_of_one_clip_is_refused():
 def test_a_contrast_with_nothing_is_told(flags, told, caplog):
     start = "--data_path list.csv --output_dir out --batch_size 1"
     parser = run_pretraining.build_parser()
-    pretraining.warn_of_contrast(parse_configs(parser, PretrainConfigs, f"{start} {flags}".split()))
+    given = given_flags(parser, f"{start} {flags}".split())
+    pretraining.warn_of_contrast(parse_configs(parser, PretrainConfigs, given))
     assert caplog.text.count("--batch_size 1") == told
 
 

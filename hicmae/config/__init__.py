@@ -5,7 +5,7 @@ How fields become flags says `hicmae.config.flags`.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from hicmae.config.flags import Settings, flag_of, harmless, option
@@ -49,7 +49,6 @@ LOWER_IS_BETTER = ("mae", "mse", "rmse")
 CLASS_WEIGHTS = ("none", "balanced", "effective")
 
 
-@dataclass(frozen=True)
 class RunConfig(Settings):
     """Where and how to run."""
 
@@ -82,7 +81,6 @@ class RunConfig(Settings):
             raise ValueError("--cuda_graphs replays compiled passes; add --compile")
 
 
-@dataclass(frozen=True)
 class DataConfig(Settings):
     """Clips."""
 
@@ -99,14 +97,12 @@ class DataConfig(Settings):
             raise ValueError("--data_path is missing; name the clip list or its folder")
 
 
-@dataclass(frozen=True)
 class PretrainDataConfig(DataConfig):
     """Clips."""
 
     source_crop: str = option("auto", CROP_HELP, choices=SOURCE_CROPS)
 
 
-@dataclass(frozen=True)
 class ClipConfig(Settings):
     """Clip geometry."""
 
@@ -141,7 +137,6 @@ class ClipConfig(Settings):
         return {"num_frames": self.num_frames, "tubelet_size": self.tubelet_size, **sizes}
 
 
-@dataclass(frozen=True)
 class OptimConfig(Settings):
     """Optimisation."""
 
@@ -166,7 +161,6 @@ class OptimConfig(Settings):
             raise ValueError(f"--weight_decay_end {end} needs a --weight_decay above 0, got 0")
 
 
-@dataclass(frozen=True)
 class PretrainModelConfig(Settings):
     """Pre-training model."""
 
@@ -183,7 +177,6 @@ class PretrainModelConfig(Settings):
     init_values: float = option(0.0, "start of the layer-scale gammas; 0: no layer scale", ">= 0")
 
 
-@dataclass(frozen=True)
 class MaskConfig(Settings):
     """Masking."""
 
@@ -192,7 +185,6 @@ class MaskConfig(Settings):
     contrast_mask_ratio: float | None = option(None, CONTRAST_MASK_HELP, ">= 0 and < 1")
 
 
-@dataclass(frozen=True)
 class PretrainLossConfig(Settings):
     """Pre-training loss."""
 
@@ -225,7 +217,6 @@ class PretrainConfigs(NamedTuple):
     optim: OptimConfig
 
 
-@dataclass(frozen=True)
 class ClassifierConfig(Settings):
     """Classifier."""
 
@@ -259,7 +250,6 @@ class ClassifierConfig(Settings):
             )
 
 
-@dataclass(frozen=True)
 class AugmentConfig(Settings):
     """Augmentation of labelled clips."""
 
@@ -282,7 +272,6 @@ class AugmentConfig(Settings):
             raise ValueError(f"--crop_scale takes two shares, the smaller first, got {low} {high}")
 
 
-@dataclass(frozen=True)
 class ScoreConfig(Settings):
     """Loss, validation and testing."""
 
@@ -347,7 +336,6 @@ class FinetuneConfigs(NamedTuple):
         return self._replace(score=replace(score, loss=loss, val_metric=metric), augment=augment)
 
 
-@dataclass(frozen=True)
 class ResamplingConfig(Settings):
     """intervals and tests."""
 
@@ -375,7 +363,6 @@ SPEAKER_HELP = """with --faces all, who has the sound; the others are judged by 
  where that is given, else lips; none: everybody"""
 
 
-@dataclass(frozen=True)
 class Options(Settings):
     """How inference reads clips: flags of its commands and arguments of the recognizer."""
 

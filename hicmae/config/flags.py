@@ -1,22 +1,32 @@
-"""Flags from dataclasses: a field of `Settings` is a flag, checked when it is made.
+"""Commands, and their flags from dataclasses: a field of `Settings` is a flag, which is checked.
 
 A field has the name of the argument that it becomes; where the flag is spelled otherwise, it says
 so. Settings are saved by their flags, in groups.
 """
 
 import argparse
+import inspect
 import io
+import logging
 import operator
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
+
+from typing_extensions import dataclass_transform
+
+from hicmae.io import EXPECTED, RESUMABLE, Stopped, describe
+
+logger = logging.getLogger(__name__)
 
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 RULES = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+Flags = Mapping[str, Mapping[str, Any]]  # by name the arguments of `add_argument`
 Config = TypeVar("Config")
 Configs = TypeVar("Configs")
 
@@ -25,10 +35,11 @@ def option(default: Any, description: str, must: str = "", **about: Any) -> Any:
     """Declare a dataclass field that is also a flag, of the field's name or named in `flag`.
 
     ``--help`` shows the description, the default and what `must` hold of each number, e.g. "> 0 and
-    <= 1", but no `aliases` (older spellings). A resumed run may change what is `harmless`: where
-    and how to compute, when to log, save and test. The rest is argparse's.
+    <= 1", but no `aliases` (older spellings). What is `positional` has no dashes. A resumed run may
+    change what is `harmless`: where and how to compute, when to log, save and test. The rest is
+    argparse's.
     """
-    usual = {"flag": "", "aliases": (), "harmless": False}
+    usual = {"flag": "", "aliases": (), "positional": False, "harmless": False}
     known = {name: about.pop(name, value) for name, value in usual.items()}
     known |= {"help": description, "must": must, "rest": about}
     return field(default=default, metadata=known)
@@ -42,9 +53,13 @@ def flag_of(item: Field) -> str:
     return item.metadata["flag"] or item.name
 
 
+@dataclass_transform(frozen_default=True)
 @dataclass(frozen=True)
 class Settings:
-    """A group of flags; ValueError names the one whose value is not allowed."""
+    """A group of flags, a frozen dataclass; ValueError names the one whose value is not allowed."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True)(cls)
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -90,8 +105,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 def new_parser(description: str | None, configs: Any = None, **defaults: Any) -> OneLineParser:
     """Make a parser of the fields of a NamedTuple of dataclasses; `defaults` replace theirs."""
-    style = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(description=description, allow_abbrev=False, formatter_class=style)
+    text, style = inspect.cleandoc(description or ""), argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(description=text, allow_abbrev=False, formatter_class=style)
     for config in configs.__annotations__.values() if configs else ():
         add_arguments(parser, config, **defaults)
     return parser
@@ -103,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser, config: type, **defaults: Any
     hints = typing.get_type_hints(config)
     for item in fields(config):
         flag, about, kind = flag_of(item), item.metadata, hints[item.name]
-        default, options = defaults.get(flag, item.default), {"dest": flag, **about["rest"]}
+        default, options = defaults.get(flag, item.default), dict(about["rest"])
         if isinstance(kind, types.UnionType):  # X | None
             kind = typing.get_args(kind)[0]
         if typing.get_origin(kind) is tuple:
@@ -118,30 +133,31 @@ def add_arguments(parser: argparse.ArgumentParser, config: type, **defaults: Any
         notes = [f"default: {shown}"] if shown not in (None, "") else []
         notes += [about["must"]] if about["must"] else []
         text = about["help"].replace("%", "%%") + (f" ({'; '.join(notes)})" if notes else "")
-        group.add_argument(f"--{flag}", default=default, help=text, **options)
+        name = flag if about["positional"] else f"--{flag}"
+        group.add_argument(name, default=default, help=text, **options)
         if about["aliases"]:
-            options |= {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            options |= {"dest": flag, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
             group.add_argument(*[f"--{alias}" for alias in about["aliases"]], **options)
 
 
+def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Return what the command line, or `argv`, says by flag, without defaults."""
+    unset = object()
+    namespace = argparse.Namespace(**{action.dest: unset for action in parser._actions})
+    given = vars(parser.parse_args(argv, namespace))
+    return {flag: value for flag, value in given.items() if value is not unset}
+
+
 def parse_configs(
-    parser: argparse.ArgumentParser, configs: type[Configs], argv: Sequence[str] | None
+    parser: argparse.ArgumentParser, configs: type[Configs], given: Mapping[str, Any]
 ) -> Configs:
-    """Parse the command line, or `argv`; a wrong setting ends in one line and exit code 2."""
-    flags = vars(parser.parse_args(argv))
+    """Return settings by what is given; a wrong one ends in one line and exit code 2."""
+    flags = {**vars(parser.parse_args([])), **given}
     try:
         parsed = from_dict(configs, flags)
         return parsed.completed() if hasattr(parsed, "completed") else parsed
     except ValueError as error:
         parser.error(str(error))
-
-
-def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
-    """Return what a command line says, without defaults."""
-    unset = object()
-    namespace = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args(argv)), unset))
-    given = vars(parser.parse_args(argv, namespace))
-    return {name: value for name, value in given.items() if value is not unset}
 
 
 def from_flags(flags: Mapping[str, Any], config: type[Config]) -> Config:
@@ -178,3 +194,72 @@ def flat_settings(args: Any) -> dict[str, Any]:
     for name, value in args.items() if isinstance(args, Mapping) else ():
         flat.update(value if isinstance(value, Mapping) else {name: value})
     return {name: list(v) if isinstance(v, tuple) else v for name, v in flat.items()}
+
+
+def command(
+    usage: str | None,
+    work: Callable[[argparse.Namespace], int | None],
+    *configs: type,
+    prog: str | None = None,
+    flags: Flags | None = None,
+    **codes: Any,
+) -> Callable[..., int]:
+    """Return the `main` of a command: it parses flags, calls `work`, and returns an exit code.
+
+    Its flags are the fields of the `configs`, which check them, and the `flags`; --help begins with
+    the docstring `usage`. A wrong flag ends with code 2; `codes` are arguments of `exit_code`.
+    """
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        parser = new_parser(usage)
+        parser.prog = prog or parser.prog
+        parser.allow_abbrev = True  # --output of earlier versions, say
+        for config in configs:
+            add_arguments(parser, config)
+        for name, options in (flags or {}).items():
+            parser.add_argument(name, **options)
+        args = parser.parse_args(argv)
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+        def check() -> None:
+            for config in configs:
+                from_flags(vars(args), config)
+
+        return exit_code(check) or exit_code(partial(work, args), **codes)
+
+    return main
+
+
+def exit_code(
+    work: Callable[[], int | None],
+    failed: int = 2,
+    bad_data: int = 0,
+    interrupted: tuple[int, str] = (130, "interrupted"),
+    on_stderr: bool = False,
+) -> int:
+    """Run what a command does and return its exit code; an error is one line, without a trace.
+
+    The code is that of `work`, or 0; `failed` after an error, but `bad_data`, where it is not 0,
+    after a ValueError; `interrupted` at the keyboard, with what to say; RESUMABLE after Stopped.
+    The line is logged, or goes to stderr with the name of the program; files of a log get the
+    trace, too.
+    """
+    try:
+        return work() or 0
+    except Stopped as stopped:
+        logger.warning("%s; start the same command again to go on (exit code 75)", stopped)
+        return RESUMABLE
+    except KeyboardInterrupt:
+        code, text = interrupted
+    except EXPECTED as error:
+        code = bad_data if bad_data and isinstance(error, ValueError) else failed
+        text = f"error: {describe(error)}"
+        record = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (error,), sys.exc_info())
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(record)
+    if on_stderr:
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: {text}\n")
+    else:
+        logger.error("%s", text)
+    return code

@@ -26,7 +26,7 @@ import numpy as np
 
 from hicmae.data.media import AUDIO_SUFFIXES
 from hicmae.data.video import NOT_READ, VOXCELEB2_SIZE, source_box
-from hicmae.io import one_line, whole_file
+from hicmae.io import one_line, write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -292,12 +292,12 @@ def read_rows(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, list
 
 def write_list(path: str | Path, clips: Iterable[Clip]) -> None:
     """Write a list; a reader sees the old file or the whole new one. Clips without label get 0."""
-    options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
-    with whole_file(path) as part, part.open("w", newline="", **options) as file:
-        writer = csv.writer(file, delimiter=" ", lineterminator="\n")
-        for video, audio, label in clips:
-            labels = label if isinstance(label, tuple) else (label or 0,)
-            writer.writerow([video, *([] if audio is None else [audio]), *labels])
+
+    def fields(clip: Clip) -> list[object]:
+        labels = clip.label if isinstance(clip.label, tuple) else (clip.label or 0,)
+        return [clip.video, *([] if clip.audio is None else [clip.audio]), *labels]
+
+    write_csv(path, (), map(fields, clips), delimiter=" ")
 
 
 def wav_of(video: str) -> str:

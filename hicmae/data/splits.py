@@ -1,12 +1,11 @@
 """Splits of a list: speakers, validation clips held out, shares of labels, clips of one item."""
 
 import csv
-import io
 import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -258,15 +257,8 @@ class Lists(NamedTuple):
     val: Clips
     test: Clips
     val_file: str
-    tables: dict[str, str]  # files to write beside the results: content by name
+    tables: dict[str, dict[str, list[str]]]  # csv files for the results: columns by name
     val_is_test: bool
-
-
-def _table(columns: Mapping[str, Sequence[object]]) -> str:
-    text = io.StringIO()
-    rows = zip(*columns.values(), strict=True)
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    return text.getvalue()
 
 
 def read_lists(
@@ -305,7 +297,7 @@ def read_lists(
         train, val, owners = hold_out(train, groups, val_share, seed, modality)
         val_file = output_dir / HOLDOUT_FILE
         speaker = {"speaker": owners} if val_split == "speaker" else {}
-        tables[HOLDOUT_FILE] = _table({"clip": [name_of(clip) for clip in val], **speaker})
+        tables[HOLDOUT_FILE] = {"clip": [name_of(clip) for clip in val], **speaker}
     for clips in (val, test) if average_clips else ():  # their items must have one label each
         group_clips([*map(name_of, clips)], [clip.label for clip in clips], average_clips)
     if label_share < 1:
@@ -313,7 +305,7 @@ def read_lists(
         counts = Counter(clip.label for clip in train if isinstance(clip.label, int))
         spread = f" (by class {dict(sorted(counts.items()))})" if counts else ""
         logger.info("%d of %d training clips%s, see %s", len(train), total, spread, SHARE_FILE)
-        tables[SHARE_FILE] = _table({"clip": [name_of(clip) for clip in train]})
+        tables[SHARE_FILE] = {"clip": [name_of(clip) for clip in train]}
     if same := val == test:
         logger.warning(
             "the best epoch is chosen on %s, the same clips as the test list, as in the published "

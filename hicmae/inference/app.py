@@ -23,12 +23,12 @@ from hicmae.data.film import Film  # noqa: E402
 from hicmae.data.media import NoPicture, NoSound, decode_sound, streams_of  # noqa: E402
 from hicmae.inference.cli import Limits  # noqa: E402
 from hicmae.inference.clips import Clip, NoFace, View, detector  # noqa: E402
-from hicmae.inference.commands import table, write_csv, write_json  # noqa: E402
+from hicmae.inference.commands import table, write_json  # noqa: E402
 from hicmae.inference.formats import EXAMPLE  # noqa: E402
 from hicmae.inference.pictures import write_overlay  # noqa: E402
 from hicmae.inference.recognizer import EmotionRecognizer  # noqa: E402
 from hicmae.inference.timeline import Moments, write_page  # noqa: E402
-from hicmae.io import UnreadableClip, describe  # noqa: E402
+from hicmae.io import UnreadableClip, describe, write_csv  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

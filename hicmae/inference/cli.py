@@ -1,19 +1,12 @@
 """Command lines of inference: hicmae-predict, hicmae-extract, hicmae-app and the export."""
 
 import argparse
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from hicmae.config import PRECISIONS, Options
-from hicmae.config.flags import Settings, add_arguments, new_parser, option
+from hicmae.config import ACTIVATIONS, METRICS, PRECISIONS, Options
+from hicmae.config.flags import Settings, command, option
 from hicmae.data.clip_list import DATA_SETS
 from hicmae.data.video import MODALITIES
-from hicmae.io import UnreadableClip, describe
-
-logger = logging.getLogger(__name__)
 
 PREDICT = """Predict emotions in videos with a trained model.
 
@@ -69,34 +62,79 @@ APP = """Serve a page to try a model on a film, or on oneself with camera and mi
 Open the address that it prints. It answers from this computer only; films stay here and are
 deleted once answered. Needs pip install "hicmae[app]".
 """
-# What several commands ask.
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "checkpoint": dict(
-        required=True,
-        metavar="PATH",
-        help="export folder, output folder of a run, model.safetensors, .onnx or .pth",
-    ),
-    "device": dict(default="auto", help="auto, cpu, cuda[:n] or mps (%(default)s)"),
-    "batch_size": dict(type=int, default=8, metavar="N", help="windows at once (%(default)s)"),
-    "precision": dict(
-        default="auto", choices=PRECISIONS, help="auto: bf16 on a GPU that has it, else fp32"
-    ),
-    "modality": dict(
-        choices=MODALITIES,
-        help="streams to read (default: those of the model); one stream of a model of both needs "
-        "--missing_modality",
-    ),
-    "speaker_checkpoint": dict(
-        metavar="PATH", help="pre-training that tells who speaks, for --speaker auto and contrast"
-    ),
-    "data_root": dict(default="", metavar="DIR", help="start of relative names"),
-    "quiet": dict(action="store_true", help="no progress bars, no table"),
-}
-COMPUTING = ("checkpoint", "device", "batch_size")
-MODEL = (*COMPUTING, "precision", "modality")
+MODELS = "export folder, output folder of a run, model.safetensors, .onnx or .pth"
+DEVICES = "auto, cpu, cuda[:n] or mps"
+STREAMS = """streams to read (default: those of the model); one stream of a model of both needs
+ --missing_modality"""
+KNOWN = ", ".join(dict.fromkeys(name for name, _ in DATA_SETS))
+NAMES = f"names of the classes or outputs; or a file with a name a line; or a data set: {KNOWN}"
+SPEAKERS = "pre-training that tells who speaks, for --speaker auto and contrast"
+FORMATS = ("hub", "onnx", "torch")
+COMPARED = "clips to compare with: list, folder of lists or shards, video (the run's test list)"
+LICENCE = "licence of the weights, as model hubs call it, e.g. mit (default: other, unknown)"
+needed, place = partial(option, "", required=True), partial(option, positional=True)
+root = partial(option, "", "start of relative names", metavar="DIR")
+quiet = partial(option, False, "no progress bars, no table")
+result = partial(option, None, metavar="FILE")
 
 
-@dataclass(frozen=True)
+class Computing(Settings):
+    """Model."""
+
+    checkpoint: str = needed(MODELS, metavar="PATH")
+    device: str = option("auto", DEVICES)
+    batch_size: int = option(8, "windows at once")
+
+
+class Model(Computing):
+    """Model."""
+
+    precision: str = option("auto", "auto: bf16 if a GPU has it, else fp32", choices=PRECISIONS)
+    modality: str | None = option(None, STREAMS, choices=MODALITIES)
+
+
+class Videos(Settings):
+    """Videos."""
+
+    videos: tuple[str, ...] = place((), "video, or folder of frames", metavar="VIDEO")
+    audio: str | None = result("sound to hear instead of the video's own")
+    speaker_checkpoint: str | None = option(None, SPEAKERS, metavar="PATH")
+    quiet: bool = quiet()
+
+
+class Results(Settings):
+    """Results; with several videos their names are put in."""
+
+    csv: str | None = result("a row for each video")
+    windows_csv: str | None = result("a row for each window")
+    json: str | None = result("all there is")
+    plot: str | None = result("scores over time: .png, .pdf or .svg, one for each video")
+    overlay: str | None = result("annotated copy: .mp4, for each video")
+    html: str | None = result("page with film, faces, timeline, for each video; needs no server")
+    srt: str | None = result("subtitles of the answers, for each video")
+    vtt: str | None = result("the same for web pages")
+    elan: str | None = result("csv for ELAN, for each video: tier, begin and end in seconds, label")
+
+
+class Features(Settings):
+    """Clips and their features."""
+
+    data_path: str = needed("list, folder of lists or shards, video", metavar="PATH")
+    data_root: str = root()
+    output: str = needed(".npz", metavar="FILE")
+    per_window: bool = option(False, "a row for each window, not for each clip")
+    quiet: bool = quiet()
+
+
+class Page(Settings):
+    """The page."""
+
+    checkpoint: str = option("toy", f"{MODELS}; toy knows drawn faces only", metavar="PATH")
+    device: str = option("auto", DEVICES)
+    port: int | None = option(None, "of the address (default: the first free one from 7860 on)")
+    share: bool = option(False, "also give a public address, by gradio's servers, for 72 hours")
+
+
 class Limits(Settings):
     """What a film may be."""
 
@@ -104,26 +142,30 @@ class Limits(Settings):
     max_seconds: float = option(120.0, "longest film", "> 0 and < 1e6")
 
 
-def add_flags(parser: argparse.ArgumentParser, *names: str, title: str = "") -> None:
-    """Add flags of the table, in a group of their own where they have a title."""
-    group = parser.add_argument_group(title) if title else parser
-    for name in names:
-        group.add_argument(f"--{name}", **ARGUMENTS[name])
+class Export(Settings):
+    """What to export."""
+
+    checkpoint: str = place("", "run, .pth, export folder or model.safetensors")
+    output: str = place("", "folder to make, or a name that ends in .onnx or .pt2")
+    class_names: tuple[str, ...] = option((), NAMES, metavar="NAME")
+    format: str = option("hub", "hub: config.json, model.safetensors", choices=FORMATS)
+    int8: bool = option(False, "with --format onnx: weights of 8 bits")
+    data_path: str | None = option(None, COMPARED, metavar="PATH")
+    data_root: str = root()
+    license: str | None = option(None, LICENCE, metavar="NAME")
+    data_license: str | None = option(None, "licence of the training data (default: unknown)")
 
 
-def run_command(
-    parser: argparse.ArgumentParser,
-    run: Callable[[argparse.Namespace], int],
-    argv: Sequence[str] | None,
-) -> int:
-    """Parse a command line and run it; returns the exit code, 2 after a mistake in one line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except (OSError, ValueError, UnreadableClip) as error:
-        logger.error("error: %s", describe(error))
-        return 2
+class Unsaid(Settings):
+    """Settings that a .pth does not say."""
+
+    num_frames: int | None = option(None, "video frames of a clip (default: 16)")
+    sampling_rate: int | None = option(None, "frames from one sampled to the next (default: 4)")
+    input_size: int | None = option(None, "height and width of a face in pixels (default: 160)")
+    frame_rate: float | None = option(None, "of the films in training (default: measured, else 25)")
+    input_size_audio: tuple[int, int] | None = option(None, "steps, mel bins (default: 256 128)")
+    task: str | None = option(None, "of the head (default: classification)", choices=[*METRICS])
+    head_activation: str | None = option(None, "of outputs (default: none)", choices=ACTIVATIONS)
 
 
 def _run(name: str, args: argparse.Namespace) -> int:
@@ -133,91 +175,12 @@ def _run(name: str, args: argparse.Namespace) -> int:
     return code
 
 
-def predict(argv: Sequence[str] | None = None) -> int:
-    """Run hicmae-predict; returns the exit code."""
-    parser = new_parser(PREDICT)
-    parser.prog = "hicmae-predict"
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video, or folder of frames")
-    parser.add_argument("--audio", metavar="FILE", help="sound to hear instead of the video's own")
-    add_flags(parser, *MODEL, "speaker_checkpoint", title="model")
-    add_arguments(parser, Options)
-    add_flags(parser, "quiet")
-    group = parser.add_argument_group("results; with several videos their names are put in")
-    add = partial(group.add_argument, metavar="FILE")
-    add("--csv", help="a row for each video")
-    add("--windows_csv", help="a row for each window")
-    add("--json", help="all there is")
-    add("--plot", help="scores over time: .png, .pdf or .svg, one for each video")
-    add("--overlay", help="annotated copy: .mp4, for each video")
-    add("--html", help="page with film, faces and timeline, for each video; needs no server")
-    add("--srt", help="subtitles of the answers, for each video")
-    add("--vtt", help="the same for web pages")
-    text = "csv for ELAN, for each video; columns: tier, begin and end in seconds, label"
-    add("--elan", help=text)
-    return run_command(parser, partial(_run, "predict"), argv)
-
-
-def extract(argv: Sequence[str] | None = None) -> int:
-    """Run hicmae-extract; returns the exit code."""
-    parser = new_parser(EXTRACT)
-    parser.prog = "hicmae-extract"
-    add = parser.add_argument
-    text = "list, folder of lists or shards, video"
-    add("--data_path", required=True, metavar="PATH", help=text)
-    add("--output", required=True, metavar="FILE", help=".npz")
-    add("--per_window", action="store_true", help="a row for each window, not for each clip")
-    add_flags(parser, "data_root", "quiet")
-    add_flags(parser, *MODEL, title="model")
-    add_arguments(parser, Options)
-    return run_command(parser, partial(_run, "extract"), argv)
-
-
-def app(argv: Sequence[str] | None = None) -> int:
-    """Run hicmae-app; returns the exit code."""
-    parser = new_parser(APP)
-    parser.prog = "hicmae-app"
-    add = parser.add_argument
-    text = f"{ARGUMENTS['checkpoint']['help']} (%(default)s: knows drawn faces only)"
-    add("--checkpoint", default="toy", metavar="PATH", help=text)
-    add_flags(parser, "device")
-    text = "of the address (the first free one from 7860 on)"
-    add("--port", type=int, metavar="N", help=text)
-    add_arguments(parser, Limits)
-    text = "also give a public address through gradio's servers, for 72 hours; off by default"
-    add("--share", action="store_true", help=text)
-    return run_command(parser, partial(_run, "app"), argv)
-
-
-def export(argv: Sequence[str] | None = None) -> int:
-    """Run the export; returns the exit code."""
-    parser = new_parser(EXPORT)
-    parser.prog = "hicmae-export"
-    parser.add_argument("checkpoint", help="run, .pth, export folder or model.safetensors")
-    parser.add_argument("output", help="folder to make, or a name that ends in .onnx or .pt2")
-    known = ", ".join(dict.fromkeys(name for name, _ in DATA_SETS))
-    text = f"names of the classes or outputs; or a file with a name a line; or a data set: {known}"
-    parser.add_argument("--class_names", nargs="+", default=(), metavar="NAME", help=text)
-    text = "hub: config.json, model.safetensors (%(default)s)"
-    parser.add_argument("--format", choices=("hub", "onnx", "torch"), default="hub", help=text)
-    parser.add_argument("--int8", action="store_true", help="with --format onnx: weights of 8 bits")
-    text = "clips to compare with: list, folder of lists or shards, video (the run's test list)"
-    parser.add_argument("--data_path", metavar="PATH", help=text)
-    add_flags(parser, "data_root")
-    add = parser.add_argument_group("model card").add_argument
-    text = "licence of the weights, as model hubs call it, e.g. mit (other: unknown)"
-    add("--license", metavar="NAME", help=text)
-    add("--data_license", metavar="TEXT", help="licence of the training data (unknown)")
-    add = parser.add_argument_group("settings that a .pth does not say").add_argument
-    add("--num_frames", type=int, metavar="N", help="video frames of a clip (16)")
-    text = "frames from one sampled frame to the next (4)"
-    add("--sampling_rate", type=int, metavar="N", help=text)
-    add("--input_size", type=int, metavar="N", help="height and width of a face in pixels (160)")
-    text = "frames a second of the training videos (measured, else 25)"
-    add("--frame_rate", type=float, metavar="N", help=text)
-    text = "steps and mel bins (256 128)"
-    add("--input_size_audio", type=int, nargs=2, metavar="N", help=text)
-    text = "what the head gives (classification)"
-    add("--task", choices=("classification", "regression"), help=text)
-    add("--head_activation", choices=("sigmoid", "relu", "tanh"), help="of the outputs (none)")
-
-    return run_command(parser, partial(_run, "export"), argv)
+predict, extract, app, export = (
+    command(usage, partial(_run, name), *configs, prog=f"hicmae-{name}")
+    for name, usage, *configs in (
+        ("predict", PREDICT, Videos, Model, Options, Results),
+        ("extract", EXTRACT, Features, Model, Options),
+        ("app", APP, Page, Limits),
+        ("export", EXPORT, Export, Unsaid),
+    )
+)

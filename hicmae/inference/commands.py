@@ -1,7 +1,6 @@
 """What the commands of inference do once their flags are parsed, see `cli`."""
 
 import argparse
-import csv
 import importlib.util
 import json
 import logging
@@ -9,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,11 +22,19 @@ from hicmae.config.flags import from_flags
 from hicmae.data.clip_list import AnyClip, Clip, find_list, name_of, read_rows
 from hicmae.data.media import find_clips
 from hicmae.inference import formats
-from hicmae.inference.cli import MODEL, Limits
+from hicmae.inference.cli import Limits, Model, Unsaid
 from hicmae.inference.clips import Window
 from hicmae.inference.model import ModelConfig
 from hicmae.inference.recognizer import EmotionRecognizer, Failure, Prediction
-from hicmae.io import UnreadableClip, check_writable, describe, encodable, whole_file, write_whole
+from hicmae.io import (
+    UnreadableClip,
+    check_writable,
+    describe,
+    encodable,
+    whole_file,
+    write_csv,
+    write_whole,
+)
 from hicmae.training.checkpoint import WEIGHTS, find
 
 logger = logging.getLogger(__name__)
@@ -37,20 +45,19 @@ OF_ONE_FILM = ("plot", "overlay", "html", "srt", "vtt", "elan")  # results for e
 
 def _load(args: argparse.Namespace) -> tuple[EmotionRecognizer, dict[str, Any]]:
     """Load the model that a command line names; returns it and how it reads clips."""
-    reading = {item.name: getattr(args, item.name) for item in fields(Options)}
-    options = {name: getattr(args, name) for name in MODEL if name != "checkpoint"}
+    reading, options = (vars(from_flags(vars(args), kind)) for kind in (Options, Model))
     if contrast := getattr(args, "speaker_checkpoint", None):
         if reading["speaker"] not in ("auto", "contrast"):
             text = "--speaker_checkpoint is for --speaker auto and contrast, got --speaker"
             raise ValueError(f"{text} {reading['speaker']}; change one of them")
         options["speaker_checkpoint"] = contrast
     options |= {"missing_modality": reading.pop("missing_modality"), "progress": not args.quiet}
-    return EmotionRecognizer.from_checkpoint(args.checkpoint, **options), reading
+    return EmotionRecognizer.from_checkpoint(options.pop("checkpoint"), **options), reading
 
 
 def predict(args: argparse.Namespace) -> int:
     """Answer about videos and write what is asked for; returns the exit code."""
-    wanted = {kind: path for kind in OF_ONE_FILM if (path := getattr(args, kind))}
+    wanted = {kind: Path(path) for kind in OF_ONE_FILM if (path := getattr(args, kind))}
     for path in filter(None, (args.csv, args.windows_csv, args.json)):
         check_writable(path)
     if wanted:
@@ -92,7 +99,7 @@ def _answers(
     reading: dict[str, Any],
     journal: "Journal",
     files: Sequence[str],
-    wanted: Mapping[str, str],
+    wanted: Mapping[str, Path],
 ) -> Iterator[tuple[list[Any], bool]]:
     """Ask about what the journal lacks, and write what is asked for of each film at once.
 
@@ -120,9 +127,8 @@ def _answers(
             people = answer if isinstance(answer, list) else [answer]
             seen = moments.kept.pop(file, {}) if moments else {}
             if isinstance(people[0], Prediction):
-                paths = {k: Path(path) for k, path in wanted.items()}
-                if len(files) > 1:
-                    paths = {k: path.with_stem(f"{path.stem}-{name}") for k, path in paths.items()}
+                own = f"-{name}" if len(files) > 1 else ""
+                paths = {k: path.with_stem(f"{path.stem}{own}") for k, path in wanted.items()}
                 is_drawn = not paths or _draw(people, paths, seen, not args.quiet)
                 if is_drawn:
                     journal.add(file, people)
@@ -168,36 +174,32 @@ class Journal:
         first = next(filter(None, outputs), None)
         self.path = Path(f"{first}.unfinished") if first and num_files > 1 else None
         asked = {k: v for k, v in vars(args).items() if k not in ("videos", "quiet", "device")}
-        self.lines = [json.dumps([asked, _stamp(find(args.checkpoint))])]  # to be written
-        self.known: dict[str, tuple[Any, list[Any]]] = {}
-        if self.path is None or not self.path.is_file():
-            return
-        head, *lines = self.path.read_text("utf-8").splitlines() or [""]
-        for line in lines if head == self.lines[0] else []:
-            with suppress(json.JSONDecodeError):  # the last line of a process that was killed
+        self.head = json.dumps([asked, _stamp(find(args.checkpoint))])
+        self.known: dict[str, tuple[list[int], list[Prediction]]] = {}
+        known = self.path.read_text("utf-8") if self.path and self.path.is_file() else ""
+        head, *lines = known.split("\n")
+        self.goes_on = head == self.head
+        for line in lines if self.goes_on else ():
+            with suppress(json.JSONDecodeError):  # the line of a process that was killed
                 file, stamp, people = json.loads(line)
-                self.known[file] = stamp, people
-                self.lines.append(line)
+                for person in people:
+                    person["windows"] = tuple(Window(**window) for window in person["windows"])
+                    person["notes"] = tuple(person["notes"])
+                self.known[file] = stamp, [Prediction(**person) for person in people]
 
     def answer(self, file: str) -> list[Prediction] | None:
         """Return the people of a file that is answered, without their boxes."""
-        stamp, people = self.known.get(file, (None, []))
-        if stamp is None or stamp != _stamp(file):
-            return None
-        parts = [
-            {"windows": tuple(Window(**w) for w in person["windows"]), "notes": (*person["notes"],)}
-            for person in people
-        ]
-        return [Prediction(**person | part) for person, part in zip(people, parts, strict=True)]
+        stamp, people = self.known.get(file, (None, None))
+        return people if stamp == _stamp(file) else None
 
     def add(self, file: str, people: Sequence[Prediction]) -> None:
         """Note the answers about one file."""
         if self.path is None:
             return
-        self.lines.append(json.dumps([file, _stamp(file), people], default=_plain))
-        with self.path.open("w" if len(self.lines) > 1 else "a", encoding="utf-8") as out:
-            out.writelines(f"{line}\n" for line in self.lines)
-        self.lines.clear()
+        line = json.dumps([file, _stamp(file), people], default=_plain)
+        with self.path.open("a" if self.goes_on else "w", encoding="utf-8") as out:
+            out.write(f"{'' if self.goes_on else self.head}\n{line}\n")
+        self.goes_on = True
 
     def remove(self) -> None:
         """Delete it at the end of the command."""
@@ -217,8 +219,8 @@ def _stamp(file: str | Path) -> list[int]:
 
 def table(
     results: Iterable[Any], names: Sequence[str], by_window: bool = False
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return columns, and a row for each person, or for each window of each person, as text."""
+) -> tuple[list[str], list[list[object]]]:
+    """Return the header, and a row for each person, or for each window of each person."""
     rows: list[dict[str, Any]] = []
     for result in results:
         if isinstance(result, Failure):
@@ -238,7 +240,8 @@ def table(
             rows.append(row | {name: f"{score:.6f}" for name, score in part.scores.items()})
     own = ["start", "end", "status"] if by_window else ["status", "reason", "seconds"]
     own += ["speaker"] if any("speaker" in row for row in rows) else []
-    return ["file", "person", *own, "label", *names], rows
+    columns = ["file", "person", *own, "label", *names]
+    return columns, [[row.get(name) for name in columns] for row in rows]
 
 
 def short_table(results: Iterable[Any]) -> str:
@@ -253,15 +256,6 @@ def short_table(results: Iterable[Any]) -> str:
         rows.append([name, f"{result.duration:.1f}", result.answer, "; ".join(result.notes)])
     head = ["file", "s", "answer", "note"]
     return tabulate(rows, head, tablefmt="plain", disable_numparse=True)
-
-
-def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Write a table; names of files need not be UTF-8."""
-    encoding: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
-    with whole_file(path) as part, open(part, "w", newline="", **encoding) as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def write_json(path: str | Path, content: Sequence[Any]) -> None:
@@ -299,7 +293,7 @@ def extract(args: argparse.Namespace) -> int:
     logger.info("written: %s: %s", output, levels)
     if failures:
         failed = output.with_name(output.name + ".failed.csv")
-        write_csv(failed, ("file", "reason"), map(vars, failures))
+        write_csv(failed, ("file", "reason"), ((f.file, f.reason) for f in failures))
         logger.warning("%d of %d clips failed, see %s", len(failures), len(items), failed)
     return int(bool(failures))
 
@@ -343,30 +337,29 @@ def app(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Export one model, or the last and the best of a run; returns the exit code."""
-    options = vars(args)
-    own = ("checkpoint", "output", "format", "int8", "data_path", "data_root")
-    checkpoint, target, kind, int8, data_path, data_root = (options.pop(name) for name in own)
-    path, output = Path(checkpoint), Path(target)
-    licences = {name: options.pop(name) for name in ("license", "data_license")}
-    options["facts"] = {name: told for name, told in licences.items() if told}
-    if kind != "onnx" and int8:
+    path, output, kind = Path(args.checkpoint), Path(args.output), args.format
+    if kind != "onnx" and args.int8:
         raise ValueError(f"--int8 is of --format onnx, got --format {kind}; leave it out")
+    licences = {name: getattr(args, name) for name in ("license", "data_license")}
+    facts = {name: told for name, told in licences.items() if told}
+    unsaid = vars(from_flags(vars(args), Unsaid))
     from hicmae.inference.export import export_checkpoint, export_run, write_card  # bring scipy
 
     is_run = not (path / WEIGHTS).is_file() and any(path.glob("checkpoint-*.pth"))
-    make: Callable[..., Any] = export_run if is_run else export_checkpoint
+    export_it: Callable[..., Any] = export_run if is_run else export_checkpoint
+    make = partial(export_it, path, class_names=args.class_names, facts=facts, **unsaid)
     if kind == "hub":
-        make(path, output, **options)
+        make(output=output)
         logger.info("exported %s to %s", path, output)
         return 0
-    name = "int8" if int8 else kind
+    name = "int8" if args.int8 else kind
     usual = Path(formats.FORMATS[name].file)
     output = output if output.suffix else output / usual
     check_writable(output, (usual.suffix,))
     with TemporaryDirectory() as folder:
-        make(path, folder, **options)
+        make(output=folder)
         recognizer = EmotionRecognizer.from_checkpoint(folder, "cpu", "fp32")
-    clips, reading = _clips_to_compare(recognizer.config, data_path, data_root)
+    clips, reading = _clips_to_compare(recognizer.config, args.data_path, args.data_root)
     formats.write(recognizer, output, name, clips, **reading)
     if output.name == usual.name:
         write_card(output.parent, recognizer.config)

@@ -1,7 +1,6 @@
 """Answers over time for players and annotators: a page with the film, subtitles, tiers for ELAN."""
 
 import base64
-import csv
 import html
 import io
 import logging
@@ -22,7 +21,7 @@ from hicmae.inference.clips import Clip, View, Window
 from hicmae.inference.pictures import LONGEST_GAP, over_time, write_overlay
 from hicmae.inference.recognizer import Prediction
 from hicmae.inference.style import colour, templates
-from hicmae.io import check_writable, encodable, whole_file, write_whole
+from hicmae.io import check_writable, encodable, whole_file, write_csv, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -119,13 +118,12 @@ def write_subtitles(people: Sequence[Prediction], path: str | Path, for_web: boo
 
 def write_elan(people: Sequence[Prediction], path: str | Path) -> None:
     """Write a csv for ELAN, a tier for each person: tier, begin and end in seconds, label."""
-    rows, late = [("tier", "begin", "end", "label")], begin_of(people[0].file)
+    rows, late = [], begin_of(people[0].file)
     for person in people:
         for begin, end, label, _ in stretches(person):
             times = f"{begin + late:.3f}", f"{end + late:.3f}"
             rows.append((_who(person), *times, encodable(label)))
-    with whole_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    write_csv(path, ("tier", "begin", "end", "label"), rows)
 
 
 def begin_of(path: str | Path) -> float:

@@ -3,11 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hicmae.config import CLASS_METRICS, NUMBER_METRICS, ResamplingConfig
-from hicmae.config.flags import add_arguments, from_flags, new_parser
-from hicmae.io import check_writable, describe, write_whole
+from hicmae.config.flags import Settings, command, from_flags, option
+from hicmae.io import check_writable, write_whole
 
 DESCRIPTION = """Tables over the finished folds of an experiment.
 
@@ -17,30 +18,27 @@ intervals, recall of every class; regression: PCC and CCC, per output too. Write
 Several folders, tested on the same clips: each of them, and paired tests against --baseline, or
 without it against the first."""
 ENDINGS = {"markdown": ".md", "latex": ".tex", "html": ".html", "json": ".json"}
+NAMES = """names of classes or outputs, a file with one a line, or a data set (default: of the
+ run's settings, else classes.txt or targets.txt beside its lists)"""
+METRICS = f"""columns: of {", ".join(CLASS_METRICS)} (default: uar war); of a regression
+ {", ".join(NUMBER_METRICS)} (default: pcc ccc)"""
+file = partial(option, "", metavar="FILE")
+FOLDERS = "experiment, one sub-folder a fold"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of this command."""
-    parser = new_parser(DESCRIPTION)
-    parser.prog = "hicmae-report"
-    add = parser.add_argument
-    add("folders", nargs="+", metavar="FOLDER", help="experiment, one sub-folder a fold")
-    add("--baseline", metavar="FOLDER", help="experiment that the others are compared with")
-    add("--folds", type=int, metavar="N", help="how many folds there should be")
-    add("--titles", nargs="+", default=(), metavar="NAME", help="of the folders, baseline first")
-    add("--class_names", "--classes", nargs="+", default=(), metavar="NAME",
-        help="names of classes or outputs, a file with one a line, or a data set (default: of the "
-        "run's settings, else classes.txt or targets.txt beside its lists)")  # fmt: skip
-    add("--metrics", nargs="+", default=(), metavar="SCORE",
-        help=f"columns: of {', '.join(CLASS_METRICS)} (default: uar war); of a regression "
-        f"{', '.join(NUMBER_METRICS)} (default: pcc ccc)")  # fmt: skip
-    add_arguments(parser, ResamplingConfig)
-    add = parser.add_argument_group("files to write").add_argument
-    add("--markdown", metavar="FILE", help="tables in Markdown")
-    add("--latex", metavar="FILE", help="tables for \\input, with booktabs")
-    add("--html", metavar="FILE", help="one page with tables and pictures")
-    add("--json", metavar="FILE", help="every figure")
-    return parser
+class Wanted(Settings):
+    """What to show, and where to write it."""
+
+    folders: tuple[str, ...] = option((), FOLDERS, positional=True, metavar="FOLDER")
+    baseline: str = option("", "experiment that the others are compared with", metavar="FOLDER")
+    folds: int | None = option(None, "how many folds there should be")
+    titles: tuple[str, ...] = option((), "of the folders, baseline first", metavar="NAME")
+    class_names: tuple[str, ...] = option((), NAMES, metavar="NAME", aliases=("classes",))
+    metrics: tuple[str, ...] = option((), METRICS, metavar="SCORE")
+    markdown: str = file("tables in Markdown")
+    latex: str = file("tables for \\input, with booktabs")
+    html: str = file("one page with tables and pictures")
+    json: str = file("every figure")
 
 
 def titles_of(folders: Sequence[str], titles: Sequence[str]) -> Sequence[str]:
@@ -54,10 +52,9 @@ def titles_of(folders: Sequence[str], titles: Sequence[str]) -> Sequence[str]:
     return titles
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def report(args: argparse.Namespace) -> None:
     """Print the tables and write the files, those beside the folds where none is named."""
-    parser = build_parser()
-    args = parser.parse_args(argv)  # what computes and draws is imported after that
+    # What computes and draws is imported after the flags are parsed.
     from hicmae.report.layout import as_html, as_json, as_latex, as_markdown, document
     from hicmae.report.scores import build, compare_all
     from hicmae.training.resampling import Plan
@@ -67,24 +64,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         files = {kind: Path(args.folders[0]) / f"report{end}" for kind, end in ENDINGS.items()}
     folders = [*filter(None, [args.baseline]), *args.folders]
     makers = {"markdown": as_markdown, "latex": as_latex, "html": as_html}
-    try:
-        plan = from_flags(vars(args), Plan)
-        reports = [
-            build(folder, args.folds, args.class_names, plan, args.metrics, title)
-            for folder, title in zip(folders, titles_of(folders, args.titles), strict=True)
-        ]
-        comparisons = compare_all(reports) if len(reports) > 1 else []
-        sections = document(reports, comparisons)
-        sys.stdout.write(as_markdown(sections))
-        for kind, path in files.items():
-            check_writable(path)
-            text = makers[kind](sections) if kind in makers else as_json(reports, comparisons)
-            write_whole(path, text.rstrip() + "\n")
-        if files:
-            sys.stdout.write(f"\nwritten: {', '.join(map(str, files.values()))}\n")
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"error: {describe(error)}\n")
+    plan = from_flags(vars(args), Plan)
+    reports = [
+        build(folder, args.folds, args.class_names, plan, args.metrics, title)
+        for folder, title in zip(folders, titles_of(folders, args.titles), strict=True)
+    ]
+    comparisons = compare_all(reports) if len(reports) > 1 else []
+    sections = document(reports, comparisons)
+    sys.stdout.write(as_markdown(sections))
+    for kind, path in files.items():
+        check_writable(path)
+        text = makers[kind](sections) if kind in makers else as_json(reports, comparisons)
+        write_whole(path, text.rstrip() + "\n")
+    if files:
+        sys.stdout.write(f"\nwritten: {', '.join(map(str, files.values()))}\n")
 
+
+main = command(DESCRIPTION, report, Wanted, ResamplingConfig, prog="hicmae-report")
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

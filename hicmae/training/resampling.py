@@ -14,7 +14,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,7 +173,6 @@ def _score_numbers(sums: np.ndarray) -> Scores:
     }
 
 
-@dataclass(frozen=True)
 class Plan(ResamplingConfig):
     """How intervals and tests draw, and on what."""
 

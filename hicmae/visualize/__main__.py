@@ -1,12 +1,13 @@
 """Command line of the pictures."""
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
+from typing import Any
 
-from hicmae.config.flags import new_parser
-from hicmae.io import check_writable, describe
+from hicmae.config.flags import Settings, add_arguments, exit_code, new_parser, option
+from hicmae.io import check_writable
 
 # The module of each picture, which is imported when it is drawn, and what it shows.
 PICTURES = {
@@ -19,73 +20,62 @@ PICTURES = {
     "tsne": ("features", "Draw features of labelled clips laid out by t-SNE, coloured by class."),
     "retrieval": ("features", "Draw how often sound finds its video among others, and back."),
 }
+OF_CLIPS = ("reconstruction", "attention", "tsne", "retrieval")
 NAMES = "names, a file with one a line, or a data set (default: those of the run)"
 SOURCES = "finished experiments as DATASET=FOLDER or DATASET/METHOD=FOLDER"
 SCORES = "of experiments: uar, war, ccc, ...; recall: an axis a class (default: war or ccc)"
+CHECKPOINT = "checkpoint, or its run; of a classifier also its export"
+DRAWN = "clips drawn at random; 0: all, of reconstruction and attention the first"
+SEEDS = "of draw, windows, crops and masks (default: 0, of a pre-training the training's)"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all pictures; `picture` is the name of the chosen one."""
+class Clips(Settings):
+    """Model and clips."""
+
+    checkpoint: str = option("", CHECKPOINT, required=True, metavar="FILE")
+    data_path: str = option("", "list that fits it, or its folder", required=True, metavar="LIST")
+    data_root: str = option("", "start of relative paths", metavar="DIR")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ... or mps")
+    num_clips: int = option(0, DRAWN)
+    seed: int | None = option(None, SEEDS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw what the command line asks for; return the exit code."""
     parser = new_parser("Pictures of results.")
     parser.prog = "hicmae-visualize"
     commands = parser.add_subparsers(dest="picture", required=True, metavar="PICTURE")
-
-    def add_picture(name: str) -> argparse.ArgumentParser:
-        _, text = PICTURES[name]
-        part = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        formats = ".png (200 dpi), .pdf or .svg"
-        part.add_argument("--output", "--out", required=True, metavar="FILE", help=formats)
-        return part
-
-    def add_of_clips(name: str, checkpoint: str) -> None:
-        add = add_picture(name).add_argument
-        add("--checkpoint", required=True, metavar="FILE", help=checkpoint)
-        add("--data_path", required=True, metavar="LIST", help="list that fits it, or its folder")
-        add("--data_root", default="", metavar="DIR", help="start of relative paths")
-        add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... or mps (default: auto)")
-        text = (
-            "clips drawn at random; 0, the default: all, of reconstruction and attention the first"
-        )
-        add("--num_clips", type=int, default=0, metavar="N", help=text)
-        text = "of draw, windows, crops and masks (default: 0, of a pre-training the training's)"
-        add("--seed", type=int, help=text)
-
-    add = add_picture("curves").add_argument
-    add("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run with a log.txt")
-    add = add_picture("confusion").add_argument
-    add("pred_files", nargs="+", metavar="PRED.csv", help="predictions of a test, or its run")
-    add("--class_names", "--classes", nargs="+", default=(), metavar="NAME", help=NAMES)
-    add = add_picture("radar").add_argument
-    add("sources", nargs="+", metavar="SOURCE", help=SOURCES)
-    add("--metrics", nargs="+", default=(), metavar="SCORE", help=SCORES)
-    add("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
-    add_of_clips("reconstruction", "pre-training checkpoint, or its run")
-    add = add_picture("layer_weights").add_argument
-    add("--checkpoint", required=True, nargs="+", metavar="FILE", help="fine-tuned, e.g. of folds")
-    add_of_clips("attention", "checkpoint, or its export or run")
-    add_of_clips("tsne", "fine-tuned checkpoint, or its export or run")
-    add_of_clips("retrieval", "pre-training checkpoint, or its run")
-    return parser
+    add: dict[str, Callable[..., object]] = {}
+    for name, (_, text) in PICTURES.items():
+        part = commands.add_parser(name, help=text, description=text)
+        add[name], formats = part.add_argument, ".png (200 dpi), .pdf or .svg"
+        add[name]("--output", required=True, metavar="FILE", help=formats)
+        if name in OF_CLIPS:
+            add_arguments(part, Clips)
+    add["curves"]("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run with a log.txt")
+    text = "predictions of a test, or its run"
+    add["confusion"]("pred_files", nargs="+", metavar="PRED.csv", help=text)
+    more = {"nargs": "+", "default": ()}
+    add["confusion"]("--class_names", "--classes", metavar="NAME", help=NAMES, **more)
+    add["radar"]("sources", nargs="+", metavar="SOURCE", help=SOURCES)
+    add["radar"]("--metrics", metavar="SCORE", help=SCORES, **more)
+    add["radar"]("--kind", default="last", choices=("last", "best"), help="epoch (default: last)")
+    text = "fine-tuned, e.g. of folds"
+    add["layer_weights"]("--checkpoint", required=True, nargs="+", metavar="FILE", help=text)
+    return exit_code(partial(draw, **vars(parser.parse_args(argv))))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Draw what the command line asks for."""
-    parser = build_parser()
-    values = vars(parser.parse_args(argv))
-    picture, output = values.pop("picture"), values.pop("output")
+def draw(picture: str, output: str, **source: Any) -> None:
+    """Draw one of the pictures and write it."""
     from hicmae.inference.style import FORMATS, save_figure
 
+    check_writable(output, FORMATS)
     module, _ = PICTURES[picture]
-    draw = getattr(import_module(f"hicmae.visualize.{module}"), picture)
-    try:
-        check_writable(output, FORMATS)
-        drawn = draw(**values)
-        figure, text = drawn if isinstance(drawn, tuple) else (drawn, "")
-        path = save_figure(figure, output)
-    except (OSError, ValueError, RuntimeError) as error:
-        parser.exit(2, f"error: {describe(error)}\n")
+    drawn = getattr(import_module(f"hicmae.visualize.{module}"), picture)(**source)
+    figure, text = drawn if isinstance(drawn, tuple) else (drawn, "")
+    path = save_figure(figure, output)
     sys.stdout.write(f"{text}\nwritten: {path}\n" if text else f"written: {path}\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

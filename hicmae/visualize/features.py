@@ -61,7 +61,7 @@ def tsne(
     The clips are of a list, or of test.csv in a folder; relative names start at `data_root`.
     Without a seed it is 0.
     """
-    recognizer, seed = EmotionRecognizer.from_checkpoint(checkpoint, device, "fp32"), seed or 0
+    recognizer = EmotionRecognizer.from_checkpoint(checkpoint, device, "fp32", progress=True)
     if recognizer.config.task != "classification":
         raise ValueError(
             f"checkpoint '{checkpoint}' is of a {recognizer.config.task}, but this picture needs a "
@@ -70,11 +70,11 @@ def tsne(
     is_folder = Path(data_path).is_dir() and not find_list(data_path)
     path = Path(data_path, "test.csv") if is_folder else data_path
     listed = read_labelled_list(path, num_classes=len(recognizer.names), data_root=data_root)
-    clips = [listed[line] for line in choose_lines(len(listed), num_clips, seed)]
+    clips = [listed[line] for line in choose_lines(len(listed), num_clips, seed or 0)]
     if len(clips) < FEWEST:
         raise ValueError(f"t-SNE needs at least {FEWEST} clips, got {len(clips)}")
-    features = extract(recognizer, clips, "clips")
-    method = TSNE(perplexity=min(30, (len(clips) - 1) / 3), init="pca", random_state=seed)
+    features = extract(recognizer, clips)
+    method = TSNE(perplexity=min(30, (len(clips) - 1) / 3), init="pca", random_state=seed or 0)
     points: dict[str, np.ndarray] = {
         name: method.fit_transform(StandardScaler().fit_transform(features[name]))
         for name in ("video", "audio", "fused")

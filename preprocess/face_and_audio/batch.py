@@ -23,7 +23,6 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +31,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hicmae.config.flags import option
 from hicmae.data.media import walk
-from hicmae.io import EXPECTED, PART, check_writable, describe, remove
+from hicmae.io import EXPECTED, PART, check_writable, describe, remove, write_csv
 from preprocess.command_line import STOPPED, WHOLE, Parts, Shard
-from preprocess.lists.clips import write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +73,12 @@ class Tool(NamedTuple):
     kinds: Collection[str]  # suffixes of the files that it takes
 
 
-@dataclass(frozen=True)
 class Running(Parts):
     """How to run."""
 
     overwrite: bool = option(False, "do again what is done, not only the rest")
 
 
-@dataclass(frozen=True)
 class Files(Running):
     """What to read and to write, and how."""
 

@@ -24,7 +24,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,21 +52,16 @@ OPENFACE_SECONDS = 600  # that it may take for a clip
 OPENFACE_FLAGS = ("-simalign", "-format_aligned", "jpg", "-nomask")  # as the original used it
 
 
-@dataclass(frozen=True)
 class FaceOptions(Settings):
     """How faces are found and cut."""
 
     backend: str = option("mtcnn", "what finds and aligns faces", choices=("mtcnn", "openface"))
     openface: str = option("FeatureExtraction", "program of that backend")
     img_size: int = option(256, "side of the faces in pixels", ">= 16")
-    frame_rate: float = option(
-        25.0, "frames a second from videos of variable rate", "> 0 and <= 1000"
-    )
+    frame_rate: float = option(25.0, "a second, from videos of variable rate", "> 0 and <= 1000")
     detect_every: int = option(25, "search each Nth frame, between them follow the face", ">= 1")
     smoothing: float = option(SMOOTHING, "sigma in seconds of the points' average; 0: none", ">= 0")
-    max_missing: float = option(
-        0.5, "share of frames without a face from which a clip fails", ">= 0 and < 1"
-    )
+    max_missing: float = option(0.5, "share of faceless frames that fails a clip", ">= 0 and < 1")
 
 
 def extract(job: Job, options: FaceOptions) -> dict[str, Any]:

@@ -8,15 +8,14 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hicmae.config.flags import option
+from hicmae.config.flags import Flags, option
 from hicmae.io import check_writable
-from preprocess.command_line import Flags, Workers, command
+from preprocess.command_line import Workers, command
 from preprocess.lists.clips import (
     Candidate,
     checked,
@@ -81,7 +80,6 @@ class Plan(NamedTuple):
 Protocol = Callable[[argparse.Namespace, ClipFiles], Plan]
 
 
-@dataclass(frozen=True)
 class Places(Workers):
     """Where the data set is, and how its lists are written."""
 

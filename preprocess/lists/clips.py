@@ -5,7 +5,6 @@ Beside the lists stand a table of speakers, and the reasons for leaving out.
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections import Counter, defaultdict
@@ -25,7 +24,7 @@ from hicmae.data.clip_list import Clip, write_list
 from hicmae.data.media import walk
 from hicmae.data.splits import SPEAKER_FILE
 from hicmae.data.video import FRAME_EXTENSIONS
-from hicmae.io import UnreadableClip, describe, whole_file, write_whole
+from hicmae.io import UnreadableClip, describe, write_csv, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -227,14 +226,3 @@ def write_left_out(output: Path, clips: Iterable[Candidate]) -> bool:
     for reason, count in Counter(clip.reason for clip in left_out).most_common():
         logger.info("left out: %d for %r, see %s", count, reason, path)
     return bool(left_out)
-
-
-def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table whole or not at all; names may hold bytes that are not UTF-8."""
-    with (
-        whole_file(path) as part,
-        open(part, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)

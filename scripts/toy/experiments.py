@@ -31,11 +31,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
 
 from hicmae.config import Options
-from hicmae.config.flags import new_parser
+from hicmae.config.flags import Settings, command, option
 from hicmae.data.clip_list import Clip, read_labelled_list, write_list
 from hicmae.data.video import FrameFolder
 from hicmae.faces import template
-from hicmae.io import describe, write_whole
+from hicmae.io import write_whole
 from scripts import demo
 from scripts.demo import SHIPPED, Run
 
@@ -142,11 +142,11 @@ def pretraining(start: str, args: argparse.Namespace) -> Run:
 
 
 def last_checkpoint(run: Path) -> Path:
-    """Return the checkpoint of the highest epoch; exit where there is none."""
+    """Return the checkpoint of the highest epoch; FileNotFoundError where there is none."""
     from hicmae.training.checkpoint import epoch_ends  # no --help should wait for torch
 
     if not (ends := epoch_ends(run)):
-        raise SystemExit(f"error: no checkpoint-<epoch>.pth in '{run}'; run scripts/demo.sh first")
+        raise FileNotFoundError(f"no checkpoint-<epoch>.pth in '{run}'; run scripts/demo.sh first")
     return ends[-1]
 
 
@@ -442,36 +442,33 @@ WORKS = ship, starts, modalities, ablations, contrast, imbalance, speakers
 EXPERIMENTS = {work.__name__: work for work in WORKS}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+class Experiment(Settings):
+    """What to run, and where."""
+
+    experiment: str = option("", "one of those above", positional=True, choices=[*EXPERIMENTS])
+    data: Path = option(demo.DATA, "the benchmark", metavar="DIR")
+    demo: Path = option(demo.DEMO, "runs of scripts/demo.sh", metavar="DIR")
+    output_dir: Path | None = option(None, "of runs and table (saved/toy/<experiment>)")
+    extra: str = option("", "more flags of every run", metavar="FLAGS")
+    folds: tuple[int, ...] = option((1, 2), "of the benchmark")
+    seeds: tuple[int, ...] = option((0, 1, 2), "of fine-tuning")
+    pairs: int = option(60, "of faces, for speakers")
+    only: tuple[str, ...] = option((), "rows beside the first one (all)", metavar="TITLE")
+    pretrain_epochs: int = option(100, "of each ablation and contrast")
+    steps: int = option(20, "timed ones, for contrast")
+    features: tuple[str, ...] = option((KNN_FEATURES,), "of hicmae.knn, for starts", metavar="KIND")
+
+
+def run_experiment(args: argparse.Namespace) -> None:
     """Make the runs, print the tables and write them."""
-    parser = new_parser(__doc__)
-    add = parser.add_argument
-    add("experiment", choices=[*EXPERIMENTS])
-    place = {"type": Path, "metavar": "DIR"}
-    add("--data", default=demo.DATA, help="the benchmark (saved/data/toy_av)", **place)
-    add("--demo", default=demo.DEMO, help="runs of scripts/demo.sh (saved/demo)", **place)
-    add("--output_dir", help="of runs and table (saved/toy/<experiment>)", **place)
-    add("--extra", default="", metavar="FLAGS", help="more flags of every run")
-    several = {"type": int, "nargs": "+", "metavar": "N"}
-    add("--folds", default=[1, 2], help="of the benchmark (1 2)", **several)
-    add("--seeds", default=[0, 1, 2], help="of fine-tuning (0 1 2)", **several)
-    add("--pairs", type=int, default=60, metavar="N", help="of faces, for speakers (60)")
-    add("--only", nargs="+", metavar="TITLE", help="rows beside the first one (all)")
-    epochs = {"type": int, "default": 100, "metavar": "N"}
-    add("--pretrain_epochs", help="of each ablation and contrast (100)", **epochs)
-    add("--steps", type=int, default=20, metavar="N", help="timed ones, for contrast (20)")
-    text = "of hicmae.knn, for starts (all of the last blocks joined)"
-    add("--features", nargs="+", default=[KNN_FEATURES], metavar="KIND", help=text)
-    args = parser.parse_args(argv)
     args.output_dir = args.output_dir or ROOT / "saved/toy" / args.experiment
-    try:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        text = EXPERIMENTS[args.experiment](args)
-        write_whole(args.output_dir / "table.md", text)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {describe(error)}") from error
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    text = EXPERIMENTS[args.experiment](args)
+    write_whole(args.output_dir / "table.md", text)
     sys.stdout.write(text)
 
 
+main = command(__doc__, run_experiment, Experiment, failed=1)
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

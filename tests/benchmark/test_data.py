@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hicmae.config import PretrainConfigs
-from hicmae.config.flags import new_parser, parse_configs
+from hicmae.config.flags import given_flags, new_parser, parse_configs
 from hicmae.data.batches import ClipIndex
 from hicmae.data.dataset import PretrainClips
 from hicmae.data.loader import item_generator
@@ -99,7 +99,8 @@ def test_waiting_and_slowing_down_are_told_apart(monkeypatch):
 
     monkeypatch.setattr(data, "train_step", lambda *_: spend(2.0))
     flags = [*PRETRAIN, "--accum_iter", "2", "--data_path", "-", "--output_dir", "-"]
-    configs = parse_configs(new_parser("", PretrainConfigs), PretrainConfigs, flags)
+    parser = new_parser("", PretrainConfigs)
+    configs = parse_configs(parser, PretrainConfigs, given_flags(parser, flags))
     run = Run(configs.run, choose_precision("fp32", torch.device("cpu")))
     seen, waits = data.train(run, configs, loading(), FeedConfig(steps=2, warmup=1), "fed")
     fixed = pd.DataFrame([("fixed", 1.6, 0.1)], columns=seen.columns)

@@ -244,33 +244,26 @@ def test_extract_reads_lists_of_pretraining_and_folders_of_lists_and_shards(
     np.testing.assert_equal(*found)
 
 
-@pytest.mark.parametrize(
-    "labels, expected",
-    [
-        (["3", "-1"], [3, -1]),
-        (["2.5", "1"], [[2.5], [1]]),
-        (["1 2", "glad"], ["1 2", "glad"]),
-    ],
-)
-def test_labels_are_classes_values_or_texts(models, tmp_path, clip, labels, expected):
-    lines = (f"{clip[0]} {clip[1]} {label}\n" for label in labels)
-    (tmp_path / "list.csv").write_text("".join(lines))
-    assert extract(models / "av.pth", tmp_path / "list.csv", tmp_path / "f.npz") == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "f.npz")["label"], expected)
+def test_labels_are_classes_values_or_texts(models, tmp_path, clip):
+    path = tmp_path / "list.csv"
+    for first, second, expected in (
+        ("3", "-1", [3, -1]),
+        ("2.5", "1", [[2.5], [1]]),
+        ("1 2", "glad", ["1 2", "glad"]),
+    ):
+        path.write_text("".join(f"{clip[0]} {clip[1]} {label}\n" for label in (first, second)))
+        assert extract(models / "av.pth", path, tmp_path / "f.npz") == 0
+        np.testing.assert_array_equal(np.load(tmp_path / "f.npz")["label"], expected)
 
 
-NO_LISTS = (
-    ("a.mp4 0\n", "f.txt", "f.txt' must end in .npz"),
-    ("", "f.npz", "got an empty list"),
-    ('"open 0\n', "f.npz", "list.csv:1: expected '<video"),
-    ("lost.mp4 0\n", "f.npz", "could be read; the last: 'lost.mp4' does not exist"),
-    (None, "f.npz", "list.csv' does not exist"),
-)
-
-
-@pytest.mark.parametrize("content, output, message", NO_LISTS)
-def test_mistakes_in_an_extraction_are_named(models, tmp_path, content, output, message, caplog):
-    if content is not None:
-        (tmp_path / "list.csv").write_text(content)
-    assert extract(models / "av.pth", tmp_path / "list.csv", tmp_path / output) == 2
-    assert message in caplog.text and not (tmp_path / output).exists()
+def test_mistakes_in_an_extraction_are_named(models, tmp_path, caplog):
+    for content, output, message in (
+        (None, "f.npz", "list.csv' does not exist"),
+        ("a.mp4 0\n", "f.txt", "f.txt' must end in .npz"),
+        ('"open 0\n', "f.npz", "list.csv:1: expected '<video"),
+        ("lost.mp4 0\n", "f.npz", "could be read; the last: 'lost.mp4' does not exist"),
+    ):
+        if content is not None:
+            (tmp_path / "list.csv").write_text(content)
+        assert extract(models / "av.pth", tmp_path / "list.csv", tmp_path / output) == 2
+        assert message in caplog.text and not (tmp_path / output).exists()

@@ -1,6 +1,5 @@
 """k-NN evaluation: votes as a plain loop counts them, and the command on real files."""
 
-import csv
 import json
 
 import numpy as np
@@ -12,10 +11,7 @@ from hicmae.report.__main__ import main as report
 from preprocess import pack_clips
 from tests.conftest import save_frames, save_wav
 from tests.small_recognizers import speech
-
-
-def features(count, seed, width=5):
-    return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+from tests.small_runs import rows as csv_rows
 
 
 def counted(train, labels, test, k, num_classes, temperature):
@@ -33,11 +29,11 @@ def counted(train, labels, test, k, num_classes, temperature):
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_votes_equal_a_plain_loop(k, temperature, monkeypatch):
     monkeypatch.setattr(knn, "TEMPERATURE", temperature)
-    train, test = features(23, 0), features(11, 1)
+    features = np.random.default_rng(0).normal(size=(34, 5)).astype(np.float32)
+    train, test = features[:23], features[23:]
     labels = np.random.default_rng(2).integers(0, 3, 23) + np.arange(23) % 2  # 0..3, 4 is missing
-    found = knn.vote(train, labels, test, k, 5)
     expected = counted(train, labels, test, k, 5, temperature)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(knn.vote(train, labels, test, k, 5), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_joined_kinds_weigh_alike():
@@ -57,15 +53,10 @@ def test_speakers_lose_what_their_clips_share():
 @pytest.fixture(scope="module")
 def fold(tmp_path_factory):
     """Ten training clips of three classes, and the first four of them to classify."""
-    root = tmp_path_factory.mktemp("knn")
-    clips = [
-        Clip(
-            save_frames(root / f"faces{k}", 20 + 3 * k, (40, 40)),
-            save_wav(root / f"{k}.wav", speech(1.2, seed=k)),
-            k % 3,
-        )
-        for k in range(10)
-    ]
+    root, clips = tmp_path_factory.mktemp("knn"), []
+    for k in range(10):
+        faces = save_frames(root / f"faces{k}", 20 + 3 * k, (40, 40))
+        clips.append(Clip(faces, save_wav(root / f"{k}.wav", speech(1.2, seed=k)), k % 3))
     write_list(root / "fold1/train.csv", clips)
     write_list(root / "fold1/test.csv", clips[:4])
     return root / "fold1"
@@ -89,9 +80,8 @@ def test_a_clip_is_its_own_nearest_neighbour(name, models, fold, capsys):
     lines = capsys.readouterr().out.splitlines()
     head, _, *rows = [line.replace(" ", "").strip("|").split("|") for line in lines]
     assert head == ["features", "k", "UAR", "WAR"]
-    assert [row[:2] for row in rows] == [
-        [kind, k] for kind in KINDS[name] for k in ("1", "5", "10")
-    ]
+    expected = [[kind, k] for kind in KINDS[name] for k in ("1", "5", "10")]
+    assert [row[:2] for row in rows] == expected
     heard = [row for row in rows if row[0] != "video_last"]  # the faces look all the same
     assert {tuple(row[2:]) for row in heard if row[1] == "1"} == {("100.00", "100.00")}
 
@@ -126,9 +116,8 @@ def test_the_report_reads_what_is_written(models, fold, tmp_path, capsys):
     folder = out / "video_last/k3/fold1"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["k"], metrics["training_clips"], metrics["clips"]) == (3, 10, 4)
-    with (folder / "pred.csv").open() as file:
-        table = list(csv.DictReader(file))
-    assert np.mean([row["label"] == row["prediction"] for row in table]) == metrics["war"]
+    hits = [row["label"] == row["prediction"] for row in csv_rows(folder / "pred.csv")]
+    assert np.mean(hits) == metrics["war"]
     printed = capsys.readouterr().out.splitlines()[-1]
     assert f"{100 * metrics['uar']:.2f}" in printed
     report([str(out / "video_last/k3"), "--resamples", "0"])
