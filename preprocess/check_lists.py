@@ -43,7 +43,7 @@ from hicmae.config.flags import option
 from hicmae.data.clip_list import (
     ClipList,
     find_list,
-    is_packed,
+    indexes_of,
     read_any_list,
     wav_of,
     write_list,
@@ -141,7 +141,7 @@ def find_lists(given: list[str], data_root: str, modality: str) -> list[ListFile
     """
     found: dict[Path, ListFile] = {}
     for path in map(Path, given):
-        if is_packed(find_list(path) or path):
+        if indexes_of(find_list(path) or path):
             raise ValueError(f"'{path}' holds shards; name the list that they were packed from")
         for file in sorted(path.glob("*.csv")) if path.is_dir() else [path]:
             try:

@@ -49,7 +49,6 @@ from hicmae.data.audio import SAMPLE_RATE, WavFile
 from hicmae.data.clip_list import (
     FORMAT,
     SUFFIX,
-    PackedClips,
     decide_source_crop,
     name_of,
     read_labelled_list,
@@ -254,7 +253,7 @@ def find_jobs(args: argparse.Namespace) -> dict[Names, Job]:
         clips = read_pretrain_list(args.list, args.data_root)
     else:
         clips = read_labelled_list(args.list, args.task, None, args.data_root)
-    if isinstance(clips, PackedClips):
+    if clips.shards:
         raise ValueError(f"'{args.list}' is packed already; name a list of files")
     jobs: dict[Names, Job] = {}
     root = os.path.join(args.data_root, "")  # the names are those of a list with this --data_root

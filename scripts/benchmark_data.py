@@ -25,7 +25,7 @@ from matplotlib.cbook import get_sample_data
 from hicmae.config import PretrainConfigs
 from hicmae.config.flags import given_flags, new_parser, parse_configs
 from hicmae.data.batches import ClipIndex, PretrainBatch
-from hicmae.data.clip_list import Clip, PackedClips, read_packed, read_pretrain_list, write_list
+from hicmae.data.clip_list import Clip, ClipList, read_packed, read_pretrain_list, write_list
 from hicmae.data.dataset import PretrainClips
 from hicmae.data.film import Film
 from hicmae.data.loader import ClipSampler, epoch_batches, item_generator, make_loader
@@ -224,7 +224,7 @@ def plain_items(clips: list[Clip]) -> Iterator[Any]:
         yield load_clip(clip.video, clip.audio, item_generator(0, item))
 
 
-def own_items(clips: list[Clip] | PackedClips, num_samples: int) -> Iterator[PretrainBatch]:
+def own_items(clips: list[Clip] | ClipList, num_samples: int) -> Iterator[PretrainBatch]:
     """Yield items of the pre-training data set, endlessly; with one sample, the plain ones."""
     dataset = PretrainClips(clips, num_samples=num_samples, seed=0, source_crop="voxceleb2")
     # Packed clips have their own order; by name it is that of the files.
@@ -233,7 +233,7 @@ def own_items(clips: list[Clip] | PackedClips, num_samples: int) -> Iterator[Pre
         yield dataset[item._replace(index=order[item.index])]
 
 
-def pack(clips: list[Clip], folder: Path, quality: int = JPEG_QUALITY) -> PackedClips:
+def pack(clips: list[Clip], folder: Path, quality: int = JPEG_QUALITY) -> ClipList:
     """Return the clips, packed into a folder."""
     write_list(folder / "clips.csv", [clip._replace(label=0) for clip in clips])
     flags = ["--output_dir", str(folder / "packed"), "--quality", str(quality)]

@@ -83,13 +83,26 @@ class ClipList(Sequence[Any]):
     """Clips, made when they are asked for: a million of them weigh little, on workers nothing.
 
     Names stand in one array, as a forked worker copies every Python object that it looks at.
+
+    Attributes:
+        shards: in which the clips are packed, in order of their names; none where they are files.
+        shard_of: (clips,) int32, the shard of each packed clip; clips of a shard stand together.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, indexes: Iterable[Path] = ()) -> None:
         self._text, self._ends, self._labels = bytearray(), array("q", [0]), list[Label]()
+        self.shards, self._places, counts = list[Shard](), array("q"), list[int]()
+        for shard, rows in map(read_index, indexes):
+            self.shards.append(shard)
+            counts.append(len(rows))
+            for video, audio, label, *places in rows:
+                self.add(video, audio, tuple(label) if isinstance(label, list) else label)
+                self._places.extend(places)
+        numbers = np.arange(len(counts), dtype=np.int32)
+        self.shard_of = np.repeat(numbers, counts) if counts else None
 
     def add(self, video: str, audio: str | None, label: Label) -> None:
-        """Add a clip; without a wav it gets `wav_of` its video."""
+        """Add a clip; a file without a wav gets `wav_of` its video."""
         for name in (video, audio or ""):
             self._text += name.encode("utf-8", "surrogatepass")
             self._ends.append(len(self._text))
@@ -106,40 +119,16 @@ class ClipList(Sequence[Any]):
         start, middle, end = self._ends[2 * index : 2 * index + 3]
         video = self._text[start:middle].decode("utf-8", "surrogatepass")
         audio = self._text[middle:end].decode("utf-8", "surrogatepass") or None
-        return self._made(index, video, audio, self._labels[index])
+        if self.shard_of is None:
+            return Clip(video, audio or wav_of(video), self._labels[index])
+        numbers, shard = self._places[6 * index : 6 * index + 6], self.shards[self.shard_of[index]]
+        places = zip(numbers[::2], numbers[1::2], strict=True)
+        return PackedClip(video, audio, self._labels[index], shard, *places)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or len(self) != len(other):
             return False
         return all(map(operator.eq, self, other))  # as they are made: there may be a million
-
-    def _made(self, index: int, video: str, audio: str | None, label: Label) -> AnyClip:
-        return Clip(video, audio or wav_of(video), label)
-
-
-class PackedClips(ClipList):
-    """The clips of some shards, as `read_index` returns them.
-
-    Attributes:
-        shards: in order of their names.
-        shard_of: (clips,) int32, the shard of each clip; clips of a shard stand together.
-    """
-
-    def __init__(self, indexes: Iterable[tuple[Shard, list[list[Any]]]]) -> None:
-        super().__init__()
-        self.shards, self._places, counts = list[Shard](), array("q"), list[int]()
-        for shard, rows in indexes:
-            self.shards.append(shard)
-            counts.append(len(rows))
-            for video, audio, label, *places in rows:
-                self.add(video, audio, tuple(label) if isinstance(label, list) else label)
-                self._places.extend(places)
-        self.shard_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-
-    def _made(self, index: int, video: str, audio: str | None, label: Label) -> AnyClip:
-        numbers = self._places[6 * index : 6 * index + 6]
-        places = zip(numbers[::2], numbers[1::2], strict=True)
-        return PackedClip(video, audio, label, self.shards[self.shard_of[index]], *places)
 
 
 def name_of(clip: AnyClip) -> str:
@@ -150,10 +139,10 @@ def name_of(clip: AnyClip) -> str:
 def find_list(path: str | Path) -> Path | None:
     """Return a list file, or the shards that stand for it; None where there is neither."""
     path = Path(path)
-    if path.is_file() or is_packed(path):
+    if path.is_file() or indexes_of(path):
         return path
     shards = path.with_suffix("")
-    return shards if path.suffix == ".csv" and is_packed(shards) else None
+    return shards if path.suffix == ".csv" and indexes_of(shards) else None
 
 
 def read_pretrain_list(path: str | Path, data_root: str = "") -> ClipList:
@@ -163,7 +152,7 @@ def read_pretrain_list(path: str | Path, data_root: str = "") -> ClipList:
     train.csv, a folder of shards, or one index. Relative names are joined to `data_root`.
     """
     path, clips = Path(path), ClipList()
-    if path.is_dir() and not is_packed(path):
+    if path.is_dir() and not indexes_of(path):
         path = path / "train.csv"
 
     def take(fields: list[str]) -> None:
@@ -247,13 +236,11 @@ def read_labelled_list(
 
 
 def read_any_list(path: str | Path, data_root: str = "") -> ClipList:
-    """Read a list of either stage and task, or shards; ValueError of the reader that came furthest.
+    """Read a list of either stage and task; ValueError of the reader that came furthest.
 
     A line `<video> <wav> 0` is of a class, though a list of pre-training may have it.
     """
     path, errors = Path(path), {}
-    if (found := find_list(path)) and is_packed(found):
-        return read_packed(found)
     regression = partial(read_labelled_list, task="regression")
     for read in (read_labelled_list, regression, read_pretrain_list):
         try:
@@ -305,7 +292,7 @@ def wav_of(video: str) -> str:
     return os.path.splitext(video.replace(_VOXCELEB_VIDEO, _VOXCELEB_AUDIO))[0] + ".wav"
 
 
-def _read(path: Path, take: Callable[[list[str]], object], expected: str) -> PackedClips | None:
+def _read(path: Path, take: Callable[[list[str]], object], expected: str) -> ClipList | None:
     """Give the fields of each line to `take`, which checks them; shards are returned instead."""
     found = find_list(path)
     if found is None:
@@ -313,7 +300,7 @@ def _read(path: Path, take: Callable[[list[str]], object], expected: str) -> Pac
             raise FileNotFoundError(f"'{path.parent}' is a file; name the folder of {path.name}")
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"list '{path}' {problem}, expected a file; check the path")
-    if is_packed(found):
+    if indexes_of(found):
         return read_packed(found)
     # `end` is that of the row before: a quote left open swallows all lines after it
     is_empty, fields, end = True, [""], 0
@@ -343,21 +330,18 @@ def _read(path: Path, take: Callable[[list[str]], object], expected: str) -> Pac
     return None
 
 
-def is_packed(path: str | Path) -> bool:
-    """Tell whether a path is a folder with the indexes of shards, or one index."""
-    return bool(_indexes(Path(path)))
-
-
-def read_packed(path: str | Path) -> PackedClips:
-    """Read the clips of a folder of shards, or of one index; ValueError where an index is none."""
-    return PackedClips(map(read_index, _indexes(Path(path))))
-
-
-def _indexes(path: Path) -> list[Path]:
+def indexes_of(path: str | Path) -> list[Path]:
+    """Return the indexes of the shards in a folder, or the path of one index; else []."""
+    path = Path(path)
     if path.is_dir():
         names = sorted(os.listdir(path))
         return [path / name for name in names if name.endswith(SUFFIX) and name[0] != "."]
     return [path] if path.name.endswith(SUFFIX) and path.is_file() else []
+
+
+def read_packed(path: str | Path) -> ClipList:
+    """Read the clips of a folder of shards, or of one index; ValueError where an index is none."""
+    return ClipList(indexes_of(path))
 
 
 def read_index(path: Path) -> tuple[Shard, list[list[Any]]]:
@@ -371,8 +355,7 @@ def read_index(path: Path) -> tuple[Shard, list[list[Any]]]:
     except (OSError, LookupError, TypeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise ValueError(
-            f"index '{path}' cannot be used: {reason}; pack its clips again with "
-            "preprocess/pack_clips.py"
+            f"index '{path}' cannot be used: {reason}; pack its clips again with pack_clips.py"
         ) from None
 
 
