@@ -5,8 +5,9 @@ it, none where it was skipped. `collate` joins items to a larger batch of the sa
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,6 +37,7 @@ from hicmae.data.video import Video
 from hicmae.io import UnreadableClip
 
 PATCH_SIZE = 16
+Opened = tuple[Video | None, WavFile | None, int]  # streams that are read, number of frames
 
 
 @dataclass(eq=False, repr=False)
@@ -88,7 +90,7 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def open(self, clip: AnyClip) -> tuple[Video | None, WavFile | None, int]:
+    def open(self, clip: AnyClip) -> Opened:
         """Open the streams that the modality reads; return them and the number of frames."""
         video: Video | None
         sound: WavFile | None
@@ -106,35 +108,40 @@ class ClipDataset(Dataset):
         count = range(self.num_samples)
         return [float(rng.beta(10, 10) + 0.5) if self.roll_mag_aug else 1.0 for _ in count]
 
-    def features(
+    def streams(
         self,
-        video: Video | None,
-        sound: WavFile,
+        opened: Opened,
         windows: Sequence[np.ndarray],
-        total: int,
         gains: Sequence[float],
-    ) -> Tensor:
-        """Return the (B, 1, T, F) filter banks of windows of a labelled clip of `total` frames.
+        augment: Callable[[Sequence[Image.Image]], Tensor] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return pixels (B, 3, T, H, W) and filter banks (B, 1, T, F) of a labelled clip's windows.
 
-        The sound of a window begins with its first frame and is as long as a span, at most to the
-        last frame. Frames of a film lie at their times, those of a folder evenly over the wav.
+        Frames are squashed to squares. The sound of a window begins with its first frame and is as
+        long as a span, at most to the last frame. Frames of a film lie at their times, those of a
+        folder evenly over the wav. None: the stream is not read.
         """
-        spans = []
-        for first in (int(window[0]) for window in windows):
-            if video is not None and video.frame_times is not None:
-                spans.append(_samples(video, first, min(first + self.span, total) - 1))
+        video, sound, total = opened
+        pixels = features = None
+        if sound is not None:
+            spans = []
+            for first in (int(window[0]) for window in windows):
+                if video is not None and video.frame_times is not None:
+                    spans.append(_samples(video, first, min(first + self.span, total) - 1))
+                else:
+                    last = min(first + self.span, total - 1)
+                    spans.append(wav.frames_to_samples(first, last, total, len(sound)))
+            features = wav.span_features(sound, spans, gains, self.input_size_audio)
+        if video is not None:
+            frames = film.read_frames(video, windows)
+            squares = film.resize_frames([*frames.values()], self.size)
+            places = [np.searchsorted([*frames], window) for window in windows]
+            if augment is None:
+                pixels = torch.stack([film.to_tensor(squares[place]) for place in places])
             else:
-                last = min(first + self.span, total - 1)
-                spans.append(wav.frames_to_samples(first, last, total, len(sound)))
-        return wav.span_features(sound, spans, gains, self.input_size_audio)
-
-    def squares(
-        self, video: Video, windows: Sequence[np.ndarray]
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return all frames of windows, squares (N, H, W, 3) uint8, and where in N each has its."""
-        frames = film.read_frames(video, windows)
-        places = [np.searchsorted([*frames], window) for window in windows]
-        return film.resize_frames([*frames.values()], self.size), places
+                images = [Image.fromarray(square) for square in squares]
+                pixels = torch.stack([augment([images[k] for k in place]) for place in places])
+        return pixels, features
 
     def target(self, clip: AnyClip) -> Tensor:
         """Return the label as (1,) int64 or (1, K) float32; without a label -1 or K = 0."""
@@ -186,9 +193,9 @@ class PretrainClips(ClipDataset):
             box = film.draw_crop(region, rng)
             resized = film.resize_frames([frames[k] for k in window], self.size, box)
             film.to_tensor(resized, sample)
-        light: tuple[Tensor | None, Tensor | None] = None, None
-        if self.contrast_mask_ratio is not None:
-            light = self.masks(self.contrast_mask_ratio, self.contrast_mask_ratio, rng)
+        light: tuple[Tensor, ...] = ()
+        if (ratio := self.contrast_mask_ratio) is not None:
+            light = self.masks(ratio, ratio, rng)
         names = (name_of(clip),) * self.num_samples
         return PretrainBatch(pixels, masks[0], audio, masks[1], names, (), *light)
 
@@ -210,22 +217,14 @@ class LabelledClips(ClipDataset):
 
     def read(self, clip: AnyClip, rng: np.random.Generator) -> LabelledBatch:
         """Return `num_samples` samples of a clip."""
-        video, sound, total = self.open(clip)
+        opened = _, sound, total = self.open(clip)
         windows = []
         for _ in range(self.num_samples):
             end = int(rng.integers(self.span, total)) if total > self.span else None
             windows.append(film.train_frames(total, end, *self.sampling))
-        pixels = features = None
-        if sound is not None:
-            features = self.features(video, sound, windows, total, self.gains(rng))
-        if video is not None:
-            squares, places = self.squares(video, windows)
-            if self.transform is None:
-                pixels = torch.stack([film.to_tensor(squares[place]) for place in places])
-            else:  # as images: RandAugment is Pillow's
-                images = [Image.fromarray(square) for square in squares]
-                clips = ([images[k] for k in place] for place in places)
-                pixels = torch.stack([self.transform(clip, rng) for clip in clips])
+        gains = [] if sound is None else self.gains(rng)
+        augment = None if self.transform is None else partial(self.transform, rng=rng)
+        pixels, features = self.streams(opened, windows, gains, augment)
         target = self.target(clip).repeat_interleave(self.num_samples, dim=0)
         return LabelledBatch(pixels, features, target, (name_of(clip),) * self.num_samples, ())
 
@@ -270,18 +269,12 @@ class TestClips(ClipDataset):
         return joined([item._replace(view_clip=item.view_clip + first) for item, first in pairs])
 
     def _streams(self, clip: AnyClip) -> tuple[Tensor | None, Tensor | None]:
-        video, sound, total = self.open(clip)
+        opened = self.open(clip)
         if self.centre:
-            windows = [film.train_frames(total, None, *self.sampling)]
+            windows = [film.train_frames(opened[2], None, *self.sampling)]
         else:
-            windows = film.test_windows(total, self.num_segments, *self.sampling)
-        pixels = features = None
-        if video is not None:
-            squares, places = self.squares(video, windows)
-            pixels = torch.stack([film.to_tensor(squares[place]) for place in places])
-        if sound is not None:
-            features = self.features(video, sound, windows, total, [1.0] * len(windows))
-        return pixels, features
+            windows = film.test_windows(opened[2], self.num_segments, *self.sampling)
+        return self.streams(opened, windows, [1.0] * len(windows))
 
 
 def _samples(video: Video, first: int, last: int) -> tuple[int, int]:
