@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import re
 import secrets
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its pixels
 HUB_FILES = ["config.json", "model.safetensors", "README.md"]  # of a model, nothing pickled
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on where this one stopped.
@@ -104,6 +106,14 @@ def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.de
             "driver and CUDA_VISIBLE_DEVICES, start at most one process a GPU, or use --device cpu"
         )
     return device
+
+
+@functools.cache
+def imagenet(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Return mean and deviation, (3, 1, 1, 1); sent to a device once, as a GPU waits for them."""
+    import torch
+
+    return tuple(torch.tensor(v, dtype=dtype, device=device).view(3, 1, 1, 1) for v in IMAGENET)
 
 
 def check_writable(path: str | Path, suffixes: tuple[str, ...] = ()) -> None:

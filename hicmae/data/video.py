@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import os
 import re
@@ -15,7 +14,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image, ImageOps
 
-from hicmae.io import UnreadableClip, one_line
+from hicmae.io import UnreadableClip, imagenet, one_line
 
 if TYPE_CHECKING:
     import torch  # imported where it is used: tools that only read frames need not wait for it
@@ -28,7 +27,6 @@ VOXCELEB2_SIZE = (224, 224)  # of its frames as their authors ship them
 FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
 MEMORY = 256 * 1024**2  # bytes of frames that are kept instead of being decoded twice
 MAX_PIXELS = 1 << 26  # of a frame; more is no face but something to fill the memory with
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # What Pillow raises for broken image files; its PNG reader uses SyntaxError.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -291,16 +289,8 @@ def to_tensor(frames: np.ndarray | Sequence[Any], out: torch.Tensor | None = Non
     return planes
 
 
-@functools.cache
-def _imagenet_statistics(device: torch.device) -> list[torch.Tensor]:
-    """Return mean and deviation (3, 1, 1, 1); sent to a device once, as a GPU waits for it."""
-    import torch
-
-    statistics = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)
-    return list(rearrange(statistics, "s c -> s c 1 1 1"))
-
-
 def normalise(video: torch.Tensor) -> torch.Tensor:
     """Map (..., 3, T, H, W) uint8 pixels to float32, normalised by ImageNet's mean and std."""
-    mean, std = _imagenet_statistics(video.device)
-    return (video.float().div_(255) - mean).div_(std)
+    pixels = video.float().div_(255)
+    mean, std = imagenet(pixels.device, pixels.dtype)
+    return (pixels - mean).div_(std)

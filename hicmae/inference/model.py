@@ -21,8 +21,7 @@ import hicmae
 from hicmae.config import WIDTHS
 from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
 from hicmae.data.clip_list import chosen_names, names_of_run
-from hicmae.data.video import IMAGENET_MEAN, IMAGENET_STD
-from hicmae.io import encodable
+from hicmae.io import IMAGENET, encodable
 from hicmae.models.encoder import BUILDERS, HubModel
 from hicmae.models.finetune import ACTIVATIONS
 from hicmae.models.pretrain import HiCMAE
@@ -33,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 FACE_SIZE = 256  # pixels of an aligned face, as preprocess/face_and_audio/extract_face.py cuts it
 CONSTANTS = {  # of preprocessing, for readers of config.json
-    "pixel_mean": IMAGENET_MEAN,
-    "pixel_std": IMAGENET_STD,
+    "pixel_mean": IMAGENET[0],
+    "pixel_std": IMAGENET[1],
     "audio_sample_rate": SAMPLE_RATE,
     "filter_bank_mean": FBANK_MEAN,
     "filter_bank_std": FBANK_STD,

@@ -3,7 +3,6 @@
 Pure functions: they read a model's output and the clips, never the model.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_gather
 
+from hicmae.io import imagenet
 from hicmae.models.layers import (
     PATCH_SIZE,
     TokenSplit,
@@ -25,7 +25,6 @@ from hicmae.models.layers import (
 )
 from hicmae.models.pretrain import HiCMAEOutput
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of its pixels
 TARGET_EPS = 1e-6  # added to the standard deviation of a patch
 
 
@@ -85,15 +84,9 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-@functools.cache
-def _imagenet(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Return ImageNet's mean and deviation, (3,) each; sent once, as a GPU has to wait for it."""
-    return tuple(torch.tensor(values, dtype=dtype, device=device) for values in IMAGENET)
-
-
 def unnormalize(video: Tensor) -> Tensor:
     """Undo the ImageNet normalisation: (B, 3, T, H, W) back to pixel values in [0, 1]."""
-    mean, std = (values.view(3, 1, 1, 1) for values in _imagenet(video.device, video.dtype))
+    mean, std = imagenet(video.device, video.dtype)
     return video * std + mean
 
 
@@ -127,7 +120,7 @@ def video_target(
     patches = cut_patches(pixels if normalize else unnormalize(pixels), patch_size, index)
     if normalize:
         # Standardising undoes shift and scale of a channel by itself; only epsilon has to follow.
-        eps = TARGET_EPS / _imagenet(pixels.device, pixels.dtype)[1][:, None]
+        eps = TARGET_EPS / imagenet(pixels.device, pixels.dtype)[1].view(3, 1)
         patches = _standardize(patches.flatten(3), eps).view_as(patches)
     if group_size is not None and index is None:
         if video.shape[2] % group_size:

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hicmae.io import imagenet
 from hicmae.models import losses
 from hicmae.models.layers import TokenSplit, split_tokens
 from tests.small_models import classifier, clips, pretraining_model
@@ -31,14 +32,14 @@ class CpuOperators(TorchDispatchMode):
 @pytest.fixture
 def fake():
     """Return the mode in which tensors are on a GPU that is not there; none is ever computed."""
-    losses._imagenet.cache_clear()
+    imagenet.cache_clear()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         on_gpu(mode, torch.ones(1))
     except RuntimeError as error:
         pytest.skip(f"torch {torch.__version__} wants a GPU for such tensors: {error}")
     yield mode
-    losses._imagenet.cache_clear()
+    imagenet.cache_clear()
 
 
 def on_gpu(fake, *tensors):
