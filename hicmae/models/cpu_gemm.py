@@ -30,18 +30,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def install(model: Model, choice: str = "auto") -> Model:
     """Let the layers of a model, which is returned, compute float32 products by a `library`."""
-    if library(choice) == "onednn":
-        _install(model)
+    layers = model.modules() if library(choice) == "onednn" else ()
+    for layer in layers:
+        if isinstance(layer, (nn.Linear, Attention, PatchEmbed)):
+            # An instance's own method hides that of its class.
+            layer.forward = functools.partial(_forward, layer.forward)  # type: ignore[method-assign]
     return model
-
-
-def _install(module: nn.Module) -> None:
-    if isinstance(module, (nn.Linear, Attention, PatchEmbed)):
-        # An instance's own method hides that of its class.
-        module.forward = functools.partial(_forward, module.forward)  # type: ignore[method-assign]
-        return
-    for child in module.children():
-        _install(child)
 
 
 def _forward(forward: Callable[..., Tensor], values: Tensor, *others: Any, **named: Any) -> Tensor:
@@ -67,8 +61,10 @@ class _Products(TorchFunctionMode):
     ) -> Any:
         if func is F.linear:
             return linear(*args, **(kwargs or {}))
-        if func is F.scaled_dot_product_attention and pays_for_attention(*args[:2]):
-            return attention(*args)
+        if func is F.scaled_dot_product_attention and torch.get_num_threads() <= MAX_THREADS:
+            query, key, _ = args
+            if query.shape[-2] * key.shape[-2] >= MIN_SCORES:
+                return attention(*args)
         return func(*args, **(kwargs or {}))
 
 
@@ -167,11 +163,6 @@ def _like_tokens(tensor: Tensor) -> Tensor:
     """Return uninitialised (B, heads, N, head width) that lies in memory as (B, N, D)."""
     batch, heads, length, width = tensor.shape
     return tensor.new_empty(batch, length, heads, width).transpose(1, 2)
-
-
-def pays_for_attention(query: Tensor, key: Tensor) -> bool:
-    """Return whether `attention` is faster than torch's one operator: few threads, large heads."""
-    return query.shape[-2] * key.shape[-2] >= MIN_SCORES and torch.get_num_threads() <= MAX_THREADS
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

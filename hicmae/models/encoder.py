@@ -1,6 +1,7 @@
 """The modality encoders and the cross-modal fusion encoder (paper, section 3.2)."""
 
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,17 +169,14 @@ class HubModel(
                 f"'{name}' holds no {lacking[0]}, expected {' and '.join(HUB_FILES[:2])}; name a "
                 "folder that save_pretrained or hicmae-export made"
             )
-        return super().from_pretrained(folder, **options)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Any:
-        known = inspect.signature(cls).parameters  # the others say where
-        model = cls(**{name: value for name, value in options.items() if name in known})
+        told = json.loads((folder / HUB_FILES[0]).read_text(encoding="utf-8")) | options
+        known = inspect.signature(cls).parameters  # an export tells more
+        model = cls(**{key: value for key, value in told.items() if key in known})
         try:
-            load_model(model, Path(model_id, HUB_FILES[1]))
+            load_model(model, folder / HUB_FILES[1])
         except RuntimeError as error:  # names and shapes on many lines
             raise ValueError(
-                f"the weights in '{model_id}' do not fit {cls.__name__} by the arguments in its "
+                f"the weights in '{folder}' do not fit {cls.__name__} by the arguments in its "
                 f"{HUB_FILES[0]} ({one_line(error)[:100]}); expected a folder of this class; "
                 "export earlier ones again with hicmae-export"
             ) from None

@@ -188,14 +188,13 @@ def split_tokens(
         raise ValueError(
             f"{name} masks {counts} tokens a clip; all clips of a batch must mask equally many"
         )
-    visible = num_tokens - counts[0]
-    if not 0 < visible < num_tokens + may_hide_none:
+    masked, least, most = counts[0], int(not may_hide_none), num_tokens - 1
+    if not least <= masked <= most:
         raise ValueError(
-            f"{name} masks {counts[0]} of {num_tokens} tokens; "
-            "at least one must stay visible and one masked"
+            f"{name} masks {masked} of {num_tokens} tokens, expected {least} to {most}"
         )
     order = mask.byte().argsort(dim=1, stable=True)  # visible (0) first, each in position order
-    return TokenSplit(order[:, :visible], order[:, visible:])
+    return TokenSplit(*order.split((num_tokens - masked, masked), dim=1))
 
 
 def token_grid(size: Sequence[int], patch_size: Sequence[int], name: str) -> tuple[int, ...]:

@@ -199,8 +199,7 @@ def _check_levels(
     for name, depth in decoders.items():
         if depth != len(levels) + 1:
             raise ValueError(
-                f"{name} is {depth}, expected {len(levels) + 1}: one block and one more for each "
-                f"kept level {levels}"
+                f"{name} is {depth}, expected {len(levels) + 1}, one more than kept levels {levels}"
             )
 
 
