@@ -319,14 +319,13 @@ class H264Film(Film):
         before = range(places[0], 0, -1)
         first = next((k for k in before if is_idr(self.packets[k], self.header)), 0)
         frames: dict[int, np.ndarray] = {}
-        self.codec.flush_buffers()
+        self.codec.flush_buffers()  # or it would take no more packets after the last reading
         for packet in [*self.packets[first : places[-1] + 1], None]:
             if packet is not None:
                 self.codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             for frame in self.codec.decode(packet):
                 if frame.pts in wanted and not frame.is_corrupt:
                     frames[frame.pts] = self.to_rgb(frame)
-        self.codec.flush_buffers()  # or it would take no more packets
         return frames
 
 

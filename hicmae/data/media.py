@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
@@ -245,9 +245,16 @@ def read_sound(path: str, origin: float | None = None) -> "np.ndarray | Sound":
         NoSound: there is none.
         UnreadableClip: it cannot be decoded, or too much of it is damaged.
     """
-    if origin is None and (samples := _plain_wav(path)) is not None:
-        return samples
-    return decode_sound(path, origin)
+    wav = None
+    if origin is None:
+        with suppress(UnreadableClip):  # what only decoding takes to mono and 16 kHz
+            wav = WavFile(path)
+    if wav is None or wav.file.format != "WAV":
+        return decode_sound(path, origin)
+    samples = wav.read(0, len(wav))  # those of training
+    if not np.isfinite(samples).all():
+        raise UnreadableClip(f"'{path}' holds samples that are not finite numbers")
+    return samples
 
 
 def decode_sound(path: str, origin: float | None = None, length: int | None = None) -> Sound:
@@ -276,18 +283,6 @@ def decode_sound(path: str, origin: float | None = None, length: int | None = No
     length = last if length is None else length
     file.truncate(2 * length)  # what was never written is silence
     return Sound(file, length, begin, end - begin, rate, channels, damage["damaged"])
-
-
-def _plain_wav(path: str) -> np.ndarray | None:
-    """Read a wav that needs no conversion, so that samples are those of training; else None."""
-    try:
-        wav = WavFile(path)
-    except UnreadableClip:
-        return None
-    samples = wav.read(0, len(wav)) if wav.file.format == "WAV" else None
-    if samples is not None and not np.isfinite(samples).all():
-        raise UnreadableClip(f"'{path}' holds samples that are not finite numbers")
-    return samples
 
 
 def _parts(frames: Iterable[av.AudioFrame]) -> Iterator[tuple[float, int, np.ndarray]]:

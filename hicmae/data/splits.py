@@ -110,11 +110,10 @@ def _by_table(videos: Sequence[str], path: Path, data_root: str) -> list[str]:
                 raise ValueError(f"{where}: expected a clip and its speaker, got {row}")
             for name in (clip, os.path.join(data_root, clip), base_name(clip)):
                 speakers[name].add(speaker)
-    whole = {video for video in videos if video in speakers}
-    short = Counter(base_name(video) for video in {*videos} - whole)
+    short = Counter(base_name(video) for video in {*videos} if video not in speakers)
     found = []
     for video in videos:
-        name = video if video in whole else base_name(video)
+        name = video if video in speakers else base_name(video)
         known = speakers.get(name, set())
         if len(known) > 1 or (known and short[name] > 1 and name != video):
             raise ValueError(
@@ -139,10 +138,8 @@ def hold_out(
     train, val = ([clips[k] for k in np.flatnonzero(side).tolist()] for side in (~held, held))
     owners = [groups[k] for k in np.flatnonzero(held).tolist()]
     _check_sides(train, val, modality)
-    logger.info(
-        "held out of train.csv for validation: %d of %d speakers or items, %d of %d clips",
-        *(len(set(owners)), len(set(groups)), len(val), len(clips)),
-    )
+    text = "held out of train.csv for validation: %d of %d speakers or items, %d of %d clips"
+    logger.info(text, len(set(owners)), len(set(groups)), len(val), len(clips))
     return train, val, owners
 
 
@@ -187,14 +184,12 @@ def _traits(labels: np.ndarray) -> np.ndarray:
 
 def _check_sides(train: Clips, val: Clips, modality: str) -> None:
     """Refuse a file that is on both sides; warn of a class that is on the training side only."""
-    first, second = (
-        {
-            os.path.abspath((c.video if s == "v" else c.audio) or ""): c
-            for c in side
-            for s in modality
-        }
-        for side in (train, val)
-    )
+
+    def files(clip: AnyClip) -> list[str]:
+        read = {"v": clip.video, "a": clip.audio}
+        return [os.path.abspath(read[stream] or "") for stream in modality]
+
+    first, second = ({path: clip for clip in side for path in files(clip)} for side in (train, val))
     for path in second.keys() & first.keys():
         raise ValueError(
             f"'{path}' belongs to a training clip, '{name_of(first[path])}', and to the validation "

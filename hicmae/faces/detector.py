@@ -259,7 +259,6 @@ def check_weights() -> dict[str, bytes]:
         digest = hashlib.sha256(files[name]).hexdigest()
         if digest != expected:
             raise ValueError(
-                f"weights '{path}' have SHA-256 {digest[:12]}..., expected {expected[:12]}... of "
-                f"mtcnn 1.0.0; {INSTALL}"
+                f"weights '{path}' have SHA-256 {digest[:12]}, expected {expected[:12]}; {INSTALL}"
             )
     return files
