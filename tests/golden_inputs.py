@@ -27,13 +27,9 @@ def set_golden_weights(model: nn.Module) -> nn.Module:
         draw = rng.standard_normal(shape)
         if "norm" in name and name.endswith("weight"):
             draw = 1 + 0.1 * draw
-        elif name.endswith("bias"):
-            draw = 0.02 * draw
-        elif "layer_weights" in name:
-            pass
         elif len(shape) >= 2:
             draw = draw / math.sqrt(math.prod(shape[1:]))
-        else:
+        elif "layer_weights" not in name:
             draw = 0.02 * draw
         state[name] = torch.from_numpy(draw)
     model.double().load_state_dict(state)
@@ -42,9 +38,7 @@ def set_golden_weights(model: nn.Module) -> nn.Module:
 
 def golden_clips(batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return video, video mask, audio and audio mask, the clips in float64."""
-    t = np.linspace(0, 3, 16)[:, None, None]
-    y = np.linspace(0, 5, 160)[None, :, None]
-    x = np.linspace(0, 7, 160)[None, None, :]
+    t, y, x = np.ix_(np.linspace(0, 3, 16), np.linspace(0, 5, 160), np.linspace(0, 7, 160))
     noise = np.random.RandomState(seed).standard_normal((batch, 3, 16, 160, 160))
     video = 0.3 * noise + np.sin(x + t) * np.cos(y)
     noise = np.random.RandomState(seed + 1).standard_normal((batch, 1, 256, 128))

@@ -31,9 +31,7 @@ def classifier(**options):
 
 def mask_of(rows, num_tokens):
     mask = torch.zeros(len(rows), num_tokens, dtype=torch.bool)
-    for row, positions in zip(mask, rows, strict=True):
-        row[positions] = True
-    return mask
+    return mask.scatter(1, torch.tensor(rows), True)
 
 
 def clips(batch=2, dtype=torch.float32):
@@ -43,9 +41,8 @@ def clips(batch=2, dtype=torch.float32):
     audio = torch.randn(batch, 1, 64, 32, generator=generator, dtype=dtype)
     video_masked = [[0, 2, 3, 6, 8, 9], [1, 2, 5, 7, 8, 11]]
     audio_masked = [[1, 2, 5], [0, 3, 4]]
-    rows = [k % 2 for k in range(batch)]
-    video_mask = mask_of([video_masked[k] for k in rows], 12)
-    return video, video_mask, audio, mask_of([audio_masked[k] for k in rows], 8)
+    video_mask = mask_of((video_masked * batch)[:batch], 12)
+    return video, video_mask, audio, mask_of((audio_masked * batch)[:batch], 8)
 
 
 def without_gradient(model):

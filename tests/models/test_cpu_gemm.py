@@ -106,15 +106,6 @@ def test_auto_follows_the_processor(monkeypatch, tmp_path, capability, vendor, e
     cpu_gemm._is_faster.cache_clear()
 
 
-def test_attention_of_few_scores_or_many_threads_stays_with_torch(monkeypatch):
-    small, large = torch.zeros(1, 1, 26, 8), torch.zeros(1, 1, 800, 8)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert cpu_gemm.pays_for_attention(large, large)
-    assert not cpu_gemm.pays_for_attention(large, small)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    assert not cpu_gemm.pays_for_attention(large, large)
-
-
 def test_a_missing_library_is_refused(monkeypatch):
     monkeypatch.setattr(cpu_gemm, "_is_built_in", lambda: False)
     with pytest.raises(ValueError, match="this build of torch has no oneDNN"):

@@ -18,10 +18,6 @@ STREAMS = {"av": ("video", "audio"), "v": ("video",), "a": ("audio",)}
 ENCODERS = {"video": "encoder", "audio": "encoder_audio"}
 
 
-def shapes(model):
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
-
-
 def streams(modality):
     given = dict(zip(("video", "audio"), clips()[::2], strict=True))
     return {name: given[name] if name in STREAMS[modality] else None for name in given}
@@ -38,22 +34,6 @@ def test_masked_values_never_reach_the_encoder():
     video, audio = video.masked_fill(pixels, 100.0), audio.masked_fill(cells, 100.0)
     other = model(video, video_mask, audio, audio_mask)
     assert torch.equal(base.video, other.video) and torch.equal(base.audio, other.audio)
-
-
-def test_each_stream_changes_both_predictions_but_only_its_own_levels():
-    model = pretraining_model()
-    video, video_mask, audio, audio_mask = clips()
-    base = model(video, video_mask, audio, audio_mask)
-    assert len(base.video_levels) == len(base.audio_levels) == 2
-    for level in base.video_levels + base.audio_levels:
-        torch.testing.assert_close(level.norm(dim=-1), torch.ones(2))
-    for changed, more in (("video", (1, 0)), ("audio", (0, 1))):
-        other = model(video + more[0], video_mask, audio + more[1], audio_mask)
-        assert not torch.allclose(base.video, other.video)
-        assert not torch.allclose(base.audio, other.audio)
-        for name in ("video", "audio"):
-            pairs = zip(*(getattr(o, f"{name}_levels") for o in (base, other)), strict=True)
-            assert all(torch.equal(*pair) == (name != changed) for pair in pairs)
 
 
 def test_a_contrast_of_its_own_sees_what_its_masks_leave_and_rebuilds_as_before():
@@ -151,7 +131,7 @@ def test_the_head_reads_layer_averages_and_the_last_layer(modality, hierarchical
     parts = {ENCODERS[name] for name in STREAMS[modality]} | {"head"}
     parts |= {f"{name}_layer_weights" for name in STREAMS[modality] if hierarchical_fusion}
     parts |= {"encoder_fusion"} if modality == "av" else set()
-    assert {name.split(".")[0] for name in shapes(model)} == parts
+    assert {name.split(".")[0] for name in model.state_dict()} == parts
 
 
 @pytest.mark.parametrize("hierarchical_fusion", [True, False])
