@@ -17,8 +17,6 @@ from hicmae.data.batches import LabelledBatch
 from hicmae.data.video import normalise, to_tensor
 from hicmae.io import UnreadableClip, describe, one_line
 
-RATIO = [3 / 4, 4 / 3]  # smallest and largest width / height of a crop
-
 
 @contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
@@ -38,9 +36,10 @@ def seeded_globals(seed: int) -> Iterator[None]:
 class ClipTransform:
     """RandAugment, normalisation, random resized crop, flip, erasing of a clip, in this order.
 
-    `aa` is timm's name of a RandAugment, "none" leaves it out. Crops have a share of the image's
-    area between the two of `scale`; `flip` is the probability of the horizontal flip, `reprob` that
-    of erasing up to `recount` boxes, filled by `remode`: "const", "rand" or "pixel".
+    `aa` is timm's name of a RandAugment, "none" leaves it out. Of a crop `scale` are the smallest
+    and the largest share of the area, `ratio` those of width / height; `flip` is the probability of
+    the horizontal flip, `reprob` that of erasing up to `recount` boxes, filled by `remode`:
+    "const", "rand" or "pixel".
     """
 
     def __init__(
@@ -52,9 +51,10 @@ class ClipTransform:
         remode: str = "pixel",
         recount: int = 1,
         scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
     ) -> None:
-        self.input_size, self.scale, self.flip = input_size, scale, flip
+        self.input_size, self.scale, self.ratio, self.flip = input_size, scale, ratio, flip
         # Translations in shares of the image and bicubic warps, as the original.
         bicubic = Image.Resampling.BICUBIC
         hparams = {"translate_const": int(0.45 * input_size), "interpolation": bicubic}
@@ -94,8 +94,8 @@ class ClipTransform:
         video = normalise(to_tensor(images))
         size = self.input_size, self.input_size
         with seeded_globals(clip_seed):
-            shares = list(self.scale)
-            top, left, height, width = RandomResizedCrop.get_params(video, shares, RATIO)
+            shape = list(self.scale), list(self.ratio)
+            top, left, height, width = RandomResizedCrop.get_params(video, *shape)
             crop = video[..., top : top + height, left : left + width].flatten(0, 1)  # (3 T, h, w)
             frames = interpolate(crop[None], size, mode="bilinear", align_corners=False)[0]
             if random.random() < self.flip:
