@@ -217,7 +217,8 @@ class LabelledClips(ClipDataset):
 
     def read(self, clip: AnyClip, rng: np.random.Generator) -> LabelledBatch:
         """Return `num_samples` samples of a clip."""
-        opened = _, sound, total = self.open(clip)
+        opened = self.open(clip)
+        _, sound, total = opened
         windows = []
         for _ in range(self.num_samples):
             end = int(rng.integers(self.span, total)) if total > self.span else None
@@ -270,10 +271,11 @@ class TestClips(ClipDataset):
 
     def _streams(self, clip: AnyClip) -> tuple[Tensor | None, Tensor | None]:
         opened = self.open(clip)
+        _, _, total = opened
         if self.centre:
-            windows = [film.train_frames(opened[2], None, *self.sampling)]
+            windows = [film.train_frames(total, None, *self.sampling)]
         else:
-            windows = film.test_windows(opened[2], self.num_segments, *self.sampling)
+            windows = film.test_windows(total, self.num_segments, *self.sampling)
         return self.streams(opened, windows, [1.0] * len(windows))
 
 
