@@ -7,9 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,24 +31,16 @@ from hicmae.data.loader import ClipSampler, epoch_batches, item_generator, make_
 from hicmae.faces import SMOOTHING
 from hicmae.faces.detector import Detector
 from hicmae.faces.tracking import fill_gaps, main_face, search, smooth
-from hicmae.io import choose_device, whole_file
-from hicmae.pretraining import make_dataset, make_loss, make_model
+from hicmae.io import whole_file
+from hicmae.pretraining import make_dataset, make_loss
 from hicmae.training import distributed
-from hicmae.training.loop import as_trained, clip_loader, train_step
-from hicmae.training.optim import make_optimizer, parameter_groups
-from hicmae.training.run import Run, choose_precision
+from hicmae.training.loop import clip_loader
+from hicmae.training.run import Precision, Run, choose_precision
 from hicmae.training.state import describe_clips
 from preprocess import pack_clips
+from scripts import benchmark
 from scripts import benchmark_models as models
-from scripts.benchmark import (
-    NOT_SET,
-    FacesConfig,
-    FeedConfig,
-    GrowthConfig,
-    LoaderConfig,
-    TaskConfig,
-)
-from scripts.benchmark_models import Mark, Step, compared, measure_in_turns
+from scripts.benchmark_models import Mark, Step, compared, measure_in_turns, trainer
 
 CACHE = Path("saved/benchmarks/clips")  # where clips are kept
 VOXCELEB2_CLIPS, EPOCHS = 1_091_581, 100  # of the published pre-training
@@ -87,12 +78,10 @@ def _write_video(path: Path, rng: np.random.Generator) -> None:
         stream = container.add_stream("libx264", rate=FRAME_RATE, options=ENCODER)
         stream.width = stream.height = SIDE
         stream.pix_fmt, stream.bit_rate = "yuv420p", BIT_RATE
-        for index, turn in enumerate(camera(rng)):
+        for turn in camera(rng):
             picture = cv2.warpAffine(portrait, turn, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT)
             noisy = (picture + rng.normal(0, GRAIN, picture.shape)).clip(0, 255).astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(noisy, format="bgr24")
-            frame.pts, frame.time_base = index, Fraction(1, FRAME_RATE)
-            container.mux(stream.encode(frame))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noisy, format="bgr24")))
         container.mux(stream.encode(None))
 
 
@@ -117,35 +106,27 @@ def _write_voice(path: Path, rng: np.random.Generator) -> None:
 
 # Seconds of this process by what a first prediction does; arguments: checkpoint, film, sound.
 COLD = """
-import json, sys, time
+import functools, importlib, json, sys, time
 seconds = {"Python": time.process_time()}
-def till_now(name):
-    seconds[name] = time.process_time() - sum(seconds.values())
-def timed(room, function, name):
-    work = getattr(room, function)
-    def run(*values):
-        start = time.process_time()
-        result = work(*values)
-        inside[name] = inside.get(name, 0) + time.process_time() - start
-        return result
-    setattr(room, function, run)
-import torch
-till_now("torch")
-from hicmae.inference import clips, commands, forward
-till_now("other imports")
-recognizer = commands.EmotionRecognizer.from_checkpoint(sys.argv[1], "cpu")
-till_now("model")
-inside = {}
-timed(clips, "find_people", "decoding and faces")
-timed(forward, "scores", "network")
-recognizer.predict(sys.argv[2], audio=sys.argv[3])
-till_now("sound, cutting out, spectrograms")
-seconds["sound, cutting out, spectrograms"] -= sum(inside.values())
-print(json.dumps(seconds | inside))
+def spend(name, work, *values, **options):
+    start = time.process_time()
+    result = work(*values, **options)
+    seconds[name] = seconds.get(name, 0) + time.process_time() - start
+    return result
+spend("torch", importlib.import_module, "torch")
+commands = spend("other imports", importlib.import_module, "hicmae.inference.commands")
+from hicmae.inference import clips, forward
+recognizer = spend("model", commands.EmotionRecognizer.from_checkpoint, sys.argv[1], "cpu")
+clips.find_people = functools.partial(spend, "decoding and faces", clips.find_people)
+forward.scores = functools.partial(spend, "network", forward.scores)
+rest = "sound, cutting out, spectrograms"
+spend(rest, recognizer.predict, sys.argv[2], audio=sys.argv[3])
+seconds[rest] -= seconds["decoding and faces"] + seconds["network"]
+print(json.dumps(seconds))
 """
 
 
-def run_faces(config: FacesConfig) -> dict[str, Any]:
+def run_faces(config: benchmark.FacesConfig) -> dict[str, Any]:
     """Time the stages of a first prediction, and faces by how often they are searched."""
     clip = make_clips(1)[0]
     command = [sys.executable, "-c", COLD, config.checkpoint, clip.video, clip.audio]
@@ -185,7 +166,7 @@ def run_faces(config: FacesConfig) -> dict[str, Any]:
 # loader
 
 
-def run_loader(config: LoaderConfig) -> dict[str, Any]:
+def run_loader(config: benchmark.LoaderConfig) -> dict[str, Any]:
     """Measure the reading of clips, see `LoaderConfig`."""
     clips, many = make_clips(config.num_clips), config.num_samples
     torch.set_num_threads(1)  # as workers do
@@ -249,77 +230,58 @@ def pack(clips: list[Clip], folder: Path, quality: int = JPEG_QUALITY) -> ClipLi
 def run_feed(*settings: Any) -> dict[str, Any]:
     """Measure how training is fed, see `FeedConfig`, the last of the settings."""
     configs, config = PretrainConfigs(*settings[:-1]), settings[-1]
-    with tempfile.TemporaryDirectory(prefix="hicmae-feed-") as folder:
-        if configs.data.data_path == NOT_SET:
-            if not config.make_clips:
-                raise ValueError("no clips to read; give --data_path or --make_clips")
-            data = replace(configs.data, data_path=f"{folder}/made.csv")
-            configs = configs._replace(data=data)
-            write_list(data.data_path, make_clips(config.make_clips))
-        device = distributed.start(configs.run.device)
-        run = Run(configs.run, choose_precision(configs.run.precision, device))
-        figures = feed(run, configs, config)
+    if configs.data.data_path == benchmark.NOT_SET:
+        if not config.make_clips:
+            raise ValueError("no clips to read; give --data_path or --make_clips")
+        data = replace(configs.data, data_path=str(CACHE / "made.csv"))
+        write_list(data.data_path, make_clips(config.make_clips))
+        configs = configs._replace(data=data)
+    device = distributed.start(configs.run.device)
+    run = Run(configs.run, choose_precision(configs.run.precision, device))
+    dataset, processes = make_dataset(configs), distributed.world_size()
+    # One epoch of all steps, and what is loaded in advance: of a short list clips come again, of a
+    # long one they are spread over it.
+    num_clips, optim, workers = len(dataset), configs.optim, configs.run.num_workers
+    wanted = (config.warmup + config.steps) * optim.accum_iter + 2 * workers + 2
+    wanted *= optim.batch_size * processes
+    stride = max(num_clips // wanted, 1)
+    dataset.clips = [dataset.clips[k * stride % num_clips] for k in range(wanted)]
+    batches = epoch_batches(clip_loader(run, dataset, optim.batch_size), 0)
+    first = next(batches)
+    fixed, _ = train(configs, run.precision, itertools.repeat(first), config, "fixed")
+    fed, waits = train(configs, run.precision, batches, config, "fed")
+    clips = len(first.names) * optim.accum_iter * processes
     return {
         "device": models.device_name(device),
-        "processes": distributed.world_size(),
+        "processes": processes,
         "model": configs.model.model_name,
         "precision": run.precision.name,
         "data_path": configs.data.data_path,
-        "batch_size": configs.optim.batch_size,
-        "accum_iter": configs.optim.accum_iter,
+        "batch_size": optim.batch_size,
+        "accum_iter": optim.accum_iter,
         "num_samples": configs.data.num_samples,
-        "num_workers": configs.run.num_workers,
-        **figures,
+        "num_workers": workers,
+        "clips_in_list": num_clips,
+        "times_read": wanted / num_clips,
+        **feed_rates(pd.concat([fed, fixed]), waits, clips),
     }
-
-
-def feed(run: Run, configs: PretrainConfigs, config: FeedConfig) -> dict[str, Any]:
-    """Train from the clips, and from their first batch alone."""
-    dataset = make_dataset(configs)
-    num_clips, processes = len(dataset), distributed.world_size()
-    # One epoch of all steps, and what is loaded in advance: of a short list clips come again, of a
-    # long one they are spread over it.
-    batches_a_step, batch_size = configs.optim.accum_iter, configs.optim.batch_size
-    wanted = (config.warmup + config.steps) * batches_a_step + 2 * run.config.num_workers + 2
-    wanted *= batch_size * processes
-    stride = max(num_clips // wanted, 1)
-    dataset.clips = [dataset.clips[k * stride % num_clips] for k in range(wanted)]
-    batches = epoch_batches(clip_loader(run, dataset, batch_size), 0)
-    first = next(batches)
-    fixed, _ = train(run, configs, itertools.repeat(first), config, "fixed")
-    fed, waits = train(run, configs, batches, config, "fed")
-    times, clips = pd.concat([fed, fixed]), len(first.names) * batches_a_step * processes
-    rates = feed_rates(times, waits, clips)
-    return {"clips_in_list": num_clips, "times_read": wanted / num_clips, **rates}
-
-
-def trainer(run: Run, configs: PretrainConfigs) -> Callable[[Sequence[PretrainBatch]], object]:
-    """Return a step of run_pretraining.py on batches, of a fresh model."""
-    torch.manual_seed(run.config.seed)
-    model = make_model(configs).to(run.device).train()
-    optimizer = make_optimizer(parameter_groups(model, 0.05), configs.optim.lr)
-    scaler = run.precision.grad_scaler()
-    trained, compute_loss = as_trained(model, run.config, run.device), make_loss(configs.loss)
-    return lambda batches: train_step(
-        trained, batches, compute_loss, optimizer, scaler, run.precision
-    )
 
 
 def first_step(flags: Sequence[str]) -> Step:
     """Return a step, always on the first clips of the list, by the flags of run_pretraining.py."""
     parser = new_parser("", PretrainConfigs)
     configs = parse_configs(parser, PretrainConfigs, given_flags(parser, flags))
-    device, dataset = choose_device(configs.run.device), make_dataset(configs)
-    run = Run(configs.run, choose_precision(configs.run.precision, device))
+    dataset = make_dataset(configs)
     items = [dataset[ClipIndex(0, index)] for index in range(configs.optim.batch_size)]
-    return partial(trainer(run, configs), [dataset.collate(items)])
+    step = trainer(configs, models.arithmetic(configs.run), make_loss(configs.loss))
+    return partial(step, [dataset.collate(items)])
 
 
 def train(
-    run: Run,
     configs: PretrainConfigs,
+    precision: Precision,
     batches: Iterator[PretrainBatch],
-    config: FeedConfig,
+    config: benchmark.FeedConfig,
     how: str,
 ) -> tuple[pd.DataFrame, float]:
     """Train a fresh model of run_pretraining.py on batches, enough for all steps.
@@ -327,15 +289,15 @@ def train(
     Returns:
         The times of the steps, and the seconds in which they could only wait for their batches.
     """
-    take_step, waits = trainer(run, configs), []
+    take_step, waits = trainer(configs, precision, make_loss(configs.loss)), []
 
     def step() -> None:
-        asked = Mark(run.device)
+        asked = Mark(precision.device)
         group = list(itertools.islice(batches, configs.optim.accum_iter))
-        waits.append((asked, Mark(run.device)))
+        waits.append((asked, Mark(precision.device)))
         take_step(group)
 
-    times = measure_in_turns({how: step}, config.steps, config.warmup, run.device)
+    times = measure_in_turns({how: step}, config.steps, config.warmup, precision.device)
     return times, sum(asked.until(given) for asked, given in waits[config.warmup :])
 
 
@@ -360,9 +322,15 @@ def feed_rates(times: pd.DataFrame, waits: float, clips: int) -> dict[str, float
 # growth
 
 
-def run_growth(config: GrowthConfig) -> dict[str, Any]:
+def run_growth(config: benchmark.GrowthConfig) -> dict[str, Any]:
     """Measure how speed changes, see `GrowthConfig`."""
-    clips, parts = make_clips(2), [steps_by_batch(model, config) for model in config.models]
+    clips, rows = make_clips(2), list[dict[str, Any]]()
+    for model in config.models:
+        how = benchmark.TaskConfig(model=model, device="cpu", precision="fp32")
+        steps = {str(count): models.our_step("pretrain", how, count) for count in config.batch_size}
+        times = measure_in_turns(steps, config.steps, 1).groupby("variant", sort=False).median()
+        for count, spent in times.iterrows():
+            rows.append({"what": f"clips a step, {model}", "size": int(count), **spent})
     with tempfile.TemporaryDirectory(prefix="hicmae-growth-") as folder:
         path, out = Path(folder, "train.csv"), Path(folder, "step.json")
         for ranks in config.ranks:
@@ -372,31 +340,20 @@ def run_growth(config: GrowthConfig) -> dict[str, Any]:
             command += ["--warmup", "1", "--no-plain", "--no-more", "--steps", str(config.steps)]
             subprocess.run([*command, "--json", str(out)], check=True, stdout=subprocess.DEVNULL)
             found = json.loads(out.read_text(encoding="utf-8"))
-            spent = {"wall": found["step_s"], "cpu": found["cpu_s"] * ranks}
-            parts.append(pd.DataFrame([{"what": "processes (gloo), t", "size": ranks, **spent}]))
+            row = {"what": "processes (gloo), t", "size": ranks, "wall": found["step_s"]}
+            rows.append(row | {"cpu": found["cpu_s"] * ranks})
         for lines in config.lines:
             write_list(path, (clips[k % len(clips)]._replace(audio=None) for k in range(lines)))
-            parts.append(pd.DataFrame(models.alone(start_epoch, str(path))).assign(size=lines))
-    table = pd.concat(parts).groupby(["what", "size"], sort=False).median().reset_index()
+            rows += [{**row, "size": lines} for row in models.alone(start_epoch, str(path))]
+    table = pd.DataFrame(rows)
     for ratio, seconds in (("ratio", "wall"), ("ratio_cpu_time", "cpu")):
         rate = table["size"] / table[seconds]
         table[ratio] = rate / rate.groupby(table.what).transform("first")
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    table = table.astype(object).where(table.notna(), None)
     device, threads = models.device_name(), torch.get_num_threads()
     title = f"{device}, {datetime.date.today()}, fp32, threads a process: {threads}"
-    text = pd.DataFrame(rows).to_markdown(index=False, floatfmt=".4g", missingval="")
-    return {"device": device, "rows": rows, "text": f"{title}:\n\n{text}"}
-
-
-def steps_by_batch(model: str, config: GrowthConfig) -> pd.DataFrame:
-    """Measure pre-training steps of a model on batches of each size."""
-    how = TaskConfig(model=model, device="cpu", precision="fp32")
-    steps = {
-        str(count): models.our_step("pretrain", how, models.arithmetic(how), count)
-        for count in config.batch_size
-    }
-    times = measure_in_turns(steps, config.steps, 1)
-    return times.assign(what=f"clips a step, {model}", size=times.pop("variant").astype(int))
+    text = table.to_markdown(index=False, floatfmt=".4g", missingval="")
+    return {"device": device, "rows": table.to_dict("records"), "text": f"{title}:\n\n{text}"}
 
 
 def start_epoch(path: str) -> list[dict[str, Any]]:

@@ -11,23 +11,25 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import hicmae.models  # noqa: F401  (registers the models)
+from hicmae import finetuning, pretraining
+from hicmae.config import FinetuneConfigs, PretrainConfigs
+from hicmae.config.flags import from_dict
 from hicmae.data.batches import LabelledBatch, PretrainBatch, ViewBatch
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.inference import formats, forward
@@ -41,21 +43,22 @@ from hicmae.models.losses import pretrain_loss
 from hicmae.training import distributed
 from hicmae.training.checkpoint import WEIGHTS
 from hicmae.training.evaluate import classification_metrics, predict
-from hicmae.training.loop import as_trained, train_step
+from hicmae.training.loop import ComputeLoss, as_trained, train_step
 from hicmae.training.optim import make_optimizer, parameter_groups
 from hicmae.training.run import DTYPES, Precision, choose_precision
-from scripts.benchmark import LEVERS, SIZES, FormatsConfig, TaskConfig
+from scripts.benchmark import LEVERS, NOT_SET, SIZES, TINY, FormatsConfig, TaskConfig
 from tests.plain.model import PlainClassifier, PlainPretraining
 from tests.plain.training import PlainTrainer, score_views
 
 CPU = torch.device("cpu")
-DROP_PATH, LAYER_DECAY, CLASSES = 0.1, 0.75, 6  # of fine-tuning
+CLASSES = 6  # of fine-tuning
 GPU_ROUND = 5  # steps between two turns on a GPU, so that its queue runs full
 # A test clip has two windows in time and two crops, which are the same pixels in square frames:
 # ours computes each window once, the plain baseline all four views, one after the other.
 WINDOWS, CROPS = 2, 2
 
 Step = Callable[[], object]
+Configs = PretrainConfigs | FinetuneConfigs
 
 
 # Time and machine
@@ -149,52 +152,65 @@ def arithmetic(config: TaskConfig) -> Precision:
     return choose_precision(config.precision, choose_device(config.device))
 
 
-def make_model(task: str, config: TaskConfig, drop_path: float = 0.0) -> Any:
-    """Create the model of a task."""
-    size, pretrains = SIZES[config.model], task == "pretrain"
-    clip = {"num_frames": size.num_frames, "img_size": size.side, "img_size_audio": size.audio}
-    options: dict[str, Any] = {"num_classes": CLASSES}
-    if pretrains:
-        options = dict.fromkeys(("decoder_depth", "decoder_depth_audio"), len(size.levels) + 1)
-        options["return_intermediate_features"] = size.levels
-    options |= {"encoder_" * pretrains + name: depth for name, depth in size.depths.items()}
-    options |= {"cpu_gemm": config.cpu_gemm, "drop_path_rate": drop_path}
-    torch.manual_seed(0)
-    name = "pretrain_hicmae" if pretrains else "avit"
-    return timm.create_model(f"{name}_dim{size.width}_patch16_160_a256", **clip, **options)
-
-
-def plain_model(task: str, config: TaskConfig, drop_path: float = 0.0) -> nn.Module:
-    """Create the plain model with the weights and sizes of ours."""
-    ours, size = make_model(task, config), SIZES[config.model]
-    clip = {"num_frames": size.num_frames, "img_size_audio": size.audio}
-    clip |= {"img_size": (size.side, size.side), "dim": size.width}
-    options = {"heads": ours.encoder.blocks[0].attn.num_heads, **size.depths, **clip}
+def settings_of(task: str, config: TaskConfig) -> Configs:
+    """Return the settings of a run of the task with this model; the others are as published."""
+    stage = "pretrain_hicmae" if task == "pretrain" else "avit"
+    flags = {name: getattr(config, name) for name in (*LEVERS, "cpu_gemm")}
+    flags |= {"model": f"{stage}_dim{SIZES[config.model]}_patch16_160_a256", "nb_classes": CLASSES}
+    flags |= dict.fromkeys(("output_dir", "data_path"), NOT_SET)
+    flags |= TINY if config.model == "tiny" else {}
     if task == "pretrain":
-        decoder = {"decoder_dim": ours.decoder.head.in_features, "keep": size.levels}
-        decoder["decoder_heads"] = ours.decoder.blocks[0].attn.num_heads
-        model = PlainPretraining(**options, **decoder)
+        return from_dict(PretrainConfigs, flags)
+    return from_dict(FinetuneConfigs, flags | {"opt_betas": (0.9, 0.999)})
+
+
+def make_model(configs: Configs) -> Any:
+    """Create the model of some settings, always with the same weights."""
+    torch.manual_seed(0)
+    pretrains = isinstance(configs, PretrainConfigs)
+    return pretraining.make_model(configs) if pretrains else finetuning.make_model(configs)
+
+
+def plain_model(configs: Configs) -> nn.Module:
+    """Create the plain model with the weights and sizes of ours."""
+    ours, clip = make_model(configs), configs.clip
+    attention = ours.encoder.blocks[0].attn
+    sizes = {
+        "dim": attention.proj.in_features,
+        "heads": attention.num_heads,
+        "depth": len(ours.encoder.blocks),
+        "depth_audio": len(ours.encoder_audio.blocks),
+        "fusion_depth": len(ours.encoder_fusion.blocks),
+        "num_frames": clip.num_frames,
+        "img_size": (clip.input_size, clip.input_size),
+        "img_size_audio": clip.input_size_audio,
+    }
+    if isinstance(configs, PretrainConfigs):
+        attention, keep = ours.decoder.blocks[0].attn, ours.level_blocks
+        decoder = {"decoder_dim": attention.proj.in_features, "decoder_heads": attention.num_heads}
+        model: nn.Module = PlainPretraining(**sizes, **decoder, keep=keep)
     else:
-        model = PlainClassifier(**options, num_classes=CLASSES, drop=drop_path)
+        model = PlainClassifier(
+            **sizes, num_classes=CLASSES, drop=configs.classifier.drop_path_rate
+        )
     model.load_state_dict(ours.state_dict())
     return model
 
 
-def random_batch(task: str, config: TaskConfig, count: int, device: Any) -> Any:
-    """Draw normalised clips of the model's geometry; the same on every device.
+def random_batch(task: str, clip: Any, count: int, device: Any) -> Any:
+    """Draw normalised clips of a geometry for a task; the same on every device.
 
     Masks are on the CPU. Targets are soft, as mixup and cutmix leave them.
     """
-    size, names = SIZES[config.model], ("",) * count
+    names, (steps, bins), side = ("",) * count, clip.input_size_audio, clip.input_size
     generator = torch.Generator().manual_seed(0)
-    shape = (count, 3, size.num_frames, size.side, size.side)
+    shape = (count, 3, clip.num_frames, side, side)
     video = torch.randn(shape, generator=generator).to(device)
-    audio = torch.randn(count, 1, *size.audio, generator=generator).to(device)
+    audio = torch.randn(count, 1, steps, bins, generator=generator).to(device)
     if task == "pretrain":
-        rng = np.random.default_rng(0)
-        grid = (size.num_frames // 2, size.side // 16, size.side // 16)
-        num_audio = size.audio[0] * size.audio[1] // 256
+        rng, grid = np.random.default_rng(0), (clip.num_frames // 2, side // 16, side // 16)
         masks = torch.tensor(np.stack([tube_mask(grid, 0.9, rng) for _ in range(count)]))
+        num_audio = steps * bins // 256
         audio_masks = np.stack([random_mask(num_audio, 0.8, rng) for _ in range(count)])
         return PretrainBatch(video, masks, audio, torch.tensor(audio_masks), names, ())
     target = torch.rand(count, CLASSES, generator=generator.manual_seed(1)).softmax(dim=-1)
@@ -221,42 +237,45 @@ def compute(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 # Steps
 
 
-def our_step(task: str, config: TaskConfig, precision: Precision, count: int) -> Step:
+def trainer(
+    configs: Configs, precision: Precision, compute_loss: ComputeLoss
+) -> Callable[[Sequence[Any]], object]:
+    """Return a step of the training scripts on batches, of a fresh model."""
+    model, optim = make_model(configs).to(precision.device).train(), configs.optim
+    layer_decay = configs.classifier.layer_decay if isinstance(configs, FinetuneConfigs) else None
+    groups = parameter_groups(model, optim.weight_decay, layer_decay)
+    optimizer, scaler = make_optimizer(groups, optim.lr, optim.opt_betas), precision.grad_scaler()
+    trained = as_trained(model, configs.run, precision.device)
+    return lambda batches: train_step(trained, batches, compute_loss, optimizer, scaler, precision)
+
+
+def our_step(task: str, config: TaskConfig, count: int) -> Step:
     """Build our step for `count` clips, the one of hicmae.training."""
-    tuning, device = task == "finetune", precision.device
-    model = make_model(task, config, DROP_PATH if tuning else 0.0).to(device)
-    trained = as_trained(model.train(task != "infer"), config, device)
-    if task == "infer":
-        video, audio = random_batch(task, config, count * WINDOWS, device)[:2]
-        numbers = torch.arange(count)
-        clip_of, targets = numbers.repeat_interleave(WINDOWS), torch.zeros_like(numbers)
-        views = ViewBatch(video, audio, clip_of, numbers, targets, ("",) * count, ())
-        return lambda: predict(trained, [views], precision, "classification", "")
-    groups = parameter_groups(model, 0.05, LAYER_DECAY if tuning else None)
-    optimizer = make_optimizer(groups, 1e-4, (0.9, 0.999) if tuning else (0.9, 0.95))
-    batches, scaler = [random_batch(task, config, count, device)], precision.grad_scaler()
-
-    def compute_loss(model: nn.Module, batch: Any) -> Any:
-        return compute(model, batch)[1], {}
-
-    return lambda: train_step(trained, batches, compute_loss, optimizer, scaler, precision)
-
-
-def plain_step(task: str, config: TaskConfig, precision: Precision, count: int) -> Step:
-    """Build the plain step for the same clips."""
+    configs, precision = settings_of(task, config), arithmetic(config)
     device = precision.device
-    model = plain_model(task, config, DROP_PATH if task == "finetune" else 0.0).to(device)
+    if task != "infer":
+        step = trainer(configs, precision, lambda model, batch: (compute(model, batch)[1], {}))
+        return partial(step, [random_batch(task, configs.clip, count, device)])
+    model = as_trained(make_model(configs).to(device).eval(), configs.run, device)
+    video, audio = random_batch(task, configs.clip, count * WINDOWS, device)[:2]
+    numbers = torch.arange(count)
+    clip_of, targets = numbers.repeat_interleave(WINDOWS), torch.zeros_like(numbers)
+    views = ViewBatch(video, audio, clip_of, numbers, targets, ("",) * count, ())
+    return lambda: predict(model, [views], precision, "classification", "")
+
+
+def plain_step(task: str, config: TaskConfig, count: int) -> Step:
+    """Build the plain step for the same clips."""
+    configs, device = settings_of(task, config), choose_device(config.device)
+    model = plain_model(configs).to(device)
     if task == "infer":
-        clips = random_batch(task, config, count * WINDOWS, device)
+        clips = random_batch(task, configs.clip, count * WINDOWS, device)
         windows = [(clips.video[k::WINDOWS], clips.audio[k::WINDOWS]) for k in range(WINDOWS)]
         return lambda: score_views(model, windows * CROPS, device).mean(dim=0)
-    batch = random_batch(task, config, count, device)
-    if task == "finetune":
-        trainer = PlainTrainer(model, device, (0.9, 0.999))
-        return lambda: trainer.finetune_step(*batch[:3])
-    trainer = PlainTrainer(model, device)
-    clips = [part.to(device) for part in batch[:4]]
-    return lambda: trainer.pretrain_step(*clips)
+    trainer = PlainTrainer(model, device, configs.optim.opt_betas)
+    step, parts = (trainer.pretrain_step, 4) if task == "pretrain" else (trainer.finetune_step, 3)
+    batch = random_batch(task, configs.clip, count, device)[:parts]
+    return partial(step, *(part.to(device) for part in batch))
 
 
 STEPS = {"": our_step, "plain_": plain_step}  # by the prefix of their figures
@@ -270,23 +289,25 @@ def count_flops(task: str, config: TaskConfig) -> float:
 
     What checkpointing or fused attention compute again is not counted: it is no use to the method.
     """
-    model = make_model(task, config).to("meta")
+    configs = settings_of(task, config)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        _, loss = compute(model, random_batch(task, config, 1, "meta"))
+        batch = random_batch(task, configs.clip, 1, "meta")
+        _, loss = compute(make_model(configs).to("meta"), batch)
         if task != "infer":
             loss.backward()
     return float(counter.get_total_flops() * (WINDOWS if task == "infer" else 1))
 
 
-def measure_errors(task: str, config: TaskConfig, precision: Precision) -> dict[str, float]:
+def measure_errors(task: str, config: TaskConfig) -> dict[str, float]:
     """Compare ours with the same model in float64: prediction, and in training loss and gradient.
 
-    The error is the largest difference over the largest magnitude.
+    The error is the largest difference over the largest magnitude. No path is dropped.
     """
-    batch = random_batch(task, config, 2, precision.device)
+    configs, precision = settings_of(task, config), arithmetic(config)
+    device = precision.device
+    batch = random_batch(task, configs.clip, 2, device)
 
     def answer(model: nn.Module, own: Precision) -> dict[str, Tensor]:
-        model.train(task != "infer")
         with own.autocast():
             prediction, loss = compute(model, batch)
         if task == "infer":
@@ -296,17 +317,18 @@ def measure_errors(task: str, config: TaskConfig, precision: Precision) -> dict[
         answers = {"prediction": prediction, "loss": loss, "gradient": torch.cat(gradients)}
         return {name: value.detach().double() for name, value in answers.items()}
 
-    model = make_model(task, config).to(precision.device)
-    exact = answer(copy.deepcopy(model).double(), Precision("fp32", precision.device))
-    mine = answer(as_trained(model, config, precision.device), precision)
+    model = make_model(configs).to(device).eval()
+    exact = answer(copy.deepcopy(model).double(), Precision("fp32", device))
+    mine = answer(as_trained(model, configs.run, device), precision)
     return {
         f"{name}_error": float((mine[name] - true).abs().max() / true.abs().max())
         for name, true in exact.items()
     }
 
 
-def peak_rate(config: TaskConfig, precision: Precision) -> float:
+def peak_rate(config: TaskConfig) -> float:
     """Return FLOP/s of a square matrix product, on a CPU in fp32 by the better library."""
+    precision = arithmetic(config)
     side, dtype = 8192 if precision.device.type == "cuda" else 1536, DTYPES[precision.name]
     left, right = torch.rand(2, side, side, dtype=dtype, device=precision.device)
     products: dict[str, Step] = {"torch": lambda: left @ right}
@@ -328,20 +350,18 @@ def peak_memory(task: str, variant: str, config: TaskConfig, count: int) -> floa
     On a GPU what torch's allocator has given out, on a CPU (of Linux) the resident memory beyond
     that of Python and its libraries.
     """
-    precision = arithmetic(config)
-    before = resident()
-    step = STEPS[variant](task, config, precision, count)
+    before, on_gpu = resident(), choose_device(config.device).type == "cuda"
+    step = STEPS[variant](task, config, count)
     for _ in range(2):  # the second step finds the optimiser's state
         step()
-    on_gpu = precision.device.type == "cuda"
     return torch.cuda.max_memory_allocated() if on_gpu else resident() - before
 
 
-def measure(task: str, config: TaskConfig, precision: Precision, count: int) -> dict[str, Any]:
+def measure(task: str, config: TaskConfig, count: int) -> dict[str, Any]:
     """Measure one batch size: times, clips a second, ratios and memory."""
-    variants = [*STEPS][: 1 + config.plain]
-    steps = {name: STEPS[name](task, config, precision, count) for name in variants}
-    times = measure_in_turns(steps, config.steps, config.warmup, precision.device)
+    variants, device = [*STEPS][: 1 + config.plain], choose_device(config.device)
+    steps = {name: STEPS[name](task, config, count) for name in variants}
+    times = measure_in_turns(steps, config.steps, config.warmup, device)
     steps.clear()
     gc.collect()
     rows = compared(times, variants[-1], count)
@@ -362,28 +382,27 @@ def measure(task: str, config: TaskConfig, precision: Precision, count: int) -> 
 def run_task(task: str, config: TaskConfig) -> dict[str, Any]:
     """Measure a step, see `TaskConfig`."""
     distributed.start(config.device)
+    flops, library = count_flops(task, config), cpu_gemm.library(config.cpu_gemm)
     precision = arithmetic(config)
     on_gpu = precision.device.type == "cuda"
-    fp32_on_cpu = precision.name == "fp32" and not on_gpu
-    peak = peak_rate(config, precision) if config.more else 0.0
-    batches = [measure(task, config, precision, count) for count in config.batch_size]
+    peak = peak_rate(config) if config.more else 0.0
+    batches = [measure(task, config, count) for count in config.batch_size]
     best = max(batches, key=lambda row: row["clips_per_s"])
-    flops = count_flops(task, config)
     figures = {
         "device": device_name(precision.device),
-        "model": f"hicmae dim{SIZES[config.model].width}",
+        "model": f"hicmae dim{SIZES[config.model]}",
         "precision": precision.name,
         "plain_precision": "fp16" if on_gpu else "fp32",
         **{lever: getattr(config, lever) for lever in LEVERS},
-        "cpu_gemm": cpu_gemm.library(config.cpu_gemm) if fp32_on_cpu else None,
+        "cpu_gemm": None if on_gpu or precision.name != "fp32" else library,
         **best,
         "flops_per_clip": flops,
         "flops_per_s": flops * best["clips_per_s"],
     }
     if config.more:  # measured again, as a neighbour may have slowed the first time
-        figures["peak_flops_per_s"] = max(peak, peak_rate(config, precision))
+        figures["peak_flops_per_s"] = max(peak, peak_rate(config))
         figures["share_of_peak"] = figures["flops_per_s"] / figures["peak_flops_per_s"]
-        figures |= measure_errors(task, config, precision)
+        figures |= measure_errors(task, config)
     return {**figures, "batches": batches}
 
 
@@ -394,11 +413,15 @@ def run_formats(config: FormatsConfig) -> dict[str, Any]:
     """Measure the formats, see `FormatsConfig`."""
     items = read_items(config.data_path) if config.data_path != "-" else []
     few = [clip for clip, _ in formats.spread(items)]
-    reading = {} if few else {"faces": "cut"}
-    asked = few or [str(formats.EXAMPLE)]
+    asked, reading = (few, {}) if few else ([str(formats.EXAMPLE)], {"faces": "cut"})
     with TemporaryDirectory(prefix="hicmae-formats-") as name:
-        folder = Path(name)
-        ours = EmotionRecognizer.from_checkpoint(exported(config, folder), "cpu", "fp32")
+        folder, source = Path(name), config.checkpoint or Path(name, "random.pth")
+        if not config.checkpoint:
+            configs = settings_of("infer", TaskConfig(model=config.model))
+            weights = make_model(configs).state_dict()
+            torch.save({"model": weights, "args": vars(configs.clip)}, source)
+        export_checkpoint(source, folder)
+        ours = EmotionRecognizer.from_checkpoint(folder, "cpu", "fp32")
         kinds = {"fp32": ours, "bf16": replace(ours, precision=Precision("bf16", CPU))}
         sizes = dict.fromkeys(kinds, (folder / WEIGHTS).stat().st_size)
         for kind in ("onnx", "int8"):
@@ -407,20 +430,17 @@ def run_formats(config: FormatsConfig) -> dict[str, Any]:
             kinds[kind] = replace(ours, model=formats.open_onnx(path)[0])
             sizes[kind] = path.stat().st_size
     one, many = (network_times(kinds, config, count) for count in (1, config.batch_size))
-    speed = pd.DataFrame({
-        "p50_s": one.step_s,
-        "p95_s": one.step_s_p95,
-        "clips_per_s": many.clips_per_s,
-        "p50_ratio": one.ratio,
-        "p95_ratio": one.step_s_p95["fp32"] / one.step_s_p95,
-        "throughput_ratio": many.ratio,
-        "cpu_ratio": many.ratio_cpu_time,
-    })  # fmt: skip
     rows = []
     for kind, recognizer in kinds.items():
         row = {
             "format": kind,
-            **speed.loc[kind],
+            "p50_s": one.step_s[kind],
+            "p95_s": one.step_s_p95[kind],
+            "clips_per_s": many.clips_per_s[kind],
+            "p50_ratio": one.ratio[kind],
+            "p95_ratio": one.step_s_p95["fp32"] / one.step_s_p95[kind],
+            "throughput_ratio": many.ratio[kind],
+            "cpu_ratio": many.ratio_cpu_time[kind],
             "megabytes": sizes[kind] / 1e6,
             **formats.compare(ours, recognizer, asked, **reading),
         }
@@ -437,24 +457,12 @@ def run_formats(config: FormatsConfig) -> dict[str, Any]:
     return {"text": f"{model}, {device}:\n\n{table}", **about, "formats": rows}
 
 
-def exported(config: FormatsConfig, folder: Path) -> Path:
-    """Write the classifier to a folder, in fp32."""
-    if config.checkpoint:
-        return export_checkpoint(config.checkpoint, folder)
-    size, weights = SIZES[config.model], folder / "random.pth"
-    torch.save(make_model("infer", TaskConfig(model=config.model)).state_dict(), weights)
-    clip = {"num_frames": size.num_frames, "input_size": size.side, "input_size_audio": size.audio}
-    return export_checkpoint(weights, folder, sampling_rate=4, **clip)
-
-
 def network_times(
     kinds: Mapping[str, EmotionRecognizer], config: FormatsConfig, count: int
 ) -> pd.DataFrame:
     """Time the network of each format on so many random clips, see `compared`."""
-    clip, generator = kinds["fp32"].config.preprocessing, torch.Generator().manual_seed(0)
-    side = (clip.input_size, clip.input_size)
-    video = torch.randn(count, 3, clip.num_frames, *side, generator=generator)
-    audio = torch.randn(count, 1, *clip.input_size_audio, generator=generator)
+    clip = kinds["fp32"].config.preprocessing
+    video, audio = random_batch("infer", clip, count, CPU)[:2]
 
     def step(recognizer: EmotionRecognizer) -> None:
         streams = recognizer.config.modality

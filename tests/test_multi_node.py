@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -109,9 +108,7 @@ def test_signals_reach_every_process_and_its_exit_code_comes_back(number, code, 
     started = [tmp_path / f"started{rank}" for rank in range(2)]
     command = [*LAUNCH, "2", "--standalone", str(worker), str(tmp_path / "started"), str(code)]
     launcher = start(command)
-    end = time.monotonic() + 60
-    while not all(path.exists() for path in started) and time.monotonic() < end:
-        time.sleep(0.05)
+    until(lambda: all(path.exists() for path in started))
     launcher.send_signal(number)
     codes, (written,) = ended([launcher])
     assert codes == [code], written

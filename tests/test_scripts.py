@@ -8,12 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.small_runs import ROOT, until
+
 FAMILY = ROOT / "scripts/voxceleb2/audio_visual/hicmae_pretrain_base"
 PRETRAIN, MAFW = FAMILY / "pretrain_base.sh", FAMILY / "mafw/finetune_170.sh"
 CREMAD = FAMILY / "cream-d/finetune_170.sh"
@@ -75,13 +75,6 @@ def ended(process, seconds=60):
 
 def start(script, tmp_path, *flags, shell="sh", **settings):
     return ended(background([shell, script, *flags], tmp_path, settings))
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.05)
 
 
 def commands(result):
@@ -210,7 +203,7 @@ def test_folds_run_in_turn_and_the_table_follows(shell, fake, tmp_path):
 def test_a_signal_reaches_the_run_which_may_save(script, number, code, shell, fake, tmp_path):
     started = tmp_path / "started"
     run = background([shell, script], tmp_path, fake | {"FAKE_SLEEP": started})
-    wait_for(started.exists)
+    until(started.exists)
     run.send_signal(number)
     result = ended(run, 20)
     assert result.returncode == code and result.stdout.endswith("saved\n")
@@ -392,7 +385,7 @@ def test_a_job_warned_of_its_end_is_queued_again_if_the_run_has_saved(
     settings = slurm | {"FAKE_SLEEP": started, "FAKE_CODE": code, "MAX_REQUEUES": 9}
     settings["SLURM_RESTART_COUNT"] = restarts
     job = submit(tmp_path, settings, PRETRAIN, shell=shell)
-    wait_for(started.exists)
+    until(started.exists)
     job.send_signal(signal.SIGUSR1)
     result, log = ended(job, 20), slurm["FAKE_LOG"].read_text()
     assert result.returncode == exits and "srun got USR1" in log
@@ -418,14 +411,12 @@ def test_bad_jobs_are_refused_in_one_line(shell, slurm, tmp_path):
 
 
 def test_shellcheck_finds_nothing_and_experiments_are_posix():
-    job = ROOT / "scripts/slurm/run.sbatch"
-    for script in (*EXPERIMENTS, job):
-        assert script.read_text().startswith("#!/bin/sh\n")
     beside_python = Path(sys.executable).with_name("shellcheck")
     shellcheck = str(beside_python) if beside_python.exists() else shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
-    files = [*ROOT.glob("scripts/**/*.sh"), job, ROOT / ".ci/run"]
+    files = [*ROOT.glob("scripts/**/*.sh"), ROOT / "scripts/slurm/run.sbatch", ROOT / ".ci/run"]
+    assert all(script.read_text().startswith("#!/bin/sh\n") for script in EXPERIMENTS)
     command = [shellcheck, "-x", *map(str, files)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout

@@ -61,16 +61,10 @@ class Variant(NamedTuple):
     labels: str = ""  # "" few, "_all" all of a fold
 
 
-def starts_of(finetune: str = "", labels: str = "") -> list[Variant]:
-    """Return the three starts of the demo under other conditions."""
-    titles = zip(demo.TITLES.values(), (RANDOM, OWN, SHIPPED), strict=True)
-    return [Variant(title, start, finetune, labels) for title, start in titles]
-
-
-STARTS = {
-    "few": ("Few labels: 20 speakers", starts_of()),
-    "all": ("All labels", starts_of(labels="_all")),
-    "probe": ("Linear probe, all labels", starts_of(PROBE, "_all")),
+STARTS = {  # title of a table, flags of fine-tuning, labels
+    "few": ("Few labels: 20 speakers", "", ""),
+    "all": ("All labels", "", "_all"),
+    "probe": ("Linear probe, all labels", PROBE, "_all"),
 }
 MODALITIES = [
     Variant("audio and video", SHIPPED, "", "_all"),
@@ -100,20 +94,14 @@ IMBALANCE += [Variant(flags, SHIPPED, flags, "_long") for flags in WAYS]
 # Runs
 
 
-def run_all(runs: Sequence[Run], extra: str = "") -> None:
-    """Make the runs that are not finished, with the demo's flags before their own."""
-    for run in tqdm(runs, desc="runs", unit="run", dynamic_ncols=True):
-        demo.make(run._replace(flags=all_flags(run, extra)))
-
-
-def all_flags(run: Run, extra: str) -> list[str]:
-    """Return the demo's flags and those of a run, of which the last ones count."""
+def completed(run: Run, extra: str) -> Run:
+    """Return a run with the demo's flags, its own and some more, of which the last ones count."""
     flags = [*demo.FLAGS[run.script], *run.flags, *shlex.split(extra)]
     if LIGHT in flags and demo.flag_value(flags, LIGHT) == ONE_PASS:
         while LIGHT in flags:
             at = flags.index(LIGHT)
             del flags[at : at + 2]
-    return flags
+    return run._replace(flags=flags)
 
 
 def slug(flags: str) -> str:
@@ -128,7 +116,7 @@ def pretrained(start: str, args: argparse.Namespace) -> list[str]:
     folder = args.demo / "pretrain"
     if start != OWN:
         run = pretraining(start, args)
-        run_all([run], args.extra)
+        demo.make(completed(run, args.extra))
         folder = run.folder
     return ["--finetune", str(last_checkpoint(folder))]
 
@@ -162,7 +150,8 @@ def finetuned(variants: Sequence[Variant], name: str, args: argparse.Namespace) 
             flags = ["--data_path", str(data), "--seed", str(seed), *start, *FINETUNE]
             flags += variant.finetune.split()
             runs.append(Run(place / f"seed{seed}/fold{fold}", "run_finetuning.py", flags))
-    run_all(runs, args.extra)
+    for run in tqdm(runs, desc="runs", unit="run", dynamic_ncols=True):
+        demo.make(completed(run, args.extra))
     return folders
 
 
@@ -229,7 +218,9 @@ def table(rows: Any) -> str:
 def starts(args: argparse.Namespace) -> str:
     """Compare random weights, the demo's pre-training and the shipped one."""
     texts = []
-    for name, (title, variants) in STARTS.items():
+    for name, (title, *how) in STARTS.items():
+        rows = zip(demo.TITLES.values(), (RANDOM, OWN, SHIPPED), strict=True)
+        variants = [Variant(row, start, *how) for row, start in rows]
         folders = finetuned(variants, name, args)
         texts.append(f"{title}\n\n" + score(variants, folders, args))
     # Of random weights those that the last probe has kept.
@@ -280,30 +271,28 @@ def contrast(args: argparse.Namespace) -> str:
     from scripts.benchmark_data import first_step
     from scripts.benchmark_models import compared, measure_in_turns
 
-    chosen, cells = rows_of(CONTRAST, args), []
-    titles, folders = [v.title for v in chosen], [list[Path]() for _ in chosen]
+    chosen, parts, extra = rows_of(CONTRAST, args), [], f"{args.extra} --device cpu --output_dir -"
+    folders = [list[Path]() for _ in chosen]
     for seed in args.seeds:
         seeded = argparse.Namespace(**vars(args) | {"seeds": [seed]})
         variants = [Variant(v.title, f"{v.start} --seed {seed}", PROBE, "_all") for v in chosen]
-        runs = [pretraining(variant.start, args) for variant in variants]
-        given = [all_flags(run, f"{args.extra} --device cpu --output_dir -") for run in runs]
-        steps = {title: first_step(flags) for title, flags in zip(titles, given, strict=True)}
-        costs = 1 / compared(measure_in_turns(steps, args.steps, 2), titles[0])
+        runs = {variant.title: pretraining(variant.start, args) for variant in variants}
+        steps = {title: first_step(completed(run, extra).flags) for title, run in runs.items()}
+        costs = 1 / compared(measure_in_turns(steps, args.steps, 2), chosen[0].title)
         for places, found in zip(folders, finetuned(variants, "contrast", seeded), strict=True):
             places += found
-        named = costs[["ratio", "ratio_cpu_time"]].itertuples()  # with their titles
-        for run, cost in zip(runs, named, strict=True):
-            cells.append([*cost, recall(last_checkpoint(run.folder), seeded)])
-    groups = pd.DataFrame(cells, columns=["", "wall", "cpu", "found"]).groupby("", sort=False)
+        recalls = [recall(last_checkpoint(run.folder), seed, args) for run in runs.values()]
+        parts.append(costs.assign(recall=recalls))
+    groups = pd.concat(parts).groupby(level=0, sort=False)
     columns = {
-        f"R@5 of {SEARCHED}, chance {500 / SEARCHED:.1f}": with_spread(groups.found),
-        "time of a step": with_spread(groups.wall, 2),
-        "in CPU time": with_spread(groups.cpu, 2),
+        f"R@5 of {SEARCHED}, chance {500 / SEARCHED:.1f}": with_spread(groups.recall),
+        "time of a step": with_spread(groups.ratio, 2),
+        "in CPU time": with_spread(groups.ratio_cpu_time, 2),
     }
     return "Linear probe, all labels\n\n" + score(chosen, folders, args, **columns)
 
 
-def recall(checkpoint: Path, args: argparse.Namespace) -> float:
+def recall(checkpoint: Path, seed: int, args: argparse.Namespace) -> float:
     """Return R@5 in percent, each labelled speaker's first clip searched for once a direction."""
     from hicmae.visualize.clips import open_clips
     from hicmae.visualize.features import pooled_levels, recalls
@@ -313,7 +302,7 @@ def recall(checkpoint: Path, args: argparse.Namespace) -> float:
     opened = open_clips(checkpoint, args.output_dir / "unseen.csv", seed=0)
     top = opened.settings["return_intermediate_features"][-1:]
     video, audio = (np.stack(levels) for levels in pooled_levels(opened, top))
-    order = np.random.default_rng(args.seeds[0]).permutation(len(films))
+    order = np.random.default_rng(seed).permutation(len(films))
     groups = np.array_split(order, max(len(films) // SEARCHED, 1))
     found = [recalls(video[:, clips], audio[:, clips], top) for clips in groups]
     return float(np.mean([rows["R@5"].drop("chance").mean() for rows in found]))
@@ -364,9 +353,8 @@ def speakers(args: argparse.Namespace) -> str:
         one = folders[rng.integers(len(folders))]
         name, _, _ = one.name.partition("_")
         other = rng.choice([path for path in folders if not path.name.startswith(name)])
-        pair = [one, other]
         order = rng.permutation(2)  # of them on the screen
-        films = [FrameFolder(str(pair[k])) for k in order]
+        films = [FrameFolder(str((one, other)[k])) for k in order]
         count = min(map(len, films))
         frames = np.concatenate([np.stack(film.read(range(count))) for film in films], axis=2)
         sound, rate = soundfile.read(args.data / "labelled" / name / f"{one.name}.wav")
@@ -411,7 +399,7 @@ def ship(args: argparse.Namespace) -> str:
     second = Run(args.output_dir / "finetune", "run_finetuning.py", flags)
     rows = []
     for name, run in {SHIPPED: first, "toy": second}.items():
-        run_all([run], args.extra)
+        demo.make(completed(run, args.extra))
         size = package(run.folder, PACKAGED / name) / 1e6
         rows.append({"name": name, "MB": f"{size:.1f}", "folder": f"hicmae/checkpoints/{name}"})
     return table(rows)

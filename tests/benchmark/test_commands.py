@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_memory_peaks_and_errors_are_measured(tmp_path):
 @pytest.mark.parametrize("task", ["pretrain", "finetune", "infer"])
 def test_errors_are_those_against_float64(task):
     config = TaskConfig(model="tiny", device="cpu", precision="fp32")
-    errors = benchmark_models.measure_errors(task, config, benchmark_models.arithmetic(config))
+    errors = benchmark_models.measure_errors(task, config)
     assert len(errors) == (1 if task == "infer" else 3)
     assert all(0 < error < 1e-4 for error in errors.values())
 
@@ -115,7 +116,7 @@ def test_variants_take_turns_and_are_compared_with_the_base(monkeypatch):
 
     for clock in ("perf_counter", "process_time"):
         monkeypatch.setattr(benchmark_models.time, clock, lambda: now[0])
-    variants = {name: lambda name=name: spend(name) for name in "ab"}
+    variants = {name: partial(spend, name) for name in "ab"}
     times = benchmark_models.measure_in_turns(variants, 2, 1)
     assert "".join(order) == "ababab" and list(times.variant) == list("abab")
     rows = benchmark_models.compared(times, "a", {"a": 1, "b": 3}, "mean")

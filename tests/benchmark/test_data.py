@@ -13,7 +13,6 @@ from hicmae.config.flags import given_flags, new_parser, parse_configs
 from hicmae.data.batches import ClipIndex
 from hicmae.data.dataset import PretrainClips
 from hicmae.data.loader import item_generator
-from hicmae.training.run import Run, choose_precision
 from scripts import benchmark_data as data
 from scripts import benchmark_models as models
 from scripts.benchmark import FeedConfig, main
@@ -97,12 +96,11 @@ def test_waiting_and_slowing_down_are_told_apart(monkeypatch):
             spend(3.0)
             yield "batch"
 
-    monkeypatch.setattr(data, "train_step", lambda *_: spend(2.0))
+    monkeypatch.setattr(models, "train_step", lambda *_: spend(2.0))
     flags = [*PRETRAIN, "--accum_iter", "2", "--data_path", "-", "--output_dir", "-"]
-    parser = new_parser("", PretrainConfigs)
+    parser, config = new_parser("", PretrainConfigs), FeedConfig(steps=2, warmup=1)
     configs = parse_configs(parser, PretrainConfigs, given_flags(parser, flags))
-    run = Run(configs.run, choose_precision("fp32", torch.device("cpu")))
-    seen, waits = data.train(run, configs, loading(), FeedConfig(steps=2, warmup=1), "fed")
+    seen, waits = data.train(configs, models.arithmetic(configs.run), loading(), config, "fed")
     fixed = pd.DataFrame([("fixed", 1.6, 0.1)], columns=seen.columns)
     found = data.feed_rates(pd.concat([seen, fixed]), waits, clips=4)
     assert (found["step_s"], found["fixed_step_s"]) == (8.0, 1.6)

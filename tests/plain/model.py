@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import nn
 
-PATCH = 16
+PATCH, TUBELET = 16, 2
 
 
 def sine_cosine_table(num_positions, dim):
@@ -143,36 +143,27 @@ class Decoder(nn.Module):
         return self.head(self.norm(x[:, -num_masked:]))
 
 
-def both_encoders(
-    dim, heads, depth, depth_audio, num_frames, img_size, img_size_audio, tubelet=2, **options
-):
-    patch, size = (tubelet, PATCH, PATCH), (num_frames, *img_size)
+def both_encoders(dim, heads, depth, depth_audio, num_frames, img_size, img_size_audio, **options):
+    patch, size = (TUBELET, PATCH, PATCH), (num_frames, *img_size)
     video = Encoder(size, patch, 3, dim, depth, heads, **options)
     return video, Encoder(img_size_audio, patch[1:], 1, dim, depth_audio, heads, **options)
-
-
-GEOMETRY = {"num_frames": 16, "img_size": (160, 160), "img_size_audio": (256, 128)}
-DEPTHS = {"depth": 10, "depth_audio": 10}
 
 
 class PlainPretraining(nn.Module):
     """The masked autoencoder; returns predictions and the kept features of both modalities.
 
-    The sizes are those of DEPTHS and GEOMETRY, `drop` and `init_values`, by name.
+    The sizes, by name, are those of `both_encoders`; options are `drop` and `init_values`.
     """
 
     def __init__(
-        self, dim=512, heads=8, decoder_dim=384, decoder_heads=6, fusion_depth=2, keep=(3, 6, 9),
-        tubelet=2, **sizes
-    ):  # fmt: skip
+        self, dim, heads, decoder_dim, decoder_heads, keep, fusion_depth, init_values=0.0, **sizes
+    ):
         super().__init__()
-        self.keep = tuple(keep)
-        options = {name: sizes[name] for name in ("drop", "init_values") if name in sizes}
-        sizes = DEPTHS | GEOMETRY | sizes
-        self.encoder, self.encoder_audio = both_encoders(dim, heads, tubelet=tubelet, **sizes)
+        self.keep, options = tuple(keep), {"init_values": init_values}
+        self.encoder, self.encoder_audio = both_encoders(dim, heads, **sizes, **options)
         self.encoder_fusion = Fusion(dim, fusion_depth, heads, **options)
         size = (decoder_dim, len(self.keep) + 1, decoder_heads)
-        self.decoder = Decoder(*size, values=3 * tubelet * PATCH**2, **options)
+        self.decoder = Decoder(*size, values=3 * TUBELET * PATCH**2, **options)
         self.decoder_audio = Decoder(*size, values=PATCH**2, **options)
         self.encoder_to_decoder = nn.Linear(dim, decoder_dim, bias=False)
         self.encoder_to_decoder_audio = nn.Linear(dim, decoder_dim, bias=False)
@@ -207,12 +198,10 @@ class PlainPretraining(nn.Module):
 class PlainClassifier(nn.Module):
     """Encoders over all tokens, layer-weighted features, fusion, linear head (audio and video)."""
 
-    def __init__(self, dim=512, heads=8, num_classes=6, fusion_depth=2, **sizes):
+    def __init__(self, dim, heads, num_classes, fusion_depth=2, drop=0.0, **sizes):
         super().__init__()
-        options = {name: sizes[name] for name in ("drop", "init_values") if name in sizes}
-        sizes = DEPTHS | GEOMETRY | sizes
-        self.encoder, self.encoder_audio = both_encoders(dim, heads, **sizes)
-        self.encoder_fusion = Fusion(dim, fusion_depth, heads, **options)
+        self.encoder, self.encoder_audio = both_encoders(dim, heads, drop=drop, **sizes)
+        self.encoder_fusion = Fusion(dim, fusion_depth, heads, drop=drop)
         for name, depth in (("video", sizes["depth"]), ("audio", sizes["depth_audio"])):
             weights = nn.Parameter(torch.full((depth,), 1.0 / depth))
             self.register_parameter(f"{name}_layer_weights", weights)

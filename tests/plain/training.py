@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from tests.plain.model import PATCH
+from tests.plain.model import PATCH, TUBELET
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -19,20 +19,18 @@ CLIP, PATCHES = "b c (t p) (h q) (w r)", "b (t h w) (p q r) c"
 
 
 @torch.no_grad()
-def video_labels(video, mask, tubelet=2, frame_diff=True, group=2):
+def video_labels(video, mask, frame_diff=True):
     """Normalise every patch of the clip, take differences, and keep the masked patches."""
-    mean = torch.as_tensor(MEAN, dtype=video.dtype, device=video.device).reshape(1, 3, 1, 1, 1)
-    std = torch.as_tensor(STD, dtype=video.dtype, device=video.device).reshape(1, 3, 1, 1, 1)
-    patch = {"p": tubelet, "q": PATCH, "r": PATCH}
+    mean, std = (video.new_tensor(values).reshape(1, 3, 1, 1, 1) for values in (MEAN, STD))
+    patch = {"p": TUBELET, "q": PATCH, "r": PATCH}
     patches = rearrange(video * std + mean, f"{CLIP} -> {PATCHES}", **patch)
     centred = patches - patches.mean(dim=-2, keepdim=True)
     patches = centred / (patches.var(dim=-2, unbiased=True, keepdim=True).sqrt() + 1e-6)
     if frame_diff:
-        grid = {"t": video.shape[2] // tubelet, "h": video.shape[3] // PATCH}
+        grid = {"t": video.shape[2] // TUBELET, "h": video.shape[3] // PATCH}
         clip = rearrange(patches, f"{PATCHES} -> {CLIP}", **grid, **patch)
-        clip = clip.reshape(*clip.shape[:2], -1, group, *clip.shape[3:])
-        first, others = clip[:, :, :, :1], clip[:, :, :, 1:]
-        clip = torch.cat([first, others - first], dim=3).reshape(video.shape)
+        first, second = clip[:, :, ::2], clip[:, :, 1::2]
+        clip = torch.stack([first, second - first], dim=3).reshape(video.shape)
         patches = rearrange(clip, f"{CLIP} -> {PATCHES}", **patch)
     labels = patches.flatten(2)
     return labels[mask].reshape(labels.shape[0], -1, labels.shape[-1])
@@ -52,14 +50,11 @@ def contrast_logits(feature, feature_audio, temperature=0.07):
     return video @ audio.t() / temperature
 
 
-def pretraining_losses(
-    model, video, video_mask, audio, audio_mask, loss_weight=0.0025, tubelet=2, frame_diff=True
-):
+def pretraining_losses(model, video, video_mask, audio, audio_mask, frame_diff=True):
     """Run the model and return its total, video, audio and contrastive loss, and its output."""
     output = model(video, video_mask, audio, audio_mask)
     predicted, predicted_audio, features, features_audio = output
-    labels = video_labels(video, video_mask, tubelet, frame_diff)
-    loss_video = F.mse_loss(predicted, labels)
+    loss_video = F.mse_loss(predicted, video_labels(video, video_mask, frame_diff))
     loss_audio = F.mse_loss(predicted_audio, audio_labels(audio, audio_mask))
     pairs = torch.arange(video.shape[0], device=video.device)
     contrast = 0.0
@@ -67,14 +62,14 @@ def pretraining_losses(
         logits = contrast_logits(feature, feature_audio)
         contrast = contrast + 0.5 * F.cross_entropy(logits, pairs)
         contrast = contrast + 0.5 * F.cross_entropy(logits.t(), pairs)
-    total = loss_video + loss_audio + loss_weight * contrast
+    total = loss_video + loss_audio + 0.0025 * contrast
     return total, loss_video, loss_audio, contrast, output
 
 
 class PlainTrainer:
     """One optimisation step after the other, waiting for each."""
 
-    def __init__(self, model, device, betas=(0.9, 0.95)):
+    def __init__(self, model, device, betas):
         self.model = model
         self.device = torch.device(device)
         decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -104,17 +99,12 @@ class PlainTrainer:
             torch.cuda.synchronize()
         return value, norm.item()
 
-    def pretrain_step(self, video, video_mask, audio, audio_mask, **options):
-        """Take one pre-training step; masks as booleans on the device."""
+    def pretrain_step(self, *clips):
+        """Take one pre-training step on clips and masks, booleans on the device."""
         self.model.train()
         with self.autocast():
-            total, video_loss, audio_loss, contrast, _ = pretraining_losses(
-                self.model, video, video_mask, audio, audio_mask, **options
-            )
-        parts = {"loss_video": video_loss, "loss_audio": audio_loss, "loss_contrastive": contrast}
-        parts = {name: value.item() for name, value in parts.items()}
-        loss, norm = self.update(total)
-        return {"loss": loss, "grad_norm": norm, **parts}
+            total, *parts, _ = pretraining_losses(self.model, *clips)
+        return [part.item() for part in parts], self.update(total)
 
     def finetune_step(self, video, audio, target):
         """Take one fine-tuning step with soft targets (B, K)."""
@@ -122,8 +112,7 @@ class PlainTrainer:
         with self.autocast():
             scores = self.model(video, audio)
             loss = torch.sum(-target * F.log_softmax(scores, dim=-1), dim=-1).mean()
-        loss, norm = self.update(loss)
-        return {"loss": loss, "grad_norm": norm}
+        return self.update(loss)
 
 
 @torch.no_grad()

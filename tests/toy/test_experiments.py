@@ -7,10 +7,8 @@ import shutil
 import statistics
 
 import pytest
-import timm
 import torch
 
-import hicmae.models  # noqa: F401  (registers them)
 import run_finetuning
 import run_pretraining
 from hicmae.data.clip_list import Clip, write_list
@@ -18,6 +16,7 @@ from hicmae.training import checkpoint, trained
 from scripts import demo
 from scripts.toy import experiments
 from tests.conftest import save_frames, save_mp4, save_wav, tone
+from tests.small_models import pretraining_model
 
 SMALL = "--device cpu --num_workers 0 --epochs 1 --warmup_epochs 0 --batch_size 8 --precision fp32"
 
@@ -26,28 +25,23 @@ SMALL = "--device cpu --num_workers 0 --epochs 1 --warmup_epochs 0 --batch_size 
 def benchmark(tmp_path_factory):
     """Two folds of 36 and 6 clips, and a checkpoint where the demo keeps its own."""
     root = tmp_path_factory.mktemp("experiments")
-    clips = []
+    clips, films = [], []
     for k in range(6):
-        wav = save_wav(root / f"{k}.wav", tone(25600, 200 + 50 * k))
+        film = root / f"data/labelled/s{k}/s{k}_c000.mp4"
+        wav = save_wav(film.with_suffix(".wav"), tone(25600, 200 + 50 * k))
         clips.append(Clip(save_frames(root / f"faces{k}", 50, (64, 64)), wav, k))
+        films.append(Clip(save_mp4(film, 50, (64, 64)), wav, 0))
     for fold in ("fold1", "fold2", "fold1_all"):
         for name, rows in (("train", clips * 6), ("val", clips), ("test", clips)):
             write_list(root / f"data/{fold}/{name}.csv", rows)
-    films = [Clip(save_mp4(root / f"{k}.mp4", 50, (64, 64)), clips[k].audio, 0) for k in range(6)]
     write_list(root / "data/packed/train.csv", films + films[:2])
-    for k in range(6):
-        (root / f"data/labelled/s{k}").mkdir(parents=True)
-        for kind in ("mp4", "wav"):
-            shutil.copy(root / f"{k}.{kind}", root / f"data/labelled/s{k}/s{k}_c000.{kind}")
     (root / "data/classes.txt").write_text("".join(f"class{k}\n" for k in range(6)))
     speakers = "".join(f"faces{k},s{k // 2}\n" for k in range(6))
     (root / "data/meta.csv").write_text("clip,speaker\n" + speakers)
-    torch.manual_seed(0)
     sizes = {"encoder_depth": 2, "encoder_depth_audio": 2, "encoder_fusion_depth": 1}
     sizes |= {"decoder_depth": 2, "decoder_depth_audio": 2, "return_intermediate_features": (1,)}
     clip = {"num_frames": 4, "input_size": 64, "input_size_audio": (128, 128), "sampling_rate": 16}
-    geometry = {"num_frames": 4, "img_size": 64, "img_size_audio": (128, 128)}
-    model = timm.create_model("pretrain_hicmae_dim128_patch16_160_a256", **sizes, **geometry)
+    model = pretraining_model(img_size=64, img_size_audio=(128, 128), **sizes)
     (root / "demo/pretrain").mkdir(parents=True)
     state = {"model": model.state_dict(), "epoch": 9, "args": {"clip": clip}}
     torch.save(state, root / "demo/pretrain/checkpoint-9.pth")
