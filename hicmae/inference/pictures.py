@@ -1,9 +1,10 @@
 """Pictures of answers: scores over time, and a copy of the film with the answers drawn in."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from tqdm import tqdm
 
 from hicmae.data.film import Film
 from hicmae.data.media import Damage, NoPicture, decoded, first_stream, needed_stream, opened
+from hicmae.inference.clips import Window
 from hicmae.inference.recognizer import Prediction
-from hicmae.inference.style import FORMATS, OKABE_ITO, STYLE, save_figure
+from hicmae.inference.style import OKABE_ITO, save_figure, styled
 from hicmae.io import check_writable, whole_file
 
 OTHER, UNKNOWN = "#999999", "#dddddd"  # classes beyond those that have a colour; no answer
@@ -32,6 +34,7 @@ RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # of AAC
 QUALITY = {"crf": "20", "preset": "veryfast"}
 
 
+@styled
 def draw_timeline(predictions: Sequence[Prediction], path: str | Path) -> Path:
     """Draw the scores of each window over time, one panel for each prediction.
 
@@ -41,23 +44,19 @@ def draw_timeline(predictions: Sequence[Prediction], path: str | Path) -> Path:
     """
     if not predictions:
         raise ValueError("no clip was answered, so there is no timeline to draw")
-    check_writable(path, FORMATS)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 2.2 * len(predictions) + 0.4))
-        axes = figure.subplots(len(predictions), squeeze=False)[:, 0]
-        for panel, prediction in zip(axes, predictions, strict=True):
-            _draw_panel(panel, prediction)
-            person = f", person {prediction.person + 1}" if prediction.person else ""
-            title = f"{Path(prediction.file).name}{person}: {prediction.answer}"
-            panel.set_title(title, loc="left", pad=9)
-        axes[-1].set_xlabel("time (s)")
-        with whole_file(path) as part:
-            save_figure(figure, part)
-    return Path(path)
+    figure = Figure(figsize=(7.5, 2.2 * len(predictions) + 0.4))
+    axes = figure.subplots(len(predictions), squeeze=False)[:, 0]
+    for panel, prediction in zip(axes, predictions, strict=True):
+        _draw_panel(panel, prediction)
+        person = f", person {prediction.person + 1}" if prediction.person else ""
+        title = f"{Path(prediction.file).name}{person}: {prediction.answer}"
+        panel.set_title(title, loc="left", pad=9)
+    axes[-1].set_xlabel("time (s)")
+    return save_figure(figure, path)
 
 
 def _draw_panel(panel: Axes, prediction: Prediction) -> None:
-    centres, edges, scores = over_time(prediction)
+    centres, scores = over_time(prediction)
     names, is_share = list(prediction.scores), prediction.task == "classification"
     shown = sorted(np.argsort(-np.nanmean(scores, axis=0))[: len(OKABE_ITO)].tolist())
     for k, index in enumerate(shown):
@@ -70,26 +69,31 @@ def _draw_panel(panel: Axes, prediction: Prediction) -> None:
     if is_share:
         panel.set_ylim(-0.08, 1.02)
     top = panel.get_xaxis_transform()
-    spans = zip(prediction.windows, scores, edges, np.diff(edges), strict=False)
-    for window, row, begin, width in spans:
+    for (window, begin, end), row in zip(spans(prediction), scores, strict=True):
         if not window.scores:
             panel.axvspan(window.start, window.end, color=UNKNOWN, linewidth=0)
         elif is_share and (best := int(row.argmax())) in shown:
             colour = OKABE_ITO[shown.index(best)]
-            panel.axvspan(begin, begin + width, 0, 0.06 / 1.1, color=colour, linewidth=0)
+            panel.axvspan(begin, end, 0, 0.06 / 1.1, color=colour, linewidth=0)
         if window.speaker:
-            bar = [(begin, width)], (1.0, 0.035)
+            bar = [(begin, end - begin)], (1.0, 0.035)
             panel.broken_barh(*bar, color="black", transform=top, clip_on=False)
     if prediction.speaker is not None:
         panel.text(1.01, 1.0, "speaks", transform=panel.transAxes, fontsize=8)
 
 
-def over_time(prediction: Prediction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of the windows the middles (W,), edges between them (W + 1,) and scores (W, K)."""
+def over_time(prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
+    """Return the middles of the windows (W,), and their scores (W, K), nan where there are none."""
     centres = np.array([(window.start + window.end) / 2 for window in prediction.windows])
-    edges = np.concatenate([[0.0], (centres[1:] + centres[:-1]) / 2, [prediction.duration]])
     rows = [[w.scores.get(name, np.nan) for name in prediction.scores] for w in prediction.windows]
-    return centres, edges, np.array(rows, float)
+    return centres, np.array(rows, float)
+
+
+def spans(prediction: Prediction) -> Iterator[tuple[Window, float, float]]:
+    """Yield the windows, and from when to when each has the say: halfway to its neighbours."""
+    centres = over_time(prediction)[0].tolist()
+    edges = [0.0, *((a + b) / 2 for a, b in pairwise(centres)), prediction.duration]
+    return zip(prediction.windows, edges, edges[1:], strict=False)
 
 
 class Annotator:
@@ -100,9 +104,10 @@ class Annotator:
 
     def __init__(self, prediction: Prediction, size: tuple[int, int], row: int = 0) -> None:
         self.prediction, self.size, self.row = prediction, size, row
-        self.centres, self.edges, scores = over_time(prediction)
+        self.begins = [begin for _, begin, _ in spans(prediction)]
+        centres, scores = over_time(prediction)
         answered = ~np.isnan(scores).any(axis=1)
-        self.centres, self.scores = self.centres[answered], scores[answered]
+        self.centres, self.scores = centres[answered], scores[answered]
         # The font that matplotlib brings: there is one on every machine, and it has most scripts.
         font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
         self.font = ImageFont.truetype(str(font), max(round(min(size) / 24), 9))
@@ -119,7 +124,7 @@ class Annotator:
         best = int(np.argmax(now)) if self.prediction.task == "classification" else 0
         colour = OKABE_ITO[best] if best < len(OKABE_ITO) else OTHER
         width = max(round(min(self.size) / 200), 1)
-        place = int(np.searchsorted(self.edges[1:-1], time, "right"))
+        place = bisect_right(self.begins, time, lo=1) - 1
         if self.prediction.windows[place].speaker:
             text, width = f"speaks: {text}", 3 * width
         # The text stands on the box, moved inside the frame if need be.
@@ -146,7 +151,7 @@ def box_at(boxes: np.ndarray, time: float) -> np.ndarray | None:
     near = times[max(after - 1, 0)], times[min(after, len(times) - 1)]
     if near[1] - near[0] > LONGEST_GAP or min(abs(time - t) for t in near) > LONGEST_GAP:
         return None
-    return np.array([np.interp(time, times, boxes[:, k]) for k in range(1, 5)]).round()
+    return np.array([np.interp(time, times, side) for side in boxes[:, 1:].T]).round()
 
 
 def write_overlay(
@@ -178,20 +183,18 @@ def write_overlay(
     film = Film(str(video))
     times, sides = film.clock.times, next(film.frames([0])).shape[:2]
     height, width = (side - side % 2 for side in sides)  # even, as H.264 wants
+    share = min(longest / max(width, height), 1) if longest else 1
     drawers = [Annotator(person, (width, height), k) for k, person in enumerate(predictions)]
     bar = tqdm(times, "overlay", leave=False, disable=not progress)
-    with (
-        opened(film.path) as source,
-        whole_file(path) as part,
-        _written(path),
-        av.open(str(part), "w") as target,
-    ):
+    with opened(film.path) as source, _new_film(path) as target:
         picture = needed_stream(source, "video")
         begin = max(source.start_time or 0, 0) / 1e6  # seconds; streams keep their distance
-        unit = picture.time_base or Fraction(1, 90000)  # fine enough for frames of any length
         offset = max(film.clock.origin - begin, 0)  # of the first frame that is displayed
-        rate, share = picture.average_rate or 25, longest / max(width, height) if longest else 1
-        copy = _add_picture(target, rate, unit, (width, height), min(share, 1), options)
+        copy: Any = target.add_stream("libx264", picture.average_rate or 25, dict(options))
+        copy.width, copy.height = (2 * round(max(share * side / 2, 1)) for side in (width, height))
+        copy.pix_fmt = "yuv420p"
+        unit = picture.time_base or Fraction(1, 90000)  # fine enough for frames of any length
+        copy.codec_context.time_base = unit
         sound = _sound(target, source, begin)
         waiting, last = next(sound, None), -1
         for time, image in zip(bar, film.frames(range(len(times))), strict=True):
@@ -212,28 +215,13 @@ def write_overlay(
 
 
 @contextmanager
-def _written(path: str | Path) -> Iterator[None]:
-    """Say of what FFmpeg cannot write which file it was to be."""
+def _new_film(path: str | Path) -> Iterator[OutputContainer]:
+    """Open a film that appears when it is whole; OSError names it where FFmpeg cannot write it."""
     try:
-        yield
+        with whole_file(path) as part, av.open(str(part), "w") as target:
+            yield target
     except av.FFmpegError as error:
         raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from None
-
-
-def _add_picture(
-    target: OutputContainer,
-    rate: Fraction | int,
-    unit: Fraction,
-    size: tuple[int, int],
-    share: float,
-    options: Mapping[str, str],
-) -> Any:
-    """Add the picture of a copy, H.264 of a share of the (width, height); return its stream."""
-    stream = target.add_stream("libx264", rate, dict(options))
-    stream.width, stream.height = (2 * round(max(share * side / 2, 1)) for side in size)
-    stream.pix_fmt = "yuv420p"
-    stream.codec_context.time_base = unit
-    return stream
 
 
 def _sound(target: OutputContainer, source: InputContainer, begin: float) -> Iterator[Packet]:

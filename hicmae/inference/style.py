@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from hicmae.io import check_writable, encodable
+from hicmae.io import check_writable, encodable, whole_file
 
 DPI = 200
 FORMATS = (".png", ".pdf", ".svg")
@@ -36,6 +37,9 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "hicmae",  # the same picture is the same file
 }
+# Decorators of functions that draw: plots, and images, which a grid would cover.
+styled = rc_context(STYLE)
+styled_images = rc_context(STYLE | {"axes.grid": False})
 
 
 def colour(number: int) -> str:
@@ -43,15 +47,11 @@ def colour(number: int) -> str:
     return OKABE_ITO[number % len(OKABE_ITO)]
 
 
-def templates(package: str) -> Environment:
-    """Return the page templates of a package; whatever they are given is escaped."""
-    return Environment(
-        loader=PackageLoader(package),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def render(package: str, name: str, **values: Any) -> str:
+    """Fill a page template of a package; whatever it is given is escaped."""
+    look: Any = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    pages = Environment(loader=PackageLoader(package), undefined=StrictUndefined, **look)
+    return pages.get_template(name).render(**values)
 
 
 def _with_plain_names(figure: Figure) -> Figure:
@@ -81,5 +81,6 @@ def figure_to_png(figure: Figure, dpi: int = 140) -> bytes:
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure, by the ending of the name as bitmap (200 dpi) or vectors."""
     check_writable(path, FORMATS)
-    _with_plain_names(figure).savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.04)
+    with whole_file(path) as part:
+        _with_plain_names(figure).savefig(part, dpi=DPI, bbox_inches="tight", pad_inches=0.04)
     return Path(path)

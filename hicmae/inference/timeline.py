@@ -6,8 +6,9 @@ import io
 import logging
 import secrets
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,10 @@ from PIL import Image
 
 from hicmae.data.film import Film
 from hicmae.data.media import AUDIO_SUFFIXES, first_stream, opened
-from hicmae.inference.clips import Clip, View, Window
-from hicmae.inference.pictures import LONGEST_GAP, over_time, write_overlay
+from hicmae.inference.clips import Clip, View
+from hicmae.inference.pictures import LONGEST_GAP, over_time, spans, write_overlay
 from hicmae.inference.recognizer import Prediction
-from hicmae.inference.style import colour, templates
+from hicmae.inference.style import colour, render
 from hicmae.io import check_writable, encodable, whole_file, write_csv, write_whole
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ SOUNDS = {
 }
 MOST_MOMENTS = 300  # windows of a clip of which a page shows what the model read
 THUMBNAIL, SHEET_ROW = 96, 8  # pixels of a frame; frames in a row
+# By person and window: frames and a spectrogram, each a JPEG in base64.
+Sheets = Mapping[tuple[int, int], tuple[str, str]]
 
 
 # Stretches of time with one answer
@@ -56,25 +59,16 @@ def stretches(prediction: Prediction) -> list[Stretch]:
 
     In regression each window is a stretch, whose label names all values.
     """
+    parts = [span for span in spans(prediction) if span[1] < span[2]]
+    if prediction.task == "regression":
+        return [Stretch(b, e, prediction.said(w.scores)) for w, b, e in parts if w.scores]
     found: list[Stretch] = []
-    for window, begin, end in _spans(prediction):
-        if not window.scores or end <= begin:
-            continue
-        if prediction.task == "regression":
-            found.append(Stretch(begin, end, prediction.said(window.scores)))
-            continue
-        part = Stretch(begin, end, str(window.label), (max(window.scores.values()),))
-        if found and found[-1][1:3] == (begin, part.label):
-            last = found.pop()
-            part = part._replace(begin=last.begin, shares=last.shares + part.shares)
-        found.append(part)
+    for label, run in groupby(parts, lambda span: span[0].label):
+        if label is not None:
+            windows, begins, ends = zip(*run, strict=True)
+            shares = tuple(max(window.scores.values()) for window in windows)
+            found.append(Stretch(begins[0], ends[-1], label, shares))
     return found
-
-
-def _spans(prediction: Prediction) -> Iterator[tuple[Window, float, float]]:
-    """Yield the windows, and from when to when each has the say."""
-    edges = over_time(prediction)[1].tolist()
-    return zip(prediction.windows, edges, edges[1:], strict=False)
 
 
 def _cues(people: Sequence[Prediction]) -> Iterator[tuple[float, float, list[str]]]:
@@ -144,11 +138,10 @@ class Moments:
     """Small pictures of what a model reads in each window, as `on_view` of the recognizer."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, dict[tuple[int, int], tuple[str, str]]] = {}
+        self.kept: dict[str, dict[tuple[int, int], tuple[str, str]]] = defaultdict(dict)
 
     def __call__(self, clip: Clip, view: View) -> None:
         """Keep one view of a clip."""
-        kept = self.kept.setdefault(clip.file, {})
         if view.window >= MOST_MOMENTS:
             return
         sheet = spectrogram = ""
@@ -166,7 +159,7 @@ class Moments:
             shares = ((levels - low) / max(high - low, 1e-6)).clip(0, 1)
             shades = matplotlib.colormaps["inferno"](shares, bytes=True)[..., :3]
             spectrogram = _jpeg(Image.fromarray(np.ascontiguousarray(shades)))
-        kept[view.person, view.window] = sheet, spectrogram
+        self.kept[clip.file][view.person, view.window] = sheet, spectrogram
 
 
 def _jpeg(image: Image.Image) -> str:
@@ -181,7 +174,7 @@ def _jpeg(image: Image.Image) -> str:
 def write_page(
     people: Sequence[Prediction],
     path: str | Path,
-    moments: Mapping[tuple[int, int], tuple[str, str]] | None = None,
+    moments: Sheets | None = None,
     progress: bool = False,
     most_bytes: int = MOST_BYTES,
 ) -> None:
@@ -200,12 +193,11 @@ def write_page(
     check_writable(path, (".html", ".htm"))
     file = Path(people[0].file)
     with tempfile.TemporaryDirectory(prefix="hicmae-") as folder:
-        film, kind, problem = _film_for_page(file, Path(folder), progress, most_bytes)
+        film, problem = _film_for_page(file, Path(folder), progress, most_bytes)
         if problem:
             logger.warning("'%s' has no film: %s", path, problem)
-        offset = begin_of(film) if film is not None else 0.0
         mark = secrets.token_hex(16)
-        before, after = _render(people, moments or {}, kind, problem, offset, mark).split(mark)
+        before, after = _filled(people, moments or {}, film, problem, mark).split(mark)
         with whole_file(path) as part, part.open("w", encoding="utf-8") as out:
             out.write(before)
             if film is not None:
@@ -217,16 +209,16 @@ def write_page(
 
 def _film_for_page(
     file: Path, folder: Path, progress: bool, most_bytes: int
-) -> tuple[Path | None, str, str]:
-    """Return the film to put into a page, its kind, and why there is none."""
+) -> tuple[Path | None, str]:
+    """Return the film, or the sound, to put into a page, or why there is none."""
     if not file.is_file():
-        return None, "", f"'{file}' is no film"
+        return None, f"'{file}' is no film"
     size, suffix = file.stat().st_size, file.suffix.lower()
     text = f"film of {size / 1e6:.0f} MB"
     if suffix in AUDIO_SUFFIXES:
         if suffix in SOUNDS and size <= most_bytes:
-            return file, SOUNDS[suffix], ""
-        return None, "", f"{text}, or of a kind that browsers do not play; make it an mp3"
+            return file, ""
+        return None, f"{text}, or of a kind that browsers do not play; make it an mp3"
     with opened(str(file)) as container:
         seconds = (container.duration or 0) / 1e6  # 0: a recording, which cannot be jumped in
         streams = [first_stream(container, "video"), first_stream(container, "audio")]
@@ -235,32 +227,27 @@ def _film_for_page(
         names = {c and (c.name, getattr(c, "pix_fmt", "")) for c in coded}
         is_mp4 = "mp4" in container.format.name.split(",")
     if is_mp4 and seconds and names <= PLAYED and size <= most_bytes:
-        return file, "video/mp4", ""
+        return file, ""
     rate = int(0.9 * 8 * most_bytes / max(seconds, 1)) - SOUND_RATE
     if rate < LEAST_RATE:
         longest = 0.9 * 8 * most_bytes / (LEAST_RATE + SOUND_RATE) / 60
-        return None, "", f"{seconds / 60:.0f} minutes; a page holds {longest:.0f} minutes at most"
+        return None, f"{seconds / 60:.0f} minutes; a page holds {longest:.0f} minutes at most"
     options = {"crf": "26", "preset": "veryfast", "maxrate": str(rate), "bufsize": str(2 * rate)}
-    copy = folder / "film.mp4"
-    write_overlay(file, [], copy, progress, LONGEST_SIDE, options)
+    copy = write_overlay(file, [], folder / "film.mp4", progress, LONGEST_SIDE, options)
     if copy.stat().st_size > most_bytes:
-        return None, "", f"{text}, more than {most_bytes / 1e6:.0f} MB also when converted"
-    return copy, "video/mp4", ""
+        return None, f"{text}, more than {most_bytes / 1e6:.0f} MB also when converted"
+    return copy, ""
 
 
-def _render(
-    people: Sequence[Prediction],
-    moments: Mapping[tuple[int, int], tuple[str, str]],
-    kind: str,
-    problem: str,
-    offset: float,
-    mark: str,
+def _filled(
+    people: Sequence[Prediction], moments: Sheets, film: Path | None, problem: str, mark: str
 ) -> str:
     """Return the page, with `mark` where the film belongs."""
     first, low, high, size = people[0], 0.0, 1.0, (0, 0)
     if first.task == "regression":
-        scores = np.concatenate([over_time(person)[2] for person in people])
+        scores = np.concatenate([over_time(person)[1] for person in people])
         low, high = float(np.nanmin(scores)), float(np.nanmax(scores)) + 1e-6
+    kind = SOUNDS.get(film.suffix.lower(), "video/mp4") if film else ""
     if kind.startswith("video"):
         height, width = next(Film(first.file).frames([0])).shape[:2]
         size = width, height
@@ -271,7 +258,8 @@ def _render(
         "colours": [_class_colour(k) for k in range(len(first.scores))],
         "values": first.task == "regression",
         **{"low": low, "high": high, "least": first.min_confidence, "gap": LONGEST_GAP},
-        **{"offset": offset, "size": size, "seconds": max(p.duration for p in people)},
+        **{"offset": begin_of(film) if film else 0.0, "size": size},
+        "seconds": max(person.duration for person in people),
         "moments": {
             f"{places[person]} {window}": shown
             for (person, window), shown in moments.items()
@@ -280,14 +268,14 @@ def _render(
     }
     notes = [encodable(note) for note in dict.fromkeys(n for p in people for n in p.notes)]
     texts = {"title": encodable(Path(first.file).name), "problem": encodable(problem)}
-    page = templates("hicmae.inference").get_template("timeline.html")
-    return str(page.render(data=data, kind=kind, mark=mark, notes=notes, **texts))
+    told = {"data": data, "kind": kind, "mark": mark, "notes": notes}
+    return render("hicmae.inference", "timeline.html", **told, **texts)
 
 
 def _lane(person: Prediction) -> dict[str, Any]:
     """Return what the page shows of one person."""
     windows = []
-    for window, left, _ in _spans(person):
+    for window, left, _ in spans(person):
         row = [round(window.scores[name], 4) for name in person.scores if window.scores]
         label = str(window.label) if row and person.task == "classification" else ""
         known = {"begin": round(window.start, 3), "end": round(window.end, 3), "scores": row}

@@ -5,18 +5,18 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from hicmae.inference.style import OKABE_ITO, STYLE, figure_to_png, templates
-from hicmae.report.scores import HIGH, KINDS, LOW, TOTAL, Comparison, Report, metric_name
+from hicmae.inference.style import OKABE_ITO, figure_to_png, render, styled, styled_images
+from hicmae.report.scores import KINDS, TOTAL, Comparison, Report, metric_name
 
 WORDS = ("score", "test")  # columns that do not hold figures
 FEW_CLASSES = 7  # whose confusion matrix can be read at half the width of the page
@@ -52,8 +52,8 @@ def document(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) 
     if plan.resamples:
         speakers = len(set(first.pooled[first.kinds[0]].speakers))
         method.append(
-            f"{interval_name(first)}: percentile bootstrap of Total, {plan.resamples} resamples of "
-            f"{f'speakers ({speakers})' if speakers else 'clips'} within folds, seed {plan.seed}"
+            f"{plan.confidence:g}% CI: percentile bootstrap of Total, {plan.resamples} resamples "
+            f"of {f'speakers ({speakers})' if speakers else 'clips'} within folds, seed {plan.seed}"
         )
     if len(reports) > 1:
         tables = {"Total of every run, in percent.": summary_table(reports)}
@@ -71,11 +71,6 @@ def document(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) 
         }
         sections.append(Section(report.title, tables, [*report.notes, *method], report))
     return sections
-
-
-def interval_name(report: Report) -> str:
-    """Return e.g. "95% CI"."""
-    return f"{report.plan.confidence:g}% CI"
 
 
 def percent(value: float, signs: str = ".2f") -> str:
@@ -98,23 +93,22 @@ def chance(p_value: float) -> str:
 def main_table(report: Report) -> pd.DataFrame:
     """Lay out one row a fold, mean and deviation, and Total with its interval."""
     columns = list(itertools.product(report.kinds, report.metrics))
-    found = report.frame.loc[report.rows, columns]
-    if len(found) > 1:
-        found = pd.concat([found, report.spread()[columns]])
-    table = pd.concat([found, report.frame.loc[[TOTAL], columns]]).map(percent)
+    spread = report.spread() if len(report.rows) > 1 else None
+    parts = report.frame.loc[report.rows], spread, report.frame.loc[[TOTAL]]
+    table = pd.concat(parts)[columns].map(percent)
     if report.plan.resamples:
-        bounds = (interval(*report.frame.loc[[LOW, HIGH], column]) for column in columns)
-        table.loc[interval_name(report)] = list(bounds)
+        bounds = [interval(*report.intervals[kind][metric]) for kind, metric in columns]
+        table.loc[f"{report.plan.confidence:g}% CI"] = bounds
     table.columns = pd.Index([f"{metric_name(metric)} {kind}" for kind, metric in columns])
     counts = {n: str(found["count"]) for s in report.scores.values() for n, found in s.items()}
     table.insert(0, "clips", [counts.get(name, "") for name in table.index])
     return table.rename_axis("fold")
 
 
-def _estimates(report: Report, scores: np.ndarray) -> list[str]:
-    """Write scores and their bounds, (n, 3), as "84.94 [82.10, 87.03]"."""
-    drawn = bool(report.plan.resamples)
-    return [f"{percent(value)} {interval(*ends) * drawn}".strip() for value, *ends in scores]
+def estimate(report: Report, kind: str, score: str) -> str:
+    """Return a pooled score with its interval, e.g. "84.94 [82.10, 87.03]"."""
+    value, *bounds = report.total(kind, score)
+    return f"{percent(value)} {interval(*bounds)}" if report.plan.resamples else percent(value)
 
 
 def detail_table(report: Report) -> pd.DataFrame:
@@ -126,8 +120,8 @@ def detail_table(report: Report) -> pd.DataFrame:
         table["clips"], metrics = list(map(str, confusion.sum(1))), ("recall",)
         table.index.name = "class"
     for kind, metric in itertools.product(report.kinds, metrics):
-        scores = report.parts(kind, metric)
-        table[f"{metric_name(metric)} {kind}"] = _estimates(report, scores)
+        cells = [estimate(report, kind, f"{metric} {k}") for k in range(len(table))]
+        table[f"{metric_name(metric)} {kind}"] = cells
     return table
 
 
@@ -138,8 +132,8 @@ def summary_table(reports: Sequence[Report]) -> pd.DataFrame:
     table["clips"] = [str(len(report.pooled[report.kinds[0]].clips)) for report in reports]
     shared = [kind for kind in first.kinds if all(kind in report.kinds for report in reports)]
     for kind, metric in itertools.product(shared, first.metrics):
-        scores = np.vstack([report.total(kind, metric) for report in reports])
-        table[f"{metric_name(metric)} {kind}"] = _estimates(first, scores)
+        cells = [estimate(report, kind, metric) for report in reports]
+        table[f"{metric_name(metric)} {kind}"] = cells
     return table
 
 
@@ -183,10 +177,7 @@ def _comparison_notes(first: Comparison) -> list[str]:
 
 def _escaped(table: pd.DataFrame, signs: Mapping[int, str]) -> pd.DataFrame:
     """Escape cells, names and headings."""
-
-    def escape(text: str) -> str:
-        return text.translate(signs)
-
+    escape = methodcaller("translate", signs)
     return table.map(escape).rename(index=escape, columns=escape)
 
 
@@ -201,8 +192,8 @@ def as_markdown(sections: Sequence[Section]) -> str:
         blocks.append(f"# {section.heading.translate(MARKDOWN)}")
         for caption, table in section.tables.items():
             text = _escaped(table, MARKDOWN)
-            look: dict[str, Any] = {"disable_numparse": True, "colalign": _sides(table)}
-            blocks += [caption.translate(MARKDOWN), text.to_markdown(**look)]
+            text = text.to_markdown(disable_numparse=True, colalign=_sides(table))
+            blocks += [caption.translate(MARKDOWN), text]
         blocks.append("\n".join(f"- {note.translate(MARKDOWN)}" for note in section.notes))
     return "\n\n".join(filter(None, blocks)) + "\n"
 
@@ -213,20 +204,20 @@ def as_latex(sections: Sequence[Section]) -> str:
     for section in sections:
         for caption, table in section.tables.items():
             text = _escaped(table, LATEX).rename_axis(index=None, columns=table.index.name)
-            look: dict[str, Any] = {"position": "t", "position_float": "centering", "hrules": True}
-            look["column_format"] = "".join(side[0] for side in _sides(table))
-            look["caption"] = f"{section.heading}: {caption}".translate(LATEX)
-            blocks.append(text.style.to_latex(**look).strip())
+            sides = "".join(side[0] for side in _sides(table))
+            title = f"{section.heading}: {caption}".translate(LATEX)
+            look = {"position": "t", "position_float": "centering", "hrules": True}
+            blocks.append(text.style.to_latex(column_format=sides, caption=title, **look).strip())
         blocks.append("\n".join(f"% {note}" for note in section.notes))
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def as_html(sections: Sequence[Section]) -> str:
     """Return one page that needs nothing else: pictures are inside it."""
-    titles = [section.report.title for section in sections if section.report]
-    parts = [(section, list(_pictures(section.report))) for section in sections]
-    page = templates("hicmae.report").get_template("page.html")
-    return page.render(title=" / ".join(titles) or "report", parts=parts, words=WORDS)
+    reports = [section.report for section in sections if section.report]
+    title = " / ".join(report.title for report in reports) or "report"
+    parts = [(s, list(_pictures(s.report)) if s.report else []) for s in sections]
+    return render("hicmae.report", "page.html", title=title, parts=parts, words=WORDS)
 
 
 def as_json(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -> str:
@@ -242,12 +233,11 @@ def as_json(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -
 
 
 def _figures_of(report: Report) -> dict[str, Any]:
-    plan, spread = report.plan, report.spread()
+    plan, spread, first = report.plan, report.spread(), report.pooled[report.kinds[0]]
     *folds, total = (
         {"name": name} | {kind: report.scores.get(kind, {}).get(name) for kind in KINDS}
         for name in (*report.rows, TOTAL)
     )
-    bounds = {k: report.frame[k].loc[[LOW, HIGH]].to_dict("list") for k in report.kinds}
     bootstrap = {"resamples": plan.resamples, "confidence": plan.confidence / 100}
     return {
         "folder": str(report.folder),
@@ -258,16 +248,14 @@ def _figures_of(report: Report) -> dict[str, Any]:
         "mean_and_std_over_folds": {
             k: {m: spread[k][m].tolist() for m in report.metrics} for k in report.kinds
         },
-        "intervals": bounds if plan.resamples else dict.fromkeys(report.kinds, {}),
-        "bootstrap": bootstrap | {"seed": plan.seed, "speakers": plan.draws_speakers},
+        "intervals": report.intervals,
+        "bootstrap": bootstrap | {"seed": plan.seed, "speakers": bool(first.speakers)},
         "notes": report.notes,
     }
 
 
-def _pictures(report: Report | None) -> Iterator[tuple[str, str, bool]]:
+def _pictures(report: Report) -> Iterator[tuple[str, str, bool]]:
     """Draw a report: titles, addresses, and whether pictures take the width of the page."""
-    if report is None:
-        return
     count = len(report.names)
     for kind, table in report.pooled.items():
         if report.is_regression:
@@ -280,19 +268,20 @@ def _pictures(report: Report | None) -> Iterator[tuple[str, str, bool]]:
         yield f"{title}, {kind} epoch", f"data:image/png;base64,{data}", wide
 
 
+@styled
 def scatter_figure(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
     """Draw one panel an output, (n, K) against (n, K), with the line of right predictions."""
-    with rc_context(STYLE):
-        figure = Figure((2.5 * len(names), 2.7))
-        panels = figure.subplots(1, len(names), squeeze=False)[0]
-        for axes, name, *both in zip(panels, names, truth.T, predicted.T, strict=True):
-            axes.plot(*both, "o", color=OKABE_ITO[0], ms=2.5, alpha=0.5)
-            axes.axline((np.min(both), np.min(both)), slope=1, ls="--", color="#888888", lw=1)
-            axes.set(aspect="equal", adjustable="datalim", title=name, xlabel="true value")
-        panels[0].set_ylabel("predicted value")
+    figure = Figure((2.5 * len(names), 2.7))
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, name, *both in zip(panels, names, truth.T, predicted.T, strict=True):
+        axes.plot(*both, "o", color=OKABE_ITO[0], ms=2.5, alpha=0.5)
+        axes.axline((np.min(both), np.min(both)), slope=1, ls="--", color="#888888", lw=1)
+        axes.set(aspect="equal", adjustable="datalim", title=name, xlabel="true value")
+    panels[0].set_ylabel("predicted value")
     return figure
 
 
+@styled_images
 def confusion_figure(confusion: ArrayLike, names: Sequence[str], title: str = "") -> Figure:
     """Draw (K, K) counts, row = true class, coloured by the share of each true class.
 
@@ -303,21 +292,20 @@ def confusion_figure(confusion: ArrayLike, names: Sequence[str], title: str = ""
         raise ValueError(f"{num} class names for a confusion matrix of {counts.shape}")
     clips = counts.sum(1, keepdims=True)
     share, side = counts / np.where(clips > 0, clips, np.nan), 0.52 * num + 1.9
-    with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure((side + 0.5, side))
-        axes = figure.subplots()
-        display = ConfusionMatrixDisplay(share, display_labels=names)
-        display.plot(ax=axes, colorbar=False, im_kw={"vmin": 0.0, "vmax": 1.0})
-        for place, text in np.ndenumerate(display.text_):
-            text.set_text(f"{100 * share[place]:.0f}%\n{counts[place]}" if counts[place] else "0")
-            light = share[place] <= 0.6  # not where there are no clips
-            text.set(color="white" if light else "black", fontsize=7, linespacing=1.3)
-        if max(map(len, names)) > 4:
-            axes.set_xticks(range(num), names, rotation=40, ha="right")
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.set(xlabel="predicted class", ylabel="true class", title=title)
-        label: Any = {"label": "share of the true class", "format": PercentFormatter(1.0)}
-        bar = figure.colorbar(display.im_, fraction=0.046, pad=0.03, **label)
-        bar.outline.set_visible(False)
+    figure = Figure((side + 0.5, side))
+    axes = figure.subplots()
+    display = ConfusionMatrixDisplay(share, display_labels=names)
+    display.plot(ax=axes, colorbar=False, im_kw={"vmin": 0.0, "vmax": 1.0})
+    for place, text in np.ndenumerate(display.text_):
+        text.set_text(f"{100 * share[place]:.0f}%\n{counts[place]}" if counts[place] else "0")
+        light = share[place] <= 0.6  # not where there are no clips
+        text.set(color="white" if light else "black", fontsize=7, linespacing=1.3)
+    if max(map(len, names)) > 4:
+        axes.set_xticks(range(num), names, rotation=40, ha="right")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    label: Any = {"label": "share of the true class", "format": PercentFormatter(1.0)}
+    bar = figure.colorbar(display.im_, fraction=0.046, pad=0.03, **label)
+    bar.outline.set_visible(False)
     return figure

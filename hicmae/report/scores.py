@@ -1,9 +1,8 @@
 """The folds of an experiment, scored one by one and together, with notes; and runs compared."""
 
-import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import pandas as pd
 
 from hicmae.config import CLASS_METRICS, NUMBER_METRICS
 from hicmae.config.flags import flat_settings
-from hicmae.data.clip_list import chosen_names, names_of_run
+from hicmae.data.clip_list import names_of_run
 from hicmae.data.video import natural_key
 from hicmae.io import encodable
 from hicmae.training.resampling import Plan, PredictionTable, holm, paired, read_predictions
@@ -21,9 +20,7 @@ KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
 STARTED = ("config.json", "log.txt", "steps.jsonl", "run.log")  # files of a run that has begun
 # Settings in which the folds of one experiment may differ: where, on what, and how fast.
 _FREE = {"run", "data_path", "data_root", "val_path", "finetune", "batch_size", "accum_iter"}
-
-# Rows of `Report.frame` beside the folds: all folds pooled, and the bounds of its intervals.
-TOTAL, LOW, HIGH = "Total", "Total, low", "Total, high"
+TOTAL = "Total"  # the row of all folds pooled, beside those of the folds
 
 
 class Report(NamedTuple):
@@ -33,7 +30,8 @@ class Report(NamedTuple):
     title: str  # how it is called in tables
     rows: list[str]  # names of the folds
     scores: dict[str, dict[str, dict[str, Any]]]  # kind -> fold, or TOTAL -> its metrics
-    frame: pd.DataFrame  # folds, TOTAL, LOW, HIGH by (kind, metric): fractions, nan where none
+    frame: pd.DataFrame  # folds and TOTAL by (kind, `named_scores`): fractions, nan where none
+    intervals: dict[str, dict[str, tuple[float, float]]]  # kind -> score -> of TOTAL; {}: none
     pooled: dict[str, PredictionTable]  # kind -> the union of the folds
     metrics: tuple[str, ...]  # what the main table shows
     notes: list[str]  # what the reader has to know
@@ -46,13 +44,10 @@ class Report(NamedTuple):
         """Which of the last and the best epoch have predictions."""
         return list(self.pooled)
 
-    def total(self, kind: str, *metrics: str) -> np.ndarray:
-        """Return pooled scores with their bounds, (metrics, 3)."""
-        return self.frame[kind].loc[[TOTAL, LOW, HIGH], list(metrics)].to_numpy().T
-
-    def parts(self, kind: str, metric: str) -> np.ndarray:
-        """Return the pooled score of every class or output with its bounds, (K, 3)."""
-        return self.total(kind, *(f"{metric} {k}" for k in range(len(self.names))))
+    def total(self, kind: str, score: str) -> np.ndarray:
+        """Return a pooled score and the bounds of its interval, (3,); nan where there is none."""
+        bounds = self.intervals[kind].get(score, (np.nan, np.nan))
+        return np.array([self.frame.loc[TOTAL, (kind, score)], *bounds])
 
     def spread(self) -> pd.DataFrame:
         """Return mean and sample standard deviation over folds, by the columns of `frame`."""
@@ -82,7 +77,8 @@ def build(
             f"{waiting}); run run_finetuning.py for its folds first"
         )
     settings = flat_settings(read_json(finished[0] / "config.json"))
-    scores, pooled, frames = {}, {}, {}
+    settings |= {"class_names": names} if names else {}
+    scores, pooled, frames, intervals = {}, {}, {}, {}
     for kind, file in KINDS.items():
         runs = [run for run in finished if (run / file).is_file()]
         tables = [read_predictions(run / file, encodable(run.name)) for run in runs]
@@ -93,26 +89,24 @@ def build(
             scores[kind] = {table.folds[0]: table.scores() for table in tables}
             scores[kind][TOTAL] = union.scores()
             rows = {name: named_scores(found) for name, found in scores[kind].items()}
-            bounds = plan.intervals(union) or dict.fromkeys(rows[TOTAL], (np.nan, np.nan))
-            rows |= {end: {n: b[k] for n, b in bounds.items()} for k, end in enumerate((LOW, HIGH))}
             frames[kind] = pd.DataFrame.from_dict(rows, orient="index").astype(float)
-    regression, number = union.is_regression, union.num_outputs
-    known = NUMBER_METRICS if regression else CLASS_METRICS
+            intervals[kind] = plan.intervals(union)
+    known = NUMBER_METRICS if union.is_regression else CLASS_METRICS
     if unknown := [metric for metric in metrics if metric not in known]:
         raise ValueError(f"--metrics {unknown[0]} is no score of {union.task}; use {known}")
-    task = "regression" if regression else "classification"
-    shown = chosen_names(names, number) if names else names_of_run(settings, task, number)
+    task = "regression" if union.is_regression else "classification"
     return Report(
         Path(folder),
         encodable(title or Path(folder).resolve().name),
         [encodable(run.name) for run in finished],
         scores,
         pd.concat(frames, axis=1),
+        intervals,
         pooled,
         tuple(metrics) or known[:2],
         notes_on(finished, unfinished, folds, pooled),
-        list(map(encodable, shown)),
-        regression,
+        list(map(encodable, names_of_run(settings, task, union.num_outputs))),
+        union.is_regression,
         plan,
     )
 
@@ -126,12 +120,11 @@ def metric_name(metric: str, names: Sequence[str] = ()) -> str:
 
 
 def named_scores(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return metrics by the names of `resampling.statistic`: first means, then "recall 0", ..."""
-    each = {n: v["per_output"] if isinstance(v, dict) else v for n, v in metrics.items()}
-    means = {n: v["mean"] if isinstance(v, dict) else v for n, v in metrics.items()}
-    found = {n: v for n, v in means.items() if n in CLASS_METRICS or n in NUMBER_METRICS}
-    lists = {n: v for n, v in each.items() if n == "recall" or n in NUMBER_METRICS}
-    return found | {f"{n} {k}": value for n, v in lists.items() for k, value in enumerate(v)}
+    """Return metrics by the names of `resampling.statistic`: means, then "recall 0", ..."""
+    numbers = [name for name in NUMBER_METRICS if name in metrics]
+    means = {n: metrics[n]["mean"] for n in numbers} or {n: metrics[n] for n in CLASS_METRICS}
+    parts = {n: metrics[n]["per_output"] for n in numbers} or {"recall": metrics["recall"]}
+    return means | {f"{n} {k}": v for n, values in parts.items() for k, v in enumerate(values)}
 
 
 def pool(tables: Sequence[PredictionTable]) -> PredictionTable:
@@ -249,7 +242,7 @@ def compare_all(reports: Sequence[Report]) -> list[Comparison]:
         runs = [matched(base, o.pooled[kind], first.title, o.title) for o in others]
         tested = [paired(base, run, metrics, plan) for run in runs]
         adjusted = np.apply_along_axis(holm, 0, np.array([found["p_value"] for found in tested]))
-        facts = len(base.clips), first.names, plan.draws_speakers, plan.resamples
+        facts = len(base.clips), first.names, bool(base.speakers), plan.resamples
         for other, found, p in zip(others, tested, adjusted, strict=True):
             found["p_adjusted"] = p
             comparisons.append(Comparison(first.title, other.title, kind, found, *facts))
@@ -269,20 +262,21 @@ def matched(
             f"{other.task}; compare runs of one task"
         )
 
-    def places_of(clips: Sequence[str]) -> dict[tuple[str, int], int]:
-        """Return places by name and a number that tells those of one name apart."""
-        counts = defaultdict[str, Iterator[int]](itertools.count)
-        return {(name, next(counts[name])): place for place, name in enumerate(clips)}
+    def keys_of(clips: Sequence[str]) -> pd.MultiIndex:
+        """Return names and a number that tells those of one name apart."""
+        names = pd.Series(clips, dtype=object)
+        return pd.MultiIndex.from_arrays([names, names.groupby(names).cumcount()])
 
-    own, others = (title, places_of(first.clips)), (other_title, places_of(other.clips))
-    for (here, keys), (there, known) in ((own, others), (others, own)):
-        if lacking := [name for name, number in keys if (name, number) not in known]:
+    own, others = keys_of(first.clips), keys_of(other.clips)
+    gone, extra = own[~own.isin(others)], others[~others.isin(own)]
+    for lacking, here, there in ((gone, title, other_title), (extra, other_title, title)):
+        if len(lacking):
             raise ValueError(
                 f"runs must be tested on the same clips, but {len(lacking)} of '{here}' are not in "
-                f"'{there}', first '{lacking[0]}'; compare experiments with the same folds "
+                f"'{there}', first '{lacking[0][0]}'; compare experiments with the same folds "
                 "(folds of one experiment: give the folder that holds them)"
             )
-    order = np.array([others[1][key] for key in own[1]])
+    order = others.get_indexer(own)
     labels = other.labels[order]
     wrong = np.flatnonzero((first.labels != labels).reshape(len(order), -1).any(1))
     if len(wrong):

@@ -12,7 +12,6 @@ of a difference is a paired bootstrap.
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,19 +67,17 @@ class PredictionTable(NamedTuple):
         """Return what each drawn unit, a clip or a fold's speaker, adds, (u, S), and its fold."""
         if not self.speakers:
             return values, self.folds
-        pairs = list(zip(self.folds, self.speakers, strict=True))
-        units = {pair: k for k, pair in enumerate(sorted(set(pairs)))}
-        folds = [fold for fold, _ in units]
-        counts = Counter(folds)
-        for fold, speaker in units:
-            if counts[fold] < 2:
+        pairs = [self.folds, self.speakers]
+        (folds, speakers), place = np.unique(pairs, axis=1, return_inverse=True)
+        for fold, speaker in zip(folds, speakers, strict=True):
+            if (folds == fold).sum() < 2:
                 raise ValueError(
                     f"'{fold}' has one speaker only ('{speaker}'), expected at least 2 to draw "
                     "speakers; draw clips instead, without --by_speaker and --speaker_*"
                 )
-        sums = np.zeros((len(units), values.shape[1]))
-        np.add.at(sums, [units[pair] for pair in pairs], values)
-        return sums, folds
+        sums = np.zeros((len(folds), values.shape[1]))
+        np.add.at(sums, place.ravel(), values)
+        return sums, folds.tolist()
 
 
 def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
@@ -96,9 +93,8 @@ def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
         frame = pd.DataFrame()
     except (pd.errors.ParserError, UnicodeError) as error:
         raise ValueError(f"{path}: {one_line(error)}; test this fold again") from None
-    rows = frame.itertuples(index=False, name=None)
-    written = [any(isinstance(cell, str) and cell.strip() for cell in row) for row in rows]
-    frame = frame[np.array(written, bool)]
+    written = frame.map(lambda cell: isinstance(cell, str) and bool(cell.strip()))
+    frame = frame[written.any(axis=1)]
     outputs = sum(bool(re.fullmatch(r"p\d+|label\d+", name)) for name in frame)
     regression = "label0" in frame
     ends = [str(k) for k in range(outputs)] if regression else [""]
@@ -113,15 +109,13 @@ def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
     values = np.ascontiguousarray(frame[columns].map(_number), float)
     fine = (np.isfinite(values) if regression else np.isin(values, range(outputs))).all(axis=1)
     if not fine.all():
-        row, kind = fine.argmin(), f"a class of 0..{outputs - 1}"
-        kind = "a finite number" if regression else kind
+        row = fine.argmin()
+        kind = "a finite number" if regression else f"a class of 0..{outputs - 1}"
         raise ValueError(
             f"{path}:{frame.index[row] + 2}: expected {kind} in each label and prediction column, "
             f"got '{','.join(map(str, frame.iloc[row]))[:80]}'"
         )
-    truth, guess = np.split(values, 2, axis=1)
-    if not regression:
-        truth, guess = truth[:, 0].astype(np.int64), guess[:, 0].astype(np.int64)
+    truth, guess = np.split(values, 2, axis=1) if regression else values.astype(np.int64).T
     clips = frame["clip"].tolist()
     return PredictionTable(clips, [fold or str(path)] * len(clips), truth, guess, outputs)
 
@@ -176,16 +170,11 @@ def _score_numbers(sums: np.ndarray) -> Scores:
 class Plan(ResamplingConfig):
     """How intervals and tests draw, and on what."""
 
-    @property
-    def draws_speakers(self) -> bool:
-        """Whether speakers are drawn instead of clips."""
-        return bool(self.by_speaker or self.speaker_file or self.speaker_pattern)
-
     def speakers(self, clips: Sequence[str], data_path: str) -> Sequence[str]:
         """Return the speaker of every clip of a run's lists, none where clips are drawn."""
-        if not self.draws_speakers:
-            return ()
         file, pattern = self.speaker_file, self.speaker_pattern
+        if not (self.by_speaker or file or pattern):
+            return ()
         return find_speakers(clips, Path(data_path or "lists unknown"), file=file, pattern=pattern)
 
     def draw(self, table: PredictionTable, values: np.ndarray) -> np.ndarray:
@@ -245,7 +234,8 @@ def paired(
         scores, others = score(low), score(high)
         return {name: others[name] - scores[name] for name in metrics}
 
-    bounds, chances = dict.fromkeys(metrics, (np.nan, np.nan)), dict.fromkeys(metrics, np.nan)
+    bounds = dict.fromkeys(metrics, (np.nan, np.nan))
+    tests = dict.fromkeys(metrics, (np.nan, "permutation"))
     if plan.resamples:
         drawn = np.split(plan.draw(first, np.hstack((before, after))), 2, axis=1)
         bounds = {name: plan.bounds(gaps) for name, gaps in gap(*drawn).items()}
@@ -256,13 +246,11 @@ def paired(
         for swapped in plan.swapped(halves):
             for name, gaps in gap(centre - swapped, centre + swapped).items():
                 hits[name] += int((np.abs(gaps) >= abs(observed[name]) - ROUNDING).sum())
-        chances = {name: count / (plan.resamples + 1) for name, count in hits.items()}
-    old, new, rows = score(before.sum(0)), score(after.sum(0)), []
-    for metric in metrics:
-        test: tuple[float, str] = chances[metric], "permutation"
-        if metric == "war" and not first.speakers:
-            test = mcnemar(first, other)
-        rows.append((metric, float(old[metric]), float(new[metric]), *bounds[metric], *test))
+        tests = {name: (n / (plan.resamples + 1), "permutation") for name, n in hits.items()}
+    if "war" in tests and not first.speakers:
+        tests["war"] = mcnemar(first, other)
+    old, new = score(before.sum(0)), score(after.sum(0))
+    rows = [(m, float(old[m]), float(new[m]), *bounds[m], *tests[m]) for m in metrics]
     return pd.DataFrame(rows, columns=DIFFERENCE)
 
 

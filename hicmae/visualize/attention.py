@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -25,10 +25,10 @@ from hicmae.inference.clips import Clip
 from hicmae.inference.commands import read_items
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.inference.sources import AskedClip, clip_and_sound
-from hicmae.inference.style import STYLE
+from hicmae.inference.style import styled_images
 from hicmae.models.encoder import ModalityEncoder
 from hicmae.models.layers import Attention
-from hicmae.visualize.clips import HOP_SECONDS, choose_lines, frames_shown
+from hicmae.visualize.clips import HOP_SECONDS, choose_lines, grid_of_clips
 
 # Maps of a model, by names of the layers that they are of: beginning and end.
 LAYERS = {
@@ -149,43 +149,35 @@ def _look(recognizer: EmotionRecognizer, item: AskedClip) -> dict[str, np.ndarra
     return found
 
 
+@styled_images
 def attention_figure(clips: Sequence[dict[str, np.ndarray]]) -> Figure:
     """Draw clips of one model: as they are, and with their maps laid over them."""
-    first = clips[0]
-    shown = frames_shown(len(first.get("frames", ())))
-    widths = [1.0] * len(shown) + [2.2] * ("spectrogram" in first)
     rows = [(clip, *row) for clip in clips for row in ROWS if {row[1], row[2]} & {"", *clip}]
-    look: Any = {"xytext": (-6, 0), "textcoords": "offset points", "va": "center", "ha": "right"}
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure((1.05 * sum(widths) + 1.8, 1.1 * len(rows) + 0.5))
-        grid = figure.subplots(len(rows), len(widths), width_ratios=widths, squeeze=False)
-        for axes, (clip, title, over_frames, over_sound) in zip(grid, rows, strict=True):
-            axes[0].annotate(title, (0, 0.5), xycoords="axes fraction", **look)
-            for panel, frame in zip(axes, shown, strict=False):
-                _overlay(panel, clip["frames"][frame], clip.get(over_frames), frame / shown[-1])
-                panel.set(xticks=[], yticks=[])
-            if "spectrogram" in clip:
-                heat = clip.get(over_sound)
-                _overlay(axes[-1], clip["spectrogram"], None if heat is None else heat.T, None)
-        if "spectrogram" in first:
-            grid[-1, -1].set_xlabel("time (s)")
+    titles, length = [title for _, title, *_ in rows], len(clips[0].get("frames", ()))
+    figure, grid, frames = grid_of_clips(titles, length, "spectrogram" in clips[0])
+    for axes, (clip, _, over_frames, over_sound) in zip(grid, rows, strict=True):
+        for panel, frame in zip(axes, frames, strict=False):
+            _overlay(panel, clip["frames"][frame], clip.get(over_frames), frame / frames[-1])
+        if "spectrogram" in clip:
+            _overlay(axes[-1], clip["spectrogram"], clip.get(over_sound))
     return figure
 
 
-def _overlay(panel: Any, picture: np.ndarray, heat: np.ndarray | None, place: float | None) -> None:
+def _overlay(
+    panel: Axes, picture: np.ndarray, heat: np.ndarray | None, place: float | None = None
+) -> None:
     """Draw a frame (H, W, 3) or a spectrogram (F, T), grey below a map from 0 to its maximum.
 
-    A frame is at `place`, 0 to 1, of the clip, and of the map (t, h, w).
+    The map is (t, h, w) of a frame, which is at `place`, 0 to 1, of the clip; else (t, f).
     """
     height, width = picture.shape[:2]
-    extent = (0, width, height, 0) if place is not None else (0, width * HOP_SECONDS, 0, height)
-    how: Any = {"extent": extent, "aspect": "auto"}
-    how |= {} if place is not None else {"origin": "lower"}
+    look: Any = {"extent": (0, width, height, 0), "aspect": "auto"}
+    if place is None:
+        look |= {"extent": (0, width * HOP_SECONDS, 0, height), "origin": "lower"}
     if heat is None:
-        panel.imshow(picture, **how, **({} if place is not None else {"cmap": "viridis"}))
+        panel.imshow(picture, cmap="viridis", **look)  # frames have colours of their own
         return
-    grey = picture.mean(-1) if picture.ndim == 3 else picture
-    panel.imshow(grey, cmap="gray", **how)
-    now = heat if place is None else heat[min(int(place * len(heat)), len(heat) - 1)]
-    strongest: Any = {"vmin": 0.0, "vmax": heat.max(), "interpolation": "bilinear"}
-    panel.imshow(now, cmap="inferno", alpha=0.6, **strongest, **how)
+    now = heat.T if place is None else heat[min(int(place * len(heat)), len(heat) - 1)]
+    panel.imshow(picture if place is None else picture.mean(-1), cmap="gray", **look)
+    look |= {"vmin": 0.0, "vmax": heat.max(), "interpolation": "bilinear"}
+    panel.imshow(now, cmap="inferno", alpha=0.6, **look)

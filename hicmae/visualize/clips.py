@@ -19,7 +19,7 @@ from hicmae.config.flags import from_flags
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import AnyClip, decide_source_crop, read_pretrain_list
 from hicmae.data.dataset import PretrainClips
-from hicmae.inference.style import STYLE
+from hicmae.inference.style import styled_images
 from hicmae.io import choose_device
 from hicmae.models.layers import TokenSplit, cut_patches, join_patches, split_tokens, token_grid
 from hicmae.models.losses import TARGET_EPS, frame_differences, unnormalize
@@ -110,35 +110,45 @@ def batches(opened: Opened, batch_size: int = 16, **options: Any) -> Iterator[Pr
         yield batch.to(opened.device)
 
 
-def frames_shown(count: int) -> np.ndarray:
-    """Return which frames of a clip of so many are drawn, (n,)."""
-    return np.linspace(0, count - 1, min(MOST_FRAMES, count)).round().astype(int)
+def grid_of_clips(
+    titles: Sequence[str], length: int, has_sound: bool = True, **look: Any
+) -> tuple[Figure, np.ndarray, np.ndarray]:
+    """Make a picture of clips of `length` frames, with a row a title, also of their sound.
+
+    Returns the figure, its axes (rows, frames and spectrogram), and which frames are drawn (n,).
+    """
+    frames = np.linspace(0, length - 1, min(MOST_FRAMES, length)).round().astype(int)
+    widths = [1.0] * len(frames) + [2.2] * has_sound
+    figure = Figure((1.05 * sum(widths) + 1.8, 1.1 * len(titles) + 0.5), **look)
+    grid = figure.subplots(len(titles), len(widths), width_ratios=widths, squeeze=False)
+    place: Any = {"xytext": (-6, 0), "textcoords": "offset points", "va": "center", "ha": "right"}
+    for axes, title in zip(grid, titles, strict=True):
+        axes[0].annotate(title, (0, 0.5), xycoords="axes fraction", **place)
+        for panel in axes[: len(frames)]:
+            panel.set(xticks=[], yticks=[])
+    for panel in grid[-1, len(frames) :]:
+        panel.set_xlabel("time (s)")
+    return figure, grid, frames
 
 
+@styled_images
 def reconstruction_figure(clips: Sequence[Reconstruction]) -> Figure:
     """Draw clips of one shape as they are, as the model sees them, and as it rebuilds them.
 
     The spectrogram of a clip as it is sets the range of its colours.
     """
-    frames, num_rows = frames_shown(clips[0].video.shape[1]), len(ROWS) * len(clips)
-    widths = [1.0] * len(frames) + [2.2]
     tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure((1.05 * sum(widths) + 1.8, 1.1 * num_rows + 0.5), layout=tight)
-        grid = figure.subplots(num_rows, len(widths), width_ratios=widths, squeeze=False)
-        look: Any = {"xytext": (-6, 0), "textcoords": "offset points", "va": "center"}
-        for axes, (clip, part) in zip(grid, product(clips, range(len(ROWS))), strict=True):
-            axes[0].annotate(ROWS[part], (0, 0.5), xycoords="axes fraction", ha="right", **look)
-            for panel, frame in zip(axes, frames, strict=False):
-                panel.imshow(np.moveaxis(clip[part][:, frame].numpy(), 0, -1))
-                panel.set(xticks=[], yticks=[])
-                panel.spines[:].set_visible(False)
-            _draw_spectrogram(axes[-1], clip[len(ROWS) + part].numpy(), clip.audio.numpy())
-        for axes, frame in zip(grid[0], frames, strict=False):
-            axes.set_title(f"frame {frame}")
-        grid[0, -1].set_title("spectrogram (mel bins)")
-        grid[-1, -1].set_xlabel("time (s)")
-        grid[-1, -1].tick_params(labelbottom=True)
+    titles, length = ROWS * len(clips), clips[0].video.shape[1]
+    figure, grid, frames = grid_of_clips(titles, length, layout=tight)
+    for axes, (clip, part) in zip(grid, product(clips, range(len(ROWS))), strict=True):
+        for panel, frame in zip(axes, frames, strict=False):
+            panel.imshow(np.moveaxis(clip[part][:, frame].numpy(), 0, -1))
+            panel.spines[:].set_visible(False)
+        _draw_spectrogram(axes[-1], clip[len(ROWS) + part].numpy(), clip.audio.numpy())
+    for axes, frame in zip(grid[0], frames, strict=False):
+        axes.set_title(f"frame {frame}")
+    grid[0, -1].set_title("spectrogram (mel bins)")
+    grid[-1, -1].tick_params(labelbottom=True)
     return figure
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
@@ -15,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from hicmae.data.clip_list import find_list, read_labelled_list
 from hicmae.inference.model import load_model
 from hicmae.inference.recognizer import EmotionRecognizer
-from hicmae.inference.style import MARKERS, STYLE, colour
+from hicmae.inference.style import MARKERS, colour, styled
 from hicmae.knn import extract
 from hicmae.models.encoder import pooled_unit
 from hicmae.visualize.clips import Opened, batches, choose_lines, open_clips
@@ -25,26 +24,25 @@ RANKS = (1, 5, 10)  # of retrieval
 DIRECTIONS = ("audio to video", "video to audio")
 
 
+@styled
 def tsne_figure(
     points: Mapping[str, np.ndarray], labels: np.ndarray, names: Sequence[str]
 ) -> Figure:
     """Draw one panel for each set of features, title -> (n, 2), of clips of the classes (n,)."""
-    with rc_context(STYLE):
-        figure = Figure((2.1 * len(points), 2.75))
-        panels = figure.subplots(1, len(points), squeeze=False)[0]
-        for axes, (title, place) in zip(panels, points.items(), strict=True):
-            for k, name in enumerate(names):
-                # Beyond eight classes the markers move on against the colours.
-                marker = MARKERS[(k + k // len(MARKERS)) % len(MARKERS)]
-                look: dict[str, Any] = {"marker": marker, "alpha": 0.8, "linewidth": 0}
-                axes.scatter(*place[labels == k].T, 11, colour(k), label=name, **look)
-            axes.set(title=title, xticks=[], yticks=[], xlabel="t-SNE 1")
-            axes.set_box_aspect(1)
-            axes.spines[:].set_visible(True)
-        panels[0].set_ylabel("t-SNE 2")
-        handles, found = panels[0].get_legend_handles_labels()
-        columns = min(len(found), max(2, 2 * len(points)))
-        figure.legend(handles, found, loc="outside lower center", ncols=columns)
+    figure = Figure((2.1 * len(points), 2.75))
+    panels = figure.subplots(1, len(points), squeeze=False)[0]
+    for axes, (title, place) in zip(panels, points.items(), strict=True):
+        for k, name in enumerate(names):
+            # Beyond eight classes the markers move on against the colours.
+            marker = MARKERS[(k + k // len(MARKERS)) % len(MARKERS)]
+            look: dict[str, Any] = {"marker": marker, "alpha": 0.8, "linewidth": 0}
+            axes.scatter(*place[labels == k].T, 11, colour(k), label=name, **look)
+        axes.set(title=title, xticks=[], yticks=[], xlabel="t-SNE 1", box_aspect=1)
+        axes.spines[:].set_visible(True)
+    panels[0].set_ylabel("t-SNE 2")
+    handles = panels[0].get_legend_handles_labels()
+    columns = min(len(handles[0]), max(2, 2 * len(points)))
+    figure.legend(*handles, loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -102,15 +100,13 @@ def pooled_levels(opened: Opened, levels: Sequence[int]) -> list[list[np.ndarray
     Returns:
         Of video and audio, one (n, D) array of unit vectors a level.
     """
-    streams: tuple[list, list] = ([], [])
+    encoders = {"video": opened.model.encoder, "audio": opened.model.encoder_audio}
+    found: dict[str, list] = {stream: [] for stream in encoders}  # of each batch its levels
     for batch in batches(opened):
-        for found, encoder, clip in (
-            (streams[0], opened.model.encoder, batch.video),
-            (streams[1], opened.model.encoder_audio, batch.audio),
-        ):
-            output = encoder(clip, None, levels)
-            found.append([pooled_unit(level).float().cpu() for level in output.levels])
-    return [[torch.cat(p).numpy() for p in zip(*found, strict=True)] for found in streams]
+        for stream, encoder in encoders.items():
+            output = encoder(getattr(batch, stream), None, levels)
+            found[stream].append([pooled_unit(level).float().cpu() for level in output.levels])
+    return [[torch.cat(p).numpy() for p in zip(*parts, strict=True)] for parts in found.values()]
 
 
 def recalls(
@@ -123,35 +119,34 @@ def recalls(
         and last what guessing scores.
     """
     found = {}
-    for direction in DIRECTIONS:
-        for level, *pair in zip(levels, audio, video, strict=True):
-            sound, picture = (vectors.astype(np.float64) for vectors in pair)
-            similarity = sound @ picture.T if direction == DIRECTIONS[0] else picture @ sound.T
+    for direction, *streams in zip(DIRECTIONS, (audio, video), (video, audio), strict=True):
+        for level, *pair in zip(levels, *streams, strict=True):
+            searched, others = (vectors.astype(np.float64) for vectors in pair)
+            similarity = searched @ others.T
             scores = [100 * recall_at(similarity, rank) for rank in RANKS]
             found[f"block {level}, {direction}"] = scores
     found["chance"] = [min(100 * rank / len(similarity), 100.0) for rank in RANKS]
     return pd.DataFrame(found, index=[f"R@{rank}" for rank in RANKS]).T
 
 
+@styled
 def retrieval_figure(found: pd.DataFrame, levels: Sequence[int]) -> Figure:
     """Draw one panel a direction: bars of recall for every level, chance as lines across them."""
-    with rc_context(STYLE):
-        figure = Figure((5.4, 2.5))
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, direction in zip(panels, DIRECTIONS, strict=True):
-            scores = found[found.index.str.endswith(direction)]
-            for number, name in enumerate(scores):
-                place = np.arange(len(scores)) + (number - 1) * 0.27
-                axes.bar(place, scores[name], 0.25, color=colour(number), label=name)
-                chance, look = found.loc["chance", name], {"color": "black", "linewidth": 1.5}
-                line = axes.hlines([chance] * len(place), place - 0.125, place + 0.125, **look)
-            axes.set_xticks(range(len(levels)), list(map(str, levels)))
-            axes.grid(axis="x", visible=False)
-            axes.set(title=direction, xlabel="encoder block")
-        panels[0].set_ylabel("recall (%)")
-        line.set_label("chance")
-        handles = panels[1].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside upper center", ncols=4)
+    figure = Figure((5.4, 2.5))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, direction in zip(panels, DIRECTIONS, strict=True):
+        scores = found[found.index.str.endswith(direction)]
+        for number, name in enumerate(scores):
+            place = np.arange(len(scores)) + (number - 1) * 0.27
+            axes.bar(place, scores[name], 0.25, color=colour(number), label=name)
+            chance, look = found.loc["chance", name], {"color": "black", "linewidth": 1.5}
+            line = axes.hlines([chance] * len(place), place - 0.125, place + 0.125, **look)
+        axes.set_xticks(range(len(levels)), list(map(str, levels)))
+        axes.grid(axis="x", visible=False)
+        axes.set(title=direction, xlabel="encoder block")
+    panels[0].set_ylabel("recall (%)")
+    line.set_label("chance")
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 
@@ -171,6 +166,7 @@ def retrieval(**source: Any) -> tuple[Figure, str]:
     return retrieval_figure(found, levels), f"recall in percent among {count} clips\n{text}"
 
 
+@styled
 def layer_weights(checkpoint: Sequence[str | Path]) -> Figure:
     """Draw layer weights of fine-tuned checkpoints, e.g. of folds: the mean, each as a point."""
     runs = []  # (L,) by stream
@@ -185,20 +181,19 @@ def layer_weights(checkpoint: Sequence[str | Path]) -> Figure:
                 f"'{path}' has layer weights {sizes}, '{checkpoint[0]}' has {first}; draw models "
                 "of one size and modality, fine-tuned with hierarchical fusion"
             )
-    with rc_context(STYLE):
-        figure = Figure((2.7 * len(runs[0]), 2.2))
-        panels = figure.subplots(1, len(runs[0]), sharey=True, squeeze=False)[0]
-        for number, (axes, name) in enumerate(zip(panels, runs[0], strict=True)):
-            values = 100 * np.stack([run[name] for run in runs])  # (runs, L)
-            places, even = np.arange(values.shape[1]), 100 / values.shape[1]
-            axes.bar(places, values.mean(0), 0.7, color=colour(number), alpha=0.85)
-            if len(values) > 1:
-                points = axes.plot(places, values.T, "o", color="black", markersize=2.5)
-                points[0].set_label("one run")
-            axes.axhline(even, color="black", linestyle="--", linewidth=1, label="equal weights")
-            axes.set_xticks(places)
-            axes.grid(axis="x", visible=False)
-            axes.set(title=f"{name.partition('_')[0]} encoder", xlabel="encoder block")
-        panels[0].set_ylabel("layer weight (%)")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure = Figure((2.7 * len(runs[0]), 2.2))
+    panels = figure.subplots(1, len(runs[0]), sharey=True, squeeze=False)[0]
+    for number, (axes, name) in enumerate(zip(panels, runs[0], strict=True)):
+        values = 100 * np.stack([run[name] for run in runs])  # (runs, L)
+        places, even = np.arange(values.shape[1]), 100 / values.shape[1]
+        axes.bar(places, values.mean(0), 0.7, color=colour(number), alpha=0.85)
+        if len(values) > 1:
+            points = axes.plot(places, values.T, "o", color="black", markersize=2.5)
+            points[0].set_label("one run")
+        axes.axhline(even, color="black", linestyle="--", linewidth=1, label="equal weights")
+        axes.set_xticks(places)
+        axes.grid(axis="x", visible=False)
+        axes.set(title=f"{name.partition('_')[0]} encoder", xlabel="encoder block")
+    panels[0].set_ylabel("layer weight (%)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure

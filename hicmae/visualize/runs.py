@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,10 +17,10 @@ from numpy.typing import ArrayLike
 from hicmae.config.flags import flat_settings
 from hicmae.data.clip_list import names_of_run
 from hicmae.data.video import natural_key
-from hicmae.inference.style import MARKERS, STYLE, colour, figure_to_image, save_figure
-from hicmae.io import encodable, whole_file
+from hicmae.inference.style import MARKERS, colour, figure_to_image, save_figure, styled
+from hicmae.io import encodable
 from hicmae.report.layout import confusion_figure
-from hicmae.report.scores import KINDS, Report, build, matched, metric_name, pool, read_json
+from hicmae.report.scores import KINDS, TOTAL, Report, build, matched, metric_name, pool, read_json
 from hicmae.training.evaluate import calibration, tempered
 from hicmae.training.logs import read_lines
 from hicmae.training.resampling import Plan, read_predictions
@@ -49,6 +48,7 @@ def curves(output_dirs: Sequence[str | Path]) -> Figure:
     return curves_figure(logs)
 
 
+@styled
 def curves_figure(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Draw the log.txt of runs, a dictionary an epoch: one panel a quantity, one colour a run.
 
@@ -68,18 +68,17 @@ def curves_figure(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         raise ValueError("the logs hold no numbers to draw; is one epoch finished?")
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    with rc_context(STYLE):
-        figure = Figure((2.9 * columns, 2.1 * rows))
-        grid = figure.subplots(rows, columns, squeeze=False).flat
-        for axes, (quantity, keys) in zip(grid, panels.items(), strict=False):
-            _draw_panel(axes, quantity, keys, runs)
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
-        for axes in grid[: len(panels)][-columns:]:  # the lowest of each column
-            axes.set_xlabel("epoch")
-        if len(runs) > 1:
-            lines = [Line2D([], [], color=colour(number)) for number in range(len(runs))]
-            figure.legend(lines, list(logs), loc="outside lower center", ncols=min(len(runs), 6))
+    figure = Figure((2.9 * columns, 2.1 * rows))
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (quantity, keys) in zip(grid, panels.items(), strict=False):
+        _draw_panel(axes, quantity, keys, runs)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes in grid[: len(panels)][-columns:]:  # the lowest of each column
+        axes.set_xlabel("epoch")
+    if len(runs) > 1:
+        lines = [Line2D([], [], color=colour(number)) for number in range(len(runs))]
+        figure.legend(lines, list(logs), loc="outside lower center", ncols=min(len(runs), 6))
     return figure
 
 
@@ -122,6 +121,7 @@ def confusion_image(metrics: Mapping[str, Any], names: Sequence[str]) -> np.ndar
     return figure_to_image(confusion_figure(metrics["confusion"], names, title))
 
 
+@styled
 def draw_reliability(
     labels: ArrayLike, scores: np.ndarray, temperature: float, path: str | Path
 ) -> None:
@@ -130,29 +130,24 @@ def draw_reliability(
     It shows the share of right answers by confidence, which ends on the dashed line where they can
     be believed, and how many clips have that confidence, below.
     """
-    edges = np.linspace(0.0, 1.0, BINS + 1)
-    panels = {
-        "before": scores,
-        f"after the temperature, {temperature:.2f}": tempered(scores, temperature),
-    }
-    with rc_context(STYLE):
-        figure = Figure((2.7 * len(panels), 3.4))
-        shape: Any = {"sharex": True, "sharey": "row", "height_ratios": (3, 1)}
-        grid = figure.subplots(2, len(panels), **shape)
-        for (upper, lower), (title, values) in zip(grid.T, panels.items(), strict=True):
-            confidence, right = values.max(1), values.argmax(1) == np.asarray(labels)
-            counts, hits = (np.histogram(x, edges)[0] for x in (confidence, confidence[right]))
-            look: Any = {"width": 1 / BINS, "align": "edge", "edgecolor": "white"}
-            upper.bar(edges[:-1], hits / counts.clip(1), color=colour(0), **look)
-            upper.plot([0, 1], [0, 1], "--", color="#555555", linewidth=1)
-            lower.bar(edges[:-1], counts, color="#999999", **look)
-            found = calibration(labels, values, BINS)
-            upper.set(title=f"{title}\nECE {found['ece']:.3f}, NLL {found['nll']:.3f}", ylim=(0, 1))
-            lower.set(xlabel="confidence", xlim=(0, 1), xticks=(0, 0.25, 0.5, 0.75))
-        grid[0, 0].set_ylabel("share of right answers")
-        grid[1, 0].set_ylabel("clips")
-    with whole_file(path) as part:
-        save_figure(figure, part)
+    edges, after = np.linspace(0.0, 1.0, BINS + 1), tempered(scores, temperature)
+    panels = {"before": scores, f"after the temperature, {temperature:.2f}": after}
+    figure = Figure((2.7 * len(panels), 3.4))
+    shape: Any = {"sharex": True, "sharey": "row", "height_ratios": (3, 1)}
+    grid = figure.subplots(2, len(panels), **shape)
+    for (upper, lower), (title, values) in zip(grid.T, panels.items(), strict=True):
+        confidence, right = values.max(1), values.argmax(1) == np.asarray(labels)
+        counts, hits = (np.histogram(x, edges)[0] for x in (confidence, confidence[right]))
+        look: Any = {"width": 1 / BINS, "align": "edge", "edgecolor": "white"}
+        upper.bar(edges[:-1], hits / counts.clip(1), color=colour(0), **look)
+        upper.plot([0, 1], [0, 1], "--", color="#555555", linewidth=1)
+        lower.bar(edges[:-1], counts, color="#999999", **look)
+        found = calibration(labels, values, BINS)
+        upper.set(title=f"{title}\nECE {found['ece']:.3f}, NLL {found['nll']:.3f}", ylim=(0, 1))
+        lower.set(xlabel="confidence", xlim=(0, 1), xticks=(0, 0.25, 0.5, 0.75))
+    grid[0, 0].set_ylabel("share of right answers")
+    grid[1, 0].set_ylabel("clips")
+    save_figure(figure, path)
 
 
 def scores_of_folders(
@@ -178,16 +173,17 @@ def scores_of_folders(
         matched(first.pooled[kind], report.pooled[kind], first.title, report.title)
         if dataset in {axis[0] for axis in found}:
             raise ValueError(f"'{name}' is given twice; name the methods apart")
-        shown = named or ([] if metrics else report.metrics[-1:])
-        values = [(metric_name(m), report.total(kind, m)[0, 0]) for m in shown]
+        if "recall" in metrics and report.is_regression:
+            raise ValueError(f"'{folder}' is a regression; it has no recall of classes")
+        axes = {metric_name(m): m for m in named or ([] if metrics else report.metrics[-1:])}
         if "recall" in metrics:
-            if report.is_regression:
-                raise ValueError(f"'{folder}' is a regression; it has no recall of classes")
-            values += zip(report.names, report.parts(kind, "recall")[:, 0], strict=True)
-        found |= {(dataset, m): 100 * value for m, value in values}
+            axes |= {name: f"recall {k}" for k, name in enumerate(report.names)}
+        total = 100 * report.frame[kind].loc[TOTAL]
+        found |= {(dataset, axis): total[score] for axis, score in axes.items()}
     return pd.DataFrame(methods).T
 
 
+@styled
 def radar_figure(scores: pd.DataFrame) -> Figure:
     """Draw one polygon a method, a row of the scores (methods, axes); nan is a gap in it."""
     names = scores.columns.to_frame()
@@ -199,32 +195,29 @@ def radar_figure(scores: pd.DataFrame) -> Figure:
     top = max(10 * math.ceil((scores.max(axis=None) - 1e-9) / 10), 10)
     angles = np.linspace(0, 2 * math.pi, len(names), endpoint=False)
     varies = names.nunique() > 1  # axes are named by what differs; what they share is the title
-    texts = names.loc[:, varies].agg("\n".join, axis=1) + scores.isna().all().map(
-        {True: "\n(no clips)", False: ""}
-    )
-    with rc_context(STYLE):
-        figure = Figure((4.0, 3.7))
-        axes = cast(PolarAxes, figure.add_subplot(projection="polar"))
-        axes.set_theta_offset(math.pi / 2)  # the first axis points up, the others go clockwise
-        axes.set_theta_direction(-1)
-        for number, (method, row) in enumerate(scores.clip(lower=0).iterrows()):
-            look: Any = {"color": colour(number), "marker": MARKERS[number % len(MARKERS)]}
-            closed = np.append(angles, angles[0]), np.append(row, row.iloc[0])
-            axes.plot(*closed, ms=4, lw=1.4, label=method, **look)
-            axes.fill(angles[row.notna()], row.dropna(), color=colour(number), alpha=0.08)
-        axes.set_xticks(angles, texts)
-        axes.tick_params(axis="x", pad=6)
-        for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
-            side = math.sin(angle)  # clockwise from the top: positive on the right
-            label.set(ha="center" if abs(side) < 0.1 else "left" if side > 0 else "right")
-        axes.set_title(" ".join(names.loc[:, ~varies].iloc[0]), pad=16)
-        ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(0, top)[1:]
-        axes.set_ylim(0, top)
-        axes.set_yticks(ticks, [f"{tick:g}%" for tick in ticks], fontsize=8, color="#555555")
-        axes.set_rlabel_position(180 / len(angles))
-        axes.spines["polar"].set_color("#aaaaaa")
-        if any(scores.index):
-            figure.legend(loc="outside lower center", ncols=min(len(scores), 3))
+    gaps = scores.isna().all().map({True: "\n(no clips)", False: ""})
+    figure = Figure((4.0, 3.7))
+    axes = cast(PolarAxes, figure.add_subplot(projection="polar"))
+    axes.set_theta_offset(math.pi / 2)  # the first axis points up, the others go clockwise
+    axes.set_theta_direction(-1)
+    for number, (method, row) in enumerate(scores.clip(lower=0).iterrows()):
+        look: Any = {"color": colour(number), "marker": MARKERS[number % len(MARKERS)]}
+        closed = np.append(angles, angles[0]), np.append(row, row.iloc[0])
+        axes.plot(*closed, ms=4, lw=1.4, label=method, **look)
+        axes.fill(angles[row.notna()], row.dropna(), color=colour(number), alpha=0.08)
+    axes.set_xticks(angles, names.loc[:, varies].agg("\n".join, axis=1) + gaps)
+    axes.tick_params(axis="x", pad=6)
+    for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
+        side = math.sin(angle)  # clockwise from the top: positive on the right
+        label.set(ha="center" if abs(side) < 0.1 else "left" if side > 0 else "right")
+    axes.set_title(" ".join(names.loc[:, ~varies].iloc[0]), pad=16)
+    ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(0, top)[1:]
+    axes.set_ylim(0, top)
+    axes.set_yticks(ticks, [f"{tick:g}%" for tick in ticks], fontsize=8, color="#555555")
+    axes.set_rlabel_position(180 / len(angles))
+    axes.spines["polar"].set_color("#aaaaaa")
+    if any(scores.index):
+        figure.legend(loc="outside lower center", ncols=min(len(scores), 3))
     return figure
 
 

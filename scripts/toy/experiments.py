@@ -182,7 +182,7 @@ def score(
         gaps = [pair.differences.set_index("metric").loc["uar"] for pair in pairs]
         bounds = [(np.nan, np.nan), *((gap["low"], gap["high"]) for gap in gaps)]
         for report, bound in zip(reports, bounds, strict=True):
-            cells.append([report.title, *100 * report.total("last", "uar")[0], *bound])
+            cells.append([report.title, *100 * report.total("last", "uar"), *bound])
     names = ["", "uar", "low", "high", "from", "to"]
     groups = pd.DataFrame(cells, columns=names).groupby("", sort=False)
     mean, gap = groups.mean(), groups.uar.mean() - groups.uar.mean().iloc[0]

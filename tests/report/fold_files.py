@@ -1,8 +1,9 @@
 """Folds with random predictions, as run_finetuning.py leaves them."""
 
 import numpy as np
-import pandas as pd
 
+from hicmae.training import evaluate
+from hicmae.training.evaluate import Predictions
 from hicmae.training.resampling import PredictionTable
 
 CLASSES = 3
@@ -19,13 +20,10 @@ def cells_of(table):
     return [[table.index.name, *table], *map(list, table.itertuples(name=None))]
 
 
-def write_predictions(path, clips, labels, guesses, scores=None):
+def write_predictions(path, clips, labels, guesses):
     """Write given predictions of classes."""
-    scores = np.eye(CLASSES)[guesses] if scores is None else scores
-    columns = {"clip": clips, "label": labels, "prediction": guesses}
-    columns |= {f"p{k}": scores[:, k] for k in range(CLASSES)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(columns, dtype=object).to_csv(path, index=False, errors="surrogateescape")
+    predictions = Predictions(clips, np.asarray(labels), np.eye(CLASSES)[guesses], [])
+    evaluate.write_predictions(path, predictions, "classification")
 
 
 def write_fold(folder, seed, n, name="pred.csv", prefix=""):
@@ -33,16 +31,15 @@ def write_fold(folder, seed, n, name="pred.csv", prefix=""):
     rng = np.random.default_rng(seed)
     labels, scores = rng.integers(0, CLASSES, n), rng.random((n, CLASSES))
     clips = [f"{prefix or folder.name}/clip {i}, a" for i in range(n)]  # a space, a comma
-    write_predictions(folder / name, clips, labels, scores.argmax(1), scores)
+    evaluate.write_predictions(
+        folder / name, Predictions(clips, labels, scores, []), "classification"
+    )
     return labels, scores
 
 
 def write_regression(folder, seed, n, outputs=2):
     """Write random targets and predictions; return both."""
-    values = np.random.default_rng(seed).random((2, n, outputs))
-    names = [f"{word}{k}" for word in ("label", "prediction") for k in range(outputs)]
-    frame = pd.DataFrame(np.hstack(values), columns=names)
-    frame.insert(0, "clip", [f"{folder.name}_{i}" for i in range(n)])
-    folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(folder / "pred.csv", index=False)
+    values = np.random.default_rng(seed).random((2, n, outputs)).round(4)  # as files hold them
+    clips = [f"{folder.name}_{i}" for i in range(n)]
+    evaluate.write_predictions(folder / "pred.csv", Predictions(clips, *values, []), "regression")
     return values

@@ -37,7 +37,7 @@ def test_folds_are_in_natural_order_with_mean_deviation_and_total(tmp_path):
     values = 100 * built.frame.loc[built.rows, ("best", "uar")]
     assert cells[4][4] == f"{np.mean(values):.2f}"
     assert cells[5][4] == f"{np.std(values, ddof=1):.2f}"
-    ((total, low, high),) = built.total("best", "uar")
+    total, low, high = built.total("best", "uar")
     assert cells[6][1] == "36" and cells[6][4] == f"{100 * total:.2f}"
     assert low < total < high
     assert cells[7][4] == f"[{100 * low:.2f}, {100 * high:.2f}]"
@@ -116,7 +116,7 @@ def test_regression_table_has_correlations_of_the_union_and_of_each_output(tmp_p
     assert cells[0] == ["fold", "clips", "PCC last", "CCC last"]
     assert cells[5][0] == "Total" and cells[5][3] == f"{100 * union['ccc']['mean']:.2f}"
     pcc = union["pcc"]["per_output"][1]
-    ccc, low, high = built.parts("last", "ccc")[1]
+    ccc, low, high = built.total("last", "ccc 1")
     assert low < ccc < high and ccc == union["ccc"]["per_output"][1]
     heading, _, row = cells_of(detail_table(built))
     assert heading == ["output", "PCC last", "CCC last"]

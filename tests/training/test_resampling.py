@@ -49,40 +49,29 @@ def test_interval_of_the_accuracy_is_that_of_the_binomial_distribution():
     assert bounds["war"] == pytest.approx(exact, abs=1.5 / 300)
 
 
-def test_intervals_of_the_uar_agree_with_scipy():
-    table = classes_table(n=80)
+def uar(labels, guesses):
+    return np.mean([(guesses == labels)[labels == k].mean() for k in np.unique(labels)])
 
-    def uar(labels, guesses):
-        right = guesses == labels
-        return np.mean([right[labels == k].mean() for k in np.unique(labels)])
 
+def ccc(truth, guess):
+    covariance = ((truth - truth.mean(0)) * (guess - guess.mean(0))).sum(0) / (len(truth) - 1)
+    spreads = truth.var(0, ddof=1) + guess.var(0, ddof=1)
+    return np.mean(2 * covariance / (spreads + (truth.mean(0) - guess.mean(0)) ** 2))
+
+
+@pytest.mark.parametrize(
+    "table, slow", [(classes_table(n=80), uar), (numbers_table(), ccc)], ids=["uar", "ccc"]
+)
+def test_intervals_agree_with_scipy(table, slow):
     expected = stats.bootstrap(
-        (table.labels, table.predictions), uar, paired=True, vectorized=False,
-        n_resamples=2000, method="percentile", rng=np.random.default_rng(0),
+        (np.arange(len(table.labels)),), lambda k: slow(table.labels[k], table.predictions[k]),
+        vectorized=False, n_resamples=2000, method="percentile", rng=np.random.default_rng(0),
     )  # fmt: skip
-    bounds = Plan().intervals(table)["uar"]
-    spread = expected.standard_error
+    bounds, spread = Plan().intervals(table)[slow.__name__], expected.standard_error
     assert bounds == pytest.approx(tuple(expected.confidence_interval), abs=0.3 * spread)
     values, score = statistic(table)
-    assert score(Plan().draw(table, values))["uar"].std() == pytest.approx(spread, rel=0.08)
-
-
-def test_intervals_of_numbers_agree_with_scipy():
-    table = numbers_table()
-
-    def ccc(rows):
-        truth, guess = table.labels[rows], table.predictions[rows]
-        covariance = ((truth - truth.mean(0)) * (guess - guess.mean(0))).sum(0) / 49
-        spreads = truth.var(0, ddof=1) + guess.var(0, ddof=1)
-        return np.mean(2 * covariance / (spreads + (truth.mean(0) - guess.mean(0)) ** 2))
-
-    expected = stats.bootstrap(
-        (np.arange(50),), ccc, vectorized=False, n_resamples=1500, method="percentile",
-        rng=np.random.default_rng(0),
-    )  # fmt: skip
-    bounds = Plan().intervals(table)["ccc"]
-    spread = expected.standard_error
-    assert bounds == pytest.approx(tuple(expected.confidence_interval), abs=0.3 * spread)
+    drawn = score(Plan().draw(table, values))[slow.__name__]
+    assert drawn.std() == pytest.approx(spread, rel=0.08)
 
 
 def test_folds_that_are_right_or_wrong_throughout_leave_the_total_certain():

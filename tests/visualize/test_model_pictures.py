@@ -7,55 +7,28 @@ import pytest
 import torch
 from PIL import Image
 
-from hicmae.config import PretrainConfigs
-from hicmae.config.flags import as_dict, from_dict
 from hicmae.data.clip_list import Clip, write_list
-from hicmae.pretraining import make_model
 from hicmae.training import checkpoint
+from hicmae.visualize import features
 from hicmae.visualize.__main__ import main
 from hicmae.visualize.clips import batches, choose_lines, open_clips
-from hicmae.visualize.features import (
-    layer_weights,
-    pooled_levels,
-    recall_at,
-    recalls,
-    retrieval_figure,
-    tsne,
-    tsne_figure,
-)
-from tests.small_models import classifier
-
-CLIP = {"num_frames": 4, "sampling_rate": 2, "input_size": 32, "input_size_audio": (32, 128)}
-NAMES = ("anger", "joy", "fear")
+from tests.small_models import pretraining_model
+from tests.small_recognizers import CLIP, NAMES, PRETRAINING, checkpoint_of, classifier
 
 
 @pytest.fixture(scope="module")
 def finetuned(tmp_path_factory):
-    sizes = {"img_size": 32, "img_size_audio": (32, 128), "depth_audio": 2, "fusion_depth": 1}
-    state = classifier(num_classes=3, **sizes).state_dict()
-    path = tmp_path_factory.mktemp("finetuned") / "checkpoint-0.pth"
-    args = {**CLIP, "task": "classification", "class_names": NAMES, "modality": "av"}
-    checkpoint.save(path, {"model": state, "args": args, "epoch": 0})
-    return str(path)
-
-
-def pretrain_configs():
-    settings = {
-        "data_path": "x", "num_samples": 2, "model": "pretrain_hicmae_dim128_patch16_160_a256",
-        "encoder_depth": 2, "encoder_depth_audio": 2, "decoder_depth": 3, "decoder_depth_audio": 3,
-        "encoder_fusion_depth": 1, "return_intermediate_features": (0, 1), "mask_ratio": 0.5,
-        "mask_ratio_audio": 0.5, "use_frame_diff_as_target": True,
-    }  # fmt: skip
-    return from_dict(PretrainConfigs, {"output_dir": "out", **settings, **CLIP})
+    return str(checkpoint_of(classifier(), tmp_path_factory.mktemp("finetuned") / "a.pth"))
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    torch.manual_seed(0)
-    configs = pretrain_configs()
     path = tmp_path_factory.mktemp("pretrained") / "checkpoint-1.pth"
-    state = {"model": make_model(configs).state_dict(), "args": as_dict(configs), "epoch": 1}
-    checkpoint.save(path, state)
+    loss = {"use_frame_diff_as_target": True, "normalize_target": True}
+    masks = {"mask_ratio": 0.5, "mask_ratio_audio": 0.5}
+    model = {**PRETRAINING, "model": "pretrain_hicmae_dim128_patch16_160_a256"}
+    args = {"clip": CLIP, "model": model, "masks": masks, "loss": loss}
+    checkpoint.save(path, {"model": pretraining_model(**PRETRAINING).state_dict(), "args": args})
     return str(path)
 
 
@@ -76,7 +49,7 @@ def unlabelled(tmp_path, pretrain_clips):
 def test_tsne_draws_a_colour_and_marker_a_class():
     labels = np.repeat(np.arange(11), 2)
     place = np.random.default_rng(0).random((22, 2))
-    figure = tsne_figure({"all": place}, labels, [f"class {k}" for k in range(11)])
+    figure = features.tsne_figure({"all": place}, labels, [f"class {k}" for k in range(11)])
     clouds = figure.axes[0].collections
     looks = {(str(c.get_facecolor()), str(c.get_paths()[0].vertices)) for c in clouds}
     assert len(clouds) == len(looks) == 11
@@ -85,7 +58,7 @@ def test_tsne_draws_a_colour_and_marker_a_class():
 
 
 def test_tsne_lays_out_what_the_head_reads_and_each_stream(finetuned, labelled):
-    figure = tsne(finetuned, labelled)
+    figure = features.tsne(finetuned, labelled)
     assert [axes.get_title() for axes in figure.axes] == ["video", "audio", "fused"]
     for axes in figure.axes:
         assert [len(cloud.get_offsets()) for cloud in axes.collections] == [3, 3, 2]
@@ -94,27 +67,27 @@ def test_tsne_lays_out_what_the_head_reads_and_each_stream(finetuned, labelled):
 
 def test_recall_counts_the_nearest_and_breaks_ties_by_lot():
     similarity = np.array([[0.9, 0.1, 0.2], [0.8, 0.3, 0.1], [0.5, 0.6, 0.4]])
-    assert recall_at(similarity, 1) == pytest.approx(1 / 3)
-    assert recall_at(similarity, 2) == pytest.approx(2 / 3)
-    assert recall_at(similarity, 3) == 1.0
+    assert features.recall_at(similarity, 1) == pytest.approx(1 / 3)
+    assert features.recall_at(similarity, 2) == pytest.approx(2 / 3)
+    assert features.recall_at(similarity, 3) == 1.0
     for rank in (1, 3, 5):  # features that tell nothing apart score as chance does
-        assert recall_at(np.ones((5, 5)), rank) == pytest.approx(rank / 5)
+        assert features.recall_at(np.ones((5, 5)), rank) == pytest.approx(rank / 5)
 
 
 def test_recalls_search_both_ways():
     audio, video = np.eye(4), np.eye(4)
     video[3] = video[2]  # two videos look alike: their sounds cannot tell them apart
-    found = recalls([video], [audio], levels=[9])
+    found = features.recalls([video], [audio], levels=[9])
     assert found.loc["block 9, audio to video", "R@1"] == pytest.approx(100 * 2.75 / 4)
     assert found.loc["block 9, video to audio", "R@1"] == pytest.approx(75)
     assert found.loc["chance"].tolist() == [25, 100, 100]
-    heights = [bar.get_height() for bar in retrieval_figure(found, [9]).axes[0].patches]
+    heights = [bar.get_height() for bar in features.retrieval_figure(found, [9]).axes[0].patches]
     assert heights == pytest.approx([68.75, 100, 100])
 
 
 def test_levels_are_those_that_pretraining_contrasts_of_whole_clips(pretrained, unlabelled):
     opened, levels = open_clips(pretrained, unlabelled), (0, 1)
-    video, audio = pooled_levels(opened, levels)
+    video, audio = features.pooled_levels(opened, levels)
     (batch,) = batches(opened)
     nothing = torch.zeros_like(batch.video_mask), torch.zeros_like(batch.audio_mask)
     with torch.no_grad():
@@ -130,7 +103,7 @@ def test_reconstruction_of_the_original_authors_files_reads_their_flags(
     state = checkpoint.load(pretrained)
     flat = {name: value for group in state["args"].values() for name, value in group.items()}
     flat["normlize_target"] = flat.pop("normalize_target")  # their spelling
-    flat |= {"input_size_audio": 32, "weight_decay_end": None, "gpu": 0}  # no flag of this project
+    flat |= {"input_size_audio": 96, "weight_decay_end": None, "gpu": 0}  # no flag of this project
     theirs = {"model": state["model"], "args": argparse.Namespace(**flat), "epoch": "best"}
     torch.save(theirs, tmp_path / "theirs.pth")
     source, picture = ["--data_path", unlabelled], tmp_path / "picture.png"
@@ -143,16 +116,16 @@ def test_reconstruction_of_the_original_authors_files_reads_their_flags(
 
 def test_layer_weights_are_shares_of_each_stream(finetuned, pretrained, tmp_path):
     state = checkpoint.load(finetuned)
-    state["model"]["audio_layer_weights"] = torch.tensor([1.0, 0.0])
+    weights = state["model"]["audio_layer_weights"] = torch.tensor([1.0, 0.0, 0.0])
     other = str(tmp_path / "other.pth")
     checkpoint.save(other, state)
-    video, audio = layer_weights([other, other]).axes
+    video, audio = features.layer_weights([other, other]).axes
     assert (video.get_title(), audio.get_title()) == ("video encoder", "audio encoder")
-    expected = 100 * np.exp([1.0, 0.0]) / np.exp([1.0, 0.0]).sum()
+    expected = (100 * weights.softmax(0)).tolist()
     assert [bar.get_height() for bar in audio.patches] == pytest.approx(expected)
     assert [bar.get_height() for bar in video.patches] == pytest.approx([50, 50])
     with pytest.raises(ValueError, match="has layer weights {}"):
-        layer_weights([pretrained])
+        features.layer_weights([pretrained])
 
 
 def test_drawn_lines_are_in_order_without_repeats_and_the_seed_decides():

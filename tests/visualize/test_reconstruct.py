@@ -6,13 +6,11 @@ import torch
 from hicmae.models import losses
 from hicmae.models.layers import split_tokens
 from hicmae.visualize.clips import rebuild
+from tests.small_models import mask_of
 
 
 def masked(rows, length):
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for row, positions in zip(mask, rows, strict=True):
-        row[positions] = True
-    return split_tokens(mask, length, "mask")
+    return split_tokens(mask_of(rows, length), length, "mask")
 
 
 @pytest.mark.parametrize("normalize", [True, False])
