@@ -44,12 +44,6 @@ def audio_labels(audio, mask):
     return patches[mask].reshape(len(audio), -1, patches.shape[-1])
 
 
-def contrast_logits(feature, feature_audio, temperature=0.07):
-    video = F.normalize(feature.mean(dim=1), dim=-1)
-    audio = F.normalize(feature_audio.mean(dim=1), dim=-1)
-    return video @ audio.t() / temperature
-
-
 def pretraining_losses(model, video, video_mask, audio, audio_mask, frame_diff=True):
     """Run the model and return its total, video, audio and contrastive loss, and its output."""
     output = model(video, video_mask, audio, audio_mask)
@@ -58,8 +52,9 @@ def pretraining_losses(model, video, video_mask, audio, audio_mask, frame_diff=T
     loss_audio = F.mse_loss(predicted_audio, audio_labels(audio, audio_mask))
     pairs = torch.arange(video.shape[0], device=video.device)
     contrast = 0.0
-    for feature, feature_audio in zip(features, features_audio, strict=True):
-        logits = contrast_logits(feature, feature_audio)
+    for level in zip(features, features_audio, strict=True):
+        units, units_audio = (F.normalize(feature.mean(dim=1), dim=-1) for feature in level)
+        logits = units @ units_audio.t() / 0.07
         contrast = contrast + 0.5 * F.cross_entropy(logits, pairs)
         contrast = contrast + 0.5 * F.cross_entropy(logits.t(), pairs)
     total = loss_video + loss_audio + 0.0025 * contrast
