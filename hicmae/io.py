@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import os
 import re
 import secrets
@@ -199,6 +200,16 @@ def write_csv(
         if header:
             writer.writerow(header)
         writer.writerows(rows)
+
+
+def digest(path: Path, but: int = 0) -> str:
+    """Return the sha256 of a file without its last `but` bytes."""
+    total, size = hashlib.sha256(), path.stat().st_size - but
+    with path.open("rb") as file:
+        while block := file.read(min(size, 2**20)):
+            total.update(block)
+            size -= len(block)
+    return total.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -23,15 +23,13 @@ Exit code: 0 nothing is wrong, 1 something is, 2 the lists cannot be checked, 3 
 by hand or by a full disk.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import logging
 import os
 import shlex
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
@@ -40,21 +38,14 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any folder
 
 from hicmae.config.flags import option
-from hicmae.data.clip_list import (
-    ClipList,
-    find_list,
-    indexes_of,
-    read_any_list,
-    wav_of,
-    write_list,
-)
+from hicmae.data.clip_list import ClipList, find_list, indexes_of, read_any_list, write_list
 from hicmae.data.film import open_video
 from hicmae.data.video import MODALITIES, NOT_READ, FrameFolder, Video
 from hicmae.io import UnreadableClip, check_writable, write_csv
 from preprocess.command_line import STOPPED, WHOLE, Parts, command
-from preprocess.face_and_audio.batch import Job, Ledger, Outcome, read_summary, summary_path
+from preprocess.face_and_audio.batch import Job, Ledger, read_summary
 from preprocess.face_and_audio.timing import out_of_step
-from preprocess.lists.clips import Problem, open_wav, reading
+from preprocess.lists import Problem, open_wav, reading
 
 logger = logging.getLogger("check_lists")
 
@@ -99,19 +90,15 @@ def check(args: argparse.Namespace) -> int:
     }
     for path in (output / "report.csv", *(cleaned.values() if args.shard == WHOLE else ())):
         check_writable(path)  # said before hours of work
-    ledger = Ledger(summary_path(output, "check_lists", args.shard))
+    ledger = Ledger(output, "check_lists", args.shard)
     known: dict[str, dict[str, object]] = {}
     for path in output.glob("check_lists*.csv"):  # of parts, too
         known |= read_summary(path)
-    todo = deque[Job]()
-    for job in args.shard.take({job for one in lists for job in one.jobs}):
-        row = known.get(job.name, {})
-        if row.get("status") == "done" and row["stamp"] == stamp_of(job):
-            ledger.rows[job.name] = row
-            ledger.note(Outcome(job), kept=True)
-        else:
-            todo.append(job)
-    code = ledger.run(todo, inspect, args.num_workers, "checking")
+    jobs = args.shard.take({job for one in lists for job in one.jobs})
+    good = {name: row["stamp"] for name, row in known.items() if row["status"] == "done"}
+    done = {job for job in jobs if job.name in good and good[job.name] == stamp_of(job)}
+    ledger.rows |= {job.name: known[job.name] for job in done}
+    code = ledger.run([job for job in jobs if job not in done], inspect, args.num_workers, done)
     if code == STOPPED or args.shard != WHOLE:
         return code
     compare(lists, ledger.rows)
@@ -120,8 +107,7 @@ def check(args: argparse.Namespace) -> int:
         for number, kind, detail in sorted(one.findings, key=lambda finding: finding[0]):
             job = one.jobs[number - 1]
             rows.append([str(one.path), number, job.source, job.audio, kind, detail])
-    columns = ["list", "clip", "video", "audio", "kind", "detail"]
-    write_csv(output / "report.csv", columns, rows)
+    write_csv(output / "report.csv", ["list", "clip", "video", "audio", "kind", "detail"], rows)
     for one in lists:
         write_cleaned(one, cleaned[one.path])
         kinds = Counter(kind for _, kind, _ in one.findings).most_common()
@@ -129,9 +115,6 @@ def check(args: argparse.Namespace) -> int:
         print(f"{one.path}, {len(one.clips)} clips: {wrong}")
     logger.info("details are in %s", output / "report.csv")
     return int(bool(rows))
-
-
-# The lists
 
 
 def find_lists(given: list[str], data_root: str, modality: str) -> list[ListFile]:
@@ -152,10 +135,8 @@ def find_lists(given: list[str], data_root: str, modality: str) -> list[ListFile
                     raise
                 logger.info("passed over, as it is no list: %s", file)
     if not found:
-        raise ValueError(
-            f"found no list in {' '.join(given)}, but what this tool has written ({CLEANED}); name "
-            "others"
-        )
+        names = " ".join(given)
+        raise ValueError(f"no list but what this tool has written ({CLEANED}) in {names}; add one")
     return list(found.values())
 
 
@@ -179,11 +160,9 @@ def compare(lists: list[ListFile], rows: Mapping[str, Row]) -> None:
             if row["reason"]:
                 kind, _, detail = str(row["reason"]).partition(": ")
                 one.findings.append((number, kind, detail))
-            for kind, column in ((OUT_OF_STEP, "step"), (ORDER, "order")):
-                if row.get(column):
-                    one.findings.append((number, kind, str(row[column])))
-            if same := shared(job, row, first):
-                one.findings.append((number, "in the list twice", same))
+            told = {OUT_OF_STEP: row.get("step"), ORDER: row.get("order")}
+            told["in the list twice"] = shared(job, row, first)
+            one.findings.extend((number, kind, str(said)) for kind, said in told.items() if said)
             for trait in traits(job, row):
                 first.setdefault(trait, job)
     for one, other in combinations(lists, 2):
@@ -218,15 +197,10 @@ def write_cleaned(one: ListFile, path: Path) -> None:
     dropped = {number for number, kind, _ in one.findings if kind not in WARNINGS}
     kept = [clip for number, clip in enumerate(one.clips, 1) if number not in dropped]
     if kept:
-        if kept[0].label is None:  # of pre-training, where few lines need name the wav
-            kept = [c._replace(audio=None) if c.audio == wav_of(c.video) else c for c in kept]
         write_list(path, kept)
         logger.info("%s: %d of %d clips", path, len(kept), len(one.clips))
     else:
         logger.warning("%s is not written: no clip of %s is left", path, one.path)
-
-
-# The clips
 
 
 def inspect(job: Job) -> dict[str, Any]:

@@ -4,8 +4,6 @@ A script of its own starts each of them, such as cremad_av.py. The docstring of 
 --help of its script and says which files it expects.
 """
 
-from __future__ import annotations
-
 import argparse
 import glob
 import logging
@@ -20,12 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from any f
 
 from tqdm import tqdm
 
-from hicmae.data.clip_list import data_set_names, read_labelled_list, wav_of, write_list
+from hicmae.data.clip_list import Label, data_set_names, read_labelled_list, write_list
 from hicmae.io import check_writable
+from preprocess.annotations import class_index, matched, number, read_lines, read_table
 from preprocess.command_line import command
-from preprocess.lists.annotations import class_index, matched, number, read_lines, read_table
-from preprocess.lists.building import (
+from preprocess.lists import (
+    ALIGNED,
     SAVED_DATA,
+    Candidate,
     ClipFiles,
     Places,
     Plan,
@@ -35,10 +35,11 @@ from preprocess.lists.building import (
     data_set,
     find,
     find_places,
+    in_list,
     list_name,
     official_split,
+    write_left_out,
 )
-from preprocess.lists.clips import ALIGNED, Candidate, Label, in_list, write_left_out
 
 logger = logging.getLogger("data_sets")
 
@@ -200,12 +201,11 @@ def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
             name, speaker = f"MSP-IMPROV-{match[1]}", f"{match[2]}0{match[3]}"
             clips.append(of_class(name, match[4], classes, speaker))
     lists = cross_validation(clips, 6, lambda speaker: int(speaker[-1]))
-    note = (
-        "the original's val.csv of MSP-IMPROV is its test.csv; none is written here, and "
+    logger.info(
+        "note: the original's val.csv of MSP-IMPROV is its test.csv; none is written here, and "
         "training without one chooses its best epoch on test.csv, as the original does"
     )
-    place = "msp-improv/audio_visual"
-    return Plan(place, classes, clips, lists, expected={"clips": 7787}, note=note)
+    return Plan("msp-improv/audio_visual", classes, clips, lists, expected={"clips": 7787})
 
 
 @data_set({"--published_lists": {"help": "folder of split01 .. split05 with lists"}})
@@ -380,8 +380,8 @@ def avcaffe(args: argparse.Namespace, files: ClipFiles) -> Plan:
         else:
             clips.append(Candidate(name, labels[match[1]], match[2]))
     lists = {name: [c.name for c in clips if c.speaker in group] for name, group in people.items()}
-    note = "clips of one task are scored as one: test with --average_clips 3"
-    return Plan(f"avcaffe/audio_visual/{args.target}", classes, clips, lists, note=note)
+    logger.info("note: clips of one task are scored as one: test with --average_clips 3")
+    return Plan(f"avcaffe/audio_visual/{args.target}", classes, clips, lists)
 
 
 def list_voxceleb2(args: argparse.Namespace) -> None:
@@ -399,38 +399,34 @@ def list_voxceleb2(args: argparse.Namespace) -> None:
     name does not follow from the mp4's, the line names it too. Written to --output_dir
     (saved/data/voxceleb2): train.csv, left_out.csv.
     """
-    places = find_places(
-        args,
-        ("video/file~/dev/mp4", "dev/mp4"),
-        ("audio/file~/dev/aac", "dev/aac"),
+    root, videos, audios = find_places(
+        args, ("video/file~/dev/mp4", "dev/mp4"), ("audio/file~/dev/aac", "dev/aac")
     )
-    root, output = places[0], args.output_dir or SAVED_DATA / "voxceleb2"
+    output = args.output_dir or SAVED_DATA / "voxceleb2"
     check_writable(output / "train.csv")
     names: dict[str, set[str]] = defaultdict(set)  # "id00012/21Uxsk56VDQ/00001", by suffix
-    for folder in places[1:]:
+    for folder in (videos, audios):
         for path in tqdm(glob.iglob("*/*/*", root_dir=folder), unit="file", desc="reading names"):
             name, suffix = os.path.splitext(path)
             names[suffix].add(name)
-    clips, whole = [], names[".mp4"] & names[".wav"]
-    every = names[".mp4"] | names[".wav"] | names[".m4a"]
-    for name in sorted(every, key=lambda name: name.split("/")):
-        wav = "m4a without wav" if name in names[".m4a"] else "audio missing"
-        reason = "" if name in whole else wav if name in names[".mp4"] else "video missing"
-        files = f"{places[1]}/{name}.mp4", f"{places[2]}/{name}.wav"
-        clips.append(Candidate(name, 0, None, *files, reason))
-    if not whole:
+    mp4, wav, m4a = (names[suffix] for suffix in (".mp4", ".wav", ".m4a"))
+    if not mp4 & wav:
         raise FileNotFoundError(
-            f"expected id*/*/*.mp4 in '{places[1]}' and id*/*/*.wav in '{places[2]}', found "
-            f"{contents(places[1])} and {contents(places[2])}, and no clip in both; make the wavs "
-            "with preprocess/face_and_audio/extract_audio.py"
+            f"expected id*/*/*.mp4 in '{videos}' and id*/*/*.wav in '{audios}', found "
+            f"{contents(videos)} and {contents(audios)}, and no clip in both; make the wavs with "
+            "preprocess/face_and_audio/extract_audio.py"
         )
+    clips = []
+    for name in sorted(mp4 | wav | m4a, key=lambda name: name.split("/")):
+        lacks_wav = "m4a without wav" if name in m4a else "audio missing"
+        reason = "video missing" if name not in mp4 else "" if name in wav else lacks_wav
+        files = f"{videos}/{name}.mp4", f"{audios}/{name}.wav"
+        clips.append(Candidate(name, None, None, *files, reason))
     write_left_out(output, clips)
-    check_counts({"videos": len(names[".mp4"])}, {"videos": 1_092_009}, args.strict)
+    check_counts({"videos": len(mp4)}, {"videos": 1_092_009}, args.strict)
     lines = [in_list(c, root if args.relative else None) for c in clips if not c.reason]
-    follows = (line._replace(audio=None) if line.audio == wav_of(line.video) else line
-               for line in lines)  # fmt: skip
-    write_list(output / "train.csv", follows)
-    speakers = {name.partition("/")[0] for name in whole}
+    write_list(output / "train.csv", lines)
+    speakers = {name.partition("/")[0] for name in mp4 & wav}
     logger.info("%s: %d clips of %d speakers", output / "train.csv", len(lines), len(speakers))
 
 

@@ -20,8 +20,6 @@ Exit code: 0; 1 where a video was left out; 2 where input or a program is missin
 was stopped, by hand or by a full disk.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import logging
@@ -42,17 +40,15 @@ from hicmae.data.film import open_video
 from hicmae.data.media import VIDEO_SUFFIXES
 from hicmae.data.splits import draw_groups
 from hicmae.data.video import MODALITIES, natural_key
+from preprocess.annotations import number, read_table
 from preprocess.command_line import WHOLE, command
 from preprocess.face_and_audio import batch, extract_audio, extract_face
 from preprocess.face_and_audio.timing import out_of_step
-from preprocess.lists.annotations import number, read_table
-from preprocess.lists.clips import Candidate, write_left_out, write_lists
+from preprocess.lists import Candidate, write_left_out, write_lists
 
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
-# What labels.csv says of a video: class name or numbers; speaker and part where there are columns.
-Labelled = tuple[str | tuple[float, ...], str | None, str]
 # By the field of a clip: the folder below --output_dir, and the tool that fills it.
 HALVES = {
     "audio": ("audio", extract_audio.TOOL._replace(kinds=VIDEO_SUFFIXES)),
@@ -124,18 +120,21 @@ def make_lists(args: argparse.Namespace) -> int:
     names: list[str] = []
     lists = {"inference": [clip for clip in clips if not clip.reason]}
     if args.labels is not None:
-        labels, names, unknown = read_labels(args.labels, [clip.name for clip in clips], args.task)
-        if args.task == "classification":
-            names = sorted({str(label) for label, *_ in labels.values()}, key=natural_key)
+        rows, names, unknown = read_labels(args.labels, [clip.name for clip in clips], args.task)
+        is_class = args.task == "classification"
+        if is_class:
+            names = sorted({row["label"] for row in rows.values()}, key=natural_key)
         ready, parts = list[Candidate](), list[str]()
         for place, clip in enumerate(clips):
-            if clip.name not in labels:
+            row = rows.get(clip.name)
+            if row is None:
                 clips[place] = clip if clip.reason else clip._replace(reason="no label")
             elif not clip.reason:
-                said, speaker, part = labels[clip.name]
-                label = names.index(said) if isinstance(said, str) else said
-                ready.append(clip._replace(label=label, speaker=speaker))
-                parts.append(part)
+                label = (
+                    names.index(row["label"]) if is_class else tuple(float(row[n]) for n in names)
+                )
+                ready.append(clip._replace(label=label, speaker=row.get("speaker")))
+                parts.append(row.get("split", ""))
         clips += unknown
         if not ready:
             raise ValueError(f"no video of --labels '{args.labels}' has all its files; see the log")
@@ -149,7 +148,7 @@ def make_lists(args: argparse.Namespace) -> int:
     for clip in itertools.chain(*lists.values()) if args.modality == "av" else ():
         if step := out_of_step(open_video(clip.video), WavFile(clip.audio)):
             logger.warning("%r is out of step: %s; see --overwrite", clip.name, step)
-    is_left_out = write_left_out(output, clips)
+    write_left_out(output, clips)
     write_lists(output, lists, names, args.output_dir if args.relative else None)
     if args.labels is not None:
         options = f"--task {args.task} --modality {args.modality} --nb_classes {len(names)}"
@@ -158,16 +157,16 @@ def make_lists(args: argparse.Namespace) -> int:
             "python run_finetuning.py --data_path %s%s %s --finetune CHECKPOINT --output_dir RUN",
             *(shlex.quote(args.output_dir), root, options),
         )
-    return int(is_left_out)
+    return int(any(clip.reason for clip in clips))
 
 
 def read_labels(
     path: str, videos: Iterable[str], task: str
-) -> tuple[dict[str, Labelled], list[str], list[Candidate]]:
+) -> tuple[dict[str, dict[str, str]], list[str], list[Candidate]]:
     """Read labels.csv and match it with the videos.
 
-    Returns the labelled videos by name; the names of the columns of numbers, or "label"; and the
-    lines without a video.
+    Returns the lines by their videos' names; the names of the columns of numbers, or "label"; and
+    the lines without a video.
     """
     classes = task == "classification"
     lines = list(read_table(path, ["video", "label"] if classes else ["video"]))
@@ -179,7 +178,7 @@ def read_labels(
         if not columns:
             raise ValueError(f"{path}:1: expected the column video and one for each target")
     known = _spellings(videos)
-    labels: dict[str, Labelled] = {}
+    labelled: dict[str, dict[str, str]] = {}
     unknown = []
     for where, row in lines:
         for column in names:
@@ -189,18 +188,17 @@ def read_labels(
                 raise ValueError(f"{where}, column '{column}': expected {expected}, got {text!r}")
             if any("\udc80" <= letter <= "\udcff" for letter in text):
                 raise ValueError(f"{where}, column '{column}': {text!r} is not UTF-8; save it so")
-        label: str | tuple[float, ...] = row.get("label", "")
-        if not classes:
-            label = tuple(number(row[c], f"{where}, column '{c}'") for c in columns)
+        for column in () if classes else columns:
+            number(row[column], f"{where}, column '{column}'")
         matches = known.get(os.path.normpath(row["video"]), [])
-        if len(matches) > 1 or set(matches) & labels.keys():
+        if len(matches) > 1 or set(matches) & labelled.keys():
             problem = "several videos" if len(matches) > 1 else "a video that has a label already"
             raise ValueError(f"{where}: {row['video']!r} names {problem}, expected one of its own")
         elif matches:
-            labels[matches[0]] = label, row.get("speaker"), row.get("split", "")
+            labelled[matches[0]] = row
         else:
             unknown.append(Candidate(row["video"], reason="no such video", detail=where))
-    return labels, columns, unknown
+    return labelled, columns, unknown
 
 
 def _spellings(videos: Iterable[str]) -> dict[str, list[str]]:

@@ -17,10 +17,7 @@ Exit code: 0; 1 where a clip failed; 2 where the input is wrong; 3 where the run
 hand or by a full disk.
 """
 
-from __future__ import annotations
-
 import argparse
-import hashlib
 import io
 import itertools
 import json
@@ -30,8 +27,7 @@ import re
 import sys
 import tarfile
 import zlib
-from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,10 +53,9 @@ from hicmae.data.clip_list import (
 )
 from hicmae.data.film import open_video
 from hicmae.data.video import NOT_READ, SOURCE_CROPS, FrameFolder, Video, source_box
-from hicmae.io import UnreadableClip, check_writable, whole_file, write_whole
+from hicmae.io import UnreadableClip, digest, whole_file, write_whole
 from preprocess.command_line import Parts, command
-from preprocess.face_and_audio import batch
-from preprocess.face_and_audio.batch import Job, Ledger, Outcome
+from preprocess.face_and_audio.batch import Job, Ledger, Outcome, Outcomes, sweep
 
 logger = logging.getLogger("pack_clips")
 FRAMES_AT_ONCE = 512  # decoded frames that are held in memory
@@ -91,24 +86,28 @@ class Options(Parts):
     input_size: int = option(160, "of the training, for which these are cut", "> 0")
 
 
-# One clip
-
-
-def encode(job: Job, options: Options, pretraining: bool) -> dict[str, Any]:
+def encode(job: Job, options: Options) -> dict[str, Any]:
     """Read a clip and encode it; UnreadableClip where training could not use it either.
 
     The `source_crop` of the options is decided. Returns the bytes of the clip's MEMBERS; its number
     of frames, for the summary. A stream that is not read has none, and no bytes.
     """
+    pretraining = options.task == "pretrain"
     reads_video, reads_audio = (pretraining or name != NOT_READ for name in (job.source, job.audio))
     video = open_video(job.source) if reads_video else None
     wav, samples = _wav(WavFile(job.audio)) if reads_audio else (b"", np.zeros(0, np.int16))
     images = [] if video is None else list(_images(video, options))
+    if video and pretraining:
+        video.times(0, 0)  # an error for a folder of images, which has none
+    begins = ends = None
+    if video and video.frame_times:  # as decimals of which float32 makes the very same
+        begins, ends = ([float(str(time)) for time in times] for times in video.frame_times)
     info = {
         **job.clip._asdict(),
         "sizes": [len(image) for image in images],
         "crc32": [zlib.crc32(image) for image in images],
-        **_times(video, pretraining),
+        "begins": begins,
+        "ends": ends,
         "sample_rate": SAMPLE_RATE,
         "samples": len(samples),
         "sample_type": samples.dtype.str,
@@ -140,16 +139,6 @@ def _images(video: Video, options: Options) -> Iterator[bytes]:
             yield file.getvalue()
 
 
-def _times(video: Video | None, needed: bool) -> dict[str, list[float] | None]:
-    """Return when frames begin and end, as decimals of which float32 makes the very same."""
-    if video and needed:
-        video.times(0, 0)  # an error for a folder of images, which has none
-    if video is None or video.frame_times is None:
-        return {"begins": None, "ends": None}
-    begins, ends = ([float(str(time)) for time in times] for times in video.frame_times)
-    return {"begins": begins, "ends": ends}
-
-
 def _wav(sound: WavFile) -> tuple[bytes, np.ndarray]:
     """Return the sound as a wav file, and its samples, of a type that loses nothing."""
     samples, subtype = sound.read(0, len(sound)), "FLOAT"
@@ -163,26 +152,26 @@ def _wav(sound: WavFile) -> tuple[bytes, np.ndarray]:
     return data, samples
 
 
-# Shards
+def write_all(outcomes: Outcomes, options: Options) -> Outcomes:
+    """Write shard after shard of the outcomes of `encode`; yields clips when they are packed."""
+    part, parts = options.shard  # of an array, which never want the same name
+    prefix = f"clips-{part:0{len(str(parts))}d}of{parts}" if parts > 1 else "clips"
+    paths = (options.output_dir / f"{prefix}-{number:06d}.tar" for number in itertools.count())
+    free = (path for path in paths if not path.with_name(path.stem + SUFFIX).exists())
+    for first, path in zip(outcomes, free, strict=False):
+        yield from write_shard(path, itertools.chain([first], outcomes), options)
 
 
-def write_shard(
-    path: Path, outcomes: Iterator[Outcome], limit: int, facts: dict[str, Any]
-) -> Generator[Outcome, None, None]:
-    """Write clips, outcomes of `encode`, until a shard has `limit` bytes; then its index.
+def write_shard(path: Path, outcomes: Iterator[Outcome], options: Options) -> Outcomes:
+    """Write clips until a shard has its size, then its index; yields them without their members.
 
-    `facts` stand in the index. Failures are yielded as they come, what was written, without its
-    members, at the end: the shard gets its name when it is whole, the index after it; without index
-    it does not count, and is written anew.
+    The shard gets its name when it is whole, the index after it; without index it does not count,
+    and is written anew.
     """
     done: list[Outcome] = []
-    with whole_file(path) as part, open(part, "wb") as file:
-        # The stream writes whole blocks, so the file's position tells how large it is.
-        with tarfile.open(fileobj=file, mode="w|") as tar:
+    with whole_file(path) as part:
+        with open(part, "wb") as file, tarfile.open(fileobj=file, mode="w|") as tar:
             for outcome in outcomes:
-                if outcome.reason:
-                    yield outcome
-                    continue
                 details = dict(outcome.details)
                 for kind, data in zip(MEMBERS, details.pop("members"), strict=True):
                     member = tarfile.TarInfo(f"{path.stem}-{len(done):05d}.{kind}")
@@ -191,55 +180,45 @@ def write_shard(
                     tar.addfile(member, io.BytesIO(data))
                 job = outcome.job._replace(output=str(path))
                 done.append(outcome._replace(job=job, details=details))
-                if file.tell() >= limit:
+                # The stream writes whole blocks, so this tells how large the file is.
+                if file.tell() >= options.shard_size:
                     break
-        file.flush()
-        os.fsync(file.fileno())
         with tarfile.open(part, "r:") as tar:
             places = [number for member in tar for number in (member.offset_data, member.size)]
-        content = {"format": FORMAT, "shard": path.name, "size": file.tell(), **facts}
-        content["sha256"] = sha256_of(part)
-    content["clips"] = [
-        [*outcome.job.clip, *places[6 * k : 6 * k + 6]] for k, outcome in enumerate(done)
-    ]
+        content = {
+            "format": FORMAT,
+            "shard": path.name,
+            "size": part.stat().st_size,
+            "source_crop": options.source_crop,
+            "input_size": options.input_size,
+            "sha256": digest(part),
+            "clips": [[*one.job.clip, *places[6 * k : 6 * k + 6]] for k, one in enumerate(done)],
+        }
     write_whole(path.with_name(path.stem + SUFFIX), json.dumps(content, separators=(",", ":")))
     yield from done
 
 
-def sha256_of(path: str | Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-# The command
-
-
 def pack(args: argparse.Namespace) -> int:
     """Pack the clips of a list that are in no shard yet; returns the exit code."""
-    jobs = find_jobs(args)
-    summary = batch.summary_path(args.output_dir, "pack_clips", args.shard)
-    check_writable(summary)
-    batch.sweep(str(args.output_dir))
-    ledger = Ledger(summary)
-    options, packed = from_flags(vars(args), Options), read_packed(args.output_dir)
-    crop, size, is_pretraining = options.source_crop, options.input_size, args.task == "pretrain"
-    if not is_pretraining and crop == "voxceleb2":
+    options = from_flags(vars(args), Options)
+    jobs, ledger = find_jobs(args), Ledger(args.output_dir, "pack_clips", args.shard)
+    sweep(str(args.output_dir))
+    packed, crop = read_packed(args.output_dir), "none"
+    if args.task == "pretrain":
+        crop = decide_source_crop(args.source_crop, args.list, packed, args.input_size)
+    elif args.source_crop == "voxceleb2":
         raise ValueError(f"--source_crop voxceleb2 is for --task pretrain, got {args.task}")
-    crop = decide_source_crop(crop, args.list, packed, size) if is_pretraining else "none"
-    for clip in packed:
-        if job := jobs.pop((clip.video, clip.audio), None):
-            ledger.note(Outcome(job._replace(output=clip.shard.path)), kept=True)
+    options = replace(options, source_crop=crop)
+    done = [
+        job._replace(output=clip.shard.path)
+        for clip in packed
+        if (job := jobs.pop((clip.video, clip.audio), None))
+    ]
     # In a random order, so that clips of a speaker, who stand together in lists, meet others.
     waiting = list(jobs.values())
-    pending = deque(waiting[k] for k in np.random.default_rng(0).permutation(len(waiting)))
-    options = replace(options, source_crop=crop)
-    work = partial(encode, options=options, pretraining=is_pretraining)
-    finish = partial(write_all, args=args, facts={"source_crop": crop, "input_size": size})
-    code = ledger.run(pending, work, args.num_workers, "packing", finish)
+    pending = [waiting[k] for k in np.random.default_rng(0).permutation(len(waiting))]
+    work, finish = partial(encode, options=options), partial(write_all, options=options)
+    code = ledger.run(pending, work, args.num_workers, done, finish)
     if packed := read_packed(args.output_dir):
         size = sum(shard.size for shard in packed.shards)
         text = "%d clips are packed, %.2f GB; a clip takes %.0f KB"
@@ -266,26 +245,7 @@ def find_jobs(args: argparse.Namespace) -> dict[Names, Job]:
     return {names: job for names, job in jobs.items() if names in mine}
 
 
-def write_all(
-    outcomes: Iterator[Outcome], args: argparse.Namespace, facts: dict[str, Any]
-) -> Generator[Outcome, None, None]:
-    """Write shard after shard; yields failures as they come, and clips when they are packed."""
-    prefix = "clips"
-    if args.shard.parts > 1:  # parts of an array never want the same name
-        part, parts = args.shard
-        prefix = f"clips-{part:0{len(str(parts))}d}of{parts}"
-    names = (f"{prefix}-{number:06d}" for number in itertools.count())
-    free = (name for name in names if not (args.output_dir / f"{name}{SUFFIX}").exists())
-    for first in outcomes:
-        if first.reason:
-            yield first
-            continue
-        path = args.output_dir / f"{next(free)}.tar"
-        yield from write_shard(path, itertools.chain([first], outcomes), args.shard_size, facts)
-
-
-LIST = {"list": {"help": "list of clips, as for training"}}
-main = command(__doc__, pack, Options, flags=LIST)
+main = command(__doc__, pack, Options, flags={"list": {"help": "list of clips, as for training"}})
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,9 +15,6 @@ movement of the lips and the energy. Everything follows from --seed. Written und
     classes.txt, clip_speakers.csv, meta.csv (every parameter of every clip), toy_av.json (settings)
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import multiprocessing
 import sys
@@ -129,9 +126,6 @@ def build(recipe: Recipe, folder: Path, num_workers: int) -> None:
     write_csv(folder / "meta.csv", rows[0] if rows else ["clip"], (row.values() for row in rows))
 
 
-# One clip
-
-
 def make(job: Job, face_size: int) -> None:
     """Draw, voice and write one clip."""
     clip = plan.plan_clip(job.key, job.label)
@@ -173,9 +167,6 @@ def write_video(
         container.mux(voice.encode(None))
 
 
-# Lists and shards
-
-
 def parts_of(fold: int, recipe: Recipe) -> dict[str, list[int]]:
     """Return the speakers of a fold: test, val (one in eight of the others), train and all.
 
@@ -211,12 +202,12 @@ def write_lists(jobs: list[Job], recipe: Recipe, folder: Path, num_workers: int)
             raise RuntimeError(f"the clips of '{path}' could not be packed, see above")
 
 
-def make_toy(args: argparse.Namespace) -> None:
-    """Make the data set that the flags describe."""
-    build(from_flags(vars(args), Recipe), args.output_dir, args.num_workers)
-
-
-main = command(__doc__, make_toy, Recipe, Output)
+main = command(
+    __doc__,
+    lambda args: build(from_flags(vars(args), Recipe), args.output_dir, args.num_workers),
+    Recipe,
+    Output,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -278,11 +278,16 @@ def read_rows(path: str | Path, data_root: str = "") -> list[tuple[AnyClip, list
 
 
 def write_list(path: str | Path, clips: Iterable[Clip]) -> None:
-    """Write a list; a reader sees the old file or the whole new one. Clips without label get 0."""
+    """Write a list; a reader sees the old file or the whole new one.
+
+    Clips without label, of pre-training, get 0, and their wav is left out where it is `wav_of`.
+    """
 
     def fields(clip: Clip) -> list[object]:
-        labels = clip.label if isinstance(clip.label, tuple) else (clip.label or 0,)
-        return [clip.video, *([] if clip.audio is None else [clip.audio]), *labels]
+        video, audio, label = clip
+        labels = label if isinstance(label, tuple) else (label or 0,)
+        is_known = audio is None or (label is None and audio == wav_of(video))
+        return [video, *([] if is_known else [audio]), *labels]
 
     write_csv(path, (), map(fields, clips), delimiter=" ")
 

@@ -7,7 +7,6 @@ Weights as safetensors, of an export, are read as well.
 """
 
 import argparse
-import hashlib
 import logging
 import math
 import os
@@ -24,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.serialization import safe_globals
 
-from hicmae.io import one_line, whole_file
+from hicmae.io import digest, one_line, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -74,16 +73,6 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
             f"could not write checkpoint '{path}': {getattr(cause, 'strerror', one_line(error))}; "
             "free space or choose another --output_dir (earlier checkpoints are untouched)"
         ) from error
-
-
-def digest(path: Path, but: int = 0) -> str:
-    """Return the sha256 of a file without its last `but` bytes."""
-    total, size = hashlib.sha256(), path.stat().st_size - but
-    with path.open("rb") as file:
-        while block := file.read(min(size, 2**20)):
-            total.update(block)
-            size -= len(block)
-    return total.hexdigest()
 
 
 def find(path: str | Path, to_resume: bool = False) -> Path:

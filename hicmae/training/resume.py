@@ -17,9 +17,9 @@ import torch
 
 from hicmae.config import HARMLESS, USUAL
 from hicmae.config.flags import flag_of, flat_settings
-from hicmae.io import Stopped, one_line
+from hicmae.io import Stopped, digest, one_line
 from hicmae.training import checkpoint, distributed
-from hicmae.training.checkpoint import digest, load
+from hicmae.training.checkpoint import load
 from hicmae.training.logs import RunLogger
 from hicmae.training.optim import num_parameters, set_learning_rate
 from hicmae.training.run import Run, write_settings

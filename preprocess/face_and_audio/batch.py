@@ -5,8 +5,6 @@ same command completes what is missing, after a stop as after failures. `--shard
 of eight parts, so that the tasks of a job array share the clips.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import errno
@@ -19,7 +17,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
@@ -62,6 +60,7 @@ class Outcome(NamedTuple):
     details: Mapping[str, Any] = {}  # more columns of the summary
 
 
+Outcomes = Generator[Outcome, None, None]
 Work = Callable[[Job], dict[str, Any]]  # makes what a job asks for; returns the details
 
 
@@ -93,27 +92,17 @@ def run_tool(tool: Tool, args: argparse.Namespace, work: Work) -> int:
     It is 0; 1 where a clip failed; STOPPED where clips were not tried. `work` makes one output; it
     is picklable and raises CLIP_ERRORS. OSError where there is no input or no place for output.
     """
-    summary = summary_path(args.output_dir, tool.name, args.shard)
     if args.ext:
         tool = tool._replace(kinds=["." + kind.lower().removeprefix(".") for kind in args.ext])
     jobs, problems, others = find_jobs(args.input, args.output_dir, tool, args.shard)
-    check_writable(summary)
+    ledger = Ledger(args.output_dir, tool.name, args.shard)
     if others:
         passed = (f"{count} {kind or 'without an ending'}" for kind, count in others.most_common())
         logger.info("passed over: %s", ", ".join(passed))
-    ledger = Ledger(summary)
-    pending: deque[Job] = deque()
-    for job in jobs:
-        if args.overwrite or not os.path.exists(job.output):
-            pending.append(job)
-        else:
-            ledger.note(Outcome(job), kept=True)
     for outcome in problems:
         ledger.note(outcome)
-    return ledger.run(pending, work, args.num_workers, tool.name)
-
-
-# Which clips
+    done = set() if args.overwrite else {job for job in jobs if os.path.exists(job.output)}
+    return ledger.run([job for job in jobs if job not in done], work, args.num_workers, done)
 
 
 def find_jobs(
@@ -164,14 +153,13 @@ def _files_in(folder: str, output: str, problems: list[Outcome]) -> Iterator[str
             yield from (os.path.join(path, name) for name in names)
 
 
-# What became of them
-
-
 class Ledger:
     """The summary of a run: a row for each clip, kept over restarts, written now and then."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, read_summary(path)
+    def __init__(self, output: str | Path, tool: str, shard: Shard) -> None:
+        self.path = summary_path(output, tool, shard)
+        check_writable(self.path)
+        self.rows = read_summary(self.path)
         self.clips = Counter[str]()  # how many are "done", "kept" of an earlier run, "failed"
         self._written = time.monotonic()
 
@@ -199,25 +187,27 @@ class Ledger:
 
     def run(
         self,
-        pending: deque[Job],
+        jobs: Sequence[Job],
         work: Work,
         num_workers: int,
-        title: str,
-        finish: Callable[[Iterator[Outcome]], Generator[Outcome, None, None]] | None = None,
+        done: Iterable[Job],
+        finish: Callable[[Outcomes], Outcomes] | None = None,
     ) -> int:
         """Work in processes, note what comes, and return the exit code.
 
-        `finish` gets the outcomes in order, and yields them again when all they need is done. A bar
-        shows on a terminal.
+        `done` is what earlier runs did. `finish` gets the outcomes in order, less the failures, and
+        yields them again when all they need is done. A bar shows on a terminal.
         """
-        left, stopped = len(pending), ""
-        found = outcomes_of(pending, work, num_workers, in_order=finish is not None)
-        bar = tqdm(found, title, left, unit="clip", disable=None)
-        outcomes = finish(iter(bar)) if finish else iter(bar)
+        for job in done:
+            self.note(Outcome(job), kept=True)
+        goal, stopped = self.clips.total() + len(jobs), ""
+        found = outcomes_of(deque(jobs), work, num_workers, in_order=finish is not None)
+        bar = tqdm(found, self.path.stem, len(jobs), unit="clip", disable=None)
+        good = self._noting_failures(bar)
+        outcomes = finish(good) if finish else good
         with closing(found), bar, closing(outcomes), logging_redirect_tqdm():
             try:
                 for outcome in outcomes:
-                    left -= 1
                     self.note(outcome)
             except KeyboardInterrupt:
                 stopped = "interrupted"
@@ -230,9 +220,17 @@ class Ledger:
         counts = (self.clips[what] for what in ("done", "kept", "failed"))
         logger.info("%d clips done, %d done before, %d failed; see %s", *counts, self.path)
         if stopped:
+            left = goal - self.clips.total()
             logger.error("%s: %d clips are left, the same command goes on", stopped, left)
             return STOPPED
         return 1 if self.clips["failed"] else 0
+
+    def _noting_failures(self, outcomes: Iterable[Outcome]) -> Outcomes:
+        for outcome in outcomes:
+            if outcome.reason:
+                self.note(outcome)
+            else:
+                yield outcome
 
     def _write(self) -> None:
         columns = dict.fromkeys(column for row in self.rows.values() for column in row)
@@ -258,12 +256,7 @@ def read_summary(path: Path) -> dict[str, dict[str, object]]:
         return {row["clip"]: dict(row) for row in csv.DictReader(file) if row.get("clip")}
 
 
-# Processes
-
-
-def outcomes_of(
-    pending: deque[Job], work: Work, num_workers: int, in_order: bool
-) -> Generator[Outcome, None, None]:
+def outcomes_of(pending: deque[Job], work: Work, num_workers: int, in_order: bool) -> Outcomes:
     """Yield the outcomes as they come, or `in_order` of the jobs; OSError where the disk is full.
 
     With an order, results do not depend on the number of processes.

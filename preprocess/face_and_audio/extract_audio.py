@@ -12,8 +12,6 @@ Exit code: 0; 1 where a clip failed; 2 where input is missing; 3 where the run w
 or by a full disk.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import wave

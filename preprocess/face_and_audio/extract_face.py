@@ -15,8 +15,6 @@ Exit code: 0; 1 where a clip failed; 2 where input or a program is missing; 3 wh
 stopped, by hand or by a full disk.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import os
@@ -41,7 +39,7 @@ from hicmae.io import PART, UnreadableClip, whole_folder
 from preprocess.command_line import command
 from preprocess.face_and_audio import batch, timing
 from preprocess.face_and_audio.batch import Job
-from preprocess.lists.clips import ALIGNED
+from preprocess.lists import ALIGNED
 
 if TYPE_CHECKING:
     from hicmae.faces.detector import Detector
@@ -119,7 +117,7 @@ def frames_of(film: Film, frame_rate: float) -> LookedAt:
 
 
 @functools.lru_cache(maxsize=1)
-def _detector() -> Detector:
+def _detector() -> "Detector":
     """Return the nets of this process, which has one core to itself."""
     import torch
 
@@ -167,8 +165,7 @@ def face_work(args: argparse.Namespace) -> batch.Work:
     if args.backend == "openface":
         if shutil.which(options.openface) is None:
             raise FileNotFoundError(
-                f"--openface '{options.openface}' is no program that can be run; install it, or "
-                "give its path"
+                f"--openface '{options.openface}' is no program that can be run; give its path"
             )
         return functools.partial(extract_with_openface, options=options)
     from hicmae.faces.detector import check_weights

@@ -5,8 +5,6 @@ frame and ends when the last prepared one is shown; every frame then has the sou
 whatever rate the frames were taken at.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Mapping
@@ -22,7 +20,7 @@ from hicmae.data.media import Sound, decode_sound
 from hicmae.data.video import Video
 from hicmae.io import UnreadableClip
 from preprocess.face_and_audio.batch import read_summary
-from preprocess.lists.clips import ALIGNED
+from preprocess.lists import ALIGNED
 
 COLUMNS = ("offset", "film_seconds", "sound_seconds", "rate_kind", "frame_rate")
 TOLERANCE = 0.1  # seconds by which a wav may differ from its film
@@ -123,9 +121,7 @@ def out_of_step(video: Video, wav: WavFile) -> str:
             # Cut as it should be, it is as long as the film; else as the film's own sound.
             whole = float(row["sound_seconds"])
             if abs(seconds - whole) < abs(seconds - film + last):
-                found.append(
-                    f"the film's sound begins {-late:.2f} s before its picture, with it here"
-                )
+                found.append(f"its sound begins {-late:.2f} s before its picture, with it here")
     start = min(int((late - TOLERANCE) * SAMPLE_RATE), len(wav))
     if start > 0 and wav.read(0, start).any():
         found.append(f"sound begins {late:.2f} s after the picture, but at once in the wav")

@@ -3,8 +3,6 @@
 Shapes are computed for all frames at once; a frame is then a few calls of OpenCV.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -212,14 +210,12 @@ class Painter:
         top, low = middle - 0.25 * gap * ARCH, middle + 0.75 * gap * ARCH**0.8
         lips = 0.3 + 0.6 * face.lips
         red = (1 - lips) * self.skin + lips * np.array([186.0, 40, 60])
-        arch = ARCH**0.7
-        self.band(
-            1.06 * x, top - (3 + 2 * face.lips) * arch, low + (4 + 3 * face.lips) * arch, 20, red
-        )
+        upper = top - (3 + 2 * face.lips) * ARCH**0.7
+        self.band(1.06 * x, upper, low + (4 + 3 * face.lips) * ARCH**0.7, 20, red)
         self.band(x, top - 0.6, low + 0.6, 20, GUMS)
         self.band(0.6 * x, low - 0.4 * gap * ARCH, low, 20, TONGUE)
         self.band(0.85 * x, top, top + 0.3 * gap * ARCH, 20, TEETH)
-        self.band(x, top - (3 + 2 * face.lips) * arch, top - 1.0, 20, red * 0.9)
+        self.band(x, upper, top - 1.0, 20, red * 0.9)
         self.add(x, top, 20, GUMS, 1)
 
     def landmarks(self) -> np.ndarray:

@@ -13,11 +13,8 @@ Lengths on a face are in face units: half the distance between the eyes is 25, t
 midway between them, x to the right, y down. Colours are RGB 0..255.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from types import SimpleNamespace as Traits
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +22,8 @@ VALENCES = ("neg", "neu", "pos")
 AROUSALS = ("low", "high")
 CLASSES = tuple(f"{valence}_{arousal}" for valence in VALENCES for arousal in AROUSALS)
 PRETRAIN_SPEAKERS_FROM = 1000  # labelled speakers count from 0, so the two sets never share one
-PARTS = ("speaker", "class", "speech", "expression", "delivery", "scene")
-STREAMS = (*PARTS, "tracks", "wall", "detector", "sound")  # of random numbers
+# Of random numbers, in this order.
+STREAMS = "speaker class speech expression delivery scene tracks wall detector sound".split()
 
 FRAME_RATE = 25
 CONTROL_RATE = 100  # one value of a curve every 10 ms
@@ -55,8 +52,7 @@ SOUNDS = np.array([  # formants in Hz, the rest 0..1; lips from -1 spread to 1 r
 VOWELS, CONSONANTS = np.arange(1, 6), np.array([0, 6, 7, 8, 9, 10])
 
 
-@dataclass(frozen=True)
-class ClipKey:
+class ClipKey(NamedTuple):
     """Which clip: the numbers that all its random draws are seeded with."""
 
     seed: int
@@ -79,8 +75,7 @@ class ClipKey:
         return f"{self.speaker_name}_c{self.clip:03d}"
 
 
-@dataclass(frozen=True)
-class Clip:
+class Clip(NamedTuple):
     """All that is needed to draw and to voice one clip; each part has named numbers."""
 
     key: ClipKey

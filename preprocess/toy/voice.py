@@ -1,7 +1,5 @@
 """The sound of one clip: glottal pulses and breath through formants, on the planned envelope."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from preprocess.toy.plan import CONTROL_RATE, FRAME_RATE, Clip, smooth

@@ -11,9 +11,8 @@ import soundfile
 
 from hicmae.data.clip_list import read_labelled_list, read_pretrain_list
 from preprocess import data_sets
-from preprocess.lists import building
-from preprocess.lists.annotations import read_lines, read_table
-from preprocess.lists.clips import Candidate, find_halves, write_lists
+from preprocess.annotations import read_lines, read_table
+from preprocess.lists import Candidate, find_halves, write_lists
 from tests.preprocess.trees import ROOT, Tree
 
 FIVE = [f"{actor}_DFA_ANG_XX" for actor in (1001, 1019, 1037, 1055, 1073)]  # one a fold
@@ -225,7 +224,7 @@ def test_lists_go_where_the_experiment_script_looks(script, name, tree, monkeypa
     tree.clips([*FIVE, "00001", "00002"])
     mafw_split(tree, "single", ["00001.mp4 anger"], ["00002.mp4 fear"])
     werewolf_xl(tree)
-    monkeypatch.setattr(building, "SAVED_DATA", tree.root / "saved/data")
+    monkeypatch.setattr("preprocess.lists.SAVED_DATA", tree.root / "saved/data")
     monkeypatch.chdir("/")  # scripts work from any folder
     assert tree.make(f"{name}_av", output=False) == 0
     assert (tree.root / "saved/data" / place / "split03/train.csv").is_file()

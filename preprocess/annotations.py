@@ -1,7 +1,5 @@
 """Read annotation files as people write them; errors name file and line."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io
