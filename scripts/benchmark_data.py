@@ -115,10 +115,11 @@ def spend(name, work, *values, **options):
     return result
 spend("torch", importlib.import_module, "torch")
 commands = spend("other imports", importlib.import_module, "hicmae.inference.commands")
-from hicmae.inference import clips, forward
+from hicmae.inference import clips
 recognizer = spend("model", commands.EmotionRecognizer.from_checkpoint, sys.argv[1], "cpu")
 clips.find_people = functools.partial(spend, "decoding and faces", clips.find_people)
-forward.scores = functools.partial(spend, "network", forward.scores)
+model = recognizer.model
+model.forward = functools.partial(spend, "network", model.forward)
 rest = "sound, cutting out, spectrograms"
 spend(rest, recognizer.predict, sys.argv[2], audio=sys.argv[3])
 seconds[rest] -= seconds["decoding and faces"] + seconds["network"]

@@ -32,7 +32,7 @@ from hicmae.config import FinetuneConfigs, PretrainConfigs
 from hicmae.config.flags import from_dict
 from hicmae.data.batches import LabelledBatch, PretrainBatch, ViewBatch
 from hicmae.data.masking import random_mask, tube_mask
-from hicmae.inference import formats, forward
+from hicmae.inference import formats
 from hicmae.inference.commands import read_items
 from hicmae.inference.export import export_checkpoint
 from hicmae.inference.recognizer import EmotionRecognizer
@@ -468,7 +468,7 @@ def network_times(
         streams = recognizer.config.modality
         given = (video if "v" in streams else None, audio if "a" in streams else None)
         with torch.inference_mode(), recognizer.precision.autocast():
-            forward.scores(recognizer.model, *given)
+            recognizer.model(*given)
 
     steps = {kind: (lambda r=recognizer: step(r)) for kind, recognizer in kinds.items()}
     return compared(measure_in_turns(steps, config.steps, config.warmup), "fp32", count)

@@ -5,7 +5,6 @@ export.py       exports written, with a model card, and put on a model hub
 formats.py      ONNX and torch.export, and an .onnx as a model
 clips.py        which windows a model reads of a clip, whose faces, and these as tensors
 speaker.py      which of several people in a film the sound belongs to
-forward.py      what a model says of a batch, also where one stream is missing
 recognizer.py   EmotionRecognizer, which puts it all together, and its answers
 pictures.py     scores over time as a picture; a copy of the film with the answers drawn in
 timeline.py     a page with the film and its answers, subtitles, tiers for ELAN

@@ -64,17 +64,15 @@ def check_film(path: Path, limits: Limits) -> None:
     """Refuse a film before any work; UnreadableClip says by how much it is outside the limits."""
     size, name = path.stat().st_size / 1e6, str(path)
     if size > limits.max_mb:
-        text = f"The film has {size:.0f} MB; up to {limits.max_mb:g} MB are allowed."
-        raise UnreadableClip(text)
+        raise UnreadableClip(f"The film has {size:.0f} MB; up to {limits.max_mb:g} MB are allowed.")
     is_film = streams_of(name)[0]
     seconds = Film(name).clock.duration if is_film else decode_sound(name).seconds
     text = f"The film lasts {seconds:.1f} s"
     if seconds < LEAST_SECONDS:
-        text += f", too short to judge: at least {LEAST_SECONDS:g} s are needed."
-        raise UnreadableClip(text)
+        raise UnreadableClip(f"{text}, too short to judge: {LEAST_SECONDS:g} s are needed.")
     if seconds > limits.max_seconds:
-        text += f"; up to {limits.max_seconds:g} s are allowed. Cut it, or use hicmae-predict."
-        raise UnreadableClip(text)
+        advice = "Cut it, or use hicmae-predict."
+        raise UnreadableClip(f"{text}; up to {limits.max_seconds:g} s are allowed. {advice}")
 
 
 @dataclass
@@ -99,7 +97,7 @@ class Demo:
         """
         remove_results(results)
         if not film:
-            return _told("Choose a film first, or record one."), None, *_buttons(None), gr.skip()
+            return *_told("Choose a film first, or record one."), gr.skip()
         path = Path(film)
         try:
             check_film(path, self.limits)
@@ -107,7 +105,7 @@ class Demo:
         except (UnreadableClip, ValueError) as error:
             advice = next((text for kind, text in ADVICE.items() if isinstance(error, kind)), "")
             reason = describe(error).replace(str(path), path.name)
-            return _told(advice, reason), None, *_buttons(None), gr.skip()
+            return *(_told(advice, reason) if advice else _told(reason)), gr.skip()
         page = html.escape((folder / "answer.html").read_text("utf-8"), quote=True)
         frame = f'<iframe id="answer" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
         if path.parent.parent == self.folder:  # each upload has a folder of its own
@@ -150,10 +148,11 @@ def remove_results(folder: str | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _told(advice: str, reason: str = "") -> str:
-    first, second = (advice, reason) if advice else (reason, "")
-    more = f"<small>{html.escape(second)}</small>" if second else ""
-    return f'<div class="told" role="alert">{html.escape(first)}{more}</div>'
+def _told(text: str, more: str = "") -> tuple[Any, ...]:
+    """Return what stands in place of an answer, of its folder and of the buttons."""
+    more = f"<small>{html.escape(more)}</small>" if more else ""
+    shown = f'<div class="told" role="alert">{html.escape(text)}{more}</div>'
+    return shown, None, *_buttons(None)
 
 
 DOWNLOADS = {"csv": "Table (csv)", "json": "All (json)", "mp4": "Film with answers", "html": "Page"}

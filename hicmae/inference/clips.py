@@ -1,11 +1,12 @@
 """What a model reads of a clip: windows, the faces seen in them, and these as tensors."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -65,11 +66,18 @@ def likeliest(scores: Mapping[str, float], min_confidence: float) -> str:
     return best if scores[best] >= min_confidence or not min_confidence else UNSURE
 
 
-def is_flat(waveform: np.ndarray | Sound) -> bool:
-    """Tell whether all samples are the same; a long sound is read in parts."""
-    step = 60 * SAMPLE_RATE
+def sound_of(source: Source) -> np.ndarray | Sound:
+    """Return the sound of a source; NoSound where it is too short, or all its samples are equal."""
+    waveform = source.sound
+    if len(waveform) < WINDOW:
+        length, least = (1000 * n / SAMPLE_RATE for n in (len(waveform), WINDOW))
+        text = f"{length:.0f} ms of sound, expected at least {least:.0f} ms"
+        raise NoSound(f"'{source.heard}' is too short: {text}")
+    first, step = waveform[:1], 60 * SAMPLE_RATE  # a long sound is read in parts
     parts = (waveform[start : start + step] for start in range(0, len(waveform), step))
-    return all((part == waveform[:1]).all() for part in parts)
+    if all((part == first).all() for part in parts):
+        raise NoSound(f"'{source.heard}' is silent: all its samples are {first[0]:g}")
+    return waveform
 
 
 def sliding(
@@ -125,7 +133,7 @@ def as_tested(
     windows = []
     for frames in test_windows(count, config.test_num_segment, clip.num_frames, clip.sampling_rate):
         first, samples = int(frames[0]), None
-        last = min(first + clip.span, count - 1)
+        last = min(first + clip.num_frames * clip.sampling_rate, count - 1)
         if num_samples is not None:
             span = frames_to_samples(first, last, count, num_samples)
             samples = span_or_whole(source, *span, num_samples, clip.input_size_audio[0])
@@ -133,6 +141,13 @@ def as_tested(
         start, end = float(moments[first]), float(moments[last])
         windows.append(Window(start, end, frames=seen, samples=samples))
     return windows
+
+
+def stand_ins(clip: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Return black frames, uint8 (3, T, H, W), and digital silence, (1, T, F)."""
+    side, size = clip.input_size, clip.input_size_audio
+    black = torch.zeros((3, clip.num_frames, side, side), dtype=torch.uint8)
+    return black, fbank(torch.zeros(size[0] * HOP + WINDOW), size)
 
 
 def _frame_step(times: np.ndarray) -> float:
@@ -198,6 +213,10 @@ class View(NamedTuple):
     audio: Tensor | None
 
 
+# Of the number of a window, its pictures (None: not seen) and its sound: who speaks, None: nobody.
+Chooser = Callable[[int, Sequence[Tensor | None], Tensor], int | None]
+
+
 @dataclass
 class Clip:
     """A clip on its way through a model. The keys of dicts are (person, window)."""
@@ -207,7 +226,7 @@ class Clip:
     config: ModelConfig
     streams: str  # what is read of it, a part of the model's modality
     options: Options
-    windows: list[Window] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)  # as they are planned
     frames: LookedAt | None = None  # of all windows; None: no picture is read
     times: np.ndarray | None = None  # of these frames
     points: np.ndarray | None = None  # of the people's faces; None takes frames as they are
@@ -215,12 +234,8 @@ class Clip:
     num_people: int = 1  # with an answer of their own
     waveform: np.ndarray | Sound | None = None  # (S,); None: no sound is read
     notes: list[str] = field(default_factory=list)  # what the user should know
-    missing: dict[tuple[int, int], str] = field(default_factory=dict)  # what cannot be read whole
-    # Who speaks, of the number of a window, its pictures and its sound; None: it is not asked.
-    choose: Callable[[int, list[Tensor | None], Tensor], int | None] | None = None
-    speakers: dict[int, int | None] = field(default_factory=dict)  # by window; None: nobody
-    rows: dict[tuple[int, int], dict[str, np.ndarray]] = field(default_factory=dict)  # said of each
-    waiting: int = 0  # views without a row
+    seen: dict[tuple[int, int], Window] = field(default_factory=dict)  # what is missing, who speaks
+    rows: dict[tuple[int, int], dict[str, np.ndarray]] = field(default_factory=dict)  # {}: not yet
     error: UnreadableClip | None = None  # why nothing can be said
 
     @property
@@ -244,79 +259,71 @@ class Clip:
         rate = self.config.preprocessing.frame_rate
         source = open_source(self.video, self.audio, rate, self.streams)
         try:
-            waveform = source.sound if "a" in self.streams else None
-            if waveform is not None and len(waveform) < WINDOW:
-                heard, least = (1000 * n / SAMPLE_RATE for n in (len(waveform), WINDOW))
-                text = f"{heard:.0f} ms of sound, expected at least {least:.0f} ms"
-                raise NoSound(f"'{source.heard}' is too short: {text}")
-            if waveform is not None and is_flat(waveform):
-                level = f"{waveform[:1][0]:g}"
-                raise NoSound(f"'{source.heard}' is silent: all its samples are {level}")
-            self.waveform = waveform
+            self.waveform = sound_of(source) if "a" in self.streams else None
         except NoSound as error:
             if not (self.may_miss and source.has_picture):
                 raise
             self.notes.append(f"{error}; answered by the picture alone")
         try:
-            if "v" in self.streams and not source.has_picture:
-                raise NoPicture(f"'{source.path}' has no picture, only sound")
-            self._plan(source, source.times if "v" in self.streams else None)
-            if "v" in self.streams:
-                self._look(source)
+            self._plan(source, "v" in self.streams)
         except (NoPicture, NoFace) as error:
             if not self.may_miss or self.waveform is None:  # one of the two must be there
                 raise
             self.notes.append(f"{error}; answered by the sound alone")
-            self._plan(source, None)
             self.frames = None
+            self._plan(source, False)
         return len(self.windows) * self.num_people
 
-    def _plan(self, source: Source, times: np.ndarray | None) -> None:
+    def _plan(self, source: Source, is_seen: bool) -> None:
+        """Plan the windows; where pictures are read, whose faces are cut out of which frames."""
+        if is_seen and not source.has_picture:
+            raise NoPicture(f"'{source.path}' has no picture, only sound")
+        times = source.times if is_seen else None
         num_samples = None if self.waveform is None else len(self.waveform)
-        if self.options.protocol == "test":
+        clip, options = self.config.preprocessing, self.options
+        if options.protocol == "test":
             self.windows = as_tested(times, num_samples, self.config, source.path)
         else:
-            sizes = self.config.preprocessing, self.options.window, self.options.overlap
-            self.windows = sliding(times, num_samples, *sizes)
-
-    def _look(self, source: Source) -> None:
-        """Note the frames of all windows, and whose faces are to be cut out of them."""
+            self.windows = sliding(times, num_samples, clip, options.window, options.overlap)
+        if times is None:
+            return
         frames = [window.frames for window in self.windows if window.frames is not None]
         wanted = np.unique(np.concatenate(frames))
-        self.frames, self.times = LookedAt(source, wanted.tolist()), source.times[wanted]
-        faces = self.options.faces
-        if faces == "cut" or (faces == "auto" and isinstance(source, FaceFrames)):
+        self.frames, self.times = LookedAt(source, wanted.tolist()), times[wanted]
+        if options.faces == "cut" or (options.faces == "auto" and isinstance(source, FaceFrames)):
             return
-        everyone, least = faces == "all", max(self.config.preprocessing.num_frames // 2, 1)
+        everyone, least = options.faces == "all", max(clip.num_frames // 2, 1)
         self.points, self.boxes, crowded = find_people(self.frames, self.times, everyone, least)
         self.num_people = len(self.points)
         if crowded > CROWDED and not everyone:
             text = "of the frames show several faces; this is about the main one"
             self.notes.append(f"{100 * crowded:.0f} % {text}")
 
-    def views(self) -> Iterator[View]:
+    def views(self, choose: Chooser | None = None) -> Iterator[View]:
         """Yield the views, by window, once it is prepared.
 
-        A window without a stream that the model reads is noted in `missing`; only where one
-        `may_miss` it is not left out.
+        All that are `seen` are noted; where a stream that the model reads is missing, only what
+        `may_miss` one is yielded. With `choose` only the speaker of a window has its sound.
         """
         for number, pictures in enumerate(self._pictures()):
-            audio, speaker = self._sound(self.windows[number]), None
-            if self.choose is not None and audio is not None:
-                alone = self.num_people == 1
-                speaker = 0 if alone else self.choose(number, pictures, audio)
-                self.speakers[number] = speaker
+            window = self.windows[number]
+            audio, speaker = self._sound(window), None
+            if choose is not None and audio is not None:
+                speaker = choose(number, pictures, audio)
             for person, video in enumerate(pictures):
-                listens = number in self.speakers and person != speaker  # the sound is another's
-                heard, why = (None if listens else audio), "no sound"
-                if listens:
-                    why = "speaker unclear" if speaker is None else "another speaks"
-                parts = (("v", video, "no face"), ("a", heard, why))
+                speaks = None if choose is None else person == speaker
+                heard, silence = audio, "no sound"
+                if speaks is False and audio is not None:  # the sound is another's
+                    heard = None
+                    silence = "speaker unclear" if speaker is None else "another speaks"
+                parts = (("v", video, "no face"), ("a", heard, silence))
                 lacking = [text for s, part, text in parts if s in self.streams and part is None]
-                if lacking:
-                    self.missing[person, number] = " and ".join(lacking)
-                may_miss = (self.may_miss or listens) and len(lacking) < len(self.streams)
-                if not lacking or may_miss:
+                status, least = " and ".join(lacking), self.options.min_confidence
+                noted = replace(window, status=status, speaker=speaks, min_confidence=least)
+                self.seen[person, number] = noted
+                may_miss = self.may_miss or heard is not audio
+                if not lacking or (may_miss and len(lacking) < len(self.streams)):
+                    self.rows[person, number] = {}
                     yield View(person, number, video, heard)
 
     def _sound(self, window: Window) -> Tensor | None:
@@ -328,9 +335,12 @@ class Clip:
             start, stop = 0, len(self.waveform)  # a short clip is heard whole, as trained
         return fbank(self.waveform[start:stop], size) if stop - start >= WINDOW else None
 
-    def _pictures(self) -> Iterator[list[Tensor | None]]:
+    def _pictures(self) -> Iterator[Sequence[Tensor | None]]:
         """Yield the pixels of each window for each person: (3, T, H, W), or None unseen."""
-        frames = enumerate(self.frames or ())
+        if self.frames is None:
+            yield from ([None] * self.num_people for _ in self.windows)
+            return
+        frames = enumerate(self.frames)
         size, crop = (self.config.preprocessing.input_size,) * 2, "none"
         if self.config.task == "pretraining":  # frames that are taken as they are are cut as there
             told = self.config.training.get("settings", {})
@@ -339,10 +349,6 @@ class Clip:
             crop = source_crop_of(told.get("data_path")) if crop == "auto" else crop
         held: dict[int, list[np.ndarray]] = {}  # views of each person, by place among the frames
         for window in self.windows:
-            pictures: list[Tensor | None] = [None] * self.num_people
-            if self.frames is None:
-                yield pictures
-                continue
             places = np.searchsorted(self.frames.indices, np.asarray(window.frames))
             held = {place: views for place, views in held.items() if place >= places[0]}
             while max(held, default=-1) < places[-1]:
@@ -355,6 +361,7 @@ class Clip:
                     images = [align(frame, points[place], FACE_SIZE) for points in self.points]
                 # squashed to a square, as in training
                 held[place] = [np.asarray(resize(Image.fromarray(image), size)) for image in images]
+            pictures: list[Tensor | None] = [None] * self.num_people
             for number in range(self.num_people):
                 if self.boxes is None or np.isfinite(self.boxes[number, places, 0]).mean() >= SEEN:
                     pictures[number] = to_tensor([held[place][number] for place in places])

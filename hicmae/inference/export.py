@@ -70,15 +70,6 @@ def write_export(output: str | Path, config: ModelConfig, weights: Mapping[str, 
     write_card(output, config)
 
 
-def write_card(folder: Path, config: ModelConfig) -> None:
-    """Write README.md, the model card, to a folder; one of others stays."""
-    card = folder / CARD
-    if card.is_file() and FRONT not in card.read_text(encoding="utf-8", errors="replace"):
-        logger.warning("'%s' is no model card of hicmae and stays as it is", card)
-    else:
-        write_whole(card, model_card(config))
-
-
 # Runs
 
 
@@ -136,9 +127,8 @@ def _frame_rate(saved: Mapping[str, Any]) -> float | None:
         return None
     task, root = settings.get("task", "classification"), settings.get("data_root", "")
     with suppress(OSError, ValueError):
-        for clip in spread(
-            read_labelled_list(f"{settings['data_path']}/train.csv", task, None, root)
-        ):
+        clips = read_labelled_list(f"{settings['data_path']}/train.csv", task, None, root)
+        for clip in spread(clips):
             with suppress(UnreadableClip, OSError, soundfile.LibsndfileError, ZeroDivisionError):
                 seconds = soundfile.info(os.fsencode(str(clip.audio))).duration
                 rates.append(len(FrameFolder(clip.video)) / seconds)
@@ -148,8 +138,12 @@ def _frame_rate(saved: Mapping[str, Any]) -> float | None:
 # Model card
 
 
-def model_card(config: ModelConfig) -> str:
-    """Return the text of README.md: what the model is, where it comes from, how good it is."""
+def write_card(folder: Path, config: ModelConfig) -> None:
+    """Write README.md: what the model is, whence it comes, how good it is; one of others stays."""
+    path = folder / CARD
+    if path.is_file() and FRONT not in path.read_text(encoding="utf-8", errors="replace"):
+        logger.warning("'%s' is no model card of hicmae and stays as it is", path)
+        return
     told, settings = config.training, config.training.get("settings", {})
     data, streams = settings.get("data_path"), "audio" if config.modality == "a" else "video"
     tags = {"pretraining": "feature-extraction", "classification": f"{streams}-classification"}
@@ -171,7 +165,7 @@ def model_card(config: ModelConfig) -> str:
         tested=_short(Path(data, "test.csv")) if data else "its test list",
         scores={n: told["scores"][n] for n in SHOWN if n in told.get("scores", {})},
     )
-    return encodable(str(card)) + "\n"
+    write_whole(path, encodable(str(card)) + "\n")
 
 
 def _short(path: Any) -> str:

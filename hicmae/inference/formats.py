@@ -58,8 +58,13 @@ class Graph(nn.Module):
 
     def forward(self, video: Tensor | None, audio: Tensor | None) -> Tensor:
         """Return (B, K) logits or regression outputs, as `HiCMAEClassifier` does."""
-        given = {"v": video, "a": audio}
-        return self.run(*(given[stream] for stream in "va" if stream in self.modality))
+        given = {"video": video, "audio": audio}
+        return self.run(*(given[name] for name in inputs_of(self.modality)))
+
+
+def inputs_of(modality: str) -> list[str]:
+    """Return the names of the inputs, the streams that are read, in order."""
+    return [name for name in ("video", "audio") if name[0] in modality]
 
 
 def need(package: str) -> ModuleType:
@@ -104,9 +109,9 @@ def open_onnx(path: str | Path) -> tuple[Graph, ModelConfig]:
 # Writing
 
 
-def spread(clips: Sequence[Any], count: int = COMPARED) -> Sequence[Any]:
-    """Return at most so many of some clips, from all over the list."""
-    return clips[:: max(len(clips) // count, 1)][:count]
+def spread(clips: Sequence[Any]) -> Sequence[Any]:
+    """Return `COMPARED` of some clips at most, from all over the list."""
+    return clips[:: max(len(clips) // COMPARED, 1)][:COMPARED]
 
 
 def write(
@@ -125,24 +130,21 @@ def write(
         ValueError: the answers differ by more than the format may, and nothing is written; no clip
             can be read; a package is missing.
     """
-    if recognizer.config.task == "pretraining":
+    model, config, kind = recognizer.model, recognizer.config, FORMATS[name]
+    if config.task == "pretraining":
         raise ValueError(
             f"this is a pre-training checkpoint, expected a classifier for --format {name}; "
             "fine-tune it first, or export it with --format hub"
         )
-    kind, modality = FORMATS[name], recognizer.config.modality
     with whole_file(output) as part:
         with _quiet():
             if name == "torch":
-                program = _program(recognizer.model, recognizer.config)
-                told = {CONFIG: recognizer.config.to_json()}
-                torch.export.save(program, part, extra_files=told)
-                graph = Graph(modality, torch.export.load(part).module())
+                told = {CONFIG: config.to_json()}
+                torch.export.save(_program(model, config), part, extra_files=told)
+                graph = Graph(config.modality, torch.export.load(part).module())
             else:
-                write_onnx(recognizer.model, recognizer.config, part)
-                if name == "int8":
-                    quantise(part)
-                graph = open_onnx(part)[0]
+                write_onnx(model, config, part, name == "int8")
+                graph, _ = open_onnx(part)
         found = compare(recognizer, replace(recognizer, model=graph), clips, **reading)
         text = (
             f"{name} and PyTorch about {found['windows']:.0f} windows (clips: "
@@ -187,61 +189,57 @@ def compare(
             f"none of {len(clips)} clips to compare with can be read, the last: {failed[-1]}; name "
             "a list with --data_path"
         )
-    mine, theirs = (
-        np.array(
-            [[*w.scores.values()] for a in each for w in getattr(a, "windows", ()) if w.scores]
-        )
-        for each in both
+    windows = (
+        [w for a in answers for w in getattr(a, "windows", ()) if w.scores] for answers in both
     )
-    same = 1.0
-    if recognizer.config.task == "classification":
-        same = float((mine.argmax(axis=1) == theirs.argmax(axis=1)).mean())
-    difference = float((np.abs(mine - theirs) / np.maximum(np.abs(mine), 1)).max())
-    count = len(clips) - len(failed)
-    return {"clips": count, "windows": len(mine), "difference": difference, "same": same}
+    mine, theirs = (np.array([[*w.scores.values()] for w in part]) for part in windows)
+    is_same = mine.argmax(axis=1) == theirs.argmax(axis=1)
+    is_class = recognizer.config.task == "classification"
+    return {
+        "clips": len(clips) - len(failed),
+        "windows": len(mine),
+        "difference": float((np.abs(mine - theirs) / np.maximum(np.abs(mine), 1)).max()),
+        "same": float(is_same.mean()) if is_class else 1.0,
+    }
 
 
-def write_onnx(model: nn.Module, config: ModelConfig, path: Path) -> None:
-    """Write an ONNX file."""
+def write_onnx(model: nn.Module, config: ModelConfig, path: Path, int8: bool = False) -> None:
+    """Write an ONNX file; `int8` weights have 8 bits, and activations where they meet these."""
     onnx, _ = need("onnx"), need("onnxscript")
-    names = [{"v": "video", "a": "audio"}[stream] for stream in "va" if stream in config.modality]
-    options: Any = {"input_names": names, "output_names": ["scores"], "verbose": False}
-    program: Any = torch.onnx.export(_program(model, config), dynamo=True, **options)
+    names: Any = {"input_names": inputs_of(config.modality), "output_names": ["scores"]}
+    program: Any = torch.onnx.export(_program(model, config), dynamo=True, verbose=False, **names)
     proto = program.model_proto
+    if int8:
+        quantization = need("onnxruntime.quantization")
+        with TemporaryDirectory() as folder:
+            ready, small = Path(folder, "ready"), Path(folder, "small")
+            quantization.quant_pre_process(proto, ready, skip_symbolic_shape=True)
+            quantization.quantize_dynamic(ready, small, per_channel=True)
+            proto = onnx.load(small)
     onnx.helper.set_model_props(proto, {METADATA: config.to_json()})
-    onnx.save(proto, path)
-
-
-def quantise(path: Path) -> None:
-    """Give an .onnx weights of 8 bits, and activations where they meet these."""
-    onnx, quantization = need("onnx"), need("onnxruntime.quantization")
-    with TemporaryDirectory() as folder:
-        ready, small = Path(folder, "ready"), Path(folder, "small")
-        quantization.quant_pre_process(path, ready, skip_symbolic_shape=True)
-        quantization.quantize_dynamic(ready, small, per_channel=True)
-        proto = onnx.load(small)
-    told = {item.key: item.value for item in onnx.load(path).metadata_props}
-    onnx.helper.set_model_props(proto, {METADATA: told[METADATA]})
     onnx.save(proto, path)
 
 
 def _program(model: nn.Module, config: ModelConfig) -> torch.export.ExportedProgram:
     """Trace a model for any number of clips; streams that it does not read are no inputs."""
     clip, batch = config.preprocessing, {0: torch.export.Dim("batch")}
-    video = torch.zeros(2, 3, clip.num_frames, clip.input_size, clip.input_size)
-    examples = {"v": video, "a": torch.zeros(2, 1, *clip.input_size_audio)}
-    read = {stream: tensor for stream, tensor in examples.items() if stream in config.modality}
-    shapes = (tuple(batch for _ in read),)
-    return torch.export.export(_Read(model, [*read]), tuple(read.values()), dynamic_shapes=shapes)
+    shapes = {
+        "video": (3, clip.num_frames, clip.input_size, clip.input_size),
+        "audio": (1, *clip.input_size_audio),
+    }
+    names = inputs_of(config.modality)
+    examples = tuple(torch.zeros(2, *shapes[name]) for name in names)
+    sizes = (tuple(batch for _ in names),)
+    return torch.export.export(_Read(model, names), examples, dynamic_shapes=sizes)
 
 
 class _Read(nn.Module):
     """A classifier called with the streams that it reads."""
 
-    def __init__(self, model: nn.Module, read: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.model, self.read = model, read
+        self.model, self.names = model, names
 
     def forward(self, *streams: Tensor) -> Tensor:
-        given = dict(zip(self.read, streams, strict=True))
-        return self.model(given.get("v"), given.get("a"))
+        given = dict(zip(self.names, streams, strict=True))
+        return self.model(given.get("video"), given.get("audio"))

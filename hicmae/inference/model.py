@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from typing import get_type_hints as hints
 
 import torch
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import hicmae
-from hicmae.config import WIDTHS
+from hicmae.config import CLASSIFIERS, ClipConfig
+from hicmae.config.flags import option
 from hicmae.data.audio import FBANK_MEAN, FBANK_STD, SAMPLE_RATE
 from hicmae.data.clip_list import chosen_names, names_of_run
 from hicmae.io import IMAGENET, encodable
 from hicmae.models.encoder import BUILDERS, HubModel
-from hicmae.models.finetune import ACTIVATIONS
+from hicmae.models.finetune import ACTIVATIONS, SUFFIXES
 from hicmae.models.pretrain import HiCMAE
 from hicmae.training import trained
 from hicmae.training.trained import FORMAT, FORMAT_VERSION, Trained
@@ -57,29 +58,18 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(ClipConfig):
     """How a clip becomes the network's input.
 
-    `frame_rate` is that of the videos the model was trained on: it says how many seconds of them
-    the model sees at once.
+    The frame rate says how many seconds of a video the model sees at once.
     """
 
-    num_frames: int = 16
-    sampling_rate: int = 4
-    input_size: int = 160
-    input_size_audio: tuple[int, int] = (256, 128)
-    tubelet_size: int = 2
-    frame_rate: float = 25.0
-
-    @property
-    def span(self) -> int:
-        """Frames that a window covers."""
-        return self.num_frames * self.sampling_rate
+    frame_rate: float = option(25.0, "frames a second of the videos it was trained on", "> 0")
 
     @property
     def clip_seconds(self) -> float:
         """Length of what the model sees at once."""
-        return self.span / self.frame_rate
+        return self.num_frames * self.sampling_rate / self.frame_rate
 
 
 @dataclass(frozen=True)
@@ -119,9 +109,12 @@ def parse_config(content: Mapping[str, Any], source: Path | str) -> ModelConfig:
 
     try:
         sizes = known(Architecture, content["architecture"])
+        if sizes.model not in CLASSIFIERS:
+            text = f"its network is {sizes.model!r}, expected one of {', '.join(CLASSIFIERS)}"
+            raise ValueError(text)
         clip = known(Preprocessing, content["preprocessing"])
         return known(ModelConfig, {**content, "architecture": sizes, "preprocessing": clip})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"'{source}' describes no model of this project: {error}") from None
 
 
@@ -146,56 +139,54 @@ def read_model(
     model = trained.read(path)
     given = {name: value for name, value in overrides.items() if value is not None}
     trained.check_agrees(model, given, given)
-    if model.config is None:
-        return _of_run(model, class_names, given)
-    config = parse_config(model.config, model.source)
+    content = model.config or _content_of_run(model, class_names, given)
+    config = parse_config(content, model.source)
     if class_names:
         config = replace(config, names=chosen_names(class_names, len(config.names)))
     return config, model.weights
 
 
-def _of_run(
+def _content_of_run(
     model: Trained, class_names: Sequence[str], given: Mapping[str, Any]
-) -> tuple[ModelConfig, dict[str, Tensor]]:
-    names, told = tuple[str, ...](), {**model.told, **given}
+) -> dict[str, Any]:
+    """Return what a config.json would say of a model, by its weights and the run's settings."""
     settings = {"task": "classification", **model.settings, **given}
+    settings |= {"class_names": class_names} if class_names else {}
     if "modality" not in settings:
         raise ValueError(
             f"'{model.source}' holds no HiCMAE model: expected weights named encoder.* or "
             f"encoder_audio.*, got {', '.join(list(model.weights)[:3])}"
         )
-    task = settings["task"]
-    if task != "pretraining":
-        chosen = {"class_names": class_names} if class_names else {}
-        names = names_of_run({**settings, **chosen}, task, settings["nb_classes"])
     trained.warn_of_clips(model, given)
+    task, names = settings["task"], tuple[str, ...]()
+    if task != "pretraining":
+        names = names_of_run(settings, task, settings["nb_classes"])
+    depth, depth_audio, fusion_depth = (settings.get(name, 0) for name in trained.DEPTHS)
+    activation = settings.get("head_activation")
+    sizes = {
+        "model": settings["model"].replace("pretrain_hicmae", "avit"),
+        "depth": depth or depth_audio,  # an encoder that is left out has some, too
+        "depth_audio": depth_audio or depth,
+        "fusion_depth": fusion_depth or 1,
+        "head_activation": activation if activation in ACTIVATIONS else None,
+        "options": {n: settings[n] for n, v in OPTIONS.items() if settings.get(n, v) != v},
+    }
+    told = {**model.told, **given}
     training = {
         "checkpoint": Path(model.source).name,
         "epoch": model.epoch if isinstance(model.epoch, (int, str)) else None,
         "settings": {name: value for name, value in told.items() if _is_plain(value)},
     }
-    usual = vars(Preprocessing())
-    clip = {n: type(value)(settings[n]) for n, value in usual.items() if settings.get(n)}
-    parts = _architecture(settings, model.source), Preprocessing(**clip)
-    segments = int(settings.get("test_num_segment") or 2)
-    config = ModelConfig(task, settings["modality"], names, *parts, segments, training=training)
-    return config, model.weights
-
-
-def _architecture(settings: Mapping[str, Any], source: Path | str) -> Architecture:
-    width = int(settings["model"].split("_dim")[1].split("_")[0])
-    if width not in WIDTHS:
-        sizes = f"expected one of {', '.join(map(str, WIDTHS))}, the sizes of HiCMAE"
-        raise ValueError(f"'{source}' has encoders of width {width}, {sizes}")
-    activation = settings.get("head_activation")
-    depth, depth_audio, fusion_depth = (settings.get(n, 0) for n in trained.DEPTHS)
-    return Architecture(
-        f"avit_dim{width}_patch16_160_a256",
-        *(depth or depth_audio, depth_audio or depth, fusion_depth or 1),
-        init_values=settings["init_values"],
-        head_activation=activation if activation in ACTIVATIONS else None,
-        options={n: settings[n] for n, v in OPTIONS.items() if settings.get(n, v) != v},
-    )
+    clip = {name: value for name, value in settings.items() if value}
+    return {
+        "task": task,
+        "modality": settings["modality"],
+        "names": names,
+        "architecture": settings | sizes,
+        "preprocessing": clip,
+        "test_num_segment": int(settings.get("test_num_segment") or 2),
+        "training": training,
+    }
 
 
 def _is_plain(value: Any) -> bool:
@@ -214,14 +205,12 @@ class _Undrawn(TorchFunctionMode):
 
 def build(config: ModelConfig) -> HubModel:
     """Create the classifier of a description; of a pre-training it is the encoders that count."""
-    sizes, clip = asdict(config.architecture), config.preprocessing
-    name = sizes.pop("model")
-    if name not in BUILDERS:
-        raise ValueError(f"config.json names the model {name!r}, expected one of {[*BUILDERS]}")
-    sizes |= sizes.pop("options") | {"img_size": clip.input_size, "modality": config.modality}
-    sizes |= {n: getattr(clip, n) for n in ("num_frames", "tubelet_size")}
-    sizes |= {"img_size_audio": clip.input_size_audio, "num_classes": max(len(config.names), 1)}
-    return cast(HubModel, BUILDERS[name](**sizes))
+    sizes = asdict(config.architecture)
+    make, options = BUILDERS[sizes.pop("model")], sizes.pop("options")
+    clip, count = config.preprocessing.of_model(), max(len(config.names), 1)
+    sizes |= {"modality": config.modality, "num_classes": count}
+    model: HubModel = make(**sizes, **options, **clip)
+    return model
 
 
 def arguments_of(config: ModelConfig) -> dict[str, Any]:
@@ -229,19 +218,17 @@ def arguments_of(config: ModelConfig) -> dict[str, Any]:
 
     Of a pre-training the run's settings tell them.
     """
-    told, sizes = config.training.get("settings", {}), config.architecture
     with torch.device("meta"):
-        model = build(config)
-        if config.task == "pretraining":
-            known = {n: v for n, v in told.items() if n in inspect.signature(HiCMAE).parameters}
-            if "decoder_depth" not in known or config.modality != "av":
-                return {}
-            clip = {n: model.arguments[n] for n in ("num_frames", "img_size", "img_size_audio")}
-            known |= {f"encoder_{n}": getattr(sizes, n) for n in trained.DEPTHS}
-            known |= clip | {"tubelet_size": config.preprocessing.tubelet_size}
-            name = sizes.model.replace("avit", "pretrain_hicmae")
-            model = cast(HubModel, BUILDERS[name](**known))
-    return model.arguments
+        if config.task != "pretraining":
+            return build(config).arguments
+        told, sizes = config.training.get("settings", {}), config.architecture
+        known = {n: v for n, v in told.items() if n in inspect.signature(HiCMAE).parameters}
+        if "decoder_depth" not in known or config.modality != "av":
+            return {}
+        known |= {f"encoder_{name}": getattr(sizes, name) for name in trained.DEPTHS}
+        make = BUILDERS[sizes.model.replace("avit", "pretrain_hicmae")]
+        model: HubModel = make(**known | config.preprocessing.of_model())
+        return model.arguments
 
 
 def load_model(
@@ -254,7 +241,7 @@ def load_model(
     config, weights = read_model(path)
     with _Undrawn():
         model = build(config)
-    for stream, suffix in (("video", ""), ("audio", "_audio")):
+    for stream, suffix in SUFFIXES.items():
         if config.modality == "av" and streams is not None and stream[0] not in streams:
             for name in (f"encoder{suffix}", f"{stream}_layer_weights"):
                 setattr(model, name, None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from hicmae.config import Options, check_choice
 from hicmae.data.video import MODALITIES, normalise
-from hicmae.inference import forward
-from hicmae.inference.clips import Clip, View, Window, likeliest
+from hicmae.inference.clips import Clip, View, Window, likeliest, stand_ins
 from hicmae.inference.formats import Graph, open_onnx
 from hicmae.inference.model import ModelConfig, load_model
 from hicmae.inference.sources import Arrays, Asked, AskedClip, File, clip_and_sound
@@ -119,8 +118,8 @@ class Failure:
 class Features:
     """Features of a clip's windows.
 
-    Levels, (W, ...): those of `forward.features`. A pre-training checkpoint has the layers and the
-    fusion only, a model of one stream no fusion.
+    Levels, (W, ...): those of `HiCMAEClassifier.features`. A pre-training checkpoint has the layers
+    and the fusion only, a model of one stream no fusion.
     """
 
     file: str
@@ -332,22 +331,20 @@ class EmotionRecognizer:
         hidden = not self.progress
         for file in tqdm(files, "clips", disable=hidden or len(files) < 2):
             clip = Clip(*clip_and_sound(file), self.config, self.streams, chosen)
-            clip.choose = chooser(clip, chosen.speaker, self.contrast)
             queue.append(clip)
             try:
-                views = tqdm(clip.views(), "windows", clip.prepare(), leave=False, disable=hidden)
-                for view in views:
+                views = clip.views(chooser(clip, chosen.speaker, self.contrast))
+                for view in tqdm(views, "windows", clip.prepare(), leave=False, disable=hidden):
                     if on_view:
                         on_view(clip, view)
                     batch = batches[view.video is None, view.audio is None]  # of the same streams
                     batch.append((clip, view))
-                    clip.waiting += 1
                     if len(batch) == self.batch_size:
                         self._compute(batch, features)
             except UnreadableClip as error:
                 clip.error = error
             clip.waveform = clip.frames = None  # many clips may wait for their batch
-            while queue and not queue[0].waiting:
+            while queue and all(queue[0].rows.values()):
                 yield finish(queue.popleft())
         for batch in batches.values():
             self._compute(batch, features)
@@ -381,19 +378,21 @@ class EmotionRecognizer:
         """Give the views of a batch their rows, and empty it."""
         if not batch:
             return
-        device, sizes = self.precision.device, (len(batch), self.config.preprocessing)
+        model, device = cast(Any, self.model), self.precision.device
         videos = [view.video for _, view in batch if view.video is not None]
         audios = [view.audio for _, view in batch if view.audio is not None]
+        if self.missing_modality == "zeros" and self.config.modality == "av":
+            black, silence = stand_ins(self.config.preprocessing)
+            videos, audios = videos or [black] * len(batch), audios or [silence] * len(batch)
         video = normalise(torch.stack(videos).to(device)) if videos else None
         audio = torch.stack(audios).to(device) if audios else None
-        if self.missing_modality == "zeros" and self.config.modality == "av":
-            video = forward.stand_in("v", *sizes, device) if video is None else video
-            audio = forward.stand_in("a", *sizes, device) if audio is None else audio
         with self.precision.autocast():
             if features:
-                rows = forward.features(self.model, video, audio)
+                rows = model.features(video, audio)
+            elif self.config.modality == "av" and (video is None or audio is None):
+                rows = {"scores": model.score(model.features(video, audio)["fused"]).float()}
             else:
-                rows = {"scores": forward.scores(self.model, video, audio).float()}
+                rows = {"scores": model(video, audio).float()}
         if self.config.task == "pretraining":
             rows = {name: rows[name] for name in PRETRAINED_FEATURES if name in rows}
         elif self.config.task == "classification" and not features:
@@ -402,17 +401,16 @@ class EmotionRecognizer:
             temperature = 1.0 if tests else self.config.temperature
             rows = {"scores": (rows["scores"] / temperature).softmax(-1)}
         arrays = {name: value.float().cpu().numpy() for name, value in rows.items()}
-        for index, (of, view) in enumerate(batch):
+        for index, (clip, view) in enumerate(batch):
             row = {name: array[index] for name, array in arrays.items()}
-            of.rows[view.person, view.window] = row
-            of.waiting -= 1
+            clip.rows[view.person, view.window] = row
         batch.clear()
 
 
 def _finished(clip: Clip, features: bool, on_error: str) -> Any:
     """Return what is known of a clip, or why nothing is."""
     if not clip.error and not clip.rows:
-        reasons = ", ".join(sorted(set(clip.missing.values()))) or "it has no window"
+        reasons = ", ".join(sorted({window.status for window in clip.seen.values()}))
         clip.error = UnreadableClip(
             f"'{clip.file}' has no window with all that the model reads: {reasons}; "
             "missing_modality 'zeros' or 'drop' lets a model of both streams answer from one"
@@ -424,8 +422,7 @@ def _finished(clip: Clip, features: bool, on_error: str) -> Any:
     if not features:
         people = [_prediction_of(clip, person) for person in sorted({p for p, _ in clip.rows})]
         return people if clip.options.faces == "all" else people[0]
-    rows = [clip.rows[key] for key in sorted(clip.rows)]
-    windows = [clip.windows[number] for _, number in sorted(clip.rows)]
+    rows, windows = list(clip.rows.values()), [clip.seen[key] for key in clip.rows]
     names = [name for name in rows[0] if all(name in row for row in rows)]
     arrays = {name: np.stack([row[name] for row in rows]) for name in names}
     start, end = (np.array([getattr(w, side) for w in windows]) for side in ("start", "end"))
@@ -438,17 +435,16 @@ def _prediction_of(clip: Clip, person: int) -> Prediction:
     def named(scores: np.ndarray) -> dict[str, float]:
         return dict(zip(clip.config.names, scores.tolist(), strict=True))
 
-    windows, means, least = [], [], clip.options.min_confidence
-    for number, window in enumerate(clip.windows):
-        row, status = clip.rows.get((person, number)), clip.missing.get((person, number), "")
-        means += [row["scores"].astype(float)] if row else []
-        speaks = None if clip.choose is None else clip.speakers.get(number) == person
-        said: dict[str, Any] = {"scores": named(means[-1]) if row else {}, "status": status}
-        windows.append(replace(window, **said, min_confidence=least, speaker=speaks))
+    rows = {key: row["scores"].astype(float) for key, row in clip.rows.items() if key[0] == person}
+    windows = tuple(
+        replace(window, scores=named(rows[key])) if key in rows else window
+        for key, window in clip.seen.items()
+        if key[0] == person
+    )
     boxes = np.empty((0, 5))
     if clip.boxes is not None and clip.times is not None:
         boxes = np.column_stack([clip.times, clip.boxes[person]])
         boxes = boxes[np.isfinite(boxes[:, 1])]
-    mean, notes = named(np.mean(means, axis=0)), tuple(clip.notes)
-    parts = clip.file, clip.config.task, mean, tuple(windows), person, notes, boxes
-    return Prediction(*parts, least)
+    mean, least = named(np.mean([*rows.values()], axis=0)), clip.options.min_confidence
+    notes = tuple(clip.notes)
+    return Prediction(clip.file, clip.config.task, mean, windows, person, notes, boxes, least)

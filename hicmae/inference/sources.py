@@ -7,7 +7,7 @@ is float32 in [-1, 1], mono, 16 kHz, beginning with the picture.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -171,8 +171,6 @@ def open_source(
         return FaceFrames(video, wav.path, read, frame_rate)
     if not os.path.isdir(clip) or (audio is not None and streams == "a"):
         return MediaFile(clip, audio, streams)
-    heard, has_sound = str(clip if audio is None else audio), False
-    with nullcontext() if "a" in streams else suppress(UnreadableClip):
-        has_sound = audio is not None and streams_of(heard)[1]
-    read_own = partial(read_sound, heard) if has_sound else None
+    heard = str(clip if audio is None else audio)
+    read_own = None if audio is None else partial(read_sound, heard)
     return FaceFrames(FrameFolder(str(clip)), heard, read_own, frame_rate)

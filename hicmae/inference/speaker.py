@@ -6,8 +6,9 @@ sound.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hicmae.config import PretrainLossConfig, PretrainModelConfig
+from hicmae.config import ClipConfig, PretrainLossConfig, PretrainModelConfig
 from hicmae.config.flags import from_flags
 from hicmae.data.audio import SAMPLE_RATE
 from hicmae.data.film import FRAME_RATE
 from hicmae.data.media import Sound
 from hicmae.data.video import normalise
 from hicmae.faces import align
-from hicmae.inference.clips import Clip
+from hicmae.inference.clips import Chooser, Clip
 from hicmae.inference.model import Preprocessing, load_model
 from hicmae.models.losses import contrasted
 from hicmae.training.run import Precision
@@ -34,9 +35,6 @@ MOUTH = slice(38, 55), slice(16, 48)  # rows and columns of it
 LEAST = 0.2  # correlation of lips and sound below which nobody is taken for the speaker
 CONTEXT = 2.5  # seconds that are looked at for a shorter window
 FEWEST = 8  # frames from which a correlation means something
-
-# Of the number of a window, its pictures (None: not seen) and its sound: who speaks, None: nobody.
-Chooser = Callable[[int, Sequence[Tensor | None], Tensor], int | None]
 
 
 class Lips(NamedTuple):
@@ -95,9 +93,8 @@ def read_lips(clip: Clip) -> Lips:
     step = max(round(1 / (FRAME_RATE * float(np.median(np.diff(source.times))))), 1)
     times = source.times[::step]
     # Points are known at the moments that the model looks at.
-    columns = np.moveaxis(clip.points, 1, -1).reshape(-1, len(clip.times))
-    moved = np.array([np.interp(times, clip.times, column) for column in columns])
-    points = np.moveaxis(moved.reshape(len(clip.points), 5, 2, -1), -1, 1)
+    at_times = partial(np.interp, times, clip.times)
+    points = np.apply_along_axis(at_times, 1, clip.points)
     motion = lip_motion(source.frames(range(0, len(source.times), step)), points)
     return Lips(times, motion, loudness(clip.waveform, times))
 
@@ -140,19 +137,21 @@ def load_contrast(path: str | Path, clip: Preprocessing, precision: Precision) -
             f"'{path}' has no contrast of picture and sound, expected a pre-training checkpoint "
             "with one; use --speaker lips"
         )
-    own, wanted = asdict(config.preprocessing), asdict(clip)
-    for name in (name for name in own if name != "frame_rate" and own[name] != wanted[name]):
-        raise ValueError(
-            f"'{path}' reads clips of {name} {own[name]}, the model of {wanted[name]}; name the "
-            "pre-training that it was fine-tuned from, or use --speaker lips"
-        )
+    for name in (item.name for item in fields(ClipConfig)):
+        own, wanted = getattr(config.preprocessing, name), getattr(clip, name)
+        if own != wanted:
+            raise ValueError(
+                f"'{path}' reads clips of {name} {own}, the model of {wanted}; name the "
+                "pre-training that it was fine-tuned from, or use --speaker lips"
+            )
     return Contrast(model, levels, precision)
 
 
 def chooser(clip: Clip, way: str, contrast: Contrast | None) -> Chooser | None:
     """Return what chooses the speaker in each window of a clip, as `Options.speaker` says.
 
-    Whoever is seen alone in a window speaks there. None: everybody has the sound.
+    Whoever is alone in the film, or is seen alone in a window, speaks there. None: everybody has
+    the sound.
     """
     if way == "none":
         return None
@@ -160,7 +159,7 @@ def chooser(clip: Clip, way: str, contrast: Contrast | None) -> Chooser | None:
 
     def choose(number: int, pictures: Sequence[Tensor | None], audio: Tensor) -> int | None:
         seen = {person: video for person, video in enumerate(pictures) if video is not None}
-        people = list(seen)
+        people = list(seen) if len(pictures) > 1 else [0]
         if len(people) < 2:
             return people[0] if people else None
         if contrast is not None and way != "lips":

@@ -15,7 +15,7 @@ from hicmae.models.encoder import (
     register,
     video_encoder,
 )
-from hicmae.models.layers import LayerNorm, init_linears
+from hicmae.models.layers import Block, LayerNorm, init_linears
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda scores: scores,
@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 MODALITIES = ("av", "a", "v")
+SUFFIXES = {"video": "", "audio": "_audio"}  # of the names of a stream's parts
 
 
 class HiCMAEClassifier(HubModel):
@@ -101,8 +102,11 @@ class HiCMAEClassifier(HubModel):
         Video is (B, 3, T, H, W), audio, the log-mel spectrogram, is (B, 1, T, F); what the modality
         leaves out is not read.
         """
-        scores = self.head(self.forward_features(video, audio))
-        return ACTIVATIONS[self.head_activation](scores)
+        return self.score(self.forward_features(video, audio))
+
+    def score(self, fused: Tensor) -> Tensor:
+        """Return (B, K) logits or regression outputs of what the head reads."""
+        return ACTIVATIONS[self.head_activation](self.head(fused))
 
     def forward_features(self, video: Tensor | None, audio: Tensor | None) -> Tensor:
         """Return what the head reads, after `fc_norm`.
@@ -111,24 +115,56 @@ class HiCMAEClassifier(HubModel):
         and audio tokens. With one modality (B, 2D): its layer-weighted feature and its last layer's
         mean; without hierarchical fusion (B, D), the latter alone.
         """
-        weighted, last = [], []
-        for name, clip, suffix in (("video", video, ""), ("audio", audio, "_audio")):
-            if name[0] not in self.modality:
-                continue
-            if clip is None:
+        for name, clip in (("video", video), ("audio", audio)):
+            if clip is None and name[0] in self.modality:
                 raise ValueError(
                     f"{name} is None, but a model of modality '{self.modality}' reads it; "
                     "create the model with another modality or pass the clip"
                 )
-            encoder: Any = getattr(self, f"encoder{suffix}")
-            tokens, levels = encoder(clip, None, range(len(encoder.blocks)), pool=True)
-            weighted.append(mix_layers(levels, getattr(self, f"{name}_layer_weights")))
-            last.append(tokens)
+        return self.features(video, audio)["fused"]
+
+    def features(self, video: Tensor | None, audio: Tensor | None) -> dict[str, Tensor]:
+        """Return the features of each level; a stream of two may be missing, None.
+
+        The fusion blocks of the other one then skip their cross attention, and the head reads zeros
+        in place of its features. Only one encoder is needed.
+
+        Returns:
+            video_layers (B, L, D), audio_layers (B, L, D): every block's output, after the
+            encoder's norm, averaged over its tokens; video (B, D), audio (B, D): their mix by the
+            learned layer weights, or the last layer where there are none; fusion_video (B, D),
+            fusion_audio (B, D): averaged tokens of the fusion encoder; fused: what the head reads.
+            Those of a stream that is missing or not read are left out.
+        """
+        given = {"video": video, "audio": audio}
+        streams = [name for name in given if name[0] in self.modality]
+        found, last = dict[str, Tensor](), dict[str, Tensor]()
+        for name in streams:
+            if given[name] is not None:
+                encoder: Any = getattr(self, f"encoder{SUFFIXES[name]}")
+                last[name], levels = encoder(given[name], None, range(len(encoder.blocks)), True)
+                found[f"{name}_layers"] = torch.stack(levels, dim=1)
+                found[name] = mix_layers(levels, getattr(self, f"{name}_layer_weights"))
+        if len(last) == 2:
+            last = dict(zip(last, self.encoder_fusion(*last.values()), strict=True))
+        elif self.modality == "av":
+            last = {name: self._fused_alone(name, tokens) for name, tokens in last.items()}
+        means = {name: tokens.mean(dim=1) for name, tokens in last.items()}
+        nothing = torch.zeros_like(next(iter(means.values())))
+        parts = [means.get(name, nothing) for name in streams]
+        if not self.repeats_last:
+            parts = [found.get(name, nothing) for name in streams] + parts
         if self.modality == "av":
-            last = list(self.encoder_fusion(*last))
-        means = [tokens.mean(dim=1) for tokens in last]
-        features = means if self.repeats_last else weighted + means
-        return self.fc_norm(torch.cat(features, dim=-1))
+            found |= {f"fusion_{name}": mean for name, mean in means.items()}
+        return found | {"fused": self.fc_norm(torch.cat(parts, dim=-1))}
+
+    def _fused_alone(self, stream: str, tokens: Tensor) -> Tensor:
+        """Run the fusion encoder on tokens (B, N, D) of one stream, without its cross attention."""
+        fusion, suffix = self.encoder_fusion, SUFFIXES[stream]
+        for block in getattr(fusion, f"blocks{suffix}"):
+            tokens = Block.forward(block, tokens)
+        normed: Tensor = getattr(fusion, f"norm{suffix}")(tokens)
+        return normed
 
 
 def mix_layers(levels: list[Tensor], layer_weights: Tensor | None) -> Tensor:

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from hicmae.config import Options
 from hicmae.data.video import normalise
-from hicmae.inference import forward
 from hicmae.inference.clips import Clip
 from hicmae.inference.commands import read_items
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.inference.sources import AskedClip, clip_and_sound
 from hicmae.inference.style import styled_images
 from hicmae.models.encoder import ModalityEncoder
+from hicmae.models.finetune import HiCMAEClassifier
 from hicmae.models.layers import Attention
 from hicmae.visualize.clips import HOP_SECONDS, choose_lines, grid_of_clips
 
@@ -136,7 +136,7 @@ def _look(recognizer: EmotionRecognizer, item: AskedClip) -> dict[str, np.ndarra
     video = None if view.video is None else normalise(view.video[None].to(device))
     audio = None if view.audio is None else view.audio[None].to(device)
     with recorded_attention(model) as maps:
-        forward.features(model, video, audio)
+        cast(HiCMAEClassifier, model).features(video, audio)
     found: dict[str, np.ndarray] = {}
     for name, weights in looks(maps).items():
         encoder = "encoder" if name.startswith("video") else "encoder_audio"

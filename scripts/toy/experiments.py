@@ -365,10 +365,9 @@ def speakers(args: argparse.Namespace) -> str:
             clip = Film(film, None, config, "av", Options(faces="cut"))
             clip.prepare()
             clip.num_people, clip.points = 2, np.repeat(places[:, None], len(clip.times), 1)
-            clip.choose = chooser(clip, way, recognizer.contrast)
-            for _ in clip.views():  # it chooses on the way
+            for _ in clip.views(chooser(clip, way, recognizer.contrast)):  # it chooses on the way
                 pass
-            right.append([k is not None and order[k] == 0 for k in clip.speakers.values()])
+            right.append([bool(w.speaker) for (k, _), w in clip.seen.items() if order[k] == 0])
     rows = []
     for way, pairs in found.items():
         hits = sum(np.mean(windows) > 0.5 for windows in pairs)

@@ -147,7 +147,7 @@ def test_a_folder_means_its_best_weights(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"model": {"encoder.norm.weight": torch.ones(100)}}, "encoders of width 100, expected on"),
+        ({"model": {"encoder.norm.weight": torch.ones(100)}}, "network is 'avit_dim100_"),
         ({"model": {"backbone.weight": torch.ones(1)}}, "holds no HiCMAE model"),
         ({"epoch": 1}, "holds no weights"),
     ],

@@ -97,7 +97,7 @@ def test_what_an_onnx_cannot_do_is_one_line(graph, tmp_path, monkeypatch):
 @pytest.mark.parametrize("scale, agrees", [(1.0, True), (1.1, False)])
 def test_only_what_agrees_is_written(graph, config, clip, tmp_path, monkeypatch, scale, agrees):
     other = make_graph(tmp_path / "other.onnx", config, scale)
-    monkeypatch.setattr(formats, "write_onnx", lambda m, c, path: shutil.copy(other, path))
+    monkeypatch.setattr(formats, "write_onnx", lambda m, c, path, int8: shutil.copy(other, path))
     out = tmp_path / "out" / "model.onnx"
     recognizer = EmotionRecognizer.from_checkpoint(graph, device="cpu")
     frames, wav = clip

@@ -8,8 +8,9 @@ from PIL import Image
 
 from hicmae.config import Options
 from hicmae.data import film
-from hicmae.inference import forward, sources
-from hicmae.inference.clips import Clip, sliding
+from hicmae.data.video import normalise
+from hicmae.inference import sources
+from hicmae.inference.clips import Clip, sliding, stand_ins
 from hicmae.inference.model import ModelConfig, Preprocessing
 from hicmae.inference.recognizer import Failure
 from hicmae.inference.sources import Arrays, MediaFile, open_source
@@ -158,8 +159,8 @@ def test_zeros_are_black_frames_and_silence(recognizer, halves):
     seen = []
     (answer,) = model.each([mute], faces="cut", on_view=lambda _, view: seen.append(view.video))
     assert "answered by the picture alone" in answer.notes[0]
-    silence = forward.stand_in("a", 1, model.config.preprocessing, torch.device("cpu"))
-    expected = model.model(forward.normalise(seen[0][None]), silence).softmax(-1)[0]
+    _, silence = stand_ins(model.config.preprocessing)
+    expected = model.model(normalise(seen[0][None]), silence[None]).softmax(-1)[0]
     first = list(answer.windows[0].scores.values())
     assert first == pytest.approx(expected.tolist(), abs=1e-5)
     black = np.zeros((100, 32, 32, 3), np.uint8)
@@ -175,12 +176,12 @@ def test_drop_reads_nothing_of_the_missing_stream(stream):
     generator = torch.Generator().manual_seed(0)
     video = torch.randn(2, 3, 4, 32, 32, generator=generator) if stream == "v" else None
     audio = torch.randn(2, 1, 96, 128, generator=generator) if stream == "a" else None
-    before = forward.scores(model, video, audio)
+    before = model.features(video, audio)["fused"]
     for name, weight in model.named_parameters():
         other = "encoder_audio" if stream == "v" else "encoder."
         if name.startswith(other) or "cross" in name:
             torch.nn.init.normal_(weight)
-    assert torch.equal(forward.scores(model, video, audio), before)
+    assert torch.equal(model.features(video, audio)["fused"], before)
     assert before[0].tolist() != pytest.approx(before[1].tolist(), abs=1e-3)
 
 
