@@ -1,10 +1,8 @@
 """A tiny classifier with random weights, its checkpoint, and a sound to be heard."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
-import pytest
 import timm
 import torch
 
@@ -23,11 +21,6 @@ PRETRAINING = {
 NAMES = ("calm", "glad", "mad")
 FPS = 25
 GLAD, MAD = (0.1, 0.7, 0.2), (0.1, 0.1, 0.8)  # what a model may say
-
-needs_faces = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("mtcnn", "lz4")),
-    reason="needs the weights of the extra 'faces': pip install mtcnn==1.0.0",
-)
 
 
 def speech(seconds: float, rate: int = 16000, seed: int = 0) -> np.ndarray:

@@ -5,7 +5,6 @@ clips have one stream only, "-" stands for the other one; a class is absent in t
 of preprocess/ have such a test of their own.
 """
 
-import csv
 import json
 import os
 import shlex
@@ -21,20 +20,19 @@ from hicmae.inference import cli, style
 from hicmae.report.__main__ import main as report
 from hicmae.visualize.__main__ import main as visualize
 from tests.conftest import save_frames, save_mp4, save_wav
-from tests.small_runs import FINETUNE, PRETRAIN
+from tests.small_runs import FINETUNE, PRETRAIN, finetune, pretrain, rows
 
 BYTES = os.fsdecode(b"caf\xe9")  # not UTF-8
 STEMS = [f"{BYTES} 1", 'a "quoted"', "it's b", "plain"]
+LISTS = {"av": "fold", "a": "sounds", "v": "faces"}  # by modality
 CLASSES = ["sehr glücklich", 'a "!"', r"it's <$\sad_%$>"]
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    """Lists `films`, `fold`, `sounds` (no faces), `faces` (no sounds) below an odd folder."""
-    root, plain = (
-        tmp_path_factory.mktemp("odd") / f"the 'set' {BYTES}",
-        tmp_path_factory.mktemp("p"),
-    )
+    """Lists `lists`, `fold`, `sounds` (no faces), `faces` (no sounds) below an odd folder."""
+    root = tmp_path_factory.mktemp("odd") / f"the 'set' {BYTES}"
+    plain = tmp_path_factory.mktemp("plain")
     root.mkdir()
     films, clips = [], []
     for k, stem in enumerate(STEMS):
@@ -46,45 +44,33 @@ def odd(tmp_path_factory):
         films.append(Clip(str(film), None, 0))
         folder = save_frames(root / f"faces {stem}", frames, (40, 40))
         clips.append(Clip(folder, str(wav), k % 3))
-    write_list(root / "films/train.csv", films)
+    write_list(root / "lists/train.csv", films)
     sounds = [clip._replace(video="-") for clip in clips]
     faces = [clip._replace(audio="-") for clip in clips]
-    for name, rows in (("fold", clips), ("sounds", sounds), ("faces", faces)):
-        write_list(root / name / "train.csv", rows[:3])
-        write_list(root / name / "test.csv", rows[:1] + rows[3:])  # of class 0 alone
-        write_list(root / name / "all.csv", rows * 2)
+    for name, part in (("fold", clips), ("sounds", sounds), ("faces", faces)):
+        write_list(root / name / "train.csv", part[:3])
+        write_list(root / name / "test.csv", part[:1] + part[3:])  # of class 0 alone
+        write_list(root / name / "all.csv", part * 2)
         text = "".join(f"{name}\n" for name in CLASSES)
         (root / name / "classes.txt").write_text(text, encoding="utf-8")
     return root
 
 
-def finetune(data, out, *flags):
-    paths = ["--data_path", str(data), "--output_dir", str(out), "--nb_classes", "3"]
-    run_finetuning.main([*FINETUNE, "--epochs", "1", *paths, *flags])
-    return out
-
-
 @pytest.fixture(scope="module")
 def pretrained(odd):
-    flags = ["--data_path", str(odd / "films"), "--output_dir", str(odd / "pretrained")]
-    run_pretraining.main([*PRETRAIN, "--epochs", "1", *flags])
-    return odd / "pretrained"
+    return pretrain(odd, odd / "pretrained")
 
 
 @pytest.fixture(scope="module")
 def runs(odd, pretrained):
     """Return fine-tuned runs by modality, each the only fold of an experiment."""
     checkpoint = ["--finetune", str(pretrained / "checkpoint-0.pth")]
-    finetune(odd / "fold", odd / "av/fold1", *checkpoint)
+    finetune(odd, odd / "av/fold1", *checkpoint)
     held_out = ["--val_split", "clip", "--val_share", "0.4"]
     for modality, name in (("a", "sounds"), ("v", "faces")):
-        finetune(odd / name, odd / modality / "fold1", "--modality", modality, *held_out)
+        flags = ["--modality", modality, *held_out]
+        finetune(odd, odd / modality / "fold1", *flags, fold=name)
     return {modality: odd / modality / "fold1" for modality in ("av", "a", "v")}
-
-
-def rows(path):
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))
 
 
 def clips_of_test(odd, modality):
@@ -102,16 +88,15 @@ def test_training_and_eval_name_the_clips_by_the_stream_they_read(modality, odd,
         assert held and held < {clip.audio for clip in read_labelled_list(odd / "fold/train.csv")}
     metrics = json.loads((runs[modality] / "metrics.json").read_text())
     assert metrics["recall"][1:] == [None, None], "absent classes have no recall"
-    data = odd / {"av": "fold", "a": "sounds", "v": "faces"}[modality]
-    out = tmp_path / BYTES
-    finetune(data, out, "--eval", "--finetune", str(runs[modality]), "--modality", modality)
+    flags, out = ["--finetune", str(runs[modality]), "--modality", modality], tmp_path / BYTES
+    finetune(odd, out, "--eval", *flags, fold=LISTS[modality])
     (path,) = [*out.rglob("pred.csv")]
     assert [row["clip"] for row in rows(path)] == names
 
 
 @pytest.mark.parametrize("modality", ["av", "a", "v"])
 def test_knn_and_extract_read_what_training_reads(modality, odd, runs, tmp_path, capsys):
-    data = odd / {"av": "fold", "a": "sounds", "v": "faces"}[modality]
+    data = odd / LISTS[modality]
     model = ["--checkpoint", str(runs[modality]), "--device", "cpu", "--data_path"]
     out = tmp_path / BYTES
     assert knn.main([*model, str(data), "--k", "1", "2", "--output_dir", str(out)]) == 0
@@ -175,8 +160,8 @@ PICTURES = [
     ("curves", "{av} {a}"),
     ("radar", "'odd set={root}/av' --metrics recall"),
     ("tsne", "--checkpoint {av} --data_path {root}/fold/all.csv --device cpu"),
-    ("retrieval", "--checkpoint {pre} --data_path {root}/films --device cpu"),
-    ("reconstruction", "--checkpoint {pre} --data_path {root}/films --device cpu"),
+    ("retrieval", "--checkpoint {pre} --data_path {root}/lists --device cpu"),
+    ("reconstruction", "--checkpoint {pre} --data_path {root}/lists --device cpu"),
 ]
 
 

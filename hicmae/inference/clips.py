@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,9 +160,8 @@ class NoFace(UnreadableClip):
     """No face was found."""
 
 
-@lru_cache(maxsize=1)
 def detector() -> Detector:
-    """Load the face detector of this process; FileNotFoundError says how to install it."""
+    """Load the face detector; FileNotFoundError says how to install it."""
     try:
         return Detector()
     except FileNotFoundError as error:

@@ -70,9 +70,6 @@ def write_export(output: str | Path, config: ModelConfig, weights: Mapping[str, 
     write_card(output, config)
 
 
-# Runs
-
-
 def export_run(
     output_dir: str | Path,
     output: str | Path | None = None,
@@ -133,9 +130,6 @@ def _frame_rate(saved: Mapping[str, Any]) -> float | None:
                 seconds = soundfile.info(os.fsencode(str(clip.audio))).duration
                 rates.append(len(FrameFolder(clip.video)) / seconds)
     return round(statistics.median(rates), 2) if rates else None
-
-
-# Model card
 
 
 def write_card(folder: Path, config: ModelConfig) -> None:

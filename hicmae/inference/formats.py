@@ -76,9 +76,6 @@ def need(package: str) -> ModuleType:
         raise ValueError(f"{text}: pip install onnx onnxscript onnxruntime") from None
 
 
-# Reading
-
-
 def open_onnx(path: str | Path) -> tuple[Graph, ModelConfig]:
     """Open an .onnx of `write`, to compute on the CPU. ValueError, in one line."""
     runtime, program = need("onnxruntime"), Path(path).read_bytes()
@@ -104,9 +101,6 @@ def open_onnx(path: str | Path) -> tuple[Graph, ModelConfig]:
         return torch.from_numpy(scores)
 
     return Graph(config.modality, run), config
-
-
-# Writing
 
 
 def spread(clips: Sequence[Any]) -> Sequence[Any]:
@@ -161,14 +155,13 @@ def write(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what libraries say of each other and of their own insides."""
-    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             yield
-    finally:
-        logging.disable(before)
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def compare(
@@ -189,10 +182,8 @@ def compare(
             f"none of {len(clips)} clips to compare with can be read, the last: {failed[-1]}; name "
             "a list with --data_path"
         )
-    windows = (
-        [w for a in answers for w in getattr(a, "windows", ()) if w.scores] for answers in both
-    )
-    mine, theirs = (np.array([[*w.scores.values()] for w in part]) for part in windows)
+    read = ([window for a in answers for window in getattr(a, "windows", ())] for answers in both)
+    mine, theirs = (np.array([[*w.scores.values()] for w in part if w.scores]) for part in read)
     is_same = mine.argmax(axis=1) == theirs.argmax(axis=1)
     is_class = recognizer.config.task == "classification"
     return {

