@@ -203,8 +203,9 @@ def write_onnx(model: nn.Module, config: ModelConfig, path: Path, int8: bool = F
     if int8:
         quantization = need("onnxruntime.quantization")
         with TemporaryDirectory() as folder:
-            ready, small = Path(folder, "ready"), Path(folder, "small")
-            quantization.quant_pre_process(proto, ready, skip_symbolic_shape=True)
+            whole, ready, small = (Path(folder, name) for name in ("whole", "ready", "small"))
+            onnx.save(proto, whole)
+            quantization.quant_pre_process(whole, ready, skip_symbolic_shape=True)
             quantization.quantize_dynamic(ready, small, per_channel=True)
             proto = onnx.load(small)
     onnx.helper.set_model_props(proto, {METADATA: config.to_json()})

@@ -105,7 +105,9 @@ def parse_config(content: Mapping[str, Any], source: Path | str) -> ModelConfig:
             right: Any = {int: int, float: (int, float), str: str}.get(wanted, object)
             if not isinstance(value, right):
                 raise TypeError(f"{name} is {value!r}, expected {wanted.__name__}")
-        return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
+            if wanted is float or isinstance(value, list):
+                given[name] = float(value) if wanted is float else tuple(value)
+        return kind(**given)
 
     try:
         sizes = known(Architecture, content["architecture"])

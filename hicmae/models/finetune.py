@@ -138,7 +138,8 @@ class HiCMAEClassifier(HubModel):
         """
         given = {"video": video, "audio": audio}
         streams = [name for name in given if name[0] in self.modality]
-        found, last = dict[str, Tensor](), dict[str, Tensor]()
+        found: dict[str, Tensor] = {}
+        last: dict[str, Tensor] = {}
         for name in streams:
             if given[name] is not None:
                 encoder: Any = getattr(self, f"encoder{SUFFIXES[name]}")
