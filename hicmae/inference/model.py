@@ -57,7 +57,6 @@ class Architecture:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
 class Preprocessing(ClipConfig):
     """How a clip becomes the network's input.
 
