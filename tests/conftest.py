@@ -3,6 +3,7 @@
 import gc
 import socket
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -56,26 +57,33 @@ def save_media(
     rate: int = 16000,
     codec: str = "aac",
     fps: int = 25,
+    times: Sequence[int] = (),
+    picture_codec: str = "libx264",
+    muxer: dict[str, str] | None = None,
     **options: str,
 ) -> Path:
     """Write frames (H, W, 3) RGB, sound (channels, S) or both; the suffix tells the format.
 
-    `options` are the encoder's of the picture.
+    Frames are shown at `times`, in ms, or `fps` a second. `options` are the picture's encoder's.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxer or {}) as container:
         streams = []
         if len(frames):
-            streams.append(container.add_stream("libx264", rate=fps))
+            streams.append(container.add_stream(picture_codec, rate=fps))
             streams[0].height, streams[0].width = frames[0].shape[:2]
             streams[0].pix_fmt = "yuv420p"
+            streams[0].codec_context.time_base = Fraction(1, 1000 if times else fps)
             options = options or {"crf": "18"}
             streams[0].options = {"preset": "ultrafast", "threads": "1"} | options
         if sound is not None:
             streams.append(container.add_stream(codec, rate=rate))
             streams[-1].layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
-        for image in frames:
-            container.mux(streams[0].encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for index, image in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+            picture.pts = times[index] if times else index
+            picture.time_base = streams[0].codec_context.time_base
+            container.mux(streams[0].encode(picture))
         if sound is not None:
             layout = streams[-1].layout.name
             planes = np.ascontiguousarray(sound, np.float32)
@@ -142,45 +150,25 @@ def write_frames(tmp_path: Path) -> Callable[..., str]:
     return lambda name="clip", *args, **options: save_frames(tmp_path / name, *args, **options)
 
 
-@pytest.fixture
-def pretrain_clips(write_mp4: Callable[..., str], write_wav: Callable[..., str]) -> list[Clip]:
-    """Return five readable clips of different lengths."""
+@pytest.fixture(scope="session")
+def pretrain_clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    """Return five readable clips of different lengths, to be left as they are."""
+    folder = tmp_path_factory.mktemp("pretrain clips")
     return [
-        Clip(write_mp4(f"v{k}.mp4", frames), write_wav(f"v{k}.wav", frames * 640), None)
+        Clip(
+            save_mp4(folder / f"v{k}.mp4", frames),
+            save_wav(folder / f"v{k}.wav", frames * 640),
+            None,
+        )
         for k, frames in enumerate([66, 72, 80, 90, 100])
     ]
 
 
-@pytest.fixture
-def labelled_clips(write_frames: Callable[..., str], write_wav: Callable[..., str]) -> list[Clip]:
-    """Return four readable clips of different lengths, labels 0..3."""
+@pytest.fixture(scope="session")
+def labelled_clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    """Return four readable clips of different lengths, labels 0..3, to be left as they are."""
+    folder = tmp_path_factory.mktemp("labelled clips")
     return [
-        Clip(write_frames(f"c{k}", frames), write_wav(f"c{k}.wav", frames * 640), k)
+        Clip(save_frames(folder / f"c{k}", frames), save_wav(folder / f"c{k}.wav", frames * 640), k)
         for k, frames in enumerate([12, 64, 70, 90])
     ]
-
-
-@pytest.fixture
-def broken_mp4(tmp_path: Path, write_mp4: Callable[..., str]) -> Callable[[str], str]:
-    """Return a maker of broken video files by kind."""
-
-    def make(kind: str) -> str:
-        path = tmp_path / f"{kind}.mp4"
-        if kind == "audio_only":
-            save_media(path, sound=tone(16000)[None])
-        elif kind == "text":
-            path.write_text("not a film\n" * 200)
-        elif kind == "empty":
-            path.touch()
-        elif kind in ("truncated", "corrupt"):
-            data = bytearray(Path(write_mp4("whole.mp4")).read_bytes())
-            if kind == "truncated":
-                data = data[: len(data) // 2]
-            else:  # the index stays whole: the file opens, and fails at its late frames
-                stop = data.index(b"moov") - 4
-                start = data.index(b"mdat") + (stop - data.index(b"mdat")) // 2
-                data[start:stop] = np.random.default_rng(0).bytes(stop - start)
-            path.write_bytes(data)
-        return str(path)
-
-    return make

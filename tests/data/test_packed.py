@@ -78,17 +78,6 @@ def in_order_of(files: list[Clip], folder: Path) -> list:
     return [clips[clip.video] for clip in files]
 
 
-def labelled(folder: Path, kind: str, labels: list) -> list[Clip]:
-    return [
-        Clip(
-            save_frames(folder / f"c{k}", frames, kind=kind),
-            save_wav(folder / f"c{k}.wav", frames * 640),
-            label,
-        )
-        for k, (frames, label) in enumerate(zip([12, 64, 90], labels, strict=True))
-    ]
-
-
 # the same clips as from files
 
 
@@ -130,9 +119,19 @@ def test_jpeg_shards_differ_little(files, tmp_path):
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 def test_labelled_clips_and_views_are_those_of_the_files(tmp_path, kind):
-    clips, turned = labelled(tmp_path / "clips", kind, [2, 0, 1]), Image.Exif()
+    clips = [
+        Clip(
+            save_frames(tmp_path / f"c{k}", frames, kind=kind),
+            save_wav(tmp_path / f"c{k}.wav", frames * 640),
+            (k + 2) % 3,
+        )
+        for k, frames in enumerate([12, 64, 90])
+    ]
+    turned = Image.Exif()
     turned[0x0112] = 6  # the camera was held on its side
-    Image.fromarray(frame(5, 40, 40)).save(f"{clips[0].video}/frame_005.{kind}", exif=turned)
+    odd = Image.fromarray(frame(5, 40, 40))
+    odd.save(f"{clips[0].video}/frame_005.{kind}", exif=turned)
+    odd.convert("L").save(f"{clips[0].video}/frame_006.{kind}")
     folder = pack(tmp_path, clips, "--lossless", task="classification")
     stored = in_order_of(clips, folder)
     assert [clip.label for clip in stored] == [2, 0, 1]
@@ -146,15 +145,14 @@ def test_labelled_clips_and_views_are_those_of_the_files(tmp_path, kind):
             assert same(make(clips)[ClipIndex(1, index)], make(stored)[ClipIndex(1, index)])
 
 
-def test_jpeg_frames_of_a_folder_are_stored_byte_for_byte(tmp_path):
-    clips = labelled(tmp_path / "clips", "jpg", [0, 0, 0])[:1]
-    (clip,) = read_packed(pack(tmp_path, clips, task="classification"))
+def test_jpeg_frames_of_a_folder_are_stored_byte_for_byte(tmp_path, labelled_clips):
+    (clip,) = read_packed(pack(tmp_path, labelled_clips[:1], task="classification"))
     data = Path(clip.shard.path).read_bytes()[clip.frames[0] :][: clip.frames[1]]
-    assert data == b"".join(path.read_bytes() for path in sorted(Path(clips[0].video).iterdir()))
+    assert data == b"".join(path.read_bytes() for path in sorted(Path(clip.video).iterdir()))
 
 
-def test_regression_targets_are_kept(tmp_path):
-    clips = labelled(tmp_path / "clips", "jpg", [(0.25, -1.0), (1.0, 2.0), (0.1, 0.0)])
+def test_regression_targets_are_kept(tmp_path, labelled_clips):
+    clips = [clip._replace(label=(clip.label / 3, -1.0)) for clip in labelled_clips]
     folder = pack(tmp_path, clips, task="regression")
     assert [clip.label for clip in in_order_of(clips, folder)] == [c.label for c in clips]
     with pytest.raises(ValueError, match="c2.: got class .*, for classification; .*--task"):
@@ -163,17 +161,23 @@ def test_regression_targets_are_kept(tmp_path):
         read_labelled_list(folder, "regression", 3)
 
 
-@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "PCM_U8"])
-def test_samples_of_every_kind_are_kept(tmp_path, write_mp4, subtype):
+def test_samples_of_every_kind_are_kept(tmp_path):
     samples = np.random.default_rng(0).uniform(-1, 1, 30000).astype(np.float32)
-    path = str(tmp_path / "a.wav")
-    soundfile.write(path, samples, 16000, subtype=subtype)
-    (clip,) = read_packed(pack(tmp_path, [Clip(write_mp4(frames=20), path, None)]))
-    _, sound = open_packed(clip)
-    np.testing.assert_array_equal(sound.read(100, 29000), WavFile(path).read(100, 29000))
-    assert len(sound) == 30000
-    with pytest.raises(UnreadableClip, match="its sound ends before sample 99999"):
-        sound.read(0, 99999)
+    kinds = ("PCM_16", "PCM_24", "FLOAT", "PCM_U8")
+    clips = [
+        Clip(
+            save_mp4(tmp_path / f"{kind}.mp4", 20),
+            save_wav(tmp_path / f"{kind}.wav", samples, subtype=kind),
+            None,
+        )
+        for kind in kinds
+    ]
+    for clip in read_packed(pack(tmp_path, clips)):
+        _, sound = open_packed(clip)
+        np.testing.assert_array_equal(sound.read(100, 29000), WavFile(clip.audio).read(100, 29000))
+        assert len(sound) == 30000
+        with pytest.raises(UnreadableClip, match="its sound ends before sample 99999"):
+            sound.read(0, 99999)
 
 
 def test_workers_give_the_same_batches(lossless):
@@ -243,20 +247,19 @@ def test_packed_clips_are_a_sequence(lossless):
 # damage
 
 
-def test_names_need_not_be_utf8(tmp_path, files):
+def test_names_need_not_be_utf8(shards):
     name = "odd \udcff\n'name.mp4"
-    (clip,) = packed_with(tmp_path, files[0], {}, name)
-    assert PretrainClips([clip], **SMALL, mask_ratio=0.5)[ClipIndex(0, 0)].names == (name,)
+    clips = changed(shards, {}, name)
+    assert PretrainClips(clips, **SMALL, mask_ratio=0.5)[ClipIndex(0, 0)].names == (name,)
 
 
-def packed_with(folder: Path, clip: Clip, change: dict | bytes, name: str | None = None):
-    """Pack a clip, then change its description in the shard and its name in the index."""
-    path = pack(folder, [clip])
-    index = next(path.glob("*.index.json"))
+def changed(shards: Path, change: dict | bytes, name: str | None = None) -> list:
+    """Change a clip's description in its shard, its name in the index; return that clip alone."""
+    index = min(shards.glob("*.index.json"))
     content = json.loads(index.read_text())
     row = content["clips"][0]
     row[0] = name or row[0]
-    tar = path / content["shard"]
+    tar = shards / content["shard"]
     data = tar.read_bytes()
     text = change
     if isinstance(change, dict):
@@ -264,7 +267,7 @@ def packed_with(folder: Path, clip: Clip, change: dict | bytes, name: str | None
     row[3], row[4] = len(data), len(text)  # behind the end: no place but the index knows it
     tar.write_bytes(data + text)
     index.write_text(json.dumps(content | {"size": len(data) + len(text)}))
-    return read_packed(path)
+    return read_packed(index)[:1]
 
 
 def zeroed(shard: Path) -> bytes:
@@ -299,8 +302,8 @@ def test_clips_of_a_broken_shard_are_replaced_and_named(shards, damage, reason):
 @pytest.mark.parametrize(
     "change", [{"sizes": None}, {"crc32": [1] * 66}, {"begins": None}, b"[]", b"\xff\xfe"]
 )
-def test_clip_whose_description_is_wrong_is_refused(tmp_path, files, change):
-    clips = packed_with(tmp_path, files[0], change)
+def test_clip_whose_description_is_wrong_is_refused(shards, change):
+    clips = changed(shards, change)
     with pytest.raises(RuntimeError, match="clips-000000.tar|has no frame times") as caught:
         PretrainClips(clips, **SMALL, mask_ratio=0.5)[ClipIndex(0, 0)]
     assert "\n" not in str(caught.value)

@@ -1,15 +1,12 @@
 """Clips held out by speaker, who speaks, and a share of the labels: told by the seed alone."""
 
-import csv
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from hicmae.data.clip_list import Clip, read_labelled_list
-from hicmae.data.splits import base_name, find_speakers, hold_out, take_share
-from preprocess.data_sets import cremad
-from tests.preprocess.trees import Tree
+from hicmae.data.clip_list import Clip
+from hicmae.data.splits import find_speakers, hold_out, take_share
 
 
 def made_up(seed, speakers=20, classes=4):
@@ -27,7 +24,7 @@ def made_up(seed, speakers=20, classes=4):
 
 
 @pytest.mark.parametrize("seed, share", [(0, 0.1), (1, 0.2), (2, 0.5)])
-def test_held_out_speakers_share_nothing_with_the_rest(seed, share):
+def test_held_out_speakers_share_nothing_with_the_rest_and_the_seed_decides(seed, share):
     clips, owners = made_up(seed)
     *sides, groups = hold_out(clips, owners, share, seed)
     speakers = [{clip.video.split("_")[0] for clip in side} for side in sides]
@@ -38,6 +35,8 @@ def test_held_out_speakers_share_nothing_with_the_rest(seed, share):
     for side in sides:
         assert side == [clip for clip in clips if clip in set(side)], "list order is kept"
     assert groups == [clip.video.split("_")[0] for clip in sides[1]]
+    assert hold_out(clips, owners, share, seed) == (*sides, groups)
+    assert any(hold_out(clips, owners, share, other)[2] != groups for other in range(5))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -57,13 +56,6 @@ def test_every_class_gives_about_its_share_and_more_evenly_than_by_chance(seed):
         )
     assert max(errors(held)) < 0.05
     assert np.mean(errors(held)) < min(by_chance)
-
-
-def test_the_seed_alone_decides_who_is_held_out():
-    clips, owners = made_up(0)
-    assert hold_out(clips, owners, 0.2, 3) == hold_out(clips, owners, 0.2, 3)
-    drawn = {frozenset(hold_out(clips, owners, 0.2, seed)[2]) for seed in range(5)}
-    assert len(drawn) > 1
 
 
 def test_the_only_speaker_of_a_class_stays_in_training():
@@ -177,21 +169,6 @@ def test_a_table_that_leaves_a_speaker_open_is_refused(tmp_path, lines, facts):
 def test_unknown_speakers_end_the_run_with_what_to_do(tmp_path, options, error, message):
     with pytest.raises(error, match=message):
         find_speakers(["a"], tmp_path, **options)
-
-
-@pytest.mark.parametrize("flags", [(), ("--relative",)])
-def test_list_scripts_write_who_speaks(tmp_path, flags):
-    tree = Tree(tmp_path / "d")
-    tree.clips([f"{actor}_IEO_ANG_HI" for actor in range(1001, 1092)])
-    out = tmp_path / "lists"
-    paths = ["--data_root", str(tree.root), "--output_dir", str(out)]
-    assert cremad([*paths, "--audio_dir", "audio_16k", *flags]) == 0
-    root = str(tree.root) if flags else ""
-    clips = read_labelled_list(out / "split01" / "train.csv", data_root=root)
-    names = [clip.video for clip in clips]
-    assert find_speakers(names, out / "split01", root) == [base_name(name)[:4] for name in names]
-    with (out / "clip_speakers.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 91
 
 
 COUNTS = {0: 100, 1: 40, 2: 3}  # clips of each class

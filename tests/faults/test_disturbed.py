@@ -126,7 +126,7 @@ def slow(*case):
 @pytest.mark.parametrize(
     "disturb, script, count",
     [
-        (killed, PRE, 1),
+        slow(killed, PRE, 1),  # the two below are killed, too
         (killed, FINE, 1),
         (killed, PRE, 2),
         slow(killed, FINE, 2),

@@ -135,7 +135,7 @@ names = st.text(
 numbers = st.floats(-1e9, 1e9)
 
 
-@in_folder
+@settings(in_folder, max_examples=50)
 @given(rows=st.lists(st.tuples(names, names, st.integers(0, 99), numbers), min_size=1, max_size=6))
 def test_any_names_and_numbers_survive_a_list(tmp_path: Path, rows) -> None:
     path = tmp_path / "list.csv"
@@ -145,6 +145,11 @@ def test_any_names_and_numbers_survive_a_list(tmp_path: Path, rows) -> None:
     clips = [Clip("v" + video, "a" + audio, (one, 0.5)) for video, audio, _, one in rows]
     write_list(path, clips)
     assert read_labelled_list(path, "regression", 2) == clips
+    clips = [Clip(f"v{video}.mp4", f"a{audio}", None) for video, audio, *_ in rows]
+    write_list(path, clips)
+    assert read_pretrain_list(path) == clips
+    write_list(path, [clip._replace(audio=None) for clip in clips])
+    assert read_pretrain_list(path) == [Clip(v, v[:-4] + ".wav", None) for v, *_ in clips]
 
 
 # Damage

@@ -3,7 +3,8 @@
 The upper edge of a picture is black, its left edge white, so that turning and mirroring show.
 """
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 RATE, SECONDS = 48000, 5.0
 SIZE = (64, 64)
 STEADY = np.arange(int(SECONDS * 25)) / 25
+QUICK = {"deadline": "realtime", "cpu-used": "8"}  # of libvpx
 VARIABLE = np.concatenate([np.arange(0, 2, 1 / 30), np.arange(2, SECONDS, 1 / 12)])
 
 
@@ -33,7 +35,7 @@ def save_film(
     """Write a film; frames at `times`, sound `late`, no packet of it within `gap`, `bad` broken.
 
     What is before `cut` seconds is not to be shown (an edit list); the first `drop` packets of the
-    picture are missing. `matrix` turns it, (a, b, c, d) of (x, y) -> (a x + c y, b x + d y).
+    picture are missing. `matrix` turns the picture.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=muxer or {}) as film:
@@ -73,13 +75,16 @@ def save_film(
             shift = round(cut / packet.time_base)
             packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
             film.mux(packet)
-    if matrix:
-        a, b, c, d = (value << 16 for value in matrix)
-        with open(path, "r+b") as file:
-            file.seek(file.read().index(b"tkhd") + 4 + 40)
-            for value in (a, b, 0, c, d, 0, 0, 0, 1 << 30):
-                file.write(value.to_bytes(4, "big", signed=True))
-    return str(path)
+    return str(turn(path, matrix) if matrix else path)
+
+
+def turn(path: Path, matrix: tuple[int, ...]) -> Path:
+    """Write (a, b, c, d) of (x, y) -> (a x + c y, b x + d y) into the first track's header."""
+    a, b, c, d = (value << 16 for value in matrix)
+    with open(path, "r+b") as file:
+        file.seek(file.read().index(b"tkhd") + 4 + 40)  # 40 bytes of other fields come before it
+        file.write(struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    return path
 
 
 def seen_at(image: np.ndarray) -> float:
@@ -96,28 +101,43 @@ def heard_at(part: np.ndarray) -> float | None:
     return (spectrum.argmax() * 16000 / (1 << 15) - 300) / 300
 
 
+def offsets(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+    seen: Callable = seen_at,
+    heard: Callable = heard_at,
+) -> np.ndarray:
+    """Return by how many seconds sound is ahead, of each picture with the samples around its time.
+
+    Those are left out that have no sound.
+    """
+    times = [(heard(samples), seen(image)) for image, samples in pairs]
+    found = [sound - picture for sound, picture in times if sound is not None]
+    assert len(found) > 2
+    return np.array(found)
+
+
 FILMS = {
-    "plain.mp4": ({}, 0.0),
-    "late.mp4": ({"late": 0.5}, -0.5),
-    "gap.mp4": ({"gap": (2.0, 3.0)}, 0.0),
-    "variable.mp4": ({"times": VARIABLE}, 0.0),
-    "late picture.mkv": ({"times": STEADY + 0.4}, 0.0),
-    "bframes.avi": ({"codecs": ("mpeg4", "mp3"), "options": {"bf": "2"}}, 0.0),
-    "reordered.avi": ({"codecs": ("libx264", "pcm_s16le")}, 0.0),
-    "first stamp only.vob": ({"codecs": ("libx264", "mp2")}, 0.0),
-    "cut.mp4": ({"cut": 1.3, "options": {"bf": "2"}}, 0.0),
-    "short sound.mp4": ({"heard_for": 2.5}, 0.0),
-    "long sound.mp4": ({"times": STEADY[:75]}, 0.0),
-    "bframes.wmv": ({"codecs": ("wmv2", "wmav2")}, 0.0),
-    "bframes.mpg": ({"codecs": ("mpeg2video", "mp2"), "options": {"bf": "2"}}, 0.0),
-    "bframes.mp4": ({"codecs": ("mpeg4", "aac"), "options": {"bf": "2"}}, 0.0),
-    "late key.ts": ({"drop": 12, "options": {"g": "50", "bf": "2"}}, 0.0),
-    "between keys.mkv": ({"drop": 12}, 0.0),
-    "between keys.mp4": ({"codecs": ("mpeg4", "aac"), "drop": 7}, 0.0),
-    "live.webm": ({"codecs": ("libvpx", "libopus"), "muxer": {"live": "1"}}, 0.0),
-    "av1.webm": ({"codecs": ("libsvtav1", "libopus"), "options": {"preset": "8"}}, 0.0),
-    "hevc.mov": ({"codecs": ("libx265", "aac"), "options": {"x265-params": "log-level=0"}}, 0.0),
-    "damaged sound.mp4": ({"bad": (50,)}, 0.0),
-    "vp8.webm": ({"codecs": ("libvpx", "libopus")}, 0.0),
-    "stream.ts": ({}, 0.0),
+    "plain.mp4": {},
+    "late.mp4": {"late": 0.5},
+    "gap.mp4": {"gap": (2.0, 3.0)},
+    "variable.mp4": {"times": VARIABLE},
+    "late picture.mkv": {"times": STEADY + 0.4},
+    "bframes.avi": {"codecs": ("mpeg4", "mp3"), "options": {"bf": "2"}},
+    "reordered.avi": {"codecs": ("libx264", "pcm_s16le")},
+    "first stamp only.vob": {"codecs": ("libx264", "mp2")},
+    "cut.mp4": {"cut": 1.3, "options": {"bf": "2"}},
+    "short sound.mp4": {"heard_for": 2.5},
+    "long sound.mp4": {"times": STEADY[:75]},
+    "bframes.wmv": {"codecs": ("wmv2", "wmav2")},
+    "bframes.mpg": {"codecs": ("mpeg2video", "mp2"), "options": {"bf": "2"}},
+    "bframes.mp4": {"codecs": ("mpeg4", "aac"), "options": {"bf": "2"}},
+    "late key.ts": {"drop": 12, "options": {"g": "50", "bf": "2"}},
+    "between keys.mkv": {"drop": 12},
+    "between keys.mp4": {"codecs": ("mpeg4", "aac"), "drop": 7},
+    "live.webm": {"codecs": ("libvpx", "libopus"), "options": QUICK, "muxer": {"live": "1"}},
+    "av1.webm": {"codecs": ("libsvtav1", "libopus"), "options": {"preset": "8"}},
+    "hevc.mov": {"codecs": ("libx265", "aac"), "options": {"x265-params": "log-level=0"}},
+    "damaged sound.mp4": {"bad": (50, 51, 52)},
+    "vp8.webm": {"codecs": ("libvpx", "libopus"), "options": QUICK},
+    "stream.ts": {},
 }

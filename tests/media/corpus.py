@@ -8,17 +8,19 @@ Folders of frames are for the labelled lists: they carry no times, which pre-tra
 
 import io
 import os
+import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 from PIL import Image
 
-from tests.conftest import save_media, save_wav, tone
+from tests.conftest import save_frames, save_media, save_wav, tone
+from tests.media.clock_films import turn
 
 FRAMES, FPS, WIDTH, HEIGHT, RATE = 80, 25, 64, 48, 16000
 HUGE = 10_000  # pixels of a side
@@ -36,10 +38,8 @@ class Case(NamedTuple):
 
 def make_corpus(folder: Path) -> list[Case]:
     """Write all files below a folder and return the clips, the whole ones included."""
-    folder.mkdir(parents=True, exist_ok=True)
-    whole_video, whole_audio = str(folder / "whole.mp4"), str(folder / "whole.wav")
-    _mp4(Path(whole_video))
-    save_wav(Path(whole_audio), FRAMES * RATE // FPS)
+    whole_video = str(_mp4(folder / "whole.mp4"))
+    whole_audio = save_wav(folder / "whole.wav", FRAMES * RATE // FPS)
     cases = [Case("whole", "video", whole_video, whole_audio, "read")]
     for name, promise, path in [*_videos(folder / "video"), *_folders(folder / "frames")]:
         cases.append(Case(name, "video", str(path), whole_audio, promise))
@@ -56,21 +56,36 @@ Made = Iterator[tuple[str, str, Path]]  # name, promise, path
 
 def _videos(folder: Path) -> Made:
     folder.mkdir()
-    at_end, at_start = folder / "index_at_end.mp4", folder / "index_at_start.mp4"
-    _mp4(at_end)
-    _mp4(at_start, options={"movflags": "+faststart"})
+    at_end = _mp4(folder / "index_at_end.mp4")
+    at_start = _mp4(folder / "index_at_start.mp4", muxer={"movflags": "+faststart"})
     yield "index at the start", "read", at_start
-    for tenth in range(1, 10):
-        # With its index at the start a file opens, and fails at the frames that are gone.
-        for place, whole, promise in (("end", at_end, "refused"), ("start", at_start, "either")):
-            cut = whole.with_name(f"cut{tenth}_{place}.mp4")
-            cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * tenth / 10)])
-            yield f"index at the {place}, cut at {tenth}/10", promise, cut
-    for seed in range(6):
-        yield f"bits flipped {seed}", "either", _changed(at_end, f"flip{seed}", _flipped(seed))
-    yield "zeros for data", "either", _changed(at_end, "zeros", _zero_data)
+    damaged = _damaged(at_end.read_bytes(), at_start.read_bytes())
+    for number, (name, promise, data) in enumerate(damaged):
+        path = folder / f"damaged_{number}.mp4"
+        path.write_bytes(data)
+        yield name, promise, path
     yield from _no_videos(folder, at_end.read_bytes())
     yield from _odd_videos(folder)
+
+
+def _damaged(at_end: bytes, at_start: bytes) -> Iterator[tuple[str, str, bytes]]:
+    """Yield name, promise and content of what is left of films with the index at either end."""
+    for tenth in range(1, 10):
+        cut = len(at_end) * tenth // 10
+        yield f"index at the end, cut at {tenth}/10", "refused", at_end[:cut]
+        # With its index at the start a file opens, and fails at the frames that are gone.
+        yield f"index at the start, cut at {tenth}/10", "either", at_start[:cut]
+    for seed in range(6):
+        rng, data = np.random.default_rng(seed), bytearray(at_end)
+        for place in rng.integers(0, len(data), 40):  # anywhere, the index included
+            data[place] ^= 1 << int(rng.integers(8))
+        yield f"bits flipped {seed}", "either", bytes(data)
+    start, end = at_end.index(b"mdat") + 4, at_end.index(b"moov") - 4
+    yield "zeros for data", "either", at_end[:start] + bytes(end - start) + at_end[end:]
+    clock = at_end.index(b"mdhd") + 16  # where the media header has the ticks of a second
+    for ticks in (0, 2**32 - 1):
+        data = at_end[:clock] + struct.pack(">I", ticks) + at_end[clock + 4 :]
+        yield f"{ticks} ticks a second", "either", data
 
 
 def _no_videos(folder: Path, mp4: bytes) -> Made:
@@ -93,132 +108,56 @@ def _no_videos(folder: Path, mp4: bytes) -> Made:
         yield name, "refused", path
     yield "only sound", "refused", save_media(folder / "only_sound.mp4", sound=tone(RATE)[None])
     yield "does not exist", "refused", folder / "nowhere.mp4"
-    link = folder / "broken_link.mp4"
-    link.symlink_to(folder / "nowhere.mp4")
-    yield "broken link", "refused", link
-    pipe = folder / "pipe.mp4"
-    os.mkfifo(pipe)
-    yield "a pipe that nobody writes", "refused", pipe
+    (folder / "broken_link.mp4").symlink_to(folder / "nowhere.mp4")
+    yield "broken link", "refused", folder / "broken_link.mp4"
+    os.mkfifo(folder / "pipe.mp4")
+    yield "a pipe that nobody writes", "refused", folder / "pipe.mp4"
 
 
 def _odd_videos(folder: Path) -> Made:
     for frames in (1, 2):
-        path = folder / f"frames{frames}.mp4"
-        _mp4(path, frames=frames)
-        yield f"frames: {frames}", "either", path
-    huge = folder / "huge.avi"
-    _still(huge, HUGE, HUGE)
-    yield "10 000 x 10 000 frames", "refused", huge
+        yield f"frames: {frames}", "either", _mp4(folder / f"frames{frames}.mp4", frames)
+    yield "10 000 x 10 000 frames", "refused", _huge_video(folder / "huge.avi")
     for name, times in (
         ("variable frame rate", [k * 40 + (k % 5) * 7 for k in range(FRAMES)]),
         ("long pause", [k * 40 + (60_000 if k > 40 else 0) for k in range(FRAMES)]),
     ):
-        path = folder / f"{name.replace(' ', '_')}.mp4"
-        _mp4(path, milliseconds=times)
-        yield name, "read", path
-    late = folder / "negative_start.mkv"
-    _mp4(late, milliseconds=[(k - 30) * 40 for k in range(FRAMES)])
-    yield "negative start time", "either", late
-    mp4 = folder / "index_at_end.mp4"
-    yield "rotated", "read", _changed(mp4, "rotated", _rotated)
-    for ticks in (0, 2**32 - 1):
-        changed = _changed(mp4, f"ticks{ticks}", _timescale(ticks))
-        yield f"{ticks} ticks a second", "either", changed
+        yield name, "read", _mp4(folder / f"{name.replace(' ', '_')}.mp4", times=times)
+    before_zero = [(k - 30) * 40 for k in range(FRAMES)]
+    yield "negative start time", "either", _mp4(folder / "negative.mkv", times=before_zero)
+    yield "rotated", "read", turn(_mp4(folder / "rotated.mp4"), (0, 1, -1, 0))
     for width, height in ((2, 2), (640, 16)):
-        path = folder / f"{width}x{height}.mp4"
-        _mp4(path, width=width, height=height, frames=20)
+        path = _mp4(folder / f"{width}x{height}.mp4", 20, width, height)
         yield f"{width} x {height} pixels", "read", path
     for suffix, codec in ((".avi", "mpeg4"), (".mkv", "libx264"), (".mov", "libx264")):
-        path = folder / f"other{suffix}"
-        _mp4(path, codec=codec)
-        yield f"a {suffix} file", "read", path
-    wrong = folder / "avi_named.mp4"
-    wrong.write_bytes((folder / "other.avi").read_bytes())
-    yield "avi named mp4", "read", wrong
+        yield f"a {suffix} file", "read", _mp4(folder / f"other{suffix}", picture_codec=codec)
+    wrong = shutil.copy(folder / "other.avi", folder / "avi_named.mp4")
+    yield "avi named mp4", "read", Path(wrong)
 
 
 def _mp4(
-    path: Path,
-    frames: int = FRAMES,
-    width: int = WIDTH,
-    height: int = HEIGHT,
-    milliseconds: list[int] | None = None,
-    codec: str = "libx264",
-    options: dict[str, str] | None = None,
-) -> None:
-    rng = np.random.default_rng(0)
-    with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000 if milliseconds else FPS)
-        if codec == "libx264":
-            stream.options = {"preset": "ultrafast", "g": "20"}
-        for index in range(frames):
-            picture = rng.integers(0, 255, (height, width, 3)).astype(np.uint8) // 4 + index
-            frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")
-            frame.time_base = stream.codec_context.time_base
-            frame.pts = milliseconds[index] if milliseconds else index
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    path: Path, frames: int = FRAMES, width: int = WIDTH, height: int = HEIGHT, **options: Any
+) -> Path:
+    """Write a video of noise that grows lighter."""
+    noise = np.random.default_rng(0).integers(0, 64, (frames, height, width, 3), np.uint8)
+    pictures = [picture + np.uint8(index) for index, picture in enumerate(noise)]
+    return save_media(path, pictures, fps=FPS, g="20", **options)
 
 
-def _still(path: Path, width: int, height: int) -> None:
+def _huge_video(path: Path) -> Path:
     """Write a motion-jpeg video of two equal frames; a jpeg of one colour is small at any size."""
     data = io.BytesIO()
-    Image.new("L", (width, height), 90).save(data, "jpeg")
+    Image.new("L", (HUGE, HUGE), 90).save(data, "jpeg")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p"
+        stream.width, stream.height, stream.pix_fmt = HUGE, HUGE, "yuvj420p"
         for index in range(2):
             packet = av.Packet(data.getvalue())
             packet.stream, packet.time_base = stream, Fraction(1, FPS)
             packet.pts = packet.dts = index
             packet.is_keyframe = True
             container.mux(packet)
-
-
-def _changed(path: Path, name: str, change: Callable[[bytearray], bytes]) -> Path:
-    changed = path.with_name(name + path.suffix)
-    changed.write_bytes(change(bytearray(path.read_bytes())))
-    return changed
-
-
-def _flipped(seed: int) -> Callable[[bytearray], bytes]:
-    """Flip 40 bits anywhere, the index included."""
-
-    def flip(data: bytearray) -> bytes:
-        rng = np.random.default_rng(seed)
-        for place in rng.integers(0, len(data), 40):
-            data[place] ^= 1 << int(rng.integers(8))
-        return bytes(data)
-
-    return flip
-
-
-def _zero_data(data: bytearray) -> bytes:
-    start = data.index(b"mdat") + 4
-    end = data.index(b"moov") - 4
-    data[start:end] = bytes(end - start)
-    return bytes(data)
-
-
-def _rotated(data: bytearray) -> bytes:
-    """Say in the track header that the camera was held on its side."""
-    start = data.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes of other fields
-    one = 1 << 16
-    data[start : start + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, HEIGHT << 16, 0, 1 << 30)
-    return bytes(data)
-
-
-def _timescale(ticks: int) -> Callable[[bytearray], bytes]:
-    """Set how many ticks of the track's clock a second has, in the media header."""
-
-    def change(data: bytearray) -> bytes:
-        start = data.index(b"mdhd") + 4 + 12
-        data[start : start + 4] = struct.pack(">I", ticks)
-        return bytes(data)
-
-    return change
+    return path
 
 
 # Folders of frames
@@ -226,79 +165,58 @@ def _timescale(ticks: int) -> Callable[[bytearray], bytes]:
 
 def _folders(folder: Path) -> Made:
     folder.mkdir()
-    yield "frames", "read", _frames(folder / "plain")
-    mixed = _frames(folder / "mixed")
-    _picture(3).save(mixed / "frame_0035x.png")
+    plain, mixed, sizes, inner = (
+        Path(save_frames(folder / name)) for name in ("plain", "mixed", "sizes", "inner_loop")
+    )
+    yield "frames", "read", plain
+    Image.new("RGB", (40, 40)).save(mixed / "frame_035x.png")
     yield "png among jpg", "read", mixed
-    sizes = _frames(folder / "sizes")
-    Image.new("RGB", (80, 30)).save(sizes / "frame_0040.jpg")
+    Image.new("RGB", (80, 30)).save(sizes / "frame_040.jpg")
     yield "frames of several sizes", "read", sizes
     (folder / "empty").mkdir()
     yield "empty folder", "refused", folder / "empty"
-    other = folder / "notes"
-    other.mkdir()
-    (other / "readme.txt").write_text("no pictures")
-    yield "folder without pictures", "refused", other
-    one = folder / "one"
-    one.mkdir()
-    _picture(0).save(one / "frame_0000.jpg")
-    yield "folder of one frame", "read", one
+    (folder / "notes").mkdir()
+    (folder / "notes/readme.txt").write_text("no pictures")
+    yield "folder without pictures", "refused", folder / "notes"
+    yield "folder of one frame", "read", Path(save_frames(folder / "one", 1))
     loop = folder / "loop"
     loop.symlink_to(loop)
     yield "link to itself", "refused", loop
-    inner = _frames(folder / "inner_loop")
     (inner / "again").symlink_to(inner)
     yield "folder that links to itself", "read", inner
     for name, data in (
-        ("frame cut off", _jpg()[:200]),
+        ("frame cut off", (plain / "frame_000.jpg").read_bytes()[:400]),
         ("frame of no byte", b""),
         ("frame of text", b"no picture"),
         ("frame with a folder's name", None),
         ("frame that is huge", _huge_png()),
     ):
-        broken = _frames(folder / name.replace(" ", "_").replace("'", ""))
-        _spoil(broken, data)
-        yield name, "refused", broken
+        yield name, "refused", _spoiled(folder / name.replace(" ", "_").replace("'", ""), data)
     for mode in ("L", "CMYK", "P", "RGBA", "I;16"):
         path = folder / f"mode_{mode.replace(';', '')}"
         path.mkdir()
         kind = "jpg" if mode in ("L", "CMYK") else "png"
+        image = Image.open(plain / "frame_000.jpg")
+        image = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
         for index in range(20):
-            image = _picture(index)
-            image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
-            image.save(path / f"frame_{index:04d}.{kind}")
+            image.save(path / f"frame_{index:03d}.{kind}")
         yield f"{mode} pictures", "read", path
     if hasattr(os, "geteuid") and os.geteuid() != 0:  # root may read everything
-        locked = _frames(folder / "locked")
+        locked = Path(save_frames(folder / "locked"))
         locked.chmod(0)
         yield "folder that may not be read", "refused", locked
 
 
-def _spoil(folder: Path, data: bytes | None) -> None:
-    """Put something else in place of every frame, so that any window meets it."""
-    for path in sorted(folder.iterdir()):
-        path.unlink()
+def _spoiled(folder: Path, data: bytes | None) -> Path:
+    """Make a folder in which something else stands in place of every frame: any window meets it."""
+    folder.mkdir()
+    for index in range(70):
+        path = folder / f"frame_{index:03d}.jpg"
         if data is None:
             path.mkdir()
         else:
             path.write_bytes(data)
-
-
-def _frames(folder: Path, count: int = 70) -> Path:
-    folder.mkdir()
-    for index in range(count):
-        _picture(index).save(folder / f"frame_{index:04d}.jpg")
     return folder
-
-
-def _picture(index: int) -> Image.Image:
-    return Image.new("RGB", (40, 40), ((index * 3) % 255, 90, 160))
-
-
-def _jpg() -> bytes:
-    data = io.BytesIO()
-    _picture(5).resize((200, 200)).save(data, "jpeg")
-    return data.getvalue()
 
 
 def _huge_png() -> bytes:
@@ -312,17 +230,9 @@ def _huge_png() -> bytes:
 
 def _wavs(folder: Path) -> Made:
     folder.mkdir()
-    seconds = FRAMES / FPS
-    for name, subtype in (
-        ("8 bit", "PCM_U8"),
-        ("24 bit", "PCM_24"),
-        ("32 bit", "PCM_32"),
-        ("float", "FLOAT"),
-        ("double", "DOUBLE"),
-    ):
-        path = folder / f"{subtype}.wav"
-        save_wav(path, tone(int(seconds * RATE)), subtype=subtype)
-        yield f"{name} wav", "read", path
+    for subtype in ("PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"):
+        path = save_wav(folder / f"{subtype}.wav", FRAMES * RATE // FPS, subtype=subtype)
+        yield f"{subtype} wav", "read", Path(path)
     for name, promise, samples, rate in (
         ("stereo", "refused", np.stack([tone(51200)] * 2, axis=1), RATE),
         ("44.1 kHz", "refused", tone(51200), 44100),
@@ -336,15 +246,13 @@ def _wavs(folder: Path) -> Made:
         ("audio much longer than video", "read", tone(20 * RATE), RATE),
         ("full scale", "read", np.sign(tone(51200)), RATE),
     ):
-        path = folder / f"{name.replace(' ', '_')}.wav"
-        save_wav(path, samples, rate)
-        yield name, promise, path
+        path = save_wav(folder / f"{name.replace(' ', '_')}.wav", samples, rate)
+        yield name, promise, Path(path)
     for name, value in (("not a number", np.nan), ("infinite", np.inf)):
         samples = tone(51200).copy()
         samples[::100] = value
-        path = folder / f"{name.replace(' ', '_')}.wav"
-        save_wav(path, samples, subtype="FLOAT")
-        yield f"{name} in a float wav", "refused", path
+        path = save_wav(folder / f"{name.replace(' ', '_')}.wav", samples, subtype="FLOAT")
+        yield f"{name} in a float wav", "refused", Path(path)
     yield from _no_wavs(folder)
 
 
@@ -365,6 +273,5 @@ def _no_wavs(folder: Path) -> Made:
     yield "wav: does not exist", "refused", folder / "nowhere.wav"
     (folder / "folder.wav").mkdir()
     yield "wav: a folder", "refused", folder / "folder.wav"
-    pipe = folder / "pipe.wav"
-    os.mkfifo(pipe)
-    yield "wav: a pipe that nobody writes", "refused", pipe
+    os.mkfifo(folder / "pipe.wav")
+    yield "wav: a pipe that nobody writes", "refused", folder / "pipe.wav"

@@ -42,10 +42,7 @@ def moved(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 extract = functools.partial(media_files.run, extract_face)
-
-
-def summary(output: Path) -> dict[str, dict[str, str]]:
-    return media_files.summary(output, "extract_face")
+summary = functools.partial(media_files.summary, tool="extract_face")
 
 
 # Whole clips
@@ -151,25 +148,15 @@ def test_a_full_disk_stops_the_run_and_leaves_nothing_half_written(tmp_path, mon
 # OpenFace
 
 
-def test_openface_is_run_as_the_original_did_and_its_folders_moved(tmp_path):
-    for name in HARD_NAMES:
-        save_media(tmp_path / "in" / "sub" / name, pictures(3))
-    flags = fake_openface(tmp_path, "128")
-    assert extract(tmp_path / "in", tmp_path / "out", *flags, "--img_size", "128") == 0
-    made = [path for path in (tmp_path / "out" / "sub").rglob("*") if path.is_file()]
-    assert {path.parent.name[:-8] for path in made} == {Path(name).stem for name in HARD_NAMES}
-    assert len(made) == 12 * len(HARD_NAMES)
-    row = summary(tmp_path / "out")["sub/a space.mp4"]
-    assert (row["frames"], row["rate_kind"]) == ("12", "constant")
-
-
-def test_what_openface_cannot_do_is_reported_and_leaves_nothing(tmp_path, monkeypatch):
-    for name, word in {"a": b"", "b": b"broken", "c": b"faceless"}.items():
+def test_openface_is_run_as_the_original_did_and_what_it_cannot_do_is_reported(
+    tmp_path, monkeypatch
+):
+    for name, word in {"sub/a": b"", "b": b"broken", "c": b"faceless"}.items():
         with open(save_media(tmp_path / "in" / f"{name}.mp4", pictures(3)), "ab") as file:
             file.write(word)
     (tmp_path / "in/d.mp4").touch()
     save_film(tmp_path / "in/e.mp4", np.array([0, 0.1, 0.2, 0.6]))
-    flags = fake_openface(tmp_path)
+    flags = [*fake_openface(tmp_path, "128"), "--img_size", "128"]
     assert extract(tmp_path / "in", tmp_path / "out", *flags) == 1
     assert failures(tmp_path / "out", "extract_face") == {
         "b.mp4": "FeatureExtraction failed with exit code 1: could not open the video",
@@ -177,10 +164,13 @@ def test_what_openface_cannot_do_is_reported_and_leaves_nothing(tmp_path, monkey
         "d.mp4": "is an empty file",
         "e.mp4": "has a variable frame rate, for which --backend mtcnn is made",
     }
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a_aligned", "extract_face.csv"}
-    Path(flags[-1]).write_text("#!/bin/sh\nexec sleep 30\n")
+    row = summary(tmp_path / "out")["sub/a.mp4"]
+    assert (row["frames"], row["rate_kind"]) == ("12", "constant")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"sub", "extract_face.csv"}
+    assert len(list((tmp_path / "out/sub/a_aligned").iterdir())) == 12
+    (tmp_path / "FeatureExtraction").write_text("#!/bin/sh\nexec sleep 30\n")
     monkeypatch.setattr(extract_face, "OPENFACE_SECONDS", 0.2)
-    assert extract(tmp_path / "in/a.mp4", tmp_path / "slow", *flags) == 1
+    assert extract(tmp_path / "in/sub/a.mp4", tmp_path / "slow", *flags) == 1
     assert "took longer than 0.2 s" in failures(tmp_path / "slow", "extract_face")["a.mp4"]
 
 

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from hicmae.data.batches import ClipIndex
 from hicmae.data.clip_list import Clip, read_labelled_list, read_packed, write_list
 from hicmae.data.dataset import LabelledClips
-from hicmae.data.film import open_video
-from hicmae.data.shards import open_packed
 from hicmae.io import UnreadableClip
 from preprocess import pack_clips
 from preprocess.face_and_audio.batch import read_summary
@@ -64,17 +62,6 @@ def test_clips_are_packed_under_the_names_of_the_list(media, tmp_path, caplog):
     assert re.search("clips are packed, 0.00 GB; a clip takes [1-9]", caplog.text)
 
 
-def test_every_frame_and_its_times_are_kept(media, tmp_path):
-    pack(media, tmp_path, "--lossless")
-    for clip in read_packed(tmp_path):
-        stored, video = open_packed(clip)[0], open_video(str(media / clip.video))
-        assert len(stored) == len(video)
-        for one, other in zip(stored.read(range(20)), video.read(range(20)), strict=True):
-            np.testing.assert_array_equal(one, other)
-        for k in range(20):
-            assert stored.times(k, len(video) - 1) == video.times(k, len(video) - 1)
-
-
 def test_quality_is_followed(media, tmp_path):
     sizes = []
     for quality in ("50", "95"):
@@ -98,15 +85,19 @@ def test_failures_are_listed_and_another_run_packs_only_what_is_missing(media, t
     (folder / "v1.mp4").write_text("no film")
     (folder / "v2.wav").unlink()
     save_wav(folder / "v3.wav", 9000, rate=44100)
+    (folder / "v4.mp4").unlink()
+    save_frames(folder / "v4.mp4", 3)
     output = tmp_path / "out"
     assert pack(folder, output) == 1
-    assert names_in(output) == ["v0.mp4", "v4.mp4", "v5.mp4"]
+    assert names_in(output) == ["v0.mp4", "v5.mp4"]
     rows = read_summary(output / "pack_clips.csv")
     assert "is no video or sound file" in rows["v1.mp4"]["reason"]
     assert "v2.wav' does not exist" in rows["v2.mp4"]["reason"]
     assert "sample rate 44100" in rows["v3.mp4"]["reason"]
-    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 3
-    for name in ("v1.mp4", "v2.wav", "v3.wav"):
+    assert "no frame times" in rows["v4.mp4"]["reason"]
+    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 4
+    shutil.rmtree(folder / "v4.mp4")
+    for name in ("v1.mp4", "v2.wav", "v3.wav", "v4.mp4"):
         shutil.copy(media / name, folder / name)
     before = state(output)
     for _ in range(2):
@@ -174,41 +165,18 @@ def test_any_number_of_processes_packs_the_same_shards_of_the_asked_size(media, 
     assert found[0] == found[1] and found[0][1] == ["'v9.mp4'", "'v8.mp4'"]
 
 
-def test_folders_of_frames_are_packed_in_rgb_but_have_no_times_for_pretraining(tmp_path):
-    frames = Path(save_frames(tmp_path / "c", 3))
-    Image.open(frames / "frame_001.jpg").convert("L").save(frames / "frame_001.jpg")
-    save_wav(tmp_path / "c.wav", 9000)
-    write_list(tmp_path / "list.csv", [Clip("c", "c.wav", 1)])
-    assert pack(tmp_path, tmp_path / "out", "--task", "classification") == 0
-    (clip,) = read_packed(tmp_path / "out")
-    shapes = [frame.shape for frame in open_packed(clip)[0].read([0, 1, 2])]
-    assert shapes == [(40, 40, 3)] * 3 and clip.label == 1
-    assert pack(tmp_path, tmp_path / "pretrain") == 1
-    assert "no frame times" in read_summary(tmp_path / "pretrain" / "pack_clips.csv")["c"]["reason"]
-
-
 @pytest.mark.parametrize("left_out", ["video", "audio"])
-def test_a_stream_that_is_not_read_is_not_packed(tmp_path, left_out):
-    clips = []
-    for k in range(2):
-        save_wav(tmp_path / f"{k}.wav", 48000 + 160 * k)
-        save_frames(tmp_path / f"{k}", 70)
-        clips.append(Clip(f"{k}", f"{k}.wav", k)._replace(**{left_out: "-"}))
+def test_a_stream_that_is_not_read_is_not_packed(tmp_path, labelled_clips, left_out):
+    clips = [clip._replace(**{left_out: "-"}) for clip in labelled_clips]
     write_list(tmp_path / "list.csv", clips)
     assert pack(tmp_path, tmp_path / "out", "--task", "classification") == 0
-    assert len(read_summary(tmp_path / "out" / "pack_clips.csv")) == 2
+    assert len(read_summary(tmp_path / "out" / "pack_clips.csv")) == 4
+    packed = sorted(read_labelled_list(tmp_path / "out"), key=lambda clip: clip.label)
+    assert [clip[:3] for clip in packed] == [clip[:3] for clip in clips]
     modality = "a" if left_out == "video" else "v"
-    (plain, packed) = (
-        sorted(read_labelled_list(path, data_root=root), key=lambda clip: clip.label)
-        for path, root in ((tmp_path / "list.csv", str(tmp_path)), (tmp_path / "out", ""))
-    )
-    assert [clip[:2] for clip in packed] == [clip[:2] for clip in clips]
-    for one, other in zip(plain, packed, strict=True):
-        batches = [
-            LabelledClips([clip], modality=modality).read(clip, np.random.default_rng(0))
-            for clip in (one, other)
-        ]
-        assert same(*(batch._replace(names=()) for batch in batches))
+    plain, stored = (LabelledClips(some, modality=modality) for some in (clips, packed))
+    for index in range(4):
+        assert same(plain[ClipIndex(0, index)], stored[ClipIndex(0, index)])
     with pytest.raises(UnreadableClip, match=f"without {left_out}.*--modality {modality}"):
         LabelledClips(packed).read(packed[0], np.random.default_rng(0))
 

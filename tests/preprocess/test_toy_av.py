@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import GroupKFold, cross_val_predict, cross_val_score
@@ -42,11 +43,8 @@ def planned(seed: int = 7, speakers: int = 40, clips: int = 24) -> list[Clip]:
 
 
 def table(prefixes: tuple[str, ...], clips: list[Clip]) -> np.ndarray:
-    rows = [clip.row() for clip in clips]
-    named = [name for name in rows[0] if name.startswith(prefixes)]
-    names = [name for name in named if isinstance(rows[0][name], (int, float))]
-    assert names
-    return np.array([[row[name] for name in names] for row in rows], dtype=float)
+    rows = pd.DataFrame([clip.row() for clip in clips]).select_dtypes(["number", "bool"])
+    return rows.loc[:, rows.columns.str.startswith(prefixes)].to_numpy(float, copy=True)
 
 
 def accuracy_on_new_speakers(features: np.ndarray, half: int, clips: list[Clip]) -> float:
