@@ -1,6 +1,7 @@
 """Fine-tuning on labelled clips: data, model and loss, epoch by epoch, then the tests."""
 
 import argparse
+import inspect
 import logging
 import math
 import os
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.config import LOWER_IS_BETTER, ClassifierConfig, ClipConfig, FinetuneConfigs
 from hicmae.config.flags import as_dict, parse_configs
 from hicmae.data import splits
@@ -25,21 +25,17 @@ from hicmae.data.dataset import LabelledClips, TestClips
 from hicmae.data.loader import SkippedClips
 from hicmae.inference.export import export_run
 from hicmae.io import write_csv
+from hicmae.models.finetune import HiCMAEClassifier
 from hicmae.models.losses import REGRESSION_LOSSES, class_weights, cross_entropy
 from hicmae.training import checkpoint, distributed, loop, trained
 from hicmae.training import evaluate as scoring
-from hicmae.training.logs import show_hparams
 from hicmae.training.optim import freeze, num_parameters, shared_batches
-from hicmae.training.resume import Saver, find_checkpoint, resume, settings_to_keep
 from hicmae.training.run import Run, open_run, write_settings
-from hicmae.training.state import make_state
+from hicmae.training.state import TrainState, find_checkpoint, make_state, resume, settings_to_keep
 from hicmae.training.trained import Trained, load_pretrained
 
 logger = logging.getLogger("hicmae")
 
-# Settings of a classifier that are arguments of its builder.
-MODEL = ("num_classes", "depth", "depth_audio", "fusion_depth", "drop_path_rate", "init_values",
-         "head_activation", "modality", "hierarchical_fusion", "fusion_order")  # fmt: skip
 # Numbers that a head can give, by its activation.
 REACH = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 
@@ -82,7 +78,7 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
         freeze(model)
     ema = configs.score.ema
     state = make_state(run, configs, model, loader, clips, classifier.layer_decay, ema)
-    resume(run, state, found)
+    resume(state, found)
     for name, table in lists.tables.items() if distributed.is_main() else ():
         # Which clips were held out or drawn.
         write_csv(run.output_dir / name, table, zip(*table.values(), strict=True))
@@ -91,14 +87,13 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     compute_loss = make_loss(configs, lists.train, run.device)
     record = run.output_dir / "skipped_clips.csv"
     skipped = SkippedClips(record, len(lists.train), configs.data.max_bad_clips)
-    with loop.open_logs(run, state) as logs:
-        saver = Saver(run, state, logs)
+    with state.open_logs():
         for _ in range(state.epoch, configs.optim.epochs):
-            means = loop.train_one_epoch(training, loader, compute_loss, run, state, saver, skipped)
-            metrics, _ = evaluate(run, configs, model, val_loader, "validation", saver.check)
-            end_epoch(saver, configs, means, metrics, names)
-        saver.finish()
-    test_last_and_best(saver, configs, lists, val_loader)
+            means = loop.train_one_epoch(training, loader, compute_loss, state, skipped)
+            metrics, _ = evaluate(run, configs, model, val_loader, "validation", state.check)
+            end_epoch(state, configs, means, metrics, names)
+        state.finish()
+    test_last_and_best(state, configs, lists, val_loader)
     if configs.score.export:
         for folder in export_run(run.output_dir):
             logger.info("exported to %s", folder)
@@ -135,8 +130,8 @@ def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
     facts["list"] = os.path.abspath(path)
     suffix = scoring.free_suffix(run.output_dir, facts)
     metrics, _ = evaluate(run, configs, model, loader, "test", run.check_stop, suffix, **facts)
-    summary = scoring.summary(metrics, configs.classifier.task)
-    logger.info("test: %s, in metrics%s.json and pred%s.csv", summary, suffix, suffix)
+    text = "test: %s, in metrics%s.json and pred%s.csv"
+    logger.info(text, scoring.summary(metrics), suffix, suffix)
 
 
 def list_reader(configs: FinetuneConfigs) -> Callable[[Path], splits.Clips]:
@@ -174,45 +169,37 @@ def check_training(configs: FinetuneConfigs, lists: splits.Lists, names: Sequenc
             "more: its gradient would be 0; raise --batch_size, or use --loss mse"
         )
     train, test = (Path(configs.data.data_path, f"{part}.csv") for part in ("train", "test"))
-    if classifier.task == "classification":
-        warn_of_classes(train, lists.train, names)
-    elif classifier.head_activation:
-        files = {train: lists.train, Path(lists.val_file): lists.val, test: lists.test}
-        warn_of_targets(files, classifier.head_activation)
-
-
-def warn_of_classes(path: Path, clips: splits.Clips, names: Sequence[str]) -> None:
-    """Warn of classes that the training list has no clip of."""
-    labels = {clip.label for clip in clips}
-    if lacking := [f"{k} ({name})" for k, name in enumerate(names) if k not in labels]:
+    labels = {clip.label for clip in lists.train}
+    lacking = [f"{k} ({name})" for k, name in enumerate(names) if k not in labels]
+    if classifier.task == "classification" and lacking:
         logger.warning(
             "no training clip of '%s' is of class %s, expected all %d of --nb_classes: they cannot "
             "be learned; check the list, which counts from 0, and what --val_split holds out",
-            *(path, ", ".join(lacking), len(names)),
+            *(train, ", ".join(lacking), len(names)),
         )
+    if activation := classifier.head_activation:
+        files = {train: lists.train, Path(lists.val_file): lists.val, test: lists.test}
+        for path, clips in files.items():
+            warn_of_targets(path, clips, activation)
 
 
-def warn_of_targets(files: Mapping[Path, splits.Clips], activation: str) -> None:
-    """Warn of each list with regression targets that the outputs cannot reach."""
+def warn_of_targets(path: Path, clips: splits.Clips, activation: str) -> None:
+    """Warn of a list with regression targets that the outputs cannot reach."""
     low, high = REACH[activation]
-    for path, clips in files.items():
-        targets = [(v, c) for c in clips if isinstance(c.label, tuple) for v in c.label]
-        outside = [(value, clip) for value, clip in targets if not low <= value <= high]
-        if outside:
-            value, clip = max(outside, key=lambda pair: max(low - pair[0], pair[0] - high))
-            logger.warning(
-                "'%s': %d of %d targets cannot be reached, got %g of '%s', expected %g to %g of "
-                "--head_activation %s; leave it out, or scale the targets",
-                *(path, len(outside), len(targets), value, name_of(clip), low, high, activation),
-            )
+    targets = [(v, clip) for clip in clips if isinstance(clip.label, tuple) for v in clip.label]
+    if outside := [(value, clip) for value, clip in targets if not low <= value <= high]:
+        value, clip = max(outside, key=lambda pair: max(low - pair[0], pair[0] - high))
+        logger.warning(
+            "'%s': %d of %d targets cannot be reached, got %g of '%s', expected %g to %g of "
+            "--head_activation %s; leave it out, or scale the targets",
+            *(path, len(outside), len(targets), value, name_of(clip), low, high, activation),
+        )
 
 
 def clip_options(configs: FinetuneConfigs) -> dict[str, Any]:
     """Return what the data sets of training and of scoring have in common."""
-    task, modality = configs.classifier.task, configs.classifier.modality
-    timeout = configs.data.clip_timeout
-    options = {"task": task, "modality": modality, "clip_timeout": timeout}
-    return options | vars(configs.clip)
+    kind = {"task": configs.classifier.task, "modality": configs.classifier.modality}
+    return kind | {"clip_timeout": configs.data.clip_timeout} | vars(configs.clip)
 
 
 def training_loader(run: Run, configs: FinetuneConfigs, clips: splits.Clips) -> DataLoader:
@@ -249,8 +236,9 @@ def scoring_loader(
 
 def make_model(configs: FinetuneConfigs) -> nn.Module:
     """Create the classifier of the chosen size, depths and clip geometry."""
-    name, chosen = configs.classifier.model_name, vars(configs.classifier)
-    options = {option: chosen[option] for option in MODEL} | configs.clip.of_model()
+    name, known = configs.classifier.model_name, inspect.signature(HiCMAEClassifier).parameters
+    sizes = {option: v for option, v in vars(configs.classifier).items() if option in known}
+    options = sizes | configs.clip.of_model()
     model = timm.create_model(name, **options, cpu_gemm=configs.run.cpu_gemm)
     logger.info("%s: %.2f M parameters", name, num_parameters(model) / 1e6)
     return model
@@ -282,11 +270,11 @@ def make_loss(
         weights = weights.to(device)
 
     def compute_loss(model: nn.Module, batch: LabelledBatch) -> tuple[Tensor, loop.LossParts]:
-        if augment.mixup or augment.cutmix:
-            mixed = mix_batch(batch, mixup, augment.mixup_audio)
-            scores = model(mixed.video, mixed.audio).float()
-            return cross_entropy(scores, mixed.target, weights), {}
+        if mixes := augment.mixup or augment.cutmix:
+            batch = mix_batch(batch, mixup, augment.mixup_audio)
         scores = model(batch.video, batch.audio).float()
+        if mixes:
+            return cross_entropy(scores, batch.target, weights), {}
         accuracy = (scores.detach().argmax(dim=1) == batch.target).float().mean()
         loss = cross_entropy(scores, batch.target, weights, augment.smoothing)
         return loss, {"class_acc": accuracy}
@@ -312,84 +300,82 @@ def evaluate(
     epoch, to metrics<suffix>.json; the clips of items to pred_clips<suffix>.csv. With a
     `temperature`, metrics hold `calibration` before and after it. `before_each` batch may raise.
     """
-    task, average = configs.classifier.task, configs.score.average_clips
+    average = configs.score.average_clips
     clips = scoring.predict(
-        *(model, loader, run.precision, task, description),
+        *(model, loader, run.precision, description),
         before_each=before_each,
         clip_by_clip=run.device.type == "cpu" or run.config.deterministic,
     )
     items = scoring.average_clips(clips, average) if average else clips
     if average:
         facts |= {"clips": len(clips.names), "items": len(items.names)}
-    metrics = {**scoring.score(items, task), **facts}
+    metrics = {**scoring.score(items), **facts}
     if temperature is not None:
         then = scoring.tempered(items.scores, temperature)
         before, after = (scoring.calibration(items.targets, p) for p in (items.scores, then))
         metrics["calibration"] = {"temperature": temperature, "before": before, "after": after}
     if suffix is not None and distributed.is_main():
-        scoring.write_results(run.output_dir, suffix, items, metrics, task)
+        scoring.write_results(run.output_dir, suffix, items, metrics)
         if average:
-            scoring.write_predictions(run.output_dir / f"pred_clips{suffix}.csv", clips, task)
+            scoring.write_predictions(run.output_dir / f"pred_clips{suffix}.csv", clips)
     return metrics, items
 
 
 def end_epoch(
-    saver: Saver,
+    state: TrainState,
     configs: FinetuneConfigs,
     train: dict[str, float],
     metrics: dict[str, Any],
     names: Sequence[str],
 ) -> None:
     """Keep the epoch that validates best; write each one's figures, show them, and save."""
-    state, name, board = saver.state, configs.score.val_metric, saver.logs.board
-    numbers = [key for key, value in metrics.items() if isinstance(value, (float, dict))]
-    val = {key: scoring.headline(metrics, key) for key in numbers}
+    name, board = configs.score.val_metric, state.logs.board
+    val = scoring.headlines(metrics)
     value, before = val[name], state.best["value"]
     better = before is None or (value < before if name in LOWER_IS_BETTER else value > before)
-    if better and not saver.save_best(value):
+    if better and not state.save_best(value):
         logger.warning("epoch %d is the best so far, but could not be kept", state.epoch)
     best = state.best
     kept = "none kept" if best["value"] is None else f"{best['value']:.4f} in epoch {best['epoch']}"
-    shown = scoring.summary(metrics, configs.classifier.task)
-    logger.info("epoch %d: validation %s; best %s %s", state.epoch, shown, name, kept)
+    text = "epoch %d: validation %s; best %s %s"
+    logger.info(text, state.epoch, scoring.summary(metrics), name, kept)
     board.scalars(state.last_step, val, "val")
     if "confusion" in metrics and distributed.is_main():
         recalls = {n: r for n, r in zip(names, metrics["recall"], strict=True) if r is not None}
         board.scalars(state.last_step, recalls, "val_recall")
-        if saver.run.draws(state.epoch):
+        if state.run.draws(state.epoch):
             from hicmae.visualize.runs import confusion_image  # the other ranks need no matplotlib
 
             board.image("val/confusion", confusion_image(metrics, names), state.last_step)
-    saver.end_epoch({**train, **{f"val_{key}": number for key, number in val.items()}})
+    state.end_epoch({**train, **{f"val_{key}": number for key, number in val.items()}})
 
 
 def test_last_and_best(
-    saver: Saver, configs: FinetuneConfigs, lists: splits.Lists, val_loader: DataLoader
+    state: TrainState, configs: FinetuneConfigs, lists: splits.Lists, val_loader: DataLoader
 ) -> None:
     """Test the last epoch's model, the best one's, and the average, kept in checkpoint-ema.pth."""
-    run, state, best = saver.run, saver.state, saver.state.best
-    last = configs.optim.epochs - 1
-    loader = scoring_loader(run, configs, lists.test)
-    test = partial(test_model, saver, configs, lists, val_loader, loader)
+    last, best = configs.optim.epochs - 1, state.best["epoch"]
+    loader = scoring_loader(state.run, configs, lists.test)
+    test = partial(test_model, state, configs, lists, val_loader, loader)
     final = test("last", last)
-    if best["epoch"] < 0:
+    if best < 0:
         logger.warning("no best epoch could be saved; the last one stands for it")
-    elif best["epoch"] != last:
-        content = checkpoint.load(run.output_dir / "checkpoint-best.pth")
+    elif best != last:
+        content = checkpoint.load(state.run.output_dir / "checkpoint-best.pth")
         state.model.load_state_dict(content["model"])
-    final |= test("best", best["epoch"] if best["epoch"] >= 0 else last, chosen_on=lists.val_file)
+    final |= test("best", last if best < 0 else best, chosen_on=lists.val_file)
     if state.decay:
         mean = state.model.state_dict() | state.average
-        saver.write("ema", {"model": mean, "epoch": last})
+        state.write("ema", {"model": mean, "epoch": last})
         state.model.load_state_dict(mean)
         final |= test("ema", last)
-    if best["value"] is not None:
-        final[f"val_best/{configs.score.val_metric}"] = best["value"]
-    show_hparams(run.log_dir, state.plan.hparams, final, len(state.plan.lr))
+    if best >= 0:
+        final[f"val_best/{configs.score.val_metric}"] = state.best["value"]
+    state.show_final(final)
 
 
 def test_model(
-    saver: Saver,
+    state: TrainState,
     configs: FinetuneConfigs,
     lists: splits.Lists,
     val_loader: DataLoader,
@@ -403,20 +389,17 @@ def test_model(
     Classifiers are calibrated on the validation list, if that is another than the test list. The
     files of the results tell the epoch and `facts`. Returns scores by their names in TensorBoard.
     """
-    run, task, model = saver.run, configs.classifier.task, saver.state.model
-    suffix = "" if kind == "last" else f"_{kind}"
+    run, model, suffix = state.run, state.model, "" if kind == "last" else f"_{kind}"
     temperature = None
-    if task == "classification" and not lists.val_is_test:
-        _, held_out = evaluate(run, configs, model, val_loader, "calibration", saver.check)
+    if configs.classifier.task == "classification" and not lists.val_is_test:
+        _, held_out = evaluate(run, configs, model, val_loader, "calibration", state.check)
         temperature = scoring.fit_temperature(held_out.targets, held_out.scores)
     text = "test, average of the weights" if kind == "ema" else f"test, {kind} epoch"
     metrics, tested = evaluate(
-        *(run, configs, model, loader, text, saver.check, suffix, temperature),
-        epoch=epoch,
-        **facts,
+        *(run, configs, model, loader, text, state.check, suffix, temperature), epoch=epoch, **facts
     )
     how = f", chosen by {configs.score.val_metric} on {lists.val_file}" if kind == "best" else ""
-    logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics, task))
+    logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics))
     if temperature is not None:
         before, after = (metrics["calibration"][when] for when in ("before", "after"))
         logger.info(
@@ -429,4 +412,5 @@ def test_model(
 
             path = run.output_dir / f"reliability{suffix}.png"
             draw_reliability(tested.targets, tested.scores, temperature, path)
-    return {f"test_{kind}/{n}": scoring.headline(metrics, n) for n in scoring.SHOWN[task]}
+    found = scoring.headlines(metrics)
+    return {f"test_{kind}/{n}": found[n] for n in scoring.SHOWN if n in found}

@@ -153,12 +153,12 @@ def run(args: argparse.Namespace) -> None:
         scores = vote(joined(train, kind), labels, joined(test, kind), k, num_classes)
         predictions = Predictions(names, truth, scores, [])
         facts = {"features": kind, "k": k, "training_clips": count}
-        metrics = {**score(predictions, "classification"), **facts}
+        metrics = {**score(predictions), **facts}
         results.append((kind, k, 100 * metrics["uar"], 100 * metrics["war"]))
         if args.output_dir:  # the fold of an experiment of its own
             fold = Path(args.output_dir, kind, f"k{k}", folder.resolve().name)
             fold.mkdir(parents=True, exist_ok=True)
-            write_results(fold, "", predictions, metrics, "classification")
+            write_results(fold, "", predictions, metrics)
             settings = {**vars(args), "features": kind, "k": k}
             write_whole(fold / "config.json", json.dumps(settings, indent=2) + "\n")
     import pandas as pd

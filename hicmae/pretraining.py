@@ -20,11 +20,10 @@ from hicmae.data.loader import SkippedClips
 from hicmae.models.layers import split_tokens
 from hicmae.models.losses import contrasted, contrastive_accuracy, pretrain_loss
 from hicmae.training import distributed, loop
-from hicmae.training.logs import read_lines, show_hparams
+from hicmae.training.logs import read_lines
 from hicmae.training.optim import num_parameters, shared_batches
-from hicmae.training.resume import Saver, find_checkpoint, resume, settings_to_keep
 from hicmae.training.run import Run, open_run
-from hicmae.training.state import make_state
+from hicmae.training.state import TrainState, find_checkpoint, make_state, resume, settings_to_keep
 
 logger = logging.getLogger("hicmae")
 
@@ -50,21 +49,19 @@ def pretrain(run: Run, configs: PretrainConfigs) -> None:
     model = make_model(configs).to(run.device)
     logger.info("%s: %.2f M parameters", configs.model.model_name, num_parameters(model) / 1e6)
     state = make_state(run, configs, model, loader, {"training": dataset.clips})
-    resume(run, state, find_checkpoint(run))
+    resume(state, find_checkpoint(run))
 
     trained, compute_loss = loop.as_trained(model, run.config, run.device), make_loss(configs.loss)
     record = run.output_dir / "skipped_clips.csv"
     skipped = SkippedClips(record, len(dataset), configs.data.max_bad_clips)
-    with loop.open_logs(run, state) as logs:
-        saver = Saver(run, state, logs)
+    with state.open_logs():
         for epoch in range(state.epoch, epochs):
-            means = loop.train_one_epoch(trained, loader, compute_loss, run, state, saver, skipped)
+            means = loop.train_one_epoch(trained, loader, compute_loss, state, skipped)
             if distributed.is_main() and run.draws(epoch):
-                log_images(saver, dataset, configs.loss)
-            saver.end_epoch(means)
-        saver.finish()
-    plan = state.plan
-    show_hparams(run.log_dir, plan.hparams, final_metrics(run), len(plan.lr))
+                log_images(state, dataset, configs.loss)
+            state.end_epoch(means)
+        state.finish()
+    state.show_final(final_metrics(run))
     logger.info("pre-training done: %s/checkpoint-%d.pth", run.output_dir, epochs - 1)
 
 
@@ -119,10 +116,8 @@ def make_loss(config: PretrainLossConfig) -> loop.ComputeLoss:
         if loss.contrast is not None:
             parts["loss_contrastive"] = loss.contrast
         levels = contrasted(len(output.video_levels), config.contrastive_levels)
-        accuracies = contrastive_accuracy(
-            [output.video_levels[level] for level in levels],
-            [output.audio_levels[level] for level in levels],
-        )
+        both = (output.video_levels, output.audio_levels)
+        accuracies = contrastive_accuracy(*([stream[k] for k in levels] for stream in both))
         parts |= {f"contrastive_acc_{k}": v for k, v in zip(levels, accuracies, strict=True)}
         return loss.total, parts
 
@@ -139,15 +134,14 @@ def final_metrics(run: Run) -> dict[str, float]:
     }
 
 
-def log_images(saver: Saver, dataset: PretrainClips, loss: PretrainLossConfig) -> None:
+def log_images(state: TrainState, dataset: PretrainClips, loss: PretrainLossConfig) -> None:
     """Show what the model makes of the first clips of the list, always with the same masks."""
     # Imported where it is drawn: the other ranks need no matplotlib.
     from hicmae.inference.style import figure_to_image
     from hicmae.visualize.clips import rebuild_clips, reconstruction_figure
 
-    state = saver.state
     items = [dataset[ClipIndex(0, index)] for index in range(min(2, len(dataset)))]
-    rebuilt = rebuild_clips(state.model, dataset.collate(items), loss, saver.run.precision)
+    rebuilt = rebuild_clips(state.model, dataset.collate(items), loss, state.run.precision)
     for index, clip in enumerate(rebuilt[:: dataset.num_samples]):  # one draw of each clip
         image = figure_to_image(reconstruction_figure([clip]))
-        saver.logs.board.image(f"reconstruction/{index}", image, state.last_step)
+        state.logs.board.image(f"reconstruction/{index}", image, state.last_step)

@@ -261,7 +261,7 @@ def our_step(task: str, config: TaskConfig, count: int) -> Step:
     numbers = torch.arange(count)
     clip_of, targets = numbers.repeat_interleave(WINDOWS), torch.zeros_like(numbers)
     views = ViewBatch(video, audio, clip_of, numbers, targets, ("",) * count, ())
-    return lambda: predict(model, [views], precision, "classification", "")
+    return lambda: predict(model, [views], precision, "")
 
 
 def plain_step(task: str, config: TaskConfig, count: int) -> Step:

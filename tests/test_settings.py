@@ -102,7 +102,7 @@ FINE = [
     ("--crop_scale 0.5 0.2", "--crop_scale takes two shares"),
     ("--fusion_order video_first --modality a", "--fusion_order is for --modality av, got a"),
     ("--loss mse", "--loss mse.*--task classification.*use ce"),
-    ("--task regression --val_metric uar", "--val_metric uar.*use ccc, pcc"),
+    ("--task regression --val_metric uar", "--val_metric uar.*use pcc, ccc"),
     ("--task regression --mixup 0.8", "--mixup and --cutmix are for classification"),
     ("--class_weights balanced --balanced_sampler", "even out classes"),
     ("--val_split clip --val_path v.csv", "--val_path.*--val_split clip"),

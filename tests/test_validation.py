@@ -32,6 +32,7 @@ from hicmae.training.state import make_state
 from tests.conftest import free_port, save_frames, save_wav
 from tests.small_runs import FINETUNE, lines, rows, run_ranks
 
+CPU = choose_precision("fp32", torch.device("cpu"))
 SPEAKERS = ("ann", "bob", "cem", "dia")
 BY_SPEAKER = ["--val_split", "speaker", "--speaker_pattern", "^([a-z]+)_", "--val_share"]
 
@@ -121,8 +122,7 @@ def test_results_and_record_say_which_held_out_speakers_chose_the_best_epoch(
         finetuning.read_lists(configs).val, centre=True, **finetuning.clip_options(configs)
     )
     views = [held.collate([held[ClipIndex(0, k)]]) for k in range(len(held))]
-    precision = choose_precision("fp32", torch.device("cpu"))
-    _, labels, scores, _ = predict(model, views, precision, "classification", "")
+    _, labels, scores, _ = predict(model, views, CPU, "")
     found = best["calibration"]
     assert found["temperature"] == pytest.approx(fit_temperature(labels, scores), rel=1e-3)
     test = pd.read_csv(out / "pred_best.csv")
@@ -272,7 +272,7 @@ def test_a_contrast_with_nothing_is_told(flags, told, caplog):
 
 def test_a_warm_up_beyond_the_training_is_shortened_and_graphs_take_one_pass_a_step(caplog):
     configs = parse("fold", "out", "--epochs", "1", "--warmup_epochs", "5", "--batch_size", "2")
-    run = SimpleNamespace(precision=choose_precision("fp32", torch.device("cpu")))
+    run = SimpleNamespace(config=configs.run, precision=CPU)
     loader = DataLoader(range(8), 2)
     state = make_state(run, configs, torch.nn.Linear(2, 2), loader, {})
     assert "--warmup_epochs 5 is more than --epochs 1" in caplog.text

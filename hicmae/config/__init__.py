@@ -19,31 +19,22 @@ CPU_GEMM = ("auto", "onednn", "mkl")
 WORKERS = min(16, max(count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
 FUSION_ORDERS = ("both", "video_first", "audio_first")
 WIDTHS = (128, 256, 384, 512)  # of the registered models
-PRETRAINING, CLASSIFIERS = (
-    tuple(f"{stage}_dim{width}_patch16_160_a256" for width in WIDTHS)
-    for stage in ("pretrain_hicmae", "avit")
-)
+PRETRAINING = tuple(f"pretrain_hicmae_dim{width}_patch16_160_a256" for width in WIDTHS)
+CLASSIFIERS = tuple(f"avit_dim{width}_patch16_160_a256" for width in WIDTHS)
 CONTRASTED, ACTIVATIONS = ("all", "top", "none"), ("sigmoid", "relu", "tanh")
-# By task; the first loss and metric are the defaults, as are these alphas of mixup and cutmix.
-LOSSES = {"classification": ("ce",), "regression": ("mse", "mae", "ccc", "pcc")}
-METRICS = {
-    "classification": ("war", "uar", "acc1", "weighted_f1", "macro_f1", "micro_f1"),
-    "regression": ("ccc", "pcc", "acc", "mae", "mse", "rmse"),
-}
-ALL_METRICS = sum(METRICS.values(), ())
-# Columns of a report.
 CLASS_METRICS = ("uar", "war", "weighted_f1", "macro_f1", "micro_f1")
 NUMBER_METRICS = ("pcc", "ccc", "acc", "mae", "mse", "rmse")
-MIXING = {"classification": (0.8, 1.0), "regression": (0.0, 0.0)}
+# By task; the first loss is the default.
+LOSSES = {"classification": ("ce",), "regression": ("mse", "mae", "ccc", "pcc")}
+METRICS = {"classification": (*CLASS_METRICS, "acc1"), "regression": NUMBER_METRICS}
+ALL_METRICS = sum(METRICS.values(), ())
 FUSION_HELP = "stream that fusion layers update first, for the other to read; both: at once"
 LEVELS_HELP = "encoder blocks, from 0, whose outputs are contrasted and read by decoders"
 CROP_HELP = "cut 224 x 224 films to the face; auto: if the list's path says voxceleb2"
 CONTRAST_MASK_HELP = "share of tokens to hide in a second pass, which is contrasted instead"
 WEIGHTS_HELP = "of classes in the loss; balanced: 1 / clips; effective: milder (beta 0.999)"
 SPLIT_HELP = "validate on a list, or on speakers or clips held out of train.csv"
-PATTERN_HELP = (
-    f"regular expression, its groups in a clip's name are the speaker; or {', '.join(PATTERNS)}"
-)
+PATTERN_HELP = f"expression whose groups in a clip's name are the speaker; or {', '.join(PATTERNS)}"
 AUDIO_TARGET = "normlize_target_audio"  # as the original spells it
 LOWER_IS_BETTER = ("mae", "mse", "rmse")
 CLASS_WEIGHTS = ("none", "balanced", "effective")
@@ -320,19 +311,22 @@ class FinetuneConfigs(NamedTuple):
     def completed(self) -> "FinetuneConfigs":
         """Fill in the task's default loss, metric and mixing; ValueError for the other task's."""
         task, score, augment = self.classifier.task, self.score, self.augment
-        loss, metric = score.loss or LOSSES[task][0], score.val_metric or METRICS[task][0]
+        regresses = task == "regression"
+        loss = score.loss or LOSSES[task][0]
+        metric = score.val_metric or ("ccc" if regresses else "war")
         for flag, value, allowed in (("loss", loss, LOSSES), ("val_metric", metric, METRICS)):
             if value not in allowed[task]:
                 fitting = ", ".join(allowed[task])
                 raise ValueError(f"--{flag} {value} does not fit --task {task}; use {fitting}")
-        if task == "regression" and (augment.mixup or augment.cutmix):
+        if regresses and (augment.mixup or augment.cutmix):
             raise ValueError("--mixup and --cutmix are for classification; leave out or set 0")
-        if task == "regression" and (score.class_weights != "none" or score.balanced_sampler):
+        if regresses and (score.class_weights != "none" or score.balanced_sampler):
             raise ValueError("--class_weights and --balanced_sampler are for classification")
         metric = "war" if metric == "acc1" else metric  # another name
-        alphas = zip((augment.mixup, augment.cutmix), MIXING[task], strict=True)
-        mixup, cutmix = (usual if given is None else given for given, usual in alphas)
-        augment = replace(augment, mixup=mixup, cutmix=cutmix)
+        if augment.mixup is None:
+            augment = replace(augment, mixup=0.0 if regresses else 0.8)
+        if augment.cutmix is None:
+            augment = replace(augment, cutmix=0.0 if regresses else 1.0)
         return self._replace(score=replace(score, loss=loss, val_metric=metric), augment=augment)
 
 
@@ -351,8 +345,6 @@ class ResamplingConfig(Settings):
             raise ValueError("give one of --by_speaker, --speaker_file and --speaker_pattern")
 
 
-FACES, PROTOCOLS = ("auto", "largest", "all", "cut"), ("windows", "test")
-MISSING, SPEAKERS = ("error", "zeros", "drop"), ("none", "auto", "lips", "contrast")
 FACES_HELP = """auto: cut the main face out of videos, take folders of frames as they are; largest:
  always cut out the main face; all: an answer for each person; cut: frames are faces"""
 PROTOCOL_HELP = "windows: slide over the clip; test: the views and numbers of run_finetuning.py"
@@ -366,13 +358,13 @@ SPEAKER_HELP = """with --faces all, who has the sound; the others are judged by 
 class Options(Settings):
     """How inference reads clips: flags of its commands and arguments of the recognizer."""
 
-    faces: str = option("auto", FACES_HELP, choices=FACES)
+    faces: str = option("auto", FACES_HELP, choices=("auto", "largest", "all", "cut"))
     window: float | None = option(None, "seconds of a sliding window; none: as in training", "> 0")
     overlap: float | None = option(None, "seconds windows share; none: half of one", ">= 0")
-    protocol: str = option("windows", PROTOCOL_HELP, choices=PROTOCOLS)
-    missing_modality: str = option("error", MISSING_HELP, choices=MISSING)
+    protocol: str = option("windows", PROTOCOL_HELP, choices=("windows", "test"))
+    missing_modality: str = option("error", MISSING_HELP, choices=("error", "zeros", "drop"))
     min_confidence: float = option(0.0, "least probability to be sure", SHARE)
-    speaker: str = option("none", SPEAKER_HELP, choices=SPEAKERS)
+    speaker: str = option("none", SPEAKER_HELP, choices=("none", "auto", "lips", "contrast"))
 
     def _check(self) -> None:
         for item in fields(self):

@@ -88,9 +88,7 @@ def find(path: str | Path, to_resume: bool = False) -> Path:
     for place in (path, *([] if to_resume else best), *saved):
         if place.is_file():
             return place
-    problem = "does not exist"
-    if path.is_dir():
-        problem = f"holds no {'' if to_resume else f'{WEIGHTS} and no '}checkpoint-<epoch>.pth"
+    problem = "holds no checkpoint" if path.is_dir() else "does not exist"
     known = f"a .pth, a folder with {WEIGHTS}, or one of the package ({', '.join(BUNDLED)})"
     known = "or its .pth; weights alone go to --finetune" if to_resume else known
     raise FileNotFoundError(
@@ -107,9 +105,11 @@ def load(path: str | Path, verify: bool = False, settings_only: bool = False) ->
     """
     path = find(path)
     try:
-        if foreign := _foreign(path):
+        with path.open("rb") as file:
+            start = file.read(512)
+        if foreign := _foreign(path.suffix.lower(), start):
             raise CheckpointError(f"'{path}' {foreign}")
-        if _is_safetensors(path):
+        if path.suffix == ".safetensors" or start[8:9] == b"{":
             return _load_safetensors(path)
         if verify:
             _verify(path)
@@ -129,25 +129,19 @@ def load(path: str | Path, verify: bool = False, settings_only: bool = False) ->
     return content
 
 
-def _foreign(path: Path) -> str:
+def _foreign(suffix: str, start: bytes) -> str:
     """Say what a file is that people take for a checkpoint when a download went wrong; else ""."""
-    if path.suffix.lower() in (".onnx", ".pt2"):
+    if suffix in (".onnx", ".pt2"):
         return (
             "holds a program, no weights to load (hicmae-predict reads an .onnx, torch.export.load "
             "a .pt2); name the checkpoint it was made of"
         )
-    with path.open("rb") as file:
-        start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer, not the file it stands for; run: git lfs pull"
     if start.startswith((b"<!", b"<html", b"<?xml", b"<head")):
         return "is a web page, not a checkpoint; download the file that the page offers"
     return ""
-
-
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:

@@ -108,9 +108,3 @@ def any_rank(flag: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(count)
     return count > 0
-
-
-def all_mean(values: dict[str, float]) -> dict[str, float]:
-    """Return each value's mean over the ranks; every rank must pass the same keys."""
-    every = gather_objects([values])
-    return {key: sum(each[key] for each in every) / len(every) for key in values}

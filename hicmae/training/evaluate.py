@@ -28,8 +28,7 @@ from hicmae.training.logs import Progress
 from hicmae.training.run import Precision
 
 Scores = dict[str, np.ndarray]
-# Metrics worth a line.
-SHOWN = {"classification": ("uar", "war", "weighted_f1"), "regression": ("pcc", "ccc", "rmse")}
+SHOWN = ("uar", "war", "weighted_f1", "pcc", "ccc", "rmse")  # metrics worth a line
 
 
 def class_scores(support: np.ndarray, predicted: np.ndarray, hits: np.ndarray) -> Scores:
@@ -170,7 +169,6 @@ def predict(
     model: nn.Module,
     loader: Sequence[ViewBatch] | DataLoader[Any],
     precision: Precision,
-    task: str,
     description: str,
     *,
     before_each: Callable[[], None] = lambda: None,
@@ -178,10 +176,10 @@ def predict(
 ) -> Predictions:
     """Score the clips of this rank's loader and gather those of all ranks.
 
-    The model is not wrapped by DistributedDataParallel, as ranks may hold unequally many clips. Of
-    a classification the softmax of each view is averaged, in float64. `clip_by_clip` makes a pass
-    for each clip, so that scores depend neither on the batch size, with which products round, nor
-    on the processes.
+    The model is not wrapped by DistributedDataParallel, as ranks may hold unequally many clips.
+    Where targets are classes the softmax of each view is averaged, in float64. `clip_by_clip` makes
+    a pass for each clip, so that scores depend neither on the batch size, with which products
+    round, nor on the processes.
     """
     model.eval()
     rows: list[tuple[int, str, np.ndarray, np.ndarray]] = []  # list index, name, target, scores
@@ -191,7 +189,7 @@ def predict(
         for batch in batches:
             skipped += batch.skipped
             if batch.names:
-                means = _scores(model, batch.to(precision.device), precision, task, clip_by_clip)
+                means = _scores(model, batch.to(precision.device), precision, clip_by_clip)
                 targets = batch.target.numpy()
                 rows += zip(batch.clip_index.tolist(), batch.names, targets, means, strict=True)
             progress.update()
@@ -205,17 +203,15 @@ def predict(
     return Predictions(list(names), np.asarray(targets), np.stack(scores), sorted(skipped))
 
 
-def _scores(
-    model: nn.Module, batch: ViewBatch, precision: Precision, task: str, clip_by_clip: bool
-) -> np.ndarray:
+def _scores(model: nn.Module, batch: ViewBatch, precision: Precision, each: bool) -> np.ndarray:
     """Return the mean scores of the batch's clips, (B, K)."""
     count, clip = len(batch.names), batch.view_clip
     scores, owners = [], []
-    for part in [clip == k for k in range(count)] if clip_by_clip else [slice(None)]:
+    for part in [clip == k for k in range(count)] if each else [slice(None)]:
         video, audio = (None if x is None else x[part] for x in (batch.video, batch.audio))
         with precision.autocast():
             values = model(video, audio).float()
-        scores.append(values.softmax(dim=-1) if task == "classification" else values)
+        scores.append(values.softmax(dim=-1) if batch.target.ndim == 1 else values)
         owners.append(clip[part])
     views = torch.cat(scores).cpu().double().numpy()  # an Apple GPU knows no float64
     return average_views(views, torch.cat(owners).cpu().numpy(), count)
@@ -232,9 +228,9 @@ def average_clips(predictions: Predictions, fields: int) -> Predictions:
     return Predictions(list(items), targets, np.stack(means), predictions.skipped)
 
 
-def score(predictions: Predictions, task: str) -> dict[str, Any]:
-    """Return the task's metrics, the number of clips, and the clips left out."""
-    metrics_of = classification_metrics if task == "classification" else regression_metrics
+def score(predictions: Predictions) -> dict[str, Any]:
+    """Return the metrics of classes or numbers, the number of clips, and the clips left out."""
+    metrics_of = classification_metrics if predictions.targets.ndim == 1 else regression_metrics
     return {
         **metrics_of(predictions.targets, predictions.scores),
         "clips": len(predictions.names),
@@ -276,15 +272,16 @@ def _nll(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(-np.log(scores[np.arange(len(labels)), labels].clip(1e-12)).mean())
 
 
-def headline(metrics: dict[str, Any], name: str) -> float:
-    """Return one metric as a number; of a regression metric the mean over outputs."""
-    value = metrics[name]
-    return float(value["mean"] if isinstance(value, dict) else value)
+def headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics that are one number; of a regression the means over outputs."""
+    means = {name: v.get("mean") if isinstance(v, dict) else v for name, v in metrics.items()}
+    return {name: value for name, value in means.items() if isinstance(value, float)}
 
 
-def summary(metrics: dict[str, Any], task: str) -> str:
-    """Return the metrics of a task that are worth a line as one."""
-    return ", ".join(f"{name} {headline(metrics, name):.4f}" for name in SHOWN[task])
+def summary(metrics: Mapping[str, Any]) -> str:
+    """Return the metrics that are worth a line as one."""
+    found = headlines(metrics)
+    return ", ".join(f"{name} {found[name]:.4f}" for name in SHOWN if name in found)
 
 
 def free_suffix(folder: Path, facts: Mapping[str, Any]) -> str:
@@ -302,26 +299,25 @@ def free_suffix(folder: Path, facts: Mapping[str, Any]) -> str:
     return suffix
 
 
-def write_predictions(path: Path, predictions: Predictions, task: str) -> None:
+def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write one line a clip: name, label, prediction, then the probabilities (or all outputs).
 
     Names may hold bytes that are not UTF-8; they are written as they are.
     """
     names, targets, scores, _ = predictions
     table = pd.DataFrame({"clip": np.array(names, dtype=object)}, dtype=object)
-    if task == "classification":
+    if classes := targets.ndim == 1:
         table["label"], table["prediction"] = targets, scores.argmax(axis=1)
-    else:
-        for k, values in enumerate(targets.T):
-            table[f"label{k}"] = [f"{value:g}" for value in values]
+    for k, values in enumerate(() if classes else targets.T):
+        table[f"label{k}"] = [f"{value:g}" for value in values]
     for k, values in enumerate(scores.T):
-        table[f"{'p' if task == 'classification' else 'prediction'}{k}"] = values
+        table[f"{'p' if classes else 'prediction'}{k}"] = values
     write_whole(path, table.to_csv(index=False, float_format="%.6f", lineterminator="\r\n"))
 
 
 def write_results(
-    output_dir: Path, suffix: str, predictions: Predictions, metrics: dict[str, Any], task: str
+    output_dir: Path, suffix: str, predictions: Predictions, metrics: Mapping[str, Any]
 ) -> None:
     """Write `pred<suffix>.csv` and `metrics<suffix>.json` into the output folder."""
-    write_predictions(output_dir / f"pred{suffix}.csv", predictions, task)
+    write_predictions(output_dir / f"pred{suffix}.csv", predictions)
     write_whole(output_dir / f"metrics{suffix}.json", json.dumps(metrics, indent=2) + "\n")

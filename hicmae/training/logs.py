@@ -12,22 +12,26 @@ import logging
 import math
 import os
 import re
+import resource
 import socket
 import struct
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
+from torch import Tensor
 from tqdm import tqdm
 
 from hicmae.config import HARMLESS
@@ -137,16 +141,15 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def open_lines(path: Path, key: str, limit: int | None) -> AppendFile:
+def open_lines(path: Path, key: str, limit: int) -> AppendFile:
     """Open a JSON-lines file to append, once its lines with a `key` of `limit` or more are gone.
 
     A file that needs no repair is not written again: a full disk keeps no run from going on.
     """
-    if limit is not None and path.exists():
-        kept = [record for record in read_lines(path) if record[key] < limit]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        if path.read_bytes() != text.encode():
-            write_whole(path, text)
+    kept = [record for record in read_lines(path) if record[key] < limit]
+    text = "".join(json.dumps(record) + "\n" for record in kept)
+    if path.exists() and path.read_bytes() != text.encode():
+        write_whole(path, text)
     return AppendFile(path)
 
 
@@ -154,23 +157,25 @@ class RunLogger(AbstractContextManager["RunLogger"]):
     """The files of a run's numbers: `steps` (steps.jsonl), `epochs` (log.txt) and `board`.
 
     TensorBoard's file is in `log_dir`, the others in `output_dir`; None: nothing is written. Lines
-    from `resume_epoch` and `resume_step` on are dropped, as TensorBoard's events from `purge_step`
-    on are hidden; 0 starts over, None appends.
+    from `step` and `epoch` on are dropped, as TensorBoard's events from `purge_step` on are hidden,
+    and what `show_hparams` wrote of a run that goes on.
     """
 
     def __init__(
         self,
-        output_dir: Path | None,
-        log_dir: Path | None,
-        resume_step: int | None = None,
-        resume_epoch: int | None = None,
-        purge_step: int | None = None,
+        output_dir: Path | None = None,
+        log_dir: Path = Path(),
+        step: int = 0,
+        epoch: int = 0,
+        purge_step: int = 0,
     ) -> None:
         self.steps = self.epochs = AppendFile(None)
         if output_dir:
             output_dir.mkdir(parents=True, exist_ok=True)
-            self.steps = open_lines(output_dir / "steps.jsonl", "step", resume_step)
-            self.epochs = open_lines(output_dir / "log.txt", "epoch", resume_epoch)
+            self.steps = open_lines(output_dir / "steps.jsonl", "step", step)
+            self.epochs = open_lines(output_dir / "log.txt", "epoch", epoch)
+            for path in (log_dir / "final").glob("events*"):
+                path.unlink(missing_ok=True)
         self.board = Board(log_dir if output_dir else None, purge_step)
 
     def sync(self) -> None:
@@ -181,6 +186,92 @@ class RunLogger(AbstractContextManager["RunLogger"]):
     def __exit__(self, *_: object) -> None:
         for file in (self.steps, self.epochs, self.board):
             file.close()
+
+
+@dataclass
+class MetricBuffer:
+    """Figures of an epoch's steps: read from the device now and then, logged and added up."""
+
+    max_bad_steps: int  # in a row, at which training ends
+    sums: dict[str, float] = field(default_factory=dict)  # over the steps that count
+    counts: dict[str, int] = field(default_factory=dict)
+    bad_steps: int = 0
+    bad_in_a_row: list[dict[str, Any]] = field(default_factory=list)
+    last: dict[str, float] = field(default_factory=dict)  # figures of the last step
+    unread: list[tuple[dict[str, Any], dict[str, Tensor]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.restart_clock()
+
+    def saved(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps; everything has been read."""
+        names = ("sums", "counts", "bad_steps", "bad_in_a_row", "last")
+        return {name: getattr(self, name) for name in names}
+
+    def restart_clock(self) -> None:
+        """Measure speed from here on."""
+        self._steps, self._clips, self._data_time = 0, 0, 0.0
+        self._started = time.perf_counter()
+
+    def add(self, step: dict[str, Any], figures: dict[str, Tensor], data_time: float) -> None:
+        """Take a step: `step`, `epoch`, `lr` and `clips`, its figures, the seconds that it waited.
+
+        Figures, `loss`, `skipped` (the weights were left alone) and more, stay on the device.
+        """
+        self.unread.append((step, figures))
+        self._steps += 1
+        self._clips += len(step["clips"])
+        self._data_time += data_time
+
+    def read(self, logs: RunLogger) -> None:
+        """Read what is new on the device, and log it; RuntimeError: too many bad in a row."""
+        if not self.unread:
+            return
+        unread, self.unread = self.unread, []
+        names = list(unread[0][1])
+        table = torch.stack([torch.stack([f[n].float() for n in names]) for _, f in unread])
+        for (step, _), row in zip(unread, table.tolist(), strict=True):  # the one synchronisation
+            values = dict(zip(names, row, strict=True))
+            skipped = bool(values.pop("skipped"))
+            place = {"step": step["step"], "epoch": step["epoch"]}
+            logs.steps.line({**place, **values, "lr": step["lr"], "skipped": skipped})
+            self.last = values
+            for name, value in values.items():
+                counts = not skipped and math.isfinite(value)  # fp16 may overflow the gradient norm
+                self.sums[name] = self.sums.get(name, 0.0) + (value if counts else 0.0)
+                self.counts[name] = self.counts.get(name, 0) + counts
+            self.bad_steps += skipped
+            bad = {**step, "clips": step["clips"][:8], **values}
+            self.bad_in_a_row = [*self.bad_in_a_row, bad] if skipped else []
+            if len(self.bad_in_a_row) >= self.max_bad_steps:
+                told = ", ".join(f"{name} {value}" for name, value in bad.items())
+                raise RuntimeError(
+                    f"loss or gradients are not finite in {len(self.bad_in_a_row)} step(s) in a "
+                    f"row, the last: {told}; lower --lr, set --clip_grad, or use --precision bf16 "
+                    "or fp32, and resume"
+                )
+
+    def means(self) -> dict[str, float]:
+        """Average every figure over the steps that counted; also return how many were bad."""
+        means = {n: total / (self.counts[n] or math.nan) for n, total in self.sums.items()}
+        return {**means, "bad_steps": float(self.bad_steps)}
+
+    def speed(self) -> dict[str, float]:
+        """Return speed since `restart_clock` and peak memory; {} without a step."""
+        if not self._steps:
+            return {}
+        elapsed = time.perf_counter() - self._started
+        if torch.cuda.is_initialized():
+            peak = torch.cuda.max_memory_allocated()
+        else:  # resident size, in bytes on a Mac and KiB elsewhere
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak *= 1 if sys.platform == "darwin" else 1024
+        return {
+            "clips_per_s": self._clips * distributed.world_size() / elapsed,
+            "data_s": self._data_time / self._steps,
+            "step_s": elapsed / self._steps,
+            "memory_mib": peak / 2**20,
+        }
 
 
 class _ConsoleHandler(logging.Handler):
@@ -252,21 +343,10 @@ class Progress(AbstractContextManager["Progress"]):
             logger.info("%s", line.rstrip())
 
 
-def hparams_of(settings: Mapping[str, Any], **facts: bool | float | str) -> dict[str, Any]:
-    """Return what TensorBoard's HParams tab compares: `facts`, and the flags of what is trained."""
-    compared: dict[str, Any] = {}
-    for name, value in flat_settings(settings).items():
-        if name in HPARAMS_PATHS or name not in HARMLESS:
-            value = " ".join(map(str, value)) if isinstance(value, list) else value
-            value = "none" if value in (None, "") else value  # an empty cell would hide a change
-            compared[name] = encodable(value) if isinstance(value, str) else value
-    return compared | facts
-
-
 def show_hparams(
-    log_dir: Path, hparams: Mapping[str, Any], final: Mapping[str, float], step: int
+    log_dir: Path, settings: Mapping[str, Any], final: Mapping[str, float], step: int, **facts: int
 ) -> None:
-    """Show, once, the settings of a run and what came out of it.
+    """Show, once, the settings of what a run trained, `facts` of it, and what came out of it.
 
     They are a TensorBoard run of their own, `final`, as the tab shows all its numbers as columns.
     The `final` numbers stand at `step`, the length of the run.
@@ -274,7 +354,13 @@ def show_hparams(
     folder = log_dir / "final"
     if not distributed.is_main() or any(folder.glob("events*")):
         return
-    _, start, end = summary.hparams(hparams, {})
+    compared: dict[str, Any] = {}
+    for name, value in flat_settings(settings).items():
+        if name in HPARAMS_PATHS or name not in HARMLESS:
+            value = " ".join(map(str, value)) if isinstance(value, list) else value
+            value = "none" if value in (None, "") else value  # an empty cell would hide a change
+            compared[name] = encodable(value) if isinstance(value, str) else value
+    _, start, end = summary.hparams(compared | facts, {})
     try:
         board = Board(folder)
         board.event(step=0, summary=start)
@@ -284,9 +370,3 @@ def show_hparams(
     except OSError as error:
         text = "TensorBoard's HParams tab does not show this run: cannot write in '%s': %s"
         logger.warning(text, folder, error.strerror or error)
-
-
-def forget_final(log_dir: Path) -> None:
-    """Remove what `show_hparams` wrote, of a run that goes on."""
-    for path in (log_dir / "final").glob("events*"):
-        path.unlink(missing_ok=True)

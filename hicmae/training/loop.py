@@ -12,17 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from hicmae.config import RunConfig
 from hicmae.data.batches import SkippedClip
 from hicmae.data.dataset import ClipDataset
 from hicmae.data.loader import ClipSampler, SkippedClips, epoch_batches, make_loader
+from hicmae.models.layers import Block, CSBlock
 from hicmae.training import distributed
-from hicmae.training.logs import Progress, RunLogger, forget_final
+from hicmae.training.logs import Progress
 from hicmae.training.optim import set_learning_rate
-from hicmae.training.resume import Saver
-from hicmae.training.run import Precision, Run, checkpoint_activations, seed_step
+from hicmae.training.run import Precision, Run, seed_step
 from hicmae.training.state import TrainState
 
 LossParts = dict[str, Tensor]
@@ -31,11 +32,7 @@ ComputeLoss = Callable[[nn.Module, Any], tuple[Tensor, LossParts]]
 
 
 def clip_loader(
-    run: Run,
-    dataset: ClipDataset,
-    batch_size: int,
-    trains: bool = True,
-    balanced: bool = False,
+    run: Run, dataset: ClipDataset, batch_size: int, trains: bool = True, balanced: bool = False
 ) -> DataLoader:
     """Build the loader of this rank's share of the clips.
 
@@ -57,8 +54,11 @@ def clip_loader(
 
 def as_trained(model: nn.Module, config: RunConfig, device: torch.device) -> nn.Module:
     """Return the model as it trains, with its parameters: for ranks, compiled, saving memory."""
-    if config.checkpoint_activations:
-        checkpoint_activations(model)
+    if config.checkpoint_activations:  # keep their inputs only; backward computes them anew
+        for module in model.modules():
+            if isinstance(module, (Block, CSBlock)):  # its own method hides that of its class
+                again = partial(checkpoint, module.forward, use_reentrant=False)
+                module.forward = again  # type: ignore[method-assign]
     if distributed.world_size() > 1:
         # Without static_graph, which forbids the unsynchronised passes of --accum_iter; buffers
         # never change.
@@ -75,9 +75,7 @@ def train_one_epoch(
     model: nn.Module,
     loader: Iterable[Any],
     compute_loss: ComputeLoss,
-    run: Run,
     state: TrainState,
-    saver: Saver,
     skipped: SkippedClips,
 ) -> dict[str, float]:
     """Train for one pass over the clips, or the rest of one, and log every step.
@@ -87,16 +85,15 @@ def train_one_epoch(
     `train_<name>`. RuntimeError: too many steps in a row have no finite loss.
     """
     model.train()
-    config, plan, metrics, logs = run.config, state.plan, state.metrics, saver.logs
-    optim = plan.optim
-    saver.check()  # a signal may have come while the last epoch was validated and saved
+    config, plan, metrics, optim = state.run.config, state.plan, state.metrics, state.plan.optim
+    state.check()  # a signal may have come while the last epoch was validated and saved
     if isinstance(loader, DataLoader):
         loader = epoch_batches(loader, state.epoch, state.step * optim.accum_iter)
     batches = iter(loader)
     unreadable: list[SkippedClip] = []
     metrics.restart_clock()
     if state.step == plan.steps:  # only what follows the epoch is left; show its last step again
-        show(state, logs)
+        show(state)
     text = f"epoch {state.epoch}/{optim.epochs}"
     with Progress(plan.steps, text, config.print_freq, state.step) as progress:
         while state.step < plan.steps:
@@ -108,7 +105,7 @@ def train_one_epoch(
             lr = float(plan.lr[step])
             seed_step(config.seed, step, distributed.rank())
             set_learning_rate(state.optimizer, lr, float(plan.weight_decay[step]))
-            how = state.optimizer, state.scaler, run.precision, optim.clip_grad
+            how = state.optimizer, state.scaler, state.run.precision, optim.clip_grad
             figures = train_step(model, group, compute_loss, *how)
             state.update_average()
             clips = [name for batch in group for name in batch.names]
@@ -119,28 +116,30 @@ def train_one_epoch(
             if shows or distributed.world_size() == 1:
                 distributed.on_main(partial(skipped.record, distributed.gather_objects(unreadable)))
                 unreadable = []
-            progress.update(show(state, logs) if shows else None)
+            progress.update(show(state) if shows else None)
             if len(metrics.unread) >= config.max_bad_steps:
-                metrics.read(logs)
+                metrics.read(state.logs)
             if state.step < plan.steps:  # the end of an epoch is saved later
-                saver.check()
-    means = distributed.all_mean(metrics.means())
+                state.check()
+    every = distributed.gather_objects([metrics.means()])
+    means = {name: sum(rank[name] for rank in every) / len(every) for name in every[0]}
     # The last step's number: it is dropped, or not, together with that step on resume.
     shown = {name: m for name, m in means.items() if m or name != "bad_steps"}
-    logs.board.scalars(state.last_step, shown, prefix="epoch")
+    state.logs.board.scalars(state.last_step, shown, prefix="epoch")
     return {f"train_{name}": mean for name, mean in means.items()}
 
 
-def show(state: TrainState, logs: RunLogger) -> dict[str, float]:
+def show(state: TrainState) -> dict[str, float]:
     """Read what is new, send the figures of the last step to TensorBoard and return them."""
-    state.metrics.read(logs)
-    step, plan = state.steps_done - 1, state.plan
-    lr = float(plan.lr[step])
-    last, bad = state.metrics.last, state.metrics.bad_steps
+    metrics, plan, step = state.metrics, state.plan, state.steps_done - 1
+    metrics.read(state.logs)
+    last, bad = metrics.last, metrics.bad_steps
     first = {"bad_steps": bad} if bad else {}  # a line of the log has what comes first
-    shown = {**first, "loss": last["loss"], "lr": lr, **state.metrics.speed(), **last}
-    logs.board.scalars(step, {**shown, "weight_decay": float(plan.weight_decay[step])}, "train")
-    state.metrics.restart_clock()
+    rates = {"loss": last["loss"], "lr": float(plan.lr[step])}
+    shown = {**first, **rates, **metrics.speed(), **last}
+    decay = {"weight_decay": float(plan.weight_decay[step])}
+    state.logs.board.scalars(step, shown | decay, "train")
+    metrics.restart_clock()
     return shown
 
 
@@ -189,15 +188,3 @@ def train_step(
             optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return sums | {"grad_norm": grad_norm, "skipped": bad}
-
-
-def open_logs(run: Run, state: TrainState) -> RunLogger:
-    """Open the logs, without what lies beyond where the run goes on; silent when all is done."""
-    plan, done = state.plan, state.steps_done
-    # Of an epoch that lacks only validation, `train_one_epoch` shows the last step again.
-    purge_step = done - (state.step == plan.steps)
-    writes = distributed.is_main() and state.epoch < plan.optim.epochs
-    logs = RunLogger(run.output_dir if writes else None, run.log_dir, done, state.epoch, purge_step)
-    if writes:
-        forget_final(run.log_dir)
-    return logs

@@ -1,7 +1,6 @@
 """Where and how a run computes: device, arithmetic, randomness, its folder, signals, exit codes."""
 
 import fcntl
-import functools
 import gc
 import json
 import logging
@@ -21,15 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.backends import cudnn
-from torch.utils.checkpoint import checkpoint
 
 import hicmae
 from hicmae.config import RunConfig
 from hicmae.data.loader import end
 from hicmae.io import PART, Stopped, check_writable, write_whole
-from hicmae.models.layers import Block, CSBlock
 from hicmae.training import distributed
 from hicmae.training.logs import setup_logging
 
@@ -46,8 +42,7 @@ class Precision(NamedTuple):
 
     def autocast(self) -> AbstractContextManager:
         """Return the autocast context of a forward pass; it does nothing in fp32."""
-        enabled = self.name != "fp32"
-        return torch.autocast(self.device.type, DTYPES[self.name], enabled=enabled)
+        return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")
 
     def grad_scaler(self) -> torch.amp.GradScaler:
         """Return the loss scaler fp16 needs; for the others it passes everything through."""
@@ -186,11 +181,3 @@ def set_arithmetic(deterministic: bool, tf32: bool) -> None:
     for kernel in ("flash", "mem_efficient", "cudnn"):
         getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(not deterministic)
     torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = tf32
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Keep only inputs of transformer blocks, which the backward pass computes anew bit for bit."""
-    for module in model.modules():
-        if isinstance(module, (Block, CSBlock)):  # its own method hides that of its class
-            again = functools.partial(checkpoint, module.forward, use_reentrant=False)
-            module.forward = again  # type: ignore[method-assign]

@@ -130,7 +130,7 @@ def check_agrees(
     if "init_values" in mine:  # of the start of layer scales, weights tell only whether it was 0
         mine["init_values"] = float(mine["init_values"] > 0)
     wrong = [
-        f"--{flag} {_shown(mine[flag])} (trained with {_shown(trained.settings[flag])})"
+        f"--{flag} {shown(mine[flag])} (trained with {shown(trained.settings[flag])})"
         for flag in flags
         if flag in mine and flag in trained.settings and mine[flag] != trained.settings[flag]
     ]
@@ -146,12 +146,13 @@ def warn_of_clips(trained: Trained, chosen: Mapping[str, Any]) -> None:
     known, usual = {**trained.settings, **chosen}, vars(ClipConfig())
     unseen = {"a": "input_size", "v": "input_size_audio"}.get(known["modality"])
     if assumed := [f for f in CLIP if f not in {"tubelet_size", unseen, *known}]:
-        values = ", ".join(f"--{f} {_shown(usual[f])}" for f in assumed)
+        values = ", ".join(f"--{f} {shown(usual[f])}" for f in assumed)
         logger.warning("'%s' does not say how its clips were, assuming %s", trained.source, values)
 
 
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+def shown(value: Any) -> str:
+    """Return a setting as a message has it: as on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value) or "''"
 
 
 def _shown_by(weights: Mapping[str, Tensor]) -> dict[str, Any]:

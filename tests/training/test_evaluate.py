@@ -142,7 +142,7 @@ def batch(logits, view_clip, clip_index, targets, skipped=()):
 def test_probabilities_of_the_views_of_a_clip_are_averaged():
     views = [[2.0, 0.0], [0.0, 1.0], [3.0, 3.0]]
     loader = [batch(views, [0, 0, 1], [0, 1], [0, 1])]
-    predictions = predict(Echo(), loader, CPU, "classification", "test")
+    predictions = predict(Echo(), loader, CPU, "test")
     expected = [softmax(views, axis=1)[:2].mean(axis=0), [0.5, 0.5]]
     np.testing.assert_allclose(predictions.scores, expected, rtol=1e-6)
 
@@ -151,23 +151,24 @@ def test_clips_come_once_in_list_order_and_skipped_ones_are_kept():
     """Clip 2 is there twice, as on two ranks of a list that does not divide."""
     two = batch([[1.0, 0.0]], [0], [2], [1])
     loader = [two, batch([[0.0, 1.0]], [0], [0], [0], GONE), NOTHING, two]
-    predictions = predict(Echo(), loader, CPU, "classification", "test")
+    predictions = predict(Echo(), loader, CPU, "test")
     assert predictions.names == ["clip0", "clip2"] and predictions.targets.tolist() == [0, 1]
-    metrics = score(predictions, "classification")
+    metrics = score(predictions)
     assert metrics["clips"] == metrics["count"] == 2 and metrics["war"] == 0.0
     assert metrics["skipped"] == ["gone.mp4: does not exist"] * 2
     with pytest.raises(RuntimeError, match=r"no clip .* read \(1 skipped\)"):
-        predict(Echo(), [NOTHING], CPU, "regression", "test")
+        predict(Echo(), [NOTHING], CPU, "test")
 
 
 @pytest.mark.parametrize("clip_by_clip, seen", [(False, [4]), (True, [1, 1, 2])])
 def test_one_by_one_or_together_clips_keep_their_views_names_and_targets(clip_by_clip, seen):
     """Views of three clips, in turns and unequally many, as one batch; numbers need no softmax."""
     views, owners = [[2.0, 0.0], [0.0, 1.0], [3.0, 3.0], [1.0, 5.0]], [2, 0, 1, 2]
-    loader, model = [batch(views, owners, [4, 7, 5], [0, 1, 1])], Echo()
-    found = predict(model, loader, CPU, "regression", "test", clip_by_clip=clip_by_clip)
+    targets = [[0.0], [1.0], [1.0]]
+    loader, model = [batch(views, owners, [4, 7, 5], targets)], Echo()
+    found = predict(model, loader, CPU, "test", clip_by_clip=clip_by_clip)
     assert model.seen == seen
-    assert found.names == ["clip4", "clip5", "clip7"] and found.targets.tolist() == [0, 1, 1]
+    assert found.names == ["clip4", "clip5", "clip7"] and found.targets[:, 0].tolist() == [0, 1, 1]
     assert found.scores.tolist() == [[0.0, 1.0], [1.5, 2.5], [3.0, 3.0]]
 
 
@@ -182,16 +183,16 @@ def test_items_are_the_mean_of_their_clips_by_hand():
     assert items.targets.tolist() == [1, 0, 0]
     np.testing.assert_allclose(items.scores, [[0.4, 0.6], [0.2, 0.8], [0.5, 0.5]], rtol=1e-15)
     # Of the clips the first two are wrong, of the items aiim002_task_1; a tie goes to class 0.
-    assert score(clips, "classification")["war"] == 3 / 5
-    assert score(items, "classification")["war"] == 2 / 3
+    assert score(clips)["war"] == 3 / 5
+    assert score(items)["war"] == 2 / 3
 
 
 def test_results_are_written_with_labels_predictions_and_probabilities(tmp_path):
     names = ["a b", 'c"d,', b"caf\xe9".decode("utf-8", "surrogateescape")]
     scores = np.array([[0.2, 0.8], [0.4, 0.6], [0.5, 0.5]])
     predictions = Predictions(names, np.array([1, 0, 0]), scores, [])
-    metrics = score(predictions, "classification")
-    write_results(tmp_path, "_best", predictions, metrics, "classification")
+    metrics = score(predictions)
+    write_results(tmp_path, "_best", predictions, metrics)
     assert (tmp_path / "pred_best.csv").read_bytes().splitlines() == [
         b"clip,label,prediction,p0,p1",
         b"a b,1,1,0.200000,0.800000",
@@ -201,7 +202,7 @@ def test_results_are_written_with_labels_predictions_and_probabilities(tmp_path)
     assert json.loads((tmp_path / "metrics_best.json").read_text()) == metrics
     assert len(list(tmp_path.iterdir())) == 2
     numbers = Predictions(["a"], np.array([[0.25, 1e-7]]), np.array([[0.5, 2 / 3]]), [])
-    write_predictions(tmp_path / "pred.csv", numbers, "regression")
+    write_predictions(tmp_path / "pred.csv", numbers)
     assert (tmp_path / "pred.csv").read_bytes().splitlines() == [
         b"clip,label0,label1,prediction0,prediction1",
         b"a,0.25,1e-07,0.500000,0.666667",

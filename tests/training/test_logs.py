@@ -14,8 +14,6 @@ from hicmae.training import distributed
 from hicmae.training.logs import (
     Progress,
     RunLogger,
-    forget_final,
-    hparams_of,
     open_lines,
     read_lines,
     setup_logging,
@@ -56,7 +54,7 @@ def test_resume_writes_no_step_and_no_epoch_twice(tmp_path):
             log.epochs.line({"epoch": epoch, "run": 1})
     with (tmp_path / "steps.jsonl").open("a") as file:
         file.write('{"step": 10, "lo')  # cut short by a kill
-    with RunLogger(tmp_path, tmp_path, resume_step=6, resume_epoch=2) as log:
+    with RunLogger(tmp_path, tmp_path, step=6, epoch=2) as log:
         for step in range(6, 12):
             log.steps.line({"step": step, "loss": 2.0})
         log.epochs.line({"epoch": 2, "run": 2})
@@ -191,18 +189,17 @@ def test_progress_is_a_bar_on_a_terminal_and_a_line_every_few_steps_elsewhere(
 
 
 def test_a_run_shows_its_settings_and_what_came_out_of_it_once(tmp_path):
-    assert hparams_of(SETTINGS, total_batch=16) == CHOSEN
     for step, uar in ((9, 0.5), (8, 0.4)):  # the second is the same run, started again
-        show_hparams(tmp_path / "a", CHOSEN, {"test_last/uar": uar}, step)
+        show_hparams(tmp_path / "a", SETTINGS, {"test_last/uar": uar}, step, total_batch=16)
     assert sessions(tmp_path) == {"a/final": ("SUCCESS", CHOSEN, {"test_last/uar": 0.5})}
     assert [e.step for e in board(tmp_path / "a/final").Scalars("test_last/uar")] == [9]
-    forget_final(tmp_path / "a")  # it goes on
-    show_hparams(tmp_path / "a", {**CHOSEN, "epochs": 9.0}, {"test_last/uar": 0.25}, 12)
-    expected = "SUCCESS", {**CHOSEN, "epochs": 9.0}, {"test_last/uar": 0.25}
-    assert sessions(tmp_path) == {"a/final": expected}
+    RunLogger(tmp_path / "a", tmp_path / "a").__exit__()  # it goes on
+    show_hparams(tmp_path / "a", SETTINGS, {"test_last/uar": 0.25}, 12, total_batch=8)
+    expected = "SUCCESS", {**CHOSEN, "total_batch": 8.0}, {"test_last/uar": 0.25}
+    assert sessions(tmp_path / "a") == {"final": expected}
 
 
 def test_a_folder_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
     (tmp_path / "final").write_text("a file where the folder should be")
-    show_hparams(tmp_path, CHOSEN, {"loss": 1.0}, 4)
+    show_hparams(tmp_path, SETTINGS, {"loss": 1.0}, 4)
     assert f"HParams tab does not show this run: cannot write in '{tmp_path}" in caplog.text

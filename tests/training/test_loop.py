@@ -13,11 +13,10 @@ from hicmae.config import OptimConfig, RunConfig
 from hicmae.data.batches import SkippedClip
 from hicmae.data.loader import SkippedClips
 from hicmae.training import checkpoint
-from hicmae.training.logs import RunLogger, read_lines
+from hicmae.training.logs import read_lines
 from hicmae.training.loop import train_one_epoch
-from hicmae.training.resume import Saver, find_changes, resume
 from hicmae.training.run import Run, choose_precision, seed_step
-from hicmae.training.state import MetricBuffer, Plan, TrainState, describe_clips
+from hicmae.training.state import Plan, TrainState, describe_clips, find_changes, resume
 
 CPU = torch.device("cpu")
 
@@ -32,16 +31,15 @@ def plan_of(steps, accum_iter=1, lr=0.1, clip_grad=None, **changes):
     optim = OptimConfig(
         batch_size=2, accum_iter=accum_iter, clip_grad=clip_grad, epochs=1, warmup_epochs=0
     )
-    values = {"settings": {}, "optim": optim, "clips": {}, "steps": steps, "world_size": 1,
+    values = {"settings": {}, "optim": optim, "clips": {}, "steps": steps,
               "total_batch": 2 * accum_iter, "lr": np.linspace(lr, lr / 2, steps),
               "weight_decay": np.zeros(steps), **changes}  # fmt: skip
     return Plan(**values)
 
 
 def state_of(model, run, plan, make=torch.optim.SGD, **options):
-    optimizer = make(model.parameters(), lr=1.0, weight_decay=0.0, **options)
-    metrics = MetricBuffer(run.config.max_bad_steps)
-    return TrainState(plan, model, optimizer, run.precision.grad_scaler(), metrics)
+    optimizer = make(model.parameters(), lr=1.0, weight_decay=0.0)
+    return TrainState(run, plan, model, optimizer, **options)
 
 
 class Batch(NamedTuple):
@@ -73,12 +71,10 @@ def linear(seed=0):
 
 
 def run_epoch(model, loader, folder, plan, loss=squared_error, state=None, **config):
-    run = run_in(folder, **{"print_freq": 2, **config})
-    state = state or state_of(model, run, plan)
-    with RunLogger(folder, folder) as logs:
+    state = state or state_of(model, run_in(folder, **{"print_freq": 2, **config}), plan)
+    with state.open_logs():
         skipped = SkippedClips(folder / "skipped_clips.csv", 10, 0.5)
-        saver = Saver(run, state, logs)
-        return train_one_epoch(model, loader, loss, run, state, saver, skipped)
+        return train_one_epoch(model, loader, loss, state, skipped)
 
 
 def lines(folder):
@@ -153,7 +149,7 @@ def test_a_loss_that_is_not_finite_skips_its_step_and_nothing_else(tmp_path, fus
             plan = plan_of(4, lr=0.1)
             plan.lr[:] = np.delete(plan_of(5).lr, 2)
         make = partial(torch.optim.AdamW, fused=fused)
-        state = state_of(model, run_in(tmp_path), plan, make)
+        state = state_of(model, run_in(tmp_path / name), plan, make)
         loss = failing(at, float(value))
         means = run_epoch(model, loader, tmp_path / name, plan, loss, state)
         ends.append((model.state_dict(), state.optimizer.state_dict()["state"], means))
@@ -251,21 +247,18 @@ class Saving:
     """A run of steps that take the time they are told to."""
 
     def __init__(self, folder, save_interval):
-        self.run, self.now = run_in(folder, save_interval=save_interval), 0.0
-        self.state, self.logs = state_of(nn.Linear(2, 2), self.run, plan()), RunLogger(None, None)
-        self.saver = Saver(self.run, self.state, self.logs, lambda: self.now)
-
-    def step(self, seconds=0.0):
-        self.now += seconds
-        self.state.step += 1
-        self.saver.check()
+        self.folder, self.now = folder, 0.0
+        run = run_in(folder, save_interval=save_interval)
+        self.state = state_of(nn.Linear(2, 2), run, plan(), clock=lambda: self.now)
 
     def saved_steps(self, seconds, count):
         """Return after which of so many steps of so many seconds the state was saved."""
         found = []
         for number in range(1, count + 1):
-            self.step(seconds)
-            if (self.run.output_dir / f"checkpoint-0-step{number}.pth").exists():
+            self.now += seconds
+            self.state.step += 1
+            self.state.check()
+            if (self.folder / f"checkpoint-0-step{number}.pth").exists():
                 found.append(number)
         return found
 
@@ -290,11 +283,11 @@ def test_a_failed_save_is_tried_again_after_the_interval_and_at_the_end(tmp_path
         saving = Saving(tmp_path, 1.0)
         saving.saved_steps(25, 9)
         assert failed == [f"checkpoint-0-step{step}.pth" for step in (3, 6, 9)]
-        saving.saver.end_epoch({})
+        saving.state.end_epoch({})
         with pytest.raises(OSError, match="state after the last epoch is not saved in .*; free"):
-            saving.saver.finish()
+            saving.state.finish()
         assert failed[3:] == ["checkpoint-0.pth"] * 2
-    saving.saver.finish()
+    saving.state.finish()
     assert checkpoint.load(tmp_path / "checkpoint-0.pth", verify=True)["epoch"] == 0
 
 
@@ -303,12 +296,12 @@ def test_a_resumed_state_has_the_rates_of_its_last_step(tmp_path):
     saving, other = (Saving(tmp_path / name, 0.0) for name in ("a", "b"))
     saving.saved_steps(0, 3)
     path = tmp_path / "a/checkpoint-0-step3.pth"
-    resume(other.run, other.state, (path, checkpoint.load(path)))
+    resume(other.state, (path, checkpoint.load(path)))
     assert (other.state.epoch, other.state.step) == (0, 3)
     assert other.state.optimizer.param_groups[0]["lr"] == plan().lr[2]
     released = {**checkpoint.load(path), "epoch": "best"}  # as the authors' are
     with pytest.raises(ValueError, match="step3.pth' cannot be resumed: .*--finetune"):
-        resume(other.run, other.state, (path, released))
+        resume(other.state, (path, released))
 
 
 # Changes
@@ -331,13 +324,12 @@ STEP_CLIPS = "clips of a step (batch_size x accum_iter x processes)"
         (changed("optim", opt_betas=[0.9, 0.95]), {}, []),
         (changed("optim", batch_size=4), {}, []),
         (changed("optim", batch_size=4), {"total_batch": 8}, [f"{STEP_CLIPS} 8 -> 4"]),
-        (SETTINGS, {"world_size": 2}, []),
         (SETTINGS, {"clips": {"training": "12 (abc)", "test": "3 (x)"}}, [CLIPS]),
     ],
 )
 def test_changes_are_told_that_make_it_another_run(settings, progress, told):
     known = {name: getattr(plan(), name) for name in ("clips", "total_batch")}
-    content = {"args": settings, "progress": {"world_size": 1, **known, **progress}}
+    content = {"args": settings, "progress": {"world_size": 2, **known, **progress}}
     assert find_changes(plan(), content) == told
     assert find_changes(plan(), {}) == []
 
