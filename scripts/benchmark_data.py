@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -169,12 +169,19 @@ def run_faces(config: benchmark.FacesConfig) -> dict[str, Any]:
 
 def run_loader(config: benchmark.LoaderConfig) -> dict[str, Any]:
     """Measure the reading of clips, see `LoaderConfig`."""
+    from tests.plain.loader import load_clip  # it needs decord
+
     clips, many = make_clips(config.num_clips), config.num_samples
+
+    def load_plainly(item: ClipIndex) -> Any:
+        clip = clips[item.index]
+        return load_clip(clip.video, clip.audio, item_generator(0, item))
+
     torch.set_num_threads(1)  # as workers do
     with tempfile.TemporaryDirectory(prefix="hicmae-loader-") as folder:
         packed = pack(clips, Path(folder))
         items = {
-            "plain": plain_items(clips),
+            "plain": endless(load_plainly, len(clips)),
             "mp4": own_items(clips, 1),
             "mp4_samples": own_items(clips, many),
             "shards": own_items(packed, 1),
@@ -192,27 +199,17 @@ def run_loader(config: benchmark.LoaderConfig) -> dict[str, Any]:
     }
 
 
-def endless_items(num_clips: int) -> Iterator[ClipIndex]:
-    """Yield the items of one epoch after the other."""
-    return (ClipIndex(epoch, k) for epoch in itertools.count() for k in range(num_clips))
-
-
-def plain_items(clips: list[Clip]) -> Iterator[Any]:
-    """Yield clips as the plain loader gives them, endlessly."""
-    from tests.plain.loader import load_clip  # it needs decord
-
-    for item in endless_items(len(clips)):
-        clip = clips[item.index]
-        yield load_clip(clip.video, clip.audio, item_generator(0, item))
+def endless(load: Callable[[ClipIndex], Any], num_clips: int) -> Iterator[Any]:
+    """Yield what is loaded of the items of one epoch after the other."""
+    return (load(ClipIndex(epoch, k)) for epoch in itertools.count() for k in range(num_clips))
 
 
 def own_items(clips: list[Clip] | ClipList, num_samples: int) -> Iterator[PretrainBatch]:
-    """Yield items of the pre-training data set, endlessly; with one sample, the plain ones."""
+    """Yield items of the pre-training data set, endlessly; with one sample, those of plain."""
     dataset = PretrainClips(clips, num_samples=num_samples, seed=0, source_crop="voxceleb2")
     # Packed clips have their own order; by name it is that of the files.
     order = sorted(range(len(clips)), key=lambda index: clips[index].video)
-    for item in endless_items(len(clips)):
-        yield dataset[item._replace(index=order[item.index])]
+    return endless(lambda item: dataset[item._replace(index=order[item.index])], len(clips))
 
 
 def pack(clips: list[Clip], folder: Path, quality: int = JPEG_QUALITY) -> ClipList:
