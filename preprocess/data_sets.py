@@ -72,7 +72,6 @@ MSP_LINE = (
     r"(?:UTD|MSP)-IMPROV-(S\d\d[AHNS]-([FM])0([1-6])-[PRST]-[FM]{2}\d+)\.avi\s*;\s*([A-Z])\s*;.*"
 )
 IEMOCAP_LINE = r"\[[\d.]+ - [\d.]+\]\s+((Ses0[1-5])[FM]_\w+_([FM])\w+)\s+(\w+)\s+\[.*\]"
-WEREWOLF_TARGETS = ("valence", "arousal", "dominance")
 
 
 def of_class(name: str, emotion: str, classes: Sequence[str], speaker: str) -> Candidate:
@@ -226,33 +225,32 @@ def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
     sessions; the protocol separates sessions, and clip_speakers.csv names session_player. 14 457
     clips were used in the original.
     """
+    targets = data_set_names("Werewolf-XL", 3)
 
-    def rated(name: str, targets: Label, where: str) -> Candidate:
+    def rated(name: str, values: Label, where: str) -> Candidate:
         form = "a clip <session>_<player>_<number>"
-        return Candidate(name, targets, matched(r"(\d\d_\d\d)_\d+", name, where, form)[1])
+        return Candidate(name, values, matched(r"(\d\d_\d\d)_\d+", name, where, form)[1])
 
     def published(fold: int, part: str) -> Lines:
         remedy = "give --published_lists, a folder of split01 .. split05"
         path = find(args.published_lists, f"{list_name(fold, part)}.csv", remedy=remedy)
-        for clip in read_labelled_list(path, "regression", len(WEREWOLF_TARGETS)):
+        for clip in read_labelled_list(path, "regression", len(targets)):
             name = os.path.basename(clip.video).removesuffix(ALIGNED)
-            yield path, rated(name, clip.label or (), path)
+            yield path, rated(name, clip.label, path)
 
     if args.published_lists:
         clips, lists = official_split(5, published)
     else:
         known: dict[str, Candidate] = {}
-        columns = ("name", *WEREWOLF_TARGETS)
-        for where, row in read_table(find(files.root, "labels.csv"), columns):
+        for where, row in read_table(find(files.root, "labels.csv"), ("name", *targets)):
             name = os.path.splitext(row["name"])[0]
             if name in known:
                 raise ValueError(f"{where}: expected each clip once, got '{name}' again")
-            targets = tuple(number(row[column], where) for column in WEREWOLF_TARGETS)
-            known[name] = rated(name, targets, where)
+            values = tuple(number(row[target], where) for target in targets)
+            known[name] = rated(name, values, where)
         clips = [*known.values()]
         lists = cross_validation(clips, 5, lambda player: min((int(player[:2]) - 1) // 6 + 1, 5))
-    place = "werewolf-xl/audio_visual"
-    return Plan(place, WEREWOLF_TARGETS, clips, lists, expected={"clips": 14457})
+    return Plan("werewolf-xl/audio_visual", targets, clips, lists, expected={"clips": 14457})
 
 
 @data_set(video_dirs=("faces", "face_aligned", "openface", "Clip/clip_224x224"))

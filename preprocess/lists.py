@@ -210,9 +210,6 @@ def official_split(
     return list(clips.values()), lists
 
 
-# Which files
-
-
 def find_places(
     args: argparse.Namespace, video_dirs: Sequence[str], audio_dirs: Sequence[str]
 ) -> tuple[str, str, str]:
@@ -318,9 +315,6 @@ def open_wav(path: str) -> WavFile:
         text = f"audio '{path}' has {len(wav)} samples, expected more than {SHORTEST_SPAN}"
         raise UnreadableClip(text)
     return wav
-
-
-# What is written
 
 
 def in_list(clip: Candidate, relative_to: str | None) -> Clip:
