@@ -182,7 +182,7 @@ class Ledger:
         if reason:
             logger.warning("%r: %s", name, reason)  # repr, as names may hold line breaks
         if time.monotonic() - self._written > SUMMARY_EVERY:
-            logger.info("%d clips so far", sum(self.clips.values()))
+            logger.info("%d clips so far", self.clips.total())
             self._write()
 
     def run(
