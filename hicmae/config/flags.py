@@ -127,7 +127,8 @@ def add_arguments(parser: argparse.ArgumentParser, config: type, **defaults: Any
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            metavar = None if "choices" in options else METAVARS.get(kind)
+            is_plain = "choices" not in options and not about["positional"]
+            metavar = METAVARS.get(kind) if is_plain else None
             options = {"metavar": metavar, "type": kind, **options}
         shown = " ".join(map(str, default)) if type(default) is tuple else default
         notes = [f"default: {shown}"] if shown not in (None, "") else []
