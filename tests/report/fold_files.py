@@ -23,7 +23,7 @@ def cells_of(table):
 def write_predictions(path, clips, labels, guesses):
     """Write given predictions of classes."""
     predictions = Predictions(clips, np.asarray(labels), np.eye(CLASSES)[guesses], [])
-    evaluate.write_predictions(path, predictions, "classification")
+    evaluate.write_predictions(path, predictions)
 
 
 def write_fold(folder, seed, n, name="pred.csv", prefix=""):
@@ -31,9 +31,7 @@ def write_fold(folder, seed, n, name="pred.csv", prefix=""):
     rng = np.random.default_rng(seed)
     labels, scores = rng.integers(0, CLASSES, n), rng.random((n, CLASSES))
     clips = [f"{prefix or folder.name}/clip {i}, a" for i in range(n)]  # a space, a comma
-    evaluate.write_predictions(
-        folder / name, Predictions(clips, labels, scores, []), "classification"
-    )
+    evaluate.write_predictions(folder / name, Predictions(clips, labels, scores, []))
     return labels, scores
 
 
@@ -41,5 +39,5 @@ def write_regression(folder, seed, n, outputs=2):
     """Write random targets and predictions; return both."""
     values = np.random.default_rng(seed).random((2, n, outputs)).round(4)  # as files hold them
     clips = [f"{folder.name}_{i}" for i in range(n)]
-    evaluate.write_predictions(folder / "pred.csv", Predictions(clips, *values, []), "regression")
+    evaluate.write_predictions(folder / "pred.csv", Predictions(clips, *values, []))
     return values
