@@ -177,9 +177,10 @@ def test_a_call_in_time_gives_its_result_and_its_exception():
 
 
 def test_a_decoder_that_hangs_costs_its_clip_in_training_and_in_testing_and_is_in_nobodys_way(
-    pretrain_clips, monkeypatch
+    pretrain_clips, monkeypatch, request
 ):
     clip, open_video, hung = pretrain_clips[0], streams.open_video, threading.Event()
+    request.addfinalizer(hung.set)
     monkeypatch.setattr(
         streams, "open_video", lambda path: hung.wait() if path == clip.video else open_video(path)
     )

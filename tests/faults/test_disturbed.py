@@ -143,7 +143,7 @@ def slow(*case):
 def test_a_disturbed_run_goes_on_as_if_nothing_had_been(disturb, script, count, job, whole):
     run, expected = job(script, count), whole(script, count)
     told = disturb(run)
-    run.complete("--save_interval", "0")
+    run.complete()
     assert re.search(told, run.log())
     out = run.out
     assert_same_run(out, expected, 2)
