@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -47,11 +47,11 @@ def colour(number: int) -> str:
     return OKABE_ITO[number % len(OKABE_ITO)]
 
 
-def render(package: str, name: str, **values: Any) -> str:
-    """Fill a page template of a package; whatever it is given is escaped."""
+def template(package: str, name: str) -> Template:
+    """Return a page template of a package; whatever it is given is escaped."""
     look: Any = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
     pages = Environment(loader=PackageLoader(package), undefined=StrictUndefined, **look)
-    return pages.get_template(name).render(**values)
+    return pages.get_template(name)
 
 
 def _with_plain_names(figure: Figure) -> Figure:

@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import logging
-import secrets
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from hicmae.data.media import AUDIO_SUFFIXES, first_stream, opened
 from hicmae.inference.clips import Clip, View
 from hicmae.inference.pictures import LONGEST_GAP, over_time, spans, write_overlay
 from hicmae.inference.recognizer import Prediction
-from hicmae.inference.style import colour, render
+from hicmae.inference.style import colour, template
 from hicmae.io import check_writable, encodable, whole_file, write_csv, write_whole
 
 logger = logging.getLogger(__name__)
@@ -191,20 +190,24 @@ def write_page(
         most_bytes: of the film.
     """
     check_writable(path, (".html", ".htm"))
-    file = Path(people[0].file)
     with tempfile.TemporaryDirectory(prefix="hicmae-") as folder:
+        file = Path(people[0].file)
         film, problem = _film_for_page(file, Path(folder), progress, most_bytes)
         if problem:
             logger.warning("'%s' has no film: %s", path, problem)
-        mark = secrets.token_hex(16)
-        before, after = _filled(people, moments or {}, film, problem, mark).split(mark)
+        page = template("hicmae.inference", "timeline.html")
+        told = {"problem": encodable(problem), "film": _in_base64(film)}
+        parts = page.generate(**told, **_facts(people, moments or {}, film))
         with whole_file(path) as part, part.open("w", encoding="utf-8") as out:
-            out.write(before)
-            if film is not None:
-                with film.open("rb") as source:
-                    for piece in iter(lambda: source.read(CHUNK), b""):
-                        out.write(base64.b64encode(piece).decode("ascii"))
-            out.write(after)
+            out.writelines(parts)
+
+
+def _in_base64(film: Path | None) -> Iterator[str]:
+    """Yield a film in parts, so that a long one takes no memory."""
+    if film is not None:
+        with film.open("rb") as source:
+            for part in iter(lambda: source.read(CHUNK), b""):
+                yield base64.b64encode(part).decode("ascii")
 
 
 def _film_for_page(
@@ -239,10 +242,8 @@ def _film_for_page(
     return copy, ""
 
 
-def _filled(
-    people: Sequence[Prediction], moments: Sheets, film: Path | None, problem: str, mark: str
-) -> str:
-    """Return the page, with `mark` where the film belongs."""
+def _facts(people: Sequence[Prediction], moments: Sheets, film: Path | None) -> dict[str, Any]:
+    """Return what a page shows besides the film."""
     first, low, high, size = people[0], 0.0, 1.0, (0, 0)
     if first.task == "regression":
         scores = np.concatenate([over_time(person)[1] for person in people])
@@ -267,9 +268,7 @@ def _filled(
         },
     }
     notes = [encodable(note) for note in dict.fromkeys(n for p in people for n in p.notes)]
-    texts = {"title": encodable(Path(first.file).name), "problem": encodable(problem)}
-    told = {"data": data, "kind": kind, "mark": mark, "notes": notes}
-    return render("hicmae.inference", "timeline.html", **told, **texts)
+    return {"data": data, "kind": kind, "notes": notes, "title": encodable(Path(first.file).name)}
 
 
 def _lane(person: Prediction) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from hicmae.inference.style import OKABE_ITO, figure_to_png, render, styled, styled_images
+from hicmae.inference.style import OKABE_ITO, figure_to_png, styled, styled_images, template
 from hicmae.report.scores import KINDS, TOTAL, Comparison, Report, metric_name
 
 WORDS = ("score", "test")  # columns that do not hold figures
@@ -217,7 +217,8 @@ def as_html(sections: Sequence[Section]) -> str:
     reports = [section.report for section in sections if section.report]
     title = " / ".join(report.title for report in reports) or "report"
     parts = [(s, list(_pictures(s.report)) if s.report else []) for s in sections]
-    return render("hicmae.report", "page.html", title=title, parts=parts, words=WORDS)
+    page = template("hicmae.report", "page.html")
+    return page.render(title=title, parts=parts, words=WORDS)
 
 
 def as_json(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -> str:

@@ -6,8 +6,9 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from hicmae.config.flags import Settings, add_arguments, exit_code, new_parser, option
+from hicmae.config.flags import add_arguments, exit_code, from_flags, new_parser
 from hicmae.io import check_writable
+from hicmae.visualize import Clips
 
 # The module of each picture, which is imported when it is drawn, and what it shows.
 PICTURES = {
@@ -24,20 +25,6 @@ OF_CLIPS = ("reconstruction", "attention", "tsne", "retrieval")
 NAMES = "names, a file with one a line, or a data set (default: those of the run)"
 SOURCES = "finished experiments as DATASET=FOLDER or DATASET/METHOD=FOLDER"
 SCORES = "of experiments: uar, war, ccc, ...; recall: an axis a class (default: war or ccc)"
-CHECKPOINT = "checkpoint, or its run; of a classifier also its export"
-DRAWN = "clips drawn at random; 0: all, of reconstruction and attention the first"
-SEEDS = "of draw, windows, crops and masks (default: 0, of a pre-training the training's)"
-
-
-class Clips(Settings):
-    """Model and clips."""
-
-    checkpoint: str = option("", CHECKPOINT, required=True, metavar="FILE")
-    data_path: str = option("", "list that fits it, or its folder", required=True, metavar="LIST")
-    data_root: str = option("", "start of relative paths", metavar="DIR")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, ... or mps")
-    num_clips: int = option(0, DRAWN)
-    seed: int | None = option(None, SEEDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +58,8 @@ def draw(picture: str, output: str, **source: Any) -> None:
 
     check_writable(output, FORMATS)
     module, _ = PICTURES[picture]
-    drawn = getattr(import_module(f"hicmae.visualize.{module}"), picture)(**source)
+    arguments: Any = {"asked": from_flags(source, Clips)} if picture in OF_CLIPS else source
+    drawn = getattr(import_module(f"hicmae.visualize.{module}"), picture)(**arguments)
     figure, text = drawn if isinstance(drawn, tuple) else (drawn, "")
     path = save_figure(figure, output)
     sys.stdout.write(f"{text}\nwritten: {path}\n" if text else f"written: {path}\n")

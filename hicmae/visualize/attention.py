@@ -7,7 +7,6 @@ what the layers were given.
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -28,6 +27,7 @@ from hicmae.inference.style import styled_images
 from hicmae.models.encoder import ModalityEncoder
 from hicmae.models.finetune import HiCMAEClassifier
 from hicmae.models.layers import Attention
+from hicmae.visualize import Clips
 from hicmae.visualize.clips import HOP_SECONDS, choose_lines, grid_of_clips
 
 # Maps of a model, by names of the layers that they are of: beginning and end.
@@ -107,21 +107,14 @@ def looks(maps: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def attention(
-    checkpoint: str | Path,
-    data_path: str | Path,
-    data_root: str = "",
-    device: str = "auto",
-    num_clips: int = 0,
-    seed: int | None = None,
-) -> Figure:
+def attention(asked: Clips) -> Figure:
     """Draw where each modality looks, and what the other one reads in the fusion encoder.
 
     Of each clip the first window is drawn; without a number of clips the first of the list.
     """
-    recognizer = EmotionRecognizer.from_checkpoint(checkpoint, device, "fp32")
-    items = read_items(str(data_path), data_root)
-    lines = choose_lines(len(items), num_clips, seed or 0) if num_clips else [0]
+    recognizer = EmotionRecognizer.from_checkpoint(asked.checkpoint, asked.device, "fp32")
+    items = read_items(asked.data_path, asked.data_root)
+    lines = choose_lines(len(items), asked.num_clips, asked.seed or 0) if asked.num_clips else [0]
     return attention_figure([_look(recognizer, items[line][0]) for line in lines])
 
 

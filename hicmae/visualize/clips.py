@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, product
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import matplotlib
@@ -26,6 +25,7 @@ from hicmae.models.losses import TARGET_EPS, frame_differences, unnormalize
 from hicmae.models.pretrain import HiCMAE
 from hicmae.training import trained
 from hicmae.training.run import Precision, choose_precision
+from hicmae.visualize import Clips
 
 HOP_SECONDS = 0.01  # between two spectrogram steps
 MOST_FRAMES = 6
@@ -54,34 +54,24 @@ class Reconstruction(NamedTuple):
     audio_rebuilt: Tensor
 
 
-def open_clips(
-    checkpoint: str | Path,
-    data_path: str | Path,
-    data_root: str = "",
-    device: str = "auto",
-    num_clips: int = 0,
-    seed: int | None = None,
-) -> Opened:
-    """Load a pre-training checkpoint, and choose lines of a list, or of train.csv in a folder.
-
-    Relative names start at `data_root`. Without a seed it is that of the training.
-    """
-    chosen, found = choose_device(device), trained.read(checkpoint)
+def open_clips(asked: Clips) -> Opened:
+    """Load a pre-training checkpoint, and choose lines of a list, or of train.csv in a folder."""
+    device, found = choose_device(asked.device), trained.read(asked.checkpoint)
     lacks = "decoders" if "mask_token" not in found.weights else "settings"
     if lacks == "decoders" or "mask_ratio" not in found.told:
         raise ValueError(
-            f"checkpoint '{checkpoint}' has no {lacks}, but this picture needs a pre-trained one "
-            "with decoders and settings; give a checkpoint of run_pretraining.py"
+            f"checkpoint '{asked.checkpoint}' has no {lacks}, but this picture needs a pre-trained "
+            "one with decoders and settings; give a checkpoint of run_pretraining.py"
         )
     settings = found.told
     options = vars(from_flags(settings, PretrainModelConfig))
     model = timm.create_model(**options, **from_flags(settings, ClipConfig).of_model())
     model.load_state_dict(found.weights)
-    model = cast(HiCMAE, model.eval().to(chosen))
-    seed = settings.get("seed", 0) if seed is None else seed
-    listed = read_pretrain_list(data_path, data_root)
-    lines = choose_lines(len(listed), num_clips, seed)
-    return Opened(model, settings, chosen, listed, lines, seed)
+    model = cast(HiCMAE, model.eval().to(device))
+    seed = settings.get("seed", 0) if asked.seed is None else asked.seed
+    listed = read_pretrain_list(asked.data_path, asked.data_root)
+    lines = choose_lines(len(listed), asked.num_clips, seed)
+    return Opened(model, settings, device, listed, lines, seed)
 
 
 def choose_lines(count: int, num_clips: int, seed: int) -> Sequence[int]:
@@ -237,14 +227,14 @@ def replace_patches(
     return join_patches(patches, token_grid(clip.shape[2:], patch_size, "clip"))
 
 
-def reconstruction(num_clips: int = 0, **source: Any) -> Figure:
+def reconstruction(asked: Clips) -> Figure:
     """Draw clips of the list of `open_clips`, rebuilt by a pre-training checkpoint.
 
     Without a number of clips the first of the list is drawn. A rebuilt patch has the mean and
     deviation of the true one, which the model does not predict.
     """
-    opened = open_clips(num_clips=num_clips, **source)
-    opened = opened if num_clips else opened._replace(lines=[0])
+    opened = open_clips(asked)
+    opened = opened if asked.num_clips else opened._replace(lines=[0])
     loss = from_flags(opened.settings, PretrainLossConfig)
     precision = choose_precision("fp32", opened.device)
     shown = batches(opened, roll_mag_aug=bool(opened.settings.get("roll_mag_aug")))

@@ -17,6 +17,7 @@ from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.inference.style import MARKERS, colour, styled
 from hicmae.knn import extract
 from hicmae.models.encoder import pooled_unit
+from hicmae.visualize import Clips
 from hicmae.visualize.clips import Opened, batches, choose_lines, open_clips
 
 FEWEST = 5  # clips of t-SNE
@@ -46,33 +47,27 @@ def tsne_figure(
     return figure
 
 
-def tsne(
-    checkpoint: str | Path,
-    data_path: str | Path,
-    data_root: str = "",
-    device: str = "auto",
-    num_clips: int = 0,
-    seed: int | None = None,
-) -> Figure:
+def tsne(asked: Clips) -> Figure:
     """Draw standardised features of labelled clips laid out by t-SNE, coloured by class.
 
-    The clips are of a list, or of test.csv in a folder; relative names start at `data_root`.
-    Without a seed it is 0.
+    The clips are of a list, or of test.csv in a folder.
     """
-    recognizer = EmotionRecognizer.from_checkpoint(checkpoint, device, "fp32", progress=True)
+    place, seed = Path(asked.data_path), asked.seed or 0
+    recognizer = EmotionRecognizer.from_checkpoint(
+        asked.checkpoint, asked.device, "fp32", progress=True
+    )
     if recognizer.config.task != "classification":
         raise ValueError(
-            f"checkpoint '{checkpoint}' is of a {recognizer.config.task}, but this picture needs a "
-            "classifier; give a checkpoint of run_finetuning.py"
+            f"checkpoint '{asked.checkpoint}' is of a {recognizer.config.task}, but this picture "
+            "needs a classifier; give a checkpoint of run_finetuning.py"
         )
-    is_folder = Path(data_path).is_dir() and not find_list(data_path)
-    path = Path(data_path, "test.csv") if is_folder else data_path
-    listed = read_labelled_list(path, num_classes=len(recognizer.names), data_root=data_root)
-    clips = [listed[line] for line in choose_lines(len(listed), num_clips, seed or 0)]
+    path = place / "test.csv" if place.is_dir() and not find_list(place) else place
+    listed = read_labelled_list(path, "classification", len(recognizer.names), asked.data_root)
+    clips = [listed[line] for line in choose_lines(len(listed), asked.num_clips, seed)]
     if len(clips) < FEWEST:
         raise ValueError(f"t-SNE needs at least {FEWEST} clips, got {len(clips)}")
     features = extract(recognizer, clips)
-    method = TSNE(perplexity=min(30, (len(clips) - 1) / 3), init="pca", random_state=seed or 0)
+    method = TSNE(perplexity=min(30, (len(clips) - 1) / 3), init="pca", random_state=seed)
     points: dict[str, np.ndarray] = {
         name: method.fit_transform(StandardScaler().fit_transform(features[name]))
         for name in ("video", "audio", "fused")
@@ -150,12 +145,12 @@ def retrieval_figure(found: pd.DataFrame, levels: Sequence[int]) -> Figure:
     return figure
 
 
-def retrieval(**source: Any) -> tuple[Figure, str]:
+def retrieval(asked: Clips) -> tuple[Figure, str]:
     """Draw how often sound finds its video among others, and back, by each contrasted level.
 
     Returns the picture, and the figures as text.
     """
-    opened = open_clips(**source)
+    opened = open_clips(asked)
     count = len(opened.lines)
     if count < 2:
         raise ValueError(f"retrieval needs at least 2 clips to choose from, got {count}")

@@ -294,12 +294,14 @@ def contrast(args: argparse.Namespace) -> str:
 
 def recall(checkpoint: Path, seed: int, args: argparse.Namespace) -> float:
     """Return R@5 in percent, each labelled speaker's first clip searched for once a direction."""
+    from hicmae.visualize import Clips
     from hicmae.visualize.clips import open_clips
     from hicmae.visualize.features import pooled_levels, recalls
 
     films = sorted((args.data / "labelled").glob("*/*_c000.mp4"))
-    write_list(args.output_dir / "unseen.csv", [Clip(str(film), None, 0) for film in films])
-    opened = open_clips(checkpoint, args.output_dir / "unseen.csv", seed=0)
+    listed = args.output_dir / "unseen.csv"
+    write_list(listed, [Clip(str(film), None, 0) for film in films])
+    opened = open_clips(Clips(str(checkpoint), str(listed), seed=0))
     top = opened.settings["return_intermediate_features"][-1:]
     video, audio = (np.stack(levels) for levels in pooled_levels(opened, top))
     order = np.random.default_rng(seed).permutation(len(films))

@@ -124,16 +124,6 @@ def test_regression_table_has_correlations_of_the_union_and_of_each_output(tmp_p
     assert row[2] == f"{100 * ccc:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
 
 
-def test_class_names_come_from_the_settings_of_the_run(tmp_path):
-    write_fold(tmp_path / "fold1", 1, 9)
-    assert build(tmp_path, plan=QUICK).names == ["class 0", "class 1", "class 2"]
-    settings = {"data": {"class_names": ["anger", "joy", "fear"]}}
-    (tmp_path / "fold1" / "config.json").write_text(json.dumps(settings))
-    assert build(tmp_path, plan=QUICK).names == ["anger", "joy", "fear"]
-    with pytest.raises(ValueError, match=r"--class_names gives 2 names \(a, b\), expected 3"):
-        build(tmp_path, plan=QUICK, names=["a", "b"])
-
-
 HEAD = b"clip,label,prediction,p0,p1\n"
 
 

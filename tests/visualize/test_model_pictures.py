@@ -9,7 +9,7 @@ from PIL import Image
 
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.training import checkpoint
-from hicmae.visualize import features
+from hicmae.visualize import Clips, features
 from hicmae.visualize.__main__ import main
 from hicmae.visualize.clips import batches, choose_lines, open_clips
 from tests.small_models import pretraining_model
@@ -58,7 +58,7 @@ def test_tsne_draws_a_colour_and_marker_a_class():
 
 
 def test_tsne_lays_out_what_the_head_reads_and_each_stream(finetuned, labelled):
-    figure = features.tsne(finetuned, labelled)
+    figure = features.tsne(Clips(finetuned, labelled))
     assert [axes.get_title() for axes in figure.axes] == ["video", "audio", "fused"]
     for axes in figure.axes:
         assert [len(cloud.get_offsets()) for cloud in axes.collections] == [3, 3, 2]
@@ -86,7 +86,7 @@ def test_recalls_search_both_ways():
 
 
 def test_levels_are_those_that_pretraining_contrasts_of_whole_clips(pretrained, unlabelled):
-    opened, levels = open_clips(pretrained, unlabelled), (0, 1)
+    opened, levels = open_clips(Clips(pretrained, unlabelled)), (0, 1)
     video, audio = features.pooled_levels(opened, levels)
     (batch,) = batches(opened)
     nothing = torch.zeros_like(batch.video_mask), torch.zeros_like(batch.audio_mask)
