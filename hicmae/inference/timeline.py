@@ -77,12 +77,10 @@ def _cues(people: Sequence[Prediction]) -> Iterator[tuple[float, float, list[str
     for begin, end in pairwise(edges):
         lines = []
         for person, lane in zip(people, lanes, strict=True):
-            part = next((s for s in lane if s.begin <= begin and end <= s.end), None)
-            if part is None:
-                continue
-            share = f" {100 * np.mean(part.shares):.0f} %" if part.shares else ""
             who = f"{_who(person)}: " if len(people) > 1 else ""
-            lines.append(" ".join(f"{who}{part.label}{share}".split()))
+            for part in (s for s in lane if s.begin <= begin and end <= s.end):
+                share = f" {100 * np.mean(part.shares):.0f} %" if part.shares else ""
+                lines.append(" ".join(f"{who}{part.label}{share}".split()))
         if lines:
             yield begin, end, lines
 

@@ -141,12 +141,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """Lay out every difference to the first run with its interval and p-value."""
     found = pd.concat([compared.differences for compared in comparisons])
     gaps = found["value"] - found["baseline"]
+    tested = [(c, metric) for c in comparisons for metric in c.differences["metric"]]
     columns: dict[str, Any] = {
-        "score": [
-            f"{metric_name(metric, c.names)} {c.kind}"
-            for c in comparisons
-            for metric in c.differences["metric"]
-        ],
+        "score": [f"{metric_name(metric, c.names)} {c.kind}" for c, metric in tested],
         "first": found["baseline"].map(percent),
         "value": found["value"].map(percent),
         "difference": [percent(gap, "+.2f") for gap in gaps],

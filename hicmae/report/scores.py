@@ -14,6 +14,7 @@ from hicmae.config.flags import flat_settings
 from hicmae.data.clip_list import names_of_run
 from hicmae.data.video import natural_key
 from hicmae.io import encodable
+from hicmae.training import resampling
 from hicmae.training.resampling import Plan, PredictionTable, holm, paired, read_predictions
 
 KINDS = {"last": "pred.csv", "best": "pred_best.csv"}
@@ -30,7 +31,7 @@ class Report(NamedTuple):
     title: str  # how it is called in tables
     rows: list[str]  # names of the folds
     scores: dict[str, dict[str, dict[str, Any]]]  # kind -> fold, or TOTAL -> its metrics
-    frame: pd.DataFrame  # folds and TOTAL by (kind, `named_scores`): fractions, nan where none
+    frame: pd.DataFrame  # folds and TOTAL by (kind, score): fractions, nan where none
     intervals: dict[str, dict[str, tuple[float, float]]]  # kind -> score -> of TOTAL; {}: none
     pooled: dict[str, PredictionTable]  # kind -> the union of the folds
     metrics: tuple[str, ...]  # what the main table shows
@@ -88,7 +89,7 @@ def build(
             pooled[kind] = union = union._replace(speakers=whose)
             scores[kind] = {table.folds[0]: table.scores() for table in tables}
             scores[kind][TOTAL] = union.scores()
-            rows = {name: named_scores(found) for name, found in scores[kind].items()}
+            rows = {name: resampling.by_name(found) for name, found in scores[kind].items()}
             frames[kind] = pd.DataFrame.from_dict(rows, orient="index").astype(float)
             intervals[kind] = plan.intervals(union)
     known = NUMBER_METRICS if union.is_regression else CLASS_METRICS
@@ -117,14 +118,6 @@ def metric_name(metric: str, names: Sequence[str] = ()) -> str:
     shown = base if base == "recall" or "_" in base else base.upper()
     shown = shown.replace("_f1", " F1")
     return f"{shown} {names[int(number)]}" if number else shown
-
-
-def named_scores(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return metrics by the names of `resampling.statistic`: means, then "recall 0", ..."""
-    numbers = [name for name in NUMBER_METRICS if name in metrics]
-    means = {n: metrics[n]["mean"] for n in numbers} or {n: metrics[n] for n in CLASS_METRICS}
-    parts = {n: metrics[n]["per_output"] for n in numbers} or {"recall": metrics["recall"]}
-    return means | {f"{n} {k}": v for n, values in parts.items() for k, v in enumerate(values)}
 
 
 def pool(tables: Sequence[PredictionTable]) -> PredictionTable:

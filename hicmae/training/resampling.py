@@ -12,7 +12,7 @@ of a difference is a paired bootstrap.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,21 +20,17 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from hicmae.config import ResamplingConfig
+from hicmae.config import CLASS_METRICS, NUMBER_METRICS, ResamplingConfig
 from hicmae.data.splits import find_speakers
 from hicmae.io import one_line
-from hicmae.training.evaluate import (
-    Scores,
-    class_scores,
-    metrics_of_classes,
-    number_scores,
-    regression_metrics,
-)
+from hicmae.training import evaluate
+from hicmae.training.evaluate import Scores
 
 MAX_WEIGHTS = 4_000_000  # random numbers held at once
 ROUNDING = 1e-12  # differences closer than this are equal
 # A score of two runs; bounds of the difference and p are nan without resamples.
 DIFFERENCE = ["metric", "baseline", "value", "low", "high", "p_value", "test"]
+NAMED = ("recall", *CLASS_METRICS, *NUMBER_METRICS)  # scores that vary with the sample
 
 
 class PredictionTable(NamedTuple):
@@ -60,8 +56,8 @@ class PredictionTable(NamedTuple):
     def scores(self) -> dict[str, Any]:
         """Return the metrics of `hicmae.training.evaluate` over all clips."""
         if self.is_regression:
-            return regression_metrics(self.labels, self.predictions)
-        return metrics_of_classes(self.labels, self.predictions, self.num_outputs)
+            return evaluate.regression_metrics(self.labels, self.predictions)
+        return evaluate.metrics_of_classes(self.labels, self.predictions, self.num_outputs)
 
     def units(self, values: np.ndarray) -> tuple[np.ndarray, Sequence[str]]:
         """Return what each drawn unit, a clip or a fold's speaker, adds, (u, S), and its fold."""
@@ -130,9 +126,8 @@ def _number(text: Any) -> float:
 def statistic(table: PredictionTable) -> tuple[np.ndarray, Callable[[np.ndarray], Scores]]:
     """Describe the scores of predictions as functions of a sum over clips.
 
-    Returns what each clip adds, (n, S), and the scores of sums (..., S). Of classes: those of
-    `class_scores`, its recall as `recall 0`, `recall 1`, ...; of numbers those of `number_scores`,
-    each as the mean over outputs and, as in `pcc 0`, of every output.
+    Returns what each clip adds, (n, S), and the scores of sums (..., S): those of `class_scores` or
+    `number_scores`, see `by_name`.
     """
     if table.is_regression:
         centre = table.labels.mean(0)  # moments about it lose no digits to a large mean
@@ -143,10 +138,20 @@ def statistic(table: PredictionTable) -> tuple[np.ndarray, Callable[[np.ndarray]
     return np.hstack((label, guess, label * guess)), _score_classes
 
 
+def by_name(scores: Mapping[str, Any]) -> Scores:
+    """Name scores, also metrics of `PredictionTable.scores`, one by one; nan where there is none.
+
+    Of classes or outputs, (..., K), they are "recall 0", "ccc 0", ...; "ccc" is their mean.
+    """
+    plain = {n: v["per_output"] if isinstance(v, dict) else v for n, v in scores.items()}
+    values = {n: np.asarray(v, float) for n, v in plain.items() if n in NAMED}
+    parts = {n: v for n, v in values.items() if n in ("recall", *NUMBER_METRICS)}
+    whole = {n: v.mean(-1) if n in parts else v for n, v in values.items() if n != "recall"}
+    return whole | {f"{n} {k}": v[..., k] for n, v in parts.items() for k in range(v.shape[-1])}
+
+
 def _score_classes(sums: np.ndarray) -> Scores:
-    scores = class_scores(*np.split(sums, 3, axis=-1))
-    recall = np.moveaxis(scores.pop("recall"), -1, 0)
-    return scores | {f"recall {k}": values for k, values in enumerate(recall)}
+    return by_name(evaluate.class_scores(*np.split(sums, 3, axis=-1)))
 
 
 def _score_numbers(sums: np.ndarray) -> Scores:
@@ -160,11 +165,8 @@ def _score_numbers(sums: np.ndarray) -> Scores:
     )
     covariance = (product - truth * guess) * unbiased
     mse = np.maximum(truth2 - 2 * product + guess2, 0.0)
-    named = number_scores(spread, spread_predicted, covariance, truth - guess, mae=error, mse=mse)
-    outputs = range(truth.shape[-1])
-    return {name: values.mean(-1) for name, values in named.items()} | {
-        f"{name} {k}": values[..., k] for name, values in named.items() for k in outputs
-    }
+    moments = spread, spread_predicted, covariance, truth - guess
+    return by_name(evaluate.number_scores(*moments, mae=error, mse=mse))
 
 
 class Plan(ResamplingConfig):
