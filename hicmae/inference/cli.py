@@ -1,6 +1,7 @@
 """Command lines of inference: hicmae-predict, hicmae-extract, hicmae-app and the export."""
 
 import argparse
+import gc
 from functools import partial
 
 from hicmae.config import ACTIVATIONS, METRICS, PRECISIONS, Options
@@ -169,8 +170,11 @@ class Unsaid(Settings):
 
 
 def _run(name: str, args: argparse.Namespace) -> int:
+    gc.disable()  # a million objects come to stay: looking for waste among them takes half a second
     from hicmae.inference import commands  # brings torch, for which no --help should wait
 
+    gc.freeze()
+    gc.enable()
     code: int = getattr(commands, name)(args)
     return code
 
