@@ -145,7 +145,7 @@ def test_any_names_and_numbers_survive_a_list(tmp_path: Path, rows) -> None:
     clips = [Clip("v" + video, "a" + audio, (one, 0.5)) for video, audio, _, one in rows]
     write_list(path, clips)
     assert read_labelled_list(path, "regression", 2) == clips
-    clips = [Clip(f"v{video}.mp4", f"a{audio}", None) for video, audio, *_ in rows]
+    clips = [Clip(f"v{video}0.mp4", f"a{audio}", None) for video, audio, *_ in rows]
     write_list(path, clips)
     assert read_pretrain_list(path) == clips
     write_list(path, [clip._replace(audio=None) for clip in clips])
