@@ -402,9 +402,7 @@ def _load_state(state: TrainState, path: Path, content: dict[str, Any]) -> None:
         state.epoch, state.step = progress["epoch"], min(step, plan.steps)
         saved = content.get("metrics", [{"sums": {}}])  # earlier versions have it elsewhere
         mine = saved[distributed.rank() % len(saved)]
-        if (
-            len(saved) != distributed.world_size()
-        ):  # each goes on with the mean, as means are logged
+        if len(saved) != distributed.world_size():  # each takes the mean, as means are logged
             means = {n: sum(rank["sums"][n] for rank in saved) / len(saved) for n in mine["sums"]}
             mine = {**saved[0], "sums": means}
         state.metrics = MetricBuffer(state.metrics.max_bad_steps, **mine)
