@@ -10,6 +10,6 @@ ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 . "$ROOT/scripts/lib/venv.sh"
 ensure_venv dev
 cd "$ROOT"
-# Two processes with one thread each: a small machine's tests neither wait for each other nor crowd it.
+# Three processes with one thread each: while one waits for its processes, the others have two cores.
 export OMP_NUM_THREADS=1
-exec "$PYTHON" -m pytest -q -n "${TEST_PROCESSES:-2}" "$@"
+exec "$PYTHON" -m pytest -q -n "${TEST_PROCESSES:-3}" "$@"
