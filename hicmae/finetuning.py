@@ -70,12 +70,13 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
 
     torch.manual_seed(run.config.seed)
     model = make_model(configs).to(run.device)
+    freezes = classifier.linear_probe or classifier.freeze_layers > 0
     if found is None and classifier.finetune:
         load_pretrained(model, classifier.finetune, classifier.allow_partial)
-    elif found is None and classifier.linear_probe:
+    elif found is None and freezes:
         logger.warning("what is frozen keeps its random start: no --finetune FILE is given")
-    if classifier.linear_probe:
-        freeze(model)
+    if freezes:
+        freeze(model, classifier.freeze_layers)
     ema = configs.score.ema
     state = make_state(run, configs, model, loader, clips, classifier.layer_decay, ema)
     resume(state, found)

@@ -52,7 +52,8 @@ def frozen(tmp_path_factory):
     """Work in a folder with the files of then, and the media that their lists name."""
     folder = tmp_path_factory.mktemp("old")
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
+        archive.extractall(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         make_media(Path("frozen_media"))

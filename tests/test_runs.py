@@ -93,6 +93,10 @@ def test_tensorboard_shows_classes_and_tests_of_a_finetuning_run(finetuned):
     steps = [event.step for event in events.Scalars("train/lr")]
     wanted = {"val/uar", "val/war", "val_recall/class 0", "train/grad_norm", "train/data_s"}
     assert wanted <= set(scalars)
+    (command,) = events.Tensors("command/text_summary")
+    assert "hicmae 0." in command.tensor_proto.string_val[0].decode()
+    layers = [events.Scalars(f"lr/layer{k}")[-1].value for k in range(2)]
+    assert layers[0] == pytest.approx(0.75 * layers[1])
     ends = [event.step for event in events.Scalars("val/uar")]
     assert [event.step for event in events.Images("val/confusion")] == ends == [2, 5]
     assert images == ["val/confusion"] and steps == [1, 2, 4, 5]

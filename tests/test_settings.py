@@ -101,6 +101,8 @@ FINE = [
     ("--head_activation tanh", "--head_activation.*regression"),
     ("--crop_scale 0.5 0.2", "--crop_scale takes two shares"),
     ("--fusion_order video_first --modality a", "--fusion_order is for --modality av, got a"),
+    ("--linear_probe --freeze_layers 2", "give one"),
+    ("--freeze_layers 4 --depth_audio 3", "--freeze_layers must be at most 3"),
     ("--loss mse", "--loss mse.*--task classification.*use ce"),
     ("--task regression --val_metric uar", "--val_metric uar.*use pcc, ccc"),
     ("--task regression --mixup 0.8", "--mixup and --cutmix are for classification"),

@@ -228,6 +228,7 @@ class ClassifierConfig(Settings):
     allow_partial: bool = option(False, "accept a checkpoint of deeper or shallower encoders")
     layer_decay: float = option(0.75, "learning-rate factor from layer to lower layer", NOT_NONE)
     linear_probe: bool = option(False, "train only fc_norm, head, layer weights; raise --lr")
+    freeze_layers: int = option(0, "lowest blocks of each encoder that stay as they are", ">= 0")
 
     def _check(self) -> None:
         least = 1 if self.task == "regression" else 2
@@ -238,6 +239,14 @@ class ClassifierConfig(Settings):
         if self.fusion_order != "both" and self.modality != "av":
             raise ValueError(
                 f"--fusion_order is for --modality av, got {self.modality}; leave it out"
+            )
+        if self.linear_probe and self.freeze_layers:
+            raise ValueError("--linear_probe freezes all blocks, --freeze_layers some; give one")
+        depths = {"v": self.depth, "a": self.depth_audio}
+        if self.freeze_layers > (most := min(depths[stream] for stream in self.modality)):
+            raise ValueError(
+                f"--freeze_layers must be at most {most}, the blocks of an encoder, "
+                f"got {self.freeze_layers}"
             )
 
 

@@ -122,6 +122,10 @@ class Board(AppendFile):
             value = Summary.Value(tag=f"{prefix}/{name}" if prefix else name, simple_value=value)
             self.event(step=step, summary=Summary(value=[value]))
 
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Add a line of text, shown as it is."""
+        self.event(step=step, summary=summary.text(tag, f"    {encodable(text)}"))
+
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Add a picture, (H, W, 3) uint8."""
         file, (height, width, _) = io.BytesIO(), image.shape

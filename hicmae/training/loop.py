@@ -139,6 +139,10 @@ def show(state: TrainState) -> dict[str, float]:
     shown = {**first, **rates, **metrics.speed(), **last}
     decay = {"weight_decay": float(plan.weight_decay[step])}
     state.logs.board.scalars(step, shown | decay, "train")
+    scales = sorted({group.get("lr_scale", 1.0) for group in state.optimizer.param_groups})
+    if len(scales) > 1:  # of --layer_decay, the lowest layer that trains first
+        by_layer = {f"layer{k}": rates["lr"] * scale for k, scale in enumerate(scales)}
+        state.logs.board.scalars(step, by_layer, "lr")
     metrics.restart_clock()
     return shown
 

@@ -123,20 +123,29 @@ def set_learning_rate(
             group["weight_decay"] = weight_decay
 
 
-def freeze(model: nn.Module) -> None:
+def freeze(model: nn.Module, layers: int = 0) -> None:
     """Freeze encoders and fusion of a classifier, before its optimiser is made: a linear probe.
 
-    `fc_norm`, which pre-training does not have, trains with the head and the layer weights. Frozen
-    weights ask for no gradient, so autograd keeps no graph below the head. Frozen modules stay in
-    evaluation mode, without stochastic depth.
+    `fc_norm`, which pre-training does not have, trains with the head and the layer weights. With
+    `layers` only the patch embedding and so many blocks of each encoder are frozen, and with all
+    blocks their norm. Frozen weights ask for no gradient, so autograd keeps no graph below what
+    trains. Frozen modules stay in evaluation mode, without stochastic depth.
     """
-    for name in ("encoder", "encoder_audio", FUSION):
-        if module := getattr(model, name, None):
-            module.requires_grad_(False).eval()
-            module.train = lambda mode=True, module=module: module  # `train()` leaves it as it is
+    names = ("encoder", "encoder_audio") if layers else ("encoder", "encoder_audio", FUSION)
+    frozen: list[Any] = [part for name in names if (part := getattr(model, name, None))]
+    if layers:
+        frozen = [
+            encoder if layers == len(encoder.blocks) else part
+            for encoder in frozen
+            for part in (encoder.patch_embed, *encoder.blocks[:layers])
+        ]
+    for module in frozen:
+        module.requires_grad_(False).eval()
+        module.train = lambda mode=True, module=module: module  # `train()` leaves it as it is
     trained, total = num_parameters(model), sum(p.numel() for p in model.parameters())
     numbers = f"{trained:,} of {total:,} parameters train ({100 * trained / total:.1f} %)"
-    logger.info("frozen: encoders and fusion; %s", numbers)
+    what = f"{layers} block(s) of each encoder" if layers else "encoders and fusion"
+    logger.info("frozen: %s; %s", what, numbers)
 
 
 def num_parameters(model: nn.Module) -> int:

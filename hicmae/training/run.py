@@ -72,6 +72,8 @@ class Run:
         self.device = precision.device  # where the model lives
         self.output_dir = Path(config.output_dir)  # of checkpoints, logs and results
         self.log_dir = Path(config.log_dir or config.output_dir)  # of TensorBoard's files
+        versions = f"hicmae {hicmae.__version__}, torch {torch.__version__}"
+        self.command = f"{versions}: {shlex.join([sys.executable, *sys.argv])}"
 
     def draws(self, epoch: int) -> bool:
         """Return whether pictures are drawn after an epoch."""
@@ -118,8 +120,7 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
         for path in run.output_dir.glob(f"{PART}*") if trains and is_main else ():
             path.unlink(missing_ok=True)
             logger.info("removed '%s', which a killed run left half-written", path.name)
-        words = shlex.join([sys.executable, *sys.argv])
-        logger.info("hicmae %s, torch %s: %s", hicmae.__version__, torch.__version__, words)
+        logger.info("%s", run.command)
         logger.info(
             "device %s, precision %s%s, %d process(es), output in %s",
             *(device, run.precision.name, " with TF32" if config.tf32 else ""),

@@ -119,6 +119,7 @@ class TrainState:
         # Of an epoch that lacks only validation, `train_one_epoch` shows the last step again.
         where = done, self.epoch, done - (self.step == plan.steps)
         self.logs = RunLogger(run.output_dir if writes else None, run.log_dir, *where)
+        self.logs.board.text("command", run.command, done)
         return self.logs
 
     def check(self) -> None:

@@ -95,12 +95,26 @@ def test_learning_rate_is_scaled_by_group_and_decay_changes_only_where_there_is_
     assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0, 0.2}
 
 
+def trains(name, layers):
+    """Tell of a parameter whether it is trained; of all layers of an encoder its norm is not."""
+    if not layers:
+        return name.startswith(PROBED)
+    lowest = [
+        f"{part}.{k}." for part in ("encoder.blocks", "encoder_audio.blocks") for k in range(layers)
+    ]
+    norm = {2: "encoder.norm.", 3: "encoder_audio.norm."}.get(layers, "encoder.patch_embed.")
+    return not name.startswith(
+        ("encoder.patch_embed.", "encoder_audio.patch_embed.", norm, *lowest)
+    )
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
 @pytest.mark.parametrize("modality", ["av", "a", "v"])
-def test_of_a_probe_what_is_frozen_stays_bit_for_bit_and_all_else_trains(modality):
-    model = small(modality=modality, drop_path_rate=0.5)
-    freeze(model)
+def test_what_is_frozen_stays_bit_for_bit_and_all_else_trains(modality, layers):
+    model = small(modality=modality, drop_path_rate=0.0 if layers else 0.5)
+    freeze(model, layers)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    expected = {name for name in before if name.startswith(PROBED)}
+    expected = {name for name in before if trains(name, layers)}
     assert expected < before.keys()
     optimizer = make_optimizer(parameter_groups(model, 0.05, 0.75), 0.01)
     video, _, audio, _ = clips(4)
