@@ -62,7 +62,7 @@ def test_permutation_of_the_ccc_agrees_with_scipy():
 
     expected = stats.permutation_test(
         (first[:, 0], other[:, 0]), gap, permutation_type="samples", n_resamples=2000,
-        vectorized=False, rng=np.random.default_rng(1),
+        vectorized=False, random_state=np.random.default_rng(1),
     )  # fmt: skip
     tables = (table_of(truth, guess, 1) for guess in (first, other))
     p_values = compare(*tables, metrics=["ccc", "ccc 0"]).p_value

@@ -63,7 +63,8 @@ def ccc(truth, guess):
 def test_intervals_agree_with_scipy(table, slow):
     expected = stats.bootstrap(
         (np.arange(len(table.labels)),), lambda k: slow(table.labels[k], table.predictions[k]),
-        vectorized=False, n_resamples=2000, method="percentile", rng=np.random.default_rng(0),
+        vectorized=False, n_resamples=2000, method="percentile",
+        random_state=np.random.default_rng(0),
     )  # fmt: skip
     bounds, spread = Plan().intervals(table)[slow.__name__], expected.standard_error
     assert bounds == pytest.approx(tuple(expected.confidence_interval), abs=0.3 * spread)
