@@ -180,7 +180,15 @@ def cross_validation(
     clips: Iterable[Candidate], num_folds: int, test_fold: Callable[[str], int]
 ) -> dict[str, list[str]]:
     """Return lists; a speaker is tested in one fold, `test_fold` from 1, else trained on."""
-    fold_of = {clip.name: test_fold(str(clip.speaker)) for clip in clips if not clip.reason}
+    good = [clip for clip in clips if not clip.reason]
+    labels: dict[str, Label] = {}
+    for clip in good:
+        if labels.setdefault(clip.name, clip.label) != clip.label:
+            raise ValueError(
+                f"clip {clip.name} has two labels, {labels[clip.name]} and {clip.label}, expected "
+                "one (classes count from 0); mend the data set's labels"
+            )
+    fold_of = {clip.name: test_fold(str(clip.speaker)) for clip in good}
     return {
         list_name(k, part): [name for name, own in fold_of.items() if (own == k) == tested]
         for k in range(1, num_folds + 1)

@@ -167,8 +167,8 @@ def from_flags(flags: Mapping[str, Any], config: type[Config]) -> Config:
     for item in fields(config):  # type: ignore[arg-type]  # any dataclass will do
         names = (flag_of(item), *item.metadata["aliases"])
         value = next((flags[name] for name in names if flags.get(name) is not None), None)
-        if value is not None and isinstance(item.default, tuple):
-            value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if isinstance(item.default, tuple) and not isinstance(value, (tuple, type(None))):
+            value = tuple(value) if isinstance(value, list) else (value,)
         if value is not None:
             values[item.name] = value
     return config(**values)

@@ -316,6 +316,13 @@ def test_official_lists_that_do_not_fit_are_refused(train, message, tree, caplog
     assert not (tree.out / "split01").exists()
 
 
+def test_a_clip_of_two_labels_is_refused(tree, caplog):
+    msp_improv(tree)
+    tree.text("Evalution.txt", *(f"UTD-IMPROV-S05A-F01-R-FM01.avi; {e}; A:2;" for e in "SSN"))
+    assert tree.make("msp_improv_av") == 1
+    assert "MSP-IMPROV-S05A-F01-R-FM01 has two labels, 3 and 2" in caplog.text
+
+
 def test_official_files_that_cannot_be_used_are_named(tree, caplog):
     tree.clips(["00001"])
     tree.text("EmoLabel_DataSplit/train(single-labeled)/set_1.csv", "video,emotion", "1,1")
