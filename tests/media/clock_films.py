@@ -3,6 +3,7 @@
 The upper edge of a picture is black, its left edge white, so that turning and mirroring show.
 """
 
+import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
@@ -55,6 +56,10 @@ def save_film(
             frame.pts, frame.time_base = round(float(time) / unit), unit
             packets += picture.encode(frame)
         packets = (packets + picture.encode(None))[drop:]
+        if codecs[0] == "libsvtav1" and hasattr(os, "sched_setscheduler"):
+            # As root it lets its caller run before all other processes from then on: two of these
+            # on two cores leave nothing to anybody, libvpx's own threads included, which it awaits.
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         seconds = np.arange(int(heard_for * RATE)) / RATE
         wave = 0.4 * np.sin(2 * np.pi * (300 * seconds + 150 * seconds**2))
         heard = []
