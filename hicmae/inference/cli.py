@@ -173,7 +173,6 @@ def _run(name: str, args: argparse.Namespace) -> int:
     gc.disable()  # a million objects come to stay: looking for waste among them takes half a second
     from hicmae.inference import commands  # brings torch, for which no --help should wait
 
-    gc.freeze()
     gc.enable()
     code: int = getattr(commands, name)(args)
     return code
