@@ -55,4 +55,8 @@ class Parts(Workers):
     shard: Shard = option(WHOLE, "do only this part of the clips", type=parse_shard, metavar="I/N")
 
 
-command = partial(flags.command, interrupted=(STOPPED, "interrupted: the same command goes on"))
+command = partial(
+    flags.command,
+    abbreviated=True,  # --output of earlier versions, say
+    interrupted=(STOPPED, "interrupted: the same command goes on"),
+)

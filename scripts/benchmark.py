@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (_, configs) in BENCHMARKS.items():
         about, style = inspect.getdoc(configs[-1]) or "", argparse.RawDescriptionHelpFormatter
         command = commands.add_parser(name, description=about, help=about.splitlines()[0],
-                                      allow_abbrev=False, formatter_class=style)  # fmt: skip
+                                      formatter_class=style)  # fmt: skip
         for config in configs:
             add_arguments(command, config, output_dir=NOT_SET, data_path=NOT_SET)
         command.add_argument("--json", metavar="FILE", help="write the figures there as one object")

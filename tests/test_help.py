@@ -56,6 +56,8 @@ def check_help(command, *part):
     code, (parser,), text = answer(command, *part, "--help")
     assert code == 0 and text.startswith("usage: ") and parser.description, command
     flags = {name: action.help for action in parser._actions for name in action.option_strings}
+    abbreviates = command.startswith("preprocess/")  # as it was; elsewhere nothing is guessed
+    assert parser.allow_abbrev == abbreviates or len(flags) == 2, (command, part)  # --help alone
     alone = re.compile(r"\(\S+\)")  # a default alone is no text
     assert [n for n, text in flags.items() if not text or alone.fullmatch(text)] == [], command
     for action in parser._actions:

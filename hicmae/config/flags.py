@@ -78,7 +78,11 @@ class OneLineParser(argparse.ArgumentParser):
     """Reports a bad flag in one line instead of printing the whole usage.
 
     From then on whatever a command prints can be printed, also bytes of names as `os` has them.
+    Flags are not abbreviated, or a new one would change what an old command means.
     """
+
+    def __init__(self, *, allow_abbrev: bool = False, **options: Any) -> None:
+        super().__init__(allow_abbrev=allow_abbrev, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse flags, also ``--flag True`` and ``--flag=False`` as the authors' scripts say it."""
@@ -106,7 +110,7 @@ class OneLineParser(argparse.ArgumentParser):
 def new_parser(description: str | None, configs: Any = None, **defaults: Any) -> OneLineParser:
     """Make a parser of the fields of a NamedTuple of dataclasses; `defaults` replace theirs."""
     text, style = inspect.cleandoc(description or ""), argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser(description=text, allow_abbrev=False, formatter_class=style)
+    parser = OneLineParser(description=text, formatter_class=style)
     for config in configs.__annotations__.values() if configs else ():
         add_arguments(parser, config, **defaults)
     return parser
@@ -203,18 +207,20 @@ def command(
     *configs: type,
     prog: str | None = None,
     flags: Flags | None = None,
+    abbreviated: bool = False,
     **codes: Any,
 ) -> Callable[..., int]:
     """Return the `main` of a command: it parses flags, calls `work`, and returns an exit code.
 
-    Its flags are the fields of the `configs`, which check them, and the `flags`; --help begins with
-    the docstring `usage`. A wrong flag ends with code 2; `codes` are arguments of `exit_code`.
+    Its flags are the fields of the `configs`, which check them, and the `flags`, which may be
+    `abbreviated`; --help begins with the docstring `usage`. A wrong flag ends with code 2; `codes`
+    are arguments of `exit_code`.
     """
 
     def main(argv: Sequence[str] | None = None) -> int:
         parser = new_parser(usage)
         parser.prog = prog or parser.prog
-        parser.allow_abbrev = True  # --output of earlier versions, say
+        parser.allow_abbrev = abbreviated
         for config in configs:
             add_arguments(parser, config)
         for name, options in (flags or {}).items():

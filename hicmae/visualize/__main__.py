@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (_, text) in PICTURES.items():
         part = commands.add_parser(name, help=text, description=text)
         add[name], formats = part.add_argument, ".png (200 dpi), .pdf or .svg"
-        add[name]("--output", required=True, metavar="FILE", help=formats)
+        add[name]("--output", "--out", required=True, metavar="FILE", help=formats)
         if name in OF_CLIPS:
             add_arguments(part, Clips)
     add["curves"]("output_dirs", nargs="+", metavar="OUTPUT_DIR", help="run with a log.txt")
