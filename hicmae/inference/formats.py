@@ -155,13 +155,14 @@ def write(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what libraries say of each other and of their own insides."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before)
 
 
 def compare(

@@ -381,7 +381,8 @@ class EmotionRecognizer:
         model, device = cast(Any, self.model), self.precision.device
         videos = [view.video for _, view in batch if view.video is not None]
         audios = [view.audio for _, view in batch if view.audio is not None]
-        if self.missing_modality == "zeros" and self.config.modality == "av":
+        is_av, stands_in = self.config.modality == "av", self.missing_modality == "zeros"
+        if is_av and stands_in and not (videos and audios):
             black, silence = stand_ins(self.config.preprocessing)
             videos, audios = videos or [black] * len(batch), audios or [silence] * len(batch)
         video = normalise(torch.stack(videos).to(device)) if videos else None
@@ -389,7 +390,7 @@ class EmotionRecognizer:
         with self.precision.autocast():
             if features:
                 rows = model.features(video, audio)
-            elif self.config.modality == "av" and (video is None or audio is None):
+            elif is_av and (video is None or audio is None):
                 rows = {"scores": model.score(model.features(video, audio)["fused"]).float()}
             else:
                 rows = {"scores": model(video, audio).float()}

@@ -132,13 +132,10 @@ def freeze(model: nn.Module, layers: int = 0) -> None:
     trains. Frozen modules stay in evaluation mode, without stochastic depth.
     """
     names = ("encoder", "encoder_audio") if layers else ("encoder", "encoder_audio", FUSION)
-    frozen: list[Any] = [part for name in names if (part := getattr(model, name, None))]
-    if layers:
-        frozen = [
-            encoder if layers == len(encoder.blocks) else part
-            for encoder in frozen
-            for part in (encoder.patch_embed, *encoder.blocks[:layers])
-        ]
+    frozen: list[Any] = []
+    for part in (part for name in names if (part := getattr(model, name, None))):
+        is_whole = not layers or layers == len(part.blocks)
+        frozen += [part] if is_whole else [part.patch_embed, *part.blocks[:layers]]
     for module in frozen:
         module.requires_grad_(False).eval()
         module.train = lambda mode=True, module=module: module  # `train()` leaves it as it is
