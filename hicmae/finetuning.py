@@ -36,6 +36,8 @@ from hicmae.training.trained import Trained, load_pretrained
 
 logger = logging.getLogger("hicmae")
 
+# Metrics, the predictions that they are of, and those of all clips; alike without --average_clips.
+Tested = tuple[dict[str, Any], scoring.Predictions, scoring.Predictions]
 # Numbers that a head can give, by its activation.
 REACH = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 
@@ -77,8 +79,7 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
         logger.warning("what is frozen keeps its random start: no --finetune FILE is given")
     if freezes:
         freeze(model, classifier.freeze_layers)
-    ema = configs.score.ema
-    state = make_state(run, configs, model, loader, clips, classifier.layer_decay, ema)
+    state = make_state(run, configs, model, loader, clips)
     resume(state, found)
     for name, table in lists.tables.items() if distributed.is_main() else ():
         # Which clips were held out or drawn.
@@ -91,7 +92,7 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     with state.open_logs():
         for _ in range(state.epoch, configs.optim.epochs):
             means = loop.train_one_epoch(training, loader, compute_loss, state, skipped)
-            metrics, _ = evaluate(run, configs, model, val_loader, "validation", state.check)
+            metrics, *_ = evaluate(run, configs, model, val_loader, "validation", state.check)
             end_epoch(state, configs, means, metrics, names)
         state.finish()
     test_last_and_best(state, configs, lists, val_loader)
@@ -130,7 +131,8 @@ def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
     facts: dict[str, Any] = {"checkpoint": os.path.abspath(source.source)}
     facts["list"] = os.path.abspath(path)
     suffix = scoring.free_suffix(run.output_dir, facts)
-    metrics, _ = evaluate(run, configs, model, loader, "test", run.check_stop, suffix, **facts)
+    metrics, items, clips = evaluate(run, configs, model, loader, "test", run.check_stop)
+    write_results(run, suffix, ({**metrics, **facts}, items, clips))
     text = "test: %s, in metrics%s.json and pred%s.csv"
     logger.info(text, scoring.summary(metrics), suffix, suffix)
 
@@ -164,6 +166,7 @@ def check_training(configs: FinetuneConfigs, lists: splits.Lists, names: Sequenc
     --num_samples does not help.
     """
     loss, classifier = configs.score.loss, configs.classifier
+    activation = classifier.head_activation or ""
     if loss in ("ccc", "pcc") and configs.optim.batch_size == 1:
         raise ValueError(
             f"--loss {loss} correlates the clips of a pass, got --batch_size 1, expected 2 or "
@@ -178,44 +181,24 @@ def check_training(configs: FinetuneConfigs, lists: splits.Lists, names: Sequenc
             "be learned; check the list, which counts from 0, and what --val_split holds out",
             *(train, ", ".join(lacking), len(names)),
         )
-    if activation := classifier.head_activation:
-        files = {train: lists.train, Path(lists.val_file): lists.val, test: lists.test}
-        for path, clips in files.items():
-            warn_of_targets(path, clips, activation)
-
-
-def warn_of_targets(path: Path, clips: splits.Clips, activation: str) -> None:
-    """Warn of a list with regression targets that the outputs cannot reach."""
-    low, high = REACH[activation]
-    targets = [(v, clip) for clip in clips if isinstance(clip.label, tuple) for v in clip.label]
-    if outside := [(value, clip) for value, clip in targets if not low <= value <= high]:
-        value, clip = max(outside, key=lambda pair: max(low - pair[0], pair[0] - high))
-        logger.warning(
-            "'%s': %d of %d targets cannot be reached, got %g of '%s', expected %g to %g of "
-            "--head_activation %s; leave it out, or scale the targets",
-            *(path, len(outside), len(targets), value, name_of(clip), low, high, activation),
-        )
-
-
-def clip_options(configs: FinetuneConfigs) -> dict[str, Any]:
-    """Return what the data sets of training and of scoring have in common."""
-    kind = {"task": configs.classifier.task, "modality": configs.classifier.modality}
-    return kind | {"clip_timeout": configs.data.clip_timeout} | vars(configs.clip)
+    files = {train: lists.train, Path(lists.val_file): lists.val, test: lists.test}
+    for path, clips in files.items() if activation else ():
+        low, high = REACH[activation]
+        targets = [(v, clip) for clip in clips if isinstance(clip.label, tuple) for v in clip.label]
+        if outside := [(value, clip) for value, clip in targets if not low <= value <= high]:
+            value, clip = max(outside, key=lambda pair: max(low - pair[0], pair[0] - high))
+            logger.warning(
+                "'%s': %d of %d targets cannot be reached, got %g of '%s', expected %g to %g of "
+                "--head_activation %s; leave it out, or scale the targets",
+                *(path, len(outside), len(targets), value, name_of(clip), low, high, activation),
+            )
 
 
 def training_loader(run: Run, configs: FinetuneConfigs, clips: splits.Clips) -> DataLoader:
     """Build the loader of augmented clips; ``--aa none`` turns RandAugment off."""
-    chosen, data = vars(configs.augment), configs.data
-    names = ("aa", "reprob", "remode", "recount", "scale", "flip")
-    options = {name: chosen[name] for name in names}
-    dataset = LabelledClips(
-        clips,
-        transform=ClipTransform(configs.clip.input_size, **options),
-        roll_mag_aug=data.roll_mag_aug,
-        num_samples=data.num_samples,
-        seed=configs.run.seed,
-        **clip_options(configs),
-    )
+    chosen, names = vars(configs.augment), ("aa", "reprob", "remode", "recount", "scale", "flip")
+    transform = ClipTransform(configs.clip.input_size, **{name: chosen[name] for name in names})
+    dataset = LabelledClips(clips, transform=transform, **loop.clip_options(configs))
     balanced = configs.score.balanced_sampler
     return loop.clip_loader(run, dataset, configs.optim.batch_size, balanced=balanced)
 
@@ -230,7 +213,7 @@ def scoring_loader(
         num_segments=score.test_num_segment,
         allow_skip=score.skip_bad_test_clips,
         centre=centre,
-        **clip_options(configs),
+        **loop.clip_options(configs),
     )
     return loop.clip_loader(run, dataset, configs.optim.batch_size, trains=False)
 
@@ -290,36 +273,31 @@ def evaluate(
     loader: DataLoader,
     description: str,
     before_each: Callable[[], None],
-    suffix: str | None = None,
-    temperature: float | None = None,
-    **facts: Any,
-) -> tuple[dict[str, Any], scoring.Predictions]:
-    """Score clips on all ranks, or items with --average_clips; return metrics and predictions.
+) -> Tested:
+    """Score clips on all ranks, or items with --average_clips; `before_each` batch may raise.
 
     On the CPU, and with --deterministic, the results do not depend on the batch size or on the
-    number of processes. With a `suffix` they go to pred<suffix>.csv and, with `facts` such as the
-    epoch, to metrics<suffix>.json; the clips of items to pred_clips<suffix>.csv. With a
-    `temperature`, metrics hold `calibration` before and after it. `before_each` batch may raise.
+    number of processes.
     """
-    average = configs.score.average_clips
     clips = scoring.predict(
         *(model, loader, run.precision, description),
         before_each=before_each,
         clip_by_clip=run.device.type == "cpu" or run.config.deterministic,
     )
-    items = scoring.average_clips(clips, average) if average else clips
-    if average:
-        facts |= {"clips": len(clips.names), "items": len(items.names)}
-    metrics = {**scoring.score(items), **facts}
-    if temperature is not None:
-        then = scoring.tempered(items.scores, temperature)
-        before, after = (scoring.calibration(items.targets, p) for p in (items.scores, then))
-        metrics["calibration"] = {"temperature": temperature, "before": before, "after": after}
-    if suffix is not None and distributed.is_main():
+    if not (average := configs.score.average_clips):
+        return scoring.score(clips), clips, clips
+    items = scoring.average_clips(clips, average)
+    counts = {"clips": len(clips.names), "items": len(items.names)}
+    return {**scoring.score(items), **counts}, items, clips
+
+
+def write_results(run: Run, suffix: str, tested: Tested) -> None:
+    """Write pred<suffix>.csv and metrics<suffix>.json; of items also pred_clips<suffix>.csv."""
+    metrics, items, clips = tested
+    if distributed.is_main():
         scoring.write_results(run.output_dir, suffix, items, metrics)
-        if average:
+        if clips is not items:
             scoring.write_predictions(run.output_dir / f"pred_clips{suffix}.csv", clips)
-    return metrics, items
 
 
 def end_epoch(
@@ -390,28 +368,29 @@ def test_model(
     Classifiers are calibrated on the validation list, if that is another than the test list. The
     files of the results tell the epoch and `facts`. Returns scores by their names in TensorBoard.
     """
-    run, model, suffix = state.run, state.model, "" if kind == "last" else f"_{kind}"
-    temperature = None
-    if configs.classifier.task == "classification" and not lists.val_is_test:
-        _, held_out = evaluate(run, configs, model, val_loader, "calibration", state.check)
-        temperature = scoring.fit_temperature(held_out.targets, held_out.scores)
+    run, suffix = state.run, "" if kind == "last" else f"_{kind}"
+    score = partial(evaluate, run, configs, state.model)
     text = "test, average of the weights" if kind == "ema" else f"test, {kind} epoch"
-    metrics, tested = evaluate(
-        *(run, configs, model, loader, text, state.check, suffix, temperature), epoch=epoch, **facts
-    )
+    metrics, items, clips = score(loader, text, state.check)
+    metrics |= {"epoch": epoch, **facts}
     how = f", chosen by {configs.score.val_metric} on {lists.val_file}" if kind == "best" else ""
     logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics))
-    if temperature is not None:
-        before, after = (metrics["calibration"][when] for when in ("before", "after"))
+    if configs.classifier.task == "classification" and not lists.val_is_test:
+        _, held_out, _ = score(val_loader, "calibration", state.check)
+        temperature = scoring.fit_temperature(held_out.targets, held_out.scores)
+        then = scoring.tempered(items.scores, temperature)
+        before, after = (scoring.calibration(items.targets, p) for p in (items.scores, then))
+        metrics["calibration"] = {"temperature": temperature, "before": before, "after": after}
         logger.info(
             "temperature %.3f by %s; in the test ECE %.4f -> %.4f, NLL %.4f -> %.4f",
             *(temperature, lists.val_file),
             *(before["ece"], after["ece"], before["nll"], after["nll"]),
         )
-        if run.config.image_freq and distributed.is_main():
-            from hicmae.visualize.runs import draw_reliability  # as above
+    write_results(run, suffix, (metrics, items, clips))
+    if "calibration" in metrics and run.config.image_freq and distributed.is_main():
+        from hicmae.visualize.runs import draw_reliability  # as above
 
-            path = run.output_dir / f"reliability{suffix}.png"
-            draw_reliability(tested.targets, tested.scores, temperature, path)
+        path = run.output_dir / f"reliability{suffix}.png"
+        draw_reliability(items.targets, items.scores, temperature, path)
     found = scoring.headlines(metrics)
     return {f"test_{kind}/{n}": found[n] for n in scoring.SHOWN if n in found}

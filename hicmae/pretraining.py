@@ -67,18 +67,10 @@ def pretrain(run: Run, configs: PretrainConfigs) -> None:
 
 def make_dataset(configs: PretrainConfigs) -> PretrainClips:
     """Read the list, train.csv in a folder, or shards, and describe how clips are drawn."""
-    data, size = configs.data, configs.clip.input_size
+    data, size, options = configs.data, configs.clip.input_size, loop.clip_options(configs)
     clips = read_pretrain_list(data.data_path, data.data_root)
-    return PretrainClips(
-        clips,
-        source_crop=decide_source_crop(data.source_crop, data.data_path, clips, size),
-        **vars(configs.clip),
-        **vars(configs.mask),
-        roll_mag_aug=data.roll_mag_aug,
-        num_samples=data.num_samples,
-        seed=configs.run.seed,
-        clip_timeout=data.clip_timeout,
-    )
+    crop = decide_source_crop(data.source_crop, data.data_path, clips, size)
+    return PretrainClips(clips, source_crop=crop, **vars(configs.mask), **options)
 
 
 def warn_of_contrast(configs: PretrainConfigs) -> None:

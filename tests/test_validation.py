@@ -25,7 +25,7 @@ from hicmae.data.dataset import TestClips
 from hicmae.data.splits import Lists, base_name
 from hicmae.inference.export import export_run
 from hicmae.inference.model import load_model
-from hicmae.training import checkpoint
+from hicmae.training import checkpoint, loop
 from hicmae.training.evaluate import calibration, fit_temperature, predict
 from hicmae.training.run import choose_precision
 from hicmae.training.state import make_state
@@ -118,9 +118,7 @@ def test_results_and_record_say_which_held_out_speakers_chose_the_best_epoch(
     # The temperature is of these clips too, of one view each, and goes with the export.
     model, _ = load_model(out / "checkpoint-0.pth")
     configs = parse(media / "fold", out, *options, "--val_share", "0.5")
-    held = TestClips(
-        finetuning.read_lists(configs).val, centre=True, **finetuning.clip_options(configs)
-    )
+    held = TestClips(finetuning.read_lists(configs).val, centre=True, **loop.clip_options(configs))
     views = [held.collate([held[ClipIndex(0, k)]]) for k in range(len(held))]
     _, labels, scores, _ = predict(model, views, CPU, "")
     found = best["calibration"]

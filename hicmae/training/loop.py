@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import partial
 from typing import Any, cast
 
@@ -24,11 +25,17 @@ from hicmae.training import distributed
 from hicmae.training.logs import Progress
 from hicmae.training.optim import set_learning_rate
 from hicmae.training.run import Precision, Run, seed_step
-from hicmae.training.state import TrainState
+from hicmae.training.state import Configs, TrainState
 
 LossParts = dict[str, Tensor]
 # (model, batch on the device) -> loss to minimise, named scalars to log
 ComputeLoss = Callable[[nn.Module, Any], tuple[Tensor, LossParts]]
+
+
+def clip_options(configs: Configs) -> dict[str, Any]:
+    """Return the settings that data sets of both stages take, by argument."""
+    known = {item.name for item in fields(ClipDataset)}
+    return {name: v for group in configs for name, v in vars(group).items() if name in known}
 
 
 def clip_loader(

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,23 +22,17 @@ from torch.utils.data import DataLoader
 
 from hicmae.config import HARMLESS, USUAL, FinetuneConfigs, OptimConfig, PretrainConfigs
 from hicmae.config.flags import as_dict, flag_of, flat_settings
-from hicmae.data.clip_list import AnyClip
+from hicmae.data.splits import Clips
 from hicmae.io import Stopped, digest, one_line
-from hicmae.training import checkpoint, distributed
+from hicmae.training import checkpoint, distributed, optim
 from hicmae.training.checkpoint import load
 from hicmae.training.logs import MetricBuffer, RunLogger, show_hparams
-from hicmae.training.optim import (
-    cosine_schedule,
-    make_optimizer,
-    num_parameters,
-    parameter_groups,
-    set_learning_rate,
-)
 from hicmae.training.run import Run, write_settings
 from hicmae.training.trained import shown, weights_of
 
 logger = logging.getLogger(__name__)
 
+Configs = PretrainConfigs | FinetuneConfigs
 Found = tuple[Path, dict[str, Any]]  # a checkpoint and its content
 NO_BEST: dict[str, Any] = {"epoch": -1, "value": None}
 BATCH = ("--batch_size", "--accum_iter", "--total_batch")  # judged by the clips of a step
@@ -58,7 +52,7 @@ class Plan:
     weight_decay: np.ndarray  # the same
 
 
-def describe_clips(clips: Sequence[AnyClip], root: str) -> str:
+def describe_clips(clips: Clips, root: str) -> str:
     """Tell an ordered list of clips apart from others in a few characters, wherever `root` lies."""
     total, prefix = hashlib.sha256(), os.path.join(root, "") if root else ""
     for clip in clips:
@@ -134,7 +128,7 @@ class TrainState:
 
     def end_epoch(self, figures: Mapping[str, float]) -> None:
         """Write the line of the epoch in hand to log.txt, and save its end."""
-        ending = {"epoch": self.epoch, "n_parameters": num_parameters(self.model)}
+        ending = {"epoch": self.epoch, "n_parameters": optim.num_parameters(self.model)}
         self.logs.epochs.line({**figures, **ending})
         self.epoch, self.step = self.epoch + 1, 0
         # Bad steps in a row go on.
@@ -212,61 +206,55 @@ class TrainState:
 
 
 def make_state(
-    run: Run,
-    configs: PretrainConfigs | FinetuneConfigs,
-    model: nn.Module,
-    loader: DataLoader,
-    lists: Mapping[str, Sequence[AnyClip]],
-    layer_decay: float | None = None,
-    ema: float = 0.0,
+    run: Run, configs: Configs, model: nn.Module, loader: DataLoader, lists: Mapping[str, Clips]
 ) -> TrainState:
     """Plan a run and make the model's optimiser: the state of a run that begins.
 
     The clips of `clip_loader` are shared among steps, alike for all numbers of processes; `lists`
-    holds clips by the list's name; `ema` is the decay of the moving average of the weights.
-    ValueError: an epoch is shorter than one step.
+    holds clips by the list's name. ValueError: an epoch is shorter than one step.
     """
-    optim, world_size = configs.optim, distributed.world_size()
-    if len(loader) < optim.accum_iter:
+    config, world_size = configs.optim, distributed.world_size()
+    batch, passes, epochs = config.batch_size, config.accum_iter, config.epochs
+    if len(loader) < passes:
         raise ValueError(
-            f"an epoch has {len(loader)} batch(es) a process, fewer than --accum_iter "
-            f"{optim.accum_iter}; lower --accum_iter, --batch_size or --total_batch"
+            f"an epoch has {len(loader)} batch(es) a process, fewer than --accum_iter {passes}; "
+            "lower --accum_iter, --batch_size or --total_batch"
         )
-    if configs.run.cuda_graphs and optim.accum_iter > 1:
+    if configs.run.cuda_graphs and passes > 1:
         raise ValueError(
-            f"--cuda_graphs with {optim.accum_iter} passes a step would overwrite what a pass "
-            "leaves for the next; leave it out, or raise --batch_size so that a step is one pass"
+            f"--cuda_graphs with {passes} passes a step would overwrite what a pass leaves for the "
+            "next; leave it out, or raise --batch_size so that a step is one pass"
         )
-    total_batch = optim.batch_size * optim.accum_iter * world_size
+    total_batch = batch * passes * world_size
     num_clips = len(loader.dataset)  # type: ignore[arg-type]  # ours have a length
-    steps, epochs = max(num_clips // total_batch, 1), optim.epochs
-    lr, min_lr = (
-        rate * optim.batch_size * optim.accum_iter * world_size / 256
-        for rate in (optim.lr, optim.min_lr)
-    )
+    steps = max(num_clips // total_batch, 1)
+    lr, min_lr = (r * batch * passes * world_size / 256 for r in (config.lr, config.min_lr))
     logger.info(
         "total batch %d = %d process(es) x %d clips x %d passes, learning rate %.3g to %.3g, "
         "%d steps an epoch",
-        *(total_batch, world_size, optim.batch_size, optim.accum_iter, lr, min_lr, steps),
+        *(total_batch, world_size, batch, passes, lr, min_lr, steps),
     )
-    warmup = min(optim.warmup_epochs, epochs)
-    if warmup < optim.warmup_epochs:
+    warmup = min(config.warmup_epochs, epochs)
+    if warmup < config.warmup_epochs:
         text = "--warmup_epochs %d is more than --epochs %d: the warm-up takes all of them"
-        logger.warning(text, optim.warmup_epochs, epochs)
-    decay, last_decay = optim.weight_decay, optim.weight_decay_end
+        logger.warning(text, config.warmup_epochs, epochs)
+    decay, last_decay = config.weight_decay, config.weight_decay_end
     last_decay = decay if last_decay is None else last_decay
+    settings = as_dict(configs)
+    flags = flat_settings(settings)  # --layer_decay and --ema are of fine-tuning
     plan = Plan(
-        settings=as_dict(configs),
-        optim=optim,
+        settings=settings,
+        optim=config,
         clips={n: describe_clips(clips, configs.data.data_root) for n, clips in lists.items()},
         steps=steps,
         total_batch=total_batch,
-        lr=cosine_schedule(lr, min_lr, epochs, steps, warmup, optim.warmup_steps),
-        weight_decay=cosine_schedule(decay, last_decay, epochs, steps),
+        lr=optim.cosine_schedule(lr, min_lr, epochs, steps, warmup, config.warmup_steps),
+        weight_decay=optim.cosine_schedule(decay, last_decay, epochs, steps),
     )
-    groups = parameter_groups(model, decay, layer_decay)
-    optimizer = make_optimizer(groups, float(plan.lr.max()), optim.opt_betas, optim.opt_eps)
-    return TrainState(run, plan, model, optimizer, decay=ema)
+    groups = optim.parameter_groups(model, decay, flags.get("layer_decay"))
+    rate = float(plan.lr.max())
+    optimizer = optim.make_optimizer(groups, rate, config.opt_betas, config.opt_eps)
+    return TrainState(run, plan, model, optimizer, decay=flags.get("ema", 0.0))
 
 
 def _saved_settings(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -409,4 +397,4 @@ def _load_state(state: TrainState, path: Path, content: dict[str, Any]) -> None:
         state.metrics = MetricBuffer(state.metrics.max_bad_steps, **mine)
     if done := min(state.steps_done, len(plan.lr)):
         rates = float(plan.lr[done - 1]), float(plan.weight_decay[done - 1])
-        set_learning_rate(optimizer, *rates)  # as the last step left them
+        optim.set_learning_rate(optimizer, *rates)  # as the last step left them
