@@ -3,18 +3,14 @@
 The folders are the data flow:
 
 - ``hicmae.data``: clip lists, decoding, masks, augmentation -> batches of tensors.
-- ``hicmae.models``: encoders, fusion, skip decoders -> pre-training model and classifier.
-- ``hicmae.training``: losses, optimiser, the training loop, metrics, checkpoints, logs.
-
+- ``hicmae.models``: encoders, fusion, skip decoders -> pre-training model, classifier, losses.
+- ``hicmae.training``: optimiser, the training loop, metrics, checkpoints, logs.
 - ``hicmae.inference``: a trained model answers: ``from hicmae import EmotionRecognizer``.
 - ``hicmae.faces``: faces found, followed and cut out.
 
-Beside them ``hicmae.config`` holds the settings, ``hicmae.report`` tables of finished folds and
-``hicmae.visualize`` pictures.
-
-Importing ``hicmae.models`` registers the model sizes with timm, so
-``timm.create_model("pretrain_hicmae_dim512_patch16_160_a256")`` works afterwards; ``hicmae`` itself
-imports next to nothing.
+Beside them are ``hicmae.config``, settings, ``hicmae.report``, tables, ``hicmae.visualize``,
+pictures. Importing ``hicmae.models`` registers the model sizes with timm, so that
+``timm.create_model("pretrain_hicmae_dim512_patch16_160_a256")`` works; ``hicmae`` imports nothing.
 
 Shape letters used in every docstring:
 

@@ -127,7 +127,7 @@ def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
     model, path = make_model(configs).to(run.device), Path(configs.data.data_path, "test.csv")
     logger.info("testing %s on %s", source.source, path)
     load_pretrained(model, source, require_all=True)
-    loader = scoring_loader(run, configs, list_reader(configs)(path))
+    loader = scoring_loader(run, configs, read_list(configs, path))
     facts: dict[str, Any] = {"checkpoint": os.path.abspath(source.source)}
     facts["list"] = os.path.abspath(path)
     suffix = scoring.free_suffix(run.output_dir, facts)
@@ -137,11 +137,10 @@ def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
     logger.info(text, scoring.summary(metrics), suffix, suffix)
 
 
-def list_reader(configs: FinetuneConfigs) -> Callable[[Path], splits.Clips]:
-    """Return the function that reads a list of the run's task."""
+def read_list(configs: FinetuneConfigs, path: Path) -> splits.Clips:
+    """Read a list of the run's task."""
     task, count = configs.classifier.task, configs.classifier.num_classes
-    root = configs.data.data_root
-    return partial(read_labelled_list, task=task, num_classes=count, data_root=root)
+    return read_labelled_list(path, task, count, configs.data.data_root)
 
 
 def read_lists(configs: FinetuneConfigs) -> splits.Lists:
@@ -150,7 +149,7 @@ def read_lists(configs: FinetuneConfigs) -> splits.Lists:
     names = ("val_path", "val_split", "val_share", "label_share", "average_clips")
     return splits.read_lists(
         Path(data.data_path),
-        list_reader(configs),
+        partial(read_list, configs),
         Path(configs.run.output_dir),
         **{name: getattr(score, name) for name in names},
         speakers=(data.data_root, score.speaker_file, score.speaker_pattern),
@@ -207,14 +206,9 @@ def scoring_loader(
     run: Run, configs: FinetuneConfigs, clips: splits.Clips, centre: bool = False
 ) -> DataLoader:
     """Build the loader of (this rank's) whole clips; `centre`: one view of each, for validation."""
-    score = configs.score
-    dataset = TestClips(
-        clips,
-        num_segments=score.test_num_segment,
-        allow_skip=score.skip_bad_test_clips,
-        centre=centre,
-        **loop.clip_options(configs),
-    )
+    options = loop.clip_options(configs) | {"num_segments": configs.score.test_num_segment}
+    skips = configs.score.skip_bad_test_clips
+    dataset = TestClips(clips, centre=centre, allow_skip=skips, **options)
     return loop.clip_loader(run, dataset, configs.optim.batch_size, trains=False)
 
 

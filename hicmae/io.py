@@ -188,10 +188,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 
 def write_csv(
-    path: str | Path,
-    header: Iterable[object],
-    rows: Iterable[Iterable[object]],
-    delimiter: str = ",",
+    path: str | Path, header: Iterable[Any], rows: Iterable[Iterable[Any]], delimiter: str = ","
 ) -> None:
     """Write a table, maybe without a header, by `whole_file`; names need not be UTF-8."""
     encoding: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}

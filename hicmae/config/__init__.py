@@ -1,7 +1,4 @@
-"""The settings of both scripts: frozen dataclasses whose fields are the command-line flags.
-
-How fields become flags says `hicmae.config.flags`.
-"""
+"""The settings of both scripts: frozen dataclasses whose fields `config.flags` makes flags."""
 
 import os
 from collections.abc import Sequence
@@ -117,10 +114,8 @@ class ClipConfig(Settings):
         if frames % tubelet:
             raise ValueError(f"--num_frames {frames} is no multiple of --tubelet_size, {tubelet}")
         if any(size % 16 for size in (self.input_size, *sizes)):
-            raise ValueError(
-                f"--input_size {self.input_size} and --input_size_audio {sizes} must be multiples "
-                "of the patch size, 16"
-            )
+            given = f"--input_size {self.input_size} and --input_size_audio {sizes}"
+            raise ValueError(f"{given} must be multiples of the patch size, 16")
 
     def of_model(self) -> dict[str, Any]:
         """Return the geometry as the arguments of a model."""
@@ -237,17 +232,12 @@ class ClassifierConfig(Settings):
         if self.head_activation and self.task != "regression":
             raise ValueError("--head_activation is for --task regression; leave it out")
         if self.fusion_order != "both" and self.modality != "av":
-            raise ValueError(
-                f"--fusion_order is for --modality av, got {self.modality}; leave it out"
-            )
+            raise ValueError(f"--fusion_order is for --modality av, got {self.modality}; drop it")
         if self.linear_probe and self.freeze_layers:
             raise ValueError("--linear_probe freezes all blocks, --freeze_layers some; give one")
-        depths = {"v": self.depth, "a": self.depth_audio}
-        if self.freeze_layers > (most := min(depths[stream] for stream in self.modality)):
-            raise ValueError(
-                f"--freeze_layers must be at most {most}, the blocks of an encoder, "
-                f"got {self.freeze_layers}"
-            )
+        layers, depths = self.freeze_layers, {"v": self.depth, "a": self.depth_audio}
+        if layers > (most := min(depths[stream] for stream in self.modality)):
+            raise ValueError(f"--freeze_layers must be at most {most}, all blocks, got {layers}")
 
 
 class AugmentConfig(Settings):

@@ -14,6 +14,7 @@ from hicmae.config import OptimConfig
 
 logger = logging.getLogger(__name__)
 
+Groups = list[dict[str, Any]]  # of parameters, see `parameter_groups`
 NO_DECAY = ("bias", "mask_token", "mask_token_audio")  # last parts of names
 FUSION = "encoder_fusion"
 _LAYER = re.compile(r"(encoder(?:_audio|_fusion)?)\.(?:patch_embed|blocks(?:_audio)?\.(\d+))\.")
@@ -37,7 +38,7 @@ def shared_batches(optim: OptimConfig, processes: int) -> OptimConfig:
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, layer_decay: float | None = None
-) -> list[dict[str, Any]]:
+) -> Groups:
     """Sort the trainable parameters into groups of equal weight decay and learning-rate scale.
 
     1-d parameters, biases and mask tokens have no weight decay. `layer_decay`, in (0, 1], is the
@@ -101,10 +102,7 @@ def cosine_schedule(
 
 
 def make_optimizer(
-    groups: list[dict[str, Any]],
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.95),
-    eps: float = 1e-8,
+    groups: Groups, lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8
 ) -> torch.optim.AdamW:
     """Build AdamW over `parameter_groups`; on GPUs and CPUs a step is one pass over memory."""
     fused = all(p.device.type in ("cuda", "cpu") for group in groups for p in group["params"])
