@@ -78,9 +78,8 @@ def _tables(num_mel_bins: int) -> tuple[torch.Tensor, torch.Tensor]:
     from torchaudio.compliance import kaldi
 
     # 20 Hz to Nyquist, no vocal tract warping: Kaldi's defaults
-    filters, _ = kaldi.get_mel_banks(
-        num_mel_bins, 512, float(SAMPLE_RATE), 20.0, 0.0, 100.0, -500.0, 1.0
-    )
+    settings = 512, float(SAMPLE_RATE), 20.0, 0.0, 100.0, -500.0, 1.0
+    filters, _ = kaldi.get_mel_banks(num_mel_bins, *settings)
     taper = torch.hann_window(WINDOW, periodic=False)
     return taper, torch.nn.functional.pad(filters, (0, 1)).T.contiguous()
 
@@ -119,10 +118,8 @@ class WavFile:
         except soundfile.LibsndfileError as error:
             raise UnreadableClip(f"audio '{self.path}' cannot be read: {one_line(error)}") from None
         if len(samples) != stop - start:
-            raise UnreadableClip(
-                f"audio '{self.path}' is cut off: got {len(samples)} of {stop - start} samples "
-                f"from {start}"
-            )
+            text = f"got {len(samples)} of {stop - start} samples from {start}"
+            raise UnreadableClip(f"audio '{self.path}' is cut off: {text}")
         return samples
 
     def sound(self, start: int, stop: int) -> np.ndarray:
@@ -158,11 +155,9 @@ def span_or_whole(
     if stop - start > SHORTEST_SPAN:
         return start, stop
     if num_samples >= target_length * HOP:
-        raise UnreadableClip(
-            f"audio '{path}' has {num_samples} samples but only {max(stop - start, 0)} belong to "
-            f"the chosen frames, expected more than {SHORTEST_SPAN}; check that it is the sound of "
-            "this video"
-        )
+        count = f"{num_samples} samples but only {max(stop - start, 0)} belong to the chosen frames"
+        advice = f"expected more than {SHORTEST_SPAN}; check that it is the sound of this video"
+        raise UnreadableClip(f"audio '{path}' has {count}, {advice}")
     return 0, num_samples
 
 

@@ -62,10 +62,8 @@ class ClipTransform:
             named = aa not in ("", "none")
             self.rand_augment = rand_augment_transform(aa, hparams) if named else None
         except (AssertionError, LookupError, ValueError) as error:
-            raise ValueError(
-                "--aa must name a RandAugment of timm such as 'rand-m7-n4-mstd0.5-inc1', got "
-                f"{aa!r} ({one_line(error)})"
-            ) from None
+            text = "--aa must name a RandAugment of timm such as 'rand-m7-n4-mstd0.5-inc1'"
+            raise ValueError(f"{text}, got {aa!r} ({one_line(error)})") from None
         for operation in self.rand_augment.ops if self.rand_augment else ():
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = posterize
@@ -119,9 +117,8 @@ def mix_batch(batch: LabelledBatch, mixup: Mixup, mix_audio: bool = False) -> La
     the same share if `mix_audio` is set (the original leaves it as it is) or there is no video.
     """
     if batch.target.is_floating_point():
-        raise ValueError(
-            "mixup needs class indices as targets, got numbers; set --mixup 0 --cutmix 0"
-        )
+        text = "mixup needs class indices as targets, got numbers"
+        raise ValueError(f"{text}; set --mixup 0 --cutmix 0")
     video, audio = batch.video, batch.audio
     # Not timm's mixup(video, target), which takes even batches only and keeps the share to itself.
     if video is None:

@@ -110,13 +110,12 @@ def _moved(batch: Batch, device: torch.device | str) -> Batch:
 
     Reading a mask on the host, as splitting tokens by it does, then never waits for a GPU.
     """
-    values: list[Any] = [
-        value.to(device, non_blocking=True)
-        if isinstance(value, Tensor) and value.dtype != torch.bool
-        else value
-        for value in batch
-    ]
-    moved = type(batch)(*values)
+
+    def move(value: Any) -> Any:
+        moves = isinstance(value, Tensor) and value.dtype != torch.bool
+        return value.to(device, non_blocking=True) if moves else value
+
+    moved = type(batch)(*map(move, batch))
     if moved.video is None or moved.video.is_floating_point():
         return moved
     return moved._replace(video=normalise(moved.video))

@@ -189,11 +189,10 @@ def decide_source_crop(
     for shard in packed:
         cut = source_box(shard.source_crop, shard.input_size, *VOXCELEB2_SIZE)
         if (shard.source_crop, cut) != (decided, box):
-            raise ValueError(
-                f"shard '{shard.path}' is packed with --source_crop {shard.source_crop} for "
-                f"--input_size {shard.input_size}, expected --source_crop {decided} and "
-                f"--input_size {input_size}, as all shards; pack the films again"
-            )
+            found = f"--source_crop {shard.source_crop} for --input_size {shard.input_size}"
+            wanted = f"--source_crop {decided} and --input_size {input_size}, as all shards"
+            text = f"shard '{shard.path}' is packed with {found}, expected {wanted}"
+            raise ValueError(f"{text}; pack the films again")
     text = "--source_crop %s (%s): columns %d to %d, rows %d to %d of 224 x 224 frames"
     logger.info(text, decided, why, *box[::2], *box[1::2])
     return decided
@@ -359,9 +358,8 @@ def read_index(path: Path) -> tuple[Shard, list[list[Any]]]:
         return Shard(str(path.parent / content["shard"]), **facts), content["clips"]
     except (OSError, LookupError, TypeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
-        raise ValueError(
-            f"index '{path}' cannot be used: {reason}; pack its clips again with pack_clips.py"
-        ) from None
+        advice = "pack its clips again with pack_clips.py"
+        raise ValueError(f"index '{path}' cannot be used: {reason}; {advice}") from None
 
 
 def _checked_count(label: Label, is_class: bool, count: int | None) -> int | None:
@@ -421,14 +419,12 @@ def data_set_names(data_set: str, count: int) -> tuple[str, ...]:
 def read_names(path: str | Path) -> tuple[str, ...]:
     """Read a file of names, one a line."""
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"'{path}' is no file; expected the names of classes or outputs, one a line"
-        )
+        expected = "expected the names of classes or outputs, one a line"
+        raise FileNotFoundError(f"'{path}' is no file; {expected}")
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        text = "expected names in UTF-8, got other bytes; save it as UTF-8"
-        raise ValueError(f"'{path}': {text}") from None
+        raise ValueError(f"'{path}': got other bytes than UTF-8; save it as UTF-8") from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -438,10 +434,8 @@ def chosen_names(chosen: Sequence[str], count: int) -> tuple[str, ...]:
     if len(names) == 1:
         names = data_set_names(names[0], count) or read_names(names[0])
     if len(names) != count:
-        raise ValueError(
-            f"--class_names gives {len(names)} names ({', '.join(names)[:80]}), expected {count}, "
-            "one for each class or output"
-        )
+        text = f"--class_names gives {len(names)} names ({', '.join(names)[:80]})"
+        raise ValueError(f"{text}, expected {count}, one for each class or output")
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"--class_names gives the name '{twice[0]}' twice; names must differ")
     return names

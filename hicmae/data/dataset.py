@@ -17,27 +17,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hicmae.data import audio as wav
+from hicmae.data import batches
 from hicmae.data import video as film
-from hicmae.data.audio import SAMPLE_RATE, WavFile
 from hicmae.data.augment import ClipTransform
-from hicmae.data.batches import (
-    ClipIndex,
-    LabelledBatch,
-    PretrainBatch,
-    SkippedClip,
-    ViewBatch,
-    joined,
-)
+from hicmae.data.batches import ClipIndex, LabelledBatch, PretrainBatch, ViewBatch
 from hicmae.data.clip_list import AnyClip, PackedClip, name_of
 from hicmae.data.film import FRAME_RATE, open_video
 from hicmae.data.loader import call_in_time, item_generator, read_or_replace
 from hicmae.data.masking import random_mask, tube_mask
 from hicmae.data.shards import open_packed
-from hicmae.data.video import Video
 from hicmae.io import UnreadableClip
 
 PATCH_SIZE = 16
-Opened = tuple[Video | None, WavFile | None, int]  # streams that are read, number of frames
+Opened = tuple[film.Video | None, wav.WavFile | None, int]  # streams that are read, frame count
 
 
 @dataclass(eq=False, repr=False)
@@ -82,25 +74,22 @@ class ClipDataset(Dataset):
         """Return the batch of one clip, or raise UnreadableClip."""
         raise NotImplementedError
 
-    @staticmethod
-    def collate(items: Sequence[Any]) -> Any:
-        """Join items to a larger batch."""
-        return joined(items)
+    collate = staticmethod(batches.joined)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def open(self, clip: AnyClip) -> Opened:
         """Open the streams that the modality reads; return them and the number of frames."""
-        video: Video | None
-        sound: WavFile | None
+        video: film.Video | None
+        sound: wav.WavFile | None
         if isinstance(clip, PackedClip):
             video, sound = open_packed(clip)
         else:
-            sound = WavFile(clip.audio) if "a" in self.modality else None
+            sound = wav.WavFile(clip.audio) if "a" in self.modality else None
             video = open_video(clip.video) if "v" in self.modality else None
         if "v" not in self.modality:
-            return None, sound, max(round(len(sound or ()) * FRAME_RATE / SAMPLE_RATE), 1)
+            return None, sound, max(round(len(sound or ()) * FRAME_RATE / wav.SAMPLE_RATE), 1)
         return video, sound if "a" in self.modality else None, len(video or ())
 
     def gains(self, rng: np.random.Generator) -> list[float]:
@@ -178,10 +167,8 @@ class PretrainClips(ClipDataset):
         starts = [int(rng.integers(free + 1)) if free > 0 else 0 for _ in range(self.num_samples)]
         windows = [film.pretrain_frames(total, start, *self.sampling) for start in starts]
         gains = self.gains(rng)
-        spans = []  # samples from the beginning of a window to the end of the frame after it
-        for window in windows:
-            last = min(int(window[-1]) + self.sampling_rate, total - 1)
-            spans.append(_samples(video, int(window[0]), last))
+        # From the beginning of a window to the end of the frame after it.
+        spans = [_samples(video, start, min(start + self.span, total - 1)) for start in starts]
         audio = wav.span_features(sound, spans, gains, self.input_size_audio)
         frames = film.read_frames(video, windows)
         masks = self.masks(self.mask_ratio, self.mask_ratio_audio, rng)
@@ -193,20 +180,17 @@ class PretrainClips(ClipDataset):
             box = film.draw_crop(region, rng)
             resized = film.resize_frames([frames[k] for k in window], self.size, box)
             film.to_tensor(resized, sample)
-        light: tuple[Tensor, ...] = ()
-        if (ratio := self.contrast_mask_ratio) is not None:
-            light = self.masks(ratio, ratio, rng)
+        ratio = self.contrast_mask_ratio
+        light = [] if ratio is None else self.masks(ratio, ratio, rng)
         names = (name_of(clip),) * self.num_samples
         return PretrainBatch(pixels, masks[0], audio, masks[1], names, (), *light)
 
-    def masks(
-        self, ratio: float, ratio_audio: float, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def masks(self, ratio: float, ratio_audio: float, rng: np.random.Generator) -> list[Tensor]:
         """Draw (num_samples, N) masks of the video's tokens and of the audio's."""
         count = range(self.num_samples)
         video = [tube_mask(self.grid, ratio, rng) for _ in count]
         audio = [random_mask(self.num_audio_tokens, ratio_audio, rng) for _ in count]
-        return torch.from_numpy(np.stack(video)), torch.from_numpy(np.stack(audio))
+        return [torch.from_numpy(np.stack(masks)) for masks in (video, audio)]
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -247,27 +231,26 @@ class TestClips(ClipDataset):
 
     def __getitem__(self, item: ClipIndex) -> ViewBatch:
         """Return the views of a clip, none if it cannot be read and may be skipped."""
-        clip = self.clips[item.index]
-        target, index = self.target(clip), torch.tensor([item.index])
+        clip, index = self.clips[item.index], torch.tensor([item.index])
+        name, target = name_of(clip), self.target(clip)
         try:
-            streams = call_in_time(self.clip_timeout, name_of(clip), self._streams, clip)
+            streams = call_in_time(self.clip_timeout, name, self._streams, clip)
         except UnreadableClip as error:
             if not self.allow_skip:
-                raise RuntimeError(
-                    f"evaluation clip '{name_of(clip)}' cannot be read: {error}; mend it or leave "
-                    "such clips out with --skip_bad_test_clips"
-                ) from error
-            skipped, nothing = (SkippedClip(name_of(clip), str(error)),), index[:0]
+                advice = "mend it or leave such clips out with --skip_bad_test_clips"
+                text = f"evaluation clip '{name}' cannot be read: {error}; {advice}"
+                raise RuntimeError(text) from error
+            skipped, nothing = (batches.SkippedClip(name, str(error)),), index[:0]
             return ViewBatch(None, None, nothing, nothing, target[:0], (), skipped)
         views = torch.zeros(next(len(stream) for stream in streams if stream is not None)).long()
-        return ViewBatch(*streams, views, index, target, (name_of(clip),), ())
+        return ViewBatch(*streams, views, index, target, (name,), ())
 
     @staticmethod
     def collate(items: Sequence[Any]) -> Any:
         """Join items to one batch, with `view_clip` counted through it."""
         firsts = itertools.accumulate((len(item.clip_index) for item in items), initial=0)
-        pairs = zip(items, firsts, strict=False)
-        return joined([item._replace(view_clip=item.view_clip + first) for item, first in pairs])
+        counted = zip(items, firsts, strict=False)
+        return batches.joined([item._replace(view_clip=item.view_clip + k) for item, k in counted])
 
     def _streams(self, clip: AnyClip) -> tuple[Tensor | None, Tensor | None]:
         opened = self.open(clip)
@@ -279,7 +262,7 @@ class TestClips(ClipDataset):
         return self.streams(opened, windows, [1.0] * len(windows))
 
 
-def _samples(video: Video, first: int, last: int) -> tuple[int, int]:
+def _samples(video: film.Video, first: int, last: int) -> tuple[int, int]:
     """Return the samples from the beginning of frame `first` to the end of frame `last`."""
     begin, end = video.times(first, last)
-    return int(begin * SAMPLE_RATE), int(end * SAMPLE_RATE)
+    return int(begin * wav.SAMPLE_RATE), int(end * wav.SAMPLE_RATE)

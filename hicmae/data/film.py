@@ -18,16 +18,8 @@ from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
-from hicmae.data.media import (
-    MAX_DAMAGED,
-    VIDEO_SUFFIXES,
-    Damage,
-    NoPicture,
-    decoded,
-    needed_stream,
-    opened,
-    packets_of,
-)
+from hicmae.data import media
+from hicmae.data.media import Damage, decoded, needed_stream, opened, packets_of
 from hicmae.data.video import FrameFolder, FrameTimes, Video, check_frame_size
 from hicmae.io import UnreadableClip
 
@@ -88,10 +80,7 @@ def read_clock(container: InputContainer, kept: list[av.Packet] | None = None) -
     """Make the clock of a film from its video packets, which are added to those `kept`.
 
     Films whose packets do not tell which frames there will be, and when, are decoded once.
-
-    Raises:
-        NoPicture: no frame is displayed.
-        UnreadableClip: too many packets are damaged.
+    NoPicture: no frame is displayed. UnreadableClip: too many packets are damaged.
     """
     stream, damage = needed_stream(container, "video"), Damage()
     hides_frames = stream.codec_context.name == "vp8"
@@ -116,11 +105,8 @@ def read_clock(container: InputContainer, kept: list[av.Packet] | None = None) -
     is_avi = container.format.name == "avi"
     told &= not (is_avi and stream.codec_context.has_b_frames)
     start = first.dts if first is not None and is_avi else None
-    if (
-        first is None
-        or not (told and first.is_keyframe)
-        or (first.pts > min(stamps) and not discarded)  # frames before the first key frame
-    ):
+    # The last means frames before the first key frame.
+    if not (first and told and first.is_keyframe) or (first.pts > min(stamps) and not discarded):
         file = os.stat(container.name)
         return _decoded_clock(container.name, file.st_size, file.st_mtime_ns, start)
     ticks, lengths = np.array(sorted(frames), np.int64).T
@@ -146,7 +132,7 @@ def _decoded_clock(path: str, size: int, changed: int, start: int | None) -> Clo
         frames = [(frame.pts, frame.key_frame) for frame in decoded(container, stream, Damage())]
         unit, rate = float(stream.time_base or 0), float(stream.average_rate or FRAME_RATE)
     if not frames:
-        raise NoPicture(f"'{path}' holds no frame that can be decoded")
+        raise media.NoPicture(f"'{path}' holds no frame that can be decoded")
     known = [(k, stamp) for k, (stamp, _) in enumerate(frames) if stamp is not None]
     ticks, numbers = np.array([stamp for _, stamp in known], np.int64), np.arange(len(frames))
     is_counted = len(known) < len(frames) or bool((np.diff(ticks) < 0).any())
@@ -233,8 +219,8 @@ class Film(Video):
                 wrong += not is_right
                 yield image
         text = f"{wrong} of {len(wanted)} wanted frames of '{self.path}' are damaged"
-        if wrong > max(MAX_DAMAGED * len(wanted), 1):
-            raise UnreadableClip(f"{text}, expected at most {MAX_DAMAGED:.0%}")
+        if wrong > max(media.MAX_DAMAGED * len(wanted), 1):
+            raise UnreadableClip(f"{text}, expected at most {media.MAX_DAMAGED:.0%}")
         if wrong or damage["damaged"]:
             packets = f"{damage['damaged']} of {damage['packets']} packets there"
             logger.warning("%s, %s; the frames before stand in", text, packets)
@@ -347,15 +333,11 @@ def is_idr(packet: av.Packet, header: bytes) -> bool:
 
 
 def open_video(path: str) -> Video:
-    """Open a folder of frames or a film, to read some of its frames as quickly as possible.
-
-    Raises:
-        UnreadableClip: there is nothing to read.
-    """
+    """Open a folder of frames or a film, to read some frames quickly; UnreadableClip: no frame."""
     if os.path.isdir(path):
         folder = FrameFolder(path)
-        films = [n for n in os.listdir(path) if os.path.splitext(n)[1].lower() in VIDEO_SUFFIXES]
-        if len(films) < len(folder):
+        suffixes = [os.path.splitext(name)[1].lower() for name in os.listdir(path)]
+        if sum(suffix in media.VIDEO_SUFFIXES for suffix in suffixes) < len(folder):
             return folder
         raise UnreadableClip(f"video '{path}' is a folder of films, expected one film or frames")
     packets: list[av.Packet] = []

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -86,10 +86,9 @@ def read_or_replace(
         while index in skipped and len(skipped) < len(clips):
             index = int(rng.integers(len(clips)))
     which = "in a row" if len(skipped) < len(clips) else "of the list, all,"
-    raise RuntimeError(
-        f"{len(skipped)} clips {which} cannot be read, expected some that can; check --data_root "
-        f"and the list; the last: {skipped.popitem()[1].reason}"
-    )
+    text = f"{len(skipped)} clips {which} cannot be read, expected some that can"
+    last = skipped.popitem()[1].reason
+    raise RuntimeError(f"{text}; check --data_root and the list; the last: {last}")
 
 
 class SkippedClips:
@@ -124,14 +123,9 @@ class SkippedClips:
         share, allowed = len(self.videos) / max(self.num_clips, 1), self.max_bad_share
         if share > allowed and len(self.videos) > (allowed > 0):
             most = f"{allowed:.2%}" + ", or one clip" * (allowed > 0)
-            raise RuntimeError(
-                f"{len(self.videos)} of {self.num_clips} clips ({share:.2%}) cannot be read, "
-                f"expected at most {most}; see '{self.path}'; mend the clips and delete that "
-                "file, or raise --max_bad_clips"
-            )
-
-
-# Order
+            counts = f"{len(self.videos)} of {self.num_clips} clips ({share:.2%})"
+            text = f"{counts} cannot be read, expected at most {most}; see '{self.path}'"
+            raise RuntimeError(f"{text}; mend the clips and delete it, or raise --max_bad_clips")
 
 
 @dataclass(eq=False, repr=False)
@@ -154,10 +148,8 @@ class ClipSampler(Sampler[ClipIndex]):
     world_size: int = 1
     shards: np.ndarray | None = None
     labels: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        """Begin with epoch 0."""
-        self.epoch, self.start = 0, 0
+    epoch: int = field(default=0, init=False)
+    start: int = field(default=0, init=False)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch, and how many samples of this process a resumed run jumps over."""
@@ -216,9 +208,6 @@ def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(np.concatenate(draws))
 
 
-# Workers
-
-
 def make_loader(
     dataset: Dataset[Any],
     sampler: ClipSampler,
@@ -232,10 +221,8 @@ def make_loader(
     Workers stay from epoch to epoch, as an index carries its epoch. "cuda" pins batches' memory.
     """
     if drop_last and len(sampler) < batch_size:
-        raise ValueError(
-            f"the training list gives {len(sampler)} clips per process, expected at least one "
-            f"batch of {batch_size}; lower --batch_size"
-        )
+        text = f"the training list gives {len(sampler)} clips per process"
+        raise ValueError(f"{text}, expected at least {batch_size}; lower --batch_size")
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -280,18 +267,15 @@ def epoch_batches(loader: DataLoader[Any], epoch: int, first: int = 0) -> Iterat
             dead.join(timeout=5)
             code, deaths = dead.exitcode or 0, deaths + 1
             cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            place = f"batch {done} of epoch {epoch}"
             if deaths >= MAX_DEATHS:
                 raise RuntimeError(
-                    f"workers that load clips died {deaths} times in a row at batch {done} of "
-                    f"epoch {epoch}, the last by {cause}; lower --num_workers if memory or "
-                    "/dev/shm ran out (SIGKILL, SIGBUS), look for a broken clip otherwise, and "
-                    "start the command again"
+                    f"workers that load clips died {deaths} times in a row at {place}, the last by "
+                    f"{cause}; lower --num_workers if memory or /dev/shm ran out (SIGKILL, SIGBUS),"
+                    " look for a broken clip otherwise, and start the command again"
                 ) from error
-            logger.warning(
-                "a worker that loads clips (process %s) was ended by %s; new ones go on at batch "
-                "%d of epoch %d with the same clips",
-                *(dead.pid, cause, done, epoch),
-            )
+            text = "a worker that loads clips (process %s) was ended by %s; new ones go on at %s"
+            logger.warning(f"{text} with the same clips", dead.pid, cause, place)
         del batches
         loader._iterator = None  # the last reference: torch ends the other workers
         end(workers)  # also those that wait for a lock of the dead one

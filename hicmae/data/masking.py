@@ -25,10 +25,8 @@ def random_mask(
     """
     num_masked = int(mask_ratio * num_cells)
     if not (0 < num_masked < num_cells or mask_ratio == 0):
-        raise ValueError(
-            f"mask_ratio {mask_ratio} hides {num_masked} of {num_cells} {cells}; "
-            "at least one patch must stay visible and one masked"
-        )
+        text = f"mask_ratio {mask_ratio} hides {num_masked} of {num_cells} {cells}"
+        raise ValueError(f"{text}; at least one patch must stay visible and one masked")
     mask = np.zeros(num_cells, dtype=bool)
     mask[rng.permutation(num_cells)[:num_masked]] = True
     return mask

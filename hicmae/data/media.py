@@ -145,9 +145,6 @@ def streams_of(path: str) -> tuple[bool, bool]:
     return found[0], found[1]
 
 
-# Packets and what they decode to, passing over what is damaged
-
-
 class Damage(Counter[str]):
     """Counts the "packets" of a stream and those of them that are "damaged"."""
 
@@ -191,9 +188,6 @@ def decoded(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
             continue
         has_begun |= bool(frames)
         yield from frames
-
-
-# Sound
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,10 +234,7 @@ def read_sound(path: str, origin: float | None = None) -> "np.ndarray | Sound":
 
     The first sample is at `origin` in the file's own seconds, such as a film's `Clock.origin`:
     silence comes before late sound, earlier sound is cut. None: where the sound begins.
-
-    Raises:
-        NoSound: there is none.
-        UnreadableClip: it cannot be decoded, or too much of it is damaged.
+    NoSound: there is none. UnreadableClip: it cannot be decoded, or too much of it is damaged.
     """
     wav = None
     if origin is None:

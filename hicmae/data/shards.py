@@ -27,10 +27,8 @@ def _opened(shard: Shard) -> IO[bytes]:
     """Open a shard, which is closed when nobody has it any more."""
     file = open(shard.path, "rb", buffering=0)
     if (size := os.fstat(file.fileno()).st_size) != shard.size:
-        raise UnreadableClip(
-            f"shard '{shard.path}' has {size} bytes, expected {shard.size}; it was cut off or "
-            "exchanged: delete it and its index, and run pack_clips.py again"
-        )
+        text = f"shard '{shard.path}' has {size} bytes, expected {shard.size}: cut off or exchanged"
+        raise UnreadableClip(f"{text}; delete it and its index, and run pack_clips.py again")
     return file
 
 
@@ -110,10 +108,8 @@ def open_packed(clip: PackedClip) -> tuple[PackedVideo, PackedWav]:
 
 def _not_packed(clip: PackedClip, stream: str) -> NoReturn:
     name, other = (clip.audio, "a") if stream == "video" else (clip.video, "v")
-    raise UnreadableClip(
-        f"clip '{name}' in shard '{clip.shard.path}' was packed without {stream}, as its list says "
-        f"'{NOT_READ}'; give --modality {other}"
-    )
+    text = f"clip '{name}' in shard '{clip.shard.path}' was packed without {stream}"
+    raise UnreadableClip(f"{text}, as its list says '{NOT_READ}'; give --modality {other}")
 
 
 def _damaged(clip: PackedClip, reason: str) -> UnreadableClip:

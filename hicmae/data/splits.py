@@ -58,16 +58,13 @@ def find_speakers(
         if table is None:
             raise ValueError(
                 f"speakers are asked for, but neither '{folder}' nor the folder above holds "
-                f"{SPEAKER_FILE}; make the lists again by their script, which writes it, or give "
-                "--speaker_file (csv, columns clip,speaker) or --speaker_pattern (a regular "
-                f"expression, or {', '.join(PATTERNS)})"
+                f"{SPEAKER_FILE}; make the lists again by their script, or give --speaker_file "
+                f"(csv, columns clip,speaker) or --speaker_pattern (regex or {', '.join(PATTERNS)})"
             )
         speakers, reason = _by_table(videos, table, data_root), f"'{table}' has no line for it"
     if unknown := [video for video, name in zip(videos, speakers, strict=True) if not name]:
-        raise ValueError(
-            f"{len(unknown)} of {len(videos)} clips have no known speaker, first '{unknown[0]}': "
-            f"{reason}"
-        )
+        text = f"{len(unknown)} of {len(videos)} clips have no known speaker"
+        raise ValueError(f"{text}, first '{unknown[0]}': {reason}")
     return speakers
 
 
@@ -81,10 +78,8 @@ def _by_pattern(videos: Sequence[str], pattern: str) -> list[str]:
     except re.error as error:
         raise ValueError(f"--speaker_pattern '{pattern}' is no expression: {error}") from None
     if not search.groups:
-        raise ValueError(
-            f"--speaker_pattern '{pattern}' has no group, expected one around the speaker, "
-            r"e.g. '^(\d{4})_'"
-        )
+        expected = r"expected one around the speaker, e.g. '^(\d{4})_'"
+        raise ValueError(f"--speaker_pattern '{pattern}' has no group, {expected}")
     names = videos if "/" in pattern else [PurePath(video).name for video in videos]
     return ["".join(found.groups("")) if (found := search.search(name)) else "" for name in names]
 
@@ -116,10 +111,9 @@ def _by_table(videos: Sequence[str], path: Path, data_root: str) -> list[str]:
         name = video if video in speakers else base_name(video)
         known = speakers.get(name, set())
         if len(known) > 1 or (known and short[name] > 1 and name != video):
-            raise ValueError(
-                f"'{path}' leaves the speaker of '{video}' open: '{name}' has {sorted(known)}, or "
-                "is the name of several clips; give whole names, as in the list"
-            )
+            text = f"'{path}' leaves the speaker of '{video}' open: '{name}' has {sorted(known)}"
+            advice = "give whole names, as in the list"
+            raise ValueError(f"{text}, or is the name of several clips; {advice}")
         found.append("".join(known))
     return found
 
@@ -129,10 +123,8 @@ def hold_out(
 ) -> tuple[list[AnyClip], list[AnyClip], list[str]]:
     """Hold out whole groups (speakers) of clips, see `draw_groups`.
 
-    No file of a stream in `modality` may be on both sides.
-
-    Returns:
-        Training clips, validation clips and their groups, all in list order.
+    No file of a stream in `modality` may be on both sides. Returns training clips, validation clips
+    and their groups, all in list order.
     """
     held = draw_groups([clip.label for clip in clips], groups, share, seed)
     train, val = ([clips[k] for k in np.flatnonzero(side).tolist()] for side in (~held, held))
@@ -154,10 +146,9 @@ def draw_groups(
     """
     names, members = np.unique(np.array(groups, object), return_inverse=True)
     if len(names) < 2:
-        raise ValueError(
-            f"expected at least two speakers or clips to hold some out, got {len(names)}; use "
-            "--val_split list, or for videos of your own a column 'split'"
-        )
+        text = f"expected at least two speakers or clips to hold some out, got {len(names)}"
+        advice = "use --val_split list, or for videos of your own a column 'split'"
+        raise ValueError(f"{text}; {advice}")
     rng = np.random.default_rng((_HOLD_OUT, seed))
     best, least = np.arange(1), np.inf
     traits = _traits(np.array(labels))
@@ -191,10 +182,9 @@ def _check_sides(train: Clips, val: Clips, modality: str) -> None:
 
     first, second = ({path: clip for clip in side for path in files(clip)} for side in (train, val))
     for path in second.keys() & first.keys():
-        raise ValueError(
-            f"'{path}' belongs to a training clip, '{name_of(first[path])}', and to the validation "
-            f"clip '{name_of(second[path])}', expected one; mend train.csv or the speakers"
-        )
+        one, other = name_of(first[path]), name_of(second[path])
+        text = f"'{path}' belongs to a training clip, '{one}', and to the validation clip '{other}'"
+        raise ValueError(f"{text}, expected one; mend train.csv or the speakers")
     classes = [{c.label for c in side if isinstance(c.label, int)} for side in (train, val)]
     if missing := ", ".join(map(str, sorted(classes[0] - classes[1]))):
         text = "no validation clip is of class %s: too few speakers or items have it; see %s"
@@ -220,9 +210,8 @@ def item_name(video: str, fields: int) -> str:
     """Return the first `fields` "_" fields of a clip's base name; ValueError where it has fewer."""
     parts = base_name(video).split("_")
     if len(parts) < fields:
-        raise ValueError(
-            f"--average_clips {fields} needs names of as many '_' fields, got '{'_'.join(parts)}'"
-        )
+        text = f"--average_clips {fields} needs names of as many '_' fields"
+        raise ValueError(f"{text}, got '{'_'.join(parts)}'")
     return "_".join(parts[:fields])
 
 
@@ -237,11 +226,9 @@ def group_clips(videos: Sequence[str], labels: Sequence[Any], fields: int) -> di
         first = items.setdefault(item_name(video, fields), [])
         first.append(index)
         if not np.array_equal(labels[first[0]], labels[index]):
-            raise ValueError(
-                f"clips '{videos[first[0]]}' and '{video}' are one item by --average_clips "
-                f"{fields}, but have the labels {labels[first[0]]} and {labels[index]}, expected "
-                "the same; check the list and the number"
-            )
+            item = f"'{videos[first[0]]}' and '{video}' are one item by --average_clips {fields}"
+            found = f"but have the labels {labels[first[0]]} and {labels[index]}"
+            raise ValueError(f"clips {item}, {found}, expected the same; check list and number")
     return items
 
 

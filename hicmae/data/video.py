@@ -61,9 +61,8 @@ class Video:
     def times(self, first: int, last: int) -> tuple[float, float]:
         """Return when frame `first` begins and frame `last` ends, in seconds."""
         if self.frame_times is None:
-            raise UnreadableClip(
-                f"video '{self.path}' has no frame times, expected a video file in pre-training"
-            )
+            text = "has no frame times, expected a video file in pre-training"
+            raise UnreadableClip(f"video '{self.path}' {text}")
         return float(self.frame_times.begins[first]), float(self.frame_times.ends[last])
 
 
@@ -113,9 +112,8 @@ class FrameFolder(Video):
         if len({name.translate(_DIGITS) for name in self.names}) > 1:  # else it is their order
             self.names.sort(key=natural_key)
         if not self.names:
-            raise UnreadableClip(
-                f"video folder '{path}' holds no frame, expected {' '.join(FRAME_EXTENSIONS)} files"
-            )
+            expected = f"expected {' '.join(FRAME_EXTENSIONS)} files"
+            raise UnreadableClip(f"video folder '{path}' holds no frame, {expected}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -147,9 +145,8 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 def check_frame_size(what: str, width: int, height: int) -> None:
     """Raise UnreadableClip for a frame that is too large to be decoded."""
     if width * height > MAX_PIXELS:
-        raise UnreadableClip(
-            f"{what} has {width} x {height} pixels, expected at most {MAX_PIXELS}; make it smaller"
-        )
+        text = f"{what} has {width} x {height} pixels"
+        raise UnreadableClip(f"{text}, expected at most {MAX_PIXELS}; make it smaller")
 
 
 # Which frames
