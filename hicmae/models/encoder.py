@@ -6,22 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from hicmae.io import HUB_FILES, hub_error, hub_folder, one_line
+from hicmae.models import layers
 from hicmae.models.cpu_gemm import install
-from hicmae.models.layers import (
-    PATCH_SIZE,
-    Block,
-    CSBlock,
-    LayerNorm,
-    PatchEmbed,
-    sincos_positions,
-    stack,
-)
+from hicmae.models.layers import PATCH_SIZE, PatchEmbed
 
 FUSION_ORDERS = ("both", "video_first", "audio_first")
 CARD = """---
@@ -53,9 +45,9 @@ class ModalityEncoder(nn.Module):
         super().__init__()
         embed_dim = patch_embed.proj.out_channels
         self.patch_embed = patch_embed
-        self.blocks = stack([Block] * depth, embed_dim, **options)
-        self.norm = LayerNorm(embed_dim)
-        positions = sincos_positions(patch_embed.num_tokens, embed_dim)
+        self.blocks = layers.stack([layers.Block] * depth, embed_dim, **options)
+        self.norm = layers.LayerNorm(embed_dim)
+        positions = layers.sincos_positions(patch_embed.num_tokens, embed_dim)
         self.positions = nn.Buffer(positions, persistent=False)
 
     def forward(
@@ -78,22 +70,18 @@ class ModalityEncoder(nn.Module):
 
 
 def video_encoder(
-    num_frames: int,
-    img_size: int | Sequence[int],
-    tubelet_size: int,
-    embed_dim: int,
-    **options: Any,
+    num_frames: int, img_size: int | Sequence[int], tubelet_size: int, embed_dim: int, **stack: Any
 ) -> ModalityEncoder:
     """Build the encoder of (B, 3, T, H, W) clips in tubelets of tubelet_size x 16 x 16."""
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     size, patch_size = (num_frames, height, width), (tubelet_size, PATCH_SIZE, PATCH_SIZE)
-    return ModalityEncoder(PatchEmbed(size, patch_size, 3, embed_dim, "video"), **options)
+    return ModalityEncoder(PatchEmbed(size, patch_size, 3, embed_dim, "video"), **stack)
 
 
-def audio_encoder(img_size_audio: Sequence[int], embed_dim: int, **options: Any) -> ModalityEncoder:
+def audio_encoder(img_size_audio: Sequence[int], embed_dim: int, **stack: Any) -> ModalityEncoder:
     """Build the encoder of (B, 1, T, F) spectrograms in patches of 16 x 16."""
     patch_size = (PATCH_SIZE, PATCH_SIZE)
-    return ModalityEncoder(PatchEmbed(img_size_audio, patch_size, 1, embed_dim, "audio"), **options)
+    return ModalityEncoder(PatchEmbed(img_size_audio, patch_size, 1, embed_dim, "audio"), **stack)
 
 
 class CrossModalFusion(nn.Module):
@@ -109,10 +97,10 @@ class CrossModalFusion(nn.Module):
         if order not in FUSION_ORDERS:
             raise ValueError(f"fusion_order is {order!r}, expected one of {FUSION_ORDERS}")
         self.order = order
-        self.blocks = stack([CSBlock] * depth, embed_dim, **options)
-        self.blocks_audio = stack([CSBlock] * depth, embed_dim, **options)
-        self.norm = LayerNorm(embed_dim)
-        self.norm_audio = LayerNorm(embed_dim)
+        self.blocks = layers.stack([layers.CSBlock] * depth, embed_dim, **options)
+        self.blocks_audio = layers.stack([layers.CSBlock] * depth, embed_dim, **options)
+        self.norm = layers.LayerNorm(embed_dim)
+        self.norm_audio = layers.LayerNorm(embed_dim)
 
     def forward(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Mix the streams (B, Nv, D) and (B, Na, D); same shapes, after a norm each."""
@@ -125,11 +113,6 @@ class CrossModalFusion(nn.Module):
                 audio = block_audio(audio, video if self.order == "both" else mixed)
                 video = mixed
         return self.norm(video), self.norm_audio(audio)
-
-
-def pooled_unit(tokens: Tensor) -> Tensor:
-    """Average (B, V, D) over tokens and scale to unit length, (B, D)."""
-    return F.normalize(tokens.mean(dim=1), dim=-1)
 
 
 class HubModel(
@@ -188,13 +171,6 @@ class HubModel(
             return super().push_to_hub(repo_id, **options)
         except Exception as error:  # of requests or httpx, by version
             raise hub_error(repo_id, error) from error
-
-
-def check_sizes(**sizes: int) -> None:
-    """Refuse a stack without a block, or a head without an output."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 BUILDERS: dict[str, Callable[..., Any]] = {}  # of all sizes, by the names that timm has for them

@@ -7,15 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hicmae.models.encoder import (
-    CrossModalFusion,
-    HubModel,
-    audio_encoder,
-    check_sizes,
-    register,
-    video_encoder,
-)
-from hicmae.models.layers import Block, LayerNorm, init_linears
+from hicmae.models.encoder import CrossModalFusion, HubModel, audio_encoder, register, video_encoder
+from hicmae.models.layers import Block, LayerNorm, check_sizes, init_linears
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda scores: scores,

@@ -127,16 +127,24 @@ class CSBlock(Block):
 
 
 def stack(
-    kinds: Sequence[type[Block]],
-    dim: int,
-    num_heads: int,
-    drop_path: float = 0.0,
-    init_values: float = 0.0,
+    kinds: Sequence[type[Block]], dim: int, drop_path: float = 0.0, **options: Any
 ) -> nn.ModuleList:
     """Make blocks of these kinds, see `Block`, whose rates rise linearly from 0 to `drop_path`."""
     rates = torch.linspace(0, drop_path, len(kinds), dtype=torch.float64, device="cpu").tolist()
     pairs = zip(kinds, rates, strict=True)
-    return nn.ModuleList(kind(dim, num_heads, rate, init_values) for kind, rate in pairs)
+    return nn.ModuleList(kind(dim, drop_path=rate, **options) for kind, rate in pairs)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse a stack without a block, or a head without an output."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def pooled_unit(tokens: Tensor) -> Tensor:
+    """Average (B, V, D) over tokens and scale to unit length, (B, D)."""
+    return F.normalize(tokens.mean(dim=1), dim=-1)
 
 
 def init_linears(module: nn.Module, fill: Callable[[Tensor], Any]) -> None:
@@ -238,12 +246,7 @@ class PatchEmbed(nn.Module):
     """
 
     def __init__(
-        self,
-        size: Sequence[int],
-        patch_size: Sequence[int],
-        channels: int,
-        embed_dim: int,
-        name: str,
+        self, size: Sequence[int], patch_size: Sequence[int], channels: int, dim: int, name: str
     ) -> None:
         super().__init__()
         self.name = name
@@ -252,7 +255,7 @@ class PatchEmbed(nn.Module):
         self.grid = token_grid(size, patch_size, name)
         self.num_tokens = math.prod(self.grid)
         conv: Any = nn.Conv3d if len(self.grid) == 3 else nn.Conv2d
-        self.proj: nn.Conv3d | nn.Conv2d = conv(channels, embed_dim, *[self.patch_size] * 2)
+        self.proj: nn.Conv3d | nn.Conv2d = conv(channels, dim, *[self.patch_size] * 2)
 
     def forward(self, clip: Tensor, index: Tensor | None = None) -> Tensor:
         """Embed all patches of (B, C, *size), or those at the index (B, V), as (B, V, D)."""

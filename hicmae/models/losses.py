@@ -15,14 +15,8 @@ from torch import Tensor, distributed
 from torch.distributed.nn.functional import all_gather
 
 from hicmae.io import imagenet
-from hicmae.models.layers import (
-    PATCH_SIZE,
-    TokenSplit,
-    cut_patches,
-    join_patches,
-    split_tokens,
-    token_grid,
-)
+from hicmae.models import layers
+from hicmae.models.layers import PATCH_SIZE, TokenSplit, cut_patches, split_tokens
 from hicmae.models.pretrain import HiCMAEOutput
 
 TARGET_EPS = 1e-6  # added to the standard deviation of a patch
@@ -128,7 +122,8 @@ def video_target(
                 f"frame_diff_group_size {group_size} does not divide the {video.shape[2]} "
                 "frames of a clip; choose a divisor"
             )
-        clip = join_patches(patches, token_grid(video.shape[2:], patch_size, "video"))
+        grid = layers.token_grid(video.shape[2:], patch_size, "video")
+        clip = layers.join_patches(patches, grid)
         patches = cut_patches(frame_differences(clip, group_size), patch_size, masked)
     elif group_size is not None:
         patches = frame_differences(patches, group_size, time_axis=3)
@@ -261,11 +256,8 @@ def cross_entropy(
     The mean is over clips, also with `weights` of the classes (K,), by which PyTorch divides for
     the one kind of target and not for the other.
     """
-    if weights is None:
-        return F.cross_entropy(scores, target, label_smoothing=smoothing)
-    return F.cross_entropy(
-        scores, target, weights, label_smoothing=smoothing, reduction="none"
-    ).mean()
+    how = "mean" if weights is None else "none"
+    return F.cross_entropy(scores, target, weights, label_smoothing=smoothing, reduction=how).mean()
 
 
 REGRESSION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -6,51 +6,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hicmae.models.encoder import (
-    CrossModalFusion,
-    HubModel,
-    ModalityEncoder,
-    audio_encoder,
-    check_sizes,
-    pooled_unit,
-    register,
-    video_encoder,
-)
-from hicmae.models.layers import (
-    Block,
-    CSBlock,
-    LayerNorm,
-    TokenSplit,
-    init_linears,
-    sincos_positions,
-    split_tokens,
-    stack,
-)
+from hicmae.models import layers
+from hicmae.models.encoder import CrossModalFusion, HubModel, audio_encoder, register, video_encoder
+from hicmae.models.layers import TokenSplit, pooled_unit, split_tokens
 
 
 class SkipDecoder(nn.Module):
     """Block 0 sees the fused tokens only; block i >= 1 also reads encoder level number -i.
 
     So the deepest kept level enters block 1 and the shallowest the last one (paper, section 3.3).
-    Without skip connections every block is like block 0. The encoder of the same modality says how
-    many tokens there are and what a patch holds; the options are those of `stack`.
+    Without skip connections every block is like block 0. The embedding of the same modality says
+    how many tokens there are and what a patch holds; the options are those of `stack`.
     """
 
     def __init__(
-        self,
-        encoder: ModalityEncoder,
-        embed_dim: int,
-        depth: int,
-        skip_connections: bool,
-        **options: Any,
+        self, patches: layers.PatchEmbed, embed_dim: int, depth: int, skips: bool, **options: Any
     ) -> None:
         super().__init__()
-        self.skip_connections = skip_connections
-        kinds = [Block, *[CSBlock if skip_connections else Block] * (depth - 1)]
-        self.blocks = stack(kinds, embed_dim, **options)
-        self.norm = LayerNorm(embed_dim)
-        self.head = nn.Linear(embed_dim, encoder.patch_embed.proj.weight[0].numel())
-        positions = sincos_positions(encoder.patch_embed.num_tokens, embed_dim)
+        self.skip_connections = skips
+        later = layers.CSBlock if skips else layers.Block
+        self.blocks = layers.stack([layers.Block, *[later] * (depth - 1)], embed_dim, **options)
+        self.norm = layers.LayerNorm(embed_dim)
+        self.head = nn.Linear(embed_dim, patches.proj.weight[0].numel())
+        positions = layers.sincos_positions(patches.num_tokens, embed_dim)
         self.positions = nn.Buffer(positions, persistent=False)
 
     def forward(
@@ -125,7 +103,7 @@ class HiCMAE(HubModel):
         self.level_blocks = tuple(return_intermediate_features)
         depths = {"encoder_depth": encoder_depth, "encoder_depth_audio": encoder_depth_audio}
         narrow_depths = {"decoder_depth": decoder_depth, "decoder_depth_audio": decoder_depth_audio}
-        check_sizes(**depths, **narrow_depths, encoder_fusion_depth=encoder_fusion_depth)
+        layers.check_sizes(**depths, **narrow_depths, encoder_fusion_depth=encoder_fusion_depth)
         _check_levels(self.level_blocks, depths, narrow_depths if skip_connections else {})
         stack: dict[str, Any] = {"drop_path": drop_path_rate, "init_values": init_values}
         wide = {"embed_dim": embed_dim, "num_heads": num_heads, **stack}
@@ -136,9 +114,10 @@ class HiCMAE(HubModel):
         self.encoder_fusion = CrossModalFusion(**wide)
 
         narrow = {"embed_dim": decoder_embed_dim, "num_heads": decoder_num_heads, **stack}
-        narrow["skip_connections"] = skip_connections
-        self.decoder = SkipDecoder(self.encoder, depth=decoder_depth, **narrow)
-        self.decoder_audio = SkipDecoder(self.encoder_audio, depth=decoder_depth_audio, **narrow)
+        narrow["skips"] = skip_connections
+        patches, patches_audio = self.encoder.patch_embed, self.encoder_audio.patch_embed
+        self.decoder = SkipDecoder(patches, depth=decoder_depth, **narrow)
+        self.decoder_audio = SkipDecoder(patches_audio, depth=decoder_depth_audio, **narrow)
         self.encoder_to_decoder = nn.Linear(embed_dim, decoder_embed_dim, bias=False)
         self.encoder_to_decoder_audio = nn.Linear(embed_dim, decoder_embed_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
@@ -146,7 +125,7 @@ class HiCMAE(HubModel):
 
         for name, part in self.named_children():
             if not name.startswith("encoder_to_decoder"):
-                init_linears(part, nn.init.xavier_uniform_)
+                layers.init_linears(part, nn.init.xavier_uniform_)
         for token in (self.mask_token, self.mask_token_audio):
             nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02)
 

@@ -16,7 +16,7 @@ from hicmae.inference.model import load_model
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.inference.style import MARKERS, colour, styled
 from hicmae.knn import extract
-from hicmae.models.encoder import pooled_unit
+from hicmae.models.layers import pooled_unit
 from hicmae.visualize import Clips
 from hicmae.visualize.clips import Opened, batches, choose_lines, open_clips
 
