@@ -1,6 +1,7 @@
 """What a model reads of a clip: windows, the faces seen in them, and these as tensors."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -10,15 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from hicmae.config import Options
-from hicmae.data.audio import (
-    HOP,
-    SAMPLE_RATE,
-    SHORTEST_SPAN,
-    WINDOW,
-    fbank,
-    frames_to_samples,
-    span_or_whole,
-)
+from hicmae.data.audio import HOP, SAMPLE_RATE, WINDOW, fbank, frames_to_samples, span_or_whole
 from hicmae.data.clip_list import PackedClip, name_of, source_crop_of
 from hicmae.data.film import FRAME_RATE
 from hicmae.data.media import NoPicture, NoSound, Sound
@@ -34,9 +27,6 @@ UNSURE = "unsure"  # the answer below the confidence that was asked for
 SEARCH_EVERY = 6  # of the frames looked at, a second; in the others faces are only followed
 CROWDED = 0.2  # share of frames with several faces from which the user is told
 SEEN = 0.5  # share of a window's frames that must show the face
-
-
-# Windows
 
 
 @dataclass(frozen=True)
@@ -80,20 +70,16 @@ def sound_of(source: Source) -> np.ndarray | Sound:
 
 
 def sliding(
-    times: np.ndarray | None,
-    num_samples: int | None,
-    clip: Preprocessing,
-    window: float | None = None,
-    overlap: float | None = None,
+    times: np.ndarray | None, num_samples: int | None, clip: Preprocessing, options: Options
 ) -> list[Window]:
     """Slide a window over a clip; the last one ends where the clip does.
 
     All frames lie on one grid in time, `num_frames` a window, so that neighbouring windows share
-    what they read. `times` (n,) are seconds of the frames; None reads no picture, or no sound. For
-    window and overlap see `Options`.
+    what they read. `times` (n,) are seconds of the frames; None reads no picture, or no sound. The
+    options say the window and the overlap.
     """
-    window = clip.clip_seconds if window is None else window
-    overlap = window / 2 if overlap is None else overlap
+    window = clip.clip_seconds if options.window is None else options.window
+    overlap = window / 2 if options.overlap is None else options.overlap
     if overlap >= window:
         text = f"overlap must be shorter than the window of {window:g} s, got {overlap:g}"
         raise ValueError(text)
@@ -101,7 +87,7 @@ def sliding(
     hop = max(round((window - overlap) / step), 1) * step
     length = (num_samples or 0) / SAMPLE_RATE
     if times is not None:
-        length = float(times[-1]) + _frame_step(times)
+        length = float(times[-1]) + frame_step(times)
     starts = [0.0]
     while starts[-1] + window < length - step / 2:
         last = max(int((length - window) / step + 1e-6) * step, starts[-1] + step)
@@ -111,7 +97,7 @@ def sliding(
         frames = samples = None
         if times is not None:
             # The frame shown at each moment; a quarter of a frame more, as files round their times.
-            moments = start + step * np.arange(clip.num_frames) + _frame_step(times) / 4
+            moments = start + step * np.arange(clip.num_frames) + frame_step(times) / 4
             frames = (np.searchsorted(times, moments, side="right") - 1).clip(0)
         if num_samples is not None:
             first, stop = (round(t * SAMPLE_RATE) for t in (start, start + window))
@@ -149,11 +135,9 @@ def stand_ins(clip: Preprocessing) -> tuple[Tensor, Tensor]:
     return black, fbank(torch.zeros(size[0] * HOP + WINDOW), size)
 
 
-def _frame_step(times: np.ndarray) -> float:
+def frame_step(times: np.ndarray) -> float:
+    """Return the median seconds from one frame, of times (n,), to the next."""
     return float(np.median(np.diff(times))) if len(times) > 1 else 1 / FRAME_RATE
-
-
-# Faces
 
 
 class NoFace(UnreadableClip):
@@ -192,14 +176,11 @@ def find_people(
         tracks = follow(faces, size)
         kept = [track for track in tracks if len(track) >= least] or tracks[:1]
         paths = [[track.get(k) for k in range(len(faces))] for track in kept]
-    none, sigma = np.full(4, np.nan), SMOOTHING / _frame_step(times)
+    none, sigma = np.full(4, np.nan), SMOOTHING / frame_step(times)
     points = [smooth(fill_gaps(path)[0], sigma) for path in paths]
     boxes = [[none if face is None else face.box for face in path] for path in paths]
     crowded = float(np.mean([len(found) > 1 for found in faces]))
     return np.stack(points), np.array(boxes, float), crowded
-
-
-# A clip
 
 
 class View(NamedTuple):
@@ -282,7 +263,7 @@ class Clip:
         if options.protocol == "test":
             self.windows = as_tested(times, num_samples, self.config, source.path)
         else:
-            self.windows = sliding(times, num_samples, clip, options.window, options.overlap)
+            self.windows = sliding(times, num_samples, clip, options)
         if times is None:
             return
         frames = [window.frames for window in self.windows if window.frames is not None]
@@ -329,8 +310,8 @@ class Clip:
         if self.waveform is None or window.samples is None:
             return None
         size, (start, stop) = self.config.preprocessing.input_size_audio, window.samples
-        if stop - start <= SHORTEST_SPAN and len(self.waveform) < size[0] * HOP:
-            start, stop = 0, len(self.waveform)  # a short clip is heard whole, as trained
+        with suppress(UnreadableClip):  # a short span of a long clip stays as it is
+            start, stop = span_or_whole(self.file, start, stop, len(self.waveform), size[0])
         return fbank(self.waveform[start:stop], size) if stop - start >= WINDOW else None
 
     def _pictures(self) -> Iterator[Sequence[Tensor | None]]:

@@ -10,7 +10,7 @@ import os
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,17 +41,13 @@ TEMPLATE = Path(__file__).with_name("templates") / "card.md"
 
 
 def export_checkpoint(
-    path: str | Path,
-    output: str | Path,
-    class_names: Sequence[str] = (),
-    facts: Mapping[str, Any] | None = None,
-    **overrides: Any,
+    path: str | Path, output: str | Path, facts: Mapping[str, Any] | None = None, **overrides: Any
 ) -> Path:
     """Write an export of one model to a folder, and return that.
 
     `facts` are put beside the training settings in config.json; the rest is as in `read_model`.
     """
-    config, weights = read_model(path, class_names, **overrides)
+    config, weights = read_model(path, **overrides)
     config.training.update(facts or {})
     if found := (facts or {}).get("calibration"):
         config = replace(config, temperature=found["temperature"])

@@ -52,14 +52,13 @@ EXAMPLE = BUNDLED["toy"] / "example.mp4"  # six drawn films, joined; where there
 class Graph(nn.Module):
     """A classifier that another program runs; `run` takes the streams that it reads, in order."""
 
-    def __init__(self, modality: str, run: Callable[..., Tensor]) -> None:
+    def __init__(self, run: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.modality, self.run = modality, run
+        self.run = run
 
     def forward(self, video: Tensor | None, audio: Tensor | None) -> Tensor:
-        """Return (B, K) logits or regression outputs, as `HiCMAEClassifier` does."""
-        given = {"video": video, "audio": audio}
-        return self.run(*(given[name] for name in inputs_of(self.modality)))
+        """Return (B, K) logits or regression outputs; a stream that is not read is None."""
+        return self.run(*(stream for stream in (video, audio) if stream is not None))
 
 
 def inputs_of(modality: str) -> list[str]:
@@ -100,7 +99,7 @@ def open_onnx(path: str | Path) -> tuple[Graph, ModelConfig]:
         (scores,) = session.run(None, dict(zip(names, arrays, strict=True)))
         return torch.from_numpy(scores)
 
-    return Graph(config.modality, run), config
+    return Graph(run), config
 
 
 def spread(clips: Sequence[Any]) -> Sequence[Any]:
@@ -109,11 +108,7 @@ def spread(clips: Sequence[Any]) -> Sequence[Any]:
 
 
 def write(
-    recognizer: "EmotionRecognizer",
-    output: str | Path,
-    name: str,
-    clips: Sequence[Any],
-    **reading: Any,
+    recognizer: "EmotionRecognizer", output: Path, name: str, clips: Sequence[Any], **reading: Any
 ) -> dict[str, float]:
     """Write a format of `FORMATS` to a file, once it answers about the clips as PyTorch does.
 
@@ -135,7 +130,7 @@ def write(
             if name == "torch":
                 told = {CONFIG: config.to_json()}
                 torch.export.save(_program(model, config), part, extra_files=told)
-                graph = Graph(config.modality, torch.export.load(part).module())
+                graph = Graph(torch.export.load(part).module())
             else:
                 write_onnx(model, config, part, name == "int8")
                 graph, _ = open_onnx(part)
@@ -147,7 +142,7 @@ def write(
         )
         if not (found["difference"] <= kind.difference and found["same"] >= kind.same):
             raise ValueError(f"{text}: '{output}' is not written; take another format")
-    megabytes = Path(output).stat().st_size / 1e6
+    megabytes = output.stat().st_size / 1e6
     logger.info("%s; written: %s, %.1f MB", text, output, megabytes)
     return found
 
@@ -166,17 +161,14 @@ def _quiet() -> Iterator[None]:
 
 
 def compare(
-    recognizer: "EmotionRecognizer",
-    other: "EmotionRecognizer",
-    clips: Sequence[Any],
-    **reading: Any,
+    one: "EmotionRecognizer", other: "EmotionRecognizer", clips: Sequence[Any], **reading: Any
 ) -> dict[str, float]:
     """Ask two recognizers about clips.
 
     Returns the number of `clips` and `windows`, the largest `difference` of a probability (or of a
     value, as a share of it where that is above 1), and the share of windows of the `same` class.
     """
-    both = [list(r.each(clips, on_error="return", **reading)) for r in (recognizer, other)]
+    both = [list(r.each(clips, on_error="return", **reading)) for r in (one, other)]
     failed = [answer.reason for answer in both[0] if hasattr(answer, "reason")]
     if len(failed) == len(clips):
         raise ValueError(
@@ -186,7 +178,7 @@ def compare(
     read = ([window for a in answers for window in getattr(a, "windows", ())] for answers in both)
     mine, theirs = (np.array([[*w.scores.values()] for w in part if w.scores]) for part in read)
     is_same = mine.argmax(axis=1) == theirs.argmax(axis=1)
-    is_class = recognizer.config.task == "classification"
+    is_class = one.config.task == "classification"
     return {
         "clips": len(clips) - len(failed),
         "windows": len(mine),

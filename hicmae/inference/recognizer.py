@@ -24,6 +24,7 @@ from hicmae.inference.model import ModelConfig, load_model
 from hicmae.inference.sources import Arrays, Asked, AskedClip, File, clip_and_sound
 from hicmae.inference.speaker import Contrast, chooser, load_contrast
 from hicmae.io import UnreadableClip, choose_device, hub_error, hub_folder
+from hicmae.models.encoder import HUB_OPTIONS
 from hicmae.training.checkpoint import BUNDLED
 from hicmae.training.run import Precision, choose_precision
 
@@ -216,8 +217,7 @@ class EmotionRecognizer:
         The options are those of `from_checkpoint`, and of the hub `revision`, `token`, `cache_dir`,
         `force_download` and `local_files_only`. OSError, in one line: it cannot be reached.
         """
-        hub = ("revision", "token", "cache_dir", "force_download", "local_files_only")
-        where = {key: options.pop(key) for key in hub if key in options}
+        where = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
         is_here = os.path.exists(name) or str(name) in BUNDLED
         return cls.from_checkpoint(name if is_here else hub_folder(name, **where), **options)
 

@@ -5,10 +5,10 @@ pre-training pulled picture and sound of a clip together, so the speaker's pictu
 sound.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from hicmae.data.film import FRAME_RATE
 from hicmae.data.media import Sound
 from hicmae.data.video import normalise
 from hicmae.faces import align
-from hicmae.inference.clips import Chooser, Clip
+from hicmae.inference.clips import Chooser, Clip, frame_step
 from hicmae.inference.model import Preprocessing, load_model
 from hicmae.models.losses import contrasted
 from hicmae.training.run import Precision
@@ -90,10 +90,10 @@ def read_lips(clip: Clip) -> Lips:
     source = clip.frames.source
     if len(source.times) < FEWEST:
         return Lips(np.empty(0), np.empty((len(clip.points), 0)), np.empty(0))
-    step = max(round(1 / (FRAME_RATE * float(np.median(np.diff(source.times))))), 1)
+    step = max(round(1 / (FRAME_RATE * frame_step(source.times))), 1)
     times = source.times[::step]
     # Points are known at the moments that the model looks at.
-    at_times = partial(np.interp, times, clip.times)
+    at_times = functools.partial(np.interp, times, clip.times)
     points = np.apply_along_axis(at_times, 1, clip.points)
     motion = lip_motion(source.frames(range(0, len(source.times), step)), points)
     return Lips(times, motion, loudness(clip.waveform, times))
@@ -155,7 +155,7 @@ def chooser(clip: Clip, way: str, contrast: Contrast | None) -> Chooser | None:
     """
     if way == "none":
         return None
-    lips: list[Lips] = []  # read when it is first needed
+    lips = functools.cache(functools.partial(read_lips, clip))  # read when they are first needed
 
     def choose(number: int, pictures: Sequence[Tensor | None], audio: Tensor) -> int | None:
         seen = {person: video for person, video in enumerate(pictures) if video is not None}
@@ -164,9 +164,8 @@ def chooser(clip: Clip, way: str, contrast: Contrast | None) -> Chooser | None:
             return people[0] if people else None
         if contrast is not None and way != "lips":
             return people[int(contrast.similarity(list(seen.values()), audio).argmax())]
-        lips[:] = lips or [read_lips(clip)]
         window = clip.windows[number]
-        scores = lips[0].agreement(window.start, window.end)[people]
+        scores = lips().agreement(window.start, window.end)[people]
         return people[int(scores.argmax())] if scores.max() >= LEAST else None
 
     return choose

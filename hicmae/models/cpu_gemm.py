@@ -56,9 +56,7 @@ def serves(tensor: Tensor) -> bool:
 class _Products(TorchFunctionMode):
     """While it is on, a layer's products and attention are those of this module."""
 
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear:
             return linear(*args, **(kwargs or {}))
         if func is F.scaled_dot_product_attention and torch.get_num_threads() <= MAX_THREADS:

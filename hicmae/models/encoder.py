@@ -15,6 +15,7 @@ from hicmae.models import layers
 from hicmae.models.cpu_gemm import install
 from hicmae.models.layers import PATCH_SIZE, PatchEmbed
 
+HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 FUSION_ORDERS = ("both", "video_first", "audio_first")
 CARD = """---
 {{ card_data }}
@@ -145,8 +146,8 @@ class HubModel(
         `options` say where: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`;
         or they replace arguments. OSError, in one line, where there is none.
         """
-        hub = {"revision", "token", "cache_dir", "force_download", "local_files_only"}
-        folder = hub_folder(name, **{key: options.pop(key) for key in hub & options.keys()})
+        where = {key: options.pop(key) for key in HUB_OPTIONS if key in options}
+        folder = hub_folder(name, **where)
         if lacking := [file for file in HUB_FILES[:2] if not (folder / file).is_file()]:
             raise FileNotFoundError(
                 f"'{name}' holds no {lacking[0]}, expected {' and '.join(HUB_FILES[:2])}; name a "

@@ -193,9 +193,7 @@ def split_tokens(
         )
     counts = mask.sum(dim=1).tolist()
     if len(set(counts)) > 1:
-        raise ValueError(
-            f"{name} masks {counts} tokens a clip; all clips of a batch must mask equally many"
-        )
+        raise ValueError(f"{name} masks {counts} tokens, expected equally many of each clip")
     masked, least, most = counts[0], int(not may_hide_none), num_tokens - 1
     if not least <= masked <= most:
         raise ValueError(

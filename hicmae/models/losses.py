@@ -20,6 +20,7 @@ from hicmae.models.layers import PATCH_SIZE, TokenSplit, cut_patches, split_toke
 from hicmae.models.pretrain import HiCMAEOutput
 
 TARGET_EPS = 1e-6  # added to the standard deviation of a patch
+Levels = Sequence[Tensor]  # pooled features of one modality, (B, D) each, shallow first
 
 
 class PretrainLoss(NamedTuple):
@@ -92,22 +93,18 @@ def _standardize(values: Tensor, eps: float | Tensor = TARGET_EPS) -> Tensor:
 
 
 def video_target(
-    video: Tensor,
-    masked: Tensor,
-    tubelet_size: int = 2,
-    normalize: bool = True,
-    frame_diff_group_size: int | None = 2,
+    video: Tensor, masked: Tensor, tubelet_size: int, normalize: bool, group_size: int | None
 ) -> Tensor:
     """Make the values the video decoder has to predict at the positions `masked` (B, M).
 
     The video is (B, 3, T, H, W), ImageNet-normalised; `normalize` standardises each patch and
     channel over its pixels. Then later frames of a group become differences to its first one; a
-    group size of None keeps all frames.
+    `group_size` of None keeps all frames.
 
     Returns:
         (B, M, tubelet_size * 16 * 16 * 3) in (frame, y, x, channel) order.
     """
-    group_size, pixels = frame_diff_group_size, _precise(video)
+    pixels = _precise(video)
     patch_size = (tubelet_size, PATCH_SIZE, PATCH_SIZE)
     # Where groups coincide with tubelets, the masked ones are all that is ever needed.
     index = masked if group_size in (None, tubelet_size) else None
@@ -171,10 +168,7 @@ def contrasted(num_levels: int, which: str) -> range:
 
 
 def contrastive_loss(
-    video_levels: Sequence[Tensor],
-    audio_levels: Sequence[Tensor],
-    temperature: float = 0.07,
-    gather: bool = False,
+    video_levels: Levels, audio_levels: Levels, temperature: float = 0.07, gather: bool = False
 ) -> Tensor:
     """Sum the symmetric InfoNCE loss over levels, of (B, D) unit-length features each.
 
@@ -201,9 +195,7 @@ def contrastive_loss(
 
 
 @torch.no_grad()
-def contrastive_accuracy(
-    video_levels: Sequence[Tensor], audio_levels: Sequence[Tensor]
-) -> list[Tensor]:
+def contrastive_accuracy(video_levels: Levels, audio_levels: Levels) -> list[Tensor]:
     """Count clips whose own audio is the batch's nearest to their video: a share for each level."""
     accuracies = []
     for video, audio in zip(video_levels, audio_levels, strict=True):

@@ -165,20 +165,18 @@ class HiCMAE(HubModel):
         return HiCMAEOutput(rebuilt, rebuilt_audio, pooled, pooled_audio)
 
 
-def _check_levels(
-    levels: tuple[int, ...], encoders: dict[str, int], decoders: dict[str, int]
-) -> None:
+def _check_levels(kept: Sequence[int], encoders: dict[str, int], decoders: dict[str, int]) -> None:
     """Refuse levels that the encoders do not have, or decoders with another number of skips."""
     shallowest = min(encoders.values())
-    if list(levels) != sorted({level for level in levels if 0 <= level < shallowest}):
+    if list(kept) != sorted({level for level in kept if 0 <= level < shallowest}):
         raise ValueError(
-            f"return_intermediate_features is {levels}, expected ascending block indices from 0 to "
+            f"return_intermediate_features is {kept}, expected ascending block indices from 0 to "
             f"{shallowest - 1} ({', '.join(f'{name} {depth}' for name, depth in encoders.items())})"
         )
     for name, depth in decoders.items():
-        if depth != len(levels) + 1:
+        if depth != len(kept) + 1:
             raise ValueError(
-                f"{name} is {depth}, expected {len(levels) + 1}, one more than kept levels {levels}"
+                f"{name} is {depth}, expected {len(kept) + 1}, one more than kept levels {kept}"
             )
 
 

@@ -26,7 +26,7 @@ from tests.small_recognizers import NAMES, classifier, speech
 def test_windows_cover_the_clip_and_overlap_by_half(seconds):
     clip = Preprocessing(num_frames=4, sampling_rate=8)  # 1.28 s
     times = np.arange(round(seconds * 25)) / 25
-    windows = sliding(times, round(seconds * 16000), clip)
+    windows = sliding(times, round(seconds * 16000), clip, Options())
     assert windows[0].start == 0
     assert windows[-1].end == pytest.approx(min(seconds, windows[-1].start + 1.28), abs=0.03)
     assert seconds - windows[-1].end < 0.32  # less than the step between two frames
@@ -45,7 +45,8 @@ def test_windows_cover_the_clip_and_overlap_by_half(seconds):
 
 def test_frames_are_chosen_by_time_where_the_rate_changes():
     times = np.concatenate([np.arange(10) / 10, 1 + np.arange(100) / 100])  # 10, then 100 a second
-    (window,) = sliding(times, None, Preprocessing(num_frames=4, sampling_rate=12.5), 2.0)
+    clip = Preprocessing(num_frames=4, sampling_rate=12.5)
+    (window,) = sliding(times, None, clip, Options(window=2.0))
     assert window.frames.tolist() == [0, 5, 10, 60] and window.samples is None
 
 
