@@ -142,8 +142,7 @@ def write(
         )
         if not (found["difference"] <= kind.difference and found["same"] >= kind.same):
             raise ValueError(f"{text}: '{output}' is not written; take another format")
-    megabytes = output.stat().st_size / 1e6
-    logger.info("%s; written: %s, %.1f MB", text, output, megabytes)
+    logger.info("%s; written: %s, %.1f MB", text, output, output.stat().st_size / 1e6)
     return found
 
 

@@ -10,8 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
-from typing import get_type_hints as hints
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +99,7 @@ def parse_config(content: Mapping[str, Any], source: Path | str) -> ModelConfig:
     def known(kind: type, values: Mapping[str, Any]) -> Any:
         given = {item.name: values[item.name] for item in fields(kind) if item.name in values}
         for name, value in given.items():
-            wanted = hints(kind)[name]
+            wanted = get_type_hints(kind)[name]
             right: Any = {int: int, float: (int, float), str: str}.get(wanted, object)
             if not isinstance(value, right):
                 raise TypeError(f"{name} is {value!r}, expected {wanted.__name__}")
@@ -156,9 +155,8 @@ def _content_of_run(
             f"encoder_audio.*, got {', '.join(list(model.weights)[:3])}"
         )
     trained.warn_of_clips(model, given)
-    task, names = settings["task"], tuple[str, ...]()
-    if task != "pretraining":
-        names = names_of_run(settings, task, settings["nb_classes"])
+    task = settings["task"]
+    names = () if task == "pretraining" else names_of_run(settings, task, settings["nb_classes"])
     depth, depth_audio, fusion_depth = (settings.get(name, 0) for name in trained.DEPTHS)
     activation = settings.get("head_activation")
     sizes = {

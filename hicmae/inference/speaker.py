@@ -10,13 +10,13 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hicmae.config import ClipConfig, PretrainLossConfig, PretrainModelConfig
 from hicmae.config.flags import from_flags
@@ -102,7 +102,7 @@ def read_lips(clip: Clip) -> Lips:
 class Contrast(NamedTuple):
     """The encoders of a pre-training, and the blocks after which it contrasted the streams."""
 
-    model: nn.Module
+    model: Any
     levels: tuple[int, ...]
     precision: Precision
 
@@ -110,13 +110,11 @@ class Contrast(NamedTuple):
     def similarity(self, pictures: Sequence[Tensor], audio: Tensor) -> np.ndarray:
         """Return the cosine of each picture (3, T, H, W) uint8 and a sound (1, T, F), (P,)."""
         device = self.precision.device
-        video = normalise(torch.stack(list(pictures)).to(device))
+        video, sound = normalise(torch.stack(list(pictures)).to(device)), audio[None].to(device)
         with self.precision.autocast():
-            parts = (
-                self.model.get_submodule(name)(clips, None, self.levels, pool=True).levels
-                for name, clips in (("encoder", video), ("encoder_audio", audio[None].to(device)))
-            )
-            pairs = zip(*parts, strict=True)
+            seen = self.model.encoder(video, None, self.levels, pool=True).levels
+            heard = self.model.encoder_audio(sound, None, self.levels, pool=True).levels
+            pairs = zip(seen, heard, strict=True)
             cosines = [F.cosine_similarity(v.float(), a.float()) for v, a in pairs]
         return torch.stack(cosines).mean(0).cpu().numpy()
 

@@ -142,7 +142,10 @@ class HiCMAEClassifier(HubModel):
         if len(last) == 2:
             last = dict(zip(last, self.encoder_fusion(*last.values()), strict=True))
         elif self.modality == "av":
-            last = {name: self._fused_alone(name, tokens) for name, tokens in last.items()}
+            for name in last:  # alone: a plain block has no cross attention
+                for block in getattr(self.encoder_fusion, f"blocks{SUFFIXES[name]}"):
+                    last[name] = Block.forward(block, last[name])
+                last[name] = getattr(self.encoder_fusion, f"norm{SUFFIXES[name]}")(last[name])
         means = {name: tokens.mean(dim=1) for name, tokens in last.items()}
         nothing = torch.zeros_like(next(iter(means.values())))
         parts = [means.get(name, nothing) for name in streams]
@@ -151,14 +154,6 @@ class HiCMAEClassifier(HubModel):
         if self.modality == "av":
             found |= {f"fusion_{name}": mean for name, mean in means.items()}
         return found | {"fused": self.fc_norm(torch.cat(parts, dim=-1))}
-
-    def _fused_alone(self, stream: str, tokens: Tensor) -> Tensor:
-        """Run the fusion encoder on tokens (B, N, D) of one stream, without its cross attention."""
-        fusion, suffix = self.encoder_fusion, SUFFIXES[stream]
-        for block in getattr(fusion, f"blocks{suffix}"):
-            tokens = Block.forward(block, tokens)
-        normed: Tensor = getattr(fusion, f"norm{suffix}")(tokens)
-        return normed
 
 
 def mix_layers(levels: list[Tensor], layer_weights: Tensor | None) -> Tensor:
