@@ -310,7 +310,7 @@ class Clip:
         if self.waveform is None or window.samples is None:
             return None
         size, (start, stop) = self.config.preprocessing.input_size_audio, window.samples
-        with suppress(UnreadableClip):  # a short span of a long clip stays as it is
+        with suppress(UnreadableClip):  # a short clip is heard whole, as trained; a long one not
             start, stop = span_or_whole(self.file, start, stop, len(self.waveform), size[0])
         return fbank(self.waveform[start:stop], size) if stop - start >= WINDOW else None
 

@@ -437,12 +437,12 @@ def _prediction_of(clip: Clip, person: int) -> Prediction:
         return dict(zip(clip.config.names, scores.tolist(), strict=True))
 
     rows = {key: row["scores"].astype(float) for key, row in clip.rows.items() if key[0] == person}
-    windows = {key: window for key, window in clip.seen.items() if key[0] == person}
-    windows |= {key: replace(windows[key], scores=named(row)) for key, row in rows.items()}
+    seen = {key: window for key, window in clip.seen.items() if key[0] == person}
+    seen |= {key: replace(seen[key], scores=named(row)) for key, row in rows.items()}
     boxes = np.empty((0, 5))
     if clip.boxes is not None and clip.times is not None:
         boxes = np.column_stack([clip.times, clip.boxes[person]])
         boxes = boxes[np.isfinite(boxes[:, 1])]
     mean, least = named(np.mean([*rows.values()], axis=0)), clip.options.min_confidence
-    told, notes = tuple(windows.values()), tuple(clip.notes)
-    return Prediction(clip.file, clip.config.task, mean, told, person, notes, boxes, least)
+    windows, notes = tuple(seen.values()), tuple(clip.notes)
+    return Prediction(clip.file, clip.config.task, mean, windows, person, notes, boxes, least)
