@@ -8,10 +8,10 @@ Steps of both are taken in turns, so that a busy machine slows both alike. Each 
 
 import argparse
 import datetime
-import importlib
 import inspect
 import json
 import os
+import pkgutil
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,27 +22,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installation
 
 from hicmae.config import CPU_GEMM, PRECISIONS, PretrainConfigs
-from hicmae.config.flags import (
-    Settings,
-    add_arguments,
-    exit_code,
-    from_flags,
-    new_parser,
-    option,
-)
+from hicmae.config.flags import Settings, add_arguments, exit_code, from_flags, new_parser, option
 from hicmae.io import check_writable, write_whole
 
 TASKS = {"pretrain": "pre-training", "finetune": "fine-tuning", "infer": "testing"}
 LEVERS = ("compile", "cuda_graphs", "checkpoint_activations")
 NOT_SET = "-"  # stands for a path that a benchmark does not need
 
-# What to measure
-
 SIZES = {"t": 256, "s": 384, "b": 512, "tiny": 128}  # widths; all else is as published, but:
-TINY: dict[str, Any] = dict.fromkeys(("encoder_depth", "encoder_depth_audio"), 2)  # by flag
-TINY |= dict.fromkeys(("decoder_depth", "decoder_depth_audio"), 3)
-TINY |= {"encoder_fusion_depth": 1, "return_intermediate_features": (0, 1), "num_frames": 4}
-TINY |= {"input_size": 32, "input_size_audio": (32, 16)}
+TINY: dict[str, Any] = {"encoder_depth": 2, "encoder_depth_audio": 2, "encoder_fusion_depth": 1}
+TINY |= {"decoder_depth": 3, "decoder_depth_audio": 3, "return_intermediate_features": (0, 1)}
+TINY |= {"num_frames": 4, "input_size": 32, "input_size_audio": (32, 16)}  # all by flag
 
 
 class TaskConfig(Settings):
@@ -233,8 +223,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> None:
         check_writable(args.json)  # before an hour of work
     try:
         place, configs = BENCHMARKS[args.command]
-        module, _, function = place.partition(".")
-        run = getattr(importlib.import_module(f"scripts.{module}"), function)
+        run = pkgutil.resolve_name(f"scripts.{place}")
         task = [args.command] if args.command in TASKS else []
         figures = run(*task, *(from_flags(vars(args), config) for config in configs))
         if distributed.is_main():

@@ -1,6 +1,5 @@
 """What scripts/benchmark.py measures of data: reading, faces, how training is fed, how it grows."""
 
-import datetime
 import itertools
 import json
 import os
@@ -22,7 +21,8 @@ import torch
 from matplotlib.cbook import get_sample_data
 
 from hicmae.config import PretrainConfigs
-from hicmae.config.flags import given_flags, new_parser, parse_configs
+from hicmae.config.flags import as_dict, flat_settings, from_dict, new_parser
+from hicmae.data.audio import SAMPLE_RATE
 from hicmae.data.batches import ClipIndex, PretrainBatch
 from hicmae.data.clip_list import Clip, ClipList, read_packed, read_pretrain_list, write_list
 from hicmae.data.dataset import PretrainClips
@@ -38,23 +38,22 @@ from hicmae.training.loop import clip_loader
 from hicmae.training.run import Precision, Run, choose_precision
 from hicmae.training.state import describe_clips
 from preprocess import pack_clips
-from scripts import benchmark
 from scripts import benchmark_models as models
-from scripts.benchmark_models import Mark, Step, compared, measure_in_turns, trainer
+from scripts.benchmark import NOT_SET, FacesConfig, FeedConfig, GrowthConfig, LoaderConfig
+from scripts.benchmark_models import Mark, Step, TaskConfig, compared, measure_in_turns, trainer
 
 CACHE = Path("saved/benchmarks/clips")  # where clips are kept
 VOXCELEB2_CLIPS, EPOCHS = 1_091_581, 100  # of the published pre-training
 
 # Clips like VoxCeleb2's: a moving face at a realistic bit rate
 
-SIDE, FRAME_RATE, SECONDS, SAMPLE_RATE = 224, 25, 8, 16000
+SIDE, FRAME_RATE, SECONDS = 224, 25, 8
 BIT_RATE = 220_000  # of H.264; VoxCeleb2's files are about this large
 # What ffmpeg takes by default, and what is usual in VoxCeleb2: few keyframes, three B-frames.
 ENCODER = {"preset": "medium", "threads": "1"}
 FACE_CENTRE = np.array([264, 220])  # of the portrait
 EYES = np.array([[222.0, 189.6], [306.0, 186.6]])  # likewise, by eye
 GRAIN = 5.0  # standard deviation of the camera's noise, in grey levels
-JPEG_QUALITY = 95  # of shards
 
 
 def make_clips(count: int) -> list[Clip]:
@@ -102,8 +101,6 @@ def _write_voice(path: Path, rng: np.random.Generator) -> None:
     soundfile.write(path, voice, SAMPLE_RATE, subtype="PCM_16")
 
 
-# faces
-
 # Seconds of this process by what a first prediction does; arguments: checkpoint, film, sound.
 COLD = """
 import functools, importlib, json, sys, time
@@ -118,8 +115,7 @@ commands = spend("other imports", importlib.import_module, "hicmae.inference.com
 from hicmae.inference import clips
 recognizer = spend("model", commands.EmotionRecognizer.from_checkpoint, sys.argv[1], "cpu")
 clips.find_people = functools.partial(spend, "decoding and faces", clips.find_people)
-model = recognizer.model
-model.forward = functools.partial(spend, "network", model.forward)
+recognizer.model.forward = functools.partial(spend, "network", recognizer.model.forward)
 rest = "sound, cutting out, spectrograms"
 spend(rest, recognizer.predict, sys.argv[2], audio=sys.argv[3])
 seconds[rest] -= seconds["decoding and faces"] + seconds["network"]
@@ -127,13 +123,12 @@ print(json.dumps(seconds))
 """
 
 
-def run_faces(config: benchmark.FacesConfig) -> dict[str, Any]:
+def run_faces(config: FacesConfig) -> dict[str, Any]:
     """Time the stages of a first prediction, and faces by how often they are searched."""
     clip = make_clips(1)[0]
     command = [sys.executable, "-c", COLD, config.checkpoint, clip.video, clip.audio]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-    seconds = json.loads(done.stdout.splitlines()[-1])
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    seconds = json.loads(subprocess.check_output(command, env=one_thread).splitlines()[-1])
     torch.set_num_threads(1)
     frames, detector = Film(clip.video).read(range(FRAME_RATE * SECONDS)), Detector()
     found: dict[int, np.ndarray] = {}
@@ -142,32 +137,24 @@ def run_faces(config: benchmark.FacesConfig) -> dict[str, Any]:
         faces, size = search(frames, detector, every)
         found[every] = smooth(fill_gaps(main_face(faces, size))[0], SMOOTHING * FRAME_RATE)
 
-    steps = {str(every): partial(follow, every) for every in config.detect_every}
-    rows = compared(measure_in_turns(steps, config.steps, 1), str(min(config.detect_every)))
+    steps = {every: partial(follow, every) for every in config.detect_every}
+    rows = compared(measure_in_turns(steps, config.steps, 1), min(config.detect_every))
     turns = camera(np.random.default_rng(0))
     eyes = np.einsum("fij,ej->fei", turns[:, :, :2], EYES) + turns[:, None, :, 2]
     apart = np.linalg.norm(eyes[:, 0] - eyes[:, 1], axis=1).mean()
+    faces = pd.DataFrame({"films_per_s": 1 / rows.cpu_s, "faster": rows.ratio_cpu_time})
+    off = {every: np.linalg.norm(at[:, :2] - eyes, axis=2).mean() for every, at in found.items()}
+    faces["eye_error"] = pd.Series(off) / apart
     return {
         "device": f"{models.device_name()}, one core",
         "model": config.checkpoint,
         "cold_cpu_s": sum(seconds.values()),
         "cold_shares": {name: part / sum(seconds.values()) for name, part in seconds.items()},
-        "faces": [
-            {
-                "detect_every": every,
-                "films_per_s": 1 / rows.cpu_s[str(every)],
-                "faster": rows.ratio_cpu_time[str(every)],
-                "eye_error": np.linalg.norm(points[:, :2] - eyes, axis=2).mean() / apart,
-            }
-            for every, points in sorted(found.items())
-        ],
+        "faces": faces.sort_index().rename_axis("detect_every").reset_index().to_dict("records"),
     }
 
 
-# loader
-
-
-def run_loader(config: benchmark.LoaderConfig) -> dict[str, Any]:
+def run_loader(config: LoaderConfig) -> dict[str, Any]:
     """Measure the reading of clips, see `LoaderConfig`."""
     from tests.plain.loader import load_clip  # it needs decord
 
@@ -179,14 +166,9 @@ def run_loader(config: benchmark.LoaderConfig) -> dict[str, Any]:
 
     torch.set_num_threads(1)  # as workers do
     with tempfile.TemporaryDirectory(prefix="hicmae-loader-") as folder:
-        packed = pack(clips, Path(folder))
-        items = {
-            "plain": endless(load_plainly, len(clips)),
-            "mp4": own_items(clips, 1),
-            "mp4_samples": own_items(clips, many),
-            "shards": own_items(packed, 1),
-            "shards_samples": own_items(packed, many),
-        }
+        items = {"plain": endless(load_plainly, len(clips))}
+        for kind, listed in {"mp4": clips, "shards": pack(clips, Path(folder))}.items():
+            items |= {kind: own_items(listed, 1), f"{kind}_samples": own_items(listed, many)}
         steps = {name: source.__next__ for name, source in items.items()}
         times = measure_in_turns(steps, config.steps, 2)
     # All variants load the same windows, whose costs differ: totals compare, medians would not.
@@ -206,29 +188,25 @@ def endless(load: Callable[[ClipIndex], Any], num_clips: int) -> Iterator[Any]:
 
 def own_items(clips: list[Clip] | ClipList, num_samples: int) -> Iterator[PretrainBatch]:
     """Yield items of the pre-training data set, endlessly; with one sample, those of plain."""
-    dataset = PretrainClips(clips, num_samples=num_samples, seed=0, source_crop="voxceleb2")
     # Packed clips have their own order; by name it is that of the files.
-    order = sorted(range(len(clips)), key=lambda index: clips[index].video)
-    return endless(lambda item: dataset[item._replace(index=order[item.index])], len(clips))
+    clips = sorted(clips, key=lambda clip: clip.video)
+    dataset = PretrainClips(clips, num_samples=num_samples, seed=0, source_crop="voxceleb2")
+    return endless(dataset.__getitem__, len(clips))
 
 
-def pack(clips: list[Clip], folder: Path, quality: int = JPEG_QUALITY) -> ClipList:
-    """Return the clips, packed into a folder."""
-    write_list(folder / "clips.csv", [clip._replace(label=0) for clip in clips])
-    flags = ["--output_dir", str(folder / "packed"), "--quality", str(quality)]
-    flags += ["--source_crop", "voxceleb2", "--num_workers", "1"]
-    if pack_clips.main([str(folder / "clips.csv"), *flags]):
+def pack(clips: list[Clip], folder: Path, quality: int = 95) -> ClipList:
+    """Return the clips, packed into a folder, as JPEG of that quality."""
+    write_list(folder / "clips.csv", clips)
+    flags = f"--source_crop voxceleb2 --num_workers 1 --quality {quality} --output_dir".split()
+    if pack_clips.main([str(folder / "clips.csv"), *flags, str(folder / "packed")]):
         raise RuntimeError("the clips could not be packed; see the lines above")
     return read_packed(folder / "packed")
-
-
-# feed
 
 
 def run_feed(*settings: Any) -> dict[str, Any]:
     """Measure how training is fed, see `FeedConfig`, the last of the settings."""
     configs, config = PretrainConfigs(*settings[:-1]), settings[-1]
-    if configs.data.data_path == benchmark.NOT_SET:
+    if configs.data.data_path == NOT_SET:
         if not config.make_clips:
             raise ValueError("no clips to read; give --data_path or --make_clips")
         data = replace(configs.data, data_path=str(CACHE / "made.csv"))
@@ -246,29 +224,25 @@ def run_feed(*settings: Any) -> dict[str, Any]:
     dataset.clips = [dataset.clips[k * stride % num_clips] for k in range(wanted)]
     batches = epoch_batches(clip_loader(run, dataset, optim.batch_size), 0)
     first = next(batches)
-    fixed, _ = train(configs, run.precision, itertools.repeat(first), config, "fixed")
-    fed, waits = train(configs, run.precision, batches, config, "fed")
+    fixed, _ = train(configs, run.precision, itertools.repeat(first), config)
+    fed, waits = train(configs, run.precision, batches, config)
     clips = len(first.names) * optim.accum_iter * processes
+    names = ("model", "data_path", "batch_size", "accum_iter", "num_samples", "num_workers")
+    told = flat_settings(as_dict(configs))
     return {
         "device": models.device_name(device),
         "processes": processes,
-        "model": configs.model.model_name,
         "precision": run.precision.name,
-        "data_path": configs.data.data_path,
-        "batch_size": optim.batch_size,
-        "accum_iter": optim.accum_iter,
-        "num_samples": configs.data.num_samples,
-        "num_workers": workers,
+        **{name: told[name] for name in names},
         "clips_in_list": num_clips,
         "times_read": wanted / num_clips,
-        **feed_rates(pd.concat([fed, fixed]), waits, clips),
+        **feed_rates(pd.concat([fed, fixed.assign(variant="fixed")]), waits, clips),
     }
 
 
 def first_step(flags: Sequence[str]) -> Step:
     """Return a step, always on the first clips of the list, by the flags of run_pretraining.py."""
-    parser = new_parser("", PretrainConfigs)
-    configs = parse_configs(parser, PretrainConfigs, given_flags(parser, flags))
+    configs = from_dict(PretrainConfigs, new_parser("", PretrainConfigs).parse_args(flags))
     dataset = make_dataset(configs)
     items = [dataset[ClipIndex(0, index)] for index in range(configs.optim.batch_size)]
     step = trainer(configs, models.arithmetic(configs.run), make_loss(configs.loss))
@@ -276,11 +250,7 @@ def first_step(flags: Sequence[str]) -> Step:
 
 
 def train(
-    configs: PretrainConfigs,
-    precision: Precision,
-    batches: Iterator[PretrainBatch],
-    config: benchmark.FeedConfig,
-    how: str,
+    configs: PretrainConfigs, precision: Precision, batches: Iterator[Any], config: FeedConfig
 ) -> tuple[pd.DataFrame, float]:
     """Train a fresh model of run_pretraining.py on batches, enough for all steps.
 
@@ -295,7 +265,7 @@ def train(
         waits.append((asked, Mark(precision.device)))
         take_step(group)
 
-    times = measure_in_turns({how: step}, config.steps, config.warmup, precision.device)
+    times = measure_in_turns({"fed": step}, config.steps, config.warmup, precision.device)
     return times, sum(asked.until(given) for asked, given in waits[config.warmup :])
 
 
@@ -317,18 +287,15 @@ def feed_rates(times: pd.DataFrame, waits: float, clips: int) -> dict[str, float
     }
 
 
-# growth
-
-
-def run_growth(config: benchmark.GrowthConfig) -> dict[str, Any]:
+def run_growth(config: GrowthConfig) -> dict[str, Any]:
     """Measure how speed changes, see `GrowthConfig`."""
     clips, rows = make_clips(2), list[dict[str, Any]]()
     for model in config.models:
-        how = benchmark.TaskConfig(model=model, device="cpu", precision="fp32")
-        steps = {str(count): models.our_step("pretrain", how, count) for count in config.batch_size}
+        how = TaskConfig(model=model, device="cpu", precision="fp32")
+        steps = {count: models.our_step("pretrain", how, count) for count in config.batch_size}
         times = measure_in_turns(steps, config.steps, 1).groupby("variant", sort=False).median()
         for count, spent in times.iterrows():
-            rows.append({"what": f"clips a step, {model}", "size": int(count), **spent})
+            rows.append({"what": f"clips a step, {model}", "size": count, **spent})
     with tempfile.TemporaryDirectory(prefix="hicmae-growth-") as folder:
         path, out = Path(folder, "train.csv"), Path(folder, "step.json")
         for ranks in config.ranks:
@@ -349,23 +316,22 @@ def run_growth(config: benchmark.GrowthConfig) -> dict[str, Any]:
         table[ratio] = rate / rate.groupby(table.what).transform("first")
     table = table.astype(object).where(table.notna(), None)
     device, threads = models.device_name(), torch.get_num_threads()
-    title = f"{device}, {datetime.date.today()}, fp32, threads a process: {threads}"
+    title = f"{device}, {pd.Timestamp.now().date()}, fp32, threads a process: {threads}"
     text = table.to_markdown(index=False, floatfmt=".4g", missingval="")
     return {"device": device, "rows": table.to_dict("records"), "text": f"{title}:\n\n{text}"}
 
 
 def start_epoch(path: str) -> list[dict[str, Any]]:
     """Read a list and load a batch; return what the two took, in seconds and MB."""
-    before, marks = models.resident(), [Mark()]
+    before, start = models.resident(), Mark()
     clips = read_pretrain_list(path)
-    marks.append(Mark())
+    read = Mark()
     describe_clips(clips, "")
     sampler = ClipSampler(len(clips), shuffle=True, seed=0, pad=True)
     next(epoch_batches(make_loader(PretrainClips(clips), sampler, 2, 2, drop_last=True), 0))
-    marks.append(Mark())
-    memory = (models.resident() - before) / 1e6
-    names = ("lines, to be read", "lines, from there to the first batch")
+    loaded, memory = Mark(), (models.resident() - before) / 1e6
+    rows = ("to be read", start, read), ("from there to the first batch", read, loaded)
     return [
-        {"what": what, "wall": one.until(other), "cpu": other.cpu - one.cpu, "memory_mb": memory}
-        for what, (one, other) in zip(names, itertools.pairwise(marks), strict=True)
+        {"what": f"lines, {what}", "wall": a.until(b), "cpu": b.cpu - a.cpu, "memory_mb": memory}
+        for what, a, b in rows
     ]

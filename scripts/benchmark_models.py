@@ -3,7 +3,6 @@
 Ours and the plain rendition of tests/plain have the same weights and clips, and take turns.
 """
 
-import copy
 import gc
 import itertools
 import multiprocessing
@@ -11,7 +10,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -28,13 +27,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hicmae import finetuning, pretraining
-from hicmae.config import FinetuneConfigs, PretrainConfigs
+from hicmae.config import ClipConfig, FinetuneConfigs, PretrainConfigs, RunConfig
 from hicmae.config.flags import from_dict
 from hicmae.data.batches import LabelledBatch, PretrainBatch, ViewBatch
-from hicmae.data.masking import random_mask, tube_mask
+from hicmae.data.dataset import PretrainClips
 from hicmae.inference import formats
 from hicmae.inference.commands import read_items
-from hicmae.inference.export import export_checkpoint
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.io import choose_device
 from hicmae.models import cpu_gemm
@@ -47,7 +45,7 @@ from hicmae.training.loop import ComputeLoss, as_trained, train_step
 from hicmae.training.optim import make_optimizer, parameter_groups
 from hicmae.training.run import DTYPES, Precision, choose_precision
 from scripts.benchmark import LEVERS, NOT_SET, SIZES, TINY, FormatsConfig, TaskConfig
-from tests.plain.model import PlainClassifier, PlainPretraining
+from tests.plain.model import plain_like
 from tests.plain.training import PlainTrainer, score_views
 
 CPU = torch.device("cpu")
@@ -57,7 +55,7 @@ GPU_ROUND = 5  # steps between two turns on a GPU, so that its queue runs full
 # ours computes each window once, the plain baseline all four views, one after the other.
 WINDOWS, CROPS = 2, 2
 
-Step = Callable[[], object]
+Step = Callable[..., object]
 Configs = PretrainConfigs | FinetuneConfigs
 
 
@@ -74,8 +72,7 @@ def processor() -> str:
 
 def device_name(device: torch.device = CPU) -> str:
     """Name what computes."""
-    on_gpu = device.type == "cuda"
-    return torch.cuda.get_device_name(device) if on_gpu else f"cpu ({processor()})"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({processor()})"
 
 
 class Mark:
@@ -97,7 +94,7 @@ class Mark:
 
 
 def measure_in_turns(
-    variants: Mapping[str, Step], steps: int, warmup: int, device: torch.device = CPU
+    variants: Mapping[Any, Step], steps: int, warmup: int, device: torch.device = CPU
 ) -> pd.DataFrame:
     """Time `steps` of every variant in turns, so that a machine's drift meets all alike.
 
@@ -121,7 +118,7 @@ def measure_in_turns(
 
 
 def compared(
-    times: pd.DataFrame, base: str, clips: int | Mapping[str, int] = 1, middle: str = "median"
+    times: pd.DataFrame, base: object, clips: int | Mapping[str, int] = 1, middle: str = "median"
 ) -> pd.DataFrame:
     """Return by variant its seconds, wall and CPU, clips a second, and their ratios to the base.
 
@@ -144,10 +141,10 @@ def alone(work: Callable[..., Any], *arguments: Any) -> Any:
         return process.submit(work, *arguments).result()
 
 
-# Models and clips, which are the same in each run
+# Models, clips and steps, which are the same in each run
 
 
-def arithmetic(config: TaskConfig) -> Precision:
+def arithmetic(config: TaskConfig | RunConfig) -> Precision:
     """Choose device and precision as training does."""
     return choose_precision(config.precision, choose_device(config.device))
 
@@ -155,7 +152,7 @@ def arithmetic(config: TaskConfig) -> Precision:
 def settings_of(task: str, config: TaskConfig) -> Configs:
     """Return the settings of a run of the task with this model; the others are as published."""
     stage = "pretrain_hicmae" if task == "pretrain" else "avit"
-    flags = {name: getattr(config, name) for name in (*LEVERS, "cpu_gemm")}
+    flags = {name: getattr(config, name) for name in ("cpu_gemm", *LEVERS)}
     flags |= {"model": f"{stage}_dim{SIZES[config.model]}_patch16_160_a256", "nb_classes": CLASSES}
     flags |= dict.fromkeys(("output_dir", "data_path"), NOT_SET)
     flags |= TINY if config.model == "tiny" else {}
@@ -167,52 +164,23 @@ def settings_of(task: str, config: TaskConfig) -> Configs:
 def make_model(configs: Configs) -> Any:
     """Create the model of some settings, always with the same weights."""
     torch.manual_seed(0)
-    pretrains = isinstance(configs, PretrainConfigs)
-    return pretraining.make_model(configs) if pretrains else finetuning.make_model(configs)
+    stage: Any = pretraining if isinstance(configs, PretrainConfigs) else finetuning
+    return stage.make_model(configs)
 
 
-def plain_model(configs: Configs) -> nn.Module:
-    """Create the plain model with the weights and sizes of ours."""
-    ours, clip = make_model(configs), configs.clip
-    attention = ours.encoder.blocks[0].attn
-    sizes = {
-        "dim": attention.proj.in_features,
-        "heads": attention.num_heads,
-        "depth": len(ours.encoder.blocks),
-        "depth_audio": len(ours.encoder_audio.blocks),
-        "fusion_depth": len(ours.encoder_fusion.blocks),
-        "num_frames": clip.num_frames,
-        "img_size": (clip.input_size, clip.input_size),
-        "img_size_audio": clip.input_size_audio,
-    }
-    if isinstance(configs, PretrainConfigs):
-        attention, keep = ours.decoder.blocks[0].attn, ours.level_blocks
-        decoder = {"decoder_dim": attention.proj.in_features, "decoder_heads": attention.num_heads}
-        model: nn.Module = PlainPretraining(**sizes, **decoder, keep=keep)
-    else:
-        model = PlainClassifier(
-            **sizes, num_classes=CLASSES, drop=configs.classifier.drop_path_rate
-        )
-    model.load_state_dict(ours.state_dict())
-    return model
-
-
-def random_batch(task: str, clip: Any, count: int, device: Any) -> Any:
+def random_batch(task: str, clip: ClipConfig, count: int, device: Any) -> Any:
     """Draw normalised clips of a geometry for a task; the same on every device.
 
     Masks are on the CPU. Targets are soft, as mixup and cutmix leave them.
     """
-    names, (steps, bins), side = ("",) * count, clip.input_size_audio, clip.input_size
-    generator = torch.Generator().manual_seed(0)
-    shape = (count, 3, clip.num_frames, side, side)
+    generator, names = torch.Generator().manual_seed(0), ("",) * count
+    shape = (count, 3, clip.num_frames, clip.input_size, clip.input_size)
     video = torch.randn(shape, generator=generator).to(device)
-    audio = torch.randn(count, 1, steps, bins, generator=generator).to(device)
+    audio = torch.randn(count, 1, *clip.input_size_audio, generator=generator).to(device)
     if task == "pretrain":
-        rng, grid = np.random.default_rng(0), (clip.num_frames // 2, side // 16, side // 16)
-        masks = torch.tensor(np.stack([tube_mask(grid, 0.9, rng) for _ in range(count)]))
-        num_audio = steps * bins // 256
-        audio_masks = np.stack([random_mask(num_audio, 0.8, rng) for _ in range(count)])
-        return PretrainBatch(video, masks, audio, torch.tensor(audio_masks), names, ())
+        dataset = PretrainClips([], **vars(clip), num_samples=count)
+        video_mask, audio_mask = dataset.masks(0.9, 0.8, np.random.default_rng(0))
+        return PretrainBatch(video, video_mask, audio, audio_mask, names, ())
     target = torch.rand(count, CLASSES, generator=generator.manual_seed(1)).softmax(dim=-1)
     return LabelledBatch(video, audio, target.to(device), names, ())
 
@@ -225,21 +193,14 @@ def compute(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         scores = model(video, audio)
         precise = scores.to(torch.promote_types(dtype, torch.float32))
         return scores, F.cross_entropy(precise, batch.target)
-    split, split_audio = (
-        split_tokens(mask, None, "mask").to(video.device)
-        for mask in (batch.video_mask, batch.audio_mask)
-    )
+    masks = batch.video_mask, batch.audio_mask
+    split, split_audio = (split_tokens(mask, None, "mask").to(video.device) for mask in masks)
     output = model(video, split, audio, split_audio)
     loss = pretrain_loss(output, video, split, audio, split_audio, frame_diff=True).total
     return torch.cat([part.flatten() for part in output[:2]]), loss
 
 
-# Steps
-
-
-def trainer(
-    configs: Configs, precision: Precision, compute_loss: ComputeLoss
-) -> Callable[[Sequence[Any]], object]:
+def trainer(configs: Configs, precision: Precision, compute_loss: ComputeLoss) -> Step:
     """Return a step of the training scripts on batches, of a fresh model."""
     model, optim = make_model(configs).to(precision.device).train(), configs.optim
     layer_decay = configs.classifier.layer_decay if isinstance(configs, FinetuneConfigs) else None
@@ -258,24 +219,22 @@ def our_step(task: str, config: TaskConfig, count: int) -> Step:
         return partial(step, [random_batch(task, configs.clip, count, device)])
     model = as_trained(make_model(configs).to(device).eval(), configs.run, device)
     video, audio = random_batch(task, configs.clip, count * WINDOWS, device)[:2]
-    numbers = torch.arange(count)
-    clip_of, targets = numbers.repeat_interleave(WINDOWS), torch.zeros_like(numbers)
-    views = ViewBatch(video, audio, clip_of, numbers, targets, ("",) * count, ())
+    numbers, names = torch.arange(count), ("",) * count
+    views = ViewBatch(video, audio, numbers.repeat_interleave(WINDOWS), numbers, numbers, names, ())
     return lambda: predict(model, [views], precision, "")
 
 
 def plain_step(task: str, config: TaskConfig, count: int) -> Step:
     """Build the plain step for the same clips."""
     configs, device = settings_of(task, config), choose_device(config.device)
-    model = plain_model(configs).to(device)
+    model = plain_like(make_model(configs)).to(device)
     if task == "infer":
         clips = random_batch(task, configs.clip, count * WINDOWS, device)
         windows = [(clips.video[k::WINDOWS], clips.audio[k::WINDOWS]) for k in range(WINDOWS)]
         return lambda: score_views(model, windows * CROPS, device).mean(dim=0)
-    trainer = PlainTrainer(model, device, configs.optim.opt_betas)
-    step, parts = (trainer.pretrain_step, 4) if task == "pretrain" else (trainer.finetune_step, 3)
-    batch = random_batch(task, configs.clip, count, device)[:parts]
-    return partial(step, *(part.to(device) for part in batch))
+    step = getattr(PlainTrainer(model, device, configs.optim.opt_betas), f"{task}_step")
+    batch = random_batch(task, configs.clip, count, device)
+    return partial(step, *(part.to(device) for part in batch if isinstance(part, Tensor)))
 
 
 STEPS = {"": our_step, "plain_": plain_step}  # by the prefix of their figures
@@ -317,9 +276,9 @@ def measure_errors(task: str, config: TaskConfig) -> dict[str, float]:
         answers = {"prediction": prediction, "loss": loss, "gradient": torch.cat(gradients)}
         return {name: value.detach().double() for name, value in answers.items()}
 
-    model = make_model(configs).to(device).eval()
-    exact = answer(copy.deepcopy(model).double(), Precision("fp32", device))
+    model, precise = (make_model(configs).to(device).eval() for _ in range(2))
     mine = answer(as_trained(model, configs.run, device), precision)
+    exact = answer(precise.double(), Precision("fp32", device))
     return {
         f"{name}_error": float((mine[name] - true).abs().max() / true.abs().max())
         for name, true in exact.items()
@@ -359,22 +318,22 @@ def peak_memory(task: str, variant: str, config: TaskConfig, count: int) -> floa
 
 def measure(task: str, config: TaskConfig, count: int) -> dict[str, Any]:
     """Measure one batch size: times, clips a second, ratios and memory."""
-    variants, device = [*STEPS][: 1 + config.plain], choose_device(config.device)
+    variants = [*STEPS][: 1 + config.plain]
     steps = {name: STEPS[name](task, config, count) for name in variants}
-    times = measure_in_turns(steps, config.steps, config.warmup, device)
+    times = measure_in_turns(steps, config.steps, config.warmup, choose_device(config.device))
     steps.clear()
     gc.collect()
     rows = compared(times, variants[-1], count)
     if config.more:
         rows["peak_memory"] = [alone(peak_memory, task, name, config, count) for name in variants]
-    figures: dict[str, Any] = {"batch_size": count, "steps": config.steps, **rows.loc[""]}
-    if not config.plain:
-        del figures["ratio"], figures["ratio_cpu_time"]
-        return figures
-    figures |= rows.loc["plain_"].drop(["ratio", "ratio_cpu_time"]).add_prefix("plain_")
-    if config.more:
+    figures: dict[str, Any] = {"batch_size": count, "steps": config.steps}
+    for name, row in rows.iterrows():
+        figures |= row.add_prefix(name).to_dict()
+    for ratio in ("ratio", "ratio_cpu_time"):  # of the base to itself
+        del figures[variants[-1] + ratio]
+    if config.plain and config.more:
         figures["peak_memory_ratio"] = figures["peak_memory"] / figures["plain_peak_memory"]
-    if task == "infer":
+    if config.plain and task == "infer":
         figures["ratio_per_view"] = figures["ratio"] / CROPS
     return figures
 
@@ -420,8 +379,8 @@ def run_formats(config: FormatsConfig) -> dict[str, Any]:
             configs = settings_of("infer", TaskConfig(model=config.model))
             weights = make_model(configs).state_dict()
             torch.save({"model": weights, "args": vars(configs.clip)}, source)
-        export_checkpoint(source, folder)
-        ours = EmotionRecognizer.from_checkpoint(folder, "cpu", "fp32")
+        ours = EmotionRecognizer.from_checkpoint(source, "cpu", "fp32")
+        ours.save_pretrained(folder)
         kinds = {"fp32": ours, "bf16": replace(ours, precision=Precision("bf16", CPU))}
         sizes = dict.fromkeys(kinds, (folder / WEIGHTS).stat().st_size)
         for kind in ("onnx", "int8"):
@@ -465,10 +424,8 @@ def network_times(
     video, audio = random_batch("infer", clip, count, CPU)[:2]
 
     def step(recognizer: EmotionRecognizer) -> None:
-        streams = recognizer.config.modality
-        given = (video if "v" in streams else None, audio if "a" in streams else None)
         with torch.inference_mode(), recognizer.precision.autocast():
-            recognizer.model(*given)
+            recognizer.model(video, audio)
 
-    steps = {kind: (lambda r=recognizer: step(r)) for kind, recognizer in kinds.items()}
+    steps = {kind: partial(step, recognizer) for kind, recognizer in kinds.items()}
     return compared(measure_in_turns(steps, config.steps, config.warmup), "fp32", count)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hicmae.config import PretrainConfigs
-from hicmae.config.flags import given_flags, new_parser, parse_configs
+from hicmae.config.flags import from_dict, new_parser
 from hicmae.data.batches import ClipIndex
 from hicmae.data.dataset import PretrainClips
 from hicmae.data.loader import item_generator
@@ -233,9 +233,9 @@ def test_waiting_and_slowing_down_are_told_apart(monkeypatch):
 
     monkeypatch.setattr(models, "train_step", lambda *_: spend(2.0))
     flags = [*PRETRAIN, "--accum_iter", "2", "--data_path", "-", "--output_dir", "-"]
-    parser, config = new_parser("", PretrainConfigs), FeedConfig(steps=2, warmup=1)
-    configs = parse_configs(parser, PretrainConfigs, given_flags(parser, flags))
-    seen, waits = data.train(configs, models.arithmetic(configs.run), loading(), config, "fed")
+    configs = from_dict(PretrainConfigs, new_parser("", PretrainConfigs).parse_args(flags))
+    config = FeedConfig(steps=2, warmup=1)
+    seen, waits = data.train(configs, models.arithmetic(configs.run), loading(), config)
     fixed = pd.DataFrame([("fixed", 1.6, 0.1)], columns=seen.columns)
     found = data.feed_rates(pd.concat([seen, fixed]), waits, clips=4)
     assert (found["step_s"], found["fixed_step_s"]) == (8.0, 1.6)

@@ -9,9 +9,9 @@ from hicmae.config import CLASSIFIERS, FUSION_ORDERS, PRETRAINING
 from hicmae.models import encoder
 from hicmae.models.losses import pretrain_loss
 from tests.golden_inputs import golden, golden_clips, relative_error, set_golden_weights
-from tests.plain.model import PlainClassifier, PlainPretraining
+from tests.plain.model import plain_like
 from tests.plain.training import pretraining_losses, score_views
-from tests.small_models import GEOMETRY, classifier, clips, pretraining_model
+from tests.small_models import classifier, clips, pretraining_model
 
 MODEL = golden("golden_model")
 SHAPES = golden("state_dict_shapes")
@@ -105,10 +105,7 @@ def test_fast_pretraining_equals_plain_in_float64(init_values, frame_diff):
     ours = pretraining_model(init_values=init_values).double()
     for parameter in ours.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    sizes = {"depth": 3, "depth_audio": 4, "fusion_depth": 2, "keep": (0, 2)}
-    plain = PlainPretraining(128, 4, 64, 2, init_values=init_values, **sizes, **GEOMETRY).double()
-    plain.load_state_dict(ours.state_dict())
-    inputs = clips(3, torch.float64)
+    plain, inputs = plain_like(ours), clips(3, torch.float64)
     output = ours(*inputs)
     loss = pretrain_loss(output, *inputs, frame_diff=frame_diff)
     *expected, seen = pretraining_losses(plain, *inputs, frame_diff=frame_diff)
@@ -122,8 +119,7 @@ def test_fast_pretraining_equals_plain_in_float64(init_values, frame_diff):
 
 def test_fast_classifier_equals_plain_in_float64():
     ours = classifier().double()
-    plain = PlainClassifier(128, 4, num_classes=5, depth=2, depth_audio=3, **GEOMETRY).double()
-    plain.load_state_dict(ours.state_dict())
+    plain = plain_like(ours)
     video, _, audio, _ = clips(3, torch.float64)
     scores, expected = ours(video, audio), plain(video, audio)
     torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-10)

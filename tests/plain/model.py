@@ -10,7 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, to_2tuple
 from torch import nn
 
 PATCH, TUBELET = 16, 2
@@ -143,26 +143,29 @@ class Decoder(nn.Module):
         return self.head(self.norm(x[:, -num_masked:]))
 
 
-def both_encoders(dim, heads, depth, depth_audio, num_frames, img_size, img_size_audio, **options):
-    patch, size = (TUBELET, PATCH, PATCH), (num_frames, *img_size)
+def both_encoders(told, depth, depth_audio, **options):
+    patch, size = (TUBELET, PATCH, PATCH), (told["num_frames"], *to_2tuple(told["img_size"]))
+    dim, heads, size_audio = told["embed_dim"], told["num_heads"], told["img_size_audio"]
     video = Encoder(size, patch, 3, dim, depth, heads, **options)
-    return video, Encoder(img_size_audio, patch[1:], 1, dim, depth_audio, heads, **options)
+    return video, Encoder(size_audio, patch[1:], 1, dim, depth_audio, heads, **options)
 
 
 class PlainPretraining(nn.Module):
     """The masked autoencoder; returns predictions and the kept features of both modalities.
 
-    The sizes, by name, are those of `both_encoders`; options are `drop` and `init_values`.
+    `told` are the arguments that our model was made with.
     """
 
-    def __init__(
-        self, dim, heads, decoder_dim, decoder_heads, keep, fusion_depth, init_values=0.0, **sizes
-    ):
+    def __init__(self, told):
         super().__init__()
-        self.keep, options = tuple(keep), {"init_values": init_values}
-        self.encoder, self.encoder_audio = both_encoders(dim, heads, **sizes, **options)
-        self.encoder_fusion = Fusion(dim, fusion_depth, heads, **options)
-        size = (decoder_dim, len(self.keep) + 1, decoder_heads)
+        dim, decoder_dim = told["embed_dim"], told["decoder_embed_dim"]
+        depths = told["encoder_depth"], told["encoder_depth_audio"]
+        fusion = dim, told["encoder_fusion_depth"], told["num_heads"]
+        options = {"init_values": told["init_values"]}
+        self.keep = told["return_intermediate_features"]
+        self.encoder, self.encoder_audio = both_encoders(told, *depths, **options)
+        self.encoder_fusion = Fusion(*fusion, **options)
+        size = (decoder_dim, len(self.keep) + 1, told["decoder_num_heads"])
         self.decoder = Decoder(*size, values=3 * TUBELET * PATCH**2, **options)
         self.decoder_audio = Decoder(*size, values=PATCH**2, **options)
         self.encoder_to_decoder = nn.Linear(dim, decoder_dim, bias=False)
@@ -196,17 +199,22 @@ class PlainPretraining(nn.Module):
 
 
 class PlainClassifier(nn.Module):
-    """Encoders over all tokens, layer-weighted features, fusion, linear head (audio and video)."""
+    """Encoders over all tokens, layer-weighted features, fusion, linear head (audio and video).
 
-    def __init__(self, dim, heads, num_classes, fusion_depth=2, drop=0.0, **sizes):
+    `told` are the arguments that our model was made with.
+    """
+
+    def __init__(self, told):
         super().__init__()
-        self.encoder, self.encoder_audio = both_encoders(dim, heads, drop=drop, **sizes)
-        self.encoder_fusion = Fusion(dim, fusion_depth, heads, drop=drop)
-        for name, depth in (("video", sizes["depth"]), ("audio", sizes["depth_audio"])):
+        dim, options = told["embed_dim"], {"drop": told["drop_path_rate"]}
+        depths = {"video": told["depth"], "audio": told["depth_audio"]}
+        self.encoder, self.encoder_audio = both_encoders(told, *depths.values(), **options)
+        self.encoder_fusion = Fusion(dim, told["fusion_depth"], told["num_heads"], **options)
+        for name, depth in depths.items():
             weights = nn.Parameter(torch.full((depth,), 1.0 / depth))
             self.register_parameter(f"{name}_layer_weights", weights)
         self.fc_norm = nn.LayerNorm(4 * dim, eps=1e-6)
-        self.head = nn.Linear(4 * dim, num_classes)
+        self.head = nn.Linear(4 * dim, told["num_classes"])
 
     def forward(self, video, audio):
         return self.head(self.forward_features(video, audio))
@@ -226,3 +234,11 @@ class PlainClassifier(nn.Module):
         stacked = torch.stack(features)  # (L, B, N, D)
         weights = torch.softmax(layer_weights, dim=0).reshape(-1, 1, 1)
         return (stacked.mean(dim=2) * weights).sum(dim=0)
+
+
+def plain_like(ours):
+    """Make the plain model with the sizes and weights of one of ours."""
+    kind = PlainPretraining if hasattr(ours, "decoder") else PlainClassifier
+    plain = kind(ours.arguments).to(ours.encoder_fusion.norm.weight.dtype)
+    plain.load_state_dict(ours.state_dict())
+    return plain
