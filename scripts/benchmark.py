@@ -191,13 +191,13 @@ def run_table(config: TableConfig) -> dict[str, Any]:
 
 # command -> what runs it, and dataclasses of its flags, of which the last one says what it does
 BENCHMARKS: dict[str, tuple[str, Sequence[type]]] = {
-    **dict.fromkeys(TASKS, ("benchmark_models.run_task", [TaskConfig])),
-    "formats": ("benchmark_models.run_formats", [FormatsConfig]),
-    "loader": ("benchmark_data.run_loader", [LoaderConfig]),
-    "faces": ("benchmark_data.run_faces", [FacesConfig]),
-    "feed": ("benchmark_data.run_feed", [*PretrainConfigs.__annotations__.values(), FeedConfig]),
-    "growth": ("benchmark_data.run_growth", [GrowthConfig]),
-    "table": ("benchmark.run_table", [TableConfig]),
+    **dict.fromkeys(TASKS, ("benchmark_models:run_task", [TaskConfig])),
+    "formats": ("benchmark_models:run_formats", [FormatsConfig]),
+    "loader": ("benchmark_data:run_loader", [LoaderConfig]),
+    "faces": ("benchmark_data:run_faces", [FacesConfig]),
+    "feed": ("benchmark_data:run_feed", [*PretrainConfigs.__annotations__.values(), FeedConfig]),
+    "growth": ("benchmark_data:run_growth", [GrowthConfig]),
+    "table": ("benchmark:run_table", [TableConfig]),
 }
 
 

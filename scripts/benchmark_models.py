@@ -276,9 +276,9 @@ def measure_errors(task: str, config: TaskConfig) -> dict[str, float]:
         answers = {"prediction": prediction, "loss": loss, "gradient": torch.cat(gradients)}
         return {name: value.detach().double() for name, value in answers.items()}
 
-    model, precise = (make_model(configs).to(device).eval() for _ in range(2))
-    mine = answer(as_trained(model, configs.run, device), precision)
-    exact = answer(precise.double(), Precision("fp32", device))
+    exact = answer(make_model(configs).to(device).double().eval(), Precision("fp32", device))
+    model = as_trained(make_model(configs).to(device).eval(), configs.run, device)
+    mine = answer(model, precision)
     return {
         f"{name}_error": float((mine[name] - true).abs().max() / true.abs().max())
         for name, true in exact.items()

@@ -3,7 +3,7 @@
 It shares no line with `hicmae.models`. It is the slow reference that the fast models must agree
 with and the baseline that scripts/benchmark.py measures against: what a ViT-MAE looked like in
 2022. Convolutions embed every token, a boolean mask picks the visible ones, attention is spelled
-out as matrix product, softmax, matrix product.
+out as matrix product, softmax, matrix product. Models are made from the arguments of ours, `told`.
 """
 
 import math
@@ -101,8 +101,8 @@ class Encoder(nn.Module):
         table = sine_cosine_table(self.num_patches, dim)
         self.register_buffer("pos_embed", table, persistent=False)
 
-    def forward(self, clip, mask=None, keep=()):
-        """Return normed tokens and the normed outputs of the blocks in `keep`."""
+    def forward(self, clip, mask=None, keep=None):
+        """Return normed tokens and the normed outputs of the blocks in `keep`, or of all."""
         x = self.patch_embed["proj"](clip).flatten(2).transpose(1, 2)
         x = x + self.pos_embed.type_as(x)
         if mask is not None:
@@ -110,7 +110,7 @@ class Encoder(nn.Module):
         features = []
         for index, block in enumerate(self.blocks):
             x = block(x)
-            if index in keep:
+            if keep is None or index in keep:
                 features.append(self.norm(x))
         return self.norm(x), features
 
@@ -151,10 +151,7 @@ def both_encoders(told, depth, depth_audio, **options):
 
 
 class PlainPretraining(nn.Module):
-    """The masked autoencoder; returns predictions and the kept features of both modalities.
-
-    `told` are the arguments that our model was made with.
-    """
+    """The masked autoencoder; returns predictions and the kept features of both modalities."""
 
     def __init__(self, told):
         super().__init__()
@@ -199,10 +196,7 @@ class PlainPretraining(nn.Module):
 
 
 class PlainClassifier(nn.Module):
-    """Encoders over all tokens, layer-weighted features, fusion, linear head (audio and video).
-
-    `told` are the arguments that our model was made with.
-    """
+    """Encoders over all tokens, layer-weighted features, fusion, linear head (audio and video)."""
 
     def __init__(self, told):
         super().__init__()
@@ -220,10 +214,8 @@ class PlainClassifier(nn.Module):
         return self.head(self.forward_features(video, audio))
 
     def forward_features(self, video, audio):
-        x, features = self.encoder(video, keep=range(len(self.encoder.blocks)))
-        x_audio, features_audio = self.encoder_audio(
-            audio, keep=range(len(self.encoder_audio.blocks))
-        )
+        x, features = self.encoder(video)
+        x_audio, features_audio = self.encoder_audio(audio)
         mixed = self.mix(features, self.video_layer_weights)
         mixed_audio = self.mix(features_audio, self.audio_layer_weights)
         fused, fused_audio = self.encoder_fusion(x, x_audio)
