@@ -33,6 +33,7 @@ from hicmae.data.batches import LabelledBatch, PretrainBatch, ViewBatch
 from hicmae.data.dataset import PretrainClips
 from hicmae.inference import formats
 from hicmae.inference.commands import read_items
+from hicmae.inference.export import export_checkpoint
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.io import choose_device
 from hicmae.models import cpu_gemm
@@ -152,7 +153,7 @@ def arithmetic(config: TaskConfig | RunConfig) -> Precision:
 def settings_of(task: str, config: TaskConfig) -> Configs:
     """Return the settings of a run of the task with this model; the others are as published."""
     stage = "pretrain_hicmae" if task == "pretrain" else "avit"
-    flags = {name: getattr(config, name) for name in ("cpu_gemm", *LEVERS)}
+    flags = {name: getattr(config, name) for name in (*LEVERS, "cpu_gemm")}
     flags |= {"model": f"{stage}_dim{SIZES[config.model]}_patch16_160_a256", "nb_classes": CLASSES}
     flags |= dict.fromkeys(("output_dir", "data_path"), NOT_SET)
     flags |= TINY if config.model == "tiny" else {}
@@ -379,8 +380,8 @@ def run_formats(config: FormatsConfig) -> dict[str, Any]:
             configs = settings_of("infer", TaskConfig(model=config.model))
             weights = make_model(configs).state_dict()
             torch.save({"model": weights, "args": vars(configs.clip)}, source)
-        ours = EmotionRecognizer.from_checkpoint(source, "cpu", "fp32")
-        ours.save_pretrained(folder)
+        export_checkpoint(source, folder)
+        ours = EmotionRecognizer.from_checkpoint(folder, "cpu", "fp32")
         kinds = {"fp32": ours, "bf16": replace(ours, precision=Precision("bf16", CPU))}
         sizes = dict.fromkeys(kinds, (folder / WEIGHTS).stat().st_size)
         for kind in ("onnx", "int8"):
