@@ -18,7 +18,6 @@ movement of the lips and the energy. Everything follows from --seed. Written und
 import json
 import multiprocessing
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
@@ -110,10 +109,8 @@ def build(recipe: Recipe, folder: Path, num_workers: int) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
         changed = [f"{k} {found.get(k)} -> {v}" for k, v in settings.items() if found.get(k) != v]
         if changed:
-            raise ValueError(
-                f"{folder} holds a toy data set with other settings ({', '.join(changed)}); "
-                "expected the same ones; give another --output_dir or delete the folder"
-            )
+            found_there = f"{folder} holds a toy data set of other settings ({', '.join(changed)})"
+            raise ValueError(f"{found_there}; give another --output_dir or delete the folder")
     write_whole(path, json.dumps(settings, indent=1) + "\n")
     jobs = list_jobs(recipe, folder.resolve())
     context = multiprocessing.get_context("spawn")  # safe whatever threads the caller has started
@@ -130,22 +127,20 @@ def make(job: Job, face_size: int) -> None:
     """Draw, voice and write one clip."""
     clip = plan.plan_clip(job.key, job.label)
     job.video.parent.mkdir(parents=True, exist_ok=True)
-    sound = np.rint(synthesise(clip) * 32767).astype(np.int16)
+    sound, drawn = np.rint(synthesise(clip) * 32767).astype(np.int16), list(draw_frames(clip))
     soundfile.write(job.audio, sound, SAMPLE_RATE, subtype="PCM_16")
+    write_video([frame for frame, _ in drawn], sound, job.video)
     if job.faces:
         job.faces.mkdir(parents=True, exist_ok=True)
-    for number, (frame, points) in enumerate(write_video(clip, sound, job.video), 1):
-        if job.faces:
+        for number, (frame, points) in enumerate(drawn, 1):
             face = cv2.cvtColor(align(frame, points, face_size), cv2.COLOR_RGB2BGR)
             # OpenCV's own writer fails without a word on a full disk.
             _, data = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
             (job.faces / f"frame_det_00_{number:06d}.jpg").write_bytes(data.tobytes())
 
 
-def write_video(
-    clip: plan.Clip, sound: np.ndarray, path: Path
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Write H.264 and AAC, and pass on what `draw_frames` yields."""
+def write_video(frames: list[np.ndarray], sound: np.ndarray, path: Path) -> None:
+    """Write RGB frames and 16-bit samples as H.264 and AAC."""
     with av.open(str(path), "w", format="mp4") as container:
         picture = container.add_stream("libx264", rate=plan.FRAME_RATE, options=VIDEO_OPTIONS)
         picture.width = picture.height = FRAME_SIZE
@@ -153,12 +148,11 @@ def write_video(
         aac = {"aac_coder": "fast"}
         voice = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", options=aac)
         voice.bit_rate = 64000
-        for number, (frame, points) in enumerate(draw_frames(clip)):
+        for number, frame in enumerate(frames):
             planes: np.ndarray = cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420)
             packed = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             packed.pts, packed.time_base = number, Fraction(1, plan.FRAME_RATE)
             container.mux(picture.encode(packed))
-            yield frame, points
         container.mux(picture.encode(None))
         samples = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
         samples.sample_rate, samples.pts = SAMPLE_RATE, 0
@@ -188,11 +182,9 @@ def write_lists(jobs: list[Job], recipe: Recipe, folder: Path, num_workers: int)
         parts = parts_of(fold, recipe)
         place = folder / (f"fold{fold}_all" if train == "all" else f"fold{fold}")
         for part, chosen in (("train", train), ("val", "val"), ("test", "test")):
-            clips = [clip for key, clip in labelled if key.speaker in parts[chosen]]
-            if clips:
+            if clips := [clip for key, clip in labelled if key.speaker in parts[chosen]]:
                 write_list(place / f"{part}.csv", clips)
-    unlabelled = [Clip(str(job.video), None, 0) for job in jobs if job.faces is None]
-    if unlabelled:
+    if unlabelled := [Clip(str(job.video), None, 0) for job in jobs if job.faces is None]:
         path = folder / "pretrain.csv"
         write_list(path, unlabelled)
         flags = ["--output_dir", str(folder / "packed"), "--data_root", str(folder)]

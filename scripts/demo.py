@@ -86,18 +86,18 @@ def call(words: Sequence[object], log: Path | None = None) -> None:
     with log.open("ab") if log else nullcontext() as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
         trains = log and "--epochs" in words
-        code = show_epochs(process, log.parent, words) if trains else process.wait()
+        code = show_epochs(process, log.parent) if trains else process.wait()
     if code:
         where = f"; see '{log}'" if log else ""
         sys.stderr.write(f"error: {words[0]} stopped with code {code}{where}\n")
         sys.exit(code)
 
 
-def show_epochs(process: subprocess.Popen, folder: Path, words: Sequence[object]) -> int:
+def show_epochs(process: subprocess.Popen, folder: Path) -> int:
     """Show a bar of the epochs in log.txt until a run ends, then a line; return its code."""
     lines, log, code = list[str](), folder / "log.txt", None
     title = "/".join(folder.parts[-2:])
-    total = int(flag_value([*map(str, words)], "--epochs"))
+    total = int(flag_value(process.args, "--epochs"))
     pause = 0.1 if sys.stderr.isatty() else 60  # seconds between lines of a file
     look = {"unit": "epoch", "mininterval": pause, "dynamic_ncols": True}
     with tqdm(desc=title, total=total, leave=False, **look) as bar:
@@ -148,25 +148,23 @@ def main() -> None:
     style = argparse.RawDescriptionHelpFormatter
     argparse.ArgumentParser(description=__doc__, formatter_class=style).parse_args()
     new = make(Run(DATA, "preprocess/toy_av.py", ["--seed", SEED], "meta.csv"))
-    script, product = "run_pretraining.py", f"checkpoint-{PRETRAIN_EPOCHS - 1}.pth"
-    packed = ["--data_path", str(DATA / "packed")]
-    pretrained = Run(DEMO / "pretrain", script, [*packed, *FLAGS[script]], product)
-    new |= make(pretrained)
-    own, script = str(pretrained.folder / product), "run_finetuning.py"
-    starts = {"random": [], "own": ["--finetune", own], "shipped": ["--finetune", SHIPPED]}
+    own, script = DEMO / f"pretrain/checkpoint-{PRETRAIN_EPOCHS - 1}.pth", "run_pretraining.py"
+    flags = ["--data_path", str(DATA / "packed"), *FLAGS[script]]
+    new |= make(Run(own.parent, script, flags, own.name))
+    script = "run_finetuning.py"
+    starts = {"random": [], "own": ["--finetune", str(own)], "shipped": ["--finetune", SHIPPED]}
     folds = os.environ.get("FOLDS", "1 2").split()
     for fold, (name, start) in itertools.product(folds, starts.items()):
         flags = ["--data_path", str(DATA / f"fold{fold}"), *start, *FLAGS[script]]
         new |= make(Run(DEMO / name / f"fold{fold}", script, flags))
     shown = [DEMO / f"shipped/fold{fold}" for fold in folds]
-    clips = [packed[0], DATA / "pretrain.csv"]
-    pictures = {
-        "reconstruction": ["reconstruction", "--checkpoint", SHIPPED, *clips],
-        "curves": ["curves", *shown],
-        "confusion": ["confusion", *shown, "--classes", DATA / "classes.txt"],
-    }
-    for name, words in pictures.items():
-        path = DEMO / f"{name}.png"
+    pictures: list[list[object]] = [
+        ["reconstruction", "--checkpoint", SHIPPED, "--data_path", DATA / "pretrain.csv"],
+        ["curves", *shown],
+        ["confusion", *shown, "--classes", DATA / "classes.txt"],
+    ]
+    for words in pictures:
+        path = DEMO / f"{words[0]}.png"
         if new or not path.exists():
             call(["-m", "hicmae.visualize", *words, "--output", path])
     # A film of a test speaker of fold 1; the face is found in it.
@@ -188,9 +186,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         uar = 100 * run["total"]["last"]["uar"]
         low, high = (100 * bound for bound in run["intervals"]["last"]["uar"])
         lines.append(f"{TITLES[run['title']]:<34}  {uar:8.2f}  {low:.2f} to {high:.2f}")
-    for name, most in CEILINGS.items():
-        lines.append(f"{name:<34}  {most:8.2f}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"{name:<34}  {most:8.2f}" for name, most in CEILINGS.items())])
 
 
 if __name__ == "__main__":

@@ -28,13 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] in ([], ["-h"], ["--help"]):
         print(__doc__)
         return 0 if words else 2
-    alone = False
-    if words and not words[0].startswith("-"):
+    if not words[0].startswith("-"):
         try:
-            flags = flags_of(os.environ)
+            words = [*flags_of(os.environ), *words]
         except ValueError as error:
             return _fail(str(error), 2)
-        words, alone = [*flags, *words], not flags
+    alone = not words[0].startswith("-")  # one process, which needs no torchrun
     if os.environ.get("DRY_RUN") == "1":
         print(shlex.join([sys.executable, *([] if alone else [__file__]), *words]))
         return 0
@@ -60,10 +59,8 @@ def flags_of(env: Mapping[str, str]) -> list[str]:
     if nodes == "1":
         return [] if gpus == "1" else ["--standalone", "--nproc_per_node", gpus]
     if "MASTER_ADDR" not in env:
-        raise ValueError(
-            f"NNODES={nodes}, but the machines have no place to meet; set MASTER_ADDR to the name "
-            "or IP of machine 0 on all of them"
-        )
+        remedy = "set MASTER_ADDR to the name or IP of machine 0 on all of them"
+        raise ValueError(f"NNODES={nodes}, but the machines have no place to meet; {remedy}")
     rank, port = env.get("NODE_RANK", ""), env.get("MASTER_PORT", "29500")
     if not rank.isdecimal() or int(rank) >= int(nodes):
         span = f"from 0 to {int(nodes) - 1}"
@@ -77,10 +74,8 @@ def _slurm(env: Mapping[str, str]) -> dict[str, str]:
     """Return the variables with what SLURM knows of the machines of this step."""
     nodes, tasks = (env.get(f"SLURM_STEP_NUM_{name}", "1") for name in ("NODES", "TASKS"))
     if tasks != nodes:
-        raise ValueError(
-            f"SLURM started {tasks} tasks on {nodes} machine(s); use --ntasks-per-node=1, each "
-            "starts a process for every GPU"
-        )
+        remedy = "use --ntasks-per-node=1, each starts a process for every GPU"
+        raise ValueError(f"SLURM started {tasks} tasks on {nodes} machine(s); {remedy}")
     if nodes == "1":
         return dict(env)
     names = ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]]
@@ -125,7 +120,7 @@ def torchrun(words: Sequence[str]) -> int:
         # A process that SIGUSR1 met before it could listen has trained nothing that would be lost.
         if RESUMABLE in codes and codes <= {RESUMABLE, -signal.SIGUSR1}:
             return RESUMABLE
-        rank, first = min(error.failures.items(), key=lambda item: item[1].timestamp)
+        rank, first = error.get_first_failure()
         code = first.exitcode
         ended = f"exit code {code}" if code > 0 else f"signal {-code}"
         text = f"process {rank} ended first, with {ended}; what it said stands above"

@@ -125,13 +125,10 @@ class Painter:
     def draw_head(self) -> None:
         """Skull and jaw, cheeks, beard, lines of age and the hair over the forehead."""
         face, jaw = self.face, self.jaw
-        half = np.array([0.6 * face.width, 0.93 * face.width, face.width, 0.98 * face.width,
-                         face.jaw, face.chin_width])  # fmt: skip
-        y = np.array([face.top_y + 6, face.top_y + 30, 2, 26, 0.68 * face.chin_y, face.chin_y - 3])
-        moves = np.array([0, 0, 0, 0, 0.5, 1])
-        outline = closed(np.append(half, -half[::-1]), np.append(y, y[::-1]))
-        drop = closed(np.append(half, -half[::-1]), np.append(moves, moves[::-1]))[1]
-        self.add(outline[0], outline[1] + np.clip(drop, 0, 1) * jaw, 0, self.skin)
+        half = [*(share * face.width for share in (0.6, 0.93, 1, 0.98)), face.jaw, face.chin_width]
+        y = [face.top_y + 6, face.top_y + 30, 2, 26, 0.68 * face.chin_y, face.chin_y - 3]
+        x, y, drop = symmetric(half, y, [0, 0, 0, 0, 0.5, 1])
+        self.add(x, y + np.clip(drop, 0, 1) * jaw, 0, self.skin)
         blush = self.skin * (1 - 0.25 * self.expression.cheeks * np.array([0.1, 1, 0.9]))
         for side in (-1, 1):
             self.ellipse(side * 30, 27, 10, 7, 14, blush)
@@ -232,11 +229,12 @@ class Painter:
         return found + DETECTOR_JITTER * smooth
 
 
-def closed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A smooth closed curve of 48 points through the given ones: (2, 48)."""
+def symmetric(x: Any, *others: Any) -> np.ndarray:
+    """A smooth closed curve of 48 points through some and their mirror images: (n, 48)."""
     from scipy.interpolate import CubicSpline  # here, as no --help should wait for it
 
-    points = np.stack([np.append(x, x[0]), np.append(y, y[0])])
+    right, left = np.array([x, *others]), np.array([np.negative(x), *others])
+    points = np.concatenate([right, left[:, ::-1], right[:, :1]], axis=1)
     corners = np.arange(points.shape[1])
     moments = np.linspace(0, corners[-1], 48, endpoint=False)
     return CubicSpline(corners, points, axis=1, bc_type="periodic")(moments)

@@ -28,12 +28,10 @@ def synthesise(clip: Clip) -> np.ndarray:
     return (sound * min(1.0, PEAK / np.abs(sound).max())).astype(np.float32)
 
 
-def glottal_pulses(
-    clip: Clip, count: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def glottal_pulses(clip: Clip, count: int, rng: np.random.Generator) -> np.ndarray:
     """Rosenberg pulses, whose periods and heights are a little rough.
 
-    Returns the (count,) derivative of the glottal flow, rms 1, and the flow itself, 0 shut .. 1,
+    Returns (2, count): the derivative of the glottal flow, rms 1, and the flow itself, 0 shut .. 1,
     which lets breath through.
     """
     from scipy.signal import resample_poly  # here, as no --help should wait for it
@@ -56,7 +54,7 @@ def glottal_pulses(
     change = np.select(parts, [0.5 / peak * np.sin(up), -0.5 / (close - peak) * np.sin(down)], 0)
     change *= rough[1, number]
     change = resample_poly(change - change.mean(), 1, OVERSAMPLING)
-    return change / np.sqrt(np.mean(change**2)), flow[::OVERSAMPLING]
+    return np.stack([change / np.sqrt(np.mean(change**2)), flow[::OVERSAMPLING]])
 
 
 def vocal_tract(sources: np.ndarray, clip: Clip) -> np.ndarray:

@@ -18,10 +18,8 @@ die() {
 
 # Paths in variables are relative to the folder the script was started from.
 absolute() {
-    case $1 in
-    /*) printf '%s\n' "$1" ;;
-    *) printf '%s/%s\n' "$CALLER_DIR" "$1" ;;
-    esac
+    [ "${1#/}" != "$1" ] || set -- "$CALLER_DIR/$1"
+    printf '%s\n' "$1"
 }
 
 has_shards() { # has_shards FOLDER: did preprocess/pack_clips.py write there?

@@ -15,11 +15,11 @@ run it starts from, starts over. UAR is that of the last epoch, pooled over the 
 standard deviation over --seeds; intervals draw speakers, differences are paired by clips.
 """
 
-import argparse
 import itertools
 import shlex
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,9 +98,8 @@ def completed(run: Run, extra: str) -> Run:
     """Return a run with the demo's flags, its own and some more, of which the last ones count."""
     flags = [*demo.FLAGS[run.script], *run.flags, *shlex.split(extra)]
     if LIGHT in flags and demo.flag_value(flags, LIGHT) == ONE_PASS:
-        while LIGHT in flags:
-            at = flags.index(LIGHT)
-            del flags[at : at + 2]
+        pairs = itertools.pairwise(["", *flags])
+        flags = [word for before, word in pairs if LIGHT not in (before, word)]
     return run._replace(flags=flags)
 
 
@@ -109,7 +108,7 @@ def slug(flags: str) -> str:
     return "_".join(flags.replace("--", "").split()) or "random"
 
 
-def pretrained(start: str, args: argparse.Namespace) -> list[str]:
+def pretrained(start: str, args: Namespace) -> list[str]:
     """Return the flag that names what to start from; pre-train it where it is not there yet."""
     if start in (RANDOM, SHIPPED):
         return ["--finetune", SHIPPED] if start else []
@@ -121,7 +120,7 @@ def pretrained(start: str, args: argparse.Namespace) -> list[str]:
     return ["--finetune", str(last_checkpoint(folder))]
 
 
-def pretraining(start: str, args: argparse.Namespace) -> Run:
+def pretraining(start: str, args: Namespace) -> Run:
     """Return the run of changed flags of pre-training."""
     flags = ["--data_path", str(args.data / "packed"), "--image_freq", "0", *start.split()]
     flags += ["--epochs", str(args.pretrain_epochs)]
@@ -138,36 +137,29 @@ def last_checkpoint(run: Path) -> Path:
     return ends[-1]
 
 
-def finetuned(variants: Sequence[Variant], name: str, args: argparse.Namespace) -> list[list[Path]]:
-    """Fine-tune variants on all folds and seeds; return their folders, of folds, by seed."""
-    runs, folders = [], []
+def finetuned(variants: Sequence[Variant], name: str, args: Namespace) -> list[list[Path]]:
+    """Fine-tune variants on all folds; return for each seed their folders, which hold the folds."""
+    runs, places = [], []
     for variant in variants:
         start = pretrained(variant.start, args)
-        place = args.output_dir / name / slug(f"{variant.start} {variant.finetune}")
-        folders.append([place / f"seed{seed}" for seed in args.seeds])
+        places.append(args.output_dir / name / slug(f"{variant.start} {variant.finetune}"))
         for seed, fold in itertools.product(args.seeds, args.folds):
             data = args.data / f"fold{fold}{variant.labels}"
             flags = ["--data_path", str(data), "--seed", str(seed), *start, *FINETUNE]
             flags += variant.finetune.split()
-            runs.append(Run(place / f"seed{seed}/fold{fold}", "run_finetuning.py", flags))
+            runs.append(Run(places[-1] / f"seed{seed}/fold{fold}", "run_finetuning.py", flags))
     for run in tqdm(runs, desc="runs", unit="run", dynamic_ncols=True):
         demo.make(completed(run, args.extra))
-    return folders
+    return [[place / f"seed{seed}" for place in places] for seed in args.seeds]
 
 
 # Tables
 
 
 def score(
-    variants: Sequence[Variant],
-    folders: Sequence[Sequence[Path]],
-    args: argparse.Namespace,
-    **columns: Sequence[str],
+    variants: Sequence[Variant], folders: list[list[Path]], args: Namespace, **columns: list[str]
 ) -> str:
-    """Lay out variants, a folder of folds by seed each, compared with the first one; in percent.
-
-    More columns follow.
-    """
+    """Compare variants, for each seed their folders, with the first; in percent, columns after."""
     import pandas as pd
 
     from hicmae.report.scores import build, compare_all
@@ -175,7 +167,7 @@ def score(
 
     titles, cells = [variant.title for variant in variants], []
     plan = Plan(speaker_file=str(args.data / "meta.csv"))
-    for places in zip(*folders, strict=True):  # of one seed
+    for places in folders:
         named = zip(titles, places, strict=True)
         reports = [build(place, plan=plan, title=title) for title, place in named]
         pairs = [pair for pair in compare_all(reports) if pair.kind == "last"]
@@ -215,7 +207,7 @@ def table(rows: Any) -> str:
 # Experiments
 
 
-def starts(args: argparse.Namespace) -> str:
+def starts(args: Namespace) -> str:
     """Compare random weights, the demo's pre-training and the shipped one."""
     texts = []
     for name, (title, *how) in STARTS.items():
@@ -232,17 +224,17 @@ def starts(args: argparse.Namespace) -> str:
         words = ["-m", "hicmae.knn", "--checkpoint", model, *places, "--k", K]
         demo.call([*words, "--features", *args.features], args.output_dir / "knn.log")
     for kind in args.features:
-        found = score(variants, [[out / kind / f"k{K}"] for out in outs], args)
+        found = score(variants, [[out / kind / f"k{K}" for out in outs]], args)
         texts.append(f"{K}-NN, few labels, no training: {kind}\n\n{found}")
     return "\n".join(texts)
 
 
-def modalities(args: argparse.Namespace) -> str:
+def modalities(args: Namespace) -> str:
     """Fine-tune on both streams and on one."""
     return score(MODALITIES, finetuned(MODALITIES, "modalities", args), args)
 
 
-def ablations(args: argparse.Namespace) -> str:
+def ablations(args: Namespace) -> str:
     """Pre-train and fine-tune variants that each change one thing.
 
     Differences as small as that of another seed of pre-training are noise.
@@ -251,7 +243,7 @@ def ablations(args: argparse.Namespace) -> str:
     return score(chosen, finetuned(chosen, "ablations", args), args)
 
 
-def rows_of(variants: Sequence[Variant], args: argparse.Namespace) -> list[Variant]:
+def rows_of(variants: Sequence[Variant], args: Namespace) -> list[Variant]:
     """Return the first variant and those that --only names, or all."""
     titles = [variant.title for variant in variants]
     if unknown := [title for title in args.only or () if title not in titles]:
@@ -259,7 +251,7 @@ def rows_of(variants: Sequence[Variant], args: argparse.Namespace) -> list[Varia
     return [variants[0], *(v for v in variants[1:] if not args.only or v.title in args.only)]
 
 
-def contrast(args: argparse.Namespace) -> str:
+def contrast(args: Namespace) -> str:
     """Give the contrast a pass of its own over clips that are masked less, or not.
 
     Each seed is one of pre-training and of a linear probe on all labels. R@5 is that of the top
@@ -271,16 +263,15 @@ def contrast(args: argparse.Namespace) -> str:
     from scripts.benchmark_data import first_step
     from scripts.benchmark_models import compared, measure_in_turns
 
-    chosen, parts, extra = rows_of(CONTRAST, args), [], f"{args.extra} --device cpu --output_dir -"
-    folders = [list[Path]() for _ in chosen]
+    chosen, extra = rows_of(CONTRAST, args), f"{args.extra} --device cpu --output_dir -"
+    folders, parts = list[list[Path]](), []
     for seed in args.seeds:
-        seeded = argparse.Namespace(**vars(args) | {"seeds": [seed]})
+        seeded = Namespace(**vars(args) | {"seeds": [seed]})
         variants = [Variant(v.title, f"{v.start} --seed {seed}", PROBE, "_all") for v in chosen]
         runs = {variant.title: pretraining(variant.start, args) for variant in variants}
         steps = {title: first_step(completed(run, extra).flags) for title, run in runs.items()}
         costs = 1 / compared(measure_in_turns(steps, args.steps, 2), chosen[0].title)
-        for places, found in zip(folders, finetuned(variants, "contrast", seeded), strict=True):
-            places += found
+        folders += finetuned(variants, "contrast", seeded)
         recalls = [recall(last_checkpoint(run.folder), seed, args) for run in runs.values()]
         parts.append(costs.assign(recall=recalls))
     groups = pd.concat(parts).groupby(level=0, sort=False)
@@ -292,7 +283,7 @@ def contrast(args: argparse.Namespace) -> str:
     return "Linear probe, all labels\n\n" + score(chosen, folders, args, **columns)
 
 
-def recall(checkpoint: Path, seed: int, args: argparse.Namespace) -> float:
+def recall(checkpoint: Path, seed: int, args: Namespace) -> float:
     """Return R@5 in percent, each labelled speaker's first clip searched for once a direction."""
     from hicmae.visualize import Clips
     from hicmae.visualize.clips import open_clips
@@ -310,7 +301,7 @@ def recall(checkpoint: Path, seed: int, args: argparse.Namespace) -> float:
     return float(np.mean([rows["R@5"].drop("chance").mean() for rows in found]))
 
 
-def imbalance(args: argparse.Namespace) -> str:
+def imbalance(args: Namespace) -> str:
     """Fine-tune on classes of unequal size; the test stays even.
 
     The last row is the first one's, tested with the moving average of its weights.
@@ -327,15 +318,16 @@ def imbalance(args: argparse.Namespace) -> str:
         write_list(folder / "train.csv", kept)
     shutil.copyfile(data / "meta.csv", args.data / "meta.csv")
     folders = finetuned(IMBALANCE, "imbalance", args)
-    averages = [run.parents[1] / "average" / run.name for run in folders[0]]
-    for run, average in zip(folders[0], averages, strict=True):
+    for places in folders:
+        first = places[0]
+        places.append(first.parents[1] / "average" / first.name)
         for fold in args.folds:
-            found = (run / f"fold{fold}/pred_ema.csv").read_bytes()
-            write_whole(average / f"fold{fold}/pred.csv", found)
-    return score([*IMBALANCE, Variant("--ema 0.99")], [*folders, averages], args)
+            found = (first / f"fold{fold}/pred_ema.csv").read_bytes()
+            write_whole(places[-1] / f"fold{fold}/pred.csv", found)
+    return score([*IMBALANCE, Variant("--ema 0.99")], folders, args)
 
 
-def speakers(args: argparse.Namespace) -> str:
+def speakers(args: Namespace) -> str:
     """Tell which of two talking faces, side by side, has the sound.
 
     They are aligned clips of two speakers whom the pre-training never saw; both talk.
@@ -383,7 +375,7 @@ def speakers(args: argparse.Namespace) -> str:
     return table(rows)
 
 
-def ship(args: argparse.Namespace) -> str:
+def ship(args: Namespace) -> str:
     """Make the models that come with the package, in half precision, with their logs.
 
     The pre-training sees speakers without labels only; the classifier is fine-tuned from it, as it
@@ -448,7 +440,7 @@ class Experiment(Settings):
     features: tuple[str, ...] = option((KNN_FEATURES,), "of hicmae.knn, for starts", metavar="KIND")
 
 
-def run_experiment(args: argparse.Namespace) -> None:
+def run_experiment(args: Namespace) -> None:
     """Make the runs, print the tables and write them."""
     args.output_dir = args.output_dir or ROOT / "saved/toy" / args.experiment
     args.output_dir.mkdir(parents=True, exist_ok=True)
