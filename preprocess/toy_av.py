@@ -84,12 +84,10 @@ class Job(NamedTuple):
 
 def list_jobs(recipe: Recipe, folder: Path) -> list[Job]:
     """All clips: labelled ones, every class equally often per speaker, then unlabelled ones."""
-    clips = range(recipe.clips_per_class * len(plan.CLASSES))
-    pairs = [*product(range(recipe.speakers), clips)]
-    first = plan.PRETRAIN_SPEAKERS_FROM
-    unlabelled = range(first, first + recipe.pretrain_speakers)
-    jobs = []
-    for speaker, clip in [*pairs, *product(unlabelled, range(recipe.pretrain_clips))]:
+    first, jobs = plan.PRETRAIN_SPEAKERS_FROM, []
+    labelled = product(range(recipe.speakers), range(recipe.clips_per_class * len(plan.CLASSES)))
+    others = range(first, first + recipe.pretrain_speakers)
+    for speaker, clip in [*labelled, *product(others, range(recipe.pretrain_clips))]:
         key, has_label = plan.ClipKey(recipe.seed, speaker, clip), speaker < first
         faces = folder / "aligned" / key.name if has_label else None
         drawn = clip if has_label else int(key.rng("class").integers(len(plan.CLASSES)))
@@ -100,10 +98,7 @@ def list_jobs(recipe: Recipe, folder: Path) -> list[Job]:
 
 
 def build(recipe: Recipe, folder: Path, num_workers: int) -> None:
-    """Make the data set: its clips, then its lists and its shards.
-
-    ValueError where the folder holds one with other settings.
-    """
+    """Make clips, lists and shards; ValueError where the folder holds those of other settings."""
     path, settings = folder / "toy_av.json", asdict(recipe) | {"version": VERSION}
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -116,8 +111,7 @@ def build(recipe: Recipe, folder: Path, num_workers: int) -> None:
     context = multiprocessing.get_context("spawn")  # safe whatever threads the caller has started
     with context.Pool(num_workers, cv2.setNumThreads, (1,)) as pool:
         made = pool.imap_unordered(partial(make, face_size=recipe.face_size), jobs, chunksize=2)
-        for _ in tqdm(made, total=len(jobs), unit="clip"):
-            pass
+        list(tqdm(made, total=len(jobs), unit="clip"))
     rows = [plan.plan_clip(job.key, job.label).row() for job in jobs]
     write_lists(jobs, recipe, folder, num_workers)
     write_csv(folder / "meta.csv", rows[0] if rows else ["clip"], (row.values() for row in rows))
@@ -145,9 +139,8 @@ def write_video(frames: list[np.ndarray], sound: np.ndarray, path: Path) -> None
         picture = container.add_stream("libx264", rate=plan.FRAME_RATE, options=VIDEO_OPTIONS)
         picture.width = picture.height = FRAME_SIZE
         picture.pix_fmt = "yuv420p"
-        aac = {"aac_coder": "fast"}
+        aac = {"aac_coder": "fast", "b": "64000"}
         voice = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", options=aac)
-        voice.bit_rate = 64000
         for number, frame in enumerate(frames):
             planes: np.ndarray = cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420)
             packed = av.VideoFrame.from_ndarray(planes, format="yuv420p")

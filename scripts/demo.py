@@ -5,7 +5,6 @@ FOLDS ("1 2") of the two speaker-independent folds, DEVICE (auto), DRY_RUN=1 pri
 A step whose command has changed starts over, with everything that depends on it.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -13,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
@@ -41,7 +41,7 @@ BOTH = f"""
     --precision fp32 --num_workers {WORKERS} --image_freq 5
     --num_frames 4 --sampling_rate 8 --input_size 64 --input_size_audio 128 128
 """
-PRETRAIN = f"""
+PRETRAIN = f"""{BOTH}
     --model pretrain_hicmae_dim128_patch16_160_a256
     --encoder_depth 2 --encoder_depth_audio 2 --encoder_fusion_depth 1
     --decoder_depth 3 --decoder_depth_audio 3 --return_intermediate_features 0 1
@@ -49,17 +49,14 @@ PRETRAIN = f"""
     --mask_ratio 0.75 --mask_ratio_audio 0.75 --contrast_mask_ratio 0 --clip_grad 5
     --use_frame_diff_as_target --no-normalize_target_audio --loss_weight 0.1
 """
-FINETUNE = f"""
+FINETUNE = f"""{BOTH}
     --model avit_dim128_patch16_160_a256 --nb_classes 6
     --depth 2 --depth_audio 2 --fusion_depth 1
     --batch_size 32 --epochs {FINETUNE_EPOCHS} --warmup_epochs 2 --lr 0.016 --min_lr 1e-4
     --layer_decay 1 --drop_path 0 --aa none --reprob 0 --crop_scale 1 1
     --mixup 0 --cutmix 0 --smoothing 0.1 --roll_mag_aug --clip_grad 1 --val_metric uar
 """
-FLAGS = {
-    "run_pretraining.py": [*BOTH.split(), *PRETRAIN.split()],
-    "run_finetuning.py": [*BOTH.split(), *FINETUNE.split()],
-}
+FLAGS = {"run_pretraining.py": PRETRAIN.split(), "run_finetuning.py": FINETUNE.split()}
 
 
 class Run(NamedTuple):
@@ -145,8 +142,7 @@ def make(run: Run) -> bool:
 
 def main() -> None:
     """Make data and runs, draw the pictures, ask a model about a clip, print the table."""
-    style = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=style).parse_args()
+    ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter).parse_args()
     new = make(Run(DATA, "preprocess/toy_av.py", ["--seed", SEED], "meta.csv"))
     own, script = DEMO / f"pretrain/checkpoint-{PRETRAIN_EPOCHS - 1}.pth", "run_pretraining.py"
     flags = ["--data_path", str(DATA / "packed"), *FLAGS[script]]

@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def flags_of(env: Mapping[str, str]) -> list[str]:
     """Return the flags of torchrun that the variables mean; none for a single process.
 
-    Raises:
-        ValueError: a variable is wrong, or the machines could not meet.
+    ValueError: a variable is wrong, or the machines could not meet.
     """
     env = {name: text for name, text in env.items() if text}
     if "SLURM_STEP_ID" in env and "NNODES" not in env:

@@ -27,12 +27,7 @@ DARK = np.array([34.0, 30.0, 32.0])
 
 
 def draw_frames(clip: Clip) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Draw a clip frame by frame.
-
-    Yields:
-        frame: (96, 96, 3) uint8 RGB.
-        points: (5, 2) landmarks in pixels, for `hicmae.faces.align`.
-    """
+    """Yield each frame, (96, 96, 3) uint8 RGB, and its landmarks, (5, 2) in pixels, to align it."""
     painter = Painter(clip)
     painter.draw()
     points, rng, wall = painter.landmarks(), clip.key.rng("wall"), np.array(clip.scene.wall)
@@ -57,10 +52,7 @@ def draw_frames(clip: Clip) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 class Painter:
-    """Places the shapes of one clip; `shapes` holds them, those behind first.
-
-    Curves are (n,) or, where they move, (frames, n).
-    """
+    """Places the shapes of a clip, those behind first; curves are (n,) or, moving, (frames, n)."""
 
     def __init__(self, clip: Clip) -> None:
         self.clip, self.face, self.expression = clip, clip.face, clip.expression
@@ -72,10 +64,7 @@ class Painter:
         self.shapes: list[tuple[np.ndarray, tuple[float, ...], int]] = []
 
     def place(self, x: Any, y: Any, depth: float) -> np.ndarray:
-        """Points of the face in every frame: (frames, n, 2) pixels.
-
-        A point that stands out by `depth` is moved by yaw and pitch.
-        """
+        """Return (frames, n, 2) pixels; yaw and pitch move points that stand out by `depth`."""
         at, scene = self.at, self.clip.scene
         x = x + np.sin(at.yaw)[:, None] * depth
         y = y + np.sin(at.pitch)[:, None] * depth
@@ -216,10 +205,7 @@ class Painter:
         self.add(x, top, 20, GUMS, 1)
 
     def landmarks(self) -> np.ndarray:
-        """Eyes, tip of the nose, corners of the mouth, as `hicmae.faces` has them: (frames, 5, 2).
-
-        They are where they were drawn plus a detector's jitter.
-        """
+        """Eyes, tip of the nose, corners of the mouth, plus a detector's jitter: (frames, 5, 2)."""
         x, y = (line[:, [0, -1]] for line in self.lips())
         nose = np.zeros(1), np.array([self.face.nose_length])
         places = (np.array(EYES), np.zeros(2), 16), (*nose, 26), (x, y, 20)

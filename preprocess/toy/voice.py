@@ -60,9 +60,8 @@ def glottal_pulses(clip: Clip, count: int, rng: np.random.Generator) -> np.ndarr
 def vocal_tract(sources: np.ndarray, clip: Clip) -> np.ndarray:
     """Filter (3, count): pulses and breath by formants, noise by its own band; overlap and add."""
     speech, count = clip.speech, sources.shape[1]
-    windows = np.lib.stride_tricks.sliding_window_view(
-        np.pad(sources, ((0, 0), (HOP, HOP))).astype(np.float32), 2 * HOP, axis=1
-    )[:, ::HOP]
+    padded = np.pad(sources, ((0, 0), (HOP, HOP))).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * HOP, axis=1)[:, ::HOP]
     spectra = np.fft.rfft(windows * np.hanning(2 * HOP + 1)[:-1].astype(np.float32), FFT)
     at = np.minimum(np.arange(spectra.shape[1]), len(speech.level) - 1)
     formants = np.stack([speech.f1, speech.f2, speech.f3, np.full(len(speech.f1), 3500.0)])[:, at]
@@ -86,15 +85,11 @@ def vocal_tract(sources: np.ndarray, clip: Clip) -> np.ndarray:
 
 
 def impose_envelope(sound: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Scale so that the short-time rms follows `level`, whatever the voice quality.
-
-    This keeps the arousal out of everything that the mouth follows. Two rounds, because a gain that
-    moves within its own window misses a little.
-    """
+    """Make the short-time rms follow `level` whatever the voice quality: arousal must not show."""
     from scipy.ndimage import uniform_filter1d
 
     target = np.interp(np.arange(len(sound)) / HOP, np.arange(len(level)) + 0.5, level)
-    for _ in range(2):
+    for _ in range(2):  # a gain that moves within its own window misses a little
         power = sound**2
         for _ in range(3):
             power = uniform_filter1d(power, 240)

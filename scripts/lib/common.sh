@@ -11,10 +11,7 @@ esac
 
 say() { printf '%s\n' "$*" >&2; } # stdout stays free for the commands of DRY_RUN=1
 
-die() {
-    say "error: $*"
-    exit 2
-}
+die() { say "error: $*"; exit 2; }
 
 # Paths in variables are relative to the folder the script was started from.
 absolute() {
@@ -59,14 +56,13 @@ prepare_folds() {
 
 # start: find PYTHON, else that of the active environment or of .venv. Clip paths in lists may be relative to the repository.
 start() {
-    case ${PYTHON:-} in
-    */*) PYTHON=$(absolute "$PYTHON") ;;
-    '')
+    if [ -z "${PYTHON:-}" ]; then
         PYTHON=python3
         [ ! -x "$ROOT/.venv/bin/python" ] || PYTHON=$ROOT/.venv/bin/python
         [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || PYTHON=python
-        ;;
-    esac
+    elif [ "$PYTHON" != "${PYTHON#*/}" ]; then
+        PYTHON=$(absolute "$PYTHON")
+    fi
     command -v "$PYTHON" >/dev/null 2>&1 ||
         die "no Python at '$PYTHON'; run 'bash scripts/test.sh' once to make .venv, or set PYTHON"
     cd "$ROOT" || exit

@@ -1,13 +1,6 @@
 """Experiments on the synthetic benchmark, with the settings of scripts/demo.py.
 
-    python scripts/toy/experiments.py ship          the pre-training and classifier of the package
-    python scripts/toy/experiments.py starts        random weights, the demo's pre-training, the
-                                                    shipped one: few and all labels, probe, k-NN
-    python scripts/toy/experiments.py modalities    audio, video and both
-    python scripts/toy/experiments.py ablations     the parts of HiCMAE, one left out at a time
-    python scripts/toy/experiments.py contrast      a pass of its own: cost, retrieval, probe
-    python scripts/toy/experiments.py imbalance     classes of unequal size: weights, sampler, EMA
-    python scripts/toy/experiments.py speakers      which of two talking faces has the sound
+    python scripts/toy/experiments.py EXPERIMENT
 
 Each starts from a finished demo, makes the runs that are not there yet, and prints tables, which
 table.md holds too. A run that was cut off goes on; one whose command has changed, or that of the
@@ -37,9 +30,8 @@ from hicmae.data.video import FrameFolder
 from hicmae.faces import template
 from hicmae.io import write_whole
 from scripts import demo
-from scripts.demo import SHIPPED, Run
+from scripts.demo import ROOT, SHIPPED, Run
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGED = ROOT / "hicmae/checkpoints"
 RANDOM, OWN = "", "own"  # what fine-tuning starts from, beside SHIPPED and flags of pre-training
 DRAWN = "drawn by preprocess/toy_av.py of hicmae, MIT; there are no people in them"
@@ -208,7 +200,7 @@ def table(rows: Any) -> str:
 
 
 def starts(args: Namespace) -> str:
-    """Compare random weights, the demo's pre-training and the shipped one."""
+    """Start from random, own and shipped weights: few and all labels, probe, k-NN."""
     texts = []
     for name, (title, *how) in STARTS.items():
         rows = zip(demo.TITLES.values(), (RANDOM, OWN, SHIPPED), strict=True)
@@ -230,12 +222,12 @@ def starts(args: Namespace) -> str:
 
 
 def modalities(args: Namespace) -> str:
-    """Fine-tune on both streams and on one."""
+    """Fine-tune on audio and video, and on one of them."""
     return score(MODALITIES, finetuned(MODALITIES, "modalities", args), args)
 
 
 def ablations(args: Namespace) -> str:
-    """Pre-train and fine-tune variants that each change one thing.
+    """Pre-train and fine-tune with one part of HiCMAE left out or changed at a time.
 
     Differences as small as that of another seed of pre-training are noise.
     """
@@ -252,11 +244,10 @@ def rows_of(variants: Sequence[Variant], args: Namespace) -> list[Variant]:
 
 
 def contrast(args: Namespace) -> str:
-    """Give the contrast a pass of its own over clips that are masked less, or not.
+    """Give the contrast a pass over clips that are masked less, or not: cost, retrieval, probe.
 
     Each seed is one of pre-training and of a linear probe on all labels. R@5 is that of the top
-    level among 32 clips of speakers without pre-training, both directions. Steps are timed in turns
-    on the CPU.
+    level among 32 clips of unseen speakers, both directions; steps are timed in turns on the CPU.
     """
     import pandas as pd
 
@@ -302,7 +293,7 @@ def recall(checkpoint: Path, seed: int, args: Namespace) -> float:
 
 
 def imbalance(args: Namespace) -> str:
-    """Fine-tune on classes of unequal size; the test stays even.
+    """Fine-tune on classes of unequal size, but test on equal ones: weights, sampler, EMA.
 
     The last row is the first one's, tested with the moving average of its weights.
     """
@@ -376,7 +367,7 @@ def speakers(args: Namespace) -> str:
 
 
 def ship(args: Namespace) -> str:
-    """Make the models that come with the package, in half precision, with their logs.
+    """Make the pre-training and the classifier that come with the package, with their logs.
 
     The pre-training sees speakers without labels only; the classifier is fine-tuned from it, as it
     is in the package, on all labels of fold 1, whose test speakers neither has seen.
@@ -449,7 +440,8 @@ def run_experiment(args: Namespace) -> None:
     sys.stdout.write(text)
 
 
-main = command(__doc__, run_experiment, Experiment, failed=1)
+first_lines = (f"{name:<12}{work.__doc__.splitlines()[0]}" for name, work in EXPERIMENTS.items())
+main = command("\n    ".join([__doc__, *first_lines]), run_experiment, Experiment, failed=1)
 
 if __name__ == "__main__":
     sys.exit(main())
