@@ -84,10 +84,12 @@ class Job(NamedTuple):
 
 def list_jobs(recipe: Recipe, folder: Path) -> list[Job]:
     """All clips: labelled ones, every class equally often per speaker, then unlabelled ones."""
-    first, jobs = plan.PRETRAIN_SPEAKERS_FROM, []
-    labelled = product(range(recipe.speakers), range(recipe.clips_per_class * len(plan.CLASSES)))
-    others = range(first, first + recipe.pretrain_speakers)
-    for speaker, clip in [*labelled, *product(others, range(recipe.pretrain_clips))]:
+    clips = range(recipe.clips_per_class * len(plan.CLASSES))
+    pairs = [*product(range(recipe.speakers), clips)]
+    first = plan.PRETRAIN_SPEAKERS_FROM
+    unlabelled = range(first, first + recipe.pretrain_speakers)
+    jobs = []
+    for speaker, clip in [*pairs, *product(unlabelled, range(recipe.pretrain_clips))]:
         key, has_label = plan.ClipKey(recipe.seed, speaker, clip), speaker < first
         faces = folder / "aligned" / key.name if has_label else None
         drawn = clip if has_label else int(key.rng("class").integers(len(plan.CLASSES)))
@@ -104,14 +106,14 @@ def build(recipe: Recipe, folder: Path, num_workers: int) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
         changed = [f"{k} {found.get(k)} -> {v}" for k, v in settings.items() if found.get(k) != v]
         if changed:
-            found_there = f"{folder} holds a toy data set of other settings ({', '.join(changed)})"
-            raise ValueError(f"{found_there}; give another --output_dir or delete the folder")
+            held = f"{folder} holds a toy data set of other settings ({', '.join(changed)})"
+            raise ValueError(f"{held}; give another --output_dir or delete the folder")
     write_whole(path, json.dumps(settings, indent=1) + "\n")
     jobs = list_jobs(recipe, folder.resolve())
     context = multiprocessing.get_context("spawn")  # safe whatever threads the caller has started
     with context.Pool(num_workers, cv2.setNumThreads, (1,)) as pool:
         made = pool.imap_unordered(partial(make, face_size=recipe.face_size), jobs, chunksize=2)
-        list(tqdm(made, total=len(jobs), unit="clip"))
+        list(tqdm(made, total=len(jobs), unit="clip"))  # until all of them are made
     rows = [plan.plan_clip(job.key, job.label).row() for job in jobs]
     write_lists(jobs, recipe, folder, num_workers)
     write_csv(folder / "meta.csv", rows[0] if rows else ["clip"], (row.values() for row in rows))
@@ -121,8 +123,9 @@ def make(job: Job, face_size: int) -> None:
     """Draw, voice and write one clip."""
     clip = plan.plan_clip(job.key, job.label)
     job.video.parent.mkdir(parents=True, exist_ok=True)
-    sound, drawn = np.rint(synthesise(clip) * 32767).astype(np.int16), list(draw_frames(clip))
+    sound = np.rint(synthesise(clip) * 32767).astype(np.int16)
     soundfile.write(job.audio, sound, SAMPLE_RATE, subtype="PCM_16")
+    drawn = list(draw_frames(clip))
     write_video([frame for frame, _ in drawn], sound, job.video)
     if job.faces:
         job.faces.mkdir(parents=True, exist_ok=True)

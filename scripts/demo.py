@@ -182,7 +182,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         uar = 100 * run["total"]["last"]["uar"]
         low, high = (100 * bound for bound in run["intervals"]["last"]["uar"])
         lines.append(f"{TITLES[run['title']]:<34}  {uar:8.2f}  {low:.2f} to {high:.2f}")
-    return "\n".join([*lines, *(f"{name:<34}  {most:8.2f}" for name, most in CEILINGS.items())])
+    lines += [f"{name:<34}  {most:8.2f}" for name, most in CEILINGS.items()]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -64,9 +64,8 @@ def flags_of(env: Mapping[str, str]) -> list[str]:
     if not rank.isdecimal() or int(rank) >= int(nodes):
         span = f"from 0 to {int(nodes) - 1}"
         raise ValueError(f"NODE_RANK must be the number of this machine {span}, got '{rank}'")
-    flags = ["--nnodes", nodes, "--nproc_per_node", gpus, "--node_rank", rank]
-    flags += ["--master_addr", env["MASTER_ADDR"], "--master_port", port]
-    return [*flags, "--rdzv_conf", f"timeout={wait}"]
+    place = ["--node_rank", rank, "--master_addr", env["MASTER_ADDR"], "--master_port", port]
+    return ["--nnodes", nodes, "--nproc_per_node", gpus, *place, "--rdzv_conf", f"timeout={wait}"]
 
 
 def _slurm(env: Mapping[str, str]) -> dict[str, str]:

@@ -216,7 +216,7 @@ class Painter:
 
 
 def symmetric(x: Any, *others: Any) -> np.ndarray:
-    """A smooth closed curve of 48 points through some and their mirror images: (n, 48)."""
+    """A smooth closed curve of 48 points through those given and, with -x, mirrored: (n, 48)."""
     from scipy.interpolate import CubicSpline  # here, as no --help should wait for it
 
     right, left = np.array([x, *others]), np.array([np.negative(x), *others])

@@ -180,7 +180,7 @@ def _colour(palette: tuple[tuple[int, ...], ...], rng: np.random.Generator) -> n
 
 
 def draw_expression(valence: int, rng: np.random.Generator) -> Traits:
-    """Draw offsets from the resting face, up positive, of a valence: 0 negative .. 2 positive."""
+    """Draw offsets from the resting face, up is positive; valence 0 negative .. 2 positive."""
     signed, noise = (valence - 1) * rng.uniform(0.75, 1.2), rng.uniform(-1.7, 1.7, 7)
     up, down = max(signed, 0.0), max(-signed, 0.0)
     return numbers(

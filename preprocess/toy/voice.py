@@ -31,8 +31,7 @@ def synthesise(clip: Clip) -> np.ndarray:
 def glottal_pulses(clip: Clip, count: int, rng: np.random.Generator) -> np.ndarray:
     """Rosenberg pulses, whose periods and heights are a little rough.
 
-    Returns (2, count): the derivative of the glottal flow, rms 1, and the flow itself, 0 shut .. 1,
-    which lets breath through.
+    Returns (2, count): derivative of the glottal flow, rms 1; the flow, 0 shut .. 1, for breath.
     """
     from scipy.signal import resample_poly  # here, as no --help should wait for it
 

@@ -1,7 +1,6 @@
 # shellcheck shell=sh
-# What the experiment scripts share: places, folds, signals. POSIX sh, as they are started with sh.
-# scripts/README.md describes every variable that may be set; --help shows the comment at the top of a script. Source it
-# with ROOT set to the repository.
+# What the experiment scripts share: places, folds, signals. POSIX sh. Source it with ROOT set to the repository.
+# scripts/README.md describes every variable that may be set; --help shows the comment at the top of a script.
 CALLER_DIR=$(pwd)
 case ${1:-} in -h | --help)
     sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
@@ -10,7 +9,6 @@ case ${1:-} in -h | --help)
 esac
 
 say() { printf '%s\n' "$*" >&2; } # stdout stays free for the commands of DRY_RUN=1
-
 die() { say "error: $*"; exit 2; }
 
 # Paths in variables are relative to the folder the script was started from.

@@ -151,7 +151,7 @@ def finetuned(variants: Sequence[Variant], name: str, args: Namespace) -> list[l
 def score(
     variants: Sequence[Variant], folders: list[list[Path]], args: Namespace, **columns: list[str]
 ) -> str:
-    """Compare variants, for each seed their folders, with the first; in percent, columns after."""
+    """Compare variants, whose folders are listed by seed, with the first one; in percent."""
     import pandas as pd
 
     from hicmae.report.scores import build, compare_all
@@ -244,7 +244,7 @@ def rows_of(variants: Sequence[Variant], args: Namespace) -> list[Variant]:
 
 
 def contrast(args: Namespace) -> str:
-    """Give the contrast a pass over clips that are masked less, or not: cost, retrieval, probe.
+    """Give the contrast a pass of its own, over clips masked less: cost, retrieval, probe.
 
     Each seed is one of pre-training and of a linear probe on all labels. R@5 is that of the top
     level among 32 clips of unseen speakers, both directions; steps are timed in turns on the CPU.
@@ -367,7 +367,7 @@ def speakers(args: Namespace) -> str:
 
 
 def ship(args: Namespace) -> str:
-    """Make the pre-training and the classifier that come with the package, with their logs.
+    """Make the models that come with the package, in half precision, with their logs.
 
     The pre-training sees speakers without labels only; the classifier is fine-tuned from it, as it
     is in the package, on all labels of fold 1, whose test speakers neither has seen.
