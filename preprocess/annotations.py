@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -32,17 +33,13 @@ def read_table(path: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[st
         raise ValueError(f"{path}:{end + 1}: expected a table with commas, got: {error}") from None
     header = rows.pop(0)[1] if rows else []
     if missing := [name for name in columns if name not in header]:
-        raise ValueError(
-            f"{path}:1: expected the columns {', '.join(columns)}, got "
-            f"'{', '.join(header)[:200]}'; missing: {', '.join(missing)}"
-        )
+        text = f"expected the columns {', '.join(columns)}, got '{', '.join(header)[:200]}'"
+        raise ValueError(f"{path}:1: {text}; missing: {', '.join(missing)}")
     for where, fields in rows:
         if any(fields):
             if len(fields) < len(header) or any(fields[len(header) :]):
-                raise ValueError(
-                    f"{where}: expected {len(header)} fields as in the header, got {len(fields)}: "
-                    f"'{','.join(fields)[:200]}'; quote what holds a comma"
-                )
+                text = f"{where}: expected {len(header)} fields as in the header, got {len(fields)}"
+                raise ValueError(f"{text}: '{','.join(fields)[:200]}'; quote what holds a comma")
             yield where, dict(zip(header, fields, strict=False))  # blank fields may follow
 
 
@@ -71,10 +68,7 @@ def class_index(name: str, classes: Sequence[str], where: str) -> int:
 
 def number(text: str, where: str) -> float:
     """Return a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{where}: expected a finite number, got '{text[:100]}'")
-    return value
+    with suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise ValueError(f"{where}: expected a finite number, got '{text[:100]}'")

@@ -90,7 +90,7 @@ def check(args: argparse.Namespace) -> int:
     }
     for path in (output / "report.csv", *(cleaned.values() if args.shard == WHOLE else ())):
         check_writable(path)  # said before hours of work
-    ledger = Ledger(output, "check_lists", args.shard)
+    ledger = Ledger(output, "check_lists", args)
     known: dict[str, dict[str, object]] = {}
     for path in output.glob("check_lists*.csv"):  # of parts, too
         known |= read_summary(path)
@@ -98,7 +98,7 @@ def check(args: argparse.Namespace) -> int:
     good = {name: row["stamp"] for name, row in known.items() if row["status"] == "done"}
     done = {job for job in jobs if job.name in good and good[job.name] == stamp_of(job)}
     ledger.rows |= {job.name: known[job.name] for job in done}
-    code = ledger.run([job for job in jobs if job not in done], inspect, args.num_workers, done)
+    code = ledger.run([job for job in jobs if job not in done], inspect, done)
     if code == STOPPED or args.shard != WHOLE:
         return code
     compare(lists, ledger.rows)
@@ -171,8 +171,7 @@ def compare(lists: list[ListFile], rows: Mapping[str, Row]) -> None:
             tested = {trait: job for job in test.jobs for trait in traits(job, rows[job.name])}
             for number, job in enumerate(train.jobs, 1):
                 if same := shared(job, rows[job.name], tested):
-                    detail = f"{test.path}: {same}"
-                    train.findings.append((number, "in training and test", detail))
+                    train.findings.append((number, "in training and test", f"{test.path}: {same}"))
 
 
 def traits(job: Job, row: Row) -> list[tuple[str, str]]:
@@ -185,11 +184,10 @@ def traits(job: Job, row: Row) -> list[tuple[str, str]]:
 
 def shared(job: Job, row: Row, owners: Mapping[tuple[str, str], Job]) -> str:
     """Say what a clip shares with the owner of its first known trait; "" if nothing is known."""
-    same = [trait for trait in traits(job, row) if trait in owners]
-    if not same:
-        return ""
-    owner = owners[same[0]]
-    return f"same {' and '.join(kind for kind, _ in same)} as '{owner.source}', '{owner.audio}'"
+    if same := [trait for trait in traits(job, row) if trait in owners]:
+        owner = owners[same[0]]
+        return f"same {' and '.join(kind for kind, _ in same)} as '{owner.source}', '{owner.audio}'"
+    return ""
 
 
 def write_cleaned(one: ListFile, path: Path) -> None:

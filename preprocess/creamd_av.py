@@ -1,4 +1,3 @@
-# The name that the original gives to cremad_av.py.
-from data_sets import cremad
+from data_sets import cremad  # the original's name of cremad_av.py
 
 raise SystemExit(cremad())

@@ -20,26 +20,10 @@ from tqdm import tqdm
 
 from hicmae.data.clip_list import Label, data_set_names, read_labelled_list, write_list
 from hicmae.io import check_writable
+from preprocess import lists
 from preprocess.annotations import class_index, matched, number, read_lines, read_table
 from preprocess.command_line import command
-from preprocess.lists import (
-    ALIGNED,
-    SAVED_DATA,
-    Candidate,
-    ClipFiles,
-    Places,
-    Plan,
-    check_counts,
-    contents,
-    cross_validation,
-    data_set,
-    find,
-    find_places,
-    in_list,
-    list_name,
-    official_split,
-    write_left_out,
-)
+from preprocess.lists import Candidate, ClipFiles, Plan, cross_validation, data_set, official_split
 
 logger = logging.getLogger("data_sets")
 
@@ -47,13 +31,10 @@ Lines = Iterator[tuple[str, Candidate]]  # (file:line, clip) of an official list
 
 # With 6 classes as published, with 4 counted in the same folds.
 CREMAD_TEST_SIZES = {6: (1463, 1470, 1475, 1474, 1555), 4: (963, 968, 971, 971, 1023)}
-CREMAD_DROPPED = dict.fromkeys(
-    ("1076_MTI_NEU_XX", "1076_MTI_SAD_XX", "1064_TIE_SAD_XX", "1064_IEO_DIS_MD"),
-    "dropped by the protocol",
-) | dict.fromkeys(
-    ("1040_ITH_SAD_XX", "1040_ITH_SAD_X"),  # the video, and the wav as distributed
-    "without audio in the original: its wav is misnamed",
-)
+CREMAD_UNUSED = "1076_MTI_NEU_XX", "1076_MTI_SAD_XX", "1064_TIE_SAD_XX", "1064_IEO_DIS_MD"
+CREMAD_MUTE = "1040_ITH_SAD_XX", "1040_ITH_SAD_X"  # the video, and the wav as distributed
+CREMAD_DROPPED = dict.fromkeys(CREMAD_UNUSED, "dropped by the protocol")
+CREMAD_DROPPED |= dict.fromkeys(CREMAD_MUTE, "without audio in the original: its wav is misnamed")
 CREMAD_NAME = r"(10(?:0[1-9]|[1-8]\d|9[01]))_[A-Z]{3}_(ANG|DIS|FEA|HAP|NEU|SAD)_(?:XX|LO|MD|HI)"
 
 MAFW_TEST_SIZES = (1836, 1833, 1827, 1829, 1831)  # of the single classes, clips with audio
@@ -107,10 +88,10 @@ def cremad(args: argparse.Namespace, files: ClipFiles) -> Plan:
             clips.append(Candidate(name, reason="name is not actor_sentence_EMOTION_level"))
         else:
             clips.append(of_class(name, match[2], classes, match[1]))
-    lists = cross_validation(clips, 5, lambda actor: min((int(actor) - 1001) // 18 + 1, 5))
+    folds = cross_validation(clips, 5, lambda actor: min((int(actor) - 1001) // 18 + 1, 5))
     sizes = CREMAD_TEST_SIZES[args.classes]
     place = "crema-d/audio_visual" + "_4classes" * (args.classes == 4)
-    return Plan(place, classes, clips, lists, sizes, {"clips": sum(sizes), "face folders": 7442})
+    return Plan(place, classes, clips, folds, sizes, {"clips": sum(sizes), "face folders": 7442})
 
 
 @data_set(
@@ -136,7 +117,7 @@ def mafw(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
     def read(fold: int, part: str) -> Lines:
         path = f"Train & Test Set/{args.subset}/no_caption/set_{fold}/{part}.txt"
-        for where, line in read_lines(find(files.root, path)):
+        for where, line in read_lines(lists.find(files.root, path)):
             match = matched(r"(\S+)\.mp4\s+(\S+)", line, where, form)
             yield where, Candidate(match[1], class_index(match[2], classes, where))
 
@@ -158,24 +139,23 @@ def ravdess(args: argparse.Namespace, files: ClipFiles) -> Plan:
     A name is modality-channel-emotion-intensity-statement-repetition-actor; emotions 01..08 become
     0..7. Test fold k holds actors 4k-3 to 4k, 240 clips each.
     """
-    speech: dict[str, Candidate] = {}
-    clips = []
+    clips, speech = list[Candidate](), dict[str, Candidate]()
     for name in files.names():
-        match, reason = re.fullmatch(RAVDESS_NAME, name), ""
+        match = re.fullmatch(RAVDESS_NAME, name)
         if match is None:
-            reason = "name is not seven numbers of RAVDESS"
+            clips.append(Candidate(name, reason="name is not seven numbers of RAVDESS"))
         elif match[1] == "1":
             reason = "video with sound (01-*), the protocol takes 02-* and 03-*"
+            clips.append(Candidate(name, reason=reason))
         elif match[2] == "2":
-            reason = "song, the protocol takes speech"
+            clips.append(Candidate(name, reason="song, the protocol takes speech"))
         else:  # the wav of 02-x is 03-x
             video, audio = "02" + name[2:], "03" + name[2:]
             speech[video] = Candidate(video, int(match[3]) - 1, match[4], audio=audio)
-        clips += [Candidate(name, reason=reason)] * bool(reason)
     clips += sorted(speech.values(), key=lambda clip: (clip.speaker, clip.name))
-    lists = cross_validation(clips, 6, lambda actor: (int(actor) - 1) // 4 + 1)
+    folds = cross_validation(clips, 6, lambda actor: (int(actor) - 1) // 4 + 1)
     classes = data_set_names("RAVDESS", 8)
-    return Plan("ravdess/audio_visual", classes, clips, lists, [240] * 6, {"clips": 1440})
+    return Plan("ravdess/audio_visual", classes, clips, folds, [240] * 6, {"clips": 1440})
 
 
 @data_set()
@@ -194,17 +174,17 @@ def msp_improv(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """
     classes, form = data_set_names("MSP-IMPROV", 4), "'UTD-IMPROV-<clip>.avi; <class>; ...'"
     clips = []
-    for where, line in read_lines(find(files.root, "Evalution.txt", "Evaluation.txt")):
+    for where, line in read_lines(lists.find(files.root, "Evalution.txt", "Evaluation.txt")):
         if "-IMPROV-" in line:  # the votes of single raters follow below a clip's line
             match = matched(MSP_LINE, line, where, form)
             name, speaker = f"MSP-IMPROV-{match[1]}", f"{match[2]}0{match[3]}"
             clips.append(of_class(name, match[4], classes, speaker))
-    lists = cross_validation(clips, 6, lambda speaker: int(speaker[-1]))
+    folds = cross_validation(clips, 6, lambda speaker: int(speaker[-1]))
     logger.info(
         "note: the original's val.csv of MSP-IMPROV is its test.csv; none is written here, and "
         "training without one chooses its best epoch on test.csv, as the original does"
     )
-    return Plan("msp-improv/audio_visual", classes, clips, lists, expected={"clips": 7787})
+    return Plan("msp-improv/audio_visual", classes, clips, folds, expected={"clips": 7787})
 
 
 @data_set({"--published_lists": {"help": "folder of split01 .. split05 with lists"}})
@@ -233,24 +213,24 @@ def werewolf_xl(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
     def published(fold: int, part: str) -> Lines:
         remedy = "give --published_lists, a folder of split01 .. split05"
-        path = find(args.published_lists, f"{list_name(fold, part)}.csv", remedy=remedy)
+        path = lists.find(args.published_lists, f"{lists.list_name(fold, part)}.csv", remedy=remedy)
         for clip in read_labelled_list(path, "regression", len(targets)):
-            name = os.path.basename(clip.video).removesuffix(ALIGNED)
+            name = os.path.basename(clip.video).removesuffix(lists.ALIGNED)
             yield path, rated(name, clip.label, path)
 
     if args.published_lists:
-        clips, lists = official_split(5, published)
+        clips, folds = official_split(5, published)
     else:
         known: dict[str, Candidate] = {}
-        for where, row in read_table(find(files.root, "labels.csv"), ("name", *targets)):
+        for where, row in read_table(lists.find(files.root, "labels.csv"), ("name", *targets)):
             name = os.path.splitext(row["name"])[0]
             if name in known:
                 raise ValueError(f"{where}: expected each clip once, got '{name}' again")
             values = tuple(number(row[target], where) for target in targets)
             known[name] = rated(name, values, where)
         clips = [*known.values()]
-        lists = cross_validation(clips, 5, lambda player: min((int(player[:2]) - 1) // 6 + 1, 5))
-    return Plan("werewolf-xl/audio_visual", targets, clips, lists, expected={"clips": 14457})
+        folds = cross_validation(clips, 5, lambda player: min((int(player[:2]) - 1) // 6 + 1, 5))
+    return Plan("werewolf-xl/audio_visual", targets, clips, folds, expected={"clips": 14457})
 
 
 @data_set(video_dirs=("faces", "face_aligned", "openface", "Clip/clip_224x224"))
@@ -270,7 +250,7 @@ def dfew(args: argparse.Namespace, files: ClipFiles) -> Plan:
 
     def read(fold: int, part: str) -> Lines:
         path = f"EmoLabel_DataSplit/{part}(single-labeled)/set_{fold}.csv"
-        for where, row in read_table(find(files.root, path), ["video_name", "label"]):
+        for where, row in read_table(lists.find(files.root, path), ["video_name", "label"]):
             match = matched(r"0*(\d{1,5})", row["video_name"], where, "a clip's number")
             label = matched(r"[1-7]", row["label"], where, "a label 1..7")
             yield where, Candidate(match[1].zfill(5), int(label[0]) - 1)
@@ -295,13 +275,11 @@ def mer2023(args: argparse.Namespace, files: ClipFiles) -> Plan:
     (https://github.com/zeroQiaoba/MER2023-Baseline).
     """
     classes = data_set_names("MER2023", 6)
-    tables = {
-        "train": ("train-label.csv", "mer2023train/train-label.csv"),
-        "test": ("test1-label.csv", "test-labels/test1-label.csv"),
-    }
+    tables = {"train": "mer2023train/train-label.csv", "test": "test-labels/test1-label.csv"}
 
     def read(_: int, part: str) -> Lines:
-        for where, row in read_table(find(files.root, *tables[part]), ["name", "discrete"]):
+        path = lists.find(files.root, os.path.basename(tables[part]), tables[part])
+        for where, row in read_table(path, ["name", "discrete"]):
             yield where, Candidate(row["name"], class_index(row["discrete"], classes, where))
 
     return Plan("mer2023/audio_visual", classes, *official_split(1, read))
@@ -324,7 +302,7 @@ def iemocap(args: argparse.Namespace, files: ClipFiles) -> Plan:
     """
     classes = data_set_names("IEMOCAP", 4)
     form = "'[<start> - <end>] <utterance> <emotion> [<v>, <a>, <d>]'"
-    find(files.root, "Session1/dialog/EmoEvaluation")
+    lists.find(files.root, "Session1/dialog/EmoEvaluation")
     clips = []
     for path in sorted(Path(files.root).glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
         for where, line in read_lines(str(path)):
@@ -332,8 +310,8 @@ def iemocap(args: argparse.Namespace, files: ClipFiles) -> Plan:
                 match = matched(IEMOCAP_LINE, line, where, form)
                 emotion = "hap" if match[4] == "exc" else match[4]
                 clips.append(of_class(match[1], emotion, classes, match[2] + match[3]))
-    lists = cross_validation(clips, 5, lambda speaker: int(speaker[4]))
-    return Plan("iemocap/audio_visual", classes, clips, lists)
+    folds = cross_validation(clips, 5, lambda speaker: int(speaker[4]))
+    return Plan("iemocap/audio_visual", classes, clips, folds)
 
 
 @data_set(
@@ -356,14 +334,14 @@ def avcaffe(args: argparse.Namespace, files: ClipFiles) -> Plan:
     classes = data_set_names(f"AVCAffe {args.target}", 5)
     form = f"'aiim<person>_task_<number>, <{args.target}>'"
     labels, people = {}, {}
-    for where, line in read_lines(find(files.root, f"ground_truths/{args.target}.txt")):
+    for where, line in read_lines(lists.find(files.root, f"ground_truths/{args.target}.txt")):
         if "," in line:  # other lines are headings
             task = matched(r"(aiim\d{3}_task_\d+)\s*,\s*(.+)", line, where, form)
             labels[task[1]] = class_index(task[2], classes, where)
     for part, name in (("train", "train"), ("test", "val")):
-        people[list_name(1, part)] = {
+        people[lists.list_name(1, part)] = {
             matched(r"aiim\d{3}", person, where, "a participant aiim<number>")[0]
-            for where, line in read_lines(find(files.root, f"info/{name}.txt"))
+            for where, line in read_lines(lists.find(files.root, f"info/{name}.txt"))
             for person in re.split(r"[\s,]+", line.strip(", "))
         }
     clips = []
@@ -377,9 +355,9 @@ def avcaffe(args: argparse.Namespace, files: ClipFiles) -> Plan:
             clips.append(Candidate(name, reason="participant in neither official list"))
         else:
             clips.append(Candidate(name, labels[match[1]], match[2]))
-    lists = {name: [c.name for c in clips if c.speaker in group] for name, group in people.items()}
+    folds = {name: [c.name for c in clips if c.speaker in group] for name, group in people.items()}
     logger.info("note: clips of one task are scored as one: test with --average_clips 3")
-    return Plan(f"avcaffe/audio_visual/{args.target}", classes, clips, lists)
+    return Plan(f"avcaffe/audio_visual/{args.target}", classes, clips, folds)
 
 
 def list_voxceleb2(args: argparse.Namespace) -> None:
@@ -397,10 +375,10 @@ def list_voxceleb2(args: argparse.Namespace) -> None:
     name does not follow from the mp4's, the line names it too. Written to --output_dir
     (saved/data/voxceleb2): train.csv, left_out.csv.
     """
-    root, videos, audios = find_places(
+    root, videos, audios = lists.find_places(
         args, ("video/file~/dev/mp4", "dev/mp4"), ("audio/file~/dev/aac", "dev/aac")
     )
-    output = args.output_dir or SAVED_DATA / "voxceleb2"
+    output = args.output_dir or lists.SAVED_DATA / "voxceleb2"
     check_writable(output / "train.csv")
     names: dict[str, set[str]] = defaultdict(set)  # "id00012/21Uxsk56VDQ/00001", by suffix
     for folder in (videos, audios):
@@ -409,23 +387,21 @@ def list_voxceleb2(args: argparse.Namespace) -> None:
             names[suffix].add(name)
     mp4, wav, m4a = (names[suffix] for suffix in (".mp4", ".wav", ".m4a"))
     if not mp4 & wav:
-        raise FileNotFoundError(
-            f"expected id*/*/*.mp4 in '{videos}' and id*/*/*.wav in '{audios}', found "
-            f"{contents(videos)} and {contents(audios)}, and no clip in both; make the wavs with "
-            "preprocess/face_and_audio/extract_audio.py"
-        )
+        text = f"expected id*/*/*.mp4 in '{videos}' and id*/*/*.wav in '{audios}', found"
+        text += f" {lists.contents(videos)} and {lists.contents(audios)}, and no clip in both"
+        raise FileNotFoundError(f"{text}; make wavs by preprocess/face_and_audio/extract_audio.py")
     clips = []
     for name in sorted(mp4 | wav | m4a, key=lambda name: name.split("/")):
         lacks_wav = "m4a without wav" if name in m4a else "audio missing"
         reason = "video missing" if name not in mp4 else "" if name in wav else lacks_wav
         files = f"{videos}/{name}.mp4", f"{audios}/{name}.wav"
         clips.append(Candidate(name, None, None, *files, reason))
-    write_left_out(output, clips)
-    check_counts({"videos": len(mp4)}, {"videos": 1_092_009}, args.strict)
-    lines = [in_list(c, root if args.relative else None) for c in clips if not c.reason]
+    lists.write_left_out(output, clips)
+    lists.check_counts({"videos": len(mp4)}, {"videos": 1_092_009}, args.strict)
+    lines = [lists.in_list(c, root if args.relative else None) for c in clips if not c.reason]
     write_list(output / "train.csv", lines)
     speakers = {name.partition("/")[0] for name in mp4 & wav}
     logger.info("%s: %d clips of %d speakers", output / "train.csv", len(lines), len(speakers))
 
 
-voxceleb2 = command(list_voxceleb2.__doc__, list_voxceleb2, Places, bad_data=1)
+voxceleb2 = command(list_voxceleb2.__doc__, list_voxceleb2, lists.Places, bad_data=1)

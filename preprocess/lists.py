@@ -145,9 +145,8 @@ def make_lists(
     plan = read(args, files)
     output = args.output_dir or SAVED_DATA / plan.place
     check_writable(output / "left_out.csv")  # before the headers of many files are read
-    asked = {name for clip in plan.clips for name in (clip.name, clip.audio)}
-    others = [name for name in files.names() if name not in asked]
-    clips = [*plan.clips, *(Candidate(name, reason="not in the protocol") for name in others)]
+    others = {*files.names()} - {name for clip in plan.clips for name in (clip.name, clip.audio)}
+    clips = [*plan.clips, *(Candidate(n, reason="not in the protocol") for n in sorted(others))]
     with ThreadPoolExecutor(args.num_workers) as executor:  # the time goes to the file system
         looked_at = executor.map(partial(with_files, files=files), clips)
         clips = list(tqdm(looked_at, "reading headers", len(clips), unit="clip"))
@@ -184,10 +183,8 @@ def cross_validation(
     labels: dict[str, Label] = {}
     for clip in good:
         if labels.setdefault(clip.name, clip.label) != clip.label:
-            raise ValueError(
-                f"clip {clip.name} has two labels, {labels[clip.name]} and {clip.label}, expected "
-                "one (classes count from 0); mend the data set's labels"
-            )
+            text = f"clip {clip.name} has two labels, {labels[clip.name]} and {clip.label}"
+            raise ValueError(f"{text} (classes count from 0), expected one; mend its labels")
     fold_of = {clip.name: test_fold(str(clip.speaker)) for clip in good}
     return {
         list_name(k, part): [name for name, own in fold_of.items() if (own == k) == tested]
@@ -208,12 +205,9 @@ def official_split(
     for fold, part in product(range(1, num_folds + 1), ("train", "test")):
         names = lists[list_name(fold, part)] = []
         for where, clip in read(fold, part):
-            known = clips.setdefault(clip.name, clip)
-            if known != clip:
-                raise ValueError(
-                    f"{where}: expected the label {known.label} that clip {clip.name} has in "
-                    f"another list, got {clip.label} (classes count from 0)"
-                )
+            if (known := clips.setdefault(clip.name, clip)) != clip:
+                text = f"the label {known.label} that clip {clip.name} has in another list, got"
+                raise ValueError(f"{where}: expected {text} {clip.label} (classes count from 0)")
             names.append(clip.name)
     return list(clips.values()), lists
 
@@ -292,11 +286,10 @@ def with_files(clip: Candidate, files: ClipFiles) -> Candidate:
     halves: Any = {"video": files.videos.get(clip.name), "audio": files.audios.get(wav)}
     for kind, paths in halves.items():
         if not paths:
-            reason = f"{kind} missing" if paths is None else "no face frames"
-            return clip._replace(reason=reason)
+            return clip._replace(reason=f"{kind} missing" if paths is None else "no face frames")
         if len(paths) > 1:
             return clip._replace(reason="two of one name", detail=some(paths))
-    clip = clip._replace(**{kind: path for kind, (path,) in halves.items()})
+        clip = clip._replace(**{kind: paths[0]})
     problems: list[Problem] = []
     with reading("audio", clip.audio, problems):
         open_wav(clip.audio)
@@ -373,21 +366,16 @@ def check_disjoint(output: Path, lists: Lists) -> None:
         path = f"'{output / name}.csv'"
         if not clips:
             raise ValueError(f"no clip is left for {path}, expected at least one; see left_out.csv")
-        twice = [clip for clip, count in Counter(c.name for c in clips).items() if count > 1]
-        if twice:
-            raise ValueError(
-                f"{len(twice)} clips are twice in {path}, expected each once: {some(twice)}; "
-                "check the files named so"
-            )
+        if twice := [clip for clip, count in Counter(c.name for c in clips).items() if count > 1]:
+            text = f"{len(twice)} clips are twice in {path}, expected each once: {some(twice)}"
+            raise ValueError(f"{text}; check the files named so")
     for one, other in combinations(lists, 2):
         for things, trait in (("clips", "name"), ("speakers", "speaker")):
             first, second = ({getattr(c, trait) for c in lists[name]} for name in (one, other))
             shared = (first & second) - {None}
             if shared and os.path.dirname(one) == os.path.dirname(other):
-                raise ValueError(
-                    f"{output}: {len(shared)} {things} are in {one}.csv and in {other}.csv, "
-                    f"expected none: {some(shared)}; check the split and the names"
-                )
+                text = f"{len(shared)} {things} are in {one}.csv and in {other}.csv, expected none"
+                raise ValueError(f"{output}: {text}: {some(shared)}; check the split and the names")
 
 
 def write_left_out(output: Path, clips: Iterable[Candidate]) -> None:

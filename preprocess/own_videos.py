@@ -27,7 +27,7 @@ import os
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -42,8 +42,7 @@ from hicmae.data.splits import draw_groups
 from hicmae.data.video import MODALITIES, natural_key
 from preprocess.annotations import number, read_table
 from preprocess.command_line import WHOLE, command
-from preprocess.face_and_audio import batch, extract_audio, extract_face
-from preprocess.face_and_audio.timing import out_of_step
+from preprocess.face_and_audio import batch, extract_audio, extract_face, timing
 from preprocess.lists import Candidate, write_left_out, write_lists
 
 logger = logging.getLogger(__name__)
@@ -103,9 +102,8 @@ def find_videos(args: argparse.Namespace) -> list[Candidate]:
         jobs, problems, _ = batch.find_jobs(args.videos, folder, tool)
         rows = batch.read_summary(batch.summary_path(folder, tool.name))
         for job in jobs:
-            clip = found.get(job.name, Candidate(job.name))
             made: dict[str, Any] = {half: job.output}
-            clip = clip._replace(**made)
+            clip = found.get(job.name, Candidate(job.name))._replace(**made)
             if half[0] in args.modality and not os.path.exists(job.output) and not clip.reason:
                 detail = str(rows.get(job.name, {}).get("reason", ""))
                 clip = clip._replace(reason=f"no {name}", detail=detail)
@@ -125,16 +123,12 @@ def make_lists(args: argparse.Namespace) -> int:
         if is_class:
             names = sorted({row["label"] for row in rows.values()}, key=natural_key)
         ready, parts = list[Candidate](), list[str]()
-        for place, clip in enumerate(clips):
-            row = rows.get(clip.name)
-            if row is None:
-                clips[place] = clip if clip.reason else clip._replace(reason="no label")
-            elif not clip.reason:
-                label = (
-                    names.index(row["label"]) if is_class else tuple(float(row[n]) for n in names)
-                )
-                ready.append(clip._replace(label=label, speaker=row.get("speaker")))
-                parts.append(row.get("split", ""))
+        clips = [c if c.reason or c.name in rows else c._replace(reason="no label") for c in clips]
+        for clip in (clip for clip in clips if not clip.reason):
+            row = rows[clip.name]
+            label = names.index(row["label"]) if is_class else tuple(float(row[n]) for n in names)
+            ready.append(clip._replace(label=label, speaker=row.get("speaker")))
+            parts.append(row.get("split", ""))
         clips += unknown
         if not ready:
             raise ValueError(f"no video of --labels '{args.labels}' has all its files; see the log")
@@ -146,37 +140,33 @@ def make_lists(args: argparse.Namespace) -> int:
         pairs = list(zip(parts, ready, strict=True))
         lists = {part: [c for own, c in pairs if own == part] for part in PARTS if part in parts}
     for clip in itertools.chain(*lists.values()) if args.modality == "av" else ():
-        if step := out_of_step(open_video(clip.video), WavFile(clip.audio)):
+        if step := timing.out_of_step(open_video(clip.video), WavFile(clip.audio)):
             logger.warning("%r is out of step: %s; see --overwrite", clip.name, step)
     write_left_out(output, clips)
     write_lists(output, lists, names, args.output_dir if args.relative else None)
     if args.labels is not None:
-        options = f"--task {args.task} --modality {args.modality} --nb_classes {len(names)}"
-        root = f" --data_root {shlex.quote(args.output_dir)}" if args.relative else ""
-        logger.info(
-            "python run_finetuning.py --data_path %s%s %s --finetune CHECKPOINT --output_dir RUN",
-            *(shlex.quote(args.output_dir), root, options),
-        )
+        folder = shlex.quote(args.output_dir)
+        flags = f"--data_path {folder}" + f" --data_root {folder}" * args.relative
+        flags += f" --task {args.task} --modality {args.modality} --nb_classes {len(names)}"
+        logger.info("python run_finetuning.py %s --finetune CHECKPOINT --output_dir RUN", flags)
     return int(any(clip.reason for clip in clips))
 
 
 def read_labels(
-    path: str, videos: Iterable[str], task: str
+    path: str, videos: Sequence[str], task: str
 ) -> tuple[dict[str, dict[str, str]], list[str], list[Candidate]]:
     """Read labels.csv and match it with the videos.
 
     Returns the lines by their videos' names; the names of the columns of numbers, or "label"; and
     the lines without a video.
     """
-    classes = task == "classification"
-    lines = list(read_table(path, ["video", "label"] if classes else ["video"]))
-    columns, names = ["label"], ["label", "speaker", "split"]
-    if not classes:
-        header = lines[0][1] if lines else {}
-        names = names[1:]
-        columns = [column for column in header if column not in ("", "video", *names)]
-        if not columns:
-            raise ValueError(f"{path}:1: expected the column video and one for each target")
+    is_class = task == "classification"
+    lines = list(read_table(path, ["video", "label"] if is_class else ["video"]))
+    header = lines[0][1] if lines else {}
+    names = ["label", "speaker", "split"] if is_class else ["speaker", "split"]
+    columns = ["label"] if is_class else [c for c in header if c not in ("", "video", *names)]
+    if not columns:
+        raise ValueError(f"{path}:1: expected the column video and one for each target")
     known = _spellings(videos)
     labelled: dict[str, dict[str, str]] = {}
     unknown = []
@@ -188,7 +178,7 @@ def read_labels(
                 raise ValueError(f"{where}, column '{column}': expected {expected}, got {text!r}")
             if any("\udc80" <= letter <= "\udcff" for letter in text):
                 raise ValueError(f"{where}, column '{column}': {text!r} is not UTF-8; save it so")
-        for column in () if classes else columns:
+        for column in () if is_class else columns:
             number(row[column], f"{where}, column '{column}'")
         matches = known.get(os.path.normpath(row["video"]), [])
         if len(matches) > 1 or set(matches) & labelled.keys():
@@ -201,14 +191,13 @@ def read_labels(
     return labelled, columns, unknown
 
 
-def _spellings(videos: Iterable[str]) -> dict[str, list[str]]:
+def _spellings(videos: Sequence[str]) -> dict[str, list[str]]:
     """Return what a name in labels.csv may mean: whole, without suffix, folder or both."""
     known: dict[str, list[str]] = {}
-    paths = {video: PurePath(video) for video in videos}
     for spell in (lambda p: p.stem, lambda p: p.name, lambda p: str(p.with_suffix("")), str):
         meant = defaultdict[str, list[str]](list)
-        for video, path in paths.items():
-            meant[spell(path).strip()].append(video)  # as tables are read
+        for video in videos:
+            meant[spell(PurePath(video)).strip()].append(video)  # as tables are read
         known |= meant  # a fuller name takes the place of a shorter one
     return known
 

@@ -28,7 +28,6 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,16 +40,8 @@ from PIL import Image
 
 from hicmae.config import CROP_HELP, LOSSES
 from hicmae.config.flags import from_flags, option
+from hicmae.data import clip_list
 from hicmae.data.audio import SAMPLE_RATE, WavFile
-from hicmae.data.clip_list import (
-    FORMAT,
-    SUFFIX,
-    decide_source_crop,
-    name_of,
-    read_labelled_list,
-    read_packed,
-    read_pretrain_list,
-)
 from hicmae.data.film import open_video
 from hicmae.data.video import NOT_READ, SOURCE_CROPS, FrameFolder, Video, source_box
 from hicmae.io import UnreadableClip, digest, whole_file, write_whole
@@ -113,10 +104,8 @@ def encode(job: Job, options: Options) -> dict[str, Any]:
         "sample_type": samples.dtype.str,
         "wav_header": len(wav) - samples.nbytes,
     }
-    return {
-        "members": (json.dumps(info, separators=(",", ":")).encode(), b"".join(images), wav),
-        "frames": len(images),
-    }
+    members = json.dumps(info, separators=(",", ":")).encode(), b"".join(images), wav
+    return {"members": members, "frames": len(images)}
 
 
 def _images(video: Video, options: Options) -> Iterator[bytes]:
@@ -157,7 +146,7 @@ def write_all(outcomes: Outcomes, options: Options) -> Outcomes:
     part, parts = options.shard  # of an array, which never want the same name
     prefix = f"clips-{part:0{len(str(parts))}d}of{parts}" if parts > 1 else "clips"
     paths = (options.output_dir / f"{prefix}-{number:06d}.tar" for number in itertools.count())
-    free = (path for path in paths if not path.with_name(path.stem + SUFFIX).exists())
+    free = (path for path in paths if not path.with_suffix(clip_list.SUFFIX).exists())
     for first, path in zip(outcomes, free, strict=False):
         yield from write_shard(path, itertools.chain([first], outcomes), options)
 
@@ -186,7 +175,7 @@ def write_shard(path: Path, outcomes: Iterator[Outcome], options: Options) -> Ou
         with tarfile.open(part, "r:") as tar:
             places = [number for member in tar for number in (member.offset_data, member.size)]
         content = {
-            "format": FORMAT,
+            "format": clip_list.FORMAT,
             "shard": path.name,
             "size": part.stat().st_size,
             "source_crop": options.source_crop,
@@ -194,21 +183,20 @@ def write_shard(path: Path, outcomes: Iterator[Outcome], options: Options) -> Ou
             "sha256": digest(part),
             "clips": [[*one.job.clip, *places[6 * k : 6 * k + 6]] for k, one in enumerate(done)],
         }
-    write_whole(path.with_name(path.stem + SUFFIX), json.dumps(content, separators=(",", ":")))
+    write_whole(path.with_suffix(clip_list.SUFFIX), json.dumps(content, separators=(",", ":")))
     yield from done
 
 
 def pack(args: argparse.Namespace) -> int:
     """Pack the clips of a list that are in no shard yet; returns the exit code."""
-    options = from_flags(vars(args), Options)
-    jobs, ledger = find_jobs(args), Ledger(args.output_dir, "pack_clips", args.shard)
+    jobs, ledger = find_jobs(args), Ledger(args.output_dir, "pack_clips", args)
     sweep(str(args.output_dir))
-    packed, crop = read_packed(args.output_dir), "none"
+    packed, crop = clip_list.read_packed(args.output_dir), "none"
     if args.task == "pretrain":
-        crop = decide_source_crop(args.source_crop, args.list, packed, args.input_size)
+        crop = clip_list.decide_source_crop(args.source_crop, args.list, packed, args.input_size)
     elif args.source_crop == "voxceleb2":
         raise ValueError(f"--source_crop voxceleb2 is for --task pretrain, got {args.task}")
-    options = replace(options, source_crop=crop)
+    options = from_flags(vars(args) | {"source_crop": crop}, Options)
     done = [
         job._replace(output=clip.shard.path)
         for clip in packed
@@ -218,8 +206,8 @@ def pack(args: argparse.Namespace) -> int:
     waiting = list(jobs.values())
     pending = [waiting[k] for k in np.random.default_rng(0).permutation(len(waiting))]
     work, finish = partial(encode, options=options), partial(write_all, options=options)
-    code = ledger.run(pending, work, args.num_workers, done, finish)
-    if packed := read_packed(args.output_dir):
+    code = ledger.run(pending, work, done, finish)
+    if packed := clip_list.read_packed(args.output_dir):
         size = sum(shard.size for shard in packed.shards)
         text = "%d clips are packed, %.2f GB; a clip takes %.0f KB"
         logger.info(text, len(packed), size / 1e9, size / len(packed) / 1e3)
@@ -229,9 +217,9 @@ def pack(args: argparse.Namespace) -> int:
 def find_jobs(args: argparse.Namespace) -> dict[Names, Job]:
     """Return the clips of this part of the list; ValueError where it names shards."""
     if args.task == "pretrain":
-        clips = read_pretrain_list(args.list, args.data_root)
+        clips = clip_list.read_pretrain_list(args.list, args.data_root)
     else:
-        clips = read_labelled_list(args.list, args.task, None, args.data_root)
+        clips = clip_list.read_labelled_list(args.list, args.task, None, args.data_root)
     if clips.shards:
         raise ValueError(f"'{args.list}' is packed already; name a list of files")
     jobs: dict[Names, Job] = {}
@@ -239,8 +227,8 @@ def find_jobs(args: argparse.Namespace) -> dict[Names, Job]:
     for clip in clips:
         video, audio = (str(path).removeprefix(root) for path in (clip.video, clip.audio))
         named = clip._replace(video=video, audio=audio)
-        job = Job(name_of(named), clip.video, "", str(clip.audio), named)
-        jobs.setdefault((video, audio), job)
+        job = Job(clip_list.name_of(named), clip.video, "", str(clip.audio), named)
+        jobs.setdefault(named[:2], job)
     mine = set(args.shard.take(jobs))
     return {names: job for names, job in jobs.items() if names in mine}
 

@@ -62,6 +62,7 @@ class Outcome(NamedTuple):
 
 Outcomes = Generator[Outcome, None, None]
 Work = Callable[[Job], dict[str, Any]]  # makes what a job asks for; returns the details
+Finish = Callable[[Outcomes], Outcomes]
 
 
 class Tool(NamedTuple):
@@ -95,14 +96,14 @@ def run_tool(tool: Tool, args: argparse.Namespace, work: Work) -> int:
     if args.ext:
         tool = tool._replace(kinds=["." + kind.lower().removeprefix(".") for kind in args.ext])
     jobs, problems, others = find_jobs(args.input, args.output_dir, tool, args.shard)
-    ledger = Ledger(args.output_dir, tool.name, args.shard)
+    ledger = Ledger(args.output_dir, tool.name, args)
     if others:
         passed = (f"{count} {kind or 'without an ending'}" for kind, count in others.most_common())
         logger.info("passed over: %s", ", ".join(passed))
     for outcome in problems:
         ledger.note(outcome)
     done = set() if args.overwrite else {job for job in jobs if os.path.exists(job.output)}
-    return ledger.run([job for job in jobs if job not in done], work, args.num_workers, done)
+    return ledger.run([job for job in jobs if job not in done], work, done)
 
 
 def find_jobs(
@@ -112,16 +113,16 @@ def find_jobs(
 
     Passed over are files of other kinds in a folder, counted by their endings. `source` is --input.
     """
-    problems, others = list[Outcome](), Counter[str]()
+    errors, others = list[OSError](), Counter[str]()
     root, files = os.path.dirname(source), [source]
     if os.path.isdir(source):
-        every = sorted(_files_in(source, output, problems))
-        kinds = {file: os.path.splitext(file)[1].lower() for file in every}
+        every = _files_in(source, output, errors)
+        kinds = {file: os.path.splitext(file)[1].lower() for file in sorted(every)}
         root, files = source, [file for file, kind in kinds.items() if kind in tool.kinds]
         others.update(kind for kind in kinds.values() if kind not in tool.kinds)
     elif not os.path.isfile(source):
         raise FileNotFoundError(f"--input '{source}' does not exist")
-    if not files and not problems:
+    if not files and not errors:
         expected = " ".join(sorted(tool.kinds))
         raise FileNotFoundError(f"--input '{source}' holds no file of these kinds: {expected}")
     by_output: dict[str, list[Job]] = {}
@@ -130,7 +131,10 @@ def find_jobs(
         made = os.path.join(output, os.path.splitext(name)[0] + tool.suffix)
         if os.path.abspath(file) != os.path.abspath(made):  # wavs may stand beside the clips
             by_output.setdefault(made, []).append(Job(name, file, made))
-    jobs = []
+    jobs, problems = list[Job](), list[Outcome]()
+    for error in errors:
+        job = Job(str(error.filename), str(error.filename), "")
+        problems.append(Outcome(job, f"folder cannot be read: {error.strerror}"))
     for job, *rivals in shard.take(by_output.values()):  # by inputs: outputs may sort otherwise
         jobs.append(job)
         reason = f"'{job.name}' becomes the same '{job.output}'; keep one of the two"
@@ -138,15 +142,10 @@ def find_jobs(
     return jobs, problems, others
 
 
-def _files_in(folder: str, output: str, problems: list[Outcome]) -> Iterator[str]:
+def _files_in(folder: str, output: str, errors: list[OSError]) -> Iterator[str]:
     """Yield the visible files below a folder, but not what is in `output` there."""
-
-    def note(error: OSError) -> None:
-        job = Job(str(error.filename), str(error.filename), "")
-        problems.append(Outcome(job, f"folder cannot be read: {error.strerror}"))
-
     made = {os.path.realpath(output)} - {os.path.realpath(folder)}
-    for path, folders, names in walk(folder, note):
+    for path, folders, names in walk(folder, errors.append):
         if os.path.realpath(path) in made:
             folders.clear()
         else:
@@ -156,8 +155,9 @@ def _files_in(folder: str, output: str, problems: list[Outcome]) -> Iterator[str
 class Ledger:
     """The summary of a run: a row for each clip, kept over restarts, written now and then."""
 
-    def __init__(self, output: str | Path, tool: str, shard: Shard) -> None:
-        self.path = summary_path(output, tool, shard)
+    def __init__(self, output: str | Path, tool: str, args: argparse.Namespace) -> None:  # of Parts
+        self.path = summary_path(output, tool, args.shard)
+        self.num_workers: int = args.num_workers
         check_writable(self.path)
         self.rows = read_summary(self.path)
         self.clips = Counter[str]()  # how many are "done", "kept" of an earlier run, "failed"
@@ -186,12 +186,7 @@ class Ledger:
             self._write()
 
     def run(
-        self,
-        jobs: Sequence[Job],
-        work: Work,
-        num_workers: int,
-        done: Iterable[Job],
-        finish: Callable[[Outcomes], Outcomes] | None = None,
+        self, jobs: Sequence[Job], work: Work, done: Iterable[Job], finish: Finish | None = None
     ) -> int:
         """Work in processes, note what comes, and return the exit code.
 
@@ -201,7 +196,7 @@ class Ledger:
         for job in done:
             self.note(Outcome(job), kept=True)
         goal, stopped = self.clips.total() + len(jobs), ""
-        found = outcomes_of(deque(jobs), work, num_workers, in_order=finish is not None)
+        found = outcomes_of(deque(jobs), work, self.num_workers, in_order=finish is not None)
         bar = tqdm(found, self.path.stem, len(jobs), unit="clip", disable=None)
         good = self._noting_failures(bar)
         outcomes = finish(good) if finish else good
@@ -280,9 +275,12 @@ def outcomes_of(pending: deque[Job], work: Work, num_workers: int, in_order: boo
                     outcome = future.result()
                     del hand[future]
                     yield outcome
-        except BrokenProcessPool:  # one died, and all with it
+        except BrokenProcessPool:  # one died, and all with it; now each works alone
             for job in hand.values():
-                yield _alone(work, job)
+                outcome = Outcome(job, "the process that worked on it was killed or crashed")
+                with _processes(1) as alone, suppress(BrokenProcessPool):
+                    outcome = alone.submit(_attempt, work, job).result()
+                yield outcome
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -301,19 +299,9 @@ def _begin(level: int) -> None:
 
 def _end_with_parent() -> None:
     """End this process when the one that started it was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _alone(work: Work, job: Job) -> Outcome:
-    """Do a job in a process of its own, which may die of it."""
-    with _processes(1) as pool:
-        try:
-            return pool.submit(_attempt, work, job).result()
-        except BrokenProcessPool:
-            return Outcome(job, "the process that worked on it was killed or crashed")
+    parent: Any = multiprocessing.parent_process()
+    parent.join()
+    os._exit(1)
 
 
 def _attempt(work: Work, job: Job) -> Outcome:

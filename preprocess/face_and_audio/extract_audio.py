@@ -28,13 +28,12 @@ from hicmae.data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES, NoPicture, decode_
 from hicmae.io import UnreadableClip, whole_file
 from preprocess.command_line import command
 from preprocess.face_and_audio import batch, timing
-from preprocess.face_and_audio.batch import Job
 
 TOOL = batch.Tool("extract_audio", ".wav", VIDEO_SUFFIXES | AUDIO_SUFFIXES)
 OPTIONAL = {"action": argparse.BooleanOptionalAction, "default": False}
 
 
-def convert(job: Job, keep_length: bool = False) -> dict[str, Any]:
+def convert(job: batch.Job, keep_length: bool = False) -> dict[str, Any]:
     """Write the wav of one clip; returns columns of the summary, see `timing.columns` and README.
 
     With `keep_length` it is all of the sound and no more, whatever the picture does.
@@ -47,12 +46,9 @@ def convert(job: Job, keep_length: bool = False) -> dict[str, Any]:
     with whole_file(job.output) as part, open(part, "wb") as file, wave.open(file, "wb") as wav:
         wav.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
         wav.writeframesraw(sound.samples.tobytes())
-    return {
-        "duration": f"{len(sound) / SAMPLE_RATE:.2f}",
-        "rate": sound.rate,
-        "channels": sound.channels,
-        **timing.columns(clock, sound, sound.damaged),
-    }
+    seconds = f"{len(sound) / SAMPLE_RATE:.2f}"
+    row = {"duration": seconds, "rate": sound.rate, "channels": sound.channels}
+    return row | timing.columns(clock, sound, sound.damaged)
 
 
 main = command(

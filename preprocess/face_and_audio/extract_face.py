@@ -19,10 +19,10 @@ import argparse
 import functools
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
+from subprocess import DEVNULL, TimeoutExpired, run
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without installation
@@ -38,7 +38,6 @@ from hicmae.faces import SMOOTHING, align
 from hicmae.io import PART, UnreadableClip, whole_folder
 from preprocess.command_line import command
 from preprocess.face_and_audio import batch, timing
-from preprocess.face_and_audio.batch import Job
 from preprocess.lists import ALIGNED
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class FaceOptions(Settings):
     max_missing: float = option(0.5, "share of faceless frames that fails a clip", ">= 0 and < 1")
 
 
-def extract(job: Job, options: FaceOptions) -> dict[str, Any]:
+def extract(job: batch.Job, options: FaceOptions) -> dict[str, Any]:
     """Make the folder of aligned faces of one clip; returns columns of the summary."""
     film = Film(job.source)
     try:
@@ -95,10 +94,8 @@ def follow_face(frames: LookedAt, options: FaceOptions) -> tuple[np.ndarray, dic
     chosen = main_face(faces, size)
     missing = sum(face is None for face in chosen)
     if missing > options.max_missing * len(chosen):
-        raise UnreadableClip(
-            f"no face in {missing} of {len(chosen)} frames, more than the share "
-            f"{options.max_missing:g} that --max_missing allows"
-        )
+        text = f"no face in {missing} of {len(chosen)} frames, more than the share"
+        raise UnreadableClip(f"{text} {options.max_missing:g} that --max_missing allows")
     points, longest_gap = fill_gaps(chosen)
     details: dict[str, Any] = {
         "frames": len(points),
@@ -128,32 +125,27 @@ def _detector() -> "Detector":
     return Detector()
 
 
-def extract_with_openface(job: Job, options: FaceOptions) -> dict[str, Any]:
+def extract_with_openface(job: batch.Job, options: FaceOptions) -> dict[str, Any]:
     """Make the folder of aligned faces of one clip with OpenFace's FeatureExtraction."""
     film = Film(job.source)
     if not film.clock.is_constant:
         raise UnreadableClip("has a variable frame rate, for which --backend mtcnn is made")
-    with (
-        whole_folder(job.output) as part,
-        tempfile.TemporaryDirectory(dir=part.parent, prefix=PART) as folder,
-    ):
+    with whole_folder(job.output) as part, TemporaryDirectory(dir=part.parent, prefix=PART) as temp:
         # OpenFace names its output after its input and does not take every name.
-        source = Path(folder, "clip" + Path(job.source).suffix)
+        source = Path(temp, "clip" + Path(job.source).suffix)
         source.symlink_to(os.path.abspath(job.source))
-        command = [options.openface, "-f", str(source), "-out_dir", folder, *OPENFACE_FLAGS]
+        command = [options.openface, "-f", str(source), "-out_dir", temp, *OPENFACE_FLAGS]
         command += ["-simsize", str(options.img_size)]
-        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True}
         name = os.path.basename(options.openface)
         try:
-            done = subprocess.run(command, timeout=OPENFACE_SECONDS, **streams)
-        except subprocess.TimeoutExpired:
+            done = run(command, stdin=DEVNULL, capture_output=True, timeout=OPENFACE_SECONDS)
+        except TimeoutExpired:
             raise UnreadableClip(f"{name} took longer than {OPENFACE_SECONDS} s") from None
         if done.returncode:  # a signal's number where it is negative
             words = done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"]
             raise UnreadableClip(f"{name} failed with exit code {done.returncode}: {words[-1]}")
-        aligned = Path(folder, "clip_aligned")
-        frames = len(list(aligned.glob("*.jpg")))
-        if not frames:
+        aligned = Path(temp, "clip_aligned")
+        if not (frames := len([*aligned.glob("*.jpg")])):
             raise UnreadableClip("OpenFace wrote no aligned face")
         aligned.replace(part)
     return {"frames": frames, **timing.columns_of(film)}
@@ -164,9 +156,8 @@ def face_work(args: argparse.Namespace) -> batch.Work:
     options = from_flags(vars(args), FaceOptions)
     if args.backend == "openface":
         if shutil.which(options.openface) is None:
-            raise FileNotFoundError(
-                f"--openface '{options.openface}' is no program that can be run; give its path"
-            )
+            text = f"--openface '{options.openface}' is no program that can be run; give its path"
+            raise FileNotFoundError(text)
         return functools.partial(extract_with_openface, options=options)
     from hicmae.faces.detector import check_weights
 

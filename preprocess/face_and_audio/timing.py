@@ -131,16 +131,14 @@ def out_of_step(video: Video, wav: WavFile) -> str:
 def _row_of(folder: Path) -> Mapping[str, Any]:
     """Return what the summary above a folder of frames says of it."""
     for parent in list(folder.parents)[:-1]:
-        summaries = sorted(parent.glob("extract_face*.csv"))
-        if summaries:
+        if summaries := sorted(parent.glob("extract_face*.csv")):
             name = str(folder.relative_to(parent)).removesuffix(ALIGNED)
-            rows = (_rows(str(path), path.stat().st_mtime_ns).get(name) for path in summaries)
+            rows = (_rows(path, path.stat().st_mtime_ns).get(name) for path in summaries)
             return next((row for row in rows if row), {})
     return {}
 
 
 @functools.lru_cache(maxsize=256)
-def _rows(summary: str, changed: int) -> dict[str, dict[str, object]]:
+def _rows(summary: Path, changed: int) -> dict[str, dict[str, object]]:
     """Return the rows of a summary by the clip's name without its suffix."""
-    rows = read_summary(Path(summary))
-    return {os.path.splitext(name)[0]: row for name, row in rows.items()}
+    return {os.path.splitext(name)[0]: row for name, row in read_summary(summary).items()}
