@@ -38,13 +38,8 @@ _MARK = b"sha256:"
 _TRAILER = len(_MARK) + 64
 # Numbers of numpy, as the original's optimiser holds them; the module's name is numpy 1's or 2's.
 _SCALAR = np.float64().__reduce__()[0]
-_ALLOWED: list[Any] = [
-    argparse.Namespace,
-    np.dtype,
-    type(np.dtype(np.float64)),
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-]
+_ALLOWED: list[Any] = [argparse.Namespace, np.dtype, type(np.dtype(np.float64))]
+_ALLOWED += [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
 class CheckpointError(ValueError):
@@ -54,17 +49,15 @@ class CheckpointError(ValueError):
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write tensors, plain containers, numbers and strings, as `whole_file` does."""
     try:
-        with whole_file(path) as part:
-            with part.open("wb") as file:
-                torch.save(dict(content), file)
-            with part.open("r+b") as file:  # the length of the archive's comment, then the comment
-                file.seek(-2, os.SEEK_END)
-                if file.read() != b"\0\0":
-                    raise RuntimeError("torch.save wrote no plain zip archive")
-                file.seek(-2, os.SEEK_END)
-                file.write(struct.pack("<H", _TRAILER))
-                file.flush()
-                file.write(_MARK + digest(part).encode())
+        with whole_file(path) as part, part.open("w+b") as file:
+            torch.save(dict(content), file)
+            file.seek(-2, os.SEEK_END)  # the length of the archive's comment, then the comment
+            if file.read() != b"\0\0":
+                raise RuntimeError("torch.save wrote no plain zip archive")
+            file.seek(-2, os.SEEK_END)
+            file.write(struct.pack("<H", _TRAILER))
+            file.flush()
+            file.write(_MARK + digest(part).encode())
     except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
         cause: BaseException | None = error
         while cause and not getattr(cause, "strerror", None):
@@ -107,12 +100,14 @@ def load(path: str | Path, verify: bool = False, settings_only: bool = False) ->
     try:
         with path.open("rb") as file:
             start = file.read(512)
+            file.seek(-min(_TRAILER, path.stat().st_size), os.SEEK_END)
+            mark, total = file.read(len(_MARK)), file.read()
         if foreign := _foreign(path.suffix.lower(), start):
             raise CheckpointError(f"'{path}' {foreign}")
         if path.suffix == ".safetensors" or start[8:9] == b"{":
             return _load_safetensors(path)
-        if verify:
-            _verify(path)
+        if verify and mark == _MARK and total != digest(path, but=_TRAILER).encode():
+            raise zipfile.BadZipFile("wrong check sum")
         with safe_globals(_ALLOWED), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             mmap = settings_only and zipfile.is_zipfile(path)
@@ -158,14 +153,6 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     return content | ({"description": (text, source)} if text is not None else {})
 
 
-def _verify(path: Path) -> None:
-    with path.open("rb") as file:
-        file.seek(-min(_TRAILER, path.stat().st_size), os.SEEK_END)
-        mark, total = file.read(len(_MARK)), file.read()
-    if mark == _MARK and total != digest(path, but=_TRAILER).encode():
-        raise zipfile.BadZipFile("wrong check sum")
-
-
 def _explain(path: Path, error: Exception) -> str:
     """Say what an exception of torch.load means and what to do."""
     reasons = r"GLOBAL ([\w.]+)|whose module (\S+) is blocked|but got <class '([\w.]+)'>"
@@ -176,10 +163,9 @@ def _explain(path: Path, error: Exception) -> str:
             "weights alone"
         )
     text = one_line(Exception(str(error).partition("WeightsUnpickler error:")[2] or error))
-    detail = f"{type(error).__name__}: {text[:80]}"
     return (
-        f"({path.stat().st_size} bytes) is truncated, damaged or no torch checkpoint ({detail}); "
-        "copy or download it again"
+        f"({path.stat().st_size} bytes) is truncated, damaged or no torch checkpoint "
+        f"({type(error).__name__}: {text[:80]}); copy or download it again"
     )
 
 
@@ -200,11 +186,9 @@ def whole(output_dir: str | Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Read the states of a run from the newest back, passing over damaged ones with a warning."""
     for _, _, path in reversed(in_order(output_dir)):
         try:
-            content = load(path, verify=True)
+            yield path, load(path, verify=True)
         except (CheckpointError, OSError) as error:
             logger.warning("skipping a broken checkpoint, trying the one before: %s", error)
-        else:
-            yield path, content
 
 
 def prune(newest: Path, keep_every: int, keep_last: int = 2) -> None:
