@@ -77,32 +77,22 @@ def number_scores(
 
 
 def classification_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, Any]:
-    """Score (n, K) scores by `metrics_of_classes`; the highest wins, the first among equals."""
-    values = _checked("scores", scores)
-    return metrics_of_classes(labels, values.argmax(1), values.shape[1])
-
-
-def metrics_of_classes(
-    labels: ArrayLike, predictions: ArrayLike, num_classes: int
-) -> dict[str, Any]:
-    """Score predicted classes, (n,) in 0..K-1 as the labels are.
+    """Score labels, (n,) in 0..K-1, by (n, K) scores: the highest wins, the first among equals.
 
     Returns `class_scores` as plain numbers, a recall None where the class does not occur,
     `confusion` (K lists of K counts, row = true class), and `count`.
     """
-    truth, guess = np.asarray(labels), np.asarray(predictions)
-    for name, values in (("label", truth), ("prediction", guess)):
-        wrong = ~np.isin(values, range(num_classes))
-        if wrong.any():
-            raise ValueError(
-                f"{name} {values[wrong][0]} is not a class of 0..{num_classes - 1}; check the "
-                "list and --nb_classes"
-            )
-    pairs = truth.astype(int) * num_classes + guess.astype(int)
+    truth, values = np.asarray(labels), _checked("scores", scores)
+    num_classes = values.shape[1]
+    if len(wrong := truth[~np.isin(truth, range(num_classes))]):
+        raise ValueError(
+            f"label {wrong[0]} is no class of 0..{num_classes - 1}; check the list and --nb_classes"
+        )
+    pairs = truth.astype(int) * num_classes + values.argmax(1)
     confusion = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-    scores = class_scores(confusion.sum(1), confusion.sum(0), confusion.diagonal())
-    recall = [None if np.isnan(value) else float(value) for value in scores.pop("recall")]
-    plain = {name: float(value) for name, value in scores.items()}
+    found = class_scores(confusion.sum(1), confusion.sum(0), confusion.diagonal())
+    recall = [None if np.isnan(value) else float(value) for value in found.pop("recall")]
+    plain = {name: float(value) for name, value in found.items()}
     return {**plain, "confusion": confusion.tolist(), "recall": recall, "count": len(truth)}
 
 
@@ -231,11 +221,9 @@ def average_clips(predictions: Predictions, fields: int) -> Predictions:
 def score(predictions: Predictions) -> dict[str, Any]:
     """Return the metrics of classes or numbers, the number of clips, and the clips left out."""
     metrics_of = classification_metrics if predictions.targets.ndim == 1 else regression_metrics
-    return {
-        **metrics_of(predictions.targets, predictions.scores),
-        "clips": len(predictions.names),
-        "skipped": [f"{clip.video}: {clip.reason}" for clip in predictions.skipped],
-    }
+    metrics = metrics_of(predictions.targets, predictions.scores)
+    skipped = [f"{clip.video}: {clip.reason}" for clip in predictions.skipped]
+    return metrics | {"clips": len(predictions.names), "skipped": skipped}
 
 
 def fit_temperature(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -244,11 +232,10 @@ def fit_temperature(labels: ArrayLike, scores: ArrayLike) -> float:
     Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599.
     """
     truth, values = np.asarray(labels), _checked("scores", scores)
-
-    def loss(log_temperature: float) -> float:
-        return _nll(truth, tempered(values, np.exp(log_temperature)))
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
+    found = minimize_scalar(  # over the logarithm
+        lambda x: _nll(truth, tempered(values, np.exp(x))), bounds=(-3.0, 3.0), method="bounded"
+    )
+    return float(np.exp(found.x))
 
 
 def tempered(scores: np.ndarray, temperature: float) -> np.ndarray:

@@ -28,8 +28,6 @@ from hicmae.training.evaluate import Scores
 
 MAX_WEIGHTS = 4_000_000  # random numbers held at once
 ROUNDING = 1e-12  # differences closer than this are equal
-# A score of two runs; bounds of the difference and p are nan without resamples.
-DIFFERENCE = ["metric", "baseline", "value", "low", "high", "p_value", "test"]
 NAMED = ("recall", *CLASS_METRICS, *NUMBER_METRICS)  # scores that vary with the sample
 
 
@@ -57,7 +55,8 @@ class PredictionTable(NamedTuple):
         """Return the metrics of `hicmae.training.evaluate` over all clips."""
         if self.is_regression:
             return evaluate.regression_metrics(self.labels, self.predictions)
-        return evaluate.metrics_of_classes(self.labels, self.predictions, self.num_outputs)
+        one_hot = np.eye(self.num_outputs)[self.predictions]
+        return evaluate.classification_metrics(self.labels, one_hot)
 
     def units(self, values: np.ndarray) -> tuple[np.ndarray, Sequence[str]]:
         """Return what each drawn unit, a clip or a fold's speaker, adds, (u, S), and its fold."""
@@ -89,8 +88,7 @@ def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
         frame = pd.DataFrame()
     except (pd.errors.ParserError, UnicodeError) as error:
         raise ValueError(f"{path}: {one_line(error)}; test this fold again") from None
-    written = frame.map(lambda cell: isinstance(cell, str) and bool(cell.strip()))
-    frame = frame[written.any(axis=1)]
+    frame = frame[frame.fillna("").map(str.strip).ne("").any(axis=1)]
     outputs = sum(bool(re.fullmatch(r"p\d+|label\d+", name)) for name in frame)
     regression = "label0" in frame
     ends = [str(k) for k in range(outputs)] if regression else [""]
@@ -135,7 +133,8 @@ def statistic(table: PredictionTable) -> tuple[np.ndarray, Callable[[np.ndarray]
         moments = (truth, guess, truth**2, guess**2, truth * guess, np.abs(truth - guess))
         return np.hstack((np.ones((len(truth), 1)), *moments)), _score_numbers
     label, guess = np.eye(table.num_outputs)[np.stack((table.labels, table.predictions))]
-    return np.hstack((label, guess, label * guess)), _score_classes
+    counts = np.hstack((label, guess, label * guess))
+    return counts, lambda sums: by_name(evaluate.class_scores(*np.split(sums, 3, axis=-1)))
 
 
 def by_name(scores: Mapping[str, Any]) -> Scores:
@@ -148,10 +147,6 @@ def by_name(scores: Mapping[str, Any]) -> Scores:
     parts = {n: v for n, v in values.items() if n in ("recall", *NUMBER_METRICS)}
     whole = {n: v.mean(-1) if n in parts else v for n, v in values.items() if n != "recall"}
     return whole | {f"{n} {k}": v[..., k] for n, v in parts.items() for k in range(v.shape[-1])}
-
-
-def _score_classes(sums: np.ndarray) -> Scores:
-    return by_name(evaluate.class_scores(*np.split(sums, 3, axis=-1)))
 
 
 def _score_numbers(sums: np.ndarray) -> Scores:
@@ -189,24 +184,23 @@ class Plan(ResamplingConfig):
         sums = np.zeros((self.resamples, units.shape[1]))
         for name in dict.fromkeys(folds):
             rows, counts = np.unique(units[names == name], axis=0, return_counts=True)
-            for part in self._parts(len(rows)):
-                size = part.stop - part.start
-                drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size)
-                sums[part] += drawn @ rows
+            total, sizes = counts.sum(), self._parts(len(rows))
+            drawn = [rng.multinomial(total, counts / total, size) @ rows for size in sizes]
+            sums += np.concatenate(drawn)
         return sums
 
     def swapped(self, values: np.ndarray) -> Iterator[np.ndarray]:
         """Give every unit's difference (u, S) a random sign; yield sums (r, S), R in all."""
         rng = np.random.default_rng((self.seed, 1))
         rows, counts = np.unique(values, axis=0, return_counts=True)
-        for part in self._parts(len(rows)):
-            positive = rng.binomial(counts, 0.5, size=(part.stop - part.start, len(rows)))
+        for size in self._parts(len(rows)):
+            positive = rng.binomial(counts, 0.5, size=(size, len(rows)))
             yield (2 * positive - counts) @ rows
 
-    def _parts(self, width: int) -> Iterator[slice]:
-        """Cut the resamples so that each part needs a bounded number of random numbers."""
+    def _parts(self, width: int) -> Iterator[int]:
+        """Return how many resamples to draw at once, so that random numbers are bounded."""
         step = max(1, MAX_WEIGHTS // max(width, 1))
-        return (slice(k, min(k + step, self.resamples)) for k in range(0, self.resamples, step))
+        return (min(step, self.resamples - k) for k in range(0, self.resamples, step))
 
     def bounds(self, scores: np.ndarray) -> tuple[float, float]:
         """Return the percentile interval of bootstrap scores (R,); nan are left out."""
@@ -228,32 +222,33 @@ def paired(
 ) -> pd.DataFrame:
     """Test scores, named as by `statistic`, of two runs with clips in the same order.
 
-    Returns the columns DIFFERENCE; without resamples only McNemar's test is left.
+    Returns a line a score: metric, baseline, value, low, high (of the difference), p_value, test.
+    Without resamples bounds are nan, and p-values but for McNemar's test.
     """
     (before, score), (after, _) = statistic(first), statistic(other)
 
-    def gap(low: np.ndarray, high: np.ndarray) -> Scores:
-        scores, others = score(low), score(high)
-        return {name: others[name] - scores[name] for name in metrics}
+    def scores_of(sums: np.ndarray) -> np.ndarray:
+        scores = score(sums)
+        return np.stack([scores[name] for name in metrics], axis=-1)
 
-    bounds = dict.fromkeys(metrics, (np.nan, np.nan))
-    tests = dict.fromkeys(metrics, (np.nan, "permutation"))
+    old, new = scores_of(before.sum(0)), scores_of(after.sum(0))
+    found = pd.DataFrame({"metric": list(metrics), "baseline": old, "value": new})
+    found[["low", "high", "p_value"]], found["test"] = np.nan, "permutation"
     if plan.resamples:
         drawn = np.split(plan.draw(first, np.hstack((before, after))), 2, axis=1)
-        bounds = {name: plan.bounds(gaps) for name, gaps in gap(*drawn).items()}
+        gaps = scores_of(drawn[1]) - scores_of(drawn[0])
+        found[["low", "high"]] = [plan.bounds(gap) for gap in gaps.T]
         halves, _ = first.units((after - before) / 2)
-        centre = (before.sum(0) + after.sum(0)) / 2
-        observed = gap(centre - halves.sum(0), centre + halves.sum(0))
-        hits = dict.fromkeys(metrics, 1)  # the observed case is one of the permutations
+        centre, half = (before.sum(0) + after.sum(0)) / 2, halves.sum(0)
+        observed = np.abs(scores_of(centre + half) - scores_of(centre - half))
+        hits = 1  # the observed case is one of the permutations
         for swapped in plan.swapped(halves):
-            for name, gaps in gap(centre - swapped, centre + swapped).items():
-                hits[name] += int((np.abs(gaps) >= abs(observed[name]) - ROUNDING).sum())
-        tests = {name: (n / (plan.resamples + 1), "permutation") for name, n in hits.items()}
-    if "war" in tests and not first.speakers:
-        tests["war"] = mcnemar(first, other)
-    old, new = score(before.sum(0)), score(after.sum(0))
-    rows = [(m, float(old[m]), float(new[m]), *bounds[m], *tests[m]) for m in metrics]
-    return pd.DataFrame(rows, columns=DIFFERENCE)
+            gaps = scores_of(centre + swapped) - scores_of(centre - swapped)
+            hits += (np.abs(gaps) >= observed - ROUNDING).sum(0)
+        found["p_value"] = hits / (plan.resamples + 1)
+    if "war" in metrics and not first.speakers:
+        found.loc[found["metric"] == "war", ["p_value", "test"]] = mcnemar(first, other)
+    return found
 
 
 def mcnemar(first: PredictionTable, other: PredictionTable) -> tuple[float, str]:
