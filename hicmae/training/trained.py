@@ -36,10 +36,9 @@ SETTLED = (
 )
 DEPTHS = {"depth": ENCODERS["v"], "depth_audio": ENCODERS["a"], "fusion_depth": FUSION}
 MIN_SHARE = 0.5  # less than this of the encoders' weights cannot be meant as pre-training
-# Earlier names of the same, as in pre-training and in the original.
+# Other names of the same: in pre-training, in the original, of arguments in hicmae.models.
 _ALIASES = {f"encoder_{flag}": flag for flag in DEPTHS}
-_ALIASES["head_activation_func"] = "head_activation"
-# Arguments of the classes in hicmae.models.
+_ALIASES |= {"head_activation_func": "head_activation"}
 _ALIASES |= {"img_size": "input_size", "img_size_audio": "input_size_audio"}
 
 
@@ -63,20 +62,18 @@ def read(path: str | Path) -> Trained:
 def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
     """Tell what the content of a file says; see `read`."""
     weights, config, args = weights_of(content, f"'{source}'"), None, content.get("args")
+    known: dict[str, Any] = {}  # of config.json
     if "description" in content:
         text, place = content["description"]
-        args = _arguments(text)
-        if not args:
+        with suppress(ValueError, TypeError):  # as the classes in hicmae.models write it
+            args = dict(json.loads(text))
+        if not args or "format" in args or "embed_dim" not in args:
             config = read_config(text, place)
             args = config.get("training", {}).get("settings")
+            known = flat_settings(config["architecture"]) | config["preprocessing"]
+            known |= {"task": config["task"], "class_names": config["names"]}
     told = flat_settings(args)
-    settings = dict(told)
-    if config is not None:
-        options = config["architecture"].get("options", {})
-        settings |= config["architecture"] | options | config["preprocessing"]
-        settings |= {"task": config["task"], "class_names": config["names"]}
-        settings.pop("options", None)
-    settings = _with_bins({_ALIASES.get(name, name): value for name, value in settings.items()})
+    settings = _with_bins({_ALIASES.get(name, name): v for name, v in (told | known).items()})
     if settings:  # earlier versions and the original know no other order
         settings.setdefault("fusion_order", "both")
     if "head.weight" not in weights:
@@ -119,35 +116,33 @@ def _with_bins(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "input_size_audio": [int(steps), int(bins)]}
 
 
-def check_agrees(
-    trained: Trained, chosen: Mapping[str, Any], flags: Iterable[str] = SETTLED
-) -> None:
+def check_agrees(model: Trained, given: Mapping[str, Any], flags: Iterable[str] = SETTLED) -> None:
     """Refuse settings, by flag, that contradict those the model was trained with.
 
-    What the file does not say, or is not chosen, contradicts nothing. ValueError names the flags.
+    What the file does not say, or is not given, contradicts nothing. ValueError names the flags.
     """
-    mine = _with_bins(flat_settings(chosen))
+    mine = _with_bins(flat_settings(given))
     if "init_values" in mine:  # of the start of layer scales, weights tell only whether it was 0
         mine["init_values"] = float(mine["init_values"] > 0)
     wrong = [
-        f"--{flag} {shown(mine[flag])} (trained with {shown(trained.settings[flag])})"
+        f"--{flag} {shown(mine[flag])} (trained with {shown(model.settings[flag])})"
         for flag in flags
-        if flag in mine and flag in trained.settings and mine[flag] != trained.settings[flag]
+        if flag in mine and flag in model.settings and mine[flag] != model.settings[flag]
     ]
     if wrong:
         raise ValueError(
-            f"'{trained.source}' was trained otherwise: {', '.join(wrong)}; leave the flag out, or "
+            f"'{model.source}' was trained otherwise: {', '.join(wrong)}; leave the flag out, or "
             "name another checkpoint"
         )
 
 
-def warn_of_clips(trained: Trained, chosen: Mapping[str, Any]) -> None:
-    """Warn of the geometry of clips that neither the file nor the chosen flags tell."""
-    known, usual = {**trained.settings, **chosen}, vars(ClipConfig())
+def warn_of_clips(model: Trained, given: Mapping[str, Any]) -> None:
+    """Warn of the geometry of clips that neither the file nor the given flags tell."""
+    known, usual = {**model.settings, **given}, vars(ClipConfig())
     unseen = {"a": "input_size", "v": "input_size_audio"}.get(known["modality"])
     if assumed := [f for f in CLIP if f not in {"tubelet_size", unseen, *known}]:
         values = ", ".join(f"--{f} {shown(usual[f])}" for f in assumed)
-        logger.warning("'%s' does not say how its clips were, assuming %s", trained.source, values)
+        logger.warning("'%s' does not say how its clips were, assuming %s", model.source, values)
 
 
 def shown(value: Any) -> str:
@@ -170,20 +165,10 @@ def _shown_by(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         stage, shown["nb_classes"] = "avit", len(weights["head.weight"])
         shown["hierarchical_fusion"] = any(n.endswith("_layer_weights") for n in weights)
     shown["init_values"] = float(any(".gamma_" in name for name in weights))  # 0: none
-    shown["modality"] = modality
-    shown["model"] = f"{stage}_dim{widths[modality[-1]]}_patch16_160_a256"
+    shown |= {"modality": modality, "model": f"{stage}_dim{widths[modality[-1]]}_patch16_160_a256"}
     if (kernel := weights.get(f"{ENCODERS['v']}patch_embed.proj.weight")) is not None:
         shown["tubelet_size"] = kernel.shape[2]
     return shown
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    """Return what `save_pretrained` of a class in hicmae.models wrote; else {}."""
-    with suppress(ValueError, TypeError):
-        content = dict(json.loads(text))
-        if "format" not in content and "embed_dim" in content:
-            return content
-    return {}
 
 
 def read_config(text: str, source: Path | str) -> dict[str, Any]:
@@ -196,16 +181,12 @@ def read_config(text: str, source: Path | str) -> dict[str, Any]:
                 f"format {config['format']!r} {version!r}, expected '{FORMAT}' up to "
                 f"{FORMAT_VERSION}, which this version of hicmae reads"
             )
-        if config["task"] not in TASKS or config["modality"] not in MODALITIES:
-            raise ValueError(
-                f"task '{config['task']}' and modality '{config['modality']}', expected "
-                f"{', '.join(TASKS)} and {', '.join(MODALITIES)}"
-            )
+        for name, allowed in (("task", TASKS), ("modality", MODALITIES)):
+            if config[name] not in allowed:
+                raise ValueError(f"{name} '{config[name]}', expected {', '.join(allowed)}")
         labels = config["id2label"]
         config["names"] = [labels[str(k)] for k in range(len(labels))]
-        for part in ("architecture", "preprocessing"):
-            config[part] = dict(config[part])
-        return config
+        return config | {part: dict(config[part]) for part in ("architecture", "preprocessing")}
     except (LookupError, TypeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(
