@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tabulate import tabulate
 
 from hicmae.config.flags import Settings, command, option
 from hicmae.data.clip_list import AnyClip, name_of, read_labelled_list
@@ -152,19 +153,14 @@ def run(args: argparse.Namespace) -> None:
     for kind, k in itertools.product(kinds, args.k):
         scores = vote(joined(train, kind), labels, joined(test, kind), k, num_classes)
         predictions = Predictions(names, truth, scores, [])
-        facts = {"features": kind, "k": k, "training_clips": count}
-        metrics = {**score(predictions), **facts}
+        chosen = {"features": kind, "k": k}
+        metrics = score(predictions) | chosen | {"training_clips": count}
         results.append((kind, k, 100 * metrics["uar"], 100 * metrics["war"]))
         if args.output_dir:  # the fold of an experiment of its own
             fold = Path(args.output_dir, kind, f"k{k}", folder.resolve().name)
-            fold.mkdir(parents=True, exist_ok=True)
             write_results(fold, "", predictions, metrics)
-            settings = {**vars(args), "features": kind, "k": k}
-            write_whole(fold / "config.json", json.dumps(settings, indent=2) + "\n")
-    import pandas as pd
-
-    table = pd.DataFrame(results, columns=["features", "k", "UAR", "WAR"])
-    sys.stdout.write(table.to_markdown(index=False, floatfmt=".2f") + "\n")
+            write_whole(fold / "config.json", json.dumps(vars(args) | chosen, indent=2) + "\n")
+    sys.stdout.write(tabulate(results, ["features", "k", "UAR", "WAR"], "pipe", ".2f") + "\n")
 
 
 main = command(__doc__, run, Computing, Evaluation, prog="hicmae-knn")

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -41,17 +40,6 @@ class Wanted(Settings):
     json: str = file("every figure")
 
 
-def titles_of(folders: Sequence[str], titles: Sequence[str]) -> Sequence[str]:
-    """Return what folders are called: their titles, or their last part where that is enough."""
-    if titles and len(titles) != len(folders):
-        raise ValueError(f"got {len(titles)} --titles for {len(folders)} folders")
-    last = [Path(folder).resolve().name for folder in folders]
-    titles = titles or (last if len(set(last)) == len(last) else folders)
-    if len(set(titles)) < len(titles):
-        raise ValueError(f"two of the folders are called alike: {', '.join(titles)}; use --titles")
-    return titles
-
-
 def report(args: argparse.Namespace) -> None:
     """Print the tables and write the files, those beside the folds where none is named."""
     # What computes and draws is imported after the flags are parsed.
@@ -60,14 +48,20 @@ def report(args: argparse.Namespace) -> None:
     from hicmae.training.resampling import Plan
 
     files = {kind: Path(getattr(args, kind)) for kind in ENDINGS if getattr(args, kind)}
-    if not files and len(args.folders) == 1 and not args.baseline:
-        files = {kind: Path(args.folders[0]) / f"report{end}" for kind, end in ENDINGS.items()}
-    folders = [*filter(None, [args.baseline]), *args.folders]
+    folders, titles = [*filter(None, [args.baseline]), *args.folders], args.titles
+    if not files and len(folders) == 1:
+        files = {kind: Path(folders[0]) / f"report{end}" for kind, end in ENDINGS.items()}
+    if titles and len(titles) != len(folders):
+        raise ValueError(f"got {len(titles)} --titles for {len(folders)} folders")
+    last = [Path(folder).resolve().name for folder in folders]
+    titles = titles or (last if len(set(last)) == len(last) else folders)
+    if len(set(titles)) < len(titles):
+        raise ValueError(f"two of the folders are called alike: {', '.join(titles)}; use --titles")
     makers = {"markdown": as_markdown, "latex": as_latex, "html": as_html}
     plan = from_flags(vars(args), Plan)
     reports = [
         build(folder, args.folds, args.class_names, plan, args.metrics, title)
-        for folder, title in zip(folders, titles_of(folders, args.titles), strict=True)
+        for folder, title in zip(folders, titles, strict=True)
     ]
     comparisons = compare_all(reports) if len(reports) > 1 else []
     sections = document(reports, comparisons)

@@ -26,8 +26,7 @@ MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in "\\|*_`<"})
 LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "{}$&#_%"}
     | {sign: f"${sign}$" for sign in "<>|"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"[": "{}["}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{}["}
 )
 
 
@@ -41,10 +40,7 @@ class Section(NamedTuple):
 
 
 def document(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -> list[Section]:
-    """Lay out everything: the comparison first where there is one, then report by report.
-
-    The notes say how intervals, deviations and tests were computed.
-    """
+    """Lay out everything, with notes: the comparison if there is one, then report by report."""
     first, sections, method = reports[0], list[Section](), list[str]()
     plan = first.plan
     if len(first.rows) > 1:
@@ -140,13 +136,12 @@ def summary_table(reports: Sequence[Report]) -> pd.DataFrame:
 def comparison_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """Lay out every difference to the first run with its interval and p-value."""
     found = pd.concat([compared.differences for compared in comparisons])
-    gaps = found["value"] - found["baseline"]
     tested = [(c, metric) for c in comparisons for metric in c.differences["metric"]]
     columns: dict[str, Any] = {
         "score": [f"{metric_name(metric, c.names)} {c.kind}" for c, metric in tested],
         "first": found["baseline"].map(percent),
         "value": found["value"].map(percent),
-        "difference": [percent(gap, "+.2f") for gap in gaps],
+        "difference": [percent(gap, "+.2f") for gap in found["value"] - found["baseline"]],
         "CI": list(map(interval, found["low"], found["high"])),
         "p": found["p_value"].map(chance),
         "p (Holm)": found["p_adjusted"].map(chance),
@@ -211,22 +206,17 @@ def as_latex(sections: Sequence[Section]) -> str:
 
 def as_html(sections: Sequence[Section]) -> str:
     """Return one page that needs nothing else: pictures are inside it."""
-    reports = [section.report for section in sections if section.report]
-    title = " / ".join(report.title for report in reports) or "report"
+    title = " / ".join(s.report.title for s in sections if s.report) or "report"
     parts = [(s, list(_pictures(s.report)) if s.report else []) for s in sections]
-    page = template("hicmae.report", "page.html")
-    return page.render(title=title, parts=parts, words=WORDS)
+    return template("hicmae.report", "page.html").render(title=title, parts=parts, words=WORDS)
 
 
 def as_json(reports: Sequence[Report], comparisons: Sequence[Comparison] = ()) -> str:
     """Return everything, scores as fractions; of one run without the list around it."""
-    compared = [
-        c._asdict() | {"differences": c.differences.to_dict("records")} for c in comparisons
-    ]
+    pairs = [c._asdict() | {"differences": c.differences.to_dict("records")} for c in comparisons]
     runs = list(map(_figures_of, reports))
-    content = runs[0] if len(runs) == 1 else {"runs": runs, "comparisons": compared}
-    # JSON has no nan.
-    plain = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    content = runs[0] if len(runs) == 1 else {"runs": runs, "comparisons": pairs}
+    plain = json.loads(json.dumps(content), parse_constant=lambda _: None)  # JSON has no nan
     return json.dumps(plain, indent=2) + "\n"
 
 
@@ -236,6 +226,7 @@ def _figures_of(report: Report) -> dict[str, Any]:
         {"name": name} | {kind: report.scores.get(kind, {}).get(name) for kind in KINDS}
         for name in (*report.rows, TOTAL)
     )
+    means = {k: {m: spread[k][m].tolist() for m in report.metrics} for k in report.kinds}
     bootstrap = {"resamples": plan.resamples, "confidence": plan.confidence / 100}
     return {
         "folder": str(report.folder),
@@ -243,9 +234,7 @@ def _figures_of(report: Report) -> dict[str, Any]:
         "names": report.names,
         "folds": folds,
         "total": total,
-        "mean_and_std_over_folds": {
-            k: {m: spread[k][m].tolist() for m in report.metrics} for k in report.kinds
-        },
+        "mean_and_std_over_folds": means,
         "intervals": report.intervals,
         "bootstrap": bootstrap | {"seed": plan.seed, "speakers": bool(first.speakers)},
         "notes": report.notes,
@@ -304,6 +293,5 @@ def confusion_figure(confusion: ArrayLike, names: Sequence[str], title: str = ""
     axes.spines[:].set_visible(False)
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
     label: Any = {"label": "share of the true class", "format": PercentFormatter(1.0)}
-    bar = figure.colorbar(display.im_, fraction=0.046, pad=0.03, **label)
-    bar.outline.set_visible(False)
+    figure.colorbar(display.im_, fraction=0.046, pad=0.03, **label).outline.set_visible(False)
     return figure

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,9 +70,9 @@ def build(
     if there are none.
     """
     plan = plan or Plan()
-    finished, unfinished = fold_folders(folder)
+    finished, started = fold_folders(folder)
     if not finished:
-        waiting = ", ".join(p.name for p in unfinished) or "nothing"
+        waiting = ", ".join(p.name for p in started) or "nothing"
         raise FileNotFoundError(
             f"no sub-folder of '{folder}' holds {' or '.join(KINDS.values())} yet (started: "
             f"{waiting}); run run_finetuning.py for its folds first"
@@ -105,7 +105,7 @@ def build(
         intervals,
         pooled,
         tuple(metrics) or known[:2],
-        notes_on(finished, unfinished, folds, pooled),
+        notes_on(finished, started, folds, pooled),
         list(map(encodable, names_of_run(settings, task, union.num_outputs))),
         union.is_regression,
         plan,
@@ -115,8 +115,7 @@ def build(
 def metric_name(metric: str, names: Sequence[str] = ()) -> str:
     """Return how a metric is written, e.g. "UAR" or, for "ccc 0", "CCC valence"."""
     base, _, number = metric.partition(" ")
-    shown = base if base == "recall" or "_" in base else base.upper()
-    shown = shown.replace("_f1", " F1")
+    shown = base.replace("_f1", " F1") if base == "recall" or "_" in base else base.upper()
     return f"{shown} {names[int(number)]}" if number else shown
 
 
@@ -143,14 +142,13 @@ def fold_folders(folder: str | Path) -> tuple[list[Path], list[Path]]:
     if not folder.is_dir():
         raise FileNotFoundError(f"'{folder}' is no folder; give the one that holds the folds")
 
-    def having(runs: Iterable[Path], files: Iterable[str]) -> list[Path]:
-        return [run for run in runs if any((run / name).is_file() for name in files)]
+    def holds(run: Path, files: Iterable[str]) -> bool:
+        return any((run / name).is_file() for name in files)
 
-    if finished := having([folder], KINDS.values()):
-        return finished, []
     children = sorted(filter(Path.is_dir, folder.iterdir()), key=lambda c: natural_key(c.name))
-    finished = having(children, KINDS.values())
-    return finished, having([c for c in children if c not in finished], STARTED)
+    runs = [folder] if holds(folder, KINDS.values()) else children
+    finished = [run for run in runs if holds(run, KINDS.values())]
+    return finished, [run for run in runs if run not in finished and holds(run, STARTED)]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -163,14 +161,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def notes_on(
-    finished: Sequence[Path],
-    unfinished: Sequence[Path],
-    folds: int | None,
-    pooled: Mapping[str, PredictionTable],
+    finished: list[Path], started: list[Path], folds: int | None, pooled: dict[str, PredictionTable]
 ) -> list[str]:
     """Collect every note on an experiment, the most important first."""
-    notes = [f"{run.name} is not finished: it has no predictions" for run in unfinished]
-    found = len(finished) + len(unfinished)
+    notes = [f"{run.name} is not finished: it has no predictions" for run in started]
+    found = len(finished) + len(started)
     if folds and found != folds:
         notes.append(f"expected {folds} folds, found {found}")
     for kind, table in pooled.items():
@@ -213,7 +208,7 @@ class Comparison(NamedTuple):
     baseline: str  # title of the first run
     title: str  # of the other one
     kind: str  # of the epoch, "last" or "best"
-    differences: pd.DataFrame  # a score each: DIFFERENCE, and p_adjusted by Holm over all runs
+    differences: pd.DataFrame  # of `paired`, and p_adjusted by Holm over all runs
     num_clips: int
     names: list[str]  # of the classes or outputs
     by_speaker: bool  # whether speakers were drawn and swapped instead of clips
@@ -223,8 +218,7 @@ class Comparison(NamedTuple):
 def compare_all(reports: Sequence[Report]) -> list[Comparison]:
     """Compare every report with the first one, on the epochs that all of them have.
 
-    Raises:
-        ValueError: the runs were not tested on the same clips or have no epoch in common.
+    ValueError: they were not tested on the same clips, or have no epoch in common.
     """
     first, *others = reports
     plan, metrics, comparisons = first.plan, [*first.metrics], []
@@ -276,7 +270,6 @@ def matched(
         k = wrong[0]
         raise ValueError(
             f"{len(wrong)} clips have other labels in '{other_title}' than in '{title}', first "
-            f"'{first.clips[k]}': {labels[k]} against {first.labels[k]}; compare runs on the same "
-            "lists"
+            f"'{first.clips[k]}': {labels[k]} against {first.labels[k]}; use the same lists"
         )
     return first._replace(predictions=other.predictions[order])

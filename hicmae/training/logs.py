@@ -1,12 +1,10 @@
 """Logs of a run: JSON lines, TensorBoard, console and run.log, and a progress line.
 
-`steps.jsonl` has one JSON object a step and `log.txt` one an epoch. Each line and each TensorBoard
-event is written at once, without a thread or a buffer, so a killed run loses none; what a full disk
-refuses is written later. A resumed run first drops the lines that it will write again.
+`steps.jsonl` has one JSON object a step and `log.txt` one an epoch. A killed run loses no line and
+no TensorBoard event; a resumed one first drops those that it will write again.
 """
 
 import io
-import itertools
 import json
 import logging
 import math
@@ -150,8 +148,7 @@ def open_lines(path: Path, key: str, limit: int) -> AppendFile:
 
     A file that needs no repair is not written again: a full disk keeps no run from going on.
     """
-    kept = [record for record in read_lines(path) if record[key] < limit]
-    text = "".join(json.dumps(record) + "\n" for record in kept)
+    text = "".join(json.dumps(record) + "\n" for record in read_lines(path) if record[key] < limit)
     if path.exists() and path.read_bytes() != text.encode():
         write_whole(path, text)
     return AppendFile(path)
@@ -335,7 +332,7 @@ class Progress(AbstractContextManager["Progress"]):
     def update(self, values: Mapping[str, float] | None = None) -> None:
         """Count a step, and show `values` whenever a multiple of `every` is reached."""
         self.done += 1
-        shown = itertools.islice((values or {}).items(), FIGURES)
+        shown = list((values or {}).items())[:FIGURES]
         figures = "  ".join(f"{name} {value:.4g}" for name, value in shown)
         if figures:
             self._bar.set_postfix_str(figures, refresh=False)
