@@ -32,7 +32,6 @@ from hicmae.training import evaluate as scoring
 from hicmae.training.optim import freeze, num_parameters, shared_batches
 from hicmae.training.run import Run, open_run, write_settings
 from hicmae.training.state import TrainState, find_checkpoint, make_state, resume, settings_to_keep
-from hicmae.training.trained import Trained, load_pretrained
 
 logger = logging.getLogger("hicmae")
 
@@ -74,7 +73,7 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
     model = make_model(configs).to(run.device)
     freezes = classifier.linear_probe or classifier.freeze_layers > 0
     if found is None and classifier.finetune:
-        load_pretrained(model, classifier.finetune, classifier.allow_partial)
+        trained.load_pretrained(model, classifier.finetune, classifier.allow_partial)
     elif found is None and freezes:
         logger.warning("what is frozen keeps its random start: no --finetune FILE is given")
     if freezes:
@@ -101,7 +100,7 @@ def finetune(run: Run, configs: FinetuneConfigs) -> None:
             logger.info("exported to %s", folder)
 
 
-def tested_model(given: Mapping[str, Any]) -> Trained:
+def tested_model(given: Mapping[str, Any]) -> trained.Trained:
     """Read what to test: --resume, --finetune, or the newest checkpoint of the output folder.
 
     ValueError: it is no classifier, or a flag contradicts what it was trained with.
@@ -120,16 +119,15 @@ def tested_model(given: Mapping[str, Any]) -> Trained:
     return source
 
 
-def test_only(run: Run, configs: FinetuneConfigs, source: Trained) -> None:
+def test_only(run: Run, configs: FinetuneConfigs, source: trained.Trained) -> None:
     """Test one model, as it was trained; what other tests and runs have written stays."""
     if not (run.output_dir / "config.json").exists():
         write_settings(run, as_dict(configs))
     model, path = make_model(configs).to(run.device), Path(configs.data.data_path, "test.csv")
     logger.info("testing %s on %s", source.source, path)
-    load_pretrained(model, source, require_all=True)
+    trained.load_pretrained(model, source, require_all=True)
     loader = scoring_loader(run, configs, read_list(configs, path))
-    facts: dict[str, Any] = {"checkpoint": os.path.abspath(source.source)}
-    facts["list"] = os.path.abspath(path)
+    facts = {"checkpoint": os.path.abspath(source.source), "list": os.path.abspath(path)}
     suffix = scoring.free_suffix(run.output_dir, facts)
     metrics, items, clips = evaluate(run, configs, model, loader, "test", run.check_stop)
     write_results(run, suffix, ({**metrics, **facts}, items, clips))
@@ -233,14 +231,9 @@ def make_loss(
     if configs.classifier.task == "regression":
         distance = REGRESSION_LOSSES[configs.score.loss]
         return lambda model, b: (distance(model(b.video, b.audio).float(), b.target), {})
-    mixup = Mixup(
-        num_classes=classes,
-        mixup_alpha=augment.mixup or 0.0,
-        cutmix_alpha=augment.cutmix or 0.0,
-        prob=augment.mixup_prob,
-        switch_prob=augment.mixup_switch_prob,
-        label_smoothing=augment.smoothing,
-    )
+    odds = {"prob": augment.mixup_prob, "switch_prob": augment.mixup_switch_prob}
+    targets = {"num_classes": classes, "label_smoothing": augment.smoothing}
+    mixup = Mixup(augment.mixup or 0.0, augment.cutmix or 0.0, **odds, **targets)
     counts = torch.bincount(torch.tensor([clip.label for clip in clips]), minlength=classes)
     weights = class_weights(counts, configs.score.class_weights)
     if weights is not None:
@@ -273,10 +266,9 @@ def evaluate(
     On the CPU, and with --deterministic, the results do not depend on the batch size or on the
     number of processes.
     """
+    alone = run.device.type == "cpu" or run.config.deterministic
     clips = scoring.predict(
-        *(model, loader, run.precision, description),
-        before_each=before_each,
-        clip_by_clip=run.device.type == "cpu" or run.config.deterministic,
+        model, loader, run.precision, description, before_each=before_each, clip_by_clip=alone
     )
     if not (average := configs.score.average_clips):
         return scoring.score(clips), clips, clips
@@ -326,65 +318,60 @@ def end_epoch(
 def test_last_and_best(
     state: TrainState, configs: FinetuneConfigs, lists: splits.Lists, val_loader: DataLoader
 ) -> None:
-    """Test the last epoch's model, the best one's, and the average, kept in checkpoint-ema.pth."""
-    last, best = configs.optim.epochs - 1, state.best["epoch"]
-    loader = scoring_loader(state.run, configs, lists.test)
-    test = partial(test_model, state, configs, lists, val_loader, loader)
-    final = test("last", last)
-    if best < 0:
-        logger.warning("no best epoch could be saved; the last one stands for it")
-    elif best != last:
-        content = checkpoint.load(state.run.output_dir / "checkpoint-best.pth")
-        state.model.load_state_dict(content["model"])
-    final |= test("best", last if best < 0 else best, chosen_on=lists.val_file)
-    if state.decay:
-        mean = state.model.state_dict() | state.average
-        state.write("ema", {"model": mean, "epoch": last})
-        state.model.load_state_dict(mean)
-        final |= test("ema", last)
-    if best >= 0:
-        final[f"val_best/{configs.score.val_metric}"] = state.best["value"]
+    """Test the last epoch's model, the best one's, and the average of the weights.
+
+    Classifiers are calibrated on the validation list, if that is another than the test list.
+    """
+    run, metric, final = state.run, configs.score.val_metric, dict[str, float]()
+    loader = scoring_loader(run, configs, lists.test)
+    score = partial(evaluate, run, configs, state.model)
+    for kind in ("last", "best", "ema") if state.decay else ("last", "best"):
+        epoch = take_weights(state, kind)
+        suffix, how = "" if kind == "last" else f"_{kind}", ""
+        text = "test, average of the weights" if kind == "ema" else f"test, {kind} epoch"
+        metrics, items, clips = score(loader, text, state.check)
+        metrics["epoch"] = epoch
+        if kind == "best":
+            metrics["chosen_on"] = lists.val_file
+            how = f", chosen by {metric} on {lists.val_file}"
+        logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics))
+        if configs.classifier.task == "classification" and not lists.val_is_test:
+            _, held_out, _ = score(val_loader, "calibration", state.check)
+            temperature = scoring.fit_temperature(held_out.targets, held_out.scores)
+            then = scoring.tempered(items.scores, temperature)
+            before, after = (scoring.calibration(items.targets, p) for p in (items.scores, then))
+            metrics["calibration"] = {"temperature": temperature, "before": before, "after": after}
+            logger.info(
+                "temperature %.3f by %s; in the test ECE %.4f -> %.4f, NLL %.4f -> %.4f",
+                *(temperature, lists.val_file),
+                *(before["ece"], after["ece"], before["nll"], after["nll"]),
+            )
+        write_results(run, suffix, (metrics, items, clips))
+        if "calibration" in metrics and run.config.image_freq and distributed.is_main():
+            from hicmae.visualize.runs import draw_reliability  # as above
+
+            path = run.output_dir / f"reliability{suffix}.png"
+            draw_reliability(items.targets, items.scores, temperature, path)
+        found = scoring.headlines(metrics)
+        final |= {f"test_{kind}/{name}": found[name] for name in scoring.SHOWN if name in found}
+    if state.best["epoch"] >= 0:
+        final[f"val_best/{metric}"] = state.best["value"]
     state.show_final(final)
 
 
-def test_model(
-    state: TrainState,
-    configs: FinetuneConfigs,
-    lists: splits.Lists,
-    val_loader: DataLoader,
-    loader: DataLoader,
-    kind: str,
-    epoch: int,
-    **facts: Any,
-) -> dict[str, float]:
-    """Test the model's present weights, which are of a `kind`: "last", "best" or "ema".
+def take_weights(state: TrainState, kind: str) -> int:
+    """Give the trained model the weights to test: "last", "best" or "ema"; return their epoch.
 
-    Classifiers are calibrated on the validation list, if that is another than the test list. The
-    files of the results tell the epoch and `facts`. Returns scores by their names in TensorBoard.
+    The average, "ema", is kept in checkpoint-ema.pth.
     """
-    run, suffix = state.run, "" if kind == "last" else f"_{kind}"
-    score = partial(evaluate, run, configs, state.model)
-    text = "test, average of the weights" if kind == "ema" else f"test, {kind} epoch"
-    metrics, items, clips = score(loader, text, state.check)
-    metrics |= {"epoch": epoch, **facts}
-    how = f", chosen by {configs.score.val_metric} on {lists.val_file}" if kind == "best" else ""
-    logger.info("%s (%d%s): %s", text, epoch, how, scoring.summary(metrics))
-    if configs.classifier.task == "classification" and not lists.val_is_test:
-        _, held_out, _ = score(val_loader, "calibration", state.check)
-        temperature = scoring.fit_temperature(held_out.targets, held_out.scores)
-        then = scoring.tempered(items.scores, temperature)
-        before, after = (scoring.calibration(items.targets, p) for p in (items.scores, then))
-        metrics["calibration"] = {"temperature": temperature, "before": before, "after": after}
-        logger.info(
-            "temperature %.3f by %s; in the test ECE %.4f -> %.4f, NLL %.4f -> %.4f",
-            *(temperature, lists.val_file),
-            *(before["ece"], after["ece"], before["nll"], after["nll"]),
-        )
-    write_results(run, suffix, (metrics, items, clips))
-    if "calibration" in metrics and run.config.image_freq and distributed.is_main():
-        from hicmae.visualize.runs import draw_reliability  # as above
-
-        path = run.output_dir / f"reliability{suffix}.png"
-        draw_reliability(items.targets, items.scores, temperature, path)
-    found = scoring.headlines(metrics)
-    return {f"test_{kind}/{n}": found[n] for n in scoring.SHOWN if n in found}
+    last, best = state.plan.optim.epochs - 1, state.best["epoch"]
+    if kind == "ema":
+        mean = state.model.state_dict() | state.average
+        state.write("ema", {"model": mean, "epoch": last})
+        state.model.load_state_dict(mean)
+    elif kind == "best" and best < 0:
+        logger.warning("no best epoch could be saved; the last one stands for it")
+    elif kind == "best" and best != last:
+        content = checkpoint.load(state.run.output_dir / "checkpoint-best.pth")
+        state.model.load_state_dict(content["model"])
+    return best if kind == "best" and best >= 0 else last

@@ -97,9 +97,7 @@ class ClipConfig(Settings):
     num_frames: int = option(16, "video frames of a clip", "> 0")
     sampling_rate: int = option(4, "frames from one sampled frame to the next", "> 0")
     input_size: int = option(160, "height and width of a video frame in pixels", "> 0")
-    input_size_audio: tuple[int, int] = option(
-        (256, 128), "10 ms steps, mel bins", "> 0", nargs="+"
-    )
+    input_size_audio: tuple[int, int] = option((256, 128), "10ms steps, mel bins", "> 0", nargs="+")
     tubelet_size: int = option(2, "video frames of one token", "> 0")
 
     def __post_init__(self) -> None:

@@ -45,15 +45,11 @@ def clip_loader(
 
     To train they are shuffled anew each epoch, in equal shares; `balanced`: classes equally often.
     """
+    labels = np.array([clip.label for clip in dataset.clips]) if balanced else None
+    seed, shards = run.config.seed, getattr(dataset.clips, "shard_of", None)
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     sampler = ClipSampler(
-        len(dataset),
-        shuffle=trains,
-        seed=run.config.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        pad=trains,
-        shards=getattr(dataset.clips, "shard_of", None),
-        labels=np.array([clip.label for clip in dataset.clips]) if balanced else None,
+        len(dataset), shuffle=trains, pad=trains, seed=seed, shards=shards, labels=labels, **share
     )
     workers = run.config.num_workers
     return make_loader(dataset, sampler, batch_size, workers, trains, run.device.type)
@@ -140,10 +136,9 @@ def show(state: TrainState) -> dict[str, float]:
     """Read what is new, send the figures of the last step to TensorBoard and return them."""
     metrics, plan, step = state.metrics, state.plan, state.steps_done - 1
     metrics.read(state.logs)
-    last, bad = metrics.last, metrics.bad_steps
-    first = {"bad_steps": bad} if bad else {}  # a line of the log has what comes first
-    rates = {"loss": last["loss"], "lr": float(plan.lr[step])}
-    shown = {**first, **rates, **metrics.speed(), **last}
+    bad = {"bad_steps": metrics.bad_steps} if metrics.bad_steps else {}
+    rates = {"loss": metrics.last["loss"], "lr": float(plan.lr[step])}
+    shown = {**bad, **rates, **metrics.speed(), **metrics.last}  # the log has room for the first
     decay = {"weight_decay": float(plan.weight_decay[step])}
     state.logs.board.scalars(step, shown | decay, "train")
     scales = sorted({group.get("lr_scale", 1.0) for group in state.optimizer.param_groups})

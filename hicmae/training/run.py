@@ -121,11 +121,9 @@ def open_run(config: RunConfig, trains: bool = True) -> Iterator[Run]:
             path.unlink(missing_ok=True)
             logger.info("removed '%s', which a killed run left half-written", path.name)
         logger.info("%s", run.command)
-        logger.info(
-            "device %s, precision %s%s, %d process(es), output in %s",
-            *(device, run.precision.name, " with TF32" if config.tf32 else ""),
-            *(distributed.world_size(), run.output_dir),
-        )
+        precision = run.precision.name + (" with TF32" if config.tf32 else "")
+        text = "device %s, precision %s, %d process(es), output in %s"
+        logger.info(text, device, precision, distributed.world_size(), run.output_dir)
         yield run
 
 

@@ -6,12 +6,12 @@ A run that is killed at any moment and started again equals one that was not.
 import hashlib
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import numpy as np
@@ -123,17 +123,15 @@ class TrainState:
         saved = self.save() if number or due else True
         if number:
             end = "all saved" if saved else "but the last ones could NOT be saved"
-            name = signal.Signals(number).name
-            raise Stopped(f"stopped by {name} after {self.steps_done} steps, {end}")
+            raise Stopped(f"stopped by {Signals(number).name} after {self.steps_done} steps, {end}")
 
     def end_epoch(self, figures: Mapping[str, float]) -> None:
         """Write the line of the epoch in hand to log.txt, and save its end."""
         ending = {"epoch": self.epoch, "n_parameters": optim.num_parameters(self.model)}
         self.logs.epochs.line({**figures, **ending})
         self.epoch, self.step = self.epoch + 1, 0
-        # Bad steps in a row go on.
-        metrics = self.metrics
-        self.metrics = MetricBuffer(metrics.max_bad_steps, bad_in_a_row=metrics.bad_in_a_row)
+        bad = self.metrics.bad_in_a_row  # they may go on
+        self.metrics = MetricBuffer(self.metrics.max_bad_steps, bad_in_a_row=bad)
         self.save()
 
     def finish(self) -> None:
@@ -158,9 +156,7 @@ class TrainState:
         self.metrics.read(self.logs)
         self.logs.sync()
         progress = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "steps_done": self.steps_done,
+            **{name: getattr(self, name) for name in ("epoch", "step", "steps_done")},
             "clips_done": self.step * plan.total_batch,
             **{name: getattr(plan, name) for name in ("clips", "steps", "total_batch")},
             "world_size": distributed.world_size(),
@@ -240,20 +236,14 @@ def make_state(
         logger.warning(text, config.warmup_epochs, epochs)
     decay, last_decay = config.weight_decay, config.weight_decay_end
     last_decay = decay if last_decay is None else last_decay
+    rates = optim.cosine_schedule(lr, min_lr, epochs, steps, warmup, config.warmup_steps)
+    decays = optim.cosine_schedule(decay, last_decay, epochs, steps)
+    clips = {n: describe_clips(known, configs.data.data_root) for n, known in lists.items()}
     settings = as_dict(configs)
+    plan = Plan(settings, config, clips, steps, total_batch, lr=rates, weight_decay=decays)
     flags = flat_settings(settings)  # --layer_decay and --ema are of fine-tuning
-    plan = Plan(
-        settings=settings,
-        optim=config,
-        clips={n: describe_clips(clips, configs.data.data_root) for n, clips in lists.items()},
-        steps=steps,
-        total_batch=total_batch,
-        lr=optim.cosine_schedule(lr, min_lr, epochs, steps, warmup, config.warmup_steps),
-        weight_decay=optim.cosine_schedule(decay, last_decay, epochs, steps),
-    )
     groups = optim.parameter_groups(model, decay, flags.get("layer_decay"))
-    rate = float(plan.lr.max())
-    optimizer = optim.make_optimizer(groups, rate, config.opt_betas, config.opt_eps)
+    optimizer = optim.make_optimizer(groups, float(rates.max()), config.opt_betas, config.opt_eps)
     return TrainState(run, plan, model, optimizer, decay=flags.get("ema", 0.0))
 
 
