@@ -221,8 +221,8 @@ def make_loader(
     Workers stay from epoch to epoch, as an index carries its epoch. "cuda" pins batches' memory.
     """
     if drop_last and len(sampler) < batch_size:
-        text = f"the training list gives {len(sampler)} clips per process"
-        raise ValueError(f"{text}, expected at least {batch_size}; lower --batch_size")
+        text = f"the training list gives {len(sampler)} clips per process, expected at least"
+        raise ValueError(f"{text} one batch of {batch_size}; lower --batch_size")
     return DataLoader(
         dataset,
         batch_size=batch_size,
