@@ -142,10 +142,8 @@ class Detector:
             if scores[index] >= ACCEPTED and (nested[index, others] < SAME_FACE).all():
                 others.append(index)
         # Once more, from the box found: it brings faces in all frames to O-Net alike.
-        return [
-            self.locate([image] * len(faces), boxes[faces])
-            for image, faces in zip(images, found, strict=True)
-        ]
+        pairs = zip(images, found, strict=True)
+        return [self.locate([image] * len(faces), boxes[faces]) for image, faces in pairs]
 
     @torch.inference_mode()
     def locate(self, images: list[np.ndarray], boxes: np.ndarray) -> list[Face]:
@@ -246,9 +244,8 @@ def check_weights() -> dict[str, bytes]:
     """Return the files of weights; FileNotFoundError or ValueError where they are not the known."""
     found: Any = {name: importlib.util.find_spec(name) for name in ("mtcnn", "lz4")}
     if missing := [name for name, package in found.items() if package is None]:
-        raise FileNotFoundError(
-            f"the package {missing[0]}, which the weights need, is missing; {INSTALL}"
-        )
+        text = f"the package {missing[0]}, which the weights need, is missing"
+        raise FileNotFoundError(f"{text}; {INSTALL}")
     # mtcnn is not imported: that would need TensorFlow.
     folder, files = Path(found["mtcnn"].submodule_search_locations[0], "assets", "weights"), {}
     for name, expected in WEIGHTS_SHA256.items():
@@ -258,7 +255,6 @@ def check_weights() -> dict[str, bytes]:
         files[name] = path.read_bytes()
         digest = hashlib.sha256(files[name]).hexdigest()
         if digest != expected:
-            raise ValueError(
-                f"weights '{path}' have SHA-256 {digest[:12]}, expected {expected[:12]}; {INSTALL}"
-            )
+            text = f"weights '{path}' have SHA-256 {digest[:12]}, expected {expected[:12]}"
+            raise ValueError(f"{text}; {INSTALL}")
     return files

@@ -40,10 +40,9 @@ def search(
     if first is None:
         return [], (0, 0)
     height, width = first.shape[:2]
-    scale = max(height, width, SEARCH_SIZE) / SEARCH_SIZE
-    small = chain([first], frames)
+    longer = max(height, width, SEARCH_SIZE)
+    scale, small = longer / SEARCH_SIZE, chain([first], frames)
     if scale > 1:
-        longer = max(height, width)
         sides = [max(round(side * (SEARCH_SIZE / longer)), 1) for side in (width, height)]
         small = chain(cv2.resize(f, sides, interpolation=cv2.INTER_AREA) for f in small)
     faces, chunk = list[list[Face]](), list[np.ndarray]()

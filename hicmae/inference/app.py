@@ -21,7 +21,7 @@ import gradio as gr  # noqa: E402
 
 from hicmae.data.film import Film  # noqa: E402
 from hicmae.data.media import NoPicture, NoSound, decode_sound, streams_of  # noqa: E402
-from hicmae.inference.cli import Limits  # noqa: E402
+from hicmae.inference.cli import Limits, Page  # noqa: E402
 from hicmae.inference.clips import Clip, NoFace, View, detector  # noqa: E402
 from hicmae.inference.commands import table, write_json  # noqa: E402
 from hicmae.inference.formats import EXAMPLE  # noqa: E402
@@ -57,6 +57,7 @@ ADVICE = {
     NoPicture: "There is no picture, but this model looks too. Choose a film.",
 }
 TEMPLATES = Path(__file__).with_name("templates")
+PROGRESS = gr.Progress()  # gradio finds it as the default of an argument
 HINT = '<div class="hint">The answer appears here.</div>'
 
 
@@ -84,11 +85,7 @@ class Demo:
     folder: Path
 
     def answer(
-        self,
-        film: str | None,
-        who: str,
-        results: str | None,
-        progress: Any = gr.Progress(),  # noqa: B008  (gradio finds it by its default)
+        self, film: str | None, who: str, results: str | None, progress: Any = PROGRESS
     ) -> tuple[Any, ...]:
         """Answer about a film.
 
@@ -97,7 +94,7 @@ class Demo:
         """
         remove_results(results)
         if not film:
-            return *_told("Choose a film first, or record one."), gr.skip()
+            return _told("Choose a film first, or record one.")
         path = Path(film)
         try:
             check_film(path, self.limits)
@@ -105,7 +102,7 @@ class Demo:
         except (UnreadableClip, ValueError) as error:
             advice = next((text for kind, text in ADVICE.items() if isinstance(error, kind)), "")
             reason = describe(error).replace(str(path), path.name)
-            return *(_told(advice, reason) if advice else _told(reason)), gr.skip()
+            return _told(advice or reason, reason if advice else "")
         page = html.escape((folder / "answer.html").read_text("utf-8"), quote=True)
         frame = f'<iframe id="answer" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
         if path.parent.parent == self.folder:  # each upload has a folder of its own
@@ -149,10 +146,10 @@ def remove_results(folder: str | None) -> None:
 
 
 def _told(text: str, more: str = "") -> tuple[Any, ...]:
-    """Return what stands in place of an answer, of its folder and of the buttons."""
+    """Return what `Demo.answer` does of a film that stays."""
     more = f"<small>{html.escape(more)}</small>" if more else ""
     shown = f'<div class="told" role="alert">{html.escape(text)}{more}</div>'
-    return shown, None, *_buttons(None)
+    return shown, None, *_buttons(None), gr.skip()
 
 
 DOWNLOADS = {"csv": "Table (csv)", "json": "All (json)", "mp4": "Film with answers", "html": "Page"}
@@ -216,6 +213,8 @@ def upload_folder() -> Iterator[Path]:
 def launch(page: gr.Blocks, limits: Limits, port: int | None, share: bool = False) -> str:
     """Start the server and return its address; other settings than these have no say."""
     font = ["system-ui", "sans-serif"]
+    options = ("run_history", "enable_monitoring", "mcp_server", "ssr_mode", "pwa")
+    switched_off: Any = dict.fromkeys(options, False)
     _, local, public = page.launch(
         server_name=HOST,
         server_port=port,
@@ -225,25 +224,20 @@ def launch(page: gr.Blocks, limits: Limits, port: int | None, share: bool = Fals
         footer_links=[],
         max_file_size=round(limits.max_mb * 1e6),
         allowed_paths=[],
-        run_history=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        pwa=False,
         theme=gr.themes.Soft(font=font, font_mono=["monospace"]),
         css_paths=TEMPLATES / "app.css",
         head_paths=TEMPLATES / "app_head.html",
+        **switched_off,
     )
     return public or local
 
 
-def serve(
-    checkpoint: str, device: str, limits: Limits, port: int | None = None, share: bool = False
-) -> None:
+def serve(asked: Page, limits: Limits) -> None:
     """Serve the page until the process is stopped."""
-    recognizer = EmotionRecognizer.from_checkpoint(checkpoint, device=device)
+    path = asked.checkpoint
+    recognizer = EmotionRecognizer.from_checkpoint(path, device=asked.device)
     if recognizer.config.task == "pretraining":
-        raise ValueError(f"'{checkpoint}' is a pre-training checkpoint, which knows no emotions")
+        raise ValueError(f"'{path}' is a pre-training checkpoint, which knows no emotions")
     try:
         detector()
     except FileNotFoundError as error:
@@ -251,9 +245,9 @@ def serve(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with upload_folder() as folder, suppress(KeyboardInterrupt):
-        page = build(Demo(recognizer, limits, folder), is_toy=checkpoint == "toy")
+        page = build(Demo(recognizer, limits, folder), is_toy=path == "toy")
         try:
-            logger.info("%s  (Ctrl-C ends it)", launch(page, limits, port, share))
+            logger.info("%s  (Ctrl-C ends it)", launch(page, limits, asked.port, asked.share))
             threading.Event().wait()
         finally:
             page.close(verbose=False)

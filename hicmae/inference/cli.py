@@ -174,8 +174,7 @@ def _run(name: str, args: argparse.Namespace) -> int:
     from hicmae.inference import commands  # brings torch, for which no --help should wait
 
     gc.enable()
-    code: int = getattr(commands, name)(args)
-    return code
+    return int(getattr(commands, name)(args))
 
 
 predict, extract, app, export = (

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
@@ -17,24 +17,16 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from hicmae import io
 from hicmae.config import Options
 from hicmae.config.flags import from_flags
 from hicmae.data.clip_list import AnyClip, Clip, find_list, name_of, read_rows
 from hicmae.data.media import find_clips
 from hicmae.inference import formats
-from hicmae.inference.cli import Limits, Model, Unsaid
+from hicmae.inference.cli import Limits, Model, Page, Unsaid
 from hicmae.inference.clips import Window
 from hicmae.inference.model import ModelConfig
 from hicmae.inference.recognizer import EmotionRecognizer, Failure, Prediction
-from hicmae.io import (
-    UnreadableClip,
-    check_writable,
-    describe,
-    encodable,
-    whole_file,
-    write_csv,
-    write_whole,
-)
 from hicmae.training.checkpoint import WEIGHTS, find
 
 logger = logging.getLogger(__name__)
@@ -57,24 +49,33 @@ def _load(args: argparse.Namespace) -> tuple[EmotionRecognizer, dict[str, Any]]:
 
 def predict(args: argparse.Namespace) -> int:
     """Answer about videos and write what is asked for; returns the exit code."""
-    wanted = {kind: Path(path) for kind in OF_ONE_FILM if (path := getattr(args, kind))}
-    for path in filter(None, (args.csv, args.windows_csv, args.json)):
-        check_writable(path)
-    if wanted:
-        from hicmae.inference import pictures, style  # bring matplotlib
-
-        endings = {"plot": style.FORMATS, "overlay": pictures.FILMS, "html": (".html", ".htm")}
-        for kind, path in wanted.items():
-            check_writable(path, endings.get(kind, ()))
+    wanted = _check_results(args)
     files = [file for name in args.videos for file in find_clips(name)]
     if args.audio and len(files) > 1:
         raise ValueError(f"--audio goes with one video, got {len(files)}")
     recognizer, reading = _load(args)
-    journal, clips, all_drawn = Journal(args, len(files)), list[list[Any]](), True
+    journal, clips, all_drawn, moments = Journal(args, len(files)), list[list[Any]](), True, None
+    if args.html:
+        from hicmae.inference.timeline import Moments
+
+        moments = Moments()
+    ask = partial(recognizer.each, on_error="return", on_view=moments, **reading)
+    taken: set[str] = set()
     try:
-        for people, is_drawn in _answers(args, recognizer, reading, journal, files, wanted):
+        for file, people, is_known in journal.answers(files, args.audio, ask):
+            stem = Path(file).stem
+            names = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
+            name = next(name for name in names if name not in taken)  # its own
+            taken.add(name)
+            seen = moments.kept.pop(file, {}) if moments else {}
+            if not is_known and isinstance(people[0], Prediction):
+                own = f"-{name}" if len(files) > 1 else ""
+                paths = {k: path.with_stem(f"{path.stem}{own}") for k, path in wanted.items()}
+                if not paths or _draw(people, paths, seen, not args.quiet):
+                    journal.add(file, people)
+                else:
+                    all_drawn = False
             clips.append(people)
-            all_drawn &= is_drawn
         journal.remove()
     except KeyboardInterrupt:
         answered = sum(not isinstance(people[0], Failure) for people in clips)
@@ -85,7 +86,7 @@ def predict(args: argparse.Namespace) -> int:
     results = [result for people in clips for result in people]
     for path, by_window in ((args.csv, False), (args.windows_csv, True)):
         if path:
-            write_csv(path, *table(results, recognizer.names, by_window))
+            io.write_csv(path, *table(results, recognizer.names, by_window))
     if args.json:
         write_json(args.json, [result.to_dict() for result in results])
     if not args.quiet:
@@ -93,62 +94,29 @@ def predict(args: argparse.Namespace) -> int:
     return int(not all_drawn or any(isinstance(people[0], Failure) for people in clips))
 
 
-def _answers(
-    args: argparse.Namespace,
-    recognizer: EmotionRecognizer,
-    reading: dict[str, Any],
-    journal: "Journal",
-    files: Sequence[str],
-    wanted: Mapping[str, Path],
-) -> Iterator[tuple[list[Any], bool]]:
-    """Ask about what the journal lacks, and write what is asked for of each film at once.
+def _check_results(args: argparse.Namespace) -> dict[str, Path]:
+    """Return the results that are asked for of each film, once all results can be written."""
+    wanted = {kind: Path(path) for kind in OF_ONE_FILM if (path := getattr(args, kind))}
+    for path in filter(None, (args.csv, args.windows_csv, args.json)):
+        io.check_writable(path)
+    if wanted:
+        from hicmae.inference import pictures, style  # bring matplotlib
 
-    Yields the people of each file, or its Failure, and whether all could be drawn.
-    """
-    moments = None
-    if args.html:
-        from hicmae.inference.timeline import Moments
-
-        moments = Moments()
-    before = [journal.answer(file) for file in files]
-    asked = [(f, args.audio) for f, known in zip(files, before, strict=True) if known is None]
-    if len(asked) < len(files):
-        text = "%d of %d videos are answered already; to ask again, delete '%s'"
-        logger.info(text, len(files) - len(asked), len(files), journal.path)
-    answers = recognizer.each(asked, on_error="return", on_view=moments, **reading)
-    taken: set[str] = set()
-    for file, people in zip(files, before, strict=True):
-        stem, is_drawn = Path(file).stem, True
-        names = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
-        name = next(name for name in names if name not in taken)  # its own
-        taken.add(name)
-        if people is None:
-            answer = next(answers)
-            people = answer if isinstance(answer, list) else [answer]
-            seen = moments.kept.pop(file, {}) if moments else {}
-            if isinstance(people[0], Prediction):
-                own = f"-{name}" if len(files) > 1 else ""
-                paths = {k: path.with_stem(f"{path.stem}{own}") for k, path in wanted.items()}
-                is_drawn = not paths or _draw(people, paths, seen, not args.quiet)
-                if is_drawn:
-                    journal.add(file, people)
-        yield people, is_drawn
+        endings = {"plot": style.FORMATS, "overlay": pictures.FILMS, "html": (".html", ".htm")}
+        for kind, path in wanted.items():
+            io.check_writable(path, endings.get(kind, ()))
+    return wanted
 
 
-def _draw(
-    people: list[Prediction],
-    paths: Mapping[str, Path],
-    moments: Mapping[tuple[int, int], tuple[str, str]],
-    progress: bool,
-) -> bool:
-    """Write pictures, pages and subtitles of one film; returns whether all could be made."""
+def _draw(people: list[Prediction], paths: dict[str, Path], seen: Any, progress: bool) -> bool:
+    """Write results of one film, of which `Moments` has `seen`; returns whether all were made."""
     from hicmae.inference import pictures, timeline
 
     file, drawn = people[0].file, True
     make: dict[str, Callable[[Path], object]] = {
         "plot": lambda path: pictures.draw_timeline(people, path),
         "overlay": lambda path: pictures.write_overlay(file, people, path, progress),
-        "html": lambda path: timeline.write_page(people, path, moments, progress),
+        "html": lambda path: timeline.write_page(people, path, seen, progress),
         "srt": lambda path: timeline.write_subtitles(people, path),
         "vtt": lambda path: timeline.write_subtitles(people, path, for_web=True),
         "elan": lambda path: timeline.write_elan(people, path),
@@ -156,8 +124,8 @@ def _draw(
     for kind, path in paths.items():
         try:
             make[kind](path)
-        except (UnreadableClip, OSError, ValueError) as error:
-            logger.error("no %s of '%s': %s", kind, file, describe(error))
+        except (io.UnreadableClip, OSError, ValueError) as error:
+            logger.error("no %s of '%s': %s", kind, file, io.describe(error))
             drawn = False
     return drawn
 
@@ -186,6 +154,20 @@ class Journal:
                     person["windows"] = tuple(Window(**window) for window in person["windows"])
                     person["notes"] = tuple(person["notes"])
                 self.known[file] = stamp, [Prediction(**person) for person in people]
+
+    def answers(
+        self, files: Sequence[str], audio: str | None, ask: Callable[..., Iterator[Any]]
+    ) -> Iterator[tuple[str, list[Any], bool]]:
+        """Yield each file, its people or its Failure, and whether that was known; else `ask`."""
+        before = [self.answer(file) for file in files]
+        asked = [(f, audio) for f, known in zip(files, before, strict=True) if known is None]
+        if len(asked) < len(files):
+            text = "%d of %d videos are answered already; to ask again, delete '%s'"
+            logger.info(text, len(files) - len(asked), len(files), self.path)
+        found = ask(asked)
+        for file, known in zip(files, before, strict=True):
+            answer = known or next(found)
+            yield file, answer if isinstance(answer, list) else [answer], known is not None
 
     def answer(self, file: str) -> list[Prediction] | None:
         """Return the people of a file that is answered, without their boxes."""
@@ -217,9 +199,7 @@ def _stamp(file: str | Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns] if status else [0, 0]
 
 
-def table(
-    results: Iterable[Any], names: Sequence[str], by_window: bool = False
-) -> tuple[list[str], list[list[object]]]:
+def table(results: Iterable[Any], names: Sequence[str], by_window: bool) -> tuple[list[str], list]:
     """Return the header, and a row for each person, or for each window of each person."""
     rows: list[dict[str, Any]] = []
     for result in results:
@@ -229,12 +209,10 @@ def table(
         for part in result.windows if by_window else [result]:
             label = part.label if result.task == "classification" else None
             row = {"file": result.file, "person": result.person, "label": label}
+            row |= {"seconds": f"{result.duration:.2f}", "reason": "; ".join(result.notes)}
+            row |= {"status": part.status if by_window else "done"}
             if by_window:
                 row |= {"start": f"{part.start:.3f}", "end": f"{part.end:.3f}"}
-                row |= {"status": part.status}
-            else:
-                row |= {"status": "done", "reason": "; ".join(result.notes)}
-                row |= {"seconds": f"{result.duration:.2f}"}
             if part.speaker is not None:
                 row |= {"speaker": int(part.speaker) if by_window else f"{part.speaker:.3f}"}
             rows.append(row | {name: f"{score:.6f}" for name, score in part.scores.items()})
@@ -254,20 +232,19 @@ def short_table(results: Iterable[Any]) -> str:
             continue
         name += f" (person {result.person + 1})" if result.person else ""
         rows.append([name, f"{result.duration:.1f}", result.answer, "; ".join(result.notes)])
-    head = ["file", "s", "answer", "note"]
-    return tabulate(rows, head, tablefmt="plain", disable_numparse=True)
+    return tabulate(rows, ["file", "s", "answer", "note"], tablefmt="plain", disable_numparse=True)
 
 
 def write_json(path: str | Path, content: Sequence[Any]) -> None:
     """Write all that is known, as UTF-8."""
-    text = encodable(json.dumps(content, indent=2, ensure_ascii=False))
-    write_whole(path, text + "\n")
+    text = io.encodable(json.dumps(content, indent=2, ensure_ascii=False))
+    io.write_whole(path, text + "\n")
 
 
 def extract(args: argparse.Namespace) -> int:
     """Write the features of a list of clips; returns the exit code."""
     output = Path(args.output)
-    check_writable(output, (".npz",))
+    io.check_writable(output, (".npz",))
     items = read_items(args.data_path, args.data_root)
     recognizer, reading = _load(args)
     rows, failures, clips = [], [], [clip for clip, _ in items]
@@ -287,13 +264,13 @@ def extract(args: argparse.Namespace) -> int:
         reason = failures[-1].reason
         raise ValueError(f"none of {len(items)} clips could be read; the last: {reason}")
     columns = _columns(rows)
-    with whole_file(output) as part:
+    with io.whole_file(output) as part:
         np.savez(part, **columns)  # type: ignore[arg-type]  # the stub takes all for its flag
     levels = ", ".join(f"{n} {a.shape}" for n, a in columns.items() if a.dtype == np.float32)
     logger.info("written: %s: %s", output, levels)
     if failures:
         failed = output.with_name(output.name + ".failed.csv")
-        write_csv(failed, ("file", "reason"), ((f.file, f.reason) for f in failures))
+        io.write_csv(failed, ("file", "reason"), ((f.file, f.reason) for f in failures))
         logger.warning("%d of %d clips failed, see %s", len(failures), len(items), failed)
     return int(bool(failures))
 
@@ -330,8 +307,7 @@ def app(args: argparse.Namespace) -> int:
         raise ValueError("hicmae-app needs the package gradio: pip install 'hicmae[app]'")
     from hicmae.inference.app import serve
 
-    limits = from_flags(vars(args), Limits)
-    serve(args.checkpoint, args.device, limits, args.port, args.share)
+    serve(from_flags(vars(args), Page), from_flags(vars(args), Limits))
     return 0
 
 
@@ -340,8 +316,7 @@ def export(args: argparse.Namespace) -> int:
     path, output, kind = Path(args.checkpoint), Path(args.output), args.format
     if kind != "onnx" and args.int8:
         raise ValueError(f"--int8 is of --format onnx, got --format {kind}; leave it out")
-    licences = {name: getattr(args, name) for name in ("license", "data_license")}
-    facts = {name: told for name, told in licences.items() if told}
+    facts = {name: told for name in ("license", "data_license") if (told := getattr(args, name))}
     unsaid = vars(from_flags(vars(args), Unsaid))
     from hicmae.inference.export import export_checkpoint, export_run, write_card  # bring scipy
 
@@ -355,28 +330,26 @@ def export(args: argparse.Namespace) -> int:
     name = "int8" if args.int8 else kind
     usual = Path(formats.FORMATS[name].file)
     output = output if output.suffix else output / usual
-    check_writable(output, (usual.suffix,))
+    io.check_writable(output, (usual.suffix,))
     with TemporaryDirectory() as folder:
         make(output=folder)
         recognizer = EmotionRecognizer.from_checkpoint(folder, "cpu", "fp32")
-    clips, reading = _clips_to_compare(recognizer.config, args.data_path, args.data_root)
+    clips, reading = _clips_to_compare(args.data_path, args.data_root, recognizer.config)
     formats.write(recognizer, output, name, clips, **reading)
     if output.name == usual.name:
         write_card(output.parent, recognizer.config)
     return 0
 
 
-def _clips_to_compare(
-    config: ModelConfig, data_path: str | None, data_root: str
-) -> tuple[Sequence[Any], dict[str, Any]]:
-    """Return clips and how to read them: of a path, of the run's test list, or made on the spot."""
+def _clips_to_compare(path: str | None, root: str, config: ModelConfig) -> tuple[list, dict]:
+    """Return clips and how to read them: of a path, of the run's test list, or of the package."""
     told = config.training.get("settings", {})
     own = Path(told.get("data_path") or "", "test.csv")
-    if data_path is None and not own.is_file():
+    if path is None and not own.is_file():
         logger.info("no test list of the run is here: compared on the film of the package")
         return [str(formats.EXAMPLE)], {"faces": "cut"}
-    if data_path is None:
-        data_path, data_root = str(own), data_root or told.get("data_root") or ""
-    items = read_items(data_path, data_root)
-    logger.info("compared on clips of '%s'", data_path)
+    if path is None:
+        path, root = str(own), root or told.get("data_root") or ""
+    items = read_items(path, root)
+    logger.info("compared on clips of '%s'", path)
     return [clip for clip, _ in formats.spread(items)], {}

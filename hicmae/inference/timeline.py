@@ -31,17 +31,12 @@ LEAST_RATE, SOUND_RATE = 150_000, 128_000  # bits a second of a film that can st
 CHUNK = 3 * 2**18  # bytes of a film at once; whole groups of base64
 # What browsers play: in an mp4 these codecs and pixels; sounds by the ending of their names.
 PLAYED = {("h264", "yuv420p"), ("h264", "yuvj420p"), ("aac", "")}
-SOUNDS = {
-    **{".wav": "audio/wav", ".mp3": "audio/mpeg", ".m4a": "audio/mp4"},
-    **{".flac": "audio/flac", ".ogg": "audio/ogg"},
-}
+SOUNDS = {".wav": "audio/wav", ".mp3": "audio/mpeg", ".m4a": "audio/mp4"}
+SOUNDS |= {".flac": "audio/flac", ".ogg": "audio/ogg"}
 MOST_MOMENTS = 300  # windows of a clip of which a page shows what the model read
 THUMBNAIL, SHEET_ROW = 96, 8  # pixels of a frame; frames in a row
 # By person and window: frames and a spectrogram, each a JPEG in base64.
 Sheets = Mapping[tuple[int, int], tuple[str, str]]
-
-
-# Stretches of time with one answer
 
 
 class Stretch(NamedTuple):
@@ -128,9 +123,6 @@ def begin_of(path: str | Path) -> float:
     return max(Film(str(path)).clock.origin - begin, 0.0)
 
 
-# What an answer was decided on
-
-
 class Moments:
     """Small pictures of what a model reads in each window, as `on_view` of the recognizer."""
 
@@ -163,9 +155,6 @@ def _jpeg(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-# The page
 
 
 def write_page(
@@ -250,20 +239,15 @@ def _facts(people: Sequence[Prediction], moments: Sheets, film: Path | None) -> 
     if kind.startswith("video"):
         height, width = next(Film(first.file).frames([0])).shape[:2]
         size = width, height
-    places = {person.person: place for place, person in enumerate(people)}
-    data = {
-        "people": [_lane(person) for person in people],
+    lanes = {person.person: lane for lane, person in enumerate(people)}
+    seen = {f"{lanes[who]} {at}": sheets for (who, at), sheets in moments.items() if who in lanes}
+    data: dict[str, Any] = {
+        **{"people": [_lane(person) for person in people], "moments": seen, "size": size},
         "names": [encodable(name) for name in first.scores],
         "colours": [_class_colour(k) for k in range(len(first.scores))],
-        "values": first.task == "regression",
-        **{"low": low, "high": high, "least": first.min_confidence, "gap": LONGEST_GAP},
-        **{"offset": begin_of(film) if film else 0.0, "size": size},
+        **{"values": first.task == "regression", "low": low, "high": high, "gap": LONGEST_GAP},
+        **{"least": first.min_confidence, "offset": begin_of(film) if film else 0.0},
         "seconds": max(person.duration for person in people),
-        "moments": {
-            f"{places[person]} {window}": shown
-            for (person, window), shown in moments.items()
-            if person in places
-        },
     }
     notes = [encodable(note) for note in dict.fromkeys(n for p in people for n in p.notes)]
     return {"data": data, "kind": kind, "notes": notes, "title": encodable(Path(first.file).name)}
@@ -280,10 +264,8 @@ def _lane(person: Prediction) -> dict[str, Any]:
         known |= {"fill": _class_colour(int(np.argmax(row))) if label else ""}
         windows.append(known | {"speaks": window.speaker})
     boxes = np.column_stack([person.boxes[:, 0].round(3), person.boxes[:, 1:].round()])
-    return {
-        **{"number": person.person + 1, "who": _who(person), "answer": encodable(person.answer)},
-        **{"windows": windows, "boxes": boxes.tolist(), "seconds": person.duration},
-    }
+    told = {"number": person.person + 1, "who": _who(person), "answer": encodable(person.answer)}
+    return told | {"windows": windows, "boxes": boxes.tolist(), "seconds": person.duration}
 
 
 def _class_colour(index: int) -> str:

@@ -45,12 +45,11 @@ ROWS = (
 )
 
 
-def attention_weights(layer: nn.Module, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+def attention_weights(layer: Attention, tokens: Tensor, context: Tensor | None = None) -> Tensor:
     """Return softmax(q k^T / sqrt(d)) of each head of an `Attention`, (B, heads, N, M).
 
     Tokens are (B, N, D), the context (B, M, D); without one M is N. Rows sum to 1.
     """
-    layer = cast(Attention, layer)
     if context is None:
         query_weight, key_weight, _ = layer.qkv.weight.chunk(3)
     else:
@@ -67,7 +66,7 @@ def recorded_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Yield name of a layer -> (B, N, M), mean over its heads, filled by the forward pass."""
     maps: dict[str, Tensor] = {}
 
-    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def record(name: str, layer: Attention, inputs: tuple[Tensor, ...]) -> None:
         maps[name] = attention_weights(layer, *inputs).mean(dim=1)
 
     with ExitStack() as hooks:

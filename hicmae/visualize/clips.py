@@ -59,10 +59,8 @@ def open_clips(asked: Clips) -> Opened:
     device, found = choose_device(asked.device), trained.read(asked.checkpoint)
     lacks = "decoders" if "mask_token" not in found.weights else "settings"
     if lacks == "decoders" or "mask_ratio" not in found.told:
-        raise ValueError(
-            f"checkpoint '{asked.checkpoint}' has no {lacks}, but this picture needs a pre-trained "
-            "one with decoders and settings; give a checkpoint of run_pretraining.py"
-        )
+        text = f"checkpoint '{asked.checkpoint}' has no {lacks}, but this picture needs a pre-"
+        raise ValueError(f"{text}trained one with both; give a checkpoint of run_pretraining.py")
     settings = found.told
     options = vars(from_flags(settings, PretrainModelConfig))
     model = timm.create_model(**options, **from_flags(settings, ClipConfig).of_model())
@@ -145,14 +143,10 @@ def reconstruction_figure(clips: Sequence[Reconstruction]) -> Figure:
 def _draw_spectrogram(axes: Axes, audio: np.ndarray, whole: np.ndarray) -> None:
     """Draw (T, F), nan grey, in the range of colours of the whole one."""
     low, high = np.nanpercentile(whole, (1, 99))
-    look: Any = {
-        "cmap": matplotlib.colormaps["viridis"].with_extremes(bad="#808080"),
-        "extent": (0.0, len(audio) * HOP_SECONDS, 0.0, float(audio.shape[1])),
-        "origin": "lower",
-        "aspect": "auto",
-        "interpolation": "nearest",
-    }
-    image = axes.imshow(audio.T, vmin=low, vmax=max(high, low + 1e-6), **look)
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad="#808080")
+    look: Any = {"vmin": low, "vmax": max(high, low + 1e-6), "interpolation": "nearest"}
+    look |= {"extent": (0, len(audio) * HOP_SECONDS, 0, audio.shape[1]), "origin": "lower"}
+    image = axes.imshow(audio.T, colours, aspect="auto", **look)
     axes.tick_params(labelbottom=False, right=True, labelright=True, left=False, labelleft=False)
     bar = axes.figure.colorbar(image, ax=[axes], fraction=0.06, pad=0.02)
     bar.set_label("log energy", fontsize=8)

@@ -52,15 +52,12 @@ def tsne(asked: Clips) -> Figure:
 
     The clips are of a list, or of test.csv in a folder.
     """
-    place, seed = Path(asked.data_path), asked.seed or 0
-    recognizer = EmotionRecognizer.from_checkpoint(
-        asked.checkpoint, asked.device, "fp32", progress=True
-    )
-    if recognizer.config.task != "classification":
-        raise ValueError(
-            f"checkpoint '{asked.checkpoint}' is of a {recognizer.config.task}, but this picture "
-            "needs a classifier; give a checkpoint of run_finetuning.py"
-        )
+    place, seed, checkpoint = Path(asked.data_path), asked.seed or 0, asked.checkpoint
+    load = EmotionRecognizer.from_checkpoint
+    recognizer = load(checkpoint, asked.device, "fp32", progress=True)
+    if (task := recognizer.config.task) != "classification":
+        text = f"checkpoint '{checkpoint}' is of a {task}, but this picture needs a classifier"
+        raise ValueError(f"{text}; give a checkpoint of run_finetuning.py")
     path = place / "test.csv" if place.is_dir() and not find_list(place) else place
     listed = read_labelled_list(path, "classification", len(recognizer.names), asked.data_root)
     clips = [listed[line] for line in choose_lines(len(listed), asked.num_clips, seed)]
@@ -68,11 +65,10 @@ def tsne(asked: Clips) -> Figure:
         raise ValueError(f"t-SNE needs at least {FEWEST} clips, got {len(clips)}")
     features = extract(recognizer, clips)
     method = TSNE(perplexity=min(30, (len(clips) - 1) / 3), init="pca", random_state=seed)
-    points: dict[str, np.ndarray] = {
-        name: method.fit_transform(StandardScaler().fit_transform(features[name]))
-        for name in ("video", "audio", "fused")
-        if name in features
-    }
+    points: dict[str, np.ndarray] = {}
+    for name in ("video", "audio", "fused"):
+        if name in features:
+            points[name] = method.fit_transform(StandardScaler().fit_transform(features[name]))
     return tsne_figure(points, np.array([clip.label for clip in clips]), recognizer.names)
 
 
@@ -92,8 +88,7 @@ def recall_at(similarity: np.ndarray, rank: int) -> float:
 def pooled_levels(opened: Opened, levels: Sequence[int]) -> list[list[np.ndarray]]:
     """Compute what pre-training contrasts after the encoder blocks `levels`, of whole clips.
 
-    Returns:
-        Of video and audio, one (n, D) array of unit vectors a level.
+    Returns, of video and audio, one (n, D) array of unit vectors a level.
     """
     encoders = {"video": opened.model.encoder, "audio": opened.model.encoder_audio}
     found: dict[str, list] = {stream: [] for stream in encoders}  # of each batch its levels
@@ -107,11 +102,9 @@ def pooled_levels(opened: Opened, levels: Sequence[int]) -> list[list[np.ndarray
 def recalls(
     video: Sequence[np.ndarray], audio: Sequence[np.ndarray], levels: Sequence[int]
 ) -> pd.DataFrame:
-    """Score both directions at every level, in percent.
+    """Return how often the match is among the nearest, in percent, a column a rank.
 
-    Returns:
-        How often the match is among the nearest, a column a rank; a row each direction and block,
-        and last what guessing scores.
+    A row is one direction at one level; the last one is what guessing scores.
     """
     found = {}
     for direction, *streams in zip(DIRECTIONS, (audio, video), (video, audio), strict=True):
@@ -172,10 +165,9 @@ def layer_weights(checkpoint: Sequence[str | Path]) -> Figure:
         runs.append({name: weights[name].double().softmax(dim=0).numpy() for name in names})
         sizes, first = ({n: len(w) for n, w in run.items()} for run in (runs[-1], runs[0]))
         if sizes != first or not sizes:
-            raise ValueError(
-                f"'{path}' has layer weights {sizes}, '{checkpoint[0]}' has {first}; draw models "
-                "of one size and modality, fine-tuned with hierarchical fusion"
-            )
+            text = f"'{path}' has layer weights {sizes}, '{checkpoint[0]}' has {first}; draw models"
+            text += " of one size and modality, fine-tuned with hierarchical fusion"
+            raise ValueError(text)
     figure = Figure((2.7 * len(runs[0]), 2.2))
     panels = figure.subplots(1, len(runs[0]), sharey=True, squeeze=False)[0]
     for number, (axes, name) in enumerate(zip(panels, runs[0], strict=True)):

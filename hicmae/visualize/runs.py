@@ -27,11 +27,7 @@ from hicmae.training.resampling import Plan, read_predictions
 
 # What log.txt holds beside curves worth drawing; there is nothing to see in bad steps of zero.
 NOT_CURVES = {"n_parameters", "step", "count", "clips", "memory_mib", "weight_decay"}
-SPLITS: dict[str, tuple[str, Any]] = {
-    "train": ("training", "-"),
-    "val": ("validation", "--"),
-    "test": ("test", ":"),
-}
+SPLITS = {"train": ("training", "-"), "val": ("validation", "--"), "test": ("test", ":")}
 FEWEST_AXES = 3
 BINS = 15  # of confidence, as the ECE has
 
@@ -188,10 +184,8 @@ def radar_figure(scores: pd.DataFrame) -> Figure:
     """Draw one polygon a method, a row of the scores (methods, axes); nan is a gap in it."""
     names = scores.columns.to_frame()
     if len(names) < FEWEST_AXES:
-        raise ValueError(
-            f"a radar plot needs at least {FEWEST_AXES} axes (data sets times metrics), got "
-            f"{len(names)}; add some, or use the tables of python -m hicmae.report"
-        )
+        text = f"a radar plot needs at least {FEWEST_AXES} axes (data sets times metrics)"
+        raise ValueError(f"{text}, got {len(names)}; add some, or see python -m hicmae.report")
     top = max(10 * math.ceil((scores.max(axis=None) - 1e-9) / 10), 10)
     angles = np.linspace(0, 2 * math.pi, len(names), endpoint=False)
     varies = names.nunique() > 1  # axes are named by what differs; what they share is the title
