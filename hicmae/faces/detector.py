@@ -192,8 +192,7 @@ def _closer(
     patches = []
     for (x, y), (width, height), index in zip(corners, sides, owner, strict=True):
         left, top = max(x, 0), max(y, 0)
-        part = images[index][top : max(y + height, 0), left : max(x + width, 0)]
-        patch = part
+        patch = part = images[index][top : max(y + height, 0), left : max(x + width, 0)]
         if part.shape[:2] != (height, width):  # it leaves the image
             patch = np.full((height, width, 3), GREY, np.uint8)
             patch[top - y :, left - x :][: part.shape[0], : part.shape[1]] = part

@@ -71,8 +71,7 @@ def _search_chunk(
                 lost.append(middle)
                 continue
             owners += [middle] * len(pairs)
-            for i, j in pairs:
-                boxes.append((1 - share) * found[a][i].box + share * found[b][j].box)
+            boxes += [(1 - share) * found[a][i].box + share * found[b][j].box for i, j in pairs]
         if owners:
             placed = detector.locate([frames[k] for k in owners], np.stack(boxes))
             for middle, face in zip(owners, placed, strict=True):

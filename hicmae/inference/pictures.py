@@ -162,17 +162,11 @@ def write_overlay(
     longest: int = 0,
     options: Mapping[str, str] = QUALITY,
 ) -> Path:
-    """Write the annotated copy of a video; it appears only when it is whole.
+    """Write the annotated copy of a video, .mp4, .mov or .mkv; it appears only when it is whole.
 
     The copy is upright, as it does not say how the telephone was held, and keeps time and sound.
-
-    Args:
-        video: the file that was asked about.
-        predictions: for each person in it. []: a plain copy.
-        path: .mp4, .mov or .mkv.
-        progress: show a progress bar.
-        longest: pixels of the longer side of the copy, at most; 0: as the film's.
-        options: of x264.
+    Predictions are one for each person; without any the copy is plain. Its longer side has at most
+    `longest` pixels (0: those of the film); `options` are of x264.
 
     Raises:
         UnreadableClip, ValueError, OSError: the film, the name or the place is of no use.

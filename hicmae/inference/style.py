@@ -1,7 +1,6 @@
 """How every picture and page looks and how it is written: colours, fonts, resolution, templates.
 
-It stands in the lowest room that draws; the report and `hicmae.visualize` use it too. Colours are
-told apart by colour-blind readers (Okabe-Ito for lines, viridis and inferno for values).
+Colours are told apart by colour-blind readers (Okabe-Ito; viridis and inferno for values).
 """
 
 import io

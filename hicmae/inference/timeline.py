@@ -166,15 +166,9 @@ def write_page(
 ) -> None:
     """Write one HTML file with the film, the boxes, the answers and what they were decided on.
 
-    Nothing else is loaded and nothing sent. A film that is too large or that browsers do not play
-    is converted; one that stays too large is left out, which the page and the log say.
-
-    Args:
-        people: everybody in one film.
-        path: .html
-        moments: by person and window, see `Moments`.
-        progress: show a progress bar of the conversion.
-        most_bytes: of the film.
+    Nothing else is loaded and nothing sent. A film of more than `most_bytes`, or that browsers do
+    not play, is converted, with a progress bar if asked for; one that stays too large is left out,
+    which the page and the log say. `people` are all in one film; for `moments` see `Moments`.
     """
     check_writable(path, (".html", ".htm"))
     with tempfile.TemporaryDirectory(prefix="hicmae-") as folder:

@@ -24,8 +24,6 @@ from hicmae.inference.commands import read_items
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.inference.sources import AskedClip, clip_and_sound
 from hicmae.inference.style import styled_images
-from hicmae.models.encoder import ModalityEncoder
-from hicmae.models.finetune import HiCMAEClassifier
 from hicmae.models.layers import Attention
 from hicmae.visualize import Clips
 from hicmae.visualize.clips import HOP_SECONDS, choose_lines, grid_of_clips
@@ -120,7 +118,7 @@ def attention(asked: Clips) -> Figure:
 @torch.inference_mode()
 def _look(recognizer: EmotionRecognizer, item: AskedClip) -> dict[str, np.ndarray]:
     """Return the `looks` at a clip on the grids of tokens, and its "frames" and "spectrogram"."""
-    model, config = recognizer.model, recognizer.config
+    model, config = cast(Any, recognizer.model), recognizer.config
     clip = Clip(*clip_and_sound(item), config, config.modality, Options(faces="cut"))
     clip.prepare()
     view = next(clip.views())
@@ -128,11 +126,11 @@ def _look(recognizer: EmotionRecognizer, item: AskedClip) -> dict[str, np.ndarra
     video = None if view.video is None else normalise(view.video[None].to(device))
     audio = None if view.audio is None else view.audio[None].to(device)
     with recorded_attention(model) as maps:
-        cast(HiCMAEClassifier, model).features(video, audio)
+        model.features(video, audio)
     found: dict[str, np.ndarray] = {}
     for name, weights in looks(maps).items():
         encoder = "encoder" if name.startswith("video") else "encoder_audio"
-        grid = cast(ModalityEncoder, model.get_submodule(encoder)).patch_embed.grid
+        grid = model.get_submodule(encoder).patch_embed.grid
         found[name] = weights[0].reshape(grid).float().cpu().numpy()
     if view.video is not None:
         found["frames"] = view.video.numpy().transpose(1, 2, 3, 0)
