@@ -59,8 +59,8 @@ def open_clips(asked: Clips) -> Opened:
     device, found = choose_device(asked.device), trained.read(asked.checkpoint)
     lacks = "decoders" if "mask_token" not in found.weights else "settings"
     if lacks == "decoders" or "mask_ratio" not in found.told:
-        text = f"checkpoint '{asked.checkpoint}' has no {lacks}, but this picture needs a pre-"
-        raise ValueError(f"{text}trained one with both; give a checkpoint of run_pretraining.py")
+        text = f"'{asked.checkpoint}' has no {lacks}, but this picture needs a pre-trained"
+        raise ValueError(f"{text} one that has them; give a checkpoint of run_pretraining.py")
     settings = found.told
     options = vars(from_flags(settings, PretrainModelConfig))
     model = timm.create_model(**options, **from_flags(settings, ClipConfig).of_model())
