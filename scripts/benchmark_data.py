@@ -227,13 +227,13 @@ def run_feed(*settings: Any) -> dict[str, Any]:
     fixed, _ = train(configs, run.precision, itertools.repeat(first), config)
     fed, waits = train(configs, run.precision, batches, config)
     clips = len(first.names) * optim.accum_iter * processes
-    names = ("model", "data_path", "batch_size", "accum_iter", "num_samples", "num_workers")
-    told = flat_settings(as_dict(configs))
+    told = flat_settings(as_dict(configs)) | {"precision": run.precision.name}
+    names = ("model", "precision", "data_path", "batch_size", "accum_iter", "num_samples")
     return {
         "device": models.device_name(device),
         "processes": processes,
-        "precision": run.precision.name,
         **{name: told[name] for name in names},
+        "num_workers": workers,
         "clips_in_list": num_clips,
         "times_read": wanted / num_clips,
         **feed_rates(pd.concat([fed, fixed.assign(variant="fixed")]), waits, clips),
