@@ -10,7 +10,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.config import ClipConfig, PretrainConfigs, PretrainLossConfig, PretrainModelConfig
 from hicmae.config.flags import parse_configs
 from hicmae.data.batches import ClipIndex, PretrainBatch

@@ -421,12 +421,13 @@ def network_times(
     kinds: Mapping[str, EmotionRecognizer], config: FormatsConfig, count: int
 ) -> pd.DataFrame:
     """Time the network of each format on so many random clips, see `compared`."""
-    clip = kinds["fp32"].config.preprocessing
-    video, audio = random_batch("infer", clip, count, CPU)[:2]
+    told = kinds["fp32"].config
+    video, audio = random_batch("infer", told.preprocessing, count, CPU)[:2]
+    given = (video if "v" in told.modality else None, audio if "a" in told.modality else None)
 
     def step(recognizer: EmotionRecognizer) -> None:
         with torch.inference_mode(), recognizer.precision.autocast():
-            recognizer.model(video, audio)
+            recognizer.model(*given)
 
     steps = {kind: partial(step, recognizer) for kind, recognizer in kinds.items()}
     return compared(measure_in_turns(steps, config.steps, config.warmup), "fp32", count)

@@ -3,7 +3,7 @@
 import timm
 import torch
 
-import hicmae.models  # noqa: F401  (registers the models)
+import hicmae  # noqa: F401  (registers the models)
 
 # Every axis and depth differs, so a swapped one cannot pass.
 GEOMETRY = {"num_frames": 4, "img_size": (32, 48), "img_size_audio": (64, 32)}

@@ -6,7 +6,6 @@ import numpy as np
 import timm
 import torch
 
-import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.inference.clips import Window
 from hicmae.inference.recognizer import Prediction
 

@@ -12,6 +12,7 @@ of a difference is a paired bootstrap.
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,10 +84,12 @@ def read_predictions(path: str | Path, fold: str = "") -> PredictionTable:
     how: dict[str, Any] = {"dtype": object, "keep_default_na": False, "index_col": False}
     how |= {"encoding": "utf-8-sig", "encoding_errors": "surrogateescape"}
     try:
-        frame = pd.read_csv(path, skip_blank_lines=False, **how)
+        with warnings.catch_warnings():  # pandas cuts lines that are too long, and warns of it
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(path, skip_blank_lines=False, **how)
     except pd.errors.EmptyDataError:
         frame = pd.DataFrame()
-    except (pd.errors.ParserError, UnicodeError) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeError) as error:
         raise ValueError(f"{path}: {one_line(error)}; test this fold again") from None
     frame = frame[frame.fillna("").map(str.strip).ne("").any(axis=1)]
     outputs = sum(bool(re.fullmatch(r"p\d+|label\d+", name)) for name in frame)

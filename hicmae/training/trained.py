@@ -69,7 +69,7 @@ def describe(content: Mapping[str, Any], source: Path | str) -> Trained:
             args = dict(json.loads(text))
         if not args or "format" in args or "embed_dim" not in args:
             config = read_config(text, place)
-            args = config.get("training", {}).get("settings")
+            args = config["training"].get("settings")
             known = flat_settings(config["architecture"]) | config["preprocessing"]
             known |= {"task": config["task"], "class_names": config["names"]}
     told = flat_settings(args)
@@ -186,7 +186,9 @@ def read_config(text: str, source: Path | str) -> dict[str, Any]:
                 raise ValueError(f"{name} '{config[name]}', expected {', '.join(allowed)}")
         labels = config["id2label"]
         config["names"] = [labels[str(k)] for k in range(len(labels))]
-        return config | {part: dict(config[part]) for part in ("architecture", "preprocessing")}
+        config["training"] = config.get("training") or {}
+        parts = ("architecture", "preprocessing", "training")
+        return config | {part: dict(config[part]) for part in parts}
     except (LookupError, TypeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(

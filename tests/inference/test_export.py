@@ -174,5 +174,7 @@ def test_broken_exports_are_said_in_one_line(models, tmp_path):
         config.write_text(text.replace(told, wrong))
         with pytest.raises(ValueError, match=message):
             EmotionRecognizer.from_checkpoint(folder)
+    config.write_text(json.dumps(json.loads(text) | {"training": None}))
+    assert EmotionRecognizer.from_checkpoint(folder).config.modality == "av"
     with pytest.raises(FileNotFoundError, match="holds no checkpoint-<epoch>.pth to export"):
         export_run(tmp_path)

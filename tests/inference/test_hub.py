@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import hicmae.models  # noqa: F401  (registers the models)
 from hicmae import EmotionRecognizer
 from hicmae.inference import cli
 from hicmae.inference.export import export_checkpoint, export_run

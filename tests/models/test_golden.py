@@ -4,7 +4,6 @@ import pytest
 import timm
 import torch
 
-import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.config import CLASSIFIERS, FUSION_ORDERS, PRETRAINING
 from hicmae.models import encoder
 from hicmae.models.losses import pretrain_loss

@@ -144,6 +144,7 @@ def test_blank_lines_and_a_byte_order_mark_change_nothing(tmp_path, end):
         (b"clip,label,prediction,p0\na,0,0,1\nb,0\n", r"pred.csv:3: expected a class of 0\.\.0"),
         (HEAD, "there are no predictions in it"),
         (HEAD + b"a,0,0,1,0\n\nb,x,1,0,1\n", "pred.csv:4: expected a class"),
+        (HEAD + b"a,0,0,1,0\nb,0,0,1,0,1\n", "pred.csv: .*test this fold again"),
         (HEAD + b"a,0,2,1,0\n", r"pred.csv:2: expected a class of 0\.\.1 .*'a,0,2,1,0'"),
         (HEAD + b"a,0.7,1,1,0\n", "pred.csv:2: expected a class .*'a,0.7,1,1,0'"),
         (HEAD + b"a,0,1.9,1,0\n", "pred.csv:2: expected a class .*'a,0,1.9,1,0'"),

@@ -9,7 +9,6 @@ import timm
 import torch
 from torch.nn import functional
 
-import hicmae.models  # noqa: F401  (registers the models)
 from hicmae.config import RunConfig
 from hicmae.models.losses import pretrain_loss
 from hicmae.training.loop import as_trained
