@@ -1,6 +1,6 @@
 """The lists of a data set, made of its protocol and of the files that are there.
 
-Files are found by name; of a wav the header is looked at. Beside the lists stand a table of
+Files are found by name; of a wav the header is looked at. Beside the lists are a table of
 speakers, and the reasons for leaving out.
 """
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 SAVED_DATA = Path(__file__).resolve().parents[1] / "saved" / "data"
 USAGE = """{}
 
-For a folder x/ of frames x_aligned/ or x/x_aligned/ may stand. Faces are made by
+For a folder x/ of frames x_aligned/ or x/x_aligned/ may be there. Faces are made by
 preprocess/face_and_audio/extract_face.py, wavs by extract_audio.py. Written to --output_dir:
 split01/train.csv and test.csv, split02/ and so on; classes.txt, or targets.txt for a regression;
 clip_speakers.csv where speakers are known; left_out.csv, which tells why a clip is in no list.

@@ -202,7 +202,7 @@ def pack(args: argparse.Namespace) -> int:
         for clip in packed
         if (job := jobs.pop((clip.video, clip.audio), None))
     ]
-    # In a random order, so that clips of a speaker, who stand together in lists, meet others.
+    # In a random order, so that clips of a speaker, who are together in lists, meet others.
     waiting = list(jobs.values())
     pending = [waiting[k] for k in np.random.default_rng(0).permutation(len(waiting))]
     work, finish = partial(encode, options=options), partial(write_all, options=options)

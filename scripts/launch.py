@@ -121,7 +121,7 @@ def torchrun(words: Sequence[str]) -> int:
         rank, first = error.get_first_failure()
         code = first.exitcode
         ended = f"exit code {code}" if code > 0 else f"signal {-code}"
-        text = f"process {rank} ended first, with {ended}; what it said stands above"
+        text = f"process {rank} ended first, with {ended}; what it said is above"
         return _fail(text, code if code > 0 else 128 - code)
     except (RendezvousError, DistError, OSError) as error:
         cause: BaseException = error

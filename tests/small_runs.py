@@ -26,7 +26,8 @@ from tests.conftest import free_port, same, save_frames, save_mp4, save_wav
 
 ROOT = Path(__file__).parents[1]
 GEOMETRY = ["--num_frames", "4", "--sampling_rate", "8", "--input_size", "32",
-            "--input_size_audio", "64", "128", "--device", "cpu", "--num_workers", "0"]  # fmt: skip
+            "--input_size_audio", "64", "128", "--device", "cpu", "--num_workers", "0",
+            "--image_freq", "0"]  # fmt: skip
 PRETRAIN = ["--model", "pretrain_hicmae_dim128_patch16_160_a256",
             "--encoder_depth", "2", "--encoder_depth_audio", "2",
             "--decoder_depth", "3", "--decoder_depth_audio", "3", "--encoder_fusion_depth", "1",
@@ -41,7 +42,10 @@ LIMIT = 120  # seconds after which a process, or what it waits for, counts as hu
 # Imports once what every run needs; runs are forked from there, so that they start at once and
 # share neither threads nor memory with the tests.
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["hicmae.pretraining", "hicmae.finetuning", "tests.small_runs"])
+_server.set_forkserver_preload(
+    ["hicmae.pretraining", "hicmae.finetuning", "hicmae.visualize.runs", "tests.small_runs"]
+    + ["sklearn.metrics", "torchaudio.compliance.kaldi"]  # these are imported when they are used
+)
 
 
 def make_media(root: Path, count: int = 6) -> Path:

@@ -51,7 +51,7 @@ def ended(machines, seconds=200):
 def test_two_machines_that_meet_by_address_train_as_one_process(tmp_path):
     media, out = make_media(tmp_path / "media", 4), tmp_path / "script"
     at = PRETRAIN.index("--batch_size")  # the script has its own
-    flags = [*PRETRAIN[:at], *PRETRAIN[at + 2 :], "--epochs", "2", "--image_freq", "0",
+    flags = [*PRETRAIN[:at], *PRETRAIN[at + 2 :], "--epochs", "2",
              "--gather_negatives", "--min_lr", "1e-5"]  # fmt: skip
     paths = ["--data_path", str(media / "lists/train.csv"), "--output_dir", str(tmp_path / "one")]
     run_pretraining.main([*flags, *paths, "--batch_size", "2"])
@@ -72,7 +72,7 @@ def test_torchrun_brings_both_ranks_back_when_one_dies(tmp_path):
     """With torch 2.11's shared store, ranks that start again may wait for those that died."""
     media, out = make_media(tmp_path / "media", 13), tmp_path / "out"
     flags = [*PRETRAIN, "--data_path", str(media / "lists"), "--num_samples", "4", "--epochs", "3",
-             "--image_freq", "0", "--save_interval", "0", "--output_dir"]  # fmt: skip
+             "--save_interval", "0", "--output_dir"]  # fmt: skip
     Job("run_pretraining", flags[:-1], tmp_path, 2).complete(out=tmp_path / "whole")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*torchrun, "--max-restarts=1", str(ROOT / "run_pretraining.py"), *flags, str(out)]

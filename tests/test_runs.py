@@ -30,14 +30,15 @@ def media(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pretrained(media):
     """The output folder of two epochs of pre-training."""
-    return pretrain(media, media / "pretrained", "--epochs", "2")
+    return pretrain(media, media / "pretrained", "--epochs", "2", "--image_freq", "1")
 
 
 @pytest.fixture(scope="module")
 def finetuned(media, pretrained):
     """The output folder of two epochs of fine-tuning from there."""
-    start = ["--finetune", str(pretrained), "--val_metric", "uar"]  # its newest checkpoint
-    return finetune(media, media / "finetuned", "--epochs", "2", *start)
+    flags = ["--val_metric", "uar", "--image_freq", "1"]
+    flags += ["--finetune", str(pretrained)]  # its newest checkpoint
+    return finetune(media, media / "finetuned", "--epochs", "2", *flags)
 
 
 def test_pretraining_logs_every_part_and_keeps_whole_checkpoints(pretrained):
@@ -123,7 +124,7 @@ def test_regression_writes_every_output_and_its_metrics(media, tmp_path):
 
 def test_repeated_sampling_and_accumulation_run(media, tmp_path):
     pretrain(media, tmp_path, "--num_samples", "2", "--total_batch", "6", "--gather_negatives",
-             "--clip_grad", "1", "--precision", "bf16", "--image_freq", "0")  # fmt: skip
+             "--clip_grad", "1", "--precision", "bf16")  # fmt: skip
     assert len(lines(tmp_path / "steps.jsonl")) == 1
     optim = json.loads((tmp_path / "config.json").read_text())["optim"]
     assert (optim["batch_size"], optim["accum_iter"]) == (2, 3)
@@ -133,7 +134,6 @@ def test_repeated_sampling_and_accumulation_run(media, tmp_path):
 def test_two_processes_pretrain_as_one_does_on_the_joined_batch(media, tmp_path):
     """Batches of 1 + 1 and of 2 hold the same clips; gathered negatives make the losses equal."""
     base = [*PRETRAIN, "--data_path", media / "lists", "--epochs", "2", "--gather_negatives"]
-    base += ["--image_freq", "0"]
     run_pretraining.main([*map(str, base), "--output_dir", str(tmp_path / "one")])
     Job("run_pretraining", base, tmp_path, 2).complete("--batch_size", "1", out=tmp_path / "two")
     one, two = lines(tmp_path / "one/log.txt"), lines(tmp_path / "two/log.txt")
@@ -161,7 +161,7 @@ def test_ranks_count_broken_clips_together_and_stop_together(media, tmp_path):
         path.write_text("no video at all")
     good = (media / "lists/train.csv").read_text().splitlines()[:4]
     listed.write_text("\n".join([*good, *(f"{path} 0" for path in broken)]) + "\n")
-    flags = ["--data_path", listed, "--batch_size", "1", "--epochs", "1", "--image_freq", "0"]
+    flags = ["--data_path", listed, "--batch_size", "1", "--epochs", "1"]
     job = Job("run_pretraining", [*PRETRAIN, *flags], tmp_path / "job", 2)
     job.out.mkdir()
     (job.out / "skipped_clips.csv").write_text("video,reason\nof another run,gone\n")

@@ -109,9 +109,9 @@ def test_results_and_record_say_which_held_out_speakers_chose_the_best_epoch(
     names = [folder.name.removesuffix("_aligned") for folder in media.glob("*_aligned")]
     speakers, out = tmp_path / "who.csv", tmp_path / "out"
     speakers.write_text("\n".join(["clip,speaker", *(f"{name},{name[:3]}" for name in names)]))
-    options = ["--val_split", "speaker", "--epochs", "1", "--speaker_file", str(speakers)]
+    options = ["--val_split", "speaker", "--speaker_file", str(speakers), "--image_freq", "1"]
     with caplog.at_level("INFO"):
-        finetune(media / "fold", out, *options, "--val_share", "0.5")
+        finetune(media / "fold", out, *options, "--epochs", "1", "--val_share", "0.5")
     assert "for validation: 2 of 4 speakers or items, 4 of 8 clips" in caplog.text
     best = json.loads((out / "metrics_best.json").read_text())
     assert best["chosen_on"] == str(out / "val_clips.csv")

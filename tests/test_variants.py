@@ -38,7 +38,7 @@ def media(tmp_path_factory):
 def pretrained(media):
     """Every variant's pre-training of two steps."""
     return {
-        name: pretrain(media, media / "pretrained" / name, "--image_freq", "0", *flags.split())
+        name: pretrain(media, media / "pretrained" / name, *flags.split())
         for name, (flags, _) in VARIANTS.items()
     }
 
@@ -119,7 +119,7 @@ def test_two_processes_train_what_one_does(pretrained, media, tmp_path, flag, tr
     start = pretrained["video_first"] / "checkpoint-0.pth"
     flags = [
         *("--mixup", "0", "--cutmix", "0", "--drop_path", "0", "--warmup_epochs", "0"),
-        *("--no-export", "--image_freq", "0", "--finetune", str(start), *VIEWS, flag),
+        *("--no-export", "--finetune", str(start), *VIEWS, flag),
     ]
     one = finetune(media, tmp_path / "one", *flags, "--batch_size", "4")
     lists = ["--data_path", media / "fold", "--nb_classes", "3", "--epochs", "1"]
@@ -135,7 +135,7 @@ def test_two_processes_train_what_one_does(pretrained, media, tmp_path, flag, tr
 
 
 def test_a_variant_pretrains_in_two_processes_without_unused_parameters(media, tmp_path):
-    flags = ["--fusion_order", "audio_first", "--image_freq", "0", "--epochs", "1"]
+    flags = ["--fusion_order", "audio_first", "--epochs", "1"]
     flags += ["--data_path", media / "lists", *VARIANTS["none"][0].split()]
     job = Job("run_pretraining", [*PRETRAIN, *flags], tmp_path, 2)
     job.complete("--batch_size", "1")
@@ -144,7 +144,7 @@ def test_a_variant_pretrains_in_two_processes_without_unused_parameters(media, t
 
 def test_an_average_of_weights_is_tested_kept_and_resumed_exactly(media, tmp_path):
     flags = ["--epochs", "3", "--ema", "0.3", "--balanced_sampler", "--lr", "0.05", *VIEWS]
-    flags += ["--keep_ckpts", "3", "--no-export", "--image_freq", "0"]
+    flags += ["--keep_ckpts", "3", "--no-export"]
     whole = finetune(media, tmp_path / "whole", *flags)
     states = [last_state(whole, epoch) for epoch in range(3)]
     kept = last_state(whole, "ema")["model"]

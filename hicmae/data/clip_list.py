@@ -4,7 +4,7 @@ A list is what the `csv` module calls delimiter " ", quote character '"', minima
 a line and no header, so that names with spaces, quotes or line breaks survive; several blanks are
 one. Bytes of a name that are not UTF-8 survive as well (surrogateescape, as `os` does).
 
-A folder of shards, or the index of one, may stand in place of a list; a folder `train` with shards
+A folder of shards, or the index of one, may take the place of a list; a folder `train` with shards
 stands for `train.csv` beside it. `preprocess/pack_clips.py` writes beside each shard `NAME.tar` its
 `NAME.index.json`.
 """
@@ -37,7 +37,7 @@ Label = int | tuple[float, ...] | None  # class index, regression targets, none 
 
 SUFFIX, FORMAT = ".index.json", "hicmae-shard-1"  # of the index of a shard
 
-FIELDS = "fields (blanks separate them; a name with blanks stands in double quotes)"
+FIELDS = "fields (blanks separate them; a name with blanks goes in double quotes)"
 
 
 class Clip(NamedTuple):
@@ -82,11 +82,11 @@ AnyClip = Clip | PackedClip
 class ClipList(Sequence[Any]):
     """Clips, made when they are asked for: a million of them weigh little, on workers nothing.
 
-    Names stand in one array, as a forked worker copies every Python object that it looks at.
+    Names are in one array, as a forked worker copies every Python object that it looks at.
 
     Attributes:
         shards: in which the clips are packed, in order of their names; none where they are files.
-        shard_of: (clips,) int32, the shard of each packed clip; clips of a shard stand together.
+        shard_of: (clips,) int32, the shard of each packed clip; clips of a shard are together.
     """
 
     def __init__(self, indexes: Iterable[Path] = ()) -> None:

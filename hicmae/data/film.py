@@ -207,7 +207,7 @@ class Film(Video):
     def frames(self, indices: Sequence[int], threads: int = 0) -> Iterator[np.ndarray]:
         """Yield the frames at ascending indices upright, (H, W, 3) uint8 RGB of one size.
 
-        Where a frame is damaged, the one before stands in; UnreadableClip where too many are.
+        Where a frame is damaged, the one before is taken; UnreadableClip where too many are.
         `threads` decode; 0: as many as there are cores.
         """
         wanted = self.clock.stamps[np.asarray(indices, int)]
@@ -223,7 +223,7 @@ class Film(Video):
             raise UnreadableClip(f"{text}, expected at most {media.MAX_DAMAGED:.0%}")
         if wrong or damage["damaged"]:
             packets = f"{damage['damaged']} of {damage['packets']} packets there"
-            logger.warning("%s, %s; the frames before stand in", text, packets)
+            logger.warning("%s, %s; the frames before are taken", text, packets)
 
     def _displayed(
         self, stamps: list[int], threads: int, damage: Damage

@@ -184,7 +184,7 @@ class ClipSampler(Sampler[ClipIndex]):
 def shard_order(shards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Shuffle shards, and the clips of every `SHARD_WINDOW` of them together.
 
-    Takes the shard of each clip, where clips of a shard stand together; returns each clip once.
+    Takes the shard of each clip, where clips of a shard are together; returns each clip once.
     """
     numbers, firsts = np.unique(shards, return_index=True)
     clips_of = np.split(np.arange(len(shards)), firsts[1:])

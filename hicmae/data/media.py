@@ -194,7 +194,7 @@ def decoded(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
 class Sound:
     """A file's sound, mono, 16 kHz, each sample in its time.
 
-    Its samples stand in a file without a name, so that a long film takes no memory; a slice,
+    Its samples are in a file without a name, so that a long film takes no memory; a slice,
     `sound[start:stop]`, reads them as float32 in [-1, 1].
 
     Attributes:

@@ -104,7 +104,7 @@ def load_nets() -> tuple[Net, ...]:
 def _fill(net: Net, data: bytes) -> None:
     """Copy the float32 arrays of a pickle, written in the order of a net's parameters, into them.
 
-    Before each stands a block of opcodes that says how long it is, and then some padding, likewise.
+    Before each is a block of opcodes that says how long it is, and then some padding, likewise.
     """
     order = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # stored are (H, W, in, out) and (in, out)
     position = 2

@@ -1,6 +1,6 @@
 """Exports: config.json, model.safetensors and README.md, the model card, as model hubs have them.
 
-Every fact of the card stands in config.json, so that an export of an export says the same. What is
+Every fact of the card is in config.json, so that an export of an export says the same. What is
 not known is said to be unknown.
 """
 

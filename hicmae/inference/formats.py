@@ -2,7 +2,7 @@
 
 Inputs are `video` (B, 3, T, H, W) and `audio` (B, 1, T, F), normalised, as far as the model reads
 them; the output `scores` (B, K) holds logits, to be divided by the temperature, or the values of a
-regression. The config.json of an export stands in the file under `hicmae_config`. A file is written
+regression. The config.json of an export is in the file under `hicmae_config`. A file is written
 only where it answers as PyTorch does, see `write`.
 """
 

@@ -84,7 +84,7 @@ class ModelConfig:
     training: dict[str, Any] = field(default_factory=dict)  # where the weights come from
 
     def to_json(self) -> str:
-        """Return the text of config.json; labels stand where model hubs look for them."""
+        """Return the text of config.json; labels are where model hubs look for them."""
         content: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
         content |= {"library_name": "hicmae", "hicmae_version": hicmae.__version__}
         content |= {"model_type": "hicmae", **arguments_of(self), **asdict(self)}

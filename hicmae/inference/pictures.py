@@ -99,7 +99,7 @@ def spans(prediction: Prediction) -> Iterator[tuple[Window, float, float]]:
 class Annotator:
     """Draws one person's answers into frames of one size (width, height), in line `row`.
 
-    They stand on the face; of a person whose face was never looked for, in the lower left corner.
+    They are on the face; of a person whose face was never looked for, in the lower left corner.
     """
 
     def __init__(self, prediction: Prediction, size: tuple[int, int], row: int = 0) -> None:
@@ -127,7 +127,7 @@ class Annotator:
         place = bisect_right(self.begins, time, lo=1) - 1
         if self.prediction.windows[place].speaker:
             text, width = f"speaks: {text}", 3 * width
-        # The text stands on the box, moved inside the frame if need be.
+        # The text is on the box, moved inside the frame if need be.
         pad = max(int(self.font.size) // 4, 2)
         long, high = self.font.getlength(text) + 2 * pad, sum(self.font.getmetrics()) + pad
         left, bottom = 0.0, self.size[1] - self.row * high

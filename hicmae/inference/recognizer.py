@@ -176,7 +176,7 @@ class EmotionRecognizer:
         progress: bool = False,
         speaker_checkpoint: str | Path | None = None,
     ) -> "EmotionRecognizer":
-        """Load a model; everything else it needs stands beside its weights.
+        """Load a model; everything else it needs is beside its weights.
 
         Args:
             path: export folder, the output folder of a run, a model.safetensors, an .onnx of

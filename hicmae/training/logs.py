@@ -350,7 +350,7 @@ def show_hparams(
     """Show, once, the settings of what a run trained, `facts` of it, and what came out of it.
 
     They are a TensorBoard run of their own, `final`, as the tab shows all its numbers as columns.
-    The `final` numbers stand at `step`, the length of the run.
+    The `final` numbers are at `step`, the length of the run.
     """
     folder = log_dir / "final"
     if not distributed.is_main() or any(folder.glob("events*")):

@@ -1,7 +1,7 @@
 """A trained model's file: what it knows of the model, and its weights for another one.
 
-The weights show their sizes; what they cannot show, the clips and the head's activation say, stands
-in the settings of the run or in the config.json of the export.
+The weights show their sizes; what they cannot show, such as the sizes of clips and the activation
+of the head, is in the settings of the run or in the config.json of the export.
 """
 
 import json

@@ -129,7 +129,7 @@ def find_jobs(
     for file in files:
         name = os.path.relpath(os.path.abspath(file), os.path.abspath(root))
         made = os.path.join(output, os.path.splitext(name)[0] + tool.suffix)
-        if os.path.abspath(file) != os.path.abspath(made):  # wavs may stand beside the clips
+        if os.path.abspath(file) != os.path.abspath(made):  # wavs may be beside the clips
             by_output.setdefault(made, []).append(Job(name, file, made))
     jobs, problems = list[Job](), list[Outcome]()
     for error in errors:

@@ -3,8 +3,8 @@
     python preprocess/face_and_audio/extract_audio.py --input videos --output_dir wavs
 
 `videos/a/b.mp4` becomes `wavs/a/b.wav`; any file with sound will do. The wav of a film begins with
-its first picture and ends with its last: silence stands before late sound, in gaps and after sound
-that is too short. With --output_dir the same folder as --input the wavs stand beside the clips
+its first picture and ends with its last: silence comes before late sound, in gaps and after sound
+that is too short. With --output_dir the same folder as --input the wavs are beside the clips
 (VoxCeleb2: --ext m4a). The same command run again does only what is missing. extract_audio.csv in
 the output folder has a row for each clip.
 

@@ -17,7 +17,7 @@ def media(tmp_path_factory):
 def arguments(media):
     """Three epochs of three steps by script, all randomness on."""
     common = ["--epochs", "3", "--accum_iter", "2"]
-    pretrain = ["--data_path", media / "lists", "--drop_path", "0.2", "--image_freq", "0"]
+    pretrain = ["--data_path", media / "lists", "--drop_path", "0.2"]
     finetune = ["--data_path", media / "fold", "--nb_classes", "3", "--roll_mag_aug", "--no-export"]
     return {
         "run_pretraining": [*PRETRAIN, *pretrain, *common],

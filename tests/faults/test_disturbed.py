@@ -126,8 +126,8 @@ def slow(*case):
 @pytest.mark.parametrize(
     "disturb, script, count",
     [
-        slow(killed, PRE, 1),  # the two below are killed, too
-        (killed, FINE, 1),
+        slow(killed, PRE, 1),  # one of those below is killed, too
+        slow(killed, FINE, 1),
         (killed, PRE, 2),
         slow(killed, FINE, 2),
         (killed_while_writing, PRE, 1),

@@ -79,7 +79,7 @@ class Tree:
 def double(job: Job, victim: str = "") -> dict[str, object]:
     """Stand in for real work; the process that gets the victim dies.
 
-    It stands here, as its process imports this module: the test's would bring torch.
+    It is here, as its process imports this module: the test's would bring torch.
     """
     if job.name == victim:
         os._exit(7)

@@ -106,6 +106,7 @@ def test_experiments_need_a_finished_demo(tmp_path, monkeypatch, caplog):
     assert re.search("no checkpoint-<epoch>.pth in '.*pretrain'; run scripts", caplog.text)
 
 
+@pytest.mark.slow  # made as the others are
 def test_ablations_compare_with_the_first_row(small, tmp_path):
     titles = ["no contrastive loss", "no hierarchical feature fusion"]
     more = ["--folds", "1", "--seeds", "0", "--pretrain_epochs", "1", "--only", *titles]
@@ -116,6 +117,7 @@ def test_ablations_compare_with_the_first_row(small, tmp_path):
     assert rows[0][-2:] == ["-", "-"] and re.fullmatch(r"[+-]\d+\.\d", rows[1][-2])
 
 
+@pytest.mark.slow  # made as the others are
 def test_contrast_compares_a_single_pass_with_a_second_one(small, tmp_path):
     title = "a second one, 0.5 masked"
     more = ["--folds", "1", "--pretrain_epochs", "1", "--steps", "2", "--only", title]
