@@ -150,7 +150,7 @@ def draw_groups(
         advice = "use --val_split list, or for videos of your own a column 'split'"
         raise ValueError(f"{text}; {advice}")
     rng = np.random.default_rng((_HOLD_OUT, seed))
-    best, least = np.arange(1), np.inf
+    best, least = [0], np.inf
     traits = _traits(np.array(labels))
     shares = np.zeros((len(names), traits.shape[1]))
     np.add.at(shares, members, traits)
@@ -160,7 +160,7 @@ def draw_groups(
         errors = np.abs(shares[order[:-1]].cumsum(axis=0) - share).mean(axis=1)
         size = int(errors.argmin()) + 1
         if errors[size - 1] < least:
-            best, least = order[:size], errors[size - 1]
+            best, least = order[:size].tolist(), errors[size - 1]
     return np.isin(members, best)
 
 

@@ -293,5 +293,6 @@ def confusion_figure(confusion: ArrayLike, names: Sequence[str], title: str = ""
     axes.spines[:].set_visible(False)
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
     label: Any = {"label": "share of the true class", "format": PercentFormatter(1.0)}
-    figure.colorbar(display.im_, fraction=0.046, pad=0.03, **label).outline.set_visible(False)
+    bar = figure.colorbar(display.im_, fraction=0.046, pad=0.03, **label)
+    bar.ax.spines["outline"].set_visible(False)
     return figure

@@ -151,7 +151,7 @@ def _draw_spectrogram(axes: Axes, audio: np.ndarray, whole: np.ndarray) -> None:
     bar = axes.figure.colorbar(image, ax=[axes], fraction=0.06, pad=0.02)
     bar.set_label("log energy", fontsize=8)
     bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
+    bar.ax.spines["outline"].set_visible(False)
 
 
 @torch.inference_mode()
