@@ -52,7 +52,7 @@ def _register(timm: Any) -> None:
 
 
 class _Registers:
-    """Stands among the finders of modules, for the import of timm."""
+    """A finder of modules: whoever imports timm later finds the models registered."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Return the spec of timm with one step more, None of everything else."""
