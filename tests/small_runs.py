@@ -2,6 +2,7 @@
 
 import atexit
 import csv
+import gc
 import json
 import multiprocessing
 import os
@@ -43,8 +44,9 @@ LIMIT = 120  # seconds after which a process, or what it waits for, counts as hu
 # share neither threads nor memory with the tests.
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["hicmae.pretraining", "hicmae.finetuning", "hicmae.visualize.runs", "tests.small_runs"]
-    + ["sklearn.metrics", "torchaudio.compliance.kaldi"]  # these are imported when they are used
+    ["tests.conftest", "tests.small_runs", "hicmae.pretraining", "hicmae.finetuning"]
+    # these are imported when they are used
+    + ["hicmae.visualize.runs", "sklearn.metrics", "torchaudio.compliance.kaldi"]
 )
 
 
@@ -91,8 +93,15 @@ def finetune(media, out, *flags, fold="fold", classes="3"):
     return out
 
 
+def keep_imports():
+    """Take what is imported for no garbage, as the tests themselves do."""
+    gc.freeze()
+    gc.enable()
+
+
 def _main(script, arguments, environment, log, fault):
     """Be a run: what the tests start in a process of its own."""
+    keep_imports()
     os.setpgid(0, 0)
     multiprocessing.set_start_method("fork", force=True)  # as it is outside of a forkserver
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -144,6 +153,7 @@ class Run:
 
 
 def _rank(rank, function, *arguments):
+    keep_imports()
     torch.set_num_threads(1)
     distributed.TIMEOUT = timedelta(seconds=LIMIT)
     function(rank, *arguments)

@@ -301,7 +301,7 @@ def test_lists_in_the_former_folder_of_cremad_are_taken_with_a_note(shell, copy,
 
 def test_test_script_passes_its_arguments_on(copy, tmp_path):
     result = start(copy / "test.sh", tmp_path, "-k", "a b", shell="bash")
-    assert result.stdout.splitlines() == ["run: -m pytest -q -n 3 -k a b"]
+    assert result.stdout.splitlines() == ["run: -m pytest -q -n 3 --dist worksteal -k a b"]
 
 
 def test_unsupported_python_and_folders_that_cannot_be_written_end_in_one_line(copy, tmp_path):

@@ -11,6 +11,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import av
 import pytest
@@ -21,7 +22,6 @@ from tests.conftest import free_port
 from tests.preprocess.media_files import pictures, save_media
 from tests.small_recognizers import FPS, NAMES, speech
 
-app = pytest.importorskip("hicmae.inference.app", reason="needs gradio: pip install 'hicmae[app]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -31,8 +31,14 @@ FLAGS = (
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="session")
+def app() -> ModuleType:
+    """Import gradio, which takes seconds, where it is used."""
+    return pytest.importorskip("hicmae.inference.app", reason="pip install 'hicmae[app]'")
+
+
 @pytest.fixture
-def demo(recognizer, tmp_path: Path) -> Iterator["app.Demo"]:
+def demo(app, recognizer, tmp_path: Path) -> Iterator["app.Demo"]:
     """A page's functions, with a tiny model and small limits."""
     with app.upload_folder() as folder:
         yield app.Demo(recognizer(), app.Limits(max_mb=0.5, max_seconds=5), folder)
@@ -103,7 +109,7 @@ def status_of(address: str, data: bytes | None = None, **headers: str) -> int:
         return error.code
 
 
-def test_the_server_gives_out_no_file_but_uploads_and_listens_here_only(demo, monkeypatch):
+def test_the_server_gives_out_no_file_but_uploads_and_listens_here_only(app, demo, monkeypatch):
     monkeypatch.setenv("GRADIO_SHARE", "true")
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
     page = app.build(demo, is_toy=False)
@@ -134,7 +140,7 @@ def test_the_server_gives_out_no_file_but_uploads_and_listens_here_only(demo, mo
         page.close(verbose=False)
 
 
-def test_what_is_wrong_with_the_command_is_one_line(models, monkeypatch, caplog):
+def test_what_is_wrong_with_the_command_is_one_line(app, models, monkeypatch, caplog):
     assert cli.app(["--checkpoint", str(models / "pretrained.pth")]) == 2
     assert cli.app(["--max_mb", "0"]) == 2
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -146,7 +152,7 @@ def test_what_is_wrong_with_the_command_is_one_line(models, monkeypatch, caplog)
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the PATH")
-def test_the_page_answers_in_a_browser_about_a_film_and_a_recording():
+def test_the_page_answers_in_a_browser_about_a_film_and_a_recording(app):
     """The drawn face is answered, the timeline seeks, and camera and microphone are heard."""
     browsers = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     toy = EmotionRecognizer.from_checkpoint("toy", device="cpu")
