@@ -44,8 +44,8 @@ def start(device: str = "auto") -> torch.device:
 
 def stop() -> None:
     """Leave the process group, if any, when models and optimisers are out of scope."""
-    gc.collect()  # a DDP wrapper that outlives its group can abort the interpreter at exit
     if dist.is_initialized():
+        gc.collect()  # a DDP wrapper that outlives its group can abort the interpreter at exit
         dist.destroy_process_group()
 
 
