@@ -209,7 +209,7 @@ def test_contrast_finds_what_the_streams_of_a_clip_share():
     model, scores = pretraining_model(**depths, return_intermediate_features=(0, 1)), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     video, video_mask, audio, audio_mask = clips(12)
-    for _ in range(80):
+    for _ in range(60):
         shade = 1.5 * torch.randn(12, 2)
         tinted = video / 2 + functional.pad(shade, (0, 1))[..., None, None, None]
         loud = audio[torch.randperm(12)] / 2 + shade.repeat_interleave(16, dim=1)[:, None, None]
@@ -220,4 +220,4 @@ def test_contrast_finds_what_the_streams_of_a_clip_share():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1)
         optimizer.step()
         scores.append([float(score) for score in losses.contrastive_accuracy(*output[2:])])
-    assert (torch.tensor(scores[-20:]).mean(dim=0) > 3 / 12).all()  # of guessing
+    assert (torch.tensor(scores[-15:]).mean(dim=0) > 3 / 12).all()  # of guessing
