@@ -18,7 +18,6 @@ from PIL import Image
 
 from hicmae.data.clip_list import Clip
 
-
 gc.disable()  # imports leave no garbage: looking for it takes a fifth of their time
 
 
