@@ -11,6 +11,6 @@ ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 ensure_venv dev
 cd "$ROOT"
 # Three processes with one thread each: while one waits for its processes, the others have two cores.
-# Each takes a third of the tests in order, which make what they share once, and then others' rest.
+# Each takes a third of the tests in order, so that what they share is made once, then helps others.
 export OMP_NUM_THREADS=1
 exec "$PYTHON" -m pytest -q -n "${TEST_PROCESSES:-3}" --dist worksteal "$@"

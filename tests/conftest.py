@@ -21,10 +21,14 @@ from hicmae.data.clip_list import Clip
 gc.disable()  # imports leave no garbage: looking for it takes a fifth of their time
 
 
-def pytest_collection_finish() -> None:
-    """What all tests have imported is no garbage; every run collects, which then takes no time."""
+def keep_imports() -> None:
+    """What is imported by now is no garbage; every run collects, which then takes no time."""
     gc.freeze()
     gc.enable()
+
+
+def pytest_collection_finish() -> None:
+    keep_imports()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,7 +2,6 @@
 
 import atexit
 import csv
-import gc
 import json
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ import run_pretraining
 from hicmae.data.clip_list import Clip, write_list
 from hicmae.training import distributed
 from tests.boards import board
-from tests.conftest import free_port, same, save_frames, save_mp4, save_wav
+from tests.conftest import free_port, keep_imports, same, save_frames, save_mp4, save_wav
 
 ROOT = Path(__file__).parents[1]
 GEOMETRY = ["--num_frames", "4", "--sampling_rate", "8", "--input_size", "32",
@@ -91,12 +90,6 @@ def finetune(media, out, *flags, fold="fold", classes="3"):
     paths = ["--data_path", str(media / fold), "--output_dir", str(out), "--nb_classes", classes]
     run_finetuning.main([*FINETUNE, "--epochs", "1", *paths, *flags])
     return out
-
-
-def keep_imports():
-    """Take what is imported for no garbage, as the tests themselves do."""
-    gc.freeze()
-    gc.enable()
 
 
 def _main(script, arguments, environment, log, fault):

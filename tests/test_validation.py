@@ -1,6 +1,5 @@
 """Validation on clips held out of the training list; results that no process count changes."""
 
-import gc
 import itertools
 import json
 import os
@@ -178,8 +177,6 @@ CASES = [
 
 def run_cases(rank, world, root, ports):
     """Test all cases as one of `world` processes."""
-    if world > 1:
-        gc.freeze()  # a forked process that collects what it was born with copies all of it
     for number, (fold, task, batch_size, flags) in enumerate(CASES):
         if world > 1:
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}

@@ -17,6 +17,7 @@ from hicmae.data.dataset import ClipDataset, LabelledClips, PretrainClips, TestC
 from hicmae.data.loader import ClipSampler, make_loader
 from hicmae.inference.recognizer import EmotionRecognizer
 from hicmae.io import UnreadableClip
+from tests.conftest import keep_imports
 from tests.media.corpus import Case, make_corpus
 from tests.small_recognizers import checkpoint_of, classifier
 
@@ -70,7 +71,7 @@ def outcome(case: Case, stage: str, whole: Case) -> str:
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Pool]:
     """Return a process that reads clips, as a worker would; a fork would have this one's threads"""
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+    with multiprocessing.get_context("forkserver").Pool(1, keep_imports) as pool:
         yield pool
 
 
