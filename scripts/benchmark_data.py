@@ -101,34 +101,43 @@ def _write_voice(path: Path, rng: np.random.Generator) -> None:
     soundfile.write(path, voice, SAMPLE_RATE, subtype="PCM_16")
 
 
-# Seconds of this process by what a first prediction does; arguments: checkpoint, film, sound.
+# Seconds of this process by what a first prediction does; arguments: those of hicmae-predict.
 COLD = """
-import functools, importlib, json, sys, time
+import functools, gc, importlib, json, sys, time
 seconds = {"Python": time.process_time()}
 def spend(name, work, *values, **options):
     start = time.process_time()
     result = work(*values, **options)
     seconds[name] = seconds.get(name, 0) + time.process_time() - start
     return result
+gc.disable()  # as the command does
 spend("torch", importlib.import_module, "torch")
 commands = spend("other imports", importlib.import_module, "hicmae.inference.commands")
-from hicmae.inference import clips
-recognizer = spend("model", commands.EmotionRecognizer.from_checkpoint, sys.argv[1], "cpu")
+from hicmae.inference import cli, clips, recognizer
 clips.find_people = functools.partial(spend, "decoding and faces", clips.find_people)
-recognizer.model.forward = functools.partial(spend, "network", recognizer.model.forward)
+recognizer.load_model = functools.partial(spend, "model", recognizer.load_model)
+compute = recognizer.EmotionRecognizer._compute
+recognizer.EmotionRecognizer._compute = lambda *given: spend("network", compute, *given)
 rest = "sound, cutting out, spectrograms"
-spend(rest, recognizer.predict, sys.argv[2], audio=sys.argv[3])
-seconds[rest] -= seconds["decoding and faces"] + seconds["network"]
-print(json.dumps(seconds))
+spend(rest, cli.predict, [*sys.argv[1:], "--quiet"])
+seconds[rest] -= sum(seconds[name] for name in ("model", "decoding and faces", "network"))
+print(json.dumps(seconds), flush=True)
 """
+
+
+def _cpu_of_children() -> float:
+    spent = os.times()
+    return spent.children_user + spent.children_system
 
 
 def run_faces(config: FacesConfig) -> dict[str, Any]:
     """Time the stages of a first prediction, and faces by how often they are searched."""
     clip = make_clips(1)[0]
-    command = [sys.executable, "-c", COLD, config.checkpoint, clip.video, clip.audio]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    asked = [clip.video, "--audio", clip.audio, "--checkpoint", config.checkpoint]
+    command = [sys.executable, "-c", COLD, *asked, "--device", "cpu"]
+    before, one_thread = _cpu_of_children(), os.environ | {"OMP_NUM_THREADS": "1"}
     seconds = json.loads(subprocess.check_output(command, env=one_thread).splitlines()[-1])
+    seconds["exit"] = _cpu_of_children() - before - sum(seconds.values())
     torch.set_num_threads(1)
     frames, detector = Film(clip.video).read(range(FRAME_RATE * SECONDS)), Detector()
     found: dict[int, np.ndarray] = {}

@@ -173,6 +173,7 @@ def _run(name: str, args: argparse.Namespace) -> int:
     gc.disable()  # a million objects come to stay: looking for waste among them takes half a second
     from hicmae.inference import commands  # brings torch, for which no --help should wait
 
+    gc.freeze()  # they are not looked through at the end either
     gc.enable()
     return int(getattr(commands, name)(args))
 

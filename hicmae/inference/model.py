@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 import hicmae
@@ -193,8 +194,13 @@ def _is_plain(value: Any) -> bool:
 class _Undrawn(TorchFunctionMode):
     """Leaves out the random draws of new weights, which others replace at once."""
 
+    DRAWS = (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, init.uniform_, init.kaiming_uniform_)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in (Tensor.uniform_, Tensor.normal_) else func(*args, **kwargs or {})
+        named = kwargs or {}
+        if func in self.DRAWS:  # those of `init` name all their arguments
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 def build(config: ModelConfig) -> HubModel:
