@@ -18,6 +18,7 @@ from hicmae.io import check_writable, encodable, whole_file
 
 DPI = 200
 FORMATS = (".png", ".pdf", ".svg")
+UNDATED = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # the same picture: one file
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE: dict[Any, Any] = {
@@ -34,7 +35,7 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": DPI,
     "figure.dpi": DPI,
     "figure.constrained_layout.use": True,
-    "svg.hashsalt": "hicmae",  # the same picture is the same file
+    "svg.hashsalt": "hicmae",
 }
 # Decorators of functions that draw: plots, and images, which a grid would cover.
 styled = rc_context(STYLE)
@@ -77,9 +78,12 @@ def figure_to_png(figure: Figure, dpi: int = 140) -> bytes:
     return buffer.getvalue()
 
 
+@styled
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure, by the ending of the name as bitmap (200 dpi) or vectors."""
     check_writable(path, FORMATS)
+    options: Any = {"bbox_inches": "tight", "pad_inches": 0.04}
+    options["metadata"] = UNDATED.get(Path(path).suffix.lower())
     with whole_file(path) as part:
-        _with_plain_names(figure).savefig(part, dpi=DPI, bbox_inches="tight", pad_inches=0.04)
+        _with_plain_names(figure).savefig(part, **options)
     return Path(path)

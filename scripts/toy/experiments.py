@@ -40,8 +40,7 @@ FINETUNE = ["--image_freq", "0", "--no-export", "--save_ckpt_freq", "100000", "-
 PROBE = "--linear_probe --lr 0.4"
 K, KNN_FEATURES = 10, "video_last+audio_last+fusion_video+fusion_audio"
 # The shipped ones: more speakers and epochs than the demo's.
-SHIP_SPEAKERS, SHIP_EPOCHS = 4000, 120
-SHIP_FLAGS = f"--epochs {SHIP_EPOCHS} --lr 0.003 --image_freq 0"
+SHIP_SPEAKERS, SHIP_FLAGS = 4000, "--epochs 120 --lr 0.003 --image_freq 0"
 
 
 class Variant(NamedTuple):
@@ -92,6 +91,9 @@ def completed(run: Run, extra: str) -> Run:
     if LIGHT in flags and demo.flag_value(flags, LIGHT) == ONE_PASS:
         pairs = itertools.pairwise(["", *flags])
         flags = [word for before, word in pairs if LIGHT not in (before, word)]
+    if run.script == "run_pretraining.py":  # no scores tell that it is finished
+        last = int(demo.flag_value(flags, "--epochs")) - 1
+        run = run._replace(product=f"checkpoint-{last}.pth")
     return run._replace(flags=flags)
 
 
@@ -116,8 +118,7 @@ def pretraining(start: str, args: Namespace) -> Run:
     """Return the run of changed flags of pre-training."""
     flags = ["--data_path", str(args.data / "packed"), "--image_freq", "0", *start.split()]
     flags += ["--epochs", str(args.pretrain_epochs)]
-    product = f"checkpoint-{args.pretrain_epochs - 1}.pth"
-    return Run(args.output_dir / "pretrain" / slug(start), "run_pretraining.py", flags, product)
+    return Run(args.output_dir / "pretrain" / slug(start), "run_pretraining.py", flags)
 
 
 def last_checkpoint(run: Path) -> Path:
@@ -376,8 +377,7 @@ def ship(args: Namespace) -> str:
     large = Run(args.output_dir / "data", "preprocess/toy_av.py", flags, "meta.csv")
     demo.make(large)
     flags = ["--data_path", str(large.folder / "packed"), *SHIP_FLAGS.split()]
-    product = f"checkpoint-{SHIP_EPOCHS - 1}.pth"
-    first = Run(args.output_dir / "pretrain", "run_pretraining.py", flags, product)
+    first = Run(args.output_dir / "pretrain", "run_pretraining.py", flags)
     flags = ["--data_path", str(args.data / "fold1_all"), "--finetune", SHIPPED, *FINETUNE]
     flags += ["--epochs", "80", "--ema", "0.99"]
     second = Run(args.output_dir / "finetune", "run_finetuning.py", flags)

@@ -109,7 +109,7 @@ def test_experiments_need_a_finished_demo(tmp_path, monkeypatch, caplog):
 @pytest.mark.slow  # made as the others are
 def test_ablations_compare_with_the_first_row(small, tmp_path):
     titles = ["no contrastive loss", "no hierarchical feature fusion"]
-    more = ["--folds", "1", "--seeds", "0", "--pretrain_epochs", "1", "--only", *titles]
+    more = ["--folds", "1", "--seeds", "0", "--only", *titles]  # epochs are those of --extra
     rows = small("ablations", tmp_path, *more)
     assert [row[0] for row in rows] == ["HiCMAE, with the demo's settings", *titles]
     assert sorted(path.name for path in (tmp_path / "pretrain").iterdir()) == [
@@ -156,7 +156,6 @@ def test_ship_writes_small_models_that_load_by_name(small, tmp_path, monkeypatch
     monkeypatch.setattr(experiments, "ROOT", tmp_path)
     monkeypatch.setattr(experiments, "PACKAGED", tmp_path / "packaged")
     monkeypatch.setattr(experiments, "SHIP_FLAGS", "")
-    monkeypatch.setattr(experiments, "SHIP_EPOCHS", 1)
     small("ship", tmp_path / "out")
     for name, stage in (("toy", "classification"), ("toy_pretrained", "pretraining")):
         monkeypatch.setitem(checkpoint.BUNDLED, name, tmp_path / "packaged" / name)

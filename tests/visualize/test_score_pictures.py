@@ -72,11 +72,15 @@ def test_curves_command_draws_runs_as_bitmap_or_vectors(tmp_path, capsys, caplog
         records = log(epochs, train_loss=[2.0, 1.0], train_lr=[1e-4, 1e-5])
         text = "".join(f"{json.dumps(record)}\n" for record in records)
         write_whole(tmp_path / f"fold{k}" / "log.txt", text)
-    out = tmp_path / "pictures" / "curves.png"
-    for path, start in ((out, b"\x89PNG"), (out.with_suffix(".svg"), b"<?xml")):
+    starts, drawn = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}, {}
+    for name in ("a.png", "a.pdf", "a.svg", "again.svg"):
+        path = tmp_path / "pictures" / name
         main(["curves", str(tmp_path / "fold10"), str(tmp_path / "fold2"), "--out", str(path)])
         assert capsys.readouterr().out == f"written: {path}\n"
-        assert path.read_bytes().startswith(start)
+        drawn[name] = path.read_bytes()
+        assert drawn[name].startswith(starts[path.suffix])
+    assert drawn["a.svg"] == drawn["again.svg"]  # the same picture is the same file
+    assert b"CreationDate" not in drawn["a.pdf"]
     assert main(["curves", str(tmp_path / "empty"), "--output", str(tmp_path / "a.png")]) == 2
     assert "holds no finished epoch yet" in caplog.text and caplog.text.count("\n") == 1
     assert not (tmp_path / "a.png").exists()
