@@ -6,6 +6,7 @@ of the head, is in the settings of the run or in the config.json of the export.
 
 import json
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -94,13 +95,15 @@ def weights_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
             f"{', '.join(map(repr, PLACES))}, got the keys "
             f"{', '.join(map(str, list(content)[:6])) or 'nothing'}"
         )
+    half = torch.float16, torch.bfloat16
     for name, weight in weights.items():
-        if not torch.isfinite(weight).all():
+        is_real = weight.dtype in (*half, torch.float32, torch.float64)
+        ends = weight.aminmax() if is_real and weight.numel() else ()  # one pass, without a copy
+        if not all(map(math.isfinite, ends)):
             raise ValueError(
                 f"{source} is of no use: '{name}' holds values that are nan or inf; take an "
                 "earlier checkpoint"
             )
-    half = (torch.float16, torch.bfloat16)
     return {
         re.sub(r"^(?:module\.|_orig_mod\.|model\.)+", "", name): w.float() if w.dtype in half else w
         for name, w in weights.items()
