@@ -1,11 +1,12 @@
 """Small real media: mp4 by PyAV, wav by soundfile, frames by Pillow."""
 
 import gc
+import io
 import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from fractions import Fraction
 from pathlib import Path
 
@@ -43,12 +44,16 @@ def pytest_runtest_makereport():
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """Let the kernel refuse, as a full disk does, what makes a file larger than so many bytes."""
+    """Let the kernel refuse, as a full disk does, what makes a file larger than so many bytes.
+
+    Not stdout, which pytest keeps in a file.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)

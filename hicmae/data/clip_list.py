@@ -52,13 +52,14 @@ class Shard(NamedTuple):
     """A tar file of clips: its path, and its size in bytes.
 
     With the `source_crop` "voxceleb2" frames are already cut for `input_size`, with "none" they are
-    whole; older indexes do not say.
+    whole; older indexes do not say. `sha256`, of all bytes, tells it from what is packed later.
     """
 
     path: str
     size: int
     source_crop: str = ""
     input_size: int = 160
+    sha256: str = ""
 
 
 class PackedClip(NamedTuple):

@@ -329,6 +329,16 @@ def test_few_shards_are_open_at_a_time(lossless, tmp_path):
     assert 0 < sum(file.endswith(".tar") for file in files) <= packed.MAX_OPEN
 
 
+def test_what_is_packed_anew_is_read_though_it_was_open(tmp_path):
+    film, sounds = save_mp4(tmp_path / "a.mp4", 20), []
+    for samples in (np.zeros(12800), np.full(12800, 0.5)):  # shards of the same size
+        clips = [Clip(film, save_wav(tmp_path / "a.wav", samples), None)]
+        shutil.rmtree(tmp_path / "shards", ignore_errors=True)
+        [clip] = read_packed(pack(tmp_path, clips))
+        sounds.append(open_packed(clip)[1].read(0, 12800).mean())
+    assert sounds == [0, pytest.approx(0.5, abs=1e-4)]
+
+
 def test_only_the_wanted_frames_are_read(lossless, monkeypatch):
     clip = max(read_packed(lossless), key=lambda clip: clip.frames[1])
     sizes, read_bytes = [], packed.read_bytes

@@ -1,5 +1,4 @@
 import json
-import resource
 import runpy
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from hicmae.inference.pictures import Annotator, box_at, draw_timeline, write_ov
 from hicmae.inference.recognizer import Prediction
 from hicmae.io import UnreadableClip
 from preprocess import pack_clips
+from tests.conftest import files_of_at_most
 from tests.preprocess.media_files import chirp, ffmpeg_program, pictures, save_media
 from tests.small_recognizers import MAD, NAMES, said, speech
 from tests.small_runs import rows
@@ -147,13 +147,8 @@ def test_a_copy_that_cannot_be_made_leaves_nothing(tmp_path, video):
 
 
 def test_a_copy_that_cannot_be_written_is_not_the_films_fault(tmp_path, video):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="cannot be written") as error:
-            write_overlay(video, [made_up(video)], tmp_path / "out" / "a.mp4")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_of_at_most(8000), pytest.raises(OSError, match="cannot be written") as error:
+        write_overlay(video, [made_up(video)], tmp_path / "out" / "a.mp4")
     assert error.value.filename == str(tmp_path / "out" / "a.mp4")
     assert not list((tmp_path / "out").iterdir())
 
