@@ -191,16 +191,20 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves out the random draws of new weights, which others replace at once."""
+class Undrawn(TorchFunctionMode):
+    """Leaves out the random draws of new weights, which others replace at once.
+
+    Normal ones become 0: torch 2.14 draws until all are within the bounds of trunc_normal_.
+    """
 
     DRAWS = (Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, init.uniform_, init.kaiming_uniform_)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
-        if func in self.DRAWS:  # those of `init` name all their arguments
-            return args[0] if args else named["tensor"]
-        return func(*args, **named)
+        if func not in self.DRAWS:
+            return func(*args, **named)
+        weight = args[0] if args else named["tensor"]  # those of `init` name all their arguments
+        return weight.zero_() if func is Tensor.normal_ else weight
 
 
 def build(config: ModelConfig) -> HubModel:
@@ -239,7 +243,7 @@ def load_model(
     Of a model of both, the stream "a" or "v" leaves the other encoder out.
     """
     config, weights = read_model(path)
-    with _Undrawn():
+    with Undrawn():
         model = build(config)
     for stream, suffix in SUFFIXES.items():
         if config.modality == "av" and streams is not None and stream[0] not in streams:

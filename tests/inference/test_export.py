@@ -9,7 +9,7 @@ from hicmae import EmotionRecognizer
 from hicmae.data.clip_list import Clip, chosen_names, names_of_run, write_list
 from hicmae.inference import cli
 from hicmae.inference.export import export_checkpoint, export_run
-from hicmae.inference.model import load_model
+from hicmae.inference.model import Undrawn, load_model
 from hicmae.training.checkpoint import find
 from tests.conftest import save_frames, save_wav
 from tests.small_recognizers import NAMES, classifier, speech
@@ -104,6 +104,8 @@ def test_the_authors_checkpoint_is_understood(models, tmp_path, clip):
     assert config.preprocessing.input_size_audio == (96, 128)
     assert config.training["epoch"] == "best"
     (frames, wav), state = clip, torch.get_rng_state()
+    with Undrawn():  # torch 2.14 draws until all values are within bounds
+        assert torch.full((3,), 9.0).normal_().abs().max() <= 2
     answers = [
         EmotionRecognizer.from_checkpoint(path).predict(frames, audio=wav)
         for path in (models / "authors.pth", folder, folder / "model.safetensors")
