@@ -97,7 +97,7 @@ def torchrun(words: Sequence[str]) -> int:
     if quiet:
         del os.environ["TORCH_CPP_LOG_LEVEL"]  # the processes say what they have to say
     # torchrun would answer SIGTERM by ending the processes; here they are told. Its own flag for
-    # that, --signals_to_handle, came after torch 2.6.
+    # that, --signals_to_handle, came after torch 2.8.
     api._terminate_process_handler = forward
     args = run.get_args_parser().parse_args(words)
     if args.nproc_per_node == "gpu":  # without a GPU, one process says so
