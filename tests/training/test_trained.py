@@ -198,6 +198,7 @@ BIAS = "encoder.norm.bias"
          r"encoder\.blocks\.1\.gamma_1: \(128,\), expected missing"),
         (lambda w: {"model": FOREIGN}, "0% of their weights are in it"),
         (lambda w: {"epoch": 3, "args": {}}, "a state dict under .*, got the keys epoch, args"),
+        (lambda w: {**w, BIAS: torch.full((128,), torch.inf)}, f"'{BIAS}' holds values that"),
         (lambda w: {**w, BIAS: torch.full((128,), -torch.inf)}, f"'{BIAS}' holds values that"),
         (lambda w: {**w, BIAS: torch.ones(128).half().index_fill(0, torch.tensor(5), torch.nan)},
          f"'{BIAS}' holds values that are nan or inf"),
